@@ -1,0 +1,26 @@
+"""Fixtures shared by all rooms: where the real data lie, and a way to run the command line."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+SHARED = Path(__file__).resolve().parents[2] / "shared"
+
+
+@pytest.fixture(scope="session")
+def cifar10_dir() -> Path:
+    """A prepared tfds directory that holds CIFAR-10."""
+    directory = Path(os.environ.get("TFDS_DATA_DIR", SHARED / "tfds"))
+    if not (directory / "cifar10").is_dir():
+        pytest.skip(f"NEEDS REAL DATA: no prepared CIFAR-10 in {directory}; set TFDS_DATA_DIR")
+    return directory
+
+
+@pytest.fixture(scope="session")
+def weights_dir() -> Path:
+    """The published weights as .npz files."""
+    directory = Path(os.environ.get("TFIGKD_WEIGHTS_DIR", SHARED / "weights"))
+    if not directory.is_dir():
+        pytest.skip(f"NEEDS PUBLISHED WEIGHTS: no folder {directory}; set TFIGKD_WEIGHTS_DIR")
+    return directory
