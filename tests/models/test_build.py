@@ -1,0 +1,150 @@
+"""Models by name or from the user's own file, and the one line that a wrong one gets."""
+
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+
+from tfigkd import models
+from tfigkd.errors import UserError
+from tfigkd.layers import FusedBatchNormalization
+
+
+def _own(head: list[Any], shape: tuple[int | None, ...] = (8, 8, 3)) -> keras.Model:
+    layers = [keras.layers.Conv2D(6, 3), keras.layers.BatchNormalization(), keras.layers.GlobalAveragePooling2D()]
+    return keras.Sequential([keras.Input(shape), *layers, *head], name="own")
+
+
+def _dense(activation: Any = None, classes: int = 4) -> list[Any]:
+    return [keras.layers.Dense(classes, activation=activation)]
+
+
+def _load(model: keras.Model, folder: Path) -> keras.Model:
+    model.save(folder / "own.keras")
+    return models.build(str(folder / "own.keras"), num_classes=4, input_shape=(8, 8, 3))
+
+
+def _images() -> np.ndarray:
+    return np.random.default_rng(0).random((3, 8, 8, 3), np.float32)
+
+
+@pytest.mark.parametrize("name", models.MODELS)
+def test_names(name: str) -> None:
+    model = models.build(
+        name,
+        num_classes=7,
+        input_shape=(16, 16, 3),
+        drop_blocks=0,
+        width=1.0,
+        dropout=None,
+        normalization="cifar10",
+    )
+    assert model.input_shape == (None, 16, 16, 3) and model.output_shape == (None, 7)
+    np.testing.assert_allclose(model.get_layer("normalization").kernel[0, 0, 1, 0], 1 / 0.2435, rtol=1e-6)
+
+
+def test_options_reach_the_network() -> None:
+    model = models.build("mobilenet_v2", num_classes=3, input_shape=(8, 8, 3), drop_blocks=14, width=0.5, dropout=0.1)
+    assert model.get_layer("dropout").rate == 0.1
+    assert model.get_layer("block_04").output.shape[-1] == 16
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("resnet21", {}, "did you mean resnet20?"),
+        ("mobilenetv2", {}, "did you mean mobilenet_v2?"),
+        ("vgg", {}, "there are mobilenet_v2, resnet20, resnet32, resnet44, resnet56"),
+        ("resnet20", {"drop_blocks": 5}, "resnet20 has no drop_blocks"),
+        ("absent.keras", {"width": 0.5}, "no width"),
+        ("absent.keras", {}, "no model file absent.keras"),
+        ("mobilenet_v2", {"drop_blocks": 19}, "drop_blocks must be in"),
+        ("resnet20", {"normalization": ((0.5,), (0.5,))}, "each of 3 channels"),
+    ],
+)
+def test_wrong_names_and_options(name: str, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError) as caught:
+        models.build(name, num_classes=10, input_shape=(32, 32, 3), **options)
+    assert message in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_unknown_option_is_a_programming_error() -> None:
+    with pytest.raises(TypeError, match="depth"):
+        models.build("resnet20", num_classes=10, input_shape=(32, 32, 3), depth=3)
+
+
+def test_own_model_trains_fast_and_says_the_same(tmp_path: Path) -> None:
+    model = _own(_dense())
+    loaded = _load(model, tmp_path)
+    np.testing.assert_allclose(loaded(_images()), model(_images()), atol=1e-5)
+    assert any(isinstance(layer, FusedBatchNormalization) for layer in loaded.layers)
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        lambda: _dense("softmax"),
+        lambda: [*_dense(), keras.layers.Activation("softmax")],
+        lambda: [*_dense(), keras.layers.Softmax()],
+        lambda: [keras.Sequential([keras.Input((6,)), *_dense("softmax")])],
+    ],
+)
+def test_softmax_is_taken_off(head: Any, tmp_path: Path) -> None:
+    model = _own(head())
+    loaded = _load(model, tmp_path)
+    assert loaded.output_shape == (None, 4)
+    logits = loaded(_images()).numpy()
+    assert not np.allclose(logits.sum(-1), 1)
+    np.testing.assert_allclose(keras.ops.softmax(logits), model(_images()), atol=1e-6)
+
+
+def test_open_image_size_becomes_the_datas(tmp_path: Path) -> None:
+    model = _own(_dense(), shape=(None, None, 3))
+    loaded = _load(model, tmp_path)
+    assert loaded.input_shape == (None, 8, 8, 3)
+    np.testing.assert_allclose(loaded(_images()), model(_images()), atol=1e-5)
+
+
+def test_lambda_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="lambda, which could run any code"):
+        _load(_own([keras.layers.Lambda(lambda x: x * 2), *_dense()]), tmp_path)
+
+
+class _Custom(keras.layers.Layer):
+    def call(self, x: Any) -> Any:
+        return x
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        (lambda: _own(_dense("sigmoid")), "ends in Dense, expected logits"),
+        (lambda: _own(_dense(classes=5)), r"outputs of shape \(5,\), expected \(4,\)"),
+        (lambda: _own(_dense(), shape=(9, 9, 3)), r"takes inputs of shape \(9, 9, 3\)"),
+        (lambda: _own([_Custom(), *_dense()]), "cannot load"),
+        (lambda: keras.Sequential([keras.Input((8,)), *_dense()]), r"takes inputs of shape \(8,\)"),
+    ],
+)
+def test_own_model_that_does_not_fit(model: Any, message: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=message) as caught:
+        _load(model(), tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+def test_two_outputs_are_refused(tmp_path: Path) -> None:
+    inputs = keras.Input((8, 8, 3))
+    pooled = keras.layers.GlobalAveragePooling2D()(inputs)
+    with pytest.raises(UserError, match="one output"):
+        _load(keras.Model(inputs, [_dense()[0](pooled), _dense()[0](pooled)]), tmp_path)
+
+
+def test_broken_files(tmp_path: Path) -> None:
+    _own(_dense()).save(tmp_path / "own.keras")
+    whole = (tmp_path / "own.keras").read_bytes()
+    for name, content in {"text": b"not a model", "cut": whole[: len(whole) // 2]}.items():
+        path = tmp_path / f"{name}.keras"
+        path.write_bytes(content)
+        with pytest.raises(UserError, match=r"is not a \.keras file|cannot load"):
+            models.build(str(path), num_classes=4, input_shape=(8, 8, 3))

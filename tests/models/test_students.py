@@ -1,0 +1,75 @@
+"""Students cut from a teacher: new layers, the papers' sizes, nothing done to the teacher."""
+
+import keras
+import numpy as np
+import pytest
+
+from tfigkd import models
+from tfigkd.models import cost
+
+
+@pytest.fixture(scope="module")
+def teacher() -> keras.Model:
+    model = models.mobilenet_v2(width=0.25, normalization=(models.CIFAR10_MEAN, models.CIFAR10_STD))
+    model.trainable = False
+    return model
+
+
+def _images() -> np.ndarray:
+    return np.random.default_rng(0).random((2, 32, 32, 3), np.float32)
+
+
+@pytest.mark.parametrize("drop_blocks", [5, 15])
+def test_truncation_equals_the_network_built_small(drop_blocks: int) -> None:
+    teacher = models.mobilenet_v2(normalization=(models.CIFAR10_MEAN, models.CIFAR10_STD))
+    student, built = models.truncate(teacher, drop_blocks, 10), models.mobilenet_v2(drop_blocks=drop_blocks)
+    assert [layer.name for layer in student.layers] == [layer.name for layer in built.layers]
+    assert cost.count_parameters(student) == cost.count_parameters(built)
+    built.set_weights(student.get_weights())
+    np.testing.assert_array_equal(student(_images()), built(_images()))
+
+
+def test_student_is_new_trainable_and_leaves_the_teacher_alone(teacher: keras.Model) -> None:
+    before, config = teacher.get_weights(), teacher.get_config()
+    student = models.truncate(teacher, 15, 7)
+    assert student.output_shape == (None, 7)
+    assert student.trainable_weights and not teacher.trainable_weights
+    assert not set(map(id, student.layers)) & set(map(id, teacher.layers))
+    assert "normalization" not in {layer.name for layer in student.layers}
+    mine = student.get_layer("block_00_conv").kernel.numpy()
+    assert not np.array_equal(mine, teacher.get_layer("block_00_conv").kernel)
+    assert not np.array_equal(mine, models.truncate(teacher, 15, 7).get_layer("block_00_conv").kernel)
+    for layer in student.layers:
+        layer.set_weights([weight + 1 for weight in layer.get_weights()])
+    for old, new in zip(before, teacher.get_weights(), strict=True):
+        np.testing.assert_array_equal(old, new)
+    assert teacher.get_config() == config
+    assert teacher.get_layer("block_03").output.shape == (None, 32, 32, 8)
+
+
+def test_copied_weights_give_the_teachers_feature_map(teacher: keras.Model) -> None:
+    student = models.truncate(teacher, 12, 10, copy_weights=True, keep_normalization=True)
+    maps = [keras.Model(model.input, model.get_layer("block_06").output)(_images()) for model in (teacher, student)]
+    np.testing.assert_array_equal(*maps)
+    assert not student.get_layer("normalization").trainable
+
+
+def test_kept_normalization_keeps_its_constants(teacher: keras.Model) -> None:
+    student = models.truncate(teacher, 15, 10, keep_normalization=True)
+    expected = teacher.get_layer("normalization").get_weights()
+    for mine, theirs in zip(student.get_layer("normalization").get_weights(), expected, strict=True):
+        np.testing.assert_array_equal(mine, theirs)
+
+
+def test_resnets_can_be_cut_too() -> None:
+    student = models.truncate(models.resnet(20), 3, 10)
+    assert student.get_layer("block_06").output.shape == (None, 16, 16, 32)
+    assert "block_07" not in {layer.name for layer in student.layers}
+    assert student(_images()).shape == (2, 10)
+
+
+def test_what_cannot_be_cut(teacher: keras.Model) -> None:
+    with pytest.raises(ValueError, match=r"drop_blocks must be in 0\.\.18"):
+        models.truncate(teacher, 19, 10)
+    with pytest.raises(ValueError, match="found none"):
+        models.truncate(keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)]), 1, 10)

@@ -1,0 +1,118 @@
+"""Random geometry for image and map at once, and the overlay of the map on the image.
+
+Every draw is stateless: a function of (seed, epoch, example id, purpose). So a resumed run repeats the draws of an
+uninterrupted one, arms of one seed share them, and the order of the batches has no part in them. Draws and gathers
+are NumPy on uint8, the same on every backend.
+"""
+
+import numpy as np
+
+from tfigkd.config import AugmentConfig, OverlayConfig
+
+ORDER, CROP_Y, CROP_X, FLIP, OVERLAY, EXPONENT = range(6)
+
+_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+
+
+def _mix(value: np.ndarray) -> np.ndarray:
+    """The finalizer of SplitMix64 (Steele, Lea, Flood 2014): every input bit moves every output bit."""
+    value = (value ^ (value >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    value = (value ^ (value >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return value ^ (value >> np.uint64(31))
+
+
+def example_keys(ids: np.ndarray) -> np.ndarray:
+    """Ids [N] (16 hex digits, a duplicate with an ordinal: "…-1") as uint64 keys [N]."""
+    digits, _, ordinals = np.strings.partition(ids.astype(str), "-")
+    keys = np.array([int(digit, 16) for digit in digits], np.uint64)
+    return keys + np.array([int(ordinal or 0) for ordinal in ordinals], np.uint64)
+
+
+def uniform(keys: np.ndarray, *, seed: int, epoch: int, purpose: int) -> np.ndarray:
+    """Uniform draws in [0, 1), float64 [N], one for each key; equal arguments give equal draws."""
+    state = np.asarray(keys, np.uint64)
+    for word in (seed, epoch, purpose):
+        state = _mix(state + _GOLDEN * np.array(word + 1, np.uint64))
+    return (state >> np.uint64(11)).astype(np.float64) * 2.0**-53
+
+
+def crop_and_flip(pixels: np.ndarray, keys: np.ndarray, config: AugmentConfig, *, seed: int, epoch: int) -> np.ndarray:
+    """Shift by up to `crop_padding` pixels, zeros coming in at the border, and flip left to right.
+
+    Args:
+        pixels: [B,H,W,C]; a map that rides along as a further channel gets the image's geometry.
+        keys: uint64 [B], from `example_keys`.
+        config: Which of the two to draw.
+        seed: The run's seed.
+        epoch: The epoch, from 0.
+
+    Returns:
+        An array of the shape and dtype of `pixels`.
+    """
+    batch, height, width, _ = pixels.shape
+    padding = config.crop_padding
+    rows = np.broadcast_to(np.arange(height), (batch, height))
+    columns = np.broadcast_to(np.arange(width), (batch, width))
+    if config.flip:
+        flipped = uniform(keys, seed=seed, epoch=epoch, purpose=FLIP) < 0.5
+        columns = np.where(flipped[:, None], width - 1 - columns, columns)
+    if padding:
+        span = 2 * padding + 1
+        rows = rows + (uniform(keys, seed=seed, epoch=epoch, purpose=CROP_Y) * span).astype(int)[:, None]
+        columns = columns + (uniform(keys, seed=seed, epoch=epoch, purpose=CROP_X) * span).astype(int)[:, None]
+        pixels = np.pad(pixels, ((0, 0), (padding, padding), (padding, padding), (0, 0)))
+    return pixels[np.arange(batch)[:, None, None], rows[:, :, None], columns[:, None, :]]
+
+
+def overlay(images: np.ndarray, maps: np.ndarray, exponents: np.ndarray) -> np.ndarray:
+    """Lay maps over images: 0.5 image + 0.5 m, with m the map to the power s, scaled to [0, 1].
+
+    A constant map says nothing about any pixel; its image is returned as it is. The scaling is per map, so that the
+    unit of the attributions does not matter (arXiv 2503.13008, with the exponent of the published code).
+
+    Args:
+        images: float32 [B,H,W,C] in [0,1].
+        maps: [B,H,W], not negative, any unit.
+        exponents: s > 0, [B].
+
+    Returns:
+        float32 [B,H,W,C] in [0,1].
+    """
+    powered = maps.astype(np.float32) ** exponents.astype(np.float32)[:, None, None]
+    low = powered.min(axis=(1, 2), keepdims=True)
+    span = powered.max(axis=(1, 2), keepdims=True) - low
+    constant = span == 0
+    scaled = (powered - low) / np.where(constant, 1, span)
+    blended = np.float32(0.5) * (images + scaled[..., None])
+    return np.where(constant[..., None], images, blended).astype(np.float32)
+
+
+def overlay_some(
+    images: np.ndarray,
+    maps: np.ndarray,
+    usable: np.ndarray,
+    keys: np.ndarray,
+    config: OverlayConfig,
+    *,
+    seed: int,
+    epoch: int,
+) -> np.ndarray:
+    """Overlay each image with probability `config.probability`, with s log-uniform between its exponents.
+
+    Args:
+        images: float32 [B,H,W,C] in [0,1].
+        maps: [B,H,W], in the geometry of the images.
+        usable: bool [B]; false for maps over the completeness gate, which are never overlaid.
+        keys: uint64 [B], from `example_keys`.
+        config: Probability and exponents.
+        seed: The run's seed.
+        epoch: The epoch, from 0.
+    """
+    chosen = (uniform(keys, seed=seed, epoch=epoch, purpose=OVERLAY) < config.probability) & usable
+    if not chosen.any():
+        return images
+    low, high = np.log(config.min_exponent), np.log(config.max_exponent)
+    exponents = np.exp(low + (high - low) * uniform(keys[chosen], seed=seed, epoch=epoch, purpose=EXPONENT))
+    result = images.copy()
+    result[chosen] = overlay(images[chosen], maps[chosen], exponents)
+    return result

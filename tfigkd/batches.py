@@ -1,0 +1,87 @@
+"""The stream of training batches: examples, and what the teacher knows of them, augmented together."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from tfigkd.augment import ORDER, crop_and_flip, example_keys, overlay_some, uniform
+from tfigkd.config import AugmentConfig, OverlayConfig
+from tfigkd.data import Examples, to_model_input
+
+
+@dataclass(frozen=True)
+class Knowledge:
+    """What an overlay store says of N examples, in the order of those examples.
+
+    Attributes:
+        logits: The teacher's, float32 [N,C], of the unaugmented image.
+        maps: uint8 [N,H,W], each scaled by its own maximum.
+        scales: That maximum, float32 [N], in logits.
+        errors: Completeness errors, float32 [N].
+        usable: bool [N], false for maps over the completeness gate.
+    """
+
+    logits: np.ndarray
+    maps: np.ndarray
+    scales: np.ndarray
+    errors: np.ndarray
+    usable: np.ndarray
+
+
+Batch = tuple[np.ndarray, dict[str, np.ndarray]]
+
+
+def training_batches(
+    examples: Examples,
+    *,
+    augment: AugmentConfig,
+    batch_size: int,
+    seed: int,
+    knowledge: Knowledge | None = None,
+    overlay: OverlayConfig | None = None,
+) -> Callable[[int], Iterator[Batch]]:
+    """Endless shuffled, augmented batches, from the epoch on that the returned function is given.
+
+    Image and map are one array of four channels until the crop and flip are done, so they cannot come apart.
+
+    Args:
+        examples: What to train on; with `knowledge`, in the same order.
+        augment: Crop and flip.
+        batch_size: Examples a batch; the last batch of an epoch may be smaller.
+        seed: The run's seed; draws depend on it, the epoch and the example's id only.
+        knowledge: Adds `"teacher_logits"` to the targets and is the source of the maps.
+        overlay: Overlays maps where its probability is above 0; needs `knowledge`.
+
+    Returns:
+        A function from first epoch to an iterator of (images float32 [B,H,W,3], {"label": int32 [B], ...}).
+    """
+    keys = example_keys(examples.ids)
+    overlaid = knowledge is not None and overlay is not None and overlay.probability > 0
+    pixels = examples.images
+    if overlaid:
+        assert knowledge is not None
+        pixels = np.concatenate([pixels, knowledge.maps[..., None]], axis=-1)
+    labels = examples.labels.astype(np.int32)
+
+    def batch(chosen: np.ndarray, epoch: int) -> Batch:
+        moved = crop_and_flip(pixels[chosen], keys[chosen], augment, seed=seed, epoch=epoch)
+        images = to_model_input(moved[..., :3])
+        targets = {"label": labels[chosen]}
+        if knowledge is not None:
+            targets["teacher_logits"] = knowledge.logits[chosen]
+        if overlaid:
+            assert knowledge is not None and overlay is not None
+            images = overlay_some(
+                images, moved[..., 3], knowledge.usable[chosen], keys[chosen], overlay, seed=seed, epoch=epoch
+            )
+        return images, targets
+
+    def stream(epoch: int) -> Iterator[Batch]:
+        while True:
+            order = np.argsort(uniform(keys, seed=seed, epoch=epoch, purpose=ORDER), kind="stable")
+            for start in range(0, len(order), batch_size):
+                yield batch(order[start : start + batch_size], epoch)
+            epoch += 1
+
+    return stream

@@ -1,0 +1,92 @@
+"""Checkpoints of a training run: everything that a bit-exact continuation needs, and nothing executable.
+
+Keras's BackupAndRestore leaves out the state of random generators (dropout); here every variable of the model, seed
+generators included, and of its optimizer is kept, with the history so far. The last two checkpoints are kept, so that
+a damaged one costs an epoch and not the run. A file is an .npz followed by its SHA-256: the checksums inside a zip do
+not cover all of it.
+"""
+
+import hashlib
+import io
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+
+from tfigkd import console
+from tfigkd.errors import UserError
+from tfigkd.workdir import atomic
+
+KEPT = 2
+DIGEST_SIZE = 32
+
+
+def _variables(model: keras.Model) -> list:
+    if not model.optimizer.built:
+        model.optimizer.build(model.trainable_variables)
+    return [*model.variables, *model.optimizer.variables]
+
+
+def _paths(folder: Path) -> list[Path]:
+    """Checkpoints, newest first."""
+    found = [path for path in folder.glob("checkpoint-*.ckpt") if re.fullmatch(r"checkpoint-\d+\.ckpt", path.name)]
+    return sorted(found, key=lambda path: int(path.stem.split("-")[1]), reverse=True)
+
+
+def save(folder: Path, model: keras.Model, fingerprint: str, history: list[dict[str, float]]) -> None:
+    """Write the state after `len(history)` epochs, atomically, and drop all but the last two."""
+    arrays = {f"v{index}": keras.ops.convert_to_numpy(v) for index, v in enumerate(_variables(model))}
+    note = json.dumps({"fingerprint": fingerprint, "history": history}).encode()
+    buffer = io.BytesIO()
+    np.savez(buffer, note=np.frombuffer(note, np.uint8), **arrays)  # type: ignore[arg-type]
+    content = buffer.getvalue()
+    with atomic(folder / f"checkpoint-{len(history):05d}.ckpt") as temporary:
+        temporary.write_bytes(content + hashlib.sha256(content).digest())
+    for old in _paths(folder)[KEPT:]:
+        old.unlink()
+
+
+def _read(path: Path, variables: list) -> tuple[dict[str, Any], list[np.ndarray]]:
+    stored = path.read_bytes()
+    content, digest = stored[:-DIGEST_SIZE], stored[-DIGEST_SIZE:]
+    if hashlib.sha256(content).digest() != digest:
+        raise ValueError("its checksum does not fit")
+    with np.load(io.BytesIO(content), allow_pickle=False) as archive:
+        note = json.loads(archive["note"].tobytes())
+        arrays = [archive[f"v{index}"] for index in range(len(variables))]
+    if [array.shape for array in arrays] != [tuple(v.shape) for v in variables]:
+        raise ValueError("its variables have other shapes")
+    return note, arrays
+
+
+def restore(folder: Path, model: keras.Model, fingerprint: str) -> list[dict[str, float]]:
+    """Bring the model to its newest readable checkpoint.
+
+    Returns:
+        The history so far; its length is the number of epochs done, 0 where there is no checkpoint.
+
+    Raises:
+        UserError: the checkpoint belongs to a run with other settings.
+    """
+    variables = _variables(model)
+    for path in _paths(folder):
+        try:
+            note, arrays = _read(path, variables)
+        except (OSError, ValueError, KeyError) as error:
+            console.say(f"  {path} is damaged ({error}); going back to the checkpoint before it")
+            continue
+        if note["fingerprint"] != fingerprint:
+            raise UserError(f"{path} belongs to a run with other settings; choose another --workdir")
+        for variable, array in zip(variables, arrays, strict=True):
+            variable.assign(array)
+        return note["history"]
+    return []
+
+
+def remove(folder: Path) -> None:
+    """Delete all checkpoints of a finished run."""
+    for path in _paths(folder):
+        path.unlink()

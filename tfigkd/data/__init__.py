@@ -1,0 +1,236 @@
+"""Where examples come from: stable ids, and train, validation and test that no source order can move.
+
+The id of an example is the hash of its decoded pixels, so the same picture has the same id whether it
+came from tfds, an image folder or an `.npz`, on any backend. Splits, random draws and the overlay store
+all go by that id. Nothing here needs TensorFlow unless the data come from tfds.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from tfigkd.data import catalog, sources
+from tfigkd.data.pictures import one_line
+from tfigkd.errors import UserError
+
+DIGEST_LENGTH = 16
+VALIDATION_DIVISOR = 10
+TEST_DIVISOR = 5
+
+
+@dataclass(frozen=True, eq=False)
+class Examples:
+    """Labeled pictures of one split, sorted by id.
+
+    Args:
+        ids: Unicode [N], unique within the split.
+        images: uint8 RGB [N,H,W,3], 0 to 255.
+        labels: int64 [N], class indices.
+        source_ids: Unicode [N], what the source called each example; for messages only.
+    """
+
+    ids: np.ndarray
+    images: np.ndarray
+    labels: np.ndarray
+    source_ids: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def take(self, indices: np.ndarray | slice) -> "Examples":
+        """Return the examples at `indices` (integers, a boolean mask or a slice), in that order."""
+        return Examples(
+            self.ids[indices], self.images[indices], self.labels[indices], self.source_ids[indices]
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class Dataset:
+    """Train, validation and test of one source, with the names of the classes.
+
+    Args:
+        name: What `load` was asked for.
+        train: The source's training pictures without `validation`.
+        validation: Per class, the tenth of the source's training pictures whose ids sort first.
+        test: The source's test pictures; for the evaluation stage alone.
+        class_names: One name for each label.
+        fingerprint: 16 hex digits over the ids and labels of the three splits.
+    """
+
+    name: str
+    train: Examples
+    validation: Examples
+    test: Examples
+    class_names: tuple[str, ...]
+    fingerprint: str
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes."""
+        return len(self.class_names)
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """Height, width and channels of every picture."""
+        height, width, channels = self.train.images.shape[1:]
+        return height, width, channels
+
+    @property
+    def test_train_overlap(self) -> int:
+        """Number of test pictures whose pixels also occur in train or validation."""
+        seen = np.concatenate([_digests(self.train), _digests(self.validation)])
+        return int(np.isin(_digests(self.test), seen).sum())
+
+
+def load(
+    name: str,
+    *,
+    directory: str | None = None,
+    image_size: int | None = None,
+    limit: int | None = None,
+    download: bool = True,
+) -> Dataset:
+    """Load a data set and split it by id.
+
+    Args:
+        name: "digits" (embedded, 8x8), the path of an `.npz` file, the path of an image folder, or a
+            tfds name such as "cifar10" or "name/config". An existing folder wins over a tfds name.
+        directory: Where tfds data lie or go; searched before $TFDS_DATA_DIR and tfds's own default.
+        image_size: Height and width to stretch every picture to, with antialiasing; None keeps the
+            source's size. Ids are those of the resized pixels.
+        limit: For a smoke run: keep at most so many examples of each split, those whose ids sort first.
+        download: Whether a tfds data set that is not prepared may be downloaded.
+
+    Returns:
+        The splits. A source without a test split gives, per class, the fifth whose ids sort last.
+
+    Raises:
+        UserError: The source is missing, damaged, or not a set of labeled 8-bit pictures of one size.
+    """
+    for setting, value in (("image_size", image_size), ("limit", limit)):
+        if value is not None and value < 1:
+            raise UserError(f"data.{setting} must be at least 1, got {value}")
+    try:
+        source = _open(name, directory, image_size, download)
+    except ImportError as error:
+        raise UserError(
+            f"data set {name!r} needs a package that is not installed ({one_line(error)}); "
+            "install it, or give the data as an .npz file"
+        ) from error
+    _check(name, source)
+    train = _identify(source.train)
+    if source.test is None:
+        # Named anew, as duplicates are numbered within a split.
+        train, test = (_identify(part) for part in _hold_out(train, TEST_DIVISOR, last=True))
+    else:
+        test = _identify(source.test)
+    train, validation = _hold_out(train, VALIDATION_DIVISOR)
+    splits = {"train": train, "validation": validation, "test": test}
+    for split, examples in splits.items():
+        if not len(examples):
+            raise UserError(f"data set {name!r}: the {split} split is empty; give more pictures of a class")
+    splits = {split: examples.take(slice(limit)) for split, examples in splits.items()}
+    return Dataset(name, **splits, class_names=source.class_names, fingerprint=_fingerprint(splits))
+
+
+def to_model_input(images: np.ndarray) -> np.ndarray:
+    """Turn pixels into what models take: uint8 [...] in 0 to 255 becomes float32 [...] in [0,1].
+
+    The single place where that happens, so that no two rooms can scale differently.
+    """
+    return images.astype(np.float32) / np.float32(255)
+
+
+def concatenate(parts: Sequence[Examples]) -> Examples:
+    """Join splits and sort by id, as when train and validation together train the final models."""
+    joined = Examples(
+        np.concatenate([part.ids for part in parts]),
+        np.concatenate([part.images for part in parts]),
+        np.concatenate([part.labels for part in parts]),
+        np.concatenate([part.source_ids for part in parts]),
+    )
+    return joined.take(np.argsort(joined.ids, kind="stable"))
+
+
+def _open(name: str, directory: str | None, image_size: int | None, download: bool) -> sources.Source:
+    path = Path(name).expanduser()
+    if name == "digits":
+        return sources.read_digits(image_size)
+    if path.suffix == ".npz":
+        return sources.read_npz(path, image_size)
+    if name and path.is_dir():
+        return sources.read_folder(path, image_size)
+    return catalog.read(name, directory, image_size, download)
+
+
+def _check(name: str, source: sources.Source) -> None:
+    """Refuse what no later stage could use."""
+    classes = len(source.class_names)
+    if classes < 2:
+        raise UserError(f"data set {name!r} has {classes} class(es); a classifier needs at least 2")
+    for split, part in (("train", source.train), ("test", source.test)):
+        if part is None:
+            continue
+        if not len(part.labels):
+            raise UserError(f"data set {name!r}: the {split} split is empty")
+        if 0 in part.images.shape:
+            raise UserError(f"data set {name!r}: {split} pictures of {_size(part)} hold no pixels")
+        if part.labels.min() < 0 or part.labels.max() >= classes:
+            wrong = int(part.labels[(part.labels < 0) | (part.labels >= classes)][0])
+            raise UserError(f"data set {name!r}: label {wrong} in {split}; expected 0 to {classes - 1}")
+        if part.images.shape[1:] != source.train.images.shape[1:]:
+            raise UserError(
+                f"data set {name!r}: train pictures are {_size(source.train)}, test pictures {_size(part)}; "
+                "set data.image_size to resize them"
+            )
+
+
+def _size(part: sources.Part) -> str:
+    height, width = part.images.shape[1:3]
+    return f"{width}x{height}"
+
+
+def _identify(part: "sources.Part | Examples") -> Examples:
+    """Name every picture by its pixels and sort by that name.
+
+    Pictures with equal pixels are numbered in the order of their labels, never in the source's order.
+    """
+    digests = np.array([hashlib.sha256(image).hexdigest()[:DIGEST_LENGTH] for image in part.images])
+    order = np.lexsort((part.source_ids, part.labels, digests))
+    _, starts, counts = np.unique(digests[order], return_index=True, return_counts=True)
+    ordinals = np.arange(len(order)) - np.repeat(starts, counts)
+    ids = np.array(
+        [
+            f"{digest}-{ordinal}" if ordinal else digest
+            for digest, ordinal in zip(digests[order], ordinals, strict=True)
+        ]
+    )
+    by_id = np.argsort(ids, kind="stable")
+    order = order[by_id]
+    return Examples(ids[by_id], part.images[order], part.labels[order], part.source_ids[order])
+
+
+def _hold_out(examples: Examples, divisor: int, *, last: bool = False) -> tuple[Examples, Examples]:
+    """Set apart, per class, one part in `divisor` of examples sorted by id (at least one of two)."""
+    held = np.zeros(len(examples), bool)
+    for label in np.unique(examples.labels):
+        members = np.flatnonzero(examples.labels == label)
+        count = max(len(members) // divisor, 1) if len(members) > 1 else 0
+        held[members[len(members) - count :] if last else members[:count]] = True
+    return examples.take(~held), examples.take(held)
+
+
+def _fingerprint(splits: dict[str, Examples]) -> str:
+    digest = hashlib.sha256()
+    for split, examples in splits.items():
+        lines = [f"{id_} {label}\n" for id_, label in zip(examples.ids, examples.labels, strict=True)]
+        digest.update(f"{split} {len(examples)}\n{''.join(lines)}".encode())
+    return digest.hexdigest()[:DIGEST_LENGTH]
+
+
+def _digests(examples: Examples) -> np.ndarray:
+    """Return the ids without the ordinal of a duplicate."""
+    return examples.ids.astype(f"U{DIGEST_LENGTH}")

@@ -1,0 +1,186 @@
+"""Batch normalization by the fused kernel, and finished models rebuilt with other layers.
+
+Keras 3 computes moments and normalization as separate operations on TensorFlow. On a CPU training is bound by
+memory traffic, and this costs several times what the fused kernel does.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import keras
+from keras import ops
+
+
+@keras.saving.register_keras_serializable("tfigkd")
+class FusedBatchNormalization(keras.layers.BatchNormalization):
+    """`keras.layers.BatchNormalization` that calls TensorFlow's fused kernel where one applies.
+
+    Same variables, names, config and numbers as the parent. The kernel takes channels-last images [B,H,W,C] of
+    type float32, float16 or bfloat16 on the TensorFlow backend; anything else (other ranks and axes, masks,
+    `synchronized`, `renorm`, JAX) goes the parent's way.
+    """
+
+    def call(self, inputs: Any, training: bool | None = None, mask: Any = None) -> Any:
+        """Normalize [B,H,W,C] by the batch's moments in training, else by the moving averages."""
+        if mask is not None or not self._kernel_applies(inputs):
+            return super().call(inputs, training=training, mask=mask)
+        import tensorflow as tf
+
+        moving_mean = ops.cast(self.moving_mean, "float32")
+        moving_variance = ops.cast(self.moving_variance, "float32")
+        use_batch_moments = bool(training and self.trainable)
+        empty = tf.zeros([0], tf.float32)
+        # The raw operation, since tf.compat.v1.nn.fused_batch_norm raises epsilon to 1.001e-5.
+        outputs, mean, variance, *_ = tf.raw_ops.FusedBatchNormV3(
+            x=inputs,
+            scale=ops.cast(self.gamma, "float32") if self.scale else tf.ones_like(moving_mean),
+            offset=ops.cast(self.beta, "float32") if self.center else tf.zeros_like(moving_mean),
+            mean=empty if use_batch_moments else moving_mean,
+            variance=empty if use_batch_moments else moving_variance,
+            epsilon=self.epsilon,
+            is_training=use_batch_moments,
+        )
+        if use_batch_moments:
+            # The kernel returns the unbiased variance, Keras averages the biased one. Of a single value the
+            # unbiased one is undefined; multiply_no_nan makes it 0, which is the biased one.
+            count = tf.cast(tf.reduce_prod(tf.shape(inputs)[:-1]), tf.float32)
+            variance = tf.math.multiply_no_nan(variance, (count - 1.0) / count)
+            self.moving_mean.assign(moving_mean * self.momentum + mean * (1.0 - self.momentum))
+            self.moving_variance.assign(moving_variance * self.momentum + variance * (1.0 - self.momentum))
+        return ops.cast(outputs, self.compute_dtype)
+
+    def _kernel_applies(self, inputs: Any) -> bool:
+        return (
+            keras.config.backend() == "tensorflow"
+            and not self.synchronized
+            and not self.renorm
+            and len(inputs.shape) == 4
+            and self.axis in (-1, 3)
+            and keras.backend.standardize_dtype(inputs.dtype) in ("float32", "float16", "bfloat16")
+        )
+
+
+def with_stock_layers(model: keras.Model) -> keras.Model:
+    """A copy of a model in which every fused layer is its stock twin, so that plain Keras opens its file.
+
+    Args:
+        model: Functional or Sequential; it is not altered. A model without fused layers, of whatever kind, is
+            returned as it is.
+
+    Returns:
+        A Functional model with the same layer names and weights, not compiled.
+
+    Raises:
+        ValueError: A fused layer sits where it cannot be exchanged.
+    """
+    return _exchange(model, FusedBatchNormalization, keras.layers.BatchNormalization)
+
+
+def with_fused_layers(model: keras.Model) -> keras.Model:
+    """A copy of a model in which every stock batch normalization is the fused one, so that it trains fast.
+
+    Args:
+        model: Functional or Sequential; it is not altered. A model without stock batch normalization, of
+            whatever kind, is returned as it is.
+
+    Returns:
+        A Functional model with the same layer names and weights, not compiled.
+
+    Raises:
+        ValueError: A batch normalization sits where it cannot be exchanged.
+    """
+    return _exchange(model, keras.layers.BatchNormalization, FusedBatchNormalization)
+
+
+def _exchange(model: keras.Model, old: type[keras.Layer], new: type[keras.Layer]) -> keras.Model:
+    # Exact types, since a subclass of the user's may do something else.
+    if not any(type(layer) is old for layer in flatten_layers(model)):
+        return model
+
+    def replace(layer: keras.Layer) -> keras.Layer:
+        return new.from_config(layer.get_config()) if type(layer) is old else copy_layer(layer)
+
+    result = rebuild(model, replace)
+    left = [layer.name for layer in flatten_layers(result) if type(layer) is old]
+    if left:
+        raise ValueError(
+            f"Cannot exchange {old.__name__} inside a wrapper or subclassed model: {', '.join(left)}. "
+            "Build the model from such layers directly."
+        )
+    copy_weights(model, result)
+    return result
+
+
+def copy_layer(layer: keras.Layer) -> keras.Layer:
+    """A new layer of the same configuration, with its own fresh weights."""
+    return type(layer).from_config(layer.get_config())
+
+
+def rebuild(
+    model: keras.Model,
+    replace: Callable[[keras.Layer], keras.Layer] = copy_layer,
+    *,
+    skip: Sequence[str] = (),
+    input_shape: Sequence[int] | None = None,
+) -> keras.Model:
+    """The same graph made of new layers with fresh weights; not compiled.
+
+    Args:
+        model: Functional or Sequential, models inside it too; it is not altered.
+        replace: Gives the new layer for an old one.
+        skip: Names of layers with one input to leave out; what they fed is fed by their input.
+        input_shape: Fixed shape, without the batch, for the model's single input; by default the model's own.
+
+    Returns:
+        A Functional model of the same name and layer names.
+
+    Raises:
+        ValueError: The model is neither Functional nor Sequential, or not built.
+    """
+    try:
+        # A bare container of the same layers: clone_model would clone the compilation too, custom losses and all.
+        if isinstance(model, keras.Sequential):
+            bare = keras.Model(model.inputs[0], model.outputs[0], name=model.name)
+        else:
+            bare = keras.Model(model.input, model.output, name=model.name)
+    except (AttributeError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"Expected a Functional model, or a Sequential one of known input shape, got {model!r}."
+        ) from error
+
+    def fresh_input(tensor: Any) -> Any:
+        # clone_model would take the tensor's name, which an unnamed input does not share with its layer.
+        shape = tensor.shape if input_shape is None else (None, *input_shape)
+        return keras.Input(batch_shape=shape, dtype=tensor.dtype, name=tensor._keras_history.operation.name)
+
+    def clone(layer: Any) -> Any:
+        # keras.ops inside a functional model are operations without weights and need no copy.
+        return replace(layer) if isinstance(layer, keras.Layer) else layer
+
+    def call(layer: Any, *args: Any, **kwargs: Any) -> Any:
+        # The graph records the argument of every layer that knows masks; its replacement may know none.
+        if kwargs.get("mask") is None:
+            kwargs.pop("mask", None)
+        return args[0] if layer.name in skip else layer(*args, **kwargs)
+
+    return keras.models.clone_model(
+        bare,
+        input_tensors=keras.tree.map_structure(fresh_input, bare.input),
+        clone_function=clone,
+        call_function=call,
+        recursive=True,
+    )
+
+
+def copy_weights(source: keras.Model, target: keras.Model) -> None:
+    """Copy the weights of every layer of `target` from the layer of that name in `source`."""
+    for layer in target.layers:
+        if isinstance(layer, keras.Model):
+            copy_weights(source.get_layer(layer.name), layer)
+        elif layer.weights:
+            layer.set_weights(source.get_layer(layer.name).get_weights())
+
+
+def flatten_layers(model: keras.Model) -> list[keras.Layer]:
+    """Every layer of a model, at any depth; models and wrappers inside it come beside what they hold."""
+    return list(model._flatten_layers(include_self=False))

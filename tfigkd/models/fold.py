@@ -1,0 +1,116 @@
+"""Batch normalization folded into the layer before it: the same function at inference, for less work."""
+
+from collections import Counter
+from typing import Any
+
+import keras
+import numpy as np
+
+from tfigkd.layers import copy_layer, rebuild
+
+FOLDABLE = (keras.layers.Conv2D, keras.layers.DepthwiseConv2D, keras.layers.Dense)
+
+
+def fold_batch_norm(model: keras.Model) -> keras.Model:
+    """A copy of a model with batch normalization folded into the convolution or dense layer before it.
+
+    Folded are those whose input has no other reader and is linear; the others stay. In the place of a folded
+    layer stands a linear activation of its name, so that every name still leads to the same feature map.
+
+    Args:
+        model: Functional or Sequential; it is not altered.
+
+    Returns:
+        A Functional model whose outputs equal `model(x, training=False)`; for inference only.
+
+    Raises:
+        ValueError: The model is neither Functional nor Sequential, or not built.
+    """
+    folds = _find_folds(model)
+    convs = set(folds.values())
+
+    def replace(layer: keras.Layer) -> keras.Layer:
+        if layer in folds:
+            return keras.layers.Activation("linear", dtype=layer.dtype_policy, name=layer.name)
+        if layer in convs:
+            return type(layer).from_config({**layer.get_config(), "use_bias": True})
+        return copy_layer(layer)
+
+    result = rebuild(model, replace)
+    _copy(model, result, {conv: norm for norm, conv in folds.items()})
+    return result
+
+
+def _copy(source: keras.Model, target: keras.Model, norms: dict[keras.Layer, keras.Layer]) -> None:
+    for layer in target.layers:
+        original = source.get_layer(layer.name)
+        if isinstance(layer, keras.Model):
+            _copy(original, layer, norms)
+        elif original in norms:
+            layer.set_weights(_folded_weights(original, norms[original]))
+        elif layer.weights:
+            layer.set_weights(original.get_weights())
+
+
+def _folded_weights(layer: keras.Layer, norm: keras.layers.BatchNormalization) -> list[np.ndarray]:
+    """Kernel and bias of the layer followed by the normalization."""
+    kernel = _array(layer.kernel)
+    mean, variance = _array(norm.moving_mean), _array(norm.moving_variance)
+    scale = (_array(norm.gamma) if norm.scale else 1.0) / np.sqrt(variance + norm.epsilon)
+    bias = _array(layer.bias) if layer.use_bias else 0.0
+    offset = _array(norm.beta) if norm.center else 0.0
+    # The output channels of a depthwise convolution are the last two axes, (input channel, multiplier).
+    channels = kernel.shape[2:] if isinstance(layer, keras.layers.DepthwiseConv2D) else kernel.shape[-1:]
+    return [kernel * scale.reshape(channels), (bias - mean) * scale + offset]
+
+
+def _array(variable: keras.Variable) -> np.ndarray:
+    return keras.ops.convert_to_numpy(variable).astype("float64")
+
+
+def _find_folds(model: keras.Model) -> dict[keras.Layer, keras.Layer]:
+    """Each foldable batch normalization with the layer that takes it in, models inside the model included."""
+    if isinstance(model, keras.Sequential):
+        names = [layer.name for layer in model.layers]
+        inputs = {name: [previous] for previous, name in zip([None, *names], names, strict=False)}
+        outputs = names[-1:]
+    else:
+        config = keras.Model(model.input, model.output).get_config()
+        inputs = {layer["name"]: _sources(layer["inbound_nodes"]) for layer in config["layers"]}
+        outputs = _sources(config["output_layers"])
+    readers = Counter(outputs) + Counter(source for sources in inputs.values() for source in sources)
+    folds = {}
+    for layer in model.layers:
+        if isinstance(layer, keras.Model):
+            folds.update(_find_folds(layer))
+        elif isinstance(layer, keras.layers.BatchNormalization) and len(inputs[layer.name]) == 1:
+            source = inputs[layer.name][0]
+            if source and readers[source] == 1 and len(inputs[source]) == 1:
+                before = model.get_layer(source)
+                if _can_take_in(before, layer):
+                    folds[layer] = before
+    return folds
+
+
+def _can_take_in(layer: keras.Layer, norm: keras.layers.BatchNormalization) -> bool:
+    # Exact types: a subclass may transform its kernel.
+    return (
+        type(layer) in FOLDABLE
+        and layer.activation is keras.activations.linear
+        and getattr(layer, "data_format", "channels_last") == "channels_last"
+        and norm.axis in (-1, norm.input_spec.ndim - 1)
+        and not norm.renorm
+    )
+
+
+def _sources(value: Any) -> list[str]:
+    """Names of the layers that a functional config's nodes or outputs refer to, one for each reference."""
+    if isinstance(value, dict):
+        if value.get("class_name") == "__keras_tensor__":
+            return [value["config"]["keras_history"][0]]
+        return [name for item in value.values() for name in _sources(item)]
+    if isinstance(value, list | tuple):
+        if len(value) == 3 and isinstance(value[0], str) and isinstance(value[1], int):
+            return [value[0]]  # an output: [layer, node, tensor]
+        return [name for item in value for name in _sources(item)]
+    return []

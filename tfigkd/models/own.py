@@ -1,0 +1,95 @@
+"""The user's own model, read from a .keras file and made to fit: images in, logits out."""
+
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import keras
+
+from tfigkd import layers
+from tfigkd.errors import UserError
+
+
+def load_own(path: str | Path, *, num_classes: int, input_shape: Sequence[int]) -> keras.Model:
+    """Load a Functional or Sequential classifier; a softmax at its end is taken off.
+
+    Nothing is lost by that: the softmax of the logits is what the file's model said, and distillation needs
+    the logits. Stock batch normalization becomes the fused one, an open image size the size given.
+
+    Args:
+        path: A .keras file, read in safe mode: code inside it is refused.
+        num_classes: Number of logits that it must give.
+        input_shape: (H, W, C) of the images that it must take, float32 in [0,1].
+
+    Returns:
+        A Functional model from images [B,H,W,C] to logits [B,num_classes], not compiled.
+
+    Raises:
+        UserError: The file is missing, unreadable or refused, or the model does not fit.
+    """
+    model = _load(Path(path))
+    try:
+        (model_input,), (model_output,) = model.inputs, model.outputs
+    except (AttributeError, TypeError, ValueError) as error:
+        raise UserError(
+            f"{path} must hold a Functional or Sequential model with one image as input and one output; "
+            "save one that was built so"
+        ) from error
+    wanted, takes = tuple(input_shape), tuple(model_input.shape[1:])
+    if len(takes) != 3 or any(own not in (None, size) for own, size in zip(takes, wanted, strict=True)):
+        raise UserError(f"{path} takes inputs of shape {takes}, but the images are {wanted}; make them agree")
+    gives = tuple(model_output.shape[1:])
+    if gives != (num_classes,):
+        raise UserError(f"{path} gives outputs of shape {gives}, expected ({num_classes},): a logit for each class")
+    model = _with_logits(model, path, wanted)
+    return layers.with_fused_layers(model)
+
+
+def _load(path: Path) -> Any:
+    if not path.is_file():
+        raise UserError(f"no model file {path}; give the path of a .keras file")
+    if not zipfile.is_zipfile(path):
+        raise UserError(f"{path} is not a .keras file; save the model anew with model.save")
+    try:
+        return keras.saving.load_model(path, compile=False, safe_mode=True)
+    except Exception as error:  # Keras raises whatever the file makes it stumble over
+        message = " ".join(str(error).split())
+        if "lambda" in message.lower():
+            raise UserError(
+                f"{path} contains a lambda, which could run any code and is refused; use a stock layer in its place"
+            ) from error
+        raise UserError(
+            f"cannot load {path} ({type(error).__name__}: {message[:200]}); save the model anew with stock layers"
+        ) from error
+
+
+def _with_logits(model: keras.Model, path: str | Path, input_shape: tuple[int, ...]) -> keras.Model:
+    """The model itself, or a copy of fixed input size whose last activation is linear."""
+    last = _last_operation(model)
+    activation = getattr(getattr(last, "activation", None), "__name__", "linear")
+    softmax_layer = isinstance(last, keras.layers.Softmax)
+    softmax = softmax_layer or activation == "softmax"
+    squashed = activation in ("sigmoid", "log_softmax") or type(last).__name__ in ("Sigmoid", "LogSoftmax")
+    if squashed or (type(last).__name__ == "Softmax" and not softmax_layer):
+        raise UserError(f"{path} ends in {type(last).__name__}, expected logits; save it with a linear last layer")
+    if not softmax and None not in model.inputs[0].shape[1:]:
+        return model
+
+    def replace(layer: keras.Layer) -> keras.Layer:
+        if layer is not last or not softmax:
+            return layers.copy_layer(layer)
+        if softmax_layer:
+            return keras.layers.Activation("linear", name=layer.name)
+        return type(layer).from_config({**layer.get_config(), "activation": "linear"})
+
+    logits = layers.rebuild(model, replace, input_shape=input_shape)
+    layers.copy_weights(model, logits)
+    return logits
+
+
+def _last_operation(model: keras.Model) -> Any:
+    last: Any = model
+    while isinstance(last, keras.Model):
+        last = last.layers[-1] if isinstance(last, keras.Sequential) else last.outputs[0]._keras_history.operation
+    return last

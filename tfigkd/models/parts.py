@@ -1,0 +1,103 @@
+"""What the networks share: PyTorch's padding and initialization, and the normalization inside the model."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+import numpy as np
+
+from tfigkd.layers import FusedBatchNormalization
+
+CIFAR10_MEAN = (0.4914, 0.4822, 0.4465)
+CIFAR10_STD = (0.2471, 0.2435, 0.2616)
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+Normalization = tuple[Sequence[float], Sequence[float]]
+"""Mean and standard deviation of each channel, of values in [0,1]."""
+
+
+def he_normal(mode: str) -> keras.initializers.Initializer:
+    """He et al. (2015, arXiv 1502.01852) as PyTorch draws it: not truncated, unlike Keras's HeNormal."""
+    return keras.initializers.VarianceScaling(2.0, mode=mode, distribution="untruncated_normal")
+
+
+def batch_norm(x: Any, name: str) -> Any:
+    """Batch normalization with PyTorch's constants (its momentum 0.1 is 0.9 in Keras's sense)."""
+    return FusedBatchNormalization(momentum=0.9, epsilon=1e-5, name=name)(x)
+
+
+def pad(x: Any, kernel_size: int, strides: int, name: str) -> tuple[Any, str]:
+    """Zeros on all sides alike, as PyTorch pads, and the padding argument of the convolution that follows.
+
+    "same" puts the odd row of a strided convolution on the other side, which moves every feature map by a
+    pixel.
+    """
+    if strides == 1:
+        return x, "same"
+    return keras.layers.ZeroPadding2D(kernel_size // 2, name=f"{name}_pad")(x), "valid"
+
+
+def conv(x: Any, filters: int, kernel_size: int, *, name: str, fan: str, strides: int = 1) -> Any:
+    """A convolution without bias, He-normal by `fan` ("fan_in" or "fan_out")."""
+    x, padding = pad(x, kernel_size, strides, name)
+    return keras.layers.Conv2D(
+        filters,
+        kernel_size,
+        strides,
+        padding,
+        use_bias=False,
+        kernel_initializer=he_normal(fan),
+        name=name,
+    )(x)
+
+
+def depthwise_conv(x: Any, *, name: str, strides: int = 1) -> Any:
+    """A depthwise 3x3 convolution without bias.
+
+    Its initializer says fan_in, since PyTorch's fan_out of a depthwise kernel is 9C, and Keras calls that
+    fan_in.
+    """
+    x, padding = pad(x, 3, strides, name)
+    return keras.layers.DepthwiseConv2D(
+        3, strides, padding, use_bias=False, depthwise_initializer=he_normal("fan_in"), name=name
+    )(x)
+
+
+def image_input(input_shape: Sequence[int], normalization: Normalization | None) -> tuple[Any, Any]:
+    """The input [B,H,W,C], float32 in [0,1], and the tensor that the first block reads.
+
+    The normalization is a frozen depthwise 1x1 convolution: exact, and quantizers know it.
+    `set_normalization` fills it once the model exists.
+
+    Raises:
+        ValueError: The normalization has not one value a channel, or a deviation that is not positive.
+    """
+    inputs = keras.Input(tuple(input_shape), name="image")
+    if normalization is None:
+        return inputs, inputs
+    mean, std = normalization
+    if len(mean) != input_shape[-1] or len(std) != input_shape[-1] or min(std) <= 0:
+        raise ValueError(
+            f"Expected a mean and a positive deviation for each of {input_shape[-1]} channels, got {normalization}"
+        )
+    layer = keras.layers.DepthwiseConv2D(1, name="normalization", trainable=False)
+    return inputs, layer(inputs)
+
+
+def set_normalization(model: keras.Model, normalization: Normalization | None) -> None:
+    """Write 1/std and -mean/std into the layer made by `image_input`."""
+    if normalization is None:
+        return
+    mean, std = (np.asarray(values, "float64") for values in normalization)
+    model.get_layer("normalization").set_weights([(1 / std).reshape(1, 1, -1, 1), -mean / std])
+
+
+def classifier(
+    x: Any, num_classes: int, kernel_initializer: keras.initializers.Initializer, *, dropout: float = 0.0
+) -> Any:
+    """Global average pooling, dropout and the logits [B,num_classes], float32 under any precision policy."""
+    x = keras.layers.GlobalAveragePooling2D(name="pool")(x)
+    if dropout:
+        x = keras.layers.Dropout(dropout, name="dropout")(x)
+    return keras.layers.Dense(num_classes, kernel_initializer=kernel_initializer, dtype="float32", name="logits")(x)

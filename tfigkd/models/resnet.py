@@ -1,0 +1,75 @@
+"""Residual networks for 32x32 images (He et al. 2015, arXiv 1512.03385, section 4.2)."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+
+from tfigkd.models import parts
+
+
+def resnet(
+    depth: int,
+    num_classes: int = 10,
+    *,
+    input_shape: Sequence[int] = (32, 32, 3),
+    normalization: parts.Normalization | None = None,
+) -> keras.Model:
+    """ResNet-20, -32, -44, -56, ...: 16, 32 and 64 channels, shortcuts without parameters (option A).
+
+    The output of residual block N is the output of the layer `block_NN`; `block_00` is the stem.
+
+    Args:
+        depth: Number of layers with weights, 6n + 2.
+        num_classes: Number of logits.
+        input_shape: (H, W, C) of the images, float32 in [0,1].
+        normalization: Mean and deviation of each channel, applied inside the model.
+
+    Returns:
+        A Functional model from images [B,H,W,C] to logits [B,num_classes].
+
+    Raises:
+        ValueError: `depth` is not 6n + 2 or `normalization` does not fit.
+    """
+    if depth < 8 or (depth - 2) % 6:
+        raise ValueError(f"depth must be 6n + 2 (20, 32, 44, 56, ...), got {depth}.")
+    inputs, x = parts.image_input(input_shape, normalization)
+    x = parts.conv(x, 16, 3, name="block_00_conv", fan="fan_in")
+    x = parts.batch_norm(x, "block_00_bn")
+    x = keras.layers.ReLU(name="block_00")(x)
+    index = 1
+    for filters, first_stride in ((16, 1), (32, 2), (64, 2)):
+        for repeat in range((depth - 2) // 6):
+            x = _residual(x, filters, first_stride if repeat == 0 else 1, f"block_{index:02d}")
+            index += 1
+    logits = parts.classifier(x, num_classes, parts.he_normal("fan_in"))
+    model = keras.Model(inputs, logits, name=f"resnet{depth}")
+    parts.set_normalization(model, normalization)
+    return model
+
+
+def _residual(x: Any, filters: int, strides: int, name: str) -> Any:
+    shortcut = _shortcut(x, filters, strides, name)
+    x = parts.conv(x, filters, 3, strides=strides, name=f"{name}_conv1", fan="fan_in")
+    x = parts.batch_norm(x, f"{name}_bn1")
+    x = keras.layers.ReLU(name=f"{name}_relu1")(x)
+    x = parts.conv(x, filters, 3, name=f"{name}_conv2", fan="fan_in")
+    x = parts.batch_norm(x, f"{name}_bn2")
+    x = keras.layers.Add(name=f"{name}_add")([shortcut, x])
+    return keras.layers.ReLU(name=name)(x)
+
+
+def _shortcut(x: Any, filters: int, strides: int, name: str) -> Any:
+    """Option A: every second pixel, and zero channels on both sides."""
+    if strides > 1:
+        x = keras.layers.AveragePooling2D(1, strides, name=f"{name}_shortcut_pool")(x)
+    missing = filters - x.shape[-1]
+    if missing:
+        # "channels_first" pads the last two axes of [B,H,W,C], which are width and channels here; a stock
+        # layer instead of keras.ops.pad, so that any Keras opens the file.
+        x = keras.layers.ZeroPadding2D(
+            ((0, 0), (missing // 2, missing - missing // 2)),
+            data_format="channels_first",
+            name=f"{name}_shortcut_pad",
+        )(x)
+    return x

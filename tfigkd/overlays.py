@@ -1,0 +1,345 @@
+"""The overlay store: what the teacher knows of every training example, keyed by the example's id.
+
+TFRecord shards and a manifest. A record holds the teacher's logits and Integrated Gradients map of one image. Records
+are joined to examples by id, never by position: the published code of the method joined by position after a shuffle,
+and so taught every image with another image's map (arXiv 2503.13008; see the README).
+
+`python -m tfigkd.overlays STORE` recomputes a sample from the images and prints the largest deviation.
+"""
+
+import argparse
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+
+from tfigkd import console, models, tfrecord
+from tfigkd.attribution import Attribution, attribute, completeness_error, saliency_map
+from tfigkd.attribution.baselines import make_baseline
+from tfigkd.batches import Knowledge
+from tfigkd.config import AttributionConfig, Config, DataConfig, fingerprint, from_mapping
+from tfigkd.data import Dataset, Examples, concatenate, to_model_input
+from tfigkd.data.stage import dataset
+from tfigkd.errors import UserError
+from tfigkd.teacher import FILE, load_teacher, teacher_folder, weights_fingerprint
+from tfigkd.workdir import MANIFEST, Workdir, finished, locked, read_manifest, verify_files, write_manifest
+
+FORMAT = 1
+REBUILD = "delete the folder and run the stage again: --stages overlays"
+CHECKED = 8  # records recomputed from their images before a store is declared done
+
+
+def store_identity(teacher_weights: str, data: str, config: AttributionConfig) -> dict[str, Any]:
+    """Everything the records depend on; `batch_size` bounds the memory and is left out."""
+    settings = {name: getattr(config, name) for name in config.__dataclass_fields__ if name != "batch_size"}
+    return {"format": FORMAT, "teacher": teacher_weights, "data": data, "attribution": settings}
+
+
+def store_folder(config: Config, workdir: Workdir) -> Path:
+    """Where this config's overlay store lies, or will lie; its teacher must be there."""
+    folder = teacher_folder(config, workdir)
+    manifest = finished(folder, folder.name)
+    if manifest is None:
+        raise UserError(f"stage 'teacher' has not run for this config (no {folder / MANIFEST}); add it to --stages")
+    identity = store_identity(manifest["weights"], dataset(config.data).fingerprint, config.attribution)
+    return folder / "overlays" / fingerprint(identity)
+
+
+def _covered(data: Dataset) -> Examples:
+    """A store covers train and validation, so that every arm can share it, whatever it trains on."""
+    return concatenate([data.train, data.validation])
+
+
+def _attribute(
+    model: keras.Model, examples: Examples, config: AttributionConfig, mean_color: np.ndarray
+) -> Attribution:
+    images = to_model_input(examples.images)
+    return attribute(
+        model,
+        images,
+        examples.labels,
+        baseline=make_baseline(config.baseline, images, mean_color=mean_color),
+        n_steps=config.n_steps,
+        rule=config.rule,
+        tolerance=config.tolerance,
+        max_steps=config.max_steps,
+        batch_size=config.batch_size,
+    )
+
+
+def _records(examples: Examples, result: Attribution, tolerance: float, store: str) -> Iterator[bytes]:
+    maps = saliency_map(result.attributions)
+    scales = maps.max(axis=(1, 2))
+    stored = np.round(255 * maps / np.where(scales > 0, scales, 1)[:, None, None]).astype(np.uint8)
+    errors = completeness_error(result.attributions, result.convergence_delta)
+    for index, example_id in enumerate(examples.ids):
+        yield tfrecord.encode_example(
+            {
+                "store": store,
+                "id": str(example_id),
+                "label": [int(examples.labels[index])],
+                "logits": result.logits[index].astype(np.float32),
+                "map": stored[index].tobytes(),
+                "map_shape": list(stored[index].shape),
+                "map_scale": [float(scales[index])],
+                "completeness_error": [float(errors[index])],
+                "n_steps": [int(result.n_steps[index])],
+                "usable": [int(errors[index] <= tolerance)],
+            }
+        )
+
+
+def _read(path: Path, store: str) -> list[dict[str, Any]]:
+    records = []
+    for number, raw in enumerate(tfrecord.read_records(path)):
+        record = tfrecord.decode_example(raw)
+        try:
+            origin = record["store"][0].decode()
+            shape = tuple(int(side) for side in record["map_shape"])
+            records.append(
+                {
+                    "id": record["id"][0].decode(),
+                    "label": int(record["label"][0]),
+                    "logits": record["logits"],
+                    "map": np.frombuffer(record["map"][0], np.uint8).reshape(shape),
+                    "scale": float(record["map_scale"][0]),
+                    "error": float(record["completeness_error"][0]),
+                    "n_steps": int(record["n_steps"][0]),
+                    "usable": bool(record["usable"][0]),
+                }
+            )
+        except (KeyError, IndexError, ValueError, UnicodeDecodeError, AttributeError) as error:
+            raise UserError(f"{path}: record {number} is not an overlay record ({error}); {REBUILD}") from error
+        if origin != store:
+            raise UserError(f"{path}: record {number} belongs to store {origin}, not to {store}; {REBUILD}")
+    return records
+
+
+def write_store(
+    folder: Path,
+    model: keras.Model,
+    data: Dataset,
+    config: AttributionConfig,
+    identity: dict[str, Any],
+    source: dict[str, Any],
+) -> None:
+    """Write a store shard by shard, going on after the shards that are there.
+
+    Batches never cross shards, so a resumed store equals an uninterrupted one.
+
+    Args:
+        folder: Named by the fingerprint of `identity`.
+        model: The teacher; images float32 [B,H,W,3] in [0,1] to logits [B,C].
+        data: Its train and validation examples are covered.
+        config: How maps are computed.
+        identity: From `store_identity`.
+        source: The data config, so that `verify` can find the images.
+    """
+    examples, store = _covered(data), fingerprint(identity)
+    folded = models.fold_batch_norm(model)
+    mean_color = data.train.images.mean(axis=(0, 1, 2), dtype=np.float64).astype(np.float32) / 255
+    starts = range(0, len(examples), config.shard_size)
+    files: dict[str, str] = {}
+    with console.progress("overlays", len(examples)) as advance:
+        for number, start in enumerate(starts):
+            chosen = examples.take(np.arange(start, min(start + config.shard_size, len(examples))))
+            path = folder / f"overlays-{number:05d}-of-{len(starts):05d}.tfrecord"
+            if not _complete(path, chosen, store):
+                result = _attribute(folded, chosen, config, mean_color)
+                tfrecord.write_records(path, _records(chosen, result, config.tolerance, store))
+            files[path.name] = tfrecord.file_checksum(path)
+            advance(len(chosen))
+    records = [record for name in files for record in _read(folder / name, store)]
+    errors = np.array([record["error"] for record in records])
+    deviation = _deviation(model, examples, records, config, mean_color, np.arange(min(CHECKED, len(examples))))
+    write_manifest(
+        folder,
+        store,
+        files=files,
+        identity=identity,
+        source=source,
+        mean_color=[float(value) for value in mean_color],
+        examples=len(records),
+        flagged=int(sum(not record["usable"] for record in records)),
+        completeness_error={
+            "mean": float(errors.mean()),
+            "median": float(np.median(errors)),
+            "max": float(errors.max()),
+        },
+        mean_steps=float(np.mean([record["n_steps"] for record in records])),
+        verified_deviation=deviation,
+    )
+
+
+def _complete(path: Path, examples: Examples, store: str) -> bool:
+    """Whether a shard of an interrupted store is whole and of these examples."""
+    if not path.is_file():
+        return False
+    try:
+        return [record["id"] for record in _read(path, store)] == list(examples.ids)
+    except UserError as error:
+        console.say(f"  {error}; writing this shard again")
+        return False
+
+
+def _deviation(
+    model: keras.Model,
+    examples: Examples,
+    records: list[dict[str, Any]],
+    config: AttributionConfig,
+    mean_color: np.ndarray,
+    sample: np.ndarray,
+) -> dict[str, float]:
+    """Largest deviation of stored logits (absolute) and maps (in units of the map's maximum) from recomputed ones.
+
+    Raises:
+        UserError: it is larger than rounding explains, so the records are not those of the images.
+    """
+    by_id = {record["id"]: record for record in records}
+    chosen = examples.take(sample)
+    result = _attribute(models.fold_batch_norm(model), chosen, config, mean_color)
+    maps = saliency_map(result.attributions)
+    logits = maps_off = 0.0
+    for index, example_id in enumerate(chosen.ids):
+        record = by_id[example_id]
+        logits = max(
+            logits,
+            float(np.abs(record["logits"] - result.logits[index]).max() / max(1, np.abs(result.logits[index]).max())),
+        )
+        stored = record["map"].astype(np.float32) * (record["scale"] / 255)
+        maps_off = max(maps_off, float(np.abs(stored - maps[index]).max() / max(maps[index].max(), 1e-6)))
+    if logits > 1e-3 or maps_off > 1e-2:
+        raise UserError(
+            f"overlay store: recomputed records deviate (logits {logits:.2g}, maps {maps_off:.2g}): they do not belong "
+            f"to their images or teacher; {REBUILD}"
+        )
+    return {"logits": logits, "maps": maps_off}
+
+
+def read_store(folder: Path, examples: Examples, identity: dict[str, Any]) -> Knowledge:
+    """Join a store to examples by id.
+
+    Args:
+        folder: A finished store.
+        examples: What to look up, in the order wanted; every id must be in the store.
+        identity: What the store must be, from `store_identity`.
+
+    Raises:
+        UserError: the store is unfinished or damaged, belongs to another teacher, data set or setting, lacks ids, or
+            its labels are not those of the examples.
+    """
+    manifest = read_manifest(folder)
+    if manifest is None:
+        raise UserError(f"no finished overlay store in {folder}; add the stage: --stages overlays")
+    for part, expected in identity.items():
+        if manifest["identity"].get(part) != expected:
+            found = manifest["identity"].get(part)
+            raise UserError(f"overlay store {folder}: its {part} is {found}, expected {expected}; {REBUILD}")
+    verify_files(folder, manifest)
+    store = fingerprint(manifest["identity"])
+    by_id = {record["id"]: record for name in manifest["files"] for record in _read(folder / name, store)}
+    missing = [example_id for example_id in examples.ids if example_id not in by_id]
+    if missing:
+        raise UserError(f"overlay store {folder}: {len(missing)} ids are missing, the first {missing[0]}; {REBUILD}")
+    records = [by_id[example_id] for example_id in examples.ids]
+    wrong = [r["id"] for r, label in zip(records, examples.labels, strict=True) if r["label"] != label]
+    if wrong:
+        raise UserError(
+            f"overlay store {folder}: {len(wrong)} labels are not those of their images, the first at id {wrong[0]}; "
+            f"its ids are permuted; {REBUILD}"
+        )
+    return Knowledge(
+        logits=np.stack([record["logits"] for record in records]).astype(np.float32),
+        maps=np.stack([record["map"] for record in records]),
+        scales=np.array([record["scale"] for record in records], np.float32),
+        errors=np.array([record["error"] for record in records], np.float32),
+        usable=np.array([record["usable"] for record in records]),
+    )
+
+
+def load_knowledge(config: Config, workdir: Workdir, examples: Examples) -> Knowledge:
+    """The store of a config, joined to examples."""
+    folder, teacher = store_folder(config, workdir), teacher_folder(config, workdir)
+    manifest = read_manifest(teacher)
+    assert manifest is not None  # store_folder has checked it
+    identity = store_identity(manifest["weights"], dataset(config.data).fingerprint, config.attribution)
+    return read_store(folder, examples, identity)
+
+
+def build_overlays(config: Config, workdir: Workdir) -> None:
+    """Stage `overlays`: the teacher's logits and maps of every training example, computed once."""
+    data, folder = dataset(config.data), store_folder(config, workdir)
+    with locked(folder, wait=True):
+        if finished(folder, folder.name) is None:
+            model = load_teacher(config, workdir)
+            identity = store_identity(weights_fingerprint(model), data.fingerprint, config.attribution)
+            write_store(folder, model, data, config.attribution, identity, asdict(config.data))
+        manifest = read_manifest(folder)
+    assert manifest is not None
+    error = manifest["completeness_error"]
+    console.say(
+        f"  {manifest['examples']:,} maps, median completeness error {error['median']:.3f}, "
+        f"{manifest['flagged']:,} over {config.attribution.tolerance} and never overlaid  ({folder})"
+    )
+
+
+def verify(folder: Path, *, sample: int = 64, seed: int = 0) -> dict[str, float]:
+    """Recompute a random sample of a store from the images and the teacher beside it.
+
+    Args:
+        folder: A finished store, inside its teacher's folder.
+        sample: How many records.
+        seed: Of the sample.
+
+    Returns:
+        The largest deviations of `"logits"` (relative to the largest logit) and `"maps"` (to the map's maximum).
+
+    Raises:
+        UserError: no finished store, a damaged one, or one whose records are not those of their images.
+    """
+    manifest = read_manifest(folder)
+    if manifest is None:
+        raise UserError(f"no finished overlay store in {folder}")
+    verify_files(folder, manifest)
+    data = dataset(from_mapping(DataConfig, manifest["source"]))
+    if data.fingerprint != manifest["identity"]["data"]:
+        raise UserError(
+            f"overlay store {folder}: the data set is {data.fingerprint} now, expected {manifest['identity']['data']}"
+        )
+    settings = from_mapping(AttributionConfig, manifest["identity"]["attribution"])
+    teacher = folder.parents[1] / FILE
+    model = models.build(str(teacher), num_classes=data.num_classes, input_shape=data.image_shape)
+    if weights_fingerprint(model) != manifest["identity"]["teacher"]:
+        raise UserError(f"overlay store {folder}: {teacher} is another teacher; {REBUILD}")
+    examples, mean_color = _covered(data), np.array(manifest["mean_color"], np.float32)
+    read_store(folder, examples, manifest["identity"])
+    records = [record for name in manifest["files"] for record in _read(folder / name, folder.name)]
+    chosen = np.random.default_rng(seed).choice(len(examples), min(sample, len(examples)), replace=False)
+    return _deviation(model, examples, records, settings, mean_color, chosen)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """`python -m tfigkd.overlays STORE`: verify a store and print the largest deviation."""
+    parser = argparse.ArgumentParser(prog="python -m tfigkd.overlays", description=verify.__doc__.splitlines()[0])
+    parser.add_argument("store", type=Path, help="folder of the store: runs/teachers/<teacher>/overlays/<store>")
+    parser.add_argument("--sample", type=int, default=64, help="records to recompute")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the sample")
+    options = parser.parse_args(arguments)
+    try:
+        deviation = verify(options.store, sample=options.sample, seed=options.seed)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    console.say(
+        f"{options.store}: every record belongs to its image; largest deviation of {options.sample} recomputed: "
+        f"logits {deviation['logits']:.1e}, maps {deviation['maps']:.1e} of their maximum"
+    )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,124 @@
+"""Stage `report`: one row of results, a table on screen and `report.md`; every figure comes from a manifest."""
+
+import csv
+import io
+import json
+from datetime import UTC, datetime
+from typing import Any
+
+from rich.table import Table
+
+from tfigkd import console
+from tfigkd.config import Config, fingerprint, to_mapping
+from tfigkd.export import FORMATS, file_name
+from tfigkd.provenance import commit, hardware, versions
+from tfigkd.workdir import Workdir, read_manifest, require, write_text
+
+
+def _figures(config: Config, workdir: Workdir) -> tuple[dict[str, dict[str, Any]], dict[str, Any]]:
+    """Roles to what is known of them, and the distill stage's manifest."""
+    roles = {role: dict(values) for role, values in require(workdir.stage("evaluate"), "evaluate")["results"].items()}
+    # benchmarks and exports are not needed for a report; what is missing is left out
+    timed = read_manifest(workdir.stage("benchmark"))
+    exported = read_manifest(workdir.stage("export"))
+    for role, values in roles.items():
+        for format in FORMATS:
+            name = file_name(role, format)
+            if timed and name in timed["results"]:
+                values[f"{format}_bytes"] = timed["results"][name]["bytes"]
+                values[f"{format}_ms"] = timed["results"][name]["milliseconds"]["p50"]
+            if exported and name in exported["parity"]:
+                values[f"{format}_agreement"] = exported["parity"][name]["agreement"]
+    return roles, require(workdir.stage("distill"), "distill")
+
+
+def _lines(roles: dict[str, dict[str, Any]]) -> list[list[str]]:
+    """The table's lines: what, teacher, student."""
+    order = [role for role in ("teacher", "student") if role in roles]
+
+    def line(title: str, key: str, show: Any) -> list[str] | None:
+        cells = [show(roles[role][key]) if key in roles[role] else "" for role in order]
+        return [title, *cells] if any(cells) else None
+
+    lines = [
+        line("parameters", "parameters", lambda value: f"{value:,}"),
+        line("multiply-adds", "multiply_adds", lambda value: f"{value / 1e6:,.2f} M"),
+        line("test accuracy", "accuracy", lambda value: f"{100 * value:.2f} %"),
+        line("agreement with the teacher", "agreement", lambda value: f"{100 * value:.2f} %"),
+    ]
+    if "teacher" in roles:
+        factor = roles["teacher"]["parameters"] / roles["student"]["parameters"]
+        lines.insert(1, ["compression factor", "1.00", f"{factor:.2f}"])
+    for format in FORMATS:
+        lines.append(line(f"{format} LiteRT file", f"{format}_bytes", lambda value: f"{value / 1e3:,.1f} kB"))
+        lines.append(line(f"{format} latency, batch 1", f"{format}_ms", lambda value: f"{value:.2f} ms"))
+        lines.append(
+            line(f"{format} agreement with Keras", f"{format}_agreement", lambda value: f"{100 * value:.2f} %")
+        )
+    return [cells for cells in lines if cells]
+
+
+def _row(config: Config, workdir: Workdir, roles: dict[str, dict[str, Any]], trained: dict[str, Any]) -> dict[str, Any]:
+    """The run as one flat row; metrics are prefixed by their role."""
+    run = json.loads((workdir.run / "config.json").read_text(encoding="utf-8"))
+    row = {
+        "experiment": run["experiment"],
+        "arm": run["experiment"],
+        "seed": workdir.seed,
+        "smoke": run["smoke"],
+        "config": fingerprint(config),
+        "commit": commit(),
+        "versions": versions(),
+        "hardware": hardware(),
+        "time": datetime.now(UTC).isoformat(timespec="seconds"),
+        "n_train": trained["n_train"],
+        "saw_validation": trained["saw_validation"],
+        "train_seconds": round(trained["seconds"], 1),
+        "validation_accuracy": trained["validation_accuracy"],
+    }
+    return row | {f"{role}_{name}": value for role, values in roles.items() for name, value in values.items()}
+
+
+def report(config: Config, workdir: Workdir) -> None:
+    """Stage `report`: write `rows.csv` and `report.md`, and show the table."""
+    roles, trained = _figures(config, workdir)
+    lines = _lines(roles)
+    header = ["", *(role for role in ("teacher", "student") if role in roles)]
+    row = _row(config, workdir, roles, trained)
+    buffer = io.StringIO()
+    writer = csv.DictWriter(buffer, row)
+    writer.writeheader()
+    writer.writerow(row)
+    write_text(workdir.run / "rows.csv", buffer.getvalue())
+
+    markdown = [
+        f"# {row['experiment']}, seed {row['seed']}",
+        "",
+        f"{config.description}." if config.description else "",
+        "",
+        "| " + " | ".join(header) + " |",
+        "|" + " --- |" + " ---: |" * (len(header) - 1),
+        *("| " + " | ".join(cells) + " |" for cells in lines),
+        "",
+        f"One run (n = 1), so no spread and no comparison. Trained on {row['n_train']:,} examples in "
+        f"{row['train_seconds']:,.0f} s; the student's last epoch, nothing chosen on the test split."
+        + (" Validation was part of the training set." if row["saw_validation"] else "")
+        + (" SMOKE RUN: a few steps on a slice, not a result." if row["smoke"] else ""),
+        "",
+        f"- hardware: {row['hardware']}",
+        f"- versions: {row['versions']}",
+        f"- commit: {row['commit'] or 'not a checkout'}",
+        f"- config {row['config']}:",
+        "",
+        "```json",
+        json.dumps(to_mapping(config), indent=1),
+        "```",
+    ]
+    write_text(workdir.run / "report.md", "\n".join(markdown) + "\n")
+    table = Table(title=f"{row['experiment']}, seed {row['seed']}", title_justify="left")
+    table.add_column(header[0])
+    for name in header[1:]:
+        table.add_column(name, justify="right")
+    for cells in lines:
+        table.add_row(*cells)
+    console.show(table)

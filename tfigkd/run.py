@@ -1,0 +1,229 @@
+"""The command line: find the experiment, apply typed overrides, say what will run, call the pipeline.
+
+python -m tfigkd.run --experiment quickstart
+python -m tfigkd.run --experiment ig_kd --seed 1 --losses.kd.temperature 4
+"""
+
+import argparse
+import contextlib
+import io
+import json
+import os
+import re
+import shlex
+import signal
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+from rich.syntax import Syntax
+
+from tfigkd import console
+from tfigkd.config import (
+    Config,
+    closest,
+    differences,
+    experiments_folder,
+    fingerprint,
+    read_experiment,
+    smoke,
+    to_mapping,
+)
+from tfigkd.errors import UserError
+from tfigkd.workdir import Workdir, locked, write_text
+
+STAGES = ("data", "teacher", "overlays", "distill", "evaluate", "export", "benchmark", "report")
+TEACHER_STAGES = ("teacher", "overlays")
+# fields that a finished run may be repeated with: they name places, or concern only stages that are cheap to redo
+FREE = ("data.dir", "description", "export.", "benchmark.", "attribution.batch_size")
+
+
+@dataclass(frozen=True)
+class Command:
+    """Compress an image classifier: data, teacher, overlays, distill, evaluate, export, benchmark, report.
+
+    Every field of the experiment can be overridden by its dotted name. A run that was interrupted goes on where it
+    stopped when the same command is given again.
+    """
+
+    experiment: str
+    """Name of a shipped experiment (see --list) or path of a .toml file."""
+    workdir: Path | None = None
+    """Where the run writes. Default: runs/EXPERIMENT/SEED (runs/EXPERIMENT-smoke/SEED with --smoke)."""
+    teachers: Path = Path("runs/teachers")
+    """Where teachers and their overlay stores lie, shared by all runs."""
+    stages: str = ",".join(STAGES)
+    """Which stages to run, separated by commas; each needs those before it to have run."""
+    smoke: bool = False
+    """Shrink the experiment to a few steps of a small slice."""
+    seed: int = 0
+    """Seed of the student: initial weights, order, crops, overlays. The teacher has its own."""
+    list: bool = False
+    """Show the shipped experiments and stop."""
+    config: Annotated[Config, tyro.conf.arg(name="")] = field(default_factory=Config)
+
+
+def list_experiments() -> None:
+    """Print name and description of each shipped experiment."""
+    names = sorted(path.stem for path in experiments_folder().glob("*.toml"))
+    width = max(map(len, names))
+    for name in names:
+        console.say(f"{name:<{width}}  {read_experiment(name)[1].description}")
+
+
+def parse(arguments: Sequence[str]) -> tuple[Command, str]:
+    """The command with its resolved config, and the experiment's name.
+
+    Raises:
+        UserError: an unknown experiment, flag, stage or field, or a value of the wrong type or range.
+    """
+    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    first.add_argument("--experiment", nargs="?", default="")
+    first.add_argument("--smoke", action="store_true")
+    known, _ = first.parse_known_args(arguments)
+    asks_help = {"-h", "--help"} & {*arguments}
+    if not known.experiment and not asks_help:
+        raise UserError("--experiment NAME_OR_FILE is missing; --list shows the experiments")
+    name, config = read_experiment(known.experiment) if known.experiment else ("EXPERIMENT", Config())
+    if known.smoke:
+        config = smoke(config)
+    said = io.StringIO()
+    try:
+        with contextlib.ExitStack() as stack:
+            if not asks_help:  # a usage error becomes one line
+                stack.enter_context(contextlib.redirect_stdout(said))
+                stack.enter_context(contextlib.redirect_stderr(said))
+            command, unknown = tyro.cli(
+                Command,
+                prog="python -m tfigkd.run",
+                args=list(arguments),
+                default=Command(name, config=config),
+                return_unknown_args=True,
+                use_underscores=True,
+            )
+    except SystemExit as stop:
+        if not stop.code:
+            raise
+        # a box of title, rule, message, rule, help text: the message is what a single line has room for
+        title, *parts = re.split(r"[─-]{20,}", re.sub(r"[╭╮╰╯│]", " ", said.getvalue()))
+        message = next((part for part in parts if part.split()), title)
+        raise UserError(" ".join(message.split())) from None
+    if unknown:
+        raise UserError(f"unknown argument {unknown[0]!r}; {_hint(unknown[0], config)}")
+    for stage in command.stages.split(","):
+        if stage not in STAGES:
+            raise UserError(f"unknown stage {stage!r}; {closest(stage, STAGES)}")
+    return command, name
+
+
+def _hint(flag: str, config: Config) -> str:
+    fields = _fields(to_mapping(config))
+    near = closest(flag.removeprefix("--"), fields)
+    return near if near.startswith("did you mean") else "--help shows them all"
+
+
+def _fields(mapping: dict[str, Any], prefix: str = "") -> list[str]:
+    """Dotted names of all fields."""
+    names = []
+    for key, value in mapping.items():
+        names += _fields(value, f"{prefix}{key}.") if isinstance(value, dict) else [f"{prefix}{key}"]
+    return names
+
+
+def _claim(workdir: Workdir, name: str, command: Command) -> None:
+    """Write the config into the workdir, unless a run with other settings is there."""
+    path = workdir.run / "config.json"
+    content = {
+        "experiment": name,
+        "seed": command.seed,
+        "smoke": command.smoke,
+        "config": to_mapping(command.config),
+    }
+    if path.exists():
+        try:
+            before = json.loads(path.read_text(encoding="utf-8"))
+            changed = [field for field in differences(before, content) if not _free(field)]
+        except (ValueError, AttributeError) as error:
+            raise UserError(f"{path} is damaged ({error}); choose another --workdir or delete it") from error
+        if changed:
+            raise UserError(
+                f"{workdir.run} holds a run with other settings ({', '.join(changed)}); choose another --workdir"
+            )
+    write_text(path, json.dumps(content, indent=1) + "\n")
+
+
+def _free(field: str) -> bool:
+    return field.removeprefix("config.").startswith(FREE)
+
+
+def run(command: Command, name: str) -> None:
+    """Run the chosen stages of an experiment.
+
+    Raises:
+        UserError: anything the user can mend.
+    """
+    default = Path("runs") / (f"{name}-smoke" if command.smoke else name) / str(command.seed)
+    workdir = Workdir(command.workdir or default, command.teachers, command.seed)
+    config = command.config
+    chosen = [stage for stage in STAGES if stage in command.stages.split(",")]
+    if not config.needs_teacher:
+        chosen = [stage for stage in chosen if stage not in TEACHER_STAGES]
+    with locked(workdir.run, wait=False):
+        _claim(workdir, name, command)
+        console.show(
+            Syntax(json.dumps(to_mapping(config), indent=1), "json", background_color="default", word_wrap=True)
+        )
+        with console.quiet_stderr():  # TensorFlow greets on every import
+            os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+            from tfigkd import pipeline
+            from tfigkd.estimate import estimate
+        console.say(f"{name}, seed {command.seed}, config {fingerprint(config)}, in {workdir.run}")
+        started = time.monotonic()
+        about = estimate(config, workdir, chosen)
+        console.say(f"stages: {', '.join(chosen)}; about {about} on this machine")
+        for number, stage in enumerate(chosen, start=1):
+            console.say(f"[{number}/{len(chosen)}] {stage}")
+            pipeline.STAGES[stage](config, workdir)
+        console.say(f"done in {time.monotonic() - started:.0f} s; everything is in {workdir.run}")
+        if "report" in chosen:
+            console.say(f"report: {workdir.run / 'report.md'}   curves: tensorboard --logdir {workdir.run.parts[0]}")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Entry point of `python -m tfigkd.run`; returns the exit status."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        if "--list" in arguments:
+            list_experiments()
+            return 0
+        command, name = parse(arguments)
+        run(command, name)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except BrokenPipeError:  # the reader of our output has gone, as in `--help | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except OSError as error:
+        where = f" ({error.filename})" if error.filename else ""
+        print(
+            f"error: {error.strerror or error}{where}; free space or choose another --workdir, then repeat the command",
+            file=sys.stderr,
+        )
+        return 1
+    except KeyboardInterrupt:
+        print(
+            f"\nstopped; nothing finished is lost. Go on with: python -m tfigkd.run {shlex.join(arguments)}",
+            file=sys.stderr,
+        )
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,115 @@
+"""The student: built, joined to what the teacher knows of its examples, and distilled."""
+
+import json
+
+import keras
+
+from tfigkd import checkpoint, console, losses, models
+from tfigkd.batches import Knowledge, training_batches
+from tfigkd.config import Config, fingerprint
+from tfigkd.data import to_model_input
+from tfigkd.data.stage import dataset, holds_out_validation, training_examples
+from tfigkd.distiller import Distiller
+from tfigkd.layers import with_fused_layers, with_stock_layers
+from tfigkd.metrics import accuracy, predict_logits
+from tfigkd.overlays import load_knowledge, store_folder
+from tfigkd.teacher import build_network, weights_fingerprint
+from tfigkd.training import fit
+from tfigkd.workdir import (
+    Workdir,
+    atomic,
+    checksum,
+    finished,
+    make_folder,
+    require,
+    write_manifest,
+    write_text,
+)
+
+FILE = "student.keras"
+
+
+def _losses(config: Config) -> tuple[dict, dict]:
+    kd = config.losses.kd
+    return ({"kd": losses.KLDivergence(kd.temperature)}, {"kd": kd.weight}) if kd.weight > 0 else ({}, {})
+
+
+def student_fingerprint(config: Config, workdir: Workdir) -> str:
+    """Hash of everything the student's weights depend on."""
+    store = store_folder(config, workdir).name if config.needs_teacher else None
+    parts = [
+        config.student,
+        config.training,
+        config.augment,
+        config.overlay,
+        config.losses,
+        config.data.train_split,
+    ]
+    return fingerprint("student", dataset(config.data).fingerprint, workdir.seed, store, *parts)
+
+
+def load_student(config: Config, workdir: Workdir) -> keras.Model:
+    """The student of a finished distill stage.
+
+    Raises:
+        UserError: the stage has not run, or its file is damaged.
+    """
+    folder, data = workdir.stage("distill"), dataset(config.data)
+    require(folder, "distill")
+    return models.build(str(folder / FILE), num_classes=data.num_classes, input_shape=data.image_shape)
+
+
+def distill(config: Config, workdir: Workdir) -> None:
+    """Stage `distill`: train the student to the last epoch, going on from a checkpoint where there is one."""
+    folder, data = make_folder(workdir.stage("distill")), dataset(config.data)
+    identity = student_fingerprint(config, workdir)
+    if finished(folder, identity):
+        console.say(f"  done before: {folder}")
+        return
+    examples = training_examples(config.data)
+    knowledge: Knowledge | None = None
+    if config.needs_teacher:
+        knowledge = load_knowledge(config, workdir, examples)
+    keras.utils.set_random_seed(workdir.seed)
+    student = with_fused_layers(build_network(config.student, data))
+    terms, weights = _losses(config)
+    stream = training_batches(
+        examples,
+        augment=config.augment,
+        batch_size=config.training.batch_size,
+        seed=workdir.seed,
+        knowledge=knowledge,
+        overlay=config.overlay,
+    )
+    held_out = data.validation
+    validation = None
+    if holds_out_validation(config.data):
+        validation = (to_model_input(held_out.images), held_out.labels)
+    history = fit(
+        Distiller(student, losses=terms, loss_weights=weights, label_smoothing=config.training.label_smoothing),
+        stream,
+        examples=len(examples),
+        config=config.training,
+        folder=folder,
+        fingerprint=identity,
+        tensorboard=workdir.run / "tensorboard",
+        title="student",
+        validation=validation,
+    )
+    student = with_stock_layers(student)
+    with atomic(folder / FILE) as temporary:
+        student.save(temporary)
+    write_text(folder / "history.json", json.dumps(history, indent=0) + "\n")
+    score = accuracy(predict_logits(student, held_out.images), held_out.labels)
+    write_manifest(
+        folder,
+        identity,
+        files={FILE: checksum(folder / FILE)},
+        weights=weights_fingerprint(student),
+        n_train=len(examples),
+        seconds=sum(entry["seconds"] for entry in history),
+        saw_validation=not holds_out_validation(config.data),
+        validation_accuracy=score,
+    )
+    checkpoint.remove(folder)
+    console.say(f"  validation accuracy {100 * score:.2f} %")

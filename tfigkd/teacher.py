@@ -1,0 +1,168 @@
+"""The teacher: trained once, or taken from weights, a .keras file or saved_models; shared by every arm and seed."""
+
+import hashlib
+import json
+from pathlib import Path
+
+import keras
+
+from tfigkd import checkpoint, console, models
+from tfigkd.batches import training_batches
+from tfigkd.config import Config, NetworkConfig, fingerprint
+from tfigkd.data import Dataset, to_model_input
+from tfigkd.data.stage import dataset, holds_out_validation, training_examples
+from tfigkd.distiller import Distiller
+from tfigkd.errors import UserError
+from tfigkd.layers import with_fused_layers, with_stock_layers
+from tfigkd.metrics import accuracy, predict_logits
+from tfigkd.training import fit
+from tfigkd.workdir import (
+    MANIFEST,
+    Workdir,
+    atomic,
+    checksum,
+    finished,
+    locked,
+    read_manifest,
+    write_manifest,
+    write_text,
+)
+
+FILE = "teacher.keras"
+
+
+def build_network(config: NetworkConfig, data: Dataset) -> keras.Model:
+    """A network of a config for the classes and image shape of a data set; a .keras file comes with its weights."""
+    return models.build(
+        config.model,
+        num_classes=data.num_classes,
+        input_shape=data.image_shape,
+        drop_blocks=config.drop_blocks,
+        width=config.width,
+        dropout=config.dropout,
+        normalization=config.normalization,
+    )
+
+
+def weights_fingerprint(model: keras.Model) -> str:
+    """Hash of a model's weights: names are left out, values and shapes are not."""
+    digest = hashlib.sha256()
+    for weight in model.get_weights():
+        digest.update(f"{weight.shape}{weight.dtype}".encode())
+        digest.update(weight.tobytes())
+    return digest.hexdigest()[:16]
+
+
+def _content(path: str | None) -> str | None:
+    """A file stands for its content, so that a teacher's identity does not depend on where the file lies."""
+    if path is None or not path.endswith((".keras", ".npz")):
+        return path
+    if not Path(path).is_file():
+        raise UserError(f"teacher: no file {path}; give the path of a .keras model or .npz weights")
+    return checksum(Path(path))
+
+
+def teacher_fingerprint(config: Config) -> str:
+    """Hash of everything the teacher's weights depend on."""
+    teacher = config.teacher
+    network = {name: getattr(teacher, name) for name in NetworkConfig.__dataclass_fields__}
+    network["model"] = _content(teacher.model)
+    trained = teacher.train and teacher.weights is None
+    recipe = [teacher.training, teacher.seed, config.augment, config.data.train_split] if trained else []
+    return fingerprint("teacher", dataset(config.data).fingerprint, network, _content(teacher.weights), *recipe)
+
+
+def teacher_folder(config: Config, workdir: Workdir) -> Path:
+    """Where this config's teacher lies, or will lie."""
+    return workdir.teachers / teacher_fingerprint(config)
+
+
+def load_teacher(config: Config, workdir: Workdir) -> keras.Model:
+    """The teacher of a finished teacher stage, with stock layers and frozen.
+
+    Raises:
+        UserError: the stage has not run, or its file is damaged.
+    """
+    folder = teacher_folder(config, workdir)
+    if finished(folder, folder.name) is None:
+        raise UserError(f"stage 'teacher' has not run for this config (no {folder / MANIFEST}); add it to --stages")
+    data = dataset(config.data)
+    model = models.build(str(folder / FILE), num_classes=data.num_classes, input_shape=data.image_shape)
+    model.trainable = False
+    return model
+
+
+def _train(config: Config, data: Dataset, folder: Path) -> tuple[keras.Model, list]:
+    keras.utils.set_random_seed(config.teacher.seed)
+    model = with_fused_layers(build_network(config.teacher, data))
+    examples = training_examples(config.data)
+    stream = training_batches(
+        examples,
+        augment=config.augment,
+        batch_size=config.teacher.training.batch_size,
+        seed=config.teacher.seed,
+    )
+    validation = None
+    if holds_out_validation(config.data):
+        validation = (to_model_input(data.validation.images), data.validation.labels)
+    history = fit(
+        Distiller(model, label_smoothing=config.teacher.training.label_smoothing),
+        stream,
+        examples=len(examples),
+        config=config.teacher.training,
+        folder=folder,
+        fingerprint=folder.name,
+        tensorboard=folder / "tensorboard",
+        title="teacher",
+        validation=validation,
+    )
+    return with_stock_layers(model), history
+
+
+def _saved(fingerprint: str) -> Path | None:
+    """The teacher in saved_models, when it is this one."""
+    folder = Path("saved_models/teacher")
+    manifest = read_manifest(folder)
+    return folder / FILE if manifest is not None and manifest["fingerprint"] == fingerprint else None
+
+
+def train_teacher(config: Config, workdir: Workdir) -> None:
+    """Stage `teacher`: train, load or take over the teacher, once for all runs that share it."""
+    data, folder = dataset(config.data), teacher_folder(config, workdir)
+    with locked(folder, wait=True):
+        if finished(folder, folder.name):
+            console.say(f"  done before: {folder}")
+            return
+        history: list = []
+        trained = config.teacher.train and config.teacher.weights is None
+        saved = _saved(folder.name)
+        if saved is not None:
+            console.say(f"  taken from {saved}")
+            model = models.build(str(saved), num_classes=data.num_classes, input_shape=data.image_shape)
+        elif trained:
+            model, history = _train(config, data, folder)
+        else:
+            model = build_network(config.teacher, data)
+            if config.teacher.weights:
+                models.load_torch_weights(model, config.teacher.weights)
+            model = with_stock_layers(model)
+        held_out = data.validation
+        score = accuracy(predict_logits(model, held_out.images), held_out.labels)
+        with atomic(folder / FILE) as temporary:
+            model.save(temporary)
+        files = {FILE: checksum(folder / FILE)}
+        if history:
+            write_text(folder / "history.json", json.dumps(history, indent=0) + "\n")
+        write_manifest(
+            folder,
+            folder.name,
+            files=files,
+            weights=weights_fingerprint(model),
+            data=data.fingerprint,
+            trained_here=trained and saved is None,
+            saw_validation=not (trained and holds_out_validation(config.data)),
+            n_train=len(training_examples(config.data)) if trained else None,
+            validation_accuracy=score,
+        )
+        checkpoint.remove(folder)
+        console.say(f"  validation accuracy {100 * score:.2f} %  ({folder})")

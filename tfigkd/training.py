@@ -1,0 +1,166 @@
+"""Training with exact resume: optimizer, schedule, progress, TensorBoard, checkpoints."""
+
+import math
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+
+from tfigkd import checkpoint, console
+from tfigkd.batches import Batch
+from tfigkd.config import TrainingConfig
+from tfigkd.distiller import Distiller
+from tfigkd.errors import UserError
+
+
+def make_optimizer(config: TrainingConfig, steps_per_epoch: int) -> keras.optimizers.Optimizer:
+    """The optimizer of a recipe; weight decay spares biases and normalization."""
+    warmup = round(config.warmup_epochs * steps_per_epoch)
+    rate: Any = config.learning_rate
+    if config.schedule == "cosine" or warmup:
+        rate = keras.optimizers.schedules.CosineDecay(
+            initial_learning_rate=0.0 if warmup else config.learning_rate,
+            decay_steps=max(1, config.epochs * steps_per_epoch - warmup),
+            alpha=0.0 if config.schedule == "cosine" else 1.0,
+            warmup_target=config.learning_rate if warmup else None,
+            warmup_steps=warmup,
+        )
+    decay = config.weight_decay or None
+    optimizer: keras.optimizers.Optimizer
+    if config.optimizer == "sgd":
+        nesterov = config.momentum > 0
+        optimizer = keras.optimizers.SGD(rate, momentum=config.momentum, nesterov=nesterov, weight_decay=decay)
+    elif config.optimizer == "adamw":
+        optimizer = keras.optimizers.AdamW(rate, weight_decay=config.weight_decay)
+    else:
+        optimizer = keras.optimizers.Adam(rate, weight_decay=decay)
+    if config.weight_decay:
+        optimizer.exclude_from_weight_decay(var_names=["bias", "gamma", "beta"])
+    return optimizer
+
+
+class _Bar(keras.callbacks.Callback):
+    """A progress bar over all steps of the run, with the epoch's loss and accuracy."""
+
+    def __init__(self, advance: Callable[..., None], epochs: int):
+        super().__init__()
+        self.advance, self.epochs, self.note = advance, epochs, ""
+
+    def on_train_batch_end(self, batch: int, logs: dict | None = None) -> None:
+        self.advance(1)
+
+    def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
+        shown = {k: v for k, v in (logs or {}).items() if k in ("loss", "accuracy", "val_accuracy")}
+        text = "  ".join(f"{name} {value:.3f}" for name, value in shown.items())
+        self.advance(0, note=f"epoch {epoch + 1}/{self.epochs}  {text}")
+
+
+class _Keeper(keras.callbacks.Callback):
+    """After each epoch: refuse NaN, keep the history, write the checkpoint and the TensorBoard scalars."""
+
+    def __init__(self, folder: Path, fingerprint: str, history: list, tensorboard: Path, examples: int):
+        super().__init__()
+        self.folder, self.fingerprint, self.history = folder, fingerprint, history
+        self.tensorboard, self.examples = tensorboard, examples
+        self.writer: Any = None
+
+    def on_train_begin(self, logs: dict | None = None) -> None:
+        with warnings.catch_warnings():
+            # tensorboard's import of pkg_resources warns on every recent setuptools
+            warnings.simplefilter("ignore")
+            try:
+                from tensorboard.summary import Writer
+            except ImportError:  # an accelerator machine with JAX alone
+                return
+        self.writer = Writer(str(self.tensorboard))
+
+    def on_epoch_begin(self, epoch: int, logs: dict | None = None) -> None:
+        self.started = time.monotonic()
+
+    def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
+        values = {name: float(value) for name, value in (logs or {}).items()}
+        broken = [name for name, value in values.items() if not math.isfinite(value)]
+        if broken:
+            raise UserError(
+                f"training met {', '.join(broken)} = NaN or infinity in epoch {epoch + 1}; the checkpoint of epoch "
+                f"{epoch} is kept in {self.folder}; lower the learning rate or that term's weight"
+            )
+        rate = float(keras.ops.convert_to_numpy(self.model.optimizer.learning_rate))
+        seconds = time.monotonic() - self.started
+        self.history.append({**values, "learning_rate": rate, "seconds": seconds})
+        checkpoint.save(self.folder, self.model, self.fingerprint, self.history)
+        if self.writer is not None:
+            for name, value in {**self.history[-1], "images_per_second": self.examples / seconds}.items():
+                split = "validation" if name.startswith("val_") else "train"
+                self.writer.add_scalar(f"{split}/{name.removeprefix('val_')}", value, epoch + 1)
+            self.writer.flush()
+
+    def on_train_end(self, logs: dict | None = None) -> None:
+        if self.writer is not None:
+            self.writer.close()
+
+
+def fit(
+    model: Distiller,
+    stream: Callable[[int], Iterator[Batch]],
+    *,
+    examples: int,
+    config: TrainingConfig,
+    folder: Path,
+    fingerprint: str,
+    tensorboard: Path,
+    title: str,
+    validation: tuple[np.ndarray, np.ndarray] | None = None,
+) -> list[dict[str, float]]:
+    """Train to the last epoch, going on from a checkpoint where there is one.
+
+    A run that was killed and started again ends with the weights of an uninterrupted one: batches are a function of
+    the epoch, and the checkpoint holds every variable, those of random generators included.
+
+    Args:
+        model: Not compiled; a teacher is trained as a Distiller without distillation losses.
+        stream: From first epoch to endless batches (`training_batches`).
+        examples: Examples an epoch.
+        config: The recipe.
+        folder: Where checkpoints go.
+        fingerprint: Of everything the weights depend on; a checkpoint of another is refused.
+        tensorboard: Folder of the event files.
+        title: For the progress bar.
+        validation: Images float32 [N,H,W,3] and labels, measured after each epoch.
+
+    Returns:
+        The logs of each epoch.
+
+    Raises:
+        UserError: a loss term became NaN or infinite, or the checkpoint belongs to another run.
+    """
+    steps = math.ceil(examples / config.batch_size)
+    # XLA on a CPU takes minutes to compile and then trains several times slower
+    jit = False if keras.backend.backend() == "tensorflow" else "auto"
+    model.compile(make_optimizer(config, steps), metrics=["accuracy"], jit_compile=jit)
+    history = checkpoint.restore(folder, model, fingerprint)
+    done = len(history)
+    if done:
+        console.say(f"  {title}: going on after epoch {done} of {config.epochs}")
+    if done < config.epochs:
+        with console.progress(title, config.epochs * steps, done * steps) as advance:
+            callbacks = [
+                _Keeper(folder, fingerprint, history, tensorboard, examples),
+                _Bar(advance, config.epochs),
+            ]
+            model.fit(
+                stream(done),
+                steps_per_epoch=steps,
+                initial_epoch=done,
+                epochs=config.epochs,
+                validation_data=validation,
+                validation_batch_size=256,
+                callbacks=callbacks,
+                shuffle=False,
+                verbose=0,
+            )
+    return history

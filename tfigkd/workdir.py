@@ -1,0 +1,188 @@
+"""What stages leave on disk: atomic files, manifests that prove them, and locks.
+
+A stage writes its files, then its `manifest.json`, atomically and last. A stage is done when its manifest carries
+the fingerprint of the stage's inputs and every file it names has the checksum it states.
+"""
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tfigkd.errors import UserError
+
+MANIFEST = "manifest.json"
+
+
+@dataclass(frozen=True)
+class Workdir:
+    """Where one run writes, and where teachers and their overlay stores are shared."""
+
+    run: Path
+    teachers: Path
+    seed: int = 0
+
+    def stage(self, name: str) -> Path:
+        """The folder of one stage of this run."""
+        return self.run / name
+
+
+def make_folder(folder: Path) -> Path:
+    """Create a folder and its parents.
+
+    Raises:
+        UserError: it cannot be made, for example because a file stands in its place.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot make the folder {folder}: {error.strerror}; choose another --workdir") from error
+    return folder
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
+def atomic(path: Path) -> Iterator[Path]:
+    """A temporary path with the same suffix; on success it is synced and takes the place of `path`.
+
+    A crash leaves either the old file or the new one, never half of one.
+    """
+    temporary = path.with_name(f".{path.stem}.partial{path.suffix}")
+    try:
+        yield temporary
+        with open(temporary, "rb") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+        _sync_folder(path.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file atomically."""
+    with atomic(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def checksum(path: Path) -> str:
+    """SHA-256 of a file, as hex digits."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _sign(content: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def write_manifest(folder: Path, fingerprint: str, *, files: Mapping[str, str] | None = None, **outputs: Any) -> None:
+    """Declare a stage done.
+
+    Args:
+        folder: The stage's folder.
+        fingerprint: Fingerprint of everything the stage depends on.
+        files: File name to SHA-256, relative to the folder.
+        **outputs: What later stages and readers want to know; plain JSON values.
+    """
+    content = {"fingerprint": fingerprint, "files": dict(files or {}), **outputs}
+    write_text(folder / MANIFEST, json.dumps({**content, "checksum": _sign(content)}, indent=1) + "\n")
+
+
+def read_manifest(folder: Path) -> dict[str, Any] | None:
+    """The manifest of a folder, or None where there is none.
+
+    Raises:
+        UserError: the manifest is damaged.
+    """
+    path = folder / MANIFEST
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        signature = content.pop("checksum")
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+        raise UserError(f"{path} is damaged ({type(error).__name__}); delete it to redo the stage") from error
+    if signature != _sign(content):
+        raise UserError(f"{path} is damaged (its checksum does not fit); delete it to redo the stage")
+    return content
+
+
+def verify_files(folder: Path, manifest: Mapping[str, Any]) -> None:
+    """Compare every file a manifest names with its checksum.
+
+    Raises:
+        UserError: a file is missing or differs.
+    """
+    for name, expected in manifest["files"].items():
+        path = folder / name
+        if not path.is_file():
+            raise UserError(f"{path} is missing though {MANIFEST} names it; delete {folder} to redo the stage")
+        if checksum(path) != expected:
+            raise UserError(
+                f"{path} is corrupt: its checksum is not the one in {MANIFEST}; delete {folder} to redo the stage"
+            )
+
+
+def finished(folder: Path, fingerprint: str) -> dict[str, Any] | None:
+    """The manifest of a stage that is done with these inputs, its files verified; None when it has to run.
+
+    Raises:
+        UserError: the stage was done and something of it is damaged now.
+    """
+    manifest = read_manifest(folder)
+    if manifest is None or manifest["fingerprint"] != fingerprint:
+        return None
+    verify_files(folder, manifest)
+    return manifest
+
+
+def require(folder: Path, stage: str) -> dict[str, Any]:
+    """The manifest of a stage that an earlier call must have finished, its files verified.
+
+    Raises:
+        UserError: the stage has not run.
+    """
+    manifest = read_manifest(folder)
+    if manifest is None:
+        raise UserError(f"stage {stage!r} has not run in {folder.parent}; add it to --stages")
+    verify_files(folder, manifest)
+    return manifest
+
+
+@contextlib.contextmanager
+def locked(folder: Path, *, wait: bool) -> Iterator[None]:
+    """Hold a folder for this process; the lock goes with the process, even after kill -9.
+
+    Args:
+        folder: Created where missing.
+        wait: Wait for another process to finish instead of refusing.
+
+    Raises:
+        UserError: another process holds the folder and `wait` is false.
+    """
+    make_folder(folder)
+    try:
+        file = open(folder / ".lock", "a")  # noqa: SIM115 - closed below, the lock must outlive this line
+    except OSError as error:
+        raise UserError(f"cannot write in {folder}: {error.strerror}; choose another --workdir") from error
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if not wait:
+                raise UserError(
+                    f"{folder} is in use by another process; wait for it or choose another --workdir"
+                ) from None
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
