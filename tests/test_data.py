@@ -101,9 +101,7 @@ def test_ids_are_hashes_of_pixels_and_splits_are_sorted(tmp_path):
         assert examples.labels.dtype == np.int64
     assert dataset.image_shape == (4, 4, 3)
     assert dataset.num_classes == 3
-    label_of = {
-        image.tobytes(): label for image, label in zip(arrays["x_train"], arrays["y_train"], strict=True)
-    }
+    label_of = {image.tobytes(): label for image, label in zip(arrays["x_train"], arrays["y_train"], strict=True)}
     assert all(
         label_of[image.tobytes()] == label
         for image, label in zip(dataset.train.images, dataset.train.labels, strict=True)
@@ -132,9 +130,7 @@ def test_source_order_does_not_matter_even_with_duplicates(tmp_path, seed):
     arrays["x_train"][20:35] = arrays["x_train"][0]
     order = np.random.default_rng(seed).permutation(60)
     permuted = arrays | {"x_train": arrays["x_train"][order], "y_train": arrays["y_train"][order]}
-    _assert_same(
-        data.load(_save_npz(tmp_path / "a.npz", arrays)), data.load(_save_npz(tmp_path / "b.npz", permuted))
-    )
+    _assert_same(data.load(_save_npz(tmp_path / "a.npz", arrays)), data.load(_save_npz(tmp_path / "b.npz", permuted)))
 
 
 def test_duplicates_are_numbered_in_the_order_of_their_labels(tmp_path):
@@ -167,9 +163,7 @@ def test_fingerprint_follows_pixels_labels_and_splits(tmp_path):
         arrays | {"x_test": arrays["x_test"][1:], "y_test": arrays["y_test"][1:]},
     ]
     names = [_save_npz(tmp_path / f"{index}.npz", variant) for index, variant in enumerate(variants)]
-    fingerprints = {data.load(name).fingerprint for name in names} | {
-        data.load(names[0], limit=9).fingerprint
-    }
+    fingerprints = {data.load(name).fingerprint for name in names} | {data.load(names[0], limit=9).fingerprint}
     assert len(fingerprints) == 5
     assert all(len(fingerprint) == 16 for fingerprint in fingerprints)
 
@@ -239,14 +233,9 @@ def test_resizing_averages_instead_of_skipping():
 def test_gray_arrays_become_three_equal_channels(tmp_path):
     arrays = _arrays()
     gray = arrays | {"x_train": arrays["x_train"][..., 0], "x_test": arrays["x_test"][..., :1]}
-    rgb = {
-        key: np.stack([value.reshape(-1, 4, 4)] * 3, -1) if key[0] == "x" else value
-        for key, value in gray.items()
-    }
+    rgb = {key: np.stack([value.reshape(-1, 4, 4)] * 3, -1) if key[0] == "x" else value for key, value in gray.items()}
     gray["y_train"] = gray["y_train"][:, None]
-    _assert_same(
-        data.load(_save_npz(tmp_path / "a.npz", gray)), data.load(_save_npz(tmp_path / "b.npz", rgb))
-    )
+    _assert_same(data.load(_save_npz(tmp_path / "a.npz", gray)), data.load(_save_npz(tmp_path / "b.npz", rgb)))
 
 
 def test_npz_may_name_its_classes_and_miss_some(tmp_path):

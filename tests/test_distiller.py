@@ -27,9 +27,7 @@ def network(dropout=0.0, regularizer=None):
 
 def distiller(student=None, optimizer="sgd", weight=0.5, **options):
     keras.utils.set_random_seed(0)
-    model = Distiller(
-        student or network(), losses={"kd": KLDivergence(2.5)}, loss_weights={"kd": weight}, **options
-    )
+    model = Distiller(student or network(), losses={"kd": KLDivergence(2.5)}, loss_weights={"kd": weight}, **options)
     model.compile(optimizer, metrics=["accuracy"], jit_compile=False)
     return model
 

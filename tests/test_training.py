@@ -76,7 +76,10 @@ def test_a_resumed_run_ends_with_the_weights_of_an_uninterrupted_one(examples, k
     whole, history = train(examples, knowledge, tmp_path / "whole", 4)
     with pytest.raises(UserError, match="epoch 3"):
         train(examples, knowledge, tmp_path / "cut", 4, stop_after=2)
-    assert sorted(path.name for path in (tmp_path / "cut").glob("*.ckpt")) == ["checkpoint-00001.ckpt", "checkpoint-00002.ckpt"]
+    assert sorted(path.name for path in (tmp_path / "cut").glob("*.ckpt")) == [
+        "checkpoint-00001.ckpt",
+        "checkpoint-00002.ckpt",
+    ]
     resumed, again = train(examples, knowledge, tmp_path / "cut", 4)
     for a, b in zip(whole, resumed, strict=True):
         np.testing.assert_array_equal(a, b)

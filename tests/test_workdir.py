@@ -7,7 +7,17 @@ import sys
 import pytest
 
 from tfigkd.errors import UserError
-from tfigkd.workdir import MANIFEST, atomic, checksum, finished, locked, make_folder, require, write_manifest, write_text
+from tfigkd.workdir import (
+    MANIFEST,
+    atomic,
+    checksum,
+    finished,
+    locked,
+    make_folder,
+    require,
+    write_manifest,
+    write_text,
+)
 
 
 @pytest.fixture

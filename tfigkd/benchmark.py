@@ -10,16 +10,13 @@ from tfigkd import console
 from tfigkd.config import BenchmarkConfig, Config, fingerprint
 from tfigkd.data import to_model_input
 from tfigkd.data.stage import dataset
-from tfigkd.export import quantize
+from tfigkd.export import open_litert, quantize
 from tfigkd.provenance import hardware
 from tfigkd.workdir import Workdir, finished, make_folder, require, write_manifest
 
 
 def _runner(path: Path, image: np.ndarray, threads: int) -> Any:
-    from ai_edge_litert.interpreter import Interpreter
-
-    interpreter = Interpreter(model_path=str(path), num_threads=threads)
-    interpreter.allocate_tensors()
+    interpreter = open_litert(path, threads=threads)
     source = interpreter.get_input_details()[0]
     value = to_model_input(image[None])
     interpreter.set_tensor(source["index"], value if source["dtype"] == np.float32 else quantize(value, source))

@@ -73,9 +73,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     try:
         if options.normalization not in models.NORMALIZATIONS:
-            raise UserError(
-                f"unknown normalization {options.normalization!r}; {closest(options.normalization, models.NORMALIZATIONS)}"
-            )
+            hint = closest(options.normalization, models.NORMALIZATIONS)
+            raise UserError(f"unknown normalization {options.normalization!r}; {hint}")
         data = load(options.data, directory=options.data_dir)
         if options.model.endswith(".tflite"):
             logits = litert_predictor(Path(options.model))(data.test.images)

@@ -38,11 +38,14 @@ def convert(model: keras.Model, format: Format, calibration: np.ndarray | None =
         ValueError: int8 without calibration images.
     """
     import tensorflow as tf
+    from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
 
     shape = (1, *model.input_shape[1:])
     function = tf.function(lambda images: model(images, training=False), jit_compile=False)
     signature = function.get_concrete_function(tf.TensorSpec(shape, tf.float32, name="image"))
-    converter = tf.lite.TFLiteConverter.from_concrete_functions([signature], model)
+    # frozen, because a variable that is left in the graph breaks the calibration of int8
+    frozen = convert_variables_to_constants_v2(signature)
+    converter = tf.lite.TFLiteConverter.from_concrete_functions([frozen], tf.Module())
     if format == "int8":
         if calibration is None:
             raise ValueError("int8 needs calibration images")
@@ -60,34 +63,42 @@ def convert(model: keras.Model, format: Format, calibration: np.ndarray | None =
         return converter.convert()
 
 
-def litert_predictor(
-    path: Path, *, batch_size: int = 64, threads: int | None = None
-) -> Callable[[np.ndarray], np.ndarray]:
-    """A function from uint8 images [N,H,W,3] to float32 logits [N,C], run by LiteRT.
+def open_litert(path: Path, *, threads: int | None = None) -> Any:
+    """A LiteRT interpreter of a file, ready to run; all cores unless `threads` says otherwise.
 
     Raises:
         UserError: the file is not a LiteRT model.
     """
-    from ai_edge_litert.interpreter import Interpreter
+    with console.quiet_stderr():  # each file is greeted by the delegate
+        from ai_edge_litert.interpreter import Interpreter
 
-    try:
-        interpreter = Interpreter(model_path=str(path), num_threads=threads or len(os.sched_getaffinity(0)))
-    except ValueError as error:
-        raise UserError(f"{path} is not a LiteRT file: {error}") from error
+        try:
+            interpreter = Interpreter(model_path=str(path), num_threads=threads or len(os.sched_getaffinity(0)))
+            interpreter.allocate_tensors()
+        except (ValueError, RuntimeError) as error:
+            raise UserError(f"{path} is not a LiteRT file: {error}") from error
+    return interpreter
+
+
+def litert_predictor(path: Path) -> Callable[[np.ndarray], np.ndarray]:
+    """A function from uint8 images [N,H,W,3] to float32 logits [N,C], run by LiteRT one image at a time.
+
+    Raises:
+        UserError: the file is not a LiteRT model.
+    """
+    interpreter = open_litert(path)
     source, sink = interpreter.get_input_details()[0], interpreter.get_output_details()[0]
 
     def predict(images: np.ndarray) -> np.ndarray:
-        logits = []
-        for start in range(0, len(images), batch_size):
-            chunk = to_model_input(images[start : start + batch_size])
-            if source["dtype"] != np.float32:
-                chunk = quantize(chunk, source)
-            interpreter.resize_tensor_input(source["index"], chunk.shape)
-            interpreter.allocate_tensors()
-            interpreter.set_tensor(source["index"], chunk)
+        values = to_model_input(images)
+        if source["dtype"] != np.float32:
+            values = quantize(values, source)
+        logits = np.empty((len(images), sink["shape"][-1]), np.float32)
+        for index in range(len(images)):
+            interpreter.set_tensor(source["index"], values[index : index + 1])
             interpreter.invoke()
-            logits.append(dequantize(interpreter.get_tensor(sink["index"]), sink))
-        return np.concatenate(logits)
+            logits[index] = dequantize(interpreter.get_tensor(sink["index"]), sink)[0]
+        return logits
 
     return predict
 

@@ -18,15 +18,14 @@ import keras
 import numpy as np
 
 from tfigkd import console, models, tfrecord
-from tfigkd.attribution import Attribution, attribute, completeness_error, saliency_map
-from tfigkd.attribution.baselines import make_baseline
+from tfigkd.attribution import Attribution, attribute, completeness_error, make_baseline, saliency_map
 from tfigkd.batches import Knowledge
 from tfigkd.config import AttributionConfig, Config, DataConfig, fingerprint, from_mapping
 from tfigkd.data import Dataset, Examples, concatenate, to_model_input
 from tfigkd.data.stage import dataset
 from tfigkd.errors import UserError
 from tfigkd.teacher import FILE, load_teacher, teacher_folder, weights_fingerprint
-from tfigkd.workdir import MANIFEST, Workdir, finished, locked, read_manifest, verify_files, write_manifest
+from tfigkd.workdir import MANIFEST, Workdir, checksum, finished, locked, read_manifest, verify_files, write_manifest
 
 FORMAT = 1
 REBUILD = "delete the folder and run the stage again: --stages overlays"
@@ -151,7 +150,7 @@ def write_store(
             if not _complete(path, chosen, store):
                 result = _attribute(folded, chosen, config, mean_color)
                 tfrecord.write_records(path, _records(chosen, result, config.tolerance, store))
-            files[path.name] = tfrecord.file_checksum(path)
+            files[path.name] = checksum(path)
             advance(len(chosen))
     records = [record for name in files for record in _read(folder / name, store)]
     errors = np.array([record["error"] for record in records])

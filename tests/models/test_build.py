@@ -54,7 +54,7 @@ def test_options_reach_the_network() -> None:
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
-        ("resnet21", {}, "did you mean resnet20?"),
+        ("resnet-20", {}, "did you mean resnet20?"),
         ("mobilenetv2", {}, "did you mean mobilenet_v2?"),
         ("vgg", {}, "there are mobilenet_v2, resnet20, resnet32, resnet44, resnet56"),
         ("resnet20", {"drop_blocks": 5}, "resnet20 has no drop_blocks"),

@@ -39,7 +39,3 @@ def test_models_inside_models_count_once() -> None:
 def test_what_cannot_be_counted() -> None:
     with pytest.raises(ValueError, match="fixed input size"):
         cost.multiply_adds(_model(None))
-    inputs = keras.Input((4,))
-    shared = keras.layers.Dense(4, name="shared")
-    with pytest.raises(ValueError, match="shared must be called exactly once"):
-        cost.multiply_adds(keras.Model(inputs, shared(shared(inputs))))

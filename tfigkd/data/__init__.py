@@ -42,9 +42,7 @@ class Examples:
 
     def take(self, indices: np.ndarray | slice) -> "Examples":
         """Return the examples at `indices` (integers, a boolean mask or a slice), in that order."""
-        return Examples(
-            self.ids[indices], self.images[indices], self.labels[indices], self.source_ids[indices]
-        )
+        return Examples(self.ids[indices], self.images[indices], self.labels[indices], self.source_ids[indices])
 
 
 @dataclass(frozen=True, eq=False)
@@ -203,10 +201,7 @@ def _identify(part: "sources.Part | Examples") -> Examples:
     _, starts, counts = np.unique(digests[order], return_index=True, return_counts=True)
     ordinals = np.arange(len(order)) - np.repeat(starts, counts)
     ids = np.array(
-        [
-            f"{digest}-{ordinal}" if ordinal else digest
-            for digest, ordinal in zip(digests[order], ordinals, strict=True)
-        ]
+        [f"{digest}-{ordinal}" if ordinal else digest for digest, ordinal in zip(digests[order], ordinals, strict=True)]
     )
     by_id = np.argsort(ids, kind="stable")
     order = order[by_id]

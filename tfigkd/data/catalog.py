@@ -63,9 +63,7 @@ def data_directories(directory: str | None) -> list[Path]:
 def find_prepared(folder: Path) -> Path | None:
     """Find the highest version prepared in `folder`."""
     versions = [
-        info.parent
-        for info in folder.glob("*/dataset_info.json")
-        if VERSION_PATTERN.fullmatch(info.parent.name)
+        info.parent for info in folder.glob("*/dataset_info.json") if VERSION_PATTERN.fullmatch(info.parent.name)
     ]
     return max(versions, key=lambda path: tuple(map(int, path.name.split("."))), default=None)
 
@@ -100,9 +98,7 @@ def _prepare(name: str, directory: Path) -> Path:
     if plain_name not in known:
         similar = difflib.get_close_matches(plain_name, known)
         hint = f"did you mean {' or '.join(similar)}?" if similar else "is it a path that does not exist?"
-        raise UserError(
-            f"no tfds data set {name!r}, and none prepared under that name in {directory}; {hint}"
-        )
+        raise UserError(f"no tfds data set {name!r}, and none prepared under that name in {directory}; {hint}")
     if not has_network():
         raise UserError(
             f"tfds data set {name!r} is not prepared and there is no network to download it; prepare it in "

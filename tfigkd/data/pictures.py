@@ -54,9 +54,7 @@ def decode(encoded: bytes | Path, name: str, image_size: int | None = None) -> n
         return np.asarray(picture)
 
 
-def decode_all(
-    encoded: Sequence[bytes] | Sequence[Path], names: Sequence[str], image_size: int | None
-) -> np.ndarray:
+def decode_all(encoded: Sequence[bytes] | Sequence[Path], names: Sequence[str], image_size: int | None) -> np.ndarray:
     """Decode pictures of one size (or resized to one) to uint8 RGB [N,H,W,3].
 
     Raises:

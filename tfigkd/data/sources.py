@@ -146,9 +146,7 @@ def _read_classes(
     """Read `folder/<class>/*`; with `expected`, refuse a class that is not among them."""
     files = {
         child.name: [
-            file
-            for file in sorted(_inside(root, child))
-            if file.suffix.lower() in PICTURE_SUFFIXES and file.is_file()
+            file for file in sorted(_inside(root, child)) if file.suffix.lower() in PICTURE_SUFFIXES and file.is_file()
         ]
         for child in sorted(_inside(root, folder))
         if child.is_dir()
@@ -174,10 +172,6 @@ def _inside(root: Path, folder: Path) -> list[Path]:
     children = [child for child in folder.iterdir() if not child.name.startswith(".")]
     for child in (folder, *children):
         # realpath, as Path.resolve raises on a circle of links.
-        if (
-            child != root
-            and child.is_symlink()
-            and not Path(os.path.realpath(child)).is_relative_to(real_root)
-        ):
+        if child != root and child.is_symlink() and not Path(os.path.realpath(child)).is_relative_to(real_root):
             raise UserError(f"{child} is a link that leaves {root}; copy the file there instead")
     return children

@@ -13,19 +13,17 @@ def multiply_adds(model: keras.Model) -> int:
     """Multiply-adds of one image's forward pass through convolutions and dense layers.
 
     Left out are biases, activations, pooling, and batch normalization, which inference folds into convolutions.
+    A layer counts once, however often the model calls it.
 
     Raises:
-        ValueError: A layer's output size is unknown, or the layer is used more than once.
+        ValueError: A layer's output size is unknown.
     """
     return sum(_layer_multiply_adds(layer) for layer in flatten_layers(model) if isinstance(layer, COUNTED))
 
 
 def _layer_multiply_adds(layer: keras.Layer) -> int:
     """Every kernel weight is used once at each output position."""
-    try:
-        shape = layer.output.shape
-    except AttributeError as error:
-        raise ValueError(f"Layer {layer.name} must be called exactly once to be counted.") from error
+    shape = layer.output.shape
     channels_first = getattr(layer, "data_format", "channels_last") == "channels_first"
     positions = shape[2:] if channels_first else shape[1:-1]
     if None in positions:

@@ -43,13 +43,12 @@ def fold_batch_norm(model: keras.Model) -> keras.Model:
 
 def _copy(source: keras.Model, target: keras.Model, norms: dict[keras.Layer, keras.Layer]) -> None:
     for layer in target.layers:
-        original = source.get_layer(layer.name)
         if isinstance(layer, keras.Model):
-            _copy(original, layer, norms)
-        elif original in norms:
-            layer.set_weights(_folded_weights(original, norms[original]))
+            _copy(source.get_layer(layer.name), layer, norms)
         elif layer.weights:
-            layer.set_weights(original.get_weights())
+            original = source.get_layer(layer.name)
+            norm = norms.get(original)
+            layer.set_weights(_folded_weights(original, norm) if norm else original.get_weights())
 
 
 def _folded_weights(layer: keras.Layer, norm: keras.layers.BatchNormalization) -> list[np.ndarray]:

@@ -43,7 +43,7 @@ def truncate(
         layer.trainable = layer.name != "normalization"  # a teacher frozen for distillation has a student that learns
         return layer
 
-    trunk = keras.Model(model.inputs, model.get_layer(blocks[-1 - drop_blocks]).output, name=model.name)
+    trunk = keras.Model(model.inputs[0], model.get_layer(blocks[-1 - drop_blocks]).output, name=model.name)
     skip = () if keep_normalization else ("normalization",)
     student = layers.rebuild(trunk, fresh, skip=skip)
     if copy_weights:

@@ -67,7 +67,7 @@ def _read(path: Path) -> dict[str, np.ndarray]:
     if not path.is_file():
         raise UserError(f"no weights file {path}; give the path of an .npz of PyTorch arrays")
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
             names = [name for name in file.files if not name.endswith("num_batches_tracked")]
             arrays = {name: file[name] for name in names}
     except (OSError, ValueError, EOFError, AttributeError, TypeError, zipfile.BadZipFile, zlib.error) as error:

@@ -1,0 +1,63 @@
+"""Baselines: the picture without information from which the path of Integrated Gradients starts."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from scipy import ndimage
+
+BASELINES = ("black", "mean", "blur")
+
+
+def make_baseline(
+    kind: Any, images: np.ndarray, *, mean_color: Sequence[float] | np.ndarray | None = None, sigma: float = 4.0
+) -> np.ndarray:
+    """The baseline of a batch of images.
+
+    A pixel equal to its baseline gets no attribution, so black hides what is black in the image; the mean color is
+    what zero in normalized space means; the blurred image differs from the image only where it has detail.
+
+    Args:
+        kind: "black", "mean", "blur", or an array that broadcasts to the images.
+        images: float [B,H,W,C] in [0,1].
+        mean_color: Mean of each channel in [0,1], for "mean"; other kinds have no use for it.
+        sigma: Standard deviation of the Gaussian in pixels, for "blur".
+
+    Returns:
+        float32 [1,H,W,C] where all images share one baseline, else [B,H,W,C].
+
+    Raises:
+        ValueError: The kind is unknown, or what it needs is missing or does not fit.
+    """
+    shared = (1, *images.shape[1:])
+    if not isinstance(kind, str):
+        return _broadcast(np.asarray(kind), images)
+    if kind == "black":
+        return np.zeros(shared, np.float32)
+    if kind == "mean":
+        if mean_color is None:
+            raise ValueError(
+                'baseline "mean" needs the mean color of the training images: '
+                'baseline=make_baseline("mean", images, mean_color=...).'
+            )
+        color = np.asarray(mean_color, np.float32)
+        if color.shape != images.shape[3:] or not ((color >= 0) & (color <= 1)).all():
+            raise ValueError(f"mean_color must be {images.shape[3]} numbers in [0,1], got {mean_color}.")
+        return np.broadcast_to(color, shared)
+    if kind == "blur":
+        if not sigma > 0:
+            raise ValueError(f"sigma must be positive, got {sigma}.")
+        return ndimage.gaussian_filter(np.asarray(images, np.float32), (0, sigma, sigma, 0), mode="nearest")
+    raise ValueError(f"baseline must be an array or one of {', '.join(BASELINES)}, got {kind!r}.")
+
+
+def _broadcast(baseline: np.ndarray, images: np.ndarray) -> np.ndarray:
+    if baseline.dtype == np.uint8 or not np.isfinite(baseline).all():
+        raise ValueError(f"a baseline array must be finite floats in the images' range [0,1], got {baseline.dtype}.")
+    own = baseline.ndim == images.ndim and len(baseline) == len(images)
+    try:
+        return np.broadcast_to(baseline.astype(np.float32), (len(images) if own else 1, *images.shape[1:]))
+    except ValueError:
+        raise ValueError(
+            f"a baseline array must broadcast to the images, shape {images.shape}, got {baseline.shape}."
+        ) from None

@@ -1,0 +1,280 @@
+"""Integrated Gradients (Sundararajan, Taly, Yan 2017, arXiv 1703.01365), with its error known for every image.
+
+The attribution of a pixel is its distance from the baseline times the model's gradient, averaged along the straight
+path from baseline to image. Over all pixels it sums to the difference of the model's outputs at the two ends; what
+the sum misses is the error of the quadrature, so every result carries it.
+"""
+
+import weakref
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import keras
+import numpy as np
+
+from tfigkd.attribution.baselines import make_baseline
+from tfigkd.attribution.quadrature import nodes_and_weights
+
+FIRST_STEPS = 8
+"""Where the adaptive mode starts; measured, see experiments/results/attribution.csv."""
+
+
+@dataclass(frozen=True)
+class Attribution:
+    """Attributions of B images, and what is known of them.
+
+    Args:
+        attributions: float32 [B,H,W,C], signed, in logits.
+        convergence_delta: Sum of the attributions minus the difference of the logits, float32 [B].
+        n_steps: Steps behind each image's attributions, int32 [B].
+        logits: The model's output for the images themselves, float32 [B,classes].
+    """
+
+    attributions: np.ndarray
+    convergence_delta: np.ndarray
+    n_steps: np.ndarray
+    logits: np.ndarray
+
+
+def integrated_gradients(
+    model: keras.Model,
+    images: np.ndarray,
+    targets: np.ndarray | Sequence[int],
+    *,
+    baseline: str | np.ndarray = "black",
+    n_steps: int | None = None,
+    rule: str = "gauss_legendre",
+    tolerance: float = 0.05,
+    max_steps: int = 128,
+    batch_size: int = 128,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Attribute the logit of each image's target to the image's pixels.
+
+    Args:
+        model: From float32 images [B,H,W,C] in [0,1] to logits [B,classes]; it runs in inference mode.
+        images: float [B,H,W,C] in [0,1].
+        targets: Index of the logit that is explained, int [B].
+        baseline: "black", "blur", or an array that broadcasts to the images, such as `make_baseline` gives.
+        n_steps: Gradient evaluations along each path. None: as many as an image needs, doubling until its
+            completeness error is at most `tolerance` or `max_steps` are used.
+        rule: Quadrature rule, see `nodes_and_weights`.
+        tolerance: Largest completeness error that needs no more steps, relative to max(|difference of logits|, 1).
+        max_steps: Most steps for one image; one still over the tolerance keeps its last attributions.
+        batch_size: Gradient evaluations at once; bounds the memory, and no result depends on it.
+
+    Returns:
+        Attributions, float32 [B,H,W,C], and convergence deltas, float32 [B], see `completeness_error`.
+
+    Raises:
+        ValueError: An argument is not as above, or the model's output is not finite.
+    """
+    result = attribute(
+        model,
+        images,
+        targets,
+        baseline=baseline,
+        n_steps=n_steps,
+        rule=rule,
+        tolerance=tolerance,
+        max_steps=max_steps,
+        batch_size=batch_size,
+    )
+    return result.attributions, result.convergence_delta
+
+
+def attribute(
+    model: keras.Model,
+    images: np.ndarray,
+    targets: np.ndarray | Sequence[int],
+    *,
+    baseline: str | np.ndarray = "black",
+    n_steps: int | None = None,
+    rule: str = "gauss_legendre",
+    tolerance: float = 0.05,
+    max_steps: int = 128,
+    batch_size: int = 128,
+) -> Attribution:
+    """`integrated_gradients`, together with the steps it took and the logits it had to compute anyway."""
+    for name, value in (("tolerance", tolerance), ("max_steps", max_steps), ("batch_size", batch_size)):
+        if not value > 0:
+            raise ValueError(f"{name} must be positive, got {value}.")
+    steps = min(FIRST_STEPS, max_steps) if n_steps is None else n_steps
+    nodes_and_weights(rule, steps)  # refuse an unknown rule before the model runs
+    images, targets = _check_images(images), _check_targets(targets, len(images))
+    starts = make_baseline(baseline, images)
+    functions = _compile(model)
+    logits = _run_in_batches(functions.forward, np.concatenate([images, starts]), batch_size)
+    logits, start_logits = logits[: len(images)], np.broadcast_to(logits[len(images) :], (len(images), logits.shape[1]))
+    if targets.max() >= logits.shape[1]:
+        raise ValueError(f"targets must be below the number of logits, {logits.shape[1]}; got {targets.max()}.")
+    rows = np.arange(len(images))
+    difference = logits[rows, targets].astype(np.float64) - start_logits[rows, targets]
+
+    starts = np.broadcast_to(starts, images.shape)
+    attributions, deltas = np.empty_like(images), np.empty(len(images), np.float32)
+    used, pending = np.empty(len(images), np.int32), rows
+    while len(pending):
+        chosen = images[pending], starts[pending], targets[pending]
+        attributions[pending] = _integrate(functions.gradient, *chosen, rule, steps, batch_size)
+        sums = attributions[pending].sum(axis=(1, 2, 3), dtype=np.float64)
+        deltas[pending], used[pending] = sums - difference[pending], steps
+        if n_steps is not None or steps >= max_steps:
+            break
+        # from the stored values, so that whoever recomputes the error agrees about the gate
+        pending = pending[completeness_error(attributions[pending], deltas[pending]) > tolerance]
+        steps = min(2 * steps, max_steps)
+    return Attribution(attributions, deltas, used, logits)
+
+
+def completeness_error(attributions: np.ndarray, convergence_delta: np.ndarray) -> np.ndarray:
+    """How much of the difference of logits the attributions miss: |sum IG - dF| / max(|dF|, 1).
+
+    Args:
+        attributions: [B,H,W,C].
+        convergence_delta: [B], sum IG - dF.
+
+    Returns:
+        float32 [B], not negative.
+    """
+    difference = attributions.sum(axis=(1, 2, 3), dtype=np.float64) - convergence_delta
+    return (np.abs(convergence_delta) / np.maximum(np.abs(difference), 1)).astype(np.float32)
+
+
+def saliency_map(attributions: np.ndarray) -> np.ndarray:
+    """One number a pixel: the absolute attributions [B,H,W,C], summed over the channels, [B,H,W]."""
+    return np.abs(attributions).sum(axis=-1)
+
+
+def _check_images(images: np.ndarray) -> np.ndarray:
+    images = np.asarray(images)
+    if images.dtype == np.uint8:
+        raise ValueError("images must be floats in [0,1], got uint8; pass images.astype('float32') / 255.")
+    if images.ndim != 4 or not len(images) or images.dtype.kind != "f":
+        raise ValueError(f"images must be floats [B,H,W,C] with B > 0, got {images.dtype} of shape {images.shape}.")
+    if not (images.min() >= 0 and images.max() <= 1):
+        raise ValueError(f"images must lie in [0,1], got values from {images.min()} to {images.max()}.")
+    return images.astype(np.float32)
+
+
+def _check_targets(targets: np.ndarray | Sequence[int], count: int) -> np.ndarray:
+    targets = np.asarray(targets)
+    if targets.shape != (count,) or targets.dtype.kind not in "iu" or targets.min() < 0:
+        raise ValueError(
+            f"targets must be the index of a logit for each of the {count} images, an int array [{count}], "
+            f"got {targets.dtype} of shape {targets.shape}."
+        )
+    return targets.astype(np.int32)
+
+
+def _integrate(
+    gradient: Callable[[np.ndarray, np.ndarray], np.ndarray],
+    images: np.ndarray,
+    starts: np.ndarray,
+    targets: np.ndarray,
+    rule: str,
+    n_steps: int,
+    batch_size: int,
+) -> np.ndarray:
+    """Attributions [B,H,W,C] with a fixed number of steps, `batch_size` gradient evaluations at a time.
+
+    Images x steps are numbered through, image by image, and cut into rows of one length, so that the compiled
+    function never meets another shape; the rows after the last repeat it with weight zero.
+    """
+    nodes, weights = nodes_and_weights(rule, n_steps)
+    totals = np.zeros((len(images), images[0].size))
+    count = len(images) * n_steps
+    for start in range(0, count, batch_size):
+        row = np.arange(start, start + batch_size)
+        image, step = np.divmod(np.minimum(row, count - 1), n_steps)
+        alphas = nodes[step].astype(np.float32)[:, None, None, None]
+        gradients = gradient(starts[image] + alphas * (images[image] - starts[image]), targets[image])
+        if not np.isfinite(gradients).all():
+            raise ValueError("the model's gradient is not finite; check its weights for NaN and infinity.")
+        first, last = image[0], image[-1]
+        share = np.zeros((last - first + 1, batch_size))
+        share[image - first, np.arange(batch_size)] = np.where(row < count, weights[step], 0)
+        totals[first : last + 1] += share @ gradients.reshape(batch_size, -1)
+    return ((images - starts) * totals.reshape(images.shape)).astype(np.float32)
+
+
+def _run_in_batches(forward: Callable[[np.ndarray], np.ndarray], images: np.ndarray, batch_size: int) -> np.ndarray:
+    """Logits [B,classes], in batches of one length; the last is filled up with its own last image."""
+    parts = []
+    for start in range(0, len(images), batch_size):
+        parts.append(forward(images[np.minimum(np.arange(start, start + batch_size), len(images) - 1)]))
+    logits = np.concatenate(parts)[: len(images)]
+    if logits.ndim != 2:
+        raise ValueError(f"the model must give logits [B,classes], got shape {logits.shape}.")
+    if not np.isfinite(logits).all():
+        raise ValueError("the model's logits are not finite; check its weights for NaN and infinity.")
+    return logits
+
+
+class _Functions(NamedTuple):
+    """Compiled: images [B,H,W,C] to logits, and images with targets [B] to the gradient of those logits."""
+
+    forward: Callable[[np.ndarray], np.ndarray]
+    gradient: Callable[[np.ndarray, np.ndarray], np.ndarray]
+
+
+_COMPILED: weakref.WeakKeyDictionary[keras.Model, _Functions] = weakref.WeakKeyDictionary()
+
+
+def _compile(model: keras.Model) -> _Functions:
+    """The model's compiled functions; kept as long as the model lives, so a second call does not trace again."""
+    if model not in _COMPILED:
+        makers = {"tensorflow": _compile_tensorflow, "jax": _compile_jax}
+        backend = keras.backend.backend()
+        if backend not in makers:
+            raise ValueError(f"attribution runs on the Keras backends {' and '.join(makers)}, not on {backend!r}.")
+        # The functions hold the model weakly: a strong reference from the value would keep its key alive for ever.
+        _COMPILED[model] = makers[backend](weakref.ref(model))
+    return _COMPILED[model]
+
+
+def _compile_tensorflow(model: Callable[[], Any]) -> _Functions:
+    import tensorflow as tf
+
+    # On a CPU XLA takes minutes to compile a convolutional network, and the result is slower.
+    @tf.function(jit_compile=False)
+    def forward(images: Any) -> Any:
+        return tf.cast(model()(images, training=False), tf.float32)
+
+    @tf.function(jit_compile=False)
+    def gradient(images: Any, targets: Any) -> Any:
+        # Watching the input alone spares the gradients of the weights.
+        with tf.GradientTape(watch_accessed_variables=False) as tape:
+            tape.watch(images)
+            logits = model()(images, training=False)
+            chosen = tf.gather(logits, targets, batch_dims=1)
+        return tape.gradient(chosen, images)
+
+    return _Functions(
+        lambda images: forward(tf.constant(images)).numpy(),
+        lambda images, targets: gradient(tf.constant(images), tf.constant(targets)).numpy(),
+    )
+
+
+def _compile_jax(model: Callable[[], Any]) -> _Functions:
+    import jax
+
+    def state() -> tuple[list[Any], list[Any]]:
+        # An argument, not a constant of the compiled function, which would freeze the weights of its first call.
+        trainable, fixed = model().trainable_variables, model().non_trainable_variables
+        return [variable.value for variable in trainable], [variable.value for variable in fixed]
+
+    @jax.jit
+    def forward(images: Any, variables: Any) -> Any:
+        return model().stateless_call(*variables, images, training=False)[0].astype("float32")
+
+    @jax.jit
+    @jax.grad
+    def gradient(images: Any, targets: Any, variables: Any) -> Any:
+        logits = model().stateless_call(*variables, images, training=False)[0]
+        return jax.numpy.take_along_axis(logits, targets[:, None], axis=1).sum()
+
+    return _Functions(
+        lambda images: np.asarray(forward(images, state())),
+        lambda images, targets: np.asarray(gradient(images, targets, state())),
+    )
