@@ -41,7 +41,7 @@ def save(folder: Path, model: keras.Model, fingerprint: str, history: list[dict[
     arrays = {f"v{index}": keras.ops.convert_to_numpy(v) for index, v in enumerate(_variables(model))}
     note = json.dumps({"fingerprint": fingerprint, "history": history}).encode()
     buffer = io.BytesIO()
-    np.savez(buffer, note=np.frombuffer(note, np.uint8), **arrays)  # type: ignore[arg-type]
+    np.savez(buffer, note=np.frombuffer(note, np.uint8), **arrays)
     content = buffer.getvalue()
     with atomic(folder / f"checkpoint-{len(history):05d}.ckpt") as temporary:
         temporary.write_bytes(content + hashlib.sha256(content).digest())

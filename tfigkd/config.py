@@ -145,7 +145,7 @@ class TeacherConfig(NetworkConfig):
         super().__post_init__()
         own = self.model.endswith(".keras")
         _require(
-            self.train or own or self.weights,
+            self.train or own or self.weights is not None,
             "teacher.train = false needs teacher.weights or a .keras teacher.model",
             self.model,
         )

@@ -54,7 +54,9 @@ def progress(description: str, total: int, done: int = 0) -> Iterator[Callable[.
         task = bar.add_task(description, total=total, completed=done, note="")
 
         def advance(count: int = 1, note: str | None = None) -> None:
-            bar.update(task, advance=count, **({} if note is None else {"note": note}))
+            bar.advance(task, count)
+            if note is not None:
+                bar.update(task, note=note)
 
         yield advance
 

@@ -8,18 +8,19 @@ from keras import ops
 from keras.distillation import DistillationLoss
 
 from tfigkd.losses import hard_label_loss
+from tfigkd.losses.logits import Tensor
 
 
 def loss_terms(
-    labels,
-    logits,
-    teacher_logits=None,
+    labels: Tensor,
+    logits: Tensor,
+    teacher_logits: Tensor | None = None,
     *,
     losses: Mapping[str, DistillationLoss],
     weights: Mapping[str, float],
     label_smoothing: float = 0.0,
-    sample_weight=None,
-) -> dict:
+    sample_weight: Tensor | None = None,
+) -> dict[str, Tensor]:
     """Every term of the loss and their weighted sum `"loss"`, all scalars.
 
     As everywhere in Keras, a sample weight multiplies its example's loss and the sum is divided by the batch size.
@@ -34,7 +35,7 @@ def loss_terms(
         sample_weight: [B], or None.
     """
 
-    def reduce(values):
+    def reduce(values: Tensor) -> Tensor:
         if sample_weight is not None:
             values = values * ops.cast(ops.reshape(sample_weight, (-1,)), values.dtype)
         return ops.mean(values)
@@ -54,7 +55,7 @@ def loss_terms(
     return {"loss": total, **terms}
 
 
-def _labels(targets):
+def _labels(targets: Any) -> Tensor:
     labels = targets["label"] if isinstance(targets, Mapping) else targets
     return ops.squeeze(labels, -1) if len(labels.shape) == 2 and labels.shape[-1] == 1 else labels
 
@@ -141,7 +142,7 @@ class Distiller(keras.Model):
         """The student is built already; nothing else has weights."""
         self.built = True
 
-    def call(self, inputs, training=None, mask=None):
+    def call(self, inputs: Tensor, training: bool | None = None, mask: Tensor | None = None) -> Tensor:
         """The student's logits."""
         return self.student(inputs, training=training)
 
@@ -151,7 +152,7 @@ class Distiller(keras.Model):
         # Keras keeps a tracker "loss" of its own, which only its own train_step updates
         return [*self._trackers.values(), *(m for m in super().metrics if m.name not in self._trackers)]
 
-    def _terms(self, inputs, targets, logits, sample_weight, *, training: bool) -> dict:
+    def _terms(self, inputs: Tensor, targets: Any, logits: Tensor, sample_weight: Any, *, training: bool) -> dict:
         teacher_logits = None
         if self.distillation_losses:
             if isinstance(targets, Mapping) and "teacher_logits" in targets:
@@ -173,7 +174,7 @@ class Distiller(keras.Model):
             sample_weight=sample_weight,
         )
 
-    def _log(self, inputs, targets, logits, sample_weight, terms) -> dict:
+    def _log(self, inputs: Tensor, targets: Any, logits: Tensor, sample_weight: Any, terms: dict) -> dict:
         count = ops.shape(logits)[0]
         for name, value in terms.items():
             self._trackers[name].update_state(value, sample_weight=count)
@@ -182,7 +183,7 @@ class Distiller(keras.Model):
 
     if keras.backend.backend() == "tensorflow":
 
-        def train_step(self, data):
+        def train_step(self, data: Any) -> dict:
             """One step of gradient descent on a batch `(x, y[, sample_weight])`."""
             import tensorflow as tf
 
@@ -196,7 +197,7 @@ class Distiller(keras.Model):
             self.optimizer.apply_gradients(zip(tape.gradient(scaled, variables), variables, strict=True))
             return self._log(inputs, targets, logits, sample_weight, terms)
 
-        def test_step(self, data):
+        def test_step(self, data: Any) -> dict:
             """Loss terms and metrics of a batch; changes no weight."""
             inputs, targets, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
             logits = self.student(inputs, training=False)
@@ -205,14 +206,14 @@ class Distiller(keras.Model):
 
     elif keras.backend.backend() == "jax":
 
-        def train_step(self, state, data):
+        def train_step(self, state: tuple, data: Any) -> tuple:  # type: ignore[misc]
             """One step of gradient descent on a batch `(x, y[, sample_weight])`, as a function of the state."""
             import jax
 
             trainable, non_trainable, optimizer_state, metrics_state = state
             inputs, targets, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
 
-            def loss_function(trainable, non_trainable):
+            def loss_function(trainable: list, non_trainable: list) -> tuple:
                 logits, non_trainable, losses = self.stateless_call(
                     trainable, non_trainable, inputs, training=True, return_losses=True
                 )
@@ -226,7 +227,7 @@ class Distiller(keras.Model):
             logs, metrics_state = self._stateless_log(metrics_state, inputs, targets, logits, sample_weight, terms)
             return logs, (trainable, non_trainable, optimizer_state, metrics_state)
 
-        def test_step(self, state, data):
+        def test_step(self, state: tuple, data: Any) -> tuple:  # type: ignore[misc]
             """Loss terms and metrics of a batch, as a function of the state."""
             trainable, non_trainable, metrics_state = state
             inputs, targets, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
@@ -235,10 +236,10 @@ class Distiller(keras.Model):
             logs, metrics_state = self._stateless_log(metrics_state, inputs, targets, logits, sample_weight, terms)
             return logs, (trainable, non_trainable, metrics_state)
 
-        def _stateless_log(self, metrics_state, inputs, targets, logits, sample_weight, terms):
+        def _stateless_log(self, metrics_state: list, *batch: Any) -> tuple[dict, list]:
             mapping = zip(self.metrics_variables, metrics_state, strict=True)
             with keras.StatelessScope(state_mapping=mapping) as scope:
-                logs = self._log(inputs, targets, logits, sample_weight, terms)
+                logs = self._log(*batch)
             return logs, [scope.get_current_value(variable) for variable in self.metrics_variables]
 
     def get_config(self) -> dict:

@@ -323,7 +323,9 @@ def verify(folder: Path, *, sample: int = 64, seed: int = 0) -> dict[str, float]
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """`python -m tfigkd.overlays STORE`: verify a store and print the largest deviation."""
-    parser = argparse.ArgumentParser(prog="python -m tfigkd.overlays", description=verify.__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m tfigkd.overlays", description="Recompute a random sample of an overlay store."
+    )
     parser.add_argument("store", type=Path, help="folder of the store: runs/teachers/<teacher>/overlays/<store>")
     parser.add_argument("--sample", type=int, default=64, help="records to recompute")
     parser.add_argument("--seed", type=int, default=0, help="seed of the sample")

@@ -1,11 +1,15 @@
 """Losses on logits: the hard label, and softened logits."""
 
+from typing import Any
+
 import keras
 from keras import ops
 from keras.distillation import DistillationLoss
 
+Tensor = Any  # of whichever backend Keras runs on
 
-def hard_label_loss(labels, logits, *, label_smoothing: float = 0.0):
+
+def hard_label_loss(labels: Tensor, logits: Tensor, *, label_smoothing: float = 0.0) -> Tensor:
     """Cross-entropy with the hard label.
 
     Args:
@@ -24,7 +28,7 @@ def hard_label_loss(labels, logits, *, label_smoothing: float = 0.0):
     return -ops.sum(targets * log_probabilities, axis=-1)
 
 
-def kl_divergence(teacher_logits, student_logits, *, temperature: float):
+def kl_divergence(teacher_logits: Tensor, student_logits: Tensor, *, temperature: float) -> Tensor:
     """Softened-logits distillation: T² · KL(teacher ‖ student) (Hinton et al. 2015, arXiv 1503.02531, section 2.1).
 
     T² keeps the size of the gradient when the temperature changes. Worked out on log-softmax, so that it stays
@@ -56,11 +60,11 @@ class KLDivergence(DistillationLoss):
             raise ValueError(f"temperature must be positive, got {temperature}")
         self.temperature = temperature
 
-    def per_example(self, teacher_outputs, student_outputs):
+    def per_example(self, teacher_outputs: Tensor, student_outputs: Tensor) -> Tensor:
         """Loss of each example, [B], so that sample weights can be respected."""
         return kl_divergence(teacher_outputs, student_outputs, temperature=self.temperature)
 
-    def compute_loss(self, teacher_outputs, student_outputs, **kwargs):
+    def compute_loss(self, teacher_outputs: Tensor, student_outputs: Tensor, **kwargs: Any) -> Tensor:
         """Mean loss of the batch, a scalar."""
         return ops.mean(self.per_example(teacher_outputs, student_outputs))
 
