@@ -8,7 +8,6 @@ The published networks have seen all of train, validation included, which is no 
 
 import argparse
 import csv
-import functools
 import shlex
 import sys
 import time
@@ -19,13 +18,14 @@ from typing import Any
 import numpy as np
 
 from tfigkd import data, models, provenance
-from tfigkd.attribution import attribute, completeness_error, make_baseline
+from tfigkd.attribution import attribute, completeness_error, make_baseline, saliency_map
 from tfigkd.attribution.integrated_gradients import FIRST_STEPS
 
 RESULTS = Path(__file__).parent / "results" / "attribution.csv"
-RULES = ("gauss_legendre", "midpoint", "trapezoid", "right")
+RULES = ("gauss_legendre", "midpoint", "trapezoid", "right")  # the default first
 STEPS = (4, 8, 16, 32, 64, 128)
 TOLERANCE = 0.05
+REFERENCE_STEPS = 256  # Gauss-Legendre; `map_distance` is the relative L1 distance from its saliency maps
 
 
 def networks(weights: Path) -> Iterator[tuple[str, Any]]:
@@ -37,45 +37,49 @@ def networks(weights: Path) -> Iterator[tuple[str, Any]]:
         yield name, models.fold_batch_norm(model)
 
 
-def summary(errors: np.ndarray, evaluations: float, seconds: float | None) -> dict[str, Any]:
+def summary(errors: np.ndarray, distances: np.ndarray, evaluations: float, seconds: float = np.nan) -> dict[str, Any]:
     """Errors and cost of one setting, as columns."""
-    return {
-        "images": len(errors),
-        "error_mean": f"{errors.mean():.4f}",
-        "error_median": f"{np.median(errors):.4f}",
-        "error_p90": f"{np.quantile(errors, 0.9):.4f}",
-        "error_p99": f"{np.quantile(errors, 0.99):.4f}",
-        "share_within_tolerance": f"{(errors <= TOLERANCE).mean():.4f}",
-        "gradients_per_image": f"{evaluations:.1f}",
-        "images_per_second": f"{len(errors) / seconds:.2f}" if seconds else "",
-    }
+    columns = {"error_mean": errors.mean(), "error_median": np.median(errors)}
+    columns |= {f"error_p{percent}": np.percentile(errors, percent) for percent in (90, 99)}
+    columns |= {"share_within_tolerance": (errors <= TOLERANCE).mean(), "map_distance": distances.mean()}
+    columns |= {"gradients_per_image": evaluations, "images_per_second": len(errors) / seconds}
+    return {"images": len(errors)} | {name: f"{value:.4g}" for name, value in columns.items()}
 
 
-def settings(model: Any, labeled: data.Examples, more: data.Examples, start: Any) -> Iterator[dict[str, Any]]:
-    """Rows of one model and baseline; `start` makes the baseline of some images."""
-    images = data.to_model_input(labeled.images)
+def run(model: Any, examples: data.Examples, color: np.ndarray | None, **options: Any) -> tuple[Any, ...]:
+    """Completeness errors, saliency maps, steps, seconds; the baseline is black where there is no color."""
+    images, begin = data.to_model_input(examples.images), time.perf_counter()
+    baseline = make_baseline("black" if color is None else "mean", images, mean_color=color)
+    result = attribute(model, images, examples.labels, baseline=baseline, tolerance=TOLERANCE, **options)
+    errors = completeness_error(result.attributions, result.convergence_delta)
+    return errors, saliency_map(result.attributions), result.n_steps, time.perf_counter() - begin
+
+
+def fixed_steps(model: Any, examples: data.Examples, color: np.ndarray | None) -> Iterator[dict[str, Any]]:
+    """Rows of each rule and number of steps, and of doubling until the tolerance holds."""
+    reference = run(model, examples, color, n_steps=REFERENCE_STEPS)[1]
     for rule in RULES:
-        errors = np.empty((len(STEPS), len(images)), np.float32)
+        errors, distances = np.empty((2, len(STEPS), len(examples)))
         for index, n_steps in enumerate(STEPS):
-            begin = time.perf_counter()
-            result = attribute(model, images, labeled.labels, baseline=start(images), rule=rule, n_steps=n_steps)
-            seconds = time.perf_counter() - begin
-            errors[index] = completeness_error(result.attributions, result.convergence_delta)
-            yield {"rule": rule, "n_steps": n_steps} | summary(errors[index], n_steps, seconds)
+            errors[index], maps, _, seconds = run(model, examples, color, rule=rule, n_steps=n_steps)
+            distances[index] = np.abs(maps - reference).sum(axis=(1, 2)) / reference.sum(axis=(1, 2))
+            yield {"rule": rule, "n_steps": n_steps} | summary(errors[index], distances[index], n_steps, seconds)
         # No result depends on the other images of a call, so what doubling from any start would do is known now.
-        for first in range(3):
+        for first in range(4):
             within = errors[first:] <= TOLERANCE
             last = np.where(within.any(axis=0), within.argmax(axis=0), len(within) - 1)
+            chosen = (first + last, np.arange(len(examples)))
             spent = np.cumsum(STEPS[first:])[last].mean()
-            chosen = errors[first + last, np.arange(len(images))]
-            yield {"rule": rule, "n_steps": f"doubled from {STEPS[first]}"} | summary(chosen, spent, None)
-    images = data.to_model_input(more.images)
-    begin = time.perf_counter()
-    result = attribute(model, images, more.labels, baseline=start(images), tolerance=TOLERANCE)
-    seconds = time.perf_counter() - begin
-    errors = completeness_error(result.attributions, result.convergence_delta)
-    spent = np.mean([sum(steps for steps in STEPS if FIRST_STEPS <= steps <= used) for used in result.n_steps])
-    yield {"rule": "default", "n_steps": "adaptive"} | summary(errors, spent, seconds)
+            row = {"rule": rule, "n_steps": f"doubled from {STEPS[first]}"}
+            yield row | summary(errors[chosen], distances[chosen], spent)
+
+
+def adaptive(model: Any, examples: data.Examples, color: np.ndarray | None) -> dict[str, Any]:
+    """The row of the adaptive mode with its defaults."""
+    errors, _, used, seconds = run(model, examples, color, rule=RULES[0])
+    spent = np.mean([sum(steps for steps in STEPS if FIRST_STEPS <= steps <= last) for last in used])
+    row = {"rule": RULES[0], "n_steps": f"adaptive from {FIRST_STEPS}"}
+    return row | summary(errors, np.array(np.nan), float(spent), seconds)
 
 
 def main() -> None:
@@ -83,34 +87,31 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--data-dir", required=True, help="where tfds finds the prepared CIFAR-10")
     parser.add_argument("--weights", type=Path, required=True, help="folder with the published .npz files")
-    parser.add_argument("--images", type=int, default=256, help="validation images for the grid of fixed steps")
-    parser.add_argument("--adaptive-images", type=int, default=1000, help="validation images for the adaptive mode")
+    parser.add_argument("--images", type=int, default=256, help="validation images for fixed steps")
+    parser.add_argument("--adaptive-images", type=int, default=1000, help="for the adaptive mode")
     arguments = parser.parse_args()
 
     cifar10 = data.load("cifar10", directory=arguments.data_dir, download=False)
     mean_color = cifar10.train.images.mean(axis=(0, 1, 2)) / 255
     # Sorted by id, which is a hash: the first are a random sample.
     few, more = (cifar10.validation.take(slice(n)) for n in (arguments.images, arguments.adaptive_images))
-    origin = {
-        "versions": provenance.versions(),
-        "hardware": provenance.hardware(),
-        "command": shlex.join(["python", "experiments/attribution_steps.py", *sys.argv[1:]]),
-    }
+    origin = {"versions": provenance.versions(), "hardware": provenance.hardware()}
+    origin["command"] = shlex.join(["python", "experiments/attribution_steps.py", *sys.argv[1:]])
     for name, model in networks(arguments.weights):
-        attribute(model, data.to_model_input(few.images[:1]), few.labels[:1], n_steps=2)  # compiles, outside the clock
-        for baseline in ("black", "mean"):
-            start = functools.partial(make_baseline, baseline, mean_color=mean_color)
-            for row in settings(model, few, more, start):
-                append({"model": name, "baseline": baseline, "tolerance": TOLERANCE} | row | origin)
+        run(model, cifar10.validation.take(slice(1)), None, n_steps=2)  # compiles, outside the clock
+        for baseline, color in (("black", None), ("mean", mean_color)):
+            setting = {"model": name, "baseline": baseline, "tolerance": TOLERANCE}
+            for row in fixed_steps(model, few, color):
+                append(setting | row | origin)
+            append(setting | adaptive(model, more, color) | origin)
 
 
 def append(row: dict[str, Any]) -> None:
     """Add a row to the results, under a header where the file is new."""
     print(*list(row.values())[:-3], sep="  ", flush=True)
-    new = not RESULTS.exists()
     with open(RESULTS, "a", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, list(row))
-        if new:
+        if not file.tell():
             writer.writeheader()
         writer.writerow(row)
 

@@ -98,7 +98,7 @@ def test_fingerprint_depends_on_every_field_and_on_nothing_else():
 def test_smoke_shrinks_work_and_keeps_the_method(name):
     _, config = read_experiment(name)
     small = smoke(config)
-    assert small.data.limit == 256
+    assert small.data.limit == 128
     assert small.training.epochs <= 2
     for section in ("losses", "overlay", "augment", "student"):
         assert getattr(small, section) == getattr(config, section)

@@ -368,7 +368,7 @@ def override(config: Config, changes: Mapping[str, Any]) -> Config:
 
 def smoke(config: Config) -> Config:
     """The same experiment, shrunk to a few steps of a small slice; the code path is the same."""
-    limit = min(config.data.limit or 256, 256)
+    limit = min(config.data.limit or 128, 128)
     return override(
         config,
         {

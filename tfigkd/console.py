@@ -18,6 +18,8 @@ from rich.progress import (
 )
 from rich.text import Text
 
+from tfigkd.errors import UserError
+
 _console = Console(highlight=False, soft_wrap=not sys.stdout.isatty())
 
 
@@ -63,13 +65,15 @@ def progress(description: str, total: int, done: int = 0) -> Iterator[Callable[.
 
 @contextlib.contextmanager
 def quiet_stderr() -> Iterator[None]:
-    """Hold back what native code writes to standard error; it is shown when the block fails."""
+    """Hold back what native code writes to standard error; it is shown when the block fails unexpectedly."""
     sys.stderr.flush()
     saved = os.dup(2)
     with tempfile.TemporaryFile() as held:
         os.dup2(held.fileno(), 2)
         try:
             yield
+        except UserError:
+            raise
         except Exception:
             held.seek(0)
             os.write(saved, held.read())

@@ -17,7 +17,7 @@ TRAINING_EFFICIENCY = 0.19
 GRADIENT_EFFICIENCY = 0.35
 BACKWARD = 3  # forward, gradient of the input, gradient of the weights
 TYPICAL_STEPS = 40  # gradient evaluations an image until the completeness error is met
-STARTUP_SECONDS = 40  # graph compilation and exports
+STAGE_SECONDS = 6  # graph compilation, conversion, writing
 
 
 def matrix_rate() -> float:
@@ -36,7 +36,7 @@ def estimate(config: Config, workdir: Workdir, stages: list[str]) -> timedelta:
     """A rough time for the stages that have yet to run; right to a factor of two on a CPU."""
     data, rate = dataset(config.data), matrix_rate()
     examples = len(training_examples(config.data))
-    seconds = float(STARTUP_SECONDS)
+    seconds = float(STAGE_SECONDS * len(stages))
     if config.needs_teacher and {"teacher", "overlays"} & {*stages}:
         folder, macs = teacher_folder(config, workdir), multiply_adds(build_network(config.teacher, data))
         trained = config.teacher.train and config.teacher.weights is None

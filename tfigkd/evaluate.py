@@ -5,6 +5,7 @@
 """
 
 import argparse
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,6 +21,7 @@ from tfigkd.errors import UserError
 from tfigkd.export import litert_predictor
 from tfigkd.metrics import comparison, metrics, predict_logits
 from tfigkd.models.cost import count_parameters, multiply_adds
+from tfigkd.provenance import append_row, origin
 from tfigkd.student import load_student
 from tfigkd.teacher import build_network, load_teacher, weights_fingerprint
 from tfigkd.workdir import Workdir, finished, make_folder, write_manifest
@@ -70,6 +72,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--normalization", default="none", help=", ".join(models.NORMALIZATIONS))
     parser.add_argument("--data", default="cifar10", help="tfds name, digits, .npz or image folder")
     parser.add_argument("--data-dir", help="prepared tfds directory (default: TFDS_DATA_DIR)")
+    parser.add_argument("--rows", type=Path, help="append the result to this .csv")
     options = parser.parse_args(arguments)
     try:
         if options.normalization not in models.NORMALIZATIONS:
@@ -84,11 +87,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
             if options.weights:
                 models.load_torch_weights(model, options.weights)
             logits = predict_logits(model, data.test.images)
-    except UserError as error:
+        values = dict(metrics(logits, data.test.labels))
+        if options.rows:
+            given = sys.argv[1:] if arguments is None else arguments
+            what = {"model": options.model, "weights": options.weights or "", "data": data.name}
+            counts = {"data_fingerprint": data.fingerprint, "n_test": len(data.test)}
+            append_row(options.rows, what | counts | values | origin(f"python -m tfigkd.evaluate {shlex.join(given)}"))
+    except (UserError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    for name, value in metrics(logits, data.test.labels):
-        console.say(f"{name} {100 * value:.2f} %" if name == "accuracy" else f"{name} {value:.4f}")
+    console.say(f"accuracy {100 * values['accuracy']:.2f} %  nll {values['nll']:.4f}  ({len(data.test):,} test images)")
     return 0
 
 

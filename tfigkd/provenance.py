@@ -1,10 +1,13 @@
-"""Where a number comes from: versions, hardware and commit, for every row and report."""
+"""Where a number comes from: rows of results with versions, hardware, commit and command."""
 
+import csv
 import os
 import platform
 import subprocess
+from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 PACKAGES = ("tensorflow", "keras", "jax", "numpy", "ai-edge-litert")
 
@@ -47,3 +50,27 @@ def commit() -> str:
         return git("rev-parse", "--short=12", "HEAD") + ("+changes" if git("status", "--porcelain", "-uno") else "")
     except (OSError, subprocess.CalledProcessError):
         return ""
+
+
+def origin(command: str) -> dict[str, str]:
+    """The columns that say where a row comes from."""
+    return {"versions": versions(), "hardware": hardware(), "commit": commit(), "command": command}
+
+
+def append_row(path: Path, row: Mapping[str, Any]) -> None:
+    """Append a row to a CSV file, which gets its header from the first one.
+
+    Raises:
+        ValueError: the file has other columns.
+    """
+    new = not path.exists()
+    if not new:
+        with open(path, newline="", encoding="utf-8") as file:
+            header = next(csv.reader(file), [])
+        if header != list(row):
+            raise ValueError(f"{path} has the columns {header}, the row {list(row)}; write to another file")
+    with open(path, "a", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, list(row), lineterminator="\n")
+        if new:
+            writer.writeheader()
+        writer.writerow(row)

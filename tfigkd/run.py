@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
-from rich.syntax import Syntax
 
 from tfigkd import console
 from tfigkd.config import (
@@ -134,6 +133,17 @@ def _fields(mapping: dict[str, Any], prefix: str = "") -> list[str]:
     return names
 
 
+def _lines(table: dict[str, Any], prefix: str = "") -> list[str]:
+    """A config as one line a table, in TOML's words."""
+    own = {key: value for key, value in table.items() if not isinstance(value, dict) and value is not None}
+    text = "  ".join(f"{key} = {json.dumps(value)}" for key, value in own.items())
+    lines = [f"[{prefix}]  {text}" if prefix else text] if own else []
+    for key, value in table.items():
+        if isinstance(value, dict):
+            lines += _lines(value, f"{prefix}.{key}" if prefix else key)
+    return lines
+
+
 def _claim(workdir: Workdir, name: str, command: Command) -> None:
     """Write the config into the workdir, unless a run with other settings is there."""
     path = workdir.run / "config.json"
@@ -174,16 +184,16 @@ def run(command: Command, name: str) -> None:
         chosen = [stage for stage in chosen if stage not in TEACHER_STAGES]
     with locked(workdir.run, wait=False):
         _claim(workdir, name, command)
-        console.show(
-            Syntax(json.dumps(to_mapping(config), indent=1), "json", background_color="default", word_wrap=True)
-        )
-        with console.quiet_stderr():  # TensorFlow greets on every import
+        for line in _lines(to_mapping(config)):
+            console.say(line)
+        console.say(f"{name}, seed {command.seed}, config {fingerprint(config)}, in {workdir.run}")
+        started = time.monotonic()
+        with console.quiet_stderr():  # TensorFlow greets when it is imported and when it looks for a GPU
             os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
             from tfigkd import pipeline
             from tfigkd.estimate import estimate
-        console.say(f"{name}, seed {command.seed}, config {fingerprint(config)}, in {workdir.run}")
-        started = time.monotonic()
-        about = estimate(config, workdir, chosen)
+
+            about = estimate(config, workdir, chosen)
         console.say(f"stages: {', '.join(chosen)}; about {about} on this machine")
         for number, stage in enumerate(chosen, start=1):
             console.say(f"[{number}/{len(chosen)}] {stage}")

@@ -8,7 +8,7 @@ import keras
 
 from tfigkd import checkpoint, console, models
 from tfigkd.batches import training_batches
-from tfigkd.config import Config, NetworkConfig, fingerprint
+from tfigkd.config import Config, NetworkConfig, experiments_folder, fingerprint
 from tfigkd.data import Dataset, to_model_input
 from tfigkd.data.stage import dataset, holds_out_validation, training_examples
 from tfigkd.distiller import Distiller
@@ -120,8 +120,8 @@ def _train(config: Config, data: Dataset, folder: Path) -> tuple[keras.Model, li
 
 
 def _saved(fingerprint: str) -> Path | None:
-    """The teacher in saved_models, when it is this one."""
-    folder = Path("saved_models/teacher")
+    """The teacher in the checkout's saved_models, when it is this one."""
+    folder = experiments_folder().parent / "saved_models" / "teacher"
     manifest = read_manifest(folder)
     return folder / FILE if manifest is not None and manifest["fingerprint"] == fingerprint else None
 

@@ -17,9 +17,6 @@ import numpy as np
 
 from tfigkd.errors import UserError
 from tfigkd.workdir import atomic
-from tfigkd.workdir import checksum as file_checksum
-
-__all__ = ["decode_example", "encode_example", "file_checksum", "read_records", "write_records"]
 
 LENGTH = struct.Struct("<Q")
 CHECKSUM = struct.Struct("<I")

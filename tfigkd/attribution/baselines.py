@@ -47,7 +47,7 @@ def make_baseline(
     if kind == "blur":
         if not sigma > 0:
             raise ValueError(f"sigma must be positive, got {sigma}.")
-        return ndimage.gaussian_filter(np.asarray(images, np.float32), (0, sigma, sigma, 0), mode="nearest")
+        return ndimage.gaussian_filter(np.asarray(images, np.float32), (0, sigma, sigma, 0), mode="reflect")
     raise ValueError(f"baseline must be an array or one of {', '.join(BASELINES)}, got {kind!r}.")
 
 
