@@ -3,7 +3,7 @@
     python experiments/attribution_steps.py --data-dir DIR --weights DIR
 
 Appends one row per setting to experiments/results/attribution.csv; the defaults of `tfigkd.attribution` rest on it.
-The published networks have seen all of train, validation included, which is no matter for an error of quadrature.
+The published networks have seen all of train, validation included; it does not matter to an error of quadrature.
 """
 
 import argparse
@@ -22,7 +22,7 @@ from tfigkd.attribution import attribute, completeness_error, make_baseline, sal
 from tfigkd.attribution.integrated_gradients import FIRST_STEPS
 
 RESULTS = Path(__file__).parent / "results" / "attribution.csv"
-RULES = ("gauss_legendre", "midpoint", "trapezoid", "right")  # the default first
+RULES = ("midpoint", "gauss_legendre", "trapezoid", "right")  # the default first
 STEPS = (4, 8, 16, 32, 64, 128)
 TOLERANCE = 0.05
 REFERENCE_STEPS = 256  # Gauss-Legendre; `map_distance` is the relative L1 distance from its saliency maps
@@ -57,7 +57,7 @@ def run(model: Any, examples: data.Examples, color: np.ndarray | None, **options
 
 def fixed_steps(model: Any, examples: data.Examples, color: np.ndarray | None) -> Iterator[dict[str, Any]]:
     """Rows of each rule and number of steps, and of doubling until the tolerance holds."""
-    reference = run(model, examples, color, n_steps=REFERENCE_STEPS)[1]
+    reference = run(model, examples, color, rule="gauss_legendre", n_steps=REFERENCE_STEPS)[1]
     for rule in RULES:
         errors, distances = np.empty((2, len(STEPS), len(examples)))
         for index, n_steps in enumerate(STEPS):
@@ -69,17 +69,16 @@ def fixed_steps(model: Any, examples: data.Examples, color: np.ndarray | None) -
             within = errors[first:] <= TOLERANCE
             last = np.where(within.any(axis=0), within.argmax(axis=0), len(within) - 1)
             chosen = (first + last, np.arange(len(examples)))
-            spent = np.cumsum(STEPS[first:])[last].mean()
-            row = {"rule": rule, "n_steps": f"doubled from {STEPS[first]}"}
-            yield row | summary(errors[chosen], distances[chosen], spent)
+            columns = summary(errors[chosen], distances[chosen], np.cumsum(STEPS[first:])[last].mean())
+            yield {"rule": rule, "n_steps": f"doubled from {STEPS[first]}"} | columns
 
 
 def adaptive(model: Any, examples: data.Examples, color: np.ndarray | None) -> dict[str, Any]:
     """The row of the adaptive mode with its defaults."""
     errors, _, used, seconds = run(model, examples, color, rule=RULES[0])
     spent = np.mean([sum(steps for steps in STEPS if FIRST_STEPS <= steps <= last) for last in used])
-    row = {"rule": RULES[0], "n_steps": f"adaptive from {FIRST_STEPS}"}
-    return row | summary(errors, np.array(np.nan), float(spent), seconds)
+    columns = summary(errors, np.array(np.nan), float(spent), seconds)
+    return {"rule": RULES[0], "n_steps": f"adaptive from {FIRST_STEPS}"} | columns
 
 
 def main() -> None:
@@ -87,7 +86,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--data-dir", required=True, help="where tfds finds the prepared CIFAR-10")
     parser.add_argument("--weights", type=Path, required=True, help="folder with the published .npz files")
-    parser.add_argument("--images", type=int, default=256, help="validation images for fixed steps")
+    parser.add_argument("--images", type=int, default=256, help="validation images for fixed steps; 0: no such rows")
     parser.add_argument("--adaptive-images", type=int, default=1000, help="for the adaptive mode")
     arguments = parser.parse_args()
 
@@ -101,7 +100,7 @@ def main() -> None:
         run(model, cifar10.validation.take(slice(1)), None, n_steps=2)  # compiles, outside the clock
         for baseline, color in (("black", None), ("mean", mean_color)):
             setting = {"model": name, "baseline": baseline, "tolerance": TOLERANCE}
-            for row in fixed_steps(model, few, color):
+            for row in fixed_steps(model, few, color) if len(few) else ():
                 append(setting | row | origin)
             append(setting | adaptive(model, more, color) | origin)
 

@@ -145,7 +145,7 @@ def _lines(table: dict[str, Any], prefix: str = "") -> list[str]:
 
 
 def _claim(workdir: Workdir, name: str, command: Command) -> None:
-    """Write the config into the workdir, unless a run with other settings is there."""
+    """Write the config into the workdir, unless a student of other settings is there."""
     path = workdir.run / "config.json"
     content = {
         "experiment": name,
@@ -153,7 +153,7 @@ def _claim(workdir: Workdir, name: str, command: Command) -> None:
         "smoke": command.smoke,
         "config": to_mapping(command.config),
     }
-    if path.exists():
+    if path.exists() and workdir.stage("distill").exists():
         try:
             before = json.loads(path.read_text(encoding="utf-8"))
             changed = [field for field in differences(before, content) if not _free(field)]

@@ -9,7 +9,9 @@ def nodes_and_weights(rule: str, n_steps: int) -> tuple[np.ndarray, np.ndarray]:
     """Where to evaluate an integrand on [0,1], and how much each value counts.
 
     Gauss-Legendre is exact for polynomials of degree 2n - 1, midpoint and trapezoid for straight lines, the two
-    Riemann sums for constants. On a network of ReLUs, whose gradient jumps along the path, no rule keeps its order.
+    Riemann sums for constants. On networks of ReLUs, whose gradient jumps along the path, no rule keeps its order: on
+    CIFAR-10 all have about the same completeness error, and the midpoint's maps are the closest to those of many
+    steps (experiments/results/attribution.csv).
 
     Args:
         rule: One of `RULES`.

@@ -1,0 +1,298 @@
+"""Runs that are killed, interrupted, repeated or started twice end as one that was left in peace.
+
+Everything goes through the real command line, in processes of their own.
+"""
+
+import csv
+import hashlib
+import json
+import os
+import random
+import re
+import resource
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+EXPERIMENT = """
+description = "A few steps on two hundred digits; dropout in teacher and student"
+[data]
+name = "digits"
+limit = 200
+[augment]
+crop_padding = 1
+flip = false
+[teacher]
+drop_blocks = 14
+width = 0.25
+dropout = 0.3
+normalization = "none"
+[teacher.training]
+epochs = 4
+batch_size = 32
+optimizer = "adam"
+learning_rate = 5e-3
+weight_decay = 0.0
+warmup_epochs = 0
+[student]
+drop_blocks = 16
+width = 0.25
+dropout = 0.2
+[attribution]
+shard_size = 32
+max_steps = 16
+[overlay]
+probability = 0.5
+[losses.kd]
+weight = 0.5
+[training]
+epochs = 4
+batch_size = 32
+[export]
+min_int8_agreement = 0.0
+calibration_examples = 8
+[benchmark]
+runs = 3
+warmup = 1
+"""
+RUN = "runs/tiny/0"
+TEACHERS = "runs/teachers/*"
+SHARD = f"{TEACHERS}/overlays/*/overlays-{{:05d}}-of-*.tfrecord"
+PASSING = re.compile(r"time|commit|train_seconds|.*_ms")  # columns of a row that differ from run to run
+
+
+def start(folder, *arguments, file_size=None, module="tfigkd.run", **environment):
+    """Start the command line in a folder; `file_size` is the largest file that it can write, in bytes."""
+
+    def prepare():
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # a shell that runs us in the background has it ignored
+        if file_size is not None:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (file_size, file_size))
+
+    if module == "tfigkd.run" and "--experiment" not in arguments:
+        arguments = ("--experiment", "tiny.toml", *arguments)
+    return subprocess.Popen(
+        [sys.executable, "-m", module, *map(str, arguments)],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(ROOT), **environment},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=prepare,
+    )
+
+
+def succeed(folder, *arguments, **options):
+    """Run the command line to its good end, which leaves standard error empty; returns standard output."""
+    process = start(folder, *arguments, **options)
+    output, errors = process.communicate()
+    assert process.returncode == 0, errors
+    assert errors == ""
+    return output
+
+
+def new_folder(folder):
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "tiny.toml").write_text(EXPERIMENT)
+    return folder
+
+
+def finished_run(tmp_path_factory):
+    """A folder with a run that nothing disturbed; made once a session. Look, do not touch."""
+    folder = tmp_path_factory.getbasetemp() / "finished"
+    if not folder.exists():
+        began = time.monotonic()
+        output = succeed(new_folder(folder))
+        (folder / "seconds").write_text(str(time.monotonic() - began))
+        (folder / "output").write_text(output)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def reference(tmp_path_factory):
+    return finished_run(tmp_path_factory)
+
+
+def only(folder, pattern):
+    (path,) = folder.glob(pattern)
+    return path
+
+
+def hashes(folder, pattern="**/*"):
+    """Content of every file by its path; locks say nothing."""
+    return {
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(folder.glob(pattern))
+        if path.is_file() and path.name != ".lock"
+    }
+
+
+def row(folder, run=RUN):
+    (values,) = csv.DictReader((folder / run / "rows.csv").open(newline=""))
+    return {name: value for name, value in values.items() if not PASSING.fullmatch(name)}
+
+
+def assert_same_run(folder, reference):
+    """The same weights of teacher and student, to the bit, the same shards to the byte, the same figures."""
+    for pattern in (f"{TEACHERS}/teacher.keras", f"{RUN}/distill/student.keras"):
+        files = only(folder, pattern), only(reference, pattern)
+        manifests = [json.loads(file.with_name("manifest.json").read_text()) for file in files]
+        assert manifests[0]["weights"] == manifests[1]["weights"]
+        ours, theirs = (keras.saving.load_model(file, compile=False).get_weights() for file in files)
+        assert len(ours) == len(theirs) > 10
+        for left, right in zip(ours, theirs, strict=True):
+            np.testing.assert_array_equal(left, right)
+    shards = hashes(folder, f"{TEACHERS}/overlays/*/*.tfrecord")
+    assert len(shards) == 11
+    assert shards == hashes(reference, f"{TEACHERS}/overlays/*/*.tfrecord")
+    assert row(folder) == row(reference)
+    assert not list(folder.rglob("*.partial*"))
+    assert not list(folder.rglob("*.ckpt"))
+
+
+def stop_when(folder, *patterns, how=signal.SIGKILL, arguments=()):
+    """Start a run and send it a signal as soon as one of these files is there; returns the ended process."""
+    process = start(folder, *arguments)
+    while not any(True for pattern in patterns for _ in folder.glob(pattern)):
+        assert process.poll() is None, f"the run ended before {patterns}: {process.communicate()}"
+        time.sleep(0.0005)
+    process.send_signal(how)
+    process.output, process.errors = process.communicate()
+    return process
+
+
+def stamps(folder, pattern):
+    return {path: path.stat().st_mtime_ns for path in folder.glob(pattern)}
+
+
+def assert_kept(before):
+    """None of these files was written again."""
+    assert before
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+
+
+def test_kills_in_teacher_training_overlays_and_distillation_change_nothing(reference, tmp_path):
+    folder = new_folder(tmp_path)
+    assert stop_when(folder, f"{TEACHERS}/checkpoint-00002.ckpt").returncode == -signal.SIGKILL
+    assert not list(folder.glob(f"{TEACHERS}/teacher.keras"))
+
+    second = stop_when(folder, SHARD.format(0))
+    assert second.returncode == -signal.SIGKILL
+    assert re.search(r"teacher: going on after epoch [23] of 4", second.output)
+    teacher, shards = stamps(folder, f"{TEACHERS}/teacher.keras"), stamps(folder, SHARD.format(0))
+
+    # the first half-written shard that is seen after the third; else the eighth
+    halves = [f"{TEACHERS}/overlays/*/.overlays-{number:05d}-of-*.partial*" for number in range(3, 11)]
+    assert stop_when(folder, *halves, SHARD.format(8)).returncode == -signal.SIGKILL
+    assert_kept(teacher | shards)
+    shards = stamps(folder, SHARD.format(0)) | stamps(folder, SHARD.format(2))
+    assert not list(folder.glob(f"{TEACHERS}/overlays/*/manifest.json"))
+    store = only(folder, f"{TEACHERS}/overlays/*")
+    (store / ".overlays-00010-of-00011.partial.tfrecord").write_bytes(b"half a shard")
+
+    assert stop_when(folder, f"{RUN}/distill/checkpoint-00001.ckpt").returncode == -signal.SIGKILL
+    assert_kept(teacher | shards)
+    shards = stamps(folder, f"{TEACHERS}/overlays/*/*.tfrecord")
+
+    assert re.search(r"student: going on after epoch [12] of 4", succeed(folder))
+    assert_kept(teacher | shards)
+    assert_same_run(folder, reference)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(3))
+def test_kills_at_random_moments_change_nothing(reference, tmp_path, seed):
+    folder, draw = new_folder(tmp_path), random.Random(seed)
+    mean = float((reference / "seconds").read_text()) / 2
+    for _ in range(8):
+        process = start(folder)
+        try:
+            process.communicate(timeout=draw.uniform(0.3, 2) * mean)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.communicate()
+            continue
+        assert process.returncode == 0
+    succeed(folder)
+    assert_same_run(folder, reference)
+
+
+def test_ctrl_c_and_termination_say_how_to_go_on(reference, tmp_path):
+    folder = new_folder(tmp_path)
+    shutil.copytree(reference / "runs/teachers", folder / "runs/teachers")
+    arguments = ()
+    for epoch, how in ((1, signal.SIGTERM), (2, signal.SIGINT)):
+        stopped = stop_when(folder, f"{RUN}/distill/checkpoint-{epoch:05d}.ckpt", how=how, arguments=arguments)
+        assert stopped.returncode == 130
+        (line,) = stopped.errors.splitlines()
+        words = shlex.split(line.partition("Go on with: ")[2])
+        assert words[:3] == ["python", "-m", "tfigkd.run"]
+        arguments = words[3:]
+    assert "student: going on after epoch" in succeed(folder, *arguments)
+    assert_same_run(folder, reference)
+
+
+def test_ctrl_c_during_the_imports_leaves_no_traceback(tmp_path):
+    stopped = stop_when(new_folder(tmp_path), f"{RUN}/config.json", how=signal.SIGINT)
+    assert stopped.returncode == 130
+    (line,) = stopped.errors.splitlines()
+    assert "Go on with: python -m tfigkd.run" in line
+
+
+def test_a_finished_run_is_not_run_again(reference, tmp_path):
+    shutil.copytree(reference, tmp_path, dirs_exist_ok=True)
+    files = stamps(tmp_path, "runs/**/*.*")
+    before = row(tmp_path)
+    began = time.monotonic()
+    output = succeed(tmp_path)
+    assert time.monotonic() - began < float((reference / "seconds").read_text())
+    assert output.count("done before") >= 5
+    assert row(tmp_path) == before
+    again = {f"{RUN}/{name}" for name in ("config.json", "rows.csv", "report.md", "data/manifest.json")}
+    assert_kept({path: stamp for path, stamp in files.items() if str(path.relative_to(tmp_path)) not in again})
+    assert set(stamps(tmp_path, "runs/**/*.*")) == set(files)
+
+
+def test_a_second_process_in_a_workdir_is_refused(reference, tmp_path):
+    shutil.copytree(reference, tmp_path, dirs_exist_ok=True)
+    first = start(tmp_path, "--workdir", "new", "--stages", "data,teacher")
+    while not (tmp_path / "new/config.json").exists():
+        time.sleep(0.01)
+    before = hashes(tmp_path / "new")
+    second = start(tmp_path, "--workdir", "new", "--stages", "data")
+    _, errors = second.communicate()
+    assert second.returncode == 1
+    assert errors == "error: new is in use by another process; wait for it or choose another --workdir\n"
+    assert first.poll() is None
+    assert hashes(tmp_path / "new").items() >= before.items()
+    _, errors = first.communicate()
+    assert (first.returncode, errors) == (0, "")
+
+
+def test_runs_at_the_same_time_share_one_teacher(reference, tmp_path):
+    new_folder(tmp_path)
+    stages = ("--stages", "data,teacher,overlays,distill")
+    together = [start(tmp_path, *stages, "--seed", seed) for seed in (0, 1)]
+    outputs = []
+    for process in together:
+        output, errors = process.communicate()
+        assert (process.returncode, errors) == (0, "")
+        outputs.append(output)
+    assert sum("done before" in output for output in outputs) == 1
+    for kept in (f"{TEACHERS}/manifest.json", f"{TEACHERS}/overlays/*/*.tfrecord"):
+        assert hashes(tmp_path, kept) == hashes(reference, kept)
+    weights = [
+        json.loads((path / "manifest.json").read_text())["weights"]
+        for path in (tmp_path / RUN / "distill", tmp_path / "runs/tiny/1/distill", reference / RUN / "distill")
+    ]
+    assert weights[0] == weights[2]
+    assert weights[1] != weights[2]
