@@ -89,7 +89,7 @@ def overlay(images: np.ndarray, maps: np.ndarray, exponents: np.ndarray) -> np.n
 
 def overlay_some(
     images: np.ndarray,
-    maps: np.ndarray,
+    maps: np.ndarray | None,
     usable: np.ndarray,
     keys: np.ndarray,
     config: OverlayConfig,
@@ -101,7 +101,7 @@ def overlay_some(
 
     Args:
         images: float32 [B,H,W,C] in [0,1].
-        maps: [B,H,W], in the geometry of the images.
+        maps: [B,H,W], in the geometry of the images; None dims as an overlay does and adds no map (a control).
         usable: bool [B]; false for maps over the completeness gate, which are never overlaid.
         keys: uint64 [B], from `example_keys`.
         config: Probability and exponents.
@@ -114,5 +114,8 @@ def overlay_some(
     low, high = np.log(config.min_exponent), np.log(config.max_exponent)
     exponents = np.exp(low + (high - low) * uniform(keys[chosen], seed=seed, epoch=epoch, purpose=EXPONENT))
     result = images.copy()
-    result[chosen] = overlay(images[chosen], maps[chosen], exponents)
+    if maps is None:
+        result[chosen] *= np.float32(0.5)
+    else:
+        result[chosen] = overlay(images[chosen], maps[chosen], exponents)
     return result

@@ -40,6 +40,7 @@ def training_batches(
     seed: int,
     knowledge: Knowledge | None = None,
     overlay: OverlayConfig | None = None,
+    dim_only: bool = False,
 ) -> Callable[[int], Iterator[Batch]]:
     """Endless shuffled, augmented batches, from the epoch on that the returned function is given.
 
@@ -52,6 +53,7 @@ def training_batches(
         seed: The run's seed; draws depend on it, the epoch and the example's id only.
         knowledge: Adds `"teacher_logits"` to the targets and is the source of the maps.
         overlay: Overlays maps where its probability is above 0; needs `knowledge`.
+        dim_only: Dim the images that would carry an overlay and add no map (a control).
 
     Returns:
         A function from first epoch to an iterator of (images float32 [B,H,W,3], {"label": int32 [B], ...}).
@@ -73,7 +75,13 @@ def training_batches(
         if overlaid:
             assert knowledge is not None and overlay is not None
             images = overlay_some(
-                images, moved[..., 3], knowledge.usable[chosen], keys[chosen], overlay, seed=seed, epoch=epoch
+                images,
+                None if dim_only else moved[..., 3],
+                knowledge.usable[chosen],
+                keys[chosen],
+                overlay,
+                seed=seed,
+                epoch=epoch,
             )
         return images, targets
 

@@ -157,6 +157,8 @@ class StudentConfig(NetworkConfig):
 
     drop_blocks: int = 5
     """How many of MobileNet-V2's 19 feature blocks are dropped from the end."""
+    init: Literal["random", "teacher"] = "random"
+    """Initial weights; "teacher" copies the teacher's own first blocks (and its normalization)."""
 
 
 @dataclass(frozen=True)
@@ -201,6 +203,18 @@ class OverlayConfig:
         _require(0 <= self.probability <= 1, "overlay.probability must be in [0, 1]", self.probability)
         ordered = 0 < self.min_exponent <= self.max_exponent
         _require(ordered, "overlay exponents must be 0 < min <= max", (self.min_exponent, self.max_exponent))
+
+
+@dataclass(frozen=True)
+class ControlConfig:
+    """Placebo arms: the same treatment without the information."""
+
+    maps: Literal["own", "shuffled", "noise", "none"] = "own"
+    """own; shuffled across images; noise with each map's power spectrum; none: dimmed as by an overlay, no map."""
+    logits: Literal["own", "shuffled"] = "own"
+    """own; shuffled across images."""
+    seed: int = 77
+    """Seed of the permutation or the noise."""
 
 
 @dataclass(frozen=True)
@@ -270,6 +284,7 @@ class Config:
     student: StudentConfig = field(default_factory=StudentConfig)
     attribution: AttributionConfig = field(default_factory=AttributionConfig)
     overlay: OverlayConfig = field(default_factory=OverlayConfig)
+    control: ControlConfig = field(default_factory=ControlConfig)
     losses: LossesConfig = field(default_factory=LossesConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
     export: ExportConfig = field(default_factory=ExportConfig)
@@ -277,7 +292,12 @@ class Config:
 
     @property
     def needs_teacher(self) -> bool:
-        """Whether any part of the student's training reads the overlay store."""
+        """Whether the student learns anything from a teacher."""
+        return self.needs_store or self.student.init == "teacher"
+
+    @property
+    def needs_store(self) -> bool:
+        """Whether the student's training reads the overlay store."""
         return self.losses.kd.weight > 0 or self.overlay.probability > 0
 
 

@@ -36,7 +36,6 @@ from tfigkd.errors import UserError
 from tfigkd.workdir import Workdir, locked, write_text
 
 STAGES = ("data", "teacher", "overlays", "distill", "evaluate", "export", "benchmark", "report")
-TEACHER_STAGES = ("teacher", "overlays")
 # fields that a finished run may be repeated with: they name places, or concern only stages that are cheap to redo
 FREE = ("data.dir", "description", "export.", "benchmark.", "attribution.batch_size")
 
@@ -180,8 +179,8 @@ def run(command: Command, name: str) -> None:
     workdir = Workdir(command.workdir or default, command.teachers, command.seed)
     config = command.config
     chosen = [stage for stage in STAGES if stage in command.stages.split(",")]
-    if not config.needs_teacher:
-        chosen = [stage for stage in chosen if stage not in TEACHER_STAGES]
+    unneeded = {"teacher": not config.needs_teacher, "overlays": not config.needs_store}
+    chosen = [stage for stage in chosen if not unneeded.get(stage)]
     with locked(workdir.run, wait=False):
         _claim(workdir, name, command)
         for line in _lines(to_mapping(config)):
@@ -200,7 +199,7 @@ def run(command: Command, name: str) -> None:
             pipeline.STAGES[stage](config, workdir)
         console.say(f"done in {time.monotonic() - started:.0f} s; everything is in {workdir.run}")
         if "report" in chosen:
-            console.say(f"report: {workdir.run / 'report.md'}   curves: tensorboard --logdir {workdir.run.parts[0]}")
+            console.say(f"report: {workdir.run / 'report.md'}   curves: tensorboard --logdir {workdir.run}")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

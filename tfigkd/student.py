@@ -1,19 +1,21 @@
 """The student: built, joined to what the teacher knows of its examples, and distilled."""
 
 import json
+from dataclasses import asdict
 
 import keras
 
 from tfigkd import checkpoint, console, losses, models
 from tfigkd.batches import Knowledge, training_batches
 from tfigkd.config import Config, fingerprint
-from tfigkd.data import to_model_input
+from tfigkd.controls import apply_control
+from tfigkd.data import Dataset, to_model_input
 from tfigkd.data.stage import dataset, holds_out_validation, training_examples
 from tfigkd.distiller import Distiller
 from tfigkd.layers import with_fused_layers, with_stock_layers
 from tfigkd.metrics import accuracy, predict_logits
 from tfigkd.overlays import load_knowledge, store_folder
-from tfigkd.teacher import build_network, weights_fingerprint
+from tfigkd.teacher import build_network, content_of, load_teacher, teacher_folder, weights_fingerprint
 from tfigkd.training import fit
 from tfigkd.workdir import (
     Workdir,
@@ -36,16 +38,21 @@ def _losses(config: Config) -> tuple[dict, dict]:
 
 def student_fingerprint(config: Config, workdir: Workdir) -> str:
     """Hash of everything the student's weights depend on."""
-    store = store_folder(config, workdir).name if config.needs_teacher else None
-    parts = [
-        config.student,
-        config.training,
-        config.augment,
-        config.overlay,
-        config.losses,
-        config.data.train_split,
-    ]
-    return fingerprint("student", dataset(config.data).fingerprint, workdir.seed, store, *parts)
+    store = store_folder(config, workdir).name if config.needs_store else None
+    teacher = teacher_folder(config, workdir).name if config.needs_teacher else None
+    identity = [dataset(config.data).fingerprint, config.data.train_split, workdir.seed, teacher, store]
+    network = asdict(config.student) | {"model": content_of(config.student.model)}
+    parts = [network, config.training, config.augment, config.overlay, config.control, config.losses]
+    return fingerprint("student", *identity, *parts)
+
+
+def _initial(config: Config, workdir: Workdir, data: Dataset) -> keras.Model:
+    """The student before its first step."""
+    if config.student.init == "teacher":
+        teacher = load_teacher(config, workdir)
+        options = {"copy_weights": True, "keep_normalization": True}
+        return with_fused_layers(models.truncate(teacher, config.student.drop_blocks, data.num_classes, **options))
+    return with_fused_layers(build_network(config.student, data))
 
 
 def load_student(config: Config, workdir: Workdir) -> keras.Model:
@@ -68,10 +75,10 @@ def distill(config: Config, workdir: Workdir) -> None:
         return
     examples = training_examples(config.data)
     knowledge: Knowledge | None = None
-    if config.needs_teacher:
-        knowledge = load_knowledge(config, workdir, examples)
+    if config.needs_store:
+        knowledge = apply_control(load_knowledge(config, workdir, examples), config.control)
     keras.utils.set_random_seed(workdir.seed)
-    student = with_fused_layers(build_network(config.student, data))
+    student = _initial(config, workdir, data)
     terms, weights = _losses(config)
     stream = training_batches(
         examples,
@@ -80,6 +87,7 @@ def distill(config: Config, workdir: Workdir) -> None:
         seed=workdir.seed,
         knowledge=knowledge,
         overlay=config.overlay,
+        dim_only=config.control.maps == "none",
     )
     held_out = data.validation
     validation = None

@@ -53,7 +53,7 @@ def weights_fingerprint(model: keras.Model) -> str:
     return digest.hexdigest()[:16]
 
 
-def _content(path: str | None) -> str | None:
+def content_of(path: str | None) -> str | None:
     """A file stands for its content, so that a teacher's identity does not depend on where the file lies."""
     if path is None or not path.endswith((".keras", ".npz")):
         return path
@@ -66,10 +66,10 @@ def teacher_fingerprint(config: Config) -> str:
     """Hash of everything the teacher's weights depend on."""
     teacher = config.teacher
     network = {name: getattr(teacher, name) for name in NetworkConfig.__dataclass_fields__}
-    network["model"] = _content(teacher.model)
+    network["model"] = content_of(teacher.model)
     trained = teacher.train and teacher.weights is None
     recipe = [teacher.training, teacher.seed, config.augment, config.data.train_split] if trained else []
-    return fingerprint("teacher", dataset(config.data).fingerprint, network, _content(teacher.weights), *recipe)
+    return fingerprint("teacher", dataset(config.data).fingerprint, network, content_of(teacher.weights), *recipe)
 
 
 def teacher_folder(config: Config, workdir: Workdir) -> Path:

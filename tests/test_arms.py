@@ -1,0 +1,127 @@
+"""Every arm and control trains; arms of one seed share everything but the treatment; lost alignment is seen."""
+
+import csv
+import itertools
+
+import keras
+import numpy as np
+import pytest
+
+from tfigkd.batches import Knowledge, training_batches
+from tfigkd.config import AugmentConfig, ControlConfig, OverlayConfig, experiments_folder, override, read_experiment
+from tfigkd.controls import apply_control
+from tfigkd.data import Examples
+from tfigkd.distiller import Distiller
+from tfigkd.run import Command, run
+
+ARMS = sorted(path.stem for path in experiments_folder().glob("*.toml") if path.stem != "quickstart")
+TINY = {
+    "data.name": "digits",
+    "data.limit": 96,
+    "augment.crop_padding": 1,
+    "augment.flip": False,
+    "teacher.drop_blocks": 14,
+    "teacher.width": 0.25,
+    "teacher.training.epochs": 1,
+    "teacher.training.batch_size": 32,
+    "student.drop_blocks": 16,
+    "student.width": 0.25,
+    "attribution.max_steps": 8,
+    "training.epochs": 2,
+    "training.batch_size": 32,
+}
+STAGES = "data,teacher,overlays,distill,evaluate,report"
+
+
+def train(name, folder, **changes):
+    """Run an arm, shrunk, and return its student's weights and its row."""
+    config = override(read_experiment(name)[1], TINY | changes)
+    # a student that starts from its teacher's blocks keeps two of five
+    if config.student.init == "teacher":
+        config = override(config, {"student.drop_blocks": 3})
+    workdir = folder / "runs" / name
+    run(Command(name, workdir=workdir, teachers=folder / "teachers", stages=STAGES, config=config), name)
+    with open(workdir / "rows.csv", newline="") as file:
+        (row,) = csv.DictReader(file)
+    return keras.saving.load_model(workdir / "distill" / "student.keras").get_weights(), row
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("arms")
+    return {name: train(name, folder) for name in ARMS}
+
+
+def same(left, right):
+    return all(np.array_equal(a, b) for a, b in zip(left, right, strict=True))
+
+
+@pytest.mark.parametrize("name", ARMS)
+def test_every_arm_runs_and_leaves_a_row(trained, name):
+    weights, row = trained[name]
+    assert all(np.isfinite(weight).all() for weight in weights)
+    assert row["experiment"] == name
+    assert 0 <= float(row["student_accuracy"]) <= 1
+
+
+def test_no_two_arms_are_the_same_treatment(trained):
+    for left, right in itertools.combinations(ARMS, 2):
+        a, b = trained[left][0], trained[right][0]
+        assert len(a) != len(b) or not same(a, b), f"{left} and {right} give the same student"
+
+
+def test_every_arm_fits_on_a_page():
+    for path in experiments_folder().glob("*.toml"):
+        assert len(path.read_text().splitlines()) <= 40
+
+
+def test_without_weight_and_overlay_the_arm_is_plain_supervised_training(trained, tmp_path):
+    """Bit for bit: the machinery of distillation costs a student without a teacher nothing."""
+    off = {"losses.kd.weight": 0.0, "overlay.probability": 0.0}
+    weights, _ = train("ig_kd", tmp_path, **off)
+    assert same(weights, trained["student"][0])
+
+
+# A problem in which only the map carries the label: images are noise, the bright quadrant of the map is the class.
+
+COUNT = 256
+
+
+def quadrants(seed):
+    rng = np.random.default_rng(seed)
+    labels = np.arange(COUNT) % 4
+    maps = rng.integers(0, 60, (COUNT, 8, 8), dtype=np.uint8)
+    for index, label in enumerate(labels):
+        top, left = 4 * (label // 2), 4 * (label % 2)
+        maps[index, top : top + 4, left : left + 4] += 190
+    ids = np.array([f"{(index + seed * COUNT) * 0x9E3779B97F4A7C15 % 2**64:016x}" for index in range(COUNT)])
+    examples = Examples(ids, rng.integers(0, 256, (COUNT, 8, 8, 3), dtype=np.uint8), labels, ids)
+    ones = np.ones(COUNT, np.float32)
+    return examples, Knowledge(np.zeros((COUNT, 4), np.float32), maps, ones, 0 * ones, ones > 0)
+
+
+def accuracy_on_overlaid(control):
+    """Train on overlaid images under a control, measure on held-out images with their own maps laid over."""
+    examples, knowledge = quadrants(0)
+    still = AugmentConfig(crop_padding=0, flip=False)
+    always = OverlayConfig(probability=1.0)
+    keras.utils.set_random_seed(0)
+    inputs = keras.Input((8, 8, 3))
+    hidden = keras.layers.Dense(32, activation="relu")(keras.layers.Flatten()(inputs))
+    model = Distiller(keras.Model(inputs, keras.layers.Dense(4)(hidden)))
+    model.compile(keras.optimizers.Adam(3e-3), metrics=["accuracy"], jit_compile=False)
+    options = {"augment": still, "batch_size": 32, "overlay": always}
+    given = apply_control(knowledge, control)
+    stream = training_batches(examples, seed=0, knowledge=given, **options)(0)
+    model.fit(stream, steps_per_epoch=8, epochs=12, shuffle=False, verbose=0)
+    held_out, own = quadrants(1)
+    images, targets = zip(
+        *itertools.islice(training_batches(held_out, seed=1, knowledge=own, **options)(0), 8), strict=True
+    )
+    labels = np.concatenate([target["label"] for target in targets])
+    return model.evaluate(np.concatenate(images), labels, verbose=0, return_dict=True)["accuracy"]
+
+
+def test_matched_maps_teach_what_shuffled_maps_cannot():
+    assert accuracy_on_overlaid(ControlConfig()) > 0.9
+    assert accuracy_on_overlaid(ControlConfig(maps="shuffled")) < 0.5
