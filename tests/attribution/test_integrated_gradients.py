@@ -32,20 +32,20 @@ class RecordsShape(keras.layers.Layer):
         return inputs
 
 
-def curved(*extra: keras.layers.Layer, seed: int = 0, scale: float = 6.0) -> keras.Model:
+def curved(*extra: keras.layers.Layer) -> keras.Model:
     """A small convolutional network whose gradient changes a good deal along the path."""
-    keras.utils.set_random_seed(seed)
-    normal = keras.initializers.RandomNormal(stddev=scale / 6)
+    keras.utils.set_random_seed(0)
+    normal, wide = keras.initializers.RandomNormal(stddev=0.4), keras.initializers.RandomNormal(stddev=4)
     return keras.Sequential(
         [
             keras.Input(SHAPE),
             *extra,
-            keras.layers.Conv2D(8, 3, activation="relu", kernel_initializer=normal, bias_initializer="normal"),
+            keras.layers.Conv2D(8, 3, activation="relu", kernel_initializer=normal, bias_initializer=normal),
             keras.layers.BatchNormalization(),
             keras.layers.Conv2D(8, 3, activation="tanh", kernel_initializer=normal),
             keras.layers.Dropout(0.5),
             keras.layers.GlobalAveragePooling2D(),
-            keras.layers.Dense(4, kernel_initializer=keras.initializers.RandomNormal(stddev=scale)),
+            keras.layers.Dense(4, kernel_initializer=wide),
         ]
     )
 
