@@ -41,7 +41,8 @@ def same(left, right):
 
 
 def test_loss_is_the_weighted_sum_of_its_terms():
-    terms = loss_terms(LABELS, LOGITS, LOGITS[::-1], losses={"kd": KLDivergence(2.5)}, weights={"kd": 0.3})
+    sides = {"kd": (LOGITS[::-1], LOGITS)}
+    terms = loss_terms(LABELS, LOGITS, sides, losses={"kd": KLDivergence(2.5)}, weights={"kd": 0.3})
     hard = np.mean(hard_label_loss(LABELS, LOGITS))
     kd = np.mean(kl_divergence(LOGITS[::-1], LOGITS, temperature=2.5))
     np.testing.assert_allclose(terms["hard_loss"], hard, rtol=1e-5)
@@ -133,7 +134,7 @@ def test_regularization_of_the_student_counts():
 
 
 def test_training_without_any_teacher_says_what_to_do():
-    with pytest.raises(ValueError, match="pass teacher= to the Distiller"):
+    with pytest.raises(ValueError, match="needs a teacher"):
         distiller().fit(IMAGES, LABELS, verbose=0)
 
 

@@ -1,34 +1,39 @@
 """The Keras model that trains a student from hard labels and from a teacher's logits, cached or live."""
 
-from collections.abc import Mapping
+import functools
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import keras
 from keras import ops
-from keras.distillation import DistillationLoss
 
-from tfigkd.losses import hard_label_loss
-from tfigkd.losses.logits import Tensor
+from tfigkd.losses import Loss, PerExampleLoss, hard_label_loss
+from tfigkd.losses.base import Tensor
+
+LOGITS = "logits"
+Sides = Mapping[str, tuple[Tensor, Tensor]]
 
 
 def loss_terms(
     labels: Tensor,
     logits: Tensor,
-    teacher_logits: Tensor | None = None,
+    sides: Sides | None = None,
     *,
-    losses: Mapping[str, DistillationLoss],
+    losses: Mapping[str, Loss],
     weights: Mapping[str, float],
     label_smoothing: float = 0.0,
     sample_weight: Tensor | None = None,
 ) -> dict[str, Tensor]:
     """Every term of the loss and their weighted sum `"loss"`, all scalars.
 
-    As everywhere in Keras, a sample weight multiplies its example's loss and the sum is divided by the batch size.
+    As everywhere in Keras, a sample weight multiplies its example's loss and the sum is divided by the batch size. A
+    loss of the whole batch (of relations between examples) has no value for one example, and is not weighted.
 
     Args:
         labels: Integers [B], or probabilities [B,C].
         logits: The student's, [B,C].
-        teacher_logits: [B,C]; without them the hard label alone counts, with weight one.
+        sides: Name of a loss to what it compares, the teacher's side first; a loss without sides is left out, and
+            without that of `"kd"` the hard label counts with weight one.
         losses: Name to loss.
         weights: Name to weight; the hard label's is 1 minus that of `"kd"`.
         label_smoothing: Of the hard label, in [0, 1).
@@ -40,16 +45,17 @@ def loss_terms(
             values = values * ops.cast(ops.reshape(sample_weight, (-1,)), values.dtype)
         return ops.mean(values)
 
+    sides = sides or {}
     hard = reduce(hard_label_loss(labels, logits, label_smoothing=label_smoothing))
-    if teacher_logits is None:
-        return {"loss": hard, "hard_loss": hard}
     terms = {"hard_loss": hard}
-    total = (1.0 - weights.get("kd", 0.0)) * hard
-    for name, loss in losses.items():
-        if hasattr(loss, "per_example"):
-            value = reduce(loss.per_example(teacher_logits, logits))
+    total = (1.0 - weights["kd"]) * hard if "kd" in sides else hard
+    for name, (teacher_side, student_side) in sides.items():
+        loss = losses[name]
+        if isinstance(loss, PerExampleLoss):
+            extra = (labels,) if loss.needs_labels else ()
+            value = reduce(loss.per_example(teacher_side, student_side, *extra))
         else:
-            value = loss.compute_loss(teacher_logits, logits)
+            value = loss.compute_loss(teacher_side, student_side)
         terms[f"{name}_loss"] = value
         total = total + weights[name] * value
     return {"loss": total, **terms}
@@ -60,27 +66,58 @@ def _labels(targets: Any) -> Tensor:
     return ops.squeeze(labels, -1) if len(labels.shape) == 2 and labels.shape[-1] == 1 else labels
 
 
+def _loss_taps(loss: Loss) -> tuple[Any, Any]:
+    """Where a loss looks at the teacher and at the student; the logits are a tap like any other."""
+    return (loss.teacher_layer, loss.student_layer) if loss.needs_features else (LOGITS, LOGITS)
+
+
+def _flat(taps: Any) -> list[str]:
+    return [taps] if isinstance(taps, str) else list(taps)
+
+
+def _pick(outputs: Mapping[str, Tensor], taps: Any) -> Any:
+    """The output of one tap, or the outputs of several."""
+    return outputs[taps] if isinstance(taps, str) else [outputs[tap] for tap in taps]
+
+
+def _all_taps(losses: Mapping[str, Loss], side: int) -> list[str]:
+    """All layers that the losses look at, on the teacher's side (0) or the student's (1)."""
+    return sorted({tap for loss in losses.values() for tap in _flat(_loss_taps(loss)[side])} - {LOGITS})
+
+
+def _with_taps(model: keras.Model, taps: list[str]) -> Callable[..., dict[str, Tensor]]:
+    """A function from images to the logits and the outputs of named layers, in one forward pass."""
+    if not taps:
+        return lambda inputs, training: {LOGITS: model(inputs, training=training)}
+    tapped = keras.Model(model.input, [model.output, *(model.get_layer(tap).output for tap in taps)])
+    return lambda inputs, training: dict(zip([LOGITS, *taps], tapped(inputs, training=training), strict=True))
+
+
 @keras.saving.register_keras_serializable("tfigkd")
 class Distiller(keras.Model):
     """Trains `student`; `fit`, `evaluate`, `predict` and `save` behave as on any Keras model.
 
     The loss is `(1 - w) · hard label + w · kd`, with w the weight of the term `"kd"`, plus `weight · term` for every
-    other term. The terms are logged by name. Where the targets carry the teacher's logits, no teacher runs at all.
+    other term. The terms are logged by name. The student runs once a step, whatever the losses look at.
 
-    Targets are labels (integers [B] or probabilities [B,C]), or a dictionary of `"label"` and `"teacher_logits"`
-    [B,C]. Without cached logits the teacher runs on the student's own batch, in inference mode. It is neither tracked
-    nor saved with the distiller, and its `trainable` flag is left alone.
+    Targets are labels (integers [B] or probabilities [B,C]), or a dictionary: `"label"`, and what is known of the
+    teacher: `"teacher_logits"` [B,C], `"teacher_map"` [B,H,W], `"teacher_features"` (tap to features or attention).
+    Where they hold all that the losses need, no teacher runs. Otherwise the live teacher runs in inference mode on
+    `"teacher_inputs"`, or on the student's own batch. It is neither tracked nor saved with the distiller, and its
+    `trainable` flag is left alone.
 
     Args:
         student: A built Keras model, images to logits [B,C].
-        losses: Name to `DistillationLoss`. Those with a method `per_example` respect sample weights.
+        losses: Name to loss; see `tfigkd.losses.LOSSES`.
         loss_weights: Name to weight, for the same names.
-        teacher: A Keras model, images to logits [B,C]; only for training without cached logits.
+        teacher: A Keras model, images to logits [B,C]; only for training without cached knowledge.
+        teacher_shapes: Tap to shape of the teacher's features, with the batch; only for losses with a projector, and
+            only without a live teacher.
         label_smoothing: Of the hard label, in [0, 1).
 
     Raises:
-        ValueError: names of losses and weights differ, a weight is out of range, or teacher and student have
-            different numbers of classes.
+        ValueError: names of losses and weights differ, a weight is out of range, a tap is unknown, or teacher and
+            student have different numbers of classes.
 
     Example:
         distiller = Distiller(student, losses={"kd": KLDivergence(2.5)}, loss_weights={"kd": 0.5}, teacher=teacher)
@@ -92,9 +129,10 @@ class Distiller(keras.Model):
         self,
         student: keras.Model,
         *,
-        losses: Mapping[str, DistillationLoss] | None = None,
+        losses: Mapping[str, Loss] | None = None,
         loss_weights: Mapping[str, float] | None = None,
         teacher: keras.Model | None = None,
+        teacher_shapes: Mapping[str, tuple[int | None, ...]] | None = None,
         label_smoothing: float = 0.0,
         **kwargs: Any,
     ):
@@ -103,20 +141,44 @@ class Distiller(keras.Model):
         self.distillation_losses = dict(losses or {})
         self.distillation_weights = {name: float(weight) for name, weight in (loss_weights or {}).items()}
         self.label_smoothing = label_smoothing
-        if self.distillation_losses.keys() != self.distillation_weights.keys():
-            raise ValueError(
-                f"losses and loss_weights must have the same names, got {sorted(self.distillation_losses)} "
-                f"and {sorted(self.distillation_weights)}"
-            )
-        if not 0 <= self.distillation_weights.get("kd", 0.0) <= 1:
-            raise ValueError(f"the weight of 'kd' must be in [0, 1], got {self.distillation_weights['kd']}")
+        self._check()
+        forward = _with_taps(student, _all_taps(self.distillation_losses, 1))
+        self._student_outputs = lambda inputs, training: forward(inputs, training)
         self.attach_teacher(teacher)
+        self.teacher_shapes = dict(teacher_shapes or {})
+        if teacher is not None:
+            taps = _all_taps(self.distillation_losses, 0)
+            self.teacher_shapes = {tap: tuple(teacher.get_layer(tap).output.shape) for tap in taps}
+        self.projectors = self._build_projectors()
         self._trackers = {
             name: keras.metrics.Mean(name=name)
             for name in ("loss", "hard_loss", *(f"{name}_loss" for name in self.distillation_losses))
         }
         if student.built:
             self.build(student.input_shape)
+
+    def _check(self) -> None:
+        names, weights = self.distillation_losses, self.distillation_weights
+        if names.keys() != weights.keys():
+            raise ValueError(
+                f"losses and loss_weights must have the same names, got {sorted(names)} and {sorted(weights)}"
+            )
+        if not 0 <= weights.get("kd", 0.0) <= 1 or any(weight < 0 for weight in weights.values()):
+            raise ValueError(f"the weight of 'kd' must be in [0, 1] and no weight negative, got {weights}")
+        for loss in self.distillation_losses.values():
+            loss.check_taps(self.student)
+
+    def _build_projectors(self) -> list:
+        """The trainable layers that losses bring along; trained with the student and no part of it."""
+        projectors = []
+        for name, loss in self.distillation_losses.items():
+            if not hasattr(loss, "projector"):
+                continue
+            if loss.teacher_layer not in self.teacher_shapes:
+                raise ValueError(f"loss {name!r} needs teacher=, or teacher_shapes={{{loss.teacher_layer!r}: shape}}")
+            loss.build(self.teacher_shapes[loss.teacher_layer], self.student.get_layer(loss.student_layer).output.shape)
+            projectors.append(loss.projector)
+        return projectors
 
     @property
     def teacher(self) -> keras.Model | None:
@@ -127,16 +189,21 @@ class Distiller(keras.Model):
         """Set or remove the live teacher, for example after loading a saved distiller.
 
         Raises:
-            ValueError: teacher and student have different numbers of classes.
+            ValueError: teacher and student have different numbers of classes, or a tap is unknown.
         """
-        if teacher is not None and teacher.output_shape[-1] != self.student.output_shape[-1]:
-            raise ValueError(
-                f"teacher and student must have the same classes, got {teacher.output_shape[-1]} "
-                f"and {self.student.output_shape[-1]}"
-            )
-        # a closure in a method: Keras tracks, saves and trains every model that is assigned to an attribute,
-        # through a property setter too
+        forward = None
+        if teacher is not None:
+            if teacher.output_shape[-1] != self.student.output_shape[-1]:
+                raise ValueError(
+                    f"teacher and student must have the same classes, got {teacher.output_shape[-1]} "
+                    f"and {self.student.output_shape[-1]}"
+                )
+            for loss in self.distillation_losses.values():
+                loss.check_taps(self.student, teacher)
+            forward = _with_taps(teacher, _all_taps(self.distillation_losses, 0))
+        # closures: Keras tracks, saves and trains every model that is assigned to an attribute, even to a property
         self._get_teacher = lambda: teacher
+        self._get_teacher_outputs = lambda: forward
 
     def build(self, input_shape: Any) -> None:
         """The student is built already; nothing else has weights."""
@@ -152,27 +219,55 @@ class Distiller(keras.Model):
         # Keras keeps a tracker "loss" of its own, which only its own train_step updates
         return [*self._trackers.values(), *(m for m in super().metrics if m.name not in self._trackers)]
 
-    def _terms(self, inputs: Tensor, targets: Any, logits: Tensor, sample_weight: Any, *, training: bool) -> dict:
-        teacher_logits = None
-        if self.distillation_losses:
-            if isinstance(targets, Mapping) and "teacher_logits" in targets:
-                teacher_logits = targets["teacher_logits"]
-            elif (teacher := self.teacher) is not None:
-                teacher_logits = ops.stop_gradient(teacher(inputs, training=False))
+    def _sides(self, inputs: Tensor, targets: Any, outputs: Mapping[str, Tensor], *, training: bool) -> Sides:
+        """What each loss compares, the teacher's side first; without a teacher nothing is compared in evaluation."""
+        known = targets if isinstance(targets, Mapping) else {}
+        cached = {**known.get("teacher_features", {})}
+        if "teacher_logits" in known:
+            cached[LOGITS] = known["teacher_logits"]
+
+        @functools.cache
+        def live() -> dict[str, Tensor]:
+            forward = self._get_teacher_outputs()
+            if forward is None:
+                return {}
+            seen = forward(known.get("teacher_inputs", inputs), training=False)
+            return {tap: ops.stop_gradient(value) for tap, value in seen.items()}
+
+        sides: dict[str, tuple[Tensor, Tensor]] = {}
+        for name, loss in self.distillation_losses.items():
+            if loss.needs_inputs:  # the student's own input gradient is worked out in training alone
+                if training:
+                    if "teacher_map" not in known:
+                        raise ValueError(f"loss {name!r} needs targets {{'label': ..., 'teacher_map': ...}}")
+                    sides[name] = known["teacher_map"], loss.student_map(self.student, inputs, _labels(targets))
+                continue
+            teacher_taps, student_taps = _loss_taps(loss)
+            available = cached if cached.keys() >= {*_flat(teacher_taps)} else live()
+            if available:
+                sides[name] = _pick(available, teacher_taps), _pick(outputs, student_taps)
             elif training:
                 raise ValueError(
-                    "distillation needs a teacher: pass teacher= to the Distiller, or targets "
-                    "{'label': ..., 'teacher_logits': ...} from an overlay store"
+                    f"loss {name!r} needs a teacher: Distiller(teacher=...), or targets with 'label' and "
+                    f"{'teacher_features' if loss.needs_features else 'teacher_logits'!r} from a store"
                 )
-        return loss_terms(
+        return sides
+
+    def compute_terms(self, inputs: Tensor, targets: Any, sample_weight: Any = None, *, training: bool) -> tuple:
+        """The loss terms of a batch, regularization included in `"loss"`, and the student's logits."""
+        outputs = self._student_outputs(inputs, training=training)
+        terms = loss_terms(
             _labels(targets),
-            logits,
-            teacher_logits,
+            outputs[LOGITS],
+            self._sides(inputs, targets, outputs, training=training),
             losses=self.distillation_losses,
             weights=self.distillation_weights,
             label_smoothing=self.label_smoothing,
             sample_weight=sample_weight,
         )
+        if training:
+            terms["loss"] += ops.cast(sum(self.student.losses), "float32")
+        return terms, outputs[LOGITS]
 
     def _log(self, inputs: Tensor, targets: Any, logits: Tensor, sample_weight: Any, terms: dict) -> dict:
         count = ops.shape(logits)[0]
@@ -188,11 +283,9 @@ class Distiller(keras.Model):
             import tensorflow as tf
 
             inputs, targets, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
-            variables = self.student.trainable_variables
+            variables = self.trainable_variables
             with tf.GradientTape() as tape:
-                logits = self.student(inputs, training=True)
-                terms = self._terms(inputs, targets, logits, sample_weight, training=True)
-                terms["loss"] += ops.cast(sum(self.student.losses), "float32")
+                terms, logits = self.compute_terms(inputs, targets, sample_weight, training=True)
                 scaled = self.optimizer.scale_loss(terms["loss"])
             self.optimizer.apply_gradients(zip(tape.gradient(scaled, variables), variables, strict=True))
             return self._log(inputs, targets, logits, sample_weight, terms)
@@ -200,8 +293,7 @@ class Distiller(keras.Model):
         def test_step(self, data: Any) -> dict:
             """Loss terms and metrics of a batch; changes no weight."""
             inputs, targets, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
-            logits = self.student(inputs, training=False)
-            terms = self._terms(inputs, targets, logits, sample_weight, training=False)
+            terms, logits = self.compute_terms(inputs, targets, sample_weight, training=False)
             return self._log(inputs, targets, logits, sample_weight, terms)
 
     elif keras.backend.backend() == "jax":
@@ -214,12 +306,10 @@ class Distiller(keras.Model):
             inputs, targets, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
 
             def loss_function(trainable: list, non_trainable: list) -> tuple:
-                logits, non_trainable, losses = self.stateless_call(
-                    trainable, non_trainable, inputs, training=True, return_losses=True
-                )
-                terms = self._terms(inputs, targets, logits, sample_weight, training=True)
-                terms["loss"] += ops.cast(sum(losses), "float32")
-                return self.optimizer.scale_loss(terms["loss"]), (terms, logits, non_trainable)
+                with self._scope(trainable, non_trainable) as scope:
+                    terms, logits = self.compute_terms(inputs, targets, sample_weight, training=True)
+                changed = [scope.get_current_value(variable) for variable in self.non_trainable_variables]
+                return self.optimizer.scale_loss(terms["loss"]), (terms, logits, changed)
 
             gradient = jax.grad(loss_function, has_aux=True)
             gradients, (terms, logits, non_trainable) = gradient(trainable, non_trainable)
@@ -231,10 +321,16 @@ class Distiller(keras.Model):
             """Loss terms and metrics of a batch, as a function of the state."""
             trainable, non_trainable, metrics_state = state
             inputs, targets, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
-            logits, non_trainable = self.stateless_call(trainable, non_trainable, inputs, training=False)
-            terms = self._terms(inputs, targets, logits, sample_weight, training=False)
+            with self._scope(trainable, non_trainable):
+                terms, logits = self.compute_terms(inputs, targets, sample_weight, training=False)
             logs, metrics_state = self._stateless_log(metrics_state, inputs, targets, logits, sample_weight, terms)
             return logs, (trainable, non_trainable, metrics_state)
+
+        def _scope(self, trainable: list, non_trainable: list) -> keras.StatelessScope:
+            """The scope in which the variables have these values and every update stays inside."""
+            variables = [*self.trainable_variables, *self.non_trainable_variables]
+            mapping = list(zip(variables, [*trainable, *non_trainable], strict=True))
+            return keras.StatelessScope(state_mapping=mapping, collect_losses=True)
 
         def _stateless_log(self, metrics_state: list, *batch: Any) -> tuple[dict, list]:
             mapping = zip(self.metrics_variables, metrics_state, strict=True)
@@ -250,6 +346,7 @@ class Distiller(keras.Model):
             "student": serialize(self.student),
             "losses": {name: serialize(loss) for name, loss in self.distillation_losses.items()},
             "loss_weights": self.distillation_weights,
+            "teacher_shapes": self.teacher_shapes,
             "label_smoothing": self.label_smoothing,
         }
 

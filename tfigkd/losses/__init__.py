@@ -1,5 +1,56 @@
 """Distillation losses: each a pure function first, a `keras.distillation.DistillationLoss` second."""
 
-from tfigkd.losses.logits import KLDivergence, hard_label_loss, kl_divergence
+from tfigkd.losses.attention import AttentionTransfer, attention_map, attention_transfer, spatial_attention
+from tfigkd.losses.attribution import IGMatching, input_gradient_map, map_distance
+from tfigkd.losses.base import Loss, PerExampleLoss
+from tfigkd.losses.features import Hint, hint_distance
+from tfigkd.losses.logits import (
+    DIST,
+    DKD,
+    KLDivergence,
+    correlation_distance,
+    decoupled_kl,
+    hard_label_loss,
+    kl_divergence,
+    standardize_logits,
+)
+from tfigkd.losses.relation import FSP, RKD, flow_distance, relational_distance
 
-__all__ = ["KLDivergence", "hard_label_loss", "kl_divergence"]
+LOSSES: dict[str, type[Loss]] = {
+    "kd": KLDivergence,
+    "dkd": DKD,
+    "dist": DIST,
+    "rkd": RKD,
+    "at": AttentionTransfer,
+    "fsp": FSP,
+    "hint": Hint,
+    "ig_match": IGMatching,
+}
+"""Name of a term, as in `[losses.NAME]`, to its class."""
+
+__all__ = [
+    "DIST",
+    "DKD",
+    "FSP",
+    "LOSSES",
+    "RKD",
+    "AttentionTransfer",
+    "Hint",
+    "IGMatching",
+    "KLDivergence",
+    "Loss",
+    "PerExampleLoss",
+    "attention_map",
+    "attention_transfer",
+    "correlation_distance",
+    "decoupled_kl",
+    "flow_distance",
+    "hard_label_loss",
+    "hint_distance",
+    "input_gradient_map",
+    "kl_divergence",
+    "map_distance",
+    "relational_distance",
+    "spatial_attention",
+    "standardize_logits",
+]

@@ -1,12 +1,11 @@
-"""Losses on logits: the hard label, and softened logits."""
+"""Losses on logits: the hard label, softened, decoupled and standardized logits, and their correlation."""
 
 from typing import Any
 
 import keras
 from keras import ops
-from keras.distillation import DistillationLoss
 
-Tensor = Any  # of whichever backend Keras runs on
+from tfigkd.losses.base import Loss, PerExampleLoss, Tensor, pearson_distance, unit_vectors
 
 
 def hard_label_loss(labels: Tensor, logits: Tensor, *, label_smoothing: float = 0.0) -> Tensor:
@@ -44,35 +43,233 @@ def kl_divergence(teacher_logits: Tensor, student_logits: Tensor, *, temperature
     """
     teacher_log = ops.log_softmax(ops.cast(teacher_logits, "float32") / temperature)
     student_log = ops.log_softmax(ops.cast(student_logits, "float32") / temperature)
-    return temperature**2 * ops.sum(ops.exp(teacher_log) * (teacher_log - student_log), axis=-1)
+    return temperature**2 * _kl(teacher_log, student_log)
+
+
+def decoupled_kl(
+    teacher_logits: Tensor, student_logits: Tensor, labels: Tensor, *, alpha: float, beta: float, temperature: float
+) -> Tensor:
+    """Decoupled distillation (DKD; Zhao et al. 2022, arXiv 2203.08679).
+
+    The loss is T² · (alpha · KL(b_t ‖ b_s) + beta · KL(q_t ‖ q_s)), where
+    b = [p(y), 1 - p(y)] says how sure a network is of the label, and q how it shares the rest among the other
+    classes. KL(p_t ‖ p_s) is KL(b) + (1 - p_t(y)) · KL(q): in plain distillation q fades as the teacher grows sure.
+
+    Args:
+        teacher_logits: [B,C] with C > 1.
+        student_logits: [B,C].
+        labels: Integer classes [B]; the label is split off even where the teacher errs.
+        alpha: Weight of b.
+        beta: Weight of q.
+        temperature: T > 0, for both.
+
+    Returns:
+        Loss of each example, [B], in nats.
+
+    Raises:
+        ValueError: Labels are not one integer an example, as under mixup.
+    """
+    if len(labels.shape) != 1:
+        raise ValueError(f"decoupled_kl needs one label an example, integers [B]; got shape {tuple(labels.shape)}")
+    is_label = ops.one_hot(ops.cast(labels, "int32"), teacher_logits.shape[-1], dtype="bool")
+
+    def split(logits: Tensor) -> tuple[Tensor, Tensor]:
+        logits = ops.cast(logits, "float32") / temperature
+        others = ops.where(is_label, -1e9, logits)
+        rest = ops.logsumexp(others, axis=-1, keepdims=True)
+        label = ops.sum(ops.where(is_label, logits, 0.0), axis=-1, keepdims=True)
+        # log(1 - p) from the logits of the others: 1 - p itself is 0 in float32 for a sure student
+        binary = ops.concatenate([label, rest], axis=-1) - ops.logsumexp(logits, axis=-1, keepdims=True)
+        return binary, ops.where(is_label, 0.0, logits - rest)
+
+    (teacher_binary, teacher_others), (student_binary, student_others) = split(teacher_logits), split(student_logits)
+    # the label's own entry is 0 in both, and adds exp(0) · (0 - 0)
+    loss = alpha * _kl(teacher_binary, student_binary) + beta * _kl(teacher_others, student_others)
+    return temperature**2 * loss
+
+
+def standardize_logits(logits: Tensor) -> Tensor:
+    """Z-scores of each example's logits, with the sample deviation (Sun et al. 2024, arXiv 2403.01427).
+
+    The student then learns the teacher's ranking and shape and not its range, so calibration is left to the hard
+    label. Of C classes the largest possible score is (C - 1) / √C, for ten classes 2.85: at temperature 2 no soft
+    target exceeds 0.35.
+
+    Args:
+        logits: [B,C] with C > 1.
+
+    Returns:
+        float32 [B,C]; equal logits become zeros and pass no gradient.
+    """
+    logits = ops.cast(logits, "float32")
+    return (logits.shape[-1] - 1) ** 0.5 * unit_vectors(logits - ops.mean(logits, axis=-1, keepdims=True))
+
+
+def soft_ranks(values: Tensor, *, softness: float) -> Tensor:
+    """Differentiable ranks: r_i = ½ + Σ_j sigmoid((v_i - v_j) / softness).
+
+    Args:
+        values: [B,C].
+        softness: Difference at which two values begin to count as ranked, > 0.
+
+    Returns:
+        float32 [B,C], in [1, C] up to softness, 1 for the smallest.
+    """
+    values = ops.cast(values, "float32")
+    return 0.5 + ops.sum(ops.sigmoid((values[:, :, None] - values[:, None, :]) / softness), axis=-1)
+
+
+def correlation_distance(
+    teacher_logits: Tensor,
+    student_logits: Tensor,
+    *,
+    temperature: float,
+    inter: float,
+    intra: float,
+    rank: float = 0.0,
+    softness: float = 1.0,
+) -> Tensor:
+    """Distance of correlations (DIST; Huang et al. 2022, arXiv 2205.10536).
+
+    The loss is inter · mean_b(1 - r_b) + intra · mean_c(1 - r_c): r_b is Pearson's correlation of an example's
+    probabilities over the classes, r_c that of a class's over the batch. Neither minds p → a·p + c, so a student need
+    not copy a much stronger teacher's values. The third term, rank · mean_b(1 - r of soft ranks), is the rank part of
+    R2KD (Kim et al. 2024, arXiv 2311.13934) in our reading; it ranks logits, ranks of tiny probabilities being noise.
+
+    There is no factor T²: the correlation is free of scale, so its gradient does not shrink with the temperature.
+    Code that has the factor uses T² times our weight.
+
+    Args:
+        teacher_logits: [B,C].
+        student_logits: [B,C].
+        temperature: T > 0, for both.
+        inter: Weight of the correlation over classes.
+        intra: Weight of the correlation over the batch; noisy where a class is rare in the batch.
+        rank: Weight of the rank correlation over classes.
+        softness: Of the ranks, in logits.
+
+    Returns:
+        Loss of the batch, a scalar.
+    """
+    teacher = ops.softmax(ops.cast(teacher_logits, "float32") / temperature)
+    student = ops.softmax(ops.cast(student_logits, "float32") / temperature)
+    loss = inter * ops.mean(pearson_distance(teacher, student)) + intra * ops.mean(
+        pearson_distance(teacher, student, 0)
+    )
+    if rank:
+        teacher, student = (soft_ranks(logits, softness=softness) for logits in (teacher_logits, student_logits))
+        loss = loss + rank * ops.mean(pearson_distance(teacher, student))
+    return loss
 
 
 @keras.saving.register_keras_serializable("tfigkd")
-class KLDivergence(DistillationLoss):
+class KLDivergence(PerExampleLoss):
     """`kl_divergence` for Keras's own Distiller and for ours.
+
+    Start for ten classes: T in {2, 4}, weight in {0.5, 0.9}; standardized T in {0.5, 1, 2}, weight in {1, 4, 9}.
 
     Args:
         temperature: T > 0. Defaults to `2.5`.
+        standardize: Standardize the logits of both first, see `standardize_logits`. Defaults to `False`.
     """
 
-    def __init__(self, temperature: float = 2.5):
-        if temperature <= 0:
-            raise ValueError(f"temperature must be positive, got {temperature}")
+    def __init__(self, temperature: float = 2.5, standardize: bool = False):
+        _check_positive(temperature=temperature)
         self.temperature = temperature
+        self.standardize = standardize
 
     def per_example(self, teacher_outputs: Tensor, student_outputs: Tensor) -> Tensor:
         """Loss of each example, [B], so that sample weights can be respected."""
+        if self.standardize:
+            teacher_outputs, student_outputs = standardize_logits(teacher_outputs), standardize_logits(student_outputs)
         return kl_divergence(teacher_outputs, student_outputs, temperature=self.temperature)
 
+
+@keras.saving.register_keras_serializable("tfigkd")
+class DKD(PerExampleLoss):
+    """`decoupled_kl`, for our Distiller alone: Keras's own passes no labels.
+
+    Start for ten classes: beta in {1, 2, 8}, T in {2, 4}, weight 1, the hard label's too; the authors warm the term up
+    over 20 of 240 epochs. T² · beta times a KL can swamp the hard label, so watch its share of the gradient.
+
+    Args:
+        alpha: Weight of the label's part. Defaults to `1.0`.
+        beta: Weight of the other classes' part. Defaults to `2.0`; the authors' 8 is for 100 classes.
+        temperature: T > 0. Defaults to `4.0`.
+        standardize: Standardize the logits of both first, see `standardize_logits`. Defaults to `False`.
+    """
+
+    needs_labels = True
+
+    def __init__(self, alpha: float = 1.0, beta: float = 2.0, temperature: float = 4.0, standardize: bool = False):
+        _check_positive(temperature=temperature)
+        _check_not_negative(alpha=alpha, beta=beta)
+        self.alpha = alpha
+        self.beta = beta
+        self.temperature = temperature
+        self.standardize = standardize
+
+    def per_example(self, teacher_outputs: Tensor, student_outputs: Tensor, labels: Tensor | None = None) -> Tensor:
+        """Loss of each example, [B]; labels are integers [B]."""
+        if labels is None:
+            raise ValueError("DKD needs labels, integers [B], as its third argument; got none")
+        if self.standardize:
+            teacher_outputs, student_outputs = standardize_logits(teacher_outputs), standardize_logits(student_outputs)
+        weights = {"alpha": self.alpha, "beta": self.beta}
+        return decoupled_kl(teacher_outputs, student_outputs, labels, temperature=self.temperature, **weights)
+
     def compute_loss(self, teacher_outputs: Tensor, student_outputs: Tensor, **kwargs: Any) -> Tensor:
-        """Mean loss of the batch, a scalar."""
-        return ops.mean(self.per_example(teacher_outputs, student_outputs))
+        """Mean loss of the batch, a scalar; `labels` is a keyword argument."""
+        return ops.mean(self.per_example(teacher_outputs, student_outputs, kwargs.get("labels")))
 
-    def get_config(self) -> dict:
-        """Constructor arguments."""
-        return {"temperature": self.temperature}
 
-    @classmethod
-    def from_config(cls, config: dict) -> "KLDivergence":
-        """Rebuild from constructor arguments."""
-        return cls(**config)
+@keras.saving.register_keras_serializable("tfigkd")
+class DIST(Loss):
+    """`correlation_distance` for Keras's own Distiller and for ours; a loss of the batch, blind to sample weights.
+
+    Start for ten classes: inter = intra in {1, 2, 4}, T in {1, 4}, weight 1, the hard label's too, which alone sets
+    the confidence. With `inter=1, intra=0, rank=1` it is the distance of R2KD.
+
+    Args:
+        temperature: T > 0. Defaults to `4.0`.
+        inter: Weight of the correlation over classes. Defaults to `2.0`.
+        intra: Weight of the correlation over the batch. Defaults to `2.0`.
+        rank: Weight of the rank correlation. Defaults to `0.0`.
+        softness: Of the ranks, in logits, > 0. Defaults to `1.0`.
+    """
+
+    def __init__(
+        self,
+        temperature: float = 4.0,
+        inter: float = 2.0,
+        intra: float = 2.0,
+        rank: float = 0.0,
+        softness: float = 1.0,
+    ):
+        _check_positive(temperature=temperature, softness=softness)
+        _check_not_negative(inter=inter, intra=intra, rank=rank)
+        self.temperature = temperature
+        self.inter = inter
+        self.intra = intra
+        self.rank = rank
+        self.softness = softness
+
+    def compute_loss(self, teacher_outputs: Tensor, student_outputs: Tensor, **kwargs: Any) -> Tensor:
+        """Loss of the batch, a scalar."""
+        return correlation_distance(teacher_outputs, student_outputs, **self.get_config())
+
+
+def _kl(teacher_log: Tensor, student_log: Tensor) -> Tensor:
+    return ops.sum(ops.exp(teacher_log) * (teacher_log - student_log), axis=-1)
+
+
+def _check_positive(**values: float) -> None:
+    for name, value in values.items():
+        if not value > 0:
+            raise ValueError(f"{name} must be positive, got {value}")
+
+
+def _check_not_negative(**values: float) -> None:
+    for name, value in values.items():
+        if not value >= 0:
+            raise ValueError(f"{name} must not be negative, got {value}")

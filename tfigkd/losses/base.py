@@ -1,0 +1,138 @@
+"""What every loss shares: the protocol a Distiller relies on, and directions that survive zero vectors."""
+
+import difflib
+import inspect
+from typing import Any, Self
+
+import keras
+from keras import ops
+from keras.distillation import DistillationLoss
+
+Tensor = Any  # of whichever backend Keras runs on
+Taps = str | tuple[str, str] | None
+
+SMALLEST_SQUARED_NORM = 1e-12
+"""A vector shorter than the root of this has no direction in float32; dividing by its length would explode."""
+
+
+class Loss(DistillationLoss):
+    """A distillation loss that says what it needs, so that a Distiller can ask once, at construction.
+
+    The constructor's arguments are kept under their own names, and are the config. A loss of the whole batch has
+    `compute_loss` alone; `PerExampleLoss` gives one value an example as well.
+    """
+
+    needs_labels: bool = False
+    """`per_example` takes integer labels [B] as a third argument."""
+    needs_features: bool = False
+    """The outputs are those of the layers `teacher_layer` and `student_layer`, nested as these are."""
+    needs_inputs: bool = False
+    """The student's side is not an output: the loss computes it from the student and the images."""
+    student_layer: Taps = None
+    teacher_layer: Taps = None
+
+    @property
+    def student_layer_name(self) -> Taps:
+        """The student's tap, under the name that Keras's own Distiller reads."""
+        return self.student_layer
+
+    @property
+    def teacher_layer_name(self) -> Taps:
+        """The teacher's tap, under the name that Keras's own Distiller reads."""
+        return self.teacher_layer
+
+    def check_taps(self, student: keras.Model, teacher: keras.Model | None = None) -> None:
+        """Find an unknown tap before any training.
+
+        Args:
+            student: The model that is trained.
+            teacher: The live teacher, or None where its features are cached.
+
+        Raises:
+            ValueError: A model has no layer of that name.
+        """
+        for role, model, taps in (("student", student, self.student_layer), ("teacher", teacher, self.teacher_layer)):
+            if model is None or taps is None:
+                continue
+            names = [layer.name for layer in model.layers]
+            for tap in [taps] if isinstance(taps, str) else taps:
+                if tap not in names:
+                    near = difflib.get_close_matches(tap, names, n=3, cutoff=0) or names[:3]
+                    raise ValueError(f"the {role} {model.name!r} has no layer {tap!r}; its nearest: {', '.join(near)}")
+
+    def validate_model_compatibility(self, teacher: keras.Model, student: keras.Model) -> None:
+        """Called by Keras's own Distiller, which passes a loss one output of each model and nothing else.
+
+        Raises:
+            ValueError: The loss needs more than that, or a tap is unknown.
+        """
+        if self.needs_labels or self.needs_inputs or isinstance(self.student_layer, tuple):
+            raise ValueError(
+                f"{type(self).__name__} needs more than one output of each model, and keras.distillation.Distiller "
+                "passes no more; use tfigkd.distiller.Distiller"
+            )
+        self.check_taps(student, teacher)
+
+    def get_config(self) -> dict:
+        """Constructor arguments."""
+        return {name: getattr(self, name) for name in inspect.signature(type(self)).parameters}
+
+    @classmethod
+    def from_config(cls, config: dict) -> Self:
+        """Rebuild from constructor arguments."""
+        return cls(**config)
+
+
+class PerExampleLoss(Loss):
+    """A loss with one value an example, so that sample weights can be respected."""
+
+    def per_example(self, teacher_outputs: Tensor, student_outputs: Tensor) -> Tensor:
+        """Loss of each example, [B]."""
+        raise NotImplementedError
+
+    def compute_loss(self, teacher_outputs: Tensor, student_outputs: Tensor, **kwargs: Any) -> Tensor:
+        """Mean loss of the batch, a scalar."""
+        return ops.mean(self.per_example(teacher_outputs, student_outputs))
+
+
+def unit_vectors(vectors: Tensor, axis: int = -1) -> Tensor:
+    """Vectors divided by their L2 norm; one without length stays zero and passes no gradient.
+
+    Args:
+        vectors: Of any shape.
+        axis: Along which a vector lies.
+
+    Returns:
+        float32, of the same shape.
+    """
+    vectors = ops.cast(vectors, "float32")
+    squared = ops.sum(ops.square(vectors), axis=axis, keepdims=True)
+    has_length = squared > SMALLEST_SQUARED_NORM
+    # the root of 1 where there is no length: `where` alone would let the NaN of the other branch into the gradient
+    return ops.where(has_length, vectors * ops.rsqrt(ops.where(has_length, squared, 1.0)), 0.0)
+
+
+def cosine_distance(left: Tensor, right: Tensor, axis: int = -1) -> Tensor:
+    """One minus the cosine of two vectors, in [0, 2]: 0 where both are zero, 1 where only one is.
+
+    Worked out as half the squared distance of the unit vectors, which is exactly zero at equality.
+
+    Args:
+        left: Of any shape.
+        right: Of the same shape.
+        axis: Along which a vector lies.
+
+    Returns:
+        float32, without that axis.
+    """
+    left, right = unit_vectors(left, axis), unit_vectors(right, axis)
+    one_is_zero = ops.any(left != 0, axis=axis) != ops.any(right != 0, axis=axis)
+    return 0.5 * ops.sum(ops.square(left - right), axis=axis) + 0.5 * ops.cast(one_is_zero, "float32")
+
+
+def pearson_distance(left: Tensor, right: Tensor, axis: int = -1) -> Tensor:
+    """One minus Pearson's correlation, as `cosine_distance` of the centered vectors."""
+    left, right = ops.cast(left, "float32"), ops.cast(right, "float32")
+    return cosine_distance(
+        left - ops.mean(left, axis=axis, keepdims=True), right - ops.mean(right, axis=axis, keepdims=True), axis
+    )

@@ -1,0 +1,135 @@
+"""Losses on feature maps as they are: one resolution for both, and the hint with a projector."""
+
+import keras
+from keras import ops
+
+from tfigkd.losses.base import PerExampleLoss, Tensor
+
+
+def pool_to(features: Tensor, height: int, width: int) -> Tensor:
+    """Features at another resolution: averaged where it divides theirs, else resized bilinearly.
+
+    Args:
+        features: [B,H,W,D] with known H and W.
+        height: Of the result.
+        width: Of the result.
+
+    Returns:
+        [B,height,width,D].
+
+    Raises:
+        ValueError: The features are no maps, or their size is unknown.
+    """
+    (rows, columns), channels = _size(features), features.shape[-1]
+    if (rows, columns) == (height, width):
+        return features
+    if rows % height or columns % width:
+        return ops.image.resize(features, (height, width), interpolation="bilinear", data_format="channels_last")
+    blocks = ops.reshape(features, (-1, height, rows // height, width, columns // width, channels))
+    return ops.mean(blocks, axis=(2, 4))
+
+
+def match_resolution(left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
+    """Both feature maps at the smaller height and the smaller width of the two; see `pool_to`."""
+    height, width = (min(sizes) for sizes in zip(_size(left), _size(right), strict=True))
+    return pool_to(left, height, width), pool_to(right, height, width)
+
+
+def hint_distance(teacher_features: Tensor, projected: Tensor) -> Tensor:
+    """Mean squared difference of features and projected features (Romero et al. 2015, arXiv 1412.6550, equation 3).
+
+    The paper has half the sum in place of the mean.
+
+    Args:
+        teacher_features: [B,...].
+        projected: The student's features after the projector, of the same shape.
+
+    Returns:
+        Loss of each example, [B].
+    """
+    difference = ops.cast(teacher_features, "float32") - ops.cast(projected, "float32")
+    return ops.mean(ops.square(difference), axis=tuple(range(1, len(difference.shape))))
+
+
+@keras.saving.register_keras_serializable("tfigkd")
+class Hint(PerExampleLoss):
+    """`hint_distance` behind a linear projector from the student's channels to the teacher's.
+
+    The projector is `self.projector`, a 1x1 convolution for maps and a dense layer for vectors; it is None until
+    `build` is called with the shapes. It belongs to the loss and not to the student: whoever trains must add
+    `projector.trainable_variables` to the student's, and a saved or exported student never holds it. In Keras's own
+    Distiller, call `build` and then assign `distiller.projector = loss.projector`, which has it tracked and trained.
+
+    Maps of unequal resolution are brought to the smaller one. Start: weight 100, the public value for 100 classes,
+    none being known for ten; the loss grows with the square of the teacher's activations.
+
+    Args:
+        student_layer: Name of the student's tap, features [B,H,W,D] or [B,D].
+        teacher_layer: Name of the teacher's tap, features of the same rank.
+    """
+
+    needs_features = True
+
+    def __init__(self, student_layer: str, teacher_layer: str):
+        self.student_layer = student_layer
+        self.teacher_layer = teacher_layer
+        self.projector: keras.Layer | None = None
+
+    def build(self, teacher_shape: tuple[int | None, ...], student_shape: tuple[int | None, ...]) -> None:
+        """Make the projector; a second call with the same channels changes nothing.
+
+        Args:
+            teacher_shape: Of the teacher's features, with the batch: (None, H, W, D) or (None, D).
+            student_shape: Of the student's.
+
+        Raises:
+            ValueError: The shapes are not both of maps or both of vectors, or differ from those of an earlier call.
+        """
+        rank, channels, units = len(student_shape), student_shape[-1], teacher_shape[-1]
+        if rank not in (2, 4) or len(teacher_shape) != rank or channels is None or units is None:
+            raise ValueError(
+                "a hint needs features [B,H,W,D], or [B,D], of teacher and student alike, with known D; "
+                f"got {tuple(teacher_shape)} and {tuple(student_shape)}"
+            )
+        if self.projector is None:
+            # float32 under any precision policy, as everything else of a loss
+            options = {"dtype": "float32", "name": f"{self.student_layer}_projector"}
+            self.projector = (
+                keras.layers.Conv2D(units, 1, data_format="channels_last", **options)
+                if rank == 4
+                else keras.layers.Dense(units, **options)
+            )
+            self.projector.build((None,) * (rank - 1) + (channels,))
+        kernel = self.projector.kernel.shape
+        if (len(kernel), *kernel[-2:]) != (rank, channels, units):
+            raise ValueError(
+                f"the projector was built for {kernel[-2]} to {kernel[-1]} channels, and is now asked for "
+                f"{channels} to {units}; use a new Hint"
+            )
+
+    def validate_model_compatibility(self, teacher: keras.Model, student: keras.Model) -> None:
+        """Called by Keras's own Distiller, which knows of no projector.
+
+        Raises:
+            ValueError: A tap is unknown, or the projector is not built: it would never be trained.
+        """
+        super().validate_model_compatibility(teacher, student)
+        if self.projector is None:
+            raise ValueError(
+                "keras.distillation.Distiller does not train a Hint's projector by itself: call "
+                "hint.build(teacher_shape, student_shape) first, and set distiller.projector = hint.projector after"
+            )
+
+    def per_example(self, teacher_outputs: Tensor, student_outputs: Tensor) -> Tensor:
+        """Loss of each example, [B]."""
+        if self.projector is None:
+            raise ValueError("the projector is not built; call Hint.build(teacher_shape, student_shape) first")
+        if len(student_outputs.shape) == 4:
+            teacher_outputs, student_outputs = match_resolution(teacher_outputs, student_outputs)
+        return hint_distance(teacher_outputs, self.projector(ops.cast(student_outputs, "float32")))
+
+
+def _size(features: Tensor) -> tuple[int, int]:
+    if len(features.shape) != 4 or None in features.shape[1:3]:
+        raise ValueError(f"expected feature maps [B,H,W,D] of known height and width, got {tuple(features.shape)}")
+    return features.shape[1], features.shape[2]
