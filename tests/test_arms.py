@@ -8,10 +8,12 @@ import numpy as np
 import pytest
 
 from tfigkd.batches import Knowledge, training_batches
-from tfigkd.config import AugmentConfig, ControlConfig, OverlayConfig, experiments_folder, override, read_experiment
+from tfigkd.config import experiments_folder, override, read_experiment
 from tfigkd.controls import apply_control
 from tfigkd.data import Examples
 from tfigkd.distiller import Distiller
+from tfigkd.errors import UserError
+from tfigkd.fields import AugmentConfig, ControlConfig, OverlayConfig
 from tfigkd.run import Command, run
 
 ARMS = sorted(path.stem for path in experiments_folder().glob("*.toml") if path.stem != "quickstart")
@@ -29,6 +31,8 @@ TINY = {
     "attribution.max_steps": 8,
     "training.epochs": 2,
     "training.batch_size": 32,
+    "losses.at.student_layer": "block_02",
+    "losses.at.teacher_layer": "block_03",
 }
 STAGES = "data,teacher,overlays,distill,evaluate,report"
 
@@ -73,6 +77,34 @@ def test_no_two_arms_are_the_same_treatment(trained):
 def test_every_arm_fits_on_a_page():
     for path in experiments_folder().glob("*.toml"):
         assert len(path.read_text().splitlines()) <= 40
+
+
+def test_a_live_teacher_trains_and_differs_from_the_plain_view(trained, tmp_path):
+    weights, row = train("ig_kd", tmp_path, **{"view.kind": "live", "losses.kd.weight": 0.5})
+    plain, _ = train("ig_kd", tmp_path / "plain", **{"losses.kd.weight": 0.5})
+    assert not same(weights, plain)
+    assert float(row["student_accuracy"]) >= 0
+
+
+@pytest.mark.parametrize("name", ["dkd", "dist", "rkd", "hint", "ig_match"])
+def test_every_other_loss_is_a_table_of_the_config(name, tmp_path):
+    taps = {f"losses.hint.{side}_layer": "block_02" for side in ("student", "teacher")}
+    weights, _ = train("student", tmp_path, **{f"losses.{name}.weight": 1.0} | taps)
+    assert all(np.isfinite(weight).all() for weight in weights)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"losses.at.student_layer": "block_99", "losses.at.weight": 1.0}, "no layer 'block_99'"),
+        ({"losses.at.teacher_layer": "blok_01", "losses.at.weight": 1.0}, "no layer 'blok_01'"),
+    ],
+)
+def test_an_unknown_tap_is_one_line_before_any_training(changes, message, tmp_path):
+    with pytest.raises(UserError, match=message) as caught:
+        train("student", tmp_path, **changes)
+    assert "\n" not in str(caught.value)
+    assert not list(tmp_path.glob("**/teacher.keras"))
 
 
 def test_without_weight_and_overlay_the_arm_is_plain_supervised_training(trained, tmp_path):

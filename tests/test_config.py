@@ -4,8 +4,9 @@ import dataclasses
 
 import pytest
 
-from tfigkd.config import Config, differences, fingerprint, override, read_experiment, smoke, to_mapping
+from tfigkd.config import differences, fingerprint, override, read_experiment, smoke, to_mapping
 from tfigkd.errors import UserError
+from tfigkd.fields import Config
 
 
 def write(path, text):

@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 
 from tfigkd.augment import overlay_some
 from tfigkd.batches import Knowledge
-from tfigkd.config import ControlConfig, OverlayConfig
 from tfigkd.controls import apply_control, derangement, spectrum_noise
+from tfigkd.fields import ControlConfig, OverlayConfig
 
 RNG = np.random.default_rng(0)
 COUNT = 40

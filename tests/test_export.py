@@ -6,11 +6,11 @@ import pytest
 
 from tfigkd import export, models
 from tfigkd.benchmark import latencies
-from tfigkd.config import BenchmarkConfig, ExportConfig
 from tfigkd.data import load
 from tfigkd.distiller import Distiller
 from tfigkd.errors import UserError
 from tfigkd.export import convert, dequantize, litert_predictor, open_litert, parity, quantize
+from tfigkd.fields import BenchmarkConfig, ExportConfig
 from tfigkd.layers import with_stock_layers
 from tfigkd.metrics import predict_logits
 

@@ -9,9 +9,10 @@ import pytest
 
 from tfigkd import models, overlays, tfrecord
 from tfigkd.attribution import attribute, saliency_map
-from tfigkd.config import AttributionConfig, fingerprint
+from tfigkd.config import fingerprint
 from tfigkd.data import Dataset, concatenate, load, to_model_input
 from tfigkd.errors import UserError
+from tfigkd.fields import AttributionConfig
 from tfigkd.overlays import read_store, store_identity, write_store
 from tfigkd.teacher import FILE, weights_fingerprint
 from tfigkd.workdir import MANIFEST, checksum, make_folder, read_manifest, write_manifest

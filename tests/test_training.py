@@ -8,10 +8,10 @@ import pytest
 
 from tfigkd import checkpoint
 from tfigkd.batches import Knowledge, training_batches
-from tfigkd.config import AugmentConfig, OverlayConfig, TrainingConfig
 from tfigkd.data import Examples
 from tfigkd.distiller import Distiller
 from tfigkd.errors import UserError
+from tfigkd.fields import AugmentConfig, OverlayConfig, TrainingConfig
 from tfigkd.losses import KLDivergence
 from tfigkd.training import fit, make_optimizer
 

@@ -7,7 +7,7 @@ are NumPy on uint8, the same on every backend.
 
 import numpy as np
 
-from tfigkd.config import AugmentConfig, OverlayConfig
+from tfigkd.fields import AugmentConfig, OverlayConfig
 
 ORDER, CROP_Y, CROP_X, FLIP, OVERLAY, EXPONENT = range(6)
 

@@ -1,13 +1,13 @@
 """The stream of training batches: examples, and what the teacher knows of them, augmented together."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 
 import numpy as np
 
 from tfigkd.augment import ORDER, crop_and_flip, example_keys, overlay_some, uniform
-from tfigkd.config import AugmentConfig, OverlayConfig
 from tfigkd.data import Examples, to_model_input
+from tfigkd.fields import AugmentConfig, OverlayConfig
 
 
 @dataclass(frozen=True)
@@ -40,6 +40,7 @@ def training_batches(
     seed: int,
     knowledge: Knowledge | None = None,
     overlay: OverlayConfig | None = None,
+    wanted: Collection[str] = ("teacher_logits",),
     dim_only: bool = False,
 ) -> Callable[[int], Iterator[Batch]]:
     """Endless shuffled, augmented batches, from the epoch on that the returned function is given.
@@ -51,8 +52,10 @@ def training_batches(
         augment: Crop and flip.
         batch_size: Examples a batch; the last batch of an epoch may be smaller.
         seed: The run's seed; draws depend on it, the epoch and the example's id only.
-        knowledge: Adds `"teacher_logits"` to the targets and is the source of the maps.
+        knowledge: Where maps and logits come from.
         overlay: Overlays maps where its probability is above 0; needs `knowledge`.
+        wanted: What the losses compare: `"teacher_logits"` and `"teacher_map"`, where there is knowledge, and
+            `"teacher_inputs"`, the image as the student sees it but without the overlay.
         dim_only: Dim the images that would carry an overlay and add no map (a control).
 
     Returns:
@@ -60,8 +63,9 @@ def training_batches(
     """
     keys = example_keys(examples.ids)
     overlaid = knowledge is not None and overlay is not None and overlay.probability > 0
+    mapped = knowledge is not None and (overlaid or "teacher_map" in wanted)
     pixels = examples.images
-    if overlaid:
+    if mapped:
         assert knowledge is not None
         pixels = np.concatenate([pixels, knowledge.maps[..., None]], axis=-1)
     labels = examples.labels.astype(np.int32)
@@ -70,8 +74,12 @@ def training_batches(
         moved = crop_and_flip(pixels[chosen], keys[chosen], augment, seed=seed, epoch=epoch)
         images = to_model_input(moved[..., :3])
         targets = {"label": labels[chosen]}
-        if knowledge is not None:
+        if knowledge is not None and "teacher_logits" in wanted:
             targets["teacher_logits"] = knowledge.logits[chosen]
+        if mapped and "teacher_map" in wanted:
+            targets["teacher_map"] = moved[..., 3].astype(np.float32)
+        if overlaid and "teacher_inputs" in wanted:
+            targets["teacher_inputs"] = images
         if overlaid:
             assert knowledge is not None and overlay is not None
             images = overlay_some(

@@ -9,7 +9,7 @@ from dataclasses import replace
 import numpy as np
 
 from tfigkd.batches import Knowledge
-from tfigkd.config import ControlConfig
+from tfigkd.fields import ControlConfig
 
 
 def derangement(count: int, seed: int) -> np.ndarray:

@@ -5,8 +5,8 @@ from datetime import timedelta
 
 import numpy as np
 
-from tfigkd.config import Config
 from tfigkd.data.stage import dataset, training_examples
+from tfigkd.fields import Config
 from tfigkd.models.cost import multiply_adds
 from tfigkd.teacher import build_network, teacher_folder
 from tfigkd.workdir import Workdir, read_manifest

@@ -14,11 +14,12 @@ import keras
 import numpy as np
 
 from tfigkd import console, models
-from tfigkd.config import Config, NetworkConfig, closest, fingerprint
+from tfigkd.config import closest, fingerprint
 from tfigkd.data import Dataset, load
 from tfigkd.data.stage import dataset
 from tfigkd.errors import UserError
 from tfigkd.export import litert_predictor
+from tfigkd.fields import Config, NetworkConfig
 from tfigkd.metrics import comparison, metrics, predict_logits
 from tfigkd.models.cost import count_parameters, multiply_adds
 from tfigkd.provenance import append_row, origin

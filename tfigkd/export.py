@@ -9,10 +9,11 @@ import keras
 import numpy as np
 
 from tfigkd import console
-from tfigkd.config import Config, ExportConfig, fingerprint
+from tfigkd.config import fingerprint
 from tfigkd.data import Examples, to_model_input
 from tfigkd.data.stage import dataset
 from tfigkd.errors import UserError
+from tfigkd.fields import Config, ExportConfig
 from tfigkd.metrics import accuracy, comparison, predict_logits
 from tfigkd.student import load_student
 from tfigkd.teacher import load_teacher, weights_fingerprint

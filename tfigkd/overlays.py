@@ -20,10 +20,11 @@ import numpy as np
 from tfigkd import console, models, tfrecord
 from tfigkd.attribution import Attribution, attribute, completeness_error, make_baseline, saliency_map
 from tfigkd.batches import Knowledge
-from tfigkd.config import AttributionConfig, Config, DataConfig, fingerprint, from_mapping
+from tfigkd.config import fingerprint, from_mapping
 from tfigkd.data import Dataset, Examples, concatenate, to_model_input
 from tfigkd.data.stage import dataset
 from tfigkd.errors import UserError
+from tfigkd.fields import AttributionConfig, Config, DataConfig
 from tfigkd.teacher import FILE, load_teacher, teacher_folder, weights_fingerprint
 from tfigkd.workdir import MANIFEST, Workdir, checksum, finished, locked, read_manifest, verify_files, write_manifest
 

@@ -3,10 +3,10 @@
 from collections.abc import Callable
 
 from tfigkd.benchmark import benchmark
-from tfigkd.config import Config
 from tfigkd.data.stage import prepare
 from tfigkd.evaluate import evaluate
 from tfigkd.export import export
+from tfigkd.fields import Config
 from tfigkd.overlays import build_overlays
 from tfigkd.report import report
 from tfigkd.student import distill

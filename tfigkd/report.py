@@ -9,8 +9,9 @@ from typing import Any
 from rich.table import Table
 
 from tfigkd import console
-from tfigkd.config import Config, fingerprint, to_mapping
+from tfigkd.config import fingerprint, to_mapping
 from tfigkd.export import FORMATS, file_name
+from tfigkd.fields import Config
 from tfigkd.provenance import commit, hardware, versions
 from tfigkd.workdir import Workdir, read_manifest, require, write_text
 

@@ -22,17 +22,9 @@ from typing import Annotated, Any
 import tyro
 
 from tfigkd import console
-from tfigkd.config import (
-    Config,
-    closest,
-    differences,
-    experiments_folder,
-    fingerprint,
-    read_experiment,
-    smoke,
-    to_mapping,
-)
+from tfigkd.config import closest, differences, experiments_folder, fingerprint, read_experiment, smoke, to_mapping
 from tfigkd.errors import UserError
+from tfigkd.fields import Config
 from tfigkd.workdir import Workdir, locked, write_text
 
 STAGES = ("data", "teacher", "overlays", "distill", "evaluate", "export", "benchmark", "report")
@@ -191,7 +183,10 @@ def run(command: Command, name: str) -> None:
             os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
             from tfigkd import pipeline
             from tfigkd.estimate import estimate
+            from tfigkd.student import check
 
+            if config.needs_teacher and "distill" in chosen:
+                check(config)
             about = estimate(config, workdir, chosen)
         console.say(f"stages: {', '.join(chosen)}; about {about} on this machine")
         for number, stage in enumerate(chosen, start=1):

@@ -5,14 +5,17 @@ from dataclasses import asdict
 
 import keras
 
-from tfigkd import checkpoint, console, losses, models
+from tfigkd import checkpoint, console, models
 from tfigkd.batches import Knowledge, training_batches
-from tfigkd.config import Config, fingerprint
+from tfigkd.config import fingerprint
 from tfigkd.controls import apply_control
 from tfigkd.data import Dataset, to_model_input
 from tfigkd.data.stage import dataset, holds_out_validation, training_examples
 from tfigkd.distiller import Distiller
+from tfigkd.errors import UserError
+from tfigkd.fields import Config
 from tfigkd.layers import with_fused_layers, with_stock_layers
+from tfigkd.losses import LOSSES, Loss
 from tfigkd.metrics import accuracy, predict_logits
 from tfigkd.overlays import load_knowledge, store_folder
 from tfigkd.teacher import build_network, content_of, load_teacher, teacher_folder, weights_fingerprint
@@ -31,9 +34,14 @@ from tfigkd.workdir import (
 FILE = "student.keras"
 
 
-def _losses(config: Config) -> tuple[dict, dict]:
-    kd = config.losses.kd
-    return ({"kd": losses.KLDivergence(kd.temperature)}, {"kd": kd.weight}) if kd.weight > 0 else ({}, {})
+def _losses(config: Config) -> tuple[dict[str, Loss], dict[str, float]]:
+    """The terms of a config: name to loss, name to weight."""
+    terms, weights = {}, {}
+    for name, term in config.losses.active().items():
+        options = asdict(term)
+        weights[name] = options.pop("weight")
+        terms[name] = LOSSES[name](**options)
+    return terms, weights
 
 
 def student_fingerprint(config: Config, workdir: Workdir) -> str:
@@ -42,7 +50,8 @@ def student_fingerprint(config: Config, workdir: Workdir) -> str:
     teacher = teacher_folder(config, workdir).name if config.needs_teacher else None
     identity = [dataset(config.data).fingerprint, config.data.train_split, workdir.seed, teacher, store]
     network = asdict(config.student) | {"model": content_of(config.student.model)}
-    parts = [network, config.training, config.augment, config.overlay, config.control, config.losses]
+    parts = [network, config.training, config.augment, config.overlay, config.control, config.view]
+    parts.append({name: asdict(term) for name, term in config.losses.active().items()})
     return fingerprint("student", *identity, *parts)
 
 
@@ -53,6 +62,43 @@ def _initial(config: Config, workdir: Workdir, data: Dataset) -> keras.Model:
         options = {"copy_weights": True, "keep_normalization": True}
         return with_fused_layers(models.truncate(teacher, config.student.drop_blocks, data.num_classes, **options))
     return with_fused_layers(build_network(config.student, data))
+
+
+def _distiller(config: Config, workdir: Workdir, student: keras.Model) -> Distiller:
+    """The student with its losses, and with the teacher where it runs in every step."""
+    teacher = None
+    if config.needs_live_teacher:
+        teacher = models.fold_batch_norm(load_teacher(config, workdir))
+    return _assemble(config, student, teacher)
+
+
+def _assemble(config: Config, student: keras.Model, teacher: keras.Model | None) -> Distiller:
+    terms, weights = _losses(config)
+    smoothing = config.training.label_smoothing
+    try:
+        return Distiller(student, losses=terms, loss_weights=weights, teacher=teacher, label_smoothing=smoothing)
+    except ValueError as error:
+        raise UserError(f"losses: {error}") from error
+
+
+def check(config: Config) -> None:
+    """Put the networks and losses of a config together, untrained, so that what cannot work fails before hours of work.
+
+    Raises:
+        UserError: a loss cannot be had with these networks, or a model does not fit the data.
+    """
+    data = dataset(config.data)
+    _assemble(config, build_network(config.student, data), build_network(config.teacher, data))
+
+
+def _wanted(config: Config) -> set[str]:
+    """What the losses compare beside the student's own outputs."""
+    wanted = {"teacher_map"} if "ig_match" in config.losses.active() else set()
+    if config.needs_live_teacher:
+        wanted.add("teacher_inputs")
+    if config.view.kind == "plain":
+        wanted.add("teacher_logits")
+    return wanted
 
 
 def load_student(config: Config, workdir: Workdir) -> keras.Model:
@@ -78,8 +124,7 @@ def distill(config: Config, workdir: Workdir) -> None:
     if config.needs_store:
         knowledge = apply_control(load_knowledge(config, workdir, examples), config.control)
     keras.utils.set_random_seed(workdir.seed)
-    student = _initial(config, workdir, data)
-    terms, weights = _losses(config)
+    model = _distiller(config, workdir, _initial(config, workdir, data))
     stream = training_batches(
         examples,
         augment=config.augment,
@@ -87,6 +132,7 @@ def distill(config: Config, workdir: Workdir) -> None:
         seed=workdir.seed,
         knowledge=knowledge,
         overlay=config.overlay,
+        wanted=_wanted(config),
         dim_only=config.control.maps == "none",
     )
     held_out = data.validation
@@ -94,7 +140,7 @@ def distill(config: Config, workdir: Workdir) -> None:
     if holds_out_validation(config.data):
         validation = (to_model_input(held_out.images), held_out.labels)
     history = fit(
-        Distiller(student, losses=terms, loss_weights=weights, label_smoothing=config.training.label_smoothing),
+        model,
         stream,
         examples=len(examples),
         config=config.training,
@@ -104,7 +150,7 @@ def distill(config: Config, workdir: Workdir) -> None:
         title="student",
         validation=validation,
     )
-    student = with_stock_layers(student)
+    student = with_stock_layers(model.student)
     with atomic(folder / FILE) as temporary:
         student.save(temporary)
     write_text(folder / "history.json", json.dumps(history, indent=0) + "\n")

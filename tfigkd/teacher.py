@@ -8,11 +8,12 @@ import keras
 
 from tfigkd import checkpoint, console, models
 from tfigkd.batches import training_batches
-from tfigkd.config import Config, NetworkConfig, experiments_folder, fingerprint
+from tfigkd.config import experiments_folder, fingerprint
 from tfigkd.data import Dataset, to_model_input
 from tfigkd.data.stage import dataset, holds_out_validation, training_examples
 from tfigkd.distiller import Distiller
 from tfigkd.errors import UserError
+from tfigkd.fields import Config, NetworkConfig
 from tfigkd.layers import with_fused_layers, with_stock_layers
 from tfigkd.metrics import accuracy, predict_logits
 from tfigkd.training import fit

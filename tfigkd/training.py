@@ -12,9 +12,9 @@ import numpy as np
 
 from tfigkd import checkpoint, console
 from tfigkd.batches import Batch
-from tfigkd.config import TrainingConfig
 from tfigkd.distiller import Distiller
 from tfigkd.errors import UserError
+from tfigkd.fields import TrainingConfig
 
 
 def make_optimizer(config: TrainingConfig, steps_per_epoch: int) -> keras.optimizers.Optimizer:

@@ -3,8 +3,9 @@
 import functools
 
 from tfigkd import console
-from tfigkd.config import Config, DataConfig, fingerprint
+from tfigkd.config import fingerprint
 from tfigkd.data import Dataset, Examples, concatenate, load
+from tfigkd.fields import Config, DataConfig
 from tfigkd.workdir import Workdir, make_folder, write_manifest
 
 

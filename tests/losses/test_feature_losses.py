@@ -1,0 +1,176 @@
+"""Attention, relations, flow and hints against values worked out by hand, and at unequal resolution."""
+
+import keras
+import numpy as np
+import pytest
+from keras import ops
+
+from tfigkd.losses import (
+    Hint,
+    attention_map,
+    attention_transfer,
+    flow_distance,
+    hint_distance,
+    relational_distance,
+    spatial_attention,
+)
+from tfigkd.losses.features import match_resolution, pool_to
+from tfigkd.losses.relation import flow_matrix, pairwise_angles, pairwise_distances
+
+RNG = np.random.default_rng(0)
+
+
+def numpy_of(tensor):
+    return ops.convert_to_numpy(tensor)
+
+
+def normal(*shape):
+    return RNG.normal(size=shape).astype(np.float32)
+
+
+def enlarged(features, times):
+    return features.repeat(times, axis=1).repeat(times, axis=2)
+
+
+def test_pooling_averages_where_it_divides_and_resizes_where_not():
+    features = np.arange(16, dtype=np.float32).reshape(1, 4, 4, 1)
+    np.testing.assert_allclose(numpy_of(pool_to(features, 2, 2))[0, :, :, 0], [[2.5, 4.5], [10.5, 12.5]])
+    ramp = np.broadcast_to(np.arange(5, dtype=np.float32)[None, :, None, None], (1, 5, 5, 1))
+    resized = numpy_of(pool_to(ramp, 3, 5))[0, :, 0, 0]
+    np.testing.assert_allclose(resized, [1 / 3, 2, 11 / 3], rtol=1e-5)
+    left, right = match_resolution(normal(2, 8, 3, 5), normal(2, 4, 6, 1))
+    assert (left.shape, right.shape) == ((2, 4, 3, 5), (2, 4, 3, 1))
+
+
+def test_features_that_are_no_maps_are_refused():
+    with pytest.raises(ValueError, match=r"expected feature maps \[B,H,W,D\]"):
+        match_resolution(normal(2, 8), normal(2, 4, 4, 1))
+
+
+def test_attention_transfer_by_hand():
+    teacher = np.array([[[[3**0.5, 0.0], [0.0, 2.0]]]], np.float32)
+    np.testing.assert_allclose(numpy_of(spatial_attention(teacher)), [[[3, 4]]], rtol=1e-6)
+    np.testing.assert_allclose(numpy_of(attention_map(teacher)), [[0.6, 0.8]], rtol=1e-6)
+    student = np.array([[[[5.0], [0.0]]]], np.float32)
+    loss = numpy_of(attention_transfer(teacher, student))
+    np.testing.assert_allclose(loss, [(0.4**2 + 0.8**2) / 2], rtol=1e-5)
+
+
+def test_attention_transfer_minds_neither_scale_nor_channels_and_is_bounded():
+    teacher, student = normal(4, 6, 6, 3), normal(4, 6, 6, 5)
+    loss = numpy_of(attention_transfer(teacher, student))
+    moved = numpy_of(attention_transfer(7 * teacher[..., ::-1], 0.1 * student[..., [2, 0, 1, 4, 3]]))
+    np.testing.assert_allclose(moved, loss, rtol=1e-4)
+    assert (loss <= 2 / 36).all()
+
+
+def test_attention_transfer_at_unequal_resolution_and_from_stored_maps():
+    teacher, student = normal(4, 8, 8, 3), normal(4, 4, 4, 5)
+    same = numpy_of(attention_transfer(enlarged(student, 2), student))
+    np.testing.assert_allclose(same, 0, atol=1e-7)
+    live = numpy_of(attention_transfer(teacher, student))
+    stored = numpy_of(attention_transfer(numpy_of(spatial_attention(teacher)), student))
+    np.testing.assert_allclose(stored, live, rtol=1e-6)
+    assert np.isfinite(numpy_of(attention_transfer(normal(4, 5, 7, 3), student))).all()
+
+
+def test_distances_by_hand():
+    teacher, student = np.array([[0.0], [1], [3]], np.float32), np.array([[0.0], [1], [2]], np.float32)
+    expected = np.array([[0, 1, 3], [1, 0, 2], [3, 2, 0]]) / 2
+    np.testing.assert_allclose(numpy_of(pairwise_distances(teacher)), expected, rtol=1e-6)
+    # the student's are 0.75, 0.75 and 1.5: two of three pairs are off by 0.25
+    loss = relational_distance(teacher, student, distance=9.0, angle=0.0)
+    np.testing.assert_allclose(numpy_of(loss), 4 * 0.5 * 0.25**2, rtol=1e-5)
+
+
+def test_angles_by_hand():
+    corner = np.array([[0.0, 0.0], [2.0, 0.0], [0.0, 2.0]], np.float32)
+    angles = numpy_of(pairwise_angles(corner))
+    np.testing.assert_allclose(angles[0], [[0, 0, 0], [0, 1, 0], [0, 0, 1]], atol=1e-6)
+    np.testing.assert_allclose(angles[1, 0, 2], 0.5**0.5, rtol=1e-5)
+    line = np.array([[0.0, 0.0], [1.0, 0.0], [2.0, 0.0]], np.float32)
+    # two entries at each vertex: 0 against 1, √½ against -1 (beyond Huber's δ), √½ against 1
+    half = 0.5**0.5
+    expected = 2 * (0.5 + (1 + half - 0.5) + (1 - half) ** 2 / 2) / 27
+    loss = relational_distance(corner, line, distance=0.0, angle=2.0)
+    np.testing.assert_allclose(numpy_of(loss), 2 * expected, rtol=1e-5)
+
+
+def test_relations_mind_neither_scale_shift_rotation_nor_dimensions():
+    teacher, student = normal(7, 5), normal(7, 3)
+    rotation = np.linalg.qr(RNG.normal(size=(5, 5)))[0][:3].astype(np.float32)
+    moved = 3 * student @ rotation + normal(5)
+    for weights in ({"distance": 1.0, "angle": 0.0}, {"distance": 0.0, "angle": 1.0}):
+        loss = numpy_of(relational_distance(teacher, student, **weights))
+        np.testing.assert_allclose(numpy_of(relational_distance(teacher, moved, **weights)), loss, rtol=1e-3)
+        np.testing.assert_allclose(numpy_of(relational_distance(student, moved, **weights)), 0, atol=1e-6)
+
+
+def test_relations_of_maps_are_those_of_their_means():
+    teacher, student = normal(5, 4, 4, 3), normal(5, 3)
+    loss = relational_distance(teacher, student, distance=25.0, angle=50.0)
+    pooled = relational_distance(teacher.mean((1, 2)), student, distance=25.0, angle=50.0)
+    np.testing.assert_allclose(numpy_of(loss), numpy_of(pooled), rtol=1e-4)
+
+
+def test_flow_by_hand():
+    first = np.array([[[[1.0], [3.0]]]], np.float32)
+    second = np.array([[[[2.0, 0.0], [4.0, 1.0]]]], np.float32)
+    np.testing.assert_allclose(numpy_of(flow_matrix(first, second)), [[[7, 1.5]]])
+    loss = flow_distance((first, second), (first, 2 * second))
+    np.testing.assert_allclose(numpy_of(loss), [(7**2 + 1.5**2) / 2], rtol=1e-6)
+
+
+def test_flow_does_not_mind_where_and_how_large():
+    first, second = normal(3, 4, 4, 2), normal(3, 2, 2, 5)
+    turned = (first[:, ::-1], second[:, ::-1])
+    np.testing.assert_allclose(numpy_of(flow_distance((first, second), turned)), 0, atol=1e-10)
+    larger = (enlarged(first, 2), enlarged(second, 2))
+    np.testing.assert_allclose(numpy_of(flow_distance((first, second), larger)), 0, atol=1e-10)
+
+
+def test_flow_needs_equal_channels():
+    with pytest.raises(ValueError, match=r"equal channels, got \[2, 5\] of the teacher and \[2, 4\]"):
+        flow_distance((normal(3, 4, 4, 2), normal(3, 4, 4, 5)), (normal(3, 4, 4, 2), normal(3, 4, 4, 4)))
+
+
+def test_hint_by_hand():
+    teacher, student = np.array([[1.0, 2.0], [0.0, 0.0]], np.float32), np.array([[3.0], [4.0]], np.float32)
+    np.testing.assert_allclose(numpy_of(hint_distance(teacher, np.zeros((2, 2)))), [2.5, 0])
+    hint = Hint("student", "teacher")
+    hint.build((None, 2), (None, 1))
+    hint.projector.set_weights([np.array([[1.0, 0.5]]), np.array([0.0, 1.0])])
+    # projected to [3, 2.5] and [4, 3]
+    np.testing.assert_allclose(numpy_of(hint.per_example(teacher, student)), [(4 + 0.25) / 2, (16 + 9) / 2], rtol=1e-6)
+
+
+def test_hint_learns_a_linear_teacher_of_another_resolution():
+    """Trained with the projector's own variables, found as the docstring says."""
+    import tensorflow as tf
+
+    student = normal(16, 4, 4, 3)
+    teacher = enlarged(student @ normal(3, 6), 2)
+    hint = Hint("student", "teacher")
+    hint.build(teacher.shape, student.shape)
+    assert isinstance(hint.projector, keras.layers.Conv2D)
+    optimizer = keras.optimizers.Adam(0.1)
+    for _ in range(60):
+        with tf.GradientTape() as tape:
+            loss = hint.compute_loss(teacher, student)
+        variables = hint.projector.trainable_variables
+        optimizer.apply(tape.gradient(loss, variables), variables)
+    assert numpy_of(loss) < 0.01 * np.square(teacher).mean()
+
+
+def test_a_projector_that_cannot_be_is_refused():
+    hint = Hint("student", "teacher")
+    with pytest.raises(ValueError, match="projector is not built"):
+        hint.per_example(normal(2, 3), normal(2, 3))
+    with pytest.raises(ValueError, match="of teacher and student alike"):
+        hint.build((None, 8, 8, 3), (None, 3))
+    hint.build((None, 8, 8, 6), (None, 4, 4, 3))
+    projector = hint.projector
+    hint.build((None, 4, 4, 6), (None, 8, 8, 3))
+    assert hint.projector is projector
+    with pytest.raises(ValueError, match="built for 3 to 6 channels"):
+        hint.build((None, 8, 8, 6), (None, 4, 4, 5))

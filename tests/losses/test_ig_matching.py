@@ -1,0 +1,127 @@
+"""The student's own gradient maps: by hand, to second order, and through the layers that students are made of."""
+
+import keras
+import numpy as np
+import pytest
+from keras import ops
+
+from tfigkd.layers import with_fused_layers
+from tfigkd.losses import IGMatching, input_gradient_map, map_distance
+
+RNG = np.random.default_rng(0)
+IMAGES = RNG.random((6, 8, 8, 3)).astype(np.float32)
+LABELS = np.array([0, 2, 1, 1, 3, 0])
+
+
+def numpy_of(tensor):
+    return ops.convert_to_numpy(tensor)
+
+
+def network(activation="relu6"):
+    """A little of everything that a MobileNet has."""
+    inputs = keras.Input((8, 8, 3))
+    x = keras.layers.Conv2D(6, 3, strides=2, padding="same", use_bias=False)(inputs)
+    x = keras.layers.BatchNormalization()(x)
+    x = keras.layers.Activation(activation)(x)
+    x = keras.layers.DepthwiseConv2D(3, padding="same")(x)
+    x = keras.layers.Activation("tanh")(x)
+    x = keras.layers.GlobalAveragePooling2D()(x)
+    return keras.Model(inputs, keras.layers.Dense(4)(x))
+
+
+def weights_of(model):
+    """All that a map depends on: the bias of the logits shifts them and bends nothing."""
+    return model.trainable_variables[:-1]
+
+
+def linear():
+    inputs = keras.Input((2, 1, 3))
+    return keras.Model(inputs, keras.layers.Dense(2)(keras.layers.Flatten()(inputs)))
+
+
+def test_the_map_of_a_linear_model_by_hand():
+    model = linear()
+    weights = np.array([[1, 9], [-2, 9], [3, 9], [0, 1], [0.5, -1], [0, 1]], np.float32)
+    model.set_weights([weights, np.zeros(2)])
+    images = np.array([0.5, 1.0, 0.0, 1.0, 1.0, 1.0], np.float32).reshape(1, 2, 1, 3).repeat(2, axis=0)
+    labels = np.array([0, 1])
+    gradients = numpy_of(input_gradient_map(model, images, labels, times_input=False))[..., 0]
+    np.testing.assert_allclose(gradients, [[6, 0.5], [27, 3]], rtol=1e-6)
+    products = numpy_of(input_gradient_map(model, images, labels, times_input=True))[..., 0]
+    np.testing.assert_allclose(products, [[2.5, 0.5], [13.5, 3]], rtol=1e-6)
+
+
+def test_map_distance_by_hand():
+    teacher = np.array([[[1.0, 0.0]], [[1.0, 0.0]], [[0.0, 0.0]], [[3.0, 1.0]]], np.float32)
+    student = np.array([[[1.0, 1.0]], [[0.0, 2.0]], [[0.0, 0.0]], [[0.0, 0.0]]], np.float32)
+    np.testing.assert_allclose(numpy_of(map_distance(teacher, student)), [1 - 0.5**0.5, 1, 0, 1], rtol=1e-5)
+
+
+@pytest.mark.parametrize("scale", [1e-3, 1.0, 255.0])
+def test_scale_and_a_flip_of_both_maps_do_not_matter(scale):
+    teacher, student = RNG.random((2, 5, 8, 8)).astype(np.float32)
+    loss = IGMatching(grid=4)
+    flipped = loss.per_example(np.float32(scale) * teacher[:, :, ::-1], student[:, :, ::-1])
+    np.testing.assert_allclose(numpy_of(flipped), numpy_of(loss.per_example(teacher, student)), rtol=1e-4)
+
+
+def test_the_grid_forgives_a_neighboring_pixel():
+    teacher, student = np.zeros((2, 1, 16, 16), np.float32)
+    teacher[0, 4, 6] = student[0, 5, 7] = 1
+    assert numpy_of(IGMatching(grid=None).per_example(teacher, student)) == 1
+    np.testing.assert_allclose(numpy_of(IGMatching(grid=8).per_example(teacher, student)), 0, atol=1e-6)
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_the_second_derivative_is_that_of_finite_differences(fused):
+    import tensorflow as tf
+
+    keras.utils.set_random_seed(0)
+    model = network("tanh")
+    if fused:
+        model = with_fused_layers(model)
+    teacher = RNG.random((6, 8, 8)).astype(np.float32)
+    loss = IGMatching()
+    compute = tf.function(lambda: loss.compute_loss(teacher, loss.student_map(model, IMAGES, LABELS)))
+    with tf.GradientTape() as tape:
+        value = compute()
+    variables = weights_of(model)
+    gradients = [numpy_of(gradient) for gradient in tape.gradient(value, variables)]
+    before, size = model.get_weights(), np.sqrt(sum(np.square(g).sum() for g in gradients))
+    assert size > 1e-4
+    values = []
+    for step in (0.02, -0.02):
+        for variable, gradient in zip(variables, gradients, strict=True):
+            variable.assign(variable + step / size * gradient)
+        values.append(numpy_of(compute()))
+        model.set_weights(before)
+    np.testing.assert_allclose((values[0] - values[1]) / 0.04, size, rtol=0.03)
+
+
+def test_training_pulls_the_maps_together_and_leaves_the_averages_alone():
+    import tensorflow as tf
+
+    keras.utils.set_random_seed(0)
+    model, loss = network(), IGMatching()
+    teacher = np.zeros((6, 8, 8), np.float32)
+    teacher[:, 2:6, :4] = 1
+    moving = [v.numpy() for v in model.non_trainable_variables]
+    optimizer = keras.optimizers.Adam(0.03)
+
+    @tf.function
+    def step():
+        with tf.GradientTape() as tape:
+            value = loss.compute_loss(teacher, loss.student_map(model, IMAGES, LABELS))
+        optimizer.apply(tape.gradient(value, weights_of(model)), weights_of(model))
+        return value
+
+    values = [float(step()) for _ in range(40)]
+    assert values[-1] < 0.8 * values[0]
+    assert all(np.array_equal(a, b.numpy()) for a, b in zip(moving, model.non_trainable_variables, strict=True))
+
+
+def test_labels_that_are_no_integers_are_refused():
+    with pytest.raises(ValueError, match="one label an example"):
+        input_gradient_map(network(), IMAGES, np.eye(4)[LABELS])
+    with pytest.raises(ValueError, match="grid must be positive"):
+        IGMatching(grid=0)

@@ -1,0 +1,104 @@
+"""The classes: what they declare, their configs, their taps, and their life in Keras's own Distiller."""
+
+import keras
+import numpy as np
+import pytest
+
+from tfigkd.losses import DIST, DKD, FSP, LOSSES, RKD, AttentionTransfer, Hint, IGMatching, KLDivergence, PerExampleLoss
+
+EXAMPLES = {
+    "kd": KLDivergence(2.0, standardize=True),
+    "dkd": DKD(beta=8.0),
+    "dist": DIST(inter=1.0, rank=0.5),
+    "rkd": RKD("student_tap", "teacher_tap", angle=1.0),
+    "at": AttentionTransfer("student_tap", "teacher_tap"),
+    "fsp": FSP(["student_tap", "student_late"], ["teacher_tap", "teacher_late"]),
+    "hint": Hint("student_tap", "teacher_tap"),
+    "ig_match": IGMatching(times_input=False),
+}
+NEEDS = {
+    "dkd": "labels",
+    "at": "features",
+    "fsp": "features",
+    "hint": "features",
+    "rkd": "features",
+    "ig_match": "inputs",
+}
+
+
+def network(name: str, filters: int, strides: int):
+    inputs = keras.Input((8, 8, 3))
+    x = keras.layers.Conv2D(filters, 3, strides=strides, padding="same", name=f"{name}_tap")(inputs)
+    x = keras.layers.Conv2D(4, 3, padding="same", name=f"{name}_late")(x)
+    return keras.Model(inputs, keras.layers.Dense(3)(keras.layers.GlobalAveragePooling2D()(x)), name=name)
+
+
+def distiller(loss):
+    keras.utils.set_random_seed(0)
+    return keras.distillation.Distiller(
+        teacher=network("teacher", 6, 1), student=network("student", 5, 2), distillation_losses=loss
+    )
+
+
+def test_every_loss_has_an_example():
+    assert {name: type(loss) for name, loss in EXAMPLES.items()} == LOSSES
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_a_loss_says_what_it_needs(name):
+    loss = EXAMPLES[name]
+    needs = [what for what in ("labels", "features", "inputs") if getattr(loss, f"needs_{what}")]
+    assert needs == ([NEEDS[name]] if name in NEEDS else [])
+    assert isinstance(loss, PerExampleLoss) == hasattr(loss, "per_example") == (name not in ("dist", "rkd"))
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_the_config_round_trips(name):
+    config = keras.saving.serialize_keras_object(EXAMPLES[name])
+    assert config["registered_name"].startswith("tfigkd>")
+    restored = keras.saving.deserialize_keras_object(config)
+    assert type(restored) is LOSSES[name]
+    assert restored.get_config() == EXAMPLES[name].get_config()
+
+
+@pytest.mark.parametrize("name", ["kd", "dist", "rkd", "rkd_on_logits", "at", "hint"])
+def test_it_trains_in_the_distiller_of_keras(name):
+    loss = RKD() if name == "rkd_on_logits" else EXAMPLES[name]
+    if name == "hint":
+        loss = Hint("student_tap", "teacher_tap")
+        with pytest.raises(ValueError, match=r"set distiller\.projector"):
+            distiller(loss)
+        loss.build((None, 8, 8, 6), (None, 4, 4, 5))
+    model = distiller(loss)
+    if name == "hint":
+        model.projector = loss.projector
+        before = loss.projector.get_weights()[0]
+    model.compile("adam", loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True), jit_compile=False)
+    images = np.random.default_rng(0).random((6, 8, 8, 3)).astype(np.float32)
+    history = model.fit(images, np.arange(6) % 3, batch_size=6, epochs=2, verbose=0).history
+    assert np.isfinite(history["distillation_loss"]).all()
+    assert history["distillation_loss"][0] > 0
+    if name == "hint":
+        assert not np.array_equal(before, loss.projector.get_weights()[0])
+        assert not any(variable is loss.projector.kernel for variable in model.student.variables)
+
+
+@pytest.mark.parametrize("name", ["dkd", "fsp", "ig_match"])
+def test_what_the_distiller_of_keras_cannot_feed_is_refused_there(name):
+    with pytest.raises(ValueError, match=r"use tfigkd\.distiller\.Distiller"):
+        distiller(EXAMPLES[name])
+
+
+def test_an_unknown_tap_is_refused_with_the_nearest_names():
+    with pytest.raises(ValueError, match="student 'student' has no layer 'student_tip'; its nearest: student_tap"):
+        distiller(AttentionTransfer("student_tip", "teacher_tap"))
+    with pytest.raises(ValueError, match="teacher 'teacher' has no layer"):
+        EXAMPLES["fsp"].check_taps(network("student", 5, 2), keras.Sequential(name="teacher"))
+    EXAMPLES["fsp"].check_taps(network("student", 5, 2))
+
+
+def test_taps_that_do_not_pair_are_refused():
+    with pytest.raises(ValueError, match="both taps or none"):
+        RKD(student_layer="student_tap")
+    with pytest.raises(ValueError, match="names of two layers as student_layer"):
+        FSP("student_tap", ["a", "b"])
