@@ -187,4 +187,4 @@ def test_verify_on_the_command_line(store, capsys):
     assert overlays.main([str(store[0]), "--sample", "5"]) == 0
     assert "every record belongs to its image" in capsys.readouterr().out
     assert overlays.main([str(store[0].parent)]) == 1
-    assert capsys.readouterr().err.startswith("error: no finished overlay store")
+    assert capsys.readouterr().err.startswith("error: no finished store")

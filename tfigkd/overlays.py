@@ -1,15 +1,11 @@
-"""The overlay store: what the teacher knows of every training example, keyed by the example's id.
-
-TFRecord shards and a manifest. A record holds the teacher's logits and Integrated Gradients map of one image. Records
-are joined to examples by id, never by position: the published code of the method joined by position after a shuffle,
-and so taught every image with another image's map (arXiv 2503.13008; see the README).
+"""The overlay store: logits and Integrated Gradients map of every training image, computed once (see `store.py`).
 
 `python -m tfigkd.overlays STORE` recomputes a sample from the images and prints the largest deviation.
 """
 
 import argparse
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -17,19 +13,19 @@ from typing import Any
 import keras
 import numpy as np
 
-from tfigkd import console, models, tfrecord
+from tfigkd import console, models
 from tfigkd.attribution import Attribution, attribute, completeness_error, make_baseline, saliency_map
 from tfigkd.batches import Knowledge
 from tfigkd.config import fingerprint, from_mapping
-from tfigkd.data import Dataset, Examples, concatenate, to_model_input
+from tfigkd.data import Dataset, Examples, to_model_input
 from tfigkd.data.stage import dataset
 from tfigkd.errors import UserError
 from tfigkd.fields import AttributionConfig, Config, DataConfig
+from tfigkd.store import REBUILD, Record, covered, join, open_store, read_all, write_shards
 from tfigkd.teacher import FILE, load_teacher, teacher_folder, weights_fingerprint
-from tfigkd.workdir import MANIFEST, Workdir, checksum, finished, locked, read_manifest, verify_files, write_manifest
+from tfigkd.workdir import MANIFEST, Workdir, finished, locked, read_manifest, write_manifest
 
 FORMAT = 1
-REBUILD = "delete the folder and run the stage again: --stages overlays"
 CHECKED = 8  # records recomputed from their images before a store is declared done
 
 
@@ -49,11 +45,6 @@ def store_folder(config: Config, workdir: Workdir) -> Path:
     return folder / "overlays" / fingerprint(identity)
 
 
-def _covered(data: Dataset) -> Examples:
-    """A store covers train and validation, so that every arm can share it, whatever it trains on."""
-    return concatenate([data.train, data.validation])
-
-
 def _attribute(
     model: keras.Model, examples: Examples, config: AttributionConfig, mean_color: np.ndarray
 ) -> Attribution:
@@ -71,52 +62,35 @@ def _attribute(
     )
 
 
-def _records(examples: Examples, result: Attribution, tolerance: float, store: str) -> Iterator[bytes]:
+def _features(model: keras.Model, examples: Examples, config: AttributionConfig, mean_color: np.ndarray) -> Iterator:
+    """The features of each example's record."""
+    result = _attribute(model, examples, config, mean_color)
     maps = saliency_map(result.attributions)
     scales = maps.max(axis=(1, 2))
     stored = np.round(255 * maps / np.where(scales > 0, scales, 1)[:, None, None]).astype(np.uint8)
     errors = completeness_error(result.attributions, result.convergence_delta)
-    for index, example_id in enumerate(examples.ids):
-        yield tfrecord.encode_example(
-            {
-                "store": store,
-                "id": str(example_id),
-                "label": [int(examples.labels[index])],
-                "logits": result.logits[index].astype(np.float32),
-                "map": stored[index].tobytes(),
-                "map_shape": list(stored[index].shape),
-                "map_scale": [float(scales[index])],
-                "completeness_error": [float(errors[index])],
-                "n_steps": [int(result.n_steps[index])],
-                "usable": [int(errors[index] <= tolerance)],
-            }
-        )
+    for index in range(len(examples)):
+        yield {
+            "logits": result.logits[index].astype(np.float32),
+            "map": stored[index].tobytes(),
+            "map_shape": list(stored[index].shape),
+            "map_scale": [float(scales[index])],
+            "completeness_error": [float(errors[index])],
+            "n_steps": [int(result.n_steps[index])],
+            "usable": [int(errors[index] <= config.tolerance)],
+        }
 
 
-def _read(path: Path, store: str) -> list[dict[str, Any]]:
-    records = []
-    for number, raw in enumerate(tfrecord.read_records(path)):
-        record = tfrecord.decode_example(raw)
-        try:
-            origin = record["store"][0].decode()
-            shape = tuple(int(side) for side in record["map_shape"])
-            records.append(
-                {
-                    "id": record["id"][0].decode(),
-                    "label": int(record["label"][0]),
-                    "logits": record["logits"],
-                    "map": np.frombuffer(record["map"][0], np.uint8).reshape(shape),
-                    "scale": float(record["map_scale"][0]),
-                    "error": float(record["completeness_error"][0]),
-                    "n_steps": int(record["n_steps"][0]),
-                    "usable": bool(record["usable"][0]),
-                }
-            )
-        except (KeyError, IndexError, ValueError, UnicodeDecodeError, AttributeError) as error:
-            raise UserError(f"{path}: record {number} is not an overlay record ({error}); {REBUILD}") from error
-        if origin != store:
-            raise UserError(f"{path}: record {number} belongs to store {origin}, not to {store}; {REBUILD}")
-    return records
+def _parse(features: Mapping[str, Any]) -> Record:
+    shape = tuple(int(side) for side in features["map_shape"])
+    return {
+        "logits": features["logits"],
+        "map": np.frombuffer(features["map"][0], np.uint8).reshape(shape),
+        "scale": float(features["map_scale"][0]),
+        "error": float(features["completeness_error"][0]),
+        "n_steps": int(features["n_steps"][0]),
+        "usable": bool(features["usable"][0]),
+    }
 
 
 def write_store(
@@ -129,8 +103,6 @@ def write_store(
 ) -> None:
     """Write a store shard by shard, going on after the shards that are there.
 
-    Batches never cross shards, so a resumed store equals an uninterrupted one.
-
     Args:
         folder: Named by the fingerprint of `identity`.
         model: The teacher; images float32 [B,H,W,3] in [0,1] to logits [B,C].
@@ -139,26 +111,23 @@ def write_store(
         identity: From `store_identity`.
         source: The data config, so that `verify` can find the images.
     """
-    examples, store = _covered(data), fingerprint(identity)
+    examples = covered(data)
     folded = models.fold_batch_norm(model)
     mean_color = data.train.images.mean(axis=(0, 1, 2), dtype=np.float64).astype(np.float32) / 255
-    starts = range(0, len(examples), config.shard_size)
-    files: dict[str, str] = {}
-    with console.progress("overlays", len(examples)) as advance:
-        for number, start in enumerate(starts):
-            chosen = examples.take(np.arange(start, min(start + config.shard_size, len(examples))))
-            path = folder / f"overlays-{number:05d}-of-{len(starts):05d}.tfrecord"
-            if not _complete(path, chosen, store):
-                result = _attribute(folded, chosen, config, mean_color)
-                tfrecord.write_records(path, _records(chosen, result, config.tolerance, store))
-            files[path.name] = checksum(path)
-            advance(len(chosen))
-    records = [record for name in files for record in _read(folder / name, store)]
+    files = write_shards(
+        folder,
+        examples,
+        config.shard_size,
+        store=fingerprint(identity),
+        parse=_parse,
+        make=lambda chosen: _features(folded, chosen, config, mean_color),
+    )
+    records = read_all(folder, files, _parse)
     errors = np.array([record["error"] for record in records])
     deviation = _deviation(model, examples, records, config, mean_color, np.arange(min(CHECKED, len(examples))))
     write_manifest(
         folder,
-        store,
+        fingerprint(identity),
         files=files,
         identity=identity,
         source=source,
@@ -173,17 +142,6 @@ def write_store(
         mean_steps=float(np.mean([record["n_steps"] for record in records])),
         verified_deviation=deviation,
     )
-
-
-def _complete(path: Path, examples: Examples, store: str) -> bool:
-    """Whether a shard of an interrupted store is whole and of these examples."""
-    if not path.is_file():
-        return False
-    try:
-        return [record["id"] for record in _read(path, store)] == list(examples.ids)
-    except UserError as error:
-        console.say(f"  {error}; writing this shard again")
-        return False
 
 
 def _deviation(
@@ -232,26 +190,7 @@ def read_store(folder: Path, examples: Examples, identity: dict[str, Any]) -> Kn
         UserError: the store is unfinished or damaged, belongs to another teacher, data set or setting, lacks ids, or
             its labels are not those of the examples.
     """
-    manifest = read_manifest(folder)
-    if manifest is None:
-        raise UserError(f"no finished overlay store in {folder}; add the stage: --stages overlays")
-    for part, expected in identity.items():
-        if manifest["identity"].get(part) != expected:
-            found = manifest["identity"].get(part)
-            raise UserError(f"overlay store {folder}: its {part} is {found}, expected {expected}; {REBUILD}")
-    verify_files(folder, manifest)
-    store = fingerprint(manifest["identity"])
-    by_id = {record["id"]: record for name in manifest["files"] for record in _read(folder / name, store)}
-    missing = [example_id for example_id in examples.ids if example_id not in by_id]
-    if missing:
-        raise UserError(f"overlay store {folder}: {len(missing)} ids are missing, the first {missing[0]}; {REBUILD}")
-    records = [by_id[example_id] for example_id in examples.ids]
-    wrong = [r["id"] for r, label in zip(records, examples.labels, strict=True) if r["label"] != label]
-    if wrong:
-        raise UserError(
-            f"overlay store {folder}: {len(wrong)} labels are not those of their images, the first at id {wrong[0]}; "
-            f"its ids are permuted; {REBUILD}"
-        )
+    records = join(folder, open_store(folder, identity), examples, _parse)
     return Knowledge(
         logits=np.stack([record["logits"] for record in records]).astype(np.float32),
         maps=np.stack([record["map"] for record in records]),
@@ -301,10 +240,7 @@ def verify(folder: Path, *, sample: int = 64, seed: int = 0) -> dict[str, float]
     Raises:
         UserError: no finished store, a damaged one, or one whose records are not those of their images.
     """
-    manifest = read_manifest(folder)
-    if manifest is None:
-        raise UserError(f"no finished overlay store in {folder}")
-    verify_files(folder, manifest)
+    manifest = open_store(folder, {})
     data = dataset(from_mapping(DataConfig, manifest["source"]))
     if data.fingerprint != manifest["identity"]["data"]:
         raise UserError(
@@ -315,9 +251,8 @@ def verify(folder: Path, *, sample: int = 64, seed: int = 0) -> dict[str, float]
     model = models.build(str(teacher), num_classes=data.num_classes, input_shape=data.image_shape)
     if weights_fingerprint(model) != manifest["identity"]["teacher"]:
         raise UserError(f"overlay store {folder}: {teacher} is another teacher; {REBUILD}")
-    examples, mean_color = _covered(data), np.array(manifest["mean_color"], np.float32)
-    read_store(folder, examples, manifest["identity"])
-    records = [record for name in manifest["files"] for record in _read(folder / name, folder.name)]
+    examples, mean_color = covered(data), np.array(manifest["mean_color"], np.float32)
+    records = join(folder, manifest, examples, _parse)
     chosen = np.random.default_rng(seed).choice(len(examples), min(sample, len(examples)), replace=False)
     return _deviation(model, examples, records, settings, mean_color, chosen)
 

@@ -1,0 +1,143 @@
+"""Stores of what the teacher knows, keyed by example id: TFRecord shards that resume, and a join that refuses.
+
+Records are joined to examples by id, never by position: the published code of the method joined by position after a
+shuffle, and so taught every image with another image's map (arXiv 2503.13008; see the README).
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tfigkd import console, tfrecord
+from tfigkd.config import fingerprint
+from tfigkd.data import Dataset, Examples, concatenate
+from tfigkd.errors import UserError
+from tfigkd.workdir import checksum, read_manifest, verify_files
+
+REBUILD = "delete the folder and run the stage again: --stages overlays"
+
+Record = dict[str, Any]
+Parse = Callable[[Mapping[str, Any]], Record]
+
+
+def covered(data: Dataset) -> Examples:
+    """A store covers train and validation, so that every arm can share it, whatever it trains on."""
+    return concatenate([data.train, data.validation])
+
+
+def write_shards(
+    folder: Path,
+    examples: Examples,
+    shard_size: int,
+    *,
+    store: str,
+    parse: Parse,
+    make: Callable[[Examples], Iterable[Mapping[str, Any]]],
+) -> dict[str, str]:
+    """Write the shards of a store that are not there yet.
+
+    Batches never cross shards, so a resumed store equals an uninterrupted one.
+
+    Args:
+        folder: Where to; its parent's name says what is stored.
+        examples: What is covered, sorted by id.
+        shard_size: Examples a shard.
+        store: The store's fingerprint; every record carries it.
+        parse: Reads a record back, to check the shards that are there.
+        make: The features of some examples, in their order; id, label and store are added.
+
+    Returns:
+        File name to SHA-256.
+    """
+    title, starts = folder.parent.name, range(0, len(examples), shard_size)
+    files: dict[str, str] = {}
+    with console.progress(title, len(examples)) as advance:
+        for number, start in enumerate(starts):
+            chosen = examples.take(np.arange(start, min(start + shard_size, len(examples))))
+            path = folder / f"{title}-{number:05d}-of-{len(starts):05d}.tfrecord"
+            if not _complete(path, chosen, store, parse):
+                identified = zip(chosen.ids, chosen.labels, make(chosen), strict=True)
+                records = (
+                    tfrecord.encode_example({"store": store, "id": str(id_), "label": [int(label)], **features})
+                    for id_, label, features in identified
+                )
+                tfrecord.write_records(path, records)
+            files[path.name] = checksum(path)
+            advance(len(chosen))
+    return files
+
+
+def _complete(path: Path, examples: Examples, store: str, parse: Parse) -> bool:
+    """Whether a shard of an interrupted store is whole and of these examples."""
+    if not path.is_file():
+        return False
+    try:
+        return [record["id"] for record in read_shard(path, store, parse)] == list(examples.ids)
+    except UserError as error:
+        console.say(f"  {error}; writing this shard again")
+        return False
+
+
+def read_shard(path: Path, store: str, parse: Parse) -> list[Record]:
+    """The records of a shard, each with its `"id"` and `"label"`.
+
+    Raises:
+        UserError: the shard is damaged, or a record is of another kind or store.
+    """
+    records = []
+    for number, raw in enumerate(tfrecord.read_records(path)):
+        features = tfrecord.decode_example(raw)
+        try:
+            origin, id_ = (features[name][0].decode() for name in ("store", "id"))
+            records.append({"id": id_, "label": int(features["label"][0]), **parse(features)})
+        except (KeyError, IndexError, ValueError, UnicodeDecodeError, AttributeError) as error:
+            raise UserError(f"{path}: record {number} is not one of this store ({error}); {REBUILD}") from error
+        if origin != store:
+            raise UserError(f"{path}: record {number} belongs to store {origin}, not to {store}; {REBUILD}")
+    return records
+
+
+def read_all(folder: Path, files: Iterable[str], parse: Parse) -> list[Record]:
+    """The records of all shards of a store; its folder is named by its fingerprint."""
+    return [record for name in files for record in read_shard(folder / name, folder.name, parse)]
+
+
+def open_store(folder: Path, identity: Mapping[str, Any]) -> dict[str, Any]:
+    """The manifest of a finished store that is the one wanted, its files verified.
+
+    Raises:
+        UserError: the store is unfinished or damaged, or belongs to another teacher, data set or setting.
+    """
+    manifest = read_manifest(folder)
+    if manifest is None:
+        raise UserError(f"no finished store in {folder}; add the stage: --stages overlays")
+    for part, expected in identity.items():
+        found = manifest["identity"].get(part)
+        if found != expected:
+            raise UserError(f"store {folder}: its {part} is {found}, expected {expected}; {REBUILD}")
+    if folder.name != fingerprint(manifest["identity"]):
+        raise UserError(f"store {folder}: the folder's name is not its fingerprint; {REBUILD}")
+    verify_files(folder, manifest)
+    return manifest
+
+
+def join(folder: Path, manifest: Mapping[str, Any], examples: Examples, parse: Parse) -> list[Record]:
+    """The record of each example, found by id.
+
+    Raises:
+        UserError: ids are missing, or labels are not those of the examples.
+    """
+    by_id = {record["id"]: record for record in read_all(folder, manifest["files"], parse)}
+    missing = [example_id for example_id in examples.ids if example_id not in by_id]
+    if missing:
+        raise UserError(f"store {folder}: {len(missing)} ids are missing, the first {missing[0]}; {REBUILD}")
+    records = [by_id[example_id] for example_id in examples.ids]
+    wrong = [r["id"] for r, label in zip(records, examples.labels, strict=True) if r["label"] != label]
+    if wrong:
+        raise UserError(
+            f"store {folder}: {len(wrong)} labels are not those of their images, the first at id {wrong[0]}; its ids "
+            f"are permuted; {REBUILD}"
+        )
+    return records
