@@ -9,7 +9,7 @@ import numpy as np
 
 from tfigkd.fields import AugmentConfig, OverlayConfig
 
-ORDER, CROP_Y, CROP_X, FLIP, OVERLAY, EXPONENT = range(6)
+ORDER, CROP_Y, CROP_X, FLIP, OVERLAY, EXPONENT, VIEW = range(7)
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
@@ -28,11 +28,11 @@ def example_keys(ids: np.ndarray) -> np.ndarray:
     return keys + np.array([int(ordinal or 0) for ordinal in ordinals], np.uint64)
 
 
-def uniform(keys: np.ndarray, *, seed: int, epoch: int, purpose: int) -> np.ndarray:
+def uniform(keys: np.ndarray, *, seed: int, epoch: int | np.ndarray, purpose: int) -> np.ndarray:
     """Uniform draws in [0, 1), float64 [N], one for each key; equal arguments give equal draws."""
     state = np.asarray(keys, np.uint64)
     for word in (seed, epoch, purpose):
-        state = _mix(state + _GOLDEN * np.array(word + 1, np.uint64))
+        state = _mix(state + _GOLDEN * np.asarray(word + 1, np.uint64))
     return (state >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 
@@ -44,7 +44,7 @@ def crop_and_flip(pixels: np.ndarray, keys: np.ndarray, config: AugmentConfig, *
         keys: uint64 [B], from `example_keys`.
         config: Which of the two to draw.
         seed: The run's seed.
-        epoch: The epoch, from 0.
+        epoch: The epoch, from 0; or [B], where each example takes the geometry of an epoch, or a view, of its own.
 
     Returns:
         An array of the shape and dtype of `pixels`.

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tfigkd.augment import ORDER, crop_and_flip, example_keys, overlay_some, uniform
+from tfigkd.augment import ORDER, VIEW, crop_and_flip, example_keys, overlay_some, uniform
 from tfigkd.data import Examples, to_model_input
 from tfigkd.fields import AugmentConfig, OverlayConfig
 
@@ -40,6 +40,8 @@ def training_batches(
     seed: int,
     knowledge: Knowledge | None = None,
     overlay: OverlayConfig | None = None,
+    views: np.ndarray | None = None,
+    view_seed: int = 0,
     wanted: Collection[str] = ("teacher_logits",),
     dim_only: bool = False,
 ) -> Callable[[int], Iterator[Batch]]:
@@ -54,6 +56,9 @@ def training_batches(
         seed: The run's seed; draws depend on it, the epoch and the example's id only.
         knowledge: Where maps and logits come from.
         overlay: Overlays maps where its probability is above 0; needs `knowledge`.
+        views: The teacher's logits of K stored views, [N,K,C]; each image is then moved as one of them, and the
+            targets hold the logits of that view.
+        view_seed: The seed that the stored views were drawn with.
         wanted: What the losses compare: `"teacher_logits"` and `"teacher_map"`, where there is knowledge, and
             `"teacher_inputs"`, the image as the student sees it but without the overlay.
         dim_only: Dim the images that would carry an overlay and add no map (a control).
@@ -71,9 +76,15 @@ def training_batches(
     labels = examples.labels.astype(np.int32)
 
     def batch(chosen: np.ndarray, epoch: int) -> Batch:
-        moved = crop_and_flip(pixels[chosen], keys[chosen], augment, seed=seed, epoch=epoch)
-        images = to_model_input(moved[..., :3])
         targets = {"label": labels[chosen]}
+        if views is None:
+            moved = crop_and_flip(pixels[chosen], keys[chosen], augment, seed=seed, epoch=epoch)
+        else:
+            draws = uniform(keys[chosen], seed=seed, epoch=epoch, purpose=VIEW)
+            view = (draws * views.shape[1]).astype(np.int64)
+            moved = crop_and_flip(pixels[chosen], keys[chosen], augment, seed=view_seed, epoch=view)
+            targets["teacher_logits"] = views[chosen, view].astype(np.float32)
+        images = to_model_input(moved[..., :3])
         if knowledge is not None and "teacher_logits" in wanted:
             targets["teacher_logits"] = knowledge.logits[chosen]
         if mapped and "teacher_map" in wanted:

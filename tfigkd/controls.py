@@ -47,6 +47,11 @@ def spectrum_noise(maps: np.ndarray, seed: int) -> np.ndarray:
     return result
 
 
+def shuffle_views(views: np.ndarray, config: ControlConfig) -> np.ndarray:
+    """Stored views [N,K,C], permuted across images where the control says so."""
+    return views[derangement(len(views), config.seed)] if config.logits == "shuffled" else views
+
+
 def apply_control(knowledge: Knowledge, config: ControlConfig) -> Knowledge:
     """What a control arm is given in place of the teacher's knowledge; the knowledge itself without a control."""
     if config.maps == "shuffled":

@@ -201,9 +201,17 @@ class ControlConfig:
 class ViewConfig:
     """Which view of an image the teacher's logits and features are of."""
 
-    kind: Literal["plain", "live"] = "plain"
-    """plain: the stored logits of the unaugmented image, as the papers intend; live: the teacher runs on the
-    student's own crop and flip, never on the overlay. Losses of features always take the live teacher."""
+    kind: Literal["plain", "views", "live"] = "plain"
+    """plain: the stored logits of the unaugmented image, as the papers intend; views: stored logits of K fixed crops
+    and flips, one of which the student gets; live: the teacher runs on the student's own crop and flip, never on the
+    overlay. Losses of features always take the live teacher."""
+    views: int = 16
+    """K, stored views an image."""
+    seed: int = 0
+    """Seed of the stored views; it belongs to the teacher, not to the student."""
+
+    def __post_init__(self) -> None:
+        require(self.views > 0, "view.views must be positive", self.views)
 
 
 @dataclass(frozen=True)
@@ -260,7 +268,7 @@ class Config:
 
     def __post_init__(self) -> None:
         shuffled = self.control.logits == "shuffled" and self.view.kind == "live"
-        require(not shuffled, "control.logits = shuffled permutes stored logits and needs view.kind plain", "live")
+        require(not shuffled, "control.logits = shuffled permutes stored logits: view.kind plain or views", "live")
 
     @property
     def needs_live_teacher(self) -> bool:
@@ -277,6 +285,11 @@ class Config:
         return self.overlay.probability > 0 or "ig_match" in active or of_logits
 
     @property
+    def needs_views(self) -> bool:
+        """Whether the student's training reads stored views."""
+        return self.view.kind == "views" and bool({"kd", "dkd", "dist", "rkd"} & self.losses.active().keys())
+
+    @property
     def needs_teacher(self) -> bool:
         """Whether the student learns anything from a teacher."""
-        return self.needs_store or self.needs_live_teacher or self.student.init == "teacher"
+        return self.needs_store or self.needs_views or self.needs_live_teacher or self.student.init == "teacher"

@@ -22,8 +22,8 @@ from tfigkd.data.stage import dataset
 from tfigkd.errors import UserError
 from tfigkd.fields import AttributionConfig, Config, DataConfig
 from tfigkd.store import REBUILD, Record, covered, join, open_store, read_all, write_shards
-from tfigkd.teacher import FILE, load_teacher, teacher_folder, weights_fingerprint
-from tfigkd.workdir import MANIFEST, Workdir, finished, locked, read_manifest, write_manifest
+from tfigkd.teacher import FILE, load_teacher, require_teacher, teacher_folder, weights_fingerprint
+from tfigkd.workdir import Workdir, finished, locked, read_manifest, write_manifest
 
 FORMAT = 1
 CHECKED = 8  # records recomputed from their images before a store is declared done
@@ -37,12 +37,12 @@ def store_identity(teacher_weights: str, data: str, config: AttributionConfig) -
 
 def store_folder(config: Config, workdir: Workdir) -> Path:
     """Where this config's overlay store lies, or will lie; its teacher must be there."""
-    folder = teacher_folder(config, workdir)
-    manifest = finished(folder, folder.name)
-    if manifest is None:
-        raise UserError(f"stage 'teacher' has not run for this config (no {folder / MANIFEST}); add it to --stages")
-    identity = store_identity(manifest["weights"], dataset(config.data).fingerprint, config.attribution)
-    return folder / "overlays" / fingerprint(identity)
+    return teacher_folder(config, workdir) / "overlays" / fingerprint(_identity(config, workdir))
+
+
+def _identity(config: Config, workdir: Workdir) -> dict[str, Any]:
+    weights = require_teacher(config, workdir)["weights"]
+    return store_identity(weights, dataset(config.data).fingerprint, config.attribution)
 
 
 def _attribute(
@@ -202,20 +202,15 @@ def read_store(folder: Path, examples: Examples, identity: dict[str, Any]) -> Kn
 
 def load_knowledge(config: Config, workdir: Workdir, examples: Examples) -> Knowledge:
     """The store of a config, joined to examples."""
-    folder, teacher = store_folder(config, workdir), teacher_folder(config, workdir)
-    manifest = read_manifest(teacher)
-    assert manifest is not None  # store_folder has checked it
-    identity = store_identity(manifest["weights"], dataset(config.data).fingerprint, config.attribution)
-    return read_store(folder, examples, identity)
+    return read_store(store_folder(config, workdir), examples, _identity(config, workdir))
 
 
 def build_overlays(config: Config, workdir: Workdir) -> None:
-    """Stage `overlays`: the teacher's logits and maps of every training example, computed once."""
-    data, folder = dataset(config.data), store_folder(config, workdir)
+    """The overlay store of a config: the teacher's logits and maps of every training example, computed once."""
+    data, folder, identity = dataset(config.data), store_folder(config, workdir), _identity(config, workdir)
     with locked(folder, wait=True):
         if finished(folder, folder.name) is None:
             model = load_teacher(config, workdir)
-            identity = store_identity(weights_fingerprint(model), data.fingerprint, config.attribution)
             write_store(folder, model, data, config.attribution, identity, asdict(config.data))
         manifest = read_manifest(folder)
     assert manifest is not None

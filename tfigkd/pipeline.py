@@ -11,14 +11,24 @@ from tfigkd.overlays import build_overlays
 from tfigkd.report import report
 from tfigkd.student import distill
 from tfigkd.teacher import train_teacher
+from tfigkd.views import build_views
 from tfigkd.workdir import Workdir
 
 Stage = Callable[[Config, Workdir], None]
 
+
+def store_knowledge(config: Config, workdir: Workdir) -> None:
+    """Stage `overlays`: store what the teacher knows and the student's arm asks for."""
+    if config.needs_store:
+        build_overlays(config, workdir)
+    if config.needs_views:
+        build_views(config, workdir)
+
+
 STAGES: dict[str, Stage] = {
     "data": prepare,
     "teacher": train_teacher,
-    "overlays": build_overlays,
+    "overlays": store_knowledge,
     "distill": distill,
     "evaluate": evaluate,
     "export": export,

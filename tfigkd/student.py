@@ -8,7 +8,7 @@ import keras
 from tfigkd import checkpoint, console, models
 from tfigkd.batches import Knowledge, training_batches
 from tfigkd.config import fingerprint
-from tfigkd.controls import apply_control
+from tfigkd.controls import apply_control, shuffle_views
 from tfigkd.data import Dataset, to_model_input
 from tfigkd.data.stage import dataset, holds_out_validation, training_examples
 from tfigkd.distiller import Distiller
@@ -20,6 +20,7 @@ from tfigkd.metrics import accuracy, predict_logits
 from tfigkd.overlays import load_knowledge, store_folder
 from tfigkd.teacher import build_network, content_of, load_teacher, teacher_folder, weights_fingerprint
 from tfigkd.training import fit
+from tfigkd.views import load_views, views_folder
 from tfigkd.workdir import (
     Workdir,
     atomic,
@@ -47,8 +48,9 @@ def _losses(config: Config) -> tuple[dict[str, Loss], dict[str, float]]:
 def student_fingerprint(config: Config, workdir: Workdir) -> str:
     """Hash of everything the student's weights depend on."""
     store = store_folder(config, workdir).name if config.needs_store else None
+    views = views_folder(config, workdir).name if config.needs_views else None
     teacher = teacher_folder(config, workdir).name if config.needs_teacher else None
-    identity = [dataset(config.data).fingerprint, config.data.train_split, workdir.seed, teacher, store]
+    identity = [dataset(config.data).fingerprint, config.data.train_split, workdir.seed, teacher, store, views]
     network = asdict(config.student) | {"model": content_of(config.student.model)}
     parts = [network, config.training, config.augment, config.overlay, config.control, config.view]
     parts.append({name: asdict(term) for name, term in config.losses.active().items()})
@@ -123,6 +125,7 @@ def distill(config: Config, workdir: Workdir) -> None:
     knowledge: Knowledge | None = None
     if config.needs_store:
         knowledge = apply_control(load_knowledge(config, workdir, examples), config.control)
+    views = shuffle_views(load_views(config, workdir, examples), config.control) if config.needs_views else None
     keras.utils.set_random_seed(workdir.seed)
     model = _distiller(config, workdir, _initial(config, workdir, data))
     stream = training_batches(
@@ -132,6 +135,8 @@ def distill(config: Config, workdir: Workdir) -> None:
         seed=workdir.seed,
         knowledge=knowledge,
         overlay=config.overlay,
+        views=views,
+        view_seed=config.view.seed,
         wanted=_wanted(config),
         dim_only=config.control.maps == "none",
     )

@@ -3,6 +3,7 @@
 import hashlib
 import json
 from pathlib import Path
+from typing import Any
 
 import keras
 
@@ -78,17 +79,30 @@ def teacher_folder(config: Config, workdir: Workdir) -> Path:
     return workdir.teachers / teacher_fingerprint(config)
 
 
+def require_teacher(config: Config, workdir: Workdir) -> dict[str, Any]:
+    """The manifest of a finished teacher stage.
+
+    Raises:
+        UserError: the stage has not run, or its file is damaged.
+    """
+    folder = teacher_folder(config, workdir)
+    manifest = finished(folder, folder.name)
+    if manifest is None:
+        raise UserError(f"stage 'teacher' has not run for this config (no {folder / MANIFEST}); add it to --stages")
+    return manifest
+
+
 def load_teacher(config: Config, workdir: Workdir) -> keras.Model:
     """The teacher of a finished teacher stage, with stock layers and frozen.
 
     Raises:
         UserError: the stage has not run, or its file is damaged.
     """
-    folder = teacher_folder(config, workdir)
-    if finished(folder, folder.name) is None:
-        raise UserError(f"stage 'teacher' has not run for this config (no {folder / MANIFEST}); add it to --stages")
+    require_teacher(config, workdir)
     data = dataset(config.data)
-    model = models.build(str(folder / FILE), num_classes=data.num_classes, input_shape=data.image_shape)
+    model = models.build(
+        str(teacher_folder(config, workdir) / FILE), num_classes=data.num_classes, input_shape=data.image_shape
+    )
     model.trainable = False
     return model
 
