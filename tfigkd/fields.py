@@ -65,6 +65,8 @@ class TrainingConfig:
     """Linear warm-up from zero, in epochs."""
     label_smoothing: float = 0.0
     """Share of the hard label's mass spread evenly over the classes."""
+    ledger_steps: int = 200
+    """Steps between two measurements of each loss term's share of the gradient; 0 switches them off."""
 
     def __post_init__(self) -> None:
         require(self.epochs > 0, "training.epochs must be positive", self.epochs)
@@ -73,6 +75,7 @@ class TrainingConfig:
         require(0 <= self.momentum < 1, "training.momentum must be in [0, 1)", self.momentum)
         require(self.weight_decay >= 0, "training.weight_decay must not be negative", self.weight_decay)
         require(self.warmup_epochs >= 0, "training.warmup_epochs must not be negative", self.warmup_epochs)
+        require(self.ledger_steps >= 0, "training.ledger_steps must not be negative", self.ledger_steps)
         require(0 <= self.label_smoothing < 1, "training.label_smoothing must be in [0, 1)", self.label_smoothing)
 
 
@@ -231,6 +234,24 @@ class ExportConfig:
 
 
 @dataclass(frozen=True)
+class EvaluationConfig:
+    """What is measured on test besides the predictions: whether the explanation survived compression."""
+
+    attribution_examples: int = 64
+    """Test images whose maps are compared and checked by insertion and deletion; 0 leaves it out."""
+    curve_steps: int = 16
+    """Parts in which the pixels are inserted or deleted; each is a forward pass."""
+    top_fraction: float = 0.1
+    """Share of the pixels that counts as highest in the overlap of two maps."""
+
+    def __post_init__(self) -> None:
+        count = self.attribution_examples
+        require(count >= 0, "evaluation.attribution_examples must not be negative", count)
+        require(self.curve_steps > 0, "evaluation.curve_steps must be positive", self.curve_steps)
+        require(0 < self.top_fraction <= 1, "evaluation.top_fraction must be in (0, 1]", self.top_fraction)
+
+
+@dataclass(frozen=True)
 class BenchmarkConfig:
     """Latency on this machine, batch 1, teacher and student alternating in one runtime."""
 
@@ -264,6 +285,7 @@ class Config:
     losses: LossesConfig = field(default_factory=LossesConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
     export: ExportConfig = field(default_factory=ExportConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     benchmark: BenchmarkConfig = field(default_factory=BenchmarkConfig)
 
     def __post_init__(self) -> None:

@@ -15,6 +15,7 @@ from tfigkd.batches import Batch
 from tfigkd.distiller import Distiller
 from tfigkd.errors import UserError
 from tfigkd.fields import TrainingConfig
+from tfigkd.ledger import Ledger
 
 
 def make_optimizer(config: TrainingConfig, steps_per_epoch: int) -> keras.optimizers.Optimizer:
@@ -48,7 +49,7 @@ class _Bar(keras.callbacks.Callback):
 
     def __init__(self, advance: Callable[..., None], epochs: int):
         super().__init__()
-        self.advance, self.epochs, self.note = advance, epochs, ""
+        self.advance, self.epochs = advance, epochs
 
     def on_train_batch_end(self, batch: int, logs: dict | None = None) -> None:
         self.advance(1)
@@ -99,6 +100,11 @@ class _Keeper(keras.callbacks.Callback):
                 self.writer.add_scalar(f"{split}/{name.removeprefix('val_')}", value, epoch + 1)
             self.writer.flush()
 
+    def scalar(self, name: str, value: float, step: int) -> None:
+        """Write one TensorBoard scalar, where there is a TensorBoard."""
+        if self.writer is not None:
+            self.writer.add_scalar(name, value, step)
+
     def on_train_end(self, logs: dict | None = None) -> None:
         if self.writer is not None:
             self.writer.close()
@@ -148,10 +154,11 @@ def fit(
         console.say(f"  {title}: going on after epoch {done} of {config.epochs}")
     if done < config.epochs:
         with console.progress(title, config.epochs * steps, done * steps) as advance:
-            callbacks = [
-                _Keeper(folder, fingerprint, history, tensorboard, examples),
-                _Bar(advance, config.epochs),
-            ]
+            keeper = _Keeper(folder, fingerprint, history, tensorboard, examples)
+            callbacks = [keeper, _Bar(advance, config.epochs)]
+            if model.distillation_losses and config.ledger_steps:
+                options = {"every": config.ledger_steps, "done": done * steps, "write": keeper.scalar}
+                callbacks.append(Ledger(next(stream(0)), folder / "ledger.jsonl", **options))
             model.fit(
                 stream(done),
                 steps_per_epoch=steps,
