@@ -1,6 +1,6 @@
 """Completeness error of Integrated Gradients against its cost: rules x steps, and the adaptive mode, on CIFAR-10.
 
-    python experiments/attribution_steps.py --data-dir DIR --weights DIR
+    python experiments/benchmarks/attribution_steps.py --data-dir DIR --weights DIR
 
 Appends one row per setting to experiments/results/attribution.csv; the defaults of `tfigkd.attribution` rest on it.
 The published networks have seen all of train, validation included; it does not matter to an error of quadrature.
@@ -21,7 +21,7 @@ from tfigkd import data, models, provenance
 from tfigkd.attribution import attribute, completeness_error, make_baseline, saliency_map
 from tfigkd.attribution.integrated_gradients import FIRST_STEPS
 
-RESULTS = Path(__file__).parent / "results" / "attribution.csv"
+RESULTS = Path(__file__).parents[1] / "results" / "attribution.csv"
 RULES = ("midpoint", "gauss_legendre", "trapezoid", "right")  # the default first
 STEPS = (4, 8, 16, 32, 64, 128)
 TOLERANCE = 0.05
@@ -95,7 +95,7 @@ def main() -> None:
     # Sorted by id, which is a hash: the first are a random sample.
     few, more = (cifar10.validation.take(slice(n)) for n in (arguments.images, arguments.adaptive_images))
     origin = {"versions": provenance.versions(), "hardware": provenance.hardware()}
-    origin["command"] = shlex.join(["python", "experiments/attribution_steps.py", *sys.argv[1:]])
+    origin["command"] = shlex.join(["python", "experiments/benchmarks/attribution_steps.py", *sys.argv[1:]])
     for name, model in networks(arguments.weights):
         run(model, cifar10.validation.take(slice(1)), None, n_steps=2)  # compiles, outside the clock
         for baseline, color in (("black", None), ("mean", mean_color)):
