@@ -51,10 +51,10 @@ def test_norms_are_those_of_the_gradient_and_grow_with_the_weight(stream):
 
 def run(stream, folder, epochs, at, ledger_steps=3):
     folder.mkdir(exist_ok=True)
-    config = TrainingConfig(epochs=epochs, batch_size=16, ledger_steps=ledger_steps)
+    config = TrainingConfig(epochs=epochs, batch_size=16)
     options = {"examples": 64, "config": config, "folder": folder, "tensorboard": folder / "tb", "title": "test"}
     model = distiller(at=at)
-    fit(model, stream, fingerprint="f", **options)
+    fit(model, stream, fingerprint="f", ledger_steps=ledger_steps, **options)
     return model.student.get_weights()
 
 

@@ -65,8 +65,6 @@ class TrainingConfig:
     """Linear warm-up from zero, in epochs."""
     label_smoothing: float = 0.0
     """Share of the hard label's mass spread evenly over the classes."""
-    ledger_steps: int = 200
-    """Steps between two measurements of each loss term's share of the gradient; 0 switches them off."""
 
     def __post_init__(self) -> None:
         require(self.epochs > 0, "training.epochs must be positive", self.epochs)
@@ -75,7 +73,6 @@ class TrainingConfig:
         require(0 <= self.momentum < 1, "training.momentum must be in [0, 1)", self.momentum)
         require(self.weight_decay >= 0, "training.weight_decay must not be negative", self.weight_decay)
         require(self.warmup_epochs >= 0, "training.warmup_epochs must not be negative", self.warmup_epochs)
-        require(self.ledger_steps >= 0, "training.ledger_steps must not be negative", self.ledger_steps)
         require(0 <= self.label_smoothing < 1, "training.label_smoothing must be in [0, 1)", self.label_smoothing)
 
 
@@ -218,6 +215,17 @@ class ViewConfig:
 
 
 @dataclass(frozen=True)
+class LedgerConfig:
+    """How often each loss term's value and share of the gradient are measured; it changes no weight."""
+
+    every: int = 200
+    """Steps between two measurements; 0 switches them off."""
+
+    def __post_init__(self) -> None:
+        require(self.every >= 0, "ledger.every must not be negative", self.every)
+
+
+@dataclass(frozen=True)
 class ExportConfig:
     """LiteRT files and the bounds inside which they must say what the student says."""
 
@@ -284,6 +292,7 @@ class Config:
     view: ViewConfig = field(default_factory=ViewConfig)
     losses: LossesConfig = field(default_factory=LossesConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
+    ledger: LedgerConfig = field(default_factory=LedgerConfig)
     export: ExportConfig = field(default_factory=ExportConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     benchmark: BenchmarkConfig = field(default_factory=BenchmarkConfig)

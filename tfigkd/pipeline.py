@@ -30,8 +30,8 @@ STAGES: dict[str, Stage] = {
     "teacher": train_teacher,
     "overlays": store_knowledge,
     "distill": distill,
-    "evaluate": evaluate,
     "export": export,
+    "evaluate": evaluate,
     "benchmark": benchmark,
     "report": report,
 }

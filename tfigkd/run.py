@@ -27,14 +27,14 @@ from tfigkd.errors import UserError
 from tfigkd.fields import Config
 from tfigkd.workdir import Workdir, locked, write_text
 
-STAGES = ("data", "teacher", "overlays", "distill", "evaluate", "export", "benchmark", "report")
+STAGES = ("data", "teacher", "overlays", "distill", "export", "evaluate", "benchmark", "report")
 # fields that a finished run may be repeated with: they name places, or concern only stages that are cheap to redo
-FREE = ("data.dir", "description", "export.", "benchmark.", "attribution.batch_size")
+FREE = ("data.dir", "description", "export.", "evaluation.", "benchmark.", "ledger.", "attribution.batch_size")
 
 
 @dataclass(frozen=True)
 class Command:
-    """Compress an image classifier: data, teacher, overlays, distill, evaluate, export, benchmark, report.
+    """Compress an image classifier: data, teacher, overlays, distill, export, evaluate, benchmark, report.
 
     Every field of the experiment can be overridden by its dotted name. A run that was interrupted goes on where it
     stopped when the same command is given again.
@@ -127,6 +127,8 @@ def _fields(mapping: dict[str, Any], prefix: str = "") -> list[str]:
 def _lines(table: dict[str, Any], prefix: str = "") -> list[str]:
     """A config as one line a table, in TOML's words."""
     own = {key: value for key, value in table.items() if not isinstance(value, dict) and value is not None}
+    if own.get("weight") == 0:  # a loss that is switched off
+        return []
     text = "  ".join(f"{key} = {json.dumps(value)}" for key, value in own.items())
     lines = [f"[{prefix}]  {text}" if prefix else text] if own else []
     for key, value in table.items():

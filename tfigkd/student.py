@@ -154,6 +154,7 @@ def distill(config: Config, workdir: Workdir) -> None:
         tensorboard=workdir.run / "tensorboard",
         title="student",
         validation=validation,
+        ledger_steps=config.ledger.every,
     )
     student = with_stock_layers(model.student)
     with atomic(folder / FILE) as temporary:

@@ -121,6 +121,7 @@ def fit(
     tensorboard: Path,
     title: str,
     validation: tuple[np.ndarray, np.ndarray] | None = None,
+    ledger_steps: int = 0,
 ) -> list[dict[str, float]]:
     """Train to the last epoch, going on from a checkpoint where there is one.
 
@@ -137,6 +138,7 @@ def fit(
         tensorboard: Folder of the event files.
         title: For the progress bar.
         validation: Images float32 [N,H,W,3] and labels, measured after each epoch.
+        ledger_steps: Steps between two entries of the loss ledger; 0 keeps none.
 
     Returns:
         The logs of each epoch.
@@ -156,8 +158,8 @@ def fit(
         with console.progress(title, config.epochs * steps, done * steps) as advance:
             keeper = _Keeper(folder, fingerprint, history, tensorboard, examples)
             callbacks = [keeper, _Bar(advance, config.epochs)]
-            if model.distillation_losses and config.ledger_steps:
-                options = {"every": config.ledger_steps, "done": done * steps, "write": keeper.scalar}
+            if model.distillation_losses and ledger_steps:
+                options = {"every": ledger_steps, "done": done * steps, "write": keeper.scalar}
                 callbacks.append(Ledger(next(stream(0)), folder / "ledger.jsonl", **options))
             model.fit(
                 stream(done),
