@@ -4,4 +4,17 @@ Importing this package has no side effect and loads no TensorFlow; the rooms are
 (`from tfigkd import models`).
 """
 
+from typing import Any
+
 __version__ = "0.1.0"
+
+_ROOMS = {"Distiller": "tfigkd.distiller", "integrated_gradients": "tfigkd.attribution"}
+
+
+def __getattr__(name: str) -> Any:
+    """The two names that most users want, imported when they are asked for."""
+    if name not in _ROOMS:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    import importlib
+
+    return getattr(importlib.import_module(_ROOMS[name]), name)

@@ -131,6 +131,7 @@ def smoke(config: Config) -> Config:
             # a few steps leave logits that are nearly equal, so the top class of an int8 file is a matter of chance
             "export.min_int8_agreement": 0.0,
             "export.calibration_examples": 32,
+            "evaluation.attribution_examples": 8,
             "benchmark.runs": 20,
             "benchmark.warmup": 2,
         },

@@ -145,6 +145,11 @@ def file_name(role: str, format: str) -> str:
     return f"{role}.{format}.tflite"
 
 
+def export_identity(config: Config, weights: dict[str, str]) -> str:
+    """Hash of everything the files depend on; `weights` are the fingerprints of the models, by role."""
+    return fingerprint("export", dataset(config.data).fingerprint, weights, config.export)
+
+
 def export(config: Config, workdir: Workdir) -> None:
     """Stage `export`: float32 and int8 files of student and teacher, with a parity report on validation each."""
     data, folder = dataset(config.data), make_folder(workdir.stage("export"))
@@ -152,7 +157,7 @@ def export(config: Config, workdir: Workdir) -> None:
     if config.needs_teacher:
         roles["teacher"] = load_teacher(config, workdir)
     weights = {role: weights_fingerprint(model) for role, model in roles.items()}
-    identity = fingerprint("export", data.fingerprint, weights, config.export)
+    identity = export_identity(config, weights)
     if finished(folder, identity):
         console.say(f"  done before: {folder}")
         return

@@ -62,6 +62,7 @@ def _tensorflow_gradients(model: Distiller, inputs: Any, targets: Any, names: li
 def _jax_gradients(model: Distiller, inputs: Any, targets: Any, names: list[str]) -> dict[str, tuple]:
     import jax
 
+    model.jax_state_sync()  # within an epoch the trainer holds the values, and the variables are empty
     fixed = [variable.value for variable in model.non_trainable_variables]
 
     def term(trainable: list, name: str) -> Any:

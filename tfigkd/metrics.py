@@ -32,9 +32,69 @@ def log_softmax(logits: np.ndarray) -> np.ndarray:
 
 
 def metrics(logits: np.ndarray, labels: np.ndarray) -> Iterator[tuple[str, float]]:
-    """Accuracy, and negative log-likelihood in nats."""
+    """What a model's logits [N,C] say of labels [N].
+
+    `accuracy`; `balanced_accuracy`, the mean recall of the classes that occur; `kappa`, Cohen's, 0 where labels and
+    predictions are all of one class, so that chance explains all of it; `nll`, in nats; `ece`, see
+    `calibration_error`.
+    """
+    # here, because a machine that only trains needs no scikit-learn
+    from sklearn.metrics import cohen_kappa_score, recall_score
+
+    predicted = logits.argmax(axis=1)
     yield "accuracy", accuracy(logits, labels)
+    # what balanced_accuracy_score is, without its warning of predicted classes that do not occur
+    yield "balanced_accuracy", float(recall_score(labels, predicted, labels=np.unique(labels), average="macro"))
+    one_class = len(np.unique([labels, predicted])) == 1
+    yield "kappa", 0.0 if one_class else float(cohen_kappa_score(labels, predicted))
     yield "nll", float(-log_softmax(logits)[np.arange(len(labels)), labels].mean())
+    yield "ece", calibration_error(logits, labels)
+
+
+def calibration_error(logits: np.ndarray, labels: np.ndarray, *, bins: int = 15) -> float:
+    """Expected calibration error: how far confidence and accuracy lie apart (Guo et al. 2017, arXiv 1706.04599).
+
+    The probability of the top class is cut into bins of equal width, open below and closed above; the result is the
+    mean over the bins of |accuracy - mean confidence|, weighted by their examples.
+
+    Args:
+        logits: [N,C].
+        labels: int [N].
+        bins: How many.
+
+    Returns:
+        From 0 to 1.
+    """
+    confidence = np.exp(log_softmax(logits).max(axis=1))
+    correct = logits.argmax(axis=1) == labels
+    chosen = np.digitize(confidence, np.linspace(0, 1, bins + 1)[1:-1], right=True)
+    gaps = np.bincount(chosen, weights=correct - confidence, minlength=bins)
+    return float(np.abs(gaps).sum() / len(labels))
+
+
+def per_class(logits: np.ndarray, labels: np.ndarray, num_classes: int) -> list[dict[str, float | None]]:
+    """Examples, recall and precision of each class, in the order of the labels.
+
+    Args:
+        logits: [N,C].
+        labels: int [N].
+        num_classes: C; classes that do not occur are listed as well.
+
+    Returns:
+        One mapping for each class. Recall is None for a class without examples, precision for one never predicted.
+    """
+    predicted = logits.argmax(axis=1)
+    hits = np.bincount(labels[predicted == labels], minlength=num_classes)
+    occurs = np.bincount(labels, minlength=num_classes)
+    named = np.bincount(predicted, minlength=num_classes)
+    return [
+        {
+            "examples": int(occurs[index]),
+            "recall": float(hits[index] / occurs[index]) if occurs[index] else None,
+            "precision": float(hits[index] / named[index]) if named[index] else None,
+        }
+        for index in range(num_classes)
+    ]
 
 
 def comparison(logits: np.ndarray, reference: np.ndarray) -> Iterator[tuple[str, float]]:

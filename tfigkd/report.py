@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any
 
@@ -18,7 +19,8 @@ from tfigkd.workdir import Workdir, read_manifest, require, write_text
 
 def _figures(config: Config, workdir: Workdir) -> tuple[dict[str, dict[str, Any]], dict[str, Any]]:
     """Roles to what is known of them, and the distill stage's manifest."""
-    roles = {role: dict(values) for role, values in require(workdir.stage("evaluate"), "evaluate")["results"].items()}
+    results = require(workdir.stage("evaluate"), "evaluate")["results"]
+    roles = {role: dict(results[role]) for role in ("teacher", "student") if role in results}
     # benchmarks and exports are not needed for a report; what is missing is left out
     timed = read_manifest(workdir.stage("benchmark"))
     exported = read_manifest(workdir.stage("export"))
@@ -29,33 +31,49 @@ def _figures(config: Config, workdir: Workdir) -> tuple[dict[str, dict[str, Any]
                 values[f"{format}_bytes"] = timed["results"][name]["bytes"]
                 values[f"{format}_ms"] = timed["results"][name]["milliseconds"]["p50"]
             if exported and name in exported["parity"]:
-                values[f"{format}_agreement"] = exported["parity"][name]["agreement"]
+                values[f"{format}_parity"] = exported["parity"][name]["agreement"]
+            values |= {f"{format}_{metric}": value for metric, value in results.get(name, {}).items()}
     return roles, require(workdir.stage("distill"), "distill")
+
+
+def _percent(value: float) -> str:
+    return f"{100 * value:.2f} %"
+
+
+def _plain(*values: float) -> str:
+    return " / ".join(f"{value:.3f}" for value in values)
 
 
 def _lines(roles: dict[str, dict[str, Any]]) -> list[list[str]]:
     """The table's lines: what, teacher, student."""
     order = [role for role in ("teacher", "student") if role in roles]
 
-    def line(title: str, key: str, show: Any) -> list[str] | None:
-        cells = [show(roles[role][key]) if key in roles[role] else "" for role in order]
+    def line(title: str, show: Callable[..., str], *keys: str) -> list[str] | None:
+        known = [[roles[role].get(key) for key in keys] for role in order]
+        cells = ["" if None in values else show(*values) for values in known]
         return [title, *cells] if any(cells) else None
 
+    explained = [f"attribution_{name}" for name in ("rank_correlation", "cosine", "top_overlap")]
     lines = [
-        line("parameters", "parameters", lambda value: f"{value:,}"),
-        line("multiply-adds", "multiply_adds", lambda value: f"{value / 1e6:,.2f} M"),
-        line("test accuracy", "accuracy", lambda value: f"{100 * value:.2f} %"),
-        line("agreement with the teacher", "agreement", lambda value: f"{100 * value:.2f} %"),
+        line("parameters", lambda value: f"{value:,}", "parameters"),
+        line("multiply-adds", lambda value: f"{value / 1e6:,.2f} M", "multiply_adds"),
+        line("test accuracy", _percent, "accuracy"),
+        line("balanced accuracy", _percent, "balanced_accuracy"),
+        line("calibration error (ECE)", _percent, "ece"),
+        line("agreement with the teacher", _percent, "agreement"),
+        line("KL to the teacher, nats", _plain, "kl"),
+        line("maps like the teacher's: rank / cosine / top", _plain, *explained),
+        line("the same, another image's map", _plain, *(f"{name}_chance" for name in explained)),
+        line("insertion / deletion AUC", _plain, "attribution_insertion", "attribution_deletion"),
     ]
     if "teacher" in roles:
         factor = roles["teacher"]["parameters"] / roles["student"]["parameters"]
         lines.insert(1, ["compression factor", "1.00", f"{factor:.2f}"])
     for format in FORMATS:
-        lines.append(line(f"{format} LiteRT file", f"{format}_bytes", lambda value: f"{value / 1e3:,.1f} kB"))
-        lines.append(line(f"{format} latency, batch 1", f"{format}_ms", lambda value: f"{value:.2f} ms"))
-        lines.append(
-            line(f"{format} agreement with Keras", f"{format}_agreement", lambda value: f"{100 * value:.2f} %")
-        )
+        lines.append(line(f"{format} LiteRT file", lambda value: f"{value / 1e3:,.1f} kB", f"{format}_bytes"))
+        lines.append(line(f"{format} test accuracy", _percent, f"{format}_accuracy"))
+        lines.append(line(f"{format} latency, batch 1", lambda value: f"{value:.2f} ms", f"{format}_ms"))
+        lines.append(line(f"{format} agreement with Keras", _percent, f"{format}_parity"))
     return [cells for cells in lines if cells]
 
 

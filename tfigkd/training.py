@@ -157,10 +157,11 @@ def fit(
     if done < config.epochs:
         with console.progress(title, config.epochs * steps, done * steps) as advance:
             keeper = _Keeper(folder, fingerprint, history, tensorboard, examples)
-            callbacks = [keeper, _Bar(advance, config.epochs)]
+            callbacks: list[keras.callbacks.Callback] = [keeper, _Bar(advance, config.epochs)]
             if model.distillation_losses and ledger_steps:
-                options = {"every": ledger_steps, "done": done * steps, "write": keeper.scalar}
-                callbacks.append(Ledger(next(stream(0)), folder / "ledger.jsonl", **options))
+                path = folder / "ledger.jsonl"
+                ledger = Ledger(next(stream(0)), path, every=ledger_steps, done=done * steps, write=keeper.scalar)
+                callbacks.append(ledger)
             model.fit(
                 stream(done),
                 steps_per_epoch=steps,
