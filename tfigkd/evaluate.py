@@ -17,17 +17,18 @@ import keras
 import numpy as np
 
 from tfigkd import console, models
-from tfigkd.attribution import integrated_gradients, make_baseline, saliency_map
+from tfigkd.attribution import saliency_map
 from tfigkd.attribution.faithfulness import deletion, insertion
 from tfigkd.attribution.similarity import cosine, rank_correlation, top_overlap
 from tfigkd.config import closest, fingerprint
-from tfigkd.data import Dataset, Examples, load, to_model_input
+from tfigkd.data import Dataset, Examples, load
 from tfigkd.data.stage import dataset
 from tfigkd.errors import UserError
 from tfigkd.export import export_identity, litert_predictor
-from tfigkd.fields import AttributionConfig, Config, NetworkConfig
+from tfigkd.fields import Config, NetworkConfig
 from tfigkd.metrics import Predict, comparison, metrics, per_class, predict_logits
 from tfigkd.models.cost import count_parameters, multiply_adds
+from tfigkd.overlays import attribute_examples
 from tfigkd.provenance import append_row, origin
 from tfigkd.student import load_student
 from tfigkd.teacher import build_network, load_teacher, weights_fingerprint
@@ -49,25 +50,6 @@ def measure(
     if reference is not None:
         values |= dict(comparison(logits, reference))
     return values, logits
-
-
-def attribution_maps(
-    model: keras.Model, examples: Examples, config: AttributionConfig, mean_color: np.ndarray
-) -> np.ndarray:
-    """Integrated Gradients maps [B,H,W] of the label's logit, by the settings of the overlay store."""
-    images = to_model_input(examples.images)
-    attributions, _ = integrated_gradients(
-        models.fold_batch_norm(model),
-        images,
-        examples.labels,
-        baseline=make_baseline(config.baseline, images, mean_color=mean_color),
-        n_steps=config.n_steps,
-        rule=config.rule,
-        tolerance=config.tolerance,
-        max_steps=config.max_steps,
-        batch_size=config.batch_size,
-    )
-    return saliency_map(attributions)
 
 
 def similarity(maps: np.ndarray, reference: np.ndarray, *, top_fraction: float) -> Iterator[tuple[str, float]]:
@@ -122,7 +104,9 @@ def _explanations(
     results, maps = {}, {}
     with console.progress("explain", len(roles) + len(predictors)) as advance:
         for role, model in roles.items():
-            maps[role] = attribution_maps(model, examples, config.attribution, mean_color)
+            folded = models.fold_batch_norm(model)
+            result = attribute_examples(folded, examples, config.attribution, mean_color)
+            maps[role] = saliency_map(result.attributions)
             advance()
         for name, predict in predictors.items():
             own, steps = maps[name.split(".")[0]], settings.curve_steps

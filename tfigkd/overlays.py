@@ -45,9 +45,10 @@ def _identity(config: Config, workdir: Workdir) -> dict[str, Any]:
     return store_identity(weights, dataset(config.data).fingerprint, config.attribution)
 
 
-def _attribute(
+def attribute_examples(
     model: keras.Model, examples: Examples, config: AttributionConfig, mean_color: np.ndarray
 ) -> Attribution:
+    """Integrated Gradients of the label's logit, by the settings of the store; `mean_color` is one of the baselines."""
     images = to_model_input(examples.images)
     return attribute(
         model,
@@ -64,7 +65,7 @@ def _attribute(
 
 def _features(model: keras.Model, examples: Examples, config: AttributionConfig, mean_color: np.ndarray) -> Iterator:
     """The features of each example's record."""
-    result = _attribute(model, examples, config, mean_color)
+    result = attribute_examples(model, examples, config, mean_color)
     maps = saliency_map(result.attributions)
     scales = maps.max(axis=(1, 2))
     stored = np.round(255 * maps / np.where(scales > 0, scales, 1)[:, None, None]).astype(np.uint8)
@@ -159,7 +160,7 @@ def _deviation(
     """
     by_id = {record["id"]: record for record in records}
     chosen = examples.take(sample)
-    result = _attribute(models.fold_batch_norm(model), chosen, config, mean_color)
+    result = attribute_examples(models.fold_batch_norm(model), chosen, config, mean_color)
     maps = saliency_map(result.attributions)
     logits = maps_off = 0.0
     for index, example_id in enumerate(chosen.ids):

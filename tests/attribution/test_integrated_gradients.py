@@ -283,3 +283,18 @@ def test_jax_gives_the_same(model: keras.Model, tmp_path: Path) -> None:
         np.testing.assert_array_equal(outputs["n_steps"], expected.n_steps)
         for name in ("attributions", "convergence_delta", "logits"):
             np.testing.assert_allclose(outputs[name], getattr(expected, name), atol=1e-3)
+
+
+def test_the_share_of_real_images_within_tolerance_is_what_the_readme_states(cifar10_dir, weights_dir):
+    """README: all of 256 validation images for ResNet-56 from black; a sample of them here."""
+    from tfigkd import models
+    from tfigkd.data import load, to_model_input
+
+    examples = load("cifar10", directory=str(cifar10_dir)).validation.take(slice(24))
+    teacher = models.resnet(56, normalization=(models.IMAGENET_MEAN, models.IMAGENET_STD))
+    models.load_torch_weights(teacher, weights_dir / "resnet56.npz")
+    folded = models.fold_batch_norm(teacher)
+    result = attribute(folded, to_model_input(examples.images), examples.labels)
+    errors = completeness_error(result.attributions, result.convergence_delta)
+    assert (errors <= 0.05).mean() >= 23 / 24
+    assert result.n_steps.max() <= 128
