@@ -32,7 +32,7 @@ def fingerprint(*parts: Any) -> str:
 
 def to_mapping(config: Config) -> dict[str, Any]:
     """The resolved config as nested plain values, ready for JSON."""
-    return dataclasses.asdict(config)
+    return json.loads(json.dumps(dataclasses.asdict(config)))  # as it reads back: lists, no tuples
 
 
 def differences(left: Mapping[str, Any], right: Mapping[str, Any], prefix: str = "") -> list[str]:
@@ -169,6 +169,8 @@ def read_experiment(name_or_file: str) -> tuple[str, Config]:
     config = Config()
     base = table.pop("base", None)
     if base is not None:
+        if not isinstance(base, str):
+            raise UserError(f"experiment {path}: base must be the name of an experiment, got {base!r}")
         beside = path.parent / f"{base}.toml"
         parent = _read_toml(beside if beside.is_file() else folder / f"{base}.toml")
         if "base" in parent:

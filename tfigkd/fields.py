@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
-from tfigkd.loss_fields import LossesConfig, require
+from tfigkd.loss_fields import LossesConfig, require, require_seed
 
 
 @dataclass(frozen=True)
@@ -123,6 +123,7 @@ class TeacherConfig(NetworkConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        require_seed(self.seed, "teacher.seed")
         own = self.model.endswith(".keras")
         require(
             self.train or own or self.weights is not None,
@@ -196,6 +197,9 @@ class ControlConfig:
     seed: int = 77
     """Seed of the permutation or the noise."""
 
+    def __post_init__(self) -> None:
+        require_seed(self.seed, "control.seed")
+
 
 @dataclass(frozen=True)
 class ViewConfig:
@@ -212,6 +216,7 @@ class ViewConfig:
 
     def __post_init__(self) -> None:
         require(self.views > 0, "view.views must be positive", self.views)
+        require_seed(self.seed, "view.seed")
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,11 @@ def require(condition: bool, what: str, value: Any) -> None:
         raise UserError(f"config: {what}, got {value!r}")
 
 
+def require_seed(seed: int, name: str) -> None:
+    """Refuse a seed that NumPy and Keras would refuse hours later."""
+    require(0 <= seed < 2**32, f"{name} must be in 0..4294967295", seed)
+
+
 @dataclass(frozen=True)
 class LossConfig:
     """A term beside the hard label."""

@@ -4,7 +4,6 @@ python -m tfigkd.run --experiment quickstart
 python -m tfigkd.run --experiment ig_kd --seed 1 --losses.kd.temperature 4
 """
 
-import argparse
 import contextlib
 import io
 import json
@@ -25,6 +24,7 @@ from tfigkd import console
 from tfigkd.config import closest, differences, experiments_folder, fingerprint, read_experiment, smoke, to_mapping
 from tfigkd.errors import UserError
 from tfigkd.fields import Config
+from tfigkd.loss_fields import require_seed
 from tfigkd.workdir import Workdir, locked, write_text
 
 STAGES = ("data", "teacher", "overlays", "distill", "export", "evaluate", "benchmark", "report")
@@ -71,15 +71,12 @@ def parse(arguments: Sequence[str]) -> tuple[Command, str]:
     Raises:
         UserError: an unknown experiment, flag, stage or field, or a value of the wrong type or range.
     """
-    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    first.add_argument("--experiment", nargs="?", default="")
-    first.add_argument("--smoke", action="store_true")
-    known, _ = first.parse_known_args(arguments)
+    given = _first_value(arguments, "--experiment")
     asks_help = {"-h", "--help"} & {*arguments}
-    if not known.experiment and not asks_help:
+    if not given and not asks_help:
         raise UserError("--experiment NAME_OR_FILE is missing; --list shows the experiments")
-    name, config = read_experiment(known.experiment) if known.experiment else ("EXPERIMENT", Config())
-    if known.smoke:
+    name, config = read_experiment(given) if given else ("EXPERIMENT", Config())
+    if "--smoke" in arguments:
         config = smoke(config)
     said = io.StringIO()
     try:
@@ -103,11 +100,24 @@ def parse(arguments: Sequence[str]) -> tuple[Command, str]:
         message = next((part for part in parts if part.split()), title)
         raise UserError(" ".join(message.split())) from None
     if unknown:
-        raise UserError(f"unknown argument {unknown[0]!r}; {_hint(unknown[0], config)}")
+        # a switch that is given a value comes back as the value alone
+        whole = next((one for one in arguments if one == unknown[0] or one.endswith(f"={unknown[0]}")), unknown[0])
+        raise UserError(f"unknown argument {whole!r}; {_hint(whole, config)}")
+    require_seed(command.seed, "--seed")
     for stage in command.stages.split(","):
         if stage not in STAGES:
             raise UserError(f"unknown stage {stage!r}; {closest(stage, STAGES)}")
     return command, name
+
+
+def _first_value(arguments: Sequence[str], flag: str) -> str:
+    """The value of a flag, before the real parse, which needs the experiment's fields; empty where it has none."""
+    for position, argument in enumerate(arguments):
+        if argument.startswith(f"{flag}="):
+            return argument.partition("=")[2]
+        if argument == flag and position + 1 < len(arguments) and not arguments[position + 1].startswith("--"):
+            return arguments[position + 1]
+    return ""
 
 
 def _hint(flag: str, config: Config) -> str:
@@ -179,14 +189,14 @@ def run(command: Command, name: str) -> None:
         _claim(workdir, name, command)
         for line in _lines(to_mapping(config)):
             console.say(line)
-        console.say(f"{name}, seed {command.seed}, config {fingerprint(config)}, in {workdir.run}")
         started = time.monotonic()
         with console.quiet_stderr():  # TensorFlow greets when it is imported and when it looks for a GPU
             os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
             from tfigkd import pipeline
             from tfigkd.estimate import estimate
             from tfigkd.student import check
-
+        console.say(f"{name}, seed {command.seed}, config {fingerprint(config)}, in {workdir.run}")
+        with console.quiet_stderr():
             if config.needs_teacher and "distill" in chosen:
                 check(config)
             about = estimate(config, workdir, chosen)

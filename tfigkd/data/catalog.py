@@ -22,7 +22,7 @@ from tfigkd.errors import UserError
 
 # The host of TensorFlow Datasets' own files. tfds itself would wait for minutes without a network.
 PROBE_URL = "https://storage.googleapis.com"
-PROBE_SECONDS = 6.0
+PROBE_SECONDS = 4.0
 NAME_PATTERN = re.compile(r"[A-Za-z_]\w*(/[A-Za-z0-9_][\w.\-]*)?")
 VERSION_PATTERN = re.compile(r"\d+\.\d+\.\d+")
 
