@@ -9,7 +9,7 @@ import pytest
 
 from tfigkd.config import override, read_experiment
 from tfigkd.data.stage import dataset
-from tfigkd.evaluate import evaluate, measure, similarity
+from tfigkd.evaluation import evaluate, measure, similarity
 from tfigkd.export import convert, export, litert_predictor
 from tfigkd.metrics import accuracy, calibration_error, comparison, metrics, per_class, predict_logits
 from tfigkd.provenance import append_row, hardware, versions

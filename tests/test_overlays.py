@@ -7,7 +7,7 @@ import keras
 import numpy as np
 import pytest
 
-from tfigkd import models, overlays, tfrecord
+from tfigkd import models, overlays, tfrecord, verify
 from tfigkd.attribution import attribute, saliency_map
 from tfigkd.config import fingerprint
 from tfigkd.data import Dataset, concatenate, load, to_model_input
@@ -184,7 +184,7 @@ def test_verify_refuses_another_teacher(copy):
 
 
 def test_verify_on_the_command_line(store, capsys):
-    assert overlays.main([str(store[0]), "--sample", "5"]) == 0
+    assert verify.main([str(store[0]), "--sample", "5"]) == 0
     assert "every record belongs to its image" in capsys.readouterr().out
-    assert overlays.main([str(store[0].parent)]) == 1
+    assert verify.main([str(store[0].parent)]) == 1
     assert capsys.readouterr().err.startswith("error: no finished store")

@@ -168,7 +168,7 @@ def test_verify_recomputes_what_a_store_says(teacher_alone):
     """Two maps exchanged, all checksums mended: only the images can tell."""
     folder, _, _ = teacher_alone
     (store,) = folder.glob("there/*/overlays/*")
-    verify = {"module": "tfigkd.overlays"}
+    verify = {"module": "tfigkd.verify"}
     output = call(folder, store, "--sample", "8", **verify).stdout
     assert "every record belongs to its image" in output
     found = re.search(r"logits (\S+), maps (\S+) of", output)
@@ -193,7 +193,7 @@ def test_verify_recomputes_what_a_store_says(teacher_alone):
 @pytest.mark.parametrize("place", ["nothing", "file"])
 def test_verify_of_what_is_no_store(tmp_path, place):
     (tmp_path / "file").write_text("")
-    done = call(tmp_path, place, module="tfigkd.overlays")
+    done = call(tmp_path, place, module="tfigkd.verify")
     assert done.returncode == 1
     assert re.fullmatch(rf"error: no finished .*store in {place}\b.*\n", done.stderr)
 

@@ -1,192 +1,68 @@
-"""Stage `evaluate`: the only reader of the test split; teacher, student and exported files through the same code.
+"""`python -m tfigkd.evaluate MODEL`: measure any model on the test split of a data set.
 
-`python -m tfigkd.evaluate resnet56 --weights FILE.npz --data cifar10` measures published weights or any .keras or
-.tflite file.
+python -m tfigkd.evaluate resnet56 --weights FILE.npz --normalization imagenet --data cifar10
+python -m tfigkd.evaluate runs/ig_kd/0/export/student.int8.tflite
 """
 
 import argparse
 import shlex
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
 
-import keras
-import numpy as np
-
-from tfigkd import console, models
-from tfigkd.attribution import saliency_map
-from tfigkd.attribution.faithfulness import deletion, insertion
-from tfigkd.attribution.similarity import cosine, rank_correlation, top_overlap
-from tfigkd.config import closest, fingerprint
-from tfigkd.data import Dataset, Examples, load
-from tfigkd.data.stage import dataset
+from tfigkd import console
 from tfigkd.errors import UserError
-from tfigkd.export import export_identity, litert_predictor
-from tfigkd.fields import Config, NetworkConfig
-from tfigkd.metrics import Predict, comparison, metrics, per_class, predict_logits
-from tfigkd.models.cost import count_parameters, multiply_adds
-from tfigkd.overlays import attribute_examples
 from tfigkd.provenance import append_row, origin
-from tfigkd.student import load_student
-from tfigkd.teacher import build_network, load_teacher, weights_fingerprint
-from tfigkd.workdir import Workdir, finished, make_folder, write_manifest
 
 
-def measure(
-    predict: Predict, examples: Examples, reference: np.ndarray | None = None
-) -> tuple[dict[str, float], np.ndarray]:
-    """Metrics of anything that turns uint8 images [N,H,W,3] into logits [N,C], and its logits.
+def _measure(options: argparse.Namespace) -> dict[str, float | int | str]:
+    """What is known of the model on test: data, number of images and metrics."""
+    from tfigkd import models
+    from tfigkd.data import load
+    from tfigkd.evaluation import measure
+    from tfigkd.export import litert_predictor
+    from tfigkd.metrics import predict_logits
 
-    Args:
-        predict: A Keras model as `functools.partial(predict_logits, model)`, a LiteRT file as `litert_predictor(path)`.
-        examples: What is measured on.
-        reference: Logits [N,C] of the model whose agreement is wanted as well, such as the teacher's.
-    """
-    logits = predict(examples.images)
-    values = dict(metrics(logits, examples.labels))
-    if reference is not None:
-        values |= dict(comparison(logits, reference))
-    return values, logits
-
-
-def similarity(maps: np.ndarray, reference: np.ndarray, *, top_fraction: float) -> Iterator[tuple[str, float]]:
-    """Mean likeness of two models' maps [B,H,W] of the same images.
-
-    Beside each stands its `_chance`: the same with the reference's map of another image. Objects lie in the middle of
-    most images, so maps that share nothing else are far from unlike.
-    """
-    other = np.roll(reference, 1, axis=0)
-    measures: dict[str, Callable[..., np.ndarray]] = {
-        "attribution_rank_correlation": rank_correlation,
-        "attribution_cosine": cosine,
-        "attribution_top_overlap": partial(top_overlap, fraction=top_fraction),
-    }
-    for name, alike in measures.items():
-        yield name, float(alike(maps, reference).mean())
-        yield f"{name}_chance", float(alike(maps, other).mean())
-
-
-def faithfulness(
-    predict: Predict, examples: Examples, maps: np.ndarray, *, mean_color: np.ndarray, steps: int
-) -> Iterator[tuple[str, float]]:
-    """Mean area under the insertion curve, from the blurred image, and the deletion curve, to the mean color."""
-    arguments = predict, examples.images, maps, examples.labels
-    yield "attribution_insertion", float(insertion(*arguments, steps=steps).auc.mean())
-    color = np.broadcast_to(mean_color, examples.images.shape[1:])
-    yield "attribution_deletion", float(deletion(*arguments, baseline=color, steps=steps).auc.mean())
-
-
-def _exported(config: Config, workdir: Workdir, weights: dict[str, str]) -> dict[str, str]:
-    """Name and checksum of the exported files; none where export has not run for these very weights."""
-    manifest = finished(workdir.stage("export"), export_identity(config, weights))
-    return manifest["files"] if manifest else {}
-
-
-def _attribution_settings(config: Config) -> dict[str, Any]:
-    """What the attribution measures depend on; what bounds memory and files is left out."""
-    return {
-        name: value for name, value in asdict(config.attribution).items() if name not in ("batch_size", "shard_size")
-    }
-
-
-def _explanations(
-    config: Config, data: Dataset, roles: dict[str, keras.Model], predictors: dict[str, Predict]
-) -> dict[str, dict[str, float]]:
-    """Attribution measures of each predictor, on the first test images by id; maps are those of the Keras models.
-
-    A file has no gradient, but insertion and deletion ask it whether it goes by the pixels that its model goes by.
-    """
-    settings, examples = config.evaluation, data.test.take(slice(config.evaluation.attribution_examples))
-    mean_color = data.train.images.mean(axis=(0, 1, 2), dtype=np.float64).astype(np.float32) / 255
-    results, maps = {}, {}
-    with console.progress("explain", len(roles) + len(predictors)) as advance:
-        for role, model in roles.items():
-            folded = models.fold_batch_norm(model)
-            result = attribute_examples(folded, examples, config.attribution, mean_color)
-            maps[role] = saliency_map(result.attributions)
-            advance()
-        for name, predict in predictors.items():
-            own, steps = maps[name.split(".")[0]], settings.curve_steps
-            results[name] = dict(faithfulness(predict, examples, own, mean_color=mean_color, steps=steps))
-            advance()
-    if "teacher" in maps:
-        results["student"] |= similarity(maps["student"], maps["teacher"], top_fraction=settings.top_fraction)
-    return results
-
-
-def evaluate(config: Config, workdir: Workdir) -> None:
-    """Stage `evaluate`: teacher, student and, where stage `export` has run, their files, on test by the same code."""
-    data, folder = dataset(config.data), make_folder(workdir.stage("evaluate"))
-    roles = {"teacher": load_teacher(config, workdir)} if config.needs_teacher else {}
-    roles["student"] = load_student(config, workdir)
-    weights = {role: weights_fingerprint(model) for role, model in roles.items()}
-    files = _exported(config, workdir, weights)
-    attribution = _attribution_settings(config) if config.evaluation.attribution_examples else None
-    identity = fingerprint("evaluate", data.fingerprint, weights, files, config.evaluation, attribution)
-    if finished(folder, identity):
-        console.say(f"  done before: {folder}")
-        return
-    predictors: dict[str, Predict] = {role: partial(predict_logits, model) for role, model in roles.items()}
-    predictors |= {name: litert_predictor(workdir.stage("export") / name) for name in files}
-    results: dict[str, dict[str, float]] = {}
-    logits: dict[str, np.ndarray] = {}
-    with console.progress("evaluate", len(predictors)) as advance:
-        for name, predict in predictors.items():
-            results[name], logits[name] = measure(predict, data.test, logits.get("teacher"))
-            advance()
-    for role, model in roles.items():
-        results[role] |= {"parameters": count_parameters(model), "multiply_adds": multiply_adds(model)}
-    if attribution is not None:
-        for name, values in _explanations(config, data, roles, predictors).items():
-            results[name] |= values
-    classes = {name: per_class(values, data.test.labels, data.num_classes) for name, values in logits.items()}
-    write_manifest(
-        folder, identity, results=results, per_class=classes, class_names=data.class_names, n_test=len(data.test)
-    )
-    for name, values in results.items():
-        agreement = f", agreement with the teacher {100 * values['agreement']:.2f} %" if "agreement" in values else ""
-        console.say(f"  {name}: test accuracy {100 * values['accuracy']:.2f} %{agreement}")
+    data = load(options.data, directory=options.data_dir)
+    if options.model.endswith(".tflite"):
+        predict = litert_predictor(Path(options.model))
+    else:
+        network = {"drop_blocks": options.drop_blocks, "normalization": options.normalization}
+        model = models.build(options.model, num_classes=data.num_classes, input_shape=data.image_shape, **network)
+        if options.weights:
+            models.load_torch_weights(model, options.weights)
+        predict = partial(predict_logits, model)
+    values, _ = measure(predict, data.test)
+    return {"data": data.name, "data_fingerprint": data.fingerprint, "n_test": len(data.test), **values}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """`python -m tfigkd.evaluate MODEL`: accuracy of one model on the test split of a data set."""
-    parser = argparse.ArgumentParser(
-        prog="python -m tfigkd.evaluate", description="Accuracy of one model on a test split."
-    )
+    """Measure and print; returns the exit status."""
+    about = "Measure a model on the test split of a data set."
+    parser = argparse.ArgumentParser(prog="python -m tfigkd.evaluate", description=about)
     parser.add_argument("model", help="mobilenet_v2, resnet20|32|44|56, or a .keras or .tflite file")
     parser.add_argument("--weights", help="published PyTorch weights (.npz) for a named architecture")
     parser.add_argument("--drop-blocks", type=int, default=0, help="blocks dropped from mobilenet_v2")
-    parser.add_argument("--normalization", default="none", help=", ".join(models.NORMALIZATIONS))
+    parser.add_argument("--normalization", default="none", help="inside the model: none, cifar10 or imagenet")
     parser.add_argument("--data", default="cifar10", help="tfds name, digits, .npz or image folder")
     parser.add_argument("--data-dir", help="prepared tfds directory (default: TFDS_DATA_DIR)")
     parser.add_argument("--rows", type=Path, help="append the result to this .csv")
-    options = parser.parse_args(arguments)
+    given = sys.argv[1:] if arguments is None else arguments
+    options = parser.parse_args(given)
     try:
-        if options.normalization not in models.NORMALIZATIONS:
-            hint = closest(options.normalization, models.NORMALIZATIONS)
-            raise UserError(f"unknown normalization {options.normalization!r}; {hint}")
-        data = load(options.data, directory=options.data_dir)
-        if options.model.endswith(".tflite"):
-            predict = litert_predictor(Path(options.model))
-        else:
-            network = NetworkConfig(options.model, options.drop_blocks, normalization=options.normalization)
-            model = build_network(network, data)
-            if options.weights:
-                models.load_torch_weights(model, options.weights)
-            predict = partial(predict_logits, model)
-        values, _ = measure(predict, data.test)
+        with console.quiet_stderr():  # TensorFlow greets when it is imported and when it looks for a GPU
+            values = _measure(options)
         if options.rows:
-            given = sys.argv[1:] if arguments is None else arguments
-            what = {"model": options.model, "weights": options.weights or "", "data": data.name}
-            counts = {"data_fingerprint": data.fingerprint, "n_test": len(data.test)}
-            append_row(options.rows, what | counts | values | origin(f"python -m tfigkd.evaluate {shlex.join(given)}"))
+            command = f"python -m tfigkd.evaluate {shlex.join(given)}"
+            append_row(
+                options.rows, {"model": options.model, "weights": options.weights or ""} | values | origin(command)
+            )
     except (UserError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    console.say(f"accuracy {100 * values['accuracy']:.2f} %  nll {values['nll']:.4f}  ({len(data.test):,} test images)")
+    figures = f"accuracy {100 * values['accuracy']:.2f} %  nll {values['nll']:.4f}  ece {100 * values['ece']:.2f} %"
+    console.say(f"{figures}  ({values['n_test']:,} test images)")
     return 0
 
 

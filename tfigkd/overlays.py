@@ -1,11 +1,6 @@
-"""The overlay store: logits and Integrated Gradients map of every training image, computed once (see `store.py`).
+"""The overlay store: logits and Integrated Gradients map of every training image, computed once (see `store.py`)."""
 
-`python -m tfigkd.overlays STORE` recomputes a sample from the images and prints the largest deviation.
-"""
-
-import argparse
-import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -27,6 +22,7 @@ from tfigkd.workdir import Workdir, finished, locked, read_manifest, write_manif
 
 FORMAT = 1
 CHECKED = 8  # records recomputed from their images before a store is declared done
+FLAT = 1e-6  # a map that nowhere reaches this many logits is rounding noise, which no recomputing repeats
 
 
 def store_identity(teacher_weights: str, data: str, config: AttributionConfig) -> dict[str, Any]:
@@ -163,6 +159,7 @@ def _deviation(
     result = attribute_examples(models.fold_batch_norm(model), chosen, config, mean_color)
     maps = saliency_map(result.attributions)
     logits = maps_off = 0.0
+    flat = 0
     for index, example_id in enumerate(chosen.ids):
         record = by_id[example_id]
         logits = max(
@@ -170,13 +167,16 @@ def _deviation(
             float(np.abs(record["logits"] - result.logits[index]).max() / max(1, np.abs(result.logits[index]).max())),
         )
         stored = record["map"].astype(np.float32) * (record["scale"] / 255)
-        maps_off = max(maps_off, float(np.abs(stored - maps[index]).max() / max(maps[index].max(), 1e-6)))
+        if maps[index].max() < FLAT:
+            flat += 1
+        else:
+            maps_off = max(maps_off, float(np.abs(stored - maps[index]).max() / maps[index].max()))
     if logits > 1e-3 or maps_off > 1e-2:
         raise UserError(
             f"overlay store: recomputed records deviate (logits {logits:.2g}, maps {maps_off:.2g}): they do not belong "
             f"to their images or teacher; {REBUILD}"
         )
-    return {"logits": logits, "maps": maps_off}
+    return {"logits": logits, "maps": maps_off, "flat": flat}
 
 
 def read_store(folder: Path, examples: Examples, identity: dict[str, Any]) -> Knowledge:
@@ -231,7 +231,8 @@ def verify(folder: Path, *, sample: int = 64, seed: int = 0) -> dict[str, float]
         seed: Of the sample.
 
     Returns:
-        The largest deviations of `"logits"` (relative to the largest logit) and `"maps"` (to the map's maximum).
+        The largest deviations of `"logits"` (relative to the largest logit) and `"maps"` (to the map's maximum), and
+        the number of `"flat"` maps, which hold nothing to compare.
 
     Raises:
         UserError: no finished store, a damaged one, or one whose records are not those of their images.
@@ -251,28 +252,3 @@ def verify(folder: Path, *, sample: int = 64, seed: int = 0) -> dict[str, float]
     records = join(folder, manifest, examples, _parse)
     chosen = np.random.default_rng(seed).choice(len(examples), min(sample, len(examples)), replace=False)
     return _deviation(model, examples, records, settings, mean_color, chosen)
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """`python -m tfigkd.overlays STORE`: verify a store and print the largest deviation."""
-    parser = argparse.ArgumentParser(
-        prog="python -m tfigkd.overlays", description="Recompute a random sample of an overlay store."
-    )
-    parser.add_argument("store", type=Path, help="folder of the store: runs/teachers/<teacher>/overlays/<store>")
-    parser.add_argument("--sample", type=int, default=64, help="records to recompute")
-    parser.add_argument("--seed", type=int, default=0, help="seed of the sample")
-    options = parser.parse_args(arguments)
-    try:
-        deviation = verify(options.store, sample=options.sample, seed=options.seed)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    console.say(
-        f"{options.store}: every record belongs to its image; largest deviation of {options.sample} recomputed: "
-        f"logits {deviation['logits']:.1e}, maps {deviation['maps']:.1e} of their maximum"
-    )
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -21,7 +21,16 @@ from typing import Annotated, Any
 import tyro
 
 from tfigkd import console
-from tfigkd.config import closest, differences, experiments_folder, fingerprint, read_experiment, smoke, to_mapping
+from tfigkd.config import (
+    closest,
+    differences,
+    experiments_folder,
+    fingerprint,
+    from_mapping,
+    read_experiment,
+    smoke,
+    to_mapping,
+)
 from tfigkd.errors import UserError
 from tfigkd.fields import Config
 from tfigkd.loss_fields import require_seed
@@ -159,8 +168,10 @@ def _claim(workdir: Workdir, name: str, command: Command) -> None:
     if path.exists() and workdir.stage("distill").exists():
         try:
             before = json.loads(path.read_text(encoding="utf-8"))
+            # a field that a newer version has brought stands at its default
+            before["config"] = to_mapping(from_mapping(Config, before["config"]))
             changed = [field for field in differences(before, content) if not _free(field)]
-        except (ValueError, AttributeError) as error:
+        except (ValueError, AttributeError, KeyError, TypeError) as error:
             raise UserError(f"{path} is damaged ({error}); choose another --workdir or delete it") from error
         if changed:
             raise UserError(

@@ -98,7 +98,11 @@ class _Keeper(keras.callbacks.Callback):
             for name, value in {**self.history[-1], "images_per_second": self.examples / seconds}.items():
                 split = "validation" if name.startswith("val_") else "train"
                 self.writer.add_scalar(f"{split}/{name.removeprefix('val_')}", value, epoch + 1)
-            self.writer.flush()
+            try:
+                self.writer.flush()
+            except Exception as error:  # TensorFlow's files have errors of their own, none of them an OSError
+                where = f"cannot write TensorBoard's events in {self.tensorboard}"
+                raise UserError(f"{where} ({error}); free space, then repeat the command") from error
 
     def scalar(self, name: str, value: float, step: int) -> None:
         """Write one TensorBoard scalar, where there is a TensorBoard."""
