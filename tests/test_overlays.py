@@ -158,6 +158,13 @@ def test_missing_ids_are_refused(copy, data):
         read_store(copy[0], concatenate([data.train, data.validation]), copy[1])
 
 
+@pytest.mark.parametrize("field", ["logits", "completeness_error"])
+def test_nan_is_refused_before_any_training(copy, data, field):
+    rewrite(copy[0], lambda records: [record | {field: record[field] * np.float32(np.nan)} for record in records])
+    with pytest.raises(UserError, match="NaN or infinity"):
+        read_store(copy[0], data.train, copy[1])
+
+
 def test_records_of_another_store_are_refused(copy, data):
     rewrite(copy[0], lambda records: [record | {"store": "other"} for record in records])
     with pytest.raises(UserError, match="belongs to store other"):

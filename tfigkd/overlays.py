@@ -192,8 +192,13 @@ def read_store(folder: Path, examples: Examples, identity: dict[str, Any]) -> Kn
             its labels are not those of the examples.
     """
     records = join(folder, open_store(folder, identity), examples, _parse)
+    logits = np.stack([record["logits"] for record in records]).astype(np.float32)
+    broken = ~np.isfinite(logits).all(axis=1) | ~np.isfinite([record["error"] for record in records])
+    if broken.any():
+        first = records[int(broken.argmax())]["id"]
+        raise UserError(f"store {folder}: {broken.sum()} records hold NaN or infinity, the first {first}; {REBUILD}")
     return Knowledge(
-        logits=np.stack([record["logits"] for record in records]).astype(np.float32),
+        logits=logits,
         maps=np.stack([record["map"] for record in records]),
         scales=np.array([record["scale"] for record in records], np.float32),
         errors=np.array([record["error"] for record in records], np.float32),
