@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from tfigkd import layers
 from tfigkd.layers import FusedBatchNormalization
 
-tf = pytest.importorskip("tensorflow")
+tf = pytest.importorskip("tensorflow", reason="NEEDS TENSORFLOW: pip install tensorflow")
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 

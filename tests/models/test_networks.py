@@ -164,7 +164,7 @@ def test_files(name: str, tmp_path: Path) -> None:
     loaded = keras.saving.load_model(tmp_path / "model.keras", safe_mode=True)
     np.testing.assert_allclose(loaded(images), expected, atol=1e-4)
     assert not any(type(layer).__module__.startswith("tfigkd") for layer in loaded.layers)
-    interpreter = pytest.importorskip("ai_edge_litert.interpreter")
+    interpreter = pytest.importorskip("ai_edge_litert.interpreter", reason="NEEDS LITERT: pip install ai-edge-litert")
     model.export(tmp_path / "model.tflite", format="litert", verbose=False)
     runner = interpreter.Interpreter(str(tmp_path / "model.tflite"))
     given, gives = runner.get_input_details()[0]["index"], runner.get_output_details()[0]["index"]
