@@ -37,14 +37,14 @@ TINY = {
 STAGES = "data,teacher,overlays,distill,evaluate,report"
 
 
-def train(name, folder, **changes):
+def train(name, folder, teachers=None, **changes):
     """Run an arm, shrunk, and return its student's weights and its row."""
     config = override(read_experiment(name)[1], TINY | changes)
     # a student that starts from its teacher's blocks keeps two of five
     if config.student.init == "teacher":
         config = override(config, {"student.drop_blocks": 3})
     workdir = folder / "runs" / name
-    run(Command(name, workdir=workdir, teachers=folder / "teachers", stages=STAGES, config=config), name)
+    run(Command(name, workdir=workdir, teachers=teachers or folder / "teachers", stages=STAGES, config=config), name)
     with open(workdir / "rows.csv", newline="") as file:
         (row,) = csv.DictReader(file)
     return keras.saving.load_model(workdir / "distill" / "student.keras").get_weights(), row
@@ -86,6 +86,52 @@ def test_the_views_of_the_teacher_are_three_treatments(tmp_path):
         students.append(train("ig_kd", tmp_path / kind, **changes)[0])
     for left, right in itertools.combinations(students, 2):
         assert not same(left, right)
+
+
+def test_the_placebo_of_a_live_teacher_is_a_treatment_of_its_own(tmp_path):
+    live = {"view.kind": "live", "losses.kd.weight": 0.5}
+    own, shuffled = (train(name, tmp_path, **live)[0] for name in ("kd", "kd_shuffled"))
+    assert not same(own, shuffled)
+
+
+@pytest.mark.parametrize("attention", ["views", "moved"])
+def test_stored_attention_trains_without_a_live_teacher(attention, tmp_path):
+    changes = {"losses.at.weight": 10.0, "view.views": 3, "view.attention": attention, "ledger.every": 2}
+    changes |= {"view.kind": "views" if attention == "views" else "plain"}
+    config = override(read_experiment("kd_at")[1], changes)
+    assert not config.needs_live_teacher
+    live = train("kd_at", tmp_path / "live", **changes | {"view.attention": "live"})[0]
+    stored = train("kd_at", tmp_path / attention, **changes)[0]
+    assert not same(live, stored)  # float16, or moved
+    if attention == "views":  # the same but for rounding
+        assert all(np.abs(a - b).max() < 0.1 for a, b in zip(live, stored, strict=True))
+
+
+def test_several_teachers_teach_as_one(tmp_path):
+    """Each is trained once and shared: the second run finds the teachers of the first."""
+    several = {"teacher.count": 2, "losses.kd.weight": 0.5}
+    alone, _ = train("kd", tmp_path, **several | {"teacher.count": 1})
+    mean, _ = train("kd", tmp_path / "mean", teachers=tmp_path / "teachers", **several)
+    confident, _ = train(
+        "kd", tmp_path / "confident", teachers=tmp_path / "teachers", **several | {"teacher.weighting": "confidence"}
+    )
+    assert len(list(tmp_path.glob("teachers/*/history.json"))) == 2
+    for left, right in itertools.combinations([alone, mean, confident], 2):
+        assert not same(left, right)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"teacher.count": 0}, "teacher.count must be at least 1"),
+        ({"teacher.count": 2, "teacher.weights": "some.npz"}, "models.ensemble"),
+        ({"teacher.count": 2, "student.init": "teacher"}, "a single teacher"),
+        ({"losses.at.weight": -1.0}, "must not be negative"),
+    ],
+)
+def test_teachers_that_cannot_teach_are_one_line(changes, message):
+    with pytest.raises(UserError, match=message):
+        override(read_experiment("kd_at")[1], changes)
 
 
 @pytest.mark.parametrize("name", ["dkd", "dist", "rkd", "hint", "ig_match"])

@@ -8,11 +8,15 @@ from typing import Any
 
 __version__ = "0.1.0"
 
-_ROOMS = {"Distiller": "tfigkd.distiller", "integrated_gradients": "tfigkd.attribution"}
+_ROOMS = {
+    "Distiller": "tfigkd.distiller",
+    "OverlayStore": "tfigkd.overlay_store",
+    "integrated_gradients": "tfigkd.attribution",
+}
 
 
 def __getattr__(name: str) -> Any:
-    """The two names that most users want, imported when they are asked for."""
+    """The three names that most users want, imported when they are asked for."""
     if name not in _ROOMS:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     import importlib

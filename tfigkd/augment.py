@@ -36,7 +36,9 @@ def uniform(keys: np.ndarray, *, seed: int, epoch: int | np.ndarray, purpose: in
     return (state >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 
-def crop_and_flip(pixels: np.ndarray, keys: np.ndarray, config: AugmentConfig, *, seed: int, epoch: int) -> np.ndarray:
+def crop_and_flip(
+    pixels: np.ndarray, keys: np.ndarray, config: AugmentConfig, *, seed: int, epoch: int | np.ndarray
+) -> np.ndarray:
     """Shift by up to `crop_padding` pixels, zeros coming in at the border, and flip left to right.
 
     Args:
@@ -62,6 +64,40 @@ def crop_and_flip(pixels: np.ndarray, keys: np.ndarray, config: AugmentConfig, *
         columns = columns + (uniform(keys, seed=seed, epoch=epoch, purpose=CROP_X) * span).astype(int)[:, None]
         pixels = np.pad(pixels, ((0, 0), (padding, padding), (padding, padding), (0, 0)))
     return pixels[np.arange(batch)[:, None, None], rows[:, :, None], columns[:, None, :]]
+
+
+def move_coarse(
+    maps: np.ndarray,
+    side: tuple[int, int],
+    keys: np.ndarray,
+    config: AugmentConfig,
+    *,
+    seed: int,
+    epoch: int | np.ndarray,
+) -> np.ndarray:
+    """Crop and flip maps of a coarser grid as `crop_and_flip` does their images.
+
+    A shift by some pixels is no whole number of cells: a new cell is the mean of what comes to lie in it. A network's
+    own feature map of the moved image is close to that, and not equal.
+
+    Args:
+        maps: [B,h,w].
+        side: Height and width of the images, multiples of h and w.
+        keys: As for the images; so are `config`, `seed` and `epoch`.
+
+    Returns:
+        float32 [B,h,w].
+
+    Raises:
+        ValueError: `side` is no multiple of the grid.
+    """
+    _, rows, columns = maps.shape
+    if side[0] % rows or side[1] % columns:
+        raise ValueError(f"images of {side} are no multiple of maps of {maps.shape[1:]}")
+    tall, wide = side[0] // rows, side[1] // columns
+    pixels = maps.astype(np.float32).repeat(tall, axis=1).repeat(wide, axis=2)[..., None]
+    moved = crop_and_flip(pixels, keys, config, seed=seed, epoch=epoch)
+    return moved.reshape(len(maps), rows, tall, columns, wide).mean(axis=(2, 4))
 
 
 def overlay(images: np.ndarray, maps: np.ndarray, exponents: np.ndarray) -> np.ndarray:

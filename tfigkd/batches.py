@@ -2,10 +2,11 @@
 
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
-from tfigkd.augment import ORDER, VIEW, crop_and_flip, example_keys, overlay_some, uniform
+from tfigkd.augment import ORDER, VIEW, crop_and_flip, example_keys, move_coarse, overlay_some, uniform
 from tfigkd.data import Examples, to_model_input
 from tfigkd.fields import AugmentConfig, OverlayConfig
 
@@ -29,7 +30,23 @@ class Knowledge:
     usable: np.ndarray
 
 
-Batch = tuple[np.ndarray, dict[str, np.ndarray]]
+@dataclass(frozen=True)
+class StoredAttention:
+    """The teacher's stored attention maps of N examples, in the order of those examples.
+
+    Attributes:
+        tap: The teacher's layer.
+        maps: float16 [N,K,h,w], of K views, or with K = 1 of the unaugmented image.
+        moved: Whether the map of the unaugmented image is cropped and flipped with it; otherwise each image is moved as
+            one of the K views.
+    """
+
+    tap: str
+    maps: np.ndarray
+    moved: bool
+
+
+Batch = tuple[np.ndarray, dict[str, Any]]
 
 
 def training_batches(
@@ -41,9 +58,11 @@ def training_batches(
     knowledge: Knowledge | None = None,
     overlay: OverlayConfig | None = None,
     views: np.ndarray | None = None,
+    attention: StoredAttention | None = None,
     view_seed: int = 0,
     wanted: Collection[str] = ("teacher_logits",),
     dim_only: bool = False,
+    swap_inputs: bool = False,
 ) -> Callable[[int], Iterator[Batch]]:
     """Endless shuffled, augmented batches, from the epoch on that the returned function is given.
 
@@ -58,10 +77,12 @@ def training_batches(
         overlay: Overlays maps where its probability is above 0; needs `knowledge`.
         views: The teacher's logits of K stored views, [N,K,C]; each image is then moved as one of them, and the
             targets hold the logits of that view.
+        attention: The teacher's stored attention maps; they come as `"teacher_features"`, by their tap.
         view_seed: The seed that the stored views were drawn with.
         wanted: What the losses compare: `"teacher_logits"` and `"teacher_map"`, where there is knowledge, and
             `"teacher_inputs"`, the image as the student sees it but without the overlay.
         dim_only: Dim the images that would carry an overlay and add no map (a control).
+        swap_inputs: `"teacher_inputs"` are those of the next example of the batch (a control); a batch of one is left.
 
     Returns:
         A function from first epoch to an iterator of (images float32 [B,H,W,3], {"label": int32 [B], ...}).
@@ -74,23 +95,33 @@ def training_batches(
         assert knowledge is not None
         pixels = np.concatenate([pixels, knowledge.maps[..., None]], axis=-1)
     labels = examples.labels.astype(np.int32)
+    per_view = views
+    if per_view is None and attention is not None and not attention.moved:
+        per_view = attention.maps
 
     def batch(chosen: np.ndarray, epoch: int) -> Batch:
-        targets = {"label": labels[chosen]}
-        if views is None:
-            moved = crop_and_flip(pixels[chosen], keys[chosen], augment, seed=seed, epoch=epoch)
-        else:
+        targets: dict[str, Any] = {"label": labels[chosen]}
+        geometry: dict[str, Any] = {"seed": seed, "epoch": epoch}
+        if per_view is not None:
             draws = uniform(keys[chosen], seed=seed, epoch=epoch, purpose=VIEW)
-            view = (draws * views.shape[1]).astype(np.int64)
-            moved = crop_and_flip(pixels[chosen], keys[chosen], augment, seed=view_seed, epoch=view)
+            view = (draws * per_view.shape[1]).astype(np.int64)
+            geometry = {"seed": view_seed, "epoch": view}
+        moved = crop_and_flip(pixels[chosen], keys[chosen], augment, **geometry)
+        if views is not None:
             targets["teacher_logits"] = views[chosen, view].astype(np.float32)
+        if attention is not None and attention.moved:
+            side = moved.shape[1], moved.shape[2]
+            coarse = move_coarse(attention.maps[chosen, 0], side, keys[chosen], augment, **geometry)
+            targets["teacher_features"] = {attention.tap: coarse}
+        elif attention is not None:
+            targets["teacher_features"] = {attention.tap: attention.maps[chosen, view].astype(np.float32)}
         images = to_model_input(moved[..., :3])
         if knowledge is not None and "teacher_logits" in wanted:
             targets["teacher_logits"] = knowledge.logits[chosen]
         if mapped and "teacher_map" in wanted:
             targets["teacher_map"] = moved[..., 3].astype(np.float32)
-        if overlaid and "teacher_inputs" in wanted:
-            targets["teacher_inputs"] = images
+        if "teacher_inputs" in wanted and (overlaid or swap_inputs):
+            targets["teacher_inputs"] = np.roll(images, 1, axis=0) if swap_inputs else images
         if overlaid:
             assert knowledge is not None and overlay is not None
             images = overlay_some(

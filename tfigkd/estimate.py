@@ -8,7 +8,7 @@ import numpy as np
 from tfigkd.data.stage import dataset, training_examples
 from tfigkd.fields import Config
 from tfigkd.models.cost import multiply_adds
-from tfigkd.teacher import build_network, teacher_folder
+from tfigkd.teacher import build_network, build_teacher, teacher_folder
 from tfigkd.workdir import Workdir, read_manifest
 
 # Share of the matrix-product rate that small convolutional networks reach, measured on a 2-core AVX-512 machine with
@@ -38,7 +38,7 @@ def estimate(config: Config, workdir: Workdir, stages: list[str]) -> timedelta:
     examples = len(training_examples(config.data))
     seconds = float(STAGE_SECONDS * len(stages))
     if config.needs_teacher and {"teacher", "overlays"} & {*stages}:
-        folder, macs = teacher_folder(config, workdir), multiply_adds(build_network(config.teacher, data))
+        folder, macs = teacher_folder(config, workdir), multiply_adds(build_teacher(config, data))
         trained = config.teacher.train and config.teacher.weights is None
         if "teacher" in stages and trained and read_manifest(folder) is None:
             work = macs * BACKWARD * examples * config.teacher.training.epochs

@@ -109,6 +109,10 @@ class TeacherConfig(NetworkConfig):
     """Train the teacher; false takes a .keras model as it is."""
     seed: int = 0
     """Seed of the teacher's own training; --seed moves only the student."""
+    count: int = 1
+    """Teachers trained with the seeds from `seed` on; several teach together, as one model that averages logits."""
+    weighting: Literal["mean", "confidence"] = "mean"
+    """Several teachers count alike, or image by image by their confidence (negative entropy)."""
     training: TrainingConfig = field(
         default_factory=lambda: TrainingConfig(
             batch_size=128,
@@ -129,6 +133,13 @@ class TeacherConfig(NetworkConfig):
             self.train or own or self.weights is not None,
             "teacher.train = false needs teacher.weights or a .keras teacher.model",
             self.model,
+        )
+        require(self.count > 0, "teacher.count must be at least 1", self.count)
+        require(
+            self.count == 1 or (self.train and self.weights is None),
+            "teacher.count above 1 trains its teachers; models that are there are joined by models.ensemble into one "
+            ".keras file for teacher.model",
+            self.count,
         )
 
 
@@ -193,7 +204,7 @@ class ControlConfig:
     maps: Literal["own", "shuffled", "noise", "none"] = "own"
     """own; shuffled across images; noise with each map's power spectrum; none: dimmed as by an overlay, no map."""
     logits: Literal["own", "shuffled"] = "own"
-    """own; shuffled across images."""
+    """own; shuffled across images. With view.kind live, all that the live teacher says is shuffled within the batch."""
     seed: int = 77
     """Seed of the permutation or the noise."""
 
@@ -208,7 +219,11 @@ class ViewConfig:
     kind: Literal["plain", "views", "live"] = "plain"
     """plain: the stored logits of the unaugmented image, as the papers intend; views: stored logits of K fixed crops
     and flips, one of which the student gets; live: the teacher runs on the student's own crop and flip, never on the
-    overlay. Losses of features always take the live teacher."""
+    overlay. Losses of features take the live teacher, attention transfer where `attention` says so."""
+    attention: Literal["live", "views", "moved"] = "live"
+    """Where attention transfer takes the teacher's maps from. live: the teacher runs in every step; views: stored of
+    the K views; moved: stored of the unaugmented image, cropped and flipped with it, which is close but not the same
+    (experiments/README.md has the difference)."""
     views: int = 16
     """K, stored views an image."""
     seed: int = 0
@@ -216,6 +231,8 @@ class ViewConfig:
 
     def __post_init__(self) -> None:
         require(self.views > 0, "view.views must be positive", self.views)
+        fits = self.attention != "views" or self.kind == "views"
+        require(fits, "view.attention = views needs the student's images to be those: view.kind = views", self.kind)
         require_seed(self.seed, "view.seed")
 
 
@@ -303,15 +320,18 @@ class Config:
     benchmark: BenchmarkConfig = field(default_factory=BenchmarkConfig)
 
     def __post_init__(self) -> None:
-        shuffled = self.control.logits == "shuffled" and self.view.kind == "live"
-        require(not shuffled, "control.logits = shuffled permutes stored logits: view.kind plain or views", "live")
+        several = self.student.init == "teacher" and self.teacher.count > 1
+        require(not several, "student.init = teacher needs a single teacher, got teacher.count", self.teacher.count)
 
     @property
     def needs_live_teacher(self) -> bool:
         """Whether the teacher runs in every step."""
         active = self.losses.active()
-        of_features = {"at", "fsp", "hint"} & active.keys() or ("rkd" in active and self.losses.rkd.student_layer)
-        return bool(of_features) or (self.view.kind == "live" and bool(active.keys() - {"ig_match"}))
+        stored = {"at"} if self.needs_attention else set()
+        of_features = {"at", "fsp", "hint"} & active.keys() - stored
+        relations = "rkd" in active and self.losses.rkd.student_layer
+        of_outputs = active.keys() - stored - {"ig_match"}
+        return bool(of_features or relations or (self.view.kind == "live" and of_outputs))
 
     @property
     def needs_store(self) -> bool:
@@ -326,6 +346,12 @@ class Config:
         return self.view.kind == "views" and bool({"kd", "dkd", "dist", "rkd"} & self.losses.active().keys())
 
     @property
+    def needs_attention(self) -> bool:
+        """Whether the student's training reads stored attention maps."""
+        return "at" in self.losses.active() and self.view.attention != "live"
+
+    @property
     def needs_teacher(self) -> bool:
         """Whether the student learns anything from a teacher."""
-        return self.needs_store or self.needs_views or self.needs_live_teacher or self.student.init == "teacher"
+        stored = self.needs_store or self.needs_views or self.needs_attention
+        return stored or self.needs_live_teacher or self.student.init == "teacher"

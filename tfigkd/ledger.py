@@ -46,7 +46,7 @@ def _tensorflow_gradients(model: Distiller, inputs: Any, targets: Any, names: li
     # training mode moves batch statistics and random generators: they are put back, so that looking changes nothing
     state = [(variable, keras.ops.convert_to_numpy(variable).copy()) for variable in model.non_trainable_variables]
     inputs = tf.constant(inputs)
-    targets = {name: tf.constant(value) for name, value in targets.items()}
+    targets = keras.tree.map_structure(tf.constant, targets)
     variables = model.student.trainable_variables
     with tf.GradientTape(persistent=True) as tape:
         terms, _ = model.compute_terms(inputs, targets, training=True)

@@ -78,7 +78,8 @@ def _features(model: keras.Model, examples: Examples, config: AttributionConfig,
         }
 
 
-def _parse(features: Mapping[str, Any]) -> Record:
+def parse_record(features: Mapping[str, Any]) -> Record:
+    """What a record says beside its id and label."""
     shape = tuple(int(side) for side in features["map_shape"])
     return {
         "logits": features["logits"],
@@ -116,12 +117,12 @@ def write_store(
         examples,
         config.shard_size,
         store=fingerprint(identity),
-        parse=_parse,
+        parse=parse_record,
         make=lambda chosen: _features(folded, chosen, config, mean_color),
     )
-    records = read_all(folder, files, _parse)
+    records = read_all(folder, files, parse_record)
     errors = np.array([record["error"] for record in records])
-    deviation = _deviation(model, examples, records, config, mean_color, np.arange(min(CHECKED, len(examples))))
+    worst = deviation(model, examples, records, config, mean_color, np.arange(min(CHECKED, len(examples))))
     write_manifest(
         folder,
         fingerprint(identity),
@@ -137,11 +138,11 @@ def write_store(
             "max": float(errors.max()),
         },
         mean_steps=float(np.mean([record["n_steps"] for record in records])),
-        verified_deviation=deviation,
+        verified_deviation=worst,
     )
 
 
-def _deviation(
+def deviation(
     model: keras.Model,
     examples: Examples,
     records: list[dict[str, Any]],
@@ -191,7 +192,15 @@ def read_store(folder: Path, examples: Examples, identity: dict[str, Any]) -> Kn
         UserError: the store is unfinished or damaged, belongs to another teacher, data set or setting, lacks ids, or
             its labels are not those of the examples.
     """
-    records = join(folder, open_store(folder, identity), examples, _parse)
+    return to_knowledge(folder, join(folder, open_store(folder, identity), examples, parse_record))
+
+
+def to_knowledge(folder: Path, records: list[Record]) -> Knowledge:
+    """The records of a store as arrays.
+
+    Raises:
+        UserError: a record holds NaN or infinity.
+    """
     logits = np.stack([record["logits"] for record in records]).astype(np.float32)
     broken = ~np.isfinite(logits).all(axis=1) | ~np.isfinite([record["error"] for record in records])
     if broken.any():
@@ -254,6 +263,6 @@ def verify(folder: Path, *, sample: int = 64, seed: int = 0) -> dict[str, float]
     if weights_fingerprint(model) != manifest["identity"]["teacher"]:
         raise UserError(f"overlay store {folder}: {teacher} is another teacher; {REBUILD}")
     examples, mean_color = covered(data), np.array(manifest["mean_color"], np.float32)
-    records = join(folder, manifest, examples, _parse)
+    records = join(folder, manifest, examples, parse_record)
     chosen = np.random.default_rng(seed).choice(len(examples), min(sample, len(examples)), replace=False)
-    return _deviation(model, examples, records, settings, mean_color, chosen)
+    return deviation(model, examples, records, settings, mean_color, chosen)

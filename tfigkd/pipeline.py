@@ -23,6 +23,8 @@ def store_knowledge(config: Config, workdir: Workdir) -> None:
         build_overlays(config, workdir)
     if config.needs_views:
         build_views(config, workdir)
+    if config.needs_attention:
+        build_views(config, workdir, tap=config.losses.at.teacher_layer)
 
 
 STAGES: dict[str, Stage] = {

@@ -194,7 +194,8 @@ def run(command: Command, name: str) -> None:
     workdir = Workdir(command.workdir or default, command.teachers, command.seed)
     config = command.config
     chosen = [stage for stage in STAGES if stage in command.stages.split(",")]
-    unneeded = {"teacher": not config.needs_teacher, "overlays": not (config.needs_store or config.needs_views)}
+    stored = config.needs_store or config.needs_views or config.needs_attention
+    unneeded = {"teacher": not config.needs_teacher, "overlays": not stored}
     chosen = [stage for stage in chosen if not unneeded.get(stage)]
     with locked(workdir.run, wait=False):
         _claim(workdir, name, command)

@@ -6,7 +6,7 @@ from dataclasses import asdict
 import keras
 
 from tfigkd import checkpoint, console, models
-from tfigkd.batches import Knowledge, training_batches
+from tfigkd.batches import Knowledge, StoredAttention, training_batches
 from tfigkd.config import fingerprint
 from tfigkd.controls import apply_control, shuffle_views
 from tfigkd.data import Dataset, to_model_input
@@ -18,7 +18,7 @@ from tfigkd.layers import with_fused_layers, with_stock_layers
 from tfigkd.losses import LOSSES, Loss
 from tfigkd.metrics import accuracy, predict_logits
 from tfigkd.overlays import load_knowledge, store_folder
-from tfigkd.teacher import build_network, content_of, load_teacher, teacher_folder, weights_fingerprint
+from tfigkd.teacher import build_network, build_teacher, content_of, load_teacher, teacher_folder, weights_fingerprint
 from tfigkd.training import fit
 from tfigkd.views import load_views, views_folder
 from tfigkd.workdir import (
@@ -45,12 +45,19 @@ def _losses(config: Config) -> tuple[dict[str, Loss], dict[str, float]]:
     return terms, weights
 
 
+def _tap(config: Config) -> str:
+    """The teacher's layer whose attention maps are stored."""
+    return config.losses.at.teacher_layer
+
+
 def student_fingerprint(config: Config, workdir: Workdir) -> str:
     """Hash of everything the student's weights depend on."""
     store = store_folder(config, workdir).name if config.needs_store else None
     views = views_folder(config, workdir).name if config.needs_views else None
+    attention = views_folder(config, workdir, _tap(config)).name if config.needs_attention else None
     teacher = teacher_folder(config, workdir).name if config.needs_teacher else None
     identity = [dataset(config.data).fingerprint, config.data.train_split, workdir.seed, teacher, store, views]
+    identity += [attention] if attention else []
     network = asdict(config.student) | {"model": content_of(config.student.model)}
     parts = [network, config.training, config.augment, config.overlay, config.control, config.view]
     parts.append({name: asdict(term) for name, term in config.losses.active().items()})
@@ -90,7 +97,7 @@ def check(config: Config) -> None:
         UserError: a loss cannot be had with these networks, or a model does not fit the data.
     """
     data = dataset(config.data)
-    _assemble(config, build_network(config.student, data), build_network(config.teacher, data))
+    _assemble(config, build_network(config.student, data), build_teacher(config, data))
 
 
 def _wanted(config: Config) -> set[str]:
@@ -126,6 +133,10 @@ def distill(config: Config, workdir: Workdir) -> None:
     if config.needs_store:
         knowledge = apply_control(load_knowledge(config, workdir, examples), config.control)
     views = shuffle_views(load_views(config, workdir, examples), config.control) if config.needs_views else None
+    attention = None
+    if config.needs_attention:
+        maps = load_views(config, workdir, examples, _tap(config))
+        attention = StoredAttention(_tap(config), maps, moved=config.view.attention == "moved")
     keras.utils.set_random_seed(workdir.seed)
     model = _distiller(config, workdir, _initial(config, workdir, data))
     stream = training_batches(
@@ -136,9 +147,11 @@ def distill(config: Config, workdir: Workdir) -> None:
         knowledge=knowledge,
         overlay=config.overlay,
         views=views,
+        attention=attention,
         view_seed=config.view.seed,
         wanted=_wanted(config),
         dim_only=config.control.maps == "none",
+        swap_inputs=config.control.logits == "shuffled" and config.view.kind == "live",
     )
     held_out = data.validation
     validation = None

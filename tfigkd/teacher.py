@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,19 @@ def build_network(config: NetworkConfig, data: Dataset) -> keras.Model:
     )
 
 
+def build_teacher(config: Config, data: Dataset) -> keras.Model:
+    """The teacher of a config before its training; several are one model."""
+    networks = [build_network(config.teacher, data) for _ in range(config.teacher.count)]
+    return networks[0] if len(networks) == 1 else models.ensemble(networks, weighting=config.teacher.weighting)
+
+
+def members(config: Config) -> list[Config]:
+    """A config for each of several teachers; each is a teacher in its own right, that other runs may share."""
+    teacher = config.teacher
+    seeds = range(teacher.seed, teacher.seed + teacher.count)
+    return [replace(config, teacher=replace(teacher, count=1, seed=seed)) for seed in seeds]
+
+
 def weights_fingerprint(model: keras.Model) -> str:
     """Hash of a model's weights: names are left out, values and shapes are not."""
     digest = hashlib.sha256()
@@ -67,6 +81,8 @@ def content_of(path: str | None) -> str | None:
 def teacher_fingerprint(config: Config) -> str:
     """Hash of everything the teacher's weights depend on."""
     teacher = config.teacher
+    if teacher.count > 1:
+        return fingerprint("teachers", teacher.weighting, [teacher_fingerprint(member) for member in members(config)])
     network = {name: getattr(teacher, name) for name in NetworkConfig.__dataclass_fields__}
     network["model"] = content_of(teacher.model)
     trained = teacher.train and teacher.weights is None
@@ -105,6 +121,16 @@ def load_teacher(config: Config, workdir: Workdir) -> keras.Model:
     )
     model.trainable = False
     return model
+
+
+def _train_members(config: Config, workdir: Workdir) -> keras.Model:
+    """Several teachers, those that are there already taken over, as one model."""
+    networks = []
+    for member in members(config):
+        console.say(f"  teacher of seed {member.teacher.seed}")
+        train_teacher(member, workdir)
+        networks.append(load_teacher(member, workdir))
+    return with_stock_layers(models.ensemble(networks, weighting=config.teacher.weighting))
 
 
 def _train(config: Config, data: Dataset, folder: Path) -> tuple[keras.Model, list]:
@@ -154,6 +180,8 @@ def train_teacher(config: Config, workdir: Workdir) -> None:
         if saved is not None:
             console.say(f"  taken from {saved}")
             model = models.build(str(saved), num_classes=data.num_classes, input_shape=data.image_shape)
+        elif config.teacher.count > 1:
+            model = _train_members(config, workdir)
         elif trained:
             model, history = _train(config, data, folder)
         else:

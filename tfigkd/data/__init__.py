@@ -131,7 +131,31 @@ def load(
         if not len(examples):
             raise UserError(f"data set {name!r}: the {split} split is empty; give more pictures of a class")
     splits = {split: examples.take(slice(limit)) for split, examples in splits.items()}
-    return Dataset(name, **splits, class_names=source.class_names, fingerprint=_fingerprint(splits))
+    return Dataset(name, **splits, class_names=source.class_names, fingerprint=splits_fingerprint(splits))
+
+
+def identify(images: np.ndarray, labels: np.ndarray) -> Examples:
+    """Examples of arrays, each named by the hash of its pixels and sorted by that name.
+
+    Args:
+        images: uint8 RGB [N,H,W,3].
+        labels: Integers [N], class indices.
+
+    Raises:
+        ValueError: the arrays are not as above.
+    """
+    images, labels = np.asarray(images), np.asarray(labels)
+    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] != 3:
+        raise ValueError(f"images must be uint8 [N,H,W,3], got {images.dtype} of shape {images.shape}")
+    if labels.shape != (len(images),) or labels.dtype.kind not in "iu":
+        raise ValueError(f"labels must be integers [{len(images)}], got {labels.dtype} of shape {labels.shape}")
+    names = np.array([str(number) for number in range(len(images))])
+    return _identify(sources.Part(np.ascontiguousarray(images), labels.astype(np.int64), names))
+
+
+def digest(image: np.ndarray) -> str:
+    """The name of a picture, uint8 [H,W,3]: the first 16 hex digits of the SHA-256 of its pixels in C order."""
+    return hashlib.sha256(image.tobytes()).hexdigest()[:DIGEST_LENGTH]
 
 
 def to_model_input(images: np.ndarray) -> np.ndarray:
@@ -196,7 +220,7 @@ def _identify(part: "sources.Part | Examples") -> Examples:
 
     Pictures with equal pixels are numbered in the order of their labels, never in the source's order.
     """
-    digests = np.array([hashlib.sha256(image).hexdigest()[:DIGEST_LENGTH] for image in part.images])
+    digests = np.array([digest(image) for image in part.images])
     order = np.lexsort((part.source_ids, part.labels, digests))
     _, starts, counts = np.unique(digests[order], return_index=True, return_counts=True)
     ordinals = np.arange(len(order)) - np.repeat(starts, counts)
@@ -218,14 +242,15 @@ def _hold_out(examples: Examples, divisor: int, *, last: bool = False) -> tuple[
     return examples.take(~held), examples.take(held)
 
 
-def _fingerprint(splits: dict[str, Examples]) -> str:
-    digest = hashlib.sha256()
+def splits_fingerprint(splits: dict[str, Examples]) -> str:
+    """Hash of the ids and labels of named splits, 16 hex digits."""
+    whole = hashlib.sha256()
     for split, examples in splits.items():
         lines = [f"{id_} {label}\n" for id_, label in zip(examples.ids, examples.labels, strict=True)]
-        digest.update(f"{split} {len(examples)}\n{''.join(lines)}".encode())
-    return digest.hexdigest()[:DIGEST_LENGTH]
+        whole.update(f"{split} {len(examples)}\n{''.join(lines)}".encode())
+    return whole.hexdigest()[:DIGEST_LENGTH]
 
 
 def _digests(examples: Examples) -> np.ndarray:
-    """Return the ids without the ordinal of a duplicate."""
+    """The ids without the ordinal of a duplicate."""
     return examples.ids.astype(f"U{DIGEST_LENGTH}")

@@ -32,6 +32,15 @@ def attention_map(features: Tensor) -> Tensor:
     return unit_vectors(ops.reshape(attention, (-1, attention.shape[1] * attention.shape[2])))
 
 
+def unit_attention(features: Tensor) -> Tensor:
+    """Spatial attention of length one, [B,H,W]: what a store keeps, since float16 ends at 65,504.
+
+    Args:
+        features: [B,H,W,D].
+    """
+    return ops.reshape(attention_map(features), (-1, features.shape[1], features.shape[2]))
+
+
 def attention_transfer(teacher_features: Tensor, student_features: Tensor) -> Tensor:
     """Mean over positions of the squared difference of attention maps.
 

@@ -8,6 +8,7 @@ from typing import Any
 import keras
 
 from tfigkd.errors import UserError
+from tfigkd.models.ensemble import ensemble
 from tfigkd.models.fold import fold_batch_norm
 from tfigkd.models.mobilenet_v2 import mobilenet_v2
 from tfigkd.models.own import load_own
@@ -25,6 +26,7 @@ __all__ = [
     "NORMALIZATIONS",
     "Normalization",
     "build",
+    "ensemble",
     "fold_batch_norm",
     "load_own",
     "load_torch_weights",

@@ -1,0 +1,38 @@
+"""Every arm and control at full length, on the digits with the quickstart's networks and recipe."""
+
+import csv
+from dataclasses import replace
+
+import pytest
+
+from tfigkd.config import experiments_folder, override, read_experiment
+from tfigkd.run import Command, run
+
+ARMS = sorted(
+    path.stem
+    for path in experiments_folder().glob("*.toml")
+    if path.stem == "ig_kd" or 'base = "ig_kd"' in path.read_text(encoding="utf-8")
+)
+STAGES = "data,teacher,overlays,distill,export,evaluate,benchmark,report"
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
+
+
+@pytest.fixture(scope="module")
+def teachers(tmp_path_factory):
+    return tmp_path_factory.mktemp("teachers")
+
+
+@pytest.mark.parametrize("name", ARMS)
+def test_an_arm_learns_the_digits(name, teachers, tmp_path):
+    arm, quick = read_experiment(name)[1], read_experiment("quickstart")[1]
+    config = replace(quick, overlay=arm.overlay, losses=arm.losses, control=arm.control, view=arm.view)
+    changes = {"training.label_smoothing": arm.training.label_smoothing, "student.init": arm.student.init}
+    config = override(config, changes)
+    run(Command(name, workdir=tmp_path / name, teachers=teachers, stages=STAGES, config=config), name)
+    with open(tmp_path / name / "rows.csv", newline="") as file:
+        (row,) = csv.DictReader(file)
+    assert float(row["student_accuracy"]) > 0.9
+    if config.needs_teacher:
+        assert float(row["teacher_accuracy"]) > 0.9
+        assert float(row["student_agreement"]) > 0.9
