@@ -10,7 +10,7 @@ from tfigkd.batches import Knowledge, training_batches
 from tfigkd.config import fingerprint
 from tfigkd.controls import apply_control, shuffle_views
 from tfigkd.data import Dataset, to_model_input
-from tfigkd.data.stage import dataset, holds_out_validation, training_examples
+from tfigkd.data.stage import dataset, holds_out_validation, training_choice, training_examples
 from tfigkd.distiller import Distiller
 from tfigkd.errors import UserError
 from tfigkd.fields import Config
@@ -50,7 +50,8 @@ def student_fingerprint(config: Config, workdir: Workdir) -> str:
     store = store_folder(config, workdir).name if config.needs_store else None
     views = views_folder(config, workdir).name if config.needs_views else None
     teacher = teacher_folder(config, workdir).name if config.needs_teacher else None
-    identity = [dataset(config.data).fingerprint, config.data.train_split, workdir.seed, teacher, store, views]
+    data = [dataset(config.data).fingerprint, *training_choice(config.data)]
+    identity = [*data, workdir.seed, teacher, store, views]
     network = asdict(config.student) | {"model": content_of(config.student.model)}
     parts = [network, config.training, config.augment, config.overlay, config.control, config.view]
     parts.append({name: asdict(term) for name, term in config.losses.active().items()})

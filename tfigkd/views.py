@@ -16,10 +16,10 @@ from tfigkd import console, models
 from tfigkd.augment import crop_and_flip, example_keys
 from tfigkd.config import fingerprint
 from tfigkd.data import Examples
-from tfigkd.data.stage import dataset
+from tfigkd.data.stage import stored_examples, stored_fingerprint
 from tfigkd.fields import AugmentConfig, Config, ViewConfig
 from tfigkd.metrics import predict_logits
-from tfigkd.store import Record, covered, join, open_store, write_shards
+from tfigkd.store import Record, join, open_store, write_shards
 from tfigkd.teacher import load_teacher, require_teacher, teacher_folder
 from tfigkd.workdir import Workdir, finished, locked, write_manifest
 
@@ -50,7 +50,7 @@ def _parse(features: Mapping[str, Any]) -> Record:
 
 def _identity(config: Config, workdir: Workdir) -> dict[str, Any]:
     weights = require_teacher(config, workdir)["weights"]
-    return views_identity(weights, dataset(config.data).fingerprint, config.augment, config.view)
+    return views_identity(weights, stored_fingerprint(config.data), config.augment, config.view)
 
 
 def views_folder(config: Config, workdir: Workdir) -> Path:
@@ -67,7 +67,7 @@ def load_views(config: Config, workdir: Workdir, examples: Examples) -> np.ndarr
 
 def build_views(config: Config, workdir: Workdir) -> None:
     """Compute and store the views, going on after the shards that are there."""
-    data, folder, identity = dataset(config.data), views_folder(config, workdir), _identity(config, workdir)
+    folder, identity = views_folder(config, workdir), _identity(config, workdir)
     with locked(folder, wait=True):
         if finished(folder, folder.name) is None:
             model = models.fold_batch_norm(load_teacher(config, workdir))
@@ -76,7 +76,7 @@ def build_views(config: Config, workdir: Workdir) -> None:
                 for views in view_logits(model, chosen, config.augment, config.view):
                     yield {"view_logits": views.astype("<f2").tobytes(), "view_shape": list(views.shape)}
 
-            examples = covered(data)
+            examples = stored_examples(config.data)
             files = write_shards(folder, examples, SHARD_SIZE, store=folder.name, parse=_parse, make=make)
             write_manifest(folder, folder.name, files=files, identity=identity, examples=len(examples))
     console.say(f"  {config.view.views} views of each image  ({folder})")
