@@ -16,7 +16,9 @@ from tfigkd.errors import UserError
 from tfigkd.fields import AugmentConfig, ControlConfig, OverlayConfig
 from tfigkd.run import Command, run
 
-ARMS = sorted(path.stem for path in experiments_folder().glob("*.toml") if path.stem != "quickstart")
+ARMS = sorted(
+    path.stem for path in experiments_folder().glob("*.toml") if not path.stem.startswith(("quickstart", "lowdata"))
+)
 TINY = {
     "data.name": "digits",
     "data.limit": 96,

@@ -12,11 +12,10 @@ from tfigkd.augment import ORDER, example_keys, uniform
 from tfigkd.batches import StoredAttention, training_batches
 from tfigkd.config import override
 from tfigkd.controls import shuffle_views
-from tfigkd.data.stage import dataset, training_examples
+from tfigkd.data.stage import covered, dataset, training_examples
 from tfigkd.errors import UserError
 from tfigkd.fields import AugmentConfig, Config, ControlConfig
 from tfigkd.losses.attention import attention_transfer, unit_attention
-from tfigkd.store import covered
 from tfigkd.teacher import FILE, teacher_folder, weights_fingerprint
 from tfigkd.views import build_views, load_views, views_folder
 from tfigkd.workdir import MANIFEST, Workdir, checksum, finished, write_manifest

@@ -5,7 +5,7 @@ from datetime import timedelta
 
 import numpy as np
 
-from tfigkd.data.stage import dataset, training_examples
+from tfigkd.data.stage import dataset, stored_examples, teacher_examples, training_examples
 from tfigkd.fields import Config
 from tfigkd.models.cost import multiply_adds
 from tfigkd.teacher import build_network, build_teacher, teacher_folder
@@ -41,12 +41,11 @@ def estimate(config: Config, workdir: Workdir, stages: list[str]) -> timedelta:
         folder, macs = teacher_folder(config, workdir), multiply_adds(build_teacher(config, data))
         trained = config.teacher.train and config.teacher.weights is None
         if "teacher" in stages and trained and read_manifest(folder) is None:
-            work = macs * BACKWARD * examples * config.teacher.training.epochs
+            work = macs * BACKWARD * len(teacher_examples(config.data)) * config.teacher.training.epochs
             seconds += work / (rate * TRAINING_EFFICIENCY)
         if "overlays" in stages and not list(folder.glob("overlays/*/manifest.json")):
             steps = config.attribution.n_steps or min(TYPICAL_STEPS, config.attribution.max_steps)
-            covered = len(data.train) + len(data.validation)
-            seconds += macs * 2 * steps * covered / (rate * GRADIENT_EFFICIENCY)
+            seconds += macs * 2 * steps * len(stored_examples(config.data)) / (rate * GRADIENT_EFFICIENCY)
     if "distill" in stages and read_manifest(workdir.stage("distill")) is None:
         work = multiply_adds(build_network(config.student, data)) * BACKWARD * examples * config.training.epochs
         seconds += work / (rate * TRAINING_EFFICIENCY)

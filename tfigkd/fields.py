@@ -20,9 +20,17 @@ class DataConfig:
     """Keep only the first examples of each split, by id."""
     train_split: Literal["train", "train+validation"] = "train"
     """What trains: train without the held-out validation tenth, or all of it (for final figures)."""
+    train_fraction: float = 1.0
+    """Share of each class of what trains that the student gets; the teacher, validation and test keep everything."""
+    subset_seed: int = 0
+    """Seed of that share, drawn by id; --seed does not move it."""
+    stored: Literal["all", "training"] = "all"
+    """What the stores cover: train and validation, so that every subset shares them, or what the student trains on."""
 
     def __post_init__(self) -> None:
         require(self.limit is None or self.limit > 0, "data.limit must be positive", self.limit)
+        require(0 < self.train_fraction <= 1, "data.train_fraction must be in (0, 1]", self.train_fraction)
+        require_seed(self.subset_seed, "data.subset_seed")
         require(
             self.image_size is None or self.image_size > 0,
             "data.image_size must be positive",
@@ -104,7 +112,8 @@ class TeacherConfig(NetworkConfig):
     normalization: Literal["none", "cifar10", "imagenet"] = "cifar10"
     """Input normalization inside the model, by the mean and deviation of that data set."""
     weights: str | None = None
-    """Published PyTorch weights (.npz) to load; the teacher is then not trained."""
+    """Published PyTorch weights (.npz) to load; the teacher is then not trained. A bare name is looked for in the
+    folder $TFIGKD_WEIGHTS_DIR as well."""
     train: bool = True
     """Train the teacher; false takes a .keras model as it is."""
     seed: int = 0

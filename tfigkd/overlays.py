@@ -13,10 +13,10 @@ from tfigkd.attribution import Attribution, attribute, completeness_error, make_
 from tfigkd.batches import Knowledge
 from tfigkd.config import fingerprint, from_mapping
 from tfigkd.data import Dataset, Examples, to_model_input
-from tfigkd.data.stage import dataset
+from tfigkd.data.stage import covered, dataset, stored_examples, stored_fingerprint
 from tfigkd.errors import UserError
 from tfigkd.fields import AttributionConfig, Config, DataConfig
-from tfigkd.store import REBUILD, Record, covered, join, open_store, read_all, write_shards
+from tfigkd.store import REBUILD, Record, join, open_store, read_all, write_shards
 from tfigkd.teacher import FILE, load_teacher, require_teacher, teacher_folder, weights_fingerprint
 from tfigkd.workdir import Workdir, finished, locked, read_manifest, write_manifest
 
@@ -38,7 +38,7 @@ def store_folder(config: Config, workdir: Workdir) -> Path:
 
 def _identity(config: Config, workdir: Workdir) -> dict[str, Any]:
     weights = require_teacher(config, workdir)["weights"]
-    return store_identity(weights, dataset(config.data).fingerprint, config.attribution)
+    return store_identity(weights, stored_fingerprint(config.data), config.attribution)
 
 
 def attribute_examples(
@@ -98,18 +98,21 @@ def write_store(
     config: AttributionConfig,
     identity: dict[str, Any],
     source: dict[str, Any],
+    *,
+    examples: Examples | None = None,
 ) -> None:
     """Write a store shard by shard, going on after the shards that are there.
 
     Args:
         folder: Named by the fingerprint of `identity`.
         model: The teacher; images float32 [B,H,W,3] in [0,1] to logits [B,C].
-        data: Its train and validation examples are covered.
+        data: Where the examples are from; its training split's mean color is one of the baselines.
         config: How maps are computed.
         identity: From `store_identity`.
         source: The data config, so that `verify` can find the images.
+        examples: What is covered; without it train and validation.
     """
-    examples = covered(data)
+    examples = covered(data) if examples is None else examples
     folded = models.fold_batch_norm(model)
     mean_color = data.train.images.mean(axis=(0, 1, 2), dtype=np.float64).astype(np.float32) / 255
     files = write_shards(
@@ -226,7 +229,8 @@ def build_overlays(config: Config, workdir: Workdir) -> None:
     with locked(folder, wait=True):
         if finished(folder, folder.name) is None:
             model = load_teacher(config, workdir)
-            write_store(folder, model, data, config.attribution, identity, asdict(config.data))
+            examples = stored_examples(config.data)
+            write_store(folder, model, data, config.attribution, identity, asdict(config.data), examples=examples)
         manifest = read_manifest(folder)
     assert manifest is not None
     error = manifest["completeness_error"]
@@ -252,17 +256,16 @@ def verify(folder: Path, *, sample: int = 64, seed: int = 0) -> dict[str, float]
         UserError: no finished store, a damaged one, or one whose records are not those of their images.
     """
     manifest = open_store(folder, {})
-    data = dataset(from_mapping(DataConfig, manifest["source"]))
-    if data.fingerprint != manifest["identity"]["data"]:
-        raise UserError(
-            f"overlay store {folder}: the data set is {data.fingerprint} now, expected {manifest['identity']['data']}"
-        )
+    source = from_mapping(DataConfig, manifest["source"])
+    data, found = dataset(source), stored_fingerprint(source)
+    if found != manifest["identity"]["data"]:
+        raise UserError(f"overlay store {folder}: the data set is {found} now, expected {manifest['identity']['data']}")
     settings = from_mapping(AttributionConfig, manifest["identity"]["attribution"])
     teacher = folder.parents[1] / FILE
     model = models.build(str(teacher), num_classes=data.num_classes, input_shape=data.image_shape)
     if weights_fingerprint(model) != manifest["identity"]["teacher"]:
         raise UserError(f"overlay store {folder}: {teacher} is another teacher; {REBUILD}")
-    examples, mean_color = covered(data), np.array(manifest["mean_color"], np.float32)
+    examples, mean_color = stored_examples(source), np.array(manifest["mean_color"], np.float32)
     records = join(folder, manifest, examples, parse_record)
     chosen = np.random.default_rng(seed).choice(len(examples), min(sample, len(examples)), replace=False)
     return deviation(model, examples, records, settings, mean_color, chosen)

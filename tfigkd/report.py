@@ -14,6 +14,7 @@ from tfigkd.config import fingerprint, to_mapping
 from tfigkd.export import FORMATS, file_name
 from tfigkd.fields import Config
 from tfigkd.provenance import commit, hardware, versions
+from tfigkd.teacher import require_teacher
 from tfigkd.workdir import Workdir, read_manifest, require, write_text
 
 
@@ -80,6 +81,7 @@ def _lines(roles: dict[str, dict[str, Any]]) -> list[list[str]]:
 def _row(config: Config, workdir: Workdir, roles: dict[str, dict[str, Any]], trained: dict[str, Any]) -> dict[str, Any]:
     """The run as one flat row; metrics are prefixed by their role."""
     run = json.loads((workdir.run / "config.json").read_text(encoding="utf-8"))
+    teacher = require_teacher(config, workdir) if config.needs_teacher else None
     row = {
         "experiment": run["experiment"],
         "arm": run["experiment"],
@@ -91,7 +93,10 @@ def _row(config: Config, workdir: Workdir, roles: dict[str, dict[str, Any]], tra
         "hardware": hardware(),
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
         "n_train": trained["n_train"],
+        "train_fraction": config.data.train_fraction,
+        "subset_seed": config.data.subset_seed,
         "saw_validation": trained["saw_validation"],
+        "teacher_saw_validation": teacher["saw_validation"] if teacher else "",
         "train_seconds": round(trained["seconds"], 1),
         "validation_accuracy": trained["validation_accuracy"],
     }
@@ -122,6 +127,7 @@ def report(config: Config, workdir: Workdir) -> None:
         f"One run (n = 1), so no spread and no comparison. Trained on {row['n_train']:,} examples in "
         f"{row['train_seconds']:,.0f} s; the student's last epoch, nothing chosen on the test split."
         + (" Validation was part of the training set." if row["saw_validation"] else "")
+        + (" The teacher was trained on validation as well." if row["teacher_saw_validation"] else "")
         + (" SMOKE RUN: a few steps on a slice, not a result." if row["smoke"] else ""),
         "",
         f"- hardware: {row['hardware']}",

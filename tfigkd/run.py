@@ -37,6 +37,7 @@ from tfigkd.loss_fields import require_seed
 from tfigkd.workdir import Workdir, locked, write_text
 
 STAGES = ("data", "teacher", "overlays", "distill", "export", "evaluate", "benchmark", "report")
+SETTINGS = "config.json"
 # fields that a finished run may be repeated with: they name places, or concern only stages that are cheap to redo
 FREE = ("data.dir", "description", "export.", "evaluation.", "benchmark.", "ledger.", "attribution.batch_size")
 
@@ -74,8 +75,12 @@ def list_experiments() -> None:
         console.say(f"{name:<{width}}  {read_experiment(name)[1].description}")
 
 
-def parse(arguments: Sequence[str]) -> tuple[Command, str]:
+def parse(arguments: Sequence[str], base: Config | None = None) -> tuple[Command, str]:
     """The command with its resolved config, and the experiment's name.
+
+    Args:
+        arguments: Of the command line.
+        base: The config that the arguments override, in place of the experiment's own.
 
     Raises:
         UserError: an unknown experiment, flag, stage or field, or a value of the wrong type or range.
@@ -87,6 +92,7 @@ def parse(arguments: Sequence[str]) -> tuple[Command, str]:
     name, config = read_experiment(given) if given else ("EXPERIMENT", Config())
     if "--smoke" in arguments:
         config = smoke(config)
+    config = config if base is None else base
     said = io.StringIO()
     try:
         with contextlib.ExitStack() as stack:
@@ -158,26 +164,34 @@ def _lines(table: dict[str, Any], prefix: str = "") -> list[str]:
 
 def _claim(workdir: Workdir, name: str, command: Command) -> None:
     """Write the config into the workdir, unless a student of other settings is there."""
-    path = workdir.run / "config.json"
-    content = {
-        "experiment": name,
-        "seed": command.seed,
-        "smoke": command.smoke,
-        "config": to_mapping(command.config),
-    }
+    path = workdir.run / SETTINGS
     if path.exists() and workdir.stage("distill").exists():
-        try:
-            before = json.loads(path.read_text(encoding="utf-8"))
-            # a field that a newer version has brought stands at its default
-            before["config"] = to_mapping(from_mapping(Config, before["config"]))
-            changed = [field for field in differences(before, content) if not _free(field)]
-        except (ValueError, AttributeError, KeyError, TypeError) as error:
-            raise UserError(f"{path} is damaged ({error}); choose another --workdir or delete it") from error
+        changed = changed_settings(path, name, command)
         if changed:
             raise UserError(
                 f"{workdir.run} holds a run with other settings ({', '.join(changed)}); choose another --workdir"
             )
-    write_text(path, json.dumps(content, indent=1) + "\n")
+    write_text(path, json.dumps(_settings(name, command), indent=1) + "\n")
+
+
+def _settings(name: str, command: Command) -> dict[str, Any]:
+    config = to_mapping(command.config)
+    return {"experiment": name, "seed": command.seed, "smoke": command.smoke, "config": config}
+
+
+def changed_settings(path: Path, name: str, command: Command) -> list[str]:
+    """Dotted names of the settings in which the run of a settings file differs from a command, but for `FREE` ones.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    try:
+        before = json.loads(path.read_text(encoding="utf-8"))
+        # a field that a newer version has brought stands at its default
+        before["config"] = to_mapping(from_mapping(Config, before["config"]))
+        return [field for field in differences(before, _settings(name, command)) if not _free(field)]
+    except (ValueError, AttributeError, KeyError, TypeError) as error:
+        raise UserError(f"{path} is damaged ({error}); choose another --workdir or delete it") from error
 
 
 def _free(field: str) -> bool:

@@ -12,7 +12,7 @@ import numpy as np
 
 from tfigkd import console, tfrecord
 from tfigkd.config import fingerprint
-from tfigkd.data import Dataset, Examples, concatenate
+from tfigkd.data import Examples
 from tfigkd.errors import UserError
 from tfigkd.workdir import checksum, read_manifest, verify_files
 
@@ -20,11 +20,6 @@ REBUILD = "delete the folder and run the stage again: --stages overlays"
 
 Record = dict[str, Any]
 Parse = Callable[[Mapping[str, Any]], Record]
-
-
-def covered(data: Dataset) -> Examples:
-    """A store covers train and validation, so that every arm can share it, whatever it trains on."""
-    return concatenate([data.train, data.validation])
 
 
 def write_shards(

@@ -10,7 +10,7 @@ from tfigkd.batches import Knowledge, StoredAttention, training_batches
 from tfigkd.config import fingerprint
 from tfigkd.controls import apply_control, shuffle_views
 from tfigkd.data import Dataset, to_model_input
-from tfigkd.data.stage import dataset, holds_out_validation, training_examples
+from tfigkd.data.stage import dataset, holds_out_validation, training_choice, training_examples
 from tfigkd.distiller import Distiller
 from tfigkd.errors import UserError
 from tfigkd.fields import Config
@@ -56,7 +56,8 @@ def student_fingerprint(config: Config, workdir: Workdir) -> str:
     views = views_folder(config, workdir).name if config.needs_views else None
     attention = views_folder(config, workdir, _tap(config)).name if config.needs_attention else None
     teacher = teacher_folder(config, workdir).name if config.needs_teacher else None
-    identity = [dataset(config.data).fingerprint, config.data.train_split, workdir.seed, teacher, store, views]
+    data = [dataset(config.data).fingerprint, *training_choice(config.data)]
+    identity = [*data, workdir.seed, teacher, store, views]
     identity += [attention] if attention else []
     network = asdict(config.student) | {"model": content_of(config.student.model)}
     parts = [network, config.training, config.augment, config.overlay, config.control, config.view]

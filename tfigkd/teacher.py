@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from tfigkd import checkpoint, console, models
 from tfigkd.batches import training_batches
 from tfigkd.config import experiments_folder, fingerprint
 from tfigkd.data import Dataset, to_model_input
-from tfigkd.data.stage import dataset, holds_out_validation, training_examples
+from tfigkd.data.stage import dataset, holds_out_validation, teacher_examples
 from tfigkd.distiller import Distiller
 from tfigkd.errors import UserError
 from tfigkd.fields import Config, NetworkConfig
@@ -69,6 +70,21 @@ def weights_fingerprint(model: keras.Model) -> str:
     return digest.hexdigest()[:16]
 
 
+def weights_path(name: str) -> Path:
+    """Where published weights lie: as given, or in the folder $TFIGKD_WEIGHTS_DIR.
+
+    Raises:
+        UserError: neither place has them.
+    """
+    given, folder = Path(name), os.environ.get("TFIGKD_WEIGHTS_DIR")
+    places = [given] if folder is None else [given, Path(folder) / name]
+    for place in places:
+        if place.is_file():
+            return place
+    where = " or ".join(map(str, places))
+    raise UserError(f"teacher.weights: no file {where}; give --teacher.weights PATH or set TFIGKD_WEIGHTS_DIR")
+
+
 def content_of(path: str | None) -> str | None:
     """A file stands for its content, so that a teacher's identity does not depend on where the file lies."""
     if path is None or not path.endswith((".keras", ".npz")):
@@ -86,8 +102,9 @@ def teacher_fingerprint(config: Config) -> str:
     network = {name: getattr(teacher, name) for name in NetworkConfig.__dataclass_fields__}
     network["model"] = content_of(teacher.model)
     trained = teacher.train and teacher.weights is None
+    published = checksum(weights_path(teacher.weights)) if teacher.weights else None
     recipe = [teacher.training, teacher.seed, config.augment, config.data.train_split] if trained else []
-    return fingerprint("teacher", dataset(config.data).fingerprint, network, content_of(teacher.weights), *recipe)
+    return fingerprint("teacher", dataset(config.data).fingerprint, network, published, *recipe)
 
 
 def teacher_folder(config: Config, workdir: Workdir) -> Path:
@@ -136,7 +153,7 @@ def _train_members(config: Config, workdir: Workdir) -> keras.Model:
 def _train(config: Config, data: Dataset, folder: Path) -> tuple[keras.Model, list]:
     keras.utils.set_random_seed(config.teacher.seed)
     model = with_fused_layers(build_network(config.teacher, data))
-    examples = training_examples(config.data)
+    examples = teacher_examples(config.data)
     stream = training_batches(
         examples,
         augment=config.augment,
@@ -187,7 +204,7 @@ def train_teacher(config: Config, workdir: Workdir) -> None:
         else:
             model = build_network(config.teacher, data)
             if config.teacher.weights:
-                models.load_torch_weights(model, config.teacher.weights)
+                models.load_torch_weights(model, weights_path(config.teacher.weights))
             model = with_stock_layers(model)
         held_out = data.validation
         score = accuracy(predict_logits(model, held_out.images), held_out.labels)
@@ -204,7 +221,7 @@ def train_teacher(config: Config, workdir: Workdir) -> None:
             data=data.fingerprint,
             trained_here=trained and saved is None,
             saw_validation=not (trained and holds_out_validation(config.data)),
-            n_train=len(training_examples(config.data)) if trained else None,
+            n_train=len(teacher_examples(config.data)) if trained else None,
             validation_accuracy=score,
         )
         checkpoint.remove(folder)

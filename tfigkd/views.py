@@ -17,12 +17,12 @@ from tfigkd import console, models
 from tfigkd.augment import crop_and_flip, example_keys
 from tfigkd.config import fingerprint
 from tfigkd.data import Examples
-from tfigkd.data.stage import dataset
+from tfigkd.data.stage import stored_examples, stored_fingerprint
 from tfigkd.errors import UserError
 from tfigkd.fields import AugmentConfig, Config, ViewConfig
 from tfigkd.losses.attention import unit_attention
 from tfigkd.metrics import predict_logits
-from tfigkd.store import REBUILD, Record, covered, join, open_store, write_shards
+from tfigkd.store import REBUILD, Record, join, open_store, write_shards
 from tfigkd.teacher import load_teacher, require_teacher, teacher_folder
 from tfigkd.workdir import Workdir, finished, locked, write_manifest
 
@@ -77,7 +77,7 @@ def _drawn(config: Config, tap: str | None) -> tuple[AugmentConfig, ViewConfig]:
 
 def _identity(config: Config, workdir: Workdir, tap: str | None) -> dict[str, Any]:
     weights = require_teacher(config, workdir)["weights"]
-    return views_identity(weights, dataset(config.data).fingerprint, *_drawn(config, tap), tap)
+    return views_identity(weights, stored_fingerprint(config.data), *_drawn(config, tap), tap)
 
 
 def views_folder(config: Config, workdir: Workdir, tap: str | None = None) -> Path:
@@ -110,7 +110,7 @@ def build_views(config: Config, workdir: Workdir, tap: str | None = None) -> Non
                 for views in view_outputs(model, chosen, augment, view):
                     yield {"view_values": views.astype("<f2").tobytes(), "view_shape": list(views.shape)}
 
-            examples = covered(dataset(config.data))
+            examples = stored_examples(config.data)
             files = write_shards(folder, examples, SHARD_SIZE, store=folder.name, parse=_parse, make=make)
             write_manifest(folder, folder.name, files=files, identity=identity, examples=len(examples))
     what = "logits" if tap is None else f"attention of {tap}"

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tfigkd.errors import UserError
+from tfigkd.errors import InUseError, UserError
 
 MANIFEST = "manifest.json"
 
@@ -169,7 +169,7 @@ def locked(folder: Path, *, wait: bool) -> Iterator[None]:
         wait: Wait for another process to finish instead of refusing.
 
     Raises:
-        UserError: another process holds the folder and `wait` is false.
+        InUseError: another process holds the folder and `wait` is false.
     """
     make_folder(folder)
     try:
@@ -181,7 +181,7 @@ def locked(folder: Path, *, wait: bool) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             if not wait:
-                raise UserError(
+                raise InUseError(
                     f"{folder} is in use by another process; wait for it or choose another --workdir"
                 ) from None
             fcntl.flock(file, fcntl.LOCK_EX)

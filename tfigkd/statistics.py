@@ -1,0 +1,183 @@
+"""What runs of different arms can be said to show: spread, intervals, tests, and how many runs a claim would take.
+
+Values are accuracies in points (percent), one a run. Arms are compared by Welch's test, which asks for nothing but
+roughly normal means; runs that share a seed share initial weights, order and crops, so for those the paired test is
+given as well. Several comparisons are corrected by Holm's method.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import stats
+
+LEVEL = 0.05
+POWER = 0.8
+MOST_SEEDS = 100_000
+
+
+@dataclass(frozen=True)
+class Summary:
+    """Mean, standard deviation (n - 1), number of runs and 95 % interval of the mean; NaN where n = 1 says nothing."""
+
+    mean: float
+    deviation: float
+    n: int
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Mean difference of two arms, its 95 % interval, and the test that it is zero.
+
+    Attributes:
+        difference: First arm minus second, in points.
+        low: Lower end of the interval.
+        high: Upper end.
+        p: Two-sided, not corrected.
+        effect: Standardized difference (Hedges's g for two samples, Cohen's d_z for pairs).
+        n: Runs of the first and second arm, or pairs twice.
+        deviation: Of one run about its arm's mean (pooled), or of the differences of pairs.
+    """
+
+    difference: float
+    low: float
+    high: float
+    p: float
+    effect: float
+    n: tuple[int, int]
+    deviation: float
+
+
+def _values(values: Sequence[float]) -> np.ndarray:
+    array = np.asarray(values, np.float64)
+    if array.ndim != 1 or not len(array) or not np.isfinite(array).all():
+        raise ValueError(f"expected at least one finite number, got {values!r}")
+    return array
+
+
+def summarize(values: Sequence[float]) -> Summary:
+    """Describe the runs of one arm."""
+    array = _values(values)
+    n, mean = len(array), float(array.mean())
+    if n == 1:
+        return Summary(mean, math.nan, 1, math.nan, math.nan)
+    deviation = float(array.std(ddof=1))
+    half = float(stats.t.ppf(1 - LEVEL / 2, n - 1)) * deviation / math.sqrt(n)
+    return Summary(mean, deviation, n, mean - half, mean + half)
+
+
+def _nothing(difference: float, n: tuple[int, int]) -> Difference:
+    return Difference(difference, math.nan, math.nan, math.nan, math.nan, n, math.nan)
+
+
+def welch(first: Sequence[float], second: Sequence[float]) -> Difference:
+    """Compare two arms of independent runs (Welch 1947); one run of an arm gives a difference and no more.
+
+    The effect size is Hedges's g: the difference over the pooled deviation, corrected for small samples.
+    """
+    a, b = _values(first), _values(second)
+    difference, n = float(a.mean() - b.mean()), (len(a), len(b))
+    if min(n) < 2:
+        return _nothing(difference, n)
+    pooled = math.sqrt(((n[0] - 1) * a.var(ddof=1) + (n[1] - 1) * b.var(ddof=1)) / (sum(n) - 2))
+    if pooled == 0:
+        return _nothing(difference, n)
+    test = stats.ttest_ind(a, b, equal_var=False)
+    low, high = test.confidence_interval(1 - LEVEL)
+    correction = 1 - 3 / (4 * (sum(n) - 2) - 1)
+    return Difference(
+        difference, float(low), float(high), float(test.pvalue), correction * difference / pooled, n, pooled
+    )
+
+
+def paired(first: Sequence[float], second: Sequence[float]) -> Difference:
+    """Compare two arms run by run: the i-th values of both must share a seed.
+
+    Raises:
+        ValueError: they are not of one length.
+    """
+    a, b = _values(first), _values(second)
+    if len(a) != len(b):
+        raise ValueError(f"pairs need as many runs in both arms, got {len(a)} and {len(b)}")
+    delta, n = a - b, (len(a), len(a))
+    difference = float(delta.mean())
+    deviation = float(delta.std(ddof=1)) if len(a) > 1 else 0.0
+    if deviation == 0:
+        return _nothing(difference, n)
+    test = stats.ttest_rel(a, b)
+    low, high = test.confidence_interval(1 - LEVEL)
+    return Difference(difference, float(low), float(high), float(test.pvalue), difference / deviation, n, deviation)
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Adjusted p-values by Holm's step-down method (1979); NaN, for a comparison without a test, stays NaN."""
+    tested = [index for index, p in enumerate(p_values) if not math.isnan(p)]
+    adjusted, largest = [math.nan] * len(p_values), 0.0
+    for rank, index in enumerate(sorted(tested, key=lambda one: p_values[one])):
+        largest = max(largest, min(1.0, (len(tested) - rank) * p_values[index]))
+        adjusted[index] = largest
+    return adjusted
+
+
+def _power(n: int, effect: float, *, pairs: bool) -> float:
+    """Power of a two-sided t test of n runs an arm, or n pairs, at a standardized difference."""
+    freedom, noncentral = (n - 1, effect * math.sqrt(n)) if pairs else (2 * n - 2, effect * math.sqrt(n / 2))
+    critical = stats.t.ppf(1 - LEVEL / 2, freedom)
+    return float(stats.nct.sf(critical, freedom, noncentral) + stats.nct.cdf(-critical, freedom, noncentral))
+
+
+def seeds_needed(deviation: float, difference: float, *, pairs: bool = False) -> int | None:
+    """Runs an arm, or pairs, that show a difference with 80 % power at the 5 % level.
+
+    Args:
+        deviation: Of one run, or of the differences of pairs.
+        difference: What is to be seen, in the same unit.
+        pairs: Whether the deviation is of pairs.
+
+    Returns:
+        None where the deviation is unknown, or the number is beyond any study.
+
+    Raises:
+        ValueError: the difference is not positive.
+    """
+    if not difference > 0:
+        raise ValueError(f"the difference to be seen must be positive, got {difference}")
+    if math.isnan(deviation):
+        return None
+    if deviation == 0:
+        return 2
+    low, high = 1, 2
+    while _power(high, difference / deviation, pairs=pairs) < POWER:
+        low, high = high, 2 * high
+        if high > MOST_SEEDS:
+            return None
+    while high - low > 1:
+        middle = (low + high) // 2
+        enough = _power(middle, difference / deviation, pairs=pairs) >= POWER
+        low, high = (low, middle) if enough else (middle, high)
+    return high
+
+
+def normality(values: Sequence[float]) -> float:
+    """P-value of Shapiro and Wilk's test (1965); NaN below three runs or without spread. Few runs hide a lot."""
+    array = _values(values)
+    if len(array) < 3 or np.ptp(array) == 0:
+        return math.nan
+    return float(stats.shapiro(array).pvalue)
+
+
+def winner(arms: Mapping[str, Sequence[float]]) -> tuple[str | None, list[str]]:
+    """The arm with the highest mean, if it is better than every other one beyond the noise.
+
+    Returns:
+        The winner and no names; or None and the arms, best first, that cannot be told from the best: Welch's test
+        against it, corrected over all the others, does not reach the 5 % level, or one run allows no test.
+    """
+    order = sorted(arms, key=lambda arm: -summarize(arms[arm]).mean)
+    best, others = order[0], order[1:]
+    adjusted = holm([welch(arms[best], arms[arm]).p for arm in others])
+    level = [arm for arm, p in zip(others, adjusted, strict=True) if not p < LEVEL]
+    return (best, []) if others and not level else (None, [best, *level])
