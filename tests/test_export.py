@@ -6,12 +6,14 @@ import pytest
 
 from tfigkd import export, models
 from tfigkd.benchmark import latencies
+from tfigkd.convert import convert
 from tfigkd.data import load
 from tfigkd.distiller import Distiller
 from tfigkd.errors import UserError
-from tfigkd.export import convert, dequantize, litert_predictor, open_litert, parity, quantize
+from tfigkd.export import parity
 from tfigkd.fields import BenchmarkConfig, ExportConfig
 from tfigkd.layers import with_stock_layers
+from tfigkd.litert import dequantize, litert_predictor, open_litert, quantize
 from tfigkd.metrics import predict_logits
 
 

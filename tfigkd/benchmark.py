@@ -10,8 +10,8 @@ from tfigkd import console
 from tfigkd.config import fingerprint
 from tfigkd.data import to_model_input
 from tfigkd.data.stage import dataset
-from tfigkd.export import open_litert, quantize
 from tfigkd.fields import BenchmarkConfig, Config
+from tfigkd.litert import open_litert, quantize
 from tfigkd.provenance import hardware
 from tfigkd.workdir import Workdir, finished, make_folder, require, write_manifest
 

@@ -15,8 +15,9 @@ from tfigkd.attribution.similarity import cosine, rank_correlation, top_overlap
 from tfigkd.config import fingerprint
 from tfigkd.data import Dataset, Examples
 from tfigkd.data.stage import dataset
-from tfigkd.export import export_identity, litert_predictor
+from tfigkd.export import export_identity
 from tfigkd.fields import Config
+from tfigkd.litert import litert_predictor
 from tfigkd.metrics import Predict, comparison, metrics, per_class, predict_logits
 from tfigkd.models.cost import count_parameters, multiply_adds
 from tfigkd.overlays import attribute_examples
