@@ -11,7 +11,7 @@ from tfigkd.config import override, read_experiment
 from tfigkd.convert import convert
 from tfigkd.data.stage import dataset
 from tfigkd.evaluation import evaluate, measure, similarity
-from tfigkd.export import export
+from tfigkd.exporting import export
 from tfigkd.litert import litert_predictor
 from tfigkd.metrics import accuracy, calibration_error, comparison, metrics, per_class, predict_logits
 from tfigkd.provenance import append_row, hardware, versions

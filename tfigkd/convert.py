@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Iterator
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import keras
 import numpy as np
@@ -10,10 +10,10 @@ import numpy as np
 from tfigkd.data import to_model_input
 from tfigkd.data.pictures import one_line
 from tfigkd.errors import UserError
+from tfigkd.fields import Format
 from tfigkd.litert import float_operations, float_tensors
 from tfigkd.quiet import quiet_stderr
 
-Format = Literal["float32", "float16", "dynamic", "int8", "int16x8"]
 FORMATS: tuple[Format, ...] = get_args(Format)
 CALIBRATED: tuple[Format, ...] = ("int8", "int16x8")
 
@@ -111,11 +111,11 @@ def _run(frozen: Any, format: Format, calibration: np.ndarray | None = None) -> 
                 yield [to_model_input(calibration[index : index + 1])]
 
         converter.representative_dataset = representative
-    try:
-        with quiet_stderr():
+    with quiet_stderr():
+        try:
             content = converter.convert()
-    except Exception as error:  # the converter raises its own, RuntimeError and ValueError
-        raise UserError(f"this model cannot be converted to {format}: {_reason(error)}") from error
+        except Exception as error:  # the converter raises its own, RuntimeError and ValueError
+            raise UserError(f"this model cannot be converted to {format}: {_reason(error)}") from error
     if format in CALIBRATED and float_tensors(content):
         # the converter leaves what it cannot quantize in floats, without a word
         kinds = ", ".join(float_operations(content)) or "some operations"

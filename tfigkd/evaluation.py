@@ -15,7 +15,7 @@ from tfigkd.attribution.similarity import cosine, rank_correlation, top_overlap
 from tfigkd.config import fingerprint
 from tfigkd.data import Dataset, Examples
 from tfigkd.data.stage import dataset
-from tfigkd.export import export_identity
+from tfigkd.exporting import export_identity
 from tfigkd.fields import Config
 from tfigkd.litert import litert_predictor
 from tfigkd.metrics import Predict, comparison, metrics, per_class, predict_logits
@@ -73,7 +73,8 @@ def faithfulness(
 def _exported(config: Config, workdir: Workdir, weights: dict[str, str]) -> dict[str, str]:
     """Name and checksum of the exported files; none where export has not run for these very weights."""
     manifest = finished(workdir.stage("export"), export_identity(config, weights))
-    return manifest["files"] if manifest else {}
+    files = manifest["files"] if manifest else {}
+    return {name: checksum for name, checksum in files.items() if name.endswith(".tflite")}
 
 
 def _attribution_settings(config: Config) -> dict[str, Any]:

@@ -230,18 +230,28 @@ class LedgerConfig:
         require(self.every >= 0, "ledger.every must not be negative", self.every)
 
 
+Format = Literal["float32", "float16", "dynamic", "int8", "int16x8"]
+
+
 @dataclass(frozen=True)
 class ExportConfig:
     """LiteRT files and the bounds inside which they must say what the student says."""
 
+    formats: tuple[Format, ...] = ("float32", "int8")
+    """Which files are written: float32; float16 weights; dynamic: int8 weights, float activations; int8 throughout;
+    int16x8: int8 weights, int16 activations."""
     calibration_examples: int = 256
-    """Validation images that calibrate int8."""
+    """Validation images that calibrate int8 and int16x8."""
     max_float32_difference: float = 1e-3
     """Largest difference of a float32 logit, relative to the largest logit, on validation."""
+    max_float16_difference: float = 2e-2
+    """The same of a file with float16 weights."""
     min_int8_agreement: float = 0.9
-    """Smallest share of validation images with the same top-1 class."""
+    """Smallest share of validation images with the same top-1 class; of files with int8 weights."""
 
     def __post_init__(self) -> None:
+        once = 0 < len(self.formats) == len({*self.formats})
+        require(once, "export.formats must name at least one format, each once", self.formats)
         positive = self.calibration_examples > 0
         require(positive, "export.calibration_examples must be positive", self.calibration_examples)
 
@@ -272,13 +282,14 @@ class BenchmarkConfig:
     """Timed inferences of each file, after warm-up."""
     warmup: int = 20
     """Inferences before the clock starts."""
-    threads: int = 1
-    """Threads of the interpreter."""
+    threads: tuple[int, ...] = (1, 2)
+    """Threads of the interpreter; the files are timed with each of these numbers."""
 
     def __post_init__(self) -> None:
         require(self.runs > 0, "benchmark.runs must be positive", self.runs)
         require(self.warmup >= 0, "benchmark.warmup must not be negative", self.warmup)
-        require(self.threads > 0, "benchmark.threads must be positive", self.threads)
+        positive = len(self.threads) > 0 and min(self.threads) > 0
+        require(positive, "benchmark.threads must be positive", self.threads)
 
 
 @dataclass(frozen=True)

@@ -75,19 +75,41 @@ def float_operations(model: Path | bytes) -> list[str]:
     )
 
 
-def litert_predictor(path: Path) -> Callable[[np.ndarray], np.ndarray]:
-    """A function from uint8 images [N,H,W,3] to float32 logits [N,C], run by LiteRT one image at a time.
+def open_classifier(model: Path, *, threads: int | None = None) -> Any:
+    """A LiteRT interpreter of a file that takes one image and gives a value for each class; it has run once.
 
     Raises:
-        UserError: the file is not a LiteRT model.
+        UserError: the file is not a LiteRT model, or not such a one.
     """
-    interpreter = open_litert(path)
+    interpreter = open_litert(model, threads=threads)
+    sources, sinks = interpreter.get_input_details(), interpreter.get_output_details()
+    takes, gives = ([tuple(map(int, tensor["shape"])) for tensor in tensors] for tensors in (sources, sinks))
+    image = len(takes) == 1 and len(takes[0]) == 4 and takes[0][0] == 1 and takes[0][3] in (1, 3)
+    if not image or len(gives) != 1 or len(gives[0]) != 2 or gives[0][0] != 1:
+        raise UserError(f"{model} takes {takes} and gives {gives}; expected one image [1,H,W,3] and values [1,classes]")
+    for tensor in (sources[0], sinks[0]):
+        if not np.issubdtype(tensor["dtype"], np.floating) and not tensor["quantization"][0]:
+            raise UserError(f"{model} has {np.dtype(tensor['dtype']).name} without a scale; export it with one")
+    try:
+        interpreter.invoke()  # some damage shows only now
+    except RuntimeError as error:
+        raise UserError(f"{model} cannot be run: {' '.join(str(error).split())}; export it anew") from error
+    return interpreter
+
+
+def litert_predictor(path: Path) -> Callable[[np.ndarray], np.ndarray]:
+    """A function from uint8 images [N,H,W,C] to float32 logits [N,K], run by LiteRT one image at a time.
+
+    Raises:
+        UserError: the file is not a LiteRT classifier of images; the images, later, are of another size.
+    """
+    interpreter = open_classifier(path)
     source, sink = interpreter.get_input_details()[0], interpreter.get_output_details()[0]
 
     def predict(images: np.ndarray) -> np.ndarray:
-        values = to_model_input(images)
-        if source["dtype"] != np.float32:
-            values = quantize(values, source)
+        if images.shape[1:] != tuple(source["shape"][1:]):
+            raise UserError(f"{path} takes images {tuple(map(int, source['shape'][1:]))}, got {images.shape[1:]}")
+        values = input_values(images, source)
         logits = np.empty((len(images), sink["shape"][-1]), np.float32)
         for index in range(len(images)):
             interpreter.set_tensor(source["index"], values[index : index + 1])
@@ -96,6 +118,12 @@ def litert_predictor(path: Path) -> Callable[[np.ndarray], np.ndarray]:
         return logits
 
     return predict
+
+
+def input_values(images: np.ndarray, tensor: dict[str, Any]) -> np.ndarray:
+    """Pixels, uint8 [N,H,W,C], as the input tensor of a file takes them."""
+    values = to_model_input(images)
+    return values if np.issubdtype(tensor["dtype"], np.floating) else quantize(values, tensor)
 
 
 def quantize(values: np.ndarray, tensor: dict[str, Any]) -> np.ndarray:

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from tfigkd.benchmark import benchmark
 from tfigkd.data.stage import prepare
 from tfigkd.evaluation import evaluate
-from tfigkd.export import export
+from tfigkd.exporting import export
 from tfigkd.fields import Config
 from tfigkd.overlays import build_overlays
 from tfigkd.report import report

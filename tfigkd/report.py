@@ -12,7 +12,7 @@ from rich.table import Table
 from tfigkd import console
 from tfigkd.config import fingerprint, to_mapping
 from tfigkd.convert import FORMATS
-from tfigkd.export import file_name
+from tfigkd.exporting import file_name
 from tfigkd.fields import Config
 from tfigkd.provenance import commit, hardware, versions
 from tfigkd.workdir import Workdir, read_manifest, require, write_text
@@ -30,7 +30,8 @@ def _figures(config: Config, workdir: Workdir) -> tuple[dict[str, dict[str, Any]
             name = file_name(role, format)
             if timed and name in timed["results"]:
                 values[f"{format}_bytes"] = timed["results"][name]["bytes"]
-                values[f"{format}_ms"] = timed["results"][name]["milliseconds"]["p50"]
+                milliseconds = timed["results"][name]["milliseconds"]
+                values[f"{format}_ms"] = milliseconds[str(timed["threads"][0])]["p50"]
             if exported and name in exported["parity"]:
                 values[f"{format}_parity"] = exported["parity"][name]["agreement"]
             values |= {f"{format}_{metric}": value for metric, value in results.get(name, {}).items()}
