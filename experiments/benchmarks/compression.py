@@ -28,11 +28,11 @@ from tfigkd.benchmark import latencies
 from tfigkd.compress import methods
 from tfigkd.compress.fields import CompressConfig
 from tfigkd.compress.pruning import sparsity
-from tfigkd.export import convert
+from tfigkd.convert import convert
 from tfigkd.distiller import Distiller
 from tfigkd.fields import AugmentConfig, BenchmarkConfig
 from tfigkd.layers import with_fused_layers, with_stock_layers
-from tfigkd.export import litert_predictor
+from tfigkd.litert import litert_predictor
 from tfigkd.losses import KLDivergence
 from tfigkd.metrics import accuracy, comparison, predict_logits
 from tfigkd.models.cost import count_parameters, multiply_adds

@@ -18,6 +18,8 @@ from tfigkd.training import fit
 CHECKPOINT_STEPS = 100
 """An epoch of fine-tuning is about as long; an interruption costs one at most."""
 
+PRUNING_SHARE = 2 / 3
+
 Stream = Callable[[int], Iterator[Batch]]
 
 
@@ -53,6 +55,11 @@ def recipe(config: CompressConfig) -> TrainingConfig:
 def steps_an_epoch(config: CompressConfig) -> int:
     """Steps of each epoch of the recipe."""
     return math.ceil(config.steps / recipe(config).epochs)
+
+
+def pruning_end(config: CompressConfig) -> int:
+    """The step at which pruning has cut all it will; the last third trains what is left."""
+    return max(1, round(PRUNING_SHARE * steps_an_epoch(config) * recipe(config).epochs))
 
 
 def shortened(stream: Stream, steps: int) -> Stream:

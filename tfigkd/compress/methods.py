@@ -5,9 +5,10 @@ from dataclasses import replace
 
 import keras
 
+from tfigkd.compress import bridge
 from tfigkd.compress.channels import cut_channels
 from tfigkd.compress.fields import CompressConfig, Method
-from tfigkd.compress.finetune import Lessons, fine_tune, recipe, steps_an_epoch
+from tfigkd.compress.finetune import Lessons, fine_tune, pruning_end
 from tfigkd.compress.pruning import MagnitudePruning
 from tfigkd.compress.quantization import fake_quantized
 from tfigkd.config import fingerprint
@@ -15,16 +16,13 @@ from tfigkd.layers import with_fused_layers, with_stock_layers
 from tfigkd.workdir import atomic, checksum, finished, make_folder, write_manifest
 
 FILE = "student.keras"
-PRUNING_SHARE = 2 / 3
-"""Part of the steps in which weights are cut; the rest trains what is left."""
 
 Phase = Callable[[keras.Model, CompressConfig, Lessons], keras.Model]
 
 
 def prune(student: keras.Model, config: CompressConfig, lessons: Lessons) -> keras.Model:
     """Weights pruned by magnitude."""
-    end = round(PRUNING_SHARE * steps_an_epoch(config) * recipe(config).epochs)
-    callback = MagnitudePruning(config.sparsity, end=max(1, end))
+    callback = MagnitudePruning(config.sparsity, end=pruning_end(config))
     return fine_tune(with_fused_layers(student), config, lessons, title="prune", callbacks=[callback])
 
 
@@ -51,6 +49,11 @@ PHASES: dict[Method, tuple[Phase, ...]] = {
     "prune_channels": (prune_channels,),
     "qat": (quantize,),
     "prune_qat": (prune, quantize_sparse),
+    "prune_tfmot": (bridge.prune_tfmot,),
+    "cluster": (bridge.cluster,),
+    "qat_tfmot": (bridge.quantize_tfmot,),
+    "pqat": (bridge.prune_tfmot, bridge.quantize_preserving_zeros),
+    "cqat": (bridge.cluster, bridge.quantize_preserving_clusters),
 }
 
 

@@ -7,7 +7,7 @@ import keras
 from tfigkd.compress.graph import Node, nodes, one_or_all, trace
 from tfigkd.compress.layers import FakeQuantConv2D, FakeQuantDense, FakeQuantDepthwiseConv2D, FakeQuantize
 from tfigkd.errors import UserError
-from tfigkd.layers import copy_layer, copy_weights
+from tfigkd.layers import copy_layer
 from tfigkd.models.fold import fold_batch_norm
 
 FAKE_QUANT: dict[type[keras.Layer], type[keras.Layer]] = {
@@ -90,6 +90,11 @@ def _check(node: Node, model: str) -> None:
         raise UserError(f"cannot quantize {model}: layer {layer.name!r}: {reason}; use compress.method = 'none'")
 
 
+def is_linear_activation(layer: keras.Layer) -> bool:
+    """Whether a layer does nothing, like the one that stands where batch normalization was folded."""
+    return type(layer) is keras.layers.Activation and _is_linear(layer)
+
+
 def _is_linear(layer: keras.Layer) -> bool:
     return getattr(layer, "activation", None) is keras.activations.linear
 
@@ -104,14 +109,14 @@ def _is_relu(layer: keras.Layer) -> bool:
 def _changes_no_value(layer: keras.Layer) -> bool:
     # a pool of one pixel picks pixels
     picks = isinstance(layer, keras.layers.AveragePooling2D) and layer.pool_size == (1, 1)
-    return picks or isinstance(layer, CHANGES_NO_VALUE) or (type(layer) is keras.layers.Activation and _is_linear(layer))
+    return picks or isinstance(layer, CHANGES_NO_VALUE) or is_linear_activation(layer)
 
 
 def _is_fused(node: Node, graph: dict[str, Node]) -> bool:
     """Whether the file computes this layer and the ReLU behind it as one, so that nothing between them is stored."""
     while len(node.readers) == 1:
         reader = graph[node.readers[0]]
-        if type(reader.layer) is keras.layers.Activation and _is_linear(reader.layer):
+        if is_linear_activation(reader.layer):
             node = reader  # stands where a batch normalization was
             continue
         fusible = isinstance(node.layer, (*FAKE_QUANT, keras.layers.Add, keras.layers.Activation))

@@ -8,6 +8,7 @@ from typing import Any
 import keras
 import numpy as np
 
+import tfigkd.compress.layers  # noqa: F401 - registers what a quantized student is made of
 from tfigkd import layers
 from tfigkd.errors import UserError
 
