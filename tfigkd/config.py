@@ -134,6 +134,8 @@ def smoke(config: Config) -> Config:
             "training.warmup_epochs": 0.0,
             "attribution.max_steps": min(config.attribution.max_steps, 16),
             "attribution.shard_size": 64,
+            "compress.steps": 4,
+            "compress.batch_size": 16,
             # a few steps leave logits that are nearly equal, so the top class of an int8 file is a matter of chance
             "export.min_int8_agreement": 0.0,
             "export.calibration_examples": 32,

@@ -1,8 +1,9 @@
 """Every field of an experiment: frozen dataclasses with defaults, units and ranges. The defaults are the papers'."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
+from tfigkd.compress.fields import CompressConfig
 from tfigkd.loss_fields import LossesConfig, require, require_seed
 
 
@@ -309,6 +310,7 @@ class Config:
     losses: LossesConfig = field(default_factory=LossesConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
     ledger: LedgerConfig = field(default_factory=LedgerConfig)
+    compress: CompressConfig = field(default_factory=CompressConfig)
     export: ExportConfig = field(default_factory=ExportConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     benchmark: BenchmarkConfig = field(default_factory=BenchmarkConfig)
@@ -316,6 +318,26 @@ class Config:
     def __post_init__(self) -> None:
         shuffled = self.control.logits == "shuffled" and self.view.kind == "live"
         require(not shuffled, "control.logits = shuffled permutes stored logits: view.kind plain or views", "live")
+        taught = self.compress.teacher == "student" or self.needs_teacher
+        require(taught, "compress.teacher = teacher needs an experiment with a teacher", self.compress.teacher)
+
+    @property
+    def fine_tuning(self) -> "Config":
+        """The experiment as stage `compress` trains: with the losses, batches and teacher of that table."""
+        own = self.compress.teacher == "student"
+        return replace(
+            self,
+            losses=self.compress.losses,
+            training=replace(self.training, batch_size=self.compress.batch_size, label_smoothing=0.0),
+            view=ViewConfig(kind="live") if own else self.view,
+            control=replace(self.control, logits="own") if own else self.control,
+            compress=CompressConfig(),
+        )
+
+    @property
+    def trainings(self) -> tuple["Config", ...]:
+        """The experiment as each of its stages trains a student: once, or twice where it is compressed."""
+        return (self,) if self.compress.method == "none" else (self, self.fine_tuning)
 
     @property
     def needs_live_teacher(self) -> bool:

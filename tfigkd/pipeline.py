@@ -3,6 +3,7 @@
 from collections.abc import Callable
 
 from tfigkd.benchmark import benchmark
+from tfigkd.compress.stage import compress
 from tfigkd.data.stage import prepare
 from tfigkd.evaluation import evaluate
 from tfigkd.exporting import export
@@ -18,11 +19,12 @@ Stage = Callable[[Config, Workdir], None]
 
 
 def store_knowledge(config: Config, workdir: Workdir) -> None:
-    """Stage `overlays`: store what the teacher knows and the student's arm asks for."""
-    if config.needs_store:
-        build_overlays(config, workdir)
-    if config.needs_views:
-        build_views(config, workdir)
+    """Stage `overlays`: store what the teacher knows and the student's arm and its fine-tuning ask for."""
+    for each in config.trainings:
+        if each.needs_store:
+            build_overlays(each, workdir)
+        if each.needs_views:
+            build_views(each, workdir)
 
 
 STAGES: dict[str, Stage] = {
@@ -30,6 +32,7 @@ STAGES: dict[str, Stage] = {
     "teacher": train_teacher,
     "overlays": store_knowledge,
     "distill": distill,
+    "compress": compress,
     "export": export,
     "evaluate": evaluate,
     "benchmark": benchmark,

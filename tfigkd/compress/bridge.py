@@ -18,10 +18,10 @@ import numpy as np
 from tfigkd import checkpoint, console
 from tfigkd.compress.fields import CompressConfig
 from tfigkd.compress.finetune import Lessons, pruning_end, recipe, shortened, steps_an_epoch
-from tfigkd.compress.graph import Node, nodes, one_or_all, trace
+from tfigkd.compress.graph import Node, is_linear_activation, nodes, one_or_all, trace
 from tfigkd.compress.layers import FakeQuantize
 from tfigkd.compress.pruning import FREQUENCY
-from tfigkd.compress.quantization import fake_quantized, is_linear_activation
+from tfigkd.compress.quantization import fake_quantized
 from tfigkd.distiller import LOGITS
 from tfigkd.errors import UserError
 from tfigkd.layers import copy_weights, rebuild

@@ -1,7 +1,7 @@
 """Structured pruning: whole channels between two convolutions are cut out, so that the graph itself shrinks.
 
 The expansion channels of an inverted residual and the inner channels of a residual block are read by one convolution
-alone, so they can go without touching a shortcut. Which ones: the smallest scale of the batch normalization before the
+alone, so they can go without touching a shortcut. Linear bottlenecks are narrow already and stay. Which ones: the smallest scale of the batch normalization before the
 reader (Liu et al. 2017, arXiv 1708.06519) times the norm of the reader's kernel for that channel.
 """
 
@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import keras
 import numpy as np
 
-from tfigkd.compress.graph import Node, nodes
+from tfigkd.compress.graph import Node, is_relu, nodes
 from tfigkd.errors import UserError
 from tfigkd.layers import copy_layer, rebuild
 
@@ -34,7 +34,7 @@ Group = list[Node]
 
 
 def channel_groups(model: keras.Model) -> list[Group]:
-    """The groups of layers between which channels can be cut: whatever has a single reader all the way."""
+    """The groups of layers between which channels can be cut: a single reader all the way, and a ReLU on it."""
     graph = nodes(model)
     return [group for node in graph.values() if (group := _group(node, graph)) is not None]
 
@@ -47,7 +47,7 @@ def _group(node: Node, graph: dict[str, Node]) -> Group | None:
         reader = graph[group[-1].readers[0]]
         group.append(reader)
         if _is_convolution(reader.layer) or type(reader.layer) is keras.layers.Dense:
-            return group
+            return group if any(is_relu(passed.layer) for passed in group) else None
         if not isinstance(reader.layer, PASSES_CHANNELS) or getattr(reader.layer, "depth_multiplier", 1) != 1:
             return None
         if getattr(reader.layer, "data_format", "channels_last") != "channels_last":

@@ -68,3 +68,19 @@ def trace(graph: dict[str, Node], image: Any, apply: Callable[[Node, list[Any]],
 def one_or_all(inputs: Sequence[Any]) -> Any:
     """What a layer is called with: a tensor, or a list of them."""
     return inputs[0] if len(inputs) == 1 else list(inputs)
+
+
+def is_linear(layer: keras.Layer) -> bool:
+    """Whether a layer's activation is none."""
+    return getattr(layer, "activation", None) is keras.activations.linear
+
+
+def is_linear_activation(layer: keras.Layer) -> bool:
+    """Whether a layer does nothing, like the one that stands where batch normalization was folded."""
+    return type(layer) is keras.layers.Activation and is_linear(layer)
+
+
+def is_relu(layer: keras.Layer) -> bool:
+    """Whether a layer is, or ends in, a ReLU of either kind."""
+    activation = getattr(layer, "activation", None)
+    return isinstance(layer, keras.layers.ReLU) or activation in (keras.activations.relu, keras.activations.relu6)

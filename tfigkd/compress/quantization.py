@@ -4,7 +4,7 @@ from typing import Any
 
 import keras
 
-from tfigkd.compress.graph import Node, nodes, one_or_all, trace
+from tfigkd.compress.graph import Node, is_linear, is_linear_activation, is_relu, nodes, one_or_all, trace
 from tfigkd.compress.layers import FakeQuantConv2D, FakeQuantDense, FakeQuantDepthwiseConv2D, FakeQuantize
 from tfigkd.errors import UserError
 from tfigkd.layers import copy_layer
@@ -80,7 +80,7 @@ def _check(node: Node, model: str) -> None:
         reason = "it is channels-first"
     elif getattr(layer, "depth_multiplier", 1) != 1 or getattr(layer, "groups", 1) != 1:
         reason = "it has groups or a depth multiplier"
-    elif getattr(layer, "activation", None) is not None and not (_is_linear(layer) or _is_relu(layer)):
+    elif getattr(layer, "activation", None) is not None and not (is_linear(layer) or is_relu(layer)):
         reason = f"its activation is {layer.activation.__name__}, known are linear, relu and relu6"
     elif isinstance(layer, keras.layers.BatchNormalization):
         reason = "it does not follow a convolution that it could be folded into"
@@ -88,22 +88,6 @@ def _check(node: Node, model: str) -> None:
         reason = f"{type(layer).__name__} is not among the layers it knows"
     if reason:
         raise UserError(f"cannot quantize {model}: layer {layer.name!r}: {reason}; use compress.method = 'none'")
-
-
-def is_linear_activation(layer: keras.Layer) -> bool:
-    """Whether a layer does nothing, like the one that stands where batch normalization was folded."""
-    return type(layer) is keras.layers.Activation and _is_linear(layer)
-
-
-def _is_linear(layer: keras.Layer) -> bool:
-    return getattr(layer, "activation", None) is keras.activations.linear
-
-
-def _is_relu(layer: keras.Layer) -> bool:
-    return isinstance(layer, keras.layers.ReLU) or getattr(layer, "activation", None) in (
-        keras.activations.relu,
-        keras.activations.relu6,
-    )
 
 
 def _changes_no_value(layer: keras.Layer) -> bool:
@@ -120,5 +104,5 @@ def _is_fused(node: Node, graph: dict[str, Node]) -> bool:
             node = reader  # stands where a batch normalization was
             continue
         fusible = isinstance(node.layer, (*FAKE_QUANT, keras.layers.Add, keras.layers.Activation))
-        return fusible and _is_relu(reader.layer) and not isinstance(reader.layer, tuple(FAKE_QUANT))
+        return fusible and is_relu(reader.layer) and not isinstance(reader.layer, tuple(FAKE_QUANT))
     return False
