@@ -6,6 +6,8 @@ import keras
 import numpy as np
 
 from tfigkd import console
+from tfigkd.compress.layers import is_fake_quantized
+from tfigkd.compress.stage import students
 from tfigkd.config import fingerprint
 from tfigkd.contract import contract_path, write_contract
 from tfigkd.convert import CALIBRATED, convert
@@ -17,7 +19,6 @@ from tfigkd.litert import litert_predictor
 from tfigkd.metrics import accuracy, comparison, predict_logits
 from tfigkd.models.cost import count_parameters
 from tfigkd.provenance import versions
-from tfigkd.student import load_student
 from tfigkd.teacher import load_teacher, weights_fingerprint
 from tfigkd.workdir import Workdir, atomic, checksum, finished, make_folder, write_manifest
 
@@ -127,9 +128,9 @@ def export_identity(config: Config, weights: dict[str, str]) -> str:
 
 
 def export(config: Config, workdir: Workdir) -> None:
-    """Stage `export`: files of student and teacher in each format, with contract and parity report on validation."""
+    """Stage `export`: files of all students and the teacher, with contract and parity report on validation."""
     data, folder = dataset(config.data), make_folder(workdir.stage("export"))
-    roles = {"student": load_student(config, workdir)}
+    roles = students(config, workdir)
     if config.needs_teacher:
         roles["teacher"] = load_teacher(config, workdir)
     weights = {role: weights_fingerprint(model) for role, model in roles.items()}
@@ -139,10 +140,14 @@ def export(config: Config, workdir: Workdir) -> None:
         return
     reports: dict[str, dict[str, float]] = {}
     files: dict[str, str] = {}
-    with console.progress("export", len(roles) * len(config.export.formats)) as advance:
+    # ranges that training has learned are for int8 and for nothing else
+    wanted: dict[str, tuple[Format, ...]] = {
+        role: ("int8",) if is_fake_quantized(model) else config.export.formats for role, model in roles.items()
+    }
+    with console.progress("export", sum(map(len, wanted.values()))) as advance:
         for role, model in roles.items():
             reference = predict_logits(model, data.validation.images)
-            for format in config.export.formats:
+            for format in wanted[role]:
                 path = folder / file_name(role, format)
                 reports[path.name] = export_file(path, model, format, data, config.export, reference=reference)
                 files |= {part.name: checksum(part) for part in (path, contract_path(path))}

@@ -1,8 +1,9 @@
 """Structured pruning: whole channels between two convolutions are cut out, so that the graph itself shrinks.
 
 The expansion channels of an inverted residual and the inner channels of a residual block are read by one convolution
-alone, so they can go without touching a shortcut. Linear bottlenecks are narrow already and stay. Which ones: the smallest scale of the batch normalization before the
-reader (Liu et al. 2017, arXiv 1708.06519) times the norm of the reader's kernel for that channel.
+alone, so they can go without touching a shortcut; linear bottlenecks are narrow already and stay. Which ones: the
+smallest scale of the batch normalization before the reader (Liu et al. 2017, arXiv 1708.06519) times the norm of the
+reader's kernel for that channel.
 """
 
 from collections.abc import Iterator
