@@ -5,13 +5,14 @@ import numpy as np
 import pytest
 
 from tfigkd import export, models
-from tfigkd.benchmark import latencies
+from tfigkd.convert import convert
 from tfigkd.data import load
 from tfigkd.distiller import Distiller
 from tfigkd.errors import UserError
-from tfigkd.export import convert, dequantize, litert_predictor, open_litert, parity, quantize
-from tfigkd.fields import BenchmarkConfig, ExportConfig
+from tfigkd.exporting import parity
+from tfigkd.fields import ExportConfig
 from tfigkd.layers import with_stock_layers
+from tfigkd.litert import dequantize, litert_predictor, open_litert, quantize
 from tfigkd.metrics import predict_logits
 
 
@@ -89,10 +90,3 @@ def test_a_file_that_is_no_model_gives_one_line(tmp_path):
     path.write_bytes(b"nothing of the kind")
     with pytest.raises(UserError, match="not a LiteRT file"):
         litert_predictor(path)
-
-
-def test_every_file_is_timed(files, data):
-    timed = latencies(sorted(files.glob("*.tflite")), data.test.images[0], BenchmarkConfig(runs=20, warmup=2))
-    assert set(timed) == {"float32.tflite", "int8.tflite"}
-    for percentiles in timed.values():
-        assert 0 < percentiles["p50"] <= percentiles["p90"] <= percentiles["p99"]

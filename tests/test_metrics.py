@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 
 from tfigkd.config import override, read_experiment
+from tfigkd.convert import convert
 from tfigkd.data.stage import dataset
 from tfigkd.evaluation import evaluate, measure, similarity
-from tfigkd.export import convert, export, litert_predictor
+from tfigkd.exporting import export
+from tfigkd.litert import litert_predictor
 from tfigkd.metrics import accuracy, calibration_error, comparison, metrics, per_class, predict_logits
 from tfigkd.provenance import append_row, hardware, versions
 from tfigkd.report import report

@@ -1,6 +1,13 @@
-"""Size and latency of exported files: one runtime, batch 1, the files taking turns."""
+"""What exported files take on this machine: latency, memory and size, all in one runtime, the files taking turns.
 
+python -m tfigkd.benchmark teacher.int8.tflite student.int8.tflite --data cifar10 --rows edge.csv
+"""
+
+import argparse
+import shlex
+import sys
 import time
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -8,61 +15,176 @@ import numpy as np
 
 from tfigkd import console
 from tfigkd.config import fingerprint
-from tfigkd.data import to_model_input
-from tfigkd.data.stage import dataset
-from tfigkd.export import open_litert, quantize
+from tfigkd.contract import read_contract
+from tfigkd.errors import UserError
 from tfigkd.fields import BenchmarkConfig, Config
-from tfigkd.provenance import hardware
+from tfigkd.footprint import footprint
+from tfigkd.litert import input_values, litert_predictor, open_classifier
+from tfigkd.provenance import append_row, hardware, origin
 from tfigkd.workdir import Workdir, finished, make_folder, require, write_manifest
 
-
-def _runner(path: Path, image: np.ndarray, threads: int) -> Any:
-    interpreter = open_litert(path, threads=threads)
-    source = interpreter.get_input_details()[0]
-    value = to_model_input(image[None])
-    interpreter.set_tensor(source["index"], value if source["dtype"] == np.float32 else quantize(value, source))
-    return interpreter
+TURN = 10
+"""Timed inferences of a file before the next one has its turn."""
+PAUSE = 0.02
+"""Seconds between two turns: the threads of the last interpreter spin for a while after its work is done."""
 
 
-def latencies(paths: list[Path], image: np.ndarray, config: BenchmarkConfig) -> dict[str, dict[str, float]]:
-    """Milliseconds of one inference of each file.
+def latencies(paths: Sequence[Path], config: BenchmarkConfig) -> dict[Path, dict[int, dict[str, float]]]:
+    """Milliseconds of one inference of each file, batch 1, with each number of threads.
 
-    The files take turns, so that a change of the machine's load meets all of them.
+    The files take turns of a few inferences, so that a change of the machine's load meets all of them. The first
+    inference of a turn finds the caches full of another file's weights and is not timed.
 
     Args:
         paths: LiteRT files.
-        image: uint8 [H,W,3].
         config: Runs, warm-up and threads.
 
     Returns:
-        File name to median, 90th and 99th percentile, in milliseconds.
+        File to number of threads to median, 90th and 99th percentile (p50, p90, p99), in milliseconds.
     """
-    runners = {path.name: _runner(path, image, config.threads) for path in paths}
-    seconds: dict[str, list[float]] = {name: [] for name in runners}
-    for turn in range(config.warmup + config.runs):
-        for name, runner in runners.items():
-            start = time.perf_counter()
-            runner.invoke()
-            if turn >= config.warmup:
-                seconds[name].append(time.perf_counter() - start)
-    return {
-        name: {f"p{percent}": float(1e3 * np.percentile(values, percent)) for percent in (50, 90, 99)}
-        for name, values in seconds.items()
-    }
+    results: dict[Path, dict[int, dict[str, float]]] = {path: {} for path in paths}
+    for threads in config.threads:
+        runners = {path: _runner(path, threads) for path in paths}
+        for run in runners.values():
+            for _ in range(config.warmup):
+                run()
+        seconds: dict[Path, list[float]] = {path: [] for path in paths}
+        while any(len(values) < config.runs for values in seconds.values()):
+            for path, run in runners.items():
+                time.sleep(PAUSE)
+                run()
+                seconds[path] += [run() for _ in range(min(TURN, config.runs - len(seconds[path])))]
+        for path, values in seconds.items():
+            results[path][threads] = {f"p{share}": float(1e3 * np.percentile(values, share)) for share in (50, 90, 99)}
+    return results
+
+
+def _runner(path: Path, threads: int) -> Callable[[], float]:
+    """A function that runs one inference of a file on noise and returns its seconds."""
+    interpreter = open_classifier(path, threads=threads)
+    source = interpreter.get_input_details()[0]
+    noise = np.random.default_rng(0).integers(0, 256, tuple(source["shape"]), dtype=np.uint8)
+    interpreter.set_tensor(source["index"], input_values(noise, source))
+
+    def run() -> float:
+        start = time.perf_counter()
+        interpreter.invoke()
+        return time.perf_counter() - start
+
+    return run
 
 
 def benchmark(config: Config, workdir: Workdir) -> None:
-    """Stage `benchmark`: latency and size of the exported files on this machine."""
+    """Stage `benchmark`: latency, memory and size of the exported files on this machine."""
     folder = make_folder(workdir.stage("benchmark"))
     exported = require(workdir.stage("export"), "export")
     identity = fingerprint("benchmark", exported["files"], config.benchmark, hardware())
     if finished(folder, identity):
         console.say(f"  done before: {folder}")
         return
-    paths = [workdir.stage("export") / name for name in sorted(exported["files"])]
-    timed = latencies(paths, dataset(config.data).test.images[0], config.benchmark)
-    files = {path.name: {"bytes": path.stat().st_size, "milliseconds": timed[path.name]} for path in paths}
+    paths = [workdir.stage("export") / name for name in sorted(exported["parity"])]
+    timed = latencies(paths, config.benchmark)
+    files = {path.name: footprint(path).columns() | {"milliseconds": timed[path]} for path in paths}
     write_manifest(folder, identity, results=files, hardware=hardware(), threads=config.benchmark.threads)
-    for name, result in files.items():
-        median, tail = result["milliseconds"]["p50"], result["milliseconds"]["p90"]
-        console.say(f"  {name}: {median:.2f} ms (median), {tail:.2f} ms (p90)")
+    for path in paths:
+        console.say(f"  {path.name}: {_line(timed[path])}")
+
+
+def _line(timed: Mapping[int, Mapping[str, float]]) -> str:
+    """Latency in words."""
+    return "; ".join(
+        f"{threads} thread{'s' * (threads > 1)} {values['p50']:.2f} ms (median), {values['p90']:.2f} ms (p90)"
+        for threads, values in timed.items()
+    )
+
+
+def rows(
+    named: Mapping[Path, Mapping[str, Any]], config: BenchmarkConfig, command: str, *, repeat: int = 1
+) -> list[dict[str, Any]]:
+    """One row for each file: what it is, what it takes, and its latency beside that of the first file.
+
+    Args:
+        named: File to columns that say what it is.
+        config: Runs, warm-up and threads.
+        command: What repeats the rows.
+        repeat: How often the whole measurement of latency is done; figures are medians over it.
+
+    Returns:
+        Rows with `ms_p50_1t` and the like; `ratio_1t` is the first file's median latency over this one's.
+    """
+    timed = [latencies(list(named), config) for _ in range(repeat)]
+    source, first = origin(command), next(iter(named))
+    made = []
+    for path, columns in named.items():
+        row = dict(columns) | footprint(path).columns()
+        for threads in config.threads:
+            for share in ("p50", "p90", "p99"):
+                values = [one[path][threads][share] for one in timed]
+                row[f"ms_{share}_{threads}t"] = round(float(np.median(values)), 4)
+            ratios = [one[first][threads]["p50"] / one[path][threads]["p50"] for one in timed]
+            row[f"ratio_{threads}t"] = round(float(np.median(ratios)), 3)
+        made.append(row | {"runs": config.runs, "repeats": repeat} | source)
+    return made
+
+
+def describe(path: Path, data: Any = None) -> dict[str, Any]:
+    """Columns that say what a file is, from its contract, and what it scores on the test split of a data set.
+
+    Raises:
+        UserError: the contract is damaged or of another file, or the images do not fit.
+    """
+    contract = read_contract(path) or {}
+    columns = {"model": path.stem, "format": contract.get("format"), "parameters": contract.get("parameters")}
+    columns |= {f"parity_{name}": value for name, value in contract.get("parity", {}).items()}
+    if data is not None:
+        logits = litert_predictor(path)(data.test.images)
+        columns |= {"data": data.name, "data_fingerprint": data.fingerprint, "n_test": len(data.test)}
+        columns["accuracy"] = float(np.mean(logits.argmax(axis=1) == data.test.labels))
+    return columns
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Measure and print; returns the exit status."""
+    defaults = BenchmarkConfig()
+    parser = argparse.ArgumentParser(
+        prog="python -m tfigkd.benchmark", description="Latency, memory and size of LiteRT files on this machine."
+    )
+    parser.add_argument(
+        "files", type=Path, nargs="+", help=".tflite classifiers; latencies are compared with the first"
+    )
+    parser.add_argument("--threads", type=int, nargs="+", default=list(defaults.threads))
+    parser.add_argument("--runs", type=int, default=defaults.runs, help="timed inferences of each file")
+    parser.add_argument("--warmup", type=int, default=defaults.warmup, help="inferences before the clock starts")
+    parser.add_argument("--data", help="measure accuracy on the test split of this data set as well")
+    parser.add_argument("--data-dir", help="prepared tfds directory (default: TFDS_DATA_DIR)")
+    parser.add_argument("--rows", type=Path, help="append the results to this .csv")
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    options = parser.parse_args(given)
+    try:
+        from tfigkd.data import load
+
+        config = BenchmarkConfig(options.runs, options.warmup, tuple(options.threads))
+        data = load(options.data, directory=options.data_dir) if options.data else None
+        named = {path: describe(path, data) for path in options.files}
+        for row in rows(named, config, f"python -m tfigkd.benchmark {shlex.join(given)}"):
+            if options.rows:
+                append_row(options.rows, row)
+            timed = ", ".join(
+                f"{threads} thread{'s' * (threads > 1)} {row[f'ms_p50_{threads}t']:.2f} ms "
+                f"(p90 {row[f'ms_p90_{threads}t']:.2f}, ratio {row[f'ratio_{threads}t']:.2f})"
+                for threads in config.threads
+            )
+            memory = "" if row["peak_memory"] is None else f", {row['peak_memory'] / 1e6:.1f} MB of memory"
+            score = f", accuracy {100 * row['accuracy']:.2f} %" if data else ""
+            console.say(
+                f"{row['model']}: {row['bytes'] / 1e3:,.1f} kB ({row['gzip_bytes'] / 1e3:,.1f} gzipped), "
+                f"{row['multiply_adds'] / 1e6:,.2f} M multiply-adds{memory}; {timed}{score}"
+            )
+    except (UserError, ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -63,8 +63,10 @@ def _convert(value: Any, expected: Any, where: str) -> Any:
     origin = typing.get_origin(expected)
     if origin is tuple:
         members = typing.get_args(expected)
+        if members[-1] is Ellipsis and isinstance(value, list | tuple):
+            members = (members[0],) * len(value)
         if not isinstance(value, list | tuple) or len(value) != len(members):
-            raise UserError(f"config: {where} must be a list of {len(members)}, got {value!r}")
+            raise UserError(f"config: {where} must be a list{_length(members)}, got {value!r}")
         return tuple(_convert(item, member, where) for item, member in zip(value, members, strict=True))
     if origin is Literal:
         if value not in typing.get_args(expected):
@@ -78,6 +80,10 @@ def _convert(value: Any, expected: Any, where: str) -> Any:
         return float(value)
     wanted = " or ".join(option.__name__ for option in options if option is not type(None))
     raise UserError(f"config: {where} must be of type {wanted}, got {value!r} ({type(value).__name__})")
+
+
+def _length(members: tuple) -> str:
+    return "" if members[-1] is Ellipsis else f" of {len(members)}"
 
 
 def from_mapping(cls: type, mapping: Mapping[str, Any], where: str = "", base: Any = None) -> Any:
@@ -128,6 +134,8 @@ def smoke(config: Config) -> Config:
             "training.warmup_epochs": 0.0,
             "attribution.max_steps": min(config.attribution.max_steps, 16),
             "attribution.shard_size": 64,
+            "compress.steps": 4,
+            "compress.batch_size": 16,
             # a few steps leave logits that are nearly equal, so the top class of an int8 file is a matter of chance
             "export.min_int8_agreement": 0.0,
             "export.calibration_examples": 32,

@@ -1,9 +1,7 @@
 """What the user sees while a run works: stages, progress with rate and time left; quiet when not a terminal."""
 
 import contextlib
-import os
 import sys
-import tempfile
 from collections.abc import Callable, Iterator
 
 from rich.console import Console
@@ -18,7 +16,7 @@ from rich.progress import (
 )
 from rich.text import Text
 
-from tfigkd.errors import UserError
+from tfigkd.quiet import quiet_stderr as quiet_stderr
 
 _console = Console(highlight=False, soft_wrap=not sys.stdout.isatty())
 
@@ -61,23 +59,3 @@ def progress(description: str, total: int, done: int = 0) -> Iterator[Callable[.
                 bar.update(task, note=note)
 
         yield advance
-
-
-@contextlib.contextmanager
-def quiet_stderr() -> Iterator[None]:
-    """Hold back what native code writes to standard error; it is shown when the block fails unexpectedly."""
-    sys.stderr.flush()
-    saved = os.dup(2)
-    with tempfile.TemporaryFile() as held:
-        os.dup2(held.fileno(), 2)
-        try:
-            yield
-        except UserError:
-            raise
-        except Exception:
-            held.seek(0)
-            os.write(saved, held.read())
-            raise
-        finally:
-            os.dup2(saved, 2)
-            os.close(saved)

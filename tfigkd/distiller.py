@@ -253,10 +253,11 @@ class Distiller(keras.Model):
                 )
         return sides
 
-    def compute_terms(self, inputs: Tensor, targets: Any, sample_weight: Any = None, *, training: bool) -> tuple:
-        """The loss terms of a batch, regularization included in `"loss"`, and the student's logits."""
-        outputs = self._student_outputs(inputs, training=training)
-        terms = loss_terms(
+    def compare(
+        self, outputs: Mapping[str, Tensor], inputs: Tensor, targets: Any, sample_weight: Any = None, *, training: bool
+    ) -> dict[str, Tensor]:
+        """The loss terms of given outputs (logits and taps, by name) on a batch."""
+        return loss_terms(
             _labels(targets),
             outputs[LOGITS],
             self._sides(inputs, targets, outputs, training=training),
@@ -265,6 +266,11 @@ class Distiller(keras.Model):
             label_smoothing=self.label_smoothing,
             sample_weight=sample_weight,
         )
+
+    def compute_terms(self, inputs: Tensor, targets: Any, sample_weight: Any = None, *, training: bool) -> tuple:
+        """The loss terms of a batch, regularization included in `"loss"`, and the student's logits."""
+        outputs = self._student_outputs(inputs, training=training)
+        terms = self.compare(outputs, inputs, targets, sample_weight, training=training)
         if training:
             terms["loss"] += ops.cast(sum(self.student.losses), "float32")
         return terms, outputs[LOGITS]

@@ -49,4 +49,8 @@ def estimate(config: Config, workdir: Workdir, stages: list[str]) -> timedelta:
     if "distill" in stages and read_manifest(workdir.stage("distill")) is None:
         work = multiply_adds(build_network(config.student, data)) * BACKWARD * examples * config.training.epochs
         seconds += work / (rate * TRAINING_EFFICIENCY)
+    if "compress" in stages and read_manifest(workdir.stage("compress")) is None:
+        # the teacher runs forward alone
+        work = multiply_adds(build_network(config.student, data)) * (BACKWARD + 1)
+        seconds += work * config.compress.batch_size * config.compress.steps / (rate * TRAINING_EFFICIENCY)
     return timedelta(seconds=round(seconds))

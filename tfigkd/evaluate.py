@@ -21,7 +21,7 @@ def _measure(options: argparse.Namespace) -> dict[str, float | int | str]:
     from tfigkd import models
     from tfigkd.data import load
     from tfigkd.evaluation import measure
-    from tfigkd.export import litert_predictor
+    from tfigkd.litert import litert_predictor
     from tfigkd.metrics import predict_logits
 
     data = load(options.data, directory=options.data_dir)

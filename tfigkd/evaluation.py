@@ -1,4 +1,4 @@
-"""Stage `evaluate`: the only reader of the test split; teacher, student and exported files through the same code."""
+"""Stage `evaluate`: the only reader of the test split; teacher, students and exported files through the same code."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
@@ -12,15 +12,16 @@ from tfigkd import console, models
 from tfigkd.attribution import saliency_map
 from tfigkd.attribution.faithfulness import deletion, insertion
 from tfigkd.attribution.similarity import cosine, rank_correlation, top_overlap
+from tfigkd.compress.stage import students
 from tfigkd.config import fingerprint
 from tfigkd.data import Dataset, Examples
 from tfigkd.data.stage import dataset
-from tfigkd.export import export_identity, litert_predictor
+from tfigkd.exporting import export_identity
 from tfigkd.fields import Config
+from tfigkd.litert import litert_predictor
 from tfigkd.metrics import Predict, comparison, metrics, per_class, predict_logits
 from tfigkd.models.cost import count_parameters, multiply_adds
 from tfigkd.overlays import attribute_examples
-from tfigkd.student import load_student
 from tfigkd.teacher import load_teacher, weights_fingerprint
 from tfigkd.workdir import Workdir, finished, make_folder, write_manifest
 
@@ -72,7 +73,8 @@ def faithfulness(
 def _exported(config: Config, workdir: Workdir, weights: dict[str, str]) -> dict[str, str]:
     """Name and checksum of the exported files; none where export has not run for these very weights."""
     manifest = finished(workdir.stage("export"), export_identity(config, weights))
-    return manifest["files"] if manifest else {}
+    files = manifest["files"] if manifest else {}
+    return {name: checksum for name, checksum in files.items() if name.endswith(".tflite")}
 
 
 def _attribution_settings(config: Config) -> dict[str, Any]:
@@ -102,16 +104,16 @@ def _explanations(
             own, steps = maps[name.split(".")[0]], settings.curve_steps
             results[name] = dict(faithfulness(predict, examples, own, mean_color=mean_color, steps=steps))
             advance()
-    if "teacher" in maps:
-        results["student"] |= similarity(maps["student"], maps["teacher"], top_fraction=settings.top_fraction)
+    for role in maps.keys() - {"teacher"} if "teacher" in maps else ():
+        results[role] |= similarity(maps[role], maps["teacher"], top_fraction=settings.top_fraction)
     return results
 
 
 def evaluate(config: Config, workdir: Workdir) -> None:
-    """Stage `evaluate`: teacher, student and, where stage `export` has run, their files, on test by the same code."""
+    """Stage `evaluate`: teacher, students and, where stage `export` has run, their files, on test by the same code."""
     data, folder = dataset(config.data), make_folder(workdir.stage("evaluate"))
     roles = {"teacher": load_teacher(config, workdir)} if config.needs_teacher else {}
-    roles["student"] = load_student(config, workdir)
+    roles |= students(config, workdir)
     weights = {role: weights_fingerprint(model) for role, model in roles.items()}
     files = _exported(config, workdir, weights)
     attribution = _attribution_settings(config) if config.evaluation.attribution_examples else None

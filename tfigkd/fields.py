@@ -1,8 +1,9 @@
 """Every field of an experiment: frozen dataclasses with defaults, units and ranges. The defaults are the papers'."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
+from tfigkd.compress.fields import CompressConfig
 from tfigkd.loss_fields import LossesConfig, require, require_seed
 
 
@@ -256,18 +257,28 @@ class LedgerConfig:
         require(self.every >= 0, "ledger.every must not be negative", self.every)
 
 
+Format = Literal["float32", "float16", "dynamic", "int8", "int16x8"]
+
+
 @dataclass(frozen=True)
 class ExportConfig:
     """LiteRT files and the bounds inside which they must say what the student says."""
 
+    formats: tuple[Format, ...] = ("float32", "int8")
+    """Which files are written: float32; float16 weights; dynamic: int8 weights, float activations; int8 throughout;
+    int16x8: int8 weights, int16 activations."""
     calibration_examples: int = 256
-    """Validation images that calibrate int8."""
+    """Validation images that calibrate int8 and int16x8."""
     max_float32_difference: float = 1e-3
     """Largest difference of a float32 logit, relative to the largest logit, on validation."""
+    max_float16_difference: float = 2e-2
+    """The same of a file with float16 weights."""
     min_int8_agreement: float = 0.9
-    """Smallest share of validation images with the same top-1 class."""
+    """Smallest share of validation images with the same top-1 class; of files with int8 weights."""
 
     def __post_init__(self) -> None:
+        once = 0 < len(self.formats) == len({*self.formats})
+        require(once, "export.formats must name at least one format, each once", self.formats)
         positive = self.calibration_examples > 0
         require(positive, "export.calibration_examples must be positive", self.calibration_examples)
 
@@ -298,13 +309,14 @@ class BenchmarkConfig:
     """Timed inferences of each file, after warm-up."""
     warmup: int = 20
     """Inferences before the clock starts."""
-    threads: int = 1
-    """Threads of the interpreter."""
+    threads: tuple[int, ...] = (1, 2)
+    """Threads of the interpreter; the files are timed with each of these numbers."""
 
     def __post_init__(self) -> None:
         require(self.runs > 0, "benchmark.runs must be positive", self.runs)
         require(self.warmup >= 0, "benchmark.warmup must not be negative", self.warmup)
-        require(self.threads > 0, "benchmark.threads must be positive", self.threads)
+        positive = len(self.threads) > 0 and min(self.threads) > 0
+        require(positive, "benchmark.threads must be positive", self.threads)
 
 
 @dataclass(frozen=True)
@@ -324,6 +336,7 @@ class Config:
     losses: LossesConfig = field(default_factory=LossesConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
     ledger: LedgerConfig = field(default_factory=LedgerConfig)
+    compress: CompressConfig = field(default_factory=CompressConfig)
     export: ExportConfig = field(default_factory=ExportConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     benchmark: BenchmarkConfig = field(default_factory=BenchmarkConfig)
@@ -331,6 +344,26 @@ class Config:
     def __post_init__(self) -> None:
         several = self.student.init == "teacher" and self.teacher.count > 1
         require(not several, "student.init = teacher needs a single teacher, got teacher.count", self.teacher.count)
+        taught = self.compress.teacher == "student" or self.needs_teacher
+        require(taught, "compress.teacher = teacher needs an experiment with a teacher", self.compress.teacher)
+
+    @property
+    def fine_tuning(self) -> "Config":
+        """The experiment as stage `compress` trains: with the losses, batches and teacher of that table."""
+        own = self.compress.teacher == "student"
+        return replace(
+            self,
+            losses=self.compress.losses,
+            training=replace(self.training, batch_size=self.compress.batch_size, label_smoothing=0.0),
+            view=ViewConfig(kind="live") if own else self.view,
+            control=replace(self.control, logits="own") if own else self.control,
+            compress=CompressConfig(),
+        )
+
+    @property
+    def trainings(self) -> tuple["Config", ...]:
+        """The experiment as each of its stages trains a student: once, or twice where it is compressed."""
+        return (self,) if self.compress.method == "none" else (self, self.fine_tuning)
 
     @property
     def needs_live_teacher(self) -> bool:
@@ -360,7 +393,11 @@ class Config:
         return "at" in self.losses.active() and self.view.attention != "live"
 
     @property
+    def needs_stored(self) -> bool:
+        """Whether the student's training reads anything stored of the teacher."""
+        return self.needs_store or self.needs_views or self.needs_attention
+
+    @property
     def needs_teacher(self) -> bool:
         """Whether the student learns anything from a teacher."""
-        stored = self.needs_store or self.needs_views or self.needs_attention
-        return stored or self.needs_live_teacher or self.student.init == "teacher"
+        return self.needs_stored or self.needs_live_teacher or self.student.init == "teacher"

@@ -3,9 +3,10 @@
 from collections.abc import Callable
 
 from tfigkd.benchmark import benchmark
+from tfigkd.compress.stage import compress
 from tfigkd.data.stage import prepare
 from tfigkd.evaluation import evaluate
-from tfigkd.export import export
+from tfigkd.exporting import export
 from tfigkd.fields import Config
 from tfigkd.overlays import build_overlays
 from tfigkd.report import report
@@ -18,13 +19,14 @@ Stage = Callable[[Config, Workdir], None]
 
 
 def store_knowledge(config: Config, workdir: Workdir) -> None:
-    """Stage `overlays`: store what the teacher knows and the student's arm asks for."""
-    if config.needs_store:
-        build_overlays(config, workdir)
-    if config.needs_views:
-        build_views(config, workdir)
-    if config.needs_attention:
-        build_views(config, workdir, tap=config.losses.at.teacher_layer)
+    """Stage `overlays`: store what the teacher knows and the student's arm and its fine-tuning ask for."""
+    for each in config.trainings:
+        if each.needs_store:
+            build_overlays(each, workdir)
+        if each.needs_views:
+            build_views(each, workdir)
+        if each.needs_attention:
+            build_views(each, workdir, tap=each.losses.at.teacher_layer)
 
 
 STAGES: dict[str, Stage] = {
@@ -32,6 +34,7 @@ STAGES: dict[str, Stage] = {
     "teacher": train_teacher,
     "overlays": store_knowledge,
     "distill": distill,
+    "compress": compress,
     "export": export,
     "evaluate": evaluate,
     "benchmark": benchmark,

@@ -11,17 +11,20 @@ from rich.table import Table
 
 from tfigkd import console
 from tfigkd.config import fingerprint, to_mapping
-from tfigkd.export import FORMATS, file_name
+from tfigkd.convert import FORMATS
+from tfigkd.exporting import file_name
 from tfigkd.fields import Config
 from tfigkd.provenance import commit, hardware, versions
 from tfigkd.teacher import require_teacher
 from tfigkd.workdir import Workdir, read_manifest, require, write_text
 
+ROLES = ("teacher", "student", "compressed")
+
 
 def _figures(config: Config, workdir: Workdir) -> tuple[dict[str, dict[str, Any]], dict[str, Any]]:
     """Roles to what is known of them, and the distill stage's manifest."""
     results = require(workdir.stage("evaluate"), "evaluate")["results"]
-    roles = {role: dict(results[role]) for role in ("teacher", "student") if role in results}
+    roles = {role: dict(results[role]) for role in ROLES if role in results}
     # benchmarks and exports are not needed for a report; what is missing is left out
     timed = read_manifest(workdir.stage("benchmark"))
     exported = read_manifest(workdir.stage("export"))
@@ -30,7 +33,8 @@ def _figures(config: Config, workdir: Workdir) -> tuple[dict[str, dict[str, Any]
             name = file_name(role, format)
             if timed and name in timed["results"]:
                 values[f"{format}_bytes"] = timed["results"][name]["bytes"]
-                values[f"{format}_ms"] = timed["results"][name]["milliseconds"]["p50"]
+                milliseconds = timed["results"][name]["milliseconds"]
+                values[f"{format}_ms"] = milliseconds[str(timed["threads"][0])]["p50"]
             if exported and name in exported["parity"]:
                 values[f"{format}_parity"] = exported["parity"][name]["agreement"]
             values |= {f"{format}_{metric}": value for metric, value in results.get(name, {}).items()}
@@ -46,8 +50,8 @@ def _plain(*values: float) -> str:
 
 
 def _lines(roles: dict[str, dict[str, Any]]) -> list[list[str]]:
-    """The table's lines: what, teacher, student."""
-    order = [role for role in ("teacher", "student") if role in roles]
+    """The table's lines: what, then a cell for each role."""
+    order = [role for role in ROLES if role in roles]
 
     def line(title: str, show: Callable[..., str], *keys: str) -> list[str] | None:
         known = [[roles[role].get(key) for key in keys] for role in order]
@@ -68,8 +72,8 @@ def _lines(roles: dict[str, dict[str, Any]]) -> list[list[str]]:
         line("insertion / deletion AUC", _plain, "attribution_insertion", "attribution_deletion"),
     ]
     if "teacher" in roles:
-        factor = roles["teacher"]["parameters"] / roles["student"]["parameters"]
-        lines.insert(1, ["compression factor", "1.00", f"{factor:.2f}"])
+        factors = [roles["teacher"]["parameters"] / roles[role]["parameters"] for role in order]
+        lines.insert(1, ["compression factor", *(f"{factor:.2f}" for factor in factors)])
     for format in FORMATS:
         lines.append(line(f"{format} LiteRT file", lambda value: f"{value / 1e3:,.1f} kB", f"{format}_bytes"))
         lines.append(line(f"{format} test accuracy", _percent, f"{format}_accuracy"))
@@ -82,6 +86,7 @@ def _row(config: Config, workdir: Workdir, roles: dict[str, dict[str, Any]], tra
     """The run as one flat row; metrics are prefixed by their role."""
     run = json.loads((workdir.run / "config.json").read_text(encoding="utf-8"))
     teacher = require_teacher(config, workdir) if config.needs_teacher else None
+    compressed = read_manifest(workdir.stage("compress")) if config.compress.method != "none" else None
     row = {
         "experiment": run["experiment"],
         "arm": run["experiment"],
@@ -100,6 +105,9 @@ def _row(config: Config, workdir: Workdir, roles: dict[str, dict[str, Any]], tra
         "train_seconds": round(trained["seconds"], 1),
         "validation_accuracy": trained["validation_accuracy"],
     }
+    if compressed:
+        names = ("method", "sparsity", "prunable_sparsity", "nonzero_parameters", "validation_accuracy")
+        row |= {f"compressed_{name}": compressed[name] for name in names}
     return row | {f"{role}_{name}": value for role, values in roles.items() for name, value in values.items()}
 
 
@@ -107,7 +115,7 @@ def report(config: Config, workdir: Workdir) -> None:
     """Stage `report`: write `rows.csv` and `report.md`, and show the table."""
     roles, trained = _figures(config, workdir)
     lines = _lines(roles)
-    header = ["", *(role for role in ("teacher", "student") if role in roles)]
+    header = ["", *(role for role in ROLES if role in roles)]
     row = _row(config, workdir, roles, trained)
     buffer = io.StringIO()
     writer = csv.DictWriter(buffer, row)

@@ -36,15 +36,24 @@ from tfigkd.fields import Config
 from tfigkd.loss_fields import require_seed
 from tfigkd.workdir import Workdir, locked, write_text
 
-STAGES = ("data", "teacher", "overlays", "distill", "export", "evaluate", "benchmark", "report")
+STAGES = ("data", "teacher", "overlays", "distill", "compress", "export", "evaluate", "benchmark", "report")
 SETTINGS = "config.json"
 # fields that a finished run may be repeated with: they name places, or concern only stages that are cheap to redo
-FREE = ("data.dir", "description", "export.", "evaluation.", "benchmark.", "ledger.", "attribution.batch_size")
+FREE = (
+    "data.dir",
+    "description",
+    "compress.",
+    "export.",
+    "evaluation.",
+    "benchmark.",
+    "ledger.",
+    "attribution.batch_size",
+)
 
 
 @dataclass(frozen=True)
 class Command:
-    """Compress an image classifier: data, teacher, overlays, distill, export, evaluate, benchmark, report.
+    """Compress an image classifier: data, teacher, overlays, distill, compress, export, evaluate, benchmark, report.
 
     Every field of the experiment can be overridden by its dotted name. A run that was interrupted goes on where it
     stopped when the same command is given again.
@@ -208,8 +217,8 @@ def run(command: Command, name: str) -> None:
     workdir = Workdir(command.workdir or default, command.teachers, command.seed)
     config = command.config
     chosen = [stage for stage in STAGES if stage in command.stages.split(",")]
-    stored = config.needs_store or config.needs_views or config.needs_attention
-    unneeded = {"teacher": not config.needs_teacher, "overlays": not stored}
+    unneeded = {"teacher": not config.needs_teacher, "compress": config.compress.method == "none"}
+    unneeded["overlays"] = not any(each.needs_stored for each in config.trainings)
     chosen = [stage for stage in chosen if not unneeded.get(stage)]
     with locked(workdir.run, wait=False):
         _claim(workdir, name, command)

@@ -1,12 +1,13 @@
 """The student: built, joined to what the teacher knows of its examples, and distilled."""
 
 import json
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 
 import keras
 
 from tfigkd import checkpoint, console, models
-from tfigkd.batches import Knowledge, StoredAttention, training_batches
+from tfigkd.batches import Batch, Knowledge, StoredAttention, training_batches
 from tfigkd.config import fingerprint
 from tfigkd.controls import apply_control, shuffle_views
 from tfigkd.data import Dataset, to_model_input
@@ -74,15 +75,16 @@ def _initial(config: Config, workdir: Workdir, data: Dataset) -> keras.Model:
     return with_fused_layers(build_network(config.student, data))
 
 
-def _distiller(config: Config, workdir: Workdir, student: keras.Model) -> Distiller:
+def make_distiller(config: Config, workdir: Workdir, student: keras.Model) -> Distiller:
     """The student with its losses, and with the teacher where it runs in every step."""
     teacher = None
     if config.needs_live_teacher:
         teacher = models.fold_batch_norm(load_teacher(config, workdir))
-    return _assemble(config, student, teacher)
+    return assemble(config, student, teacher)
 
 
-def _assemble(config: Config, student: keras.Model, teacher: keras.Model | None) -> Distiller:
+def assemble(config: Config, student: keras.Model, teacher: keras.Model | None) -> Distiller:
+    """The student with the losses of a config and this live teacher."""
     terms, weights = _losses(config)
     smoothing = config.training.label_smoothing
     try:
@@ -98,7 +100,7 @@ def check(config: Config) -> None:
         UserError: a loss cannot be had with these networks, or a model does not fit the data.
     """
     data = dataset(config.data)
-    _assemble(config, build_network(config.student, data), build_teacher(config, data))
+    assemble(config, build_network(config.student, data), build_teacher(config, data))
 
 
 def _wanted(config: Config) -> set[str]:
@@ -109,6 +111,33 @@ def _wanted(config: Config) -> set[str]:
     if config.view.kind == "plain":
         wanted.add("teacher_logits")
     return wanted
+
+
+def training_stream(config: Config, workdir: Workdir) -> Callable[[int], Iterator[Batch]]:
+    """The batches of a student, with all that its losses compare; from first epoch to endless batches."""
+    examples = training_examples(config.data)
+    knowledge: Knowledge | None = None
+    if config.needs_store:
+        knowledge = apply_control(load_knowledge(config, workdir, examples), config.control)
+    views = shuffle_views(load_views(config, workdir, examples), config.control) if config.needs_views else None
+    attention = None
+    if config.needs_attention:
+        maps = load_views(config, workdir, examples, _tap(config))
+        attention = StoredAttention(_tap(config), maps, moved=config.view.attention == "moved")
+    return training_batches(
+        examples,
+        augment=config.augment,
+        batch_size=config.training.batch_size,
+        seed=workdir.seed,
+        knowledge=knowledge,
+        overlay=config.overlay,
+        views=views,
+        attention=attention,
+        view_seed=config.view.seed,
+        wanted=_wanted(config),
+        dim_only=config.control.maps == "none",
+        swap_inputs=config.control.logits == "shuffled" and config.view.kind == "live",
+    )
 
 
 def load_student(config: Config, workdir: Workdir) -> keras.Model:
@@ -130,30 +159,9 @@ def distill(config: Config, workdir: Workdir) -> None:
         console.say(f"  done before: {folder}")
         return
     examples = training_examples(config.data)
-    knowledge: Knowledge | None = None
-    if config.needs_store:
-        knowledge = apply_control(load_knowledge(config, workdir, examples), config.control)
-    views = shuffle_views(load_views(config, workdir, examples), config.control) if config.needs_views else None
-    attention = None
-    if config.needs_attention:
-        maps = load_views(config, workdir, examples, _tap(config))
-        attention = StoredAttention(_tap(config), maps, moved=config.view.attention == "moved")
+    stream = training_stream(config, workdir)
     keras.utils.set_random_seed(workdir.seed)
-    model = _distiller(config, workdir, _initial(config, workdir, data))
-    stream = training_batches(
-        examples,
-        augment=config.augment,
-        batch_size=config.training.batch_size,
-        seed=workdir.seed,
-        knowledge=knowledge,
-        overlay=config.overlay,
-        views=views,
-        attention=attention,
-        view_seed=config.view.seed,
-        wanted=_wanted(config),
-        dim_only=config.control.maps == "none",
-        swap_inputs=config.control.logits == "shuffled" and config.view.kind == "live",
-    )
+    model = make_distiller(config, workdir, _initial(config, workdir, data))
     held_out = data.validation
     validation = None
     if holds_out_validation(config.data):

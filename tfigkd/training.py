@@ -3,7 +3,7 @@
 import math
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -126,6 +126,7 @@ def fit(
     title: str,
     validation: tuple[np.ndarray, np.ndarray] | None = None,
     ledger_steps: int = 0,
+    callbacks: Sequence[keras.callbacks.Callback] = (),
 ) -> list[dict[str, float]]:
     """Train to the last epoch, going on from a checkpoint where there is one.
 
@@ -143,6 +144,7 @@ def fit(
         title: For the progress bar.
         validation: Images float32 [N,H,W,3] and labels, measured after each epoch.
         ledger_steps: Steps between two entries of the loss ledger; 0 keeps none.
+        callbacks: Further callbacks; what they change between two steps must follow from the model's variables.
 
     Returns:
         The logs of each epoch.
@@ -161,11 +163,11 @@ def fit(
     if done < config.epochs:
         with console.progress(title, config.epochs * steps, done * steps) as advance:
             keeper = _Keeper(folder, fingerprint, history, tensorboard, examples)
-            callbacks: list[keras.callbacks.Callback] = [keeper, _Bar(advance, config.epochs)]
+            watchers: list[keras.callbacks.Callback] = [*callbacks, keeper, _Bar(advance, config.epochs)]
             if model.distillation_losses and ledger_steps:
                 path = folder / "ledger.jsonl"
                 ledger = Ledger(next(stream(0)), path, every=ledger_steps, done=done * steps, write=keeper.scalar)
-                callbacks.append(ledger)
+                watchers.append(ledger)
             model.fit(
                 stream(done),
                 steps_per_epoch=steps,
@@ -173,7 +175,7 @@ def fit(
                 epochs=config.epochs,
                 validation_data=validation,
                 validation_batch_size=256,
-                callbacks=callbacks,
+                callbacks=watchers,
                 shuffle=False,
                 verbose=0,
             )

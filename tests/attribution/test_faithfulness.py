@@ -9,8 +9,9 @@ from scipy import special
 
 from tfigkd.attribution import attribute, saliency_map
 from tfigkd.attribution.faithfulness import deletion, insertion
+from tfigkd.convert import convert
 from tfigkd.data import to_model_input
-from tfigkd.export import convert, litert_predictor
+from tfigkd.litert import litert_predictor
 from tfigkd.metrics import predict_logits
 
 RNG = np.random.default_rng(0)

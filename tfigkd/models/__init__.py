@@ -11,7 +11,7 @@ from tfigkd.errors import UserError
 from tfigkd.models.ensemble import ensemble
 from tfigkd.models.fold import fold_batch_norm
 from tfigkd.models.mobilenet_v2 import mobilenet_v2
-from tfigkd.models.own import load_own
+from tfigkd.models.own import load_own, with_input_range
 from tfigkd.models.parts import CIFAR10_MEAN, CIFAR10_STD, IMAGENET_MEAN, IMAGENET_STD, Normalization
 from tfigkd.models.resnet import resnet
 from tfigkd.models.students import truncate
@@ -33,6 +33,7 @@ __all__ = [
     "mobilenet_v2",
     "resnet",
     "truncate",
+    "with_input_range",
 ]
 
 MODELS: dict[str, Callable[..., keras.Model]] = {

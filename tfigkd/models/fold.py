@@ -69,14 +69,7 @@ def _array(variable: keras.Variable) -> np.ndarray:
 
 def _find_folds(model: keras.Model) -> dict[keras.Layer, keras.Layer]:
     """Each foldable batch normalization with the layer that takes it in, models inside the model included."""
-    if isinstance(model, keras.Sequential):
-        names = [layer.name for layer in model.layers]
-        inputs = {name: [previous] for previous, name in zip([None, *names], names, strict=False)}
-        outputs = names[-1:]
-    else:
-        config = keras.Model(model.input, model.output).get_config()
-        inputs = {layer["name"]: _sources(layer["inbound_nodes"]) for layer in config["layers"]}
-        outputs = _sources(config["output_layers"])
+    inputs, outputs = layer_sources(model)
     readers = Counter(outputs) + Counter(source for sources in inputs.values() for source in sources)
     folds = {}
     for layer in model.layers:
@@ -89,6 +82,16 @@ def _find_folds(model: keras.Model) -> dict[keras.Layer, keras.Layer]:
                 if _can_take_in(before, layer):
                     folds[layer] = before
     return folds
+
+
+def layer_sources(model: keras.Model) -> tuple[dict[str, list[str]], list[str]]:
+    """The names that each layer of a Functional or Sequential model reads, and those that are its outputs."""
+    if isinstance(model, keras.Sequential):
+        names = [layer.name for layer in model.layers]
+        return {name: [previous] for previous, name in zip([None, *names], names, strict=False)}, names[-1:]
+    config = keras.Model(model.input, model.output).get_config()
+    inputs = {layer["name"]: _sources(layer["inbound_nodes"]) for layer in config["layers"]}
+    return inputs, _sources(config["output_layers"])
 
 
 def _can_take_in(layer: keras.Layer, norm: keras.layers.BatchNormalization) -> bool:

@@ -6,12 +6,16 @@ from pathlib import Path
 from typing import Any
 
 import keras
+import numpy as np
 
+import tfigkd.compress.layers  # noqa: F401 - registers what a quantized student is made of
 from tfigkd import layers
 from tfigkd.errors import UserError
 
 
-def load_own(path: str | Path, *, num_classes: int, input_shape: Sequence[int]) -> keras.Model:
+def load_own(
+    path: str | Path, *, num_classes: int | None = None, input_shape: Sequence[int] | None = None
+) -> keras.Model:
     """Load a Functional or Sequential classifier; a softmax at its end is taken off.
 
     Nothing is lost by that: the softmax of the logits is what the file's model said, and distillation needs
@@ -19,8 +23,8 @@ def load_own(path: str | Path, *, num_classes: int, input_shape: Sequence[int]) 
 
     Args:
         path: A .keras file, read in safe mode: code inside it is refused.
-        num_classes: Number of logits that it must give.
-        input_shape: (H, W, C) of the images that it must take, float32 in [0,1].
+        num_classes: Number of logits that it must give; without it, as many as it gives.
+        input_shape: (H, W, C) of the images that it must take, float32 in [0,1]; without it, those that it takes.
 
     Returns:
         A Functional model from images [B,H,W,C] to logits [B,num_classes], not compiled.
@@ -36,14 +40,36 @@ def load_own(path: str | Path, *, num_classes: int, input_shape: Sequence[int]) 
             f"{path} must hold a Functional or Sequential model with one image as input and one output; "
             "save one that was built so"
         ) from error
-    wanted, takes = tuple(input_shape), tuple(model_input.shape[1:])
+    takes = tuple(model_input.shape[1:])
+    wanted = takes if input_shape is None else tuple(input_shape)
+    if None in wanted:
+        raise UserError(f"{path} takes images of any size {takes}; give the size that it is meant for")
     if len(takes) != 3 or any(own not in (None, size) for own, size in zip(takes, wanted, strict=True)):
         raise UserError(f"{path} takes inputs of shape {takes}, but the images are {wanted}; make them agree")
     gives = tuple(model_output.shape[1:])
-    if gives != (num_classes,):
-        raise UserError(f"{path} gives outputs of shape {gives}, expected ({num_classes},): a logit for each class")
+    if len(gives) != 1 or (num_classes is not None and gives != (num_classes,)):
+        expected = "classes" if num_classes is None else num_classes
+        raise UserError(f"{path} gives outputs of shape {gives}, expected ({expected},): a logit for each class")
     model = _with_logits(model, path, wanted)
     return layers.with_fused_layers(model)
+
+
+def with_input_range(model: keras.Model, low: float, high: float) -> keras.Model:
+    """The same classifier for images in [0,1], where the model itself takes black for `low` and white for `high`.
+
+    Raises:
+        ValueError: the two are equal.
+    """
+    if (low, high) == (0, 1):
+        return model
+    if low == high:
+        raise ValueError(f"Expected different values for black and white, got {low} and {high}.")
+    shape = model.input_shape[1:]
+    inputs = keras.Input(shape, name="image")
+    layer = keras.layers.DepthwiseConv2D(1, name="input_range", trainable=False)
+    outputs = model(layer(inputs))
+    layer.set_weights([np.full((1, 1, shape[-1], 1), high - low), np.full(shape[-1], low)])
+    return keras.Model(inputs, outputs, name=model.name)
 
 
 def _load(path: Path) -> Any:

@@ -1,0 +1,179 @@
+"""The published networks made smaller: every method of `tfigkd.compress`, fine-tuned, converted, measured on CIFAR-10.
+
+    python experiments/benchmarks/compression.py train --data-dir DIR --weights DIR --methods qat prune-0.5
+    python experiments/benchmarks/compression.py latency --data-dir DIR --weights DIR
+    python experiments/benchmarks/compression.py rows --data-dir DIR --weights DIR
+
+`train` leaves a model and its files in --workdir and goes on where it was stopped; `latency` times all files of a
+network in one runtime, taking turns; `rows` reads test, once for each file, and appends to
+experiments/results/compression.csv. The published networks have seen all of train, validation included, so what is
+chosen on validation is how close a file stays to its network, not how good it is.
+"""
+
+import argparse
+import json
+import shlex
+import sys
+import time
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import keras
+
+from tfigkd import data, models, provenance
+from tfigkd.batches import training_batches
+from tfigkd.benchmark import latencies
+from tfigkd.compress import methods
+from tfigkd.compress.fields import CompressConfig
+from tfigkd.compress.layers import is_fake_quantized
+from tfigkd.compress.pruning import sparsity
+from tfigkd.config import fingerprint
+from tfigkd.convert import convert
+from tfigkd.distiller import Distiller
+from tfigkd.exporting import parity
+from tfigkd.fields import AugmentConfig, BenchmarkConfig
+from tfigkd.footprint import footprint
+from tfigkd.layers import with_stock_layers
+from tfigkd.litert import float_tensors, litert_predictor
+from tfigkd.losses import KLDivergence
+from tfigkd.metrics import Predict, accuracy, predict_logits
+from tfigkd.models.cost import count_parameters, multiply_adds
+
+RESULTS = Path(__file__).parents[1] / "results" / "compression.csv"
+IMAGENET = (models.IMAGENET_MEAN, models.IMAGENET_STD)
+NETWORKS = {
+    "student_drop5_student": lambda: models.mobilenet_v2(drop_blocks=5),
+    "resnet20": lambda: models.resnet(20, normalization=IMAGENET),
+    "resnet56": lambda: models.resnet(56, normalization=IMAGENET),
+}
+CALIBRATION = 256
+MODEL = "student.keras"
+
+
+def network(name: str, weights: Path) -> keras.Model:
+    """A published network of stock layers."""
+    model = NETWORKS[name]()
+    models.load_torch_weights(model, weights / f"{name}.npz")
+    return with_stock_layers(model)
+
+
+def setting(name: str, options: argparse.Namespace) -> CompressConfig:
+    """The recipe of a method given as METHOD or METHOD-SPARSITY; plain is none."""
+    method, _, share = name.partition("-")
+    recipe = {"steps": options.steps, "learning_rate": options.learning_rate}
+    if share:
+        recipe["sparsity"] = float(share)
+    return CompressConfig(method="none" if method == "plain" else method, **recipe)
+
+
+def train(name: str, method: str, cifar10: data.Dataset, options: argparse.Namespace) -> None:
+    """Compress one network by one method, distilled live from its own float logits or from another network's."""
+    folder = options.workdir / name / (method + options.suffix)
+    if (folder / "note.json").is_file():
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    config, student = setting(method, options), network(name, options.weights)
+    teacher = student if options.teacher == "student" else network(options.teacher, options.weights)
+    teacher, kd = models.fold_batch_norm(teacher), config.losses.kd
+
+    def distiller(model: keras.Model) -> Distiller:
+        loss = {"kd": KLDivergence(kd.temperature)}
+        return Distiller(model, losses=loss, loss_weights={"kd": kd.weight}, teacher=teacher)
+
+    keras.utils.set_random_seed(options.seed)
+    stream = training_batches(cifar10.train, augment=AugmentConfig(), batch_size=config.batch_size, seed=options.seed)
+    identity = fingerprint(config, options.teacher, options.seed)
+    started = time.monotonic()
+    lessons = methods.Lessons(distiller, stream, folder, identity, folder / "tensorboard")
+    model = methods.compress_student(student, config, lessons)
+    seconds = round(time.monotonic() - started)
+    model.save(folder / MODEL)
+    quantized = is_fake_quantized(model)
+    for format in ("int8",) if quantized else ("float32", "int8"):
+        calibration = None if quantized else cifar10.validation.images[:CALIBRATION]
+        (folder / f"{format}.tflite").write_bytes(convert(model, format, calibration))
+    trained = config.method != "none"
+    note = {"method": method, "teacher": options.teacher if trained else "", "steps": config.steps if trained else 0}
+    note |= {"learning_rate": config.learning_rate, "kd_weight": kd.weight, "temperature": kd.temperature}
+    note |= {"batch_size": config.batch_size, "seed": options.seed, "n_train": len(cifar10.train)}
+    note |= {"train_seconds": seconds}
+    logits = predict_logits(model, cifar10.validation.images)
+    report = parity(folder / "int8.tflite", cifar10.validation, predict_logits(student, cifar10.validation.images))
+    kept = " ".join(f"{key} {report[key]:.4f}" for key in ("accuracy", "agreement", "kl", "mean_difference"))
+    score = accuracy(logits, cifar10.validation.labels)
+    print(f"{folder}: Keras {100 * score:.2f} % of validation; int8 against the published network: {kept}", flush=True)
+    (folder / "note.json").write_text(json.dumps(note))
+
+
+def time_files(name: str, options: argparse.Namespace) -> None:
+    """Latency of all files of a network."""
+    paths = sorted((options.workdir / name).glob("*/*.tflite"))
+    timed = latencies(paths, BenchmarkConfig(runs=options.runs, threads=(1,)))
+    found = {str(path.relative_to(options.workdir)): values[1] for path, values in timed.items()}
+    (options.workdir / name / "latency.json").write_text(json.dumps(found, indent=1))
+    print(*(f"{path} {values['p50']:.3f} ms" for path, values in found.items()), sep="\n", flush=True)
+
+
+def rows(name: str, cifar10: data.Dataset, options: argparse.Namespace) -> None:
+    """A row for each file that has none yet."""
+    latency_path = options.workdir / name / "latency.json"
+    timed = json.loads(latency_path.read_text()) if latency_path.is_file() else {}
+    published = predict_logits(network(name, options.weights), cifar10.validation.images)
+    for note_path in sorted((options.workdir / name).glob("*/note.json")):
+        if note_path.with_name("rows.done").exists():
+            continue
+        model = keras.saving.load_model(note_path.with_name(MODEL), compile=False)
+        columns = {"network": name, **json.loads(note_path.read_text()), "saw_validation": True}
+        columns |= {"parameters": count_parameters(model), "multiply_adds": multiply_adds(model), **sparsity(model)}
+        columns["keras_test_accuracy"] = test_accuracy(partial(predict_logits, model), cifar10)
+        for path in sorted(note_path.parent.glob("*.tflite")):
+            against = parity(path, cifar10.validation, published)
+            own = parity(path, cifar10.validation, predict_logits(model, cifar10.validation.images))
+            milliseconds = timed.get(str(path.relative_to(options.workdir)), {})
+            taken = footprint(path)
+            row: dict[str, Any] = columns | {"format": path.stem, "float_tensors": len(float_tensors(path))}
+            row |= {"bytes": taken.bytes, "gzip_bytes": taken.gzip_bytes}
+            row |= {"test_accuracy": test_accuracy(litert_predictor(path), cifar10), "n_test": len(cifar10.test)}
+            row |= {f"validation_{key}": own[key] for key in ("agreement", "max_difference", "mean_difference", "kl")}
+            row |= {f"validation_published_{key}": against[key] for key in ("agreement", "kl")}
+            row |= {f"ms_{share}": milliseconds.get(share, "") for share in ("p50", "p90", "p99")}
+            command = shlex.join(["python", "experiments/benchmarks/compression.py", *sys.argv[1:]])
+            provenance.append_row(RESULTS, row | provenance.origin(command))
+            print(name, columns["method"], path.stem, f"test {100 * row['test_accuracy']:.2f} %", flush=True)
+        note_path.with_name("rows.done").touch()
+
+
+def test_accuracy(predict: Predict, cifar10: data.Dataset) -> float:
+    """Accuracy on the test split."""
+    return accuracy(predict(cifar10.test.images), cifar10.test.labels)
+
+
+def main() -> None:
+    """Train, time, or measure."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser.add_argument("job", choices=("train", "latency", "rows"))
+    parser.add_argument("--data-dir", required=True, help="where tfds finds the prepared CIFAR-10")
+    parser.add_argument("--weights", type=Path, required=True, help="folder with the published .npz files")
+    parser.add_argument("--workdir", type=Path, default=Path("runs/compression"), help="models and files")
+    parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=list(NETWORKS))
+    parser.add_argument("--methods", nargs="+", default=["plain", "qat"], help="METHOD or METHOD-SPARSITY, for train")
+    parser.add_argument("--suffix", default="", help="of the folder, to keep several recipes apart")
+    parser.add_argument("--teacher", default="student", help="student, its own float logits; or one of the networks")
+    parser.add_argument("--steps", type=int, default=500)
+    parser.add_argument("--learning-rate", type=float, default=1e-4)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--runs", type=int, default=200, help="timed inferences of a file")
+    options = parser.parse_args()
+    cifar10 = None if options.job == "latency" else data.load("cifar10", directory=options.data_dir, download=False)
+    for name in options.networks:
+        for method in options.methods if options.job == "train" else ():
+            train(name, method, cifar10, options)
+        if options.job == "latency":
+            time_files(name, options)
+        elif options.job == "rows":
+            rows(name, cifar10, options)
+
+
+if __name__ == "__main__":
+    main()

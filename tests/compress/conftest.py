@@ -1,0 +1,70 @@
+"""A small student that has learned something, and what fine-tuning needs to teach it more."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+
+from tfigkd import models
+from tfigkd.batches import training_batches
+from tfigkd.compress.finetune import Lessons
+from tfigkd.data import Dataset, load
+from tfigkd.distiller import Distiller
+from tfigkd.fields import AugmentConfig
+from tfigkd.layers import with_stock_layers
+from tfigkd.losses import KLDivergence
+from tfigkd.metrics import predict_logits
+
+
+@dataclass(frozen=True)
+class Room:
+    """Data, a trained student of stock layers, and its logits on validation."""
+
+    data: Dataset
+    student: keras.Model
+    logits: np.ndarray
+
+    def lessons(self, folder: Path, *, cached: bool = False, fingerprint: str = "test") -> Lessons:
+        """Distillation from the student's own logits, by the live student or as targets."""
+        teacher = None if cached else models.fold_batch_norm(self.student)
+        stream = training_batches(self.data.train, augment=AugmentConfig(1, False), batch_size=32, seed=0)
+        stored = predict_logits(self.student, self.data.train.images)
+        by_image = {image.tobytes(): row for image, row in zip(self.data.train.images, stored, strict=True)}
+
+        def with_logits(epoch: int):
+            for images, targets in stream(epoch):
+                pixels = np.round(images * 255).astype(np.uint8)
+                known = [by_image.get(one.tobytes(), stored[0]) for one in pixels]
+                yield images, {**targets, "teacher_logits": np.stack(known)}
+
+        def distiller(model: keras.Model) -> Distiller:
+            return Distiller(model, losses={"kd": KLDivergence(4.0)}, loss_weights={"kd": 0.9}, teacher=teacher)
+
+        return Lessons(distiller, with_logits if cached else stream, folder, fingerprint, folder / "tensorboard")
+
+
+def trained(model: keras.Model, data: Dataset, epochs: int) -> keras.Model:
+    """The model after a moment of training, of stock layers."""
+    distiller = Distiller(model)
+    distiller.compile(keras.optimizers.Adam(5e-3), jit_compile=False)
+    distiller.fit(data.train.images / np.float32(255), data.train.labels, epochs=epochs, batch_size=32, verbose=0)
+    return with_stock_layers(model)
+
+
+@pytest.fixture(scope="session")
+def room() -> Room:
+    """A MobileNet-V2 of a few blocks on 8x8 digits: an inverted residual with and one without shortcut."""
+    data = load("digits", limit=400)
+    keras.utils.set_random_seed(0)
+    student = trained(models.mobilenet_v2(10, 15, input_shape=(8, 8, 3), width=0.5), data, 12)
+    return Room(data, student, predict_logits(student, data.validation.images))
+
+
+@pytest.fixture(scope="session")
+def resnet() -> keras.Model:
+    """A ResNet-8, whose option-A shortcuts pad channels."""
+    data = load("digits", limit=400)
+    keras.utils.set_random_seed(0)
+    return trained(models.resnet(8, input_shape=(8, 8, 3)), data, 8)

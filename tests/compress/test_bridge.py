@@ -1,0 +1,92 @@
+"""The bridge to tfmot: the twin is the same function, and the process is left as it was found."""
+
+import subprocess
+import sys
+
+import numpy as np
+
+from tfigkd import models
+from tfigkd.compress import bridge
+from tfigkd.convert import convert
+from tfigkd.litert import float_tensors, open_litert
+from tfigkd.metrics import predict_logits
+
+ENVIRONMENT = """
+import os
+before = dict(os.environ)
+import keras, numpy as np
+from tfigkd import models
+from tfigkd.compress import bridge
+model = models.mobilenet_v2(drop_blocks=17, input_shape=(8, 8, 3))
+bridge.quantization_twin(model)
+import tensorflow as tf
+assert dict(os.environ) == before, set(os.environ.items()) ^ set(before.items())
+assert tf.keras.layers.Dense is keras.layers.Dense
+assert isinstance(tf.keras.Sequential([tf.keras.layers.Dense(1)]), keras.Model)
+import subprocess, sys
+child = "import os, tensorflow as tf; assert 'TF_USE_LEGACY_KERAS' not in os.environ; print(tf.keras.__version__)"
+print("child", subprocess.run([sys.executable, "-c", child], capture_output=True, text=True, check=True).stdout)
+"""
+
+
+def test_environment_and_keras_are_left_as_found(monkeypatch):
+    monkeypatch.delenv("TF_USE_LEGACY_KERAS", raising=False)
+    done = subprocess.run([sys.executable, "-c", ENVIRONMENT], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.split()[0] == "child" and done.stdout.split()[1].startswith("3.")
+
+
+def test_tfmot_is_imported_in_one_file():
+    from pathlib import Path
+
+    package = Path(models.__file__).parents[1]
+    users = [
+        path.name
+        for path in package.rglob("*.py")
+        if {"import tf_keras", "tensorflow_model_optimization"} & {*_phrases(path.read_text(encoding="utf-8"))}
+    ]
+    assert users == ["bridge.py"]
+
+
+def _phrases(text: str) -> list[str]:
+    return [phrase for phrase in ("import tf_keras", "tensorflow_model_optimization") if phrase in text]
+
+
+def test_the_twin_is_the_same_function_and_weights_come_back(room):
+    twin = bridge.make_twin(room.student)
+    images = room.data.validation.images / np.float32(255)
+    np.testing.assert_allclose(twin(images, training=False).numpy(), room.logits, atol=1e-5)
+    assert [layer.name for layer in twin.layers if layer.weights] == [
+        layer.name for layer in room.student.layers if layer.weights
+    ]
+    for layer in twin.layers:
+        layer.set_weights([weight * 0.5 for weight in layer.get_weights()])
+    back = bridge.weights_back(twin, room.student)
+    np.testing.assert_allclose(
+        predict_logits(back, room.data.validation.images), twin(images, training=False).numpy(), atol=1e-5
+    )
+
+
+def test_the_whole_published_architecture_has_a_twin():
+    model = models.mobilenet_v2(normalization=(models.CIFAR10_MEAN, models.CIFAR10_STD))
+    images = np.random.default_rng(0).random((2, 32, 32, 3)).astype(np.float32)
+    expected = np.asarray(model(images, training=False))
+    np.testing.assert_allclose(bridge.make_twin(model)(images, training=False).numpy(), expected, atol=1e-5)
+
+
+def test_tfmots_own_model_and_what_is_made_of_it_agree(room, tmp_path):
+    """tfmot's model converted by itself is a full int8 file that says what ours says."""
+    twin = bridge.quantization_twin(room.student)
+    images = room.data.train.images[:128] / np.float32(255)
+    for _ in range(20):  # the ranges of tfmot start at 6 and move by a hundredth
+        twin(images, training=True)
+    ours = bridge.from_quantization_twin(twin, room.student)
+    pictures = room.data.validation.images
+    expected = twin(pictures / np.float32(255), training=False).numpy()
+    found = predict_logits(ours, pictures)
+    assert np.abs(found - expected).mean() < 0.05 * np.abs(expected).max()
+    assert (found.argmax(1) == expected.argmax(1)).mean() > 0.95
+    path = tmp_path / "tfmot.tflite"
+    path.write_bytes(convert(twin, "int8"))
+    assert not float_tensors(path)
+    assert open_litert(path).get_input_details()[0]["dtype"] == np.int8

@@ -1,0 +1,85 @@
+"""Magnitude pruning: the schedule and the masks by hand, and what stays zero while training goes on."""
+
+import itertools
+
+import keras
+import numpy as np
+import pytest
+
+from tfigkd.compress.pruning import MagnitudePruning, magnitude_mask, polynomial_sparsity, prunable_kernels, sparsity
+from tfigkd.distiller import Distiller
+
+IMAGES = np.random.default_rng(0).random((64, 6, 6, 3)).astype(np.float32)
+LABELS = np.random.default_rng(1).integers(0, 4, 64)
+
+
+def network() -> keras.Model:
+    keras.utils.set_random_seed(0)
+    inputs = keras.Input((6, 6, 3))
+    x = keras.layers.DepthwiseConv2D(3)(inputs)
+    x = keras.layers.Conv2D(10, 3, use_bias=False)(x)
+    x = keras.layers.BatchNormalization()(x)
+    return keras.Model(inputs, keras.layers.Dense(4)(keras.layers.GlobalAveragePooling2D()(x)))
+
+
+def test_the_schedule_by_hand():
+    assert polynomial_sparsity(0, 0.8, end=10) == 0
+    assert polynomial_sparsity(5, 0.8, end=10) == pytest.approx(0.8 * 0.875)
+    assert polynomial_sparsity(10, 0.8, end=10) == polynomial_sparsity(99, 0.8, end=10) == 0.8
+
+
+def test_the_mask_cuts_the_smallest_and_exactly_so_many():
+    kernel = np.array([[0.1, -3.0], [0.2, -0.15]], np.float32)
+    assert magnitude_mask(kernel, 0.5).tolist() == [[0, 1], [1, 0]]
+    assert magnitude_mask(np.ones((10, 10), np.float32), 0.37).sum() == 63
+
+
+def test_sparsity_counts_all_weights_and_the_prunable_ones():
+    model = network()
+    conv, dense = prunable_kernels(model)
+    assert (conv.shape, dense.shape) == ((3, 3, 3, 10), (10, 4))
+    conv.assign(conv * magnitude_mask(np.asarray(conv), 0.5))
+    counts, parameters = sparsity(model), 27 + 3 + 270 + 20 + 44
+    assert counts["prunable_sparsity"] == pytest.approx(135 / 310)
+    assert counts["sparsity"] == pytest.approx(135 / parameters)
+    assert counts["nonzero_parameters"] == parameters - 135
+
+
+@pytest.mark.parametrize("distilled", [False, True])
+@pytest.mark.parametrize("optimizer", [{"class_name": "Adam"}, {"class_name": "SGD", "config": {"momentum": 0.9}}])
+def test_zeros_stay_after_every_step_and_reach_the_target(distilled, optimizer):
+    student = network()
+    model = Distiller(student) if distilled else student
+    loss = {} if distilled else {"loss": keras.losses.SparseCategoricalCrossentropy(from_logits=True)}
+    model.compile(keras.optimizers.get({"config": {}, **optimizer}), jit_compile=False, **loss)
+    seen = []
+
+    class Watch(keras.callbacks.Callback):
+        def on_train_batch_end(self, batch, logs=None):
+            seen.append([np.asarray(kernel) == 0 for kernel in prunable_kernels(student)])
+
+    pruning = MagnitudePruning(0.75, end=12, frequency=4)
+    model.fit(IMAGES, LABELS, batch_size=16, epochs=5, callbacks=[pruning, Watch()], verbose=0)
+    shares = [np.mean(zeros[0]) for zeros in seen]
+    assert shares[:3] == [0, 0, 0]
+    assert shares[3] == pytest.approx(polynomial_sparsity(4, 0.75, end=12), abs=1 / 270)
+    assert shares[11:] == pytest.approx([round(0.75 * 270) / 270] * 9)
+    for before, after in itertools.pairwise(seen):  # what is zero once is zero for good
+        assert all((a | ~b).all() for b, a in zip(before, after, strict=True))
+    assert not (np.asarray(student.layers[1].kernel) == 0).any()
+
+
+def test_end_zero_keeps_the_zeros_that_are_there():
+    model = network()
+    conv, _ = prunable_kernels(model)
+    mask = magnitude_mask(np.asarray(conv), 0.3)
+    conv.assign(conv * mask)
+    model.compile("adam", keras.losses.SparseCategoricalCrossentropy(from_logits=True), jit_compile=False)
+    model.fit(IMAGES, LABELS, callbacks=[MagnitudePruning(0.9, end=0)], verbose=0)
+    np.testing.assert_array_equal(np.asarray(conv) == 0, mask == 0)
+
+
+@pytest.mark.parametrize("bad", [{"sparsity": 1.0, "end": 3}, {"sparsity": 0.5, "end": -1}])
+def test_wrong_arguments(bad):
+    with pytest.raises(ValueError, match="need sparsity"):
+        MagnitudePruning(**bad)

@@ -1,0 +1,107 @@
+"""Every method ends in an int8 file without a float in it, which says what its Keras model says."""
+
+from collections.abc import Iterator
+
+import keras
+import numpy as np
+import pytest
+
+from tfigkd.compress.fields import CompressConfig
+from tfigkd.compress.layers import is_fake_quantized
+from tfigkd.compress.methods import PHASES, compress_student
+from tfigkd.convert import convert
+from tfigkd.errors import UserError
+from tfigkd.export import parity
+from tfigkd.litert import float_tensors
+from tfigkd.metrics import accuracy, comparison, predict_logits
+
+STEPS = 24
+SPARSE = ("prune", "prune_tfmot", "prune_qat", "pqat")
+CLUSTERED = ("cluster", "cqat")
+QUANTIZED = ("qat", "prune_qat", "qat_tfmot", "pqat", "cqat")
+
+
+def kernels(model: keras.Model) -> Iterator[np.ndarray]:
+    for layer in model.layers:
+        if isinstance(layer, keras.layers.Conv2D | keras.layers.Dense) and "depthwise" not in layer.name:
+            yield np.asarray(layer.kernel)
+
+
+@pytest.mark.parametrize("method", PHASES)
+def test_every_route_ends_in_an_int8_file(room, tmp_path, method):
+    config = CompressConfig(method=method, steps=STEPS, batch_size=32, learning_rate=1e-3, clusters=8)
+    model = compress_student(room.student, config, room.lessons(tmp_path, cached=method in ("prune", "cqat")))
+    assert is_fake_quantized(model) == (method in QUANTIZED)
+    logits, labels = predict_logits(model, room.data.validation.images), room.data.validation.labels
+    assert accuracy(logits, labels) > accuracy(room.logits, labels) - 0.1
+
+    path = tmp_path / "model.int8.tflite"
+    calibration = None if method in QUANTIZED else room.data.validation.images[:64]
+    path.write_bytes(convert(model, "int8", calibration))
+    assert not float_tensors(path)
+    report = parity(path, room.data.validation, logits)
+    assert report["agreement"] >= 0.95
+    assert report["mean_difference"] < 0.03 * np.abs(logits).max()
+
+    if method in SPARSE:
+        for kernel in kernels(model):
+            assert np.mean(kernel == 0) == pytest.approx(0.5, abs=1 / kernel.size)
+    if method == "cluster":
+        assert all(len(np.unique(kernel)) <= 8 for kernel in kernels(model))
+    if method == "cqat":  # batch normalization was folded: the clusters are those of each output channel
+        for kernel in kernels(model):
+            flat = np.round(kernel.reshape(-1, kernel.shape[-1]), 5)
+            assert all(len(np.unique(channel)) <= 8 for channel in flat.T)
+
+    model.save(tmp_path / "again.keras")
+    again = keras.saving.load_model(tmp_path / "again.keras", safe_mode=True)
+    np.testing.assert_array_equal(predict_logits(again, room.data.validation.images), logits)
+
+
+def test_the_student_is_left_alone(room):
+    np.testing.assert_array_equal(predict_logits(room.student, room.data.validation.images), room.logits)
+
+
+@pytest.mark.parametrize("method", ["qat", "prune", "prune_channels", "prune_qat"])
+def test_native_methods_take_a_resnet(room, resnet, tmp_path, method):
+    config = CompressConfig(method=method, steps=8, batch_size=32)
+    model = compress_student(resnet, config, room.lessons(tmp_path))
+    path = tmp_path / "model.int8.tflite"
+    calibration = None if is_fake_quantized(model) else room.data.validation.images[:64]
+    path.write_bytes(convert(model, "int8", calibration))
+    assert not float_tensors(path)
+    assert parity(path, room.data.validation, predict_logits(model, room.data.validation.images))["agreement"] > 0.9
+
+
+@pytest.mark.parametrize("method", ["prune_tfmot", "cluster", "qat_tfmot", "pqat", "cqat"])
+def test_tfmot_refuses_a_resnets_shortcut_in_one_line(room, resnet, tmp_path, method):
+    with pytest.raises(
+        UserError, match=r"resnet8 cannot go through tfmot: layer 'block_02_shortcut_pad'.*use qat"
+    ) as e:
+        compress_student(resnet, CompressConfig(method=method), room.lessons(tmp_path))
+    assert "\n" not in str(e.value)
+
+
+@pytest.mark.parametrize("method", ["prune_qat", "pqat", "cqat"])
+def test_an_interrupted_method_ends_as_an_uninterrupted_one(room, tmp_path, method, monkeypatch):
+    """Killed in the middle of each phase, then started again."""
+    from tfigkd import checkpoint
+
+    config = CompressConfig(method=method, steps=300, batch_size=4, clusters=8)
+    whole = compress_student(room.student, config, room.lessons(tmp_path / "whole"))
+    save, calls = checkpoint.save, iter(range(100))
+
+    def dies(*arguments):
+        save(*arguments)
+        if next(calls) in (0, 3):
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(checkpoint, "save", dies)
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            compress_student(room.student, config, room.lessons(tmp_path / "killed"))
+    resumed = compress_student(room.student, config, room.lessons(tmp_path / "killed"))
+    images = room.data.validation.images
+    assert dict(comparison(predict_logits(resumed, images), predict_logits(whole, images)))["max_difference"] < 1e-4
+    for left, right in zip(resumed.get_weights(), whole.get_weights(), strict=True):
+        np.testing.assert_allclose(left, right, atol=1e-5)

@@ -1,0 +1,279 @@
+"""The one way to tfmot, which knows no Keras 3: a tf_keras twin is trained, and its weights are brought back.
+
+tfmot and tf_keras are imported in here and nowhere else, inside functions. Importing tfmot sets TF_USE_LEGACY_KERAS,
+which would turn `tf.keras` of every child process into tf_keras; it is put back at once.
+"""
+
+import itertools
+import os
+import warnings
+from collections.abc import Callable
+from importlib import import_module
+from types import SimpleNamespace
+from typing import Any, Literal
+
+import keras
+import numpy as np
+
+from tfigkd import checkpoint, console
+from tfigkd.compress.fields import CompressConfig
+from tfigkd.compress.finetune import Lessons, pruning_end, recipe, shortened, steps_an_epoch
+from tfigkd.compress.graph import Node, is_linear_activation, nodes, one_or_all, trace
+from tfigkd.compress.layers import FakeQuantize
+from tfigkd.compress.pruning import FREQUENCY
+from tfigkd.compress.quantization import fake_quantized
+from tfigkd.distiller import LOGITS
+from tfigkd.errors import UserError
+from tfigkd.layers import copy_weights, rebuild
+
+LEGACY = "TF_USE_LEGACY_KERAS"
+Preserve = Literal["nothing", "zeros", "clusters"]
+
+PLAIN: dict[type[keras.Layer], tuple[str, ...]] = {
+    keras.layers.ZeroPadding2D: ("padding",),
+    keras.layers.AveragePooling2D: ("pool_size", "strides", "padding"),
+    keras.layers.MaxPooling2D: ("pool_size", "strides", "padding"),
+    keras.layers.GlobalAveragePooling2D: ("keepdims",),
+    keras.layers.ReLU: ("max_value", "negative_slope", "threshold"),
+    keras.layers.BatchNormalization: ("axis", "momentum", "epsilon", "center", "scale"),
+    keras.layers.Conv2D: ("filters", "kernel_size", "strides", "padding", "dilation_rate", "use_bias"),
+    keras.layers.DepthwiseConv2D: ("kernel_size", "strides", "padding", "dilation_rate", "use_bias"),
+    keras.layers.Dense: ("units", "use_bias"),
+    keras.layers.Dropout: ("rate",),
+    keras.layers.Flatten: (),
+    keras.layers.Add: (),
+}
+"""Layers that are the same in both worlds, with the arguments that make them so."""
+ACTIVATIONS = (keras.activations.linear, keras.activations.relu)
+
+
+def libraries() -> SimpleNamespace:
+    """`tf_keras` and `tfmot`, with the environment and `tf.keras` as they were before."""
+    import tensorflow as tf
+
+    before = os.environ.get(LEGACY)
+    _ = tf.keras.layers  # resolved now: whoever asks first decides which Keras it is
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            import tensorflow_model_optimization as tfmot
+            import tf_keras
+    finally:
+        if before is None:
+            os.environ.pop(LEGACY, None)
+        else:
+            os.environ[LEGACY] = before
+    return SimpleNamespace(tf_keras=tf_keras, tfmot=tfmot)
+
+
+def make_twin(model: keras.Model) -> Any:
+    """The same network of tf_keras's layers, with the same layer names and weights.
+
+    Linear activations, which change nothing, are left out.
+
+    Raises:
+        UserError: tf_keras has no such layer, or tfmot cannot work with it, as with the shortcuts of our ResNets.
+    """
+    layers = libraries().tf_keras.layers
+
+    def apply(node: Node, inputs: list[Any]) -> Any:
+        if is_linear_activation(node.layer):
+            return inputs[0]
+        _check(node.layer, model.name)
+        kind = next(kind for kind in PLAIN if isinstance(node.layer, kind))
+        if kind is keras.layers.Conv2D and isinstance(node.layer, keras.layers.DepthwiseConv2D):
+            kind = keras.layers.DepthwiseConv2D
+        given = {name: getattr(node.layer, name) for name in PLAIN[kind]}
+        given |= {"axis": -1} if "axis" in given else {}
+        activation = getattr(node.layer, "activation", None)
+        given |= {"activation": activation.__name__} if activation else {}
+        twin_layer = getattr(layers, kind.__name__)(**given, name=node.layer.name, trainable=node.layer.trainable)
+        outputs = twin_layer(one_or_all(inputs))
+        twin_layer.set_weights(node.layer.get_weights())
+        return outputs
+
+    graph = nodes(model)
+    image = layers.Input(model.input_shape[1:], name=next(iter(graph)))
+    return libraries().tf_keras.Model(image, trace(graph, image, apply), name=model.name)
+
+
+def _check(layer: keras.Layer, model: str) -> None:
+    reason = ""
+    if not isinstance(layer, tuple(PLAIN)):
+        reason = f"tfmot knows no {type(layer).__name__}"
+    elif getattr(layer, "data_format", "channels_last") != "channels_last":
+        reason = "it is channels-first, as in the shortcuts without parameters of ResNets"
+    elif (activation := getattr(layer, "activation", None)) not in (None, *ACTIVATIONS):
+        reason = f"its activation {activation.__name__} is not among linear and relu"
+    elif getattr(layer, "groups", 1) != 1 or getattr(layer, "depth_multiplier", 1) != 1:
+        reason = "it has groups or a depth multiplier"
+    if reason:
+        raise UserError(f"{model} cannot go through tfmot: layer {layer.name!r}: {reason}; use qat, prune or prune_qat")
+
+
+def weights_back(twin: Any, model: keras.Model) -> keras.Model:
+    """A copy of the Keras 3 model with the weights of its twin; of its wrapped layers too."""
+    result = rebuild(model)
+    copy_weights(model, result)
+    for layer in twin.layers:
+        layer = getattr(layer, "layer", layer)
+        if layer.weights:
+            result.get_layer(layer.name).set_weights(layer.get_weights())
+    return result
+
+
+def prune_tfmot(student: keras.Model, config: CompressConfig, lessons: Lessons) -> keras.Model:
+    """Weights pruned by tfmot, on the schedule of `pruning.py`."""
+    sparsity = libraries().tfmot.sparsity.keras
+    # tfmot's default frequency of 100 prunes nothing in a short training
+    schedule = sparsity.PolynomialDecay(0.0, config.sparsity, 0, pruning_end(config), frequency=FREQUENCY)
+    wrapped = _wrapped(student, lambda layer: sparsity.prune_low_magnitude(layer, pruning_schedule=schedule))
+    _fine_tune(wrapped, student, config, lessons, title="prune (tfmot)", callback=sparsity.UpdatePruningStep())
+    return weights_back(sparsity.strip_pruning(wrapped), student)
+
+
+def cluster(student: keras.Model, config: CompressConfig, lessons: Lessons) -> keras.Model:
+    """The weights of each kernel brought to `config.clusters` values, which are then trained (tfmot)."""
+    clustering = libraries().tfmot.clustering.keras
+    options = {
+        "number_of_clusters": config.clusters,
+        "cluster_centroids_init": clustering.CentroidInitialization.KMEANS_PLUS_PLUS,
+    }
+    wrapped = _wrapped(student, lambda layer: clustering.cluster_weights(layer, **options))
+    _fine_tune(wrapped, student, config, lessons, title="cluster (tfmot)")
+    return weights_back(clustering.strip_clustering(wrapped), student)
+
+
+def quantize_tfmot(student: keras.Model, config: CompressConfig, lessons: Lessons) -> keras.Model:
+    """Quantization-aware training by tfmot."""
+    return _quantize(student, config, lessons, "nothing")
+
+
+def quantize_preserving_zeros(student: keras.Model, config: CompressConfig, lessons: Lessons) -> keras.Model:
+    """Quantization-aware training by tfmot that leaves zeros zero."""
+    return _quantize(student, config, lessons, "zeros")
+
+
+def quantize_preserving_clusters(student: keras.Model, config: CompressConfig, lessons: Lessons) -> keras.Model:
+    """Quantization-aware training by tfmot that leaves equal weights equal."""
+    return _quantize(student, config, lessons, "clusters")
+
+
+def _quantize(student: keras.Model, config: CompressConfig, lessons: Lessons, preserve: Preserve) -> keras.Model:
+    quantized = quantization_twin(student, preserve)
+    _fine_tune(quantized, student, config, lessons, title="quantize (tfmot)")
+    return from_quantization_twin(quantized, student, preserve)
+
+
+def quantization_twin(student: keras.Model, preserve: Preserve = "nothing") -> Any:
+    """tfmot's model for quantization-aware training, of tf_keras."""
+    quantization = libraries().tfmot.quantization.keras
+    annotated = quantization.quantize_annotate_model(make_twin(student))
+    collaborative = "tensorflow_model_optimization.python.core.quantization.keras.collab_opts"
+    if preserve == "zeros":
+        module = import_module(f"{collaborative}.prune_preserve.default_8bit_prune_preserve_quantize_scheme")
+        return quantization.quantize_apply(annotated, module.Default8BitPrunePreserveQuantizeScheme())
+    if preserve == "clusters":
+        module = import_module(f"{collaborative}.cluster_preserve.default_8bit_cluster_preserve_quantize_scheme")
+        return quantization.quantize_apply(annotated, module.Default8BitClusterPreserveQuantizeScheme(False))
+    return quantization.quantize_apply(annotated)
+
+
+def from_quantization_twin(twin: Any, student: keras.Model, preserve: Preserve = "nothing") -> keras.Model:
+    """The twin's weights and ranges in the fake-quantized layers of `layers.py`, batch normalization folded.
+
+    tfmot rounds a depthwise kernel on one scale; the model returned has one for each channel, which is finer.
+    """
+    trained = rebuild(student)
+    copy_weights(student, trained)
+    ranges: dict[str, list[np.ndarray]] = {}
+    for wrapper in twin.layers:
+        if not hasattr(wrapper, "layer"):
+            continue
+        name, values = wrapper.layer.name, {_short_name(variable): variable.numpy() for variable in wrapper.weights}
+        target = trained.get_layer(name)
+        for variable in target.weights:
+            value = values.get(variable.name, values.get(f"depthwise_{variable.name}"))
+            # tfmot masks the kernel where it is used, and lets what is stored drift
+            if preserve == "zeros" and variable.name == "kernel" and target.trainable:
+                value = value * (keras.ops.convert_to_numpy(variable) != 0)
+            variable.assign(value)
+        for kind in ("output", "post_activation"):
+            if f"{kind}_min" in values:
+                ranges[name] = [values[f"{kind}_min"], values[f"{kind}_max"]]
+    result = fake_quantized(trained)
+    graph = nodes(student)
+    for layer in result.layers:
+        if isinstance(layer, FakeQuantize) and layer.limits is None:
+            name = layer.name.removesuffix("_range")
+            while name not in ranges:  # tfmot has it behind the batch normalization
+                (name,) = graph[name].readers
+            layer.set_weights(ranges[name])
+    return result
+
+
+def _short_name(variable: Any) -> str:
+    return variable.name.rpartition("/")[2].removesuffix(":0")
+
+
+def _wrapped(student: keras.Model, wrap: Callable[[Any], Any]) -> Any:
+    """The twin with its prunable layers wrapped, the same ones as in `pruning.prunable_kernels`."""
+    chosen = ("Conv2D", "Dense")
+
+    def clone(layer: Any) -> Any:
+        return wrap(layer) if type(layer).__name__ in chosen and layer.trainable else layer
+
+    return libraries().tf_keras.models.clone_model(make_twin(student), clone_function=clone)
+
+
+def _fine_tune(
+    twin: Any, student: keras.Model, config: CompressConfig, lessons: Lessons, *, title: str, callback: Any = None
+) -> None:
+    """What `finetune.fine_tune` is to Keras 3: the same losses, batches, recipe and checkpoints."""
+    import tensorflow as tf
+
+    distiller = lessons.distiller(student)
+    if any(loss.needs_features or loss.needs_inputs for loss in distiller.distillation_losses.values()):
+        raise UserError("tfmot's models distill from logits alone; set compress.losses to kd, dkd or dist")
+    tf_keras, steps, epochs = libraries().tf_keras, steps_an_epoch(config), recipe(config).epochs
+    rate = tf_keras.optimizers.schedules.CosineDecay(config.learning_rate, steps * epochs)
+    optimizer = tf_keras.optimizers.Adam(rate)
+    optimizer.build(twin.trainable_variables)
+    state = _State(twin, optimizer)
+    history = checkpoint.restore(lessons.folder, state, lessons.fingerprint)
+    if callback is not None:
+        callback.set_model(twin)
+        callback.on_train_begin()
+
+    @tf.function(reduce_retracing=True, jit_compile=False)
+    def step(images: Any, targets: Any) -> Any:
+        with tf.GradientTape() as tape:
+            loss = distiller.compare({LOGITS: twin(images, training=True)}, images, targets, training=True)["loss"]
+        gradients = tape.gradient(loss, twin.trainable_variables)
+        # with clusters preserved, the centroids learn in the place of their kernels
+        pairs = zip(gradients, twin.trainable_variables, strict=True)
+        optimizer.apply_gradients([(gradient, variable) for gradient, variable in pairs if gradient is not None])
+        return loss
+
+    batches = shortened(lessons.stream, steps)(len(history))
+    with console.progress(title, epochs * steps, len(history) * steps) as advance:
+        for epoch in range(len(history), epochs):
+            losses = []
+            for images, targets in itertools.islice(batches, steps):
+                losses.append(float(step(images, targets)))
+                advance(1)
+            if not np.isfinite(losses).all():
+                raise UserError(f"{title}: the loss became NaN or infinite; lower compress.learning_rate")
+            if callback is not None:
+                callback.on_epoch_end(epoch)
+            history.append({"loss": float(np.mean(losses))})
+            checkpoint.save(lessons.folder, state, lessons.fingerprint, history)
+    checkpoint.remove(lessons.folder)
+
+
+class _State:
+    """The variables of a twin and its optimizer, as `checkpoint` looks for them."""
+
+    def __init__(self, twin: Any, optimizer: Any):
+        self.variables = list({id(variable): variable for variable in twin.variables}.values())
+        self.optimizer = SimpleNamespace(built=True, variables=list(optimizer.variables))

@@ -1,0 +1,151 @@
+"""`python -m tfigkd.predict MODEL.tflite IMAGE…`: the likeliest classes of pictures, by LiteRT, Pillow and NumPy alone.
+
+python -m tfigkd.predict runs/ig_kd/0/export/student.int8.tflite cat.png dog.png --top 3
+"""
+
+import argparse
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tfigkd.contract import contract_path, read_contract
+from tfigkd.data.pictures import decode, reading
+from tfigkd.errors import UserError
+from tfigkd.litert import dequantize, input_values, open_classifier
+
+
+def read_labels(path: Path) -> list[str]:
+    """Class names from a text file, one a line.
+
+    Raises:
+        UserError: the file is missing or no text.
+    """
+    if not path.is_file():
+        raise UserError(f"no label file {path}; give a text file with one class name a line")
+    with reading(f"label file {path}", "save it as UTF-8 text with one class name a line"):
+        return path.read_text(encoding="utf-8").splitlines()
+
+
+def class_names(model: Path, classes: int, labels: Path | None = None) -> list[str]:
+    """Names of the classes: from a label file, else from the contract beside the model, else their numbers.
+
+    Raises:
+        UserError: there is not one name for each class, or the contract is of another file.
+    """
+    contract = read_contract(model)
+    if labels is not None:
+        names, where = read_labels(labels), labels
+    elif contract is not None and contract["class_names"] is not None:
+        names, where = contract["class_names"], contract_path(model)
+    else:
+        return [f"class {index}" for index in range(classes)]
+    if len(names) != classes:
+        raise UserError(f"{where} names {len(names)} classes, {model} has {classes}; give one name for each, in order")
+    return names
+
+
+def read_picture(path: Path, shape: Sequence[int], *, resize: bool = False, drop_alpha: bool = False) -> np.ndarray:
+    """A picture as a model takes it.
+
+    Args:
+        path: Any format that Pillow reads.
+        shape: (H, W, C), with one channel or three.
+        resize: Stretch a picture of another size; without it such a one is refused.
+        drop_alpha: Read the colors of transparent pixels as if they were opaque; without it they are refused.
+
+    Returns:
+        uint8 [H,W,C].
+
+    Raises:
+        UserError: the picture cannot be read, is transparent, or has another size.
+    """
+    from PIL import Image
+
+    if not path.is_file():
+        raise UserError(f"no picture {path}; give the path of a file")
+    if not drop_alpha and _transparent(path):
+        raise UserError(f"picture {path} has transparent pixels; flatten it, or give --drop-alpha to ignore them")
+    picture = Image.fromarray(decode(path, str(path)))
+    height, width, channels = (int(size) for size in shape)
+    if picture.size != (width, height):
+        if not resize:
+            size = f"{picture.width}x{picture.height}"
+            raise UserError(f"picture {path} is {size}, the model takes {width}x{height}; give --resize to stretch it")
+        picture = picture.resize((width, height), Image.Resampling.BILINEAR)
+    return np.asarray(picture.convert("L"))[..., None] if channels == 1 else np.asarray(picture)
+
+
+def _transparent(path: Path) -> bool:
+    from PIL import Image
+
+    with reading(f"picture {path}", "replace or remove it"), Image.open(path) as file:
+        if not file.has_transparency_data:
+            return False
+        return bool(np.asarray(file.convert("RGBA"))[..., 3].min() < 255)
+
+
+def probabilities(logits: np.ndarray) -> np.ndarray:
+    """Softmax of logits [K]."""
+    powers = np.exp(logits.astype(np.float64) - logits.max())
+    return powers / powers.sum()
+
+
+def predictions(interpreter: Any, pictures: Sequence[np.ndarray]) -> Iterator[tuple[np.ndarray, float]]:
+    """Probabilities [K] and milliseconds of each picture, uint8 [H,W,C]."""
+    source, sink = interpreter.get_input_details()[0], interpreter.get_output_details()[0]
+    for picture in pictures:
+        interpreter.set_tensor(source["index"], input_values(picture[None], source))
+        start = time.perf_counter()
+        interpreter.invoke()
+        milliseconds = 1e3 * (time.perf_counter() - start)
+        yield probabilities(dequantize(interpreter.get_tensor(sink["index"]), sink)[0]), milliseconds
+
+
+def run(options: argparse.Namespace) -> None:
+    """Print the likeliest classes of each picture.
+
+    Raises:
+        UserError: the file, its contract, the labels or a picture do not fit.
+    """
+    if options.top < 1 or (options.threads is not None and options.threads < 1):
+        raise UserError("--top and --threads must be at least 1")
+    interpreter = open_classifier(options.model, threads=options.threads)
+    shape = interpreter.get_input_details()[0]["shape"][1:]
+    classes = int(interpreter.get_output_details()[0]["shape"][-1])
+    names = class_names(options.model, classes, options.labels)
+    adapt = {"resize": options.resize, "drop_alpha": options.drop_alpha}
+    pictures = [read_picture(path, shape, **adapt) for path in options.images]
+    width = max(map(len, names))
+    for path, (shares, milliseconds) in zip(options.images, predictions(interpreter, pictures), strict=True):
+        print(f"{path}  ({milliseconds:.2f} ms)")
+        for index in np.argsort(-shares, kind="stable")[: options.top]:
+            print(f"  {names[index]:<{width}}  {100 * shares[index]:6.2f} %")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Predict and print; returns the exit status."""
+    parser = argparse.ArgumentParser(
+        prog="python -m tfigkd.predict", description="The likeliest classes of pictures, by a LiteRT file."
+    )
+    parser.add_argument("model", type=Path, help="a .tflite classifier; class names come from the .json beside it")
+    parser.add_argument("images", type=Path, nargs="+", metavar="IMAGE", help="pictures")
+    parser.add_argument("--top", type=int, default=5, help="classes shown a picture")
+    parser.add_argument("--labels", type=Path, help="text file with one class name a line")
+    parser.add_argument("--resize", action="store_true", help="stretch pictures to the size that the model takes")
+    parser.add_argument("--drop-alpha", action="store_true", help="ignore transparency")
+    parser.add_argument("--threads", type=int, help="threads of the interpreter (default: all cores)")
+    options = parser.parse_args(arguments)
+    try:
+        run(options)
+    except (UserError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
