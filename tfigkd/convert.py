@@ -65,7 +65,7 @@ def check_calibration(images: np.ndarray, image_shape: tuple[int, ...]) -> None:
             f"calibration images are {images.dtype}{spread}; expected uint8 pixels 0 to 255, as data.py reads them"
         )
     if images.ndim != 4 or images.shape[1:] != image_shape or not len(images):
-        expected = ", ".join(map(str, image_shape))
+        expected = ",".join(map(str, image_shape))
         raise UserError(f"calibration images have the shape {images.shape}; expected [N,{expected}] and at least one")
     if images.max() - images.min() < 2:
         raise UserError(
