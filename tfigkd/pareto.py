@@ -12,8 +12,8 @@ from pathlib import Path
 from statistics import fmean, median, stdev
 
 from tfigkd import console
-from tfigkd.convert import FORMATS
 from tfigkd.errors import UserError
+from tfigkd.fields import FORMATS
 from tfigkd.workdir import atomic, write_text
 
 MARKERS = "osD^v<>Pphd8X*"
