@@ -1,15 +1,20 @@
 """LiteRT files say what their Keras model says, and the gate stops those that do not."""
 
+import json
+import re
+
 import keras
 import numpy as np
 import pytest
 
-from tfigkd import export, models
-from tfigkd.convert import convert
+from tfigkd import models
+from tfigkd.contract import read_contract
+from tfigkd.convert import FORMATS, convert
 from tfigkd.data import load
 from tfigkd.distiller import Distiller
 from tfigkd.errors import UserError
-from tfigkd.exporting import parity
+from tfigkd.export import main
+from tfigkd.exporting import check_parity, export_file, parity
 from tfigkd.fields import ExportConfig
 from tfigkd.layers import with_stock_layers
 from tfigkd.litert import dequantize, litert_predictor, open_litert, quantize
@@ -35,7 +40,7 @@ def student(data):
 @pytest.fixture(scope="module")
 def files(student, data, tmp_path_factory):
     folder = tmp_path_factory.mktemp("export")
-    for format in export.FORMATS:
+    for format in FORMATS:
         (folder / f"{format}.tflite").write_bytes(convert(student, format, data.validation.images[:64]))
     return folder
 
@@ -74,15 +79,32 @@ def test_the_gate_stops_a_file_of_another_model(files, data):
     keras.utils.set_random_seed(9)
     other = models.mobilenet_v2(10, 15, input_shape=(8, 8, 3), width=0.5)
     reference = 10 * predict_logits(other, data.validation.images)
-    for format in export.FORMATS:
+    for format in FORMATS:
         report = parity(files / f"{format}.tflite", data.validation, reference)
         with pytest.raises(UserError, match=r"export: x\.tflite .*export\."):
-            export._gate("x.tflite", format, report, reference, ExportConfig())
+            check_parity("x.tflite", format, report, reference, ExportConfig())
 
 
-def test_int8_needs_calibration(student):
-    with pytest.raises(ValueError, match="calibration"):
-        convert(student, "int8")
+def test_what_breaks_its_bound_is_not_written(student, data, tmp_path):
+    path = tmp_path / "student.tflite"
+    with pytest.raises(UserError, match=r"student\.tflite agrees .* export.min_int8_agreement = 1.1"):
+        export_file(path, student, "int8", data, ExportConfig(min_int8_agreement=1.1))
+    with pytest.raises(UserError, match=r"export\.max_float16_difference = 0\.0"):
+        export_file(path, student, "float16", data, ExportConfig(max_float16_difference=0.0))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_report_is_written_beside_the_file(student, data, tmp_path):
+    path = tmp_path / "student.int8.tflite"
+    report = export_file(path, student, "int8", data, ExportConfig(calibration_examples=20))
+    contract = read_contract(path)
+    assert contract["parity"] == report | {"on": "validation"}
+    assert contract["calibration"] == {"split": "validation", "examples": 20}
+    assert contract["data"] == {"name": "digits", "fingerprint": data.fingerprint}
+    assert contract["class_names"] == list(data.class_names)
+    labels = data.validation.labels
+    assert report["accuracy"] == (litert_predictor(path)(data.validation.images).argmax(1) == labels).mean()
+    assert report["keras_accuracy"] == (predict_logits(student, data.validation.images).argmax(1) == labels).mean()
 
 
 def test_a_file_that_is_no_model_gives_one_line(tmp_path):
@@ -90,3 +112,82 @@ def test_a_file_that_is_no_model_gives_one_line(tmp_path):
     path.write_bytes(b"nothing of the kind")
     with pytest.raises(UserError, match="not a LiteRT file"):
         litert_predictor(path)
+
+
+def own_models(folder):
+    """A user's classifier that ends in softmax and scales its pixels, and the same with an open image size."""
+    keras.utils.set_random_seed(0)
+    for name, size in (("own", 8), ("open", None)):
+        inputs = keras.Input((size, size, 3))
+        x = keras.layers.Conv2D(8, 3, activation="relu")(keras.layers.Rescaling(1 / 255)(inputs))
+        outputs = keras.layers.Dense(10, activation="softmax")(keras.layers.GlobalAveragePooling2D()(x))
+        keras.Model(inputs, outputs).save(folder / f"{name}.keras")
+
+
+@pytest.fixture(scope="module")
+def shop(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("own")
+    own_models(folder)
+    return folder
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_the_command_exports_a_users_model(shop, capsys, format):
+    output = shop / f"own.{format}.tflite"
+    arguments = [str(shop / "own.keras"), "--format", format, "--data", "digits", "--input-range", "0", "255"]
+    assert main([*arguments, "--output", str(output)]) == 0
+    assert re.search(r"kB; on 140 validation images: agreement with Keras \d", capsys.readouterr().out)
+    contract = read_contract(output)
+    assert contract["format"] == format
+    assert contract["input"]["range"] == [0.0, 1.0]
+    assert contract["input"]["dtype"] == {"int8": "int8", "int16x8": "int16"}.get(format, "float32")
+    # the file takes [0,1] and gives the logits under the softmax of a model that takes [0,255]
+    images = load("digits").validation.images
+    expected = keras.saving.load_model(shop / "own.keras")(images.astype("float32"), training=False).numpy()
+    logits = litert_predictor(output)(images)
+    shares = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    np.testing.assert_allclose(shares, expected, atol=0.02)
+
+
+def test_the_command_without_data(shop, capsys):
+    arguments = ["--format", "float16", "--output", str(shop / "noise.tflite"), "--image-size", "8"]
+    assert main([str(shop / "open.keras"), *arguments]) == 0
+    assert "on noise, as there is no --data" in capsys.readouterr().out
+    contract = json.loads((shop / "noise.json").read_text())
+    assert contract["parity"]["on"] == "noise"
+    assert contract["class_names"] is None
+
+
+def refusal(capsys, *arguments):
+    assert main([str(argument) for argument in arguments]) == 1
+    error = capsys.readouterr().err
+    assert re.fullmatch(r"error: [^\n]*\n", error)
+    return error
+
+
+def test_what_the_command_refuses(shop, capsys, tmp_path):
+    int8, output = ("--format", "int8"), ("--output", tmp_path / "x.tflite")
+    own = shop / "own.keras"
+    assert "int8 needs calibration images; give --data DATASET" in refusal(capsys, own, *int8, *output)
+    assert "takes images of any size" in refusal(capsys, shop / "open.keras", *int8, *output)
+    assert "no model file" in refusal(capsys, shop / "absent.keras", *int8, *output)
+    assert "must end in .tflite" in refusal(capsys, own, *int8, "--output", tmp_path / "x.bin")
+    assert "no folder" in refusal(capsys, own, *int8, "--output", tmp_path / "absent" / "x.tflite")
+    line = refusal(capsys, own, *int8, *output, "--data", "digits", "--input-range", "1", "1")
+    assert "different values for black and white" in line
+    line = refusal(capsys, own, *int8, *output, "--data", "digits", "--calibration-examples", "0")
+    assert "calibration_examples must be positive" in line
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_command_refuses_data_that_do_not_fit(shop, capsys, tmp_path):
+    def archive(name, images, labels):
+        np.savez(tmp_path / name, x_train=images, y_train=labels, x_test=images, y_test=labels)
+        arguments = ("--format", "int8", "--output", tmp_path / "x.tflite", "--data", tmp_path / name)
+        return refusal(capsys, shop / "own.keras", *arguments)
+
+    pixels, labels = np.random.default_rng(0).integers(0, 256, (40, 8, 8, 3), dtype=np.uint8), np.arange(40) % 10
+    assert "x_train is float32; expected uint8 pixels" in archive("scaled.npz", pixels / np.float32(255), labels)
+    assert "hold pixels from 0 to 1 alone, as if scaled" in archive("dark.npz", pixels // 128, labels)
+    assert "has 10 classes" in archive("classes.npz", pixels, labels % 5)
+    assert not (tmp_path / "x.tflite").exists()

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Iterator
-from typing import Any, get_args
+from typing import Any
 
 import keras
 import numpy as np
@@ -10,11 +10,10 @@ import numpy as np
 from tfigkd.data import to_model_input
 from tfigkd.data.pictures import one_line
 from tfigkd.errors import UserError
-from tfigkd.fields import Format
+from tfigkd.fields import FORMATS, Format
 from tfigkd.litert import float_operations, float_tensors
 from tfigkd.quiet import quiet_stderr
 
-FORMATS: tuple[Format, ...] = get_args(Format)
 CALIBRATED: tuple[Format, ...] = ("int8", "int16x8")
 
 
@@ -65,7 +64,7 @@ def check_calibration(images: np.ndarray, image_shape: tuple[int, ...]) -> None:
             f"calibration images are {images.dtype}{spread}; expected uint8 pixels 0 to 255, as data.py reads them"
         )
     if images.ndim != 4 or images.shape[1:] != image_shape or not len(images):
-        expected = ", ".join(map(str, image_shape))
+        expected = ",".join(map(str, image_shape))
         raise UserError(f"calibration images have the shape {images.shape}; expected [N,{expected}] and at least one")
     if images.max() - images.min() < 2:
         raise UserError(
@@ -116,7 +115,11 @@ def _run(frozen: Any, format: Format, calibration: np.ndarray | None = None) -> 
             content = converter.convert()
         except Exception as error:  # the converter raises its own, RuntimeError and ValueError
             raise UserError(f"this model cannot be converted to {format}: {_reason(error)}") from error
-    if format in CALIBRATED and float_tensors(content):
+    try:
+        floats = float_tensors(content)
+    except UserError as error:  # such as biases that overflow beside the tiny activations of an untrained network
+        raise UserError(f"this model cannot be converted to {format}: {error}") from error
+    if format in CALIBRATED and floats:
         # the converter leaves what it cannot quantize in floats, without a word
         kinds = ", ".join(float_operations(content)) or "some operations"
         raise UserError(f"this model cannot be converted to {format}: {kinds} would stay in floats; use another format")

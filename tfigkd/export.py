@@ -8,11 +8,11 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 from tfigkd import console
 from tfigkd.errors import UserError
-from tfigkd.fields import ExportConfig, Format
+from tfigkd.fields import FORMATS, ExportConfig
 
 
 def _load(options: argparse.Namespace) -> tuple[Any, Any]:
@@ -80,7 +80,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         prog="python -m tfigkd.export", description="Convert a Keras image classifier to a LiteRT file."
     )
     parser.add_argument("model", help="a .keras file: images to logits or softmax probabilities")
-    parser.add_argument("--format", required=True, choices=get_args(Format))
+    parser.add_argument("--format", required=True, choices=FORMATS)
     parser.add_argument("--output", type=Path, required=True, help="the .tflite file; its contract goes beside it")
     parser.add_argument("--data", help="tfds name, digits, .npz or image folder: calibrates and checks, by validation")
     parser.add_argument("--data-dir", help="prepared tfds directory (default: TFDS_DATA_DIR)")

@@ -1,7 +1,7 @@
 """Every field of an experiment: frozen dataclasses with defaults, units and ranges. The defaults are the papers'."""
 
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Literal, get_args
 
 from tfigkd.compress.fields import CompressConfig
 from tfigkd.loss_fields import LossesConfig, require, require_seed
@@ -258,6 +258,7 @@ class LedgerConfig:
 
 
 Format = Literal["float32", "float16", "dynamic", "int8", "int16x8"]
+FORMATS: tuple[Format, ...] = get_args(Format)
 
 
 @dataclass(frozen=True)

@@ -36,8 +36,10 @@ def open_litert(model: Path | bytes, *, threads: int | None = None, delegates: b
             interpreter = Interpreter(**options)
             interpreter.allocate_tensors()
         except (ValueError, RuntimeError) as error:
-            name = "this content" if isinstance(model, bytes) else model
-            raise UserError(f"{name} is not a LiteRT file: {' '.join(str(error).split())}; export it anew") from error
+            reason = " ".join(str(error).split())
+            if isinstance(model, bytes):
+                raise UserError(f"LiteRT refuses it: {reason}") from error
+            raise UserError(f"{model} is not a LiteRT file: {reason}; export it anew") from error
     return interpreter
 
 

@@ -11,9 +11,8 @@ from rich.table import Table
 
 from tfigkd import console
 from tfigkd.config import fingerprint, to_mapping
-from tfigkd.convert import FORMATS
 from tfigkd.exporting import file_name
-from tfigkd.fields import Config
+from tfigkd.fields import FORMATS, Config
 from tfigkd.provenance import commit, hardware, versions
 from tfigkd.teacher import require_teacher
 from tfigkd.workdir import Workdir, read_manifest, require, write_text

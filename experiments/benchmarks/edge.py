@@ -1,0 +1,131 @@
+"""From weights to edge files: what each format keeps of the published networks, and what every size costs.
+
+    python experiments/benchmarks/edge.py --data-dir DIR --weights DIR
+
+Appends to experiments/results/edge.csv one row for each network and format: the published networks with accuracy on
+the 10,000 test images, by Keras and by the file; MobileNet-V2 whole and with 3 to 17 blocks dropped, untrained, for
+latency and size alone, which do not depend on what the weights say. All latencies are taken in one run, the files taking turns;
+`ratio_*` is the latency of the whole MobileNet-V2 in float32 over that of the file. Fails when float32 is more than
+0.02 points from Keras on test, or int8 more than 0.5 points below it.
+
+`--job files` and `--job rows` do the two halves: converting and scoring may share the machine, timing may not.
+The published networks have seen all of train, and so the images that calibrate them.
+"""
+
+import argparse
+import json
+import shlex
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+
+from tfigkd import benchmark, data, models, provenance
+from tfigkd.convert import CALIBRATED, FORMATS, convert
+from tfigkd.exporting import export_file
+from tfigkd.fields import BenchmarkConfig, ExportConfig
+from tfigkd.layers import with_stock_layers
+from tfigkd.litert import litert_predictor
+from tfigkd.metrics import accuracy, predict_logits
+from tfigkd.models.cost import count_parameters
+
+RESULTS = Path(__file__).parents[1] / "results" / "edge.csv"
+IMAGENET = (models.IMAGENET_MEAN, models.IMAGENET_STD)
+PUBLISHED = {
+    "student_drop5_student": lambda: models.mobilenet_v2(drop_blocks=5),
+    "resnet20": lambda: models.resnet(20, normalization=IMAGENET),
+    "resnet56": lambda: models.resnet(56, normalization=IMAGENET),
+}
+DROPPED = (0, 3, 5, 7, 9, 11, 13, 15, 17)  # the papers' nine sizes, 1x to 1122x
+BOUNDS = {"float32": 0.0002, "int8": 0.005}
+UNKNOWN = ("keras_accuracy", "accuracy", "agreement", "n_test")
+PARITY = ("agreement", "kl", "max_difference", "mean_difference", "accuracy")
+
+
+def networks(weights: Path, images: np.ndarray) -> Iterator[tuple[str, keras.Model, bool]]:
+    """Name, network and whether it is trained; the whole MobileNet-V2 first, as the others are compared with it."""
+    keras.utils.set_random_seed(0)
+    for drop_blocks in DROPPED:
+        model = models.mobilenet_v2(drop_blocks=drop_blocks)
+        for _ in range(10):  # its batch normalization gets to know the images: integers need activations of usual size
+            model(data.to_model_input(images), training=True)
+        yield f"mobilenet_v2_drop{drop_blocks}", model, False
+    for name, build in PUBLISHED.items():
+        model = build()
+        models.load_torch_weights(model, weights / f"{name}.npz")
+        yield name, model, True
+
+
+def write_files(options: argparse.Namespace) -> None:
+    """Files of every network and format, and beside each what is known of it before it is timed."""
+    cifar10 = data.load("cifar10", directory=options.data_dir, download=False)
+    options.workdir.mkdir(parents=True, exist_ok=True)
+    calibration = cifar10.validation.images[: ExportConfig().calibration_examples]
+    for name, fused, trained in networks(options.weights, calibration[:64]):
+        model = with_stock_layers(fused)
+        reference = predict_logits(model, cifar10.validation.images) if trained else None
+        expected = predict_logits(model, cifar10.test.images) if trained else None
+        for format in FORMATS:
+            path = options.workdir / f"{name}.{format}.tflite"
+            columns: dict[str, Any] = {"model": name, "format": format, "trained": trained}
+            columns |= {"parameters": count_parameters(model)} | dict.fromkeys(UNKNOWN, "")
+            columns |= dict.fromkeys((f"validation_{key}" for key in PARITY), "")
+            if reference is None or expected is None:
+                path.write_bytes(convert(model, format, calibration if format in CALIBRATED else None))
+            else:
+                report = export_file(path, model, format, cifar10, ExportConfig(), reference=reference)
+                columns |= {f"validation_{key}": report[key] for key in PARITY}
+                columns |= scores(litert_predictor(path)(cifar10.test.images), expected, cifar10.test.labels)
+            path.with_suffix(".columns").write_text(json.dumps(columns))
+            print(*columns.values(), flush=True)
+
+
+def scores(logits: np.ndarray, expected: np.ndarray, labels: np.ndarray) -> dict[str, float | int]:
+    """What a file and its Keras model say of the test images."""
+    found = {"keras_accuracy": accuracy(expected, labels), "accuracy": accuracy(logits, labels)}
+    return found | {"agreement": accuracy(logits, expected.argmax(axis=1)), "n_test": len(labels)}
+
+
+def write_rows(options: argparse.Namespace) -> list[str]:
+    """Time all files, append rows, and say which bounds are broken."""
+    found = [json.loads(path.read_text()) for path in options.workdir.glob("*.columns")]
+    order = [f"mobilenet_v2_drop{drop_blocks}" for drop_blocks in DROPPED] + [*PUBLISHED]
+    found.sort(key=lambda columns: (order.index(columns["model"]), FORMATS.index(columns["format"])))
+    named = {options.workdir / f"{one['model']}.{one['format']}.tflite": one for one in found}
+    command = shlex.join(["python", "experiments/benchmarks/edge.py", *sys.argv[1:]])
+    config = BenchmarkConfig(options.runs, options.warmup)
+    broken = []
+    for row in benchmark.rows(named, config, command, repeat=options.repeat):
+        provenance.append_row(options.rows, row)
+        print(row["model"], row["format"], row["bytes"], row["ms_p50_1t"], row["ratio_1t"], row["accuracy"])
+        lost = (row["keras_accuracy"] or 0) - (row["accuracy"] or 0)
+        lost = abs(lost) if row["format"] == "float32" else lost
+        if lost > BOUNDS.get(row["format"], 1) + 1e-9:
+            broken.append(f"{row['model']} {row['format']}: {100 * lost:.2f} points from Keras on test")
+    return broken
+
+
+def main() -> int:
+    """Convert, score, time; returns the exit status."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
+    parser.add_argument("--data-dir", required=True, help="where tfds finds the prepared CIFAR-10")
+    parser.add_argument("--weights", type=Path, required=True, help="folder with the published .npz files")
+    parser.add_argument("--job", choices=("files", "rows", "all"), default="all")
+    parser.add_argument("--workdir", type=Path, default=Path("runs/edge"), help="where the files go")
+    parser.add_argument("--rows", type=Path, default=RESULTS, help="the .csv to append to")
+    parser.add_argument("--runs", type=int, default=100, help="timed inferences of each file, in each repetition")
+    parser.add_argument("--warmup", type=int, default=5)
+    parser.add_argument("--repeat", type=int, default=3, help="repetitions of the whole timing")
+    options = parser.parse_args()
+    if options.job != "rows":
+        write_files(options)
+    broken = write_rows(options) if options.job != "files" else []
+    print(*broken, sep="\n", file=sys.stderr)
+    return bool(broken)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

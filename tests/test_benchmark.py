@@ -1,0 +1,124 @@
+"""Latency, memory and contents of LiteRT files, and the rows made of them."""
+
+import csv
+import re
+
+import keras
+import numpy as np
+import pytest
+
+from tfigkd import models
+from tfigkd.benchmark import latencies, main, rows
+from tfigkd.contract import write_contract
+from tfigkd.convert import FORMATS, convert
+from tfigkd.fields import BenchmarkConfig
+from tfigkd.footprint import count_weights, footprint
+from tfigkd.models.cost import count_parameters, multiply_adds
+
+PIXELS = np.random.default_rng(0).integers(0, 256, (16, 8, 8, 3), dtype=np.uint8)
+QUICK = BenchmarkConfig(runs=12, warmup=2)
+
+
+@pytest.fixture(scope="module")
+def network():
+    """A network whose every weight and bias is there and not zero, as after training."""
+    keras.utils.set_random_seed(0)
+    model = models.mobilenet_v2(10, 16, input_shape=(8, 8, 3), normalization=(models.CIFAR10_MEAN, models.CIFAR10_STD))
+    generator = np.random.default_rng(0)
+    for layer in model.layers:
+        if layer.name != "normalization":
+            layer.set_weights([generator.uniform(0.5, 1, weight.shape) for weight in layer.get_weights()])
+    return model
+
+
+@pytest.fixture(scope="module")
+def files(network, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("files")
+    for format in FORMATS:
+        (folder / f"{format}.tflite").write_bytes(convert(network, format, PIXELS))
+    return folder
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_weights_and_multiply_adds_are_those_of_the_network(files, network, format):
+    weights, nonzero, products = count_weights(files / f"{format}.tflite")
+    folded = models.fold_batch_norm(network)
+    normalization = sum(weight.size for weight in network.get_layer("normalization").get_weights())
+    assert weights == count_parameters(folded) + normalization
+    assert products == multiply_adds(network)
+    assert nonzero == weights
+
+
+def test_zeros_are_counted_and_shrink_the_gzipped_file_alone(network, files, tmp_path):
+    sparse = keras.models.clone_model(network)
+    sparse.set_weights(network.get_weights())
+    generator, zeros = np.random.default_rng(1), 0
+    for layer in sparse.layers:
+        if isinstance(layer, keras.layers.Conv2D):
+            kernel = layer.get_weights()[0]
+            kept = generator.random(kernel.shape) < 0.25
+            layer.set_weights([kernel * kept])
+            zeros += int((~kept).sum())
+    path = tmp_path / "sparse.tflite"
+    path.write_bytes(convert(sparse, "float32"))
+    whole, pruned = footprint(files / "float32.tflite"), footprint(path)
+    assert pruned.weights == whole.weights
+    assert pruned.weights - pruned.nonzero_weights == zeros
+    assert pruned.bytes == pytest.approx(whole.bytes, rel=0.01)
+    assert pruned.gzip_bytes < 0.7 * whole.gzip_bytes
+
+
+def test_memory_grows_with_the_model(files, tmp_path):
+    large = tmp_path / "large.tflite"
+    inputs = keras.Input((8, 8, 3))
+    hidden = keras.layers.Dense(20_000)(keras.layers.Flatten()(inputs))
+    large.write_bytes(convert(keras.Model(inputs, keras.layers.Dense(200)(hidden)), "float32"))
+    small, much = (footprint(path).peak_memory for path in (files / "int8.tflite", large))
+    assert 0 < small < 20e6
+    assert much > large.stat().st_size > 30e6
+
+
+def test_every_file_is_timed_with_each_number_of_threads(files):
+    paths = [files / "float32.tflite", files / "int8.tflite"]
+    timed = latencies(paths, QUICK)
+    assert list(timed) == paths
+    for threads in timed.values():
+        assert list(threads) == [1, 2]
+        for percentiles in threads.values():
+            assert 0 < percentiles["p50"] <= percentiles["p90"] <= percentiles["p99"]
+
+
+def test_a_larger_network_takes_longer_in_the_same_run(files, tmp_path):
+    keras.utils.set_random_seed(0)
+    large = tmp_path / "large.tflite"
+    large.write_bytes(convert(models.mobilenet_v2(10, input_shape=(32, 32, 3)), "float32"))
+    first, second = rows({large: {}, files / "float32.tflite": {}}, BenchmarkConfig(20, 2, (1,)), "test", repeat=2)
+    assert (first["ratio_1t"], first["repeats"]) == (1.0, 2)
+    assert second["ratio_1t"] > 5
+
+
+def test_the_command_writes_rows_with_their_origin(files, tmp_path, capsys):
+    for format in ("float32", "int8"):
+        write_contract(files / f"{format}.tflite", None, format=format, parameters=123, parity={"agreement": 1.0})
+    table = tmp_path / "edge.csv"
+    arguments = [str(files / "float32.tflite"), str(files / "int8.tflite"), "--rows", str(table), "--data", "digits"]
+    assert main([*arguments, "--runs", "10", "--warmup", "1", "--threads", "1"]) == 0
+    assert len(re.findall(r"kB .*multiply-adds.* 1 thread .* ms .*accuracy", capsys.readouterr().out)) == 2
+    first, second = csv.DictReader(table.read_text().splitlines())
+    assert (first["format"], second["format"]) == ("float32", "int8")
+    assert (first["parameters"], first["parity_agreement"], first["n_test"]) == ("123", "1.0", "355")
+    assert 0 <= float(second["accuracy"]) <= 1
+    assert second["command"].startswith("python -m tfigkd.benchmark ")
+    assert all(first[name] for name in ("hardware", "versions", "ms_p99_1t", "gzip_bytes", "nonzero_weights"))
+
+
+def test_what_the_command_refuses(files, tmp_path, capsys):
+    (tmp_path / "bad.tflite").write_bytes(b"nothing of the kind")
+    for arguments, message in {
+        (str(tmp_path / "bad.tflite"),): "is not a LiteRT file",
+        (str(tmp_path / "absent.tflite"),): "no file",
+        (str(files / "int8.tflite"), "--threads", "0"): "benchmark.threads must be positive",
+        (str(files / "int8.tflite"), "--runs", "0"): "benchmark.runs must be positive",
+    }.items():
+        assert main(list(arguments)) == 1
+        assert re.fullmatch(rf"error: [^\n]*{message}[^\n]*\n", capsys.readouterr().err)

@@ -1,0 +1,124 @@
+"""Table and picture of accuracy against latency and size, from rows."""
+
+import csv
+import re
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tfigkd.errors import UserError
+from tfigkd.pareto import front, main, plot, read_points, table
+
+
+def write(path, *rows):
+    with open(path, "w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, list(dict.fromkeys(name for row in rows for name in row)))
+        writer.writeheader()
+        writer.writerows(rows)
+    return path
+
+
+def row(model, format, accuracy, milliseconds, size, parameters=100):
+    columns = {"model": model, "format": format, "accuracy": accuracy, "ms_p50_1t": milliseconds}
+    return columns | {"bytes": size, "parameters": parameters}
+
+
+def test_front_by_hand():
+    costs, accuracies = [1, 2, 2, 3, 4, 1], [0.5, 0.4, 0.8, 0.8, 0.9, 0.5]
+    # 1 is beaten by 0, 3 by 2 (cheaper, as accurate), 5 equals 0
+    assert front(costs, accuracies) == [0, 2, 4]
+    assert front([], []) == []
+
+
+def test_no_point_of_the_front_is_beaten_and_every_other_is():
+    generator = np.random.default_rng(0)
+    costs, accuracies = generator.random((2, 60))
+    kept = front(costs, accuracies)
+    for index in range(60):
+        rivals = [i for i in range(60) if i != index]
+        beaten = any(costs[i] <= costs[index] and accuracies[i] >= accuracies[index] for i in rivals)
+        assert beaten == (index not in kept)
+
+
+@pytest.fixture
+def rows(tmp_path):
+    return write(
+        tmp_path / "rows.csv",
+        row("large", "float32", 0.94, 3.0, 8000, 2000),
+        row("large", "int8", 0.92, 1.0, 2000, 2000),
+        row("small", "float32", 0.90, 1.5, 1000),
+        row("small", "float32", 0.91, 1.7, 1000),
+        row("small", "int8", 0.85, 0.5, 500),
+        row("untrained", "int8", "", 0.1, 100),
+    )
+
+
+def test_rows_of_one_model_and_format_are_one_point(rows):
+    points = read_points([rows])
+    assert [(point.model, point.format, point.n) for point in points] == [
+        ("large", "float32", 1),
+        ("large", "int8", 1),
+        ("small", "float32", 2),
+        ("small", "int8", 1),
+    ]
+    assert points[2].accuracy == pytest.approx(0.905)
+    assert points[2].deviation == pytest.approx(0.01 / np.sqrt(2))
+    assert points[2].milliseconds == pytest.approx(1.6)
+    assert points[0].deviation is None
+
+
+def test_accuracy_and_latency_may_come_from_different_files(tmp_path):
+    timed = write(tmp_path / "timed.csv", row("a", "int8", "", 2.0, 1000))
+    scored = write(tmp_path / "scored.csv", *(row("a", "int8", value, "", "") for value in (0.7, 0.9)))
+    (point,) = read_points([timed, scored])
+    assert (point.accuracy, point.n, point.milliseconds, point.bytes) == (pytest.approx(0.8), 2, 2.0, 1000)
+
+
+def test_rows_of_runs_are_read_as_they_are(tmp_path):
+    columns = {"arm": "ig_kd", "student_parameters": 50, "student_int8_bytes": 10, "student_int8_ms": 0.3}
+    columns |= {"student_int8_accuracy": 0.8, "student_float32_accuracy": 0.9}  # no float32 file: no point
+    (point,) = read_points([write(tmp_path / "rows.csv", columns)])
+    assert (point.model, point.format, point.accuracy, point.parameters) == ("ig_kd", "int8", 0.8, 50)
+
+
+def test_the_table_marks_both_fronts(rows):
+    lines = table(read_points([rows])).splitlines()
+    assert lines[2] == "| large | float32 | 2,000 | 94.00 % | 1 | 3.00 ms * | 8.0 kB * |"
+    assert lines[3] == "| large | int8 | 2,000 | 92.00 % | 1 | 1.00 ms * | 2.0 kB * |"
+    # slower and less accurate than large int8, but smaller
+    assert lines[4] == "| small | float32 | 100 | 90.50 ± 0.71 % | 2 | 1.60 ms | 1.0 kB * |"
+    assert lines[5] == "| small | int8 | 100 | 85.00 % | 1 | 0.50 ms * | 0.5 kB * |"
+
+
+def test_the_picture_shows_something(rows, tmp_path):
+    picture = tmp_path / "pareto.png"
+    plot(read_points([rows]), picture)
+    pixels = np.asarray(Image.open(picture).convert("RGB"))
+    assert pixels.shape[1] > pixels.shape[0] > 300
+    assert len(np.unique(pixels.reshape(-1, 3), axis=0)) > 50
+
+
+def test_the_command(rows, tmp_path, capsys):
+    assert main([str(rows), "--output", str(tmp_path / "p.svg"), "--table", str(tmp_path / "p.md")]) == 0
+    assert (tmp_path / "p.md").read_text() == table(read_points([rows]))
+    assert "<svg" in (tmp_path / "p.svg").read_text()
+    assert main([str(rows)]) == 0
+    assert capsys.readouterr().out.startswith("| model | format |")
+
+
+def test_what_is_refused(rows, tmp_path, capsys):
+    write(tmp_path / "other.csv", {"format": "int8", "x": 1})
+    write(tmp_path / "unscored.csv", row("a", "int8", "", 1, 1))
+    (tmp_path / "bytes.csv").write_bytes(b"\xff\xfe\x00")
+    for arguments, message in {
+        (str(tmp_path / "absent.csv"),): "cannot read rows",
+        (str(tmp_path / "bytes.csv"),): "cannot read rows",
+        (str(tmp_path / "other.csv"),): "expected a .csv of tfigkd.benchmark",
+        (str(tmp_path / "unscored.csv"),): "no model has both an accuracy and a size",
+        (str(rows), "--output", str(tmp_path / "p.txt")): "must end in .png, .svg or .pdf",
+    }.items():
+        assert main(list(arguments)) == 1
+        assert re.fullmatch(rf"error: [^\n]*{message}[^\n]*\n", capsys.readouterr().err)
+    with pytest.raises(UserError):
+        read_points([])

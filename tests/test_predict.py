@@ -1,0 +1,182 @@
+"""`python -m tfigkd.predict`: right, without TensorFlow, and one line for what does not fit."""
+
+import json
+import re
+import subprocess
+import sys
+
+import keras
+import numpy as np
+import pytest
+from PIL import Image
+
+from tfigkd import models
+from tfigkd.contract import contract_path, read_contract, write_contract
+from tfigkd.convert import convert
+from tfigkd.data import to_model_input
+from tfigkd.errors import UserError
+from tfigkd.predict import main, probabilities
+
+NAMES = [f"kind {index}" for index in range(10)]
+RNG = np.random.default_rng(0)
+PIXELS = RNG.integers(0, 256, (16, 8, 8, 3), dtype=np.uint8)
+
+
+@pytest.fixture(scope="module")
+def network():
+    keras.utils.set_random_seed(0)
+    return models.resnet(8, 10, input_shape=(8, 8, 3))
+
+
+@pytest.fixture
+def folder(tmp_path, contents):
+    """float32.tflite and int8.tflite with contracts, and pictures."""
+    for format, content in contents.items():
+        path = tmp_path / f"{format}.tflite"
+        path.write_bytes(content)
+        write_contract(path, NAMES, format=format)
+    Image.fromarray(PIXELS[0]).save(tmp_path / "first.png")
+    Image.fromarray(PIXELS[1]).save(tmp_path / "second.png")
+    Image.fromarray(np.dstack([PIXELS[0], PIXELS[0, ..., 0]])).save(tmp_path / "transparent.png")
+    Image.fromarray(np.dstack([PIXELS[0], np.full((8, 8), 255, np.uint8)])).save(tmp_path / "opaque.png")
+    Image.fromarray(RNG.integers(0, 256, (20, 30, 3), dtype=np.uint8)).save(tmp_path / "large.png")
+    return tmp_path
+
+
+@pytest.fixture(scope="module")
+def contents(network):
+    return {format: convert(network, format, PIXELS) for format in ("float32", "int8")}
+
+
+def said(capsys, *arguments):
+    assert main([str(argument) for argument in arguments]) == 0
+    return capsys.readouterr().out
+
+
+def refusal(capsys, *arguments):
+    assert main([str(argument) for argument in arguments]) == 1
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert re.fullmatch(r"error: [^\n]*\n", captured.err)
+    return captured.err
+
+
+def test_top_classes_and_their_probabilities_are_keras_own(folder, network, capsys):
+    lines = said(
+        capsys, folder / "float32.tflite", folder / "first.png", folder / "second.png", "--top", 3
+    ).splitlines()
+    expected = keras.ops.softmax(network(to_model_input(PIXELS[:2]), training=False)).numpy()
+    for start, shares, name in zip((0, 4), expected, ("first", "second"), strict=True):
+        assert re.fullmatch(rf".*{name}\.png  \(\d+\.\d\d ms\)", lines[start])
+        order = np.argsort(-shares)[:3]
+        assert [line.split()[1] for line in lines[start + 1 : start + 4]] == [str(index) for index in order]
+        printed = [float(line.split()[2]) for line in lines[start + 1 : start + 4]]
+        np.testing.assert_allclose(printed, 100 * shares[order], atol=0.02)
+
+
+def test_probabilities_by_hand():
+    np.testing.assert_allclose(
+        probabilities(np.log(np.array([1, 2, 5], np.float32)) + 700), [1 / 8, 1 / 4, 5 / 8], 1e-4
+    )
+
+
+def test_neither_tensorflow_nor_keras_is_imported(folder):
+    """In an interpreter that refuses every package but the three that it is said to need."""
+    program = """
+import importlib.abc, runpy, sys
+allowed = {*sys.stdlib_module_names, "ai_edge_litert", "numpy", "PIL", "tfigkd"}
+class Refuse(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] not in allowed:
+            raise ImportError(f"{name} is not there")
+sys.meta_path.insert(0, Refuse())
+sys.argv = ["predict", *sys.argv[1:]]
+try:
+    runpy.run_module("tfigkd.predict", run_name="__main__")
+except SystemExit as end:
+    assert not end.code
+assert not {"tensorflow", "keras", "rich", "tyro", "sklearn"} & {*sys.modules}
+"""
+    command = [sys.executable, "-c", program, str(folder / "int8.tflite"), str(folder / "first.png")]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("kind") == 5
+    assert done.stderr == ""
+
+
+def test_pictures_that_do_not_fit(folder, capsys):
+    model = folder / "int8.tflite"
+    assert "large.png is 30x20, the model takes 8x8; give --resize" in refusal(capsys, model, folder / "large.png")
+    assert "has transparent pixels; flatten it" in refusal(capsys, model, folder / "transparent.png")
+    assert "no picture" in refusal(capsys, model, folder / "absent.png")
+    (folder / "text.png").write_text("no picture at all")
+    assert "cannot read picture" in refusal(capsys, model, folder / "text.png")
+    assert said(capsys, model, folder / "large.png", "--resize").count("kind") == 5
+    opaque, plain = (said(capsys, model, folder / name).splitlines()[1:] for name in ("opaque.png", "first.png"))
+    assert opaque == plain == said(capsys, model, folder / "transparent.png", "--drop-alpha").splitlines()[1:]
+
+
+def test_labels(folder, capsys):
+    model, picture, labels = folder / "int8.tflite", folder / "first.png", folder / "labels.txt"
+    labels.write_text("\n".join(f"name {index}" for index in range(10)) + "\n")
+    assert said(capsys, model, picture, "--labels", labels).count("name ") == 5
+    labels.write_text("only\nthree\nlines\n")
+    assert "labels.txt names 3 classes" in (line := refusal(capsys, model, picture, "--labels", labels))
+    assert "has 10; give one name for each" in line
+    labels.write_bytes(b"\xff\xfe\x00")
+    assert "cannot read label file" in refusal(capsys, model, picture, "--labels", labels)
+    assert "no label file" in refusal(capsys, model, picture, "--labels", folder / "absent.txt")
+    contract_path(model).unlink()
+    assert said(capsys, model, picture).count("class ") == 5
+
+
+def test_a_contract_of_the_wrong_length_or_damaged(folder, capsys):
+    model, picture = folder / "int8.tflite", folder / "first.png"
+    content = json.loads(contract_path(model).read_text())
+    contract_path(model).write_text(json.dumps(content | {"class_names": NAMES[:9]}))
+    assert "names 9 classes" in refusal(capsys, model, picture)
+    contract_path(model).write_text(json.dumps(content | {"class_names": 10}))
+    assert "has no list of class_names" in refusal(capsys, model, picture)
+    contract_path(model).write_text("{")
+    assert "is no contract of a file" in refusal(capsys, model, picture)
+
+
+def test_a_file_that_changed_after_its_contract(folder, capsys):
+    """Zeros in the middle of the weights: LiteRT runs such a file without a word."""
+    model = folder / "float32.tflite"
+    content = bytearray(model.read_bytes())
+    middle = len(content) // 2
+    content[middle : middle + 64] = bytes(64)
+    model.write_bytes(content)
+    assert "its checksum differs; export it anew" in refusal(capsys, model, folder / "first.png")
+
+
+@pytest.mark.parametrize("damage", [lambda content: content[:5000], lambda content: b"", lambda content: b"no model"])
+def test_a_corrupt_file_without_contract(folder, capsys, damage):
+    model = folder / "int8.tflite"
+    model.write_bytes(damage(model.read_bytes()))
+    contract_path(model).unlink()
+    assert "is not a LiteRT file" in refusal(capsys, model, folder / "first.png")
+    model.unlink()
+    assert "no file" in refusal(capsys, model, folder / "first.png")
+
+
+def test_a_file_that_is_no_classifier_of_images(folder, capsys):
+    inputs = keras.Input((4,))
+    network = keras.Model(inputs, keras.layers.Dense(2)(inputs))
+    (folder / "table.tflite").write_bytes(convert(network, "float32"))
+    assert "expected one image [1,H,W,3]" in refusal(capsys, folder / "table.tflite", folder / "first.png")
+
+
+def test_the_contract_states_input_and_output(folder):
+    contract = read_contract(folder / "int8.tflite")
+    assert contract["input"]["shape"] == [1, 8, 8, 3]
+    assert contract["input"]["dtype"] == contract["output"]["dtype"] == "int8"
+    scale, zero_point = (contract["input"]["quantization"][name] for name in ("scale", "zero_point"))
+    # 0 and 1, the ends of the range, are within the integers
+    assert -128 <= round(0 / scale) + zero_point <= round(1 / scale) + zero_point <= 127
+    assert contract["class_names"] == NAMES
+    assert "quantization" not in read_contract(folder / "float32.tflite")["input"]
+    with pytest.raises(UserError, match="no file"):
+        contract_path(folder / "gone.tflite").write_text(contract_path(folder / "int8.tflite").read_text())
+        read_contract(folder / "gone.tflite")
