@@ -37,7 +37,7 @@ width = 0.25
 attribution_examples = 0
 
 [training]
-epochs = 6
+epochs = 12
 batch_size = 16
 """
 STUDY = """
@@ -54,7 +54,7 @@ fast = "faster.toml"
 
 def write_tiny(folder):
     (folder / "tiny.toml").write_text(TINY)
-    (folder / "faster.toml").write_text(TINY.replace("epochs = 6", "epochs = 6\nlearning_rate = 5e-3"))
+    (folder / "faster.toml").write_text(TINY.replace("epochs = 12", "epochs = 12\nlearning_rate = 5e-3"))
     (folder / "pair.toml").write_text(STUDY)
 
 

@@ -8,6 +8,7 @@ the chief and the others workers: KERASTUNER_TUNER_ID (chief, worker-1, ...), KE
 KERASTUNER_ORACLE_PORT, the latter two the chief's; then give each the same command.
 """
 
+import contextlib
 import dataclasses
 import json
 import math
@@ -175,7 +176,9 @@ def try_out(options: Options, name: str, config: Config, folder: Path) -> float:
         keras.backend.clear_session()
         workdir = Workdir(folder / str(seed), options.teachers, seed)
         stages = "data,teacher,overlays,distill"
-        run(Command(name, workdir.run, options.teachers, stages, options.smoke, seed, config=config), name)
+        command = Command(name, workdir.run, options.teachers, stages, options.smoke, seed, config=config)
+        with open(make_folder(workdir.run) / "run.log", "a") as log, contextlib.redirect_stdout(log):
+            run(command, name)
         scores.append(require(workdir.stage("distill"), "distill")[OBJECTIVE])
     return sum(scores) / len(scores)
 
@@ -192,6 +195,12 @@ def _log_hparams(folder: Path, values: Mapping[str, Any], score: float) -> None:
         tf.summary.scalar(OBJECTIVE, score, step=1)
 
 
+def _words(values: Mapping[str, Any]) -> str:
+    """The values of a trial on one line."""
+    shown = {key: f"{value:.4g}" if isinstance(value, float) else str(value) for key, value in values.items()}
+    return "  ".join(f"{key} {value}" for key, value in shown.items())
+
+
 def _tuner(options: Options, name: str, config: Config, space: Sequence[Dimension], folder: Path) -> Any:
     import keras_tuner
 
@@ -205,6 +214,7 @@ def _tuner(options: Options, name: str, config: Config, space: Sequence[Dimensio
             except UserError as error:  # a loss became NaN, a range went too far: the next trial may do better
                 console.say(f"  trial {trial.trial_id} failed: {error}")
                 return {OBJECTIVE: math.nan}
+            console.say(f"  trial {trial.trial_id}: {100 * score:.2f} %  {_words(values)}")
             _log_hparams(folder / "tensorboard" / trial.trial_id, values, score)
             return {OBJECTIVE: score}
 
@@ -286,10 +296,9 @@ def _finish(oracle: Any, options: Options, config: Config, folder: Path, name: s
     trials = [trial for trial in oracle.get_best_trials(len(oracle.trials)) if trial.score is not None]
     if not trials:
         raise UserError(f"no trial of the search in {folder} came to an end; its files say why")
-    for trial in reversed(trials):
-        text = "  ".join(f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}"
-                         for key, value in trial.hyperparameters.values.items())  # fmt: skip
-        console.say(f"  {100 * trial.score:.2f} %  {text}")
+    console.say(f"{len(trials)} trials, best first:")
+    for trial in trials:
+        console.say(f"  trial {trial.trial_id}: {100 * trial.score:.2f} %  {_words(trial.hyperparameters.values)}")
     best = trials[0]
     values = {key: value for key, value in best.hyperparameters.values.items() if not key.startswith("tuner/")}
     chosen = override(config, values)
