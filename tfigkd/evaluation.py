@@ -16,6 +16,7 @@ from tfigkd.compress.stage import students
 from tfigkd.config import fingerprint
 from tfigkd.data import Dataset, Examples
 from tfigkd.data.stage import dataset
+from tfigkd.errors import UserError
 from tfigkd.exporting import export_identity
 from tfigkd.fields import Config
 from tfigkd.litert import litert_predictor
@@ -109,10 +110,23 @@ def _explanations(
     return results
 
 
+def _teacher(config: Config, workdir: Workdir) -> dict[str, keras.Model]:
+    """The teacher, where the student had one; a student from saved_models can be measured without it."""
+    if not config.needs_teacher:
+        return {}
+    try:
+        return {"teacher": load_teacher(config, workdir)}
+    except UserError as error:
+        if not workdir.saved:
+            raise
+        console.say(f"  without the teacher: {error}")
+        return {}
+
+
 def evaluate(config: Config, workdir: Workdir) -> None:
     """Stage `evaluate`: teacher, students and, where stage `export` has run, their files, on test by the same code."""
     data, folder = dataset(config.data), make_folder(workdir.stage("evaluate"))
-    roles = {"teacher": load_teacher(config, workdir)} if config.needs_teacher else {}
+    roles = _teacher(config, workdir)
     roles |= students(config, workdir)
     weights = {role: weights_fingerprint(model) for role, model in roles.items()}
     files = _exported(config, workdir, weights)

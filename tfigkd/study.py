@@ -3,6 +3,7 @@
 python -m tfigkd.study --experiment ablation --processes 4
 python -m tfigkd.study --experiment lowdata --teacher.weights weights/resnet56.npz
 python -m tfigkd.study collect
+python -m tfigkd.study report
 
 A study is one TOML file in experiments/studies. Arms of one seed share initial weights, order and crops, so seeds pair
 them. Every run has a folder of its own and holds it while it works: a second call, at once or after a kill, repeats
@@ -145,18 +146,19 @@ def read_study(name_or_file: str) -> Study:
     return study
 
 
-def _config(experiment: str, study: Study, size: str, seed: int, *, small: bool) -> Config:
-    config = read_experiment(experiment)[1]
+def _config(experiment: str, study: Study, size: str, seed: int, *, small: bool) -> tuple[str, Config]:
+    """The name of an arm's experiment, and its config at a size and seed."""
+    name, config = read_experiment(experiment)
     following: dict[str, Any] = {}
     for dotted in study.seed_fields:
         *tables, last = dotted.split(".")
         table = following
-        for name in tables:
-            table = table.setdefault(name, {})
+        for one in tables:
+            table = table.setdefault(one, {})
         table[last] = seed
     for changes in (study.overrides, study.sizes[size], following):
         config = from_mapping(Config, changes, base=config)
-    return smoke(config) if small else config
+    return name, smoke(config) if small else config
 
 
 def plan(study: Study, options: Options, flags: Sequence[str] = ()) -> list[Job]:
@@ -180,7 +182,7 @@ def plan(study: Study, options: Options, flags: Sequence[str] = ()) -> list[Job]
         for size in study.sizes:
             for arm in chosen:
                 experiment = study.arms[arm]
-                base = _config(experiment, study, size, seed, small=options.smoke)
+                name, base = _config(experiment, study, size, seed, small=options.smoke)
                 root = options.workdir / (f"{study.name}-smoke" if options.smoke else study.name)
                 command = Command(
                     experiment,
@@ -191,7 +193,7 @@ def plan(study: Study, options: Options, flags: Sequence[str] = ()) -> list[Job]
                     seed=seed,
                     config=parse(["--experiment", experiment, *flags], base)[0].config if flags else base,
                 )
-                jobs.append(Job(study.name, arm, size, experiment, command))
+                jobs.append(Job(study.name, arm, size, name, command))
     return jobs
 
 
@@ -322,10 +324,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        if arguments[:1] == ["collect"]:
-            from tfigkd import collect
+        if arguments[:1] in (["collect"], ["report"]):
+            from tfigkd import collect, study_report
 
-            return collect.main(arguments[1:])
+            return (collect if arguments[0] == "collect" else study_report).main(arguments[1:])
         options, flags = tyro.cli(
             Options, prog="python -m tfigkd.study", args=list(arguments), return_unknown_args=True, use_underscores=True
         )

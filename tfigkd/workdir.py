@@ -28,8 +28,13 @@ class Workdir:
     seed: int = 0
 
     def stage(self, name: str) -> Path:
-        """The folder of one stage of this run."""
-        return self.run / name
+        """The folder of one stage of this run; a run in saved_models keeps its student beside its manifest."""
+        return self.run if self.saved and name == "distill" else self.run / name
+
+    @property
+    def saved(self) -> bool:
+        """Whether this is a run of saved_models, reduced to its student."""
+        return (self.run / MANIFEST).is_file()
 
 
 def make_folder(folder: Path) -> Path:

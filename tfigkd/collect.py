@@ -1,0 +1,168 @@
+"""Bring what studies have finished into the checkout: rows to experiments/results, models to saved_models.
+
+python -m tfigkd.study collect
+python -m tfigkd.study collect --study lowdata --models lowdata_kd,lowdata_ig_kd
+
+Rows of smoke runs and of unfinished runs stay where they are. Collecting twice adds nothing.
+"""
+
+import csv
+import io
+import json
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import tyro
+
+from tfigkd import console
+from tfigkd.config import experiments_folder, from_mapping
+from tfigkd.errors import UserError
+from tfigkd.fields import Config
+from tfigkd.loss_fields import require
+from tfigkd.run import SETTINGS
+from tfigkd.study import ROWS
+from tfigkd.workdir import checksum, locked, make_folder, read_manifest, write_manifest, write_text
+
+KEY = ("study", "arm", "size", "seed")
+FILES = {"distill": "student.keras", "export": "student.int8.tflite"}
+
+
+@dataclass(frozen=True)
+class Options:
+    """Copy finished rows of studies to experiments/results/STUDY.csv and chosen models to saved_models."""
+
+    workdir: Path = Path("runs/studies")
+    """Where the studies' runs lie."""
+    teachers: Path = Path("runs/teachers")
+    """Where their teachers lie."""
+    into: Path | None = None
+    """The checkout. Default: the one this package lies in."""
+    study: str | None = None
+    """Only this study."""
+    models: str = ""
+    """Experiments whose students go to saved_models/EXPERIMENT/SEED, separated by commas, and their trained teacher."""
+
+
+def read_rows(path: Path) -> list[dict[str, str]]:
+    """The rows of a CSV file; none where there is no file.
+
+    Raises:
+        UserError: it is no CSV file.
+    """
+    if not path.is_file():
+        return []
+    try:
+        with open(path, newline="", encoding="utf-8") as file:
+            return list(csv.DictReader(file))
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f"{path}: not a table of results ({error})") from error
+
+
+def finished_runs(workdir: Path, study: str | None = None) -> list[tuple[Path, dict[str, str]]]:
+    """Folder and row of each finished run of studies that is no smoke run."""
+    found = []
+    for path in sorted(workdir.glob(f"{study or '*'}/*/*/{ROWS}")):
+        label, rows = path.parent / "job.json", read_rows(path)
+        if len(rows) != 1 or not label.is_file() or rows[0].get("smoke") != "False":
+            continue
+        job = json.loads(label.read_text(encoding="utf-8"))
+        row = rows[0]
+        leading = {"study": job["study"], "experiment": row["experiment"], "arm": job["arm"], "size": job["size"]}
+        found.append((path.parent, {**row, **leading, "command": job["command"]}))
+    return found
+
+
+def _key(row: dict[str, str]) -> tuple[Any, ...]:
+    return (row["study"], row["size"], int(row["seed"]), row["arm"])
+
+
+def merge_rows(path: Path, rows: Sequence[dict[str, str]]) -> int:
+    """Put rows into a table, in the place of older ones of the same run; returns how many are new or changed."""
+    make_folder(path.parent)
+    with locked(path.parent, wait=True):
+        before = {_key(row): row for row in read_rows(path)}
+        after = before | {_key(row): {name: str(value) for name, value in row.items()} for row in rows}
+        columns = list(
+            dict.fromkeys([*KEY[:1], "experiment", *KEY[1:], *(name for row in after.values() for name in row)])
+        )
+        lines = [{name: after[key].get(name, "") for name in columns} for key in sorted(after)]
+        padded = {key: {name: row.get(name, "") for name in columns} for key, row in before.items()}
+        changed = sum(padded.get(_key(row)) != row for row in lines)
+        if changed:
+            _write(path, columns, lines)
+    (path.parent / ".lock").unlink(missing_ok=True)
+    return changed
+
+
+def _write(path: Path, columns: list[str], lines: list[dict[str, str]]) -> None:
+    buffer = io.StringIO()
+    writer = csv.DictWriter(buffer, columns, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(lines)
+    write_text(path, buffer.getvalue())
+
+
+def save_student(run: Path, row: dict[str, str], into: Path) -> Path:
+    """Copy a run's student, its int8 file where it has one, and its manifest to a folder of saved_models."""
+    folder = make_folder(into / row["experiment"] / row["seed"])
+    trained = read_manifest(run / "distill")
+    require(trained is not None, "collect: no trained student", str(run))
+    assert trained is not None
+    files = {}
+    for stage, name in FILES.items():
+        source = run / stage / name
+        if source.is_file():
+            shutil.copyfile(source, folder / name)
+            files[name] = checksum(folder / name)
+    shutil.copyfile(run / SETTINGS, folder / SETTINGS)
+    outputs = {name: value for name, value in trained.items() if name not in ("fingerprint", "files")}
+    write_manifest(folder, trained["fingerprint"], files=files, **outputs, row=row)
+    return folder
+
+
+def save_teacher(run: Path, teachers: Path, into: Path) -> Path | None:
+    """Copy the teacher of a run to saved_models/teacher, if this project trained it; None otherwise."""
+    settings = json.loads((run / SETTINGS).read_text(encoding="utf-8"))
+    config = from_mapping(Config, settings["config"])
+    if not config.needs_teacher or config.teacher.weights is not None:
+        return None
+    with console.quiet_stderr():  # TensorFlow greets
+        from tfigkd.teacher import FILE, teacher_fingerprint
+    source = teachers / teacher_fingerprint(config)
+    manifest = read_manifest(source)
+    if manifest is None:
+        return None
+    folder = make_folder(into / "teacher")
+    shutil.copyfile(source / FILE, folder / FILE)
+    outputs = {name: value for name, value in manifest.items() if name not in ("fingerprint", "files")}
+    write_manifest(folder, manifest["fingerprint"], files={FILE: checksum(folder / FILE)}, **outputs)
+    return folder
+
+
+def collect(options: Options) -> None:
+    """Copy rows, and the models that are asked for."""
+    checkout = options.into or experiments_folder().parent
+    runs = finished_runs(options.workdir, options.study)
+    if not runs:
+        raise UserError(f"no finished run of a study in {options.workdir}; run one first, or give --workdir")
+    for name in sorted({row["study"] for _, row in runs}):
+        rows = [row for _, row in runs if row["study"] == name]
+        path = checkout / "experiments" / "results" / f"{name}.csv"
+        console.say(f"{name}: {len(rows)} finished runs, {merge_rows(path, rows)} new in {path}")
+    wanted = {name for name in options.models.split(",") if name}
+    known = {row["experiment"] for _, row in runs}
+    if wanted - known:
+        raise UserError(f"no finished run of {', '.join(sorted(wanted - known))}; finished: {', '.join(sorted(known))}")
+    for run, row in runs:
+        if row["experiment"] in wanted and not row["size"]:
+            console.say(f"  {save_student(run, row, checkout / 'saved_models')}")
+            save_teacher(run, options.teachers, checkout / "saved_models")
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Entry point of `python -m tfigkd.study collect`; returns the exit status."""
+    collect(tyro.cli(Options, prog="python -m tfigkd.study collect", args=list(arguments), use_underscores=True))
+    return 0

@@ -1,0 +1,337 @@
+"""Search for a better setting of any field, judged on validation; KerasTuner picks what is tried.
+
+python -m tfigkd.search --experiment ig_kd --tuner bayesian --trials 30
+python -m tfigkd.search --experiment kd --tuner hyperband --vary losses.kd.weight=0.1:0.9 --vary view.kind=plain,views
+
+The same command goes on after a stop. For several processes or machines, KerasTuner's own variables make one of them
+the chief and the others workers: KERASTUNER_TUNER_ID (chief, worker-1, ...), KERASTUNER_ORACLE_IP and
+KERASTUNER_ORACLE_PORT, the latter two the chief's; then give each the same command.
+"""
+
+import contextlib
+import dataclasses
+import json
+import math
+import os
+import signal
+import sys
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import tyro
+
+from tfigkd import console
+from tfigkd.config import closest, differences, override, read_experiment, smoke, to_mapping
+from tfigkd.errors import UserError
+from tfigkd.fields import Config
+from tfigkd.run import Command, parse, run
+from tfigkd.workdir import Workdir, locked, make_folder, require, write_text
+
+OBJECTIVE = "validation_accuracy"
+# where no --vary is given; of these, the fields of terms that the experiment switches on
+SPACE = (
+    "losses.kd.weight=0.01:0.95",
+    "losses.kd.temperature=1:8:log",
+    "overlay.probability=0.02:0.5:log",
+    "overlay.max_exponent=1:3",
+    "losses.at.weight=0.1:3000:log",
+    "training.learning_rate=3e-4:1e-2:log",
+)
+
+
+@dataclass(frozen=True)
+class Dimension:
+    """What is tried of one field: a range of numbers, on a linear or logarithmic scale, or a list of values."""
+
+    field: str
+    values: tuple[Any, ...]
+    scale: Literal["choice", "linear", "log"]
+
+
+@dataclass(frozen=True)
+class Options:
+    """Search an experiment's fields for the best validation accuracy; any other flag is a field that is held fixed."""
+
+    experiment: str
+    """Name of a shipped experiment or path of a .toml file."""
+    tuner: Literal["hyperband", "bayesian", "random"] = "bayesian"
+    """How KerasTuner picks what is tried next."""
+    vary: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    """FIELD=LOW:HIGH, FIELD=LOW:HIGH:log or FIELD=A,B,C; may be repeated. Not given: the usual ones."""
+    trials: int = 20
+    """How many settings are tried; hyperband has a number of its own."""
+    seeds: int = 1
+    """Students a setting; the objective is their mean."""
+    workdir: Path | None = None
+    """Where the search lies. Default: runs/search/EXPERIMENT-TUNER."""
+    teachers: Path = Path("runs/teachers")
+    """Where teachers and their stores lie, shared with all runs."""
+    seed: int = 0
+    """Seed of what is tried."""
+    smoke: bool = False
+    """Shrink every trial to a few steps of a small slice."""
+
+
+def _value(text: str) -> Any:
+    """A number, true or false, or a word."""
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:
+        return text
+
+
+def dimension(text: str, config: Config) -> Dimension:
+    """Read one `--vary`.
+
+    Raises:
+        UserError: it is not of the form, names no field, or goes over the field's range.
+    """
+    field, _, values = text.partition("=")
+    low_high, separator, scale = values, "", ""
+    if values.count(":") == 2:
+        low_high, separator, scale = values.rpartition(":")
+    ranged = low_high.count(":") == 1
+    if not values or (separator and scale not in ("log", "linear")) or (values.count(":") and not ranged):
+        raise UserError(f"--vary {text}: expected FIELD=LOW:HIGH, FIELD=LOW:HIGH:log or FIELD=A,B,C")
+    parts = tuple(_value(part) for part in low_high.split(":" if ranged else ","))
+    table: Any = to_mapping(config)
+    for name in field.split("."):
+        if not isinstance(table, dict) or name not in table:
+            raise UserError(f"--vary {text}: unknown field {field!r}; {closest(field, _names(to_mapping(config)))}")
+        table = table[name]
+    for part in parts:
+        override(config, {field: part})
+    if not ranged:
+        return Dimension(field, parts, "choice")
+    low, high = parts
+    if isinstance(low, bool | str) or isinstance(high, bool | str) or not low < high or (scale == "log" and low <= 0):
+        raise UserError(f"--vary {text}: a range goes from a lower to a higher number, above 0 where it is logarithmic")
+    if isinstance(table, float):
+        parts = (float(low), float(high))
+    return Dimension(field, parts, "log" if scale == "log" else "linear")
+
+
+def _names(table: Mapping[str, Any], prefix: str = "") -> list[str]:
+    names = []
+    for key, value in table.items():
+        names += _names(value, f"{prefix}{key}.") if isinstance(value, dict) else [f"{prefix}{key}"]
+    return names
+
+
+def usual_space(config: Config) -> list[Dimension]:
+    """What is worth a search in an experiment: fields of what it switches on."""
+    active = config.losses.active()
+    off = {f"losses.{name}." for name in ("kd", "at") if name not in active}
+    if config.overlay.probability == 0:
+        off.add("overlay.")
+    return [dimension(text, config) for text in SPACE if not text.startswith(tuple(off))]
+
+
+def _hyperparameters(space: Sequence[Dimension]) -> Any:
+    import keras_tuner
+
+    found = keras_tuner.HyperParameters()
+    for one in space:
+        if one.scale == "choice":
+            found.Choice(one.field, list(one.values))
+        elif all(isinstance(value, int) for value in one.values):
+            found.Int(one.field, *one.values, sampling=one.scale)
+        else:
+            found.Float(one.field, *one.values, sampling=one.scale)
+    return found
+
+
+def _oracle(options: Options, config: Config, space: Sequence[Dimension]) -> Any:
+    import keras_tuner
+
+    settings: dict[str, Any] = {
+        "objective": keras_tuner.Objective(OBJECTIVE, "max"),
+        "hyperparameters": _hyperparameters(space),
+        "seed": options.seed,
+    }
+    if options.tuner == "hyperband":
+        return keras_tuner.oracles.HyperbandOracle(max_epochs=config.training.epochs, **settings)
+    if options.tuner == "bayesian":
+        return keras_tuner.oracles.BayesianOptimizationOracle(max_trials=options.trials, **settings)
+    return keras_tuner.oracles.RandomSearchOracle(max_trials=options.trials, **settings)
+
+
+def trial_config(config: Config, values: Mapping[str, Any]) -> Config:
+    """The config of one trial: the field values, and as many epochs as hyperband grants it."""
+    changes = {name: value for name, value in values.items() if not name.startswith("tuner/")}
+    if "tuner/epochs" in values:
+        changes["training.epochs"] = values["tuner/epochs"]
+    return override(config, changes)
+
+
+def try_out(options: Options, name: str, config: Config, folder: Path) -> float:
+    """Train the students of one trial, going on where they were stopped; returns their mean validation accuracy."""
+    import keras
+
+    scores = []
+    for seed in range(options.seeds):
+        keras.backend.clear_session()
+        workdir = Workdir(folder / str(seed), options.teachers, seed)
+        stages = "data,teacher,overlays,distill"
+        command = Command(name, workdir.run, options.teachers, stages, options.smoke, seed, config=config)
+        with open(make_folder(workdir.run) / "run.log", "a") as log, contextlib.redirect_stdout(log):
+            run(command, name)
+        scores.append(require(workdir.stage("distill"), "distill")[OBJECTIVE])
+    return sum(scores) / len(scores)
+
+
+def _log_hparams(folder: Path, values: Mapping[str, Any], score: float) -> None:
+    """One line of TensorBoard's HParams page."""
+    import tensorflow as tf
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # tensorboard's import of pkg_resources
+        from tensorboard.plugins.hparams import api
+    with tf.summary.create_file_writer(str(folder)).as_default():
+        api.hparams({name: value for name, value in values.items() if value is not None}, trial_id=folder.name)
+        tf.summary.scalar(OBJECTIVE, score, step=1)
+
+
+def _words(values: Mapping[str, Any]) -> str:
+    """The values of a trial on one line."""
+    shown = {key: f"{value:.4g}" if isinstance(value, float) else str(value) for key, value in values.items()}
+    return "  ".join(f"{key} {value}" for key, value in shown.items())
+
+
+def _tuner(options: Options, name: str, config: Config, space: Sequence[Dimension], folder: Path) -> Any:
+    import keras_tuner
+
+    class Tuner(keras_tuner.engine.base_tuner.BaseTuner):
+        """Runs a trial through the stages of the pipeline."""
+
+        def run_trial(self, trial: Any, **_: Any) -> dict[str, float]:
+            values = trial.hyperparameters.values
+            try:
+                score = try_out(options, name, trial_config(config, values), folder / "trials" / trial.trial_id)
+            except UserError as error:  # a loss became NaN, a range went too far: the next trial may do better
+                console.say(f"  trial {trial.trial_id} failed: {error}")
+                return {OBJECTIVE: math.nan}
+            console.say(f"  trial {trial.trial_id}: {100 * score:.2f} %  {_words(values)}")
+            _log_hparams(folder / "tensorboard" / trial.trial_id, values, score)
+            return {OBJECTIVE: score}
+
+    oracle = _oracle(options, config, space)
+    tuner = Tuner(oracle, directory=str(folder), project_name="tuner")
+    if tuner.oracle is oracle:  # no worker of a chief: a kill in the first trial must find something to go on from
+        tuner.save()
+    return tuner
+
+
+def _claim(folder: Path, settings: dict[str, Any]) -> None:
+    """Write down what is searched, unless a search of something else is there."""
+    path = make_folder(folder) / "search.json"
+    if path.exists():
+        before = json.loads(path.read_text(encoding="utf-8"))
+        changed = differences(before, settings)
+        if changed:
+            raise UserError(f"{folder} holds another search ({', '.join(changed)}); choose another --workdir")
+    write_text(path, json.dumps(settings, indent=1) + "\n")
+
+
+def to_toml(config: Config, comment: str) -> str:
+    """An experiment file: the fields of a config that differ from the defaults."""
+    default, changed = to_mapping(Config()), to_mapping(config)
+    lines = [f"# {comment}"]
+
+    def write(table: Mapping[str, Any], base: Mapping[str, Any], name: str) -> None:
+        own = {k: v for k, v in table.items() if not isinstance(v, dict) and v != base[k] and v is not None}
+        if own and name:
+            lines.extend(["", f"[{name}]"])
+        lines.extend(f"{key} = {json.dumps(value)}" for key, value in own.items())
+        for key, value in table.items():
+            if isinstance(value, dict):
+                write(value, base[key], f"{name}.{key}" if name else key)
+
+    write(changed, default, "")
+    return "\n".join(lines) + "\n"
+
+
+def search(options: Options, flags: Sequence[str]) -> Path | None:
+    """Search; returns the best setting's experiment file, which a worker of a chief leaves to the chief."""
+    if options.trials < 1 or options.seeds < 1:
+        raise UserError("--trials and --seeds must be at least 1")
+    name, config = read_experiment(options.experiment)
+    config = smoke(config) if options.smoke else config
+    if flags:
+        config = parse(["--experiment", options.experiment, *flags], config)[0].config
+    final = config
+    # every choice is made on validation, so nothing may be trained on it
+    config = override(config, {"data.train_split": "train"})
+    space = [dimension(text, config) for text in options.vary] or usual_space(config)
+    folder = options.workdir or Path("runs/search") / f"{name}-{options.tuner}{'-smoke' if options.smoke else ''}"
+    role = os.environ.get("KERASTUNER_TUNER_ID", "")
+    settings = json.loads(json.dumps({"experiment": name, "config": to_mapping(config)}))
+    settings |= {"tuner": options.tuner, "trials": options.trials, "seeds": options.seeds, "seed": options.seed}
+    settings["space"] = [[one.field, list(one.values), one.scale] for one in space]
+    for one in space:
+        console.say(f"  {one.field}: {', '.join(map(str, one.values))} ({one.scale})")
+    if config.needs_teacher and config.teacher.weights is not None:
+        console.say("  note: a published teacher has seen validation, which flatters whatever leans on it")
+    with locked(folder / (role or "search"), wait=False):
+        _claim(folder, settings)
+        with console.quiet_stderr():
+            os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                tuner = _tuner(options, name, config, space, folder)
+        try:
+            tuner.search(verbose=0)
+        except RuntimeError as error:  # KerasTuner gives up after three trials that failed one after another
+            raise UserError(f"the search stopped: {str(error).strip().splitlines()[-1]}") from error
+        if role and role != "chief":
+            return None
+        return _finish(tuner.oracle, options, final, folder, name)
+
+
+def _finish(oracle: Any, options: Options, config: Config, folder: Path, name: str) -> Path:
+    """Show the trials and write the best one's experiment file."""
+    trials = [trial for trial in oracle.get_best_trials(len(oracle.trials)) if trial.score is not None]
+    if not trials:
+        raise UserError(f"no trial of the search in {folder} came to an end; its files say why")
+    console.say(f"{len(trials)} trials, best first:")
+    for trial in trials:
+        console.say(f"  trial {trial.trial_id}: {100 * trial.score:.2f} %  {_words(trial.hyperparameters.values)}")
+    best = trials[0]
+    values = {key: value for key, value in best.hyperparameters.values.items() if not key.startswith("tuner/")}
+    chosen = override(config, values)
+    students = f"{options.seeds} student{'s' if options.seeds > 1 else ''} a trial"
+    description = f"{name}, the best of {len(trials)} trials on validation ({100 * best.score:.2f} %)"
+    comment = f"python -m tfigkd.search --experiment {name} --tuner {options.tuner}: {students}, by {OBJECTIVE}."
+    path = folder / f"{name}_best.toml"
+    write_text(path, to_toml(dataclasses.replace(chosen, description=description), comment))
+    console.say(f"best: {path}   all trials: tensorboard --logdir {folder / 'tensorboard'}")
+    return path
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Entry point of `python -m tfigkd.search`; returns the exit status."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        options, flags = tyro.cli(
+            Options,
+            prog="python -m tfigkd.search",
+            args=list(arguments),
+            return_unknown_args=True,
+            use_underscores=True,
+        )
+        search(options, flags)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("\nstopped; no finished trial is lost. The same command goes on", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
