@@ -19,7 +19,7 @@ from tfigkd.data import Examples
 from tfigkd.data.stage import dataset
 from tfigkd.fields import AugmentConfig, Config, ViewConfig
 from tfigkd.metrics import predict_logits
-from tfigkd.store import Record, covered, join, open_store, write_shards
+from tfigkd.store import Record, covered, join_arrays, open_store, write_shards
 from tfigkd.teacher import load_teacher, require_teacher, teacher_folder
 from tfigkd.workdir import Workdir, finished, locked, write_manifest
 
@@ -61,8 +61,7 @@ def views_folder(config: Config, workdir: Workdir) -> Path:
 def load_views(config: Config, workdir: Workdir, examples: Examples) -> np.ndarray:
     """The stored logits of examples, float16 [N,K,C], joined by id."""
     folder = views_folder(config, workdir)
-    records = join(folder, open_store(folder, _identity(config, workdir)), examples, _parse)
-    return np.stack([record["views"] for record in records])
+    return join_arrays(folder, open_store(folder, _identity(config, workdir)), examples, _parse)["views"]
 
 
 def build_views(config: Config, workdir: Workdir) -> None:
