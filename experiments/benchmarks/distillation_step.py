@@ -4,7 +4,7 @@ import keras
 import numpy as np
 
 from experiments.benchmarks.harness import Block, Options, faster, record, take_turns
-from experiments.benchmarks.training_step import DROP_BLOCKS, fit_block, random_batch
+from experiments.benchmarks.training_step import DROP_BLOCKS, random_batch, step_block
 from tfigkd import models
 from tfigkd.distiller import Distiller
 from tfigkd.layers import with_stock_layers
@@ -44,14 +44,14 @@ def keras_distiller(size: int, teacher: keras.Model) -> keras.Model:
 def run(options: Options) -> None:
     """Measure and append rows."""
     batch, steps, size = (4, 1, 8) if options.tiny else (128, 3, 32)
-    images, labels = random_batch(batch * steps, size)
+    images, labels = random_batch(batch, size)
     cached = {"label": labels, "teacher_logits": np.random.default_rng(1).normal(size=(len(labels), 10))}
     cached["teacher_logits"] = cached["teacher_logits"].astype(np.float32)
     teacher = with_stock_layers(models.mobilenet_v2(10, input_shape=(size, size, 3)))
     teacher.trainable = False
 
     def block(model: keras.Model, targets: object) -> Block:
-        return fit_block(model, images, targets, batch)
+        return step_block(model, images, targets, steps)
 
     sides = {
         "plain": block(distiller(size, plain=True), labels),
