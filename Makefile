@@ -2,7 +2,11 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: quickstart test test-slow clean
+PEERS := .venv-peers/bin
+TFDS_DATA_DIR ?= ../shared/tfds
+TFIGKD_WEIGHTS_DIR ?= ../shared/weights
+
+.PHONY: quickstart test test-slow bench clean
 
 quickstart: .venv/.installed ## install, then the main job on the embedded digits
 	$(BIN)/python -m tfigkd.run --experiment quickstart
@@ -16,8 +20,12 @@ test: .venv/.installed-test ## lint, types, tests
 test-slow: .venv/.installed-test ## the tests that take minutes each
 	$(BIN)/python -m pytest -m slow
 
+bench: .venv/.installed .venv-peers/.installed ## speed and memory against the peers: half an hour, nothing else running
+	$(BIN)/python -m experiments.benchmarks --data-dir $(TFDS_DATA_DIR) --weights $(TFIGKD_WEIGHTS_DIR) \
+		--peers $(PEERS)/python
+
 clean:
-	rm -rf .venv runs build *.egg-info
+	rm -rf .venv .venv-peers runs build *.egg-info
 
 .venv/bin/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "tfigkd needs Python 3.11 or newer; make PYTHON=...")'
@@ -29,4 +37,9 @@ clean:
 
 .venv/.installed-test: .venv/.installed
 	$(BIN)/python -m pip install --editable '.[test]'
+	touch $@
+
+.venv-peers/.installed: experiments/benchmarks/peers.txt
+	$(PYTHON) -m venv .venv-peers
+	$(PEERS)/python -m pip install --requirement experiments/benchmarks/peers.txt
 	touch $@

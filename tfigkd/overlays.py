@@ -16,7 +16,7 @@ from tfigkd.data import Dataset, Examples, to_model_input
 from tfigkd.data.stage import covered, dataset, stored_examples, stored_fingerprint
 from tfigkd.errors import UserError
 from tfigkd.fields import AttributionConfig, Config, DataConfig
-from tfigkd.store import REBUILD, Record, join, open_store, read_all, write_shards
+from tfigkd.store import REBUILD, Record, join, join_arrays, open_store, read_all, write_shards
 from tfigkd.teacher import FILE, load_teacher, require_teacher, teacher_folder, weights_fingerprint
 from tfigkd.workdir import Workdir, finished, locked, read_manifest, write_manifest
 
@@ -123,9 +123,15 @@ def write_store(
         parse=parse_record,
         make=lambda chosen: _features(folded, chosen, config, mean_color),
     )
-    records = read_all(folder, files, parse_record)
-    errors = np.array([record["error"] for record in records])
-    worst = deviation(model, examples, records, config, mean_color, np.arange(min(CHECKED, len(examples))))
+    # Record by record: the memory of this stage must not grow with the number of images.
+    sample = np.arange(min(CHECKED, len(examples)))
+    checked, columns = [], np.empty((len(examples), 3))
+    for number, record in enumerate(read_all(folder, files, parse_record)):
+        columns[number] = record["error"], record["n_steps"], record["usable"]
+        if number in sample:
+            checked.append(record)
+    errors, steps, usable = columns.T
+    worst = deviation(model, examples, checked, config, mean_color, sample)
     write_manifest(
         folder,
         fingerprint(identity),
@@ -133,14 +139,14 @@ def write_store(
         identity=identity,
         source=source,
         mean_color=[float(value) for value in mean_color],
-        examples=len(records),
-        flagged=int(sum(not record["usable"] for record in records)),
+        examples=len(examples),
+        flagged=int(len(usable) - usable.sum()),
         completeness_error={
             "mean": float(errors.mean()),
             "median": float(np.median(errors)),
             "max": float(errors.max()),
         },
-        mean_steps=float(np.mean([record["n_steps"] for record in records])),
+        mean_steps=float(steps.mean()),
         verified_deviation=worst,
     )
 
@@ -195,26 +201,25 @@ def read_store(folder: Path, examples: Examples, identity: dict[str, Any]) -> Kn
         UserError: the store is unfinished or damaged, belongs to another teacher, data set or setting, lacks ids, or
             its labels are not those of the examples.
     """
-    return to_knowledge(folder, join(folder, open_store(folder, identity), examples, parse_record))
+    return to_knowledge(folder, join_arrays(folder, open_store(folder, identity), examples, parse_record), examples.ids)
 
 
-def to_knowledge(folder: Path, records: list[Record]) -> Knowledge:
-    """The records of a store as arrays.
+def to_knowledge(folder: Path, found: Mapping[str, np.ndarray], ids: np.ndarray) -> Knowledge:
+    """The columns of a store's records, in the order of the ids.
 
     Raises:
         UserError: a record holds NaN or infinity.
     """
-    logits = np.stack([record["logits"] for record in records]).astype(np.float32)
-    broken = ~np.isfinite(logits).all(axis=1) | ~np.isfinite([record["error"] for record in records])
+    broken = ~np.isfinite(found["logits"]).all(axis=1) | ~np.isfinite(found["error"])
     if broken.any():
-        first = records[int(broken.argmax())]["id"]
+        first = ids[int(broken.argmax())]
         raise UserError(f"store {folder}: {broken.sum()} records hold NaN or infinity, the first {first}; {REBUILD}")
     return Knowledge(
-        logits=logits,
-        maps=np.stack([record["map"] for record in records]),
-        scales=np.array([record["scale"] for record in records], np.float32),
-        errors=np.array([record["error"] for record in records], np.float32),
-        usable=np.array([record["usable"] for record in records]),
+        logits=found["logits"].astype(np.float32),
+        maps=found["map"],
+        scales=found["scale"].astype(np.float32),
+        errors=found["error"].astype(np.float32),
+        usable=found["usable"],
     )
 
 
@@ -266,6 +271,7 @@ def verify(folder: Path, *, sample: int = 64, seed: int = 0) -> dict[str, float]
     if weights_fingerprint(model) != manifest["identity"]["teacher"]:
         raise UserError(f"overlay store {folder}: {teacher} is another teacher; {REBUILD}")
     examples, mean_color = stored_examples(source), np.array(manifest["mean_color"], np.float32)
-    records = join(folder, manifest, examples, parse_record)
     chosen = np.random.default_rng(seed).choice(len(examples), min(sample, len(examples)), replace=False)
+    wanted = {int(position) for position in chosen}
+    records = [record for position, record in join(folder, manifest, examples, parse_record) if position in wanted]
     return deviation(model, examples, records, settings, mean_color, chosen)

@@ -4,7 +4,8 @@ Records are joined to examples by id, never by position: the published code of t
 shuffle, and so taught every image with another image's map (arXiv 2503.13008; see the README).
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -48,20 +49,34 @@ def write_shards(
     """
     title, starts = folder.parent.name, range(0, len(examples), shard_size)
     files: dict[str, str] = {}
-    with console.progress(title, len(examples)) as advance:
+    writing: Future | None = None
+
+    def write(path: Path, chosen: Examples, features: list[Mapping[str, Any]]) -> None:
+        identified = zip(chosen.ids, chosen.labels, features, strict=True)
+        records = (
+            tfrecord.encode_example({"store": store, "id": str(id_), "label": [int(label)], **values})
+            for id_, label, values in identified
+        )
+        tfrecord.write_records(path, records)
+        files[path.name] = checksum(path)
+        advance(len(chosen))
+
+    # One shard is written while the next is computed, and never more than one waits.
+    with console.progress(title, len(examples)) as advance, ThreadPoolExecutor(1) as writer:
         for number, start in enumerate(starts):
             chosen = examples.take(np.arange(start, min(start + shard_size, len(examples))))
             path = folder / f"{title}-{number:05d}-of-{len(starts):05d}.tfrecord"
-            if not _complete(path, chosen, store, parse):
-                identified = zip(chosen.ids, chosen.labels, make(chosen), strict=True)
-                records = (
-                    tfrecord.encode_example({"store": store, "id": str(id_), "label": [int(label)], **features})
-                    for id_, label, features in identified
-                )
-                tfrecord.write_records(path, records)
-            files[path.name] = checksum(path)
-            advance(len(chosen))
-    return files
+            if _complete(path, chosen, store, parse):
+                files[path.name] = checksum(path)
+                advance(len(chosen))
+                continue
+            features = list(make(chosen))
+            if writing is not None:
+                writing.result()
+            writing = writer.submit(write, path, chosen, features)
+        if writing is not None:
+            writing.result()
+    return dict(sorted(files.items()))
 
 
 def _complete(path: Path, examples: Examples, store: str, parse: Parse) -> bool:
@@ -75,28 +90,28 @@ def _complete(path: Path, examples: Examples, store: str, parse: Parse) -> bool:
         return False
 
 
-def read_shard(path: Path, store: str, parse: Parse) -> list[Record]:
-    """The records of a shard, each with its `"id"` and `"label"`.
+def read_shard(path: Path, store: str, parse: Parse) -> Iterator[Record]:
+    """The records of a shard one by one, each with its `"id"` and `"label"`.
 
     Raises:
         UserError: the shard is damaged, or a record is of another kind or store.
     """
-    records = []
     for number, raw in enumerate(tfrecord.read_records(path)):
         features = tfrecord.decode_example(raw)
         try:
             origin, id_ = (features[name][0].decode() for name in ("store", "id"))
-            records.append({"id": id_, "label": int(features["label"][0]), **parse(features)})
+            record = {"id": id_, "label": int(features["label"][0]), **parse(features)}
         except (KeyError, IndexError, ValueError, UnicodeDecodeError, AttributeError) as error:
             raise UserError(f"{path}: record {number} is not one of this store ({error}); {REBUILD}") from error
         if origin != store:
             raise UserError(f"{path}: record {number} belongs to store {origin}, not to {store}; {REBUILD}")
-    return records
+        yield record
 
 
-def read_all(folder: Path, files: Iterable[str], parse: Parse) -> list[Record]:
-    """The records of all shards of a store; its folder is named by its fingerprint."""
-    return [record for name in files for record in read_shard(folder / name, folder.name, parse)]
+def read_all(folder: Path, files: Iterable[str], parse: Parse) -> Iterator[Record]:
+    """The records of all shards of a store, one by one; its folder is named by its fingerprint."""
+    for name in files:
+        yield from read_shard(folder / name, folder.name, parse)
 
 
 def open_store(folder: Path, identity: Mapping[str, Any]) -> dict[str, Any]:
@@ -118,21 +133,42 @@ def open_store(folder: Path, identity: Mapping[str, Any]) -> dict[str, Any]:
     return manifest
 
 
-def join(folder: Path, manifest: Mapping[str, Any], examples: Examples, parse: Parse) -> list[Record]:
-    """The record of each example, found by id.
+def join(folder: Path, manifest: Mapping[str, Any], examples: Examples, parse: Parse) -> Iterator[tuple[int, Record]]:
+    """The position of each example, found by id, with its record; in the order of the store, one by one.
 
     Raises:
-        UserError: ids are missing, or labels are not those of the examples.
+        UserError: ids are missing, or labels are not those of the examples; after the last record.
     """
-    by_id = {record["id"]: record for record in read_all(folder, manifest["files"], parse)}
-    missing = [example_id for example_id in examples.ids if example_id not in by_id]
+    positions = {str(example_id): position for position, example_id in enumerate(examples.ids)}
+    missing, wrong = dict(positions), []
+    for record in read_all(folder, manifest["files"], parse):
+        position = positions.get(record["id"])
+        if position is None:
+            continue
+        missing.pop(record["id"], None)
+        if record["label"] != examples.labels[position]:
+            wrong.append(record["id"])
+        yield position, record
     if missing:
-        raise UserError(f"store {folder}: {len(missing)} ids are missing, the first {missing[0]}; {REBUILD}")
-    records = [by_id[example_id] for example_id in examples.ids]
-    wrong = [r["id"] for r, label in zip(records, examples.labels, strict=True) if r["label"] != label]
+        raise UserError(f"store {folder}: {len(missing)} ids are missing, the first {next(iter(missing))}; {REBUILD}")
     if wrong:
         raise UserError(
             f"store {folder}: {len(wrong)} labels are not those of their images, the first at id {wrong[0]}; its ids "
             f"are permuted; {REBUILD}"
         )
-    return records
+
+
+def join_arrays(folder: Path, manifest: Mapping[str, Any], examples: Examples, parse: Parse) -> dict[str, np.ndarray]:
+    """What `parse` finds in the record of each example, as arrays [N,...] in the order of the examples.
+
+    Raises:
+        UserError: as `join`.
+    """
+    arrays: dict[str, np.ndarray] = {}
+    for position, record in join(folder, manifest, examples, parse):
+        for name in record.keys() - {"id", "label"}:
+            value = np.asarray(record[name])
+            if name not in arrays:
+                arrays[name] = np.empty((len(examples), *value.shape), value.dtype)
+            arrays[name][position] = value
+    return arrays

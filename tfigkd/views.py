@@ -22,7 +22,7 @@ from tfigkd.errors import UserError
 from tfigkd.fields import AugmentConfig, Config, ViewConfig
 from tfigkd.losses.attention import unit_attention
 from tfigkd.metrics import predict_logits
-from tfigkd.store import REBUILD, Record, join, open_store, write_shards
+from tfigkd.store import REBUILD, Record, join_arrays, open_store, write_shards
 from tfigkd.teacher import load_teacher, require_teacher, teacher_folder
 from tfigkd.workdir import Workdir, finished, locked, write_manifest
 
@@ -88,11 +88,10 @@ def views_folder(config: Config, workdir: Workdir, tap: str | None = None) -> Pa
 def load_views(config: Config, workdir: Workdir, examples: Examples, tap: str | None = None) -> np.ndarray:
     """The stored logits of examples, float16 [N,K,C], or the attention of a tap, [N,K,h,w]; joined by id."""
     folder = views_folder(config, workdir, tap)
-    records = join(folder, open_store(folder, _identity(config, workdir, tap)), examples, _parse)
-    views = np.stack([record["views"] for record in records])
+    views = join_arrays(folder, open_store(folder, _identity(config, workdir, tap)), examples, _parse)["views"]
     broken = ~np.isfinite(views).all(axis=tuple(range(1, views.ndim)))
     if broken.any():
-        first = records[int(broken.argmax())]["id"]
+        first = examples.ids[int(broken.argmax())]
         raise UserError(f"store {folder}: {broken.sum()} records hold NaN or infinity, the first {first}; {REBUILD}")
     return views
 

@@ -168,13 +168,38 @@ def to_model_input(images: np.ndarray) -> np.ndarray:
 
 def concatenate(parts: Sequence[Examples]) -> Examples:
     """Join splits and sort by id, as when train and validation together train the final models."""
-    joined = Examples(
-        np.concatenate([part.ids for part in parts]),
-        np.concatenate([part.images for part in parts]),
-        np.concatenate([part.labels for part in parts]),
-        np.concatenate([part.source_ids for part in parts]),
-    )
-    return joined.take(np.argsort(joined.ids, kind="stable"))
+    return _Joined(parts)
+
+
+class _Joined(Examples):
+    """Several splits as one, sorted by id; the pictures stay where they are and are gathered when asked for."""
+
+    _parts: tuple[Examples, ...]
+    _order: np.ndarray
+
+    def __init__(self, parts: Sequence[Examples]):
+        columns = [np.concatenate([getattr(part, name) for part in parts]) for name in ("ids", "labels", "source_ids")]
+        order = np.argsort(columns[0], kind="stable")
+        for name, column in zip(("ids", "labels", "source_ids"), columns, strict=True):
+            object.__setattr__(self, name, column[order])
+        object.__setattr__(self, "_parts", tuple(parts))
+        object.__setattr__(self, "_order", order)
+
+    @property
+    def images(self) -> np.ndarray:
+        """All pictures, as a new array."""
+        return self.take(slice(None)).images
+
+    def take(self, indices: np.ndarray | slice) -> Examples:
+        """Return the examples at `indices`, in that order."""
+        positions = self._order[indices]
+        images = np.empty((len(positions), *self._parts[0].images.shape[1:]), np.uint8)
+        start = 0
+        for part in self._parts:
+            here = (positions >= start) & (positions < start + len(part))
+            images[here] = part.images[positions[here] - start]
+            start += len(part)
+        return Examples(self.ids[indices], images, self.labels[indices], self.source_ids[indices])
 
 
 def _open(name: str, directory: str | None, image_size: int | None, download: bool) -> sources.Source:

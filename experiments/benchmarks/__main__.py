@@ -1,0 +1,50 @@
+"""All benchmarks, one after another: `python -m experiments.benchmarks --peers .venv-peers/bin/python`.
+
+Each compares two sides in one run, block by block in turn, and appends rows to experiments/results/benchmarks.csv.
+"""
+
+import argparse
+import importlib
+import os
+from pathlib import Path
+
+from experiments.benchmarks import table
+from experiments.benchmarks.harness import RESULTS, Options
+from tfigkd.console import quiet_stderr
+
+SUBJECTS = (
+    "machine",
+    "startup",
+    "overlay_store",
+    "training_step",
+    "distillation_step",
+    "input_pipeline",
+    "attribution_speed",
+)
+"""Modules of this folder; each has `run(options)`."""
+
+
+def main() -> None:
+    """Measure, append rows, write the table."""
+    parser = argparse.ArgumentParser(prog="python -m experiments.benchmarks", description=__doc__.split("\n\n")[0])
+    parser.add_argument("--data-dir", type=Path, required=True, help="where tfds finds the prepared CIFAR-10")
+    parser.add_argument("--weights", type=Path, required=True, help="folder with the published .npz files")
+    parser.add_argument("--peers", type=Path, help="Python of the peers' environment; without it they are left out")
+    parser.add_argument("--pairs", type=int, default=5, help="rounds of a comparison")
+    parser.add_argument("--only", nargs="+", choices=SUBJECTS, default=SUBJECTS, help="some of the subjects")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="CSV file that gets the rows")
+    parser.add_argument("--tiny", action="store_true", help="shrink everything, to see that it runs")
+    arguments = parser.parse_args()
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    names = ("data_dir", "weights", "peers", "pairs", "tiny", "results")
+    options = Options(**{name: getattr(arguments, name) for name in names})
+    for subject in arguments.only:
+        with quiet_stderr():
+            module = importlib.import_module(f"experiments.benchmarks.{subject}")
+        module.run(options)
+    if options.results == RESULTS:
+        table.main()
+
+
+if __name__ == "__main__":
+    main()

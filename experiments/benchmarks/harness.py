@@ -1,0 +1,191 @@
+"""How two sides are compared: in one run, block by block in turn, and what is kept of it.
+
+A block is a piece of work that says how many seconds it took. Each round runs one block of every side, so that a
+machine that slows down slows all of them; a ratio is taken within a round, and the median over the rounds is stated.
+"""
+
+import contextlib
+import json
+import os
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tfigkd import provenance
+
+RESULTS = Path(__file__).parents[1] / "results" / "benchmarks.csv"
+PEER = Path(__file__).with_name("peer.py")
+Block = Callable[[], float]
+
+
+@dataclass(frozen=True)
+class Options:
+    """What every subject is given.
+
+    Attributes:
+        data_dir: Where tfds finds CIFAR-10.
+        weights: Folder of the published .npz files.
+        peers: Python of the peers' environment; None leaves out what needs it.
+        pairs: Rounds of a comparison.
+        tiny: Shrink everything, to see that it runs; such rows say nothing.
+        results: The CSV file.
+    """
+
+    data_dir: Path
+    weights: Path
+    peers: Path | None
+    pairs: int = 5
+    tiny: bool = False
+    results: Path = RESULTS
+
+
+class Peer:
+    """A process in the peers' environment that runs a block when asked (`peer.py`)."""
+
+    def __init__(self, python: Path):
+        command = [str(python), str(PEER)]
+        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self.versions = self.ask("hello", threads=len(os.sched_getaffinity(0)))["versions"]
+
+    def ask(self, block: str, **options: Any) -> dict[str, Any]:
+        """Run a block and wait for its answer.
+
+        Raises:
+            RuntimeError: The block failed there, or the process is gone.
+        """
+        assert self._process.stdin is not None and self._process.stdout is not None
+        self._process.stdin.write(json.dumps({"block": block, **options}) + "\n")
+        self._process.stdin.flush()
+        line = self._process.stdout.readline()
+        answer = json.loads(line) if line else {"error": "its process ended"}
+        if "error" in answer:
+            raise RuntimeError(f"peer, block {block!r}: {answer['error']}")
+        return answer
+
+    def close(self) -> None:
+        """End the process."""
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        self._process.wait()
+
+
+@contextlib.contextmanager
+def peer(options: Options) -> Iterator[Peer | None]:
+    """The peers' process for as long as it is needed, or None where there is no such environment."""
+    if options.peers is None:
+        yield None
+        return
+    process = Peer(options.peers)
+    try:
+        yield process
+    finally:
+        process.close()
+
+
+def timed(work: Callable[[], Any]) -> Block:
+    """A block that runs a function of no arguments."""
+
+    def block() -> float:
+        begin = time.perf_counter()
+        work()
+        return time.perf_counter() - begin
+
+    return block
+
+
+def take_turns(sides: Mapping[str, Block], pairs: int) -> dict[str, np.ndarray]:
+    """Seconds of each side's blocks, one block of each side a round, after a round that does not count."""
+    seconds: dict[str, list[float]] = {name: [] for name in sides}
+    for number in range(pairs + 1):
+        for name, block in sides.items():
+            spent = block()
+            if number:
+                seconds[name].append(spent)
+    return {name: np.array(values) for name, values in seconds.items()}
+
+
+def describe(ratios: np.ndarray) -> dict[str, Any]:
+    """Median and spread of the rounds' ratios, as columns."""
+    low, middle, high = np.percentile(ratios, [0, 50, 100])
+    return {"ratio": f"{middle:.3f}", "lowest": f"{low:.3f}", "highest": f"{high:.3f}", "n": len(ratios)}
+
+
+def record(
+    options: Options,
+    subject: str,
+    against: str,
+    ratios: np.ndarray,
+    *,
+    ours: float,
+    theirs: float,
+    unit: str,
+    at_least: float | None = None,
+    at_most: float | None = None,
+    holds: bool = True,
+    peer_versions: str = "",
+    note: str = "",
+) -> dict[str, Any]:
+    """Append the row of one comparison to the results, and print it.
+
+    Args:
+        options: Where to.
+        subject: What was measured, as the table names it.
+        against: The other side.
+        ratios: One for each round; which side is above the line follows from the target.
+        ours: Median of our figure, in `unit`.
+        theirs: That of the other side.
+        unit: Of both figures.
+        at_least: The ratio wanted, as a lower bound.
+        at_most: The same as an upper bound.
+        holds: Whether what else the target asks for is so.
+        peer_versions: Of the other side, where it runs in an environment of its own.
+        note: What a reader has to know to understand the figures.
+    """
+    middle = float(np.median(ratios))
+    target = "" if at_least is None and at_most is None else f">= {at_least}" if at_least else f"<= {at_most}"
+    met = (at_least is None or middle >= at_least) and (at_most is None or middle <= at_most) and holds
+    command = shlex.join(["python", "-m", "experiments.benchmarks", *sys.argv[1:]])
+    row = {
+        "subject": subject,
+        "against": against,
+        **describe(ratios),
+        "target": target,
+        "met": ("yes" if met else "no") if target else "",
+        "ours": f"{ours:.4g}",
+        "theirs": f"{theirs:.4g}",
+        "unit": unit,
+        "note": note,
+        "peer_versions": peer_versions,
+        **provenance.origin(command),
+    }
+    options.results.parent.mkdir(parents=True, exist_ok=True)
+    provenance.append_row(options.results, row)
+    print(
+        f"{subject} | {against} | {row['ratio']} ({row['lowest']} to {row['highest']}) {target} {row['met']}"
+        f" | {row['ours']} and {row['theirs']} {unit}",
+        flush=True,
+    )
+    return row
+
+
+def faster(
+    options: Options,
+    subject: str,
+    against: str,
+    seconds: Mapping[str, np.ndarray],
+    *,
+    work: float,
+    unit: str,
+    **more: Any,
+) -> dict[str, Any]:
+    """Record how many times faster the side "ours" is than another; `work` units are done in a block."""
+    ours, theirs = seconds["ours"], seconds[against]
+    figures = {"ours": work / float(np.median(ours)), "theirs": work / float(np.median(theirs))}
+    return record(options, subject, against, theirs / ours, unit=unit, **figures, **more)

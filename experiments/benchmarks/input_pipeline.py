@@ -1,0 +1,78 @@
+"""The input pipeline against the step it feeds, and what overlays add to the training of 5,000 images."""
+
+import itertools
+from collections.abc import Iterator
+
+import numpy as np
+
+from experiments.benchmarks.distillation_step import distiller
+from experiments.benchmarks.harness import Options, record, take_turns, timed
+from tfigkd.batches import Batch, Knowledge, training_batches
+from tfigkd.data import Examples
+from tfigkd.fields import AugmentConfig, OverlayConfig
+
+PROBABILITY = 0.1  # as in the papers
+
+
+def random_examples(count: int, size: int) -> tuple[Examples, Knowledge]:
+    """Examples and what a store says of them; no cost depends on the pixels."""
+    generator = np.random.default_rng(0)
+    ids = np.array(sorted(f"{value:016x}" for value in generator.integers(0, 2**62, count)))
+    images = generator.integers(0, 256, (count, size, size, 3)).astype(np.uint8)
+    labels = generator.integers(0, 10, count)
+    maps = generator.integers(0, 256, (count, size, size)).astype(np.uint8)
+    logits = generator.normal(size=(count, 10)).astype(np.float32)
+    ones = np.ones(count, np.float32)
+    return Examples(ids, images, labels, ids), Knowledge(logits, maps, ones, 0 * ones, ones.astype(bool))
+
+
+def run(options: Options) -> None:
+    """Measure and append rows."""
+    count, batch, size = (16, 8, 8) if options.tiny else (5000, 128, 32)
+    examples, knowledge = random_examples(count, size)
+    steps = -(-count // batch)
+
+    def stream(probability: float) -> Iterator[Batch]:
+        overlay = OverlayConfig(probability=probability)
+        batches = training_batches(
+            examples, augment=AugmentConfig(), batch_size=batch, seed=0, knowledge=knowledge, overlay=overlay
+        )
+        return batches(0)
+
+    model = distiller(size)
+
+    def train(probability: float) -> None:
+        model.fit(stream(probability), steps_per_epoch=steps, epochs=1, shuffle=False, verbose=0)
+
+    def feed() -> None:
+        for _ in itertools.islice(stream(PROBABILITY), steps):
+            pass
+
+    sides = {
+        "pipeline": timed(feed),
+        "overlays": timed(lambda: train(PROBABILITY)),
+        "none": timed(lambda: train(0.0)),
+    }
+    seconds = take_turns(sides, options.pairs)
+    rates = {name: count / float(np.median(values)) for name, values in seconds.items()}
+    record(
+        options,
+        f"input pipeline with overlays, batch {batch}",
+        "our training step, cached teacher",
+        seconds["overlays"] / seconds["pipeline"],
+        ours=rates["pipeline"],
+        theirs=rates["overlays"],
+        unit="images/s",
+        at_least=20,
+        note="one thread of the two; fit runs it beside the step",
+    )
+    record(
+        options,
+        f"training of {count:,} images with overlays",
+        "without overlays (its share of time)",
+        seconds["overlays"] / seconds["none"],
+        ours=float(np.median(seconds["overlays"])),
+        theirs=float(np.median(seconds["none"])),
+        unit="s",
+        at_most=1.05,
+    )

@@ -1,0 +1,83 @@
+"""What the machine can do at most, and what the benchmarks' work would take at that: what bounds a ratio.
+
+A step or a gradient is a lower bound twice over: it cannot be faster than its multiply-adds at the rate of a large
+matrix product, nor than the values it must read and write at the rate of a copy.
+"""
+
+import math
+
+import keras
+import numpy as np
+
+from experiments.benchmarks.attribution_speed import network
+from experiments.benchmarks.harness import Options, record, timed
+from experiments.benchmarks.training_step import DROP_BLOCKS
+from tfigkd import models
+from tfigkd.models.cost import multiply_adds
+
+FLOAT, ROUNDS = 4, 9
+
+
+def copy_bandwidth(megabytes: int) -> np.ndarray:
+    """Bytes a second, read and written, by TensorFlow on all cores."""
+    import tensorflow as tf
+
+    values = tf.ones([megabytes * 2**20 // FLOAT])
+    double = tf.function(lambda tensor: tensor * 2.0)
+    double(values)
+    return 2 * megabytes * 2**20 / np.array([timed(lambda: double(values))() for _ in range(ROUNDS)])
+
+
+def matrix_rate(side: int) -> np.ndarray:
+    """Operations a second, two for a multiply-add, of a float32 matrix product on all cores."""
+    import tensorflow as tf
+
+    left = tf.ones([side, side])
+    multiply = tf.function(lambda matrix: tf.matmul(matrix, matrix))
+    multiply(left)
+    return 2 * side**3 / np.array([timed(lambda: multiply(left).numpy())() for _ in range(ROUNDS)])
+
+
+def training_values(model: keras.Model) -> float:
+    """Values that a training step reads and writes for one image, each as often as the mathematics of a layer asks.
+
+    A convolution: x and y forward; dy and dx, then x and dy backward. A normalization: x twice and y; x and dy twice
+    and dx. A ReLU: x and y; x, dy and dx.
+    """
+    total = 0
+    for layer in model.layers:
+        outputs = math.prod(size for size in layer.output.shape if size)
+        if isinstance(layer, keras.layers.DepthwiseConv2D | keras.layers.Conv2D):
+            total += 3 * (math.prod(size for size in layer.input.shape if size) + outputs)
+        elif isinstance(layer, keras.layers.BatchNormalization):
+            total += 8 * outputs
+        elif isinstance(layer, keras.layers.ReLU):
+            total += 5 * outputs
+    return float(total)
+
+
+def run(options: Options) -> None:
+    """Measure and append rows; they have no other side, so their ratio is the share of the best."""
+    scale = 8 if options.tiny else 1
+    bandwidth, rate = copy_bandwidth(256 // scale), matrix_rate(2048 // scale)
+    for subject, values, unit in (("copy bandwidth", bandwidth, "GB/s"), ("float32 matrix product", rate, "GFLOP/s")):
+        middle, best = float(np.median(values)) / 1e9, float(values.max()) / 1e9
+        record(options, subject, "its best", values / values.max(), ours=middle, theirs=best, unit=unit)
+    student = models.mobilenet_v2(10, DROP_BLOCKS)
+    # The backward pass of a layer is two products of the size of the forward one; without weight gradients it is one.
+    works = [("training step, 4.12x student, an image", 6 * multiply_adds(student), FLOAT * training_values(student))]
+    if options.weights.is_dir():
+        for name, title in (("student_drop5_student", "drop-5 student"), ("resnet56", "ResNet-56")):
+            works.append((f"input gradient, {title}", 4 * multiply_adds(network(name, options.weights)), 0.0))
+    for subject, operations, moved in works:
+        compute, memory = operations / rate.max(), moved / bandwidth.max()
+        record(
+            options,
+            f"least time by the machine's rates: {subject}",
+            "the larger of the two",
+            np.array([1.0]),
+            ours=1e3 * compute,
+            theirs=1e3 * memory,
+            unit="ms",
+            note=f"ours: {operations / 1e9:.3g} GFLOP at the matrix rate; theirs: {moved / 1e6:.3g} MB at the copy's",
+        )

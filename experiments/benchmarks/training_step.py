@@ -1,0 +1,99 @@
+"""A training step of the papers' student: ours, stock Keras batch normalization, and PyTorch."""
+
+import keras
+import numpy as np
+
+from experiments.benchmarks.harness import Block, Options, Peer, faster, peer, record, take_turns, timed
+from tfigkd import models
+from tfigkd.distiller import Distiller
+from tfigkd.layers import copy_layer, rebuild, with_stock_layers
+
+DROP_BLOCKS = 5  # 4.12 times fewer parameters than the teacher
+STOCK = "stock Keras BatchNormalization"
+NONE = "the same without any normalization"
+
+
+def random_batch(batch: int, size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Images float32 [B,S,S,3] in [0,1] and labels [B]; what a step costs does not depend on them."""
+    generator = np.random.default_rng(0)
+    return generator.random((batch, size, size, 3), np.float32), generator.integers(0, 10, batch)
+
+
+def step_block(model: keras.Model, images: np.ndarray, targets: object, steps: int) -> Block:
+    """Steps of a compiled model on one batch; `fit` does the same, but needs time to begin an epoch."""
+
+    def steps_of_it() -> None:
+        for _ in range(steps):
+            model.train_on_batch(images, targets)
+
+    return timed(steps_of_it)
+
+
+def without_normalization(model: keras.Model) -> keras.Model:
+    """The same graph with an identity in the place of every batch normalization."""
+
+    def replace(layer: keras.Layer) -> keras.Layer:
+        if isinstance(layer, keras.layers.BatchNormalization):
+            return keras.layers.Activation("linear", name=layer.name)
+        return copy_layer(layer)
+
+    return rebuild(model, replace)
+
+
+def ours(student: keras.Model) -> Distiller:
+    """A student as this package trains it, from hard labels."""
+    model = Distiller(student)
+    model.compile("adam", metrics=["accuracy"], jit_compile=False)
+    return model
+
+
+def stock(student: keras.Model) -> keras.Model:
+    """The same with Keras's own layers, compiled as a user would for the same training, but without XLA.
+
+    Keras's default on a CPU is XLA, which takes minutes to compile and is several times slower still.
+    """
+    model = with_stock_layers(student)
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile("adam", loss, metrics=["accuracy"], jit_compile=False)
+    return model
+
+
+def torch_block(process: Peer, layout: str, batch: int, steps: int, size: int) -> Block:
+    """Steps of the same training in PyTorch."""
+    options = {"drop_blocks": DROP_BLOCKS, "layout": layout, "batch": batch, "steps": steps, "size": size}
+    return lambda: process.ask("train", **options)["seconds"]
+
+
+def run(options: Options) -> None:
+    """Measure and append rows."""
+    batch, steps, size = (4, 1, 8) if options.tiny else (128, 3, 32)
+    images, labels = random_batch(batch, size)
+    student = models.mobilenet_v2(10, DROP_BLOCKS, input_shape=(size, size, 3))
+    sides = {
+        "ours": step_block(ours(student), images, labels, steps),
+        STOCK: step_block(stock(student), images, labels, steps),
+        NONE: step_block(ours(without_normalization(student)), images, labels, steps),
+    }
+    targets: dict[str, float | None] = {STOCK: 3.0, NONE: None}
+    with peer(options) as process:
+        if process is not None:
+            sides["PyTorch, channels-last"] = torch_block(process, "channels_last", batch, steps, size)
+            sides["PyTorch, default"] = torch_block(process, "default", batch, steps, size)
+            targets |= {"PyTorch, channels-last": 1.1, "PyTorch, default": 2.0}
+        seconds = take_turns(sides, options.pairs)
+        versions = process.versions if process is not None else ""
+    subject = f"training step, 4.12x student, batch {batch}"
+    common = {"work": batch * steps, "unit": "images/s"}
+    for against, at_least in targets.items():
+        torch = versions if "PyTorch" in against else ""
+        faster(options, subject, against, seconds, at_least=at_least, peer_versions=torch, **common)
+    record(
+        options,
+        f"{subject}, with a normalization that takes no time",
+        STOCK,
+        seconds[STOCK] / seconds[NONE],
+        ours=common["work"] / float(np.median(seconds[NONE])),
+        theirs=common["work"] / float(np.median(seconds[STOCK])),
+        unit="images/s",
+        note="the most that any normalization layer could reach here",
+    )
