@@ -32,6 +32,8 @@ FEWEST = 20
 PAUSE = 0.02
 """Seconds between two turns: the threads of the last interpreter spin for a while after its work is done."""
 
+PARITY = ("agreement", "kl", "max_difference", "mean_difference", "accuracy", "keras_accuracy")
+
 
 def latencies(paths: Sequence[Path], config: BenchmarkConfig) -> dict[Path, dict[int, dict[str, float]]]:
     """Milliseconds of one inference of each file, batch 1, with each number of threads.
@@ -144,8 +146,10 @@ def describe(path: Path, data: Any = None) -> dict[str, Any]:
         UserError: the contract is damaged or of another file, or the images do not fit.
     """
     contract = read_contract(path) or {}
+    parity = contract.get("parity", {})
     columns = {"model": path.stem, "format": contract.get("format"), "parameters": contract.get("parameters")}
-    columns |= {f"parity_{name}": value for name, value in contract.get("parity", {}).items()}
+    columns |= {f"validation_{name}": parity.get(name) for name in PARITY}
+    columns |= dict.fromkeys(("data", "data_fingerprint", "n_test", "accuracy"))
     if data is not None:
         logits = litert_predictor(path)(data.test.images)
         columns |= {"data": data.name, "data_fingerprint": data.fingerprint, "n_test": len(data.test)}
