@@ -106,7 +106,7 @@ def test_the_command_writes_rows_with_their_origin(files, tmp_path, capsys):
     assert len(re.findall(r"kB .*multiply-adds.* 1 thread .* ms .*accuracy", capsys.readouterr().out)) == 2
     first, second = csv.DictReader(table.read_text().splitlines())
     assert (first["format"], second["format"]) == ("float32", "int8")
-    assert (first["parameters"], first["parity_agreement"], first["n_test"]) == ("123", "1.0", "355")
+    assert (first["parameters"], first["validation_agreement"], first["n_test"]) == ("123", "1.0", "355")
     assert 0 <= float(second["accuracy"]) <= 1
     assert second["command"].startswith("python -m tfigkd.benchmark ")
     assert all(first[name] for name in ("hardware", "versions", "ms_p99_1t", "gzip_bytes", "nonzero_weights"))

@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 
-from tfigkd.config import differences, fingerprint, override, read_experiment, smoke, to_mapping
+from tfigkd.config import differences, fingerprint, from_mapping, override, read_experiment, smoke, to_mapping
 from tfigkd.errors import UserError
 from tfigkd.fields import Config
 
@@ -47,6 +47,12 @@ def test_student_differs_from_ig_kd_in_the_teacher_alone():
         ({"losses.kd": 3}, "losses.kd is a table"),
         ({"losses.kd.weight": 1.5}, "losses.kd.weight must be in \\[0, 1\\]"),
         ({"overlay.min_exponent": 3.0}, "overlay exponents"),
+        ({"export.formats": ["int4"]}, "export.formats must be one of 'float32', .*, got 'int4'"),
+        ({"export.formats": "int8"}, "export.formats must be a list, got 'int8'"),
+        ({"export.formats": []}, "export.formats must name at least one format"),
+        ({"export.formats": ["int8", "int8"]}, "export.formats must name at least one format, each once"),
+        ({"benchmark.threads": [1, 0]}, "benchmark.threads must be positive"),
+        ({"benchmark.threads": [1.5]}, "benchmark.threads must be of type int"),
     ],
 )
 def test_bad_fields_give_one_line(changes, message):
@@ -59,6 +65,13 @@ def test_an_integer_is_a_float_where_a_float_is_expected():
     temperature = override(Config(), {"losses.kd.temperature": 4}).losses.kd.temperature
     assert temperature == 4.0
     assert isinstance(temperature, float)
+
+
+def test_a_list_may_be_of_any_length_and_reads_back():
+    config = override(Config(), {"export.formats": ["int8", "float16", "int16x8"], "benchmark.threads": [4]})
+    assert config.export.formats == ("int8", "float16", "int16x8")
+    assert config.benchmark.threads == (4,)
+    assert from_mapping(Config, to_mapping(config)) == config
 
 
 def test_base_is_read_and_overridden(tmp_path):

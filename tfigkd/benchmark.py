@@ -25,8 +25,14 @@ from tfigkd.workdir import Workdir, finished, make_folder, require, write_manife
 
 TURN = 10
 """Timed inferences of a file before the next one has its turn."""
+LONGEST = 2.0
+"""Seconds of timed inferences that are enough for any file, so that a slow one does not hold up the others."""
+FEWEST = 20
+"""Timed inferences of each file, however slow, where that many are asked for."""
 PAUSE = 0.02
 """Seconds between two turns: the threads of the last interpreter spin for a while after its work is done."""
+
+PARITY = ("agreement", "kl", "max_difference", "mean_difference", "accuracy", "keras_accuracy")
 
 
 def latencies(paths: Sequence[Path], config: BenchmarkConfig) -> dict[Path, dict[int, dict[str, float]]]:
@@ -40,22 +46,27 @@ def latencies(paths: Sequence[Path], config: BenchmarkConfig) -> dict[Path, dict
         config: Runs, warm-up and threads.
 
     Returns:
-        File to number of threads to median, 90th and 99th percentile (p50, p90, p99), in milliseconds.
+        File to number of threads to median, 90th and 99th percentile (p50, p90, p99), in milliseconds, and `runs`, how
+        many inferences they are of.
     """
     results: dict[Path, dict[int, dict[str, float]]] = {path: {} for path in paths}
     for threads in config.threads:
         runners = {path: _runner(path, threads) for path in paths}
-        for run in runners.values():
-            for _ in range(config.warmup):
-                run()
         seconds: dict[Path, list[float]] = {path: [] for path in paths}
-        while any(len(values) < config.runs for values in seconds.values()):
+        wanted = {}
+        for path, run in runners.items():
+            fastest = min(run() for _ in range(max(config.warmup, 1)))
+            wanted[path] = min(config.runs, max(FEWEST, int(LONGEST / fastest)))
+        while any(len(seconds[path]) < wanted[path] for path in paths):
             for path, run in runners.items():
-                time.sleep(PAUSE)
-                run()
-                seconds[path] += [run() for _ in range(min(TURN, config.runs - len(seconds[path])))]
+                left = wanted[path] - len(seconds[path])
+                if left > 0:
+                    time.sleep(PAUSE)
+                    run()
+                    seconds[path] += [run() for _ in range(min(TURN, left))]
         for path, values in seconds.items():
-            results[path][threads] = {f"p{share}": float(1e3 * np.percentile(values, share)) for share in (50, 90, 99)}
+            shares = {f"p{share}": float(1e3 * np.percentile(values, share)) for share in (50, 90, 99)}
+            results[path][threads] = shares | {"runs": len(values)}
     return results
 
 
@@ -123,7 +134,8 @@ def rows(
                 row[f"ms_{share}_{threads}t"] = round(float(np.median(values)), 4)
             ratios = [one[first][threads]["p50"] / one[path][threads]["p50"] for one in timed]
             row[f"ratio_{threads}t"] = round(float(np.median(ratios)), 3)
-        made.append(row | {"runs": config.runs, "repeats": repeat} | source)
+        runs = int(timed[0][path][config.threads[0]]["runs"])
+        made.append(row | {"runs": runs, "repeats": repeat} | source)
     return made
 
 
@@ -134,8 +146,10 @@ def describe(path: Path, data: Any = None) -> dict[str, Any]:
         UserError: the contract is damaged or of another file, or the images do not fit.
     """
     contract = read_contract(path) or {}
+    parity = contract.get("parity", {})
     columns = {"model": path.stem, "format": contract.get("format"), "parameters": contract.get("parameters")}
-    columns |= {f"parity_{name}": value for name, value in contract.get("parity", {}).items()}
+    columns |= {f"validation_{name}": parity.get(name) for name in PARITY}
+    columns |= dict.fromkeys(("data", "data_fingerprint", "n_test", "accuracy"))
     if data is not None:
         logits = litert_predictor(path)(data.test.images)
         columns |= {"data": data.name, "data_fingerprint": data.fingerprint, "n_test": len(data.test)}

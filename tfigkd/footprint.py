@@ -3,6 +3,7 @@
 import gzip
 import json
 import math
+import os
 import subprocess
 import sys
 from dataclasses import asdict, dataclass
@@ -99,8 +100,13 @@ def peak_memory(path: Path, *, runs: int = 5) -> int | None:
     """
     if not Path("/proc/self/status").is_file():
         return None
+    # the child finds this package wherever the parent found it
+    places = [str(Path(__file__).resolve().parents[1]), os.environ.get("PYTHONPATH", "")]
     done = subprocess.run(
-        [sys.executable, "-m", "tfigkd.footprint", str(path), str(runs)], capture_output=True, text=True
+        [sys.executable, "-m", "tfigkd.footprint", str(path), str(runs)],
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, places))},
+        capture_output=True,
+        text=True,
     )
     if done.returncode:
         last = (done.stderr.strip().splitlines() or [f"it ended with status {done.returncode}"])[-1]
