@@ -11,11 +11,11 @@ from tfigkd.compress.layers import is_fake_quantized
 from tfigkd.compress.methods import PHASES, compress_student
 from tfigkd.convert import convert
 from tfigkd.errors import UserError
-from tfigkd.export import parity
+from tfigkd.exporting import parity
 from tfigkd.litert import float_tensors
 from tfigkd.metrics import accuracy, comparison, predict_logits
 
-STEPS = 24
+STEPS = 40
 SPARSE = ("prune", "prune_tfmot", "prune_qat", "pqat")
 CLUSTERED = ("cluster", "cqat")
 QUANTIZED = ("qat", "prune_qat", "qat_tfmot", "pqat", "cqat")
@@ -33,7 +33,7 @@ def test_every_route_ends_in_an_int8_file(room, tmp_path, method):
     model = compress_student(room.student, config, room.lessons(tmp_path, cached=method in ("prune", "cqat")))
     assert is_fake_quantized(model) == (method in QUANTIZED)
     logits, labels = predict_logits(model, room.data.validation.images), room.data.validation.labels
-    assert accuracy(logits, labels) > accuracy(room.logits, labels) - 0.1
+    assert accuracy(logits, labels) > accuracy(room.logits, labels) - 0.15
 
     path = tmp_path / "model.int8.tflite"
     calibration = None if method in QUANTIZED else room.data.validation.images[:64]
