@@ -7,6 +7,7 @@ import shlex
 import pytest
 
 from tfigkd import checkpoint
+from tfigkd.compress import finetune
 from tfigkd.run import main
 from tfigkd.workdir import read_manifest
 
@@ -62,7 +63,8 @@ def test_repeating_the_command_does_nothing_and_other_settings_only_this_stage(f
 
 
 def test_an_interrupted_stage_goes_on(folder, monkeypatch, capsys):
-    arguments = ["--compress.method", "prune_qat", "--compress.steps", "200", "--stages", "compress"]
+    monkeypatch.setattr(finetune, "CHECKPOINT_STEPS", 10)
+    arguments = ["--compress.method", "prune_qat", "--stages", "compress"]
     assert go(folder, *arguments) == 0
     whole = read_manifest(folder / "run" / "compress")["weights"]
     assert go(folder, "--compress.method", "qat", "--stages", "compress") == 0
