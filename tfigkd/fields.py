@@ -1,6 +1,6 @@
 """Every field of an experiment: frozen dataclasses with defaults, units and ranges. The defaults are the papers'."""
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Literal, get_args
 
 from tfigkd.compress.fields import CompressConfig
@@ -347,24 +347,6 @@ class Config:
         require(not several, "student.init = teacher needs a single teacher, got teacher.count", self.teacher.count)
         taught = self.compress.teacher == "student" or self.needs_teacher
         require(taught, "compress.teacher = teacher needs an experiment with a teacher", self.compress.teacher)
-
-    @property
-    def fine_tuning(self) -> "Config":
-        """The experiment as stage `compress` trains: with the losses, batches and teacher of that table."""
-        own = self.compress.teacher == "student"
-        return replace(
-            self,
-            losses=self.compress.losses,
-            training=replace(self.training, batch_size=self.compress.batch_size, label_smoothing=0.0),
-            view=ViewConfig(kind="live") if own else self.view,
-            control=replace(self.control, logits="own") if own else self.control,
-            compress=CompressConfig(),
-        )
-
-    @property
-    def trainings(self) -> tuple["Config", ...]:
-        """The experiment as each of its stages trains a student: once, or twice where it is compressed."""
-        return (self,) if self.compress.method == "none" else (self, self.fine_tuning)
 
     @property
     def needs_live_teacher(self) -> bool:

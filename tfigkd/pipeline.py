@@ -3,6 +3,7 @@
 from collections.abc import Callable
 
 from tfigkd.benchmark import benchmark
+from tfigkd.compress.fields import trainings
 from tfigkd.compress.stage import compress
 from tfigkd.data.stage import prepare
 from tfigkd.evaluation import evaluate
@@ -20,7 +21,7 @@ Stage = Callable[[Config, Workdir], None]
 
 def store_knowledge(config: Config, workdir: Workdir) -> None:
     """Stage `overlays`: store what the teacher knows and the student's arm and its fine-tuning ask for."""
-    for each in config.trainings:
+    for each in trainings(config):
         if each.needs_store:
             build_overlays(each, workdir)
         if each.needs_views:

@@ -21,6 +21,7 @@ from typing import Annotated, Any
 import tyro
 
 from tfigkd import console
+from tfigkd.compress.fields import trainings
 from tfigkd.config import (
     closest,
     differences,
@@ -218,7 +219,7 @@ def run(command: Command, name: str) -> None:
     config = command.config
     chosen = [stage for stage in STAGES if stage in command.stages.split(",")]
     unneeded = {"teacher": not config.needs_teacher, "compress": config.compress.method == "none"}
-    unneeded["overlays"] = not any(each.needs_stored for each in config.trainings)
+    unneeded["overlays"] = not any(each.needs_stored for each in trainings(config))
     chosen = [stage for stage in chosen if not unneeded.get(stage)]
     with locked(workdir.run, wait=False):
         _claim(workdir, name, command)

@@ -29,15 +29,15 @@ class Room:
     def lessons(self, folder: Path, *, cached: bool = False, fingerprint: str = "test") -> Lessons:
         """Distillation from the student's own logits, by the live student or as targets."""
         teacher = None if cached else models.fold_batch_norm(self.student)
-        stream = training_batches(self.data.train, augment=AugmentConfig(1, False), batch_size=32, seed=0)
+        moved = AugmentConfig(0 if cached else 1, False)
+        stream = training_batches(self.data.train, augment=moved, batch_size=32, seed=0)
         stored = predict_logits(self.student, self.data.train.images)
         by_image = {image.tobytes(): row for image, row in zip(self.data.train.images, stored, strict=True)}
 
         def with_logits(epoch: int):
             for images, targets in stream(epoch):
                 pixels = np.round(images * 255).astype(np.uint8)
-                known = [by_image.get(one.tobytes(), stored[0]) for one in pixels]
-                yield images, {**targets, "teacher_logits": np.stack(known)}
+                yield images, {**targets, "teacher_logits": np.stack([by_image[one.tobytes()] for one in pixels])}
 
         def distiller(model: keras.Model) -> Distiller:
             return Distiller(model, losses={"kd": KLDivergence(4.0)}, loss_weights={"kd": 0.9}, teacher=teacher)

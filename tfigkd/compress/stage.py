@@ -5,6 +5,7 @@ import shutil
 import keras
 
 from tfigkd import console, models
+from tfigkd.compress.fields import fine_tuning
 from tfigkd.compress.finetune import Lessons
 from tfigkd.compress.methods import compress_student
 from tfigkd.compress.pruning import sparsity
@@ -24,7 +25,7 @@ FILE = "compressed.keras"
 def compress_fingerprint(config: Config, workdir: Workdir) -> str:
     """Hash of everything the compressed student's weights depend on."""
     weights = require(workdir.stage("distill"), "distill")["weights"]
-    return fingerprint("compress", weights, student_fingerprint(config.fine_tuning, workdir), config.compress)
+    return fingerprint("compress", weights, student_fingerprint(fine_tuning(config), workdir), config.compress)
 
 
 def load_compressed(config: Config, workdir: Workdir) -> keras.Model:
@@ -48,7 +49,7 @@ def students(config: Config, workdir: Workdir) -> dict[str, keras.Model]:
 
 def _lessons(config: Config, workdir: Workdir, student: keras.Model, identity: str) -> Lessons:
     """What fine-tuning teaches: the losses of `[compress.losses]`, from the teacher that it names."""
-    tuned = config.fine_tuning
+    tuned = fine_tuning(config)
 
     def distiller(model: keras.Model) -> Distiller:
         if config.compress.teacher == "student":
