@@ -154,7 +154,13 @@ def test_a_chief_and_two_workers_share_the_trials(tmp_path):
     arguments = ("--tuner", "bayesian", "--trials", "4", *VARIED)
     roles = ("chief", "worker-1", "worker-2")
     processes = {role: start(tmp_path, *arguments, **shared, KERASTUNER_TUNER_ID=role) for role in roles}
-    outputs = {role: finish(process) for role, process in processes.items()}
+    try:
+        outputs = {role: finish(process) for role, process in processes.items()}
+    finally:  # a worker waits an hour for its chief
+        for process in processes.values():
+            if process.poll() is None:
+                process.kill()
+                process.communicate()
     assert "4 trials, best first" in outputs["chief"]
     shares = [outputs[role].count("  trial ") for role in roles[1:]]
     assert sum(shares) == 4

@@ -227,13 +227,14 @@ def _tuner(options: Options, name: str, config: Config, space: Sequence[Dimensio
 
 def _claim(folder: Path, settings: dict[str, Any]) -> None:
     """Write down what is searched, unless a search of something else is there."""
-    path = make_folder(folder) / "search.json"
-    if path.exists():
-        before = json.loads(path.read_text(encoding="utf-8"))
-        changed = differences(before, settings)
-        if changed:
-            raise UserError(f"{folder} holds another search ({', '.join(changed)}); choose another --workdir")
-    write_text(path, json.dumps(settings, indent=1) + "\n")
+    path = folder / "search.json"
+    with locked(folder, wait=True):  # chief and workers come at the same time
+        if path.exists():
+            changed = differences(json.loads(path.read_text(encoding="utf-8")), settings)
+            if changed:
+                raise UserError(f"{folder} holds another search ({', '.join(changed)}); choose another --workdir")
+        else:
+            write_text(path, json.dumps(settings, indent=1) + "\n")
 
 
 def to_toml(config: Config, comment: str) -> str:

@@ -57,7 +57,7 @@ class Study:
     description: str
     arms: dict[str, str]
     seeds: int = 5
-    stages: str = "data,teacher,overlays,distill,export,evaluate,report"
+    stages: str = "data,teacher,overlays,distill,compress,export,evaluate,report"
     overrides: dict[str, Any] = field(default_factory=dict)
     sizes: dict[str, dict[str, Any]] = field(default_factory=lambda: {"": {}})
     seed_fields: tuple[str, ...] = ()

@@ -143,8 +143,10 @@ def arms_table(study: Study, rows: Sequence[Row], papers: Sequence[Row]) -> list
                 ]
             )
     header = ["arm", "n", "test accuracy, %", "sd", "95 % interval", "agreement with the teacher, %"]
-    table = _table([*header, "training, minutes", "papers' mean (sd, n)"], lines)
-    return [*table, "", " ".join([*remarks, *_normality(study, runs)]).strip()]
+    header += ["training, minutes", "papers' mean (sd, n)"]
+    if not published:
+        header, lines = header[:-1], [line[:-1] for line in lines]
+    return [*_table(header, lines), "", " ".join([*remarks, *_normality(study, runs)]).strip()]
 
 
 def _paper(paper: Row | None, own: Row) -> str:
@@ -200,7 +202,12 @@ def sentences(compared: Sequence[Compared]) -> str:
     placebo = [one for one in compared if one.second.startswith(f"{one.first}_")]
     said = [_sentence(one, "What belongs to its own image, beyond the placebo") for one in placebo]
     said += [_sentence(one, "Against") for one in compared if one not in placebo]
-    return "\n".join(f"- {text}" for text in said)
+    tested = [one for one in compared if not math.isnan(one.adjusted)]
+    beyond = sum(one.adjusted < LEVEL for one in tested)
+    total = (
+        f"{beyond} of {len(tested)} tested comparisons are beyond the noise after Holm's correction." if tested else ""
+    )
+    return "\n".join([total or "No arm has runs enough for a test.", "", *(f"- {text}" for text in said)])
 
 
 def _sentence(one: Compared, how: str) -> str:
@@ -305,7 +312,7 @@ def report(checkout: Path) -> str:
             forest_plot(compare(described, runs_of(rows)), described.description, results / f"{path.stem}.svg")
     missing: list[Any] = [one for one in left if one]
     if missing:
-        lines += ["Not run yet:", "", *missing, ""]
+        lines += ["Still to be run:", "", *missing, ""]
     return "\n".join(lines)
 
 
