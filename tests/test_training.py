@@ -179,3 +179,18 @@ def test_weight_decay_spares_biases_and_normalization(name):
     optimizer.apply([keras.ops.zeros_like(v) for v in layer.trainable_variables])
     np.testing.assert_allclose(layer.kernel.numpy(), before * (1 - 0.1 * 0.5), rtol=1e-5)
     np.testing.assert_array_equal(layer.bias.numpy(), np.ones(3))
+
+
+def test_the_moving_average_is_the_result_and_survives_a_stop(examples, knowledge, tmp_path):
+    recipe = {"optimizer": "sgd", "learning_rate": 0.05, "ema": 0.9}
+    averaged, history = train(examples, knowledge, tmp_path / "whole", 3, **recipe)
+    plain, _ = train(examples, knowledge, tmp_path / "plain", 3, **recipe | {"ema": None})
+    assert any((a != b).any() for a, b in zip(averaged, plain, strict=True))
+    with pytest.raises(UserError, match="epoch 3"):
+        train(examples, knowledge, tmp_path / "cut", 3, stop_after=2, **recipe)
+    resumed, _ = train(examples, knowledge, tmp_path / "cut", 3, **recipe)
+    late, again = train(examples, knowledge, tmp_path / "whole", 3, **recipe)  # all epochs done, nothing written yet
+    assert again == history
+    for a, b, c in zip(averaged, resumed, late, strict=True):
+        np.testing.assert_array_equal(a, b)
+        np.testing.assert_array_equal(a, c)

@@ -74,6 +74,8 @@ class TrainingConfig:
     """Linear warm-up from zero, in epochs."""
     label_smoothing: float = 0.0
     """Share of the hard label's mass spread evenly over the classes."""
+    ema: float | None = None
+    """Decay, such as 0.999, of a moving average of the weights over the steps; its last value is then the result."""
 
     def __post_init__(self) -> None:
         require(self.epochs > 0, "training.epochs must be positive", self.epochs)
@@ -83,6 +85,7 @@ class TrainingConfig:
         require(self.weight_decay >= 0, "training.weight_decay must not be negative", self.weight_decay)
         require(self.warmup_epochs >= 0, "training.warmup_epochs must not be negative", self.warmup_epochs)
         require(0 <= self.label_smoothing < 1, "training.label_smoothing must be in [0, 1)", self.label_smoothing)
+        require(self.ema is None or 0 < self.ema < 1, "training.ema must be in (0, 1)", self.ema)
 
 
 @dataclass(frozen=True)

@@ -31,14 +31,17 @@ def make_optimizer(config: TrainingConfig, steps_per_epoch: int) -> keras.optimi
             warmup_steps=warmup,
         )
     decay = config.weight_decay or None
+    average: dict[str, Any] = {"use_ema": True, "ema_momentum": config.ema} if config.ema else {}
     optimizer: keras.optimizers.Optimizer
     if config.optimizer == "sgd":
         nesterov = config.momentum > 0
-        optimizer = keras.optimizers.SGD(rate, momentum=config.momentum, nesterov=nesterov, weight_decay=decay)
+        optimizer = keras.optimizers.SGD(
+            rate, momentum=config.momentum, nesterov=nesterov, weight_decay=decay, **average
+        )
     elif config.optimizer == "adamw":
-        optimizer = keras.optimizers.AdamW(rate, weight_decay=config.weight_decay)
+        optimizer = keras.optimizers.AdamW(rate, weight_decay=config.weight_decay, **average)
     else:
-        optimizer = keras.optimizers.Adam(rate, weight_decay=decay)
+        optimizer = keras.optimizers.Adam(rate, weight_decay=decay, **average)
     if config.weight_decay:
         optimizer.exclude_from_weight_decay(var_names=["bias", "gamma", "beta"])
     return optimizer
@@ -160,6 +163,8 @@ def fit(
     done = len(history)
     if done:
         console.say(f"  {title}: going on after epoch {done} of {config.epochs}")
+    if done == config.epochs and config.ema:  # stopped between the last checkpoint and the end of Keras's fit
+        model.optimizer.finalize_variable_values(model.trainable_variables)
     if done < config.epochs:
         with console.progress(title, config.epochs * steps, done * steps) as advance:
             keeper = _Keeper(folder, fingerprint, history, tensorboard, examples)
