@@ -302,6 +302,8 @@ def study(options: Options, flags: Sequence[str]) -> int:
     """Run a study; returns the exit status."""
     if options.processes < 1:
         raise UserError(f"--processes must be at least 1, got {options.processes}")
+    if options.seeds is not None and options.seeds < 1:
+        raise UserError(f"--seeds must be at least 1, got {options.seeds}")
     described = read_study(options.experiment)
     jobs = plan(described, options, flags)
     console.say(f"{described.name}: {described.description}")
