@@ -14,6 +14,7 @@ import dataclasses
 import json
 import multiprocessing
 import os
+import shlex
 import signal
 import sys
 import time
@@ -100,6 +101,7 @@ class Job:
     size: str
     experiment: str
     command: Command
+    flags: tuple[str, ...] = ()
 
     @property
     def folder(self) -> Path:
@@ -193,7 +195,7 @@ def plan(study: Study, options: Options, flags: Sequence[str] = ()) -> list[Job]
                     seed=seed,
                     config=parse(["--experiment", experiment, *flags], base)[0].config if flags else base,
                 )
-                jobs.append(Job(study.name, arm, size, name, command))
+                jobs.append(Job(study.name, arm, size, name, command, tuple(flags)))
     return jobs
 
 
@@ -231,7 +233,8 @@ def work(job: Job) -> int:
 
 def _label(job: Job) -> str:
     """What `collect` adds to the run's row."""
-    command = f"python -m tfigkd.study --experiment {job.study} --arms {job.arm} --seeds {job.command.seed + 1}"
+    own = ["--experiment", job.study, "--arms", job.arm, "--seeds", str(job.command.seed + 1), *job.flags]
+    command = f"python -m tfigkd.study {shlex.join(own)}"
     return json.dumps({"study": job.study, "arm": job.arm, "size": job.size, "command": command}) + "\n"
 
 
@@ -302,6 +305,8 @@ def study(options: Options, flags: Sequence[str]) -> int:
     """Run a study; returns the exit status."""
     if options.processes < 1:
         raise UserError(f"--processes must be at least 1, got {options.processes}")
+    if options.seeds is not None and options.seeds < 1:
+        raise UserError(f"--seeds must be at least 1, got {options.seeds}")
     described = read_study(options.experiment)
     jobs = plan(described, options, flags)
     console.say(f"{described.name}: {described.description}")
