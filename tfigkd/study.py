@@ -84,6 +84,8 @@ class Options:
     """How many seeds, from 0; not given: as the study says (1 with --smoke)."""
     arms: str | None = None
     """Only these arms, separated by commas."""
+    stages: str | None = None
+    """Only these stages of each run, separated by commas; not given: as the study says."""
     minutes: float | None = None
     """Stop after this time; a run that is cut off goes on at its last epoch next time."""
     smoke: bool = False
@@ -190,7 +192,7 @@ def plan(study: Study, options: Options, flags: Sequence[str] = ()) -> list[Job]
                     experiment,
                     workdir=root / (f"{arm}-{size}" if size else arm) / str(seed),
                     teachers=options.teachers,
-                    stages=study.stages,
+                    stages=options.stages or study.stages,
                     smoke=options.smoke,
                     seed=seed,
                     config=parse(["--experiment", experiment, *flags], base)[0].config if flags else base,
@@ -310,7 +312,8 @@ def study(options: Options, flags: Sequence[str]) -> int:
     described = read_study(options.experiment)
     jobs = plan(described, options, flags)
     console.say(f"{described.name}: {described.description}")
-    console.say(f"{len(jobs)} runs, stages {described.stages}, {options.processes} at once, in {options.workdir}")
+    stages = options.stages or described.stages
+    console.say(f"{len(jobs)} runs, stages {stages}, {options.processes} at once, in {options.workdir}")
     if options.dry_run:
         for job in jobs:
             console.say(

@@ -35,14 +35,12 @@ def main() -> None:
     options.output.mkdir(parents=True, exist_ok=True)
     whole, size = content.getvalue(), options.megabytes * 10**6
     name = f"{Path(options.data).stem}.npz"
-    lines = [f"{hashlib.sha256(whole).hexdigest()}  {name}\n"]
     for number, start in enumerate(range(0, len(whole), size)):
         part = whole[start : start + size]
         (options.output / f"{name}.{number:03d}").write_bytes(part)
-    (options.output / "SHA256SUMS").write_text("".join(lines), encoding="utf-8")
-    print(
-        f"{len(train):,} training and {len(data.test):,} test pictures, {len(whole) / 1e6:.0f} MB in {options.output}"
-    )
+    checksum = hashlib.sha256(whole).hexdigest()
+    (options.output / "SHA256SUMS").write_text(f"{checksum}  {name}\n", encoding="utf-8")
+    print(f"{len(train):,} training and {len(data.test):,} test pictures, {len(whole) / 1e6:.0f} MB, {options.output}")
 
 
 if __name__ == "__main__":

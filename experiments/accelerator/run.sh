@@ -28,7 +28,7 @@ bring() {
   local file
   { find runs -name rows.csv -o -name history.json -o -name manifest.json -o -name config.json -o -name ledger.jsonl; } |
     tar czf rows.tar.gz -T - 2>/dev/null || true
-  find runs/teachers -maxdepth 2 -name 'teacher.keras' -o -maxdepth 2 -name manifest.json |
+  find runs/teachers -maxdepth 2 \( -name teacher.keras -o -name manifest.json \) 2>/dev/null |
     tar czf teacher.tar.gz -T - 2>/dev/null || true
   # a student is finished when its run has a row
   find runs/studies -path '*/0/rows.csv' -printf '%h/distill/student.keras\n' | tar czf students.tar.gz -T - 2>/dev/null || true
@@ -39,4 +39,4 @@ bring() {
 carrier=$!
 trap 'kill $carrier 2>/dev/null; bring' EXIT
 python3 -m tfigkd.study --experiment "$study" --processes "${PROCESSES:-6}" --minutes "$minutes" \
-  --data.name "$work/$name" --attribution.batch_size 1024 "$@" 2>&1 | tee -a "$out/log"
+  --stages data,teacher,overlays,distill,evaluate,report --data.name "$work/$name" --attribution.batch_size 1024 "$@" 2>&1 | tee -a "$out/log"
