@@ -17,6 +17,7 @@ SUBJECTS = (
     "startup",
     "overlay_store",
     "training_step",
+    "small_step",
     "distillation_step",
     "input_pipeline",
     "attribution_speed",
