@@ -7,6 +7,7 @@ import numpy as np
 
 from experiments.benchmarks.distillation_step import distiller
 from experiments.benchmarks.harness import Options, record, take_turns, timed
+from experiments.benchmarks.training_step import step_block
 from tfigkd.batches import Batch, Knowledge, training_batches
 from tfigkd.data import Examples
 from tfigkd.fields import AugmentConfig, OverlayConfig
@@ -31,6 +32,7 @@ def run(options: Options) -> None:
     count, batch, size = (16, 8, 8) if options.tiny else (5000, 128, 32)
     examples, knowledge = random_examples(count, size)
     steps = -(-count // batch)
+    steps_a_block = 1 if options.tiny else 8
 
     def stream(probability: float) -> Iterator[Batch]:
         overlay = OverlayConfig(probability=probability)
@@ -39,10 +41,11 @@ def run(options: Options) -> None:
         )
         return batches(0)
 
-    model = distiller(size)
+    student = distiller(size)
+    thin = distiller(size, width=0.5)
 
     def train(probability: float) -> None:
-        model.fit(stream(probability), steps_per_epoch=steps, epochs=1, shuffle=False, verbose=0)
+        thin.fit(stream(probability), steps_per_epoch=steps, epochs=1, shuffle=False, verbose=0)
 
     def feed() -> None:
         for _ in itertools.islice(stream(PROBABILITY), steps):
@@ -50,21 +53,22 @@ def run(options: Options) -> None:
 
     sides = {
         "pipeline": timed(feed),
+        "step": step_block(student, *next(stream(PROBABILITY)), steps_a_block),
         "overlays": timed(lambda: train(PROBABILITY)),
         "none": timed(lambda: train(0.0)),
     }
     seconds = take_turns(sides, options.pairs)
-    rates = {name: count / float(np.median(values)) for name, values in seconds.items()}
+    fed, trained = count / seconds["pipeline"], batch * steps_a_block / seconds["step"]
     record(
         options,
         f"input pipeline with overlays, batch {batch}",
-        "our training step, cached teacher",
-        seconds["overlays"] / seconds["pipeline"],
-        ours=rates["pipeline"],
-        theirs=rates["overlays"],
+        "our distillation step, 4.12x student",
+        fed / trained,
+        ours=float(np.median(fed)),
+        theirs=float(np.median(trained)),
         unit="images/s",
         at_least=20,
-        note="one thread of the two; fit runs it beside the step",
+        note="one thread; fit runs it beside the step",
     )
     record(
         options,
@@ -75,4 +79,5 @@ def run(options: Options) -> None:
         theirs=float(np.median(seconds["none"])),
         unit="s",
         at_most=1.05,
+        note="a student of half the width, whose step leaves the pipeline less time than that of the papers' student",
     )
