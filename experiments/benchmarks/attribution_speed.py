@@ -106,5 +106,5 @@ def run(options: Options) -> None:
         cifar10 = data.load("cifar10", directory=str(options.data_dir), download=False)
         # Sorted by id, which is a hash: the first are a random sample.
         pictures = cifar10.validation.take(slice(2 if options.tiny else 64))
-        for name in NETWORKS:
+        for name in options.networks:
             compare(options, process, name, pictures, Path(folder))
