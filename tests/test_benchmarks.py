@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from experiments.benchmarks import distillation_step, input_pipeline, overlay_store, table, training_step
+from experiments.benchmarks import distillation_step, input_pipeline, overlay_store, small_step, table, training_step
 from experiments.benchmarks.harness import Options, faster, record, take_turns
 
 
@@ -76,11 +76,19 @@ def test_a_table_needs_its_place():
         table.insert("no place", "table")
 
 
-def test_training_distillation_and_pipeline_run_at_tiny_size(options):
-    for subject in (training_step, distillation_step, input_pipeline):
+def test_the_input_pipeline_is_measured(options):
+    input_pipeline.run(options)
+    pipeline, overlays, processor = rows_of(options)
+    assert float(pipeline["ratio"]) > 1 and pipeline["target"] == ">= 20"
+    assert all(float(row["ours"]) > 0 and row["target"] == "<= 1.05" for row in (overlays, processor))
+
+
+@pytest.mark.slow
+def test_training_and_distillation_run_at_tiny_size(options):
+    for subject in (training_step, distillation_step, small_step):
         subject.run(options)
     rows = rows_of(options)
-    assert {row["against"] for row in rows} >= {training_step.STOCK, distillation_step.KERAS}
+    assert {row["against"] for row in rows} >= {training_step.STOCK, distillation_step.KERAS, small_step.SINGLE}
     assert all(float(row["ours"]) > 0 and float(row["theirs"]) > 0 for row in rows)
 
 

@@ -172,7 +172,7 @@ class AttributionConfig:
 
     baseline: Literal["black", "mean", "blur"] = "black"
     """Where the path starts: black, the training split's mean color, or the blurred image."""
-    rule: Literal["gauss_legendre", "midpoint", "trapezoid", "left", "right"] = "midpoint"
+    rule: Literal["gauss_legendre", "midpoint", "trapezoid", "left", "right", "nested"] = "midpoint"
     """Quadrature rule along the path."""
     n_steps: int | None = None
     """A fixed number of steps; not given: as many as the tolerance asks for."""

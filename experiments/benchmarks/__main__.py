@@ -17,6 +17,7 @@ SUBJECTS = (
     "startup",
     "overlay_store",
     "training_step",
+    "small_step",
     "distillation_step",
     "input_pipeline",
     "attribution_speed",
@@ -32,11 +33,12 @@ def main() -> None:
     parser.add_argument("--peers", type=Path, help="Python of the peers' environment; without it they are left out")
     parser.add_argument("--pairs", type=int, default=5, help="rounds of a comparison")
     parser.add_argument("--only", nargs="+", choices=SUBJECTS, default=SUBJECTS, help="some of the subjects")
+    parser.add_argument("--networks", nargs="+", default=Options.networks, help="published networks to explain")
     parser.add_argument("--results", type=Path, default=RESULTS, help="CSV file that gets the rows")
     parser.add_argument("--tiny", action="store_true", help="shrink everything, to see that it runs")
     arguments = parser.parse_args()
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    names = ("data_dir", "weights", "peers", "pairs", "tiny", "results")
+    names = ("data_dir", "weights", "peers", "pairs", "networks", "tiny", "results")
     options = Options(**{name: getattr(arguments, name) for name in names})
     for subject in arguments.only:
         with quiet_stderr():

@@ -22,7 +22,7 @@ from tfigkd.attribution import attribute, completeness_error, make_baseline, sal
 from tfigkd.attribution.integrated_gradients import FIRST_STEPS
 
 RESULTS = Path(__file__).parents[1] / "results" / "attribution.csv"
-RULES = ("midpoint", "gauss_legendre", "trapezoid", "right")  # the default first
+RULES = ("midpoint", "gauss_legendre", "trapezoid", "right", "nested")  # the default first
 STEPS = (4, 8, 16, 32, 64, 128)
 TOLERANCE = 0.05
 REFERENCE_STEPS = 256  # Gauss-Legendre; `map_distance` is the relative L1 distance from its saliency maps
@@ -55,10 +55,12 @@ def run(model: Any, examples: data.Examples, color: np.ndarray | None, **options
     return errors, saliency_map(result.attributions), result.n_steps, time.perf_counter() - begin
 
 
-def fixed_steps(model: Any, examples: data.Examples, color: np.ndarray | None) -> Iterator[dict[str, Any]]:
+def fixed_steps(
+    model: Any, examples: data.Examples, color: np.ndarray | None, rules: list[str]
+) -> Iterator[dict[str, Any]]:
     """Rows of each rule and number of steps, and of doubling until the tolerance holds."""
     reference = run(model, examples, color, rule="gauss_legendre", n_steps=REFERENCE_STEPS)[1]
-    for rule in RULES:
+    for rule in rules:
         errors, distances = np.empty((2, len(STEPS), len(examples)))
         for index, n_steps in enumerate(STEPS):
             errors[index], maps, _, seconds = run(model, examples, color, rule=rule, n_steps=n_steps)
@@ -69,16 +71,23 @@ def fixed_steps(model: Any, examples: data.Examples, color: np.ndarray | None) -
             within = errors[first:] <= TOLERANCE
             last = np.where(within.any(axis=0), within.argmax(axis=0), len(within) - 1)
             chosen = (first + last, np.arange(len(examples)))
-            columns = summary(errors[chosen], distances[chosen], np.cumsum(STEPS[first:])[last].mean())
+            spent = _spent(rule, first)[last].mean()
+            columns = summary(errors[chosen], distances[chosen], spent)
             yield {"rule": rule, "n_steps": f"doubled from {STEPS[first]}"} | columns
 
 
-def adaptive(model: Any, examples: data.Examples, color: np.ndarray | None) -> dict[str, Any]:
+def _spent(rule: str, first: int) -> np.ndarray:
+    """Gradients an image has cost when it stops at each of the numbers of steps from the first on."""
+    return np.array(STEPS[first:]) if rule == "nested" else np.cumsum(STEPS[first:])
+
+
+def adaptive(model: Any, examples: data.Examples, color: np.ndarray | None, rule: str) -> dict[str, Any]:
     """The row of the adaptive mode with its defaults."""
-    errors, _, used, seconds = run(model, examples, color, rule=RULES[0])
-    spent = np.mean([sum(steps for steps in STEPS if FIRST_STEPS <= steps <= last) for last in used])
+    errors, _, used, seconds = run(model, examples, color, rule=rule)
+    first = STEPS.index(FIRST_STEPS)
+    spent = _spent(rule, first)[np.searchsorted(STEPS[first:], used)].mean()
     columns = summary(errors, np.array(np.nan), float(spent), seconds)
-    return {"rule": RULES[0], "n_steps": f"adaptive from {FIRST_STEPS}"} | columns
+    return {"rule": rule, "n_steps": f"adaptive from {FIRST_STEPS}"} | columns
 
 
 def main() -> None:
@@ -88,6 +97,7 @@ def main() -> None:
     parser.add_argument("--weights", type=Path, required=True, help="folder with the published .npz files")
     parser.add_argument("--images", type=int, default=256, help="validation images for fixed steps; 0: no such rows")
     parser.add_argument("--adaptive-images", type=int, default=1000, help="for the adaptive mode")
+    parser.add_argument("--rules", nargs="+", choices=RULES, default=RULES, help="some of the rules")
     arguments = parser.parse_args()
 
     cifar10 = data.load("cifar10", directory=arguments.data_dir, download=False)
@@ -100,9 +110,10 @@ def main() -> None:
         run(model, cifar10.validation.take(slice(1)), None, n_steps=2)  # compiles, outside the clock
         for baseline, color in (("black", None), ("mean", mean_color)):
             setting = {"model": name, "baseline": baseline, "tolerance": TOLERANCE}
-            for row in fixed_steps(model, few, color) if len(few) else ():
+            for row in fixed_steps(model, few, color, arguments.rules) if len(few) else ():
                 append(setting | row | origin)
-            append(setting | adaptive(model, more, color) | origin)
+            for rule in {RULES[0], "nested"} & {*arguments.rules}:
+                append(setting | adaptive(model, more, color, rule) | origin)
 
 
 def append(row: dict[str, Any]) -> None:

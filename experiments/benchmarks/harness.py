@@ -34,6 +34,7 @@ class Options:
         weights: Folder of the published .npz files.
         peers: Python of the peers' environment; None leaves out what needs it.
         pairs: Rounds of a comparison.
+        networks: The published networks that are explained.
         tiny: Shrink everything, to see that it runs; such rows say nothing.
         results: The CSV file.
     """
@@ -42,6 +43,7 @@ class Options:
     weights: Path
     peers: Path | None
     pairs: int = 5
+    networks: tuple[str, ...] = ("student_drop5_student", "resnet56")
     tiny: bool = False
     results: Path = RESULTS
 

@@ -9,7 +9,7 @@ import math
 import keras
 import numpy as np
 
-from experiments.benchmarks.attribution_speed import network
+from experiments.benchmarks.attribution_speed import NETWORKS, network
 from experiments.benchmarks.harness import Options, record, timed
 from experiments.benchmarks.training_step import DROP_BLOCKS
 from tfigkd import models
@@ -38,22 +38,22 @@ def matrix_rate(side: int) -> np.ndarray:
     return 2 * side**3 / np.array([timed(lambda: multiply(left).numpy())() for _ in range(ROUNDS)])
 
 
-def training_values(model: keras.Model) -> float:
-    """Values that a training step reads and writes for one image, each as often as the mathematics of a layer asks.
+def values_moved(model: keras.Model, *, training: bool) -> int:
+    """Values that are read and written for one image, each as often as the mathematics of a layer asks.
 
-    A convolution: x and y forward; dy and dx, then x and dy backward. A normalization: x twice and y; x and dy twice
-    and dx. A ReLU: x and y; x, dy and dx.
+    A convolution: x and y forward; dy and dx backward, and x and dy again for its weights' gradient. A normalization:
+    x twice and y; x and dy twice and dx. A ReLU: x and y; x, dy and dx.
     """
     total = 0
     for layer in model.layers:
         outputs = math.prod(size for size in layer.output.shape if size)
         if isinstance(layer, keras.layers.DepthwiseConv2D | keras.layers.Conv2D):
-            total += 3 * (math.prod(size for size in layer.input.shape if size) + outputs)
+            total += (3 if training else 2) * (math.prod(size for size in layer.input.shape if size) + outputs)
         elif isinstance(layer, keras.layers.BatchNormalization):
             total += 8 * outputs
         elif isinstance(layer, keras.layers.ReLU):
             total += 5 * outputs
-    return float(total)
+    return total
 
 
 def run(options: Options) -> None:
@@ -63,21 +63,23 @@ def run(options: Options) -> None:
     for subject, values, unit in (("copy bandwidth", bandwidth, "GB/s"), ("float32 matrix product", rate, "GFLOP/s")):
         middle, best = float(np.median(values)) / 1e9, float(values.max()) / 1e9
         record(options, subject, "its best", values / values.max(), ours=middle, theirs=best, unit=unit)
-    student = models.mobilenet_v2(10, DROP_BLOCKS)
     # The backward pass of a layer is two products of the size of the forward one; without weight gradients it is one.
-    works = [("training step, 4.12x student, an image", 6 * multiply_adds(student), FLOAT * training_values(student))]
+    works = [("a training step, 4.12x student", models.mobilenet_v2(10, DROP_BLOCKS), True)]
     if options.weights.is_dir():
-        for name, title in (("student_drop5_student", "drop-5 student"), ("resnet56", "ResNet-56")):
-            works.append((f"input gradient, {title}", 4 * multiply_adds(network(name, options.weights)), 0.0))
-    for subject, operations, moved in works:
+        works += [
+            (f"an input gradient, {title}", network(name, options.weights), False) for name, title in NETWORKS.items()
+        ]
+    for subject, model, training in works:
+        operations = (6 if training else 4) * multiply_adds(model)
+        moved = FLOAT * values_moved(model, training=training)
         compute, memory = operations / rate.max(), moved / bandwidth.max()
         record(
             options,
-            f"least time by the machine's rates: {subject}",
-            "the larger of the two",
-            np.array([1.0]),
+            f"least time of {subject}, one image: arithmetic",
+            "memory traffic",
+            np.array([compute / memory]),
             ours=1e3 * compute,
             theirs=1e3 * memory,
             unit="ms",
-            note=f"ours: {operations / 1e9:.3g} GFLOP at the matrix rate; theirs: {moved / 1e6:.3g} MB at the copy's",
+            note=f"{operations / 1e9:.3g} GFLOP at the rate of the product, {moved / 1e6:.3g} MB at that of the copy",
         )

@@ -71,7 +71,7 @@ def child(count: int, size: int) -> dict[str, Any]:
 def run(options: Options) -> None:
     """Measure and append rows."""
     few, many, size = (40, 80, 8) if options.tiny else (5000, 50000, 32)
-    pairs = [(child(few, size), child(many, size)) for _ in range(1 if options.tiny else 3)]
+    pairs = [(child(few, size), child(many, size)) for _ in range(1 if options.tiny else min(3, options.pairs))]
     small, large = (np.array([side["peak"] - side["data"] for side in sides]) for sides in zip(*pairs, strict=True))
     record(
         options,

@@ -129,6 +129,18 @@ def test_adaptive_steps_honor_tolerance_and_max_steps(model: keras.Model) -> Non
     assert (attribute(model, IMAGES, TARGETS, tolerance=1e-9, max_steps=3).n_steps == 3).all()
 
 
+def test_the_nested_rule_keeps_what_it_had_when_it_doubles(model: keras.Model) -> None:
+    result = attribute(model, IMAGES, TARGETS, rule="nested", tolerance=1e-9, max_steps=64)
+    fixed = attribute(model, IMAGES, TARGETS, rule="nested", n_steps=64)
+    assert (result.n_steps == 64).all()
+    np.testing.assert_allclose(result.attributions, fixed.attributions, atol=1e-5)
+    np.testing.assert_allclose(result.convergence_delta, fixed.convergence_delta, atol=1e-4)
+    loose = attribute(model, IMAGES, TARGETS, rule="nested", tolerance=0.02)
+    for image, steps in enumerate(loose.n_steps):
+        alone = attribute(model, IMAGES[[image]], TARGETS[[image]], rule="nested", n_steps=int(steps))
+        np.testing.assert_allclose(loose.attributions[image], alone.attributions[0], atol=1e-4)
+
+
 def test_adaptive_results_do_not_depend_on_the_companions(model: keras.Model) -> None:
     together = attribute(model, IMAGES, TARGETS, tolerance=0.02)
     for chosen in (slice(2, 3), slice(0, 4), slice(None, None, -1)):

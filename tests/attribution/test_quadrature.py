@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from tfigkd.attribution.quadrature import RULES, nodes_and_weights
+from tfigkd.attribution.quadrature import RULES, added_by_doubling, nodes_and_weights
 
 
 @pytest.mark.parametrize("rule", RULES)
@@ -40,3 +40,20 @@ def test_values_by_hand() -> None:
 def test_unknown_rules_and_too_few_steps_are_refused(rule: str, n_steps: int) -> None:
     with pytest.raises(ValueError, match="must be"):
         nodes_and_weights(rule, n_steps)
+
+
+@pytest.mark.parametrize("n_steps", [1, 2, 3, 8, 12, 64])
+def test_doubling_the_nested_rule_adds_nodes_and_keeps_all_it_had(n_steps: int) -> None:
+    before, old_weights = nodes_and_weights("nested", n_steps)
+    after, weights = nodes_and_weights("nested", 2 * n_steps)
+    new, new_weights, kept = added_by_doubling("nested", 2 * n_steps)
+    np.testing.assert_allclose(np.sort(np.concatenate([before, new])), after, atol=1e-15)
+    for values in (np.exp, np.sin):  # an average is the kept one and what is added
+        halved = old_weights @ values(before)
+        assert kept * halved + new_weights @ values(new) == pytest.approx(weights @ values(after), abs=1e-12)
+
+
+def test_a_rule_that_is_not_nested_starts_anew() -> None:
+    nodes, weights, kept = added_by_doubling("midpoint", 8)
+    np.testing.assert_array_equal([nodes, weights], nodes_and_weights("midpoint", 8))
+    assert kept == 0

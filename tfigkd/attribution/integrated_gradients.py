@@ -14,7 +14,7 @@ import keras
 import numpy as np
 
 from tfigkd.attribution.baselines import make_baseline
-from tfigkd.attribution.quadrature import nodes_and_weights
+from tfigkd.attribution.quadrature import added_by_doubling, nodes_and_weights
 
 FIRST_STEPS = 16
 """Where the adaptive mode starts. From 4 or 8 some images pass the tolerance by chance with crude maps, and little is
@@ -114,17 +114,26 @@ def attribute(
 
     starts = np.broadcast_to(starts, images.shape)
     attributions, deltas = np.empty_like(images), np.empty(len(images), np.float32)
+    averages = np.zeros(images.shape)
     used, pending = np.empty(len(images), np.int32), rows
+    nodes, weights, kept = *nodes_and_weights(rule, steps), 0.0
     while len(pending):
         chosen = images[pending], starts[pending], targets[pending]
-        attributions[pending] = _integrate(functions.gradient, *chosen, rule, steps, batch_size)
+        averages[pending] *= kept
+        averages[pending] += _average_gradients(functions.gradient, *chosen, nodes, weights, batch_size)
+        attributions[pending] = (images[pending] - starts[pending]) * averages[pending]
         sums = attributions[pending].sum(axis=(1, 2, 3), dtype=np.float64)
         deltas[pending], used[pending] = sums - difference[pending], steps
         if n_steps is not None or steps >= max_steps:
             break
         # from the stored values, so that whoever recomputes the error agrees about the gate
         pending = pending[completeness_error(attributions[pending], deltas[pending]) > tolerance]
-        steps = min(2 * steps, max_steps)
+        if 2 * steps <= max_steps:
+            steps = 2 * steps
+            nodes, weights, kept = added_by_doubling(rule, steps)
+        else:
+            steps = max_steps
+            nodes, weights, kept = *nodes_and_weights(rule, steps), 0.0
     return Attribution(attributions, deltas, used, logits)
 
 
@@ -168,22 +177,22 @@ def _check_targets(targets: np.ndarray | Sequence[int], count: int) -> np.ndarra
     return targets.astype(np.int32)
 
 
-def _integrate(
+def _average_gradients(
     gradient: Callable[[np.ndarray, np.ndarray], np.ndarray],
     images: np.ndarray,
     starts: np.ndarray,
     targets: np.ndarray,
-    rule: str,
-    n_steps: int,
+    nodes: np.ndarray,
+    weights: np.ndarray,
     batch_size: int,
 ) -> np.ndarray:
-    """Attributions [B,H,W,C] with a fixed number of steps, `batch_size` gradient evaluations at a time.
+    """Weighted sums of the gradients at the nodes of each path, [B,H,W,C], `batch_size` evaluations at a time.
 
     Images x steps are numbered through, image by image, and cut into rows of one length, so that the compiled
     function never meets another shape; the rows after the last repeat it with weight zero.
     """
-    nodes, weights = nodes_and_weights(rule, n_steps)
     totals = np.zeros((len(images), images[0].size))
+    n_steps = len(nodes)
     count = len(images) * n_steps
     for start in range(0, count, batch_size):
         row = np.arange(start, start + batch_size)
@@ -196,7 +205,7 @@ def _integrate(
         share = np.zeros((last - first + 1, batch_size))
         share[image - first, np.arange(batch_size)] = np.where(row < count, weights[step], 0)
         totals[first : last + 1] += share @ gradients.reshape(batch_size, -1)
-    return ((images - starts) * totals.reshape(images.shape)).astype(np.float32)
+    return totals.reshape(images.shape)
 
 
 def _run_in_batches(forward: Callable[[np.ndarray], np.ndarray], images: np.ndarray, batch_size: int) -> np.ndarray:
