@@ -71,11 +71,11 @@ def test_zeros_are_counted_and_shrink_the_gzipped_file_alone(network, files, tmp
 def test_memory_grows_with_the_model(files, tmp_path):
     large = tmp_path / "large.tflite"
     inputs = keras.Input((8, 8, 3))
-    hidden = keras.layers.Dense(20_000)(keras.layers.Flatten()(inputs))
+    hidden = keras.layers.Dense(8_000)(keras.layers.Flatten()(inputs))
     large.write_bytes(convert(keras.Model(inputs, keras.layers.Dense(200)(hidden)), "float32"))
     small, much = (footprint(path).peak_memory for path in (files / "int8.tflite", large))
     assert 0 < small < 20e6
-    assert much > large.stat().st_size > 30e6
+    assert much > large.stat().st_size > 12e6
 
 
 def test_every_file_is_timed_with_each_number_of_threads(files):

@@ -27,7 +27,7 @@ TURN = 10
 """Timed inferences of a file before the next one has its turn."""
 LONGEST = 2.0
 """Seconds of timed inferences that are enough for any file, so that a slow one does not hold up the others."""
-FEWEST = 20
+FEWEST = 10
 """Timed inferences of each file, however slow, where that many are asked for."""
 PAUSE = 0.02
 """Seconds between two turns: the threads of the last interpreter spin for a while after its work is done."""

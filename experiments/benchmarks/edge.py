@@ -8,8 +8,8 @@ latency and size alone, which do not depend on what the weights say. All latenci
 taking turns; `ratio_*` is the latency of the whole MobileNet-V2 in float32 over that of the file. Fails when float32
 is more than 0.02 points from Keras on test, or int8 more than 0.5 points below it.
 
-int16x8 runs by plain reference kernels, a hundred times slower than int8, so its accuracy is taken on the first 500
-images by id, a random sample; `n_test` says so.
+int16x8 and dynamic run by kernels that are many times slower than the others', so their accuracy is taken on the first
+images by id, a random sample; `n_test` says how many.
 
 `--job files` and `--job rows` do the two halves: converting and scoring may share the machine, timing may not. Files
 that are in --workdir already are kept. The published networks have seen all of train, and so the images that calibrate
@@ -45,24 +45,25 @@ PUBLISHED = {
     "resnet56": lambda: models.resnet(56, normalization=IMAGENET),
 }
 DROPPED = (0, 3, 5, 7, 9, 11, 13, 15, 17)  # the papers' nine sizes, 1x to 1122x
-SLOW = 500
+SAMPLE = {"dynamic": 1000, "int16x8": 250}
 BOUNDS = {"float32": 0.0002, "int8": 0.005}
 UNKNOWN = ("keras_accuracy", "accuracy", "agreement", "n_test")
+PARTS = ("validation", "test")
 PARITY = ("agreement", "kl", "max_difference", "mean_difference", "accuracy")
 
 
 def networks(weights: Path, images: np.ndarray) -> Iterator[tuple[str, keras.Model, bool]]:
-    """Name, network and whether it is trained; the whole MobileNet-V2 first, as the others are compared with it."""
+    """Name, network and whether it is trained."""
+    for name, build in PUBLISHED.items():
+        model = build()
+        models.load_torch_weights(model, weights / f"{name}.npz")
+        yield name, model, True
     keras.utils.set_random_seed(0)
     for drop_blocks in DROPPED:
         model = models.mobilenet_v2(drop_blocks=drop_blocks)
         for _ in range(10):  # its batch normalization gets to know the images: integers need activations of usual size
             model(data.to_model_input(images), training=True)
         yield f"mobilenet_v2_drop{drop_blocks}", model, False
-    for name, build in PUBLISHED.items():
-        model = build()
-        models.load_torch_weights(model, weights / f"{name}.npz")
-        yield name, model, True
 
 
 def write_files(options: argparse.Namespace) -> None:
@@ -70,9 +71,8 @@ def write_files(options: argparse.Namespace) -> None:
     cifar10 = data.load("cifar10", directory=options.data_dir, download=False)
     options.workdir.mkdir(parents=True, exist_ok=True)
     calibration = cifar10.validation.images[: ExportConfig().calibration_examples]
-    few = replace(cifar10, validation=cifar10.validation.take(slice(SLOW)), test=cifar10.test.take(slice(SLOW)))
     for name, fused, trained in networks(options.weights, calibration[:64]):
-        model = with_stock_layers(fused)
+        model, logits = with_stock_layers(fused), {}
         for format in FORMATS:
             path = options.workdir / f"{name}.{format}.tflite"
             if path.with_suffix(".columns").is_file():
@@ -81,21 +81,26 @@ def write_files(options: argparse.Namespace) -> None:
             columns |= {"parameters": count_parameters(model)} | dict.fromkeys(UNKNOWN, "")
             columns |= dict.fromkeys((f"validation_{key}" for key in PARITY), "")
             if trained:
-                columns |= scores(path, model, format, few if format == "int16x8" else cifar10)
+                logits = logits or {part: predict_logits(model, getattr(cifar10, part).images) for part in PARTS}
+                columns |= scores(path, model, format, cifar10, logits)
             else:
                 path.write_bytes(convert(model, format, calibration if format in CALIBRATED else None))
             path.with_suffix(".columns").write_text(json.dumps(columns))
             print(*columns.values(), flush=True)
 
 
-def scores(path: Path, model: keras.Model, format: Format, cifar10: data.Dataset) -> dict[str, float | int]:
+def scores(
+    path: Path, model: keras.Model, format: Format, cifar10: data.Dataset, logits: dict[str, np.ndarray]
+) -> dict[str, float | int]:
     """Export a trained network; its parity on validation, and what file and Keras model say of the test images."""
-    report = export_file(path, model, format, cifar10, ExportConfig())
-    expected, labels = predict_logits(model, cifar10.test.images), cifar10.test.labels
-    logits = litert_predictor(path)(cifar10.test.images)
-    found = {"keras_accuracy": accuracy(expected, labels), "accuracy": accuracy(logits, labels)}
-    found |= {"agreement": accuracy(logits, expected.argmax(axis=1)), "n_test": len(labels)}
-    return found | {f"validation_{key}": report[key] for key in PARITY}
+    some = slice(SAMPLE.get(format))
+    sample = replace(cifar10, **{part: getattr(cifar10, part).take(some) for part in PARTS})
+    report = export_file(path, model, format, sample, ExportConfig(), reference=logits["validation"][some])
+    expected, labels = logits["test"][some], sample.test.labels
+    found = litert_predictor(path)(sample.test.images)
+    columns = {"keras_accuracy": accuracy(expected, labels), "accuracy": accuracy(found, labels)}
+    columns |= {"agreement": accuracy(found, expected.argmax(axis=1)), "n_test": len(labels)}
+    return columns | {f"validation_{key}": report[key] for key in PARITY}
 
 
 def write_rows(options: argparse.Namespace) -> list[str]:
@@ -125,7 +130,7 @@ def main() -> int:
     parser.add_argument("--job", choices=("files", "rows", "all"), default="all")
     parser.add_argument("--workdir", type=Path, default=Path("runs/edge"), help="where the files go")
     parser.add_argument("--rows", type=Path, default=RESULTS, help="the .csv to append to")
-    parser.add_argument("--runs", type=int, default=100, help="timed inferences of each file, in each repetition")
+    parser.add_argument("--runs", type=int, default=60, help="timed inferences of each file, in each repetition")
     parser.add_argument("--warmup", type=int, default=5)
     parser.add_argument("--repeat", type=int, default=3, help="repetitions of the whole timing")
     options = parser.parse_args()
