@@ -32,7 +32,8 @@ def kernels(model: keras.Model) -> Iterator[np.ndarray]:
 
 @pytest.mark.parametrize("method", PHASES)
 def test_every_route_ends_in_an_int8_file(room, tmp_path, method):
-    config = CompressConfig(method=method, steps=STEPS, batch_size=32, learning_rate=1e-3, clusters=8)
+    share = 0.25 if method == "prune_channels" else 0.5
+    config = CompressConfig(method=method, sparsity=share, steps=STEPS, batch_size=32, learning_rate=1e-3, clusters=8)
     model = compress_student(room.student, config, room.lessons(tmp_path, cached=method in ("prune", "cqat")))
     assert is_fake_quantized(model) == (method in QUANTIZED)
     logits, labels = predict_logits(model, room.data.validation.images), room.data.validation.labels
