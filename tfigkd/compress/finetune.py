@@ -59,7 +59,7 @@ def steps_an_epoch(config: CompressConfig) -> int:
 
 
 def pruning_times(config: CompressConfig) -> tuple[int, int]:
-    """The step at which pruning has cut all it will, and the steps between two cuts; the former a multiple of the latter.
+    """The step at which pruning has cut all it will, and the steps between two cuts, of which that is a multiple.
 
     The last third of the steps trains what is left.
     """
