@@ -4,6 +4,7 @@ import subprocess
 import sys
 
 import numpy as np
+import pytest
 
 from tfigkd import models
 from tfigkd.compress import bridge
@@ -67,6 +68,7 @@ def test_the_twin_is_the_same_function_and_weights_come_back(room):
     )
 
 
+@pytest.mark.slow
 def test_the_whole_published_architecture_has_a_twin():
     model = models.mobilenet_v2(normalization=(models.CIFAR10_MEAN, models.CIFAR10_STD))
     images = np.random.default_rng(0).random((2, 32, 32, 3)).astype(np.float32)

@@ -17,10 +17,9 @@ import numpy as np
 
 from tfigkd import checkpoint, console
 from tfigkd.compress.fields import CompressConfig
-from tfigkd.compress.finetune import Lessons, pruning_end, recipe, shortened, steps_an_epoch
+from tfigkd.compress.finetune import Lessons, pruning_times, recipe, shortened, steps_an_epoch
 from tfigkd.compress.graph import Node, is_linear_activation, nodes, one_or_all, trace
 from tfigkd.compress.layers import FakeQuantize
-from tfigkd.compress.pruning import FREQUENCY
 from tfigkd.compress.quantization import fake_quantized
 from tfigkd.distiller import LOGITS
 from tfigkd.errors import UserError
@@ -125,8 +124,9 @@ def weights_back(twin: Any, model: keras.Model) -> keras.Model:
 def prune_tfmot(student: keras.Model, config: CompressConfig, lessons: Lessons) -> keras.Model:
     """Weights pruned by tfmot, on the schedule of `pruning.py`."""
     sparsity = libraries().tfmot.sparsity.keras
-    # tfmot's default frequency of 100 prunes nothing in a short training
-    schedule = sparsity.PolynomialDecay(0.0, config.sparsity, 0, pruning_end(config), frequency=FREQUENCY)
+    # tfmot's default frequency of 100 prunes nothing in a short training, and an end that is no multiple is missed
+    end, frequency = pruning_times(config)
+    schedule = sparsity.PolynomialDecay(0.0, config.sparsity, 0, end, frequency=frequency)
     wrapped = _wrapped(student, lambda layer: sparsity.prune_low_magnitude(layer, pruning_schedule=schedule))
     _fine_tune(wrapped, student, config, lessons, title="prune (tfmot)", callback=sparsity.UpdatePruningStep())
     return weights_back(sparsity.strip_pruning(wrapped), student)

@@ -19,6 +19,7 @@ CHECKPOINT_STEPS = 100
 """An epoch of fine-tuning is about as long; an interruption costs one at most."""
 
 PRUNING_SHARE = 2 / 3
+PRUNING_FREQUENCY = 10
 
 Stream = Callable[[int], Iterator[Batch]]
 
@@ -57,9 +58,14 @@ def steps_an_epoch(config: CompressConfig) -> int:
     return math.ceil(config.steps / recipe(config).epochs)
 
 
-def pruning_end(config: CompressConfig) -> int:
-    """The step at which pruning has cut all it will; the last third trains what is left."""
-    return max(1, round(PRUNING_SHARE * steps_an_epoch(config) * recipe(config).epochs))
+def pruning_times(config: CompressConfig) -> tuple[int, int]:
+    """The step at which pruning has cut all it will, and the steps between two cuts, of which that is a multiple.
+
+    The last third of the steps trains what is left.
+    """
+    end = max(1, round(PRUNING_SHARE * steps_an_epoch(config) * recipe(config).epochs))
+    frequency = min(PRUNING_FREQUENCY, end)
+    return end - end % frequency, frequency
 
 
 def shortened(stream: Stream, steps: int) -> Stream:

@@ -8,7 +8,7 @@ import keras
 from tfigkd.compress import bridge
 from tfigkd.compress.channels import cut_channels
 from tfigkd.compress.fields import CompressConfig, Method
-from tfigkd.compress.finetune import Lessons, fine_tune, pruning_end
+from tfigkd.compress.finetune import Lessons, fine_tune, pruning_times
 from tfigkd.compress.pruning import MagnitudePruning
 from tfigkd.compress.quantization import fake_quantized
 from tfigkd.config import fingerprint
@@ -22,7 +22,8 @@ Phase = Callable[[keras.Model, CompressConfig, Lessons], keras.Model]
 
 def prune(student: keras.Model, config: CompressConfig, lessons: Lessons) -> keras.Model:
     """Weights pruned by magnitude."""
-    callback = MagnitudePruning(config.sparsity, end=pruning_end(config))
+    end, frequency = pruning_times(config)
+    callback = MagnitudePruning(config.sparsity, end=end, frequency=frequency)
     return fine_tune(with_fused_layers(student), config, lessons, title="prune", callbacks=[callback])
 
 

@@ -9,9 +9,6 @@ from keras import ops
 from tfigkd.layers import flatten_layers
 from tfigkd.models.cost import count_parameters
 
-FREQUENCY = 10
-"""Steps between two choices of weights."""
-
 
 def prunable_kernels(model: keras.Model) -> Iterator[keras.Variable]:
     """The kernels that pruning thins out: those of convolutions and dense layers that are trained.
@@ -54,7 +51,7 @@ class MagnitudePruning(keras.callbacks.Callback):
         model.fit(images, labels, callbacks=[MagnitudePruning(0.5, end=400)])
     """
 
-    def __init__(self, sparsity: float, *, end: int, frequency: int = FREQUENCY):
+    def __init__(self, sparsity: float, *, end: int, frequency: int = 10):
         super().__init__()
         if not 0 < sparsity < 1 or end < 0 or frequency < 1:
             raise ValueError(f"need sparsity in (0, 1), end >= 0, frequency >= 1, got {sparsity}, {end}, {frequency}")
