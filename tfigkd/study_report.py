@@ -236,7 +236,8 @@ def provenance(rows: Sequence[Row]) -> str:
 
     minutes = sum(float(row["train_seconds"]) for row in rows) / 60
     text = (
-        f"{len(rows)} runs, {minutes:,.0f} minutes of training (wall time, the machine shared with other work) on "
+        f"{len(rows)} runs, {minutes:,.0f} minutes of training (wall time, pauses and other work "
+        "on the machine included) on "
         f"{distinct('hardware')}; {distinct('n_train')} training images; last epoch, nothing chosen on test. "
     )
     if any(row.get("teacher_saw_validation") == "True" for row in rows):
