@@ -13,7 +13,7 @@ ARMS = sorted(
     for path in experiments_folder().glob("*.toml")
     if path.stem == "ig_kd" or 'base = "ig_kd"' in path.read_text(encoding="utf-8")
 )
-STAGES = "data,teacher,overlays,distill,export,evaluate,benchmark,report"
+STAGES = "data,teacher,overlays,distill,evaluate,report"
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
