@@ -17,7 +17,11 @@ from tfigkd.fields import AugmentConfig, ControlConfig, OverlayConfig
 from tfigkd.run import Command, run
 
 ARMS = sorted(
-    path.stem for path in experiments_folder().glob("*.toml") if not path.stem.startswith(("quickstart", "lowdata"))
+    path.stem
+    for path in experiments_folder().glob("*.toml")
+    if not path.stem.startswith(("quickstart", "lowdata"))
+    # a student that is compressed afterwards is an arm's own student before
+    and read_experiment(path.stem)[1].compress.method == "none"
 )
 TINY = {
     "data.name": "digits",

@@ -107,7 +107,7 @@ def test_help_shows_the_defaults_of_the_experiment(tmp_path):
 
 def test_smoke_runs_all_stages_and_is_marked(smoke):
     folder, output = smoke
-    assert re.findall(r"^\[\d/8\] (\w+)$", output, re.MULTILINE) == list(STAGES)
+    assert re.findall(r"^\[\d/8\] (\w+)$", output, re.MULTILINE) == [stage for stage in STAGES if stage != "compress"]
     assert re.search(
         r"^stages: data, .*, report; about (\d+ days?, )?\d+:\d\d:\d\d on this machine$", output, re.MULTILINE
     )
@@ -202,7 +202,7 @@ def test_verify_of_what_is_no_store(tmp_path, place):
 @pytest.mark.parametrize("name", ["ig_kd", "ig_kd_shuffled", "kd_at"])
 def test_smoke_of_the_main_job_and_two_arms_on_cifar10(tmp_path, cifar10_dir, name):
     output = succeed(tmp_path, "--experiment", name, "--smoke", TFDS_DATA_DIR=str(cifar10_dir))
-    assert re.findall(r"^\[\d/8\] (\w+)$", output, re.MULTILINE) == list(STAGES)
+    assert re.findall(r"^\[\d/8\] (\w+)$", output, re.MULTILINE) == [stage for stage in STAGES if stage != "compress"]
     (row,) = csv.DictReader((tmp_path / f"runs/{name}-smoke/0/rows.csv").read_text().splitlines())
     assert row["smoke"] == "True"
     assert (row["teacher_parameters"], row["student_parameters"]) == ("2236682", "543498")

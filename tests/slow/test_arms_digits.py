@@ -12,6 +12,7 @@ ARMS = sorted(
     path.stem
     for path in experiments_folder().glob("*.toml")
     if path.stem == "ig_kd" or 'base = "ig_kd"' in path.read_text(encoding="utf-8")
+    if read_experiment(path.stem)[1].compress.method == "none"
 )
 STAGES = "data,teacher,overlays,distill,evaluate,report"
 
