@@ -158,7 +158,7 @@ def test_missing_ids_are_refused(copy, data):
         read_store(copy[0], concatenate([data.train, data.validation]), copy[1])
 
 
-@pytest.mark.parametrize("field", ["logits", "completeness_error"])
+@pytest.mark.parametrize("field", ["logits", "error"])
 def test_nan_is_refused_before_any_training(copy, data, field):
     rewrite(copy[0], lambda records: [record | {field: record[field] * np.float32(np.nan)} for record in records])
     with pytest.raises(UserError, match="NaN or infinity"):
@@ -195,3 +195,15 @@ def test_verify_on_the_command_line(store, capsys):
     assert "every record belongs to its image" in capsys.readouterr().out
     assert verify.main([str(store[0].parent)]) == 1
     assert capsys.readouterr().err.startswith("error: no finished store")
+
+
+@pytest.mark.parametrize("shape", [(3, 5), (4, 4)])
+def test_a_record_gives_back_the_shape_of_its_map_and_one_of_an_earlier_version_is_read(shape):
+    stored = np.arange(np.prod(shape), dtype=np.uint8).reshape(shape)
+    features = {"logits": np.zeros(2, np.float32), "map": [stored.tobytes()], **overlays._shape(stored)}
+    now = overlays._parse(features | {"scale": [2.0], "error": [0.25], "steps": [16]})
+    earlier = {"map_shape": shape, "map_scale": [2.0], "completeness_error": [0.25], "n_steps": [16], "usable": [1]}
+    before = overlays._parse(features | earlier)
+    for record in (now, before):
+        np.testing.assert_array_equal(record["map"], stored)
+        assert (record["scale"], record["error"], record["n_steps"]) == (2.0, 0.25, 16)

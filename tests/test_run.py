@@ -177,7 +177,7 @@ def test_verify_recomputes_what_a_store_says(teacher_alone):
     manifest = read_manifest(store)
     shard = store / min(manifest["files"])
     first, second, *others = (tfrecord.decode_example(record) for record in tfrecord.read_records(shard))
-    for field in ("map", "map_scale"):
+    for field in ("map", "scale"):
         assert not np.array_equal(first[field], second[field])
         first[field], second[field] = second[field], first[field]
     tfrecord.write_records(shard, [tfrecord.encode_example(record) for record in (first, second, *others)])

@@ -40,7 +40,7 @@ class OverlayStore:
         self._mean_color = np.array(manifest["mean_color"], np.float32)
         records = list(read_all(self.folder, manifest["files"], parse_record))
         columns = {name: np.array([record[name] for record in records]) for name in records[0]}
-        self.knowledge = to_knowledge(self.folder, columns, columns["id"])
+        self.knowledge = to_knowledge(self.folder, columns, columns["id"], self.settings.tolerance)
         # duplicates of a picture differ in their ordinal alone, and share map and logits where they share the label
         self._rows = {(record["id"].partition("-")[0], record["label"]): row for row, record in enumerate(records)}
 

@@ -1,5 +1,6 @@
 """The overlay store: logits and Integrated Gradients map of every training image, computed once (see `store.py`)."""
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -21,6 +22,7 @@ from tfigkd.teacher import FILE, load_teacher, require_teacher, teacher_folder, 
 from tfigkd.workdir import Workdir, finished, locked, read_manifest, write_manifest
 
 FORMAT = 1
+NAMES = {"scale": "map_scale", "error": "completeness_error", "steps": "n_steps"}  # as stored, and as once stored
 CHECKED = 8  # records recomputed from their images before a store is declared done
 FLAT = 1e-6  # a map that nowhere reaches this many logits is rounding noise, which no recomputing repeats
 
@@ -70,24 +72,31 @@ def _features(model: keras.Model, examples: Examples, config: AttributionConfig,
         yield {
             "logits": result.logits[index].astype(np.float32),
             "map": stored[index].tobytes(),
-            "map_shape": list(stored[index].shape),
-            "map_scale": [float(scales[index])],
-            "completeness_error": [float(errors[index])],
-            "n_steps": [int(result.n_steps[index])],
-            "usable": [int(errors[index] <= config.tolerance)],
+            "scale": [float(scales[index])],
+            "error": [float(errors[index])],
+            "steps": [int(result.n_steps[index])],
+            **_shape(stored[index]),
         }
+
+
+def _shape(stored: np.ndarray) -> dict[str, list[int]]:
+    """The shape of a map that is not square; the other one follows from its size, and a record has to be small."""
+    height, width = stored.shape
+    return {} if height == width else {"map_shape": [height, width]}
 
 
 def parse_record(features: Mapping[str, Any]) -> Record:
     """What a record says beside its id and label."""
-    shape = tuple(int(side) for side in features["map_shape"])
+    flat = np.frombuffer(features["map"][0], np.uint8)
+    shape = features.get("map_shape", (math.isqrt(len(flat)),) * 2)
+    # stores of earlier versions have longer names
+    scale, error, steps = (features[new if new in features else old][0] for new, old in NAMES.items())
     return {
         "logits": features["logits"],
-        "map": np.frombuffer(features["map"][0], np.uint8).reshape(shape),
-        "scale": float(features["map_scale"][0]),
-        "error": float(features["completeness_error"][0]),
-        "n_steps": int(features["n_steps"][0]),
-        "usable": bool(features["usable"][0]),
+        "map": flat.reshape(tuple(int(side) for side in shape)),
+        "scale": float(scale),
+        "error": float(error),
+        "n_steps": int(steps),
     }
 
 
@@ -125,12 +134,12 @@ def write_store(
     )
     # Record by record: the memory of this stage must not grow with the number of images.
     sample = np.arange(min(CHECKED, len(examples)))
-    checked, columns = [], np.empty((len(examples), 3))
+    checked, columns = [], np.empty((len(examples), 2))
     for number, record in enumerate(read_all(folder, files, parse_record)):
-        columns[number] = record["error"], record["n_steps"], record["usable"]
+        columns[number] = record["error"], record["n_steps"]
         if number in sample:
             checked.append(record)
-    errors, steps, usable = columns.T
+    errors, steps = columns.astype(np.float32).T  # the type in which the tolerance was asked
     worst = deviation(model, examples, checked, config, mean_color, sample)
     write_manifest(
         folder,
@@ -140,7 +149,7 @@ def write_store(
         source=source,
         mean_color=[float(value) for value in mean_color],
         examples=len(examples),
-        flagged=int(len(usable) - usable.sum()),
+        flagged=int((~(errors <= config.tolerance)).sum()),
         completeness_error={
             "mean": float(errors.mean()),
             "median": float(np.median(errors)),
@@ -201,11 +210,12 @@ def read_store(folder: Path, examples: Examples, identity: dict[str, Any]) -> Kn
         UserError: the store is unfinished or damaged, belongs to another teacher, data set or setting, lacks ids, or
             its labels are not those of the examples.
     """
-    return to_knowledge(folder, join_arrays(folder, open_store(folder, identity), examples, parse_record), examples.ids)
+    found = join_arrays(folder, open_store(folder, identity), examples, parse_record)
+    return to_knowledge(folder, found, examples.ids, identity["attribution"]["tolerance"])
 
 
-def to_knowledge(folder: Path, found: Mapping[str, np.ndarray], ids: np.ndarray) -> Knowledge:
-    """The columns of a store's records, in the order of the ids.
+def to_knowledge(folder: Path, found: Mapping[str, np.ndarray], ids: np.ndarray, tolerance: float) -> Knowledge:
+    """The columns of a store's records, in the order of the ids; maps over the tolerance are not usable.
 
     Raises:
         UserError: a record holds NaN or infinity.
@@ -214,12 +224,13 @@ def to_knowledge(folder: Path, found: Mapping[str, np.ndarray], ids: np.ndarray)
     if broken.any():
         first = ids[int(broken.argmax())]
         raise UserError(f"store {folder}: {broken.sum()} records hold NaN or infinity, the first {first}; {REBUILD}")
+    errors = found["error"].astype(np.float32)
     return Knowledge(
         logits=found["logits"].astype(np.float32),
         maps=found["map"],
         scales=found["scale"].astype(np.float32),
-        errors=found["error"].astype(np.float32),
-        usable=found["usable"],
+        errors=errors,
+        usable=errors <= tolerance,
     )
 
 
