@@ -26,6 +26,8 @@ def store_knowledge(config: Config, workdir: Workdir) -> None:
         build_overlays(config, workdir)
     if any(each.needs_views for each in runs):
         build_views(config, workdir)
+    for tap in sorted({each.losses.at.teacher_layer for each in runs if each.needs_attention}):
+        build_views(config, workdir, tap=tap)
 
 
 STAGES: dict[str, Stage] = {
