@@ -21,13 +21,13 @@ Stage = Callable[[Config, Workdir], None]
 
 def store_knowledge(config: Config, workdir: Workdir) -> None:
     """Stage `overlays`: store what the teacher knows and the student's arm and its fine-tuning ask for."""
-    for each in trainings(config):
-        if each.needs_store:
-            build_overlays(each, workdir)
-        if each.needs_views:
-            build_views(each, workdir)
-        if each.needs_attention:
-            build_views(each, workdir, tap=each.losses.at.teacher_layer)
+    runs = trainings(config)
+    if any(each.needs_store for each in runs):
+        build_overlays(config, workdir)
+    if any(each.needs_views for each in runs):
+        build_views(config, workdir)
+    for tap in sorted({each.losses.at.teacher_layer for each in runs if each.needs_attention}):
+        build_views(config, workdir, tap=tap)
 
 
 STAGES: dict[str, Stage] = {

@@ -13,7 +13,8 @@ from tfigkd.workdir import read_manifest
 
 TINY = shlex.split("""
     --experiment quickstart --data.limit 160 --teacher.width 0.25 --teacher.drop_blocks 14 --teacher.training.epochs 10
-    --teacher.training.learning_rate=0.01 --teacher.training.batch_size 32 --training.epochs 8 --student.width 0.25
+    --teacher.training.learning_rate=0.01 --teacher.training.batch_size 32 --training.epochs 8 --training.batch_size 16
+    --training.learning_rate=0.01 --student.width 0.25
     --student.drop_blocks 16 --attribution.n_steps 4 --export.min_int8_agreement 0.5 --evaluation.attribution_examples 4
     --benchmark.runs 5 --benchmark.warmup 1
     --compress.steps 20 --compress.batch_size 16
@@ -42,7 +43,7 @@ def test_every_later_stage_has_student_and_compressed_student(folder):
     assert "attribution_cosine" in results["compressed"]
     assert "compressed.int8.tflite" in read_manifest(run / "benchmark")["results"]
     assert "| teacher | student | compressed |" in (run / "report.md").read_text()
-    (row,) = csv.DictReader((run / "rows.csv").open())
+    (row,) = csv.DictReader((run / "rows.csv").read_text().splitlines())
     assert row["compressed_method"] == "qat" and row["compressed_sparsity"] == "0.0"
     assert float(row["compressed_int8_accuracy"]) > 0.3 and "student_int8_accuracy" in row
     manifest = read_manifest(run / "compress")

@@ -53,7 +53,7 @@ def fine_tuning(config: "Config") -> "Config":
         config,
         losses=config.compress.losses,
         training=replace(config.training, batch_size=config.compress.batch_size, label_smoothing=0.0),
-        view=replace(config.view, kind="live") if own else config.view,
+        view=replace(config.view, kind="live", attention="live") if own else config.view,
         control=replace(config.control, logits="own") if own else config.control,
         compress=CompressConfig(),
     )
