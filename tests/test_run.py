@@ -120,6 +120,7 @@ def test_smoke_runs_all_stages_and_is_marked(smoke):
     printed = printed_config(output)
     config = without_none(saved["config"])
     config["losses"] = {name: term for name, term in config["losses"].items() if term["weight"] > 0}
+    assert config.pop("compress")["method"] == "none" and "compress" not in printed
     assert {name: printed.get(name, {}) for name in config} == config
     (row,) = csv.DictReader((run / "rows.csv").read_text().splitlines())
     assert (row["experiment"], row["seed"], row["smoke"]) == ("quickstart", "0", "True")

@@ -162,7 +162,7 @@ def _fields(mapping: dict[str, Any], prefix: str = "") -> list[str]:
 def _lines(table: dict[str, Any], prefix: str = "") -> list[str]:
     """A config as one line a table, in TOML's words."""
     own = {key: value for key, value in table.items() if not isinstance(value, dict) and value is not None}
-    if own.get("weight") == 0:  # a loss that is switched off
+    if own.get("weight") == 0 or own.get("method") == "none":  # a loss or a stage that is switched off
         return []
     text = "  ".join(f"{key} = {json.dumps(value)}" for key, value in own.items())
     lines = [f"[{prefix}]  {text}" if prefix else text] if own else []
