@@ -15,7 +15,7 @@ test: .venv/.installed-test ## lint, types, tests
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow"
 
 test-slow: .venv/.installed-test ## the tests that take minutes each
 	$(BIN)/python -m pytest -m slow
