@@ -75,6 +75,12 @@ def test_accuracy_and_latency_may_come_from_different_files(tmp_path):
     assert (point.accuracy, point.n, point.milliseconds, point.bytes) == (pytest.approx(0.8), 2, 2.0, 1000)
 
 
+def test_accuracy_on_a_part_of_the_images_is_left_out(tmp_path):
+    whole, part = row("a", "int8", 0.9, 1, 10) | {"n_test": 10_000}, row("a", "dynamic", 0.95, 1, 9) | {"n_test": 250}
+    (point,) = read_points([write(tmp_path / "rows.csv", whole, part)])
+    assert (point.format, point.accuracy) == ("int8", 0.9)
+
+
 def test_rows_of_runs_are_read_as_they_are(tmp_path):
     columns = {"arm": "ig_kd", "student_parameters": 50, "student_int8_bytes": 10, "student_int8_ms": 0.3}
     columns |= {"student_int8_accuracy": 0.8, "student_float32_accuracy": 0.9}  # no float32 file: no point

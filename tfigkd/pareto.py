@@ -58,6 +58,8 @@ def long_rows(row: Mapping[str, str]) -> Iterator[dict[str, str]]:
 def read_points(paths: Sequence[Path]) -> list[Point]:
     """The points of CSV files; rows of one model and format are one point, whichever file each figure stands in.
 
+    Accuracies of a part of the test images (`n_test` below the largest) are left out: their error would decide a front.
+
     Raises:
         UserError: a file cannot be read, or no model has an accuracy and a size.
     """
@@ -71,7 +73,11 @@ def read_points(paths: Sequence[Path]) -> list[Point]:
         except (OSError, UnicodeDecodeError, csv.Error, KeyError) as error:
             raise UserError(f"cannot read rows from {path}: {error}; expected a .csv of tfigkd.benchmark") from error
     points = []
+    largest = max((int(row["n_test"]) for rows in groups.values() for row in rows if row.get("n_test")), default=0)
     for (model, format), rows in groups.items():
+        for row in rows:
+            if row.get("n_test") and int(row["n_test"]) < largest:
+                row["accuracy"] = ""
         scores, times, sizes, parameters = (
             [float(row[name]) for row in rows if row.get(name)] for name in ("accuracy", "ms", "bytes", "parameters")
         )
@@ -117,6 +123,7 @@ def table(points: Sequence[Point]) -> str:
 def plot(points: Sequence[Point], path: Path) -> None:
     """Accuracy against latency and against size, the Pareto front drawn in each; writes a picture."""
     from matplotlib.figure import Figure
+    from matplotlib.ticker import LogLocator, NullFormatter
 
     figure = Figure(figsize=(11, 4.5), layout="constrained")
     models = list(dict.fromkeys(point.model for point in points))
@@ -140,11 +147,18 @@ def plot(points: Sequence[Point], path: Path) -> None:
             [costs[i] for i in best], [accuracies[i] for i in best], color="gray", zorder=0, drawstyle="steps-post"
         )
         axes.set_xscale("log")
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.xaxis.set_major_formatter("{x:g}")
+        axes.xaxis.set_minor_formatter(NullFormatter())
         axes.set_xlabel(title)
         axes.grid(alpha=0.3)
     figure.axes[0].set_ylabel("test accuracy [%]")
     handles = [
-        *(_handle(axes=figure.axes[0], label=one, color=f"C{i}", marker="s") for i, one in enumerate(FORMATS)),
+        *(
+            _handle(axes=figure.axes[0], label=one, color=f"C{i}", marker="s")
+            for i, one in enumerate(FORMATS)
+            if one in {point.format for point in points}
+        ),
         *(
             _handle(axes=figure.axes[0], label=one, color="gray", marker=MARKERS[i % len(MARKERS)])
             for i, one in enumerate(models)
