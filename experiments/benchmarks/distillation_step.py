@@ -14,16 +14,16 @@ TEMPERATURE, WEIGHT = 2.5, 0.01
 KERAS = "keras.distillation.Distiller, stock layers"
 
 
-def student(size: int, width: float = 1.0) -> keras.Model:
+def student(size: int) -> keras.Model:
     """The papers' student, or a thinner one."""
-    return models.mobilenet_v2(10, DROP_BLOCKS, input_shape=(size, size, 3), width=width)
+    return models.mobilenet_v2(10, DROP_BLOCKS, input_shape=(size, size, 3))
 
 
-def distiller(size: int, *, width: float = 1.0, teacher: keras.Model | None = None, plain: bool = False) -> Distiller:
+def distiller(size: int, *, teacher: keras.Model | None = None, plain: bool = False) -> Distiller:
     """Ours, without distillation where `plain`, else with a live teacher or with what the targets hold."""
     losses = {} if plain else {"kd": KLDivergence(TEMPERATURE)}
     weights = {} if plain else {"kd": WEIGHT}
-    model = Distiller(student(size, width), losses=losses, loss_weights=weights, teacher=teacher)
+    model = Distiller(student(size), losses=losses, loss_weights=weights, teacher=teacher)
     model.compile("adam", metrics=["accuracy"], jit_compile=False)
     return model
 

@@ -43,13 +43,12 @@ def run(options: Options) -> None:
         return batches(0)
 
     student = distiller(size)
-    thin = distiller(size, width=0.25)
 
     spent: dict[float, list[float]] = {PROBABILITY: [], 0.0: []}
 
     def train(probability: float) -> None:
         begin = time.process_time()
-        thin.fit(stream(probability), steps_per_epoch=steps, epochs=1, shuffle=False, verbose=0)
+        student.fit(stream(probability), steps_per_epoch=steps, epochs=1, shuffle=False, verbose=0)
         spent[probability].append(time.process_time() - begin)
 
     def feed() -> None:
@@ -87,5 +86,5 @@ def run(options: Options) -> None:
             theirs=float(np.median(without)),
             unit="s",
             at_most=1.05,
-            note="a student of a quarter of the width, which leaves the pipeline less time than the papers' student",
+            note="the 4.12x student, batch 128, a whole epoch a turn",
         )
