@@ -201,9 +201,9 @@ def test_verify_on_the_command_line(store, capsys):
 def test_a_record_gives_back_the_shape_of_its_map_and_one_of_an_earlier_version_is_read(shape):
     stored = np.arange(np.prod(shape), dtype=np.uint8).reshape(shape)
     features = {"logits": np.zeros(2, np.float32), "map": [stored.tobytes()], **overlays._shape(stored)}
-    now = overlays._parse(features | {"scale": [2.0], "error": [0.25], "steps": [16]})
+    now = overlays.parse_record(features | {"scale": [2.0], "error": [0.25], "steps": [16]})
     earlier = {"map_shape": shape, "map_scale": [2.0], "completeness_error": [0.25], "n_steps": [16], "usable": [1]}
-    before = overlays._parse(features | earlier)
+    before = overlays.parse_record(features | earlier)
     for record in (now, before):
         np.testing.assert_array_equal(record["map"], stored)
         assert (record["scale"], record["error"], record["n_steps"]) == (2.0, 0.25, 16)

@@ -287,7 +287,7 @@ def test_no_space_left(empty, finished):
     fails(20_000, having=[f"{RUN}/data/manifest.json"], lacking=[f"{TEACHERS}/*.ckpt"])
     nearly = only(finished, TEACHER).parent
     shutil.copytree(nearly, only(empty, TEACHERS), ignore=lambda *_: ["overlays", "tensorboard"], dirs_exist_ok=True)
-    fails(9_000, having=[TEACHER], lacking=[SHARD])
+    fails(7_000, having=[TEACHER], lacking=[SHARD])
     succeed(empty)
     assert_same_run(empty, finished)
 
