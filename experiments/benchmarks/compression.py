@@ -5,9 +5,9 @@
     python experiments/benchmarks/compression.py rows --data-dir DIR --weights DIR
 
 `train` leaves a model and its files in --workdir and goes on where it was stopped; `latency` times all files of a
-network in one runtime, taking turns; `rows` reads test, once for each file, and appends to
-experiments/results/compression.csv. The published networks have seen all of train, validation included, so what is
-chosen on validation is how close a file stays to its network, not how good it is.
+network in one runtime, taking turns, and appends to experiments/results/compression_latency.csv; `rows` reads test,
+once for each file, and appends to experiments/results/compression.csv. The published networks have seen all of train,
+validation included, so what is chosen on validation is how close a file stays to its network, not how good it is.
 """
 
 import argparse
@@ -41,6 +41,7 @@ from tfigkd.metrics import Predict, accuracy, predict_logits
 from tfigkd.models.cost import count_parameters, multiply_adds
 
 RESULTS = Path(__file__).parents[1] / "results" / "compression.csv"
+LATENCY = RESULTS.with_name("compression_latency.csv")
 IMAGENET = (models.IMAGENET_MEAN, models.IMAGENET_STD)
 NETWORKS = {
     "student_drop5_student": lambda: models.mobilenet_v2(drop_blocks=5),
@@ -106,19 +107,24 @@ def train(name: str, method: str, cifar10: data.Dataset, options: argparse.Names
     (folder / "note.json").write_text(json.dumps(note))
 
 
+def command() -> str:
+    """This command, as it was given."""
+    return shlex.join(["python", "experiments/benchmarks/compression.py", *sys.argv[1:]])
+
+
 def time_files(name: str, options: argparse.Namespace) -> None:
-    """Latency of all files of a network."""
+    """A row of latency for each file of a network, all timed in this one run."""
     paths = sorted((options.workdir / name).glob("*/*.tflite"))
-    timed = latencies(paths, BenchmarkConfig(runs=options.runs, threads=(1,)))
-    found = {str(path.relative_to(options.workdir)): values[1] for path, values in timed.items()}
-    (options.workdir / name / "latency.json").write_text(json.dumps(found, indent=1))
-    print(*(f"{path} {values['p50']:.3f} ms" for path, values in found.items()), sep="\n", flush=True)
+    for path, values in latencies(paths, BenchmarkConfig(runs=options.runs, threads=(1,))).items():
+        row: dict[str, Any] = {"network": name, "method": path.parent.name, "format": path.stem}
+        row |= {"bytes": path.stat().st_size, "threads": 1, "runs": options.runs}
+        row |= {f"ms_{share}": f"{values[1][share]:.4f}" for share in ("p50", "p90", "p99")}
+        provenance.append_row(LATENCY, row | provenance.origin(command()))
+        print(path, f"{values[1]['p50']:.3f} ms", flush=True)
 
 
 def rows(name: str, cifar10: data.Dataset, options: argparse.Namespace) -> None:
     """A row for each file that has none yet."""
-    latency_path = options.workdir / name / "latency.json"
-    timed = json.loads(latency_path.read_text()) if latency_path.is_file() else {}
     published = predict_logits(network(name, options.weights), cifar10.validation.images)
     for note_path in sorted((options.workdir / name).glob("*/note.json")):
         if note_path.with_name("rows.done").exists():
@@ -130,16 +136,13 @@ def rows(name: str, cifar10: data.Dataset, options: argparse.Namespace) -> None:
         for path in sorted(note_path.parent.glob("*.tflite")):
             against = parity(path, cifar10.validation, published)
             own = parity(path, cifar10.validation, predict_logits(model, cifar10.validation.images))
-            milliseconds = timed.get(str(path.relative_to(options.workdir)), {})
             taken = footprint(path)
             row: dict[str, Any] = columns | {"format": path.stem, "float_tensors": len(float_tensors(path))}
             row |= {"bytes": taken.bytes, "gzip_bytes": taken.gzip_bytes}
             row |= {"test_accuracy": test_accuracy(litert_predictor(path), cifar10), "n_test": len(cifar10.test)}
             row |= {f"validation_{key}": own[key] for key in ("agreement", "max_difference", "mean_difference", "kl")}
             row |= {f"validation_published_{key}": against[key] for key in ("agreement", "kl")}
-            row |= {f"ms_{share}": milliseconds.get(share, "") for share in ("p50", "p90", "p99")}
-            command = shlex.join(["python", "experiments/benchmarks/compression.py", *sys.argv[1:]])
-            provenance.append_row(RESULTS, row | provenance.origin(command))
+            provenance.append_row(RESULTS, row | provenance.origin(command()))
             print(name, columns["method"], path.stem, f"test {100 * row['test_accuracy']:.2f} %", flush=True)
         note_path.with_name("rows.done").touch()
 
