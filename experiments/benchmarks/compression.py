@@ -11,6 +11,7 @@ validation included, so what is chosen on validation is how close a file stays t
 """
 
 import argparse
+import gzip
 import json
 import shlex
 import sys
@@ -33,7 +34,6 @@ from tfigkd.convert import convert
 from tfigkd.distiller import Distiller
 from tfigkd.exporting import parity
 from tfigkd.fields import AugmentConfig, BenchmarkConfig
-from tfigkd.footprint import footprint
 from tfigkd.layers import with_stock_layers
 from tfigkd.litert import float_tensors, litert_predictor
 from tfigkd.losses import KLDivergence
@@ -127,24 +127,25 @@ def rows(name: str, cifar10: data.Dataset, options: argparse.Namespace) -> None:
     """A row for each file that has none yet."""
     published = predict_logits(network(name, options.weights), cifar10.validation.images)
     for note_path in sorted((options.workdir / name).glob("*/note.json")):
-        if note_path.with_name("rows.done").exists():
+        paths = [path for path in sorted(note_path.parent.glob("*.tflite")) if not path.with_suffix(".done").exists()]
+        if not paths:
             continue
         model = keras.saving.load_model(note_path.with_name(MODEL), compile=False)
         columns = {"network": name, **json.loads(note_path.read_text()), "saw_validation": True}
         columns |= {"parameters": count_parameters(model), "multiply_adds": multiply_adds(model), **sparsity(model)}
         columns["keras_test_accuracy"] = test_accuracy(partial(predict_logits, model), cifar10)
-        for path in sorted(note_path.parent.glob("*.tflite")):
+        for path in paths:
             against = parity(path, cifar10.validation, published)
             own = parity(path, cifar10.validation, predict_logits(model, cifar10.validation.images))
-            taken = footprint(path)
             row: dict[str, Any] = columns | {"format": path.stem, "float_tensors": len(float_tensors(path))}
-            row |= {"bytes": taken.bytes, "gzip_bytes": taken.gzip_bytes}
+            packed = len(gzip.compress(path.read_bytes(), compresslevel=9, mtime=0))
+            row |= {"bytes": path.stat().st_size, "gzip_bytes": packed}
             row |= {"test_accuracy": test_accuracy(litert_predictor(path), cifar10), "n_test": len(cifar10.test)}
             row |= {f"validation_{key}": own[key] for key in ("agreement", "max_difference", "mean_difference", "kl")}
             row |= {f"validation_published_{key}": against[key] for key in ("agreement", "kl")}
             provenance.append_row(RESULTS, row | provenance.origin(command()))
             print(name, columns["method"], path.stem, f"test {100 * row['test_accuracy']:.2f} %", flush=True)
-        note_path.with_name("rows.done").touch()
+            path.with_suffix(".done").touch()
 
 
 def test_accuracy(predict: Predict, cifar10: data.Dataset) -> float:
