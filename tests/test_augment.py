@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tfigkd.augment import crop_and_flip, example_keys, overlay, overlay_some, uniform
+from tfigkd.augment import crop_and_flip, example_keys, overlay, overlay_exponents, overlay_some, uniform
 from tfigkd.fields import AugmentConfig, OverlayConfig
 
 KEYS = np.arange(1, 4001, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
@@ -95,11 +95,11 @@ def test_overlays_come_with_their_probability_and_never_on_unusable_maps():
     maps = np.tile(np.array([[0, 1], [2, 3]], np.uint8), (4000, 1, 1))
     usable = np.arange(4000) % 2 == 0
     config = OverlayConfig(probability=0.1)
-    result = overlay_some(images, maps, usable, KEYS, config, seed=0, epoch=0)
+    result = overlay_some(images, maps, overlay_exponents(usable, KEYS, config, seed=0, epoch=0))
     changed = (result != images).any(axis=(1, 2, 3))
     assert not changed[~usable].any()
     assert 0.08 < changed[usable].mean() < 0.12
-    again = overlay_some(images, maps, usable, KEYS, config, seed=0, epoch=0)
+    again = overlay_some(images, maps, overlay_exponents(usable, KEYS, config, seed=0, epoch=0))
     np.testing.assert_array_equal(result, again)
-    other = overlay_some(images, maps, usable, KEYS, config, seed=0, epoch=1)
+    other = overlay_some(images, maps, overlay_exponents(usable, KEYS, config, seed=0, epoch=1))
     assert ((other != images).any(axis=(1, 2, 3)) != changed).any()

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tfigkd.augment import overlay_some
+from tfigkd.augment import overlay_exponents, overlay_some
 from tfigkd.batches import Knowledge
 from tfigkd.controls import apply_control, derangement, spectrum_noise
 from tfigkd.fields import ControlConfig, OverlayConfig
@@ -89,8 +89,9 @@ def test_dimming_touches_the_same_images_as_the_overlay(knowledge):
     images = np.full((COUNT, 12, 12, 3), 0.8, np.float32)
     keys = np.arange(COUNT, dtype=np.uint64) * np.uint64(7919)
     config = OverlayConfig(probability=0.5)
-    laid = overlay_some(images, knowledge.maps, knowledge.usable, keys, config, seed=0, epoch=0)
-    dimmed = overlay_some(images, None, knowledge.usable, keys, config, seed=0, epoch=0)
+    exponents = overlay_exponents(knowledge.usable, keys, config, seed=0, epoch=0)
+    laid = overlay_some(images, knowledge.maps, exponents)
+    dimmed = overlay_some(images, None, exponents)
     changed = (dimmed != images).any(axis=(1, 2, 3))
     assert (changed == (laid != images).any(axis=(1, 2, 3))).all()
     np.testing.assert_array_equal(dimmed[changed], 0.5 * images[changed])

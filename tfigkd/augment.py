@@ -1,9 +1,11 @@
 """Random geometry for image and map at once, and the overlay of the map on the image.
 
 Every draw is stateless: a function of (seed, epoch, example id, purpose). So a resumed run repeats the draws of an
-uninterrupted one, arms of one seed share them, and the order of the batches has no part in them. Draws and gathers
-are NumPy on uint8, the same on every backend.
+uninterrupted one, arms of one seed share them, and the order of the batches has no part in them. Draws are NumPy's on
+every backend; what moves and overlays pixels takes NumPy's arrays and JAX's.
 """
+
+from typing import Any
 
 import numpy as np
 
@@ -36,6 +38,42 @@ def uniform(keys: np.ndarray, *, seed: int, epoch: int | np.ndarray, purpose: in
     return (state >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 
+def geometry(
+    keys: np.ndarray, size: tuple[int, int], config: AugmentConfig, *, seed: int, epoch: int | np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Where each row and column of a moved image lies in the image padded by `crop_padding` on all sides.
+
+    Args:
+        keys: uint64 [B], from `example_keys`.
+        size: Height and width of the images.
+        config: Which of crop and flip to draw.
+        seed: The run's seed.
+        epoch: The epoch, from 0; or [B], where each example takes the geometry of an epoch, or a view, of its own.
+
+    Returns:
+        Rows [B,H] and columns [B,W], int32.
+    """
+    height, width = size
+    rows = np.broadcast_to(np.arange(height, dtype=np.int32), (len(keys), height))
+    columns = np.broadcast_to(np.arange(width, dtype=np.int32), (len(keys), width))
+    if config.flip:
+        flipped = uniform(keys, seed=seed, epoch=epoch, purpose=FLIP) < 0.5
+        columns = np.where(flipped[:, None], width - 1 - columns, columns)
+    if config.crop_padding:
+        span = 2 * config.crop_padding + 1
+        rows = rows + (uniform(keys, seed=seed, epoch=epoch, purpose=CROP_Y) * span).astype(np.int32)[:, None]
+        columns = columns + (uniform(keys, seed=seed, epoch=epoch, purpose=CROP_X) * span).astype(np.int32)[:, None]
+    return rows, columns
+
+
+def gather(pixels: Any, rows: Any, columns: Any, padding: int) -> Any:
+    """The images [B,H,W,C] moved as `geometry` says; NumPy's arrays or JAX's, zeros coming in at the border."""
+    xp = pixels.__array_namespace__()
+    if padding:
+        pixels = xp.pad(pixels, ((0, 0), (padding, padding), (padding, padding), (0, 0)))
+    return pixels[xp.arange(len(pixels))[:, None, None], rows[:, :, None], columns[:, None, :]]
+
+
 def crop_and_flip(
     pixels: np.ndarray, keys: np.ndarray, config: AugmentConfig, *, seed: int, epoch: int | np.ndarray
 ) -> np.ndarray:
@@ -43,27 +81,13 @@ def crop_and_flip(
 
     Args:
         pixels: [B,H,W,C]; a map that rides along as a further channel gets the image's geometry.
-        keys: uint64 [B], from `example_keys`.
-        config: Which of the two to draw.
-        seed: The run's seed.
-        epoch: The epoch, from 0; or [B], where each example takes the geometry of an epoch, or a view, of its own.
+        keys: As for `geometry`; so are `config`, `seed` and `epoch`.
 
     Returns:
         An array of the shape and dtype of `pixels`.
     """
-    batch, height, width, _ = pixels.shape
-    padding = config.crop_padding
-    rows = np.broadcast_to(np.arange(height), (batch, height))
-    columns = np.broadcast_to(np.arange(width), (batch, width))
-    if config.flip:
-        flipped = uniform(keys, seed=seed, epoch=epoch, purpose=FLIP) < 0.5
-        columns = np.where(flipped[:, None], width - 1 - columns, columns)
-    if padding:
-        span = 2 * padding + 1
-        rows = rows + (uniform(keys, seed=seed, epoch=epoch, purpose=CROP_Y) * span).astype(int)[:, None]
-        columns = columns + (uniform(keys, seed=seed, epoch=epoch, purpose=CROP_X) * span).astype(int)[:, None]
-        pixels = np.pad(pixels, ((0, 0), (padding, padding), (padding, padding), (0, 0)))
-    return pixels[np.arange(batch)[:, None, None], rows[:, :, None], columns[:, None, :]]
+    rows, columns = geometry(keys, pixels.shape[1:3], config, seed=seed, epoch=epoch)
+    return gather(pixels, rows, columns, config.crop_padding)
 
 
 def move_coarse(
@@ -100,58 +124,65 @@ def move_coarse(
     return moved.reshape(len(maps), rows, tall, columns, wide).mean(axis=(2, 4))
 
 
-def overlay(images: np.ndarray, maps: np.ndarray, exponents: np.ndarray) -> np.ndarray:
+def overlay(images: Any, maps: Any, exponents: Any) -> Any:
     """Lay maps over images: 0.5 image + 0.5 m, with m the map to the power s, scaled to [0, 1].
 
     A constant map says nothing about any pixel; its image is returned as it is. The scaling is per map, so that the
     unit of the attributions does not matter (arXiv 2503.13008, with the exponent of the published code).
 
     Args:
-        images: float32 [B,H,W,C] in [0,1].
+        images: float32 [B,H,W,C] in [0,1], NumPy's or JAX's.
         maps: [B,H,W], not negative, any unit.
         exponents: s > 0, [B].
 
     Returns:
         float32 [B,H,W,C] in [0,1].
     """
+    xp = images.__array_namespace__()
     powered = maps.astype(np.float32) ** exponents.astype(np.float32)[:, None, None]
     low = powered.min(axis=(1, 2), keepdims=True)
     span = powered.max(axis=(1, 2), keepdims=True) - low
     constant = span == 0
-    scaled = (powered - low) / np.where(constant, 1, span)
+    scaled = (powered - low) / xp.where(constant, 1, span)
     blended = np.float32(0.5) * (images + scaled[..., None])
-    return np.where(constant[..., None], images, blended).astype(np.float32)
+    return xp.where(constant[..., None], images, blended).astype(np.float32)
 
 
-def overlay_some(
-    images: np.ndarray,
-    maps: np.ndarray | None,
-    usable: np.ndarray,
-    keys: np.ndarray,
-    config: OverlayConfig,
-    *,
-    seed: int,
-    epoch: int,
+def overlay_exponents(
+    usable: np.ndarray, keys: np.ndarray, config: OverlayConfig, *, seed: int, epoch: int
 ) -> np.ndarray:
-    """Overlay each image with probability `config.probability`, with s log-uniform between its exponents.
+    """Which images of a batch carry an overlay, each with probability `config.probability`, and how sharp its map is.
 
     Args:
-        images: float32 [B,H,W,C] in [0,1].
-        maps: [B,H,W], in the geometry of the images; None dims as an overlay does and adds no map (a control).
         usable: bool [B]; false for maps over the completeness gate, which are never overlaid.
         keys: uint64 [B], from `example_keys`.
         config: Probability and exponents.
         seed: The run's seed.
         epoch: The epoch, from 0.
+
+    Returns:
+        s, log-uniform between the exponents, float32 [B]; 0 where there is no overlay.
     """
     chosen = (uniform(keys, seed=seed, epoch=epoch, purpose=OVERLAY) < config.probability) & usable
+    low, high = np.log(config.min_exponent), np.log(config.max_exponent)
+    exponents = np.exp(low + (high - low) * uniform(keys, seed=seed, epoch=epoch, purpose=EXPONENT))
+    return np.where(chosen, exponents, 0).astype(np.float32)
+
+
+def overlay_some(images: np.ndarray, maps: np.ndarray | None, exponents: np.ndarray) -> np.ndarray:
+    """Overlay the images that have an exponent, those of `overlay_exponents`.
+
+    Args:
+        images: float32 [B,H,W,C] in [0,1].
+        maps: [B,H,W], in the geometry of the images; None dims as an overlay does and adds no map (a control).
+        exponents: float32 [B], 0 where the image stays as it is.
+    """
+    chosen = exponents > 0
     if not chosen.any():
         return images
-    low, high = np.log(config.min_exponent), np.log(config.max_exponent)
-    exponents = np.exp(low + (high - low) * uniform(keys[chosen], seed=seed, epoch=epoch, purpose=EXPONENT))
     result = images.copy()
     if maps is None:
         result[chosen] *= np.float32(0.5)
     else:
-        result[chosen] = overlay(images[chosen], maps[chosen], exponents)
+        result[chosen] = overlay(images[chosen], maps[chosen], exponents[chosen])
     return result

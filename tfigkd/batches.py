@@ -4,10 +4,22 @@ from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import keras
 import numpy as np
 
-from tfigkd.augment import ORDER, VIEW, crop_and_flip, example_keys, move_coarse, overlay_some, uniform
+from tfigkd.augment import (
+    ORDER,
+    VIEW,
+    example_keys,
+    gather,
+    geometry,
+    move_coarse,
+    overlay_exponents,
+    overlay_some,
+    uniform,
+)
 from tfigkd.data import Examples, to_model_input
+from tfigkd.device import on_device
 from tfigkd.fields import AugmentConfig, OverlayConfig
 
 
@@ -46,7 +58,21 @@ class StoredAttention:
     moved: bool
 
 
-Batch = tuple[np.ndarray, dict[str, Any]]
+Batch = tuple[Any, dict[str, Any]]
+
+
+def _on_host(pixels: np.ndarray, padding: int, dim_only: bool) -> Callable[..., tuple[np.ndarray, np.ndarray, Any]]:
+    """Moved images, the same with overlays, and their maps, from indices and draws; `tfigkd.device` has its twin."""
+
+    def make(chosen: np.ndarray, rows: np.ndarray, columns: np.ndarray, exponents: np.ndarray | None) -> tuple:
+        moved = gather(pixels[chosen], rows, columns, padding)
+        clean = to_model_input(moved[..., :3])
+        maps = moved[..., 3].astype(np.float32) if moved.shape[-1] == 4 else None
+        if exponents is None:
+            return clean, clean, maps
+        return clean, overlay_some(clean, None if dim_only else maps, exponents), maps
+
+    return make
 
 
 def training_batches(
@@ -85,7 +111,8 @@ def training_batches(
         swap_inputs: `"teacher_inputs"` are those of the next example of the batch (a control); a batch of one is left.
 
     Returns:
-        A function from first epoch to an iterator of (images float32 [B,H,W,3], {"label": int32 [B], ...}).
+        A function from first epoch to an iterator of (images float32 [B,H,W,3], {"label": int32 [B], ...}). On JAX
+        the pixels lie on its device, and images, maps and teacher inputs are made there.
     """
     keys = example_keys(examples.ids)
     overlaid = knowledge is not None and overlay is not None and overlay.probability > 0
@@ -99,40 +126,37 @@ def training_batches(
     if per_view is None and attention is not None and not attention.moved:
         per_view = attention.maps
 
+    side = pixels.shape[1], pixels.shape[2]
+    make = (on_device if keras.backend.backend() == "jax" else _on_host)(pixels, augment.crop_padding, dim_only)
+
     def batch(chosen: np.ndarray, epoch: int) -> Batch:
         targets: dict[str, Any] = {"label": labels[chosen]}
-        geometry: dict[str, Any] = {"seed": seed, "epoch": epoch}
+        drawn: dict[str, Any] = {"seed": seed, "epoch": epoch}
         if per_view is not None:
             draws = uniform(keys[chosen], seed=seed, epoch=epoch, purpose=VIEW)
             view = (draws * per_view.shape[1]).astype(np.int64)
-            geometry = {"seed": view_seed, "epoch": view}
-        moved = crop_and_flip(pixels[chosen], keys[chosen], augment, **geometry)
+            drawn = {"seed": view_seed, "epoch": view}
+        exponents = None
+        if overlaid:
+            assert knowledge is not None and overlay is not None
+            usable = knowledge.usable[chosen]
+            exponents = overlay_exponents(usable, keys[chosen], overlay, seed=seed, epoch=epoch)
+        where = geometry(keys[chosen], side, augment, **drawn)
+        clean, images, maps = make(chosen, *where, exponents)
         if views is not None:
             targets["teacher_logits"] = views[chosen, view].astype(np.float32)
         if attention is not None and attention.moved:
-            side = moved.shape[1], moved.shape[2]
-            coarse = move_coarse(attention.maps[chosen, 0], side, keys[chosen], augment, **geometry)
+            coarse = move_coarse(attention.maps[chosen, 0], side, keys[chosen], augment, **drawn)
             targets["teacher_features"] = {attention.tap: coarse}
         elif attention is not None:
             targets["teacher_features"] = {attention.tap: attention.maps[chosen, view].astype(np.float32)}
-        images = to_model_input(moved[..., :3])
         if knowledge is not None and "teacher_logits" in wanted:
             targets["teacher_logits"] = knowledge.logits[chosen]
         if mapped and "teacher_map" in wanted:
-            targets["teacher_map"] = moved[..., 3].astype(np.float32)
+            targets["teacher_map"] = maps
         if "teacher_inputs" in wanted and (overlaid or swap_inputs):
-            targets["teacher_inputs"] = np.roll(images, 1, axis=0) if swap_inputs else images
-        if overlaid:
-            assert knowledge is not None and overlay is not None
-            images = overlay_some(
-                images,
-                None if dim_only else moved[..., 3],
-                knowledge.usable[chosen],
-                keys[chosen],
-                overlay,
-                seed=seed,
-                epoch=epoch,
-            )
+            order = np.roll(np.arange(len(chosen)), 1)
+            targets["teacher_inputs"] = clean[order] if swap_inputs else clean
         return images, targets
 
     def stream(epoch: int) -> Iterator[Batch]:
