@@ -16,7 +16,7 @@ AT_ONCE = {"student_drop5_student": 1, "resnet56": 4}  # images a call of captum
 REFERENCE_STEPS = 256  # midpoint; how far the maps of both sides are from it is stated, it is no part of the target
 CAPTUM = "captum, channels-last"
 SETTINGS = {"rule": "nested", "batch_size": 64}
-TOLERANCES = {"student_drop5_student": 0.03, "resnet56": 0.024}
+TOLERANCES = {"student_drop5_student": 0.028, "resnet56": 0.024}
 """Where median and 90th percentile of the errors are no larger than those of captum's 50 steps."""
 
 
