@@ -7,11 +7,15 @@ import os
 import shutil
 import subprocess
 import sys
+from html import unescape
 from pathlib import Path
 
 import pytest
+from test_report import HOSTILE, make_facts
 
 from tfigkd.collect import read_rows
+from tfigkd.report.page import label
+from tfigkd.report.run_page import page as run_page_of
 from tfigkd.report.study_page import page as study_page
 from tfigkd.study import read_study
 
@@ -19,6 +23,18 @@ ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "experiments" / "results"
 # one of every stage's outputs, a few steps of digits
 QUICK = ("--smoke", "--teacher.drop_blocks", "14", "--student.drop_blocks", "16")
+# where each figure lies, the extent of its marks, lines, bars and cells, and what is written in it
+MEASURE = """() => [...document.querySelectorAll('.plot')].map((plot) => {
+    const drawing = plot.querySelector('svg.main-svg');
+    const box = drawing.checkVisibility() ? drawing.getBoundingClientRect() : new DOMRect();
+    const found = (what) => [...plot.querySelectorAll(what)];
+    const boxes = (what) => found(what).map((one) => [one.textContent, one.getBoundingClientRect()]);
+    return {
+        name: plot.id, width: box.width, height: box.height, span: [box.left, box.right],
+        marks: boxes('.point, .point path, .js-line, .hm image').map(([, one]) => one.width + one.height),
+        texts: boxes('text').filter(([, one]) => one.width).map(([text, one]) => [text, one.left, one.right]),
+    };
+})"""
 VIEWS = [(width, scheme) for width in (1440, 360) for scheme in ("light", "dark")]
 
 
@@ -65,6 +81,10 @@ def study_pages(tmp_path_factory):
 def path(request):
     if request.param == "run":
         return request.getfixturevalue("run_page")
+    if request.param == "hostile":
+        page = request.getfixturevalue("tmp_path") / "hostile.html"
+        page.write_text(run_page_of(make_facts()), encoding="utf-8")
+        return page
     return request.getfixturevalue("study_pages") / f"{request.param}.html"
 
 
@@ -77,6 +97,7 @@ def visit(browser, path):
         context = browser.new_context(viewport={"width": width, "height": 800}, color_scheme=scheme, **options)
         page, said, asked = context.new_page(), [], []
         page.on("console", lambda message: said.append(f"{message.type}: {message.text}"))
+        page.on("dialog", lambda dialog: said.append(f"dialog: {dialog.message}") or dialog.dismiss())
         page.on("pageerror", lambda error: said.append(str(error)))
         page.on("request", lambda request: asked.append(request.url))
         opened.append((context, said, asked))
@@ -97,25 +118,15 @@ def visit(browser, path):
 def test_every_figure_is_seen_at_every_width_in_both_schemes(visit, width, scheme):
     page = visit(width, scheme)
     assert page.evaluate("document.documentElement.scrollWidth") <= width
-    plots = page.locator(".plot")
-    assert plots.count() >= 1
-    for plot in plots.all():
-        plot.scroll_into_view_if_needed()
-        drawing = plot.locator("svg.main-svg").first
-        assert drawing.is_visible()
-        box = drawing.bounding_box()
-        assert box["width"] > 200 and box["height"] > 100
-        assert box["x"] >= 0 and box["x"] + box["width"] <= width
-        # marks, lines, bars or cells with an area of their own
-        marks = plot.locator(".point, .js-line, .hm image, .bars path")
-        sizes = [mark.bounding_box() for mark in marks.all()[:40]]
-        assert any(size and size["width"] + size["height"] > 1 for size in sizes), plot.get_attribute("id")
-        # nothing that is written in a figure is cut off at its sides
-        for text in plot.locator("text").all():
-            inside = text.bounding_box()
-            if inside and inside["width"]:
-                assert inside["x"] > box["x"] - 2, text.text_content()
-                assert inside["x"] + inside["width"] < box["x"] + box["width"] + 2, text.text_content()
+    figures = page.evaluate(MEASURE)
+    assert figures
+    for figure in figures:
+        name, (left, right) = figure["name"], figure["span"]
+        assert figure["width"] > 200 and figure["height"] > 100, name
+        assert left >= 0 and right <= width, name
+        assert max(figure["marks"], default=0) > 1, f"{name}: no mark is to be seen"
+        for text, start, end in figure["texts"]:
+            assert left - 2 < start and end < right + 2, f"{name}: {text} is cut off"
     back = page.evaluate("getComputedStyle(document.body).backgroundColor")
     dark = max(int(part) for part in back[4:-1].split(",")) < 100
     assert dark == (scheme == "dark")
@@ -165,14 +176,14 @@ def test_the_keyboard_reaches_everything(visit, width):
 
 def test_what_is_seen_has_words(visit):
     page = visit(1440, "light")
-    for image in page.locator("img").all():
-        assert image.get_attribute("alt")
-        assert image.evaluate("one => one.naturalWidth") > 0
-    for plot in page.locator(".plot").all():
-        drawing = plot.locator("svg.main-svg").first
-        assert drawing.get_attribute("role") == "img"
-        assert len(drawing.get_attribute("aria-label")) > 20
-        assert plot.get_attribute("aria-label")
+    for alternative, size in page.evaluate(
+        "[...document.images].map((one) => [one.alt, one.getBoundingClientRect().width])"
+    ):
+        assert alternative and size > 20
+    drawings = "[...document.querySelectorAll('.plot')].map((one) => [one, one.querySelector('svg.main-svg')])"
+    named = page.evaluate(f"{drawings}.map(([plot, one]) => [plot.ariaLabel, one.role, one.ariaLabel])")
+    for title, role, text in named:
+        assert title and role == "img" and len(text) > 20
     unnamed = page.evaluate(
         "[...document.querySelectorAll('button')].filter((one) => !one.textContent.trim() && !one.ariaLabel).length"
     )
@@ -197,3 +208,12 @@ def test_without_javascript_the_numbers_are_there(browser, path):
     assert page.locator("noscript, .missing").first.is_visible()
     assert page.locator("figure details table").count() == page.locator(".plot").count() > 0
     context.close()
+
+
+@pytest.mark.parametrize("path", ["hostile"], indirect=True)
+def test_names_that_are_markup_are_shown_and_never_run(visit):
+    """No dialog, no image that fails to load, no message of the policy; and the figures write the names out."""
+    page = visit(1440, "light")
+    written = page.evaluate("[...document.querySelectorAll('#recalls .ytick text')].map((one) => one.textContent)")
+    assert sorted(written) == sorted(unescape(label(name, 16)) for name in HOSTILE)
+    assert page.locator(".plot script, .plot img").count() == 0

@@ -95,8 +95,8 @@ def accuracies(results: Mapping[str, Mapping[str, float]], n_test: int) -> Chart
     return Chart(
         "accuracies",
         "Test accuracy with 95 % intervals",
-        f"Keras models: {', '.join(known)}. Bars are Wilson's intervals on {n_test:,} test images: of this one run, not "
-        "over seeds.",
+        f"Keras models: {', '.join(known)}. Bars are Wilson's intervals on {n_test:,} test images: of this one run, "
+        "not over seeds.",
         make(
             traces,
             xaxis={"title": {"text": "test accuracy, %"}},

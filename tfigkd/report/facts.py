@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from tfigkd import gallery
+from tfigkd import console, gallery
 from tfigkd.config import to_mapping
 from tfigkd.errors import UserError
 from tfigkd.exporting import file_name
@@ -36,6 +36,7 @@ class Facts:
         command: What repeats the run.
         toml: The experiment's file, where it is not a shipped one.
         study: The command of the study that the run is part of; empty for a run of its own.
+        taught: Whether the student learned from a teacher, which may have gone since.
         data: Manifests of the stages, None where a stage has not run.
         evaluated: As `data`.
         exported: As `data`.
@@ -54,6 +55,7 @@ class Facts:
     command: str = ""
     toml: str = ""
     study: str = ""
+    taught: bool = False
     data: dict[str, Any] | None = None
     exported: dict[str, Any] | None = None
     timed: dict[str, Any] | None = None
@@ -109,6 +111,7 @@ def gather(config: Config, workdir: Workdir, row: dict[str, Any], repeat: tuple[
         command=repeat[0],
         toml=repeat[1],
         study=_study(workdir.run / "job.json"),
+        taught=config.needs_teacher,
         data=read_manifest(workdir.stage("data")),
         exported=read_manifest(workdir.stage("export")),
         timed=read_manifest(workdir.stage("benchmark")),
@@ -145,8 +148,12 @@ def _store(config: Config, workdir: Workdir) -> tuple[dict[str, Any] | None, np.
     folder = _known(lambda: store_folder(config, workdir), None)
     if folder is None or read_manifest(folder) is None:
         return nothing
-    manifest = open_store(folder, {})
-    errors = [record["error"] for record in read_all(folder, manifest["files"], parse_record)]
+    try:
+        manifest = open_store(folder, {})
+        errors = [record["error"] for record in read_all(folder, manifest["files"], parse_record)]
+    except UserError as error:  # shards may go when training is over
+        console.say(f"  report without the maps' errors: {error}")
+        return nothing
     return manifest, np.array(errors, np.float32)
 
 

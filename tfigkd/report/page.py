@@ -140,9 +140,9 @@ def charts(several: Sequence[Chart | None]) -> str:
     return f'<div class="charts">{"".join(chart(one) for one in several if one is not None)}</div>'
 
 
-def missing(what: str, stage: str) -> str:
-    """What stands in the place of a section that has nothing to show."""
-    return f'<p class="missing">{escape(what)}: run with <code>--stages {escape(stage)}</code> to fill this in.</p>'
+def missing(what: str, stages: str) -> str:
+    """What stands in the place of figures that are not there, and the stages that would make them."""
+    return f'<p class="missing">{escape(what)}; <code>--stages {escape(stages)}</code> fills this in.</p>'
 
 
 @functools.cache

@@ -5,6 +5,7 @@ import io
 from collections.abc import Sequence
 
 import numpy as np
+from matplotlib import colormaps
 from PIL import Image
 
 from tfigkd.gallery import Gallery
@@ -32,8 +33,6 @@ def picture(pixels: np.ndarray) -> str:
 
 
 def _palette() -> bytes:
-    from matplotlib import colormaps
-
     return (255 * colormaps["magma"](np.arange(256))[:, :3]).round().astype(np.uint8).tobytes()
 
 

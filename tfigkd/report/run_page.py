@@ -142,7 +142,7 @@ def _training(facts: Facts) -> str:
     made = curves(facts.histories) if facts.histories else []
     made += [ledger(facts.ledger)] if facts.ledger else []
     if not made:
-        return missing("No curves are kept here: they are with the run that trained this student", "distill,report")
+        return missing("The curves are with the run that trained this student", "distill,report")
     losses = any(term["weight"] for term in facts.config["losses"].values())
     note = "" if facts.ledger or not losses else paragraph("No ledger: ledger.every is 0 in this experiment.")
     return charts(made) + note
@@ -181,17 +181,18 @@ def _disagreement(facts: Facts) -> str:
         made += [agreement(counts, role, n_test), confusions(counts, classes, role)]
     known = {role: values for role, values in evaluated["per_class"].items() if role in ROLES}
     note = ""
-    if not made:
-        without = "This student had no teacher, so only its recall is shown."
-        note = missing("No counts are kept", "evaluate,report") if "teacher" in facts.roles else paragraph(without)
+    if not facts.taught:
+        note = paragraph("This student had no teacher, so only its recall is shown.")
+    elif not made:
+        note = missing("Counts need the teacher", "teacher,evaluate,report")
     return note + charts([*made, recalls(known, classes)])
 
 
 def _maps(facts: Facts) -> str:
     if not facts.store or not len(facts.errors):
-        if facts.row["teacher_saw_validation"] == "" or not facts.config["overlay"]["probability"]:
-            return paragraph("This run laid no maps over its images.")
-        return missing("The overlay store is not here", "teacher,overlays,report")
+        if facts.config["overlay"]["probability"]:
+            return missing("The overlay store is not here", "teacher,overlays,report")
+        return paragraph("This run laid no maps over its images.")
     tolerance = facts.store["identity"]["attribution"]["tolerance"]
     text = (
         "Integrated Gradients promise that a map's pixels sum to the change of the logit from baseline to image. The "
