@@ -15,7 +15,7 @@ from tfigkd.exporting import export
 from tfigkd.litert import litert_predictor
 from tfigkd.metrics import accuracy, calibration_error, comparison, metrics, per_class, predict_logits
 from tfigkd.provenance import append_row, hardware, versions
-from tfigkd.report import report
+from tfigkd.report.stage import report
 from tfigkd.run import Command, run
 from tfigkd.workdir import Workdir, checksum, read_manifest
 

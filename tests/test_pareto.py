@@ -109,6 +109,8 @@ def test_the_command(rows, tmp_path, capsys):
     assert main([str(rows), "--output", str(tmp_path / "p.svg"), "--table", str(tmp_path / "p.md")]) == 0
     assert (tmp_path / "p.md").read_text() == table(read_points([rows]))
     assert "<svg" in (tmp_path / "p.svg").read_text()
+    assert main([str(rows), "--output", str(tmp_path / "p.html"), "--table", str(tmp_path / "p.md")]) == 0
+    assert "Pareto front" in (tmp_path / "p.html").read_text(encoding="utf-8")
     assert main([str(rows)]) == 0
     assert capsys.readouterr().out.startswith("| model | format |")
 
@@ -122,7 +124,7 @@ def test_what_is_refused(rows, tmp_path, capsys):
         (str(tmp_path / "bytes.csv"),): "cannot read rows",
         (str(tmp_path / "other.csv"),): "expected a .csv of tfigkd.benchmark",
         (str(tmp_path / "unscored.csv"),): "no model has both an accuracy and a size",
-        (str(rows), "--output", str(tmp_path / "p.txt")): "must end in .png, .svg or .pdf",
+        (str(rows), "--output", str(tmp_path / "p.txt")): "must end in .png, .svg, .pdf or .html",
     }.items():
         assert main(list(arguments)) == 1
         assert re.fullmatch(rf"error: [^\n]*{message}[^\n]*\n", capsys.readouterr().err)

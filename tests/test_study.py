@@ -35,6 +35,7 @@ width = 0.25
 
 [evaluation]
 attribution_examples = 0
+gallery_examples = 0
 
 [training]
 epochs = 12

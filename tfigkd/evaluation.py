@@ -9,7 +9,7 @@ import keras
 import numpy as np
 
 from tfigkd import console, models
-from tfigkd.attribution import saliency_map
+from tfigkd.attribution import completeness_error, saliency_map
 from tfigkd.attribution.faithfulness import deletion, insertion
 from tfigkd.attribution.similarity import cosine, rank_correlation, top_overlap
 from tfigkd.compress.stage import students
@@ -19,12 +19,16 @@ from tfigkd.data.stage import dataset
 from tfigkd.errors import UserError
 from tfigkd.exporting import export_identity
 from tfigkd.fields import Config
+from tfigkd.gallery import FILE, Explained, choose_examples, make_gallery
 from tfigkd.litert import litert_predictor
-from tfigkd.metrics import Predict, comparison, metrics, per_class, predict_logits
+from tfigkd.metrics import Predict, comparison, disagreement, metrics, per_class, predict_logits
 from tfigkd.models.cost import count_parameters, multiply_adds
 from tfigkd.overlays import attribute_examples
 from tfigkd.teacher import load_teacher, weights_fingerprint
 from tfigkd.workdir import Workdir, finished, make_folder, write_manifest
+
+Explanation = dict[str, Explained]
+"""Maps and completeness errors, by role."""
 
 
 def measure(
@@ -85,28 +89,46 @@ def _attribution_settings(config: Config) -> dict[str, Any]:
     }
 
 
-def _explanations(
-    config: Config, data: Dataset, roles: dict[str, keras.Model], predictors: dict[str, Predict]
+def _explain(config: Config, data: Dataset, roles: dict[str, keras.Model], parts: list[Examples]) -> list[Explanation]:
+    """Maps and completeness errors of each Keras model, by role, for each part of some examples."""
+    ids, images, labels = (
+        np.concatenate([getattr(part, name) for part in parts]) for name in ("ids", "images", "labels")
+    )
+    together = Examples(ids, images, labels, ids)
+    found = {}
+    with console.progress("explain", len(roles)) as advance:
+        for role, model in roles.items():
+            # one call for all parts: another number of images is another graph to trace
+            folded = models.fold_batch_norm(model)
+            result = attribute_examples(folded, together, config.attribution, _mean_color(data))
+            errors = completeness_error(result.attributions, result.convergence_delta)
+            found[role] = saliency_map(result.attributions), errors
+            advance()
+    ends = np.cumsum([len(part) for part in parts])
+    pieces = [slice(end - len(part), end) for end, part in zip(ends, parts, strict=True)]
+    return [{role: (maps[piece], errors[piece]) for role, (maps, errors) in found.items()} for piece in pieces]
+
+
+def _mean_color(data: Dataset) -> np.ndarray:
+    return data.train.images.mean(axis=(0, 1, 2), dtype=np.float64).astype(np.float32) / 255
+
+
+def _attributions(
+    config: Config, data: Dataset, examples: Examples, explained: Explanation, predictors: dict[str, Predict]
 ) -> dict[str, dict[str, float]]:
-    """Attribution measures of each predictor, on the first test images by id; maps are those of the Keras models.
+    """Attribution measures of each predictor; maps are those of the Keras models.
 
     A file has no gradient, but insertion and deletion ask it whether it goes by the pixels that its model goes by.
     """
-    settings, examples = config.evaluation, data.test.take(slice(config.evaluation.attribution_examples))
-    mean_color = data.train.images.mean(axis=(0, 1, 2), dtype=np.float64).astype(np.float32) / 255
-    results, maps = {}, {}
-    with console.progress("explain", len(roles) + len(predictors)) as advance:
-        for role, model in roles.items():
-            folded = models.fold_batch_norm(model)
-            result = attribute_examples(folded, examples, config.attribution, mean_color)
-            maps[role] = saliency_map(result.attributions)
-            advance()
+    settings, results = config.evaluation, {}
+    with console.progress("faithfulness", len(predictors)) as advance:
         for name, predict in predictors.items():
-            own, steps = maps[name.split(".")[0]], settings.curve_steps
-            results[name] = dict(faithfulness(predict, examples, own, mean_color=mean_color, steps=steps))
+            own, steps = explained[name.split(".")[0]][0], settings.curve_steps
+            results[name] = dict(faithfulness(predict, examples, own, mean_color=_mean_color(data), steps=steps))
             advance()
-    for role in maps.keys() - {"teacher"} if "teacher" in maps else ():
-        results[role] |= similarity(maps[role], maps["teacher"], top_fraction=settings.top_fraction)
+    for role in explained.keys() - {"teacher"} if "teacher" in explained else ():
+        maps, reference = explained[role][0], explained["teacher"][0]
+        results[role] |= similarity(maps, reference, top_fraction=settings.top_fraction)
     return results
 
 
@@ -130,8 +152,10 @@ def evaluate(config: Config, workdir: Workdir) -> None:
     roles |= students(config, workdir)
     weights = {role: weights_fingerprint(model) for role, model in roles.items()}
     files = _exported(config, workdir, weights)
-    attribution = _attribution_settings(config) if config.evaluation.attribution_examples else None
-    identity = fingerprint("evaluate", data.fingerprint, weights, files, config.evaluation, attribution)
+    settings = config.evaluation
+    explained = settings.attribution_examples or settings.gallery_examples
+    attribution = _attribution_settings(config) if explained else None
+    identity = fingerprint("evaluate", data.fingerprint, weights, files, settings, attribution)
     if finished(folder, identity):
         console.say(f"  done before: {folder}")
         return
@@ -145,12 +169,28 @@ def evaluate(config: Config, workdir: Workdir) -> None:
             advance()
     for role, model in roles.items():
         results[role] |= {"parameters": count_parameters(model), "multiply_adds": multiply_adds(model)}
-    if attribution is not None:
-        for name, values in _explanations(config, data, roles, predictors).items():
+    tested, shown = data.test.take(slice(settings.attribution_examples)), choose_examples(config, data, roles)
+    kept = {}
+    if len(tested) or len(shown.examples):
+        of_tested, of_shown = _explain(config, data, roles, [tested, shown.examples])
+        for name, values in _attributions(config, data, tested, of_tested, predictors).items() if len(tested) else ():
             results[name] |= values
-    classes = {name: per_class(values, data.test.labels, data.num_classes) for name, values in logits.items()}
+        if len(shown.examples):
+            kept[FILE] = make_gallery(config, workdir, shown, of_shown).save(folder / FILE)
+    labels = data.test.labels
     write_manifest(
-        folder, identity, results=results, per_class=classes, class_names=data.class_names, n_test=len(data.test)
+        folder,
+        identity,
+        files=kept,
+        results=results,
+        per_class={name: per_class(values, labels, data.num_classes) for name, values in logits.items()},
+        disagreement={
+            role: disagreement(logits[role], logits["teacher"], labels)
+            for role in roles
+            if role != "teacher" and "teacher" in roles
+        },
+        class_names=data.class_names,
+        n_test=len(data.test),
     )
     for name, values in results.items():
         agreement = f", agreement with the teacher {100 * values['agreement']:.2f} %" if "agreement" in values else ""

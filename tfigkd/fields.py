@@ -297,10 +297,14 @@ class EvaluationConfig:
     """Parts in which the pixels are inserted or deleted; each is a forward pass."""
     top_fraction: float = 0.1
     """Share of the pixels that counts as highest in the overlap of two maps."""
+    gallery_examples: int = 12
+    """Validation images that the report shows with their maps; 0 leaves them out."""
 
     def __post_init__(self) -> None:
         count = self.attribution_examples
         require(count >= 0, "evaluation.attribution_examples must not be negative", count)
+        shown = self.gallery_examples
+        require(shown >= 0, "evaluation.gallery_examples must not be negative", shown)
         require(self.curve_steps > 0, "evaluation.curve_steps must be positive", self.curve_steps)
         require(0 < self.top_fraction <= 1, "evaluation.top_fraction must be in (0, 1]", self.top_fraction)
 

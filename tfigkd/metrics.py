@@ -1,6 +1,7 @@
 """Metrics of one model on one split, as (name, value) pairs; teacher, student and LiteRT files by the same code."""
 
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import keras
 import numpy as np
@@ -105,3 +106,30 @@ def comparison(logits: np.ndarray, reference: np.ndarray) -> Iterator[tuple[str,
     difference = np.abs(logits.astype(np.float64) - reference)
     yield "max_difference", float(difference.max())
     yield "mean_difference", float(difference.mean())
+
+
+def disagreement(logits: np.ndarray, reference: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
+    """Where a model and a reference name different classes.
+
+    Args:
+        logits: [N,C].
+        reference: [N,C].
+        labels: int [N].
+
+    Returns:
+        Counts of examples that are `both_right`, right by `only_reference` or `only_model`, `both_wrong_alike` and
+        `both_wrong_apart`; `pairs`, lists of the reference's class, the model's class and how many, most first.
+    """
+    own, other = logits.argmax(axis=1), reference.argmax(axis=1)
+    right, known, same = own == labels, other == labels, own == other
+    counts = {
+        "both_right": right & known,
+        "only_reference": known & ~right,
+        "only_model": right & ~known,
+        "both_wrong_alike": ~right & ~known & same,
+        "both_wrong_apart": ~right & ~known & ~same,
+    }
+    apart, times = np.unique(np.stack([other, own], axis=1)[~same], axis=0, return_counts=True)
+    pairs = [[int(first), int(second), int(n)] for (first, second), n in zip(apart, times, strict=True)]
+    pairs.sort(key=lambda pair: (-pair[2], pair[:2]))
+    return {name: int(value.sum()) for name, value in counts.items()} | {"pairs": pairs}

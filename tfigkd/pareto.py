@@ -169,6 +169,15 @@ def plot(points: Sequence[Point], path: Path) -> None:
         figure.savefig(temporary, dpi=150)
 
 
+def _draw(points: Sequence[Point], path: Path) -> None:
+    if path.suffix != ".html":
+        plot(points, path)
+        return
+    from tfigkd.report.pareto_page import page
+
+    write_text(path, page(points))
+
+
 def _handle(*, axes, label: str, color: str, marker: str):  # type: ignore[no-untyped-def]
     return axes.plot([], [], linestyle="", label=label, color=color, marker=marker)[0]
 
@@ -179,15 +188,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         prog="python -m tfigkd.pareto", description="What accuracy costs in latency and size."
     )
     parser.add_argument("rows", type=Path, nargs="+", help="rows of tfigkd.benchmark, or of runs")
-    parser.add_argument("--output", type=Path, help="the picture: .png, .svg or .pdf")
+    parser.add_argument("--output", type=Path, help="the picture: .png, .svg, .pdf, or .html to zoom into")
     parser.add_argument("--table", type=Path, help="the table, in Markdown; printed where it is not given")
     options = parser.parse_args(arguments)
     try:
         points = read_points(options.rows)
         if options.output:
-            if options.output.suffix not in (".png", ".svg", ".pdf"):
-                raise UserError(f"--output must end in .png, .svg or .pdf, got {options.output}")
-            plot(points, options.output)
+            if options.output.suffix not in (".png", ".svg", ".pdf", ".html"):
+                raise UserError(f"--output must end in .png, .svg, .pdf or .html, got {options.output}")
+            _draw(points, options.output)
         if options.table:
             write_text(options.table, table(points))
         else:

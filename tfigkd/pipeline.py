@@ -10,7 +10,7 @@ from tfigkd.evaluation import evaluate
 from tfigkd.exporting import export
 from tfigkd.fields import Config
 from tfigkd.overlays import build_overlays
-from tfigkd.report import report
+from tfigkd.report.stage import report
 from tfigkd.student import distill
 from tfigkd.teacher import train_teacher
 from tfigkd.views import build_views

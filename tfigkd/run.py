@@ -242,7 +242,7 @@ def run(command: Command, name: str) -> None:
             pipeline.STAGES[stage](config, workdir)
         console.say(f"done in {time.monotonic() - started:.0f} s; everything is in {workdir.run}")
         if "report" in chosen:
-            console.say(f"report: {workdir.run / 'report.md'}   curves: tensorboard --logdir {workdir.run}")
+            console.say(f"report: {workdir.run / 'report.html'}   curves: tensorboard --logdir {workdir.run}")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

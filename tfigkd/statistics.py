@@ -181,3 +181,14 @@ def winner(arms: Mapping[str, Sequence[float]]) -> tuple[str | None, list[str]]:
     adjusted = holm([welch(arms[best], arms[arm]).p for arm in others])
     level = [arm for arm, p in zip(others, adjusted, strict=True) if not p < LEVEL]
     return (best, []) if others and not level else (None, [best, *level])
+
+
+def wilson(share: float, n: int) -> tuple[float, float]:
+    """The 95 % interval of a share of n independent trials (Wilson 1927); it holds near 0 and 1 as well.
+
+    Args:
+        share: A whole number of trials over `n`, 0 to 1.
+        n: How many.
+    """
+    interval = stats.binomtest(round(share * n), n).proportion_ci(1 - LEVEL, "wilson")
+    return float(interval.low), float(interval.high)

@@ -2,7 +2,7 @@
 
 python -m tfigkd.study report
 
-Rewrites the part of experiments/README.md between its two markers.
+Rewrites the part of experiments/README.md between its two markers, and leaves a page of each study in runs/studies.
 """
 
 import math
@@ -20,7 +20,7 @@ from tfigkd.config import experiments_folder
 from tfigkd.errors import UserError
 from tfigkd.statistics import LEVEL, Difference, holm, normality, paired, seeds_needed, summarize, welch, winner
 from tfigkd.study import Study, read_study
-from tfigkd.workdir import write_text
+from tfigkd.workdir import make_folder, write_text
 
 BEGIN, END = "<!-- studies: written by `python -m tfigkd.study report` -->", "<!-- end of studies -->"
 TO_SEE = (0.2, 0.4)  # points
@@ -32,7 +32,7 @@ Runs = dict[tuple[str, str], dict[int, float]]  # (size, arm) to seed to accurac
 
 @dataclass(frozen=True)
 class Options:
-    """Write the studies' part of experiments/README.md and the forest plots from experiments/results/*.csv."""
+    """Write the studies' part of experiments/README.md, forest plots and pages from experiments/results/*.csv."""
 
     into: Path | None = None
     """The checkout. Default: the one this package lies in."""
@@ -112,6 +112,12 @@ def _table(header: Sequence[str], lines: Sequence[Sequence[str]]) -> list[str]:
 
 def arms_table(study: Study, rows: Sequence[Row], papers: Sequence[Row]) -> list[str]:
     """One line an arm and size; an arm is bold only where it beats every other beyond the noise."""
+    header, lines, remarks = arms_lines(study, rows, papers)
+    return [*_table(header, lines), "", remarks]
+
+
+def arms_lines(study: Study, rows: Sequence[Row], papers: Sequence[Row]) -> tuple[list[str], list[list[str]], str]:
+    """Header and lines of the arms' table, and what must be said of it."""
     runs, lines, remarks = runs_of(rows), [], []
     published = {(row["size"], row["arm"]): row for row in papers if row["study"] == study.name}
     for size in study.sizes:
@@ -146,7 +152,7 @@ def arms_table(study: Study, rows: Sequence[Row], papers: Sequence[Row]) -> list
     header += ["training, minutes", "papers' mean (sd, n)"]
     if not published:
         header, lines = header[:-1], [line[:-1] for line in lines]
-    return [*_table(header, lines), "", " ".join([*remarks, *_normality(study, runs)]).strip()]
+    return header, lines, " ".join([*remarks, *_normality(study, runs)]).strip()
 
 
 def _paper(paper: Row | None, own: Row) -> str:
@@ -167,7 +173,7 @@ def _normality(study: Study, runs: Runs) -> list[str]:
     return [f"Shapiro-Wilk below 5 %: {', '.join(odd) or 'none'} of {len(tested)} arms."]
 
 
-def comparisons_table(compared: Sequence[Compared]) -> list[str]:
+def comparisons_lines(compared: Sequence[Compared]) -> tuple[list[str], list[list[str]]]:
     """One line a planned comparison, with the seeds that a difference of 0.2 or 0.4 points would take."""
     lines = []
     for one in compared:
@@ -192,9 +198,8 @@ def comparisons_table(compared: Sequence[Compared]) -> list[str]:
         )
     header = ["comparison", "difference, points", "95 % interval", "Welch p", "after Holm", "Hedges's g"]
     powers = " / ".join(map(str, TO_SEE))
-    return _table(
-        [*header, "paired by seed: difference, p (pairs)", f"seeds an arm for {powers}", f"pairs for {powers}"], lines
-    )
+    header += ["paired by seed: difference, p (pairs)", f"seeds an arm for {powers}", f"pairs for {powers}"]
+    return header, lines
 
 
 def sentences(compared: Sequence[Compared]) -> str:
@@ -285,7 +290,7 @@ def section(study: Study, rows: Sequence[Row], papers: Sequence[Row]) -> list[st
     lines = [f"### {study.name}", "", f"{study.description}. {provenance(rows)}", ""]
     lines += [*arms_table(study, rows, papers), ""]
     if compared:
-        lines += [*comparisons_table(compared), "", sentences(compared), ""]
+        lines += [*_table(*comparisons_lines(compared)), "", sentences(compared), ""]
     if any(not math.isnan(one.free.p) for one in compared):
         lines += [f"![{study.name}: differences with 95 % intervals](results/{study.name}.svg)", ""]
     return lines
@@ -296,17 +301,23 @@ def _left(study: Study, rows: Sequence[Row]) -> str | None:
     total, done = study.seeds * len(study.arms) * len(study.sizes), len(rows)
     if done >= total:
         return None
-    return f"- {study.name}: {done} of {total} runs have a row; `python -m tfigkd.study --experiment {study.name}`"
+    return f"- {study.name}: {done} of {total} runs have a row; `{command_of(study)}`"
+
+
+def command_of(study: Study) -> str:
+    """What runs a study, or what is left of it."""
+    return f"python -m tfigkd.study --experiment {study.name}"
 
 
 def report(checkout: Path) -> str:
-    """The studies' part of experiments/README.md; the forest plots are written on the way."""
+    """The studies' part of experiments/README.md; forest plots and pages are written on the way."""
     results, studies = checkout / "experiments" / "results", checkout / "experiments" / "studies"
     papers = read_rows(results / "papers.csv")
     lines, left = [], []
     for path in sorted(studies.glob("*.toml")):
         described = read_study(str(path))
         rows = read_rows(results / f"{path.stem}.csv")
+        _write_page(described, rows, papers, checkout)
         left.append(_left(described, rows))
         if rows:
             lines += section(described, rows, papers)
@@ -315,6 +326,16 @@ def report(checkout: Path) -> str:
     if missing:
         lines += ["Still to be run:", "", *missing, ""]
     return "\n".join(lines)
+
+
+def _write_page(study: Study, rows: Sequence[Row], papers: Sequence[Row], checkout: Path) -> None:
+    """The study's report.html, beside its runs; a study of which nothing is known has none."""
+    from tfigkd.report.study_page import page
+
+    if rows or any(row["study"] == study.name for row in papers):
+        path = make_folder(checkout / "runs" / "studies" / study.name) / "report.html"
+        write_text(path, page(study, rows, papers))
+        console.say(f"written: {path}")
 
 
 def main(arguments: Sequence[str]) -> int:

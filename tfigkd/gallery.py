@@ -1,0 +1,162 @@
+"""Examples to look at: an image, the teacher's map of it, the overlay that training lays, and the student's own map."""
+
+import io
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+
+from tfigkd.attribution.similarity import rank_correlation
+from tfigkd.augment import overlay
+from tfigkd.batches import Knowledge
+from tfigkd.controls import apply_control
+from tfigkd.data import Dataset, Examples, to_model_input
+from tfigkd.errors import UserError
+from tfigkd.fields import Config
+from tfigkd.metrics import predict_logits
+from tfigkd.overlays import load_knowledge
+from tfigkd.workdir import Workdir, atomic, checksum
+
+FILE = "gallery.npz"
+SEARCHED = 500  # validation images among which disagreements are looked for
+OF_TEACHER = ("teacher_predicted", "teacher_maps", "overlays", "overlaid", "alike", "chance")
+
+Explained = tuple[np.ndarray, np.ndarray]
+"""Maps [B,H,W] of the label's logit, and their completeness errors [B]."""
+
+
+@dataclass(frozen=True)
+class Gallery:
+    """K validation images and what two models make of them; without a teacher its arrays are empty.
+
+    Attributes:
+        ids: [K].
+        images: uint8 [K,H,W,3].
+        labels: int64 [K].
+        predicted: The student's class, int64 [K].
+        maps: The student's Integrated Gradients maps of the label, float32 [K,H,W].
+        teacher_predicted: int64 [K].
+        teacher_maps: As they are stored, uint8 [K,H,W], each scaled by its own maximum.
+        overlays: uint8 [K,H,W,3], as training lays them, a control's treatment included; empty where it lays none.
+        overlaid: bool [K], false for images whose map is over the completeness gate.
+        alike: Rank correlation of both maps, float64 [K].
+        chance: The same with the teacher's map of another image, float64 [K].
+    """
+
+    ids: np.ndarray
+    images: np.ndarray
+    labels: np.ndarray
+    predicted: np.ndarray
+    maps: np.ndarray
+    teacher_predicted: np.ndarray
+    teacher_maps: np.ndarray
+    overlays: np.ndarray
+    overlaid: np.ndarray
+    alike: np.ndarray
+    chance: np.ndarray
+
+    def save(self, path: Path) -> str:
+        """Write the file atomically; returns its checksum."""
+        buffer = io.BytesIO()
+        np.savez_compressed(buffer, **{one.name: getattr(self, one.name) for one in fields(self)})
+        with atomic(path) as temporary:
+            temporary.write_bytes(buffer.getvalue())
+        return checksum(path)
+
+    @classmethod
+    def load(cls, path: Path) -> "Gallery":
+        """Read a file that a manifest vouches for.
+
+        Raises:
+            UserError: it is no gallery.
+        """
+        try:
+            with np.load(path, allow_pickle=False) as content:
+                return cls(**{one.name: content[one.name] for one in fields(cls)})
+        except (OSError, ValueError, KeyError, EOFError) as error:
+            raise UserError(f"{path} is no gallery of examples ({error}); run stage evaluate again") from error
+
+
+def choose(first: np.ndarray, second: np.ndarray, count: int) -> np.ndarray:
+    """Positions of examples to show: the first ones, and up to half that many on which two models disagree.
+
+    Args:
+        first: Classes that one model predicts, [N].
+        second: Those of the other.
+        count: How many at most.
+    """
+    apart = np.flatnonzero(first != second)[: count // 2]
+    rest = np.setdiff1d(np.arange(len(first)), apart)[: count - len(apart)]
+    return np.concatenate([rest, apart])
+
+
+@dataclass(frozen=True)
+class Shown:
+    """Validation images that were chosen, and what the models say of them: int64 [K] by role."""
+
+    examples: Examples
+    predicted: dict[str, np.ndarray]
+
+
+def choose_examples(config: Config, data: Dataset, roles: dict[str, keras.Model]) -> Shown:
+    """The validation images of a run's gallery; `roles` has the student and, where there is one, the teacher."""
+    searched = data.validation.take(slice(SEARCHED if config.evaluation.gallery_examples else 0))
+    if not len(searched):
+        return Shown(searched, {})
+    models = {role: roles[role] for role in ("teacher", "student") if role in roles}
+    predicted = {role: predict_logits(model, searched.images).argmax(axis=1) for role, model in models.items()}
+    student = predicted["student"]
+    chosen = choose(predicted.get("teacher", student), student, config.evaluation.gallery_examples)
+    return Shown(searched.take(chosen), {role: classes[chosen] for role, classes in predicted.items()})
+
+
+def make_gallery(config: Config, workdir: Workdir, shown: Shown, explained: Mapping[str, Explained]) -> Gallery:
+    """The gallery of a finished student.
+
+    Args:
+        config: The run's.
+        workdir: Where its overlay store is found; without one the teacher's maps are those of `explained`.
+        shown: From `choose_examples`.
+        explained: Maps and completeness errors of its examples, by role.
+    """
+    examples, maps = shown.examples, explained["student"][0].astype(np.float32)
+    own: dict[str, Any] = {"ids": examples.ids.astype(str), "images": examples.images, "labels": examples.labels}
+    own |= {"predicted": shown.predicted["student"], "maps": maps}
+    own |= dict.fromkeys(OF_TEACHER, np.empty(0))
+    if "teacher" in explained:
+        knowledge = _knowledge(config, workdir, examples, explained["teacher"])
+        own |= {"teacher_predicted": shown.predicted["teacher"], "teacher_maps": knowledge.maps}
+        own["alike"] = rank_correlation(maps, knowledge.maps)
+        own["chance"] = rank_correlation(maps, np.roll(knowledge.maps, 1, axis=0))
+        if config.overlay.probability > 0:
+            own |= _overlaid(config, examples, knowledge)
+    return Gallery(**own)
+
+
+def _knowledge(config: Config, workdir: Workdir, examples: Examples, explained: Explained) -> Knowledge:
+    """What the store says of examples, or what it would say where there is none of them; the logits are left out."""
+    if config.needs_store and config.data.stored == "all":
+        try:
+            return load_knowledge(config, workdir, examples)
+        except UserError:  # the store may have been deleted since the training
+            pass
+    maps, errors = explained
+    scales = maps.max(axis=(1, 2))
+    stored = np.round(255 * maps / np.where(scales > 0, scales, 1)[:, None, None]).astype(np.uint8)
+    usable = errors <= config.attribution.tolerance
+    return Knowledge(np.zeros((len(examples), 0), np.float32), stored, scales, errors, usable)
+
+
+def _overlaid(config: Config, examples: Examples, knowledge: Knowledge) -> dict[str, np.ndarray]:
+    """The images as training overlays them, at the middle of the exponents and before any crop or flip."""
+    treated = apply_control(knowledge, config.control) if len(examples) > 1 else knowledge
+    images = to_model_input(examples.images)
+    middle = np.sqrt(config.overlay.min_exponent * config.overlay.max_exponent)
+    laid = 0.5 * images
+    if config.control.maps != "none":
+        laid = overlay(images, treated.maps, np.full(len(images), middle))
+    laid = np.where(treated.usable[:, None, None, None], laid, images)
+    return {"overlays": np.round(255 * laid).astype(np.uint8), "overlaid": treated.usable}

@@ -1,0 +1,164 @@
+"""What teacher and student say of each class, as charts: where they agree, where they do not, and recall."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from plotly import graph_objects as go
+
+from tfigkd.report.charts import COLORS, make, rows_axis
+from tfigkd.report.page import Chart, label
+from tfigkd.report.table import ROLES, percent
+
+MOST_CLASSES = 24
+
+
+def agreement(counts: Mapping[str, Any], role: str, n_test: int) -> Chart:
+    """How often teacher and student are right, together and alone."""
+    parts = {
+        "both right": counts["both_right"],
+        "only the teacher right": counts["only_reference"],
+        f"only the {role} right": counts["only_model"],
+        "both wrong, same class": counts["both_wrong_alike"],
+        "both wrong, different classes": counts["both_wrong_apart"],
+    }
+    colors = ("#0d9f75", COLORS["teacher"], COLORS["student"], "#7a8794", "#d64550")
+    traces = [
+        go.Bar(
+            y=list(parts),
+            x=list(parts.values()),
+            orientation="h",
+            marker={"color": colors},
+            text=[f"{value:,}" for value in parts.values()],
+            textposition="outside",
+            cliponaxis=False,
+            hovertemplate="%{y}: %{x:,} images<extra></extra>",
+        )
+    ]
+    apart = sum(pair[2] for pair in counts["pairs"])
+    text = (
+        f"{counts['both_right']:,} of {n_test:,} test images are right for both. They name different classes for "
+        f"{apart:,} ({percent(apart / n_test)}): the teacher alone is right on {counts['only_reference']:,}, the "
+        f"{role} alone on {counts['only_model']:,}."
+    )
+    return Chart(
+        f"agreement-{role}",
+        f"Teacher and {role} on the test images",
+        text,
+        make(
+            traces,
+            xaxis={"title": {"text": "test images"}, "nticks": 5},
+            yaxis=rows_axis(len(parts)),
+            showlegend=False,
+            margin={"r": 44},
+        ),
+        (["", "images", "share"], [[name, f"{n:,}", percent(n / n_test)] for name, n in parts.items()]),
+        height=300,
+    )
+
+
+def confusions(counts: Mapping[str, Any], classes: Sequence[str], role: str) -> Chart | None:
+    """Which classes teacher and student name where they disagree; None where they never do."""
+    pairs = counts["pairs"]
+    if not pairs:
+        return None
+    weight: dict[int, int] = {}
+    for first, second, number in pairs:
+        for one in (first, second):
+            weight[one] = weight.get(one, 0) + number
+    kept = sorted(sorted(weight, key=lambda one: (-weight[one], one))[:MOST_CLASSES])
+    grid: list[list[int | None]] = [[None] * len(kept) for _ in kept]
+    for first, second, number in pairs:
+        if first in kept and second in kept:
+            grid[kept.index(first)][kept.index(second)] = number
+    # the number keeps apart classes whose names are cut to the same label
+    names = [label(classes[one], 14) for one in kept]
+    names = [f"{name} ({one})" if names.count(name) > 1 else name for name, one in zip(names, kept, strict=True)]
+    heat = go.Heatmap(
+        x=names,
+        y=names,
+        z=grid,
+        colorscale=[[0, "#9cc3f5"], [1, "#123f86"]],
+        xgap=1,
+        ygap=1,
+        showscale=False,
+        texttemplate="%{z}",
+        hovertemplate=f"teacher: %{{y}}<br>{role}: %{{x}}<br>%{{z}} images<extra></extra>",
+        hoverongaps=False,
+    )
+    first, second, number = pairs[0]
+    axis = {"type": "category", "showgrid": True}
+    return Chart(
+        f"confusions-{role}",
+        "Where they disagree",
+        f"Most often, {number} times, the teacher says {classes[first]} and the {role} {classes[second]}"
+        f"{'' if len(kept) == len(weight) else f'; the {len(kept)} classes with most disagreements are drawn'}.",
+        make(
+            [heat],
+            xaxis={**axis, "title": {"text": f"{role} says"}},
+            yaxis={**axis, "title": {"text": "teacher says"}, "autorange": "reversed"},
+        ),
+        (
+            ["teacher says", f"{role} says", "images"],
+            [[classes[one], classes[two], str(times)] for one, two, times in pairs[:40]],
+        ),
+        height=380,
+    )
+
+
+def recalls(per_class: Mapping[str, Sequence[Mapping[str, Any]]], classes: Sequence[str]) -> Chart:
+    """Recall of each class, for teacher and student; of many classes those that differ most."""
+    roles = [role for role in ROLES if role in per_class]
+
+    def spread(index: int) -> float:
+        values = [per_class[role][index]["recall"] for role in roles]
+        return max(values) - min(values) if None not in values else -1.0
+
+    worst = {index: min(per_class[role][index]["recall"] or 0 for role in roles) for index in range(len(classes))}
+    kept = list(range(len(classes)))
+    if len(kept) > MOST_CLASSES:
+        key = spread if len(roles) > 1 else lambda index: -worst[index]
+        kept = sorted(sorted(kept, key=lambda index: -key(index))[:MOST_CLASSES])
+    names = [label(f"{classes[index]}", 16) for index in kept]
+    names = [f"{name} ({one})" if names.count(name) > 1 else name for name, one in zip(names, kept, strict=True)]
+    traces = [
+        go.Scatter(
+            y=names,
+            x=[None if (value := per_class[role][index]["recall"]) is None else 100 * value for index in kept],
+            mode="markers",
+            marker={"size": 9, "color": COLORS[role], "symbol": "circle" if role == "student" else "diamond-open"},
+            name=role,
+            hovertemplate="%{y}: %{x:.1f} %",
+        )
+        for role in roles
+    ]
+    low = min((index for index in kept if per_class[roles[-1]][index]["examples"]), key=lambda index: worst[index])
+    share = per_class[roles[-1]][low]
+    header = ["class", "test images", *(f"{role}, recall" for role in roles)]
+    lines = [
+        [
+            classes[index],
+            str(per_class[roles[0]][index]["examples"]),
+            *(_recall(per_class[role][index]["recall"]) for role in roles),
+        ]
+        for index in range(len(classes))
+    ]
+    cut = "" if len(kept) == len(classes) else f" The {len(kept)} classes that differ most are drawn."
+    return Chart(
+        "recalls",
+        "Recall of each class",
+        f"Hardest class: {classes[low]}, of whose {share['examples']} test images the {roles[-1]} finds "
+        f"{_recall(share['recall'])}.{cut}",
+        make(
+            traces,
+            xaxis={"title": {"text": "recall, %"}},
+            yaxis=rows_axis(len(kept)),
+            hovermode="y unified",
+            margin={"b": 70},
+        ),
+        (header, lines),
+        height=150 + 20 * len(kept),
+    )
+
+
+def _recall(value: float | None) -> str:
+    return "no images" if value is None else percent(value)

@@ -1,0 +1,92 @@
+"""`python -m tfigkd.pareto --output x.html`: accuracy against latency and size, to hover over and to zoom into."""
+
+from collections.abc import Sequence
+
+from plotly import graph_objects as go
+
+from tfigkd.fields import FORMATS
+from tfigkd.pareto import Point, front
+from tfigkd.report.charts import PALETTE, SYMBOLS, cost_axis, make
+from tfigkd.report.page import Chart, Section, charts, document, label, paragraph
+
+TITLE = "What accuracy costs"
+COSTS = {
+    "milliseconds": ("latency", "latency, batch 1, one thread, ms", 1.0, "ms"),
+    "bytes": ("size", "size of the file, kB", 1e3, "kB"),
+}
+
+
+def page(points: Sequence[Point]) -> str:
+    """The page of some points; equal points give an equal page."""
+    drawn = [chart(points, name) for name in COSTS]
+    models = len({point.model for point in points})
+    lead = f"{models} models in {len({point.format for point in points})} formats; {len(points)} files."
+    note = (
+        "The line is the Pareto front: no file is at most as costly and at least as accurate as one of its. Drag over "
+        "a figure to zoom in, double-click to go back; a click in the legend hides a format."
+    )
+    return document(TITLE, lead, [Section("costs", "Accuracy against cost", paragraph(note) + charts(drawn))])
+
+
+def chart(points: Sequence[Point], cost: str) -> Chart | None:
+    """Accuracy against one cost, the front drawn; None where no point has it."""
+    name, axis, unit, words = COSTS[cost]
+    shown = [point for point in points if getattr(point, cost) is not None]
+    if not shown:
+        return None
+    costs = {id(point): getattr(point, cost) / unit for point in shown}
+    best = [shown[index] for index in front([costs[id(p)] for p in shown], [p.accuracy for p in shown])]
+    traces = [
+        go.Scatter(
+            x=[costs[id(point)] for point in best],
+            y=[100 * point.accuracy for point in best],
+            mode="lines",
+            line={"color": "#7a8794", "shape": "hv", "width": 1.5},
+            name="Pareto front",
+            hoverinfo="skip",
+        )
+    ]
+    for number, format in enumerate(FORMATS):
+        own = [point for point in shown if point.format == format]
+        if own:
+            traces.append(
+                go.Scatter(
+                    x=[costs[id(point)] for point in own],
+                    y=[100 * point.accuracy for point in own],
+                    error_y={"type": "data", "array": [100 * (point.deviation or 0) for point in own], "width": 4},
+                    mode="markers",
+                    marker={"size": 10, "color": PALETTE[number], "symbol": SYMBOLS[format]},
+                    name=format,
+                    text=[f"{label(point.model, 60)}, {point.format} (n = {point.n})" for point in own],
+                    hovertemplate=f"%{{text}}<br>%{{x:,.3~f}} {words}<br>%{{y:.2f}} %<extra></extra>",
+                )
+            )
+    first, last = best[0], best[-1]
+    text = (
+        f"{len(best)} of {len(shown)} files are on the front, from {_words(first, costs[id(first)], words)} to "
+        f"{_words(last, costs[id(last)], words)}."
+    )
+    lines = [
+        [
+            f"{point.model}, {point.format}",
+            f"{costs[id(point)]:,.3f}",
+            f"{100 * point.accuracy:.2f}",
+            "" if point.deviation is None else f"{100 * point.deviation:.2f}",
+            str(point.n),
+            "yes" if point in best else "",
+        ]
+        for point in shown
+    ]
+    figure = make(
+        traces,
+        xaxis=cost_axis(list(costs.values()), axis),
+        yaxis={"title": {"text": "test accuracy, %"}},
+        hovermode="closest",
+        margin={"b": 90},
+    )
+    header = ["file", f"{name}, {words}", "test accuracy, %", "sd", "n", "on the front"]
+    return Chart(name, f"Accuracy against {name}", text, figure, (header, lines), height=440)
+
+
+def _words(point: Point, cost: float, unit: str) -> str:
+    return f"{point.model} {point.format} ({cost:,.2f} {unit}, {100 * point.accuracy:.2f} %)"
