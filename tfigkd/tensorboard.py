@@ -139,7 +139,7 @@ class Board(keras.callbacks.Callback):
             split = "validation" if name.startswith("val_") else "train"
             self.scalar(f"{split}/{name.removeprefix('val_')}", value, self.step)
         if self.watched is not None and self.watched.due(epoch, self.epochs):
-            self._draw(self.watched)
+            self.draw(self.watched)
         try:
             self.writer.flush()
         except Exception as error:  # TensorFlow's files have errors of their own, none of them an OSError
@@ -173,7 +173,8 @@ class Board(keras.callbacks.Callback):
         image = self.protocol.Summary.Image(height=height, width=width, colorspace=3, encoded_image_string=png)
         self._write(step=self.step, summary=self._summary(tag=name, image=image))
 
-    def _draw(self, watched: Watched) -> None:
+    def draw(self, watched: Watched) -> None:
+        """Draw the examples with their maps, and the confusion matrix, at the step that has been reached."""
         model, shown = self.model.student, watched.shown
         result = attribute(
             model,
