@@ -22,17 +22,27 @@ from tfigkd.quiet import quiet_stderr
 ROOT = Path(__file__).resolve().parents[1]
 
 
+class Written(io.StringIO):
+    """What was written to a terminal, or to a file."""
+
+    terminal = True
+
+    def isatty(self):
+        return self.terminal
+
+
 @pytest.fixture
 def screen(monkeypatch):
     """A function that puts a terminal, or a file, in the place of standard output, and gives what was written."""
 
-    def make(width=80, terminal=True):
-        written = io.StringIO()
+    def make(width=80, terminal=True, forced=False):
+        written = Written()
+        written.terminal = terminal
         made = Console(
             file=written,
             width=width,
             height=30,
-            force_terminal=terminal,
+            force_terminal=forced or terminal,
             color_system=None,
             highlight=False,
             soft_wrap=not terminal,
@@ -110,8 +120,9 @@ def rendered(table):
     return paper.file.getvalue().splitlines()
 
 
-def test_a_file_gets_plain_lines(screen):
-    written = screen(terminal=False)
+@pytest.mark.parametrize("forced", [False, True])  # FORCE_COLOR, as in a notebook, makes no terminal of a file
+def test_a_file_gets_plain_lines(screen, forced):
+    written = screen(terminal=False, forced=forced)
     work()
     assert written.getvalue().splitlines() == [
         "[1/2] data",

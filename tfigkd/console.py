@@ -103,7 +103,8 @@ def show(renderable: object) -> None:
 
 def _animated() -> bool:
     """Whether lines can be written over: on a terminal that knows how, and that is wanted."""
-    return _console.is_terminal and not _console.is_dumb_terminal and not _settings.quiet
+    # FORCE_COLOR, which notebooks and CI set, makes rich take a pipe for a terminal
+    return _console.file.isatty() and not _console.is_dumb_terminal and not _settings.quiet
 
 
 @contextlib.contextmanager
