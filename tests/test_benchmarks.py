@@ -6,7 +6,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from experiments.benchmarks import distillation_step, input_pipeline, overlay_store, small_step, table, training_step
+from experiments.benchmarks import (
+    distillation_step,
+    input_pipeline,
+    overlay_store,
+    pictures,
+    small_step,
+    table,
+    training_step,
+)
 from experiments.benchmarks.harness import Options, faster, record, take_turns
 
 
@@ -74,6 +82,13 @@ def test_the_table_shows_the_newest_row_of_each_comparison(options, tmp_path):
 def test_a_table_needs_its_place():
     with pytest.raises(ValueError, match="no marks"):
         table.insert("no place", "table")
+
+
+def test_the_cost_of_pictures_is_measured(options):
+    pictures.run(options)
+    (row,) = rows_of(options)
+    assert row["subject"] == "TensorBoard's pictures, 5 times in 100 epochs"
+    assert float(row["ours"]) > 0 and float(row["theirs"]) > 0
 
 
 def test_the_input_pipeline_is_measured(options):

@@ -5,6 +5,7 @@ from typing import Literal, get_args
 
 from tfigkd.compress.fields import CompressConfig
 from tfigkd.loss_fields import LossesConfig, require, require_seed
+from tfigkd.measure_fields import BenchmarkConfig, EvaluationConfig, LedgerConfig, TensorBoardConfig
 
 
 @dataclass(frozen=True)
@@ -249,17 +250,6 @@ class ViewConfig:
         require_seed(self.seed, "view.seed")
 
 
-@dataclass(frozen=True)
-class LedgerConfig:
-    """How often each loss term's value and share of the gradient are measured; it changes no weight."""
-
-    every: int = 200
-    """Steps between two measurements; 0 switches them off."""
-
-    def __post_init__(self) -> None:
-        require(self.every >= 0, "ledger.every must not be negative", self.every)
-
-
 Format = Literal["float32", "float16", "dynamic", "int8", "int16x8"]
 FORMATS: tuple[Format, ...] = get_args(Format)
 
@@ -288,46 +278,6 @@ class ExportConfig:
 
 
 @dataclass(frozen=True)
-class EvaluationConfig:
-    """What is measured on test besides the predictions: whether the explanation survived compression."""
-
-    attribution_examples: int = 64
-    """Test images whose maps are compared and checked by insertion and deletion; 0 leaves it out."""
-    curve_steps: int = 16
-    """Parts in which the pixels are inserted or deleted; each is a forward pass."""
-    top_fraction: float = 0.1
-    """Share of the pixels that counts as highest in the overlap of two maps."""
-    gallery_examples: int = 12
-    """Validation images that the report shows with their maps; 0 leaves them out."""
-
-    def __post_init__(self) -> None:
-        count = self.attribution_examples
-        require(count >= 0, "evaluation.attribution_examples must not be negative", count)
-        shown = self.gallery_examples
-        require(shown >= 0, "evaluation.gallery_examples must not be negative", shown)
-        require(self.curve_steps > 0, "evaluation.curve_steps must be positive", self.curve_steps)
-        require(0 < self.top_fraction <= 1, "evaluation.top_fraction must be in (0, 1]", self.top_fraction)
-
-
-@dataclass(frozen=True)
-class BenchmarkConfig:
-    """Latency on this machine, batch 1, teacher and student alternating in one runtime."""
-
-    runs: int = 200
-    """Timed inferences of each file, after warm-up."""
-    warmup: int = 20
-    """Inferences before the clock starts."""
-    threads: tuple[int, ...] = (1, 2)
-    """Threads of the interpreter; the files are timed with each of these numbers."""
-
-    def __post_init__(self) -> None:
-        require(self.runs > 0, "benchmark.runs must be positive", self.runs)
-        require(self.warmup >= 0, "benchmark.warmup must not be negative", self.warmup)
-        positive = len(self.threads) > 0 and min(self.threads) > 0
-        require(positive, "benchmark.threads must be positive", self.threads)
-
-
-@dataclass(frozen=True)
 class Config:
     """One experiment, whole."""
 
@@ -344,6 +294,7 @@ class Config:
     losses: LossesConfig = field(default_factory=LossesConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
     ledger: LedgerConfig = field(default_factory=LedgerConfig)
+    tensorboard: TensorBoardConfig = field(default_factory=TensorBoardConfig)
     compress: CompressConfig = field(default_factory=CompressConfig)
     export: ExportConfig = field(default_factory=ExportConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)

@@ -239,6 +239,23 @@ def load_knowledge(config: Config, workdir: Workdir, examples: Examples) -> Know
     return read_store(store_folder(config, workdir), examples, _identity(config, workdir))
 
 
+def stored_maps(config: Config, workdir: Workdir, examples: Examples) -> np.ndarray | None:
+    """The stored maps of a few examples, [N,H,W]; None where the store does not cover them.
+
+    Nothing is read after the last of them: examples and store are sorted by id, so the first of validation, whose ids
+    sort first, lie in the first shards.
+    """
+    folder = store_folder(config, workdir)
+    manifest = open_store(folder, _identity(config, workdir))
+    wanted, found = {str(id_) for id_ in examples.ids}, {}
+    for record in read_all(folder, manifest["files"], parse_record) if config.data.stored == "all" else ():
+        if record["id"] in wanted:
+            found[record["id"]] = record["map"]
+            if len(found) == len(wanted):
+                return np.stack([found[str(id_)] for id_ in examples.ids])
+    return None
+
+
 def build_overlays(config: Config, workdir: Workdir) -> None:
     """The overlay store of a config: the teacher's logits and maps of every training example, computed once."""
     data, folder, identity = dataset(config.data), store_folder(config, workdir), _identity(config, workdir)

@@ -8,10 +8,20 @@ from collections.abc import Iterator
 
 from tfigkd.errors import UserError
 
+_state = {"shown": False}
+
+
+def show_native(shown: bool) -> None:
+    """Whether native code may write to standard error as it likes, from now on."""
+    _state["shown"] = shown
+
 
 @contextlib.contextmanager
 def quiet_stderr() -> Iterator[None]:
     """Hold back what native code writes to standard error; it is shown when the block fails unexpectedly."""
+    if _state["shown"]:
+        yield
+        return
     sys.stderr.flush()
     saved = os.dup(2)
     with tempfile.TemporaryFile() as held:

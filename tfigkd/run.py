@@ -13,7 +13,7 @@ import shlex
 import signal
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
@@ -48,6 +48,7 @@ FREE = (
     "evaluation.",
     "benchmark.",
     "ledger.",
+    "tensorboard.",
     "attribution.batch_size",
 )
 
@@ -74,6 +75,10 @@ class Command:
     """Seed of the student: initial weights, order, crops, overlays. The teacher has its own."""
     list: bool = False
     """Show the shipped experiments and stop."""
+    quiet: bool = False
+    """Show errors and the last lines only."""
+    verbose: bool = False
+    """Show every epoch, all that the stages say, and what libraries warn of."""
     config: Annotated[Config, tyro.conf.arg(name="")] = field(default_factory=Config)
 
 
@@ -128,6 +133,8 @@ def parse(arguments: Sequence[str], base: Config | None = None) -> tuple[Command
         # a switch that is given a value comes back as the value alone
         whole = next((one for one in arguments if one == unknown[0] or one.endswith(f"={unknown[0]}")), unknown[0])
         raise UserError(f"unknown argument {whole!r}; {_hint(whole, config)}")
+    if command.quiet and command.verbose:
+        raise UserError("--quiet and --verbose exclude each other; give one of them")
     require_seed(command.seed, "--seed")
     for stage in command.stages.split(","):
         if stage not in STAGES:
@@ -217,17 +224,18 @@ def run(command: Command, name: str) -> None:
     default = Path("runs") / (f"{name}-smoke" if command.smoke else name) / str(command.seed)
     workdir = Workdir(command.workdir or default, command.teachers, command.seed)
     config = command.config
-    chosen = [stage for stage in STAGES if stage in command.stages.split(",")]
+    console.configure(quiet=command.quiet, verbose=command.verbose)
     unneeded = {"teacher": not config.needs_teacher, "compress": config.compress.method == "none"}
     unneeded["overlays"] = not any(each.needs_stored for each in trainings(config))
-    chosen = [stage for stage in chosen if not unneeded.get(stage)]
+    asked = [stage for stage in STAGES if stage in command.stages.split(",")]
+    chosen = [stage for stage in asked if not unneeded.get(stage)]
     with locked(workdir.run, wait=False):
         _claim(workdir, name, command)
         for line in _lines(to_mapping(config)):
             console.say(line)
         started = time.monotonic()
         with console.quiet_stderr():  # TensorFlow greets when it is imported and when it looks for a GPU
-            os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+            os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "1" if command.verbose else "2")
             from tfigkd import pipeline
             from tfigkd.estimate import estimate
             from tfigkd.student import check
@@ -237,12 +245,33 @@ def run(command: Command, name: str) -> None:
                 check(config)
             about = estimate(config, workdir, chosen)
         console.say(f"stages: {', '.join(chosen)}; about {about} on this machine")
-        for number, stage in enumerate(chosen, start=1):
-            console.say(f"[{number}/{len(chosen)}] {stage}")
-            pipeline.STAGES[stage](config, workdir)
-        console.say(f"done in {time.monotonic() - started:.0f} s; everything is in {workdir.run}")
-        if "report" in chosen:
-            console.say(f"report: {workdir.run / 'report.html'}   curves: tensorboard --logdir {workdir.run}")
+        with console.stages(asked, skipped=[stage for stage in asked if stage not in chosen]) as work:
+            for stage in chosen:
+                with work(stage):
+                    pipeline.STAGES[stage](config, workdir)
+        console.say(f"done in {time.monotonic() - started:.0f} s; everything is in {workdir.run}", last=True)
+        for line in _last_lines(workdir, [stage for stage in STAGES if not unneeded.get(stage)], chosen):
+            console.say(line, last=True)
+
+
+def _last_lines(workdir: Workdir, needed: Sequence[str], chosen: Sequence[str]) -> Iterator[str]:
+    """Where things are, as far as they are there, and what to type next."""
+    students = [workdir.stage("distill") / "student.keras", workdir.stage("compress") / "compressed.keras"]
+    models = [path for path in students if path.is_file()]
+    files = sorted(workdir.stage("export").glob("*.tflite"))
+    reports = [path for path in (workdir.run / "report.html", workdir.run / "report.md") if path.is_file()]
+    if models:
+        yield f"model: {', '.join(map(str, models))}"
+    if files:
+        yield f"files: {workdir.stage('export')}/ ({', '.join(path.name for path in files)})"
+    if "report" in chosen and reports:
+        yield f"report: {reports[0]}   curves: tensorboard --logdir {workdir.run}"
+    rest = needed[needed.index(chosen[-1]) + 1 :] if chosen else []
+    if rest:
+        yield f"next: the same command with --stages {','.join(rest)}"
+    elif files:
+        smallest = [path for path in files if path.name in ("compressed.int8.tflite", "student.int8.tflite")]
+        yield f"next: python -m tfigkd.predict {(smallest or files)[0]} PICTURE.png --resize"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

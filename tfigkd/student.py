@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable, Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import keras
 
@@ -18,8 +18,17 @@ from tfigkd.fields import Config
 from tfigkd.layers import with_fused_layers, with_stock_layers
 from tfigkd.losses import LOSSES, Loss
 from tfigkd.metrics import accuracy, predict_logits
-from tfigkd.overlays import load_knowledge, store_folder
-from tfigkd.teacher import build_network, build_teacher, content_of, load_teacher, teacher_folder, weights_fingerprint
+from tfigkd.overlays import load_knowledge, store_folder, stored_maps
+from tfigkd.teacher import (
+    build_network,
+    build_teacher,
+    content_of,
+    load_teacher,
+    teacher_folder,
+    watched,
+    weights_fingerprint,
+)
+from tfigkd.tensorboard import Watched
 from tfigkd.training import fit
 from tfigkd.views import load_views, views_folder
 from tfigkd.workdir import (
@@ -151,6 +160,12 @@ def load_student(config: Config, workdir: Workdir) -> keras.Model:
     return models.build(str(folder / FILE), num_classes=data.num_classes, input_shape=data.image_shape)
 
 
+def _watched(config: Config, workdir: Workdir) -> Watched:
+    """What is looked at during training: validation, with the teacher's maps of the first examples where stored."""
+    plain = watched(config)
+    return replace(plain, teacher_maps=stored_maps(config, workdir, plain.shown)) if config.needs_store else plain
+
+
 def distill(config: Config, workdir: Workdir) -> None:
     """Stage `distill`: train the student to the last epoch, going on from a checkpoint where there is one."""
     folder, data = make_folder(workdir.stage("distill")), dataset(config.data)
@@ -176,6 +191,7 @@ def distill(config: Config, workdir: Workdir) -> None:
         tensorboard=workdir.run / "tensorboard",
         title="student",
         validation=validation,
+        watched=_watched(config, workdir),
         ledger_steps=config.ledger.every,
     )
     student = with_stock_layers(model.student)

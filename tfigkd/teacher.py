@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import keras
+import numpy as np
 
 from tfigkd import checkpoint, console, models
+from tfigkd.attribution import make_baseline
 from tfigkd.batches import training_batches
 from tfigkd.config import experiments_folder, fingerprint
 from tfigkd.data import Dataset, to_model_input
@@ -19,6 +21,7 @@ from tfigkd.errors import UserError
 from tfigkd.fields import Config, NetworkConfig
 from tfigkd.layers import with_fused_layers, with_stock_layers
 from tfigkd.metrics import accuracy, predict_logits
+from tfigkd.tensorboard import Watched
 from tfigkd.training import fit
 from tfigkd.workdir import (
     MANIFEST,
@@ -150,6 +153,15 @@ def _train_members(config: Config, workdir: Workdir) -> keras.Model:
     return with_stock_layers(models.ensemble(networks, weighting=config.teacher.weighting))
 
 
+def watched(config: Config) -> Watched:
+    """What TensorBoard shows of a training with this config: validation, and maps from its baseline."""
+    data = dataset(config.data)
+    plain = Watched(data.validation, holds_out_validation(config.data), data.class_names, config.tensorboard)
+    mean_color = data.train.images.mean(axis=(0, 1, 2), dtype=np.float64).astype(np.float32) / 255
+    images = to_model_input(plain.shown.images)
+    return replace(plain, baseline=make_baseline(config.attribution.baseline, images, mean_color=mean_color))
+
+
 def _train(config: Config, data: Dataset, folder: Path) -> tuple[keras.Model, list]:
     keras.utils.set_random_seed(config.teacher.seed)
     model = with_fused_layers(build_network(config.teacher, data))
@@ -173,6 +185,7 @@ def _train(config: Config, data: Dataset, folder: Path) -> tuple[keras.Model, li
         tensorboard=folder / "tensorboard",
         title="teacher",
         validation=validation,
+        watched=watched(config),
     )
     return with_stock_layers(model), history
 

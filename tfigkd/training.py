@@ -1,8 +1,7 @@
-"""Training with exact resume: optimizer, schedule, progress, TensorBoard, checkpoints."""
+"""Training with exact resume: optimizer, schedule, progress, checkpoints."""
 
 import math
 import time
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from tfigkd.distiller import Distiller
 from tfigkd.errors import UserError
 from tfigkd.fields import TrainingConfig
 from tfigkd.ledger import Ledger
+from tfigkd.tensorboard import Board, Watched
 
 
 def make_optimizer(config: TrainingConfig, steps_per_epoch: int) -> keras.optimizers.Optimizer:
@@ -61,26 +61,15 @@ class _Bar(keras.callbacks.Callback):
         shown = {k: v for k, v in (logs or {}).items() if k in ("loss", "accuracy", "val_accuracy")}
         text = "  ".join(f"{name} {value:.3f}" for name, value in shown.items())
         self.advance(0, note=f"epoch {epoch + 1}/{self.epochs}  {text}")
+        console.detail(f"  epoch {epoch + 1}/{self.epochs}  {text}")
 
 
 class _Keeper(keras.callbacks.Callback):
-    """After each epoch: refuse NaN, keep the history, write the checkpoint and the TensorBoard scalars."""
+    """After each epoch: refuse NaN, keep the history, show it in TensorBoard, write the checkpoint."""
 
-    def __init__(self, folder: Path, fingerprint: str, history: list, tensorboard: Path, examples: int):
+    def __init__(self, folder: Path, fingerprint: str, history: list, board: Board):
         super().__init__()
-        self.folder, self.fingerprint, self.history = folder, fingerprint, history
-        self.tensorboard, self.examples = tensorboard, examples
-        self.writer: Any = None
-
-    def on_train_begin(self, logs: dict | None = None) -> None:
-        with warnings.catch_warnings():
-            # tensorboard's import of pkg_resources warns on every recent setuptools
-            warnings.simplefilter("ignore")
-            try:
-                from tensorboard.summary import Writer
-            except ImportError:  # an accelerator machine with JAX alone
-                return
-        self.writer = Writer(str(self.tensorboard))
+        self.folder, self.fingerprint, self.history, self.board = folder, fingerprint, history, board
 
     def on_epoch_begin(self, epoch: int, logs: dict | None = None) -> None:
         self.started = time.monotonic()
@@ -96,25 +85,9 @@ class _Keeper(keras.callbacks.Callback):
         rate = float(keras.ops.convert_to_numpy(self.model.optimizer.learning_rate))
         seconds = time.monotonic() - self.started
         self.history.append({**values, "learning_rate": rate, "seconds": seconds})
+        # before the checkpoint: a run that is killed between the two does the epoch again and takes its points back
+        self.board.write_epoch(epoch, self.history[-1])
         checkpoint.save(self.folder, self.model, self.fingerprint, self.history)
-        if self.writer is not None:
-            for name, value in {**self.history[-1], "images_per_second": self.examples / seconds}.items():
-                split = "validation" if name.startswith("val_") else "train"
-                self.writer.add_scalar(f"{split}/{name.removeprefix('val_')}", value, epoch + 1)
-            try:
-                self.writer.flush()
-            except Exception as error:  # TensorFlow's files have errors of their own, none of them an OSError
-                where = f"cannot write TensorBoard's events in {self.tensorboard}"
-                raise UserError(f"{where} ({error}); free space, then repeat the command") from error
-
-    def scalar(self, name: str, value: float, step: int) -> None:
-        """Write one TensorBoard scalar, where there is a TensorBoard."""
-        if self.writer is not None:
-            self.writer.add_scalar(name, value, step)
-
-    def on_train_end(self, logs: dict | None = None) -> None:
-        if self.writer is not None:
-            self.writer.close()
 
 
 def fit(
@@ -128,6 +101,7 @@ def fit(
     tensorboard: Path,
     title: str,
     validation: tuple[np.ndarray, np.ndarray] | None = None,
+    watched: Watched | None = None,
     ledger_steps: int = 0,
     callbacks: Sequence[keras.callbacks.Callback] = (),
 ) -> list[dict[str, float]]:
@@ -146,6 +120,7 @@ def fit(
         tensorboard: Folder of the event files.
         title: For the progress bar.
         validation: Images float32 [N,H,W,3] and labels, measured after each epoch.
+        watched: What TensorBoard's pictures are drawn of.
         ledger_steps: Steps between two entries of the loss ledger; 0 keeps none.
         callbacks: Further callbacks; what they change between two steps must follow from the model's variables.
 
@@ -167,11 +142,12 @@ def fit(
         model.optimizer.finalize_variable_values(model.trainable_variables)
     if done < config.epochs:
         with console.progress(title, config.epochs * steps, done * steps) as advance:
-            keeper = _Keeper(folder, fingerprint, history, tensorboard, examples)
-            watchers: list[keras.callbacks.Callback] = [*callbacks, keeper, _Bar(advance, config.epochs)]
+            board = Board(tensorboard, examples=examples, steps=steps, epochs=config.epochs, done=done, watched=watched)
+            keeper = _Keeper(folder, fingerprint, history, board)
+            watchers: list[keras.callbacks.Callback] = [*callbacks, board, keeper, _Bar(advance, config.epochs)]
             if model.distillation_losses and ledger_steps:
                 path = folder / "ledger.jsonl"
-                ledger = Ledger(next(stream(0)), path, every=ledger_steps, done=done * steps, write=keeper.scalar)
+                ledger = Ledger(next(stream(0)), path, every=ledger_steps, done=done * steps, write=board.scalar)
                 watchers.append(ledger)
             model.fit(
                 stream(done),

@@ -18,6 +18,7 @@ SUBJECTS = (
     "overlay_store",
     "training_step",
     "small_step",
+    "pictures",
     "distillation_step",
     "input_pipeline",
     "attribution_speed",

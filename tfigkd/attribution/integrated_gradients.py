@@ -260,10 +260,17 @@ def _compile_tensorflow(model: Callable[[], Any]) -> _Functions:
             chosen = tf.gather(logits, targets, batch_dims=1)
         return tape.gradient(chosen, images)
 
-    return _Functions(
-        lambda images: forward(tf.constant(images)).numpy(),
-        lambda images, targets: gradient(tf.constant(images), tf.constant(targets)).numpy(),
-    )
+    traced: dict[Any, Any] = {}
+
+    def run(function: Any, *arrays: np.ndarray) -> np.ndarray:
+        # Traced by hand: TensorFlow counts the traces of all models together and warns of them as if of one.
+        tensors = [tf.constant(array) for array in arrays]
+        key = function, *(array.shape for array in arrays)
+        if key not in traced:
+            traced[key] = function.get_concrete_function(*tensors)
+        return traced[key](*tensors).numpy()
+
+    return _Functions(lambda images: run(forward, images), lambda images, targets: run(gradient, images, targets))
 
 
 def _compile_jax(model: Callable[[], Any]) -> _Functions:

@@ -1,0 +1,182 @@
+"""`python -m tfigkd.reference`: every field of an experiment, from the dataclasses themselves, as Markdown.
+
+python -m tfigkd.reference > experiments/reference.md
+
+What is allowed is found by trying: a value that is refused says in its error message what was expected.
+"""
+
+import ast
+import dataclasses
+import inspect
+import json
+import re
+import sys
+import textwrap
+import tomllib
+import types
+import typing
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal
+
+from tfigkd.config import experiments_folder, from_mapping, read_experiment
+from tfigkd.errors import UserError
+from tfigkd.fields import Config
+from tfigkd.run import Command
+
+TRIED: tuple[Any, ...] = (-1, 0, 2, 10**6, -1.0, 0.0, 1.0, 2.0, [], [0], [-1])
+HEAD = """\
+# Reference
+
+Written by `python -m tfigkd.reference > experiments/reference.md` from the dataclasses in `tfigkd/fields.py`,
+`loss_fields.py`, `measure_fields.py` and `compress/fields.py`; a test keeps it up to date.
+
+An experiment is a TOML file: `base = "ig_kd"` at its top takes over another one, a table `[training]` with
+`epochs = 30` sets a field, and `--training.epochs 30` does the same on the command line. Unknown names, wrong types
+and values out of range are refused in one line. *None* is what stands where a field is not given.
+"""
+
+
+@cache
+def field_docs(cls: Any) -> dict[str, str]:
+    """What stands below each field of a dataclass, those it inherits included."""
+    docs: dict[str, str] = {}
+    for each in (base for base in reversed(cls.__mro__) if dataclasses.is_dataclass(base)):
+        tree = ast.parse(textwrap.dedent(inspect.getsource(typing.cast(type, each)))).body[0]
+        assert isinstance(tree, ast.ClassDef)
+        for statement, following in zip(tree.body, tree.body[1:], strict=False):
+            if isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name):
+                text = following.value.value if _is_text(following) else ""  # type: ignore[attr-defined]
+                docs[statement.target.id] = " ".join(text.split())
+    return docs
+
+
+def _is_text(statement: ast.stmt) -> bool:
+    constant = statement.value if isinstance(statement, ast.Expr) else None
+    return isinstance(constant, ast.Constant) and isinstance(constant.value, str)
+
+
+def type_words(annotation: Any) -> str:
+    """A type in the words of a TOML file."""
+    origin, members = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin is Literal:
+        return ", ".join(f"`{json.dumps(value)}`" for value in members)
+    if origin in (types.UnionType, typing.Union):
+        return " or ".join(type_words(member) for member in members if member is not type(None))
+    if origin is tuple:
+        count = "list" if members[-1] is Ellipsis else f"list of {len(members)}"
+        return f"{count}: {type_words(members[0])}"
+    return {int: "integer", float: "number", str: "text", bool: "true or false", Path: "path"}[annotation]
+
+
+def allowed(table: str, name: str) -> str:
+    """What a field's values are restricted to, in the words of the errors that other values meet."""
+    said = []
+    for value in TRIED:
+        nested: Any = {name: value}
+        for part in reversed(table.split(".")):
+            nested = {part: nested} if part else nested
+        try:
+            from_mapping(Config, nested, base=Config())
+        except UserError as error:
+            found = re.fullmatch(r"config: .*? must (?!be of type|be one of|be a list)(?:be )?(.*), got .*", str(error))
+            if found:
+                said.append(found[1].replace("not be", "not"))
+    return "; ".join(dict.fromkeys(said))
+
+
+def _default(value: Any) -> str:
+    return "*none*" if value is None else f"`{json.dumps(value)}`"
+
+
+def _row(*cells: str) -> str:
+    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+
+
+def table_lines(table: Any, name: str, said: str = "") -> Iterator[str]:
+    """The fields of a table and, after them, its tables; `said` is what the table above says of it."""
+    cls: Any = type(table)
+    docs = field_docs(cls)
+    hints = typing.get_type_hints(cls)
+    values = {field.name: getattr(table, field.name) for field in dataclasses.fields(table)}
+    own = {key: value for key, value in values.items() if not dataclasses.is_dataclass(value)}
+    yield f"## {f'[{name}]' if name else 'At the top of the file'}"
+    yield ""
+    yield said or " ".join((cls.__doc__ or "").split())
+    yield ""
+    if own:
+        yield _row("field", "type", "default", "range", "what it does")
+        yield _row("---", "---", "---", "---", "---")
+        for key, value in own.items():
+            yield _row(f"`{key}`", type_words(hints[key]), _default(value), allowed(name, key), docs[key])
+        yield ""
+    for key, value in values.items():
+        if dataclasses.is_dataclass(value):
+            dotted = f"{name}.{key}" if name else key
+            yield from _same_as_losses(value) if dotted == "compress.losses" else table_lines(value, dotted, docs[key])
+
+
+def _same_as_losses(losses: Any) -> Iterator[str]:
+    """The losses of `[compress]`: the tables of `[losses]` with other defaults."""
+    other = Config().losses
+    yield "## [compress.losses]"
+    yield ""
+    yield "The tables of `[losses]`. These defaults are others:"
+    yield ""
+    for name in vars(losses):
+        for key, value in vars(getattr(losses, name)).items():
+            if value != getattr(getattr(other, name), key):
+                yield f"- `compress.losses.{name}.{key}`: {_default(value)}"
+    yield ""
+
+
+def command_lines() -> Iterator[str]:
+    """The flags of `python -m tfigkd.run` that are no fields."""
+    yield "## The command"
+    yield ""
+    yield "`python -m tfigkd.run` takes these beside the fields:"
+    yield ""
+    yield _row("flag", "default", "what it does")
+    yield _row("---", "---", "---")
+    for field in dataclasses.fields(Command):
+        if field.name != "config":
+            unset = field.default is dataclasses.MISSING or field.default is None or field.default is False
+            shown = "" if unset else f"`{field.default}`"
+            yield _row(f"`--{field.name}`", shown, field_docs(Command)[field.name])
+    yield ""
+
+
+def experiment_lines() -> Iterator[str]:
+    """The experiments and studies that come along."""
+    folder = experiments_folder()
+    yield "## Shipped experiments"
+    yield ""
+    yield _row("experiment", "base", "what it is")
+    yield _row("---", "---", "---")
+    for path in sorted(folder.glob("*.toml")):
+        base = tomllib.loads(path.read_text(encoding="utf-8")).get("base", "")
+        yield _row(f"`{path.stem}`", f"`{base}`" if base else "", read_experiment(path.stem)[1].description)
+    yield ""
+    yield "Studies, for `python -m tfigkd.study --experiment NAME`:"
+    yield ""
+    yield _row("study", "what it asks")
+    yield _row("---", "---")
+    for path in sorted((folder / "studies").glob("*.toml")):
+        yield _row(f"`{path.stem}`", tomllib.loads(path.read_text(encoding="utf-8"))["description"])
+
+
+def reference() -> str:
+    """The whole page."""
+    lines = [HEAD, *table_lines(Config(), ""), *command_lines(), *experiment_lines()]
+    return "\n".join(lines) + "\n"
+
+
+def main() -> int:
+    """Print the page."""
+    sys.stdout.write(reference())
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
