@@ -1,4 +1,4 @@
-"""The one exception that the command line turns into a single line."""
+"""The exceptions that the command line turns into a single line."""
 
 
 class UserError(Exception):
@@ -11,3 +11,10 @@ class UserError(Exception):
 
 class InUseError(UserError):
     """Another process works on the same folder; what it does need not be done twice."""
+
+
+def system_line(error: OSError) -> str:
+    """One line for what the system refuses: a full disk, a folder that cannot be written, a file too large."""
+    where = f" ({error.filename})" if error.filename else ""
+    reason = error.strerror or " ".join(str(error).split()) or type(error).__name__
+    return f"{reason}{where}; free space or choose another --workdir, then repeat the command"

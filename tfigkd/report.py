@@ -15,7 +15,7 @@ from tfigkd.exporting import file_name
 from tfigkd.fields import FORMATS, Config
 from tfigkd.provenance import commit, hardware, versions
 from tfigkd.teacher import require_teacher
-from tfigkd.workdir import Workdir, read_manifest, require, write_text
+from tfigkd.workdir import Workdir, read_manifest, require, sealed, write_text
 
 ROLES = ("teacher", "student", "compressed")
 
@@ -117,9 +117,9 @@ def report(config: Config, workdir: Workdir) -> None:
     header = ["", *(role for role in ROLES if role in roles)]
     row = _row(config, workdir, roles, trained)
     buffer = io.StringIO()
-    writer = csv.DictWriter(buffer, row)
+    writer = csv.DictWriter(buffer, sealed(row))
     writer.writeheader()
-    writer.writerow(row)
+    writer.writerow(sealed(row))
     write_text(workdir.run / "rows.csv", buffer.getvalue())
 
     markdown = [

@@ -20,7 +20,7 @@ from tfigkd.losses import LOSSES, Loss
 from tfigkd.metrics import accuracy, predict_logits
 from tfigkd.overlays import load_knowledge, store_folder
 from tfigkd.teacher import build_network, build_teacher, content_of, load_teacher, teacher_folder, weights_fingerprint
-from tfigkd.training import fit
+from tfigkd.training import LEDGER, fit
 from tfigkd.views import load_views, views_folder
 from tfigkd.workdir import (
     Workdir,
@@ -156,6 +156,7 @@ def distill(config: Config, workdir: Workdir) -> None:
     folder, data = make_folder(workdir.stage("distill")), dataset(config.data)
     identity = student_fingerprint(config, workdir)
     if finished(folder, identity):
+        checkpoint.remove(folder)  # a kill right after the manifest leaves them
         console.say(f"  done before: {folder}")
         return
     examples = training_examples(config.data)
@@ -186,7 +187,7 @@ def distill(config: Config, workdir: Workdir) -> None:
     write_manifest(
         folder,
         identity,
-        files={FILE: checksum(folder / FILE)},
+        files={name: checksum(folder / name) for name in (FILE, "history.json", LEDGER) if (folder / name).is_file()},
         weights=weights_fingerprint(student),
         n_train=len(examples),
         seconds=sum(entry["seconds"] for entry in history),
