@@ -14,7 +14,7 @@ import numpy as np
 
 from tfigkd.contract import admit, contract_path
 from tfigkd.data.pictures import bombs_refused, decode, open_picture, reading
-from tfigkd.errors import UserError
+from tfigkd.errors import UserError, plain
 from tfigkd.litert import dequantize, input_values, open_classifier
 
 
@@ -122,7 +122,7 @@ def run(options: argparse.Namespace) -> None:
     pictures = [read_picture(path, shape, **adapt) for path in options.images]
     width = max(map(len, names))
     for path, (shares, milliseconds) in zip(options.images, predictions(interpreter, pictures), strict=True):
-        print(f"{path}  ({milliseconds:.2f} ms)")
+        print(f"{plain(str(path))}  ({milliseconds:.2f} ms)")
         for index in np.argsort(-shares, kind="stable")[: options.top]:
             print(f"  {names[index]:<{width}}  {100 * shares[index]:6.2f} %")
 

@@ -44,6 +44,8 @@ def make_folder(folder: Path) -> Path:
     Raises:
         UserError: it cannot be made, for example because a file stands in its place.
     """
+    if not str(folder).isprintable():  # TensorFlow writes into no other, and no terminal shows it
+        raise UserError(f"cannot make the folder {folder}: its name is no printable UTF-8; choose another --workdir")
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -226,28 +226,34 @@ CORRUPT = "{} is corrupt: its checksum is not the one in manifest.json; delete .
         (f"{RUN}/config.json", cut, "{} is damaged .*; choose another --workdir or delete it"),
     ],
 )
-def test_damaged_files(copy, finished, pattern, damage, message):
+def test_damaged_files(copy, finished, pattern, damage, message, tally):
+    one = tally(f"a run started over a damaged {pattern.rpartition('/')[2]} ({damage.__name__})")
     path = only(copy, pattern)
     damage(path)
     name = path.relative_to(copy)
-    assert re.match(message.format(re.escape(str(name))), refused(copy))
+    line = refused(copy)
+    one.check(line, re.match(message.format(re.escape(str(name))), line), said=True)
+    one.end()
     # all that is left to mend is that file
     shutil.copy(finished / name, path)
     assert hashes(copy) == hashes(finished)
 
 
 @pytest.mark.slow
-def test_no_space_left_in_the_middle_of_networks(empty, finished):
+def test_no_space_left_in_the_middle_of_networks(empty, finished, tally):
     """Too little for a whole teacher, then for a student."""
+    one = tally("no file larger than a network, then room (RLIMIT_FSIZE)")
     line = refused(empty, file_size=100_000)
-    assert re.match("(File too large|No space left)", line)
+    one.check(line, re.match("(File too large|No space left)", line), said=True)
     assert not list(empty.glob(TEACHER))
     succeed(empty, "--stages", "data,teacher,overlays")
     line = refused(empty, file_size=60_000)
-    assert re.match("(File too large|No space left)", line)
+    one.check(line, re.match("(File too large|No space left)", line), said=True)
     assert not list(empty.glob(STUDENT))
     succeed(empty)
     assert_same_run(empty, finished)
+    one.check("afterwards", row(empty) == row(finished))
+    one.end()
 
 
 @pytest.mark.slow
@@ -273,12 +279,13 @@ def test_the_advice_mends_the_damage(copy, finished):
     assert_same_run(copy, finished)
 
 
-def test_no_space_left(empty, finished):
+def test_no_space_left(empty, finished, tally):
     """Each limit is met by another stage; the next try goes on from there."""
+    one = tally("no file larger than a config, a checkpoint, a shard, then room (RLIMIT_FSIZE)")
 
     def fails(limit, *, having, lacking):
         line = refused(empty, file_size=limit)
-        assert re.match("(File too large|No space left)", line)
+        one.check(line, re.match("(File too large|No space left)", line), said=True)
         assert all(list(empty.glob(pattern)) for pattern in having)
         assert not any(list(empty.glob(pattern)) for pattern in lacking)
         assert not [path for path in empty.rglob("*") if ".partial" in path.name]
@@ -290,6 +297,8 @@ def test_no_space_left(empty, finished):
     fails(7_000, having=[TEACHER], lacking=[SHARD])
     succeed(empty)
     assert_same_run(empty, finished)
+    one.check("afterwards", row(empty) == row(finished))
+    one.end()
 
 
 def test_no_space_left_for_the_report(copy, finished):
