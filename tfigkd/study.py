@@ -260,8 +260,12 @@ def _label(job: Job) -> dict[str, str]:
 def _process(job: Job) -> None:
     """The process of one run: what it prints goes to a file in the run's folder."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    job.folder.mkdir(parents=True, exist_ok=True)
-    log = os.open(job.folder / "run.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    try:
+        job.folder.mkdir(parents=True, exist_ok=True)
+        log = os.open(job.folder / "run.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    except OSError as error:
+        print(f"error: {system_line(error)}", file=sys.stderr)
+        sys.exit(FAILED)
     os.dup2(log, 1)
     os.dup2(log, 2)
     try:

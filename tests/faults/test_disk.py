@@ -4,7 +4,9 @@ Root may write where permissions forbid it, so that folders are mounted, made im
 """
 
 import contextlib
+import errno
 import json
+import re
 import shutil
 import subprocess
 
@@ -22,6 +24,8 @@ from test_kill import (
     succeed,
 )
 from test_stages import STAGES, drive, new_full_folder, whole_run, written
+
+from tfigkd.provenance import append_row
 
 __all__ = ["no_process_left_behind"]
 
@@ -149,6 +153,36 @@ def test_a_workdir_that_becomes_read_only_goes_on_when_it_is_writable(empty, fin
     succeed(empty)
     assert_same_run(empty, finished)
     one.check("afterwards", row(empty) == row(finished))
+    one.end()
+
+
+@pytest.mark.slow
+def test_a_full_disk_costs_a_search_no_trial(empty, tally):
+    """A trial that cannot write its checkpoint is not marked as failed: the same command tries it again."""
+    one = tally("search without room for a checkpoint, then with (RLIMIT_FSIZE)")
+    varied = ("--vary", "training.learning_rate=1e-3:1e-2:log", "--losses.kd.weight", "0", "--overlay.probability", "0")
+    given = ("--experiment", "tiny.toml", "--tuner", "random", "--trials", "2", *varied)
+    line = one_line(start(empty, *given, module="tfigkd.search", file_size=20_000))
+    one.check(line, re.match("(File too large|No space left)", line), said=True)
+    output = succeed(empty, *given, module="tfigkd.search")
+    one.check(output, "2 trials, best first" in output and "failed" not in output)
+    one.end()
+
+
+def test_half_a_row_is_taken_back(tmp_path, tally):
+    one = tally("a table of results that grows on a full disk (tmpfs)")
+    with mounted(tmp_path, "-t", "tmpfs", "-o", "size=16k", "tmpfs"):
+        path, row = tmp_path / "rows.csv", {"name": "a", "value": "x" * 3000}
+        for _ in range(3):
+            append_row(path, row)
+        before = path.read_bytes()
+        try:
+            while True:
+                append_row(path, row)
+                before = path.read_bytes()
+        except OSError as error:
+            one.check(error, error.errno == errno.ENOSPC, said=True)
+        one.check("the rows before", path.read_bytes() == before)
     one.end()
 
 
