@@ -190,10 +190,11 @@ def verify_files(folder: Path, manifest: Mapping[str, Any]) -> None:
     for name, expected in manifest["files"].items():
         path = folder / name
         if not path.is_file():
-            raise UserError(f"{path} is missing though {MANIFEST} names it; delete {folder} to redo the stage")
+            raise UserError(f"{path} is missing though {folder / MANIFEST} names it; delete that to redo the stage")
         if checksum(path) != expected:
+            # not the whole folder: a store goes on from the shards that are sound, and a teacher's folder holds stores
             raise UserError(
-                f"{path} is corrupt: its checksum is not the one in {MANIFEST}; delete {folder} to redo the stage"
+                f"{path} is corrupt: its checksum is not the one in {MANIFEST}; delete both to redo the stage"
             )
 
 

@@ -14,6 +14,7 @@ from test_kill import (
     EXPERIMENT,
     RUN,
     TEACHERS,
+    assert_kept,
     assert_same_run,
     finished_run,
     hashes,
@@ -21,6 +22,7 @@ from test_kill import (
     no_process_left_behind,
     only,
     row,
+    stamps,
     start,
     succeed,
 )
@@ -270,13 +272,17 @@ def test_the_advice_mends_the_damage(copy, finished):
     """Whoever deletes what each line says ends with the same teacher, shards and student."""
     for damage, pattern in ((cut, f"{TEACHERS}/manifest.json"), (flip, SHARD), (cut, STUDENT)):
         damage(only(copy, pattern))
+    sound = stamps(copy, f"{STORE}/*.tfrecord")
+    del sound[only(copy, SHARD)]
     for _ in range(3):
         line = one_line(start(copy))
-        advised = re.search(r"delete (\S+) to redo", line)[1]
-        path = copy / (line.split()[0] if advised == "it" else advised)
-        shutil.rmtree(path) if path.is_dir() else path.unlink()
+        path, advised = copy / line.split()[0], re.search(r"delete (it|both) to redo", line)[1]
+        path.unlink()
+        if advised == "both":
+            path.with_name("manifest.json").unlink()
     succeed(copy)
     assert_same_run(copy, finished)
+    assert_kept(sound)
 
 
 def test_no_space_left(empty, finished, tally):
