@@ -133,12 +133,15 @@ def test_labels(folder, capsys):
 def test_a_contract_of_the_wrong_length_or_damaged(folder, capsys):
     model, picture = folder / "int8.tflite", folder / "first.png"
     content = json.loads(contract_path(model).read_text())
+    contract_path(model).write_text(json.dumps(content | {"class_names": NAMES[::-1]}))
+    assert "its checksum does not fit" in refusal(capsys, model, picture)
+    del content["checksum"]  # as earlier versions left it
     contract_path(model).write_text(json.dumps(content | {"class_names": NAMES[:9]}))
     assert "names 9 classes" in refusal(capsys, model, picture)
     contract_path(model).write_text(json.dumps(content | {"class_names": 10}))
     assert "has no list of class_names" in refusal(capsys, model, picture)
     contract_path(model).write_text("{")
-    assert "is no contract of a file" in refusal(capsys, model, picture)
+    assert "is damaged (JSONDecodeError); delete it or export anew" in refusal(capsys, model, picture)
 
 
 def test_a_file_that_changed_after_its_contract(folder, capsys):

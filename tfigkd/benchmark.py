@@ -15,7 +15,7 @@ import numpy as np
 
 from tfigkd import console
 from tfigkd.config import fingerprint
-from tfigkd.contract import read_contract
+from tfigkd.contract import admit
 from tfigkd.errors import UserError
 from tfigkd.fields import BenchmarkConfig, Config
 from tfigkd.footprint import footprint
@@ -145,7 +145,7 @@ def describe(path: Path, data: Any = None) -> dict[str, Any]:
     Raises:
         UserError: the contract is damaged or of another file, or the images do not fit.
     """
-    contract = read_contract(path) or {}
+    contract = admit(path) or {}
     parity = contract.get("parity", {})
     columns = {"model": path.stem, "format": contract.get("format"), "parameters": contract.get("parameters")}
     columns |= {f"validation_{name}": parity.get(name) for name in PARITY}

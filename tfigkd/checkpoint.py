@@ -10,6 +10,7 @@ import hashlib
 import io
 import json
 import re
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -33,19 +34,38 @@ def _variables(model: keras.Model) -> list:
 def _paths(folder: Path) -> list[Path]:
     """Checkpoints, newest first."""
     found = [path for path in folder.glob("checkpoint-*.ckpt") if re.fullmatch(r"checkpoint-\d+\.ckpt", path.name)]
-    return sorted(found, key=lambda path: int(path.stem.split("-")[1]), reverse=True)
+    return sorted(found, key=_epochs, reverse=True)
+
+
+def _name(variable: Any) -> str:
+    return getattr(variable, "path", variable.name)  # TensorFlow's own variables have no path
+
+
+def _epochs(path: Path) -> int:
+    return int(path.stem.split("-")[1])
 
 
 def save(folder: Path, model: keras.Model, fingerprint: str, history: list[dict[str, float]]) -> None:
-    """Write the state after `len(history)` epochs, atomically, and drop all but the last two."""
+    """Write the state after `len(history)` epochs, atomically, and drop all but the last two.
+
+    Raises:
+        UserError: a variable holds NaN or infinity; the checkpoints before it stay.
+    """
     arrays = {f"v{index}": keras.ops.convert_to_numpy(v) for index, v in enumerate(_variables(model))}
+    for array, variable in zip(arrays.values(), _variables(model), strict=True):
+        if array.dtype.kind == "f" and not np.isfinite(array).all():
+            raise UserError(
+                f"training met NaN or infinity in the weights {_name(variable)!r} in epoch {len(history)}; checkpoints "
+                f"of the epochs before are kept in {folder}; lower the learning rate and choose another --workdir"
+            )
     note = json.dumps({"fingerprint": fingerprint, "history": history}).encode()
     buffer = io.BytesIO()
     np.savez(buffer, note=np.frombuffer(note, np.uint8), **arrays)
     content = buffer.getvalue()
     with atomic(folder / f"checkpoint-{len(history):05d}.ckpt") as temporary:
         temporary.write_bytes(content + hashlib.sha256(content).digest())
-    for old in _paths(folder)[KEPT:]:
+    done = [path for path in _paths(folder) if _epochs(path) <= len(history)]
+    for old in {*_paths(folder)} - {*done[:KEPT]}:  # what is newer was damaged: training went on from before it
         old.unlink()
 
 
@@ -59,6 +79,8 @@ def _read(path: Path, variables: list) -> tuple[dict[str, Any], list[np.ndarray]
         arrays = [archive[f"v{index}"] for index in range(len(variables))]
     if [array.shape for array in arrays] != [tuple(v.shape) for v in variables]:
         raise ValueError("its variables have other shapes")
+    if note.keys() != {"fingerprint", "history"}:
+        raise ValueError("it has no history")
     return note, arrays
 
 
@@ -75,8 +97,8 @@ def restore(folder: Path, model: keras.Model, fingerprint: str) -> list[dict[str
     for path in _paths(folder):
         try:
             note, arrays = _read(path, variables)
-        except (OSError, ValueError, KeyError) as error:
-            console.say(f"  {path} is damaged ({error}); going back to the checkpoint before it")
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, EOFError, zipfile.BadZipFile) as error:
+            console.say(f"  {path} is damaged ({error}); going back to the checkpoint before it, or to the start")
             continue
         if note["fingerprint"] != fingerprint:
             raise UserError(f"{path} belongs to a run with other settings; choose another --workdir")

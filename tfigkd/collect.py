@@ -9,7 +9,6 @@ Rows of smoke runs and of unfinished runs stay where they are. Collecting twice 
 import csv
 import io
 import json
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,12 +20,23 @@ from tfigkd import console
 from tfigkd.config import experiments_folder, from_mapping
 from tfigkd.errors import UserError
 from tfigkd.fields import Config
-from tfigkd.loss_fields import require
 from tfigkd.run import SETTINGS
-from tfigkd.study import ROWS
-from tfigkd.workdir import checksum, locked, make_folder, read_manifest, write_manifest, write_text
+from tfigkd.study import LABEL, ROWS
+from tfigkd.workdir import (
+    copy_file,
+    locked,
+    make_folder,
+    read_manifest,
+    read_signed,
+    require,
+    unsealed,
+    verify_files,
+    write_manifest,
+    write_text,
+)
 
 KEY = ("study", "arm", "size", "seed")
+JOB = ("study", "arm", "size", "command")
 FILES = {"distill": "student.keras", "export": "student.int8.tflite"}
 
 
@@ -56,20 +66,35 @@ def read_rows(path: Path) -> list[dict[str, str]]:
         return []
     try:
         with open(path, newline="", encoding="utf-8") as file:
-            return list(csv.DictReader(file))
+            rows = list(csv.DictReader(file))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"{path}: not a table of results ({error})") from error
+    for number, row in enumerate(rows, start=1):
+        if None in row or None in row.values():
+            raise UserError(f"{path}: row {number} has another number of cells than the header; restore the file")
+    return rows
 
 
 def finished_runs(workdir: Path, study: str | None = None) -> list[tuple[Path, dict[str, str]]]:
-    """Folder and row of each finished run of studies that is no smoke run."""
+    """Folder and row of each finished run of studies that is no smoke run.
+
+    Raises:
+        UserError: a row or its label is damaged, or not that of its folder.
+    """
     found = []
     for path in sorted(workdir.glob(f"{study or '*'}/*/*/{ROWS}")):
-        label, rows = path.parent / "job.json", read_rows(path)
-        if len(rows) != 1 or not label.is_file() or rows[0].get("smoke") != "False":
+        label, rows = path.parent / LABEL, read_rows(path)
+        if not label.is_file():
             continue
-        job = json.loads(label.read_text(encoding="utf-8"))
-        row = rows[0]
+        if len(rows) != 1:
+            raise UserError(f"{path} has {len(rows)} rows, expected 1; delete it and run the study again")
+        row = unsealed(path, rows[0])
+        if row.get("smoke") != "False":
+            continue
+        job = read_signed(label, "delete it and the rows beside it and run the study again", names=JOB, unsigned=True)
+        folder = Path(job["study"]) / (f"{job['arm']}-{job['size']}" if job["size"] else job["arm"]) / row["seed"]
+        if path.parent != workdir / folder:
+            raise UserError(f"{label} is of {folder} and lies in {path.parent}; put the run's folder back")
         leading = {"study": job["study"], "experiment": row["experiment"], "arm": job["arm"], "size": job["size"]}
         found.append((path.parent, {**row, **leading, "command": job["command"]}))
     return found
@@ -83,7 +108,10 @@ def merge_rows(path: Path, rows: Sequence[dict[str, str]]) -> int:
     """Put rows into a table, in the place of older ones of the same run; returns how many are new or changed."""
     make_folder(path.parent)
     with locked(path.parent, wait=True):
-        before = {_key(row): row for row in read_rows(path)}
+        try:
+            before = {_key(row): row for row in read_rows(path)}
+        except (KeyError, ValueError) as error:
+            raise UserError(f"{path} has a row without {', '.join(KEY)} ({error}); restore the file") from error
         after = before | {_key(row): {name: str(value) for name, value in row.items()} for row in rows}
         columns = list(
             dict.fromkeys([*KEY[:1], "experiment", *KEY[1:], *(name for row in after.values() for name in row)])
@@ -108,16 +136,13 @@ def _write(path: Path, columns: list[str], lines: list[dict[str, str]]) -> None:
 def save_student(run: Path, row: dict[str, str], into: Path) -> Path:
     """Copy a run's student, its int8 file where it has one, and its manifest to a folder of saved_models."""
     folder = make_folder(into / row["experiment"] / row["seed"])
-    trained = read_manifest(run / "distill")
-    require(trained is not None, "collect: no trained student", str(run))
-    assert trained is not None
+    trained = require(run / "distill", "distill")  # a damaged file must not get a new checksum
     files = {}
     for stage, name in FILES.items():
-        source = run / stage / name
-        if source.is_file():
-            shutil.copyfile(source, folder / name)
-            files[name] = checksum(folder / name)
-    shutil.copyfile(run / SETTINGS, folder / SETTINGS)
+        if (run / stage / name).is_file():
+            require(run / stage, stage)
+            files[name] = copy_file(run / stage / name, folder / name)
+    copy_file(run / SETTINGS, folder / SETTINGS)
     outputs = {name: value for name, value in trained.items() if name not in ("fingerprint", "files")}
     write_manifest(folder, trained["fingerprint"], files=files, **outputs, row=row)
     return folder
@@ -125,8 +150,11 @@ def save_student(run: Path, row: dict[str, str], into: Path) -> Path:
 
 def save_teacher(run: Path, teachers: Path, into: Path) -> Path | None:
     """Copy the teacher of a run to saved_models/teacher, if this project trained it; None otherwise."""
-    settings = json.loads((run / SETTINGS).read_text(encoding="utf-8"))
-    config = from_mapping(Config, settings["config"])
+    try:
+        settings = json.loads((run / SETTINGS).read_text(encoding="utf-8"))
+        config = from_mapping(Config, settings["config"])
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        raise UserError(f"{run / SETTINGS} is damaged ({error}); run the study again in another --workdir") from error
     if not config.needs_teacher or config.teacher.weights is not None:
         return None
     with console.quiet_stderr():  # TensorFlow greets
@@ -135,10 +163,11 @@ def save_teacher(run: Path, teachers: Path, into: Path) -> Path | None:
     manifest = read_manifest(source)
     if manifest is None:
         return None
+    verify_files(source, manifest)
     folder = make_folder(into / "teacher")
-    shutil.copyfile(source / FILE, folder / FILE)
+    copied = copy_file(source / FILE, folder / FILE)
     outputs = {name: value for name, value in manifest.items() if name not in ("fingerprint", "files")}
-    write_manifest(folder, manifest["fingerprint"], files={FILE: checksum(folder / FILE)}, **outputs)
+    write_manifest(folder, manifest["fingerprint"], files={FILE: copied}, **outputs)
     return folder
 
 

@@ -21,6 +21,7 @@ from tfigkd.errors import UserError
 from tfigkd.fields import Config
 
 FINGERPRINT_DIGITS = 16
+MAX_TOML = 2**20
 
 
 def fingerprint(*parts: Any) -> str:
@@ -152,11 +153,19 @@ def experiments_folder() -> Path:
     return next(path for path in (here / "experiments", here.parent / "experiments") if path.is_dir())
 
 
-def _read_toml(path: Path) -> dict[str, Any]:
+def read_toml(path: Path, what: str) -> dict[str, Any]:
+    """The table of a TOML file.
+
+    Raises:
+        UserError: it cannot be read, is too large or is malformed, as one that was half written is.
+    """
     try:
+        if path.stat().st_size > MAX_TOML:
+            raise UserError(f"{what} {path}: it is larger than {MAX_TOML >> 20} MiB, which no {what} is")
         return tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise UserError(f"experiment {path}: {error}") from error
+    except (OSError, ValueError, RecursionError) as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise UserError(f"{what} {path}: {reason}; mend the file") from error
 
 
 def read_experiment(name_or_file: str) -> tuple[str, Config]:
@@ -173,14 +182,14 @@ def read_experiment(name_or_file: str) -> tuple[str, Config]:
     if not path.is_file():
         known = [file.stem for file in folder.glob("*.toml")]
         raise UserError(f"unknown experiment {name_or_file!r}; {closest(name_or_file, known)} (or a .toml file)")
-    table = _read_toml(path)
+    table = read_toml(path, "experiment")
     config = Config()
     base = table.pop("base", None)
     if base is not None:
         if not isinstance(base, str):
             raise UserError(f"experiment {path}: base must be the name of an experiment, got {base!r}")
         beside = path.parent / f"{base}.toml"
-        parent = _read_toml(beside if beside.is_file() else folder / f"{base}.toml")
+        parent = read_toml(beside if beside.is_file() else folder / f"{base}.toml", "experiment")
         if "base" in parent:
             raise UserError(f"experiment {path}: base {base!r} has a base itself; one level is the most")
         config = from_mapping(Config, parent)

@@ -3,7 +3,6 @@
 `student.int8.tflite` has its contract in `student.int8.json`. Nothing here needs TensorFlow.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from tfigkd.errors import UserError
-from tfigkd.litert import open_classifier
-from tfigkd.workdir import checksum, write_text
+from tfigkd.litert import open_classifier, trial
+from tfigkd.workdir import checksum, read_signed, write_signed
 
 
 def contract_path(model: Path) -> Path:
@@ -40,7 +39,7 @@ def write_contract(path: Path, class_names: Sequence[str] | None, **about: Any) 
         "output": _tensor(sink) | {"means": "logits"},
         "class_names": None if class_names is None else list(class_names),
     }
-    write_text(contract_path(path), json.dumps(content, indent=1) + "\n")
+    write_signed(contract_path(path), content)
 
 
 def _tensor(details: Mapping[str, Any]) -> dict[str, Any]:
@@ -61,20 +60,31 @@ def read_contract(path: Path) -> dict[str, Any] | None:
     Raises:
         UserError: the contract is damaged, or the file is not the one that it describes.
     """
-    beside = contract_path(path)
+    beside, remedy = contract_path(path), "delete it or export anew"
     try:
-        content = json.loads(beside.read_text(encoding="utf-8"))
-        expected, names = content["sha256"], content["class_names"]
+        content = read_signed(beside, remedy, names=("sha256", "class_names"), unsigned=True)
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(
-            f"{beside} is no contract of a file ({type(error).__name__}); delete it or export anew"
-        ) from error
     if not path.is_file():
         raise UserError(f"no file {path}; give the path of a .tflite file")
-    if checksum(path) != expected:
+    if checksum(path) != content["sha256"]:
         raise UserError(f"{path} is not the file that {beside} describes: its checksum differs; export it anew")
+    names = content["class_names"]
     if names is not None and not (isinstance(names, list) and all(isinstance(name, str) for name in names)):
-        raise UserError(f"{beside} has no list of class_names; delete it or export anew")
+        raise UserError(f"{beside} has no list of class_names; {remedy}")
     return content
+
+
+def admit(path: Path) -> dict[str, Any] | None:
+    """The contract of a .tflite file that is safe to open: it is the file of its contract, or a trial went well.
+
+    One damaged file in a thousand ends the process that opens it, so a file that nothing vouches for is opened and run
+    by a child process first.
+
+    Raises:
+        UserError: the file or its contract is damaged, or the file is not the one that the contract describes.
+    """
+    contract = read_contract(path)
+    if contract is None and path.is_file():
+        trial(path)
+    return contract

@@ -20,6 +20,7 @@ from tfigkd.provenance import append_row, origin
 def _measure(options: argparse.Namespace) -> dict[str, float | int | str]:
     """What is known of the model: data, number of images and metrics; per class it is said at once."""
     from tfigkd import models
+    from tfigkd.contract import admit
     from tfigkd.data import concatenate, load
     from tfigkd.evaluation import measure
     from tfigkd.litert import litert_predictor
@@ -28,6 +29,7 @@ def _measure(options: argparse.Namespace) -> dict[str, float | int | str]:
     data = load(options.data, directory=options.data_dir, image_size=options.image_size)
     examples = data.test if options.split == "test" else concatenate([data.train, data.validation, data.test])
     if options.model.endswith(".tflite"):
+        admit(Path(options.model))
         predict = litert_predictor(Path(options.model))
     else:
         network = {"drop_blocks": options.drop_blocks, "normalization": options.normalization}

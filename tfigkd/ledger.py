@@ -6,6 +6,7 @@ percent. The ledger measures it on one fixed batch, every N steps, and says so.
 
 import json
 import math
+import os
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import numpy as np
 from tfigkd import console
 from tfigkd.batches import Batch
 from tfigkd.distiller import Distiller
+from tfigkd.workdir import write_text
 
 INERT = 0.01
 
@@ -91,7 +93,7 @@ class Ledger(keras.callbacks.Callback):
     def on_train_begin(self, logs: dict | None = None) -> None:
         """Drop the entries of steps that are done again."""
         kept = [entry for entry in read_ledger(self.path) if entry["step"] <= self.step]
-        self.path.write_text("".join(json.dumps(entry) + "\n" for entry in kept), encoding="utf-8")
+        write_text(self.path, "".join(json.dumps(entry) + "\n" for entry in kept))
 
     def on_train_batch_end(self, batch: int, logs: dict | None = None) -> None:
         """Measure after the first step and then every N steps."""
@@ -103,6 +105,8 @@ class Ledger(keras.callbacks.Callback):
         terms = {name: {"value": value, "share": norm / total} for name, (value, norm) in measured.items()}
         with open(self.path, "a", encoding="utf-8") as file:
             file.write(json.dumps({"step": self.step, "terms": terms}) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
         for name, term in terms.items():
             if self.write is not None:
                 self.write(f"ledger/{name}_share", term["share"], self.step)
@@ -114,13 +118,16 @@ class Ledger(keras.callbacks.Callback):
 
 
 def read_ledger(path: Path) -> list[dict[str, Any]]:
-    """The entries of a ledger; a last line cut off by a crash is left out."""
-    entries = []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+    """The entries of a ledger; a line cut off by a crash, or damaged, is left out."""
+    entries: list[dict[str, Any]] = []
+    for line in path.read_bytes().splitlines() if path.exists() else []:
         try:
-            entries.append(json.loads(line))
-        except ValueError:
+            entry = json.loads(line)
+            sound = int(entry["step"]) > 0 and all(0 <= term["share"] <= 1 for term in entry["terms"].values())
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
             continue
+        if sound and (not entries or entry["terms"].keys() == entries[0]["terms"].keys()):
+            entries.append(entry)
     return entries
 
 

@@ -1,6 +1,8 @@
 """LiteRT files run and looked into, by ai-edge-litert and NumPy alone."""
 
 import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,6 +12,10 @@ import numpy as np
 from tfigkd.data import to_model_input
 from tfigkd.errors import UserError
 from tfigkd.quiet import quiet_stderr
+
+IDENTIFIER = b"TFL3"
+TRIAL_SECONDS = 600
+"""A file that takes longer to run once is none that anybody waits for."""
 
 
 def open_litert(model: Path | bytes, *, threads: int | None = None, delegates: bool = True) -> Any:
@@ -41,6 +47,35 @@ def open_litert(model: Path | bytes, *, threads: int | None = None, delegates: b
                 raise UserError(f"LiteRT refuses it: {reason}") from error
             raise UserError(f"{model} is not a LiteRT file: {reason}; export it anew") from error
     return interpreter
+
+
+def trial(path: Path) -> None:
+    """Open and run a file in a child process, which damage may end in any way.
+
+    Raises:
+        UserError: it is not a LiteRT model, or the child did not survive it.
+    """
+    with open(path, "rb") as file:
+        head = file.read(8)
+    if head[4:] != IDENTIFIER:
+        raise UserError(f"{path} is not a LiteRT file: it does not have the mark {IDENTIFIER.decode()}; export it anew")
+    # the child finds this package wherever the parent found it
+    places = [str(Path(__file__).resolve().parents[1]), os.environ.get("PYTHONPATH", "")]
+    try:
+        done = subprocess.run(
+            [sys.executable, "-m", "tfigkd.litert", str(path)],
+            env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, places))},
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=TRIAL_SECONDS,
+        )
+    except subprocess.TimeoutExpired as error:
+        raise UserError(f"{path} did not run once in {TRIAL_SECONDS} s; it may be damaged, export it anew") from error
+    if done.returncode == 1 and done.stderr.startswith(str(path)):
+        raise UserError(done.stderr.strip())
+    if done.returncode:
+        raise UserError(f"{path} is damaged: a trial run ended with status {done.returncode}; export it anew")
 
 
 def available_cores() -> int:
@@ -141,3 +176,10 @@ def dequantize(values: np.ndarray, tensor: dict[str, Any]) -> np.ndarray:
         return values
     scale, zero_point = tensor["quantization"]
     return (values.astype(np.float32) - zero_point) * np.float32(scale)
+
+
+if __name__ == "__main__":
+    try:
+        open_classifier(Path(sys.argv[1]), threads=1)
+    except UserError as error:
+        sys.exit(str(error))

@@ -6,15 +6,15 @@ python -m tfigkd.predict runs/ig_kd/0/export/student.int8.tflite cat.png dog.png
 import argparse
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from tfigkd.contract import contract_path, read_contract
-from tfigkd.data.pictures import decode, reading
-from tfigkd.errors import UserError
+from tfigkd.contract import admit, contract_path
+from tfigkd.data.pictures import bombs_refused, decode, open_picture, reading
+from tfigkd.errors import UserError, plain
 from tfigkd.litert import dequantize, input_values, open_classifier
 
 
@@ -30,13 +30,14 @@ def read_labels(path: Path) -> list[str]:
         return path.read_text(encoding="utf-8").splitlines()
 
 
-def class_names(model: Path, classes: int, labels: Path | None = None) -> list[str]:
+def class_names(
+    model: Path, classes: int, contract: Mapping[str, Any] | None = None, labels: Path | None = None
+) -> list[str]:
     """Names of the classes: from a label file, else from the contract beside the model, else their numbers.
 
     Raises:
-        UserError: there is not one name for each class, or the contract is of another file.
+        UserError: there is not one name for each class.
     """
-    contract = read_contract(model)
     if labels is not None:
         names, where = read_labels(labels), labels
     elif contract is not None and contract["class_names"] is not None:
@@ -52,7 +53,7 @@ def read_picture(path: Path, shape: Sequence[int], *, resize: bool = False, drop
     """A picture as a model takes it.
 
     Args:
-        path: Any format that Pillow reads.
+        path: One of `pictures.FORMATS`, whatever its name ends in.
         shape: (H, W, C), with one channel or three.
         resize: Stretch a picture of another size; without it such a one is refused.
         drop_alpha: Read the colors of transparent pixels as if they were opaque; without it they are refused.
@@ -67,9 +68,10 @@ def read_picture(path: Path, shape: Sequence[int], *, resize: bool = False, drop
 
     if not path.is_file():
         raise UserError(f"no picture {path}; give the path of a file")
-    if not drop_alpha and _transparent(path):
-        raise UserError(f"picture {path} has transparent pixels; flatten it, or give --drop-alpha to ignore them")
-    picture = Image.fromarray(decode(path, str(path)))
+    with bombs_refused():
+        if not drop_alpha and _transparent(path):
+            raise UserError(f"picture {path} has transparent pixels; flatten it, or give --drop-alpha to ignore them")
+        picture = Image.fromarray(decode(path, str(path)))
     height, width, channels = (int(size) for size in shape)
     if picture.size != (width, height):
         if not resize:
@@ -80,9 +82,7 @@ def read_picture(path: Path, shape: Sequence[int], *, resize: bool = False, drop
 
 
 def _transparent(path: Path) -> bool:
-    from PIL import Image
-
-    with reading(f"picture {path}", "replace or remove it"), Image.open(path) as file:
+    with open_picture(path, str(path)) as file:
         if not file.has_transparency_data:
             return False
         return bool(np.asarray(file.convert("RGBA"))[..., 3].min() < 255)
@@ -113,15 +113,16 @@ def run(options: argparse.Namespace) -> None:
     """
     if options.top < 1 or (options.threads is not None and options.threads < 1):
         raise UserError("--top and --threads must be at least 1")
+    contract = admit(options.model)
     interpreter = open_classifier(options.model, threads=options.threads)
     shape = interpreter.get_input_details()[0]["shape"][1:]
     classes = int(interpreter.get_output_details()[0]["shape"][-1])
-    names = class_names(options.model, classes, options.labels)
+    names = class_names(options.model, classes, contract, options.labels)
     adapt = {"resize": options.resize, "drop_alpha": options.drop_alpha}
     pictures = [read_picture(path, shape, **adapt) for path in options.images]
     width = max(map(len, names))
     for path, (shares, milliseconds) in zip(options.images, predictions(interpreter, pictures), strict=True):
-        print(f"{path}  ({milliseconds:.2f} ms)")
+        print(f"{plain(str(path))}  ({milliseconds:.2f} ms)")
         for index in np.argsort(-shares, kind="stable")[: options.top]:
             print(f"  {names[index]:<{width}}  {100 * shares[index]:6.2f} %")
 

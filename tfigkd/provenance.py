@@ -1,6 +1,8 @@
 """Where a number comes from: rows of results with versions, hardware, commit and command."""
 
 import csv
+import errno
+import io
 import os
 import platform
 import subprocess
@@ -69,8 +71,18 @@ def append_row(path: Path, row: Mapping[str, Any]) -> None:
             header = next(csv.reader(file), [])
         if header != list(row):
             raise ValueError(f"{path} has the columns {header}, the row {list(row)}; write to another file")
-    with open(path, "a", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, list(row), lineterminator="\n")
-        if new:
-            writer.writeheader()
-        writer.writerow(row)
+    buffer = io.StringIO()
+    writer = csv.DictWriter(buffer, list(row), lineterminator="\n")
+    if new:
+        writer.writeheader()
+    writer.writerow(row)
+    content = buffer.getvalue().encode()
+    with open(path, "ab", buffering=0) as file:
+        before = file.tell()
+        try:
+            if file.write(content) < len(content):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+            os.fsync(file.fileno())
+        except OSError:
+            file.truncate(before)  # half a row would spoil the next one
+            raise

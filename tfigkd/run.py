@@ -32,7 +32,7 @@ from tfigkd.config import (
     smoke,
     to_mapping,
 )
-from tfigkd.errors import UserError
+from tfigkd.errors import UserError, system_line
 from tfigkd.fields import Config
 from tfigkd.loss_fields import require_seed
 from tfigkd.workdir import Workdir, locked, write_text
@@ -207,7 +207,7 @@ def changed_settings(path: Path, name: str, command: Command) -> list[str]:
         # a field that a newer version has brought stands at its default
         before["config"] = to_mapping(from_mapping(Config, before["config"]))
         return [field for field in differences(before, _settings(name, command)) if not _free(field)]
-    except (ValueError, AttributeError, KeyError, TypeError) as error:
+    except (UserError, OSError, ValueError, AttributeError, KeyError, TypeError, RecursionError) as error:
         raise UserError(f"{path} is damaged ({error}); choose another --workdir or delete it") from error
 
 
@@ -291,11 +291,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except OSError as error:
-        where = f" ({error.filename})" if error.filename else ""
-        print(
-            f"error: {error.strerror or error}{where}; free space or choose another --workdir, then repeat the command",
-            file=sys.stderr,
-        )
+        print(f"error: {system_line(error)}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print(

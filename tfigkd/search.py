@@ -25,12 +25,13 @@ import tyro
 
 from tfigkd import console
 from tfigkd.config import closest, differences, override, read_experiment, smoke, to_mapping
-from tfigkd.errors import UserError
+from tfigkd.errors import UserError, system_line
 from tfigkd.fields import Config
 from tfigkd.run import Command, parse, run
-from tfigkd.workdir import Workdir, locked, make_folder, require, write_text
+from tfigkd.workdir import Workdir, locked, make_folder, read_signed, require, write_signed, write_text
 
 OBJECTIVE = "validation_accuracy"
+PROJECT = "tuner"  # the folder of KerasTuner's own files
 # where no --vary is given; of these, the fields of terms that the experiment switches on
 SPACE = (
     "losses.kd.weight=0.01:0.95",
@@ -214,15 +215,45 @@ def _tuner(options: Options, name: str, config: Config, space: Sequence[Dimensio
             except UserError as error:  # a loss became NaN, a range went too far: the next trial may do better
                 console.say(f"  trial {trial.trial_id} failed: {error}")
                 return {OBJECTIVE: math.nan}
+            except OSError as error:  # a full disk is no fault of the trial, which is tried again by the same command
+                raise keras_tuner.errors.FatalError(system_line(error)) from error
             console.say(f"  trial {trial.trial_id}: {100 * score:.2f} %  {_words(values)}")
             _log_hparams(folder / "tensorboard" / trial.trial_id, values, score)
             return {OBJECTIVE: score}
 
+        def save(self) -> None:
+            if not self._is_worker():
+                self.oracle.save()
+            write_signed(Path(self._get_tuner_fname()), self.get_state())
+
     oracle = _oracle(options, config, space)
-    tuner = Tuner(oracle, directory=str(folder), project_name="tuner")
+    # KerasTuner writes over its files in place, and a kill in the middle of that would end the search for good
+    oracle.save = lambda: write_signed(Path(oracle._get_oracle_fname()), oracle.get_state())
+    oracle._save_trial = lambda trial: write_signed(
+        Path(oracle._get_trial_dir(trial.trial_id)) / "trial.json", trial.get_state()
+    )
+    tuner = Tuner(oracle, directory=str(folder), project_name=PROJECT)
     if tuner.oracle is oracle:  # no worker of a chief: a kill in the first trial must find something to go on from
         tuner.save()
     return tuner
+
+
+def _check_state(folder: Path) -> None:
+    """Look at what a stopped search has left, and drop the trial that a kill cut off before the search knew of it.
+
+    Raises:
+        UserError: a file is damaged.
+    """
+    remedy = f"delete {folder.parent} to search anew"
+    try:
+        state = read_signed(folder / "oracle.json", remedy, names=("start_order",), unsigned=True)
+    except FileNotFoundError:
+        return
+    for path in folder.glob("trial_*/trial.json"):
+        if read_signed(path, remedy, names=("trial_id",), unsigned=True)["trial_id"] not in state["start_order"]:
+            path.unlink()
+    for path in folder.glob("tuner*.json"):
+        read_signed(path, remedy, unsigned=True)
 
 
 def _claim(folder: Path, settings: dict[str, Any]) -> None:
@@ -230,11 +261,12 @@ def _claim(folder: Path, settings: dict[str, Any]) -> None:
     path = folder / "search.json"
     with locked(folder, wait=True):  # chief and workers come at the same time
         if path.exists():
-            changed = differences(json.loads(path.read_text(encoding="utf-8")), settings)
+            before = read_signed(path, f"delete {folder} to search anew", unsigned=True)
+            changed = differences(before, settings)
             if changed:
                 raise UserError(f"{folder} holds another search ({', '.join(changed)}); choose another --workdir")
         else:
-            write_text(path, json.dumps(settings, indent=1) + "\n")
+            write_signed(path, settings)
 
 
 def to_toml(config: Config, comment: str) -> str:
@@ -282,9 +314,14 @@ def search(options: Options, flags: Sequence[str]) -> Path | None:
             os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
+                if role in ("", "chief"):
+                    _check_state(folder / PROJECT)
                 tuner = _tuner(options, name, config, space, folder)
+                import keras_tuner
         try:
             tuner.search(verbose=0)
+        except keras_tuner.errors.FatalError as error:
+            raise UserError(str(error)) from error
         except RuntimeError as error:  # KerasTuner gives up after three trials that failed one after another
             raise UserError(f"the search stopped: {str(error).strip().splitlines()[-1]}") from error
         if role and role != "chief":
@@ -327,6 +364,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         search(options, flags)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
+        return 1
+    except OSError as error:
+        print(f"error: {system_line(error)}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("\nstopped; no finished trial is lost. The same command goes on", file=sys.stderr)

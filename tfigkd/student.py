@@ -29,7 +29,7 @@ from tfigkd.teacher import (
     weights_fingerprint,
 )
 from tfigkd.tensorboard import Watched
-from tfigkd.training import fit
+from tfigkd.training import LEDGER, fit
 from tfigkd.views import load_views, views_folder
 from tfigkd.workdir import (
     Workdir,
@@ -171,6 +171,7 @@ def distill(config: Config, workdir: Workdir) -> None:
     folder, data = make_folder(workdir.stage("distill")), dataset(config.data)
     identity = student_fingerprint(config, workdir)
     if finished(folder, identity):
+        checkpoint.remove(folder)  # a kill right after the manifest leaves them
         console.say(f"  done before: {folder}")
         return
     examples = training_examples(config.data)
@@ -202,7 +203,7 @@ def distill(config: Config, workdir: Workdir) -> None:
     write_manifest(
         folder,
         identity,
-        files={FILE: checksum(folder / FILE)},
+        files={name: checksum(folder / name) for name in (FILE, "history.json", LEDGER) if (folder / name).is_file()},
         weights=weights_fingerprint(student),
         n_train=len(examples),
         seconds=sum(entry["seconds"] for entry in history),

@@ -11,30 +11,29 @@ none that is finished and goes on with one that is not.
 """
 
 import dataclasses
-import json
 import multiprocessing
 import os
 import shlex
 import signal
 import sys
 import time
-import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from multiprocessing.connection import wait
 from pathlib import Path
-from typing import Any
+from typing import Any, get_origin, get_type_hints
 
 import tyro
 
 from tfigkd import console
-from tfigkd.config import closest, experiments_folder, from_mapping, read_experiment, smoke
-from tfigkd.errors import InUseError, UserError
+from tfigkd.config import closest, experiments_folder, from_mapping, read_experiment, read_toml, smoke
+from tfigkd.errors import InUseError, UserError, system_line
 from tfigkd.fields import Config
 from tfigkd.run import SETTINGS, Command, changed_settings, parse, run
-from tfigkd.workdir import locked, write_text
+from tfigkd.workdir import locked, write_signed
 
 ROWS = "rows.csv"
+LABEL = "job.json"
 DONE, FAILED, BUSY = 0, 1, 3  # how the process of one run ends
 
 
@@ -128,14 +127,12 @@ def read_study(name_or_file: str) -> Study:
     if not path.is_file():
         known = [file.stem for file in folder.glob("*.toml")]
         raise UserError(f"unknown study {name_or_file!r}; {closest(name_or_file, known)} (or a .toml file)")
-    try:
-        table = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise UserError(f"study {path}: {error}") from error
+    table = read_toml(path, "study")
     fields = {one.name for one in dataclasses.fields(Study)} - {"name"}
     for key in table:
         if key not in fields:
             raise UserError(f"study {path}: unknown key {key!r}; {closest(key, fields)}")
+    _check_types(path, table)
     table["seed_fields"] = tuple(table.get("seed_fields", ()))
     table["comparisons"] = tuple(tuple(pair) for pair in table.get("comparisons", ()))
     try:
@@ -148,6 +145,23 @@ def read_study(name_or_file: str) -> Study:
         if len(pair) != 2 or not {*pair} <= study.arms.keys():
             raise UserError(f"study {path}: a comparison is of two of its arms, got {list(pair)}")
     return study
+
+
+def _check_types(path: Path, table: Mapping[str, Any]) -> None:
+    """Refuse values of other kinds than a study's; what the fields of experiments hold is checked with these."""
+    hints = get_type_hints(Study)
+    for key, value in table.items():
+        kind = get_origin(hints[key]) or hints[key]
+        if not isinstance(value, list if kind is tuple else kind) or isinstance(value, bool):
+            raise UserError(
+                f"study {path}: {key} is {value!r}; expected a {'list' if kind is tuple else kind.__name__}"
+            )
+    texts = [*table.get("arms", {}).values(), *table.get("seed_fields", ())]
+    if any(not isinstance(text, str) for text in texts):
+        raise UserError(f"study {path}: arms and seed_fields are names, got {texts}")
+    tables = [*table.get("sizes", {}).values(), *table.get("comparisons", ())]
+    if any(not isinstance(one, dict | list) for one in tables):
+        raise UserError(f"study {path}: sizes are tables and comparisons are lists, got {tables}")
 
 
 def _config(experiment: str, study: Study, size: str, seed: int, *, small: bool) -> tuple[str, Config]:
@@ -223,28 +237,35 @@ def work(job: Job) -> int:
         with locked(job.folder / "claim", wait=False):
             if finished_row(job):
                 return DONE
-            write_text(job.folder / "job.json", _label(job))
+            write_signed(job.folder / LABEL, _label(job))
             run(job.command, job.experiment)
     except InUseError:
         return BUSY
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return FAILED
+    except OSError as error:
+        print(f"error: {system_line(error)}", file=sys.stderr)
+        return FAILED
     return DONE
 
 
-def _label(job: Job) -> str:
+def _label(job: Job) -> dict[str, str]:
     """What `collect` adds to the run's row."""
     own = ["--experiment", job.study, "--arms", job.arm, "--seeds", str(job.command.seed + 1), *job.flags]
     command = f"python -m tfigkd.study {shlex.join(own)}"
-    return json.dumps({"study": job.study, "arm": job.arm, "size": job.size, "command": command}) + "\n"
+    return {"study": job.study, "arm": job.arm, "size": job.size, "command": command}
 
 
 def _process(job: Job) -> None:
     """The process of one run: what it prints goes to a file in the run's folder."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    job.folder.mkdir(parents=True, exist_ok=True)
-    log = os.open(job.folder / "run.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    try:
+        job.folder.mkdir(parents=True, exist_ok=True)
+        log = os.open(job.folder / "run.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    except OSError as error:
+        print(f"error: {system_line(error)}", file=sys.stderr)
+        sys.exit(FAILED)
     os.dup2(log, 1)
     os.dup2(log, 2)
     try:
@@ -342,6 +363,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return study(options, flags)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
+        return 1
+    except OSError as error:
+        print(f"error: {system_line(error)}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("\nstopped; nothing finished is lost. The same command goes on with what is left", file=sys.stderr)

@@ -20,7 +20,7 @@ from tfigkd.config import experiments_folder
 from tfigkd.errors import UserError
 from tfigkd.statistics import LEVEL, Difference, holm, normality, paired, seeds_needed, summarize, welch, winner
 from tfigkd.study import Study, read_study
-from tfigkd.workdir import make_folder, write_text
+from tfigkd.workdir import atomic, make_folder, write_text
 
 BEGIN, END = "<!-- studies: written by `python -m tfigkd.study report` -->", "<!-- end of studies -->"
 TO_SEE = (0.2, 0.4)  # points
@@ -280,7 +280,8 @@ def forest_plot(compared: Sequence[Compared], title: str, path: Path) -> None:
         axes.set_yticks(range(len(drawn)), [f"{one.title} (n {min(one.free.n)})" for one in reversed(drawn)])
         axes.set_xlabel("difference of mean test accuracy, points, with 95 % interval (filled: p < 0.05 after Holm)")
         axes.set_title(title, loc="left")
-        figure.savefig(path, metadata={"Date": None})
+        with atomic(path) as temporary:
+            figure.savefig(temporary, metadata={"Date": None})
         pyplot.close(figure)
 
 

@@ -202,6 +202,7 @@ def train_teacher(config: Config, workdir: Workdir) -> None:
     data, folder = dataset(config.data), teacher_folder(config, workdir)
     with locked(folder, wait=True):
         if finished(folder, folder.name):
+            checkpoint.remove(folder)  # a kill right after the manifest leaves them
             console.say(f"  done before: {folder}")
             return
         history: list = []
@@ -226,6 +227,7 @@ def train_teacher(config: Config, workdir: Workdir) -> None:
         files = {FILE: checksum(folder / FILE)}
         if history:
             write_text(folder / "history.json", json.dumps(history, indent=0) + "\n")
+            files["history.json"] = checksum(folder / "history.json")
         write_manifest(
             folder,
             folder.name,

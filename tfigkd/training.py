@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,8 @@ from tfigkd.errors import UserError
 from tfigkd.fields import TrainingConfig
 from tfigkd.ledger import Ledger
 from tfigkd.tensorboard import Board, Watched
+
+LEDGER = "ledger.jsonl"
 
 
 def make_optimizer(config: TrainingConfig, steps_per_epoch: int) -> keras.optimizers.Optimizer:
@@ -64,24 +66,66 @@ class _Bar(keras.callbacks.Callback):
         console.detail(f"  epoch {epoch + 1}/{self.epochs}  {text}")
 
 
+def broken_terms(logs: Mapping[str, float], before: Mapping[str, float], weights: Mapping[str, float]) -> str:
+    """Which terms of the loss went wrong, in words.
+
+    A term that is NaN by itself makes the loss NaN and leaves its neighbors as they are. Where all are, the logits are,
+    and what drove the weights there is most likely the largest term of the step before. Where none is, one of them was
+    too large for its weight.
+
+    Args:
+        logs: Values of all terms and metrics; some of them are not finite.
+        before: The same of the step before; may be empty.
+        weights: Term to its weight in the loss, without the ending `_loss`.
+    """
+    broken = [name for name, value in logs.items() if not math.isfinite(value)]
+    terms = [name for name in logs if name.endswith("_loss") and not name.startswith("val_")]
+    guilty = [name for name in terms if name in broken]
+
+    def largest(values: Mapping[str, float]) -> str:
+        shares = {name: abs(values.get(name, 0.0)) * weights.get(name.removesuffix("_loss"), 1.0) for name in terms}
+        name = max(shares, key=lambda name: shares[name])
+        return f"{name} = {values.get(name, 0.0):.3g} times its weight"
+
+    if guilty == terms and len(terms) > 1 and before:
+        return f"NaN or infinity in the weights and so in every term; the largest one before was {largest(before)}"
+    if terms and "loss" in broken and not guilty:
+        return f"loss = NaN or infinity; its largest term is {largest(logs)}"
+    return f"{', '.join(guilty or broken)} = NaN or infinity"
+
+
 class _Keeper(keras.callbacks.Callback):
-    """After each epoch: refuse NaN, keep the history, show it in TensorBoard, write the checkpoint."""
+    """Refuse NaN at every step; after each epoch keep the history, show it in TensorBoard, write the checkpoint."""
 
     def __init__(self, folder: Path, fingerprint: str, history: list, board: Board):
         super().__init__()
         self.folder, self.fingerprint, self.history, self.board = folder, fingerprint, history, board
+        self.before: dict[str, float] = {}
 
     def on_epoch_begin(self, epoch: int, logs: dict | None = None) -> None:
         self.started = time.monotonic()
 
+    def on_train_batch_end(self, batch: int, logs: dict | None = None) -> None:
+        # Keras has made floats of them already, for the progress bar: the look at each step costs nothing more, and
+        # shows the term that went wrong first; one step later all are NaN
+        values = dict(logs or {})
+        self._check(values, f"step {batch + 1} of epoch {len(self.history) + 1}")
+        self.before = values
+
+    def _check(self, values: Mapping[str, float], when: str) -> None:
+        if all(map(math.isfinite, values.values())):
+            return
+        weights = {"hard": 1 - self.model.distillation_weights.get("kd", 0.0), **self.model.distillation_weights}
+        done = len(self.history)
+        kept = f"the checkpoint of epoch {done} is kept in {self.folder}" if done else "no epoch was finished"
+        raise UserError(
+            f"training met {broken_terms(values, self.before, weights)}, in {when}; {kept}; lower the learning rate or "
+            "that term's weight, and choose another --workdir"
+        )
+
     def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
         values = {name: float(value) for name, value in (logs or {}).items()}
-        broken = [name for name, value in values.items() if not math.isfinite(value)]
-        if broken:
-            raise UserError(
-                f"training met {', '.join(broken)} = NaN or infinity in epoch {epoch + 1}; the checkpoint of epoch "
-                f"{epoch} is kept in {self.folder}; lower the learning rate or that term's weight"
-            )
+        self._check(values, f"epoch {epoch + 1}")
         rate = float(keras.ops.convert_to_numpy(self.model.optimizer.learning_rate))
         seconds = time.monotonic() - self.started
         self.history.append({**values, "learning_rate": rate, "seconds": seconds})
@@ -146,7 +190,7 @@ def fit(
             keeper = _Keeper(folder, fingerprint, history, board)
             watchers: list[keras.callbacks.Callback] = [*callbacks, board, keeper, _Bar(advance, config.epochs)]
             if model.distillation_losses and ledger_steps:
-                path = folder / "ledger.jsonl"
+                path = folder / LEDGER
                 ledger = Ledger(next(stream(0)), path, every=ledger_steps, done=done * steps, write=board.scalar)
                 watchers.append(ledger)
             model.fit(

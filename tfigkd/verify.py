@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tfigkd import console
-from tfigkd.errors import UserError
+from tfigkd.errors import UserError, system_line
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -23,6 +23,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             deviation = verify(options.store, sample=options.sample, seed=options.seed)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
+        return 1
+    except OSError as error:
+        print(f"error: {system_line(error)}", file=sys.stderr)
         return 1
     flat = f"; {deviation['flat']} maps are flat and hold nothing to compare" if deviation["flat"] else ""
     console.say(

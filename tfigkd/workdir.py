@@ -9,7 +9,8 @@ import fcntl
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping
+import shutil
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -43,6 +44,8 @@ def make_folder(folder: Path) -> Path:
     Raises:
         UserError: it cannot be made, for example because a file stands in its place.
     """
+    if not str(folder).isprintable():  # TensorFlow writes into no other, and no terminal shows it
+        raise UserError(f"cannot make the folder {folder}: its name is no printable UTF-8; choose another --workdir")
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -87,8 +90,71 @@ def checksum(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _sign(content: Mapping[str, Any]) -> str:
+def copy_file(source: Path, target: Path) -> str:
+    """Copy a file atomically; returns the copy's checksum."""
+    with atomic(target) as temporary:
+        shutil.copyfile(source, temporary)
+    return checksum(target)
+
+
+def signature(content: Mapping[str, Any]) -> str:
+    """SHA-256 of plain JSON values, as hex digits, whatever the order of their names."""
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def write_signed(path: Path, content: Mapping[str, Any]) -> None:
+    """Write plain JSON values atomically, with their signature among them."""
+    write_text(path, json.dumps({**content, "checksum": signature(content)}, indent=1) + "\n")
+
+
+def read_signed(path: Path, remedy: str, *, names: Collection[str] = (), unsigned: bool = False) -> dict[str, Any]:
+    """The values of a file that `write_signed` wrote.
+
+    Args:
+        path: The file.
+        remedy: What its owner can do when it is damaged.
+        names: What must be among the values.
+        unsigned: Accept a file of an earlier version, which had no signature.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        UserError: it is damaged.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        signed = content.pop("checksum", None) if unsigned else content.pop("checksum")
+        lacking = [name for name in names if name not in content]
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise FileNotFoundError(str(path)) from error
+    except (OSError, ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
+        raise UserError(f"{path} is damaged ({type(error).__name__}); {remedy}") from error
+    if (signed is not None or not unsigned) and signed != signature(content):
+        raise UserError(f"{path} is damaged (its checksum does not fit); {remedy}")
+    if lacking:
+        raise UserError(f"{path} is damaged (it has no {lacking[0]}); {remedy}")
+    return content
+
+
+def sealed(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A row of a CSV file with the signature of what its cells will read as, in a last column."""
+    return {**row, "checksum": signature({name: "" if value is None else str(value) for name, value in row.items()})}
+
+
+def unsealed(path: Path, row: Mapping[str, Any]) -> dict[str, Any]:
+    """The row that was sealed, as it reads from a CSV file; one of an earlier version, without a seal, as it is.
+
+    Raises:
+        UserError: it has other cells than were written.
+    """
+    cells = dict(row)
+    sound = None not in cells and all(
+        isinstance(text, str) and text.isprintable() for text in [*cells, *cells.values()]
+    )
+    if sound and "checksum" in cells:
+        sound = cells.pop("checksum") == signature(cells)
+    if not sound:
+        raise UserError(f"{path} is damaged (its checksum does not fit); delete it and run the stage again")
+    return cells
 
 
 def write_manifest(folder: Path, fingerprint: str, *, files: Mapping[str, str] | None = None, **outputs: Any) -> None:
@@ -100,8 +166,7 @@ def write_manifest(folder: Path, fingerprint: str, *, files: Mapping[str, str] |
         files: File name to SHA-256, relative to the folder.
         **outputs: What later stages and readers want to know; plain JSON values.
     """
-    content = {"fingerprint": fingerprint, "files": dict(files or {}), **outputs}
-    write_text(folder / MANIFEST, json.dumps({**content, "checksum": _sign(content)}, indent=1) + "\n")
+    write_signed(folder / MANIFEST, {"fingerprint": fingerprint, "files": dict(files or {}), **outputs})
 
 
 def read_manifest(folder: Path) -> dict[str, Any] | None:
@@ -110,17 +175,10 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
     Raises:
         UserError: the manifest is damaged.
     """
-    path = folder / MANIFEST
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        signature = content.pop("checksum")
-    except (FileNotFoundError, NotADirectoryError):
+        return read_signed(folder / MANIFEST, "delete it to redo the stage", names=("fingerprint", "files"))
+    except FileNotFoundError:
         return None
-    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
-        raise UserError(f"{path} is damaged ({type(error).__name__}); delete it to redo the stage") from error
-    if signature != _sign(content):
-        raise UserError(f"{path} is damaged (its checksum does not fit); delete it to redo the stage")
-    return content
 
 
 def verify_files(folder: Path, manifest: Mapping[str, Any]) -> None:
@@ -132,10 +190,11 @@ def verify_files(folder: Path, manifest: Mapping[str, Any]) -> None:
     for name, expected in manifest["files"].items():
         path = folder / name
         if not path.is_file():
-            raise UserError(f"{path} is missing though {MANIFEST} names it; delete {folder} to redo the stage")
+            raise UserError(f"{path} is missing though {folder / MANIFEST} names it; delete that to redo the stage")
         if checksum(path) != expected:
+            # not the whole folder: a store goes on from the shards that are sound, and a teacher's folder holds stores
             raise UserError(
-                f"{path} is corrupt: its checksum is not the one in {MANIFEST}; delete {folder} to redo the stage"
+                f"{path} is corrupt: its checksum is not the one in {MANIFEST}; delete both to redo the stage"
             )
 
 

@@ -14,6 +14,7 @@ from test_kill import (
     EXPERIMENT,
     RUN,
     TEACHERS,
+    assert_kept,
     assert_same_run,
     finished_run,
     hashes,
@@ -21,6 +22,7 @@ from test_kill import (
     no_process_left_behind,
     only,
     row,
+    stamps,
     start,
     succeed,
 )
@@ -226,28 +228,34 @@ CORRUPT = "{} is corrupt: its checksum is not the one in manifest.json; delete .
         (f"{RUN}/config.json", cut, "{} is damaged .*; choose another --workdir or delete it"),
     ],
 )
-def test_damaged_files(copy, finished, pattern, damage, message):
+def test_damaged_files(copy, finished, pattern, damage, message, tally):
+    one = tally(f"a run started over a damaged {pattern.rpartition('/')[2]} ({damage.__name__})")
     path = only(copy, pattern)
     damage(path)
     name = path.relative_to(copy)
-    assert re.match(message.format(re.escape(str(name))), refused(copy))
+    line = refused(copy)
+    one.check(line, re.match(message.format(re.escape(str(name))), line), said=True)
+    one.end()
     # all that is left to mend is that file
     shutil.copy(finished / name, path)
     assert hashes(copy) == hashes(finished)
 
 
 @pytest.mark.slow
-def test_no_space_left_in_the_middle_of_networks(empty, finished):
+def test_no_space_left_in_the_middle_of_networks(empty, finished, tally):
     """Too little for a whole teacher, then for a student."""
+    one = tally("no file larger than a network, then room (RLIMIT_FSIZE)")
     line = refused(empty, file_size=100_000)
-    assert re.match("(File too large|No space left)", line)
+    one.check(line, re.match("(File too large|No space left)", line), said=True)
     assert not list(empty.glob(TEACHER))
     succeed(empty, "--stages", "data,teacher,overlays")
     line = refused(empty, file_size=60_000)
-    assert re.match("(File too large|No space left)", line)
+    one.check(line, re.match("(File too large|No space left)", line), said=True)
     assert not list(empty.glob(STUDENT))
     succeed(empty)
     assert_same_run(empty, finished)
+    one.check("afterwards", row(empty) == row(finished))
+    one.end()
 
 
 @pytest.mark.slow
@@ -264,21 +272,26 @@ def test_the_advice_mends_the_damage(copy, finished):
     """Whoever deletes what each line says ends with the same teacher, shards and student."""
     for damage, pattern in ((cut, f"{TEACHERS}/manifest.json"), (flip, SHARD), (cut, STUDENT)):
         damage(only(copy, pattern))
+    sound = stamps(copy, f"{STORE}/*.tfrecord")
+    del sound[only(copy, SHARD)]
     for _ in range(3):
         line = one_line(start(copy))
-        advised = re.search(r"delete (\S+) to redo", line)[1]
-        path = copy / (line.split()[0] if advised == "it" else advised)
-        shutil.rmtree(path) if path.is_dir() else path.unlink()
+        path, advised = copy / line.split()[0], re.search(r"delete (it|both) to redo", line)[1]
+        path.unlink()
+        if advised == "both":
+            path.with_name("manifest.json").unlink()
     succeed(copy)
     assert_same_run(copy, finished)
+    assert_kept(sound)
 
 
-def test_no_space_left(empty, finished):
+def test_no_space_left(empty, finished, tally):
     """Each limit is met by another stage; the next try goes on from there."""
+    one = tally("no file larger than a config, a checkpoint, a shard, then room (RLIMIT_FSIZE)")
 
     def fails(limit, *, having, lacking):
         line = refused(empty, file_size=limit)
-        assert re.match("(File too large|No space left)", line)
+        one.check(line, re.match("(File too large|No space left)", line), said=True)
         assert all(list(empty.glob(pattern)) for pattern in having)
         assert not any(list(empty.glob(pattern)) for pattern in lacking)
         assert not [path for path in empty.rglob("*") if ".partial" in path.name]
@@ -290,6 +303,8 @@ def test_no_space_left(empty, finished):
     fails(7_000, having=[TEACHER], lacking=[SHARD])
     succeed(empty)
     assert_same_run(empty, finished)
+    one.check("afterwards", row(empty) == row(finished))
+    one.end()
 
 
 def test_no_space_left_for_the_report(copy, finished):

@@ -68,7 +68,7 @@ RUN = "runs/tiny/0"
 TEACHERS = "runs/teachers/*"
 SHARD = f"{TEACHERS}/overlays/*/overlays-{{:05d}}-of-*.tfrecord"
 STARTED: list[subprocess.Popen] = []
-PASSING = re.compile(r"time|commit|train_seconds|.*_ms")  # columns of a row that differ from run to run
+PASSING = re.compile(r"time|commit|checksum|train_seconds|.*_ms")  # columns of a row that differ from run to run
 
 
 def start(folder, *arguments, file_size=None, module="tfigkd.run", **environment):
@@ -194,7 +194,8 @@ def assert_kept(before):
     assert {path: path.stat().st_mtime_ns for path in before} == before
 
 
-def test_kills_in_teacher_training_overlays_and_distillation_change_nothing(reference, tmp_path):
+def test_kills_in_teacher_training_overlays_and_distillation_change_nothing(reference, tmp_path, tally):
+    one = tally("kill -9 after a checkpoint, in a shard, in the student")
     folder = new_folder(tmp_path)
     assert stop_when(folder, f"{TEACHERS}/checkpoint-00002.ckpt").returncode == -signal.SIGKILL
     assert not list(folder.glob(f"{TEACHERS}/teacher.keras"))
@@ -220,14 +221,17 @@ def test_kills_in_teacher_training_overlays_and_distillation_change_nothing(refe
     assert re.search(r"student: going on after epoch [12] of 4", succeed(folder))
     assert_kept(teacher | shards)
     assert_same_run(folder, reference)
-    assert row(folder) == row(reference)
+    for kill in ("teacher", "first shard", "half a shard", "student"):
+        one.check(kill, row(folder) == row(reference))
+    one.end()
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(3))
-def test_kills_at_random_moments_change_nothing(reference, tmp_path, seed):
+def test_kills_at_random_moments_change_nothing(reference, tmp_path, seed, tally):
+    one = tally(f"kill -9 at random moments of a run, imports included (seed {seed})")
     folder, draw = new_folder(tmp_path), random.Random(seed)
-    mean = float((reference / "seconds").read_text()) / 2
+    mean, kills = float((reference / "seconds").read_text()) / 2, 0
     for _ in range(8):
         process = start(folder)
         try:
@@ -235,11 +239,14 @@ def test_kills_at_random_moments_change_nothing(reference, tmp_path, seed):
         except subprocess.TimeoutExpired:
             process.kill()
             process.communicate()
+            kills += 1
             continue
         assert process.returncode == 0
     succeed(folder)
     assert_same_run(folder, reference)
-    assert row(folder) == row(reference)
+    for number in range(kills):
+        one.check(number, row(folder) == row(reference))
+    one.end()
 
 
 def test_ctrl_c_in_distillation_says_how_to_go_on(reference, tmp_path):
@@ -253,10 +260,12 @@ def test_ctrl_c_in_distillation_says_how_to_go_on(reference, tmp_path):
 
 
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_during_the_imports_leaves_no_traceback(tmp_path, how):
+def test_a_signal_during_the_imports_leaves_no_traceback(tmp_path, how, tally):
+    one = tally(f"{how.name} while TensorFlow is imported")
     stopped = stop_when(new_folder(tmp_path), f"{RUN}/config.json", how=how)
     assert stopped.returncode == 130
-    assert advised(stopped.errors) == ["--experiment", "tiny.toml"]
+    one.check(stopped.errors, advised(stopped.errors) == ["--experiment", "tiny.toml"], said=True)
+    one.end()
 
 
 def advised(errors):
@@ -282,7 +291,8 @@ def test_a_finished_run_is_not_run_again(reference, tmp_path):
     assert set(stamps(tmp_path, "runs/**/*.*")) == set(files)
 
 
-def test_a_second_process_in_a_workdir_is_refused(reference, tmp_path):
+def test_a_second_process_in_a_workdir_is_refused(reference, tmp_path, tally):
+    one = tally("a second process in the same workdir")
     shutil.copytree(reference, tmp_path, dirs_exist_ok=True)
     first = start(tmp_path, "--workdir", "new", "--stages", "data,teacher")
     while not (tmp_path / "new/config.json").exists():
@@ -293,19 +303,22 @@ def test_a_second_process_in_a_workdir_is_refused(reference, tmp_path):
     assert second.returncode == 1
     assert errors == "error: new is in use by another process; wait for it or choose another --workdir\n"
     assert first.poll() is None
-    assert hashes(tmp_path / "new").items() >= before.items()
+    one.check("the second", hashes(tmp_path / "new").items() >= before.items(), said=True)
     _, errors = first.communicate()
-    assert (first.returncode, errors) == (0, "")
+    one.check(f"the first: {errors}", (first.returncode, errors) == (0, ""))
+    one.end()
 
 
-def test_runs_at_the_same_time_share_one_teacher(reference, tmp_path):
+def test_runs_at_the_same_time_share_one_teacher(reference, tmp_path, tally):
+    one = tally("two runs at once that need the same teacher and store")
     new_folder(tmp_path)
     together = [start(tmp_path, "--stages", "data,teacher,overlays", "--seed", seed) for seed in (0, 1)]
     outputs = []
     for process in together:
         output, errors = process.communicate()
-        assert (process.returncode, errors) == (0, "")
+        one.check(errors, (process.returncode, errors) == (0, ""))
         outputs.append(output)
+    one.end()
     assert sum("done before" in output for output in outputs) == 1
     shards = f"{TEACHERS}/overlays/*/*.tfrecord"
     assert len(hashes(tmp_path, shards)) == 11

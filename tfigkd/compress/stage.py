@@ -68,6 +68,7 @@ def compress(config: Config, workdir: Workdir) -> None:
     folder, data = make_folder(workdir.stage("compress")), dataset(config.data)
     identity = compress_fingerprint(config, workdir)
     if finished(folder, identity):
+        shutil.rmtree(folder / identity, ignore_errors=True)  # a kill right after the manifest leaves it
         console.say(f"  done before: {folder}")
         return
     student = load_student(config, workdir)

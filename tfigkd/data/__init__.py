@@ -108,6 +108,8 @@ def load(
     Raises:
         UserError: The source is missing, damaged, or not a set of labeled 8-bit pictures of one size.
     """
+    if not name.isprintable():
+        raise UserError(f"data set {name!r}: its name is no printable UTF-8; rename the file or folder")
     for setting, value in (("image_size", image_size), ("limit", limit)):
         if value is not None and value < 1:
             raise UserError(f"data.{setting} must be at least 1, got {value}")

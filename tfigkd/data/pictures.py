@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -20,10 +21,15 @@ from tfigkd.errors import UserError
 
 MAX_BYTES = 8 * 2**30
 PICTURE_SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"})
+FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
+"""All that is decoded. Pillow knows more, EPS among them, for which it starts Ghostscript, whatever the file's name."""
 
 
 def decode(encoded: bytes | Path, name: str, image_size: int | None = None) -> np.ndarray:
     """Decode one picture to uint8 RGB [H,W,3], dropping transparency.
+
+    Pixels are taken as they are stored: of an animation the first frame, of a photograph no turn by its EXIF data, as
+    in tfds, so that a picture has the same id everywhere.
 
     Args:
         encoded: The file's bytes or its path.
@@ -35,17 +41,11 @@ def decode(encoded: bytes | Path, name: str, image_size: int | None = None) -> n
     """
     from PIL import Image
 
-    with (
-        reading(f"picture {name}", "replace or remove it"),
-        Image.open(io.BytesIO(encoded) if isinstance(encoded, bytes) else encoded) as file,
-    ):
-        if Image.MAX_IMAGE_PIXELS is not None and file.width * file.height > Image.MAX_IMAGE_PIXELS:
-            raise UserError(
-                f"picture {name} is {file.width}x{file.height}, more than the {Image.MAX_IMAGE_PIXELS} "
-                "pixels a picture may have; remove or shrink it"
-            )
-        if file.mode[0] in "IF":
-            raise UserError(f"picture {name} has mode {file.mode}; expected 8 bits a channel, so convert it")
+    with open_picture(encoded, name) as file:
+        deep = [str(tile[3]) for tile in getattr(file, "tile", ()) if ";16" in str(tile[3])]
+        if file.mode[0] in "IF" or deep:
+            mode = file.mode if file.mode[0] in "IF" else deep[0]
+            raise UserError(f"picture {name} has mode {mode}; expected 8 bits a channel, so convert it")
         # Pillow warns of palettes with transparency unless they go by way of RGBA.
         opaque = file.convert("RGBA") if "transparency" in file.info else file
         picture = opaque.convert("RGB")
@@ -54,19 +54,49 @@ def decode(encoded: bytes | Path, name: str, image_size: int | None = None) -> n
         return np.asarray(picture)
 
 
+@contextmanager
+def open_picture(encoded: bytes | Path, name: str) -> Iterator[Any]:
+    """A picture's header, by one of `FORMATS`; its pixels are read in the block.
+
+    Raises:
+        UserError: it is no such picture, is damaged, or has too many pixels.
+    """
+    from PIL import Image
+
+    with (
+        reading(f"picture {name}", "replace or remove it"),
+        Image.open(io.BytesIO(encoded) if isinstance(encoded, bytes) else encoded, formats=FORMATS) as file,
+    ):
+        if Image.MAX_IMAGE_PIXELS is not None and file.width * file.height > Image.MAX_IMAGE_PIXELS:
+            raise UserError(
+                f"picture {name} is {file.width}x{file.height}, more than the {Image.MAX_IMAGE_PIXELS} "
+                "pixels a picture may have; remove or shrink it"
+            )
+        yield file
+
+
+@contextmanager
+def bombs_refused() -> Iterator[None]:
+    """Pillow's own warning of huge pictures held back: `open_picture` refuses what it warns of.
+
+    Filters are not thread-safe, so this stands around the threads.
+    """
+    from PIL import Image
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        yield
+
+
 def decode_all(encoded: Sequence[bytes] | Sequence[Path], names: Sequence[str], image_size: int | None) -> np.ndarray:
     """Decode pictures of one size (or resized to one) to uint8 RGB [N,H,W,3].
 
     Raises:
         UserError: As `decode`; or sizes differ and image_size is None; or they need too much memory.
     """
-    from PIL import Image
-
     if not encoded:
         return np.empty((0, image_size or 1, image_size or 1, 3), np.uint8)
-    with warnings.catch_warnings():
-        # `decode` refuses what Pillow would warn of. Filters are not thread-safe, so it is set out here.
-        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+    with bombs_refused():
         first = decode(encoded[0], names[0], image_size)
         check_memory(names[0], (len(encoded), *first.shape))
         images = np.empty((len(encoded), *first.shape), np.uint8)

@@ -3,6 +3,7 @@
 Each returns the pictures as they will be used (uint8 RGB of one size), in whatever order they came.
 """
 
+import math
 import os
 import zipfile
 from dataclasses import dataclass
@@ -13,6 +14,8 @@ import numpy as np
 from tfigkd.data.pictures import PICTURE_SUFFIXES, check_memory, decode_all, reading, resize, to_rgb
 from tfigkd.errors import UserError
 
+MAX_NAMES = 2**24
+"""Bytes of the names of all classes."""
 HEADER_READERS = {
     (1, 0): np.lib.format.read_array_header_1_0,
     (2, 0): np.lib.format.read_array_header_2_0,
@@ -64,6 +67,10 @@ def read_npz(path: Path, image_size: int | None) -> Source:
             # Headers first: a few bytes of a file can ask for terabytes of memory.
             for split in ("train", "test"):
                 _check_headers(path, archive, split)
+            if "class_names.npy" in archive.namelist():
+                shape, _, dtype = _header(path, archive, "class_names")
+                if dtype.kind not in "USiu" or math.prod(map(int, (*shape, dtype.itemsize))) > MAX_NAMES:
+                    raise UserError(f"{path}: class_names is {dtype} {list(shape)}; expected a short text a class")
         with np.load(path, allow_pickle=False) as arrays:
             parts = {
                 split: _part(resize(to_rgb(arrays[f"x_{split}"]), image_size), arrays[f"y_{split}"], split)
@@ -92,8 +99,8 @@ def read_folder(root: Path, image_size: int | None) -> Source:
         image_size: Height and width to resize to; may be None where all pictures have one size.
 
     Raises:
-        UserError: A picture is unreadable, too large or of another size, a link leaves the folder, or
-            there are no class folders.
+        UserError: A picture is unreadable, too large or of another size, a link leaves the folder or leads nowhere,
+            a class has a name that no file can be written with, or there are no class folders.
     """
     with reading(f"folder {root}", "check its files and permissions"):
         held_out = [split for split in ("test", "validation", "val") if (root / split).is_dir()]
@@ -121,11 +128,7 @@ def _check_headers(path: Path, archive: zipfile.ZipFile, split: str) -> None:
     for key in (f"x_{split}", f"y_{split}"):
         if f"{key}.npy" not in archive.namelist():
             raise UserError(f"{path} has no array {key}; expected x_train, y_train, x_test and y_test")
-        with archive.open(f"{key}.npy") as file:
-            version = np.lib.format.read_magic(file)
-            if version not in HEADER_READERS:
-                raise UserError(f"{path}: {key} is no plain array (format {version}); save it with np.savez")
-            headers[key] = HEADER_READERS[version](file)
+        headers[key] = _header(path, archive, key)
     (shape, _, dtype), (label_shape, _, label_dtype) = headers.values()
     if dtype != np.uint8:
         hint = "; multiply by 255, round and convert" if dtype.kind == "f" else ""
@@ -140,21 +143,33 @@ def _check_headers(path: Path, archive: zipfile.ZipFile, split: str) -> None:
     check_memory(f"{path}: x_{split}", (*shape[:3], 3))
 
 
+def _header(path: Path, archive: zipfile.ZipFile, key: str) -> tuple[tuple[int, ...], bool, np.dtype]:
+    """Shape, order and type of an array, of which nothing else is read."""
+    with archive.open(f"{key}.npy") as file:
+        version = np.lib.format.read_magic(file)
+        if version not in HEADER_READERS:
+            raise UserError(f"{path}: {key} is no plain array (format {version}); save it with np.savez")
+        return HEADER_READERS[version](file)
+
+
 def _read_classes(
     root: Path, folder: Path, image_size: int | None, expected: tuple[str, ...] | None = None
 ) -> tuple[tuple[str, ...], Part]:
     """Read `folder/<class>/*`; with `expected`, refuse a class that is not among them."""
     files = {
-        child.name: [
-            file for file in sorted(_inside(root, child)) if file.suffix.lower() in PICTURE_SUFFIXES and file.is_file()
-        ]
+        child.name: [file for file in sorted(_inside(root, child)) if file.suffix.lower() in PICTURE_SUFFIXES]
         for child in sorted(_inside(root, folder))
         if child.is_dir()
     }
     class_names = tuple(files) if expected is None else expected
     for name, members in files.items():
+        if not name.isprintable():
+            raise UserError(f"class folder {folder}/{name!a} is not named in printable UTF-8; rename it")
         if name not in class_names:
             raise UserError(f"{folder / name} is no class of train ({', '.join(class_names[:10])})")
+        for file in members:
+            if not file.is_file():  # not to be opened: reading from a pipe waits for ever
+                raise UserError(f"{file} is no file (a folder, a pipe or a link that leads nowhere); remove it")
         if not members:
             raise UserError(f"class folder {folder / name} holds no pictures; add some or remove it")
     if not files:

@@ -1,7 +1,11 @@
 """The user's own model, read from a .keras file and made to fit: images in, logits out."""
 
+import json
+import math
+import random
+import re
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +14,15 @@ import numpy as np
 
 import tfigkd.compress.layers  # noqa: F401 - registers what a quantized student is made of
 from tfigkd import layers
+from tfigkd.data.pictures import reading
 from tfigkd.errors import UserError
+
+CONFIGS = ("config.json", "metadata.json")
+MEMBER = re.compile(r"config\.json|metadata\.json|model\.weights\.(h5|npz)|assets/[\w./-]*", re.ASCII)
+PACKAGES = ("keras", "tfigkd", "builtins")
+MAX_CONFIG = 2**26
+MAX_BYTES = 2**32
+"""Of a .keras file, unpacked; `MAX_CONFIG` of the description of its layers."""
 
 
 def load_own(
@@ -77,7 +89,10 @@ def _load(path: Path) -> Any:
         raise UserError(f"no model file {path}; give the path of a .keras file")
     if not zipfile.is_zipfile(path):
         raise UserError(f"{path} is not a .keras file; save the model anew with model.save")
+    config, stored = _inspect(path)
     try:
+        if _values(config) > stored:  # a value takes a byte at least
+            raise ValueError(f"its layers have more values than the {stored:,} bytes of its weights can hold")
         return keras.saving.load_model(path, compile=False, safe_mode=True)
     except Exception as error:  # Keras raises whatever the file makes it stumble over
         message = " ".join(str(error).split())
@@ -88,6 +103,62 @@ def _load(path: Path) -> Any:
         raise UserError(
             f"cannot load {path} ({type(error).__name__}: {message[:200]}); save the model anew with stock layers"
         ) from error
+
+
+def _inspect(path: Path) -> tuple[dict[str, Any], int]:
+    """Look into a file before Keras does: what it may import, where it may write and how large it may become.
+
+    Keras looks after most of this itself, more in each version; what is refused here is so with all of them.
+
+    Returns:
+        The config, and the bytes of the weights.
+
+    Raises:
+        UserError: it holds anything that a saved model of stock layers does not.
+    """
+    with reading(str(path), "save the model anew with model.save"), zipfile.ZipFile(path) as archive:
+        members = archive.infolist()
+        for member in members:
+            if not MEMBER.fullmatch(member.filename) or ".." in member.filename.split("/"):
+                raise UserError(f"{path} holds {member.filename!a}, which is no part of a model, and is refused")
+        names = [member.filename for member in members]
+        if len({*names}) < len(names):
+            raise UserError(f"{path} holds two files of one name and is refused; save the model anew with model.save")
+        size = sum(member.file_size for member in members)
+        if size > MAX_BYTES or any(member.file_size > MAX_CONFIG for member in members if member.filename in CONFIGS):
+            raise UserError(f"{path} unpacks to {size / 2**30:.1f} GiB or has a huge config, and is refused")
+        config = json.loads(archive.read("config.json"))
+        stored = sum(member.file_size for member in members if member.filename.startswith("model.weights."))
+        foreign = sorted({str(module) for module in _foreign(config)})
+    if foreign:
+        raise UserError(f"{path} asks for code of {', '.join(foreign)!a}, which is refused; use stock layers")
+    return config, stored
+
+
+def _values(config: dict[str, Any]) -> int:
+    """How many values the variables of a model would hold; nothing of that size is allocated."""
+    state = random.getstate()  # initializers draw their seeds from it: a look must not change what comes after
+    try:
+        with keras.StatelessScope(initialize_variables=False):
+            model = keras.saving.deserialize_keras_object({**config, "compile_config": None}, safe_mode=True)
+            return sum(math.prod(variable.shape) for variable in model.variables)
+    finally:
+        random.setstate(state)
+
+
+def _foreign(config: Any) -> Iterator[Any]:
+    """The Python modules that a config names for what is neither Keras's, ours nor registered by this process."""
+    waiting = [config]
+    while waiting:
+        value = waiting.pop()
+        if isinstance(value, dict):
+            package = str(value.get("module") or "builtins").partition(".")[0]
+            registered = keras.saving.get_registered_object(value.get("registered_name"))
+            if "class_name" in value and package not in PACKAGES and registered is None:
+                yield value["module"]
+            waiting.extend(value.values())
+        elif isinstance(value, list):
+            waiting.extend(value)
 
 
 def _with_logits(model: keras.Model, path: str | Path, input_shape: tuple[int, ...]) -> keras.Model:

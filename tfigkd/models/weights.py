@@ -2,13 +2,13 @@
 
 import re
 import zipfile
-import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
 import keras
 import numpy as np
 
+from tfigkd.data.pictures import reading
 from tfigkd.errors import UserError
 
 VARIABLES = {
@@ -20,6 +20,9 @@ VARIABLES = {
     "moving_variance": "running_var",
 }
 """Keras's name of a variable, and PyTorch's."""
+
+MAX_BYTES = 2**32
+"""Of all arrays of a file."""
 
 SHOWN = 5
 """How many arrays that do not fit an error names."""
@@ -66,13 +69,14 @@ def _read(path: Path) -> dict[str, np.ndarray]:
     """The arrays under their canonical names, counters of batches left out."""
     if not path.is_file():
         raise UserError(f"no weights file {path}; give the path of an .npz of PyTorch arrays")
-    try:
-        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
+    with reading(f"{path} as an .npz of PyTorch arrays", "fetch it anew"):
+        with zipfile.ZipFile(path) as archive:
+            size = sum(member.file_size for member in archive.infolist())
+        if size > MAX_BYTES:  # a few bytes of a file can unpack to terabytes
+            raise UserError(f"{path} unpacks to {size / 2**30:.1f} GiB; at most {MAX_BYTES >> 30} GiB are read")
+        with np.load(path, allow_pickle=False) as file:
             names = [name for name in file.files if not name.endswith("num_batches_tracked")]
-            arrays = {name: file[name] for name in names}
-    except (OSError, ValueError, EOFError, AttributeError, TypeError, zipfile.BadZipFile, zlib.error) as error:
-        reason = str(error).partition("\n")[0]
-        raise UserError(f"cannot read {path} as an .npz of PyTorch arrays ({reason}); fetch it anew") from error
+            arrays = {name: np.asarray(file[name]) for name in names}  # what is no array in there comes as bytes
     arrays = {name.removeprefix("module."): value for name, value in arrays.items()}  # as DataParallel leaves it
     front = {int(found[1]) for name in arrays if (found := re.match(r"front_layers\.(\d+)\.", name))}
     return {_canonical(name, len(front)): value for name, value in arrays.items()}

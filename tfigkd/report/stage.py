@@ -13,7 +13,7 @@ from tfigkd.report.facts import figures, gather
 from tfigkd.report.repeat import command
 from tfigkd.report.table import ROLES, lines, markdown, row_of
 from tfigkd.teacher import require_teacher
-from tfigkd.workdir import Workdir, require, write_text
+from tfigkd.workdir import Workdir, require, sealed, write_text
 
 
 def report(config: Config, workdir: Workdir) -> None:
@@ -30,9 +30,9 @@ def report(config: Config, workdir: Workdir) -> None:
     header = ["", *(role for role in ROLES if role in roles)]
     row = row_of(config, workdir, roles, trained, teacher)
     buffer = io.StringIO()
-    writer = csv.DictWriter(buffer, row)
+    writer = csv.DictWriter(buffer, sealed(row))
     writer.writeheader()
-    writer.writerow(row)
+    writer.writerow(sealed(row))
     write_text(workdir.run / "rows.csv", buffer.getvalue())
 
     settings = json.loads((workdir.run / "config.json").read_text(encoding="utf-8"))

@@ -1,0 +1,100 @@
+"""What the fault tests count, and the rows they leave with `--fault-rows FILE`; `table.py` makes the table of them.
+
+python -m pytest tests/faults -m "slow or not slow" --fault-rows experiments/results/faults.csv
+python tests/faults/table.py
+"""
+
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from tfigkd.errors import UserError
+from tfigkd.provenance import append_row, origin
+
+
+@dataclass
+class Tally:
+    """Cases of one kind of fault, and how they ended.
+
+    Attributes:
+        fault: What was done, as the table calls it.
+        said: Cases that ended with one clear line, nothing harmed.
+        same: Cases that changed nothing: the run went on to the same result, or what was read is what had been written.
+        lost: What else happened, case by case; there should be none.
+    """
+
+    fault: str
+    said: int = 0
+    same: int = 0
+    lost: list[str] = field(default_factory=list)
+    started: float = field(default_factory=time.monotonic)
+    seconds: float = 0.0
+
+    def read(self, case, read, expected, names=()):
+        """Call a reader: it gives an expected value, or one line that names the file.
+
+        Args:
+            case: What was done, for the message of a failed test.
+            read: The reader.
+            expected: The values that it may give.
+            names: The line has to name one of these; none: any line will do.
+        """
+        try:
+            value = read()
+        except UserError as error:
+            line = str(error)
+            clear = "\n" not in line and (not names or any(name in line for name in names))
+            if clear:
+                self.said += 1
+            else:
+                self.lost.append(f"{case}: no clear line: {line!r}")
+        except Exception as error:
+            self.lost.append(f"{case}: {type(error).__name__}: {error}")
+        else:
+            if value in expected:
+                self.same += 1
+            else:
+                self.lost.append(f"{case}: gave {str(value)[:200]} without a word")
+
+    def check(self, case, sound, *, said=False):
+        """Count a case that has been looked at: `said` where it ended with a line."""
+        if not sound:
+            self.lost.append(str(case))
+        elif said:
+            self.said += 1
+        else:
+            self.same += 1
+
+    def end(self):
+        """Stop the clock and fail where anything was lost."""
+        self.seconds = time.monotonic() - self.started
+        assert not self.lost, f"{len(self.lost)} of {self.tried}:\n" + "\n".join(self.lost[:20])
+
+    @property
+    def tried(self):
+        """How many cases there were."""
+        return self.said + self.same + len(self.lost)
+
+
+def pytest_addoption(parser):
+    parser.addoption("--fault-rows", type=Path, help="append what was tried and survived to this .csv")
+
+
+@pytest.fixture
+def tally(request):
+    """Starts the count of one kind of fault; at the end of the test it becomes a row."""
+    made = []
+
+    def start(fault):
+        made.append(Tally(fault))
+        return made[-1]
+
+    yield start
+    path = request.config.getoption("--fault-rows", default=None)
+    command = f"python -m pytest {request.node.nodeid.partition('[')[0]}"
+    for one in made if path is not None else ():
+        counts = {"tried": one.tried, "said": one.said, "same": one.same, "lost": len(one.lost)}
+        seconds = round(one.seconds or time.monotonic() - one.started, 1)
+        append_row(path, {"fault": one.fault, **counts, "seconds": seconds, **origin(command)})

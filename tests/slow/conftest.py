@@ -1,0 +1,7 @@
+"""Where long runs leave their rows."""
+
+from pathlib import Path
+
+
+def pytest_addoption(parser):
+    parser.addoption("--long-run-rows", type=Path, help="append the memory of long runs to this .csv")

@@ -1,0 +1,132 @@
+"""Long runs in one process: memory stays flat over 200 epochs and over 30 trials.
+
+python -m pytest tests/slow/test_long_runs.py -m slow --long-run-rows experiments/results/long_runs.csv
+"""
+
+import os
+import re
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tfigkd.provenance import append_row, origin
+
+ROOT = Path(__file__).resolve().parents[2]
+TINY = """
+[data]
+name = "digits"
+limit = 200
+[augment]
+crop_padding = 1
+flip = false
+[teacher]
+drop_blocks = 15
+width = 0.25
+normalization = "none"
+[teacher.training]
+epochs = 2
+[student]
+drop_blocks = 16
+width = 0.25
+[attribution]
+max_steps = 16
+[overlay]
+probability = 0.5
+[losses.kd]
+weight = 0.5
+[ledger]
+every = 20
+[training]
+epochs = {epochs}
+batch_size = 16
+"""
+SETTLED = 0.2  # of the run; until then TensorFlow fills its caches
+ALLOWED = {"epochs": 10.0, "trials": 60.0}  # MB of growth after that, over the whole rest
+
+
+def resident(pid):
+    """Resident memory of a process in MB, None where it has ended."""
+    try:
+        text = Path(f"/proc/{pid}/status").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    found = re.search(r"VmRSS:\s+(\d+) kB", text)
+    return int(found[1]) / 1024 if found else None
+
+
+def watch(folder, command, done):
+    """Run a command; returns (what `done` says, MB) at each change of what it says."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", *command],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    lines = []
+    reader = threading.Thread(target=lambda: lines.extend(process.stdout), daemon=True)
+    reader.start()
+    samples = {}
+    while process.poll() is None:
+        number, memory = done(lines), resident(process.pid)
+        if number and memory:
+            samples.setdefault(number, memory)
+        time.sleep(0.05)
+    reader.join()
+    assert process.returncode == 0, "".join(lines)
+    return sorted(samples.items())
+
+
+def growth(samples, total):
+    """MB that the fitted line rises from the settled part to the end; Theil and Sen's, which a spike does not move."""
+    from scipy.stats import theilslopes
+
+    settled = [(number, memory) for number, memory in samples if number >= SETTLED * total]
+    assert len(settled) >= 8, samples
+    numbers, memories = np.array(settled).T
+    slope = float(theilslopes(memories, numbers).slope)
+    return slope * (total - SETTLED * total), settled
+
+
+def keep(request, run, unit, samples, total):
+    """Look at the growth, and append its row where the option names a file."""
+    rise, settled = growth(samples, total)
+    print(f"{run}: {settled[0][1]:.0f} to {settled[-1][1]:.0f} MB, {rise:+.1f} MB by the fitted line")
+    path = request.config.getoption("--long-run-rows", default=None)
+    if path is not None:
+        row = {"run": run, "first_mb": round(settled[0][1], 1), "last_mb": round(settled[-1][1], 1)}
+        row |= {"growth_mb": round(rise, 2), "over": f"{unit} {settled[0][0]} to {settled[-1][0]}"}
+        append_row(path, row | {"samples": len(settled)} | origin(f"python -m pytest {request.node.nodeid} -m slow"))
+    assert rise < ALLOWED[unit], settled
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_memory_stays_flat_over_200_epochs(tmp_path, request):
+    (tmp_path / "tiny.toml").write_text(TINY.format(epochs=200))
+    folder = tmp_path / "runs/tiny/0/distill"
+
+    def epochs(lines):
+        return max((int(path.stem[-5:]) for path in folder.glob("checkpoint-*.ckpt")), default=0)
+
+    command = ("tfigkd.run", "--experiment", "tiny.toml", "--stages", "data,teacher,overlays,distill")
+    keep(request, "student of 200 epochs", "epochs", watch(tmp_path, command, epochs), 200)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_memory_stays_flat_over_30_trials(tmp_path, request):
+    (tmp_path / "tiny.toml").write_text(TINY.format(epochs=2))
+
+    def trials(lines):
+        return sum(line.startswith("  trial ") for line in list(lines))
+
+    varied = ("--vary", "training.learning_rate=1e-3:1e-2:log", "--vary", "losses.kd.weight=0.1:0.9")
+    command = ("tfigkd.search", "--experiment", "tiny.toml", "--tuner", "random", "--trials", "30", *varied)
+    keep(request, "search of 30 trials", "trials", watch(tmp_path, command, trials), 30)
