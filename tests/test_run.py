@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from tfigkd import tfrecord
-from tfigkd.run import STAGES
+from tfigkd.run import STAGES, parse
 from tfigkd.workdir import checksum, read_manifest, write_manifest
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -132,6 +132,15 @@ def test_smoke_runs_all_stages_and_is_marked(smoke):
     for file in ("student.int8.tflite", "student.float32.tflite", "teacher.int8.tflite", "teacher.float32.tflite"):
         assert (run / "export" / file).stat().st_size > 1000
     assert list(run.glob("tensorboard/events.*"))
+
+
+@pytest.mark.parametrize("value", ["False", "false", "=False", "=false"])
+def test_a_switch_takes_true_and_false_as_in_toml(value):
+    words = [f"--augment.flip{value}"] if value.startswith("=") else ["--augment.flip", value]
+    command, _ = parse(["--experiment", "ig_kd", *words, "--losses.kd.standardize", "True", "--seed", "2"])
+    assert (command.config.augment.flip, command.config.losses.kd.standardize, command.seed) == (False, True, 2)
+    command, _ = parse(["--experiment", "quickstart", "--augment.flip", "--teacher.weights", "true"])
+    assert (command.config.augment.flip, command.config.teacher.weights) == (True, "true")
 
 
 @pytest.fixture(scope="module")

@@ -117,7 +117,7 @@ def parse(arguments: Sequence[str], base: Config | None = None) -> tuple[Command
             command, unknown = tyro.cli(
                 Command,
                 prog="python -m tfigkd.run",
-                args=list(arguments),
+                args=_switches(arguments, config),
                 default=Command(name, config=config),
                 return_unknown_args=True,
                 use_underscores=True,
@@ -140,6 +140,31 @@ def parse(arguments: Sequence[str], base: Config | None = None) -> tuple[Command
         if stage not in STAGES:
             raise UserError(f"unknown stage {stage!r}; {closest(stage, STAGES)}")
     return command, name
+
+
+def _switches(arguments: Sequence[str], config: Config) -> list[str]:
+    """Arguments in tyro's words: a switch that is given true or false, as in TOML, becomes `--a.b` or `--a.no_b`."""
+    values = to_mapping(config)
+    known = {name for name in _fields(values) if isinstance(_at(values, name), bool)}
+    said: list[str] = []
+    for argument in arguments:
+        flag, equals, value = argument.partition("=")
+        if not equals and said and argument.lower() in ("true", "false") and said[-1].removeprefix("--") in known:
+            flag, value = said.pop(), argument
+        name = flag.removeprefix("--")
+        if name in known and value.lower() in ("true", "false"):
+            table, _, last = name.rpartition(".")
+            flag = flag if value.lower() == "true" else f"--{table}.no_{last}"
+            said.append(flag)
+        else:
+            said.append(argument)
+    return said
+
+
+def _at(mapping: dict[str, Any], dotted: str) -> Any:
+    for name in dotted.split("."):
+        mapping = mapping[name]
+    return mapping
 
 
 def _first_value(arguments: Sequence[str], flag: str) -> str:
