@@ -210,6 +210,7 @@ def latencies(timed: Mapping[str, Mapping[str, Any]], threads: Sequence[int]) ->
                     "symmetric": False,
                     "array": [one["p90"] - one["p50"] for one in values],
                     "arrayminus": [0.0] * len(values),
+                    "color": PALETTE[5],
                     "thickness": 1.4,
                     "width": 4,
                 },

@@ -16,10 +16,10 @@ def agreement(counts: Mapping[str, Any], role: str, n_test: int) -> Chart:
     """How often teacher and student are right, together and alone."""
     parts = {
         "both right": counts["both_right"],
-        "only the teacher right": counts["only_reference"],
-        f"only the {role} right": counts["only_model"],
-        "both wrong, same class": counts["both_wrong_alike"],
-        "both wrong, different classes": counts["both_wrong_apart"],
+        "teacher only": counts["only_reference"],
+        f"{role} only": counts["only_model"],
+        "both wrong, same": counts["both_wrong_alike"],
+        "both wrong, apart": counts["both_wrong_apart"],
     }
     colors = ("#0d9f75", COLORS["teacher"], COLORS["student"], "#7a8794", "#d64550")
     traces = [
@@ -46,7 +46,7 @@ def agreement(counts: Mapping[str, Any], role: str, n_test: int) -> Chart:
         text,
         make(
             traces,
-            xaxis={"title": {"text": "test images"}, "nticks": 5},
+            xaxis={"title": {"text": "test images"}, "showticklabels": False},
             yaxis=rows_axis(len(parts)),
             showlegend=False,
             margin={"r": 44},

@@ -69,7 +69,9 @@ def _title(arm: str, size: str) -> str:
 
 
 def _results(study: Study, rows: Sequence[Row], papers: Sequence[Row]) -> str:
-    done = cards([("runs with a row", f"{len(rows)} of {_total(study)}", f"{len(study.arms)} arms, n = {study.seeds}")])
+    sizes = f" × {len(study.sizes)} sizes" if len(study.sizes) > 1 else ""
+    planned = f"{len(study.arms)} arms{sizes} × {study.seeds} seeds"
+    done = cards([("runs with a row", f"{len(rows)} of {_total(study)}", planned)])
     if not rows:
         return done + paragraph("No run of ours has a row yet.")
     header, found, remarks = arms_lines(study, rows, papers)
