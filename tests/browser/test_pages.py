@@ -164,6 +164,10 @@ def test_the_keyboard_reaches_everything(visit, width):
     summary.focus()
     page.keyboard.press("Enter")
     assert page.locator("details").first.get_attribute("open") is not None
+    copy = page.locator("button.copy").first
+    copy.focus()
+    page.keyboard.press("Enter")
+    assert copy.text_content() == "Copied"
     # the figures' own buttons zoom
     button = page.locator('.plot .modebar-btn[aria-label="Zoom in"]').first
     ticks = page.locator(".plot").first.locator(".xtick text")

@@ -5,10 +5,10 @@ import io
 from collections.abc import Sequence
 
 import numpy as np
-from matplotlib import colormaps
 from PIL import Image
 
 from tfigkd.gallery import Gallery
+from tfigkd.panels import heat
 from tfigkd.report.page import escape
 
 LARGEST = 96
@@ -16,30 +16,12 @@ LARGEST = 96
 
 
 def picture(pixels: np.ndarray) -> str:
-    """Pixels as a PNG in a data URI.
-
-    Args:
-        pixels: uint8 [H,W,3], or [H,W] for a map, which is colored from dark to bright.
-    """
+    """Pixels uint8 [H,W,3] as a PNG in a data URI."""
     image = Image.fromarray(pixels)
-    if pixels.ndim == 2:
-        image.putpalette(_palette())
-    if max(image.size) > LARGEST:
-        image = image.convert("RGB")
-        image.thumbnail((LARGEST, LARGEST))
+    image.thumbnail((LARGEST, LARGEST))
     buffer = io.BytesIO()
     image.save(buffer, "png", optimize=True)
     return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
-
-
-def _palette() -> bytes:
-    return (255 * colormaps["magma"](np.arange(256))[:, :3]).round().astype(np.uint8).tobytes()
-
-
-def scaled(maps: np.ndarray) -> np.ndarray:
-    """Maps that are not negative, [K,H,W], as uint8, each by its own maximum."""
-    peaks = maps.max(axis=(1, 2), keepdims=True)
-    return np.round(255 * (maps / np.where(peaks > 0, peaks, 1))).astype(np.uint8)
 
 
 def gallery(examples: Gallery, classes: Sequence[str], overlay_note: str) -> str:
@@ -50,20 +32,20 @@ def gallery(examples: Gallery, classes: Sequence[str], overlay_note: str) -> str
         classes: Names by label.
         overlay_note: What an overlay is in this run, for its text alternative.
     """
-    own = scaled(examples.maps)
     known = len(examples.teacher_maps) > 0
+    own, teacher = heat(examples.maps), heat(examples.teacher_maps) if known else None
     laid = len(examples.overlays) > 0
     mark, made = '<em class="mark">disagree</em>', []
     for index, label in enumerate(examples.labels):
         name = classes[label]
         strip = [_shown("image", examples.images[index], f"Image {examples.ids[index]}, a {name}")]
-        if known:
-            strip.append(_shown("teacher's map", examples.teacher_maps[index], f"Teacher's map of {name} in it"))
+        if teacher is not None:
+            strip.append(_shown("teacher's map", teacher[index], f"Teacher's map for {name}"))
         if laid and examples.overlaid[index]:
             strip.append(_shown("overlay", examples.overlays[index], overlay_note))
         elif laid:
             strip.append(_shown("never overlaid", examples.overlays[index], "The image: its map is over the tolerance"))
-        strip.append(_shown("student's map", own[index], f"Student's map of {name} in it"))
+        strip.append(_shown("student's map", own[index], f"Student's map for {name}"))
         said = [f"student: {_said(classes[examples.predicted[index]], name)}"]
         apart = known and examples.predicted[index] != examples.teacher_predicted[index]
         if known:
