@@ -127,6 +127,7 @@ def test_a_folder_that_cannot_be_written_is_one_line(empty, finished, tally):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(2400)
 def test_no_command_writes_where_it_cannot(empty, finished, tally):
     with_inputs(empty, finished)
     place = empty / "locked"
@@ -187,7 +188,7 @@ def test_half_a_row_is_taken_back(tmp_path, tally):
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1500)
+@pytest.mark.timeout(2400)
 def test_the_disk_fills_up_in_every_stage(tmp_path, tmp_path_factory, tally):
     """A tmpfs that is full, or nearly so, when a stage begins; then there is room, and the same command goes on."""
     one = tally("disk full at the beginning and in the middle of every stage (tmpfs)")

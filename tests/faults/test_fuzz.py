@@ -180,10 +180,8 @@ class Place:
             "manifest": ([folder / "manifest.json" for folder in stages.values()], manifests),
             "shard of maps": (sorted(self.store.glob("*.tfrecord")), lambda: digest(self.knowledge())),
             "shard of views": (sorted(self.views.glob("*.tfrecord")), lambda: digest(self.stored_views())),
-            "teacher or student": (
-                [teacher / "teacher.keras", run_folder / "distill/student.keras"],
-                lambda: digest(network(load_teacher(config, workdir)), network(load_student(config, workdir))),
-            ),
+            "teacher": ([teacher / "teacher.keras"], lambda: network(load_teacher(config, workdir))),
+            "student": ([run_folder / "distill/student.keras"], lambda: network(load_student(config, workdir))),
             "history and loss ledger": (
                 [path for path in run_folder.glob("distill/*.json*") if path.name != "manifest.json"],
                 lambda: digest(require(run_folder / "distill", "distill")),
@@ -295,8 +293,9 @@ def test_a_fault_in_any_file_is_said_or_harmless(place, tally):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(2400)
 def test_a_thousand_faults_in_any_file_are_said_or_harmless(place, tally):
-    assert fuzz(place, tally, seed=1, count=100) >= 1000
+    assert fuzz(place, tally, seed=1, count=80) >= 1000
 
 
 def truncations(text, count, draw):
