@@ -171,20 +171,27 @@ def test_an_old_terminal_gets_marks_it_can_show(screen, monkeypatch):
     assert "".join(rendered(console._table(states))).isascii()
 
 
+HEARS_CTRL_C = """
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # what starts the tests may have it ignored
+from tfigkd.run import main
+sys.exit(main())
+"""
+
+
 def in_terminal(folder, width, *arguments, stop_at=None):
     """Run `tfigkd.run` in a terminal of so many columns; with `stop_at` press Ctrl-C once that is on the screen."""
     ours, theirs = pty.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 40, width, 0, 0))
     environment = {name: value for name, value in os.environ.items() if name not in ("COLUMNS", "LINES")}
     process = subprocess.Popen(
-        [sys.executable, "-m", "tfigkd.run", *arguments],
+        [sys.executable, "-c", HEARS_CTRL_C, *arguments],
         cwd=folder,
         env=environment | {"PYTHONPATH": str(ROOT), "TERM": "xterm", "PYTHONIOENCODING": "utf-8"},
         stdin=theirs,
         stdout=theirs,
         stderr=theirs,
         start_new_session=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     os.close(theirs)
     seen, deadline = b"", time.monotonic() + 240

@@ -20,6 +20,34 @@ for name in {BLOCKED!r}:
 runpy.run_module("tfigkd.run", run_name="__main__", alter_sys=True)
 """
 
+BATCHES = """
+import itertools, json, sys
+import numpy as np
+from tfigkd import batches
+from tfigkd.data import Examples
+from tfigkd.fields import AugmentConfig, OverlayConfig
+count, rng = 50, np.random.default_rng(1)
+images = rng.integers(0, 256, (count, 6, 6, 3), np.uint8)
+ids = np.array([f"{index * 0x9E3779B97F4A7C15 % 2**64:016x}" for index in range(count)])
+examples = Examples(ids, images, np.arange(count) % 4, ids)
+logits, ones = rng.normal(size=(count, 4)).astype(np.float32), np.ones(count, np.float32)
+knowledge = batches.Knowledge(logits, images[..., 0].copy(), ones, 0 * ones, np.arange(count) % 3 > 0)
+options = {"augment": AugmentConfig(2), "batch_size": 16, "seed": 2, "overlay": OverlayConfig(probability=0.5)}
+options |= {"wanted": {"teacher_logits", "teacher_inputs", "teacher_map"}, "knowledge": knowledge}
+options |= json.loads(sys.argv[1])
+device = list(itertools.islice(batches.training_batches(examples, **options)(0), 5))
+batches.on_device = batches._on_host
+host = list(itertools.islice(batches.training_batches(examples, **options)(0), 5))
+assert (host[0][0] != host[0][1]["teacher_inputs"]).any()
+for (images, targets), (again, targets_again) in zip(host, device, strict=True):
+    assert type(images) is np.ndarray and type(again).__module__.startswith("jax")
+    np.testing.assert_allclose(images, np.asarray(again), atol=1e-6)
+    assert targets.keys() == targets_again.keys()
+    for name, values in targets.items():
+        np.testing.assert_allclose(values, np.asarray(targets_again[name]), atol=1e-6, err_msg=name)
+"""
+NEEDS_JAX = pytest.mark.skipif(importlib.util.find_spec("jax") is None, reason="NEEDS JAX: pip install tfigkd[jax]")
+
 
 def call(folder, code, *arguments, **environment):
     done = subprocess.run(
@@ -33,7 +61,13 @@ def call(folder, code, *arguments, **environment):
     return done.stdout
 
 
-@pytest.mark.skipif(importlib.util.find_spec("jax") is None, reason="NEEDS JAX: pip install tfigkd[jax]")
+@NEEDS_JAX
+@pytest.mark.parametrize("options", ["{}", '{"dim_only": true}', '{"swap_inputs": true}'], ids=["plain", "dim", "swap"])
+def test_batches_made_on_the_device_are_those_of_the_host(options, tmp_path):
+    call(tmp_path, ["-c", BATCHES], options, KERAS_BACKEND="jax")
+
+
+@NEEDS_JAX
 def test_jax_trains_where_there_is_no_tensorflow_and_tensorflow_exports_it(tmp_path):
     rng = np.random.default_rng(0)
     splits = {f"x_{split}": rng.integers(0, 256, (60, 8, 8, 3), np.uint8) for split in ("train", "test")}

@@ -1,6 +1,5 @@
 """Recipes, exact resume from checkpoints (dropout included), damaged checkpoints, and NaN."""
 
-import importlib.util
 import itertools
 
 import keras
@@ -129,27 +128,6 @@ def test_batches_are_a_function_of_seed_and_epoch(examples):
     assert (first[0][1]["label"] != other[1]["label"]).any()
     sizes = [len(images) for images, _ in first[:4]]
     assert sizes == [16, 16, 16, 2]
-
-
-@pytest.mark.skipif(importlib.util.find_spec("jax") is None, reason="NEEDS JAX: pip install tfigkd[jax]")
-@pytest.mark.parametrize("options", [{}, {"dim_only": True}, {"swap_inputs": True}], ids=["plain", "dim", "swap"])
-def test_batches_made_on_the_device_of_jax_are_those_of_the_host(examples, knowledge, options, monkeypatch):
-    knowledge.usable[::3] = False
-    options = {"knowledge": knowledge, "overlay": OverlayConfig(probability=0.5), **options}
-    options |= {"wanted": {"teacher_logits", "teacher_inputs", "teacher_map"}, "augment": AugmentConfig(2)}
-    host = training_batches(examples, batch_size=16, seed=2, **options)(0)
-    first = next(host)
-    monkeypatch.setattr(keras.backend, "backend", lambda: "jax")
-    device = training_batches(examples, batch_size=16, seed=2, **options)(0)
-    assert (first[0] != first[1]["teacher_inputs"]).any()
-    for (images, targets), (again, targets_again) in itertools.islice(
-        zip(itertools.chain([first], host), device, strict=False), 5
-    ):
-        assert type(again).__module__.startswith("jax")
-        np.testing.assert_allclose(images, np.asarray(again), atol=1e-6)
-        assert targets.keys() == targets_again.keys()
-        for name, values in targets.items():
-            np.testing.assert_allclose(values, np.asarray(targets_again[name]), atol=1e-6, err_msg=name)
 
 
 def test_map_logits_and_label_in_a_batch_are_those_of_its_image(examples, knowledge):
