@@ -198,6 +198,18 @@ def test_the_graph_has_every_layer_and_its_sources(whole):
     assert sorted(next(node for name, node in nodes.items() if name.startswith("add")).input) == ["dense", "x"]
 
 
+def test_the_graph_of_nested_shared_and_sequential_models():
+    from tensorboard.compat.proto.graph_pb2 import GraphDef
+
+    inner = keras.Sequential([keras.Input((4,)), keras.layers.Dense(4, name="inside")], name="inner")
+    nodes = {node.name: node for node in model_graph(inner, GraphDef()).node}
+    assert nodes["inside"].attr["parameters"].i == 20
+    inputs, shared = keras.Input((4,), name="x"), keras.layers.Dense(4, name="shared")
+    outputs = keras.layers.Add(name="sum")([shared(inputs), shared(inner(inputs))])
+    nodes = {node.name: node for node in model_graph(keras.Model(inputs, outputs), GraphDef()).node}
+    assert set(nodes["shared"].input) == {"x", "inner"} and list(nodes["sum"].input) == ["shared"]
+
+
 def test_the_profiler_records_the_steps_asked_for(data, tmp_path, capsys):
     train(data, tmp_path, look=watched(data, pictures=0, profile_steps=(2, 3)), epochs=1)
     assert "profile: " in capsys.readouterr().out
