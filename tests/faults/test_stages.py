@@ -101,7 +101,7 @@ def kill(process):
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(2400)
+@pytest.mark.timeout(3600)
 def test_kills_at_random_moments_of_every_stage_change_nothing(tmp_path, tmp_path_factory, tally):
     reference, folder, draw = whole_run(tmp_path_factory), new_full_folder(tmp_path / "work"), random.Random(0)
     seconds = json.loads((reference / "seconds.json").read_text())
@@ -177,7 +177,7 @@ def interrupted(folder, command, one, draw, kills, longest):
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1500)
+@pytest.mark.timeout(3600)
 def test_killed_studies_end_as_one_left_in_peace(tmp_path, tally):
     command = ("-m", "tfigkd.study", "--experiment", "pair.toml")
     peace, folder = write_small(tmp_path / "peace"), write_small(tmp_path / "work")
@@ -198,7 +198,7 @@ def test_killed_studies_end_as_one_left_in_peace(tmp_path, tally):
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1500)
+@pytest.mark.timeout(3600)
 def test_killed_searches_end_as_one_left_in_peace(tmp_path, tally):
     varied = ("--vary", "training.learning_rate=1e-3:1e-2:log", "--vary", "training.batch_size=16,32")
     command = ("-m", "tfigkd.search", "--experiment", "a.toml", "--tuner", "random", "--trials", "4", *varied)
