@@ -1,5 +1,6 @@
 """Training with exact resume: optimizer, schedule, progress, checkpoints."""
 
+import gc
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -193,15 +194,22 @@ def fit(
                 path = folder / LEDGER
                 ledger = Ledger(next(stream(0)), path, every=ledger_steps, done=done * steps, write=board.scalar)
                 watchers.append(ledger)
-            model.fit(
-                stream(done),
-                steps_per_epoch=steps,
-                initial_epoch=done,
-                epochs=config.epochs,
-                validation_data=validation,
-                validation_batch_size=256,
-                callbacks=watchers,
-                shuffle=False,
-                verbose=0,
-            )
+            failure = ""
+            try:
+                model.fit(
+                    stream(done),
+                    steps_per_epoch=steps,
+                    initial_epoch=done,
+                    epochs=config.epochs,
+                    validation_data=validation,
+                    validation_batch_size=256,
+                    callbacks=watchers,
+                    shuffle=False,
+                    verbose=0,
+                )
+            except UserError as error:
+                failure = str(error)
+            if failure:
+                gc.collect()  # the frames of the first error hold TensorFlow's iterator, which would speak at exit
+                raise UserError(failure)
     return history

@@ -8,7 +8,12 @@ import os
 import sys
 import time
 
-from tfigkd import pipeline, run
+from tfigkd import run
+from tfigkd.console import quiet_stderr
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+with quiet_stderr():  # TensorFlow greets, as in `tfigkd.run`
+    from tfigkd import pipeline
 
 
 def fill(path, left):
