@@ -317,12 +317,15 @@ def report(checkout: Path) -> str:
     lines, left = [], []
     for path in sorted(studies.glob("*.toml")):
         described = read_study(str(path))
-        rows = read_rows(results / f"{path.stem}.csv")
+        table = results / f"{path.stem}.csv"
+        rows = read_rows(table)
+        if any(row.get("study") != path.stem for row in rows):
+            raise UserError(f"{table} has rows that are not of the study {path.stem}; give that table another name")
         _write_page(described, rows, papers, checkout)
         left.append(_left(described, rows))
         if rows:
             lines += section(described, rows, papers)
-            forest_plot(compare(described, runs_of(rows)), described.description, results / f"{path.stem}.svg")
+            forest_plot(compare(described, runs_of(rows)), described.description, table.with_suffix(".svg"))
     missing: list[Any] = [one for one in left if one]
     if missing:
         lines += ["Still to be run:", "", *missing, ""]

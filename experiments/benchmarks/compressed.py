@@ -1,12 +1,12 @@
 """The published networks made smaller: every method of `tfigkd.compress`, fine-tuned, converted, measured on CIFAR-10.
 
-    python experiments/benchmarks/compression.py train --data-dir DIR --weights DIR --methods qat prune-0.5
-    python experiments/benchmarks/compression.py latency --data-dir DIR --weights DIR
-    python experiments/benchmarks/compression.py rows --data-dir DIR --weights DIR
+    python experiments/benchmarks/compressed.py train --data-dir DIR --weights DIR --methods qat prune-0.5
+    python experiments/benchmarks/compressed.py latency --data-dir DIR --weights DIR
+    python experiments/benchmarks/compressed.py rows --data-dir DIR --weights DIR
 
 `train` leaves a model and its files in --workdir and goes on where it was stopped; `latency` times all files of a
-network in one runtime, taking turns, and appends to experiments/results/compression_latency.csv; `rows` reads test,
-once for each file, and appends to experiments/results/compression.csv. The published networks have seen all of train,
+network in one runtime, taking turns, and appends to experiments/results/compressed_latency.csv; `rows` reads test,
+once for each file, and appends to experiments/results/compressed.csv. The published networks have seen all of train,
 validation included, so what is chosen on validation is how close a file stays to its network, not how good it is.
 """
 
@@ -40,8 +40,8 @@ from tfigkd.losses import KLDivergence
 from tfigkd.metrics import Predict, accuracy, predict_logits
 from tfigkd.models.cost import count_parameters, multiply_adds
 
-RESULTS = Path(__file__).parents[1] / "results" / "compression.csv"
-LATENCY = RESULTS.with_name("compression_latency.csv")
+RESULTS = Path(__file__).parents[1] / "results" / "compressed.csv"
+LATENCY = RESULTS.with_name("compressed_latency.csv")
 IMAGENET = (models.IMAGENET_MEAN, models.IMAGENET_STD)
 NETWORKS = {
     "student_drop5_student": lambda: models.mobilenet_v2(drop_blocks=5),
@@ -109,7 +109,7 @@ def train(name: str, method: str, cifar10: data.Dataset, options: argparse.Names
 
 def command() -> str:
     """This command, as it was given."""
-    return shlex.join(["python", "experiments/benchmarks/compression.py", *sys.argv[1:]])
+    return shlex.join(["python", "experiments/benchmarks/compressed.py", *sys.argv[1:]])
 
 
 def time_files(name: str, options: argparse.Namespace) -> None:
@@ -159,7 +159,7 @@ def main() -> None:
     parser.add_argument("job", choices=("train", "latency", "rows"))
     parser.add_argument("--data-dir", required=True, help="where tfds finds the prepared CIFAR-10")
     parser.add_argument("--weights", type=Path, required=True, help="folder with the published .npz files")
-    parser.add_argument("--workdir", type=Path, default=Path("runs/compression"), help="models and files")
+    parser.add_argument("--workdir", type=Path, default=Path("runs/compressed"), help="models and files")
     parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=list(NETWORKS))
     parser.add_argument("--methods", nargs="+", default=["plain", "qat"], help="METHOD or METHOD-SPARSITY, for train")
     parser.add_argument("--suffix", default="", help="of the folder, to keep several recipes apart")
