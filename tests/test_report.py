@@ -5,27 +5,22 @@ import gzip
 import hashlib
 import json
 import re
-import shlex
 from dataclasses import replace
 from html.parser import HTMLParser
 
 import numpy as np
 import pytest
 
-from tfigkd.config import override, read_experiment, smoke, to_mapping
+from tfigkd.config import override, read_experiment, to_mapping
 from tfigkd.errors import UserError
-from tfigkd.fields import Config
 from tfigkd.gallery import Gallery, choose
 from tfigkd.metrics import disagreement
 from tfigkd.report.facts import Facts
 from tfigkd.report.page import label
 from tfigkd.report.pictures import picture
-from tfigkd.report.repeat import command
 from tfigkd.report.run_page import page
 from tfigkd.report.table import lines
-from tfigkd.run import parse
 from tfigkd.statistics import wilson
-from tfigkd.workdir import Workdir
 
 HOSTILE = ('<script>alert("a")</script>', '"><img src=x onerror=alert(1)>', "</script><b>", "a & b", "é猫")
 N_TEST = 200
@@ -408,47 +403,3 @@ def test_a_picture_keeps_its_pixels_and_large_ones_are_reduced():
     pixels = make_gallery().images[0]
     np.testing.assert_array_equal(read(picture(pixels)), pixels)
     assert read(picture(np.zeros((300, 200, 3), np.uint8))).shape == (96, 64, 3)
-
-
-CHANGES = {
-    "losses.kd.temperature": 4.0,
-    "export.formats": ("float32", "int16x8"),
-    "teacher.train": False,
-    "teacher.weights": "some where/w.npz",
-    "data.limit": 100,
-    "training.ema": 0.99,
-    "augment.flip": True,  # quickstart has it off
-}
-
-
-@pytest.mark.parametrize("small", [False, True])
-def test_the_command_repeats_a_shipped_experiment(small):
-    config = read_experiment("quickstart")[1]
-    config = override(smoke(config) if small else config, CHANGES)
-    text, toml = command(
-        config, {"experiment": "quickstart", "seed": 2, "smoke": small}, Workdir("a b", "runs/teachers")
-    )
-    assert toml == ""
-    words = shlex.split(text)
-    assert words[:3] == ["python", "-m", "tfigkd.run"]
-    parsed, name = parse(words[3:])
-    assert (name, parsed.seed, parsed.smoke, str(parsed.workdir)) == ("quickstart", 2, small, "a b")
-    assert parsed.config == config
-
-
-def test_the_command_takes_back_what_an_experiment_sets():
-    base = read_experiment("ig_kd")[1]
-    config = override(base, {"teacher.dropout": 0.5, "data.dir": None})
-    text, _ = command(config, {"experiment": "ig_kd", "seed": 0, "smoke": False})
-    assert parse(shlex.split(text)[3:])[0].config == config
-    text, _ = command(base, {"experiment": "ig_kd", "seed": 0, "smoke": False})
-    assert text == "python -m tfigkd.run --experiment ig_kd --seed 0"
-
-
-def test_an_experiment_of_ones_own_comes_with_its_file(tmp_path, monkeypatch):
-    config = override(Config(), CHANGES | {"description": 'with "quotes"'})
-    text, toml = command(config, {"experiment": "mine", "seed": 0, "smoke": False})
-    (tmp_path / "mine.toml").write_text(toml)
-    monkeypatch.chdir(tmp_path)
-    parsed, name = parse(shlex.split(text)[3:])
-    assert (name, parsed.config) == ("mine", config)
