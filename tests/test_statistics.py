@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tfigkd.statistics import holm, normality, paired, seeds_needed, summarize, welch, winner
+from tfigkd.statistics import holm, normality, paired, seeds_needed, summarize, welch, wilson, winner
 
 # arXiv 2506.14440, the ten runs an arm behind its ablation at 4.12x, test accuracy in percent
 STUDENT = [91.19, 90.50, 91.32, 91.28, 91.36, 91.35, 91.43, 91.05, 90.86, 91.50]
@@ -155,3 +155,11 @@ def test_the_interval_holds_the_mean_and_more_runs_narrow_it(values):
     once, twice = summarize(values), summarize(values * 2)
     assert once.low <= once.mean <= once.high
     assert twice.high - twice.low < once.high - once.low
+
+
+def test_wilsons_interval_by_hand():
+    """8 of 10: center (0.8 + z²/20) / (1 + z²/10), half width z sqrt(0.016 + z²/400) / (1 + z²/10)."""
+    z = 1.959964
+    center, half = (0.8 + z**2 / 20) / (1 + z**2 / 10), z * (0.016 + z**2 / 400) ** 0.5 / (1 + z**2 / 10)
+    assert wilson(0.8, 10) == pytest.approx((center - half, center + half), abs=1e-6)
+    assert wilson(1.0, 5)[1] == pytest.approx(1) and wilson(0.0, 5)[0] == pytest.approx(0)
