@@ -331,7 +331,9 @@ def search(options: Options, flags: Sequence[str]) -> Path | None:
 
 def _finish(oracle: Any, options: Options, config: Config, folder: Path, name: str) -> Path:
     """Show the trials and write the best one's experiment file."""
-    trials = [trial for trial in oracle.get_best_trials(len(oracle.trials)) if trial.score is not None]
+    # a search that was stopped finds its trials again in any order: of equals the first is the best
+    ended = [trial for trial in oracle.get_best_trials(len(oracle.trials)) if trial.score is not None]
+    trials = sorted(ended, key=lambda one: (math.isnan(one.score), -one.score, one.trial_id))
     if not trials:
         raise UserError(f"no trial of the search in {folder} came to an end; its files say why")
     console.say(f"{len(trials)} trials, best first:")
