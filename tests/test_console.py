@@ -64,11 +64,10 @@ def on_screen(text):
             lines += [""] * (row + 1 - len(lines))
         elif token == "\r":
             column = 0
-        elif token.endswith("A"):
-            row = max(0, row - int(token[2:-1] or 1))
-        elif token.endswith("K"):
-            lines[row] = ""
-        elif not token.startswith("\x1b"):
+        elif token.startswith("\x1b"):
+            row = max(0, row - int(token[2:-1] or 1)) if token.endswith("A") else row
+            lines[row] = "" if token.endswith("K") else lines[row]
+        else:
             lines[row] = lines[row][:column].ljust(column) + token + lines[row][column + 1 :]
             column += 1
     while lines and not lines[-1].strip():
@@ -87,6 +86,7 @@ def work():
                 advance(20, note="epoch 1/1  loss 0.1")
             console.detail("  epoch 1/1")
             console.say("  validation accuracy 98 %")
+            console.say("  teacher.int8.tflite: 98 %")
     console.say("model: here", last=True)
 
 
@@ -130,8 +130,15 @@ def test_a_file_gets_plain_lines(screen, forced):
         "[2/2] distill",
         "  warning: a term does nothing",
         "  validation accuracy 98 %",
+        "  teacher.int8.tflite: 98 %",
         "model: here",
     ]
+
+
+def test_a_command_to_type_next_is_one_line_to_copy(screen):
+    written = screen(40)
+    console.say(f"next: python -m tfigkd.predict {'long/' * 20}student.int8.tflite", last=True)
+    assert written.getvalue().count("\n") == 1
 
 
 @pytest.mark.parametrize("terminal", [True, False])

@@ -83,10 +83,13 @@ def say(message: str, *, last: bool = False) -> None:
         return
     text = message.strip()
     if _shown.stage is not None and message.startswith(" ") and not text.startswith(("warning", "note")):
-        _shown.stage.note = text
+        # the teacher's files are listed last; what is shown is the student's
+        if not (_shown.stage.note and text.startswith("teacher.")):
+            _shown.stage.note = text
         if not _settings.verbose:
             return
-    _console.print(message, markup=False)
+    # a command to copy must not be broken into lines
+    _console.print(message, markup=False, soft_wrap=last or _console.soft_wrap)
 
 
 def detail(message: str) -> None:

@@ -290,13 +290,13 @@ def _last_lines(workdir: Workdir, needed: Sequence[str], chosen: Sequence[str]) 
     if files:
         yield f"files: {workdir.stage('export')}/ ({', '.join(path.name for path in files)})"
     if "report" in chosen and reports:
-        yield f"report: {reports[0]}   curves: tensorboard --logdir {workdir.run}"
+        yield f"report: {reports[0]}   curves: tensorboard --logdir {shlex.quote(str(workdir.run))}"
     rest = needed[needed.index(chosen[-1]) + 1 :] if chosen else []
     if rest:
         yield f"next: the same command with --stages {','.join(rest)}"
     elif files:
         smallest = [path for path in files if path.name in ("compressed.int8.tflite", "student.int8.tflite")]
-        yield f"next: python -m tfigkd.predict {(smallest or files)[0]} PICTURE.png --resize"
+        yield f"next: python -m tfigkd.predict {shlex.quote(str((smallest or files)[0]))} PICTURE.png --resize"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
