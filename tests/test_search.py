@@ -13,7 +13,7 @@ import pytest
 from tfigkd.config import experiments_folder, override, read_experiment
 from tfigkd.errors import UserError
 from tfigkd.fields import Config
-from tfigkd.search import Dimension, dimension, to_toml, trial_config, usual_space
+from tfigkd.search import Dimension, Options, _oracle, dimension, to_toml, trial_config, usual_space
 from tfigkd.workdir import read_manifest
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -51,6 +51,20 @@ def finish(process):
     output = process.communicate()[0]
     assert process.returncode == 0, output
     return output
+
+
+@pytest.mark.filterwarnings("ignore")  # what KerasTuner imports
+@pytest.mark.parametrize("tuner", ["random", "bayesian", "hyperband"])
+def test_a_seed_draws_the_same_trials_again(tuner):
+    config = read_experiment("ig_kd")[1]
+    space = [dimension("losses.kd.weight=0.1:0.9", config), dimension("training.batch_size=16,32,64", config)]
+
+    def drawn(seed):
+        oracle = _oracle(Options("ig_kd", tuner=tuner, seed=seed), config, space)
+        return [oracle.populate_space(str(number))["values"] for number in range(3)]
+
+    assert drawn(0) == drawn(0)
+    assert drawn(0) != drawn(1)
 
 
 @pytest.mark.parametrize(

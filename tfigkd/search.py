@@ -27,6 +27,7 @@ from tfigkd import console
 from tfigkd.config import closest, differences, override, read_experiment, smoke, to_mapping
 from tfigkd.errors import UserError, system_line
 from tfigkd.fields import Config
+from tfigkd.loss_fields import require_seed
 from tfigkd.run import Command, parse, run
 from tfigkd.workdir import Workdir, locked, make_folder, read_signed, require, write_signed, write_text
 
@@ -151,7 +152,7 @@ def _oracle(options: Options, config: Config, space: Sequence[Dimension]) -> Any
     settings: dict[str, Any] = {
         "objective": keras_tuner.Objective(OBJECTIVE, "max"),
         "hyperparameters": _hyperparameters(space),
-        "seed": options.seed,
+        "seed": options.seed + 1,  # KerasTuner takes 0 for none, and draws anew each time
     }
     if options.tuner == "hyperband":
         return keras_tuner.oracles.HyperbandOracle(max_epochs=config.training.epochs, **settings)
@@ -291,6 +292,7 @@ def search(options: Options, flags: Sequence[str]) -> Path | None:
     """Search; returns the best setting's experiment file, which a worker of a chief leaves to the chief."""
     if options.trials < 1 or options.seeds < 1:
         raise UserError("--trials and --seeds must be at least 1")
+    require_seed(options.seed, "--seed")
     name, config = read_experiment(options.experiment)
     config = smoke(config) if options.smoke else config
     if flags:
