@@ -15,7 +15,7 @@ from tfigkd.data import load
 from tfigkd.distiller import Distiller
 from tfigkd.errors import UserError
 from tfigkd.fields import AugmentConfig, TensorBoardConfig, TrainingConfig
-from tfigkd.tensorboard import Board, Watched, model_graph
+from tfigkd.tensorboard import Board, EventFile, Watched, model_graph
 from tfigkd.training import fit
 
 EPOCHS, STEPS = 4, 4
@@ -232,17 +232,12 @@ def test_without_the_package_nothing_is_written(data, tmp_path, monkeypatch):
     assert not (tmp_path / "tb").exists()
 
 
-def test_a_folder_that_cannot_be_written_is_one_line(tmp_path):
+def test_a_full_disk_is_met_where_it_can_be_told(tmp_path):
     board = Board(tmp_path, examples=1, steps=1, epochs=1, done=0)
-
-    class Full:
-        def add_event(self, event):
-            pass
-
-        def flush(self):
-            raise OSError("No space left on device")
-
-    board.writer = Full()
+    board.writer = EventFile(tmp_path)
+    board.writer.file = open("/dev/full", "wb")  # noqa: SIM115 - closed below, in vain
     board.began = board.ended = 0.0
-    with pytest.raises(UserError, match=r"TensorBoard's events .*No space left.*free space"):
+    with pytest.raises(OSError, match=r"No space left on device.*events\.out"):
         board.write_epoch(0, {})
+    with pytest.raises(OSError, match="No space left"):
+        board.writer.close()

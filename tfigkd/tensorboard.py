@@ -1,10 +1,13 @@
 """What TensorBoard shows of a training: curves, examples with their maps, confusion matrix, graph, profile.
 
-The events are written by TensorBoard's own package, which needs no TensorFlow, so they come from JAX as well. All
+The events are put together by TensorBoard's own package, which needs no TensorFlow, so they come from JAX as well. All
 points stand over the optimizer's steps: what a killed run wrote after its last checkpoint then has one place in time,
 and the run that goes on takes it back, so that no point is there twice.
 """
 
+import itertools
+import os
+import socket
 import time
 import warnings
 from collections.abc import Mapping
@@ -19,11 +22,13 @@ import numpy as np
 from tfigkd import console, panels
 from tfigkd.attribution import attribute, saliency_map
 from tfigkd.data import Examples, to_model_input
-from tfigkd.errors import UserError
 from tfigkd.measure_fields import TensorBoardConfig
 from tfigkd.metrics import predict_logits
+from tfigkd.tfrecord import framed
+from tfigkd.workdir import make_folder
 
 MAP_STEPS = 16
+_NUMBERS = itertools.count()
 
 
 @dataclass(frozen=True)
@@ -58,7 +63,7 @@ class Watched:
 
 
 def _protocol() -> SimpleNamespace | None:
-    """TensorBoard's events and their writer; None where the package is not installed."""
+    """TensorBoard's events; None where the package is not installed."""
     with warnings.catch_warnings():
         # tensorboard's import of pkg_resources warns on every recent setuptools
         warnings.simplefilter("ignore")
@@ -66,12 +71,42 @@ def _protocol() -> SimpleNamespace | None:
             from tensorboard.compat.proto.event_pb2 import Event, SessionLog
             from tensorboard.compat.proto.graph_pb2 import GraphDef
             from tensorboard.compat.proto.summary_pb2 import Summary
-            from tensorboard.summary.writer.event_file_writer import EventFileWriter
         except ImportError:  # an accelerator machine with JAX alone
             return None
-    return SimpleNamespace(
-        Event=Event, SessionLog=SessionLog, GraphDef=GraphDef, Summary=Summary, Writer=EventFileWriter
-    )
+    return SimpleNamespace(Event=Event, SessionLog=SessionLog, GraphDef=GraphDef, Summary=Summary)
+
+
+class EventFile:
+    """An event file, written by the thread that trains: TensorBoard's own writer meets a full disk in another one.
+
+    Args:
+        folder: Where it lies; made where missing.
+    """
+
+    def __init__(self, folder: Path):
+        name = f"events.out.tfevents.{time.time():.0f}.{socket.gethostname()}.{os.getpid()}.{next(_NUMBERS)}"
+        self.path = make_folder(folder) / name
+        self.file = open(self.path, "wb")  # noqa: SIM115 - open for a whole training
+
+    def write(self, event: bytes) -> None:
+        """Add an event."""
+        self.file.write(framed(event))
+
+    def flush(self) -> None:
+        """Let readers see all events.
+
+        Raises:
+            OSError: there is no room for them; it names the file.
+        """
+        try:
+            self.file.flush()
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, str(self.path)) from error
+
+    def close(self) -> None:
+        """Write what is left."""
+        self.flush()
+        self.file.close()
 
 
 class Board(keras.callbacks.Callback):
@@ -94,14 +129,15 @@ class Board(keras.callbacks.Callback):
         self.watched = watched
         self.step = done * steps
         self.protocol = _protocol()
-        self.writer: Any = None
+        self.writer: EventFile | None = None
         self.profiling = False
 
     def on_train_begin(self, logs: dict | None = None) -> None:
         """Open the file; take back what was written after the step that training goes on from."""
         if self.protocol is None:
             return
-        self.writer = self.protocol.Writer(str(self.folder))
+        self.writer = EventFile(self.folder)
+        self._write(file_version="brain.Event:2")
         if self.done:
             start = self.protocol.SessionLog(status=self.protocol.SessionLog.START)
             self._write(step=self.step + 1, session_log=start)
@@ -129,7 +165,7 @@ class Board(keras.callbacks.Callback):
         """Write the scalars of an epoch and, where they are due, its pictures.
 
         Raises:
-            UserError: they cannot be written.
+            OSError: they cannot be written.
         """
         if self.writer is None:
             return
@@ -140,11 +176,7 @@ class Board(keras.callbacks.Callback):
             self.scalar(f"{split}/{name.removeprefix('val_')}", value, self.step)
         if self.watched is not None and self.watched.due(epoch, self.epochs):
             self.draw(self.watched)
-        try:
-            self.writer.flush()
-        except Exception as error:  # TensorFlow's files have errors of their own, none of them an OSError
-            where = f"cannot write TensorBoard's events in {self.folder}"
-            raise UserError(f"{where} ({error}); free space, then repeat the command") from error
+        self.writer.flush()
 
     def scalar(self, name: str, value: float, step: int) -> None:
         """Write one scalar, where there is a TensorBoard."""
@@ -161,7 +193,7 @@ class Board(keras.callbacks.Callback):
 
     def _write(self, **content: Any) -> None:
         if self.protocol is not None and self.writer is not None:
-            self.writer.add_event(self.protocol.Event(wall_time=time.time(), **content))
+            self.writer.write(self.protocol.Event(wall_time=time.time(), **content).SerializeToString())
 
     def _summary(self, **value: Any) -> Any:
         assert self.protocol is not None

@@ -41,11 +41,16 @@ def write_records(path: Path, records: Iterable[bytes]) -> str:
     digest = hashlib.sha256()
     with atomic(Path(path)) as temporary, open(temporary, "wb") as file:
         for data in records:
-            length = LENGTH.pack(len(data))
-            for part in (length, CHECKSUM.pack(_masked_crc(length)), data, CHECKSUM.pack(_masked_crc(data))):
-                file.write(part)
-                digest.update(part)
+            record = framed(data)
+            file.write(record)
+            digest.update(record)
     return digest.hexdigest()
+
+
+def framed(data: bytes) -> bytes:
+    """One record as it stands in a file."""
+    length = LENGTH.pack(len(data))
+    return b"".join((length, CHECKSUM.pack(_masked_crc(length)), data, CHECKSUM.pack(_masked_crc(data))))
 
 
 def read_records(path: Path) -> Iterator[bytes]:

@@ -8,6 +8,7 @@ import random
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -95,6 +96,13 @@ def written(folder):
     return found | {"scraps": scraps}
 
 
+def watch(lines, wanted, seen):
+    """Read lines to their end, and tell when the wanted one comes."""
+    for line in lines:
+        if line.startswith(wanted):
+            seen.set()
+
+
 def kill(process):
     """Kill a process and all that it has started."""
     with contextlib.suppress(ProcessLookupError):
@@ -117,9 +125,15 @@ def test_kills_at_random_moments_of_every_stage_change_nothing(tmp_path, tmp_pat
             for line in process.stdout:
                 if line.startswith(f"<begin {stage}>"):
                     break
-            time.sleep(pause)
-            assert process.poll() is None, f"{stage} after {pause:.2f} s: {process.communicate()}"
-            kill(process)
+            # at the latest where the stage ends: what comes after it has its own turn
+            over = threading.Event()
+            reader = threading.Thread(target=watch, args=(process.stdout, f"<end {stage} ", over))
+            reader.start()
+            over.wait(pause)
+            assert process.poll() is None, f"{stage} after {pause:.2f} s: {process.stderr.read()}"
+            os.killpg(process.pid, signal.SIGKILL)
+            reader.join()
+            process.communicate()
         one.seconds = time.monotonic() - one.started
     output, errors = drive(folder).communicate()
     assert "<end report" in output, errors
