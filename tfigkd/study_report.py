@@ -24,6 +24,8 @@ from tfigkd.workdir import atomic, make_folder, write_text
 
 BEGIN, END = "<!-- studies: written by `python -m tfigkd.study report` -->", "<!-- end of studies -->"
 TO_SEE = (0.2, 0.4)  # points
+CONTROLS = ("shuffled", "noise", "dimmed")
+"""Endings of the names of placebo arms."""
 METRIC = "student_accuracy"
 
 Row = dict[str, str]
@@ -204,7 +206,7 @@ def comparisons_lines(compared: Sequence[Compared]) -> tuple[list[str], list[lis
 
 def sentences(compared: Sequence[Compared]) -> str:
     """The answer of the rows to the study's questions: placebos first, then the rest."""
-    placebo = [one for one in compared if one.second.startswith(f"{one.first}_")]
+    placebo = [one for one in compared if one.second in {f"{one.first}_{control}" for control in CONTROLS}]
     said = [_sentence(one, "What belongs to its own image, beyond the placebo") for one in placebo]
     said += [_sentence(one, "Against") for one in compared if one not in placebo]
     tested = [one for one in compared if not math.isnan(one.adjusted)]

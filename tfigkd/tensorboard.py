@@ -86,11 +86,11 @@ class EventFile:
     def __init__(self, folder: Path):
         name = f"events.out.tfevents.{time.time():.0f}.{socket.gethostname()}.{os.getpid()}.{next(_NUMBERS)}"
         self.path = make_folder(folder) / name
-        self.file = open(self.path, "wb")  # noqa: SIM115 - open for a whole training
+        self.waiting: list[bytes] = []
 
     def write(self, event: bytes) -> None:
-        """Add an event."""
-        self.file.write(framed(event))
+        """Add an event; it is in the file after the next `flush`."""
+        self.waiting.append(framed(event))
 
     def flush(self) -> None:
         """Let readers see all events.
@@ -99,14 +99,11 @@ class EventFile:
             OSError: there is no room for them; it names the file.
         """
         try:
-            self.file.flush()
+            with open(self.path, "ab") as file:
+                file.writelines(self.waiting)
         except OSError as error:
             raise OSError(error.errno, error.strerror, str(self.path)) from error
-
-    def close(self) -> None:
-        """Write what is left."""
-        self.flush()
-        self.file.close()
+        self.waiting.clear()
 
 
 class Board(keras.callbacks.Callback):
@@ -188,7 +185,7 @@ class Board(keras.callbacks.Callback):
         if self.profiling:
             self._stop_profiler()
         if self.writer is not None:
-            self.writer.close()
+            self.writer.flush()
             self.writer = None
 
     def _write(self, **content: Any) -> None:
