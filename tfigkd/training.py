@@ -194,7 +194,7 @@ def fit(
                 path = folder / LEDGER
                 ledger = Ledger(next(stream(0)), path, every=ledger_steps, done=done * steps, write=board.scalar)
                 watchers.append(ledger)
-            failure = ""
+            failure: BaseException | None = None
             try:
                 model.fit(
                     stream(done),
@@ -207,9 +207,10 @@ def fit(
                     shuffle=False,
                     verbose=0,
                 )
-            except UserError as error:
-                failure = str(error)
-            if failure:
-                gc.collect()  # the frames of the first error hold TensorFlow's iterator, which would speak at exit
-                raise UserError(failure)
+            except (UserError, OSError, KeyboardInterrupt) as error:
+                failure = error
+            if failure is not None:  # its frames hold TensorFlow's iterator, which would speak at exit
+                failure.__traceback__ = failure.__context__ = failure.__cause__ = None
+                gc.collect()
+                raise failure
     return history

@@ -14,3 +14,4 @@ def test_nothing_was_lost_and_enough_was_tried():
     assert all(row["lost"] == "0" and int(row["tried"]) == int(row["said"]) + int(row["same"]) for row in rows)
     damaged = sum(int(row["tried"]) for row in rows if "cut, flipped" in row["fault"])
     assert damaged >= 1000
+    assert sum(int(row["tried"]) for row in rows if row["fault"].startswith("kill -9")) >= 50
