@@ -77,7 +77,8 @@ def test_every_field_and_flag_that_the_text_names_exists(tmp_path):
 @pytest.fixture(scope="module")
 def executed(tmp_path_factory):
     """A folder in which the notebook was run, and the output of its cells."""
-    nbclient, nbformat = pytest.importorskip("nbclient"), pytest.importorskip("nbformat")
+    reason = "NEEDS A NOTEBOOK RUNNER: pip install nbclient ipykernel"
+    nbclient, nbformat = (pytest.importorskip(name, reason=reason) for name in ("nbclient", "nbformat"))
     folder = tmp_path_factory.mktemp("tutorial")
     notebook = nbformat.read(FOLDER / "tutorial.ipynb", as_version=4)
     for old, new in SHORTER.items():

@@ -5,10 +5,12 @@ uninterrupted one, arms of one seed share them, and the order of the batches has
 every backend; what moves and overlays pixels takes NumPy's arrays and JAX's.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
+from tfigkd.data import to_model_input
 from tfigkd.fields import AugmentConfig, OverlayConfig
 
 ORDER, CROP_Y, CROP_X, FLIP, OVERLAY, EXPONENT, VIEW = range(7)
@@ -72,6 +74,28 @@ def gather(pixels: Any, rows: Any, columns: Any, padding: int) -> Any:
     if padding:
         pixels = xp.pad(pixels, ((0, 0), (padding, padding), (padding, padding), (0, 0)))
     return pixels[xp.arange(len(pixels))[:, None, None], rows[:, :, None], columns[:, None, :]]
+
+
+def augmented(
+    pixels: Any, rows: Any, columns: Any, exponents: Any, *, padding: int, lay: Callable[[Any, Any, Any], Any]
+) -> tuple[Any, Any, Any]:
+    """Moved images, the same with overlays, and their maps; NumPy's arrays or JAX's.
+
+    Args:
+        pixels: uint8 [B,H,W,3], or [B,H,W,4] with the maps.
+        rows: From `geometry`; so are `columns`.
+        columns: [B,W].
+        exponents: From `overlay_exponents`; None lays no map.
+        padding: Pixels that the geometry reaches beyond the images.
+        lay: `overlay_some`, or what does the same where it cannot run: of images, maps and exponents.
+
+    Returns:
+        Images float32 [B,H,W,3] in [0,1] without and with overlays, and maps float32 [B,H,W] or None.
+    """
+    moved = gather(pixels, rows, columns, padding)
+    clean = to_model_input(moved[..., :3])
+    maps = moved[..., 3].astype(np.float32) if moved.shape[-1] == 4 else None
+    return clean, clean if exponents is None else lay(clean, maps, exponents), maps
 
 
 def crop_and_flip(

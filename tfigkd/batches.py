@@ -10,15 +10,15 @@ import numpy as np
 from tfigkd.augment import (
     ORDER,
     VIEW,
+    augmented,
     example_keys,
-    gather,
     geometry,
     move_coarse,
     overlay_exponents,
     overlay_some,
     uniform,
 )
-from tfigkd.data import Examples, to_model_input
+from tfigkd.data import Examples
 from tfigkd.device import on_device
 from tfigkd.fields import AugmentConfig, OverlayConfig
 
@@ -62,15 +62,13 @@ Batch = tuple[Any, dict[str, Any]]
 
 
 def _on_host(pixels: np.ndarray, padding: int, dim_only: bool) -> Callable[..., tuple[np.ndarray, np.ndarray, Any]]:
-    """Moved images, the same with overlays, and their maps, from indices and draws; `tfigkd.device` has its twin."""
+    """`augmented` images of a data set, from indices and draws; `tfigkd.device` does the same on JAX's device."""
+
+    def lay(images: np.ndarray, maps: np.ndarray, exponents: np.ndarray) -> np.ndarray:
+        return overlay_some(images, None if dim_only else maps, exponents)
 
     def make(chosen: np.ndarray, rows: np.ndarray, columns: np.ndarray, exponents: np.ndarray | None) -> tuple:
-        moved = gather(pixels[chosen], rows, columns, padding)
-        clean = to_model_input(moved[..., :3])
-        maps = moved[..., 3].astype(np.float32) if moved.shape[-1] == 4 else None
-        if exponents is None:
-            return clean, clean, maps
-        return clean, overlay_some(clean, None if dim_only else maps, exponents), maps
+        return augmented(pixels[chosen], rows, columns, exponents, padding=padding, lay=lay)
 
     return make
 

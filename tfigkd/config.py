@@ -24,6 +24,28 @@ FINGERPRINT_DIGITS = 16
 MAX_TOML = 2**20
 
 
+def dotted_names(mapping: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """Names of all values of nested tables, such as losses.kd.weight."""
+    names = []
+    for key, value in mapping.items():
+        names += dotted_names(value, f"{prefix}{key}.") if isinstance(value, dict) else [f"{prefix}{key}"]
+    return names
+
+
+def value_at(mapping: Mapping[str, Any], dotted: str) -> Any:
+    """The value of nested tables that a dotted name leads to.
+
+    Raises:
+        KeyError: it leads to none.
+    """
+    value: Any = mapping
+    for name in dotted.split("."):
+        if not isinstance(value, dict) or name not in value:
+            raise KeyError(dotted)
+        value = value[name]
+    return value
+
+
 def fingerprint(*parts: Any) -> str:
     """Hash of configs, strings and plain JSON values: equal parts, equal fingerprint, on any machine."""
     plain = [dataclasses.asdict(part) if dataclasses.is_dataclass(part) else part for part in parts]  # type: ignore[arg-type]

@@ -14,7 +14,7 @@ from tfigkd.attribution.faithfulness import deletion, insertion
 from tfigkd.attribution.similarity import cosine, rank_correlation, top_overlap
 from tfigkd.compress.stage import students
 from tfigkd.config import fingerprint
-from tfigkd.data import Dataset, Examples
+from tfigkd.data import Examples, mean_color
 from tfigkd.data.stage import dataset
 from tfigkd.errors import UserError
 from tfigkd.exporting import export_identity
@@ -89,7 +89,9 @@ def _attribution_settings(config: Config) -> dict[str, Any]:
     }
 
 
-def _explain(config: Config, data: Dataset, roles: dict[str, keras.Model], parts: list[Examples]) -> list[Explanation]:
+def _explain(
+    config: Config, roles: dict[str, keras.Model], parts: list[Examples], color: np.ndarray
+) -> list[Explanation]:
     """Maps and completeness errors of each Keras model, by role, for each part of some examples."""
     ids, images, labels = (
         np.concatenate([getattr(part, name) for part in parts]) for name in ("ids", "images", "labels")
@@ -100,7 +102,7 @@ def _explain(config: Config, data: Dataset, roles: dict[str, keras.Model], parts
         for role, model in roles.items():
             # one call for all parts: another number of images is another graph to trace
             folded = models.fold_batch_norm(model)
-            result = attribute_examples(folded, together, config.attribution, _mean_color(data))
+            result = attribute_examples(folded, together, config.attribution, color)
             errors = completeness_error(result.attributions, result.convergence_delta)
             found[role] = saliency_map(result.attributions), errors
             advance()
@@ -109,12 +111,8 @@ def _explain(config: Config, data: Dataset, roles: dict[str, keras.Model], parts
     return [{role: (maps[piece], errors[piece]) for role, (maps, errors) in found.items()} for piece in pieces]
 
 
-def _mean_color(data: Dataset) -> np.ndarray:
-    return data.train.images.mean(axis=(0, 1, 2), dtype=np.float64).astype(np.float32) / 255
-
-
 def _attributions(
-    config: Config, data: Dataset, examples: Examples, explained: Explanation, predictors: dict[str, Predict]
+    config: Config, examples: Examples, explained: Explanation, predictors: dict[str, Predict], color: np.ndarray
 ) -> dict[str, dict[str, float]]:
     """Attribution measures of each predictor; maps are those of the Keras models.
 
@@ -124,7 +122,7 @@ def _attributions(
     with console.progress("faithfulness", len(predictors)) as advance:
         for name, predict in predictors.items():
             own, steps = explained[name.split(".")[0]][0], settings.curve_steps
-            results[name] = dict(faithfulness(predict, examples, own, mean_color=_mean_color(data), steps=steps))
+            results[name] = dict(faithfulness(predict, examples, own, mean_color=color, steps=steps))
             advance()
     for role in explained.keys() - {"teacher"} if "teacher" in explained else ():
         maps, reference = explained[role][0], explained["teacher"][0]
@@ -172,9 +170,11 @@ def evaluate(config: Config, workdir: Workdir) -> None:
     tested, shown = data.test.take(slice(settings.attribution_examples)), choose_examples(config, data, roles)
     kept = {}
     if len(tested) or len(shown.examples):
-        of_tested, of_shown = _explain(config, data, roles, [tested, shown.examples])
-        for name, values in _attributions(config, data, tested, of_tested, predictors).items() if len(tested) else ():
-            results[name] |= values
+        color = mean_color(data.train)
+        of_tested, of_shown = _explain(config, roles, [tested, shown.examples], color)
+        if len(tested):
+            for name, values in _attributions(config, tested, of_tested, predictors, color).items():
+                results[name] |= values
         if len(shown.examples):
             kept[FILE] = make_gallery(config, workdir, shown, of_shown).save(folder / FILE)
     labels = data.test.labels

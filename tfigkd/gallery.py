@@ -10,14 +10,14 @@ import keras
 import numpy as np
 
 from tfigkd.attribution.similarity import rank_correlation
-from tfigkd.augment import overlay
+from tfigkd.augment import overlay_some
 from tfigkd.batches import Knowledge
 from tfigkd.controls import apply_control
 from tfigkd.data import Dataset, Examples, to_model_input
 from tfigkd.errors import UserError
 from tfigkd.fields import Config
 from tfigkd.metrics import predict_logits
-from tfigkd.overlays import load_knowledge
+from tfigkd.overlays import load_knowledge, to_stored
 from tfigkd.workdir import Workdir, atomic, checksum
 
 FILE = "gallery.npz"
@@ -144,8 +144,7 @@ def _knowledge(config: Config, workdir: Workdir, examples: Examples, explained: 
         except UserError:  # the store may have been deleted since the training
             pass
     maps, errors = explained
-    scales = maps.max(axis=(1, 2))
-    stored = np.round(255 * maps / np.where(scales > 0, scales, 1)[:, None, None]).astype(np.uint8)
+    stored, scales = to_stored(maps)
     usable = errors <= config.attribution.tolerance
     return Knowledge(np.zeros((len(examples), 0), np.float32), stored, scales, errors, usable)
 
@@ -153,10 +152,7 @@ def _knowledge(config: Config, workdir: Workdir, examples: Examples, explained: 
 def _overlaid(config: Config, examples: Examples, knowledge: Knowledge) -> dict[str, np.ndarray]:
     """The images as training overlays them, at the middle of the exponents and before any crop or flip."""
     treated = apply_control(knowledge, config.control) if len(examples) > 1 else knowledge
-    images = to_model_input(examples.images)
     middle = np.sqrt(config.overlay.min_exponent * config.overlay.max_exponent)
-    laid = 0.5 * images
-    if config.control.maps != "none":
-        laid = overlay(images, treated.maps, np.full(len(images), middle))
-    laid = np.where(treated.usable[:, None, None, None], laid, images)
+    maps = None if config.control.maps == "none" else treated.maps
+    laid = overlay_some(to_model_input(examples.images), maps, np.where(treated.usable, middle, 0))
     return {"overlays": np.round(255 * laid).astype(np.uint8), "overlaid": treated.usable}

@@ -13,7 +13,7 @@ from tfigkd import console, models
 from tfigkd.attribution import Attribution, attribute, completeness_error, make_baseline, saliency_map
 from tfigkd.batches import Knowledge
 from tfigkd.config import fingerprint, from_mapping
-from tfigkd.data import Dataset, Examples, to_model_input
+from tfigkd.data import Dataset, Examples, mean_color, to_model_input
 from tfigkd.data.stage import covered, dataset, stored_examples, stored_fingerprint
 from tfigkd.errors import UserError
 from tfigkd.fields import AttributionConfig, Config, DataConfig
@@ -65,8 +65,7 @@ def _features(model: keras.Model, examples: Examples, config: AttributionConfig,
     """The features of each example's record."""
     result = attribute_examples(model, examples, config, mean_color)
     maps = saliency_map(result.attributions)
-    scales = maps.max(axis=(1, 2))
-    stored = np.round(255 * maps / np.where(scales > 0, scales, 1)[:, None, None]).astype(np.uint8)
+    stored, scales = to_stored(maps)
     errors = completeness_error(result.attributions, result.convergence_delta)
     for index in range(len(examples)):
         yield {
@@ -77,6 +76,12 @@ def _features(model: keras.Model, examples: Examples, config: AttributionConfig,
             "steps": [int(result.n_steps[index])],
             **_shape(stored[index]),
         }
+
+
+def to_stored(maps: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Maps [N,H,W] as uint8, each scaled by its own maximum, and these maxima [N]."""
+    scales = maps.max(axis=(1, 2))
+    return np.round(255 * maps / np.where(scales > 0, scales, 1)[:, None, None]).astype(np.uint8), scales
 
 
 def _shape(stored: np.ndarray) -> dict[str, list[int]]:
@@ -123,14 +128,14 @@ def write_store(
     """
     examples = covered(data) if examples is None else examples
     folded = models.fold_batch_norm(model)
-    mean_color = data.train.images.mean(axis=(0, 1, 2), dtype=np.float64).astype(np.float32) / 255
+    color = mean_color(data.train)
     files = write_shards(
         folder,
         examples,
         config.shard_size,
         store=fingerprint(identity),
         parse=parse_record,
-        make=lambda chosen: _features(folded, chosen, config, mean_color),
+        make=lambda chosen: _features(folded, chosen, config, color),
     )
     # Record by record: the memory of this stage must not grow with the number of images.
     sample = np.arange(min(CHECKED, len(examples)))
@@ -140,14 +145,14 @@ def write_store(
         if number in sample:
             checked.append(record)
     errors, steps = columns.astype(np.float32).T  # the type in which the tolerance was asked
-    worst = deviation(model, examples, checked, config, mean_color, sample)
+    worst = deviation(model, examples, checked, config, color, sample)
     write_manifest(
         folder,
         fingerprint(identity),
         files=files,
         identity=identity,
         source=source,
-        mean_color=[float(value) for value in mean_color],
+        mean_color=[float(value) for value in color],
         examples=len(examples),
         flagged=int((~(errors <= config.tolerance)).sum()),
         completeness_error={
@@ -240,20 +245,8 @@ def load_knowledge(config: Config, workdir: Workdir, examples: Examples) -> Know
 
 
 def stored_maps(config: Config, workdir: Workdir, examples: Examples) -> np.ndarray | None:
-    """The stored maps of a few examples, [N,H,W]; None where the store does not cover them.
-
-    Nothing is read after the last of them: examples and store are sorted by id, so the first of validation, whose ids
-    sort first, lie in the first shards.
-    """
-    folder = store_folder(config, workdir)
-    manifest = open_store(folder, _identity(config, workdir))
-    wanted, found = {str(id_) for id_ in examples.ids}, {}
-    for record in read_all(folder, manifest["files"], parse_record) if config.data.stored == "all" else ():
-        if record["id"] in wanted:
-            found[record["id"]] = record["map"]
-            if len(found) == len(wanted):
-                return np.stack([found[str(id_)] for id_ in examples.ids])
-    return None
+    """The stored maps of some examples, uint8 [N,H,W]; None where the store covers the student's training set alone."""
+    return load_knowledge(config, workdir, examples).maps if config.data.stored == "all" else None
 
 
 def build_overlays(config: Config, workdir: Workdir) -> None:

@@ -25,12 +25,14 @@ from tfigkd.compress.fields import trainings
 from tfigkd.config import (
     closest,
     differences,
+    dotted_names,
     experiments_folder,
     fingerprint,
     from_mapping,
     read_experiment,
     smoke,
     to_mapping,
+    value_at,
 )
 from tfigkd.errors import UserError, system_line
 from tfigkd.fields import Config
@@ -145,7 +147,7 @@ def parse(arguments: Sequence[str], base: Config | None = None) -> tuple[Command
 def _switches(arguments: Sequence[str], config: Config) -> list[str]:
     """Arguments in tyro's words: a switch that is given true or false, as in TOML, becomes `--a.b` or `--a.no_b`."""
     values = to_mapping(config)
-    known = {name for name in _fields(values) if isinstance(_at(values, name), bool)}
+    known = {name for name in dotted_names(values) if isinstance(value_at(values, name), bool)}
     said: list[str] = []
     for argument in arguments:
         flag, equals, value = argument.partition("=")
@@ -161,12 +163,6 @@ def _switches(arguments: Sequence[str], config: Config) -> list[str]:
     return said
 
 
-def _at(mapping: dict[str, Any], dotted: str) -> Any:
-    for name in dotted.split("."):
-        mapping = mapping[name]
-    return mapping
-
-
 def _first_value(arguments: Sequence[str], flag: str) -> str:
     """The value of a flag, before the real parse, which needs the experiment's fields; empty where it has none."""
     for position, argument in enumerate(arguments):
@@ -178,17 +174,8 @@ def _first_value(arguments: Sequence[str], flag: str) -> str:
 
 
 def _hint(flag: str, config: Config) -> str:
-    fields = _fields(to_mapping(config))
-    near = closest(flag.removeprefix("--"), fields)
+    near = closest(flag.removeprefix("--"), dotted_names(to_mapping(config)))
     return near if near.startswith("did you mean") else "--help shows them all"
-
-
-def _fields(mapping: dict[str, Any], prefix: str = "") -> list[str]:
-    """Dotted names of all fields."""
-    names = []
-    for key, value in mapping.items():
-        names += _fields(value, f"{prefix}{key}.") if isinstance(value, dict) else [f"{prefix}{key}"]
-    return names
 
 
 def _lines(table: dict[str, Any], prefix: str = "") -> list[str]:

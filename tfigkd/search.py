@@ -24,7 +24,7 @@ from typing import Any, Literal
 import tyro
 
 from tfigkd import console
-from tfigkd.config import closest, differences, override, read_experiment, smoke, to_mapping
+from tfigkd.config import closest, differences, dotted_names, override, read_experiment, smoke, to_mapping, value_at
 from tfigkd.errors import UserError, system_line
 from tfigkd.fields import Config
 from tfigkd.loss_fields import require_seed
@@ -99,11 +99,11 @@ def dimension(text: str, config: Config) -> Dimension:
     if not values or (separator and scale not in ("log", "linear")) or (values.count(":") and not ranged):
         raise UserError(f"--vary {text}: expected FIELD=LOW:HIGH, FIELD=LOW:HIGH:log or FIELD=A,B,C")
     parts = tuple(_value(part) for part in low_high.split(":" if ranged else ","))
-    table: Any = to_mapping(config)
-    for name in field.split("."):
-        if not isinstance(table, dict) or name not in table:
-            raise UserError(f"--vary {text}: unknown field {field!r}; {closest(field, _names(to_mapping(config)))}")
-        table = table[name]
+    fields = to_mapping(config)
+    try:
+        before = value_at(fields, field)
+    except KeyError:
+        raise UserError(f"--vary {text}: unknown field {field!r}; {closest(field, dotted_names(fields))}") from None
     for part in parts:
         override(config, {field: part})
     if not ranged:
@@ -111,16 +111,9 @@ def dimension(text: str, config: Config) -> Dimension:
     low, high = parts
     if isinstance(low, bool | str) or isinstance(high, bool | str) or not low < high or (scale == "log" and low <= 0):
         raise UserError(f"--vary {text}: a range goes from a lower to a higher number, above 0 where it is logarithmic")
-    if isinstance(table, float):
+    if isinstance(before, float):
         parts = (float(low), float(high))
     return Dimension(field, parts, "log" if scale == "log" else "linear")
-
-
-def _names(table: Mapping[str, Any], prefix: str = "") -> list[str]:
-    names = []
-    for key, value in table.items():
-        names += _names(value, f"{prefix}{key}.") if isinstance(value, dict) else [f"{prefix}{key}"]
-    return names
 
 
 def usual_space(config: Config) -> list[Dimension]:
@@ -334,7 +327,7 @@ def search(options: Options, flags: Sequence[str]) -> Path | None:
 def _finish(oracle: Any, options: Options, config: Config, folder: Path, name: str) -> Path:
     """Show the trials and write the best one's experiment file."""
     # a search that was stopped finds its trials again in any order: of equals the first is the best
-    ended = [trial for trial in oracle.get_best_trials(len(oracle.trials)) if trial.score is not None]
+    ended = [trial for trial in oracle.trials.values() if trial.score is not None]
     trials = sorted(ended, key=lambda one: (math.isnan(one.score), -one.score, one.trial_id))
     if not trials:
         raise UserError(f"no trial of the search in {folder} came to an end; its files say why")

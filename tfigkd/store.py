@@ -136,6 +136,9 @@ def open_store(folder: Path, identity: Mapping[str, Any]) -> dict[str, Any]:
 def join(folder: Path, manifest: Mapping[str, Any], examples: Examples, parse: Parse) -> Iterator[tuple[int, Record]]:
     """The position of each example, found by id, with its record; in the order of the store, one by one.
 
+    Nothing is read after the last of them: examples and store are sorted by id, so a few that sort first, such as those
+    of validation, lie in the first shards.
+
     Raises:
         UserError: ids are missing, or labels are not those of the examples; after the last record.
     """
@@ -149,6 +152,8 @@ def join(folder: Path, manifest: Mapping[str, Any], examples: Examples, parse: P
         if record["label"] != examples.labels[position]:
             wrong.append(record["id"])
         yield position, record
+        if not missing:
+            break
     if missing:
         raise UserError(f"store {folder}: {len(missing)} ids are missing, the first {next(iter(missing))}; {REBUILD}")
     if wrong:

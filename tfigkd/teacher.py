@@ -8,13 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import keras
-import numpy as np
 
 from tfigkd import checkpoint, console, models
 from tfigkd.attribution import make_baseline
 from tfigkd.batches import training_batches
 from tfigkd.config import experiments_folder, fingerprint
-from tfigkd.data import Dataset, to_model_input
+from tfigkd.data import Dataset, mean_color, to_model_input
 from tfigkd.data.stage import dataset, holds_out_validation, teacher_examples
 from tfigkd.distiller import Distiller
 from tfigkd.errors import UserError
@@ -157,9 +156,9 @@ def watched(config: Config) -> Watched:
     """What TensorBoard shows of a training with this config: validation, and maps from its baseline."""
     data = dataset(config.data)
     plain = Watched(data.validation, holds_out_validation(config.data), data.class_names, config.tensorboard)
-    mean_color = data.train.images.mean(axis=(0, 1, 2), dtype=np.float64).astype(np.float32) / 255
     images = to_model_input(plain.shown.images)
-    return replace(plain, baseline=make_baseline(config.attribution.baseline, images, mean_color=mean_color))
+    color = mean_color(data.train)
+    return replace(plain, baseline=make_baseline(config.attribution.baseline, images, mean_color=color))
 
 
 def _train(config: Config, data: Dataset, folder: Path) -> tuple[keras.Model, list]:

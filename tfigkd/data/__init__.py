@@ -168,6 +168,11 @@ def to_model_input(images: np.ndarray) -> np.ndarray:
     return images.astype(np.float32) / np.float32(255)
 
 
+def mean_color(examples: Examples) -> np.ndarray:
+    """The mean of each channel over all images, float32 [3] in [0,1]."""
+    return examples.images.mean(axis=(0, 1, 2), dtype=np.float64).astype(np.float32) / 255
+
+
 def concatenate(parts: Sequence[Examples]) -> Examples:
     """Join splits and sort by id, as when train and validation together train the final models."""
     return _Joined(parts)

@@ -7,7 +7,7 @@ from typing import Any
 from plotly import graph_objects as go
 
 from tfigkd.report.page import Chart
-from tfigkd.report.table import ROLES, percent
+from tfigkd.report.table import ROLES, interval, percent
 from tfigkd.statistics import wilson
 
 COLORS = {"teacher": "#d97706", "student": "#2f7de1", "compressed": "#0d9f75"}
@@ -59,9 +59,8 @@ def title_of(name: str) -> str:
     return f"{role_of(name)}, {format_of(name)}"
 
 
-def _range(accuracy: float, n_test: int) -> str:
-    low, high = wilson(accuracy, n_test)
-    return f"{100 * low:.2f} to {100 * high:.2f} %"
+def _threads(count: int) -> str:
+    return f"{count} thread{'s' * (count > 1)}"
 
 
 def _errors(accuracies: Sequence[float], n_test: int) -> dict[str, Any]:
@@ -87,7 +86,7 @@ def accuracies(results: Mapping[str, Mapping[str, float]], n_test: int) -> Chart
                 mode="markers",
                 marker={"size": 10, "color": COLORS[role]},
                 name=role,
-                text=[_range(value, n_test) for value in values],
+                text=[interval(value, n_test) for value in values],
                 hovertemplate="%{y}<br>%{x:.2f} %<br>%{text}<extra></extra>",
             )
         )
@@ -107,7 +106,7 @@ def accuracies(results: Mapping[str, Mapping[str, float]], n_test: int) -> Chart
         (
             ["", "test accuracy", "95 % interval"],
             [
-                [title_of(name), percent(results[name]["accuracy"]), _range(results[name]["accuracy"], n_test)]
+                [title_of(name), percent(results[name]["accuracy"]), interval(results[name]["accuracy"], n_test)]
                 for name in names
             ],
         ),
@@ -128,13 +127,12 @@ def trade_off(
     first = str(threads[0])
     sizes = {name: timed[name]["bytes"] / 1e3 for name in names}
     times = {name: timed[name]["milliseconds"][first]["p50"] for name in names}
-    words = f"{threads[0]} thread{'s' * (threads[0] > 1)}"
     return [
         _cost("size", "Accuracy against size", "size of the file, kB", sizes, "kB", results, n_test),
         _cost(
             "latency",
             "Accuracy against latency",
-            f"median latency, batch 1, {words}, ms",
+            f"median latency, batch 1, {_threads(threads[0])}, ms",
             times,
             "ms",
             results,
@@ -169,7 +167,7 @@ def _cost(
                 textfont={"size": 11},
                 cliponaxis=False,
                 name=role,
-                customdata=[_range(value, n_test) for value in values],
+                customdata=[interval(value, n_test) for value in values],
                 hovertemplate=f"{role}, %{{text}}<br>%{{x:,.{digits}f}} {unit}<br>%{{y:.2f}} %<br>%{{customdata}}"
                 "<extra></extra>",
             )
@@ -215,14 +213,14 @@ def latencies(timed: Mapping[str, Mapping[str, Any]], threads: Sequence[int]) ->
                     "width": 4,
                 },
                 orientation="h",
-                name=f"{count} thread{'s' * (count > 1)}",
+                name=_threads(count),
                 marker={"color": ("#2f7de1", "#0d9f75", "#b455c8", "#7a8794")[number % 4]},
                 customdata=[[one["p90"], one["p99"]] for one in values],
                 hovertemplate="median %{x:.3f} ms, p90 %{customdata[0]:.3f}, p99 %{customdata[1]:.3f}",
             )
         )
         lines += [
-            [f"{title_of(name)}, {count} thread{'s' * (count > 1)}", *(f"{one[p]:.3f}" for p in ("p50", "p90", "p99"))]
+            [f"{title_of(name)}, {_threads(count)}", *(f"{one[p]:.3f}" for p in ("p50", "p90", "p99"))]
             for name, one in zip(names, values, strict=True)
         ]
     first = {name: timed[name]["milliseconds"][str(threads[0])]["p50"] for name in names}
@@ -230,7 +228,7 @@ def latencies(timed: Mapping[str, Mapping[str, Any]], threads: Sequence[int]) ->
     return Chart(
         "latencies",
         "Latency of one image",
-        f"Fastest with {threads[0]} thread{'s' * (threads[0] > 1)}: {title_of(fastest)}, {first[fastest]:.3f} ms "
+        f"Fastest with {_threads(threads[0])}: {title_of(fastest)}, {first[fastest]:.3f} ms "
         "(median). Bars are medians, their whiskers reach to the 90th percentile.",
         make(
             traces,

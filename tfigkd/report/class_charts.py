@@ -70,9 +70,7 @@ def confusions(counts: Mapping[str, Any], classes: Sequence[str], role: str) -> 
     for first, second, number in pairs:
         if first in kept and second in kept:
             grid[kept.index(first)][kept.index(second)] = number
-    # the number keeps apart classes whose names are cut to the same label
-    names = [label(classes[one], 14) for one in kept]
-    names = [f"{name} ({one})" if names.count(name) > 1 else name for name, one in zip(names, kept, strict=True)]
+    names = _labels(classes, kept, 14)
     heat = go.Heatmap(
         x=names,
         y=names,
@@ -118,8 +116,7 @@ def recalls(per_class: Mapping[str, Sequence[Mapping[str, Any]]], classes: Seque
     if len(kept) > MOST_CLASSES:
         key = spread if len(roles) > 1 else lambda index: -worst[index]
         kept = sorted(sorted(kept, key=lambda index: -key(index))[:MOST_CLASSES])
-    names = [label(f"{classes[index]}", 16) for index in kept]
-    names = [f"{name} ({one})" if names.count(name) > 1 else name for name, one in zip(names, kept, strict=True)]
+    names = _labels(classes, kept, 16)
     traces = [
         go.Scatter(
             y=names,
@@ -158,6 +155,12 @@ def recalls(per_class: Mapping[str, Sequence[Mapping[str, Any]]], classes: Seque
         (header, lines),
         height=150 + 20 * len(kept),
     )
+
+
+def _labels(classes: Sequence[str], kept: Sequence[int], longest: int) -> list[str]:
+    """Labels of some classes; the number keeps apart those whose names are cut to the same one."""
+    names = [label(classes[one], longest) for one in kept]
+    return [f"{name} ({one})" if names.count(name) > 1 else name for name, one in zip(names, kept, strict=True)]
 
 
 def _recall(value: float | None) -> str:

@@ -1,7 +1,7 @@
 """All that the stages of one run have left for its page, read and verified; what is missing is None or empty."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -19,7 +19,8 @@ from tfigkd.overlays import parse_record, store_folder
 from tfigkd.report.table import ROLES, Roles
 from tfigkd.store import open_store, read_all
 from tfigkd.teacher import teacher_folder
-from tfigkd.workdir import Workdir, read_manifest, require
+from tfigkd.training import LEDGER
+from tfigkd.workdir import Workdir, read_manifest
 
 History = list[dict[str, float]]
 T = TypeVar("T")
@@ -66,10 +67,13 @@ class Facts:
     gallery: Gallery | None = None
 
 
-def figures(workdir: Workdir) -> Roles:
-    """Roles to what is known of them; what benchmarks and exports have not measured is left out."""
-    evaluated = require(workdir.stage("evaluate"), "evaluate")
-    results = evaluated["results"]
+def figures(workdir: Workdir, results: Mapping[str, Any]) -> Roles:
+    """Roles to what is known of them; what benchmarks and exports have not measured is left out.
+
+    Args:
+        workdir: Where the run wrote.
+        results: Of stage `evaluate`.
+    """
     roles = {role: dict(results[role]) for role in ROLES if role in results}
     timed = read_manifest(workdir.stage("benchmark"))
     exported = read_manifest(workdir.stage("export"))
@@ -86,19 +90,28 @@ def figures(workdir: Workdir) -> Roles:
     return roles
 
 
-def gather(config: Config, workdir: Workdir, row: dict[str, Any], repeat: tuple[str, str]) -> Facts:
+def gather(
+    config: Config,
+    workdir: Workdir,
+    row: dict[str, Any],
+    roles: Roles,
+    evaluated: dict[str, Any],
+    repeat: tuple[str, str],
+) -> Facts:
     """Read what a run has left.
 
     Args:
         config: The run's.
         workdir: Where it wrote.
         row: Its row of results.
+        roles: From `figures`.
+        evaluated: The manifest of stage `evaluate`.
         repeat: From `repeat.command`.
 
     Raises:
-        UserError: stage `evaluate` has not run, or a file is damaged.
+        UserError: a file is damaged.
     """
-    folder, evaluated = workdir.stage("evaluate"), require(workdir.stage("evaluate"), "evaluate")
+    folder = workdir.stage("evaluate")
     store, errors = _store(config, workdir)
     histories = {"student": _history(workdir.stage("distill"))}
     if config.needs_teacher:
@@ -106,7 +119,7 @@ def gather(config: Config, workdir: Workdir, row: dict[str, Any], repeat: tuple[
     return Facts(
         config=to_mapping(config),
         row=row,
-        roles=figures(workdir),
+        roles=roles,
         evaluated=evaluated,
         command=repeat[0],
         toml=repeat[1],
@@ -118,7 +131,7 @@ def gather(config: Config, workdir: Workdir, row: dict[str, Any], repeat: tuple[
         store=store,
         errors=errors,
         histories={role: history for role, history in histories.items() if history},
-        ledger=read_ledger(workdir.stage("distill") / "ledger.jsonl"),
+        ledger=read_ledger(workdir.stage("distill") / LEDGER),
         gallery=Gallery.load(folder / gallery.FILE) if gallery.FILE in evaluated["files"] else None,
     )
 

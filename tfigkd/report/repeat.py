@@ -4,7 +4,7 @@ import shlex
 from collections.abc import Mapping
 from typing import Any
 
-from tfigkd.config import differences, read_experiment, smoke, to_mapping
+from tfigkd.config import differences, read_experiment, smoke, to_mapping, value_at
 from tfigkd.errors import UserError
 from tfigkd.fields import Config
 from tfigkd.workdir import Workdir
@@ -37,20 +37,13 @@ def command(config: Config, run: Mapping[str, Any], workdir: Workdir | None = No
     words += ["--smoke"] if run["smoke"] else []
     resolved = to_mapping(config)
     for field in differences(to_mapping(base), resolved):
-        words += _flag(field, _value(resolved, field))
+        words += _flag(field, value_at(resolved, field))
     if workdir is not None:
         # the folder that run.py takes where it is given none
         default = f"runs/{name}{'-smoke' if run['smoke'] else ''}/{run['seed']}"
         words += [] if str(workdir.run) == default else ["--workdir", str(workdir.run)]
         words += [] if str(workdir.teachers) == DEFAULT_TEACHERS else ["--teachers", str(workdir.teachers)]
     return f"python -m tfigkd.run {shlex.join(words)}", toml
-
-
-def _value(mapping: Mapping[str, Any], field: str) -> Any:
-    found: Any = mapping
-    for name in field.split("."):
-        found = found[name]
-    return found
 
 
 def _flag(field: str, value: Any) -> list[str]:

@@ -3,13 +3,14 @@
 import csv
 import io
 import json
+from collections.abc import Callable
 
 from rich.table import Table
 
 from tfigkd import console
 from tfigkd.errors import UserError
 from tfigkd.fields import Config
-from tfigkd.report.facts import figures, gather
+from tfigkd.report.facts import Facts, figures, gather
 from tfigkd.report.repeat import command
 from tfigkd.report.table import ROLES, lines, markdown, row_of
 from tfigkd.teacher import require_teacher
@@ -18,7 +19,8 @@ from tfigkd.workdir import Workdir, require, sealed, write_text
 
 def report(config: Config, workdir: Workdir) -> None:
     """Stage `report`: write `rows.csv`, `report.md` and `report.html`, and show the table."""
-    roles = figures(workdir)
+    evaluated = require(workdir.stage("evaluate"), "evaluate")
+    roles = figures(workdir, evaluated["results"])
     trained = require(workdir.stage("distill"), "distill")
     try:
         teacher = require_teacher(config, workdir) if config.needs_teacher else None
@@ -26,7 +28,7 @@ def report(config: Config, workdir: Workdir) -> None:
         if not workdir.saved:  # a student of saved_models may stand without its teacher
             raise
         teacher = None
-    found = lines(roles, require(workdir.stage("evaluate"), "evaluate")["n_test"])
+    found = lines(roles, evaluated["n_test"])
     header = ["", *(role for role in ROLES if role in roles)]
     row = row_of(config, workdir, roles, trained, teacher)
     buffer = io.StringIO()
@@ -38,7 +40,7 @@ def report(config: Config, workdir: Workdir) -> None:
     settings = json.loads((workdir.run / "config.json").read_text(encoding="utf-8"))
     repeat = command(config, settings, workdir)
     write_text(workdir.run / "report.md", markdown(config, row, header, found, repeat[0]))
-    _page(config, workdir, row, repeat)
+    _page(lambda: gather(config, workdir, row, roles, evaluated, repeat), workdir)
     table = Table(title=f"{row['experiment']}, seed {row['seed']}", title_justify="left")
     table.add_column(header[0])
     for name in header[1:]:
@@ -48,10 +50,10 @@ def report(config: Config, workdir: Workdir) -> None:
     console.show(table)
 
 
-def _page(config: Config, workdir: Workdir, row: dict, repeat: tuple[str, str]) -> None:
+def _page(facts: Callable[[], Facts], workdir: Workdir) -> None:
     try:
         from tfigkd.report.run_page import page
     except ImportError as error:  # an accelerator machine with JAX alone
         console.say(f"  no report.html: {error}")
         return
-    write_text(workdir.run / "report.html", page(gather(config, workdir, row, repeat)))
+    write_text(workdir.run / "report.html", page(facts()))
