@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from tfigkd.collect import read_rows
 from tfigkd.config import experiments_folder, override, read_experiment
 from tfigkd.errors import UserError
 from tfigkd.fields import Config
@@ -150,6 +151,12 @@ def test_a_killed_search_goes_on_and_leaves_the_best_as_an_experiment(tmp_path):
     assert 1e-3 <= best.training.learning_rate <= 1e-2
     assert all(read_manifest(folder / f"trials/{number}/0/distill")["n_train"] == 80 for number in (0, 1))
 
+    rows = read_rows(folder / "trials.csv")
+    assert [float(row["validation_accuracy"]) for row in rows] == sorted(scores, reverse=True)
+    assert {row["trial"] for row in rows} == {"0", "1"}
+    assert rows[0]["training.learning_rate"] == str(best.training.learning_rate)
+    assert all(float(row["train_seconds"]) > 0 and "--tuner random" in row["command"] for row in rows)
+
     logged = b"".join(path.read_bytes() for path in folder.glob("tensorboard/*/*.tfevents.*"))
     assert b"_hparams_/session_start_info" in logged
     assert b"training.learning_rate" in logged
@@ -192,3 +199,4 @@ def test_hyperband_gives_few_epochs_to_many_and_many_to_few(tmp_path):
     assert len(epochs) > 1
     assert epochs[-1] == "4"
     assert read_experiment(str(folder / "tiny_best.toml"))[1].training.epochs == 4
+    assert sorted({row["training.epochs"] for row in read_rows(folder / "trials.csv")}) == epochs

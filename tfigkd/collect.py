@@ -7,7 +7,6 @@ Rows of smoke runs and of unfinished runs stay where they are. Collecting twice 
 """
 
 import csv
-import io
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from tfigkd import console
 from tfigkd.config import experiments_folder, from_mapping
 from tfigkd.errors import UserError
 from tfigkd.fields import Config
+from tfigkd.provenance import as_csv
 from tfigkd.run import SETTINGS
 from tfigkd.study import LABEL, ROWS
 from tfigkd.workdir import (
@@ -120,17 +120,9 @@ def merge_rows(path: Path, rows: Sequence[dict[str, str]]) -> int:
         padded = {key: {name: row.get(name, "") for name in columns} for key, row in before.items()}
         changed = sum(padded.get(_key(row)) != row for row in lines)
         if changed:
-            _write(path, columns, lines)
+            write_text(path, as_csv(lines))
     (path.parent / ".lock").unlink(missing_ok=True)
     return changed
-
-
-def _write(path: Path, columns: list[str], lines: list[dict[str, str]]) -> None:
-    buffer = io.StringIO()
-    writer = csv.DictWriter(buffer, columns, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(lines)
-    write_text(path, buffer.getvalue())
 
 
 def save_student(run: Path, row: dict[str, str], into: Path) -> Path:

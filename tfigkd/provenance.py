@@ -6,7 +6,7 @@ import io
 import os
 import platform
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -59,6 +59,16 @@ def origin(command: str) -> dict[str, str]:
     return {"versions": versions(), "hardware": hardware(), "commit": commit(), "command": command}
 
 
+def as_csv(rows: Sequence[Mapping[str, Any]], header: bool = True) -> str:
+    """A table of results in the columns of its first row, which all rows have."""
+    buffer = io.StringIO()
+    writer = csv.DictWriter(buffer, list(rows[0]), lineterminator="\n")
+    if header:
+        writer.writeheader()
+    writer.writerows(rows)
+    return buffer.getvalue()
+
+
 def append_row(path: Path, row: Mapping[str, Any]) -> None:
     """Append a row to a CSV file, which gets its header from the first one.
 
@@ -71,12 +81,7 @@ def append_row(path: Path, row: Mapping[str, Any]) -> None:
             header = next(csv.reader(file), [])
         if header != list(row):
             raise ValueError(f"{path} has the columns {header}, the row {list(row)}; write to another file")
-    buffer = io.StringIO()
-    writer = csv.DictWriter(buffer, list(row), lineterminator="\n")
-    if new:
-        writer.writeheader()
-    writer.writerow(row)
-    content = buffer.getvalue().encode()
+    content = as_csv([row], header=new).encode()
     with open(path, "ab", buffering=0) as file:
         before = file.tell()
         try:

@@ -13,6 +13,7 @@ import dataclasses
 import json
 import math
 import os
+import shlex
 import signal
 import sys
 import warnings
@@ -28,6 +29,7 @@ from tfigkd.config import closest, differences, dotted_names, override, read_exp
 from tfigkd.errors import UserError, system_line
 from tfigkd.fields import Config
 from tfigkd.loss_fields import require_seed
+from tfigkd.provenance import as_csv, origin
 from tfigkd.run import Command, parse, run
 from tfigkd.workdir import Workdir, locked, make_folder, read_signed, require, write_signed, write_text
 
@@ -154,12 +156,15 @@ def _oracle(options: Options, config: Config, space: Sequence[Dimension]) -> Any
     return keras_tuner.oracles.RandomSearchOracle(max_trials=options.trials, **settings)
 
 
-def trial_config(config: Config, values: Mapping[str, Any]) -> Config:
-    """The config of one trial: the field values, and as many epochs as hyperband grants it."""
+def _changes(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields that a trial sets, as many epochs as hyperband grants it among them."""
     changes = {name: value for name, value in values.items() if not name.startswith("tuner/")}
-    if "tuner/epochs" in values:
-        changes["training.epochs"] = values["tuner/epochs"]
-    return override(config, changes)
+    return changes | ({"training.epochs": values["tuner/epochs"]} if "tuner/epochs" in values else {})
+
+
+def trial_config(config: Config, values: Mapping[str, Any]) -> Config:
+    """The config of one trial, from what KerasTuner calls its values."""
+    return override(config, _changes(values))
 
 
 def try_out(options: Options, name: str, config: Config, folder: Path) -> float:
@@ -281,8 +286,14 @@ def to_toml(config: Config, comment: str) -> str:
     return "\n".join(lines) + "\n"
 
 
-def search(options: Options, flags: Sequence[str]) -> Path | None:
-    """Search; returns the best setting's experiment file, which a worker of a chief leaves to the chief."""
+def search(options: Options, flags: Sequence[str], command: str = "") -> Path | None:
+    """Search; returns the best setting's experiment file, which a worker of a chief leaves to the chief.
+
+    Args:
+        options: What is searched.
+        flags: Fields that are held fixed, as on the command line.
+        command: What repeats the search; a column of its rows.
+    """
     if options.trials < 1 or options.seeds < 1:
         raise UserError("--trials and --seeds must be at least 1")
     require_seed(options.seed, "--seed")
@@ -321,11 +332,26 @@ def search(options: Options, flags: Sequence[str]) -> Path | None:
             raise UserError(f"the search stopped: {str(error).strip().splitlines()[-1]}") from error
         if role and role != "chief":
             return None
-        return _finish(tuner.oracle, options, final, folder, name)
+        return _finish(tuner.oracle, options, final, folder, name, command)
 
 
-def _finish(oracle: Any, options: Options, config: Config, folder: Path, name: str) -> Path:
-    """Show the trials and write the best one's experiment file."""
+def _rows(trials: Sequence[Any], options: Options, folder: Path, name: str, command: str) -> list[dict[str, Any]]:
+    """One row a trial: what was tried, how long it took, what became of it."""
+    source, rows = origin(command), []
+    for trial in trials:
+        paths = (folder / "trials" / trial.trial_id).glob("*/distill/manifest.json")
+        seconds = sum(require(path.parent, "distill")["seconds"] for path in paths)
+        rows.append(
+            {"experiment": name, "tuner": options.tuner, "seed": options.seed, "trial": trial.trial_id}
+            | {"students": options.seeds, OBJECTIVE: trial.score, "train_seconds": round(seconds, 1)}
+            | _changes(trial.hyperparameters.values)
+            | source
+        )
+    return rows
+
+
+def _finish(oracle: Any, options: Options, config: Config, folder: Path, name: str, command: str) -> Path:
+    """Show the trials, write their rows and the best one's experiment file."""
     # a search that was stopped finds its trials again in any order: of equals the first is the best
     ended = [trial for trial in oracle.trials.values() if trial.score is not None]
     trials = sorted(ended, key=lambda one: (math.isnan(one.score), -one.score, one.trial_id))
@@ -334,6 +360,7 @@ def _finish(oracle: Any, options: Options, config: Config, folder: Path, name: s
     console.say(f"{len(trials)} trials, best first:")
     for trial in trials:
         console.say(f"  trial {trial.trial_id}: {100 * trial.score:.2f} %  {_words(trial.hyperparameters.values)}")
+    write_text(folder / "trials.csv", as_csv(_rows(trials, options, folder, name, command)))
     best = trials[0]
     values = {key: value for key, value in best.hyperparameters.values.items() if not key.startswith("tuner/")}
     chosen = override(config, values)
@@ -342,7 +369,7 @@ def _finish(oracle: Any, options: Options, config: Config, folder: Path, name: s
     comment = f"python -m tfigkd.search --experiment {name} --tuner {options.tuner}: {students}, by {OBJECTIVE}."
     path = folder / f"{name}_best.toml"
     write_text(path, to_toml(dataclasses.replace(chosen, description=description), comment))
-    console.say(f"best: {path}   all trials: tensorboard --logdir {folder / 'tensorboard'}")
+    console.say(f"best: {path}   all trials: {folder / 'trials.csv'}, tensorboard --logdir {folder / 'tensorboard'}")
     return path
 
 
@@ -358,7 +385,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return_unknown_args=True,
             use_underscores=True,
         )
-        search(options, flags)
+        search(options, flags, f"python -m tfigkd.search {shlex.join(arguments)}")
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

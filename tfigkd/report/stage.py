@@ -1,7 +1,5 @@
 """Stage `report`: one row of results, a table on screen, `report.md` and `report.html`; every figure of a manifest."""
 
-import csv
-import io
 import json
 from collections.abc import Callable
 
@@ -10,6 +8,7 @@ from rich.table import Table
 from tfigkd import console
 from tfigkd.errors import UserError
 from tfigkd.fields import Config
+from tfigkd.provenance import as_csv
 from tfigkd.report.facts import Facts, figures, gather
 from tfigkd.report.repeat import command
 from tfigkd.report.table import ROLES, lines, markdown, row_of
@@ -31,11 +30,7 @@ def report(config: Config, workdir: Workdir) -> None:
     found = lines(roles, evaluated["n_test"])
     header = ["", *(role for role in ROLES if role in roles)]
     row = row_of(config, workdir, roles, trained, teacher)
-    buffer = io.StringIO()
-    writer = csv.DictWriter(buffer, sealed(row))
-    writer.writeheader()
-    writer.writerow(sealed(row))
-    write_text(workdir.run / "rows.csv", buffer.getvalue())
+    write_text(workdir.run / "rows.csv", as_csv([sealed(row)]))
 
     settings = json.loads((workdir.run / "config.json").read_text(encoding="utf-8"))
     repeat = command(config, settings, workdir)
