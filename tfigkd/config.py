@@ -9,6 +9,7 @@ import dataclasses
 import difflib
 import hashlib
 import json
+import re
 import tomllib
 import types
 import typing
@@ -71,10 +72,13 @@ def differences(left: Mapping[str, Any], right: Mapping[str, Any], prefix: str =
 
 
 def closest(name: str, known: Iterable[str]) -> str:
-    """A hint for a mistyped name, or all the names there are."""
+    """A hint for a mistyped name, or all the names there are; of dotted ones the tables."""
     known = sorted(known)
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    return f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}"
+    if near:
+        return f"did you mean {near[0]!r}?"
+    tables = dict.fromkeys(re.sub(r"\..*", ".*", one) for one in known)
+    return f"known: {', '.join(tables)}"
 
 
 def _convert(value: Any, expected: Any, where: str) -> Any:
