@@ -51,6 +51,8 @@ def test_student_differs_from_ig_kd_in_the_teacher_alone():
         ({"export.formats": "int8"}, "export.formats must be a list, got 'int8'"),
         ({"export.formats": []}, "export.formats must name at least one format"),
         ({"export.formats": ["int8", "int8"]}, "export.formats must name at least one format, each once"),
+        ({"student.init": "teacher", "student.width": 0.5}, "takes the teacher's width, got student.width"),
+        ({"student.init": "teacher", "student.model": "resnet20"}, "takes the teacher's model, got student.model"),
         ({"benchmark.threads": [1, 0]}, "benchmark.threads must be positive"),
         ({"benchmark.threads": [1.5]}, "benchmark.threads must be of type int"),
     ],

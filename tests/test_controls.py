@@ -4,10 +4,11 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.ndimage import gaussian_filter
 
 from tfigkd.augment import overlay_exponents, overlay_some
 from tfigkd.batches import Knowledge
-from tfigkd.controls import apply_control, derangement, spectrum_noise
+from tfigkd.controls import apply_control, derangement, surrogate_noise
 from tfigkd.fields import ControlConfig, OverlayConfig
 
 RNG = np.random.default_rng(0)
@@ -65,24 +66,27 @@ def test_the_seed_decides(knowledge):
     assert (first != apply_control(knowledge, ControlConfig(logits="shuffled", seed=2)).logits).any()
 
 
-def test_noise_has_the_spectrum_of_the_maps_and_nothing_of_their_shape(knowledge):
-    noise = spectrum_noise(knowledge.maps, seed=0)
+def test_noise_has_the_values_and_the_spectrum_of_the_maps_and_nothing_of_their_shape():
+    maps = np.stack([gaussian_filter(np.abs(RNG.standard_normal((32, 32))) ** 3, 1) for _ in range(COUNT)])
+    maps = (255 * maps / maps.max(axis=(1, 2), keepdims=True)).astype(np.uint8)  # dark and sparse, as maps are
+    noise = surrogate_noise(maps, seed=0)
     assert noise.dtype == np.uint8
+    np.testing.assert_array_equal(*(np.sort(every.reshape(COUNT, -1)) for every in (noise, maps)))
 
     def spectrum(maps):
         amplitude = np.abs(np.fft.rfft2(maps / 255.0))
-        amplitude[:, 0, 0] = 0  # the mean brightness is set by the scaling to 0..255
+        amplitude[:, 0, 0] = 0  # the mean, which is the same
         return amplitude / np.linalg.norm(amplitude, axis=(1, 2), keepdims=True)
 
-    overlap = (spectrum(noise) * spectrum(knowledge.maps)).sum(axis=(1, 2))
+    overlap = (spectrum(noise) * spectrum(maps)).sum(axis=(1, 2))
     assert overlap.min() > 0.98
-    similarity = [np.corrcoef(a.ravel(), b.ravel())[0, 1] for a, b in zip(noise, knowledge.maps, strict=True)]
+    similarity = [np.corrcoef(a.ravel(), b.ravel())[0, 1] for a, b in zip(noise, maps, strict=True)]
     assert abs(np.mean(similarity)) < 0.1
 
 
 def test_a_constant_map_stays_constant():
     maps = np.full((1, 6, 6), 9, np.uint8)
-    np.testing.assert_array_equal(spectrum_noise(maps, 0), maps)
+    np.testing.assert_array_equal(surrogate_noise(maps, 0), maps)
 
 
 def test_dimming_touches_the_same_images_as_the_overlay(knowledge):

@@ -2,6 +2,7 @@
 
 import csv
 import importlib.util
+import json
 import os
 import subprocess
 import sys
@@ -46,6 +47,34 @@ for (images, targets), (again, targets_again) in zip(host, device, strict=True):
     for name, values in targets.items():
         np.testing.assert_allclose(values, np.asarray(targets_again[name]), atol=1e-6, err_msg=name)
 """
+GRADIENTS = """
+import json
+import keras, numpy as np
+from tfigkd import models
+from tfigkd.distiller import Distiller
+from tfigkd.ledger import gradient_norms
+from tfigkd.losses import Hint, KLDivergence
+rng = np.random.default_rng(0)
+student, teacher = (models.mobilenet_v2(4, drop, input_shape=(8, 8, 3), width=0.25) for drop in (16, 14))
+losses = {"kd": KLDivergence(), "hint": Hint("block_01", "block_04")}
+model = Distiller(student, losses=losses, loss_weights={"kd": 0.5, "hint": 0.5}, teacher=teacher)
+for variable in [*model.variables, *teacher.variables]:
+    if not variable.path.startswith("seed_generator") and "moving" not in variable.path:
+        variable.assign(rng.normal(size=variable.shape) / max(1, np.prod(variable.shape[:-1])) ** 0.5)
+images, labels = rng.random((16, 8, 8, 3)).astype("float32"), {"label": np.arange(16) % 4}
+print(json.dumps(gradient_norms(model, images, labels)))
+"""
+PRUNING = """
+import keras, numpy as np
+from tfigkd import models
+from tfigkd.compress import MagnitudePruning
+from tfigkd.compress.pruning import sparsity
+model = models.mobilenet_v2(4, 16, input_shape=(8, 8, 3), width=0.25)
+model.compile("adam", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+images, labels = np.random.default_rng(0).random((64, 8, 8, 3)).astype("float32"), np.arange(64) % 4
+model.fit(images, labels, batch_size=16, epochs=3, verbose=0, callbacks=[MagnitudePruning(0.5, end=6, frequency=2)])
+print(sparsity(model)["prunable_sparsity"])
+"""
 NEEDS_JAX = pytest.mark.skipif(importlib.util.find_spec("jax") is None, reason="NEEDS JAX: pip install tfigkd[jax]")
 
 
@@ -65,6 +94,20 @@ def call(folder, code, *arguments, **environment):
 @pytest.mark.parametrize("options", ["{}", '{"dim_only": true}', '{"swap_inputs": true}'], ids=["plain", "dim", "swap"])
 def test_batches_made_on_the_device_are_those_of_the_host(options, tmp_path):
     call(tmp_path, ["-c", BATCHES], options, KERAS_BACKEND="jax")
+
+
+@NEEDS_JAX
+def test_the_ledger_measures_the_same_gradients(tmp_path):
+    printed = [call(tmp_path, ["-c", GRADIENTS], KERAS_BACKEND=backend) for backend in ("jax", "tensorflow")]
+    by_jax, by_tensorflow = (json.loads(text) for text in printed)
+    assert by_jax.keys() == by_tensorflow.keys() == {"hard_loss", "kd_loss", "hint_loss"}
+    for name, value_and_norm in by_jax.items():
+        assert value_and_norm == pytest.approx(by_tensorflow[name], rel=1e-3), name
+
+
+@NEEDS_JAX
+def test_pruning_leaves_its_zeros(tmp_path):
+    assert float(call(tmp_path, ["-c", PRUNING], KERAS_BACKEND="jax")) == pytest.approx(0.5, abs=0.01)
 
 
 @NEEDS_JAX

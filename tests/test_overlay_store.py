@@ -102,8 +102,12 @@ def test_pictures_that_no_store_can_hold(teacher, pictures, message, tmp_path):
 def test_settings_and_folders_that_are_none(teacher, arrays, tmp_path):
     with pytest.raises(UserError, match="attribution"):
         OverlayStore.build(tmp_path, teacher, arrays, steps=8)
-    with pytest.raises(UserError, match="no finished store"):
+    with pytest.raises(UserError, match=r"no finished store.*; OverlayStore.build makes one"):
         OverlayStore(tmp_path)
+    store = OverlayStore.build(tmp_path, teacher, arrays, n_steps=2, max_steps=2)
+    with pytest.raises(UserError, match=f"the stores in it are {store.folder.name}"):
+        OverlayStore(tmp_path)
+    assert len(OverlayStore(store.folder)) == len(store)
     with pytest.raises(ValueError, match="probability"):
         OverlayStore.overlay(1.5)
 

@@ -226,6 +226,7 @@ def test_a_smoke_run_is_never_collected(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(2400)
 def test_smoke_of_all_arms_of_the_ablation(tmp_path, cifar10_dir):
     arguments = ("--experiment", "ablation", "--smoke", "--processes", "2", "--data.dir", cifar10_dir)
     output = succeed(tmp_path, *arguments, "--student.drop_blocks", "13", "--losses.at.student_layer", "block_04")

@@ -11,6 +11,8 @@ import numpy as np
 from tfigkd.batches import Knowledge
 from tfigkd.fields import ControlConfig
 
+ITERATIONS = 20
+
 
 def derangement(count: int, seed: int) -> np.ndarray:
     """A random permutation of `count` >= 2 places that leaves nothing where it was (a cyclic shift in random order).
@@ -26,24 +28,30 @@ def derangement(count: int, seed: int) -> np.ndarray:
     return result
 
 
-def spectrum_noise(maps: np.ndarray, seed: int) -> np.ndarray:
-    """Noise with each map's own power spectrum: its Fourier amplitudes under the phases of white noise.
+def surrogate_noise(maps: np.ndarray, seed: int) -> np.ndarray:
+    """Noise with each map's own pixel values and, nearly, its own power spectrum; where they lie is left to chance.
+
+    The iterated amplitude-adjusted surrogates of Schreiber and Schmitz (1996, doi:10.1103/PhysRevLett.77.635): the
+    spectrum and the values are imposed in turn, the values last. So an overlay of the noise dims a picture exactly as
+    much as one of the map does.
 
     Args:
         maps: uint8 [N,H,W].
-        seed: Of the phases.
+        seed: Of the noise that it begins with.
 
     Returns:
-        uint8 [N,H,W], each scaled to 0..255; a constant map stays constant.
+        uint8 [N,H,W], each with the values of its map in another order; a constant map stays as it is.
     """
     generator = np.random.default_rng(seed)
     result = np.empty_like(maps)
     for index, one in enumerate(maps):
-        phase = np.angle(np.fft.rfft2(generator.standard_normal(one.shape)))
-        noise = np.fft.irfft2(np.abs(np.fft.rfft2(one)) * np.exp(1j * phase), s=one.shape)
-        noise -= noise.min()
-        peak = noise.max()
-        result[index] = np.round(255 * noise / peak) if peak > 1e-9 and one.min() < one.max() else one
+        amplitudes, values = np.abs(np.fft.rfft2(one)), np.sort(one, axis=None)
+        noise = generator.permutation(one.ravel()).reshape(one.shape).astype(np.float64)
+        for _ in range(ITERATIONS):
+            phases = np.exp(1j * np.angle(np.fft.rfft2(noise)))
+            mixed = np.fft.irfft2(amplitudes * phases, s=one.shape)
+            noise.flat[np.argsort(mixed, axis=None, kind="stable")] = values
+        result[index] = noise
     return result
 
 
@@ -59,7 +67,7 @@ def apply_control(knowledge: Knowledge, config: ControlConfig) -> Knowledge:
         fields = {name: getattr(knowledge, name)[order] for name in ("maps", "scales", "errors", "usable")}
         knowledge = replace(knowledge, **fields)
     elif config.maps == "noise":
-        knowledge = replace(knowledge, maps=spectrum_noise(knowledge.maps, config.seed))
+        knowledge = replace(knowledge, maps=surrogate_noise(knowledge.maps, config.seed))
     if config.logits == "shuffled":
         knowledge = replace(knowledge, logits=knowledge.logits[derangement(len(knowledge.logits), config.seed)])
     return knowledge

@@ -216,7 +216,8 @@ class ControlConfig:
     """Placebo arms: the same treatment without the information."""
 
     maps: Literal["own", "shuffled", "noise", "none"] = "own"
-    """own; shuffled across images; noise with each map's power spectrum; none: dimmed as by an overlay, no map."""
+    """own; shuffled across images; noise with each map's pixel values and power spectrum; none: dimmed as by an overlay,
+    no map."""
     logits: Literal["own", "shuffled"] = "own"
     """own; shuffled across images. With view.kind live, all that the live teacher says is shuffled within the batch."""
     seed: int = 77
@@ -303,6 +304,14 @@ class Config:
     def __post_init__(self) -> None:
         several = self.student.init == "teacher" and self.teacher.count > 1
         require(not several, "student.init = teacher needs a single teacher, got teacher.count", self.teacher.count)
+        if self.student.init == "teacher":
+            for name in NetworkConfig.__dataclass_fields__.keys() - {"drop_blocks"}:
+                mine, given = getattr(StudentConfig(), name), getattr(self.student, name)
+                require(
+                    given in (mine, getattr(self.teacher, name)),
+                    f"student.init = teacher takes the teacher's {name}, got student.{name}",
+                    given,
+                )
         taught = self.compress.teacher == "student" or self.needs_teacher
         require(taught, "compress.teacher = teacher needs an experiment with a teacher", self.compress.teacher)
 

@@ -72,7 +72,13 @@ def _jax_gradients(model: Distiller, inputs: Any, targets: Any, names: list[str]
             return model.compute_terms(inputs, targets, training=True)[0][name]
 
     start = [variable.value for variable in model.trainable_variables]
-    return {name: jax.value_and_grad(term)(start, name) for name in names}
+    ours = {id(variable) for variable in model.student.trainable_variables}  # and not what a loss trains of its own
+    result = {}
+    for name in names:
+        value, gradients = jax.value_and_grad(term)(start, name)
+        pairs = zip(model.trainable_variables, gradients, strict=True)
+        result[name] = value, [gradient for variable, gradient in pairs if id(variable) in ours]
+    return result
 
 
 class Ledger(keras.callbacks.Callback):

@@ -15,7 +15,7 @@ from tfigkd.fields import AttributionConfig
 from tfigkd.overlays import deviation, parse_record, store_identity, to_knowledge, write_store
 from tfigkd.store import open_store, read_all
 from tfigkd.teacher import weights_fingerprint
-from tfigkd.workdir import finished, locked
+from tfigkd.workdir import MANIFEST, finished, locked, read_manifest
 
 
 class OverlayStore:
@@ -34,6 +34,10 @@ class OverlayStore:
 
     def __init__(self, folder: str | Path):
         self.folder = Path(folder)
+        if read_manifest(self.folder) is None:
+            inside = sorted(path.parent.name for path in self.folder.glob(f"*/{MANIFEST}"))
+            advice = f"the stores in it are {', '.join(inside)}" if inside else "OverlayStore.build makes one"
+            raise UserError(f"no finished store in {self.folder}; {advice}")
         manifest = open_store(self.folder, {})
         self.settings = from_mapping(AttributionConfig, manifest["identity"]["attribution"])
         self._teacher = manifest["identity"]["teacher"]

@@ -28,7 +28,7 @@ def quiet_stderr() -> Iterator[None]:
         os.dup2(held.fileno(), 2)
         try:
             yield
-        except UserError:
+        except (UserError, OSError):  # one line of ours says what is wrong
             raise
         except Exception:
             held.seek(0)

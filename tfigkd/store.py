@@ -17,7 +17,7 @@ from tfigkd.data import Examples
 from tfigkd.errors import UserError
 from tfigkd.workdir import checksum, read_manifest, verify_files
 
-REBUILD = "delete the folder and run the stage again: --stages overlays"
+REBUILD = "delete the folder and make the store again: --stages overlays, or OverlayStore.build"
 
 Record = dict[str, Any]
 Parse = Callable[[Mapping[str, Any]], Record]

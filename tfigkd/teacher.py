@@ -29,12 +29,12 @@ from tfigkd.workdir import (
     checksum,
     finished,
     locked,
-    read_manifest,
     write_manifest,
     write_text,
 )
 
 FILE = "teacher.keras"
+SEEDS = 2**32  # of students: from 0 to here
 
 
 def build_network(config: NetworkConfig, data: Dataset) -> keras.Model:
@@ -105,8 +105,13 @@ def teacher_fingerprint(config: Config) -> str:
     network["model"] = content_of(teacher.model)
     trained = teacher.train and teacher.weights is None
     published = checksum(weights_path(teacher.weights)) if teacher.weights else None
-    recipe = [teacher.training, teacher.seed, config.augment, config.data.train_split] if trained else []
+    recipe = [teacher.training, _draws(config), config.augment, config.data.train_split] if trained else []
     return fingerprint("teacher", dataset(config.data).fingerprint, network, published, *recipe)
+
+
+def _draws(config: Config) -> int:
+    """The seed of the order and crops that a teacher trains on: never that of a student or of stored views."""
+    return config.teacher.seed + SEEDS
 
 
 def teacher_folder(config: Config, workdir: Workdir) -> Path:
@@ -169,7 +174,7 @@ def _train(config: Config, data: Dataset, folder: Path) -> tuple[keras.Model, li
         examples,
         augment=config.augment,
         batch_size=config.teacher.training.batch_size,
-        seed=config.teacher.seed,
+        seed=_draws(config),
     )
     validation = None
     if holds_out_validation(config.data):
@@ -192,8 +197,7 @@ def _train(config: Config, data: Dataset, folder: Path) -> tuple[keras.Model, li
 def _saved(fingerprint: str) -> Path | None:
     """The teacher in the checkout's saved_models, when it is this one."""
     folder = experiments_folder().parent / "saved_models" / "teacher"
-    manifest = read_manifest(folder)
-    return folder / FILE if manifest is not None and manifest["fingerprint"] == fingerprint else None
+    return folder / FILE if finished(folder, fingerprint) else None
 
 
 def train_teacher(config: Config, workdir: Workdir) -> None:

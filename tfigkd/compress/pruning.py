@@ -65,6 +65,8 @@ class MagnitudePruning(keras.callbacks.Callback):
 
     def on_train_batch_end(self, batch: int, logs: dict | None = None) -> None:
         """Choose anew where it is time, and set to zero what the optimizer has moved."""
+        # within an epoch Keras's trainer on JAX holds the values, and the variables are empty; it takes up what is set
+        getattr(self.model, "jax_state_sync", lambda: None)()
         self._step += 1
         if self._step <= self.end and (self._step % self.frequency == 0 or self._step == self.end):
             wanted = polynomial_sparsity(self._step, self.sparsity, end=self.end)

@@ -8,7 +8,7 @@ from tfigkd.losses.features import match_resolution
 
 
 def spatial_attention(features: Tensor) -> Tensor:
-    """Sum of the squared activations over the channels; the form that is stored, cropped and flipped.
+    """Sum of the squared activations over the channels, which can be cropped and flipped as a picture.
 
     Args:
         features: [B,H,W,D].

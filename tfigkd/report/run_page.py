@@ -166,7 +166,7 @@ def _gallery(facts: Facts) -> str:
     laid = {
         "own": "The image with its map laid over it",
         "shuffled": "The image with another image's map laid over it: the placebo",
-        "noise": "The image with noise of its map's power spectrum laid over it: the placebo",
+        "noise": "The image with noise of its map's values and power spectrum laid over it: the placebo",
         "none": "The image dimmed as by an overlay, without a map: the placebo",
     }[control]
     if len(facts.gallery.overlays) and control != "own":
