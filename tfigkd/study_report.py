@@ -327,7 +327,8 @@ def report(checkout: Path) -> str:
         left.append(_left(described, rows))
         if rows:
             lines += section(described, rows, papers)
-            forest_plot(compare(described, runs_of(rows)), described.description, table.with_suffix(".svg"))
+            title = described.description.partition(";")[0]
+            forest_plot(compare(described, runs_of(rows)), title, table.with_suffix(".svg"))
     missing: list[Any] = [one for one in left if one]
     if missing:
         lines += ["Still to be run:", "", *missing, ""]
