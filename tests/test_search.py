@@ -162,6 +162,11 @@ def test_a_killed_search_goes_on_and_leaves_the_best_as_an_experiment(tmp_path):
     assert b"_hparams_/session_start_info" in logged
     assert b"training.learning_rate" in logged
 
+    more = finish(start(tmp_path, "--tuner", "random", "--trials", "3", *arguments[4:]))
+    assert "3 trials, best first" in more
+    assert [(folder / f"trials/{number}").exists() for number in range(4)] == [True] * 3 + [False]
+    assert (folder / "trials/0/0/distill/manifest.json").stat().st_mtime_ns == first
+
     other = start(tmp_path, *arguments[:-2])
     assert "holds another search (space)" in other.communicate()[0]
     assert other.returncode == 1

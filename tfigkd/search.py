@@ -3,9 +3,9 @@
 python -m tfigkd.search --experiment ig_kd --tuner bayesian --trials 30
 python -m tfigkd.search --experiment kd --tuner hyperband --vary losses.kd.weight=0.1:0.9 --vary view.kind=plain,views
 
-The same command goes on after a stop. For several processes or machines, KerasTuner's own variables make one of them
-the chief and the others workers: KERASTUNER_TUNER_ID (chief, worker-1, ...), KERASTUNER_ORACLE_IP and
-KERASTUNER_ORACLE_PORT, the latter two the chief's; then give each the same command.
+The same command goes on after a stop, and after its end with more --trials. For several processes or machines,
+KerasTuner's own variables make one of them the chief and the others workers: KERASTUNER_TUNER_ID (chief, worker-1,
+...), KERASTUNER_ORACLE_IP and KERASTUNER_ORACLE_PORT, the latter two the chief's; then give each the same command.
 """
 
 import contextlib
@@ -66,7 +66,7 @@ class Options:
     vary: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
     """FIELD=LOW:HIGH, FIELD=LOW:HIGH:log or FIELD=A,B,C; may be repeated. Not given: the usual ones."""
     trials: int = 20
-    """How many settings are tried; hyperband has a number of its own."""
+    """How many settings are tried, those of an earlier call included; hyperband has a number of its own."""
     seeds: int = 1
     """Students a setting; the objective is their mean."""
     workdir: Path | None = None
@@ -308,7 +308,7 @@ def search(options: Options, flags: Sequence[str], command: str = "") -> Path | 
     folder = options.workdir or Path("runs/search") / f"{name}-{options.tuner}{'-smoke' if options.smoke else ''}"
     role = os.environ.get("KERASTUNER_TUNER_ID", "")
     settings = json.loads(json.dumps({"experiment": name, "config": to_mapping(config)}))
-    settings |= {"tuner": options.tuner, "trials": options.trials, "seeds": options.seeds, "seed": options.seed}
+    settings |= {"tuner": options.tuner, "seeds": options.seeds, "seed": options.seed}
     settings["space"] = [[one.field, list(one.values), one.scale] for one in space]
     for one in space:
         console.say(f"  {one.field}: {', '.join(map(str, one.values))} ({one.scale})")
