@@ -28,8 +28,9 @@ ABSENT = (
 )  # fmt: skip
 IDLE = """#!/bin/sh
 # stands for Python: the study has nothing to do
-[ "$1" = -m ] && sleep 1
-exit 0
+[ "$1" = -m ] || exit 0
+echo a study
+exec sleep "${SECONDS_OF_STUDY:-1}"
 """
 TINY = """
 description = "a tiny student of a tiny teacher"
@@ -219,6 +220,16 @@ def test_students_beyond_the_room_stay_there(tmp_path, idle):
     (tmp_path / "home").mkdir()
     unpack(tmp_path / "out", tmp_path / "home")
     assert len(list(tmp_path.glob("home/runs/studies/*/*/*/distill/student.keras"))) == 1
+
+
+def test_a_terminated_call_ends_its_study_and_carries_home(tmp_path, idle):
+    write_runs(tmp_path / "work")
+    process = start(tmp_path, "parts", "out", "1", WORK="work", SECONDS_OF_STUDY="300", **idle | {"EVERY": "300"})
+    assert process.stdout.readline() == "a study\n"
+    process.terminate()
+    process.communicate(timeout=60)
+    assert process.returncode == 143
+    assert {"log", "rows.tar.gz", "students.sha256"} <= files(tmp_path / "out")
 
 
 def rows(folder):
