@@ -291,7 +291,7 @@ def test_a_lease_cut_off_goes_on_elsewhere_and_is_collected_and_measured_at_home
     saved = checkout / "saved_models/slow/0"
     call("tfigkd.run", "--experiment", tmp_path / "slow.toml", "--workdir", saved, "--stages", "teacher,evaluate")
     measured = json.loads((saved / "evaluate/manifest.json").read_text())["results"]
-    (row,) = csv.DictReader(after[Path("runs/studies/pair/slow/0/rows.csv")].splitlines())
+    (row,) = csv.DictReader(after[Path("runs/studies/pair/slow/0")].splitlines())
     for name in ("accuracy", "agreement"):
         assert measured["student"][name] == pytest.approx(float(row[f"student_{name}"]), abs=0.005)
     assert measured["teacher"]["nll"] == pytest.approx(float(row["teacher_nll"]), abs=1e-4)
