@@ -38,6 +38,7 @@ description = "a tiny student of a tiny teacher"
 [data]
 name = "digits"
 train_split = "train+validation"
+limit = 300
 
 [augment]
 crop_padding = 1
@@ -255,7 +256,7 @@ def test_a_lease_cut_off_goes_on_elsewhere_and_is_collected_and_measured_at_home
 
     first = start(there, parts, "out", "10", "pair.toml", WORK="one", **options)
     cut = there / "one/runs/studies/pair/slow/1/distill"
-    deadline = time.monotonic() + 300
+    deadline = time.monotonic() + 900
     while not list(cut.glob("checkpoint-*.ckpt")) and first.poll() is None and time.monotonic() < deadline:
         time.sleep(0.05)
     kill(first)

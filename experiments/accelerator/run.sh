@@ -8,7 +8,8 @@
 #    that the rows will name. Pack again, or set TFIGKD_COMMIT there, when the code has changed since.
 #      python experiments/accelerator/pack.py cifar10 --wheels --output parts
 # 2. Carry the checkout and parts/ there, in as many transfers as their limit asks for, into one folder PARTS.
-# 3. There: experiments/accelerator/run.sh PARTS OUT 9 ablation
+# 3. There, where a command may last ten minutes (what works when the time is over may take one more to stop):
+#      experiments/accelerator/run.sh PARTS OUT 8 ablation
 #    At first it installs PARTS/wheels beside the runs and says in one line what is still missing. Runs at once:
 #    PROCESSES (default 6), since one small network does not fill a GPU. Work lies in WORK (default /tmp/tfigkd), and a
 #    second call continues it. Every minute, and at the end, OUT gets at most eight files, none above 16 MB:
@@ -17,8 +18,8 @@
 #      students.tar.gz.0-3  the students of seed 0, as many of the earliest as fit; whole if students.sha256 fits them
 #      log                  what the study said
 #    A machine that is taken away loses the runs in progress, a teacher in training among them, and nothing else.
-# 4. On the next machine: put what OUT held into PARTS, or leave it in OUT, and call the same. Finished runs and teachers
-#    are not repeated; the stores of what a teacher knows are computed again.
+# 4. On the next machine: put what OUT held into PARTS, or leave it in OUT, and call the same. Finished runs and
+#    teachers are not repeated; the stores of what a teacher knows are computed again.
 # 5. At home, in the checkout:
 #      cat OUT/students.tar.gz.? | sha256sum --check OUT/students.sha256 && cat OUT/students.tar.gz.? | tar xz
 #      tar xzf OUT/rows.tar.gz && tar xzf OUT/teacher.tar.gz
@@ -27,7 +28,7 @@
 #
 # A rehearsal on any processor, minutes long, where Keras and tyro are installed:
 #   python experiments/accelerator/pack.py digits --output /tmp/parts
-#   WORK=/tmp/rehearsal PROCESSES=1 experiments/accelerator/run.sh /tmp/parts /tmp/out 10 ablation --smoke \
+#   WORK=/tmp/rehearsal PROCESSES=1 experiments/accelerator/run.sh /tmp/parts /tmp/out 20 ablation --smoke \
 #     --arms student,kd --student.drop_blocks 15 --teacher.drop_blocks 14 --augment.crop_padding 1
 set -euo pipefail
 parts=$(realpath "$1") out=$(mkdir -p "$2" && realpath "$2") minutes=$3 study=${4:-ablation}
@@ -106,7 +107,8 @@ bring() {
   # a student is finished when its run has a row
   { grep '/0$' finished || true; } | while read -r run; do
     find "$run/distill" -name student.keras -printf '%s %p\n' 2>/dev/null || true
-  done | awk -v room=$((pieces * piece - 20000)) '{ room -= $1 + 2000; if (room > 0) { sub(/^[0-9]+ /, ""); print } }' >students
+  done | awk -v room=$((pieces * piece - 20000)) \
+    '{ room -= $1 + 2000; if (room > 0) { sub(/^[0-9]+ /, ""); print } }' >students
   if [ -s students ] && ! { [ -f "$out/students.sha256" ] && cmp -s students carried; }; then
     tar czf students.tar.gz -T students
     rm -f .students.* && split -b "$piece" -d -a 1 students.tar.gz .students.
