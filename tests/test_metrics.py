@@ -1,12 +1,18 @@
 """Metrics against values worked out by hand."""
 
 import csv
+import os
+import shutil
+import subprocess
+import sys
 from functools import partial
+from types import SimpleNamespace
 
 import keras
 import numpy as np
 import pytest
 
+from tfigkd import provenance
 from tfigkd.config import override, read_experiment
 from tfigkd.convert import convert
 from tfigkd.data.stage import dataset
@@ -130,6 +136,38 @@ def test_rows_are_appended_and_other_columns_refused(tmp_path):
 def test_provenance_names_what_decides_the_numbers():
     assert "tensorflow 2.21" in versions()
     assert hardware().endswith("cores")
+
+
+@pytest.mark.parametrize("backend", ["jax", "tensorflow"])
+def test_hardware_names_the_accelerator_of_the_backend_and_imports_nothing(monkeypatch, backend):
+    gpu = SimpleNamespace(platform="gpu", device_kind="A GPU")
+    details = SimpleNamespace(get_device_details=lambda device: {"device_name": device.device_kind})
+    config = SimpleNamespace(list_physical_devices=lambda kind: [gpu], experimental=details)
+    monkeypatch.setitem(sys.modules, "keras", SimpleNamespace(backend=SimpleNamespace(backend=lambda: backend)))
+    monkeypatch.setitem(sys.modules, "jax", None)
+    monkeypatch.setitem(sys.modules, "tensorflow", None)
+    assert hardware().endswith("cores")
+    fake = SimpleNamespace(devices=lambda: [gpu], config=config)
+    monkeypatch.setitem(sys.modules, backend, fake)
+    assert hardware().endswith("cores, A GPU")
+    gpu.platform, config.list_physical_devices = "cpu", lambda kind: []
+    assert hardware().endswith("cores")
+
+
+def test_a_copy_without_git_is_told_its_commit(tmp_path, monkeypatch):
+    (tmp_path / "tfigkd").mkdir()
+    shutil.copy(provenance.__file__, tmp_path / "tfigkd")
+    code = "import provenance; print(provenance.commit())"
+    command = [sys.executable, "-c", code]
+
+    def said(**environment):
+        folder = {"PYTHONPATH": str(tmp_path / "tfigkd")}
+        return subprocess.check_output(command, env=os.environ | folder | environment, text=True).strip()
+
+    assert said() == ""
+    assert said(TFIGKD_COMMIT="0123456789ab+changes") == "0123456789ab+changes"
+    monkeypatch.setenv("TFIGKD_COMMIT", "none")
+    assert provenance.commit() != "none"  # a checkout knows better
 
 
 TINY = {

@@ -16,7 +16,9 @@ import numpy as np
 import pytest
 
 from tfigkd import tfrecord
-from tfigkd.run import STAGES, parse
+from tfigkd.config import to_mapping
+from tfigkd.data import load
+from tfigkd.run import STAGES, changed_settings, parse
 from tfigkd.workdir import checksum, read_manifest, write_manifest
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -206,6 +208,23 @@ def test_verify_of_what_is_no_store(tmp_path, place):
     done = call(tmp_path, place, module="tfigkd.verify")
     assert done.returncode == 1
     assert re.fullmatch(rf"error: no finished .*store in {place}\b.*\n", done.stderr)
+
+
+@pytest.mark.parametrize(
+    ("trained", "refused"), [("digits", []), ("others", ["config.data.name"]), (None, ["config.data.name"])]
+)
+def test_a_run_goes_on_where_its_data_have_another_name(tmp_path, trained, refused):
+    fingerprints = {"digits": load("digits").fingerprint, "others": "0123456789abcdef"}
+    outputs = {"data": fingerprints[trained]} if trained else {}  # a student of an earlier version has no such note
+    (tmp_path / "distill").mkdir()
+    write_manifest(tmp_path / "distill", "1", **outputs)
+    before, _ = parse(["--experiment", "quickstart", "--data.name", "/elsewhere/digits.npz"])
+    settings = {"experiment": "quickstart", "seed": 0, "smoke": False, "config": to_mapping(before.config)}
+    (tmp_path / "config.json").write_text(json.dumps(settings))
+    command, name = parse(["--experiment", "quickstart"])
+    assert changed_settings(tmp_path / "config.json", name, command) == refused
+    command, name = parse(["--experiment", "quickstart", "--data.limit", "300"])
+    assert changed_settings(tmp_path / "config.json", name, command) == ["config.data.limit", "config.data.name"]
 
 
 @pytest.mark.slow

@@ -1,6 +1,7 @@
 """Studies: what is planned, that no row is lost or written twice, and what the rows are made to say."""
 
 import csv
+import json
 import math
 import os
 import signal
@@ -11,12 +12,13 @@ from pathlib import Path
 
 import pytest
 
-from tfigkd.collect import finished_runs, merge_rows, read_rows
-from tfigkd.config import experiments_folder
+from tfigkd import collect as collecting
+from tfigkd.collect import collect, finished_runs, merge_rows, read_rows
+from tfigkd.config import experiments_folder, read_experiment, to_mapping
 from tfigkd.errors import UserError
 from tfigkd.study import Options, plan, read_study
 from tfigkd.study_report import BEGIN, END, arms_table, compare, runs_of, sentences
-from tfigkd.workdir import locked, read_manifest, verify_files
+from tfigkd.workdir import checksum, locked, read_manifest, verify_files, write_manifest, write_signed
 
 ROOT = Path(__file__).resolve().parents[1]
 STUDIES = sorted(path.stem for path in (experiments_folder() / "studies").glob("*.toml"))
@@ -223,6 +225,46 @@ def test_a_smoke_run_is_never_collected(tmp_path):
         merge_rows(folder / "rows.csv", [row("slow", seed, 70) | {"smoke": smoke}])
         (folder / "job.json").write_text('{"study": "pair", "arm": "slow", "size": "", "command": "none"}')
     assert [line["seed"] for _, line in finished_runs(tmp_path)] == ["0"]
+
+
+def brought_run(folder, seed, **trained):
+    """A finished run of `slow`, as it comes from another machine whose data lay elsewhere."""
+    run = folder / "runs/studies/pair/slow" / str(seed)
+    (run / "distill").mkdir(parents=True)
+    merge_rows(run / "rows.csv", [row("slow", seed, 70)])
+    write_signed(run / "job.json", {"study": "pair", "arm": "slow", "size": "", "command": "none"})
+    config = to_mapping(read_experiment("kd")[1])
+    config["data"]["name"] = "/elsewhere/cifar10.npz"
+    (run / "config.json").write_text(json.dumps({"experiment": "slow", "seed": seed, "smoke": False, "config": config}))
+    (run / "distill/student.keras").write_text(f"student {seed}")
+    named = {"student.keras": checksum(run / "distill/student.keras")}
+    write_manifest(run / "distill", "1", files=named, **trained)
+    return run
+
+
+def test_a_row_without_its_label_is_said_to_be_passed_over(tmp_path, capsys):
+    runs = [brought_run(tmp_path, seed) for seed in range(3)]
+    for run in runs[1:]:
+        (run / "job.json").unlink()
+    assert [path for path, _ in finished_runs(tmp_path / "runs/studies")] == runs[:1]
+    assert capsys.readouterr().out.startswith("2 rows passed over, as no job.json beside them says of which study: ")
+
+
+def test_models_from_another_machine_are_collected_without_its_data(tmp_path, capsys):
+    teacher = tmp_path / "runs/teachers/2"
+    teacher.mkdir(parents=True)
+    (teacher / "teacher.keras").write_text("teacher")
+    write_manifest(teacher, "2", files={"teacher.keras": checksum(teacher / "teacher.keras")})
+    brought_run(tmp_path, 0, teacher="2")
+    (brought_run(tmp_path, 1, teacher="2") / "distill/student.keras").unlink()
+    places = {"workdir": tmp_path / "runs/studies", "teachers": teacher.parent, "into": tmp_path / "checkout"}
+    collect(collecting.Options(**places, models="slow"))
+    saved = tmp_path / "checkout/saved_models"
+    assert {str(path.relative_to(saved)) for path in saved.rglob("*.keras")} == {
+        "slow/0/student.keras", "teacher/teacher.keras",
+    }  # fmt: skip
+    assert len(read_rows(tmp_path / "checkout/experiments/results/pair.csv")) == 2
+    assert "slow, seed 1: passed over, its student is not in" in capsys.readouterr().out
 
 
 @pytest.mark.slow

@@ -3,7 +3,8 @@
 python -m tfigkd.study collect
 python -m tfigkd.study collect --study lowdata --models lowdata_kd,lowdata_ig_kd
 
-Rows of smoke runs and of unfinished runs stay where they are. Collecting twice adds nothing.
+Rows of smoke runs and of unfinished runs stay where they are. Collecting twice adds nothing. Runs that were brought
+from another machine may come without their students: their rows count, and `--models` passes them over.
 """
 
 import csv
@@ -76,15 +77,16 @@ def read_rows(path: Path) -> list[dict[str, str]]:
 
 
 def finished_runs(workdir: Path, study: str | None = None) -> list[tuple[Path, dict[str, str]]]:
-    """Folder and row of each finished run of studies that is no smoke run.
+    """Folder and row of each finished run of studies that is no smoke run; says how many rows lack their label.
 
     Raises:
         UserError: a row or its label is damaged, or not that of its folder.
     """
-    found = []
+    found, unlabeled = [], []
     for path in sorted(workdir.glob(f"{study or '*'}/*/*/{ROWS}")):
         label, rows = path.parent / LABEL, read_rows(path)
         if not label.is_file():
+            unlabeled.append(path)
             continue
         if len(rows) != 1:
             raise UserError(f"{path} has {len(rows)} rows, expected 1; delete it and run the study again")
@@ -97,6 +99,9 @@ def finished_runs(workdir: Path, study: str | None = None) -> list[tuple[Path, d
             raise UserError(f"{label} is of {folder} and lies in {path.parent}; put the run's folder back")
         leading = {"study": job["study"], "experiment": row["experiment"], "arm": job["arm"], "size": job["size"]}
         found.append((path.parent, {**row, **leading, "command": job["command"]}))
+    if unlabeled:
+        count = f"{len(unlabeled)} row{'s' * (len(unlabeled) > 1)}"
+        console.say(f"{count} passed over, as no {LABEL} beside them says of which study: {unlabeled[0]}")
     return found
 
 
@@ -141,7 +146,7 @@ def save_student(run: Path, row: dict[str, str], into: Path) -> Path:
 
 
 def save_teacher(run: Path, teachers: Path, into: Path) -> Path | None:
-    """Copy the teacher of a run to saved_models/teacher, if this project trained it; None otherwise."""
+    """Copy the teacher of a run to saved_models/teacher, if this project trained it and it is here; None otherwise."""
     try:
         settings = json.loads((run / SETTINGS).read_text(encoding="utf-8"))
         config = from_mapping(Config, settings["config"])
@@ -151,7 +156,9 @@ def save_teacher(run: Path, teachers: Path, into: Path) -> Path | None:
         return None
     with console.quiet_stderr():  # TensorFlow greets
         from tfigkd.teacher import FILE, teacher_fingerprint
-    source = teachers / teacher_fingerprint(config)
+    # a student of an earlier version has not recorded its teacher, which is then found from the data
+    trained = read_manifest(run / "distill") or {}
+    source = teachers / (trained.get("teacher") or teacher_fingerprint(config))
     manifest = read_manifest(source)
     if manifest is None:
         return None
@@ -178,9 +185,13 @@ def collect(options: Options) -> None:
     if wanted - known:
         raise UserError(f"no finished run of {', '.join(sorted(wanted - known))}; finished: {', '.join(sorted(known))}")
     for run, row in runs:
-        if row["experiment"] in wanted and not row["size"]:
+        if row["experiment"] not in wanted or row["size"]:
+            continue
+        if (run / "distill" / FILES["distill"]).is_file():
             console.say(f"  {save_student(run, row, checkout / 'saved_models')}")
             save_teacher(run, options.teachers, checkout / "saved_models")
+        else:
+            console.say(f"  {row['experiment']}, seed {row['seed']}: passed over, its student is not in {run}")
 
 
 def main(arguments: Sequence[str]) -> int:

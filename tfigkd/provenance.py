@@ -6,11 +6,13 @@ import io
 import os
 import platform
 import subprocess
+import sys
 from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+COMMIT = "TFIGKD_COMMIT"  # the environment variable that names the commit of a copy without .git
 PACKAGES = ("tensorflow", "keras", "jax", "numpy", "ai-edge-litert")
 
 
@@ -25,8 +27,23 @@ def versions() -> str:
     return "; ".join(found)
 
 
+def accelerator() -> str:
+    """The name of the accelerator that Keras computes on; empty where it has none, or nothing has imported Keras."""
+    keras, jax, tensorflow = (sys.modules.get(name) for name in ("keras", "jax", "tensorflow"))
+    backend = keras.backend.backend() if keras is not None else ""
+    # only what is imported already: to ask the other library would take the device's memory for it
+    if backend == "jax" and jax is not None:
+        device = jax.devices()[0]
+        return "" if device.platform == "cpu" else device.device_kind
+    if backend == "tensorflow" and tensorflow is not None:
+        devices = tensorflow.config.list_physical_devices("GPU")
+        if devices:
+            return tensorflow.config.experimental.get_device_details(devices[0]).get("device_name", "GPU")
+    return ""
+
+
 def hardware() -> str:
-    """Processor model and the number of cores this process may use."""
+    """Processor model, the number of cores this process may use, and the accelerator that it computes on."""
     model = platform.processor() or platform.machine()
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.is_file():
@@ -34,11 +51,12 @@ def hardware() -> str:
             line.split(":", 1)[1].strip() for line in cpuinfo.read_text().splitlines() if line.startswith("model name")
         ]
         model = names[0] if names else model
-    return f"{model}, {len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()} cores"
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return ", ".join(part for part in (model, f"{cores} cores", accelerator()) if part)
 
 
 def commit() -> str:
-    """The checkout's commit, marked where files differ from it; empty outside a checkout."""
+    """The checkout's commit, marked where files differ from it; outside a checkout that of $TFIGKD_COMMIT, or empty."""
     here = Path(__file__).resolve().parent
 
     def git(*words: str) -> str:
@@ -48,10 +66,10 @@ def commit() -> str:
     try:
         # only a checkout of this project counts, not the repository that an installed copy happens to lie in
         if Path(git("rev-parse", "--show-toplevel")) != here.parent:
-            return ""
+            return os.environ.get(COMMIT, "")
         return git("rev-parse", "--short=12", "HEAD") + ("+changes" if git("status", "--porcelain", "-uno") else "")
     except (OSError, subprocess.CalledProcessError):
-        return ""
+        return os.environ.get(COMMIT, "")
 
 
 def origin(command: str) -> dict[str, str]:

@@ -37,10 +37,11 @@ from tfigkd.config import (
 from tfigkd.errors import UserError, system_line
 from tfigkd.fields import Config
 from tfigkd.loss_fields import require_seed
-from tfigkd.workdir import Workdir, locked, write_text
+from tfigkd.workdir import Workdir, locked, read_manifest, write_text
 
 STAGES = ("data", "teacher", "overlays", "distill", "compress", "export", "evaluate", "benchmark", "report")
 SETTINGS = "config.json"
+DATA = "config.data.name"
 # fields that a finished run may be repeated with: they name places, or concern only stages that are cheap to redo
 FREE = (
     "data.dir",
@@ -211,16 +212,32 @@ def _settings(name: str, command: Command) -> dict[str, Any]:
 def changed_settings(path: Path, name: str, command: Command) -> list[str]:
     """Dotted names of the settings in which the run of a settings file differs from a command, but for `FREE` ones.
 
+    A data set may go by another name, as one that was packed into a file for another machine, where its student has
+    recorded the fingerprint that the data of this name have.
+
     Raises:
-        UserError: the file is damaged.
+        UserError: the file is damaged, or there is no data set of the new name.
     """
     try:
         before = json.loads(path.read_text(encoding="utf-8"))
         # a field that a newer version has brought stands at its default
         before["config"] = to_mapping(from_mapping(Config, before["config"]))
-        return [field for field in differences(before, _settings(name, command)) if not _free(field)]
+        changed = [field for field in differences(before, _settings(name, command)) if not _free(field)]
     except (UserError, OSError, ValueError, AttributeError, KeyError, TypeError, RecursionError) as error:
         raise UserError(f"{path} is damaged ({error}); choose another --workdir or delete it") from error
+    if DATA in changed and _same_data(path.parent, command.config):
+        changed.remove(DATA)
+    return changed
+
+
+def _same_data(run: Path, config: Config) -> bool:
+    """Whether a config's data are those that the student of a run was trained on, whatever they are called."""
+    trained = read_manifest(Workdir(run, run).stage("distill"))
+    if trained is None or "data" not in trained:
+        return False
+    from tfigkd.data.stage import dataset
+
+    return dataset(config.data).fingerprint == trained["data"]
 
 
 def _free(field: str) -> bool:

@@ -205,6 +205,9 @@ def distill(config: Config, workdir: Workdir) -> None:
         identity,
         files={name: checksum(folder / name) for name in (FILE, "history.json", LEDGER) if (folder / name).is_file()},
         weights=weights_fingerprint(student),
+        # where the data and the teacher lie may change until the student is looked at again
+        data=data.fingerprint,
+        teacher=teacher_folder(config, workdir).name if config.needs_teacher else None,
         n_train=len(examples),
         seconds=sum(entry["seconds"] for entry in history),
         saw_validation=not holds_out_validation(config.data),
