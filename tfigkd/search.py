@@ -8,7 +8,6 @@ KerasTuner's own variables make one of them the chief and the others workers: KE
 ...), KERASTUNER_ORACLE_IP and KERASTUNER_ORACLE_PORT, the latter two the chief's; then give each the same command.
 """
 
-import contextlib
 import dataclasses
 import json
 import math
@@ -29,9 +28,10 @@ from tfigkd.config import closest, differences, dotted_names, override, read_exp
 from tfigkd.errors import UserError, system_line
 from tfigkd.fields import Config
 from tfigkd.loss_fields import require_seed
+from tfigkd.processes import CONTEXT, settle
 from tfigkd.provenance import as_csv, origin
 from tfigkd.run import Command, parse, run
-from tfigkd.workdir import Workdir, locked, make_folder, read_signed, require, write_signed, write_text
+from tfigkd.workdir import Workdir, locked, read_signed, require, write_signed, write_text
 
 OBJECTIVE = "validation_accuracy"
 PROJECT = "tuner"  # the folder of KerasTuner's own files
@@ -167,18 +167,55 @@ def trial_config(config: Config, values: Mapping[str, Any]) -> Config:
     return override(config, _changes(values))
 
 
+def _process(command: Command, name: str, ended: Any) -> None:
+    """The process of one student; what went wrong goes to `ended`, as one line and whether it is the trial's fault."""
+    assert command.workdir is not None
+    try:
+        settle(command.workdir / "run.log")
+        run(command, name)
+        ended.send(None)
+    except UserError as error:
+        ended.send((str(error), True))
+    except OSError as error:
+        ended.send((system_line(error), False))
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+def _train(command: Command, name: str) -> None:
+    """Train a student in a process of its own: each training leaves TensorFlow with graphs that it never frees.
+
+    Raises:
+        UserError: the trial cannot be trained.
+        FatalError: it cannot be trained here and now, as on a full disk.
+    """
+    from keras_tuner.errors import FatalError
+
+    here, there = CONTEXT.Pipe(duplex=False)
+    process = CONTEXT.Process(target=_process, args=(command, name, there))
+    process.start()
+    there.close()
+    try:
+        fault = here.recv()
+        process.join()
+    except EOFError:
+        process.join()
+        fault = (f"the training ended without a word (status {process.exitcode}); see {command.workdir}/run.log", False)
+    finally:
+        process.terminate()  # nothing, unless Ctrl-C came in between
+        process.join()
+    if fault is not None:
+        line, of_trial = fault
+        raise UserError(line) if of_trial else FatalError(line)
+
+
 def try_out(options: Options, name: str, config: Config, folder: Path) -> float:
     """Train the students of one trial, going on where they were stopped; returns their mean validation accuracy."""
-    import keras
-
     scores = []
     for seed in range(options.seeds):
-        keras.backend.clear_session()
         workdir = Workdir(folder / str(seed), options.teachers, seed)
         stages = "data,teacher,overlays,distill"
-        command = Command(name, workdir.run, options.teachers, stages, options.smoke, seed, config=config)
-        with open(make_folder(workdir.run) / "run.log", "a") as log, contextlib.redirect_stdout(log):
-            run(command, name)
+        _train(Command(name, workdir.run, options.teachers, stages, options.smoke, seed, config=config), name)
         scores.append(require(workdir.stage("distill"), "distill")[OBJECTIVE])
     return sum(scores) / len(scores)
 
@@ -214,8 +251,6 @@ def _tuner(options: Options, name: str, config: Config, space: Sequence[Dimensio
             except UserError as error:  # a loss became NaN, a range went too far: the next trial may do better
                 console.say(f"  trial {trial.trial_id} failed: {error}")
                 return {OBJECTIVE: math.nan}
-            except OSError as error:  # a full disk is no fault of the trial, which is tried again by the same command
-                raise keras_tuner.errors.FatalError(system_line(error)) from error
             console.say(f"  trial {trial.trial_id}: {100 * score:.2f} %  {_words(values)}")
             _log_hparams(folder / "tensorboard" / trial.trial_id, values, score)
             return {OBJECTIVE: score}

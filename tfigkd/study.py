@@ -11,8 +11,6 @@ none that is finished and goes on with one that is not.
 """
 
 import dataclasses
-import multiprocessing
-import os
 import shlex
 import signal
 import sys
@@ -29,6 +27,7 @@ from tfigkd import console
 from tfigkd.config import closest, experiments_folder, from_mapping, read_experiment, read_toml, smoke
 from tfigkd.errors import InUseError, UserError, system_line
 from tfigkd.fields import Config
+from tfigkd.processes import CONTEXT, settle
 from tfigkd.run import SETTINGS, Command, changed_settings, parse, run
 from tfigkd.workdir import locked, write_signed
 
@@ -259,15 +258,11 @@ def _label(job: Job) -> dict[str, str]:
 
 def _process(job: Job) -> None:
     """The process of one run: what it prints goes to a file in the run's folder."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        job.folder.mkdir(parents=True, exist_ok=True)
-        log = os.open(job.folder / "run.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+        settle(job.folder / "run.log")
     except OSError as error:
         print(f"error: {system_line(error)}", file=sys.stderr)
         sys.exit(FAILED)
-    os.dup2(log, 1)
-    os.dup2(log, 2)
     try:
         sys.exit(work(job))
     except KeyboardInterrupt:
@@ -293,13 +288,12 @@ def run_all(jobs: Sequence[Job], *, processes: int, minutes: float | None = None
         (ended["before"] if finished_row(job) else pending).append(job)
     if ended["before"]:
         console.say(f"{len(ended['before'])} of {len(jobs)} runs were finished before")
-    context = multiprocessing.get_context("spawn")
     running: dict[Any, tuple[Job, Any, float]] = {}
     try:
         while pending or running:
             while pending and len(running) < processes:
                 job = pending.pop(0)
-                process = context.Process(target=_process, args=(job,), name=job.title)
+                process = CONTEXT.Process(target=_process, args=(job,), name=job.title)
                 process.start()
                 running[process.sentinel] = (job, process, time.monotonic())
             left = None if deadline is None else deadline - time.monotonic()
