@@ -12,6 +12,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from tfigkd.quiet import quiet_stderr
+
 COMMIT = "TFIGKD_COMMIT"  # the environment variable that names the commit of a copy without .git
 PACKAGES = ("tensorflow", "keras", "jax", "numpy", "ai-edge-litert")
 
@@ -36,7 +38,8 @@ def accelerator() -> str:
         device = jax.devices()[0]
         return "" if device.platform == "cpu" else device.device_kind
     if backend == "tensorflow" and tensorflow is not None:
-        devices = tensorflow.config.list_physical_devices("GPU")
+        with quiet_stderr():  # CUDA's libraries complain where there is no device
+            devices = tensorflow.config.list_physical_devices("GPU")
         if devices:
             return tensorflow.config.experimental.get_device_details(devices[0]).get("device_name", "GPU")
     return ""
