@@ -71,7 +71,7 @@ class Options:
     """
 
     experiment: str
-    """Name of a shipped study (ablation, best, compression, lowdata, lowdata_best, monte_carlo) or path of a .toml file."""
+    """Name of a shipped study (ablation, best, compression, lowdata, lowdata_best, monte_carlo) or a .toml file."""
     workdir: Path = Path("runs/studies")
     """Where the runs lie: WORKDIR/STUDY/ARM[-SIZE]/SEED."""
     teachers: Path = Path("runs/teachers")

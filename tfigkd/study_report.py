@@ -248,7 +248,7 @@ def provenance(rows: Sequence[Row]) -> str:
         f"{distinct('hardware')}; {distinct('n_train')} training images; last epoch, nothing chosen on test. "
     )
     if any(row.get("teacher_saw_validation") == "True" for row in rows):
-        text += "The teacher's training saw the validation images, so nothing was chosen on them either. "
+        text += "The teacher's training saw the validation images. "
     return text + f"Commits {distinct('commit')}; {distinct('versions')}."
 
 
