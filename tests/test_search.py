@@ -14,7 +14,8 @@ from tfigkd.collect import read_rows
 from tfigkd.config import experiments_folder, override, read_experiment
 from tfigkd.errors import UserError
 from tfigkd.fields import Config
-from tfigkd.search import Dimension, Options, _oracle, dimension, to_toml, trial_config, usual_space
+from tfigkd.search import Options, _oracle, to_toml, trial_config
+from tfigkd.search_space import Dimension, dimension, usual_space
 from tfigkd.workdir import read_manifest
 
 ROOT = Path(__file__).resolve().parents[1]

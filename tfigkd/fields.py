@@ -305,13 +305,10 @@ class Config:
         several = self.student.init == "teacher" and self.teacher.count > 1
         require(not several, "student.init = teacher needs a single teacher, got teacher.count", self.teacher.count)
         if self.student.init == "teacher":
-            for name in NetworkConfig.__dataclass_fields__.keys() - {"drop_blocks"}:
-                mine, given = getattr(StudentConfig(), name), getattr(self.student, name)
-                require(
-                    given in (mine, getattr(self.teacher, name)),
-                    f"student.init = teacher takes the teacher's {name}, got student.{name}",
-                    given,
-                )
+            for name in ("model", "width", "dropout", "normalization"):
+                given, unset, theirs = (getattr(one, name) for one in (self.student, StudentConfig(), self.teacher))
+                message = f"student.init = teacher takes the teacher's {name}, got student.{name}"
+                require(given in (unset, theirs), message, given)
         taught = self.compress.teacher == "student" or self.needs_teacher
         require(taught, "compress.teacher = teacher needs an experiment with a teacher", self.compress.teacher)
 
