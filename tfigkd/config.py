@@ -47,9 +47,27 @@ def value_at(mapping: Mapping[str, Any], dotted: str) -> Any:
     return value
 
 
+def fingerprint_values(part: Any) -> Any:
+    """Return what a fingerprint holds of a config: nested plain values, without new fields at their default.
+
+    So a run of before a field came goes on under its old fingerprint.
+    """
+    if not dataclasses.is_dataclass(part):
+        return part
+    values: dict[str, Any] = {}
+    for field in dataclasses.fields(part):
+        value = getattr(part, field.name)
+        unset = value == field.default
+        if unset and "late" in field.metadata:
+            continue
+        revision = None if unset else field.metadata.get("revision")
+        values[field.name] = fingerprint_values(value) if revision is None else [fingerprint_values(value), revision]
+    return values
+
+
 def fingerprint(*parts: Any) -> str:
     """Hash of configs, strings and plain JSON values: equal parts, equal fingerprint, on any machine."""
-    plain = [dataclasses.asdict(part) if dataclasses.is_dataclass(part) else part for part in parts]  # type: ignore[arg-type]
+    plain = [fingerprint_values(part) for part in parts]
     text = json.dumps(plain, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:FINGERPRINT_DIGITS]
 

@@ -12,7 +12,7 @@ import keras
 from tfigkd import checkpoint, console, models
 from tfigkd.attribution import make_baseline
 from tfigkd.batches import training_batches
-from tfigkd.config import experiments_folder, fingerprint
+from tfigkd.config import experiments_folder, fingerprint, fingerprint_values
 from tfigkd.data import Dataset, mean_color, to_model_input
 from tfigkd.data.stage import dataset, holds_out_validation, teacher_examples
 from tfigkd.distiller import Distiller
@@ -34,12 +34,13 @@ from tfigkd.workdir import (
 )
 
 FILE = "teacher.keras"
+WHITENED = 5000  # training images that the stem of a convnet is made from
 SEEDS = 2**32  # of students: from 0 to here
 
 
 def build_network(config: NetworkConfig, data: Dataset) -> keras.Model:
     """A network of a config for the classes and image shape of a data set; a .keras file comes with its weights."""
-    return models.build(
+    model = models.build(
         config.model,
         num_classes=data.num_classes,
         input_shape=data.image_shape,
@@ -47,7 +48,12 @@ def build_network(config: NetworkConfig, data: Dataset) -> keras.Model:
         width=config.width,
         dropout=config.dropout,
         normalization=config.normalization,
+        widths=config.widths,
+        depth=config.depth,
     )
+    if config.model == "convnet":
+        models.set_whitening(model, to_model_input(data.train.images[:WHITENED]))
+    return model
 
 
 def build_teacher(config: Config, data: Dataset) -> keras.Model:
@@ -101,7 +107,8 @@ def teacher_fingerprint(config: Config) -> str:
     teacher = config.teacher
     if teacher.count > 1:
         return fingerprint("teachers", teacher.weighting, [teacher_fingerprint(member) for member in members(config)])
-    network = {name: getattr(teacher, name) for name in NetworkConfig.__dataclass_fields__}
+    values, ours = fingerprint_values(teacher), NetworkConfig.__dataclass_fields__
+    network = {name: value for name, value in values.items() if name in ours}
     network["model"] = content_of(teacher.model)
     trained = teacher.train and teacher.weights is None
     published = checksum(weights_path(teacher.weights)) if teacher.weights else None
@@ -169,12 +176,15 @@ def watched(config: Config) -> Watched:
 def _train(config: Config, data: Dataset, folder: Path) -> tuple[keras.Model, list]:
     keras.utils.set_random_seed(config.teacher.seed)
     model = with_fused_layers(build_network(config.teacher, data))
+    model = models.with_precision(model, config.teacher.training.precision)
     examples = teacher_examples(config.data)
     stream = training_batches(
         examples,
         augment=config.augment,
         batch_size=config.teacher.training.batch_size,
         seed=_draws(config),
+        mixup=config.teacher.training.mixup,
+        num_classes=data.num_classes,
     )
     validation = None
     if holds_out_validation(config.data):
@@ -191,7 +201,7 @@ def _train(config: Config, data: Dataset, folder: Path) -> tuple[keras.Model, li
         validation=validation,
         watched=watched(config),
     )
-    return with_stock_layers(model), history
+    return with_stock_layers(models.with_precision(model, "float32")), history
 
 
 def _saved(fingerprint: str) -> Path | None:

@@ -6,7 +6,7 @@ are stores of their own, so that arms share what they have in common.
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ import numpy as np
 
 from tfigkd import console, models
 from tfigkd.augment import crop_and_flip, example_keys
-from tfigkd.config import fingerprint
+from tfigkd.config import fingerprint, fingerprint_values
 from tfigkd.data import Examples
 from tfigkd.data.stage import stored_examples, stored_fingerprint
 from tfigkd.errors import UserError
@@ -34,7 +34,7 @@ def views_identity(
     teacher_weights: str, data: str, augment: AugmentConfig, view: ViewConfig, tap: str | None = None
 ) -> dict[str, Any]:
     """Everything the stored values depend on; `tap` is the layer whose attention is stored, None for the logits."""
-    drawn = {"augment": asdict(augment), "views": view.views, "seed": view.seed}
+    drawn = {"augment": fingerprint_values(augment), "views": view.views, "seed": view.seed}
     return {"format": FORMAT, "teacher": teacher_weights, "data": data, **drawn, **({"tap": tap} if tap else {})}
 
 
