@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tfigkd.errors import UserError
 from tfigkd.pareto import front, main, plot, read_points, table
+from tfigkd.runtime.errors import UserError
 
 
 def write(path, *rows):

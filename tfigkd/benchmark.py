@@ -13,15 +13,15 @@ from typing import Any
 
 import numpy as np
 
-from tfigkd import console
-from tfigkd.config import fingerprint
-from tfigkd.contract import admit
-from tfigkd.errors import UserError
-from tfigkd.fields import BenchmarkConfig, Config
-from tfigkd.footprint import footprint
-from tfigkd.litert import input_values, litert_predictor, open_classifier
-from tfigkd.provenance import append_row, hardware, origin
-from tfigkd.workdir import Workdir, finished, make_folder, require, write_manifest
+from tfigkd.config.fields import BenchmarkConfig, Config
+from tfigkd.config.reading import fingerprint
+from tfigkd.edge.contract import admit
+from tfigkd.edge.footprint import footprint
+from tfigkd.edge.litert import input_values, litert_predictor, open_classifier
+from tfigkd.runtime import console
+from tfigkd.runtime.errors import UserError
+from tfigkd.runtime.files import Workdir, finished, make_folder, require, write_manifest
+from tfigkd.runtime.provenance import append_row, hardware, origin
 
 TURN = 10
 """Timed inferences of a file before the next one has its turn."""

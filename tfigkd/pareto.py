@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean, median, stdev
 
-from tfigkd import console
-from tfigkd.errors import UserError
-from tfigkd.fields import FORMATS
-from tfigkd.workdir import atomic, write_text
+from tfigkd.config.fields import FORMATS
+from tfigkd.runtime import console
+from tfigkd.runtime.errors import UserError
+from tfigkd.runtime.files import atomic, write_text
 
 MARKERS = "osD^v<>Pphd8X*"
 

@@ -20,10 +20,10 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
-from tfigkd.config import experiments_folder, from_mapping, read_experiment
-from tfigkd.errors import UserError
-from tfigkd.fields import Config
+from tfigkd.config.fields import Config
+from tfigkd.config.reading import experiments_folder, from_mapping, read_experiment
 from tfigkd.run import Command
+from tfigkd.runtime.errors import UserError
 
 TRIED: tuple[Any, ...] = (-1, 0, 2, 10**6, -1.0, 0.0, 1.0, 2.0, [], [0], [-1])
 HEAD = """\

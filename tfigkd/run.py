@@ -20,9 +20,10 @@ from typing import Annotated, Any
 
 import tyro
 
-from tfigkd import console
-from tfigkd.compress.fields import trainings
-from tfigkd.config import (
+from tfigkd.config.compress_fields import trainings
+from tfigkd.config.fields import Config
+from tfigkd.config.loss_fields import require_seed
+from tfigkd.config.reading import (
     closest,
     differences,
     dotted_names,
@@ -34,10 +35,9 @@ from tfigkd.config import (
     to_mapping,
     value_at,
 )
-from tfigkd.errors import UserError, system_line
-from tfigkd.fields import Config
-from tfigkd.loss_fields import require_seed
-from tfigkd.workdir import Workdir, locked, read_manifest, write_text
+from tfigkd.runtime import console
+from tfigkd.runtime.errors import UserError, system_line
+from tfigkd.runtime.files import Workdir, locked, read_manifest, write_text
 
 STAGES = ("data", "teacher", "overlays", "distill", "compress", "export", "evaluate", "benchmark", "report")
 SETTINGS = "config.json"
@@ -235,7 +235,7 @@ def _same_data(run: Path, config: Config) -> bool:
     trained = read_manifest(Workdir(run, run).stage("distill"))
     if trained is None or "data" not in trained:
         return False
-    from tfigkd.data.stage import dataset
+    from tfigkd.stages.data import dataset
 
     return dataset(config.data).fingerprint == trained["data"]
 
@@ -265,9 +265,9 @@ def run(command: Command, name: str) -> None:
         started = time.monotonic()
         with console.quiet_stderr():  # TensorFlow greets when it is imported and when it looks for a GPU
             os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "1" if command.verbose else "2")
-            from tfigkd import pipeline
-            from tfigkd.estimate import estimate
-            from tfigkd.student import check
+            from tfigkd.stages import pipeline
+            from tfigkd.stages.distill import check
+            from tfigkd.stages.estimate import estimate
         console.say(f"{name}, seed {command.seed}, config {fingerprint(config)}, in {workdir.run}")
         with console.quiet_stderr():
             if config.needs_teacher and "distill" in chosen:

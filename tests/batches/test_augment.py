@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tfigkd.augment import crop_and_flip, example_keys, overlay, overlay_exponents, overlay_some, uniform
-from tfigkd.fields import AugmentConfig, OverlayConfig
+from tfigkd.batches.augment import crop_and_flip, example_keys, overlay, overlay_exponents, overlay_some, uniform
+from tfigkd.config.fields import AugmentConfig, OverlayConfig
 
 KEYS = np.arange(1, 4001, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
 

@@ -6,10 +6,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.ndimage import gaussian_filter
 
-from tfigkd.augment import overlay_exponents, overlay_some
-from tfigkd.batches import Knowledge
-from tfigkd.controls import apply_control, derangement, surrogate_noise
-from tfigkd.fields import ControlConfig, OverlayConfig
+from tfigkd.batches.augment import overlay_exponents, overlay_some
+from tfigkd.batches.controls import apply_control, derangement, surrogate_noise
+from tfigkd.batches.stream import Knowledge
+from tfigkd.config.fields import ControlConfig, OverlayConfig
 
 RNG = np.random.default_rng(0)
 COUNT = 40

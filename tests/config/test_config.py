@@ -4,9 +4,9 @@ import dataclasses
 
 import pytest
 
-from tfigkd.config import differences, fingerprint, from_mapping, override, read_experiment, smoke, to_mapping
-from tfigkd.errors import UserError
-from tfigkd.fields import Config
+from tfigkd.config.fields import Config
+from tfigkd.config.reading import differences, fingerprint, from_mapping, override, read_experiment, smoke, to_mapping
+from tfigkd.runtime.errors import UserError
 
 
 def write(path, text):

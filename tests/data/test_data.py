@@ -20,7 +20,7 @@ from PIL import Image
 
 from tfigkd import data
 from tfigkd.data import catalog, pictures
-from tfigkd.errors import UserError
+from tfigkd.runtime.errors import UserError
 
 
 def _arrays(count: int = 60, classes: int = 3, size: int = 4, seed: int = 0) -> dict[str, np.ndarray]:
@@ -295,7 +295,7 @@ def test_reading_arrays_needs_numpy_alone(tmp_path):
     code = (
         f"import sys; sys.modules.update(dict.fromkeys({blocked!r}))\n"
         f"from tfigkd import data; assert len(data.load({name!r}).test) == 20\n"
-        "from tfigkd.errors import UserError\n"
+        "from tfigkd.runtime.errors import UserError\n"
         "try: data.load('digits')\n"
         "except UserError as error: print(error)"
     )

@@ -5,10 +5,10 @@ import numpy as np
 import pytest
 
 from tfigkd import models
-from tfigkd.convert import CALIBRATED, FORMATS, convert
-from tfigkd.errors import UserError
-from tfigkd.litert import float_operations, float_tensors, litert_predictor, open_litert
-from tfigkd.metrics import predict_logits
+from tfigkd.edge.convert import CALIBRATED, FORMATS, convert
+from tfigkd.edge.litert import float_operations, float_tensors, litert_predictor, open_litert
+from tfigkd.measure.metrics import predict_logits
+from tfigkd.runtime.errors import UserError
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (32, 8, 8, 3), dtype=np.uint8)
 

@@ -5,11 +5,11 @@ from functools import partial
 import pytest
 
 from tfigkd import data, models
-from tfigkd.exporting import export_file
-from tfigkd.fields import ExportConfig
-from tfigkd.layers import with_stock_layers
-from tfigkd.litert import float_tensors, litert_predictor
-from tfigkd.metrics import accuracy, predict_logits
+from tfigkd.config.fields import ExportConfig
+from tfigkd.edge.litert import float_tensors, litert_predictor
+from tfigkd.measure.metrics import accuracy, predict_logits
+from tfigkd.models.layers import with_stock_layers
+from tfigkd.stages.export import export_file
 
 IMAGENET = (models.IMAGENET_MEAN, models.IMAGENET_STD)
 NETWORKS = {

@@ -12,18 +12,18 @@ import keras
 import numpy as np
 import pytest
 
-from tfigkd import provenance
-from tfigkd.config import override, read_experiment
-from tfigkd.convert import convert
-from tfigkd.data.stage import dataset
-from tfigkd.evaluation import evaluate, measure, similarity
-from tfigkd.exporting import export
-from tfigkd.litert import litert_predictor
-from tfigkd.metrics import accuracy, calibration_error, comparison, metrics, per_class, predict_logits
-from tfigkd.provenance import append_row, hardware, versions
-from tfigkd.report.stage import report
+from tfigkd.config.reading import override, read_experiment
+from tfigkd.edge.convert import convert
+from tfigkd.edge.litert import litert_predictor
+from tfigkd.measure.metrics import accuracy, calibration_error, comparison, metrics, per_class, predict_logits
 from tfigkd.run import Command, run
-from tfigkd.workdir import Workdir, checksum, read_manifest
+from tfigkd.runtime import provenance
+from tfigkd.runtime.files import Workdir, checksum, read_manifest
+from tfigkd.runtime.provenance import append_row, hardware, versions
+from tfigkd.stages.data import dataset
+from tfigkd.stages.evaluate import evaluate, measure, similarity
+from tfigkd.stages.export import export
+from tfigkd.stages.report import report
 
 LOGITS = np.log(np.array([[0.7, 0.2, 0.1], [0.1, 0.6, 0.3], [0.3, 0.3, 0.4]], np.float32))
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tfigkd.statistics import holm, normality, paired, seeds_needed, summarize, welch, wilson, winner
+from tfigkd.measure.statistics import holm, normality, paired, seeds_needed, summarize, welch, wilson, winner
 
 # arXiv 2506.14440, the ten runs an arm behind its ablation at 4.12x, test accuracy in percent
 STUDENT = [91.19, 90.50, 91.32, 91.28, 91.36, 91.35, 91.43, 91.05, 90.86, 91.50]

@@ -13,8 +13,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tfigkd import layers
-from tfigkd.layers import FusedBatchNormalization
+from tfigkd.models import layers
+from tfigkd.models.layers import FusedBatchNormalization
 
 tf = pytest.importorskip("tensorflow", reason="NEEDS TENSORFLOW: pip install tensorflow")
 
@@ -298,7 +298,7 @@ def test_jax_takes_the_parents_way(tmp_path: Path) -> None:
     code = """
 import sys
 import keras, numpy
-from tfigkd.layers import FusedBatchNormalization
+from tfigkd.models.layers import FusedBatchNormalization
 folder = sys.argv[1]
 assert keras.config.backend() == "jax" and "tensorflow" not in sys.modules
 layer = FusedBatchNormalization(momentum=0.9, epsilon=1e-5)

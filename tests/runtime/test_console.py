@@ -16,8 +16,8 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from tfigkd import console
-from tfigkd.quiet import quiet_stderr
+from tfigkd.runtime import console
+from tfigkd.runtime.quiet import quiet_stderr
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -6,8 +6,8 @@ import sys
 
 import pytest
 
-from tfigkd.errors import UserError
-from tfigkd.workdir import (
+from tfigkd.runtime.errors import UserError
+from tfigkd.runtime.files import (
     MANIFEST,
     atomic,
     checksum,
@@ -89,7 +89,7 @@ def test_a_file_in_place_of_a_folder_gives_one_line(tmp_path):
         make_folder(tmp_path / "run" / "stage")
 
 
-HOLD = "import sys, time; from pathlib import Path; from tfigkd.workdir import locked\n" + (
+HOLD = "import sys, time; from pathlib import Path; from tfigkd.runtime.files import locked\n" + (
     "with locked(Path(sys.argv[1]), wait=False):\n    print('held', flush=True)\n    time.sleep(60)"
 )
 

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tfigkd import tfrecord
-from tfigkd.errors import UserError
+from tfigkd.runtime import tfrecord
+from tfigkd.runtime.errors import UserError
 
 FEATURES: dict[str, Any] = {
     "id": "0123456789abcdef",

@@ -10,13 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from tfigkd.collect import read_rows
-from tfigkd.config import experiments_folder, override, read_experiment
-from tfigkd.errors import UserError
-from tfigkd.fields import Config
-from tfigkd.search import Options, _oracle, to_toml, trial_config
-from tfigkd.search_space import Dimension, dimension, usual_space
-from tfigkd.workdir import read_manifest
+from tfigkd.config.fields import Config
+from tfigkd.config.reading import experiments_folder, override, read_experiment
+from tfigkd.runtime.errors import UserError
+from tfigkd.runtime.files import read_manifest
+from tfigkd.search.space import Dimension, dimension, usual_space
+from tfigkd.search.tuner import Options, _oracle, to_toml, trial_config
+from tfigkd.study.collect import read_rows
 
 ROOT = Path(__file__).resolve().parents[1]
 TINY = """

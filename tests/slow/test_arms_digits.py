@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from tfigkd.config import experiments_folder, override, read_experiment
+from tfigkd.config.reading import experiments_folder, override, read_experiment
 from tfigkd.run import Command, run
 
 ARMS = sorted(

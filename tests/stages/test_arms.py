@@ -7,14 +7,14 @@ import keras
 import numpy as np
 import pytest
 
-from tfigkd.batches import Knowledge, training_batches
-from tfigkd.config import experiments_folder, override, read_experiment
-from tfigkd.controls import apply_control
+from tfigkd.batches.controls import apply_control
+from tfigkd.batches.stream import Knowledge, training_batches
+from tfigkd.config.fields import AugmentConfig, ControlConfig, OverlayConfig
+from tfigkd.config.reading import experiments_folder, override, read_experiment
 from tfigkd.data import Examples
-from tfigkd.distiller import Distiller
-from tfigkd.errors import UserError
-from tfigkd.fields import AugmentConfig, ControlConfig, OverlayConfig
 from tfigkd.run import Command, run
+from tfigkd.runtime.errors import UserError
+from tfigkd.training.distiller import Distiller
 
 ARMS = sorted(
     path.stem

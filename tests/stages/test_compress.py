@@ -6,10 +6,10 @@ import shlex
 
 import pytest
 
-from tfigkd import checkpoint
 from tfigkd.compress import finetune
 from tfigkd.run import main
-from tfigkd.workdir import read_manifest
+from tfigkd.runtime.files import read_manifest
+from tfigkd.training import checkpoint
 
 TINY = shlex.split("""
     --experiment quickstart --data.limit 160 --teacher.width 0.25 --teacher.drop_blocks 14 --teacher.training.epochs 10
@@ -120,7 +120,7 @@ def test_a_config_of_an_older_version_has_no_compression(folder):
     """The field's default is none, so runs from before the field are repeated as they are."""
     config = json.loads((folder / "run" / "config.json").read_text())
     assert config["config"].pop("compress")
-    from tfigkd.config import from_mapping
-    from tfigkd.fields import Config
+    from tfigkd.config.fields import Config
+    from tfigkd.config.reading import from_mapping
 
     assert from_mapping(Config, config["config"]).compress.method == "none"

@@ -4,11 +4,11 @@ import shlex
 
 import pytest
 
-from tfigkd.config import override, read_experiment, smoke
-from tfigkd.fields import Config
-from tfigkd.report.repeat import command
+from tfigkd.config.fields import Config
+from tfigkd.config.reading import override, read_experiment, smoke
 from tfigkd.run import parse
-from tfigkd.workdir import Workdir
+from tfigkd.runtime.files import Workdir
+from tfigkd.stages.repeat import command
 
 CHANGES = {
     "losses.kd.temperature": 4.0,

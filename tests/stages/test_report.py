@@ -11,16 +11,16 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 
-from tfigkd.config import override, read_experiment, to_mapping
-from tfigkd.errors import UserError
-from tfigkd.gallery import Gallery, choose
-from tfigkd.metrics import disagreement
+from tfigkd.config.reading import override, read_experiment, to_mapping
+from tfigkd.measure.gallery import Gallery, choose
+from tfigkd.measure.metrics import disagreement
+from tfigkd.measure.statistics import wilson
 from tfigkd.report.facts import Facts
 from tfigkd.report.page import label
 from tfigkd.report.pictures import picture
 from tfigkd.report.run_page import page
 from tfigkd.report.table import lines
-from tfigkd.statistics import wilson
+from tfigkd.runtime.errors import UserError
 
 HOSTILE = ('<script>alert("a")</script>', '"><img src=x onerror=alert(1)>', "</script><b>", "a & b", "é猫")
 N_TEST = 200

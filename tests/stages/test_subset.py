@@ -3,8 +3,11 @@
 import numpy as np
 import pytest
 
-from tfigkd.config import override, read_experiment
-from tfigkd.data.stage import (
+from tfigkd.config.fields import Config
+from tfigkd.config.reading import override, read_experiment
+from tfigkd.runtime.errors import UserError
+from tfigkd.runtime.files import Workdir
+from tfigkd.stages.data import (
     dataset,
     stored_examples,
     stored_fingerprint,
@@ -12,11 +15,8 @@ from tfigkd.data.stage import (
     teacher_examples,
     training_examples,
 )
-from tfigkd.errors import UserError
-from tfigkd.fields import Config
-from tfigkd.student import student_fingerprint
-from tfigkd.teacher import teacher_fingerprint, weights_path
-from tfigkd.workdir import Workdir
+from tfigkd.stages.distill import student_fingerprint
+from tfigkd.stages.teacher import teacher_fingerprint, weights_path
 
 DIGITS = override(Config(), {"data.name": "digits"})
 TENTH = override(DIGITS, {"data.train_fraction": 0.1})

@@ -7,15 +7,17 @@ import keras
 import numpy as np
 import pytest
 
-from tfigkd import models, overlays, tfrecord, verify
+from tfigkd import models, verify
 from tfigkd.attribution import attribute, saliency_map
-from tfigkd.config import fingerprint
+from tfigkd.config.fields import AttributionConfig
+from tfigkd.config.reading import fingerprint
 from tfigkd.data import Dataset, concatenate, load, to_model_input
-from tfigkd.errors import UserError
-from tfigkd.fields import AttributionConfig
-from tfigkd.overlays import read_store, store_identity, write_store
-from tfigkd.teacher import FILE, weights_fingerprint
-from tfigkd.workdir import MANIFEST, checksum, make_folder, read_manifest, write_manifest
+from tfigkd.runtime import tfrecord
+from tfigkd.runtime.errors import UserError
+from tfigkd.runtime.files import MANIFEST, checksum, make_folder, read_manifest, write_manifest
+from tfigkd.stages.teacher import FILE, weights_fingerprint
+from tfigkd.store import maps as overlays
+from tfigkd.store.maps import read_store, store_identity, write_store
 
 SETTINGS = AttributionConfig(baseline="mean", max_steps=32, batch_size=64, shard_size=32)
 SOURCE = {"name": "digits", "limit": 90}

@@ -11,7 +11,7 @@ import tensorflow as tf
 import tfigkd
 from tfigkd import OverlayStore
 from tfigkd.attribution import integrated_gradients, saliency_map
-from tfigkd.errors import UserError
+from tfigkd.runtime.errors import UserError
 
 COUNT, SIDE, CLASSES = 40, 8, 4
 SETTINGS = {"n_steps": 8, "tolerance": 10.0, "shard_size": 16}

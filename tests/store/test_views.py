@@ -7,18 +7,19 @@ import keras
 import numpy as np
 import pytest
 
-from tfigkd import models, tfrecord
-from tfigkd.augment import ORDER, example_keys, uniform
-from tfigkd.batches import StoredAttention, training_batches
-from tfigkd.config import override
-from tfigkd.controls import shuffle_views
-from tfigkd.data.stage import covered, dataset, training_examples
-from tfigkd.errors import UserError
-from tfigkd.fields import AugmentConfig, Config, ControlConfig
+from tfigkd import models
+from tfigkd.batches.augment import ORDER, example_keys, uniform
+from tfigkd.batches.controls import shuffle_views
+from tfigkd.batches.stream import StoredAttention, training_batches
+from tfigkd.config.fields import AugmentConfig, Config, ControlConfig
+from tfigkd.config.reading import override
 from tfigkd.losses.attention import attention_transfer, unit_attention
-from tfigkd.teacher import FILE, teacher_folder, weights_fingerprint
-from tfigkd.views import build_views, load_views, views_folder
-from tfigkd.workdir import MANIFEST, Workdir, checksum, finished, write_manifest
+from tfigkd.runtime import tfrecord
+from tfigkd.runtime.errors import UserError
+from tfigkd.runtime.files import MANIFEST, Workdir, checksum, finished, write_manifest
+from tfigkd.stages.data import covered, dataset, training_examples
+from tfigkd.stages.teacher import FILE, teacher_folder, weights_fingerprint
+from tfigkd.store.views import build_views, load_views, views_folder
 
 TAP = "block_04"
 CONFIG = override(

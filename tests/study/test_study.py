@@ -12,13 +12,13 @@ from pathlib import Path
 
 import pytest
 
-from tfigkd import collect as collecting
-from tfigkd.collect import collect, finished_runs, merge_rows, read_rows
-from tfigkd.config import experiments_folder, read_experiment, to_mapping
-from tfigkd.errors import UserError
-from tfigkd.study import Options, plan, read_study
-from tfigkd.study_report import BEGIN, END, arms_table, compare, runs_of, sentences
-from tfigkd.workdir import checksum, locked, read_manifest, verify_files, write_manifest, write_signed
+from tfigkd.config.reading import experiments_folder, read_experiment, to_mapping
+from tfigkd.runtime.errors import UserError
+from tfigkd.runtime.files import checksum, locked, read_manifest, verify_files, write_manifest, write_signed
+from tfigkd.study import collect as collecting
+from tfigkd.study.collect import collect, finished_runs, merge_rows, read_rows
+from tfigkd.study.plan import Options, plan, read_study
+from tfigkd.study.tables import BEGIN, END, arms_table, compare, runs_of, sentences
 
 ROOT = Path(__file__).resolve().parents[1]
 STUDIES = sorted(path.stem for path in (experiments_folder() / "studies").glob("*.toml"))

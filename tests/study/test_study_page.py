@@ -6,12 +6,12 @@ from html.parser import HTMLParser
 
 import pytest
 
-from tfigkd.collect import merge_rows, read_rows
-from tfigkd.config import experiments_folder
-from tfigkd.report.study_page import forest_chart, page
-from tfigkd.statistics import summarize
-from tfigkd.study import Study, read_study
-from tfigkd.study_report import BEGIN, END, compare, main, runs_of
+from tfigkd.config.reading import experiments_folder
+from tfigkd.measure.statistics import summarize
+from tfigkd.study.collect import merge_rows, read_rows
+from tfigkd.study.page import forest_chart, page
+from tfigkd.study.plan import Study, read_study
+from tfigkd.study.tables import BEGIN, END, compare, main, runs_of
 
 PAPERS = read_rows(experiments_folder() / "results" / "papers.csv")
 PAIR = Study(

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from tfigkd import models
-from tfigkd.distiller import Distiller
 from tfigkd.losses import DIST, DKD, FSP, LOSSES, RKD, AttentionTransfer, Hint, IGMatching, KLDivergence
+from tfigkd.training.distiller import Distiller
 
 RNG = np.random.default_rng(0)
 IMAGES = RNG.random((16, 8, 8, 3)).astype(np.float32)

@@ -6,14 +6,14 @@ import keras
 import numpy as np
 import pytest
 
-from tfigkd import checkpoint
-from tfigkd.batches import Knowledge, training_batches
+from tfigkd.batches.stream import Knowledge, training_batches
+from tfigkd.config.fields import AugmentConfig, OverlayConfig, TrainingConfig
 from tfigkd.data import Examples
-from tfigkd.distiller import Distiller
-from tfigkd.errors import UserError
-from tfigkd.fields import AugmentConfig, OverlayConfig, TrainingConfig
 from tfigkd.losses import KLDivergence
-from tfigkd.training import fit, make_optimizer
+from tfigkd.runtime.errors import UserError
+from tfigkd.training import checkpoint
+from tfigkd.training.distiller import Distiller
+from tfigkd.training.fit import fit, make_optimizer
 
 RNG = np.random.default_rng(0)
 COUNT = 50

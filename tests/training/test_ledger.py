@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 
 from tfigkd import models
-from tfigkd.batches import training_batches
+from tfigkd.batches.stream import training_batches
+from tfigkd.config.fields import AugmentConfig, TrainingConfig
 from tfigkd.data import load
-from tfigkd.distiller import Distiller
-from tfigkd.fields import AugmentConfig, TrainingConfig
-from tfigkd.ledger import gradient_norms, inert_terms, read_ledger
 from tfigkd.losses import AttentionTransfer, KLDivergence
 from tfigkd.training import fit
+from tfigkd.training.distiller import Distiller
+from tfigkd.training.ledger import gradient_norms, inert_terms, read_ledger
 
 
 def network(drop_blocks, seed):

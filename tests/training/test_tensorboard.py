@@ -9,15 +9,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tfigkd import panels
-from tfigkd.augment import overlay
-from tfigkd.batches import training_batches
+from tfigkd.batches.augment import overlay
+from tfigkd.batches.stream import training_batches
+from tfigkd.config.fields import AugmentConfig, TensorBoardConfig, TrainingConfig
 from tfigkd.data import load
-from tfigkd.distiller import Distiller
-from tfigkd.errors import UserError
-from tfigkd.fields import AugmentConfig, TensorBoardConfig, TrainingConfig
-from tfigkd.tensorboard import Board, EventFile, Watched, model_graph
-from tfigkd.training import fit
+from tfigkd.runtime.errors import UserError
+from tfigkd.training import fit, panels
+from tfigkd.training.distiller import Distiller
+from tfigkd.training.tensorboard import Board, EventFile, Watched, model_graph
 
 EPOCHS, STEPS = 4, 4
 
@@ -103,7 +102,7 @@ def test_looking_changes_no_weight(whole, data, tmp_path):
 
 
 def test_a_resumed_run_takes_back_what_the_killed_one_wrote_too_much(whole, data, tmp_path, monkeypatch):
-    from tfigkd import checkpoint
+    from tfigkd.training import checkpoint
 
     save, calls = checkpoint.save, itertools.count(1)
 

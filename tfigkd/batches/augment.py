@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from tfigkd.config.fields import AugmentConfig, OverlayConfig
 from tfigkd.data import to_model_input
-from tfigkd.fields import AugmentConfig, OverlayConfig
 
 ORDER, CROP_Y, CROP_X, FLIP, OVERLAY, EXPONENT, VIEW = range(7)
 

@@ -8,8 +8,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from tfigkd.batches import Knowledge
-from tfigkd.fields import ControlConfig
+from tfigkd.batches.stream import Knowledge
+from tfigkd.config.fields import ControlConfig
 
 ITERATIONS = 20
 

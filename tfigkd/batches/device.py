@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from tfigkd.augment import augmented, overlay
+from tfigkd.batches.augment import augmented, overlay
 
 
 def on_device(pixels: np.ndarray, padding: int, dim_only: bool) -> Callable[..., tuple[Any, Any, Any]]:

@@ -7,7 +7,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from tfigkd.augment import (
+from tfigkd.batches.augment import (
     ORDER,
     VIEW,
     augmented,
@@ -18,9 +18,9 @@ from tfigkd.augment import (
     overlay_some,
     uniform,
 )
+from tfigkd.batches.device import on_device
+from tfigkd.config.fields import AugmentConfig, OverlayConfig
 from tfigkd.data import Examples
-from tfigkd.device import on_device
-from tfigkd.fields import AugmentConfig, OverlayConfig
 
 
 @dataclass(frozen=True)

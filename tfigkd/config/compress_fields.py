@@ -3,10 +3,10 @@
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal
 
-from tfigkd.loss_fields import KDConfig, LossesConfig, require
+from tfigkd.config.loss_fields import KDConfig, LossesConfig, require
 
 if TYPE_CHECKING:
-    from tfigkd.fields import Config
+    from tfigkd.config.fields import Config
 
 Method = Literal[
     "none", "prune", "prune_tfmot", "prune_channels", "cluster", "qat", "prune_qat", "qat_tfmot", "pqat", "cqat"

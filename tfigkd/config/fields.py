@@ -3,9 +3,9 @@
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
-from tfigkd.compress.fields import CompressConfig
-from tfigkd.loss_fields import LossesConfig, require, require_seed
-from tfigkd.measure_fields import BenchmarkConfig, EvaluationConfig, LedgerConfig, TensorBoardConfig
+from tfigkd.config.compress_fields import CompressConfig
+from tfigkd.config.loss_fields import LossesConfig, require, require_seed
+from tfigkd.config.measure_fields import BenchmarkConfig, EvaluationConfig, LedgerConfig, TensorBoardConfig
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Any
 
-from tfigkd.errors import UserError
+from tfigkd.runtime.errors import UserError
 
 
 def require(condition: bool, what: str, value: Any) -> None:

@@ -18,8 +18,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
-from tfigkd.errors import UserError
-from tfigkd.fields import Config
+from tfigkd.config.fields import Config
+from tfigkd.runtime.errors import UserError
 
 FINGERPRINT_DIGITS = 16
 MAX_TOML = 2**20

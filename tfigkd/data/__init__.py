@@ -14,7 +14,7 @@ import numpy as np
 
 from tfigkd.data import catalog, sources
 from tfigkd.data.pictures import one_line
-from tfigkd.errors import UserError
+from tfigkd.runtime.errors import UserError
 
 DIGEST_LENGTH = 16
 VALIDATION_DIVISOR = 10

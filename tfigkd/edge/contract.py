@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from tfigkd.errors import UserError
-from tfigkd.litert import open_classifier, trial
-from tfigkd.workdir import checksum, read_signed, write_signed
+from tfigkd.edge.litert import open_classifier, trial
+from tfigkd.runtime.errors import UserError
+from tfigkd.runtime.files import checksum, read_signed, write_signed
 
 
 def contract_path(model: Path) -> Path:

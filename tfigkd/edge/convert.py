@@ -7,12 +7,12 @@ from typing import Any
 import keras
 import numpy as np
 
+from tfigkd.config.fields import FORMATS, Format
 from tfigkd.data import to_model_input
 from tfigkd.data.pictures import one_line
-from tfigkd.errors import UserError
-from tfigkd.fields import FORMATS, Format
-from tfigkd.litert import float_operations, float_tensors
-from tfigkd.quiet import quiet_stderr
+from tfigkd.edge.litert import float_operations, float_tensors
+from tfigkd.runtime.errors import UserError
+from tfigkd.runtime.quiet import quiet_stderr
 
 CALIBRATED: tuple[Format, ...] = ("int8", "int16x8")
 

@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from tfigkd.errors import UserError
-from tfigkd.litert import open_litert
+from tfigkd.edge.litert import open_litert
+from tfigkd.runtime.errors import UserError
 
 KERNELS = {"CONV_2D": (1, 2), "DEPTHWISE_CONV_2D": (1, 2), "FULLY_CONNECTED": (1, 2), "TRANSPOSE_CONV": (1, 3)}
 """Operations with weights, and which of their inputs are kernel and bias."""

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from tfigkd.data import to_model_input
-from tfigkd.errors import UserError
-from tfigkd.quiet import quiet_stderr
+from tfigkd.runtime.errors import UserError
+from tfigkd.runtime.quiet import quiet_stderr
 
 IDENTIFIER = b"TFL3"
 TRIAL_SECONDS = 600

@@ -10,15 +10,15 @@ import keras
 import numpy as np
 
 from tfigkd.attribution.similarity import rank_correlation
-from tfigkd.augment import overlay_some
-from tfigkd.batches import Knowledge
-from tfigkd.controls import apply_control
+from tfigkd.batches.augment import overlay_some
+from tfigkd.batches.controls import apply_control
+from tfigkd.batches.stream import Knowledge
+from tfigkd.config.fields import Config
 from tfigkd.data import Dataset, Examples, to_model_input
-from tfigkd.errors import UserError
-from tfigkd.fields import Config
-from tfigkd.metrics import predict_logits
-from tfigkd.overlays import load_knowledge, to_stored
-from tfigkd.workdir import Workdir, atomic, checksum
+from tfigkd.measure.metrics import predict_logits
+from tfigkd.runtime.errors import UserError
+from tfigkd.runtime.files import Workdir, atomic, checksum
+from tfigkd.store.maps import load_knowledge, to_stored
 
 FILE = "gallery.npz"
 SEARCHED = 500  # validation images among which disagreements are looked for

@@ -7,7 +7,6 @@ from typing import Any
 
 import keras
 
-from tfigkd.errors import UserError
 from tfigkd.models.ensemble import ensemble
 from tfigkd.models.fold import fold_batch_norm
 from tfigkd.models.mobilenet_v2 import mobilenet_v2
@@ -16,6 +15,7 @@ from tfigkd.models.parts import CIFAR10_MEAN, CIFAR10_STD, IMAGENET_MEAN, IMAGEN
 from tfigkd.models.resnet import resnet
 from tfigkd.models.students import truncate
 from tfigkd.models.weights import load_torch_weights
+from tfigkd.runtime.errors import UserError
 
 __all__ = [
     "CIFAR10_MEAN",

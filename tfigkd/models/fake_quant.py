@@ -9,7 +9,7 @@ from typing import Any
 import keras
 from keras import ops
 
-from tfigkd.layers import flatten_layers
+from tfigkd.models.layers import flatten_layers
 
 MOMENTUM = 0.99
 SMALLEST_RANGE = 1e-6

@@ -9,7 +9,7 @@ import keras
 import numpy as np
 
 from tfigkd.data.pictures import reading
-from tfigkd.errors import UserError
+from tfigkd.runtime.errors import UserError
 
 VARIABLES = {
     "kernel": "weight",

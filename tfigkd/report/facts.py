@@ -8,19 +8,20 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from tfigkd import console, gallery
-from tfigkd.config import to_mapping
-from tfigkd.errors import UserError
-from tfigkd.exporting import file_name
-from tfigkd.fields import FORMATS, Config
-from tfigkd.gallery import Gallery
-from tfigkd.ledger import read_ledger
-from tfigkd.overlays import parse_record, store_folder
+from tfigkd.config.fields import FORMATS, Config
+from tfigkd.config.reading import to_mapping
+from tfigkd.measure import gallery
+from tfigkd.measure.gallery import Gallery
 from tfigkd.report.table import ROLES, Roles
-from tfigkd.store import open_store, read_all
-from tfigkd.teacher import teacher_folder
-from tfigkd.training import LEDGER
-from tfigkd.workdir import Workdir, read_manifest
+from tfigkd.runtime import console
+from tfigkd.runtime.errors import UserError
+from tfigkd.runtime.files import Workdir, read_manifest
+from tfigkd.stages.export import file_name
+from tfigkd.stages.teacher import teacher_folder
+from tfigkd.store.maps import parse_record, store_folder
+from tfigkd.store.shards import open_store, read_all
+from tfigkd.training.fit import LEDGER
+from tfigkd.training.ledger import read_ledger
 
 History = list[dict[str, float]]
 T = TypeVar("T")

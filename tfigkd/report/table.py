@@ -5,11 +5,11 @@ from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from typing import Any
 
-from tfigkd.config import fingerprint, to_mapping
-from tfigkd.fields import FORMATS, Config
-from tfigkd.provenance import commit, hardware, versions
-from tfigkd.statistics import wilson
-from tfigkd.workdir import Workdir, read_manifest
+from tfigkd.config.fields import FORMATS, Config
+from tfigkd.config.reading import fingerprint, to_mapping
+from tfigkd.measure.statistics import wilson
+from tfigkd.runtime.files import Workdir, read_manifest
+from tfigkd.runtime.provenance import commit, hardware, versions
 
 ROLES = ("teacher", "student", "compressed")
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tfigkd.errors import InUseError, UserError
+from tfigkd.runtime.errors import InUseError, UserError
 
 MANIFEST = "manifest.json"
 

@@ -12,7 +12,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from tfigkd.quiet import quiet_stderr
+from tfigkd.runtime.quiet import quiet_stderr
 
 COMMIT = "TFIGKD_COMMIT"  # the environment variable that names the commit of a copy without .git
 PACKAGES = ("tensorflow", "keras", "jax", "numpy", "ai-edge-litert")

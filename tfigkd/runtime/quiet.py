@@ -6,7 +6,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 
-from tfigkd.errors import UserError
+from tfigkd.runtime.errors import UserError
 
 _state = {"shown": False}
 

@@ -15,8 +15,8 @@ from typing import Any
 import google_crc32c
 import numpy as np
 
-from tfigkd.errors import UserError
-from tfigkd.workdir import atomic
+from tfigkd.runtime.errors import UserError
+from tfigkd.runtime.files import atomic
 
 LENGTH = struct.Struct("<Q")
 CHECKSUM = struct.Struct("<I")

@@ -5,9 +5,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from tfigkd.config import closest, dotted_names, override, to_mapping, value_at
-from tfigkd.errors import UserError
-from tfigkd.fields import Config
+from tfigkd.config.fields import Config
+from tfigkd.config.reading import closest, dotted_names, override, to_mapping, value_at
+from tfigkd.runtime.errors import UserError
 
 # where no --vary is given; of these, the fields of terms that the experiment switches on
 SPACE = (

@@ -23,16 +23,16 @@ from typing import Any, Literal
 
 import tyro
 
-from tfigkd import console
-from tfigkd.config import differences, override, read_experiment, smoke, to_mapping
-from tfigkd.errors import UserError, system_line
-from tfigkd.fields import Config
-from tfigkd.loss_fields import require_seed
-from tfigkd.processes import CONTEXT, settle
-from tfigkd.provenance import as_csv, origin
+from tfigkd.config.fields import Config
+from tfigkd.config.loss_fields import require_seed
+from tfigkd.config.reading import differences, override, read_experiment, smoke, to_mapping
 from tfigkd.run import Command, parse, run
-from tfigkd.search_space import Dimension, dimension, hyperparameters, usual_space
-from tfigkd.workdir import Workdir, locked, read_signed, require, write_signed, write_text
+from tfigkd.runtime import console
+from tfigkd.runtime.errors import UserError, system_line
+from tfigkd.runtime.files import Workdir, locked, read_signed, require, write_signed, write_text
+from tfigkd.runtime.processes import CONTEXT, settle
+from tfigkd.runtime.provenance import as_csv, origin
+from tfigkd.search.space import Dimension, dimension, hyperparameters, usual_space
 
 OBJECTIVE = "validation_accuracy"
 PROJECT = "tuner"  # the folder of KerasTuner's own files

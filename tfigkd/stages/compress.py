@@ -4,20 +4,21 @@ import shutil
 
 import keras
 
-from tfigkd import console, models
-from tfigkd.compress.fields import fine_tuning
+from tfigkd import models
 from tfigkd.compress.finetune import Lessons
 from tfigkd.compress.methods import compress_student
 from tfigkd.compress.pruning import sparsity
-from tfigkd.config import fingerprint
-from tfigkd.data.stage import dataset, holds_out_validation, training_examples
-from tfigkd.distiller import Distiller
-from tfigkd.fields import Config
-from tfigkd.metrics import accuracy, predict_logits
+from tfigkd.config.compress_fields import fine_tuning
+from tfigkd.config.fields import Config
+from tfigkd.config.reading import fingerprint
+from tfigkd.measure.metrics import accuracy, predict_logits
 from tfigkd.models.cost import count_parameters
-from tfigkd.student import assemble, load_student, make_distiller, student_fingerprint, training_stream
-from tfigkd.teacher import weights_fingerprint
-from tfigkd.workdir import Workdir, atomic, checksum, finished, make_folder, require, write_manifest
+from tfigkd.runtime import console
+from tfigkd.runtime.files import Workdir, atomic, checksum, finished, make_folder, require, write_manifest
+from tfigkd.stages.data import dataset, holds_out_validation, training_examples
+from tfigkd.stages.distill import assemble, load_student, make_distiller, student_fingerprint, training_stream
+from tfigkd.stages.teacher import weights_fingerprint
+from tfigkd.training.distiller import Distiller
 
 FILE = "compressed.keras"
 

@@ -6,11 +6,11 @@ from typing import Any
 
 import numpy as np
 
-from tfigkd import console
-from tfigkd.config import fingerprint
+from tfigkd.config.fields import Config, DataConfig
+from tfigkd.config.reading import fingerprint
 from tfigkd.data import Dataset, Examples, concatenate, load
-from tfigkd.fields import Config, DataConfig
-from tfigkd.workdir import Workdir, make_folder, write_manifest
+from tfigkd.runtime import console
+from tfigkd.runtime.files import Workdir, make_folder, write_manifest
 
 
 def dataset(config: DataConfig) -> Dataset:

@@ -6,32 +6,18 @@ from dataclasses import asdict, replace
 
 import keras
 
-from tfigkd import checkpoint, console, models
-from tfigkd.batches import Batch, Knowledge, StoredAttention, training_batches
-from tfigkd.config import fingerprint
-from tfigkd.controls import apply_control, shuffle_views
+from tfigkd import models
+from tfigkd.batches.controls import apply_control, shuffle_views
+from tfigkd.batches.stream import Batch, Knowledge, StoredAttention, training_batches
+from tfigkd.config.fields import Config
+from tfigkd.config.reading import fingerprint
 from tfigkd.data import Dataset, to_model_input
-from tfigkd.data.stage import dataset, holds_out_validation, training_choice, training_examples
-from tfigkd.distiller import Distiller
-from tfigkd.errors import UserError
-from tfigkd.fields import Config
-from tfigkd.layers import with_fused_layers, with_stock_layers
 from tfigkd.losses import LOSSES, Loss
-from tfigkd.metrics import accuracy, predict_logits
-from tfigkd.overlays import load_knowledge, store_folder, stored_maps
-from tfigkd.teacher import (
-    build_network,
-    build_teacher,
-    content_of,
-    load_teacher,
-    teacher_folder,
-    watched,
-    weights_fingerprint,
-)
-from tfigkd.tensorboard import Watched
-from tfigkd.training import LEDGER, fit
-from tfigkd.views import load_views, views_folder
-from tfigkd.workdir import (
+from tfigkd.measure.metrics import accuracy, predict_logits
+from tfigkd.models.layers import with_fused_layers, with_stock_layers
+from tfigkd.runtime import console
+from tfigkd.runtime.errors import UserError
+from tfigkd.runtime.files import (
     Workdir,
     atomic,
     checksum,
@@ -41,6 +27,22 @@ from tfigkd.workdir import (
     write_manifest,
     write_text,
 )
+from tfigkd.stages.data import dataset, holds_out_validation, training_choice, training_examples
+from tfigkd.stages.teacher import (
+    build_network,
+    build_teacher,
+    content_of,
+    load_teacher,
+    teacher_folder,
+    watched,
+    weights_fingerprint,
+)
+from tfigkd.store.maps import load_knowledge, store_folder, stored_maps
+from tfigkd.store.views import load_views, views_folder
+from tfigkd.training import checkpoint
+from tfigkd.training.distiller import Distiller
+from tfigkd.training.fit import LEDGER, fit
+from tfigkd.training.tensorboard import Watched
 
 FILE = "student.keras"
 

@@ -8,24 +8,25 @@ from typing import Any
 import keras
 import numpy as np
 
-from tfigkd import console, models
+from tfigkd import models
 from tfigkd.attribution import completeness_error, saliency_map
 from tfigkd.attribution.faithfulness import deletion, insertion
 from tfigkd.attribution.similarity import cosine, rank_correlation, top_overlap
-from tfigkd.compress.stage import students
-from tfigkd.config import fingerprint
+from tfigkd.config.fields import Config
+from tfigkd.config.reading import fingerprint
 from tfigkd.data import Examples, mean_color
-from tfigkd.data.stage import dataset
-from tfigkd.errors import UserError
-from tfigkd.exporting import export_identity
-from tfigkd.fields import Config
-from tfigkd.gallery import FILE, Explained, choose_examples, make_gallery
-from tfigkd.litert import litert_predictor
-from tfigkd.metrics import Predict, comparison, disagreement, metrics, per_class, predict_logits
+from tfigkd.edge.litert import litert_predictor
+from tfigkd.measure.gallery import FILE, Explained, choose_examples, make_gallery
+from tfigkd.measure.metrics import Predict, comparison, disagreement, metrics, per_class, predict_logits
 from tfigkd.models.cost import count_parameters, multiply_adds
-from tfigkd.overlays import attribute_examples
-from tfigkd.teacher import load_teacher, weights_fingerprint
-from tfigkd.workdir import Workdir, finished, make_folder, write_manifest
+from tfigkd.runtime import console
+from tfigkd.runtime.errors import UserError
+from tfigkd.runtime.files import Workdir, finished, make_folder, write_manifest
+from tfigkd.stages.compress import students
+from tfigkd.stages.data import dataset
+from tfigkd.stages.export import export_identity
+from tfigkd.stages.teacher import load_teacher, weights_fingerprint
+from tfigkd.store.maps import attribute_examples
 
 Explanation = dict[str, Explained]
 """Maps and completeness errors, by role."""

@@ -5,22 +5,22 @@ from pathlib import Path
 import keras
 import numpy as np
 
-from tfigkd import console
-from tfigkd.compress.layers import is_fake_quantized
-from tfigkd.compress.stage import students
-from tfigkd.config import fingerprint
-from tfigkd.contract import contract_path, write_contract
-from tfigkd.convert import CALIBRATED, convert
+from tfigkd.config.fields import Config, ExportConfig, Format
+from tfigkd.config.reading import fingerprint
 from tfigkd.data import Dataset, Examples
-from tfigkd.data.stage import dataset
-from tfigkd.errors import UserError
-from tfigkd.fields import Config, ExportConfig, Format
-from tfigkd.litert import litert_predictor
-from tfigkd.metrics import accuracy, comparison, predict_logits
+from tfigkd.edge.contract import contract_path, write_contract
+from tfigkd.edge.convert import CALIBRATED, convert
+from tfigkd.edge.litert import litert_predictor
+from tfigkd.measure.metrics import accuracy, comparison, predict_logits
 from tfigkd.models.cost import count_parameters
-from tfigkd.provenance import versions
-from tfigkd.teacher import load_teacher, weights_fingerprint
-from tfigkd.workdir import Workdir, atomic, checksum, finished, make_folder, write_manifest
+from tfigkd.models.fake_quant import is_fake_quantized
+from tfigkd.runtime import console
+from tfigkd.runtime.errors import UserError
+from tfigkd.runtime.files import Workdir, atomic, checksum, finished, make_folder, write_manifest
+from tfigkd.runtime.provenance import versions
+from tfigkd.stages.compress import students
+from tfigkd.stages.data import dataset
+from tfigkd.stages.teacher import load_teacher, weights_fingerprint
 
 WIDE: tuple[Format, ...] = ("float32", "float16")
 NOISE_EXAMPLES = 64

@@ -3,18 +3,18 @@
 from collections.abc import Callable
 
 from tfigkd.benchmark import benchmark
-from tfigkd.compress.fields import trainings
-from tfigkd.compress.stage import compress
-from tfigkd.data.stage import prepare
-from tfigkd.evaluation import evaluate
-from tfigkd.exporting import export
-from tfigkd.fields import Config
-from tfigkd.overlays import build_overlays
-from tfigkd.report.stage import report
-from tfigkd.student import distill
-from tfigkd.teacher import train_teacher
-from tfigkd.views import build_views
-from tfigkd.workdir import Workdir
+from tfigkd.config.compress_fields import trainings
+from tfigkd.config.fields import Config
+from tfigkd.runtime.files import Workdir
+from tfigkd.stages.compress import compress
+from tfigkd.stages.data import prepare
+from tfigkd.stages.distill import distill
+from tfigkd.stages.evaluate import evaluate
+from tfigkd.stages.export import export
+from tfigkd.stages.report import report
+from tfigkd.stages.teacher import train_teacher
+from tfigkd.store.maps import build_overlays
+from tfigkd.store.views import build_views
 
 Stage = Callable[[Config, Workdir], None]
 

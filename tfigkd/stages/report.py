@@ -5,15 +5,15 @@ from collections.abc import Callable
 
 from rich.table import Table
 
-from tfigkd import console
-from tfigkd.errors import UserError
-from tfigkd.fields import Config
-from tfigkd.provenance import as_csv
+from tfigkd.config.fields import Config
 from tfigkd.report.facts import Facts, figures, gather
-from tfigkd.report.repeat import command
 from tfigkd.report.table import ROLES, lines, markdown, row_of
-from tfigkd.teacher import require_teacher
-from tfigkd.workdir import Workdir, require, sealed, write_text
+from tfigkd.runtime import console
+from tfigkd.runtime.errors import UserError
+from tfigkd.runtime.files import Workdir, require, sealed, write_text
+from tfigkd.runtime.provenance import as_csv
+from tfigkd.stages.repeat import command
+from tfigkd.stages.teacher import require_teacher
 
 
 def report(config: Config, workdir: Workdir) -> None:

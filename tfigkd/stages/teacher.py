@@ -9,20 +9,17 @@ from typing import Any
 
 import keras
 
-from tfigkd import checkpoint, console, models
+from tfigkd import models
 from tfigkd.attribution import make_baseline
-from tfigkd.batches import training_batches
-from tfigkd.config import experiments_folder, fingerprint
+from tfigkd.batches.stream import training_batches
+from tfigkd.config.fields import Config, NetworkConfig
+from tfigkd.config.reading import experiments_folder, fingerprint
 from tfigkd.data import Dataset, mean_color, to_model_input
-from tfigkd.data.stage import dataset, holds_out_validation, teacher_examples
-from tfigkd.distiller import Distiller
-from tfigkd.errors import UserError
-from tfigkd.fields import Config, NetworkConfig
-from tfigkd.layers import with_fused_layers, with_stock_layers
-from tfigkd.metrics import accuracy, predict_logits
-from tfigkd.tensorboard import Watched
-from tfigkd.training import fit
-from tfigkd.workdir import (
+from tfigkd.measure.metrics import accuracy, predict_logits
+from tfigkd.models.layers import with_fused_layers, with_stock_layers
+from tfigkd.runtime import console
+from tfigkd.runtime.errors import UserError
+from tfigkd.runtime.files import (
     MANIFEST,
     Workdir,
     atomic,
@@ -32,6 +29,10 @@ from tfigkd.workdir import (
     write_manifest,
     write_text,
 )
+from tfigkd.stages.data import dataset, holds_out_validation, teacher_examples
+from tfigkd.training import checkpoint, fit
+from tfigkd.training.distiller import Distiller
+from tfigkd.training.tensorboard import Watched
 
 FILE = "teacher.keras"
 SEEDS = 2**32  # of students: from 0 to here

@@ -9,17 +9,18 @@ from typing import Any
 import keras
 import numpy as np
 
-from tfigkd import console, models
+from tfigkd import models
 from tfigkd.attribution import Attribution, attribute, completeness_error, make_baseline, saliency_map
-from tfigkd.batches import Knowledge
-from tfigkd.config import fingerprint, from_mapping
+from tfigkd.batches.stream import Knowledge
+from tfigkd.config.fields import AttributionConfig, Config, DataConfig
+from tfigkd.config.reading import fingerprint, from_mapping
 from tfigkd.data import Dataset, Examples, mean_color, to_model_input
-from tfigkd.data.stage import covered, dataset, stored_examples, stored_fingerprint
-from tfigkd.errors import UserError
-from tfigkd.fields import AttributionConfig, Config, DataConfig
-from tfigkd.store import REBUILD, Record, join, join_arrays, open_store, read_all, write_shards
-from tfigkd.teacher import FILE, load_teacher, require_teacher, teacher_folder, weights_fingerprint
-from tfigkd.workdir import Workdir, finished, locked, read_manifest, write_manifest
+from tfigkd.runtime import console
+from tfigkd.runtime.errors import UserError
+from tfigkd.runtime.files import Workdir, finished, locked, read_manifest, write_manifest
+from tfigkd.stages.data import covered, dataset, stored_examples, stored_fingerprint
+from tfigkd.stages.teacher import FILE, load_teacher, require_teacher, teacher_folder, weights_fingerprint
+from tfigkd.store.shards import REBUILD, Record, join, join_arrays, open_store, read_all, write_shards
 
 FORMAT = 1
 NAMES = {"scale": "map_scale", "error": "completeness_error", "steps": "n_steps"}  # as stored, and as once stored

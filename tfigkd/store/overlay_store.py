@@ -7,15 +7,15 @@ from typing import Any
 import keras
 import numpy as np
 
-from tfigkd.augment import overlay
-from tfigkd.config import fingerprint, from_mapping
+from tfigkd.batches.augment import overlay
+from tfigkd.config.fields import AttributionConfig
+from tfigkd.config.reading import fingerprint, from_mapping
 from tfigkd.data import Dataset, Examples, digest, identify, splits_fingerprint
-from tfigkd.errors import UserError
-from tfigkd.fields import AttributionConfig
-from tfigkd.overlays import deviation, parse_record, store_identity, to_knowledge, write_store
-from tfigkd.store import open_store, read_all
-from tfigkd.teacher import weights_fingerprint
-from tfigkd.workdir import MANIFEST, finished, locked, read_manifest
+from tfigkd.runtime.errors import UserError
+from tfigkd.runtime.files import MANIFEST, finished, locked, read_manifest
+from tfigkd.stages.teacher import weights_fingerprint
+from tfigkd.store.maps import deviation, parse_record, store_identity, to_knowledge, write_store
+from tfigkd.store.shards import open_store, read_all
 
 
 class OverlayStore:

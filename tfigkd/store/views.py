@@ -13,18 +13,19 @@ from typing import Any
 import keras
 import numpy as np
 
-from tfigkd import console, models
-from tfigkd.augment import crop_and_flip, example_keys
-from tfigkd.config import fingerprint
+from tfigkd import models
+from tfigkd.batches.augment import crop_and_flip, example_keys
+from tfigkd.config.fields import AugmentConfig, Config, ViewConfig
+from tfigkd.config.reading import fingerprint
 from tfigkd.data import Examples
-from tfigkd.data.stage import stored_examples, stored_fingerprint
-from tfigkd.errors import UserError
-from tfigkd.fields import AugmentConfig, Config, ViewConfig
 from tfigkd.losses.attention import unit_attention
-from tfigkd.metrics import predict_logits
-from tfigkd.store import REBUILD, Record, join_arrays, open_store, write_shards
-from tfigkd.teacher import load_teacher, require_teacher, teacher_folder
-from tfigkd.workdir import Workdir, finished, locked, write_manifest
+from tfigkd.measure.metrics import predict_logits
+from tfigkd.runtime import console
+from tfigkd.runtime.errors import UserError
+from tfigkd.runtime.files import Workdir, finished, locked, write_manifest
+from tfigkd.stages.data import stored_examples, stored_fingerprint
+from tfigkd.stages.teacher import load_teacher, require_teacher, teacher_folder
+from tfigkd.store.shards import REBUILD, Record, join_arrays, open_store, write_shards
 
 FORMAT = 2
 SHARD_SIZE = 512

@@ -16,14 +16,12 @@ from typing import Any
 
 import tyro
 
-from tfigkd import console
-from tfigkd.config import experiments_folder, from_mapping
-from tfigkd.errors import UserError
-from tfigkd.fields import Config
-from tfigkd.provenance import as_csv
+from tfigkd.config.fields import Config
+from tfigkd.config.reading import experiments_folder, from_mapping
 from tfigkd.run import SETTINGS
-from tfigkd.study import LABEL, ROWS
-from tfigkd.workdir import (
+from tfigkd.runtime import console
+from tfigkd.runtime.errors import UserError
+from tfigkd.runtime.files import (
     copy_file,
     locked,
     make_folder,
@@ -35,6 +33,8 @@ from tfigkd.workdir import (
     write_manifest,
     write_text,
 )
+from tfigkd.runtime.provenance import as_csv
+from tfigkd.study.plan import LABEL, ROWS
 
 KEY = ("study", "arm", "size", "seed")
 JOB = ("study", "arm", "size", "command")
@@ -155,7 +155,7 @@ def save_teacher(run: Path, teachers: Path, into: Path) -> Path | None:
     if not config.needs_teacher or config.teacher.weights is not None:
         return None
     with console.quiet_stderr():  # TensorFlow greets
-        from tfigkd.teacher import FILE, teacher_fingerprint
+        from tfigkd.stages.teacher import FILE, teacher_fingerprint
     # a student of an earlier version has not recorded its teacher, which is then found from the data
     trained = read_manifest(run / "distill") or {}
     source = teachers / (trained.get("teacher") or teacher_fingerprint(config))

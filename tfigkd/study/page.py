@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 
 from plotly import graph_objects as go
 
+from tfigkd.measure.statistics import LEVEL, Summary, summarize
 from tfigkd.report.charts import PALETTE, cost_axis, make, rows_axis
 from tfigkd.report.page import (
     Chart,
@@ -19,9 +20,8 @@ from tfigkd.report.page import (
     paragraph,
     table,
 )
-from tfigkd.statistics import LEVEL, Summary, summarize
-from tfigkd.study import Study
-from tfigkd.study_report import (
+from tfigkd.study.plan import Study
+from tfigkd.study.tables import (
     Compared,
     Row,
     Runs,

@@ -23,13 +23,13 @@ from typing import Any, get_origin, get_type_hints
 
 import tyro
 
-from tfigkd import console
-from tfigkd.config import closest, experiments_folder, from_mapping, read_experiment, read_toml, smoke
-from tfigkd.errors import InUseError, UserError, system_line
-from tfigkd.fields import Config
-from tfigkd.processes import CONTEXT, settle
+from tfigkd.config.fields import Config
+from tfigkd.config.reading import closest, experiments_folder, from_mapping, read_experiment, read_toml, smoke
 from tfigkd.run import SETTINGS, Command, changed_settings, parse, run
-from tfigkd.workdir import locked, write_signed
+from tfigkd.runtime import console
+from tfigkd.runtime.errors import InUseError, UserError, system_line
+from tfigkd.runtime.files import locked, write_signed
+from tfigkd.runtime.processes import CONTEXT, settle
 
 ROWS = "rows.csv"
 LABEL = "job.json"
@@ -348,7 +348,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         if arguments[:1] in (["collect"], ["report"]):
-            from tfigkd import collect, study_report
+            from tfigkd.study import collect
+            from tfigkd.study import tables as study_report
 
             return (collect if arguments[0] == "collect" else study_report).main(arguments[1:])
         options, flags = tyro.cli(

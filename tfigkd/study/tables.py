@@ -14,13 +14,13 @@ from typing import Any
 
 import tyro
 
-from tfigkd import console
-from tfigkd.collect import read_rows
-from tfigkd.config import experiments_folder
-from tfigkd.errors import UserError
-from tfigkd.statistics import LEVEL, Difference, holm, normality, paired, seeds_needed, summarize, welch, winner
-from tfigkd.study import Study, read_study
-from tfigkd.workdir import atomic, make_folder, write_text
+from tfigkd.config.reading import experiments_folder
+from tfigkd.measure.statistics import LEVEL, Difference, holm, normality, paired, seeds_needed, summarize, welch, winner
+from tfigkd.runtime import console
+from tfigkd.runtime.errors import UserError
+from tfigkd.runtime.files import atomic, make_folder, write_text
+from tfigkd.study.collect import read_rows
+from tfigkd.study.plan import Study, read_study
 
 BEGIN, END = "<!-- studies: written by `python -m tfigkd.study report` -->", "<!-- end of studies -->"
 TO_SEE = (0.2, 0.4)  # points
@@ -337,7 +337,7 @@ def report(checkout: Path) -> str:
 
 def _write_page(study: Study, rows: Sequence[Row], papers: Sequence[Row], checkout: Path) -> None:
     """The study's report.html, beside its runs; a study of which nothing is known has none."""
-    from tfigkd.report.study_page import page
+    from tfigkd.study.page import page
 
     if rows or any(row["study"] == study.name for row in papers):
         path = make_folder(checkout / "runs" / "studies" / study.name) / "report.html"

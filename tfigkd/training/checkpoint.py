@@ -17,9 +17,9 @@ from typing import Any
 import keras
 import numpy as np
 
-from tfigkd import console
-from tfigkd.errors import UserError
-from tfigkd.workdir import atomic
+from tfigkd.runtime import console
+from tfigkd.runtime.errors import UserError
+from tfigkd.runtime.files import atomic
 
 KEPT = 2
 DIGEST_SIZE = 32

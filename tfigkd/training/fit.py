@@ -10,13 +10,14 @@ from typing import Any
 import keras
 import numpy as np
 
-from tfigkd import checkpoint, console
-from tfigkd.batches import Batch
-from tfigkd.distiller import Distiller
-from tfigkd.errors import UserError
-from tfigkd.fields import TrainingConfig
-from tfigkd.ledger import Ledger
-from tfigkd.tensorboard import Board, Watched
+from tfigkd.batches.stream import Batch
+from tfigkd.config.fields import TrainingConfig
+from tfigkd.runtime import console
+from tfigkd.runtime.errors import UserError
+from tfigkd.training import checkpoint
+from tfigkd.training.distiller import Distiller
+from tfigkd.training.ledger import Ledger
+from tfigkd.training.tensorboard import Board, Watched
 
 LEDGER = "ledger.jsonl"
 

@@ -13,10 +13,10 @@ from typing import Any
 import keras
 import numpy as np
 
-from tfigkd import console
-from tfigkd.batches import Batch
-from tfigkd.distiller import Distiller
-from tfigkd.workdir import write_text
+from tfigkd.batches.stream import Batch
+from tfigkd.runtime import console
+from tfigkd.runtime.files import write_text
+from tfigkd.training.distiller import Distiller
 
 INERT = 0.01
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from tfigkd.augment import overlay
+from tfigkd.batches.augment import overlay
 from tfigkd.data import to_model_input
 
 SIDE = 96  # pixels of a picture in a panel, at least, where its own are fewer

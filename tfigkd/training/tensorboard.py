@@ -19,13 +19,14 @@ from typing import Any
 import keras
 import numpy as np
 
-from tfigkd import console, panels
 from tfigkd.attribution import attribute, saliency_map
+from tfigkd.config.measure_fields import TensorBoardConfig
 from tfigkd.data import Examples, to_model_input
-from tfigkd.measure_fields import TensorBoardConfig
-from tfigkd.metrics import predict_logits
-from tfigkd.tfrecord import framed
-from tfigkd.workdir import make_folder
+from tfigkd.measure.metrics import predict_logits
+from tfigkd.runtime import console
+from tfigkd.runtime.files import make_folder
+from tfigkd.runtime.tfrecord import framed
+from tfigkd.training import panels
 
 MAP_STEPS = 16
 _NUMBERS = itertools.count()
