@@ -13,11 +13,11 @@ from tfigkd.data import load
 from tfigkd.edge.contract import read_contract
 from tfigkd.edge.convert import FORMATS, convert
 from tfigkd.edge.litert import dequantize, litert_predictor, open_litert, quantize
+from tfigkd.edge.parity import check_parity, export_file, parity
 from tfigkd.export import main
 from tfigkd.measure.metrics import predict_logits
 from tfigkd.models.layers import with_stock_layers
 from tfigkd.runtime.errors import UserError
-from tfigkd.stages.export import check_parity, export_file, parity
 from tfigkd.training.distiller import Distiller
 
 

@@ -6,8 +6,7 @@ from typing import Literal
 
 import pytest
 
-from tfigkd.config.fields import Config
-from tfigkd.config.reading import override
+from tfigkd.config.experiment import Config, override
 from tfigkd.reference import allowed, field_docs, reference, type_words
 from tfigkd.runtime.errors import UserError
 

@@ -15,11 +15,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tfigkd.config.reading import to_mapping
+from tfigkd.config.experiment import to_mapping
 from tfigkd.data import load
-from tfigkd.run import STAGES, changed_settings, parse
+from tfigkd.run import parse
 from tfigkd.runtime import tfrecord
 from tfigkd.runtime.files import checksum, read_manifest, write_manifest
+from tfigkd.stages.runner import STAGES, changed_settings
 
 ROOT = Path(__file__).resolve().parents[1]
 EXPERIMENTS = {path.stem: path for path in (ROOT / "experiments").glob("*.toml")}

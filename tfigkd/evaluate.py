@@ -23,8 +23,8 @@ def _measure(options: argparse.Namespace) -> dict[str, float | int | str]:
     from tfigkd.data import concatenate, load
     from tfigkd.edge.contract import admit
     from tfigkd.edge.litert import litert_predictor
+    from tfigkd.measure.explanation import measure
     from tfigkd.measure.metrics import per_class, predict_logits
-    from tfigkd.stages.evaluate import measure
 
     data = load(options.data, directory=options.data_dir, image_size=options.image_size)
     examples = data.test if options.split == "test" else concatenate([data.train, data.validation, data.test])

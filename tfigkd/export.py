@@ -46,7 +46,7 @@ def run(options: argparse.Namespace) -> str:
     Raises:
         UserError: the model or the data do not fit, or the file is not equal enough to the model.
     """
-    from tfigkd.stages.export import export_file
+    from tfigkd.edge.parity import export_file
 
     if options.output.suffix != ".tflite":
         raise UserError(f"--output must end in .tflite, got {options.output}")

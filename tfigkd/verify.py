@@ -18,7 +18,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     try:
         with console.quiet_stderr():  # TensorFlow greets when it is imported and when it looks for a GPU
-            from tfigkd.store.maps import verify
+            from tfigkd.stages.overlays import verify
 
             deviation = verify(options.store, sample=options.sample, seed=options.seed)
     except UserError as error:

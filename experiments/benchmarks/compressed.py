@@ -24,21 +24,21 @@ import keras
 
 from tfigkd import data, models
 from tfigkd.batches.stream import training_batches
-from tfigkd.benchmark import latencies
 from tfigkd.compress import methods
 from tfigkd.compress.pruning import sparsity
 from tfigkd.config.compress_fields import CompressConfig
 from tfigkd.config.fields import AugmentConfig, BenchmarkConfig
-from tfigkd.config.reading import fingerprint
 from tfigkd.edge.convert import convert
+from tfigkd.edge.latency import latencies
 from tfigkd.edge.litert import float_tensors, litert_predictor
+from tfigkd.edge.parity import parity
 from tfigkd.losses import KLDivergence
 from tfigkd.measure.metrics import Predict, accuracy, predict_logits
 from tfigkd.models.cost import count_parameters, multiply_adds
 from tfigkd.models.fake_quant import is_fake_quantized
 from tfigkd.models.layers import with_stock_layers
 from tfigkd.runtime import provenance
-from tfigkd.stages.export import parity
+from tfigkd.runtime.files import fingerprint
 from tfigkd.training.distiller import Distiller
 
 RESULTS = Path(__file__).parents[1] / "results" / "compressed.csv"

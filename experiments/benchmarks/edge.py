@@ -32,11 +32,11 @@ from tfigkd import benchmark, data, models
 from tfigkd.config.fields import BenchmarkConfig, ExportConfig, Format
 from tfigkd.edge.convert import CALIBRATED, FORMATS, convert
 from tfigkd.edge.litert import litert_predictor
+from tfigkd.edge.parity import export_file
 from tfigkd.measure.metrics import accuracy, predict_logits
 from tfigkd.models.cost import count_parameters
 from tfigkd.models.layers import with_stock_layers
 from tfigkd.runtime import provenance
-from tfigkd.stages.export import export_file
 
 RESULTS = Path(__file__).parents[1] / "results" / "edge.csv"
 IMAGENET = (models.IMAGENET_MEAN, models.IMAGENET_STD)

@@ -12,10 +12,10 @@ from tfigkd.compress.methods import PHASES, compress_student
 from tfigkd.config.compress_fields import CompressConfig
 from tfigkd.edge.convert import convert
 from tfigkd.edge.litert import float_tensors
+from tfigkd.edge.parity import parity
 from tfigkd.measure.metrics import accuracy, predict_logits
 from tfigkd.models.fake_quant import is_fake_quantized
 from tfigkd.runtime.errors import UserError
-from tfigkd.stages.export import parity
 from tfigkd.training import checkpoint
 
 STEPS = 30

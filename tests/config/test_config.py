@@ -4,9 +4,10 @@ import dataclasses
 
 import pytest
 
-from tfigkd.config.fields import Config
-from tfigkd.config.reading import differences, fingerprint, from_mapping, override, read_experiment, smoke, to_mapping
+from tfigkd.config.experiment import Config, override, read_experiment, smoke, to_mapping
+from tfigkd.config.reading import differences, from_mapping
 from tfigkd.runtime.errors import UserError
+from tfigkd.runtime.files import fingerprint
 
 
 def write(path, text):

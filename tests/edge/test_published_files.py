@@ -7,9 +7,9 @@ import pytest
 from tfigkd import data, models
 from tfigkd.config.fields import ExportConfig
 from tfigkd.edge.litert import float_tensors, litert_predictor
+from tfigkd.edge.parity import export_file
 from tfigkd.measure.metrics import accuracy, predict_logits
 from tfigkd.models.layers import with_stock_layers
-from tfigkd.stages.export import export_file
 
 IMAGENET = (models.IMAGENET_MEAN, models.IMAGENET_STD)
 NETWORKS = {

@@ -16,24 +16,27 @@ import numpy as np
 import pytest
 
 from tfigkd import models
-from tfigkd.config.reading import override, read_experiment
+from tfigkd.config.experiment import override, read_experiment
 from tfigkd.data import load
 from tfigkd.edge.contract import admit
 from tfigkd.losses import KLDivergence
 from tfigkd.models import load_own, load_torch_weights
 from tfigkd.models.layers import with_stock_layers
-from tfigkd.run import SETTINGS, Command, changed_settings, run
+from tfigkd.run import Command
 from tfigkd.runtime.errors import UserError
-from tfigkd.runtime.files import Workdir, finished, read_manifest, require, sealed, write_signed
+from tfigkd.runtime.files import finished, read_manifest, require, sealed, write_signed
 from tfigkd.search.tuner import _check_state
 from tfigkd.stages.data import training_examples
 from tfigkd.stages.distill import load_student
+from tfigkd.stages.overlays import load_knowledge, load_views, store_folder, views_folder
+from tfigkd.stages.runner import SETTINGS, changed_settings, run
 from tfigkd.stages.teacher import load_teacher
-from tfigkd.store.maps import load_knowledge, parse_record, store_folder
+from tfigkd.stages.workdir import Workdir
+from tfigkd.store.maps import parse_record
 from tfigkd.store.shards import read_shard
-from tfigkd.store.views import load_views, views_folder
 from tfigkd.study.collect import finished_runs
-from tfigkd.study.plan import LABEL, read_study
+from tfigkd.study.plan import read_study
+from tfigkd.study.runs import LABEL
 from tfigkd.training import checkpoint
 from tfigkd.training.distiller import Distiller
 from tfigkd.training.fit import make_optimizer

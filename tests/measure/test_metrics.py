@@ -12,18 +12,21 @@ import keras
 import numpy as np
 import pytest
 
-from tfigkd.config.reading import override, read_experiment
+from tfigkd.config.experiment import override, read_experiment
 from tfigkd.edge.convert import convert
 from tfigkd.edge.litert import litert_predictor
+from tfigkd.measure.explanation import measure, similarity
 from tfigkd.measure.metrics import accuracy, calibration_error, comparison, metrics, per_class, predict_logits
-from tfigkd.run import Command, run
+from tfigkd.run import Command
 from tfigkd.runtime import provenance
-from tfigkd.runtime.files import Workdir, checksum, read_manifest
+from tfigkd.runtime.files import checksum, read_manifest
 from tfigkd.runtime.provenance import append_row, hardware, versions
 from tfigkd.stages.data import dataset
-from tfigkd.stages.evaluate import evaluate, measure, similarity
+from tfigkd.stages.evaluate import evaluate
 from tfigkd.stages.export import export
 from tfigkd.stages.report import report
+from tfigkd.stages.runner import run
+from tfigkd.stages.workdir import Workdir
 
 LOGITS = np.log(np.array([[0.7, 0.2, 0.1], [0.1, 0.6, 0.3], [0.3, 0.3, 0.4]], np.float32))
 

@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from tfigkd.config.fields import Config
-from tfigkd.config.reading import experiments_folder, override, read_experiment
+from tfigkd.config.experiment import Config, experiments_folder, override, read_experiment
+from tfigkd.config.toml import to_toml
 from tfigkd.runtime.errors import UserError
 from tfigkd.runtime.files import read_manifest
 from tfigkd.search.space import Dimension, dimension, usual_space
-from tfigkd.search.tuner import Options, _oracle, to_toml, trial_config
+from tfigkd.search.tuner import Options, _oracle, trial_config
 from tfigkd.study.collect import read_rows
 
 ROOT = Path(__file__).resolve().parents[1]

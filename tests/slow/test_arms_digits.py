@@ -5,8 +5,9 @@ from dataclasses import replace
 
 import pytest
 
-from tfigkd.config.reading import experiments_folder, override, read_experiment
-from tfigkd.run import Command, run
+from tfigkd.config.experiment import experiments_folder, override, read_experiment
+from tfigkd.run import Command
+from tfigkd.stages.runner import run
 
 ARMS = sorted(
     path.stem

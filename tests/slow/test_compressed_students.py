@@ -13,12 +13,12 @@ from tfigkd.config.fields import AugmentConfig
 from tfigkd.data import load
 from tfigkd.edge.convert import convert
 from tfigkd.edge.litert import float_tensors
+from tfigkd.edge.parity import parity
 from tfigkd.losses import KLDivergence
 from tfigkd.measure.metrics import predict_logits
 from tfigkd.models.cost import count_parameters
 from tfigkd.models.fake_quant import is_fake_quantized
 from tfigkd.models.layers import with_stock_layers
-from tfigkd.stages.export import parity
 from tfigkd.training.distiller import Distiller
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]

@@ -9,11 +9,12 @@ import pytest
 
 from tfigkd.batches.controls import apply_control
 from tfigkd.batches.stream import Knowledge, training_batches
+from tfigkd.config.experiment import experiments_folder, override, read_experiment
 from tfigkd.config.fields import AugmentConfig, ControlConfig, OverlayConfig
-from tfigkd.config.reading import experiments_folder, override, read_experiment
 from tfigkd.data import Examples
-from tfigkd.run import Command, run
+from tfigkd.run import Command
 from tfigkd.runtime.errors import UserError
+from tfigkd.stages.runner import run
 from tfigkd.training.distiller import Distiller
 
 ARMS = sorted(

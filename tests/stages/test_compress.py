@@ -120,7 +120,7 @@ def test_a_config_of_an_older_version_has_no_compression(folder):
     """The field's default is none, so runs from before the field are repeated as they are."""
     config = json.loads((folder / "run" / "config.json").read_text())
     assert config["config"].pop("compress")
-    from tfigkd.config.fields import Config
+    from tfigkd.config.experiment import Config
     from tfigkd.config.reading import from_mapping
 
     assert from_mapping(Config, config["config"]).compress.method == "none"

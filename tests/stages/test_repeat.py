@@ -4,11 +4,10 @@ import shlex
 
 import pytest
 
-from tfigkd.config.fields import Config
-from tfigkd.config.reading import override, read_experiment, smoke
+from tfigkd.config.experiment import Config, override, read_experiment, smoke
 from tfigkd.run import parse
-from tfigkd.runtime.files import Workdir
 from tfigkd.stages.repeat import command
+from tfigkd.stages.workdir import Workdir
 
 CHANGES = {
     "losses.kd.temperature": 4.0,

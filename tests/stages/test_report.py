@@ -11,7 +11,7 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 
-from tfigkd.config.reading import override, read_experiment, to_mapping
+from tfigkd.config.experiment import override, read_experiment, to_mapping
 from tfigkd.measure.gallery import Gallery, choose
 from tfigkd.measure.metrics import disagreement
 from tfigkd.measure.statistics import wilson

@@ -3,10 +3,8 @@
 import numpy as np
 import pytest
 
-from tfigkd.config.fields import Config
-from tfigkd.config.reading import override, read_experiment
+from tfigkd.config.experiment import Config, override, read_experiment
 from tfigkd.runtime.errors import UserError
-from tfigkd.runtime.files import Workdir
 from tfigkd.stages.data import (
     dataset,
     stored_examples,
@@ -17,6 +15,7 @@ from tfigkd.stages.data import (
 )
 from tfigkd.stages.distill import student_fingerprint
 from tfigkd.stages.teacher import teacher_fingerprint, weights_path
+from tfigkd.stages.workdir import Workdir
 
 DIGITS = override(Config(), {"data.name": "digits"})
 TENTH = override(DIGITS, {"data.train_fraction": 0.1})

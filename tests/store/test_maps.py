@@ -10,12 +10,12 @@ import pytest
 from tfigkd import models, verify
 from tfigkd.attribution import attribute, saliency_map
 from tfigkd.config.fields import AttributionConfig
-from tfigkd.config.reading import fingerprint
 from tfigkd.data import Dataset, concatenate, load, to_model_input
+from tfigkd.models.weights import weights_fingerprint
 from tfigkd.runtime import tfrecord
 from tfigkd.runtime.errors import UserError
-from tfigkd.runtime.files import MANIFEST, checksum, make_folder, read_manifest, write_manifest
-from tfigkd.stages.teacher import FILE, weights_fingerprint
+from tfigkd.runtime.files import MANIFEST, checksum, fingerprint, make_folder, read_manifest, write_manifest
+from tfigkd.stages.teacher import FILE
 from tfigkd.store import maps as overlays
 from tfigkd.store.maps import read_store, store_identity, write_store
 

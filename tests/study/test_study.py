@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tfigkd.config.reading import experiments_folder, read_experiment, to_mapping
+from tfigkd.config.experiment import experiments_folder, read_experiment, to_mapping
 from tfigkd.runtime.errors import UserError
 from tfigkd.runtime.files import checksum, locked, read_manifest, verify_files, write_manifest, write_signed
 from tfigkd.study import collect as collecting

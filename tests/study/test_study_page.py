@@ -6,7 +6,7 @@ from html.parser import HTMLParser
 
 import pytest
 
-from tfigkd.config.reading import experiments_folder
+from tfigkd.config.experiment import experiments_folder
 from tfigkd.measure.statistics import summarize
 from tfigkd.study.collect import merge_rows, read_rows
 from tfigkd.study.page import forest_chart, page

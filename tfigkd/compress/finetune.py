@@ -11,8 +11,9 @@ import keras
 from tfigkd.batches.stream import Batch
 from tfigkd.config.compress_fields import CompressConfig
 from tfigkd.config.fields import TrainingConfig
-from tfigkd.training import checkpoint, fit
+from tfigkd.training import checkpoint
 from tfigkd.training.distiller import Distiller
+from tfigkd.training.fit import fit
 
 CHECKPOINT_STEPS = 100
 """An epoch of fine-tuning is about as long; an interruption costs one at most."""

@@ -11,9 +11,8 @@ from tfigkd.compress.finetune import Lessons, fine_tune, pruning_times
 from tfigkd.compress.pruning import MagnitudePruning
 from tfigkd.compress.quantization import fake_quantized
 from tfigkd.config.compress_fields import CompressConfig, Method
-from tfigkd.config.reading import fingerprint
 from tfigkd.models.layers import with_fused_layers, with_stock_layers
-from tfigkd.runtime.files import atomic, checksum, finished, make_folder, write_manifest
+from tfigkd.runtime.files import atomic, checksum, fingerprint, finished, make_folder, write_manifest
 
 FILE = "student.keras"
 

@@ -1,12 +1,9 @@
 """The fields of `[compress]`: how the finished student is made smaller."""
 
-from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Literal
+from dataclasses import dataclass, field
+from typing import Literal
 
 from tfigkd.config.loss_fields import KDConfig, LossesConfig, require
-
-if TYPE_CHECKING:
-    from tfigkd.config.fields import Config
 
 Method = Literal[
     "none", "prune", "prune_tfmot", "prune_channels", "cluster", "qat", "prune_qat", "qat_tfmot", "pqat", "cqat"
@@ -44,21 +41,3 @@ class CompressConfig:
         require(self.steps > 0, "compress.steps must be positive", self.steps)
         require(self.batch_size > 0, "compress.batch_size must be positive", self.batch_size)
         require(self.learning_rate > 0, "compress.learning_rate must be positive", self.learning_rate)
-
-
-def fine_tuning(config: "Config") -> "Config":
-    """The experiment as stage `compress` trains it: with the losses, batches and teacher of `[compress]`."""
-    own = config.compress.teacher == "student"
-    return replace(
-        config,
-        losses=config.compress.losses,
-        training=replace(config.training, batch_size=config.compress.batch_size, label_smoothing=0.0),
-        view=replace(config.view, kind="live", attention="live") if own else config.view,
-        control=replace(config.control, logits="own") if own else config.control,
-        compress=CompressConfig(),
-    )
-
-
-def trainings(config: "Config") -> tuple["Config", ...]:
-    """The experiment as each of its stages trains a student: once, or twice where the student is compressed."""
-    return (config,) if config.compress.method == "none" else (config, fine_tuning(config))

@@ -3,9 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
-from tfigkd.config.compress_fields import CompressConfig
-from tfigkd.config.loss_fields import LossesConfig, require, require_seed
-from tfigkd.config.measure_fields import BenchmarkConfig, EvaluationConfig, LedgerConfig, TensorBoardConfig
+from tfigkd.config.loss_fields import require, require_seed
 
 
 @dataclass(frozen=True)
@@ -276,75 +274,3 @@ class ExportConfig:
         require(once, "export.formats must name at least one format, each once", self.formats)
         positive = self.calibration_examples > 0
         require(positive, "export.calibration_examples must be positive", self.calibration_examples)
-
-
-@dataclass(frozen=True)
-class Config:
-    """One experiment, whole."""
-
-    description: str = ""
-    """One line for --list."""
-    data: DataConfig = field(default_factory=DataConfig)
-    augment: AugmentConfig = field(default_factory=AugmentConfig)
-    teacher: TeacherConfig = field(default_factory=TeacherConfig)
-    student: StudentConfig = field(default_factory=StudentConfig)
-    attribution: AttributionConfig = field(default_factory=AttributionConfig)
-    overlay: OverlayConfig = field(default_factory=OverlayConfig)
-    control: ControlConfig = field(default_factory=ControlConfig)
-    view: ViewConfig = field(default_factory=ViewConfig)
-    losses: LossesConfig = field(default_factory=LossesConfig)
-    training: TrainingConfig = field(default_factory=TrainingConfig)
-    ledger: LedgerConfig = field(default_factory=LedgerConfig)
-    tensorboard: TensorBoardConfig = field(default_factory=TensorBoardConfig)
-    compress: CompressConfig = field(default_factory=CompressConfig)
-    export: ExportConfig = field(default_factory=ExportConfig)
-    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
-    benchmark: BenchmarkConfig = field(default_factory=BenchmarkConfig)
-
-    def __post_init__(self) -> None:
-        several = self.student.init == "teacher" and self.teacher.count > 1
-        require(not several, "student.init = teacher needs a single teacher, got teacher.count", self.teacher.count)
-        if self.student.init == "teacher":
-            for name in ("model", "width", "dropout", "normalization"):
-                given, unset, theirs = (getattr(one, name) for one in (self.student, StudentConfig(), self.teacher))
-                message = f"student.init = teacher takes the teacher's {name}, got student.{name}"
-                require(given in (unset, theirs), message, given)
-        taught = self.compress.teacher == "student" or self.needs_teacher
-        require(taught, "compress.teacher = teacher needs an experiment with a teacher", self.compress.teacher)
-
-    @property
-    def needs_live_teacher(self) -> bool:
-        """Whether the teacher runs in every step."""
-        active = self.losses.active()
-        stored = {"at"} if self.needs_attention else set()
-        of_features = {"at", "fsp", "hint"} & active.keys() - stored
-        relations = "rkd" in active and self.losses.rkd.student_layer
-        of_outputs = active.keys() - stored - {"ig_match"}
-        return bool(of_features or relations or (self.view.kind == "live" and of_outputs))
-
-    @property
-    def needs_store(self) -> bool:
-        """Whether the student's training reads the overlay store."""
-        active = self.losses.active().keys()
-        of_logits = bool(active & {"kd", "dkd", "dist", "rkd"}) and self.view.kind == "plain"
-        return self.overlay.probability > 0 or "ig_match" in active or of_logits
-
-    @property
-    def needs_views(self) -> bool:
-        """Whether the student's training reads stored views."""
-        return self.view.kind == "views" and bool({"kd", "dkd", "dist", "rkd"} & self.losses.active().keys())
-
-    @property
-    def needs_attention(self) -> bool:
-        """Whether the student's training reads stored attention maps."""
-        return "at" in self.losses.active() and self.view.attention != "live"
-
-    @property
-    def needs_stored(self) -> bool:
-        """Whether the student's training reads anything stored of the teacher."""
-        return self.needs_store or self.needs_views or self.needs_attention
-
-    @property
-    def needs_teacher(self) -> bool:
-        """Whether the student learns anything from a teacher."""
-        return self.needs_stored or self.needs_live_teacher or self.student.init == "teacher"

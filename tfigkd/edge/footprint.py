@@ -101,9 +101,9 @@ def peak_memory(path: Path, *, runs: int = 5) -> int | None:
     if not Path("/proc/self/status").is_file():
         return None
     # the child finds this package wherever the parent found it
-    places = [str(Path(__file__).resolve().parents[1]), os.environ.get("PYTHONPATH", "")]
+    places = [str(Path(__file__).resolve().parents[2]), os.environ.get("PYTHONPATH", "")]
     done = subprocess.run(
-        [sys.executable, "-m", "tfigkd.footprint", str(path), str(runs)],
+        [sys.executable, "-m", "tfigkd.edge.footprint", str(path), str(runs)],
         env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, places))},
         capture_output=True,
         text=True,

@@ -60,10 +60,10 @@ def trial(path: Path) -> None:
     if head[4:] != IDENTIFIER:
         raise UserError(f"{path} is not a LiteRT file: it does not have the mark {IDENTIFIER.decode()}; export it anew")
     # the child finds this package wherever the parent found it
-    places = [str(Path(__file__).resolve().parents[1]), os.environ.get("PYTHONPATH", "")]
+    places = [str(Path(__file__).resolve().parents[2]), os.environ.get("PYTHONPATH", "")]
     try:
         done = subprocess.run(
-            [sys.executable, "-m", "tfigkd.litert", str(path)],
+            [sys.executable, "-m", "tfigkd.edge.litert", str(path)],
             env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, places))},
             capture_output=True,
             text=True,

@@ -1,24 +1,17 @@
 """Examples to look at: an image, the teacher's map of it, the overlay that training lays, and the student's own map."""
 
 import io
-from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
 
 import keras
 import numpy as np
 
-from tfigkd.attribution.similarity import rank_correlation
-from tfigkd.batches.augment import overlay_some
-from tfigkd.batches.controls import apply_control
-from tfigkd.batches.stream import Knowledge
-from tfigkd.config.fields import Config
-from tfigkd.data import Dataset, Examples, to_model_input
+from tfigkd.config.experiment import Config
+from tfigkd.data import Dataset, Examples
 from tfigkd.measure.metrics import predict_logits
 from tfigkd.runtime.errors import UserError
-from tfigkd.runtime.files import Workdir, atomic, checksum
-from tfigkd.store.maps import load_knowledge, to_stored
+from tfigkd.runtime.files import atomic, checksum
 
 FILE = "gallery.npz"
 SEARCHED = 500  # validation images among which disagreements are looked for
@@ -111,48 +104,3 @@ def choose_examples(config: Config, data: Dataset, roles: dict[str, keras.Model]
     student = predicted["student"]
     chosen = choose(predicted.get("teacher", student), student, config.evaluation.gallery_examples)
     return Shown(searched.take(chosen), {role: classes[chosen] for role, classes in predicted.items()})
-
-
-def make_gallery(config: Config, workdir: Workdir, shown: Shown, explained: Mapping[str, Explained]) -> Gallery:
-    """The gallery of a finished student.
-
-    Args:
-        config: The run's.
-        workdir: Where its overlay store is found; without one the teacher's maps are those of `explained`.
-        shown: From `choose_examples`.
-        explained: Maps and completeness errors of its examples, by role.
-    """
-    examples, maps = shown.examples, explained["student"][0].astype(np.float32)
-    own: dict[str, Any] = {"ids": examples.ids.astype(str), "images": examples.images, "labels": examples.labels}
-    own |= {"predicted": shown.predicted["student"], "maps": maps}
-    own |= dict.fromkeys(OF_TEACHER, np.empty(0))
-    if "teacher" in explained:
-        knowledge = _knowledge(config, workdir, examples, explained["teacher"])
-        own |= {"teacher_predicted": shown.predicted["teacher"], "teacher_maps": knowledge.maps}
-        own["alike"] = rank_correlation(maps, knowledge.maps)
-        own["chance"] = rank_correlation(maps, np.roll(knowledge.maps, 1, axis=0))
-        if config.overlay.probability > 0:
-            own |= _overlaid(config, examples, knowledge)
-    return Gallery(**own)
-
-
-def _knowledge(config: Config, workdir: Workdir, examples: Examples, explained: Explained) -> Knowledge:
-    """What the store says of examples, or what it would say where there is none of them; the logits are left out."""
-    if config.needs_store and config.data.stored == "all":
-        try:
-            return load_knowledge(config, workdir, examples)
-        except UserError:  # the store may have been deleted since the training
-            pass
-    maps, errors = explained
-    stored, scales = to_stored(maps)
-    usable = errors <= config.attribution.tolerance
-    return Knowledge(np.zeros((len(examples), 0), np.float32), stored, scales, errors, usable)
-
-
-def _overlaid(config: Config, examples: Examples, knowledge: Knowledge) -> dict[str, np.ndarray]:
-    """The images as training overlays them, at the middle of the exponents and before any crop or flip."""
-    treated = apply_control(knowledge, config.control) if len(examples) > 1 else knowledge
-    middle = np.sqrt(config.overlay.min_exponent * config.overlay.max_exponent)
-    maps = None if config.control.maps == "none" else treated.maps
-    laid = overlay_some(to_model_input(examples.images), maps, np.where(treated.usable, middle, 0))
-    return {"overlays": np.round(255 * laid).astype(np.uint8), "overlaid": treated.usable}

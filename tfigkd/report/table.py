@@ -2,14 +2,11 @@
 
 import json
 from collections.abc import Callable, Mapping
-from datetime import UTC, datetime
 from typing import Any
 
-from tfigkd.config.fields import FORMATS, Config
-from tfigkd.config.reading import fingerprint, to_mapping
+from tfigkd.config.experiment import Config, to_mapping
+from tfigkd.config.fields import FORMATS
 from tfigkd.measure.statistics import wilson
-from tfigkd.runtime.files import Workdir, read_manifest
-from tfigkd.runtime.provenance import commit, hardware, versions
 
 ROLES = ("teacher", "student", "compressed")
 
@@ -63,44 +60,6 @@ def lines(roles: Roles, n_test: int) -> list[list[str]]:
         found.append(line(f"{format} latency, batch 1", lambda value: f"{value:.2f} ms", f"{format}_ms"))
         found.append(line(f"{format} agreement with Keras", percent, f"{format}_parity"))
     return [cells for cells in found if cells]
-
-
-def row_of(
-    config: Config, workdir: Workdir, roles: Roles, trained: Mapping[str, Any], teacher: Mapping[str, Any] | None
-) -> dict[str, Any]:
-    """The run as one flat row; metrics are prefixed by their role.
-
-    Args:
-        config: The run's.
-        workdir: Where it wrote.
-        roles: From `facts.figures`.
-        trained: The manifest of stage `distill`.
-        teacher: The manifest of stage `teacher`, where there is one.
-    """
-    run = json.loads((workdir.run / "config.json").read_text(encoding="utf-8"))
-    compressed = read_manifest(workdir.stage("compress")) if config.compress.method != "none" else None
-    row = {
-        "experiment": run["experiment"],
-        "arm": run["experiment"],
-        "seed": workdir.seed,
-        "smoke": run["smoke"],
-        "config": fingerprint(config),
-        "commit": commit(),
-        "versions": versions(),
-        "hardware": hardware(),
-        "time": datetime.now(UTC).isoformat(timespec="seconds"),
-        "n_train": trained["n_train"],
-        "train_fraction": config.data.train_fraction,
-        "subset_seed": config.data.subset_seed,
-        "saw_validation": trained["saw_validation"],
-        "teacher_saw_validation": teacher["saw_validation"] if teacher else "",
-        "train_seconds": round(trained["seconds"], 1),
-        "validation_accuracy": trained["validation_accuracy"],
-    }
-    if compressed:
-        names = ("method", "sparsity", "prunable_sparsity", "nonzero_parameters", "validation_accuracy")
-        row |= {f"compressed_{name}": compressed[name] for name in names}
-    return row | {f"{role}_{name}": value for role, values in roles.items() for name, value in values.items()}
 
 
 def caveats(row: Mapping[str, Any]) -> str:

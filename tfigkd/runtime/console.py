@@ -64,6 +64,11 @@ def configure(*, quiet: bool = False, verbose: bool = False) -> None:
     show_native(verbose)
 
 
+def is_verbose() -> bool:
+    """Return whether everything is said."""
+    return _settings.verbose
+
+
 class _Rate(ProgressColumn):
     """Units a second."""
 

@@ -5,37 +5,19 @@ the fingerprint of the stage's inputs and every file it names has the checksum i
 """
 
 import contextlib
+import dataclasses
 import fcntl
 import hashlib
 import json
 import os
 import shutil
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from tfigkd.runtime.errors import InUseError, UserError
 
 MANIFEST = "manifest.json"
-
-
-@dataclass(frozen=True)
-class Workdir:
-    """Where one run writes, and where teachers and their overlay stores are shared."""
-
-    run: Path
-    teachers: Path
-    seed: int = 0
-
-    def stage(self, name: str) -> Path:
-        """The folder of one stage of this run; a run in saved_models keeps its student beside its manifest."""
-        return self.run if self.saved and name == "distill" else self.run / name
-
-    @property
-    def saved(self) -> bool:
-        """Whether this is a run of saved_models, reduced to its student."""
-        return (self.run / MANIFEST).is_file()
 
 
 def make_folder(folder: Path) -> Path:
@@ -250,3 +232,13 @@ def locked(folder: Path, *, wait: bool) -> Iterator[None]:
                 ) from None
             fcntl.flock(file, fcntl.LOCK_EX)
         yield
+
+
+FINGERPRINT_DIGITS = 16
+
+
+def fingerprint(*parts: Any) -> str:
+    """Hash of configs, strings and plain JSON values: equal parts, equal fingerprint, on any machine."""
+    plain = [dataclasses.asdict(part) if dataclasses.is_dataclass(part) else part for part in parts]  # type: ignore[arg-type]
+    text = json.dumps(plain, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:FINGERPRINT_DIGITS]

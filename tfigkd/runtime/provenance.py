@@ -60,7 +60,7 @@ def hardware() -> str:
 
 def commit() -> str:
     """The checkout's commit, marked where files differ from it; outside a checkout that of $TFIGKD_COMMIT, or empty."""
-    here = Path(__file__).resolve().parent
+    here = Path(__file__).resolve().parents[1]
 
     def git(*words: str) -> str:
         done = subprocess.run(["git", "-C", str(here), *words], capture_output=True, text=True, check=True)

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from tfigkd.config.fields import Config
-from tfigkd.config.reading import closest, dotted_names, override, to_mapping, value_at
+from tfigkd.config.experiment import Config, override, to_mapping
+from tfigkd.config.reading import closest, dotted_names, value_at
 from tfigkd.runtime.errors import UserError
 
 # where no --vary is given; of these, the fields of terms that the experiment switches on

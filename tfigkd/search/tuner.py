@@ -1,19 +1,9 @@
-"""Search for a better setting of any field, judged on validation; KerasTuner picks what is tried.
-
-python -m tfigkd.search --experiment ig_kd --tuner bayesian --trials 30
-python -m tfigkd.search --experiment kd --tuner hyperband --vary losses.kd.weight=0.1:0.9 --vary view.kind=plain,views
-
-The same command goes on after a stop, and after its end with more --trials. For several processes or machines,
-KerasTuner's own variables make one of them the chief and the others workers: KERASTUNER_TUNER_ID (chief, worker-1,
-...), KERASTUNER_ORACLE_IP and KERASTUNER_ORACLE_PORT, the latter two the chief's; then give each the same command.
-"""
+"""Search by KerasTuner: each trial runs through the stages of the pipeline, and validation accuracy judges it."""
 
 import dataclasses
 import json
 import math
 import os
-import shlex
-import signal
 import sys
 import warnings
 from collections.abc import Mapping, Sequence
@@ -23,17 +13,21 @@ from typing import Any, Literal
 
 import tyro
 
-from tfigkd.config.fields import Config
+from tfigkd.config.experiment import Config, override, read_experiment, smoke, to_mapping
+from tfigkd.config.flags import with_flags
 from tfigkd.config.loss_fields import require_seed
-from tfigkd.config.reading import differences, override, read_experiment, smoke, to_mapping
-from tfigkd.run import Command, parse, run
+from tfigkd.config.reading import differences
+from tfigkd.config.toml import to_toml
 from tfigkd.runtime import console
 from tfigkd.runtime.errors import UserError, system_line
-from tfigkd.runtime.files import Workdir, locked, read_signed, require, write_signed, write_text
+from tfigkd.runtime.files import locked, read_signed, require, write_signed, write_text
 from tfigkd.runtime.processes import CONTEXT, settle
 from tfigkd.runtime.provenance import as_csv, origin
 from tfigkd.search.space import Dimension, dimension, hyperparameters, usual_space
+from tfigkd.stages.runner import Run, run
+from tfigkd.stages.workdir import Workdir
 
+PROG = "python -m tfigkd.search"
 OBJECTIVE = "validation_accuracy"
 PROJECT = "tuner"  # the folder of KerasTuner's own files
 
@@ -88,12 +82,11 @@ def trial_config(config: Config, values: Mapping[str, Any]) -> Config:
     return override(config, _changes(values))
 
 
-def _process(command: Command, name: str, ended: Any) -> None:
+def _process(chosen: Run, ended: Any) -> None:
     """The process of one student; what went wrong goes to `ended`, as one line and whether it is the trial's fault."""
-    assert command.workdir is not None
     try:
-        settle(command.workdir / "run.log")
-        run(command, name)
+        settle(chosen.workdir.run / "run.log")
+        run(chosen)
         ended.send(None)
     except UserError as error:
         ended.send((str(error), True))
@@ -103,7 +96,7 @@ def _process(command: Command, name: str, ended: Any) -> None:
         sys.exit(130)
 
 
-def _train(command: Command, name: str) -> None:
+def _train(chosen: Run) -> None:
     """Train a student in a process of its own: each training leaves TensorFlow with graphs that it never frees.
 
     Raises:
@@ -113,7 +106,7 @@ def _train(command: Command, name: str) -> None:
     from keras_tuner.errors import FatalError
 
     here, there = CONTEXT.Pipe(duplex=False)
-    process = CONTEXT.Process(target=_process, args=(command, name, there))
+    process = CONTEXT.Process(target=_process, args=(chosen, there))
     process.start()
     there.close()
     try:
@@ -121,7 +114,10 @@ def _train(command: Command, name: str) -> None:
         process.join()
     except EOFError:
         process.join()
-        fault = (f"the training ended without a word (status {process.exitcode}); see {command.workdir}/run.log", False)
+        fault = (
+            f"the training ended without a word (status {process.exitcode}); see {chosen.workdir.run}/run.log",
+            False,
+        )
     finally:
         process.terminate()  # nothing, unless Ctrl-C came in between
         process.join()
@@ -135,8 +131,8 @@ def try_out(options: Options, name: str, config: Config, folder: Path) -> float:
     scores = []
     for seed in range(options.seeds):
         workdir = Workdir(folder / str(seed), options.teachers, seed)
-        stages = "data,teacher,overlays,distill"
-        _train(Command(name, workdir.run, options.teachers, stages, options.smoke, seed, config=config), name)
+        stages = ("data", "teacher", "overlays", "distill")
+        _train(Run(name, config, workdir, stages, smoke=options.smoke))
         scores.append(require(workdir.stage("distill"), "distill")[OBJECTIVE])
     return sum(scores) / len(scores)
 
@@ -224,24 +220,6 @@ def _claim(folder: Path, settings: dict[str, Any]) -> None:
             write_signed(path, settings)
 
 
-def to_toml(config: Config, comment: str) -> str:
-    """An experiment file: the fields of a config that differ from the defaults."""
-    default, changed = to_mapping(Config()), to_mapping(config)
-    lines = [f"# {comment}"]
-
-    def write(table: Mapping[str, Any], base: Mapping[str, Any], name: str) -> None:
-        own = {k: v for k, v in table.items() if not isinstance(v, dict) and v != base[k] and v is not None}
-        if own and name:
-            lines.extend(["", f"[{name}]"])
-        lines.extend(f"{key} = {json.dumps(value)}" for key, value in own.items())
-        for key, value in table.items():
-            if isinstance(value, dict):
-                write(value, base[key], f"{name}.{key}" if name else key)
-
-    write(changed, default, "")
-    return "\n".join(lines) + "\n"
-
-
 def search(options: Options, flags: Sequence[str], command: str = "") -> Path | None:
     """Search; returns the best setting's experiment file, which a worker of a chief leaves to the chief.
 
@@ -255,8 +233,7 @@ def search(options: Options, flags: Sequence[str], command: str = "") -> Path | 
     require_seed(options.seed, "--seed")
     name, config = read_experiment(options.experiment)
     config = smoke(config) if options.smoke else config
-    if flags:
-        config = parse(["--experiment", options.experiment, *flags], config)[0].config
+    config = with_flags(config, flags, PROG)
     final = config
     # every choice is made on validation, so nothing may be trained on it
     config = override(config, {"data.train_split": "train"})
@@ -327,32 +304,3 @@ def _finish(oracle: Any, options: Options, config: Config, folder: Path, name: s
     write_text(path, to_toml(dataclasses.replace(chosen, description=description), comment))
     console.say(f"best: {path}   all trials: {folder / 'trials.csv'}, tensorboard --logdir {folder / 'tensorboard'}")
     return path
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Entry point of `python -m tfigkd.search`; returns the exit status."""
-    arguments = sys.argv[1:] if arguments is None else arguments
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        options, flags = tyro.cli(
-            Options,
-            prog="python -m tfigkd.search",
-            args=list(arguments),
-            return_unknown_args=True,
-            use_underscores=True,
-        )
-        search(options, flags, f"python -m tfigkd.search {shlex.join(arguments)}")
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except OSError as error:
-        print(f"error: {system_line(error)}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("\nstopped; no finished trial is lost. The same command goes on", file=sys.stderr)
-        return 130
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

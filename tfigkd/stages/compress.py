@@ -8,16 +8,15 @@ from tfigkd import models
 from tfigkd.compress.finetune import Lessons
 from tfigkd.compress.methods import compress_student
 from tfigkd.compress.pruning import sparsity
-from tfigkd.config.compress_fields import fine_tuning
-from tfigkd.config.fields import Config
-from tfigkd.config.reading import fingerprint
+from tfigkd.config.experiment import Config, fine_tuning
 from tfigkd.measure.metrics import accuracy, predict_logits
 from tfigkd.models.cost import count_parameters
+from tfigkd.models.weights import weights_fingerprint
 from tfigkd.runtime import console
-from tfigkd.runtime.files import Workdir, atomic, checksum, finished, make_folder, require, write_manifest
+from tfigkd.runtime.files import atomic, checksum, fingerprint, finished, make_folder, require, write_manifest
 from tfigkd.stages.data import dataset, holds_out_validation, training_examples
 from tfigkd.stages.distill import assemble, load_student, make_distiller, student_fingerprint, training_stream
-from tfigkd.stages.teacher import weights_fingerprint
+from tfigkd.stages.workdir import Workdir
 from tfigkd.training.distiller import Distiller
 
 FILE = "compressed.keras"

@@ -6,11 +6,12 @@ from typing import Any
 
 import numpy as np
 
-from tfigkd.config.fields import Config, DataConfig
-from tfigkd.config.reading import fingerprint
+from tfigkd.config.experiment import Config
+from tfigkd.config.fields import DataConfig
 from tfigkd.data import Dataset, Examples, concatenate, load
 from tfigkd.runtime import console
-from tfigkd.runtime.files import Workdir, make_folder, write_manifest
+from tfigkd.runtime.files import fingerprint, make_folder, write_manifest
+from tfigkd.stages.workdir import Workdir
 
 
 def dataset(config: DataConfig) -> Dataset:

@@ -9,18 +9,18 @@ import keras
 from tfigkd import models
 from tfigkd.batches.controls import apply_control, shuffle_views
 from tfigkd.batches.stream import Batch, Knowledge, StoredAttention, training_batches
-from tfigkd.config.fields import Config
-from tfigkd.config.reading import fingerprint
+from tfigkd.config.experiment import Config
 from tfigkd.data import Dataset, to_model_input
 from tfigkd.losses import LOSSES, Loss
 from tfigkd.measure.metrics import accuracy, predict_logits
 from tfigkd.models.layers import with_fused_layers, with_stock_layers
+from tfigkd.models.weights import weights_fingerprint
 from tfigkd.runtime import console
 from tfigkd.runtime.errors import UserError
 from tfigkd.runtime.files import (
-    Workdir,
     atomic,
     checksum,
+    fingerprint,
     finished,
     make_folder,
     require,
@@ -28,17 +28,9 @@ from tfigkd.runtime.files import (
     write_text,
 )
 from tfigkd.stages.data import dataset, holds_out_validation, training_choice, training_examples
-from tfigkd.stages.teacher import (
-    build_network,
-    build_teacher,
-    content_of,
-    load_teacher,
-    teacher_folder,
-    watched,
-    weights_fingerprint,
-)
-from tfigkd.store.maps import load_knowledge, store_folder, stored_maps
-from tfigkd.store.views import load_views, views_folder
+from tfigkd.stages.overlays import load_knowledge, load_views, store_folder, stored_maps, views_folder
+from tfigkd.stages.teacher import build_network, build_teacher, content_of, load_teacher, teacher_folder, watched
+from tfigkd.stages.workdir import Workdir
 from tfigkd.training import checkpoint
 from tfigkd.training.distiller import Distiller
 from tfigkd.training.fit import LEDGER, fit

@@ -5,11 +5,12 @@ from datetime import timedelta
 
 import numpy as np
 
-from tfigkd.config.fields import Config
+from tfigkd.config.experiment import Config
 from tfigkd.models.cost import multiply_adds
-from tfigkd.runtime.files import Workdir, read_manifest
+from tfigkd.runtime.files import read_manifest
 from tfigkd.stages.data import dataset, stored_examples, teacher_examples, training_examples
 from tfigkd.stages.teacher import build_network, build_teacher, teacher_folder
+from tfigkd.stages.workdir import Workdir
 
 # Share of the matrix-product rate that small convolutional networks reach, measured on a 2-core AVX-512 machine with
 # MobileNet-V2 and fused batch normalization: training is bound by memory traffic, not by arithmetic.

@@ -1,6 +1,6 @@
 """Stage `evaluate`: the only reader of the test split; teacher, students and exported files through the same code."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Mapping
 from dataclasses import asdict
 from functools import partial
 from typing import Any
@@ -10,70 +10,31 @@ import numpy as np
 
 from tfigkd import models
 from tfigkd.attribution import completeness_error, saliency_map
-from tfigkd.attribution.faithfulness import deletion, insertion
-from tfigkd.attribution.similarity import cosine, rank_correlation, top_overlap
-from tfigkd.config.fields import Config
-from tfigkd.config.reading import fingerprint
-from tfigkd.data import Examples, mean_color
+from tfigkd.attribution.similarity import rank_correlation
+from tfigkd.batches.augment import overlay_some
+from tfigkd.batches.controls import apply_control
+from tfigkd.batches.stream import Knowledge
+from tfigkd.config.experiment import Config
+from tfigkd.data import Examples, mean_color, to_model_input
 from tfigkd.edge.litert import litert_predictor
-from tfigkd.measure.gallery import FILE, Explained, choose_examples, make_gallery
-from tfigkd.measure.metrics import Predict, comparison, disagreement, metrics, per_class, predict_logits
+from tfigkd.measure.explanation import faithfulness, measure, similarity
+from tfigkd.measure.gallery import FILE, OF_TEACHER, Explained, Gallery, Shown, choose_examples
+from tfigkd.measure.metrics import Predict, disagreement, per_class, predict_logits
 from tfigkd.models.cost import count_parameters, multiply_adds
+from tfigkd.models.weights import weights_fingerprint
 from tfigkd.runtime import console
 from tfigkd.runtime.errors import UserError
-from tfigkd.runtime.files import Workdir, finished, make_folder, write_manifest
+from tfigkd.runtime.files import fingerprint, finished, make_folder, write_manifest
 from tfigkd.stages.compress import students
 from tfigkd.stages.data import dataset
 from tfigkd.stages.export import export_identity
-from tfigkd.stages.teacher import load_teacher, weights_fingerprint
-from tfigkd.store.maps import attribute_examples
+from tfigkd.stages.overlays import load_knowledge
+from tfigkd.stages.teacher import load_teacher
+from tfigkd.stages.workdir import Workdir
+from tfigkd.store.maps import attribute_examples, to_stored
 
 Explanation = dict[str, Explained]
 """Maps and completeness errors, by role."""
-
-
-def measure(
-    predict: Predict, examples: Examples, reference: np.ndarray | None = None
-) -> tuple[dict[str, float], np.ndarray]:
-    """Metrics of anything that turns uint8 images [N,H,W,3] into logits [N,C], and its logits.
-
-    Args:
-        predict: A Keras model as `functools.partial(predict_logits, model)`, a LiteRT file as `litert_predictor(path)`.
-        examples: What is measured on.
-        reference: Logits [N,C] of the model whose agreement is wanted as well, such as the teacher's.
-    """
-    logits = predict(examples.images)
-    values = dict(metrics(logits, examples.labels))
-    if reference is not None:
-        values |= dict(comparison(logits, reference))
-    return values, logits
-
-
-def similarity(maps: np.ndarray, reference: np.ndarray, *, top_fraction: float) -> Iterator[tuple[str, float]]:
-    """Mean likeness of two models' maps [B,H,W] of the same images.
-
-    Beside each stands its `_chance`: the same with the reference's map of another image. Objects lie in the middle of
-    most images, so maps that share nothing else are far from unlike.
-    """
-    other = np.roll(reference, 1, axis=0)
-    measures: dict[str, Callable[..., np.ndarray]] = {
-        "attribution_rank_correlation": rank_correlation,
-        "attribution_cosine": cosine,
-        "attribution_top_overlap": partial(top_overlap, fraction=top_fraction),
-    }
-    for name, alike in measures.items():
-        yield name, float(alike(maps, reference).mean())
-        yield f"{name}_chance", float(alike(maps, other).mean())
-
-
-def faithfulness(
-    predict: Predict, examples: Examples, maps: np.ndarray, *, mean_color: np.ndarray, steps: int
-) -> Iterator[tuple[str, float]]:
-    """Mean area under the insertion curve, from the blurred image, and the deletion curve, to the mean color."""
-    arguments = predict, examples.images, maps, examples.labels
-    yield "attribution_insertion", float(insertion(*arguments, steps=steps).auc.mean())
-    color = np.broadcast_to(mean_color, examples.images.shape[1:])
-    yield "attribution_deletion", float(deletion(*arguments, baseline=color, steps=steps).auc.mean())
 
 
 def _exported(config: Config, workdir: Workdir, weights: dict[str, str]) -> dict[str, str]:
@@ -196,3 +157,48 @@ def evaluate(config: Config, workdir: Workdir) -> None:
     for name, values in results.items():
         agreement = f", agreement with the teacher {100 * values['agreement']:.2f} %" if "agreement" in values else ""
         console.say(f"  {name}: test accuracy {100 * values['accuracy']:.2f} %{agreement}")
+
+
+def make_gallery(config: Config, workdir: Workdir, shown: Shown, explained: Mapping[str, Explained]) -> Gallery:
+    """The gallery of a finished student.
+
+    Args:
+        config: The run's.
+        workdir: Where its overlay store is found; without one the teacher's maps are those of `explained`.
+        shown: From `choose_examples`.
+        explained: Maps and completeness errors of its examples, by role.
+    """
+    examples, maps = shown.examples, explained["student"][0].astype(np.float32)
+    own: dict[str, Any] = {"ids": examples.ids.astype(str), "images": examples.images, "labels": examples.labels}
+    own |= {"predicted": shown.predicted["student"], "maps": maps}
+    own |= dict.fromkeys(OF_TEACHER, np.empty(0))
+    if "teacher" in explained:
+        knowledge = _knowledge(config, workdir, examples, explained["teacher"])
+        own |= {"teacher_predicted": shown.predicted["teacher"], "teacher_maps": knowledge.maps}
+        own["alike"] = rank_correlation(maps, knowledge.maps)
+        own["chance"] = rank_correlation(maps, np.roll(knowledge.maps, 1, axis=0))
+        if config.overlay.probability > 0:
+            own |= _overlaid(config, examples, knowledge)
+    return Gallery(**own)
+
+
+def _knowledge(config: Config, workdir: Workdir, examples: Examples, explained: Explained) -> Knowledge:
+    """What the store says of examples, or what it would say where there is none of them; the logits are left out."""
+    if config.needs_store and config.data.stored == "all":
+        try:
+            return load_knowledge(config, workdir, examples)
+        except UserError:  # the store may have been deleted since the training
+            pass
+    maps, errors = explained
+    stored, scales = to_stored(maps)
+    usable = errors <= config.attribution.tolerance
+    return Knowledge(np.zeros((len(examples), 0), np.float32), stored, scales, errors, usable)
+
+
+def _overlaid(config: Config, examples: Examples, knowledge: Knowledge) -> dict[str, np.ndarray]:
+    """The images as training overlays them, at the middle of the exponents and before any crop or flip."""
+    treated = apply_control(knowledge, config.control) if len(examples) > 1 else knowledge
+    middle = np.sqrt(config.overlay.min_exponent * config.overlay.max_exponent)
+    maps = None if config.control.maps == "none" else treated.maps
+    laid = overlay_some(to_model_input(examples.images), maps, np.where(treated.usable, middle, 0))
+    return {"overlays": np.round(255 * laid).astype(np.uint8), "overlaid": treated.usable}

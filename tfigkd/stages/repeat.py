@@ -4,10 +4,10 @@ import shlex
 from collections.abc import Mapping
 from typing import Any
 
-from tfigkd.config.fields import Config
-from tfigkd.config.reading import differences, read_experiment, smoke, to_mapping, value_at
+from tfigkd.config.experiment import Config, read_experiment, smoke, to_mapping
+from tfigkd.config.reading import differences, value_at
 from tfigkd.runtime.errors import UserError
-from tfigkd.runtime.files import Workdir
+from tfigkd.stages.workdir import Workdir
 
 DEFAULT_TEACHERS = "runs/teachers"
 
@@ -28,7 +28,7 @@ def command(config: Config, run: Mapping[str, Any], workdir: Workdir | None = No
     try:
         base = read_experiment(name)[1]
     except UserError:  # an experiment of the user's own, which may have gone since
-        from tfigkd.search.tuner import to_toml
+        from tfigkd.config.toml import to_toml
 
         toml, base = to_toml(config, f"{name}, all fields that differ from the defaults"), config
         words[1] = f"{name}.toml"

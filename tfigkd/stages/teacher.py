@@ -1,6 +1,5 @@
 """The teacher: trained once, or taken from weights, a .keras file or saved_models; shared by every arm and seed."""
 
-import hashlib
 import json
 import os
 from dataclasses import replace
@@ -12,26 +11,20 @@ import keras
 from tfigkd import models
 from tfigkd.attribution import make_baseline
 from tfigkd.batches.stream import training_batches
-from tfigkd.config.fields import Config, NetworkConfig
-from tfigkd.config.reading import experiments_folder, fingerprint
+from tfigkd.config.experiment import Config, experiments_folder
+from tfigkd.config.fields import NetworkConfig
 from tfigkd.data import Dataset, mean_color, to_model_input
 from tfigkd.measure.metrics import accuracy, predict_logits
 from tfigkd.models.layers import with_fused_layers, with_stock_layers
+from tfigkd.models.weights import weights_fingerprint
 from tfigkd.runtime import console
 from tfigkd.runtime.errors import UserError
-from tfigkd.runtime.files import (
-    MANIFEST,
-    Workdir,
-    atomic,
-    checksum,
-    finished,
-    locked,
-    write_manifest,
-    write_text,
-)
+from tfigkd.runtime.files import MANIFEST, atomic, checksum, fingerprint, finished, locked, write_manifest, write_text
 from tfigkd.stages.data import dataset, holds_out_validation, teacher_examples
-from tfigkd.training import checkpoint, fit
+from tfigkd.stages.workdir import Workdir
+from tfigkd.training import checkpoint
 from tfigkd.training.distiller import Distiller
+from tfigkd.training.fit import fit
 from tfigkd.training.tensorboard import Watched
 
 FILE = "teacher.keras"
@@ -62,15 +55,6 @@ def members(config: Config) -> list[Config]:
     teacher = config.teacher
     seeds = range(teacher.seed, teacher.seed + teacher.count)
     return [replace(config, teacher=replace(teacher, count=1, seed=seed)) for seed in seeds]
-
-
-def weights_fingerprint(model: keras.Model) -> str:
-    """Hash of a model's weights: names are left out, values and shapes are not."""
-    digest = hashlib.sha256()
-    for weight in model.get_weights():
-        digest.update(f"{weight.shape}{weight.dtype}".encode())
-        digest.update(weight.tobytes())
-    return digest.hexdigest()[:16]
 
 
 def weights_path(name: str) -> Path:

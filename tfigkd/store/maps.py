@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -12,15 +11,12 @@ import numpy as np
 from tfigkd import models
 from tfigkd.attribution import Attribution, attribute, completeness_error, make_baseline, saliency_map
 from tfigkd.batches.stream import Knowledge
-from tfigkd.config.fields import AttributionConfig, Config, DataConfig
-from tfigkd.config.reading import fingerprint, from_mapping
+from tfigkd.config.fields import AttributionConfig
 from tfigkd.data import Dataset, Examples, mean_color, to_model_input
-from tfigkd.runtime import console
 from tfigkd.runtime.errors import UserError
-from tfigkd.runtime.files import Workdir, finished, locked, read_manifest, write_manifest
-from tfigkd.stages.data import covered, dataset, stored_examples, stored_fingerprint
-from tfigkd.stages.teacher import FILE, load_teacher, require_teacher, teacher_folder, weights_fingerprint
-from tfigkd.store.shards import REBUILD, Record, join, join_arrays, open_store, read_all, write_shards
+from tfigkd.runtime.files import fingerprint, write_manifest
+from tfigkd.stages.data import covered
+from tfigkd.store.shards import REBUILD, Record, join_arrays, open_store, read_all, write_shards
 
 FORMAT = 1
 NAMES = {"scale": "map_scale", "error": "completeness_error", "steps": "n_steps"}  # as stored, and as once stored
@@ -32,16 +28,6 @@ def store_identity(teacher_weights: str, data: str, config: AttributionConfig) -
     """Everything the records depend on; `batch_size` bounds the memory and is left out."""
     settings = {name: getattr(config, name) for name in config.__dataclass_fields__ if name != "batch_size"}
     return {"format": FORMAT, "teacher": teacher_weights, "data": data, "attribution": settings}
-
-
-def store_folder(config: Config, workdir: Workdir) -> Path:
-    """Where this config's overlay store lies, or will lie; its teacher must be there."""
-    return teacher_folder(config, workdir) / "overlays" / fingerprint(_identity(config, workdir))
-
-
-def _identity(config: Config, workdir: Workdir) -> dict[str, Any]:
-    weights = require_teacher(config, workdir)["weights"]
-    return store_identity(weights, stored_fingerprint(config.data), config.attribution)
 
 
 def attribute_examples(
@@ -238,62 +224,3 @@ def to_knowledge(folder: Path, found: Mapping[str, np.ndarray], ids: np.ndarray,
         errors=errors,
         usable=errors <= tolerance,
     )
-
-
-def load_knowledge(config: Config, workdir: Workdir, examples: Examples) -> Knowledge:
-    """The store of a config, joined to examples."""
-    return read_store(store_folder(config, workdir), examples, _identity(config, workdir))
-
-
-def stored_maps(config: Config, workdir: Workdir, examples: Examples) -> np.ndarray | None:
-    """The stored maps of some examples, uint8 [N,H,W]; None where the store covers the student's training set alone."""
-    return load_knowledge(config, workdir, examples).maps if config.data.stored == "all" else None
-
-
-def build_overlays(config: Config, workdir: Workdir) -> None:
-    """The overlay store of a config: the teacher's logits and maps of every training example, computed once."""
-    data, folder, identity = dataset(config.data), store_folder(config, workdir), _identity(config, workdir)
-    with locked(folder, wait=True):
-        if finished(folder, folder.name) is None:
-            model = load_teacher(config, workdir)
-            examples = stored_examples(config.data)
-            write_store(folder, model, data, config.attribution, identity, asdict(config.data), examples=examples)
-        manifest = read_manifest(folder)
-    assert manifest is not None
-    error = manifest["completeness_error"]
-    console.say(
-        f"  {manifest['examples']:,} maps, median completeness error {error['median']:.3f}, "
-        f"{manifest['flagged']:,} over {config.attribution.tolerance} and never overlaid  ({folder})"
-    )
-
-
-def verify(folder: Path, *, sample: int = 64, seed: int = 0) -> dict[str, float]:
-    """Recompute a random sample of a store from the images and the teacher beside it.
-
-    Args:
-        folder: A finished store, inside its teacher's folder.
-        sample: How many records.
-        seed: Of the sample.
-
-    Returns:
-        The largest deviations of `"logits"` (relative to the largest logit) and `"maps"` (to the map's maximum), and
-        the number of `"flat"` maps, which hold nothing to compare.
-
-    Raises:
-        UserError: no finished store, a damaged one, or one whose records are not those of their images.
-    """
-    manifest = open_store(folder, {})
-    source = from_mapping(DataConfig, manifest["source"])
-    data, found = dataset(source), stored_fingerprint(source)
-    if found != manifest["identity"]["data"]:
-        raise UserError(f"overlay store {folder}: the data set is {found} now, expected {manifest['identity']['data']}")
-    settings = from_mapping(AttributionConfig, manifest["identity"]["attribution"])
-    teacher = folder.parents[1] / FILE
-    model = models.build(str(teacher), num_classes=data.num_classes, input_shape=data.image_shape)
-    if weights_fingerprint(model) != manifest["identity"]["teacher"]:
-        raise UserError(f"overlay store {folder}: {teacher} is another teacher; {REBUILD}")
-    examples, mean_color = stored_examples(source), np.array(manifest["mean_color"], np.float32)
-    chosen = np.random.default_rng(seed).choice(len(examples), min(sample, len(examples)), replace=False)
-    wanted = {int(position) for position in chosen}
-    records = [record for position, record in join(folder, manifest, examples, parse_record) if position in wanted]
-    return deviation(model, examples, records, settings, mean_color, chosen)

@@ -9,11 +9,11 @@ import numpy as np
 
 from tfigkd.batches.augment import overlay
 from tfigkd.config.fields import AttributionConfig
-from tfigkd.config.reading import fingerprint, from_mapping
+from tfigkd.config.reading import from_mapping
 from tfigkd.data import Dataset, Examples, digest, identify, splits_fingerprint
+from tfigkd.models.weights import weights_fingerprint
 from tfigkd.runtime.errors import UserError
-from tfigkd.runtime.files import MANIFEST, finished, locked, read_manifest
-from tfigkd.stages.teacher import weights_fingerprint
+from tfigkd.runtime.files import MANIFEST, fingerprint, finished, locked, read_manifest
 from tfigkd.store.maps import deviation, parse_record, store_identity, to_knowledge, write_store
 from tfigkd.store.shards import open_store, read_all
 
@@ -26,7 +26,7 @@ class OverlayStore:
 
     Attributes:
         folder: Where the shards lie.
-        knowledge: Logits, maps, completeness errors; see `tfigkd.batches.Knowledge`.
+        knowledge: Logits, maps, completeness errors; see `tfigkd.batches.stream.Knowledge`.
 
     Raises:
         UserError: the store is unfinished or damaged, or holds NaN.
@@ -63,7 +63,7 @@ class OverlayStore:
             teacher: Images float32 [B,H,W,3] in [0,1] to logits [B,C].
             pictures: A finite `tf.data.Dataset` of (uint8 [H,W,3], integer label), not batched and not augmented, or
                 a pair of arrays, uint8 [N,H,W,3] and integers [N].
-            settings: Fields of `tfigkd.fields.AttributionConfig`: `baseline`, `rule`, `n_steps`, `tolerance`, …
+            settings: Fields of `tfigkd.config.fields.AttributionConfig`: `baseline`, `rule`, `n_steps`, `tolerance`, …
 
         Raises:
             ValueError: `pictures` are not as above.
@@ -156,7 +156,7 @@ class OverlayStore:
         return lay
 
     def verify(self, teacher: keras.Model, pictures: Any, *, sample: int = 64, seed: int = 0) -> dict[str, float]:
-        """Recompute a random sample of the pictures' records; see `tfigkd.overlays.verify`.
+        """Recompute a random sample of the pictures' records; see `tfigkd.store.maps.deviation`.
 
         Raises:
             UserError: it is another teacher, or the records are not those of the pictures.

@@ -11,11 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from tfigkd.config.reading import fingerprint
 from tfigkd.data import Examples
 from tfigkd.runtime import console, tfrecord
 from tfigkd.runtime.errors import UserError
-from tfigkd.runtime.files import checksum, read_manifest, verify_files
+from tfigkd.runtime.files import checksum, fingerprint, read_manifest, verify_files
 
 REBUILD = "delete the folder and make the store again: --stages overlays, or OverlayStore.build"
 

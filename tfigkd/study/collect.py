@@ -14,11 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import tyro
-
-from tfigkd.config.fields import Config
-from tfigkd.config.reading import experiments_folder, from_mapping
-from tfigkd.run import SETTINGS
+from tfigkd.config.experiment import Config, experiments_folder
+from tfigkd.config.reading import from_mapping
 from tfigkd.runtime import console
 from tfigkd.runtime.errors import UserError
 from tfigkd.runtime.files import (
@@ -34,7 +31,8 @@ from tfigkd.runtime.files import (
     write_text,
 )
 from tfigkd.runtime.provenance import as_csv
-from tfigkd.study.plan import LABEL, ROWS
+from tfigkd.stages.runner import SETTINGS
+from tfigkd.study.runs import LABEL, ROWS
 
 KEY = ("study", "arm", "size", "seed")
 JOB = ("study", "arm", "size", "command")
@@ -192,9 +190,3 @@ def collect(options: Options) -> None:
             save_teacher(run, options.teachers, checkout / "saved_models")
         else:
             console.say(f"  {row['experiment']}, seed {row['seed']}: passed over, its student is not in {run}")
-
-
-def main(arguments: Sequence[str]) -> int:
-    """Entry point of `python -m tfigkd.study collect`; returns the exit status."""
-    collect(tyro.cli(Options, prog="python -m tfigkd.study collect", args=list(arguments), use_underscores=True))
-    return 0

@@ -12,9 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import tyro
-
-from tfigkd.config.reading import experiments_folder
+from tfigkd.config.experiment import experiments_folder
 from tfigkd.measure.statistics import LEVEL, Difference, holm, normality, paired, seeds_needed, summarize, welch, winner
 from tfigkd.runtime import console
 from tfigkd.runtime.errors import UserError
@@ -345,9 +343,12 @@ def _write_page(study: Study, rows: Sequence[Row], papers: Sequence[Row], checko
         console.say(f"written: {path}")
 
 
-def main(arguments: Sequence[str]) -> int:
-    """Entry point of `python -m tfigkd.study report`; returns the exit status."""
-    options = tyro.cli(Options, prog="python -m tfigkd.study report", args=list(arguments), use_underscores=True)
+def write_report(options: Options) -> None:
+    """Write the studies' part of experiments/README.md, plots and pages.
+
+    Raises:
+        UserError: the README lacks the marks between which it is written.
+    """
     checkout = options.into or experiments_folder().parent
     path = checkout / "experiments" / "README.md"
     text = path.read_text(encoding="utf-8") if path.is_file() else ""
@@ -357,4 +358,3 @@ def main(arguments: Sequence[str]) -> int:
     after = rest.partition(END)[2]
     write_text(path, f"{before}{BEGIN}\n\n{report(checkout)}\n{END}{after}")
     console.say(f"written: {path}")
-    return 0
