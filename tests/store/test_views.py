@@ -13,12 +13,13 @@ from tfigkd.batches.controls import shuffle_views
 from tfigkd.batches.stream import StoredAttention, training_batches
 from tfigkd.config.experiment import Config, override
 from tfigkd.config.fields import AugmentConfig, ControlConfig
+from tfigkd.data import covered
 from tfigkd.losses.attention import attention_transfer, unit_attention
 from tfigkd.models.weights import weights_fingerprint
 from tfigkd.runtime import tfrecord
 from tfigkd.runtime.errors import UserError
 from tfigkd.runtime.files import MANIFEST, checksum, finished, write_manifest
-from tfigkd.stages.data import covered, dataset, training_examples
+from tfigkd.stages.data import dataset, training_examples
 from tfigkd.stages.overlays import build_views, load_views, views_folder
 from tfigkd.stages.teacher import FILE, teacher_folder
 from tfigkd.stages.workdir import Workdir

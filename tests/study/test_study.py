@@ -18,7 +18,8 @@ from tfigkd.runtime.files import checksum, locked, read_manifest, verify_files, 
 from tfigkd.study import collect as collecting
 from tfigkd.study.collect import collect, finished_runs, merge_rows, read_rows
 from tfigkd.study.plan import Options, plan, read_study
-from tfigkd.study.tables import BEGIN, END, arms_table, compare, runs_of, sentences
+from tfigkd.study.report import BEGIN, END
+from tfigkd.study.tables import arms_table, compare, runs_of, sentences
 
 ROOT = Path(__file__).resolve().parents[1]
 STUDIES = sorted(path.stem for path in (experiments_folder() / "studies").glob("*.toml"))

@@ -11,7 +11,8 @@ from tfigkd.measure.statistics import summarize
 from tfigkd.study.collect import merge_rows, read_rows
 from tfigkd.study.page import forest_chart, page
 from tfigkd.study.plan import Study, read_study
-from tfigkd.study.tables import BEGIN, END, compare, main, runs_of
+from tfigkd.study.report import BEGIN, END
+from tfigkd.study.tables import compare, main, runs_of
 
 PAPERS = read_rows(experiments_folder() / "results" / "papers.csv")
 PAIR = Study(

@@ -286,3 +286,8 @@ def splits_fingerprint(splits: dict[str, Examples]) -> str:
 def _digests(examples: Examples) -> np.ndarray:
     """The ids without the ordinal of a duplicate."""
     return examples.ids.astype(f"U{DIGEST_LENGTH}")
+
+
+def covered(data: Dataset) -> Examples:
+    """Train and validation, sorted by id."""
+    return concatenate([data.train, data.validation])

@@ -7,8 +7,7 @@ from pathlib import Path
 import keras
 import numpy as np
 
-from tfigkd.config.experiment import Config
-from tfigkd.data import Dataset, Examples
+from tfigkd.data import Examples
 from tfigkd.measure.metrics import predict_logits
 from tfigkd.runtime.errors import UserError
 from tfigkd.runtime.files import atomic, checksum
@@ -94,13 +93,19 @@ class Shown:
     predicted: dict[str, np.ndarray]
 
 
-def choose_examples(config: Config, data: Dataset, roles: dict[str, keras.Model]) -> Shown:
-    """The validation images of a run's gallery; `roles` has the student and, where there is one, the teacher."""
-    searched = data.validation.take(slice(SEARCHED if config.evaluation.gallery_examples else 0))
+def choose_examples(examples: Examples, roles: dict[str, keras.Model], count: int) -> Shown:
+    """Choose the images of a gallery.
+
+    Args:
+        examples: Validation; the first of them are searched for disagreements.
+        roles: The student and, where there is one, the teacher.
+        count: How many images at most.
+    """
+    searched = examples.take(slice(SEARCHED if count else 0))
     if not len(searched):
         return Shown(searched, {})
     models = {role: roles[role] for role in ("teacher", "student") if role in roles}
     predicted = {role: predict_logits(model, searched.images).argmax(axis=1) for role, model in models.items()}
     student = predicted["student"]
-    chosen = choose(predicted.get("teacher", student), student, config.evaluation.gallery_examples)
+    chosen = choose(predicted.get("teacher", student), student, count)
     return Shown(searched.take(chosen), {role: classes[chosen] for role, classes in predicted.items()})

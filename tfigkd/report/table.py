@@ -4,7 +4,6 @@ import json
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from tfigkd.config.experiment import Config, to_mapping
 from tfigkd.config.fields import FORMATS
 from tfigkd.measure.statistics import wilson
 
@@ -74,12 +73,14 @@ def caveats(row: Mapping[str, Any]) -> str:
     )
 
 
-def markdown(config: Config, row: Mapping[str, Any], header: list[str], found: list[list[str]], command: str) -> str:
+def markdown(
+    config: Mapping[str, Any], row: Mapping[str, Any], header: list[str], found: list[list[str]], command: str
+) -> str:
     """`report.md`."""
     text = [
         f"# {row['experiment']}, seed {row['seed']}",
         "",
-        f"{config.description}." if config.description else "",
+        f"{config['description']}." if config["description"] else "",
         "",
         "| " + " | ".join(header) + " |",
         "|" + " --- |" + " ---: |" * (len(header) - 1),
@@ -94,7 +95,7 @@ def markdown(config: Config, row: Mapping[str, Any], header: list[str], found: l
         f"- config {row['config']}:",
         "",
         "```json",
-        json.dumps(to_mapping(config), indent=1),
+        json.dumps(config, indent=1),
         "```",
     ]
     return "\n".join(text) + "\n"

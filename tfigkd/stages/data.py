@@ -8,7 +8,7 @@ import numpy as np
 
 from tfigkd.config.experiment import Config
 from tfigkd.config.fields import DataConfig
-from tfigkd.data import Dataset, Examples, concatenate, load
+from tfigkd.data import Dataset, Examples, covered, load
 from tfigkd.runtime import console
 from tfigkd.runtime.files import fingerprint, make_folder, write_manifest
 from tfigkd.stages.workdir import Workdir
@@ -61,11 +61,6 @@ def stratified_share(examples: Examples, fraction: float, seed: int) -> Examples
         count = max(1, round(fraction * len(members)))
         kept[members[np.argsort(draws[members], kind="stable")[:count]]] = True
     return examples.take(kept)
-
-
-def covered(data: Dataset) -> Examples:
-    """Train and validation, sorted by id."""
-    return concatenate([data.train, data.validation])
 
 
 def stored_examples(config: DataConfig) -> Examples:

@@ -129,7 +129,10 @@ def evaluate(config: Config, workdir: Workdir) -> None:
             advance()
     for role, model in roles.items():
         results[role] |= {"parameters": count_parameters(model), "multiply_adds": multiply_adds(model)}
-    tested, shown = data.test.take(slice(settings.attribution_examples)), choose_examples(config, data, roles)
+    tested, shown = (
+        data.test.take(slice(settings.attribution_examples)),
+        choose_examples(data.validation, roles, config.evaluation.gallery_examples),
+    )
     kept = {}
     if len(tested) or len(shown.examples):
         color = mean_color(data.train)

@@ -48,7 +48,7 @@ def report(config: Config, workdir: Workdir) -> None:
 
     settings = json.loads((workdir.run / "config.json").read_text(encoding="utf-8"))
     repeat = command(config, settings, workdir)
-    write_text(workdir.run / "report.md", markdown(config, row, header, found, repeat[0]))
+    write_text(workdir.run / "report.md", markdown(to_mapping(config), row, header, found, repeat[0]))
     _page(lambda: gather(config, workdir, row, roles, evaluated, repeat), workdir)
     table = Table(title=f"{row['experiment']}, seed {row['seed']}", title_justify="left")
     table.add_column(header[0])

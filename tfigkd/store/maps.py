@@ -12,10 +12,9 @@ from tfigkd import models
 from tfigkd.attribution import Attribution, attribute, completeness_error, make_baseline, saliency_map
 from tfigkd.batches.stream import Knowledge
 from tfigkd.config.fields import AttributionConfig
-from tfigkd.data import Dataset, Examples, mean_color, to_model_input
+from tfigkd.data import Dataset, Examples, covered, mean_color, to_model_input
 from tfigkd.runtime.errors import UserError
 from tfigkd.runtime.files import fingerprint, write_manifest
-from tfigkd.stages.data import covered
 from tfigkd.store.shards import REBUILD, Record, join_arrays, open_store, read_all, write_shards
 
 FORMAT = 1

@@ -50,9 +50,9 @@ def main(arguments: list[str]) -> int:
         collect.collect(read_all_options(collect.Options, arguments[1:], prog=f"{PROG} collect"))
         return 0
     if arguments[:1] == ["report"]:
-        from tfigkd.study import tables
+        from tfigkd.study import report
 
-        tables.write_report(read_all_options(tables.Options, arguments[1:], prog=f"{PROG} report"))
+        report.write_report(read_all_options(report.Options, arguments[1:], prog=f"{PROG} report"))
         return 0
     options, flags = read_options(Options, arguments, prog=PROG)
     return study(options, flags)
