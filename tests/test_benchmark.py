@@ -9,7 +9,7 @@ import pytest
 
 from tfigkd import models
 from tfigkd.benchmark import main, rows
-from tfigkd.config.fields import BenchmarkConfig
+from tfigkd.config.measure_fields import BenchmarkConfig
 from tfigkd.edge.contract import write_contract
 from tfigkd.edge.convert import FORMATS, convert
 from tfigkd.edge.footprint import count_weights, footprint

@@ -222,10 +222,10 @@ def test_a_run_goes_on_where_its_data_have_another_name(tmp_path, trained, refus
     before, _ = parse(["--experiment", "quickstart", "--data.name", "/elsewhere/digits.npz"])
     settings = {"experiment": "quickstart", "seed": 0, "smoke": False, "config": to_mapping(before.config)}
     (tmp_path / "config.json").write_text(json.dumps(settings))
-    command, name = parse(["--experiment", "quickstart"])
-    assert changed_settings(tmp_path / "config.json", name, command) == refused
-    command, name = parse(["--experiment", "quickstart", "--data.limit", "300"])
-    assert changed_settings(tmp_path / "config.json", name, command) == ["config.data.limit", "config.data.name"]
+    _, chosen = parse(["--experiment", "quickstart"])
+    assert changed_settings(tmp_path / "config.json", chosen) == refused
+    _, chosen = parse(["--experiment", "quickstart", "--data.limit", "300"])
+    assert changed_settings(tmp_path / "config.json", chosen) == ["config.data.limit", "config.data.name"]
 
 
 @pytest.mark.slow

@@ -29,7 +29,8 @@ import keras
 import numpy as np
 
 from tfigkd import benchmark, data, models
-from tfigkd.config.fields import BenchmarkConfig, ExportConfig, Format
+from tfigkd.config.fields import ExportConfig, Format
+from tfigkd.config.measure_fields import BenchmarkConfig
 from tfigkd.edge.convert import CALIBRATED, FORMATS, convert
 from tfigkd.edge.litert import litert_predictor
 from tfigkd.edge.parity import export_file

@@ -9,7 +9,7 @@ import numpy as np
 from experiments.benchmarks.harness import Options, record, take_turns, timed
 from tfigkd import models
 from tfigkd.config.experiment import Config
-from tfigkd.config.fields import TensorBoardConfig
+from tfigkd.config.measure_fields import TensorBoardConfig
 from tfigkd.data import identify
 from tfigkd.training.distiller import Distiller
 from tfigkd.training.tensorboard import Board, Watched

@@ -11,8 +11,8 @@ from html import unescape
 from pathlib import Path
 
 import pytest
-from test_report import HOSTILE, make_facts
 
+from tests.stages.test_report import HOSTILE, make_facts
 from tfigkd.report.page import label
 from tfigkd.report.run_page import page as run_page_of
 from tfigkd.study.collect import read_rows

@@ -22,14 +22,13 @@ from tfigkd.edge.contract import admit
 from tfigkd.losses import KLDivergence
 from tfigkd.models import load_own, load_torch_weights
 from tfigkd.models.layers import with_stock_layers
-from tfigkd.run import Command
 from tfigkd.runtime.errors import UserError
 from tfigkd.runtime.files import finished, read_manifest, require, sealed, write_signed
 from tfigkd.search.tuner import _check_state
 from tfigkd.stages.data import training_examples
 from tfigkd.stages.distill import load_student
 from tfigkd.stages.overlays import load_knowledge, load_views, store_folder, views_folder
-from tfigkd.stages.runner import SETTINGS, changed_settings, run
+from tfigkd.stages.runner import SETTINGS, Run, changed_settings, run
 from tfigkd.stages.teacher import load_teacher
 from tfigkd.stages.workdir import Workdir
 from tfigkd.store.maps import parse_record
@@ -98,9 +97,8 @@ class Place:
         self.folder = folder
         self.config = override(read_experiment("student")[1], FIELDS)
         self.workdir = Workdir(folder / "studies/pair/kd/0", folder / "teachers", 0)
-        stages = "data,teacher,overlays,distill,export,evaluate,benchmark,report"
-        self.command = Command("kd", self.workdir.run, self.workdir.teachers, stages, config=self.config)
-        run(self.command, "kd")
+        self.run = Run("kd", self.config, self.workdir)
+        run(self.run)
         self.examples = training_examples(self.config.data)
         self.store, self.views = store_folder(self.config, self.workdir), views_folder(self.config, self.workdir)
         self.write_the_rest()
@@ -171,7 +169,7 @@ class Place:
             return digest(found.fingerprint, found.train.images)
 
         def claimed():
-            changed = changed_settings(run_folder / SETTINGS, "kd", self.command)
+            changed = changed_settings(run_folder / SETTINGS, self.run)
             if changed:  # as `tfigkd.run` puts it
                 raise UserError(f"{run_folder / SETTINGS} holds other settings: {', '.join(changed)}")
             return "nothing changed"

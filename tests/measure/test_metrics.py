@@ -17,7 +17,6 @@ from tfigkd.edge.convert import convert
 from tfigkd.edge.litert import litert_predictor
 from tfigkd.measure.explanation import measure, similarity
 from tfigkd.measure.metrics import accuracy, calibration_error, comparison, metrics, per_class, predict_logits
-from tfigkd.run import Command
 from tfigkd.runtime import provenance
 from tfigkd.runtime.files import checksum, read_manifest
 from tfigkd.runtime.provenance import append_row, hardware, versions
@@ -25,7 +24,7 @@ from tfigkd.stages.data import dataset
 from tfigkd.stages.evaluate import evaluate
 from tfigkd.stages.export import export
 from tfigkd.stages.report import report
-from tfigkd.stages.runner import run
+from tfigkd.stages.runner import Run, run
 from tfigkd.stages.workdir import Workdir
 
 LOGITS = np.log(np.array([[0.7, 0.2, 0.1], [0.1, 0.6, 0.3], [0.3, 0.3, 0.4]], np.float32))
@@ -199,8 +198,8 @@ OF_A_NETWORK = {"parameters", "multiply_adds"}
 def trained(name, folder):
     """Config and workdir of an experiment, shrunk, whose student is there."""
     config = override(read_experiment(name)[1], TINY)
-    stages = "data,teacher,overlays,distill"
-    run(Command(name, workdir=folder / "run", teachers=folder / "teachers", stages=stages, config=config), name)
+    stages = ("data", "teacher", "overlays", "distill")
+    run(Run(name, config, Workdir(folder / "run", folder / "teachers"), stages))
     return config, Workdir(folder / "run", folder / "teachers")
 
 

@@ -18,7 +18,7 @@ from tfigkd.models.layers import FusedBatchNormalization
 
 tf = pytest.importorskip("tensorflow", reason="NEEDS TENSORFLOW: pip install tensorflow")
 
-REPOSITORY = Path(__file__).resolve().parents[1]
+REPOSITORY = Path(__file__).resolve().parents[2]
 
 
 def _pair(channels: int, **options: Any) -> tuple[keras.Layer, keras.Layer]:

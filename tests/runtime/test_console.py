@@ -19,7 +19,7 @@ from rich.console import Console
 from tfigkd.runtime import console
 from tfigkd.runtime.quiet import quiet_stderr
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 
 
 class Written(io.StringIO):

@@ -18,7 +18,7 @@ from tfigkd.search.space import Dimension, dimension, usual_space
 from tfigkd.search.tuner import Options, _oracle, trial_config
 from tfigkd.study.collect import read_rows
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 TINY = """
 [data]
 name = "digits"

@@ -12,9 +12,9 @@ from tfigkd.batches.stream import Knowledge, training_batches
 from tfigkd.config.experiment import experiments_folder, override, read_experiment
 from tfigkd.config.fields import AugmentConfig, ControlConfig, OverlayConfig
 from tfigkd.data import Examples
-from tfigkd.run import Command
 from tfigkd.runtime.errors import UserError
-from tfigkd.stages.runner import run
+from tfigkd.stages.runner import Run, run
+from tfigkd.stages.workdir import Workdir
 from tfigkd.training.distiller import Distiller
 
 ARMS = sorted(
@@ -41,7 +41,7 @@ TINY = {
     "losses.at.student_layer": "block_02",
     "losses.at.teacher_layer": "block_03",
 }
-STAGES = "data,teacher,overlays,distill,evaluate,report"
+STAGES = ("data", "teacher", "overlays", "distill", "evaluate", "report")
 
 
 def train(name, folder, teachers=None, **changes):
@@ -50,9 +50,9 @@ def train(name, folder, teachers=None, **changes):
     # a student that starts from its teacher's blocks keeps two of five
     if config.student.init == "teacher":
         config = override(config, {"student.drop_blocks": 3})
-    workdir = folder / "runs" / name
-    run(Command(name, workdir=workdir, teachers=teachers or folder / "teachers", stages=STAGES, config=config), name)
-    with open(workdir / "rows.csv", newline="") as file:
+    workdir = Workdir(folder / "runs" / name, teachers or folder / "teachers")
+    run(Run(name, config, workdir, STAGES))
+    with open(workdir.run / "rows.csv", newline="") as file:
         (row,) = csv.DictReader(file)
     return keras.saving.load_model(workdir / "distill" / "student.keras").get_weights(), row
 

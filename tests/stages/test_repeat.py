@@ -30,8 +30,8 @@ def test_the_command_repeats_a_shipped_experiment(small):
     assert toml == ""
     words = shlex.split(text)
     assert words[:3] == ["python", "-m", "tfigkd.run"]
-    parsed, name = parse(words[3:])
-    assert (name, parsed.seed, parsed.smoke, str(parsed.workdir)) == ("quickstart", 2, small, "a b")
+    parsed, chosen = parse(words[3:])
+    assert (chosen.experiment, parsed.seed, parsed.smoke, str(parsed.workdir)) == ("quickstart", 2, small, "a b")
     assert parsed.config == config
 
 
@@ -49,5 +49,5 @@ def test_an_experiment_of_ones_own_comes_with_its_file(tmp_path, monkeypatch):
     text, toml = command(config, {"experiment": "mine", "seed": 0, "smoke": False})
     (tmp_path / "mine.toml").write_text(toml)
     monkeypatch.chdir(tmp_path)
-    parsed, name = parse(shlex.split(text)[3:])
-    assert (name, parsed.config) == ("mine", config)
+    parsed, chosen = parse(shlex.split(text)[3:])
+    assert (chosen.experiment, parsed.config) == ("mine", config)

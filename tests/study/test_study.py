@@ -21,7 +21,7 @@ from tfigkd.study.plan import Options, plan, read_study
 from tfigkd.study.report import BEGIN, END
 from tfigkd.study.tables import arms_table, compare, runs_of, sentences
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 STUDIES = sorted(path.stem for path in (experiments_folder() / "studies").glob("*.toml"))
 TINY = """
 [data]
@@ -93,27 +93,25 @@ def test_every_shipped_study_can_be_planned(name):
     assert len(jobs) == study.seeds * len(study.arms) * len(study.sizes)
     assert len({job.folder for job in jobs}) == len(jobs)
     # seed 0 of every arm comes before seed 1 of any
-    assert [job.command.seed for job in jobs] == sorted(job.command.seed for job in jobs)
+    assert [job.seed for job in jobs] == sorted(job.seed for job in jobs)
     assert len(((experiments_folder() / "studies") / f"{name}.toml").read_text().splitlines()) <= 40
 
 
 def test_the_compression_study_is_the_papers_sweep():
-    dropped = {
-        job.size: job.command.config.student.drop_blocks for job in plan(read_study("compression"), Options("x"))
-    }
+    dropped = {job.size: job.run.config.student.drop_blocks for job in plan(read_study("compression"), Options("x"))}
     assert dropped["4.12x"] == 5
     assert sorted(dropped.values()) == [3, 5, 7, 9, 11, 13, 15, 17]
 
 
 def test_the_monte_carlo_study_draws_a_subset_a_seed_for_all_arms_alike():
     jobs = plan(read_study("monte_carlo"), Options("x", seeds=3))
-    assert {(job.command.seed, job.command.config.data.subset_seed) for job in jobs} == {(0, 0), (1, 1), (2, 2)}
-    assert {job.command.config.data.train_fraction for job in jobs} == {0.8}
+    assert {(job.seed, job.run.config.data.subset_seed) for job in jobs} == {(0, 0), (1, 1), (2, 2)}
+    assert {job.run.config.data.train_fraction for job in jobs} == {0.8}
     assert len({job.arm for job in jobs}) == 5
 
 
 def test_the_lowdata_arms_differ_in_their_treatment_alone():
-    configs = {job.arm: job.command.config for job in plan(read_study("lowdata"), Options("x", seeds=1))}
+    configs = {job.arm: job.run.config for job in plan(read_study("lowdata"), Options("x", seeds=1))}
     same = ("data", "augment", "teacher", "student", "training", "attribution", "evaluation")
     for config in configs.values():
         assert all(getattr(config, part) == getattr(configs["ig_kd"], part) for part in same)
@@ -129,9 +127,7 @@ def test_flags_reach_every_arm():
     jobs = plan(
         read_study("lowdata"), Options("x", seeds=1), ["--teacher.weights", "own.npz", "--training.epochs", "3"]
     )
-    assert {(job.command.config.teacher.weights, job.command.config.training.epochs) for job in jobs} == {
-        ("own.npz", 3)
-    }
+    assert {(job.run.config.teacher.weights, job.run.config.training.epochs) for job in jobs} == {("own.npz", 3)}
 
 
 @pytest.mark.parametrize(

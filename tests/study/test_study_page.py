@@ -8,11 +8,12 @@ import pytest
 
 from tfigkd.config.experiment import experiments_folder
 from tfigkd.measure.statistics import summarize
+from tfigkd.study.__main__ import main
 from tfigkd.study.collect import merge_rows, read_rows
 from tfigkd.study.page import forest_chart, page
 from tfigkd.study.plan import Study, read_study
 from tfigkd.study.report import BEGIN, END
-from tfigkd.study.tables import compare, main, runs_of
+from tfigkd.study.tables import compare, runs_of
 
 PAPERS = read_rows(experiments_folder() / "results" / "papers.csv")
 PAIR = Study(
@@ -120,6 +121,6 @@ def test_the_command_writes_a_page_of_each_study_that_is_known_of(tmp_path):
         )
     merge_rows(folder / "results/pair.csv", ROWS)
     (folder / "README.md").write_text(f"{BEGIN}\n{END}\n")
-    assert main(["--into", str(tmp_path)]) == 0
+    assert main(["report", "--into", str(tmp_path)]) == 0
     assert [path.parent.name for path in (tmp_path / "runs/studies").glob("*/report.html")] == ["pair"]
     assert "<title>Study: pair</title>" in (tmp_path / "runs/studies/pair/report.html").read_text(encoding="utf-8")

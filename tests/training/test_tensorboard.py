@@ -11,7 +11,8 @@ from PIL import Image
 
 from tfigkd.batches.augment import overlay
 from tfigkd.batches.stream import training_batches
-from tfigkd.config.fields import AugmentConfig, TensorBoardConfig, TrainingConfig
+from tfigkd.config.fields import AugmentConfig, TrainingConfig
+from tfigkd.config.measure_fields import TensorBoardConfig
 from tfigkd.data import load
 from tfigkd.runtime.errors import UserError
 from tfigkd.training import fit, panels
@@ -227,7 +228,7 @@ def test_settings_out_of_range_are_refused(settings):
 
 
 def test_without_the_package_nothing_is_written(data, tmp_path, monkeypatch):
-    monkeypatch.setattr("tfigkd.tensorboard._protocol", lambda: None)
+    monkeypatch.setattr("tfigkd.training.tensorboard._protocol", lambda: None)
     train(data, tmp_path, look=watched(data), epochs=1)
     assert not (tmp_path / "tb").exists()
 
