@@ -17,7 +17,7 @@ from packaging.requirements import Requirement
 
 from experiments.accelerator.pack import WHEELS, as_npz
 from tfigkd.data import load
-from tfigkd.workdir import checksum, write_manifest
+from tfigkd.runtime.files import checksum, write_manifest
 
 HOME = Path(__file__).resolve().parents[1]
 SCRIPT = HOME / "experiments/accelerator/run.sh"

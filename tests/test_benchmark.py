@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 
 from tfigkd import models
-from tfigkd.benchmark import latencies, main, rows
-from tfigkd.contract import write_contract
-from tfigkd.convert import FORMATS, convert
-from tfigkd.fields import BenchmarkConfig
-from tfigkd.footprint import count_weights, footprint
+from tfigkd.benchmark import main, rows
+from tfigkd.config.measure_fields import BenchmarkConfig
+from tfigkd.edge.contract import write_contract
+from tfigkd.edge.convert import FORMATS, convert
+from tfigkd.edge.footprint import count_weights, footprint
+from tfigkd.edge.latency import latencies
 from tfigkd.models.cost import count_parameters, multiply_adds
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (16, 8, 8, 3), dtype=np.uint8)

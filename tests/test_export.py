@@ -8,17 +8,17 @@ import numpy as np
 import pytest
 
 from tfigkd import models
-from tfigkd.contract import read_contract
-from tfigkd.convert import FORMATS, convert
+from tfigkd.config.fields import ExportConfig
 from tfigkd.data import load
-from tfigkd.distiller import Distiller
-from tfigkd.errors import UserError
+from tfigkd.edge.contract import read_contract
+from tfigkd.edge.convert import FORMATS, convert
+from tfigkd.edge.litert import dequantize, litert_predictor, open_litert, quantize
+from tfigkd.edge.parity import check_parity, export_file, parity
 from tfigkd.export import main
-from tfigkd.exporting import check_parity, export_file, parity
-from tfigkd.fields import ExportConfig
-from tfigkd.layers import with_stock_layers
-from tfigkd.litert import dequantize, litert_predictor, open_litert, quantize
-from tfigkd.metrics import predict_logits
+from tfigkd.measure.metrics import predict_logits
+from tfigkd.models.layers import with_stock_layers
+from tfigkd.runtime.errors import UserError
+from tfigkd.training.distiller import Distiller
 
 
 @pytest.fixture(scope="module")

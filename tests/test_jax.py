@@ -24,9 +24,9 @@ runpy.run_module("tfigkd.run", run_name="__main__", alter_sys=True)
 BATCHES = """
 import itertools, json, sys
 import numpy as np
-from tfigkd import batches
+from tfigkd.batches import stream as batches
 from tfigkd.data import Examples
-from tfigkd.fields import AugmentConfig, OverlayConfig
+from tfigkd.config.fields import AugmentConfig, OverlayConfig
 count, rng = 50, np.random.default_rng(1)
 images = rng.integers(0, 256, (count, 6, 6, 3), np.uint8)
 ids = np.array([f"{index * 0x9E3779B97F4A7C15 % 2**64:016x}" for index in range(count)])
@@ -51,8 +51,8 @@ GRADIENTS = """
 import json
 import keras, numpy as np
 from tfigkd import models
-from tfigkd.distiller import Distiller
-from tfigkd.ledger import gradient_norms
+from tfigkd.training.distiller import Distiller
+from tfigkd.training.ledger import gradient_norms
 from tfigkd.losses import Hint, KLDivergence
 rng = np.random.default_rng(0)
 student, teacher = (models.mobilenet_v2(4, drop, input_shape=(8, 8, 3), width=0.25) for drop in (16, 14))

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tfigkd.errors import UserError
-from tfigkd.pareto import front, main, plot, read_points, table
+from tfigkd.pareto import main
+from tfigkd.report.pareto import front, plot, read_points, table
+from tfigkd.runtime.errors import UserError
 
 
 def write(path, *rows):

@@ -11,11 +11,11 @@ import pytest
 from PIL import Image
 
 from tfigkd import models
-from tfigkd.contract import contract_path, read_contract, write_contract
-from tfigkd.convert import convert
 from tfigkd.data import to_model_input
-from tfigkd.errors import UserError
+from tfigkd.edge.contract import contract_path, read_contract, write_contract
+from tfigkd.edge.convert import convert
 from tfigkd.predict import main, probabilities
+from tfigkd.runtime.errors import UserError
 
 NAMES = [f"kind {index}" for index in range(10)]
 RNG = np.random.default_rng(0)

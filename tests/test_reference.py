@@ -6,10 +6,9 @@ from typing import Literal
 
 import pytest
 
-from tfigkd.config import override
-from tfigkd.errors import UserError
-from tfigkd.fields import Config
+from tfigkd.config.experiment import Config, override
 from tfigkd.reference import allowed, field_docs, reference, type_words
+from tfigkd.runtime.errors import UserError
 
 PAGE = Path(__file__).resolve().parents[1] / "experiments" / "reference.md"
 

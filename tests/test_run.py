@@ -15,11 +15,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tfigkd import tfrecord
-from tfigkd.config import to_mapping
+from tfigkd.config.experiment import to_mapping
 from tfigkd.data import load
-from tfigkd.run import STAGES, changed_settings, parse
-from tfigkd.workdir import checksum, read_manifest, write_manifest
+from tfigkd.run import parse
+from tfigkd.runtime import tfrecord
+from tfigkd.runtime.files import checksum, read_manifest, write_manifest
+from tfigkd.stages.runner import STAGES, changed_settings
 
 ROOT = Path(__file__).resolve().parents[1]
 EXPERIMENTS = {path.stem: path for path in (ROOT / "experiments").glob("*.toml")}
@@ -221,10 +222,10 @@ def test_a_run_goes_on_where_its_data_have_another_name(tmp_path, trained, refus
     before, _ = parse(["--experiment", "quickstart", "--data.name", "/elsewhere/digits.npz"])
     settings = {"experiment": "quickstart", "seed": 0, "smoke": False, "config": to_mapping(before.config)}
     (tmp_path / "config.json").write_text(json.dumps(settings))
-    command, name = parse(["--experiment", "quickstart"])
-    assert changed_settings(tmp_path / "config.json", name, command) == refused
-    command, name = parse(["--experiment", "quickstart", "--data.limit", "300"])
-    assert changed_settings(tmp_path / "config.json", name, command) == ["config.data.limit", "config.data.name"]
+    _, chosen = parse(["--experiment", "quickstart"])
+    assert changed_settings(tmp_path / "config.json", chosen) == refused
+    _, chosen = parse(["--experiment", "quickstart", "--data.limit", "300"])
+    assert changed_settings(tmp_path / "config.json", chosen) == ["config.data.limit", "config.data.name"]
 
 
 @pytest.mark.slow

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tfigkd.config import read_experiment
+from tfigkd.config.experiment import read_experiment
 
 ROOT = Path(__file__).resolve().parents[1]
 FOLDER = ROOT / "experiments" / "tutorial"

@@ -9,8 +9,8 @@ from typing import Any
 __version__ = "0.1.0"
 
 _ROOMS = {
-    "Distiller": "tfigkd.distiller",
-    "OverlayStore": "tfigkd.overlay_store",
+    "Distiller": "tfigkd.training.distiller",
+    "OverlayStore": "tfigkd.store.overlay_store",
     "integrated_gradients": "tfigkd.attribution",
 }
 

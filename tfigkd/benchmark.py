@@ -6,107 +6,22 @@ python -m tfigkd.benchmark teacher.int8.tflite student.int8.tflite --data cifar1
 import argparse
 import shlex
 import sys
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from tfigkd import console
-from tfigkd.config import fingerprint
-from tfigkd.contract import admit
-from tfigkd.errors import UserError
-from tfigkd.fields import BenchmarkConfig, Config
-from tfigkd.footprint import footprint
-from tfigkd.litert import input_values, litert_predictor, open_classifier
-from tfigkd.provenance import append_row, hardware, origin
-from tfigkd.workdir import Workdir, finished, make_folder, require, write_manifest
-
-TURN = 10
-"""Timed inferences of a file before the next one has its turn."""
-LONGEST = 2.0
-"""Seconds of timed inferences that are enough for any file, so that a slow one does not hold up the others."""
-FEWEST = 10
-"""Timed inferences of each file, however slow, where that many are asked for."""
-PAUSE = 0.02
-"""Seconds between two turns: the threads of the last interpreter spin for a while after its work is done."""
+from tfigkd.config.measure_fields import BenchmarkConfig
+from tfigkd.edge.contract import admit
+from tfigkd.edge.footprint import footprint
+from tfigkd.edge.latency import latencies
+from tfigkd.edge.litert import litert_predictor
+from tfigkd.runtime import console
+from tfigkd.runtime.errors import UserError
+from tfigkd.runtime.provenance import append_row, origin
 
 PARITY = ("agreement", "kl", "max_difference", "mean_difference", "accuracy", "keras_accuracy")
-
-
-def latencies(paths: Sequence[Path], config: BenchmarkConfig) -> dict[Path, dict[int, dict[str, float]]]:
-    """Milliseconds of one inference of each file, batch 1, with each number of threads.
-
-    The files take turns of a few inferences, so that a change of the machine's load meets all of them. The first
-    inference of a turn finds the caches full of another file's weights and is not timed.
-
-    Args:
-        paths: LiteRT files.
-        config: Runs, warm-up and threads.
-
-    Returns:
-        File to number of threads to median, 90th and 99th percentile (p50, p90, p99), in milliseconds, and `runs`, how
-        many inferences they are of.
-    """
-    results: dict[Path, dict[int, dict[str, float]]] = {path: {} for path in paths}
-    for threads in config.threads:
-        runners = {path: _runner(path, threads) for path in paths}
-        seconds: dict[Path, list[float]] = {path: [] for path in paths}
-        wanted = {}
-        for path, run in runners.items():
-            fastest = min(run() for _ in range(max(config.warmup, 1)))
-            wanted[path] = min(config.runs, max(FEWEST, int(LONGEST / fastest)))
-        while any(len(seconds[path]) < wanted[path] for path in paths):
-            for path, run in runners.items():
-                left = wanted[path] - len(seconds[path])
-                if left > 0:
-                    time.sleep(PAUSE)
-                    run()
-                    seconds[path] += [run() for _ in range(min(TURN, left))]
-        for path, values in seconds.items():
-            shares = {f"p{share}": float(1e3 * np.percentile(values, share)) for share in (50, 90, 99)}
-            results[path][threads] = shares | {"runs": len(values)}
-    return results
-
-
-def _runner(path: Path, threads: int) -> Callable[[], float]:
-    """A function that runs one inference of a file on noise and returns its seconds."""
-    interpreter = open_classifier(path, threads=threads)
-    source = interpreter.get_input_details()[0]
-    noise = np.random.default_rng(0).integers(0, 256, tuple(source["shape"]), dtype=np.uint8)
-    interpreter.set_tensor(source["index"], input_values(noise, source))
-
-    def run() -> float:
-        start = time.perf_counter()
-        interpreter.invoke()
-        return time.perf_counter() - start
-
-    return run
-
-
-def benchmark(config: Config, workdir: Workdir) -> None:
-    """Stage `benchmark`: latency, memory and size of the exported files on this machine."""
-    folder = make_folder(workdir.stage("benchmark"))
-    exported = require(workdir.stage("export"), "export")
-    identity = fingerprint("benchmark", exported["files"], config.benchmark, hardware())
-    if finished(folder, identity):
-        console.say(f"  done before: {folder}")
-        return
-    paths = [workdir.stage("export") / name for name in sorted(exported["parity"])]
-    timed = latencies(paths, config.benchmark)
-    files = {path.name: footprint(path).columns() | {"milliseconds": timed[path]} for path in paths}
-    write_manifest(folder, identity, results=files, hardware=hardware(), threads=config.benchmark.threads)
-    for path in paths:
-        console.say(f"  {path.name}: {_line(timed[path])}")
-
-
-def _line(timed: Mapping[int, Mapping[str, float]]) -> str:
-    """Latency in words."""
-    return "; ".join(
-        f"{threads} thread{'s' * (threads > 1)} {values['p50']:.2f} ms (median), {values['p90']:.2f} ms (p90)"
-        for threads, values in timed.items()
-    )
 
 
 def rows(

@@ -12,19 +12,19 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from tfigkd import console
-from tfigkd.errors import UserError
-from tfigkd.provenance import append_row, origin
+from tfigkd.runtime import console
+from tfigkd.runtime.errors import UserError
+from tfigkd.runtime.provenance import append_row, origin
 
 
 def _measure(options: argparse.Namespace) -> dict[str, float | int | str]:
     """What is known of the model: data, number of images and metrics; per class it is said at once."""
     from tfigkd import models
-    from tfigkd.contract import admit
     from tfigkd.data import concatenate, load
-    from tfigkd.evaluation import measure
-    from tfigkd.litert import litert_predictor
-    from tfigkd.metrics import per_class, predict_logits
+    from tfigkd.edge.contract import admit
+    from tfigkd.edge.litert import litert_predictor
+    from tfigkd.measure.explanation import measure
+    from tfigkd.measure.metrics import per_class, predict_logits
 
     data = load(options.data, directory=options.data_dir, image_size=options.image_size)
     examples = data.test if options.split == "test" else concatenate([data.train, data.validation, data.test])

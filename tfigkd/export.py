@@ -10,16 +10,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from tfigkd import console
-from tfigkd.errors import UserError
-from tfigkd.fields import FORMATS, ExportConfig
+from tfigkd.config.fields import FORMATS, ExportConfig
+from tfigkd.runtime import console
+from tfigkd.runtime.errors import UserError
 
 
 def _load(options: argparse.Namespace) -> tuple[Any, Any]:
     """The model, float32 [0,1] to logits, and the data set or None."""
     from tfigkd import models
     from tfigkd.data import load
-    from tfigkd.layers import with_stock_layers
+    from tfigkd.models.layers import with_stock_layers
 
     own = models.load_own(options.model, input_shape=options.image_size and (options.image_size, options.image_size, 3))
     height, width, channels = own.input_shape[1:]
@@ -46,7 +46,7 @@ def run(options: argparse.Namespace) -> str:
     Raises:
         UserError: the model or the data do not fit, or the file is not equal enough to the model.
     """
-    from tfigkd.exporting import export_file
+    from tfigkd.edge.parity import export_file
 
     if options.output.suffix != ".tflite":
         raise UserError(f"--output must end in .tflite, got {options.output}")

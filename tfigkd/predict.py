@@ -12,10 +12,10 @@ from typing import Any
 
 import numpy as np
 
-from tfigkd.contract import admit, contract_path
 from tfigkd.data.pictures import bombs_refused, decode, open_picture, reading
-from tfigkd.errors import UserError, plain
-from tfigkd.litert import dequantize, input_values, open_classifier
+from tfigkd.edge.contract import admit, contract_path
+from tfigkd.edge.litert import dequantize, input_values, open_classifier
+from tfigkd.runtime.errors import UserError, plain
 
 
 def read_labels(path: Path) -> list[str]:

@@ -20,10 +20,10 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
-from tfigkd.config import experiments_folder, from_mapping, read_experiment
-from tfigkd.errors import UserError
-from tfigkd.fields import Config
-from tfigkd.run import Command
+from tfigkd.config.experiment import Config, experiments_folder, read_experiment
+from tfigkd.config.reading import from_mapping
+from tfigkd.run import Options
+from tfigkd.runtime.errors import UserError
 
 TRIED: tuple[Any, ...] = (-1, 0, 2, 10**6, -1.0, 0.0, 1.0, 2.0, [], [0], [-1])
 HEAD = """\
@@ -139,11 +139,11 @@ def command_lines() -> Iterator[str]:
     yield ""
     yield _row("flag", "default", "what it does")
     yield _row("---", "---", "---")
-    for field in dataclasses.fields(Command):
+    for field in dataclasses.fields(Options):
         if field.name != "config":
             unset = field.default is dataclasses.MISSING or field.default is None or field.default is False
             shown = "" if unset else f"`{field.default}`"
-            yield _row(f"`--{field.name}`", shown, field_docs(Command)[field.name])
+            yield _row(f"`--{field.name}`", shown, field_docs(Options)[field.name])
     yield ""
 
 

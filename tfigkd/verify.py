@@ -5,8 +5,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from tfigkd import console
-from tfigkd.errors import UserError, system_line
+from tfigkd.runtime import console
+from tfigkd.runtime.errors import UserError, system_line
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -18,7 +18,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     try:
         with console.quiet_stderr():  # TensorFlow greets when it is imported and when it looks for a GPU
-            from tfigkd.overlays import verify
+            from tfigkd.stages.overlays import verify
 
             deviation = verify(options.store, sample=options.sample, seed=options.seed)
     except UserError as error:

@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 
 from tfigkd.data import Dataset, concatenate, load
-from tfigkd.provenance import commit
+from tfigkd.runtime.provenance import commit
 
 # beside JAX, NumPy, SciPy, scikit-learn, rich, Pillow, h5py, absl-py and ml-dtypes
 WHEELS = (

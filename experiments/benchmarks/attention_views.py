@@ -13,10 +13,11 @@ from pathlib import Path
 
 import numpy as np
 
-from tfigkd import data, models, provenance
-from tfigkd.augment import crop_and_flip, example_keys, move_coarse
-from tfigkd.fields import AugmentConfig, ViewConfig
-from tfigkd.views import view_outputs, with_attention
+from tfigkd import data, models
+from tfigkd.batches.augment import crop_and_flip, example_keys, move_coarse
+from tfigkd.config.fields import AugmentConfig, ViewConfig
+from tfigkd.runtime import provenance
+from tfigkd.store.views import view_outputs, with_attention
 
 RESULTS = Path(__file__).parents[1] / "results" / "attention.csv"
 TAPS = {"resnet56": ("block_18", "block_27"), "student_drop5_student": ("block_05", "block_09")}

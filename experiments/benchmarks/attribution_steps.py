@@ -17,9 +17,10 @@ from typing import Any
 
 import numpy as np
 
-from tfigkd import data, models, provenance
+from tfigkd import data, models
 from tfigkd.attribution import attribute, completeness_error, make_baseline, saliency_map
 from tfigkd.attribution.integrated_gradients import FIRST_STEPS
+from tfigkd.runtime import provenance
 
 RESULTS = Path(__file__).parents[1] / "results" / "attribution.csv"
 RULES = ("midpoint", "gauss_legendre", "trapezoid", "right", "nested")  # the default first

@@ -22,23 +22,25 @@ from typing import Any
 
 import keras
 
-from tfigkd import data, models, provenance
-from tfigkd.batches import training_batches
-from tfigkd.benchmark import latencies
+from tfigkd import data, models
+from tfigkd.batches.stream import training_batches
 from tfigkd.compress import methods
-from tfigkd.compress.fields import CompressConfig
-from tfigkd.compress.layers import is_fake_quantized
 from tfigkd.compress.pruning import sparsity
-from tfigkd.config import fingerprint
-from tfigkd.convert import convert
-from tfigkd.distiller import Distiller
-from tfigkd.exporting import parity
-from tfigkd.fields import AugmentConfig, BenchmarkConfig
-from tfigkd.layers import with_stock_layers
-from tfigkd.litert import float_tensors, litert_predictor
+from tfigkd.config.compress_fields import CompressConfig
+from tfigkd.config.fields import AugmentConfig
+from tfigkd.config.measure_fields import BenchmarkConfig
+from tfigkd.edge.convert import convert
+from tfigkd.edge.latency import latencies
+from tfigkd.edge.litert import float_tensors, litert_predictor
+from tfigkd.edge.parity import parity
 from tfigkd.losses import KLDivergence
-from tfigkd.metrics import Predict, accuracy, predict_logits
+from tfigkd.measure.metrics import Predict, accuracy, predict_logits
 from tfigkd.models.cost import count_parameters, multiply_adds
+from tfigkd.models.fake_quant import is_fake_quantized
+from tfigkd.models.layers import with_stock_layers
+from tfigkd.runtime import provenance
+from tfigkd.runtime.files import fingerprint
+from tfigkd.training.distiller import Distiller
 
 RESULTS = Path(__file__).parents[1] / "results" / "compressed.csv"
 LATENCY = RESULTS.with_name("compressed_latency.csv")

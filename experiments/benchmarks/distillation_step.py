@@ -6,9 +6,9 @@ import numpy as np
 from experiments.benchmarks.harness import Block, Options, faster, record, take_turns
 from experiments.benchmarks.training_step import DROP_BLOCKS, random_batch, step_block
 from tfigkd import models
-from tfigkd.distiller import Distiller
-from tfigkd.layers import with_stock_layers
 from tfigkd.losses import KLDivergence
+from tfigkd.models.layers import with_stock_layers
+from tfigkd.training.distiller import Distiller
 
 TEMPERATURE, WEIGHT = 2.5, 0.01
 KERAS = "keras.distillation.Distiller, stock layers"

@@ -28,14 +28,16 @@ from typing import Any
 import keras
 import numpy as np
 
-from tfigkd import benchmark, data, models, provenance
-from tfigkd.convert import CALIBRATED, FORMATS, convert
-from tfigkd.exporting import export_file
-from tfigkd.fields import BenchmarkConfig, ExportConfig, Format
-from tfigkd.layers import with_stock_layers
-from tfigkd.litert import litert_predictor
-from tfigkd.metrics import accuracy, predict_logits
+from tfigkd import benchmark, data, models
+from tfigkd.config.fields import ExportConfig, Format
+from tfigkd.config.measure_fields import BenchmarkConfig
+from tfigkd.edge.convert import CALIBRATED, FORMATS, convert
+from tfigkd.edge.litert import litert_predictor
+from tfigkd.edge.parity import export_file
+from tfigkd.measure.metrics import accuracy, predict_logits
 from tfigkd.models.cost import count_parameters
+from tfigkd.models.layers import with_stock_layers
+from tfigkd.runtime import provenance
 
 RESULTS = Path(__file__).parents[1] / "results" / "edge.csv"
 IMAGENET = (models.IMAGENET_MEAN, models.IMAGENET_STD)

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from tfigkd import provenance
+from tfigkd.runtime import provenance
 
 RESULTS = Path(__file__).parents[1] / "results" / "benchmarks.csv"
 PEER = Path(__file__).with_name("peer.py")

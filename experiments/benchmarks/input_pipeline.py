@@ -9,9 +9,9 @@ import numpy as np
 from experiments.benchmarks.distillation_step import distiller
 from experiments.benchmarks.harness import Options, record, take_turns, timed
 from experiments.benchmarks.training_step import step_block
-from tfigkd.batches import Batch, Knowledge, training_batches
+from tfigkd.batches.stream import Batch, Knowledge, training_batches
+from tfigkd.config.fields import AugmentConfig, OverlayConfig
 from tfigkd.data import Examples
-from tfigkd.fields import AugmentConfig, OverlayConfig
 
 PROBABILITY = 0.1  # as in the papers
 

@@ -25,10 +25,10 @@ def measure(folder: Path, count: int, size: int) -> dict[str, Any]:
     """
     import keras
 
-    from tfigkd import overlays
-    from tfigkd.data.stage import dataset
-    from tfigkd.fields import AttributionConfig, DataConfig
-    from tfigkd.workdir import make_folder
+    from tfigkd.config.fields import AttributionConfig, DataConfig
+    from tfigkd.runtime.files import make_folder
+    from tfigkd.stages.data import dataset
+    from tfigkd.store import maps as overlays
 
     data = dataset(DataConfig(name=str(folder / "images.npz")))
     held = sum(part.images.nbytes for part in (data.train, data.validation, data.test))

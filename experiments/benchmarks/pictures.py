@@ -8,10 +8,11 @@ import numpy as np
 
 from experiments.benchmarks.harness import Options, record, take_turns, timed
 from tfigkd import models
+from tfigkd.config.experiment import Config
+from tfigkd.config.measure_fields import TensorBoardConfig
 from tfigkd.data import identify
-from tfigkd.distiller import Distiller
-from tfigkd.fields import Config, TensorBoardConfig
-from tfigkd.tensorboard import Board, Watched
+from tfigkd.training.distiller import Distiller
+from tfigkd.training.tensorboard import Board, Watched
 
 
 def run(options: Options) -> None:

@@ -4,7 +4,7 @@ import numpy as np
 
 from experiments.benchmarks.harness import Options, faster, take_turns, timed
 from tfigkd import models
-from tfigkd.distiller import Distiller
+from tfigkd.training.distiller import Distiller
 
 SINGLE = "one step an execution"
 

@@ -5,8 +5,8 @@ import numpy as np
 
 from experiments.benchmarks.harness import Block, Options, Peer, faster, peer, record, take_turns, timed
 from tfigkd import models
-from tfigkd.distiller import Distiller
-from tfigkd.layers import copy_layer, rebuild, with_stock_layers
+from tfigkd.models.layers import copy_layer, rebuild, with_stock_layers
+from tfigkd.training.distiller import Distiller
 
 DROP_BLOCKS = 5  # 4.12 times fewer parameters than the teacher
 STOCK = "stock Keras BatchNormalization"

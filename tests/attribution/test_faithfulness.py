@@ -9,10 +9,10 @@ from scipy import special
 
 from tfigkd.attribution import attribute, saliency_map
 from tfigkd.attribution.faithfulness import deletion, insertion
-from tfigkd.convert import convert
 from tfigkd.data import to_model_input
-from tfigkd.litert import litert_predictor
-from tfigkd.metrics import predict_logits
+from tfigkd.edge.convert import convert
+from tfigkd.edge.litert import litert_predictor
+from tfigkd.measure.metrics import predict_logits
 
 RNG = np.random.default_rng(0)
 IMAGES = RNG.uniform(0.4, 1, (6, 8, 8, 3)).astype(np.float32)

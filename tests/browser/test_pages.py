@@ -11,13 +11,13 @@ from html import unescape
 from pathlib import Path
 
 import pytest
-from test_report import HOSTILE, make_facts
 
-from tfigkd.collect import read_rows
+from tests.stages.test_report import HOSTILE, make_facts
 from tfigkd.report.page import label
 from tfigkd.report.run_page import page as run_page_of
-from tfigkd.report.study_page import page as study_page
-from tfigkd.study import read_study
+from tfigkd.study.collect import read_rows
+from tfigkd.study.page import page as study_page
+from tfigkd.study.plan import read_study
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "experiments" / "results"

@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 
 from tfigkd import models
-from tfigkd.batches import training_batches
+from tfigkd.batches.stream import training_batches
 from tfigkd.compress.finetune import Lessons
+from tfigkd.config.fields import AugmentConfig
 from tfigkd.data import Dataset, load
-from tfigkd.distiller import Distiller
-from tfigkd.fields import AugmentConfig
-from tfigkd.layers import with_stock_layers
 from tfigkd.losses import KLDivergence
-from tfigkd.metrics import predict_logits
+from tfigkd.measure.metrics import predict_logits
+from tfigkd.models.layers import with_stock_layers
+from tfigkd.training.distiller import Distiller
 
 
 @dataclass(frozen=True)

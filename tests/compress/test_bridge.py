@@ -8,9 +8,9 @@ import pytest
 
 from tfigkd import models
 from tfigkd.compress import bridge
-from tfigkd.convert import convert
-from tfigkd.litert import float_tensors, open_litert
-from tfigkd.metrics import predict_logits
+from tfigkd.edge.convert import convert
+from tfigkd.edge.litert import float_tensors, open_litert
+from tfigkd.measure.metrics import predict_logits
 
 ENVIRONMENT = """
 import os

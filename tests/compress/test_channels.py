@@ -6,9 +6,9 @@ import pytest
 
 from tfigkd import models
 from tfigkd.compress.channels import channel_groups, cut_channels, importance
-from tfigkd.convert import convert
-from tfigkd.errors import UserError
+from tfigkd.edge.convert import convert
 from tfigkd.models.cost import count_parameters, multiply_adds
+from tfigkd.runtime.errors import UserError
 
 IMAGES = np.random.default_rng(0).random((4, 16, 16, 3)).astype(np.float32)
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from tfigkd.compress.pruning import MagnitudePruning, magnitude_mask, polynomial_sparsity, prunable_kernels, sparsity
-from tfigkd.distiller import Distiller
+from tfigkd.training.distiller import Distiller
 
 IMAGES = np.random.default_rng(0).random((64, 6, 6, 3)).astype(np.float32)
 LABELS = np.random.default_rng(1).integers(0, 4, 64)

@@ -4,10 +4,10 @@ import keras
 import numpy as np
 import pytest
 
-from tfigkd.compress.layers import FakeQuantize, fake_quantized_kernel
 from tfigkd.compress.quantization import fake_quantized
-from tfigkd.errors import UserError
 from tfigkd.models.cost import count_parameters, multiply_adds
+from tfigkd.models.fake_quant import FakeQuantize, fake_quantized_kernel
+from tfigkd.runtime.errors import UserError
 
 
 def ranges(model: keras.Model) -> list[str]:

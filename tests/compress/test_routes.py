@@ -7,16 +7,16 @@ import keras
 import numpy as np
 import pytest
 
-from tfigkd import checkpoint
 from tfigkd.compress import finetune
-from tfigkd.compress.fields import CompressConfig
-from tfigkd.compress.layers import is_fake_quantized
 from tfigkd.compress.methods import PHASES, compress_student
-from tfigkd.convert import convert
-from tfigkd.errors import UserError
-from tfigkd.exporting import parity
-from tfigkd.litert import float_tensors
-from tfigkd.metrics import accuracy, predict_logits
+from tfigkd.config.compress_fields import CompressConfig
+from tfigkd.edge.convert import convert
+from tfigkd.edge.litert import float_tensors
+from tfigkd.edge.parity import parity
+from tfigkd.measure.metrics import accuracy, predict_logits
+from tfigkd.models.fake_quant import is_fake_quantized
+from tfigkd.runtime.errors import UserError
+from tfigkd.training import checkpoint
 
 STEPS = 30
 SPARSE = ("prune", "prune_tfmot", "prune_qat", "pqat")

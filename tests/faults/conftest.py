@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from tfigkd.errors import UserError
-from tfigkd.provenance import append_row, origin
+from tfigkd.runtime.errors import UserError
+from tfigkd.runtime.provenance import append_row, origin
 
 
 @dataclass

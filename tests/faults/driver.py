@@ -9,11 +9,11 @@ import sys
 import time
 
 from tfigkd import run
-from tfigkd.console import quiet_stderr
+from tfigkd.runtime.console import quiet_stderr
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 with quiet_stderr():  # TensorFlow greets, as in `tfigkd.run`
-    from tfigkd import pipeline
+    from tfigkd.stages import pipeline
 
 
 def fill(path, left):

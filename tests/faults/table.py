@@ -6,7 +6,7 @@ python tests/faults/table.py
 import csv
 from pathlib import Path
 
-from tfigkd.workdir import write_text
+from tfigkd.runtime.files import write_text
 
 HERE = Path(__file__).resolve().parent
 RESULTS = HERE.parents[1] / "experiments" / "results"

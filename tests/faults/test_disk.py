@@ -25,7 +25,7 @@ from test_kill import (
 )
 from test_stages import STAGES, drive, new_full_folder, whole_run, written
 
-from tfigkd.provenance import append_row
+from tfigkd.runtime.provenance import append_row
 
 __all__ = ["no_process_left_behind"]
 

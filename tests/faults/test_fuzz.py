@@ -15,27 +15,30 @@ import keras
 import numpy as np
 import pytest
 
-from tfigkd import checkpoint, models
-from tfigkd.collect import finished_runs
-from tfigkd.config import override, read_experiment
-from tfigkd.contract import admit
+from tfigkd import models
+from tfigkd.config.experiment import override, read_experiment
 from tfigkd.data import load
-from tfigkd.data.stage import training_examples
-from tfigkd.distiller import Distiller
-from tfigkd.errors import UserError
-from tfigkd.layers import with_stock_layers
+from tfigkd.edge.contract import admit
 from tfigkd.losses import KLDivergence
 from tfigkd.models import load_own, load_torch_weights
-from tfigkd.overlays import load_knowledge, parse_record, store_folder
-from tfigkd.run import SETTINGS, Command, changed_settings, run
-from tfigkd.search import _check_state
-from tfigkd.store import read_shard
-from tfigkd.student import load_student
-from tfigkd.study import LABEL, read_study
-from tfigkd.teacher import load_teacher
-from tfigkd.training import make_optimizer
-from tfigkd.views import load_views, views_folder
-from tfigkd.workdir import Workdir, finished, read_manifest, require, sealed, write_signed
+from tfigkd.models.layers import with_stock_layers
+from tfigkd.runtime.errors import UserError
+from tfigkd.runtime.files import finished, read_manifest, require, sealed, write_signed
+from tfigkd.search.tuner import _check_state
+from tfigkd.stages.data import training_examples
+from tfigkd.stages.distill import load_student
+from tfigkd.stages.overlays import load_knowledge, load_views, store_folder, views_folder
+from tfigkd.stages.runner import SETTINGS, Run, changed_settings, run
+from tfigkd.stages.teacher import load_teacher
+from tfigkd.stages.workdir import Workdir
+from tfigkd.store.maps import parse_record
+from tfigkd.store.shards import read_shard
+from tfigkd.study.collect import finished_runs
+from tfigkd.study.plan import read_study
+from tfigkd.study.runs import LABEL
+from tfigkd.training import checkpoint
+from tfigkd.training.distiller import Distiller
+from tfigkd.training.fit import make_optimizer
 
 FIELDS = {
     "description": "a tiny run",
@@ -94,9 +97,8 @@ class Place:
         self.folder = folder
         self.config = override(read_experiment("student")[1], FIELDS)
         self.workdir = Workdir(folder / "studies/pair/kd/0", folder / "teachers", 0)
-        stages = "data,teacher,overlays,distill,export,evaluate,benchmark,report"
-        self.command = Command("kd", self.workdir.run, self.workdir.teachers, stages, config=self.config)
-        run(self.command, "kd")
+        self.run = Run("kd", self.config, self.workdir)
+        run(self.run)
         self.examples = training_examples(self.config.data)
         self.store, self.views = store_folder(self.config, self.workdir), views_folder(self.config, self.workdir)
         self.write_the_rest()
@@ -167,7 +169,7 @@ class Place:
             return digest(found.fingerprint, found.train.images)
 
         def claimed():
-            changed = changed_settings(run_folder / SETTINGS, "kd", self.command)
+            changed = changed_settings(run_folder / SETTINGS, self.run)
             if changed:  # as `tfigkd.run` puts it
                 raise UserError(f"{run_folder / SETTINGS} holds other settings: {', '.join(changed)}")
             return "nothing changed"
@@ -218,7 +220,7 @@ class Place:
 
 
 def parse_views(features):
-    from tfigkd.views import _parse
+    from tfigkd.store.views import _parse
 
     return _parse(features)
 
@@ -359,7 +361,7 @@ def test_a_sealed_row_reads_as_it_was_written():
     writer = csv.DictWriter(buffer, sealed(row))
     writer.writeheader()
     writer.writerow(sealed(row))
-    from tfigkd.workdir import unsealed
+    from tfigkd.runtime.files import unsealed
 
     (read,) = csv.DictReader(io.StringIO(buffer.getvalue()))
     assert unsealed("rows.csv", read) == {"a": "0.1", "b": "", "c": "True", "d": "x, y", "e": "3", "f": ""}

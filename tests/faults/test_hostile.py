@@ -18,16 +18,16 @@ import pytest
 from PIL import Image
 from test_fuzz import published_network, small_network
 
-from tfigkd import checkpoint
+from tfigkd.config.fields import TrainingConfig
 from tfigkd.data import load
 from tfigkd.data.pictures import decode
-from tfigkd.distiller import Distiller
-from tfigkd.errors import UserError
-from tfigkd.fields import TrainingConfig
 from tfigkd.models import load_own, load_torch_weights
 from tfigkd.predict import read_picture
-from tfigkd.training import make_optimizer
-from tfigkd.workdir import MANIFEST, finished, make_folder, signature
+from tfigkd.runtime.errors import UserError
+from tfigkd.runtime.files import MANIFEST, finished, make_folder, signature
+from tfigkd.training import checkpoint
+from tfigkd.training.distiller import Distiller
+from tfigkd.training.fit import make_optimizer
 
 MARKER = "executed"
 PICTURE = np.arange(8 * 8 * 3, dtype=np.uint8).reshape(8, 8, 3)

@@ -8,12 +8,12 @@ import pytest
 from test_bad_input import one_line
 from test_kill import new_folder, no_process_left_behind, start, succeed
 
-from tfigkd import checkpoint
-from tfigkd.distiller import Distiller
-from tfigkd.errors import UserError
-from tfigkd.fields import TrainingConfig
+from tfigkd.config.fields import TrainingConfig
 from tfigkd.losses import FSP, KLDivergence
-from tfigkd.training import broken_terms, fit
+from tfigkd.runtime.errors import UserError
+from tfigkd.training import checkpoint
+from tfigkd.training.distiller import Distiller
+from tfigkd.training.fit import broken_terms, fit
 
 __all__ = ["no_process_left_behind"]
 STEPS = 40

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from test_kill import EXPERIMENT, PASSING, ROOT, STARTED, hashes, no_process_left_behind
 
-import tfigkd.compress.layers  # noqa: F401 - registers what a quantized student is made of
+import tfigkd.models.fake_quant  # noqa: F401 - registers what a quantized student is made of
 
 __all__ = ["no_process_left_behind"]
 DRIVER = Path(__file__).with_name("driver.py")

@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 from keras import ops
 
-from tfigkd.layers import with_fused_layers
 from tfigkd.losses import IGMatching, input_gradient_map, map_distance
+from tfigkd.models.layers import with_fused_layers
 
 RNG = np.random.default_rng(0)
 IMAGES = RNG.random((6, 8, 8, 3)).astype(np.float32)

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from tfigkd import models
-from tfigkd.errors import UserError
-from tfigkd.layers import FusedBatchNormalization
+from tfigkd.models.layers import FusedBatchNormalization
+from tfigkd.runtime.errors import UserError
 
 
 def _own(head: list[Any], shape: tuple[int | None, ...] = (8, 8, 3)) -> keras.Model:

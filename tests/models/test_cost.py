@@ -3,8 +3,8 @@
 import keras
 import pytest
 
-from tfigkd.layers import FusedBatchNormalization
 from tfigkd.models import cost
+from tfigkd.models.layers import FusedBatchNormalization
 
 
 def _model(size: int | None = 8) -> keras.Model:

@@ -6,8 +6,8 @@ import keras
 import numpy as np
 import pytest
 
-from tfigkd.layers import FusedBatchNormalization
 from tfigkd.models import fold_batch_norm, mobilenet_v2
+from tfigkd.models.layers import FusedBatchNormalization
 
 Norm = keras.layers.BatchNormalization
 

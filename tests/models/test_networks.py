@@ -6,8 +6,8 @@ import keras
 import numpy as np
 import pytest
 
-from tfigkd import layers, models
-from tfigkd.models import cost
+from tfigkd import models
+from tfigkd.models import cost, layers
 from tfigkd.models.mobilenet_v2 import scaled
 
 PARAMETERS = {

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from tfigkd import models
-from tfigkd.errors import UserError
+from tfigkd.runtime.errors import UserError
 
 IMAGENET = (models.IMAGENET_MEAN, models.IMAGENET_STD)
 NETWORKS = {

@@ -5,8 +5,9 @@ from dataclasses import replace
 
 import pytest
 
-from tfigkd.config import experiments_folder, override, read_experiment
-from tfigkd.run import Command, run
+from tfigkd.config.experiment import experiments_folder, override, read_experiment
+from tfigkd.stages.runner import Run, run
+from tfigkd.stages.workdir import Workdir
 
 ARMS = sorted(
     path.stem
@@ -14,7 +15,7 @@ ARMS = sorted(
     if path.stem == "ig_kd" or 'base = "ig_kd"' in path.read_text(encoding="utf-8")
     if read_experiment(path.stem)[1].compress.method == "none"
 )
-STAGES = "data,teacher,overlays,distill,evaluate,report"
+STAGES = ("data", "teacher", "overlays", "distill", "evaluate", "report")
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
@@ -30,7 +31,7 @@ def test_an_arm_learns_the_digits(name, teachers, tmp_path):
     config = replace(quick, overlay=arm.overlay, losses=arm.losses, control=arm.control, view=arm.view)
     changes = {"training.label_smoothing": arm.training.label_smoothing, "student.init": arm.student.init}
     config = override(config, changes)
-    run(Command(name, workdir=tmp_path / name, teachers=teachers, stages=STAGES, config=config), name)
+    run(Run(name, config, Workdir(tmp_path / name, teachers), STAGES))
     with open(tmp_path / name / "rows.csv", newline="") as file:
         (row,) = csv.DictReader(file)
     assert float(row["student_accuracy"]) > 0.9

@@ -5,21 +5,21 @@ import numpy as np
 import pytest
 
 from tfigkd import models
-from tfigkd.batches import training_batches
+from tfigkd.batches.stream import training_batches
 from tfigkd.compress import CompressConfig, sparsity
 from tfigkd.compress.finetune import Lessons
-from tfigkd.compress.layers import is_fake_quantized
 from tfigkd.compress.methods import PHASES, compress_student
-from tfigkd.convert import convert
+from tfigkd.config.fields import AugmentConfig
 from tfigkd.data import load
-from tfigkd.distiller import Distiller
-from tfigkd.exporting import parity
-from tfigkd.fields import AugmentConfig
-from tfigkd.layers import with_stock_layers
-from tfigkd.litert import float_tensors
+from tfigkd.edge.convert import convert
+from tfigkd.edge.litert import float_tensors
+from tfigkd.edge.parity import parity
 from tfigkd.losses import KLDivergence
-from tfigkd.metrics import predict_logits
+from tfigkd.measure.metrics import predict_logits
 from tfigkd.models.cost import count_parameters
+from tfigkd.models.fake_quant import is_fake_quantized
+from tfigkd.models.layers import with_stock_layers
+from tfigkd.training.distiller import Distiller
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tfigkd.provenance import append_row, origin
+from tfigkd.runtime.provenance import append_row, origin
 
 ROOT = Path(__file__).resolve().parents[2]
 TINY = """

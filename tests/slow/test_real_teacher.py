@@ -5,13 +5,13 @@ import numpy as np
 import pytest
 
 from tfigkd import models
-from tfigkd.batches import Knowledge, training_batches
-from tfigkd.controls import apply_control
+from tfigkd.batches.controls import apply_control
+from tfigkd.batches.stream import Knowledge, training_batches
+from tfigkd.config.fields import AugmentConfig, ControlConfig
 from tfigkd.data import load
-from tfigkd.distiller import Distiller
-from tfigkd.fields import AugmentConfig, ControlConfig
 from tfigkd.losses import KLDivergence
-from tfigkd.metrics import accuracy, predict_logits
+from tfigkd.measure.metrics import accuracy, predict_logits
+from tfigkd.training.distiller import Distiller
 
 COUNT, BATCH, EPOCHS = 2000, 64, 6
 

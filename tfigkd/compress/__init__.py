@@ -7,7 +7,7 @@ weights and channels; `bridge` is the one way to tfmot; `stage` fine-tunes by th
 from typing import Any
 
 _ROOMS = {
-    "CompressConfig": "tfigkd.compress.fields",
+    "CompressConfig": "tfigkd.config.compress_fields",
     "MagnitudePruning": "tfigkd.compress.pruning",
     "cut_channels": "tfigkd.compress.channels",
     "fake_quantized": "tfigkd.compress.quantization",

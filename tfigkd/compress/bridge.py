@@ -15,15 +15,16 @@ from typing import Any, Literal
 import keras
 import numpy as np
 
-from tfigkd import checkpoint, console
-from tfigkd.compress.fields import CompressConfig
 from tfigkd.compress.finetune import Lessons, pruning_times, recipe, shortened, steps_an_epoch
 from tfigkd.compress.graph import Node, is_linear_activation, nodes, one_or_all, trace
-from tfigkd.compress.layers import FakeQuantize
 from tfigkd.compress.quantization import fake_quantized
-from tfigkd.distiller import LOGITS
-from tfigkd.errors import UserError
-from tfigkd.layers import copy_weights, rebuild
+from tfigkd.config.compress_fields import CompressConfig
+from tfigkd.models.fake_quant import FakeQuantize
+from tfigkd.models.layers import copy_weights, rebuild
+from tfigkd.runtime import console
+from tfigkd.runtime.errors import UserError
+from tfigkd.training import checkpoint
+from tfigkd.training.distiller import LOGITS
 
 LEGACY = "TF_USE_LEGACY_KERAS"
 Preserve = Literal["nothing", "zeros", "clusters"]

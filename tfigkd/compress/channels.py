@@ -12,8 +12,8 @@ import keras
 import numpy as np
 
 from tfigkd.compress.graph import Node, is_relu, nodes
-from tfigkd.errors import UserError
-from tfigkd.layers import copy_layer, rebuild
+from tfigkd.models.layers import copy_layer, rebuild
+from tfigkd.runtime.errors import UserError
 
 PASSES_CHANNELS = (
     keras.layers.BatchNormalization,

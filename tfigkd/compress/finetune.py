@@ -8,12 +8,12 @@ from pathlib import Path
 
 import keras
 
-from tfigkd import checkpoint
-from tfigkd.batches import Batch
-from tfigkd.compress.fields import CompressConfig
-from tfigkd.distiller import Distiller
-from tfigkd.fields import TrainingConfig
-from tfigkd.training import fit
+from tfigkd.batches.stream import Batch
+from tfigkd.config.compress_fields import CompressConfig
+from tfigkd.config.fields import TrainingConfig
+from tfigkd.training import checkpoint
+from tfigkd.training.distiller import Distiller
+from tfigkd.training.fit import fit
 
 CHECKPOINT_STEPS = 100
 """An epoch of fine-tuning is about as long; an interruption costs one at most."""

@@ -6,8 +6,8 @@ from typing import Any
 
 import keras
 
-from tfigkd.errors import UserError
 from tfigkd.models.fold import layer_sources
+from tfigkd.runtime.errors import UserError
 
 
 @dataclass(frozen=True)

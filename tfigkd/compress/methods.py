@@ -7,13 +7,12 @@ import keras
 
 from tfigkd.compress import bridge
 from tfigkd.compress.channels import cut_channels
-from tfigkd.compress.fields import CompressConfig, Method
 from tfigkd.compress.finetune import Lessons, fine_tune, pruning_times
 from tfigkd.compress.pruning import MagnitudePruning
 from tfigkd.compress.quantization import fake_quantized
-from tfigkd.config import fingerprint
-from tfigkd.layers import with_fused_layers, with_stock_layers
-from tfigkd.workdir import atomic, checksum, finished, make_folder, write_manifest
+from tfigkd.config.compress_fields import CompressConfig, Method
+from tfigkd.models.layers import with_fused_layers, with_stock_layers
+from tfigkd.runtime.files import atomic, checksum, fingerprint, finished, make_folder, write_manifest
 
 FILE = "student.keras"
 

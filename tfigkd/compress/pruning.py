@@ -6,8 +6,8 @@ import keras
 import numpy as np
 from keras import ops
 
-from tfigkd.layers import flatten_layers
 from tfigkd.models.cost import count_parameters
+from tfigkd.models.layers import flatten_layers
 
 
 def prunable_kernels(model: keras.Model) -> Iterator[keras.Variable]:

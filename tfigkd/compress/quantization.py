@@ -5,10 +5,10 @@ from typing import Any
 import keras
 
 from tfigkd.compress.graph import Node, is_linear, is_linear_activation, is_relu, nodes, one_or_all, trace
-from tfigkd.compress.layers import FakeQuantConv2D, FakeQuantDense, FakeQuantDepthwiseConv2D, FakeQuantize
-from tfigkd.errors import UserError
-from tfigkd.layers import copy_layer
+from tfigkd.models.fake_quant import FakeQuantConv2D, FakeQuantDense, FakeQuantDepthwiseConv2D, FakeQuantize
 from tfigkd.models.fold import fold_batch_norm
+from tfigkd.models.layers import copy_layer
+from tfigkd.runtime.errors import UserError
 
 FAKE_QUANT: dict[type[keras.Layer], type[keras.Layer]] = {
     keras.layers.Conv2D: FakeQuantConv2D,

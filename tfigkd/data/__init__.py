@@ -14,7 +14,7 @@ import numpy as np
 
 from tfigkd.data import catalog, sources
 from tfigkd.data.pictures import one_line
-from tfigkd.errors import UserError
+from tfigkd.runtime.errors import UserError
 
 DIGEST_LENGTH = 16
 VALIDATION_DIVISOR = 10
@@ -286,3 +286,8 @@ def splits_fingerprint(splits: dict[str, Examples]) -> str:
 def _digests(examples: Examples) -> np.ndarray:
     """The ids without the ordinal of a duplicate."""
     return examples.ids.astype(f"U{DIGEST_LENGTH}")
+
+
+def covered(data: Dataset) -> Examples:
+    """Train and validation, sorted by id."""
+    return concatenate([data.train, data.validation])

@@ -18,7 +18,7 @@ import numpy as np
 
 from tfigkd.data.pictures import check_memory, decode_all, one_line, reading
 from tfigkd.data.sources import Part, Source
-from tfigkd.errors import UserError
+from tfigkd.runtime.errors import UserError
 
 # The host of TensorFlow Datasets' own files. tfds itself would wait for minutes without a network.
 PROBE_URL = "https://storage.googleapis.com"

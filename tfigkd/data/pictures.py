@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from tfigkd.errors import UserError
+from tfigkd.runtime.errors import UserError
 
 MAX_BYTES = 8 * 2**30
 PICTURE_SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"})

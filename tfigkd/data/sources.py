@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from tfigkd.data.pictures import PICTURE_SUFFIXES, check_memory, decode_all, reading, resize, to_rgb
-from tfigkd.errors import UserError
+from tfigkd.runtime.errors import UserError
 
 MAX_NAMES = 2**24
 """Bytes of the names of all classes."""

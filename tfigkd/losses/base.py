@@ -69,7 +69,7 @@ class Loss(DistillationLoss):
         if self.needs_labels or self.needs_inputs or isinstance(self.student_layer, tuple):
             raise ValueError(
                 f"{type(self).__name__} needs more than one output of each model, and keras.distillation.Distiller "
-                "passes no more; use tfigkd.distiller.Distiller"
+                "passes no more; use tfigkd.Distiller"
             )
         self.check_taps(student, teacher)
 

@@ -7,7 +7,6 @@ from typing import Any
 
 import keras
 
-from tfigkd.errors import UserError
 from tfigkd.models.convnet import convnet, set_whitening
 from tfigkd.models.ensemble import ensemble
 from tfigkd.models.fold import fold_batch_norm
@@ -18,6 +17,7 @@ from tfigkd.models.precision import with_precision
 from tfigkd.models.resnet import resnet
 from tfigkd.models.students import truncate
 from tfigkd.models.weights import load_torch_weights
+from tfigkd.runtime.errors import UserError
 
 __all__ = [
     "CIFAR10_MEAN",

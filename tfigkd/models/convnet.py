@@ -7,8 +7,8 @@ from typing import Any
 import keras
 import numpy as np
 
-from tfigkd.layers import FusedBatchNormalization
 from tfigkd.models import parts
+from tfigkd.models.layers import FusedBatchNormalization
 
 PATCH = 2
 """Height and width of the whitened patches."""

@@ -4,7 +4,7 @@ import math
 
 import keras
 
-from tfigkd.layers import flatten_layers
+from tfigkd.models.layers import flatten_layers
 
 COUNTED = (keras.layers.Conv2D, keras.layers.DepthwiseConv2D, keras.layers.Dense)
 

@@ -6,7 +6,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from tfigkd.layers import copy_layer, rebuild
+from tfigkd.models.layers import copy_layer, rebuild
 
 FOLDABLE = (keras.layers.Conv2D, keras.layers.DepthwiseConv2D, keras.layers.Dense)
 

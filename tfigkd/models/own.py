@@ -12,10 +12,10 @@ from typing import Any
 import keras
 import numpy as np
 
-import tfigkd.compress.layers  # noqa: F401 - registers what a quantized student is made of
-from tfigkd import layers
+import tfigkd.models.fake_quant  # noqa: F401 - registers what a quantized student is made of
 from tfigkd.data.pictures import reading
-from tfigkd.errors import UserError
+from tfigkd.models import layers
+from tfigkd.runtime.errors import UserError
 
 CONFIGS = ("config.json", "metadata.json")
 MEMBER = re.compile(r"config\.json|metadata\.json|model\.weights\.(h5|npz)|assets/[\w./-]*", re.ASCII)

@@ -4,7 +4,7 @@ from typing import Any
 
 import keras
 
-from tfigkd.layers import copy_layer, copy_weights, flatten_layers, rebuild
+from tfigkd.models.layers import copy_layer, copy_weights, flatten_layers, rebuild
 
 PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16")
 WITHOUT_WEIGHTS = (keras.layers.Activation, keras.layers.Softmax, keras.layers.Rescaling, keras.layers.Reshape)

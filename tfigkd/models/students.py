@@ -4,8 +4,7 @@ import re
 
 import keras
 
-from tfigkd import layers
-from tfigkd.models import parts
+from tfigkd.models import layers, parts
 
 
 def truncate(

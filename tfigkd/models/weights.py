@@ -1,5 +1,6 @@
 """Published PyTorch weights, kept as plain NumPy arrays, brought into the matching layers."""
 
+import hashlib
 import re
 import zipfile
 from collections.abc import Iterator
@@ -9,7 +10,7 @@ import keras
 import numpy as np
 
 from tfigkd.data.pictures import reading
-from tfigkd.errors import UserError
+from tfigkd.runtime.errors import UserError
 
 VARIABLES = {
     "kernel": "weight",
@@ -143,3 +144,12 @@ def _torch_axes(layer: keras.Layer, variable: keras.Variable) -> tuple[int, ...]
     if rank == 4:
         return (2, 3, 0, 1) if isinstance(layer, keras.layers.DepthwiseConv2D) else (3, 2, 0, 1)
     return tuple(reversed(range(rank)))
+
+
+def weights_fingerprint(model: keras.Model) -> str:
+    """Hash of a model's weights: names are left out, values and shapes are not."""
+    digest = hashlib.sha256()
+    for weight in model.get_weights():
+        digest.update(f"{weight.shape}{weight.dtype}".encode())
+        digest.update(weight.tobytes())
+    return digest.hexdigest()[:16]

@@ -6,9 +6,9 @@ from typing import Any
 
 from plotly import graph_objects as go
 
+from tfigkd.measure.statistics import wilson
 from tfigkd.report.page import Chart
 from tfigkd.report.table import ROLES, interval, percent
-from tfigkd.statistics import wilson
 
 COLORS = {"teacher": "#d97706", "student": "#2f7de1", "compressed": "#0d9f75"}
 """At least 3:1 against both the light and the dark page."""

@@ -1,26 +1,12 @@
 """All that the stages of one run have left for its page, read and verified; what is missing is None or empty."""
 
-import json
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 
-from tfigkd import console, gallery
-from tfigkd.config import to_mapping
-from tfigkd.errors import UserError
-from tfigkd.exporting import file_name
-from tfigkd.fields import FORMATS, Config
-from tfigkd.gallery import Gallery
-from tfigkd.ledger import read_ledger
-from tfigkd.overlays import parse_record, store_folder
-from tfigkd.report.table import ROLES, Roles
-from tfigkd.store import open_store, read_all
-from tfigkd.teacher import teacher_folder
-from tfigkd.training import LEDGER
-from tfigkd.workdir import Workdir, read_manifest
+from tfigkd.measure.gallery import Gallery
+from tfigkd.report.table import Roles
 
 History = list[dict[str, float]]
 T = TypeVar("T")
@@ -65,113 +51,3 @@ class Facts:
     histories: dict[str, History] = field(default_factory=dict)
     ledger: list[dict[str, Any]] = field(default_factory=list)
     gallery: Gallery | None = None
-
-
-def figures(workdir: Workdir, results: Mapping[str, Any]) -> Roles:
-    """Roles to what is known of them; what benchmarks and exports have not measured is left out.
-
-    Args:
-        workdir: Where the run wrote.
-        results: Of stage `evaluate`.
-    """
-    roles = {role: dict(results[role]) for role in ROLES if role in results}
-    timed = read_manifest(workdir.stage("benchmark"))
-    exported = read_manifest(workdir.stage("export"))
-    for role, values in roles.items():
-        for format in FORMATS:
-            name = file_name(role, format)
-            if timed and name in timed["results"]:
-                values[f"{format}_bytes"] = timed["results"][name]["bytes"]
-                milliseconds = timed["results"][name]["milliseconds"]
-                values[f"{format}_ms"] = milliseconds[str(timed["threads"][0])]["p50"]
-            if exported and name in exported["parity"]:
-                values[f"{format}_parity"] = exported["parity"][name]["agreement"]
-            values |= {f"{format}_{metric}": value for metric, value in results.get(name, {}).items()}
-    return roles
-
-
-def gather(
-    config: Config,
-    workdir: Workdir,
-    row: dict[str, Any],
-    roles: Roles,
-    evaluated: dict[str, Any],
-    repeat: tuple[str, str],
-) -> Facts:
-    """Read what a run has left.
-
-    Args:
-        config: The run's.
-        workdir: Where it wrote.
-        row: Its row of results.
-        roles: From `figures`.
-        evaluated: The manifest of stage `evaluate`.
-        repeat: From `repeat.command`.
-
-    Raises:
-        UserError: a file is damaged.
-    """
-    folder = workdir.stage("evaluate")
-    store, errors = _store(config, workdir)
-    histories = {"student": _history(workdir.stage("distill"))}
-    if config.needs_teacher:
-        histories["teacher"] = _known(lambda: _history(teacher_folder(config, workdir)), [])
-    return Facts(
-        config=to_mapping(config),
-        row=row,
-        roles=roles,
-        evaluated=evaluated,
-        command=repeat[0],
-        toml=repeat[1],
-        study=_study(workdir.run / "job.json"),
-        taught=config.needs_teacher,
-        data=read_manifest(workdir.stage("data")),
-        exported=read_manifest(workdir.stage("export")),
-        timed=read_manifest(workdir.stage("benchmark")),
-        store=store,
-        errors=errors,
-        histories={role: history for role, history in histories.items() if history},
-        ledger=read_ledger(workdir.stage("distill") / LEDGER),
-        gallery=Gallery.load(folder / gallery.FILE) if gallery.FILE in evaluated["files"] else None,
-    )
-
-
-def _known(read: Callable[[], T], otherwise: T) -> T:
-    """What the teacher's folder tells, which may have been deleted since the training."""
-    try:
-        return read()
-    except UserError:
-        return otherwise
-
-
-def _history(folder: Path) -> History:
-    try:
-        return json.loads((folder / "history.json").read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return []
-    except (OSError, ValueError) as error:
-        raise UserError(f"{folder / 'history.json'} is damaged ({error}); delete it, or run the stage again") from error
-
-
-def _store(config: Config, workdir: Workdir) -> tuple[dict[str, Any] | None, np.ndarray]:
-    """The overlay store's manifest and the completeness error of each of its maps."""
-    nothing = None, np.empty(0, np.float32)
-    if not config.needs_store:
-        return nothing
-    folder = _known(lambda: store_folder(config, workdir), None)
-    if folder is None or read_manifest(folder) is None:
-        return nothing
-    try:
-        manifest = open_store(folder, {})
-        errors = [record["error"] for record in read_all(folder, manifest["files"], parse_record)]
-    except UserError as error:  # shards may go when training is over
-        console.say(f"  report without the maps' errors: {error}")
-        return nothing
-    return manifest, np.array(errors, np.float32)
-
-
-def _study(path: Path) -> str:
-    try:
-        return str(json.loads(path.read_text(encoding="utf-8"))["command"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return ""

@@ -4,10 +4,10 @@ from collections.abc import Sequence
 
 from plotly import graph_objects as go
 
-from tfigkd.fields import FORMATS
-from tfigkd.pareto import Point, front
+from tfigkd.config.fields import FORMATS
 from tfigkd.report.charts import PALETTE, SYMBOLS, cost_axis, make
 from tfigkd.report.page import Chart, Section, charts, document, label, paragraph
+from tfigkd.report.pareto import Point, front
 
 TITLE = "What accuracy costs"
 COSTS = {

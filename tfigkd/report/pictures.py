@@ -7,9 +7,9 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image
 
-from tfigkd.gallery import Gallery
-from tfigkd.panels import heat
+from tfigkd.measure.gallery import Gallery
 from tfigkd.report.page import escape
+from tfigkd.training.panels import heat
 
 LARGEST = 96
 """Pixels a side of a picture in the page; larger images are reduced to that."""

@@ -2,14 +2,10 @@
 
 import json
 from collections.abc import Callable, Mapping
-from datetime import UTC, datetime
 from typing import Any
 
-from tfigkd.config import fingerprint, to_mapping
-from tfigkd.fields import FORMATS, Config
-from tfigkd.provenance import commit, hardware, versions
-from tfigkd.statistics import wilson
-from tfigkd.workdir import Workdir, read_manifest
+from tfigkd.config.fields import FORMATS
+from tfigkd.measure.statistics import wilson
 
 ROLES = ("teacher", "student", "compressed")
 
@@ -65,44 +61,6 @@ def lines(roles: Roles, n_test: int) -> list[list[str]]:
     return [cells for cells in found if cells]
 
 
-def row_of(
-    config: Config, workdir: Workdir, roles: Roles, trained: Mapping[str, Any], teacher: Mapping[str, Any] | None
-) -> dict[str, Any]:
-    """The run as one flat row; metrics are prefixed by their role.
-
-    Args:
-        config: The run's.
-        workdir: Where it wrote.
-        roles: From `facts.figures`.
-        trained: The manifest of stage `distill`.
-        teacher: The manifest of stage `teacher`, where there is one.
-    """
-    run = json.loads((workdir.run / "config.json").read_text(encoding="utf-8"))
-    compressed = read_manifest(workdir.stage("compress")) if config.compress.method != "none" else None
-    row = {
-        "experiment": run["experiment"],
-        "arm": run["experiment"],
-        "seed": workdir.seed,
-        "smoke": run["smoke"],
-        "config": fingerprint(config),
-        "commit": commit(),
-        "versions": versions(),
-        "hardware": hardware(),
-        "time": datetime.now(UTC).isoformat(timespec="seconds"),
-        "n_train": trained["n_train"],
-        "train_fraction": config.data.train_fraction,
-        "subset_seed": config.data.subset_seed,
-        "saw_validation": trained["saw_validation"],
-        "teacher_saw_validation": teacher["saw_validation"] if teacher else "",
-        "train_seconds": round(trained["seconds"], 1),
-        "validation_accuracy": trained["validation_accuracy"],
-    }
-    if compressed:
-        names = ("method", "sparsity", "prunable_sparsity", "nonzero_parameters", "validation_accuracy")
-        row |= {f"compressed_{name}": compressed[name] for name in names}
-    return row | {f"{role}_{name}": value for role, values in roles.items() for name, value in values.items()}
-
-
 def caveats(row: Mapping[str, Any]) -> str:
     """What must be known of a run's figures."""
     return (
@@ -115,12 +73,14 @@ def caveats(row: Mapping[str, Any]) -> str:
     )
 
 
-def markdown(config: Config, row: Mapping[str, Any], header: list[str], found: list[list[str]], command: str) -> str:
+def markdown(
+    config: Mapping[str, Any], row: Mapping[str, Any], header: list[str], found: list[list[str]], command: str
+) -> str:
     """`report.md`."""
     text = [
         f"# {row['experiment']}, seed {row['seed']}",
         "",
-        f"{config.description}." if config.description else "",
+        f"{config['description']}." if config["description"] else "",
         "",
         "| " + " | ".join(header) + " |",
         "|" + " --- |" + " ---: |" * (len(header) - 1),
@@ -135,7 +95,7 @@ def markdown(config: Config, row: Mapping[str, Any], header: list[str], found: l
         f"- config {row['config']}:",
         "",
         "```json",
-        json.dumps(to_mapping(config), indent=1),
+        json.dumps(config, indent=1),
         "```",
     ]
     return "\n".join(text) + "\n"

@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 from plotly import graph_objects as go
 
-from tfigkd.ledger import INERT, inert_terms
 from tfigkd.report.charts import COLORS, PALETTE, make
 from tfigkd.report.page import Chart, label
 from tfigkd.report.table import ROLES
+from tfigkd.training.ledger import INERT, inert_terms
 
 
 def curves(histories: Mapping[str, Sequence[Mapping[str, float]]]) -> list[Chart]:

@@ -1,0 +1,105 @@
+"""Draws are stateless and uniform; image and map share one geometry; the overlay is the papers'."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tfigkd.batches.augment import crop_and_flip, example_keys, overlay, overlay_exponents, overlay_some, uniform
+from tfigkd.config.fields import AugmentConfig, OverlayConfig
+
+KEYS = np.arange(1, 4001, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
+
+
+def test_keys_read_hex_ids_and_ordinals():
+    ids = np.array(["00000000000000ff", "00000000000000ff-1", "ffffffffffffffff"])
+    assert example_keys(ids).tolist() == [255, 256, 2**64 - 1]
+
+
+def test_draws_are_uniform_and_independent_of_neighbors():
+    draws = uniform(KEYS, seed=1, epoch=2, purpose=3)
+    assert 0 <= draws.min() <= draws.max() < 1
+    counts, _ = np.histogram(draws, bins=20, range=(0, 1))
+    assert ((counts - 200) ** 2 / 200).sum() < 45  # chi-square, 19 degrees of freedom: p = 0.0007
+    assert draws[7] == uniform(KEYS[7:8], seed=1, epoch=2, purpose=3)[0]
+
+
+@pytest.mark.parametrize("other", [{"seed": 2}, {"epoch": 3}, {"purpose": 4}])
+def test_draws_differ_by_seed_epoch_and_purpose(other):
+    base = {"seed": 1, "epoch": 2, "purpose": 3}
+    correlation = np.corrcoef(uniform(KEYS, **base), uniform(KEYS, **(base | other)))[0, 1]
+    assert abs(correlation) < 0.06
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.integers(1, 6), st.integers(1, 9), st.integers(1, 9), st.integers(0, 3), st.booleans(), st.integers(0, 99))
+def test_a_map_that_rides_along_gets_the_geometry_of_its_image(batch, height, width, padding, flip, epoch):
+    images = np.random.default_rng(epoch).integers(1, 255, (batch, height, width, 3), dtype=np.uint8)
+    four = np.concatenate([images, images[..., :1]], axis=-1)
+    moved = crop_and_flip(four, KEYS[:batch], AugmentConfig(padding, flip), seed=0, epoch=epoch)
+    assert moved.shape == four.shape
+    assert moved.dtype == np.uint8
+    np.testing.assert_array_equal(moved[..., 3], moved[..., 0])
+
+
+def test_every_shift_and_flip_is_a_true_crop_of_the_padded_image():
+    image = np.arange(1, 10, dtype=np.uint8).reshape(1, 3, 3, 1)
+    moved = crop_and_flip(np.repeat(image, 4000, 0), KEYS, AugmentConfig(1, True), seed=0, epoch=0)
+    padded = np.pad(image[0], ((1, 1), (1, 1), (0, 0)))
+    views = {}
+    for y in range(3):
+        for x in range(3):
+            crop = padded[y : y + 3, x : x + 3]
+            views[crop.tobytes()] = 0
+            views[crop[:, ::-1].tobytes()] = 0
+    for result in moved:
+        views[result.tobytes()] += 1  # a KeyError is a result that is no crop
+    assert len(views) == 18
+    assert min(views.values()) > 4000 / 18 * 0.6
+
+
+def test_no_padding_and_no_flip_is_the_identity():
+    images = np.random.default_rng(0).integers(0, 255, (5, 4, 6, 3), dtype=np.uint8)
+    np.testing.assert_array_equal(crop_and_flip(images, KEYS[:5], AugmentConfig(0, False), seed=3, epoch=1), images)
+
+
+def test_overlay_by_hand():
+    image = np.full((1, 1, 2, 3), 0.5, np.float32)
+    result = overlay(image, np.array([[[0.0, 10.0]]]), np.array([1.0]))
+    np.testing.assert_allclose(result[0, 0, :, 0], [0.25, 0.75])
+    middle = overlay(np.zeros((1, 1, 3, 3), np.float32), np.array([[[0.0, 5.0, 10.0]]]), np.array([2.0]))
+    np.testing.assert_allclose(middle[0, 0, :, 1], [0.0, 0.125, 0.5])
+
+
+def test_the_unit_of_a_map_does_not_matter():
+    rng = np.random.default_rng(0)
+    images, maps = rng.random((4, 5, 5, 3), np.float32), rng.random((4, 5, 5), np.float32)
+    exponents = np.array([1.0, 1.3, 1.7, 2.0])
+    np.testing.assert_allclose(overlay(images, maps, exponents), overlay(images, 200 * maps, exponents), atol=1e-5)
+
+
+def test_a_constant_map_gives_no_overlay():
+    images = np.random.default_rng(0).random((2, 3, 3, 3)).astype(np.float32)
+    np.testing.assert_array_equal(overlay(images, np.ones((2, 3, 3)), np.ones(2)), images)
+
+
+def test_flip_then_overlay_equals_overlay_then_flip():
+    rng = np.random.default_rng(1)
+    images, maps, exponents = rng.random((3, 4, 4, 3), np.float32), rng.random((3, 4, 4)), np.array([1.0, 1.5, 2.0])
+    flipped = overlay(images[:, :, ::-1], maps[:, :, ::-1], exponents)
+    np.testing.assert_array_equal(flipped, overlay(images, maps, exponents)[:, :, ::-1])
+
+
+def test_overlays_come_with_their_probability_and_never_on_unusable_maps():
+    images = np.full((4000, 2, 2, 3), 0.5, np.float32)
+    maps = np.tile(np.array([[0, 1], [2, 3]], np.uint8), (4000, 1, 1))
+    usable = np.arange(4000) % 2 == 0
+    config = OverlayConfig(probability=0.1)
+    result = overlay_some(images, maps, overlay_exponents(usable, KEYS, config, seed=0, epoch=0))
+    changed = (result != images).any(axis=(1, 2, 3))
+    assert not changed[~usable].any()
+    assert 0.08 < changed[usable].mean() < 0.12
+    again = overlay_some(images, maps, overlay_exponents(usable, KEYS, config, seed=0, epoch=0))
+    np.testing.assert_array_equal(result, again)
+    other = overlay_some(images, maps, overlay_exponents(usable, KEYS, config, seed=0, epoch=1))
+    assert ((other != images).any(axis=(1, 2, 3)) != changed).any()

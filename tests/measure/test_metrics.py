@@ -1,0 +1,278 @@
+"""Metrics against values worked out by hand."""
+
+import csv
+import os
+import shutil
+import subprocess
+import sys
+from functools import partial
+from types import SimpleNamespace
+
+import keras
+import numpy as np
+import pytest
+
+from tfigkd.config.experiment import override, read_experiment
+from tfigkd.edge.convert import convert
+from tfigkd.edge.litert import litert_predictor
+from tfigkd.measure.explanation import measure, similarity
+from tfigkd.measure.metrics import accuracy, calibration_error, comparison, metrics, per_class, predict_logits
+from tfigkd.runtime import provenance
+from tfigkd.runtime.files import checksum, read_manifest
+from tfigkd.runtime.provenance import append_row, hardware, versions
+from tfigkd.stages.data import dataset
+from tfigkd.stages.evaluate import evaluate
+from tfigkd.stages.export import export
+from tfigkd.stages.report import report
+from tfigkd.stages.runner import Run, run
+from tfigkd.stages.workdir import Workdir
+
+LOGITS = np.log(np.array([[0.7, 0.2, 0.1], [0.1, 0.6, 0.3], [0.3, 0.3, 0.4]], np.float32))
+
+
+def test_accuracy_and_nll_by_hand():
+    labels = np.array([0, 2, 2])
+    values = dict(metrics(LOGITS, labels))
+    assert accuracy(LOGITS, labels) == values["accuracy"] == pytest.approx(2 / 3)
+    assert values["nll"] == pytest.approx(-np.log([0.7, 0.3, 0.4]).mean())
+
+
+def one_hot(predicted, classes):
+    """Logits of a model that is sure of its predictions."""
+    return np.float32(50 * np.eye(classes)[predicted])
+
+
+def test_balanced_accuracy_and_kappa_by_hand():
+    labels = np.array([0] * 6 + [1] * 2 + [3] * 2)
+    predicted = np.array([0] * 6 + [1, 0] + [2, 2])
+    values = dict(metrics(one_hot(predicted, 5), labels))
+    assert values["accuracy"] == pytest.approx(0.7)
+    assert values["balanced_accuracy"] == pytest.approx((1 + 1 / 2 + 0) / 3)  # classes 2 and 4 do not occur
+    chance = (6 * 7 + 2 * 1) / 100
+    assert values["kappa"] == pytest.approx((0.7 - chance) / (1 - chance))
+
+
+@pytest.mark.parametrize(("predicted", "expected"), [(2, 1), (0, 0)])
+def test_a_split_of_one_class(predicted, expected):
+    labels = np.full(4, 2)
+    values = dict(metrics(one_hot(np.full(4, predicted), 3), labels))
+    assert (values["accuracy"], values["balanced_accuracy"], values["kappa"]) == (expected, expected, 0)
+    assert all(np.isfinite(list(values.values())))
+
+
+def test_calibration_error_by_hand():
+    # five bins: 0.55 and 0.6 share (0.4, 0.6], 0.9 and 1 share (0.8, 1]
+    top = np.array([0.55, 0.6 - 1e-9, 0.75, 0.9, 1 - 1e-9])
+    logits, labels = np.log(np.stack([top, 1 - top], axis=1)), np.array([0, 1, 1, 0, 0])
+    expected = (abs(1 - 1.15) + abs(0 - 0.75) + abs(2 - 1.9)) / 5
+    assert calibration_error(logits, labels, bins=5) == pytest.approx(expected, abs=1e-6)
+    assert calibration_error(logits, labels, bins=1) == pytest.approx(abs(3 - top.sum()) / 5, abs=1e-6)
+
+
+def test_calibration_error_has_fifteen_bins_closed_above():
+    top = np.array([7.5 / 15, 8 / 15 - 1e-9, 8 / 15 + 1e-9])
+    logits, labels = np.log(np.stack([top, 1 - top], axis=1)), np.array([0, 1, 0])
+    expected = (abs(1 - top[:2].sum()) + 1 - top[2]) / 3
+    assert calibration_error(logits, labels) == pytest.approx(expected, abs=1e-6)
+
+
+def test_calibration_error_of_those_who_know_what_they_know():
+    rng = np.random.default_rng(0)
+    logits = rng.normal(scale=2, size=(20_000, 3))
+    probabilities = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    labels = (rng.random((20_000, 1)) > probabilities.cumsum(axis=1)).sum(axis=1)
+    assert calibration_error(logits, labels) < 0.02
+    assert calibration_error(3 * logits, labels) > 0.05
+    assert calibration_error(one_hot(labels, 3), labels) == pytest.approx(0, abs=1e-12)
+    assert calibration_error(one_hot((labels + 1) % 3, 3), labels) == pytest.approx(1)
+
+
+def test_per_class_by_hand():
+    labels, predicted = np.array([0, 0, 0, 0, 1, 1]), np.array([0, 0, 0, 2, 2, 1])
+    assert per_class(one_hot(predicted, 4), labels, 4) == [
+        {"examples": 4, "recall": 0.75, "precision": 1.0},
+        {"examples": 2, "recall": 0.5, "precision": 1.0},
+        {"examples": 0, "recall": None, "precision": 0.0},
+        {"examples": 0, "recall": None, "precision": None},
+    ]
+
+
+def test_comparison_by_hand():
+    other = LOGITS[[0, 2, 2]]
+    values = dict(comparison(other, LOGITS))
+    reference, actual = np.exp(LOGITS[1]), np.exp(LOGITS[2])
+    assert values["agreement"] == pytest.approx(2 / 3)
+    assert values["kl"] == pytest.approx((reference * np.log(reference / actual)).sum() / 3)
+    assert values["max_difference"] == pytest.approx(np.log(3))
+    equal = dict(comparison(LOGITS + 5, LOGITS))
+    assert (equal["agreement"], equal["kl"]) == (1, pytest.approx(0, abs=1e-9))
+
+
+def test_huge_logits_stay_finite():
+    assert np.isfinite(dict(metrics(np.array([[1e30, -1e30]], np.float32), np.array([1])))["nll"])
+
+
+@pytest.mark.parametrize("count", [1, 7, 8, 9, 20])
+def test_predictions_do_not_depend_on_the_batch_size(count):
+    keras.utils.set_random_seed(0)
+    inputs = keras.Input((4, 4, 3))
+    hidden = keras.layers.Dropout(0.5)(keras.layers.BatchNormalization()(inputs))
+    model = keras.Model(inputs, keras.layers.Dense(3)(keras.layers.Flatten()(hidden)))
+    images = np.random.default_rng(0).integers(0, 256, (count, 4, 4, 3), dtype=np.uint8)
+    whole = keras.ops.convert_to_numpy(model(images.astype(np.float32) / 255, training=False))
+    logits = predict_logits(model, images, batch_size=8)
+    assert logits.shape == (count, 3)
+    np.testing.assert_allclose(logits, whole, atol=1e-5)
+
+
+def test_rows_are_appended_and_other_columns_refused(tmp_path):
+    path = tmp_path / "rows.csv"
+    append_row(path, {"a": 1, "b": "x, y"})
+    append_row(path, {"a": 2, "b": "z"})
+    with open(path, newline="") as file:
+        assert list(csv.DictReader(file)) == [{"a": "1", "b": "x, y"}, {"a": "2", "b": "z"}]
+    with pytest.raises(ValueError, match="columns"):
+        append_row(path, {"a": 3})
+
+
+def test_provenance_names_what_decides_the_numbers():
+    assert "tensorflow 2.21" in versions()
+    assert hardware().endswith("cores")
+
+
+@pytest.mark.parametrize("backend", ["jax", "tensorflow"])
+def test_hardware_names_the_accelerator_of_the_backend_and_imports_nothing(monkeypatch, backend):
+    gpu = SimpleNamespace(platform="gpu", device_kind="A GPU")
+    details = SimpleNamespace(get_device_details=lambda device: {"device_name": device.device_kind})
+    config = SimpleNamespace(list_physical_devices=lambda kind: [gpu], experimental=details)
+    monkeypatch.setitem(sys.modules, "keras", SimpleNamespace(backend=SimpleNamespace(backend=lambda: backend)))
+    monkeypatch.setitem(sys.modules, "jax", None)
+    monkeypatch.setitem(sys.modules, "tensorflow", None)
+    assert hardware().endswith("cores")
+    fake = SimpleNamespace(devices=lambda: [gpu], config=config)
+    monkeypatch.setitem(sys.modules, backend, fake)
+    assert hardware().endswith("cores, A GPU")
+    gpu.platform, config.list_physical_devices = "cpu", lambda kind: []
+    assert hardware().endswith("cores")
+
+
+def test_a_copy_without_git_is_told_its_commit(tmp_path, monkeypatch):
+    (tmp_path / "tfigkd").mkdir()
+    shutil.copy(provenance.__file__, tmp_path / "tfigkd")
+    code = "import provenance; print(provenance.commit())"
+    command = [sys.executable, "-c", code]
+
+    def said(**environment):
+        folder = {"PYTHONPATH": str(tmp_path / "tfigkd")}
+        return subprocess.check_output(command, env=os.environ | folder | environment, text=True).strip()
+
+    assert said() == ""
+    assert said(TFIGKD_COMMIT="0123456789ab+changes") == "0123456789ab+changes"
+    monkeypatch.setenv("TFIGKD_COMMIT", "none")
+    assert provenance.commit() != "none"  # a checkout knows better
+
+
+TINY = {
+    "data.name": "digits",
+    "data.limit": 96,
+    "teacher.drop_blocks": 14,
+    "teacher.width": 0.25,
+    "teacher.training.epochs": 1,
+    "student.drop_blocks": 16,
+    "student.width": 0.25,
+    "training.epochs": 1,
+    "attribution.max_steps": 4,
+    "evaluation.attribution_examples": 5,
+    "evaluation.curve_steps": 4,
+    "export.min_int8_agreement": 0.0,
+}
+OF_LOGITS = {"accuracy", "balanced_accuracy", "kappa", "nll", "ece"}
+OF_TWO = {"agreement", "kl", "max_difference", "mean_difference"}
+OF_A_MAP = {"attribution_insertion", "attribution_deletion"}
+OF_TWO_MAPS = {
+    f"attribution_{name}{pair}" for name in ("rank_correlation", "cosine", "top_overlap") for pair in ("", "_chance")
+}
+OF_A_NETWORK = {"parameters", "multiply_adds"}
+
+
+def trained(name, folder):
+    """Config and workdir of an experiment, shrunk, whose student is there."""
+    config = override(read_experiment(name)[1], TINY)
+    stages = ("data", "teacher", "overlays", "distill")
+    run(Run(name, config, Workdir(folder / "run", folder / "teachers"), stages))
+    return config, Workdir(folder / "run", folder / "teachers")
+
+
+def evaluated(config, workdir):
+    evaluate(config, workdir)
+    return read_manifest(workdir.stage("evaluate"))
+
+
+def test_the_stage_measures_teacher_student_and_files_alike(tmp_path):
+    config, workdir = trained("kd", tmp_path)
+    before = checksum(workdir.stage("distill") / "student.keras")
+    results = evaluated(config, workdir)["results"]
+    assert results["teacher"].keys() == OF_LOGITS | OF_A_MAP | OF_A_NETWORK
+    assert results["student"].keys() == OF_LOGITS | OF_A_MAP | OF_A_NETWORK | OF_TWO | OF_TWO_MAPS
+    assert checksum(workdir.stage("distill") / "student.keras") == before
+
+    export(config, workdir)
+    manifest = evaluated(config, workdir)
+    files = {f"{role}.{format}.tflite" for role in ("teacher", "student") for format in ("float32", "int8")}
+    assert manifest["results"].keys() == {"teacher", "student"} | files
+    for role in ("teacher", "student"):
+        model, file = manifest["results"][role], manifest["results"][f"{role}.float32.tflite"]
+        assert model == results[role]
+        assert file.keys() == OF_LOGITS | OF_TWO | OF_A_MAP
+        for name in file.keys() & model.keys():
+            assert file[name] == pytest.approx(model[name], abs=1e-3), name
+    assert [entry["examples"] for entry in manifest["per_class"]["student"]] == [
+        int((dataset(config.data).test.labels == label).sum()) for label in range(10)
+    ]
+
+    report(config, workdir)
+    (row,) = csv.DictReader((workdir.run / "rows.csv").read_text().splitlines())
+    assert float(row["student_int8_accuracy"]) == manifest["results"]["student.int8.tflite"]["accuracy"]
+    assert float(row["student_attribution_cosine"]) == results["student"]["attribution_cosine"]
+    page = (workdir.run / "report.md").read_text()
+    for title in ("balanced accuracy", "ECE", "KL to", "rank / cosine", "insertion / deletion", "int8 test accuracy"):
+        assert title in page
+
+    evaluated(override(config, {"attribution.batch_size": 7}), workdir)  # done before
+    assert read_manifest(workdir.stage("evaluate")) == manifest
+    other = evaluated(override(config, {"export.calibration_examples": 8}), workdir)
+    assert other["results"].keys() == {"teacher", "student"}  # the files there are those of another config
+
+
+def test_a_student_without_a_teacher_is_compared_with_nobody(tmp_path):
+    config, workdir = trained("student", tmp_path)
+    results = evaluated(config, workdir)["results"]
+    assert {name: values.keys() for name, values in results.items()} == {
+        "student": OF_LOGITS | OF_A_MAP | OF_A_NETWORK,
+    }
+    without = evaluated(override(config, {"evaluation.attribution_examples": 0}), workdir)["results"]
+    assert without["student"] == {name: value for name, value in results["student"].items() if name not in OF_A_MAP}
+
+
+def test_likeness_stands_beside_that_of_another_images_map():
+    maps = np.random.default_rng(0).random((5, 6, 6))
+    values = dict(similarity(maps, maps, top_fraction=0.1))
+    assert values.keys() == OF_TWO_MAPS
+    for name in (name for name in values if not name.endswith("_chance")):
+        assert values[name] == pytest.approx(1)
+        assert values[f"{name}_chance"] < 0.9
+    shifted = dict(similarity(np.roll(maps, 1, axis=0), maps, top_fraction=0.1))
+    assert shifted["attribution_cosine_chance"] == pytest.approx(1)
+
+
+def test_one_function_measures_a_model_and_its_file(tmp_path):
+    keras.utils.set_random_seed(0)
+    model = keras.Sequential([keras.Input((8, 8, 3)), keras.layers.Flatten(), keras.layers.Dense(10)])
+    path = tmp_path / "model.tflite"
+    path.write_bytes(convert(model, "float32"))
+    data = dataset(override(read_experiment("quickstart")[1], {"data.limit": 40}).data)
+    values, logits = measure(partial(predict_logits, model), data.test)
+    of_file, same = measure(litert_predictor(path), data.test, logits)
+    np.testing.assert_allclose(same, logits, atol=1e-5)
+    assert of_file["agreement"] == 1
+    assert {name: of_file[name] for name in values} == pytest.approx(values, abs=1e-4)

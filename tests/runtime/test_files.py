@@ -1,0 +1,108 @@
+"""Atomic files, manifests that prove their files, and locks that go with the process."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from tfigkd.runtime.errors import UserError
+from tfigkd.runtime.files import (
+    MANIFEST,
+    atomic,
+    checksum,
+    finished,
+    locked,
+    make_folder,
+    require,
+    write_manifest,
+    write_text,
+)
+
+
+@pytest.fixture
+def stage(tmp_path):
+    folder = make_folder(tmp_path / "run" / "stage")
+    (folder / "data.bin").write_bytes(b"precious")
+    write_manifest(folder, "f1", files={"data.bin": checksum(folder / "data.bin")}, answer=42)
+    return folder
+
+
+def test_a_finished_stage_is_found_by_its_fingerprint(stage):
+    assert finished(stage, "f1")["answer"] == 42
+    assert finished(stage, "f2") is None
+    assert finished(stage.parent / "other", "f1") is None
+
+
+@pytest.mark.parametrize("position", range(8))
+def test_a_flipped_byte_of_a_file_is_seen(stage, position):
+    content = bytearray((stage / "data.bin").read_bytes())
+    content[position] ^= 1
+    (stage / "data.bin").write_bytes(content)
+    with pytest.raises(UserError, match=r"data\.bin is corrupt"):
+        finished(stage, "f1")
+
+
+def test_a_missing_file_is_seen(stage):
+    (stage / "data.bin").unlink()
+    with pytest.raises(UserError, match=r"data\.bin is missing"):
+        require(stage, "stage")
+
+
+def test_every_flipped_or_cut_byte_of_a_manifest_is_seen_or_harmless(stage):
+    path = stage / MANIFEST
+    good = path.read_bytes()
+    before = finished(stage, "f1")
+    for position in range(len(good)):
+        for bad in (good[:position], good[:position] + bytes([good[position] ^ 1]) + good[position + 1 :]):
+            path.write_bytes(bad)
+            try:
+                assert finished(stage, "f1") == before  # white space at the end may go
+            except UserError as error:
+                assert "damaged" in str(error)
+                assert "\n" not in str(error)
+
+
+def test_a_stage_that_has_not_run_says_how_to_run_it(tmp_path):
+    with pytest.raises(UserError, match="add it to --stages"):
+        require(tmp_path, "distill")
+
+
+def test_a_failed_write_leaves_the_old_file_and_no_rest(tmp_path):
+    path = tmp_path / "file.txt"
+    write_text(path, "old")
+
+    def fail():
+        with atomic(path) as temporary:
+            temporary.write_text("half")
+            raise OSError("no space left")
+
+    with pytest.raises(OSError, match="no space"):
+        fail()
+    assert path.read_text() == "old"
+    assert [item.name for item in tmp_path.iterdir()] == ["file.txt"]
+
+
+def test_a_file_in_place_of_a_folder_gives_one_line(tmp_path):
+    (tmp_path / "run").write_text("")
+    with pytest.raises(UserError, match="cannot make the folder"):
+        make_folder(tmp_path / "run" / "stage")
+
+
+HOLD = "import sys, time; from pathlib import Path; from tfigkd.runtime.files import locked\n" + (
+    "with locked(Path(sys.argv[1]), wait=False):\n    print('held', flush=True)\n    time.sleep(60)"
+)
+
+
+def test_a_second_process_is_refused_and_kill_9_frees_the_lock(tmp_path):
+    with subprocess.Popen([sys.executable, "-c", HOLD, str(tmp_path)], stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout.readline() == "held\n"
+        with pytest.raises(UserError, match="in use by another process"), locked(tmp_path, wait=False):
+            pass
+        other.kill()
+    with locked(tmp_path, wait=False):
+        pass
+
+
+def test_manifests_are_plain_json(stage):
+    assert json.loads((stage / MANIFEST).read_text())["answer"] == 42

@@ -1,0 +1,209 @@
+"""Search: what may be varied, what is written as the best, and that a stop or several processes lose no trial."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tfigkd.config.experiment import Config, experiments_folder, override, read_experiment
+from tfigkd.config.toml import to_toml
+from tfigkd.runtime.errors import UserError
+from tfigkd.runtime.files import read_manifest
+from tfigkd.search.space import Dimension, dimension, usual_space
+from tfigkd.search.tuner import Options, _oracle, trial_config
+from tfigkd.study.collect import read_rows
+
+ROOT = Path(__file__).resolve().parents[2]
+TINY = """
+[data]
+name = "digits"
+limit = 80
+train_split = "train+validation"
+
+[augment]
+crop_padding = 1
+flip = false
+
+[student]
+drop_blocks = 16
+width = 0.25
+
+[training]
+epochs = 4
+batch_size = 16
+"""
+VARIED = ("--vary", "training.learning_rate=1e-3:1e-2:log", "--vary", "training.batch_size=16,32")
+
+
+def start(folder, *arguments, **environment):
+    (folder / "tiny.toml").write_text(TINY)
+    command = [sys.executable, "-m", "tfigkd.search", "--experiment", "tiny.toml", *map(str, arguments)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "160", **environment}
+    return subprocess.Popen(
+        command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+
+
+def finish(process):
+    output = process.communicate()[0]
+    assert process.returncode == 0, output
+    return output
+
+
+@pytest.mark.filterwarnings("ignore")  # what KerasTuner imports
+@pytest.mark.parametrize("tuner", ["random", "bayesian", "hyperband"])
+def test_a_seed_draws_the_same_trials_again(tuner):
+    config = read_experiment("ig_kd")[1]
+    space = [dimension("losses.kd.weight=0.1:0.9", config), dimension("training.batch_size=16,32,64", config)]
+
+    def drawn(seed):
+        oracle = _oracle(Options("ig_kd", tuner=tuner, seed=seed), config, space)
+        return [oracle.populate_space(str(number))["values"] for number in range(3)]
+
+    assert drawn(0) == drawn(0)
+    assert drawn(0) != drawn(1)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("losses.kd.weight=0.1:0.9", Dimension("losses.kd.weight", (0.1, 0.9), "linear")),
+        ("losses.kd.temperature=1:8:log", Dimension("losses.kd.temperature", (1.0, 8.0), "log")),
+        ("training.batch_size=16:64", Dimension("training.batch_size", (16, 64), "linear")),
+        ("training.schedule=constant,cosine", Dimension("training.schedule", ("constant", "cosine"), "choice")),
+        ("losses.kd.standardize=true,false", Dimension("losses.kd.standardize", (True, False), "choice")),
+    ],
+)
+def test_any_field_can_be_varied(text, expected):
+    assert dimension(text, Config()) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("losses.kd.wieght=0.1:0.9", "unknown field 'losses.kd.wieght'; did you mean 'losses.kd.weight'"),
+        ("xy=1:2", r"unknown field 'xy'; known: attribution.\*, augment"),
+        ("losses.kd.weight=0.1:1.5", "losses.kd.weight must be in"),
+        ("losses.kd.weight=0.9:0.1", "from a lower to a higher number"),
+        ("losses.kd.weight=0:0.5:log", "above 0 where it is logarithmic"),
+        ("losses.kd.weight=0.1:0.5:lgo", "expected FIELD=LOW:HIGH"),
+        ("losses.kd.weight", "expected FIELD=LOW:HIGH"),
+        ("training.schedule=constant,linear", "training.schedule must be one of"),
+        ("training.batch_size=16.5:64", "training.batch_size must be of type int"),
+    ],
+)
+def test_what_cannot_be_varied_is_one_line(text, message):
+    with pytest.raises(UserError, match=message) as caught:
+        dimension(text, Config())
+    assert "\n" not in str(caught.value)
+
+
+def test_the_usual_space_holds_what_the_experiment_switches_on():
+    fields = {
+        name: {one.field for one in usual_space(read_experiment(name)[1])} for name in ("student", "kd", "ig_kd_at")
+    }
+    assert fields["student"] == {"training.learning_rate"}
+    assert fields["kd"] == {"training.learning_rate", "losses.kd.weight", "losses.kd.temperature"}
+    assert fields["ig_kd_at"] - fields["kd"] == {"overlay.probability", "overlay.max_exponent", "losses.at.weight"}
+
+
+def test_a_trial_sets_the_fields_and_hyperbands_epochs():
+    values = {"losses.kd.weight": 0.5, "tuner/epochs": 7, "tuner/bracket": 2, "tuner/trial_id": "0003"}
+    config = trial_config(read_experiment("kd")[1], values)
+    assert (config.losses.kd.weight, config.training.epochs) == (0.5, 7)
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in experiments_folder().glob("*.toml")))
+def test_an_experiment_survives_being_written(name, tmp_path):
+    config = read_experiment(name)[1]
+    path = tmp_path / "written.toml"
+    path.write_text(to_toml(config, "as read"))
+    assert read_experiment(str(path)) == ("written", config)
+    changed = override(config, {"losses.fsp.student_layer": ["a", 'b"'], "data.name": "a \\ b", "training.epochs": 3})
+    path.write_text(to_toml(changed, "changed"))
+    assert read_experiment(str(path))[1] == changed
+
+
+def test_a_killed_search_goes_on_and_leaves_the_best_as_an_experiment(tmp_path):
+    arguments = ("--tuner", "random", "--trials", "2", "--training.epochs", "12", *VARIED)
+    folder = tmp_path / "runs/search/tiny-random"
+    process = start(tmp_path, *arguments)
+    deadline = time.monotonic() + 240
+    while not list(folder.glob("trials/1/0/distill/checkpoint-*.ckpt")) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    os.kill(process.pid, signal.SIGKILL)
+    process.communicate()
+    first = (folder / "trials/0/0/distill/manifest.json").stat().st_mtime_ns
+
+    output = finish(start(tmp_path, *arguments))
+    assert (folder / "trials/0/0/distill/manifest.json").stat().st_mtime_ns == first
+    assert "going on after epoch" in (folder / "trials/1/0/run.log").read_text()
+    assert "2 trials, best first" in output
+
+    scores = [read_manifest(folder / f"trials/{number}/0/distill")["validation_accuracy"] for number in (0, 1)]
+    name, best = read_experiment(str(folder / "tiny_best.toml"))
+    assert name == "tiny_best"
+    assert f"{100 * max(scores):.2f} %" in best.description
+    assert best.data.train_split == "train+validation"  # trials held validation out, the final run is as asked for
+    assert 1e-3 <= best.training.learning_rate <= 1e-2
+    assert all(read_manifest(folder / f"trials/{number}/0/distill")["n_train"] == 80 for number in (0, 1))
+
+    rows = read_rows(folder / "trials.csv")
+    assert [float(row["validation_accuracy"]) for row in rows] == sorted(scores, reverse=True)
+    assert {row["trial"] for row in rows} == {"0", "1"}
+    assert rows[0]["training.learning_rate"] == str(best.training.learning_rate)
+    assert all(float(row["train_seconds"]) > 0 and "--tuner random" in row["command"] for row in rows)
+
+    logged = b"".join(path.read_bytes() for path in folder.glob("tensorboard/*/*.tfevents.*"))
+    assert b"_hparams_/session_start_info" in logged
+    assert b"training.learning_rate" in logged
+
+    more = finish(start(tmp_path, "--tuner", "random", "--trials", "3", *arguments[4:]))
+    assert "3 trials, best first" in more
+    assert [(folder / f"trials/{number}").exists() for number in range(4)] == [True] * 3 + [False]
+    assert (folder / "trials/0/0/distill/manifest.json").stat().st_mtime_ns == first
+
+    other = start(tmp_path, *arguments[:-2])
+    assert "holds another search (space)" in other.communicate()[0]
+    assert other.returncode == 1
+
+
+@pytest.mark.slow
+def test_a_chief_and_two_workers_share_the_trials(tmp_path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    shared = {"KERASTUNER_ORACLE_IP": "127.0.0.1", "KERASTUNER_ORACLE_PORT": port}
+    arguments = ("--tuner", "bayesian", "--trials", "4", *VARIED)
+    roles = ("chief", "worker-1", "worker-2")
+    processes = {role: start(tmp_path, *arguments, **shared, KERASTUNER_TUNER_ID=role) for role in roles}
+    try:
+        outputs = {role: finish(process) for role, process in processes.items()}
+    finally:  # a worker waits an hour for its chief
+        for process in processes.values():
+            if process.poll() is None:
+                process.kill()
+                process.communicate()
+    assert "4 trials, best first" in outputs["chief"]
+    shares = [outputs[role].count("  trial ") for role in roles[1:]]
+    assert sum(shares) == 4
+    assert min(shares) >= 1
+    folder = tmp_path / "runs/search/tiny-bayesian"
+    assert read_experiment(str(folder / "tiny_best.toml"))[0] == "tiny_best"
+
+
+@pytest.mark.slow
+def test_hyperband_gives_few_epochs_to_many_and_many_to_few(tmp_path):
+    finish(start(tmp_path, "--tuner", "hyperband", *VARIED))
+    folder = tmp_path / "runs/search/tiny-hyperband"
+    logs = [path.read_text() for path in folder.glob("trials/*/0/run.log")]
+    epochs = sorted({text.partition("[training]  epochs = ")[2].split()[0] for text in logs})
+    assert len(epochs) > 1
+    assert epochs[-1] == "4"
+    assert read_experiment(str(folder / "tiny_best.toml"))[1].training.epochs == 4
+    assert sorted({row["training.epochs"] for row in read_rows(folder / "trials.csv")}) == epochs

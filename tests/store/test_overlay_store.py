@@ -1,0 +1,144 @@
+"""The public store: any model, any tf.data, joined by the hash of the pixels; and the README's example as it stands."""
+
+import re
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import tfigkd
+from tfigkd import OverlayStore
+from tfigkd.attribution import integrated_gradients, saliency_map
+from tfigkd.runtime.errors import UserError
+
+COUNT, SIDE, CLASSES = 40, 8, 4
+SETTINGS = {"n_steps": 8, "tolerance": 10.0, "shard_size": 16}
+
+
+def classifier(seed):
+    """A user's own model, of no architecture of ours."""
+    keras.utils.set_random_seed(seed)
+    layers = keras.layers
+    stack = [layers.Conv2D(6, 3, activation="relu"), layers.Flatten(), layers.Dense(CLASSES)]
+    return keras.Sequential([layers.Input((SIDE, SIDE, 3)), *stack])
+
+
+@pytest.fixture(scope="module")
+def teacher():
+    return classifier(0)
+
+
+@pytest.fixture(scope="module")
+def arrays():
+    rng = np.random.default_rng(0)
+    return rng.integers(0, 256, (COUNT, SIDE, SIDE, 3), np.uint8), rng.integers(0, CLASSES, COUNT)
+
+
+@pytest.fixture(scope="module")
+def store(teacher, arrays, tmp_path_factory):
+    return OverlayStore.build(tmp_path_factory.mktemp("store"), teacher, arrays, **SETTINGS)
+
+
+def test_every_picture_gets_its_own_map_and_logits_in_any_order(store, teacher, arrays):
+    images, labels = arrays
+    expected_maps, _ = integrated_gradients(teacher, images / 255.0, labels, n_steps=8)
+    expected_maps = saliency_map(expected_maps)
+    logits = keras.ops.convert_to_numpy(teacher(images / 255.0))
+    numbered = tf.data.Dataset.from_tensor_slices(arrays).shuffle(COUNT, seed=1)
+    seen = 0
+    for pixels, targets in store.join(numbered).as_numpy_iterator():
+        (index,) = np.flatnonzero((images == pixels[..., :3]).all(axis=(1, 2, 3)))
+        assert targets["label"] == labels[index]
+        np.testing.assert_allclose(targets["teacher_logits"], logits[index], atol=1e-4)
+        own = expected_maps[index] / expected_maps[index].max()
+        np.testing.assert_allclose(pixels[..., 3] / 255, own, atol=0.01)
+        seen += 1
+    assert seen == COUNT == len(store)
+
+
+def test_a_second_build_opens_the_store_and_another_teacher_gets_another(store, teacher, arrays):
+    home = store.folder.parent
+    before = {path: path.stat().st_mtime_ns for path in store.folder.iterdir()}
+    assert (
+        OverlayStore.build(home, teacher, tf.data.Dataset.from_tensor_slices(arrays), **SETTINGS).folder == store.folder
+    )
+    assert {path: path.stat().st_mtime_ns for path in store.folder.iterdir()} == before
+    assert OverlayStore.build(home, classifier(1), arrays, **SETTINGS).folder != store.folder
+
+
+def test_verify_recomputes(store, teacher, arrays):
+    assert store.verify(teacher, arrays, sample=10)["maps"] < 0.01
+    with pytest.raises(UserError, match="another teacher"):
+        store.verify(classifier(1), arrays)
+
+
+def test_a_picture_of_elsewhere_or_an_augmented_one_is_refused(store, arrays):
+    images, labels = arrays
+    for pictures, message in (
+        ((images[:, :, ::-1], labels), "is not there"),
+        ((images, (labels + 1) % CLASSES), "not with label"),
+    ):
+        joined = store.join(tf.data.Dataset.from_tensor_slices(pictures))
+        with pytest.raises(tf.errors.UnknownError, match=message):
+            next(joined.as_numpy_iterator())
+
+
+@pytest.mark.parametrize(
+    ("pictures", "message"),
+    [
+        ((np.zeros((4, 8, 8, 3), np.float32), np.zeros(4, int)), "uint8"),
+        ((np.zeros((4, 8, 8, 3), np.uint8), np.zeros(3, int)), "labels must be integers"),
+        (tf.data.Dataset.from_tensor_slices((np.zeros((4, 8, 8, 3), np.uint8), np.zeros(4, int))).batch(2), "batch"),
+        (tf.data.Dataset.from_tensor_slices((np.zeros((0, 8, 8, 3), np.uint8), np.zeros(0, int))), "no pictures"),
+    ],
+)
+def test_pictures_that_no_store_can_hold(teacher, pictures, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        OverlayStore.build(tmp_path, teacher, pictures)
+
+
+def test_settings_and_folders_that_are_none(teacher, arrays, tmp_path):
+    with pytest.raises(UserError, match="attribution"):
+        OverlayStore.build(tmp_path, teacher, arrays, steps=8)
+    with pytest.raises(UserError, match=r"no finished store.*; OverlayStore.build makes one"):
+        OverlayStore(tmp_path)
+    store = OverlayStore.build(tmp_path, teacher, arrays, n_steps=2, max_steps=2)
+    with pytest.raises(UserError, match=f"the stores in it are {store.folder.name}"):
+        OverlayStore(tmp_path)
+    assert len(OverlayStore(store.folder)) == len(store)
+    with pytest.raises(ValueError, match="probability"):
+        OverlayStore.overlay(1.5)
+
+
+@pytest.mark.parametrize("probability", [0.0, 1.0])
+def test_the_overlay_is_half_image_half_map(probability):
+    rng = np.random.default_rng(0)
+    pixels = rng.integers(0, 256, (5, SIDE, SIDE, 4), np.uint8)
+    pixels[0, ..., 3] = 0  # a map that says nothing
+    lay = OverlayStore.overlay(probability, max_exponent=1.0)
+    images, targets = lay(tf.constant(pixels), {"label": 1})
+    assert targets == {"label": 1}
+    plain = pixels[..., :3] / np.float32(255)
+    maps = pixels[..., 3:].astype(np.float32)
+    low, high = maps.min(axis=(1, 2), keepdims=True), maps.max(axis=(1, 2), keepdims=True)
+    blended = 0.5 * plain + 0.5 * (maps - low) / np.where(high > low, high - low, 1)
+    blended[0] = plain[0]
+    np.testing.assert_allclose(images, blended if probability else plain, atol=1e-6)
+
+
+@pytest.mark.filterwarnings("ignore:`shuffle=True` was passed:UserWarning")  # Keras's own, of every tf.data.Dataset
+def test_the_readme_example_runs_as_it_stands(teacher, arrays, tmp_path, monkeypatch):
+    text = (Path(tfigkd.__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+    (example,) = re.findall(r"```python\n(.*?OverlayStore.*?)```", text, flags=re.DOTALL)
+    assert len([line for line in example.splitlines() if line and not line.startswith(("import", "from"))]) <= 10
+    monkeypatch.chdir(tmp_path)
+    student = classifier(2)
+    before = [weight.copy() for weight in student.get_weights()]
+    images, labels = arrays
+    scope = {"teacher": teacher, "student": student, "x_train": images, "y_train": labels}
+    scope |= {"x_test": images[:6], "y_test": labels[:6]}
+    exec(compile(example, "README.md", "exec"), scope)
+    assert not all(np.array_equal(a, b) for a, b in zip(before, student.get_weights(), strict=True))
+    assert scope["attributions"].shape == (6, SIDE, SIDE, 3)

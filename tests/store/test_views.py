@@ -1,0 +1,206 @@
+"""Stored views: the teacher has seen exactly what the student sees."""
+
+import itertools
+import json
+
+import keras
+import numpy as np
+import pytest
+
+from tfigkd import models
+from tfigkd.batches.augment import ORDER, example_keys, uniform
+from tfigkd.batches.controls import shuffle_views
+from tfigkd.batches.stream import StoredAttention, training_batches
+from tfigkd.config.experiment import Config, override
+from tfigkd.config.fields import AugmentConfig, ControlConfig
+from tfigkd.data import covered
+from tfigkd.losses.attention import attention_transfer, unit_attention
+from tfigkd.models.weights import weights_fingerprint
+from tfigkd.runtime import tfrecord
+from tfigkd.runtime.errors import UserError
+from tfigkd.runtime.files import MANIFEST, checksum, finished, write_manifest
+from tfigkd.stages.data import dataset, training_examples
+from tfigkd.stages.overlays import build_views, load_views, views_folder
+from tfigkd.stages.teacher import FILE, teacher_folder
+from tfigkd.stages.workdir import Workdir
+
+TAP = "block_04"
+CONFIG = override(
+    Config(),
+    {
+        "data.name": "digits",
+        "data.limit": 60,
+        "augment.crop_padding": 2,
+        "teacher.drop_blocks": 14,
+        "teacher.width": 0.25,
+        "losses.kd.weight": 0.5,
+        "view.kind": "views",
+        "view.views": 5,
+    },
+)
+
+
+@pytest.fixture(scope="module")
+def teacher():
+    keras.utils.set_random_seed(0)
+    return models.mobilenet_v2(10, 14, input_shape=(8, 8, 3), width=0.25)
+
+
+@pytest.fixture(scope="module")
+def workdir(teacher, tmp_path_factory):
+    """A workdir whose teacher is there and whose views are stored."""
+    home = tmp_path_factory.mktemp("views")
+    workdir = Workdir(home / "run", home / "teachers")
+    folder = teacher_folder(CONFIG, workdir)
+    folder.mkdir(parents=True)
+    teacher.save(folder / FILE)
+    write_manifest(folder, folder.name, files={FILE: checksum(folder / FILE)}, weights=weights_fingerprint(teacher))
+    build_views(CONFIG, workdir)
+    return workdir
+
+
+def test_the_logits_that_are_looked_up_are_those_that_a_live_teacher_computes(teacher, workdir):
+    examples = training_examples(CONFIG.data)
+    views = load_views(CONFIG, workdir, examples)
+    assert views.shape == (len(examples), 5, 10)
+    assert views.dtype == np.float16
+    stream = training_batches(
+        examples, augment=CONFIG.augment, batch_size=16, seed=3, views=views, view_seed=CONFIG.view.seed, wanted=()
+    )
+    scale = np.abs(views).max()
+    for images, targets in itertools.islice(stream(0), 8):  # two epochs
+        live = keras.ops.convert_to_numpy(teacher(images, training=False))
+        np.testing.assert_allclose(targets["teacher_logits"], live, atol=2e-3 * max(1, scale))
+
+
+def test_the_views_of_an_image_differ_and_all_are_used(workdir):
+    examples = training_examples(CONFIG.data)
+    views = load_views(CONFIG, workdir, examples)
+    assert (views[:, 0] != views[:, 1]).any(axis=1).mean() > 0.9
+    stream = training_batches(
+        examples, augment=CONFIG.augment, batch_size=len(examples), seed=0, views=views, view_seed=0, wanted=()
+    )
+    seen = set()
+    for _, targets in itertools.islice(stream(0), 12):
+        seen |= {tuple(np.flatnonzero((views == row).all(axis=2).any(axis=0))) for row in targets["teacher_logits"][:5]}
+    assert {view for views_ in seen for view in views_} == set(range(5))
+
+
+def test_a_store_of_other_views_is_another_store(workdir):
+    for change in ({"view.views": 6}, {"view.seed": 1}):
+        assert views_folder(override(CONFIG, change), workdir) != views_folder(CONFIG, workdir)
+    with pytest.raises(UserError, match="no finished store"):
+        load_views(override(CONFIG, {"view.seed": 1}), workdir, training_examples(CONFIG.data))
+
+
+def test_a_resumed_store_is_the_same(workdir):
+    folder = views_folder(CONFIG, workdir)
+    before = finished(folder, folder.name)["files"]
+    (folder / MANIFEST).unlink()
+    next(folder.glob("*.tfrecord")).unlink()
+    build_views(CONFIG, workdir)
+    assert finished(folder, folder.name)["files"] == before
+
+
+def test_the_control_permutes_views_across_images(workdir):
+    views = load_views(CONFIG, workdir, dataset(CONFIG.data).train)
+    shuffled = shuffle_views(views, ControlConfig(logits="shuffled"))
+    assert (shuffled != views).any(axis=(1, 2)).all()
+    assert shuffle_views(views, ControlConfig()) is views
+
+
+def test_drawing_a_view_leaves_the_draws_of_other_arms_alone():
+    """Arms that share a seed share the order of examples, whatever the teacher's view."""
+    examples = training_examples(CONFIG.data)
+    options = {"augment": AugmentConfig(2), "batch_size": 16, "seed": 1, "wanted": ()}
+    plain = training_batches(examples, **options)(0)
+    viewed = training_batches(examples, views=np.zeros((len(examples), 4, 10), np.float16), **options)(0)
+    for (_, left), (_, right) in itertools.islice(zip(plain, viewed, strict=True), 4):
+        np.testing.assert_array_equal(left["label"], right["label"])
+
+
+@pytest.fixture(scope="module")
+def attention(workdir):
+    """The config that stores attention of every view, and what is stored."""
+    config = override(CONFIG, {"view.attention": "views", "losses.at.weight": 1.0, "losses.at.teacher_layer": TAP})
+    build_views(config, workdir, TAP)
+    return config, load_views(config, workdir, training_examples(config.data), TAP)
+
+
+def live_attention(teacher, images):
+    tapped = keras.Model(teacher.input, teacher.get_layer(TAP).output)
+    return keras.ops.convert_to_numpy(unit_attention(tapped(images, training=False)))
+
+
+def test_stored_attention_is_that_of_a_live_teacher(teacher, attention):
+    config, maps = attention
+    examples = training_examples(config.data)
+    assert maps.shape == (len(examples), 5, 4, 4)
+    stored = StoredAttention(TAP, maps, moved=False)
+    stream = training_batches(
+        examples, augment=config.augment, batch_size=20, seed=3, attention=stored, view_seed=0, wanted=()
+    )
+    for images, targets in itertools.islice(stream(0), 6):
+        live = live_attention(teacher, images)
+        np.testing.assert_allclose(targets["teacher_features"][TAP], live, atol=2e-3)
+
+
+def test_moved_attention_is_exact_without_geometry_and_nearer_than_unmoved(teacher, workdir):
+    config = override(CONFIG, {"view.attention": "moved", "losses.at.weight": 1.0, "losses.at.teacher_layer": TAP})
+    build_views(config, workdir, TAP)
+    examples = training_examples(config.data)
+    maps = load_views(config, workdir, examples, TAP)
+    assert maps.shape == (len(examples), 1, 4, 4)
+    stored = StoredAttention(TAP, maps, moved=True)
+    still = AugmentConfig(crop_padding=0, flip=False)
+    options = {"batch_size": len(examples), "seed": 3, "attention": stored, "wanted": ()}
+    images, targets = next(training_batches(examples, augment=still, **options)(0))
+    np.testing.assert_allclose(targets["teacher_features"][TAP], live_attention(teacher, images), atol=2e-3)
+
+    images, targets = next(training_batches(examples, augment=AugmentConfig(2), **options)(0))
+    live = live_attention(teacher, images)
+    order = np.argsort(uniform(example_keys(examples.ids), seed=3, epoch=0, purpose=ORDER), kind="stable")
+    moved = np.mean(attention_transfer(targets["teacher_features"][TAP], live[..., None]))
+    unmoved = np.mean(attention_transfer(maps[order, 0].astype("float32"), live[..., None]))
+    assert moved < 0.8 * unmoved
+
+
+def test_the_attention_of_another_tap_is_another_store(workdir, attention):
+    config, _ = attention
+    folders = {views_folder(config, workdir, tap) for tap in (None, TAP, "block_01")}
+    assert len(folders) == 3
+    with pytest.raises(UserError, match="no layer 'block_77'"):
+        build_views(config, workdir, "block_77")
+
+
+def test_nan_in_a_stored_view_is_refused_before_any_training(workdir, attention):
+    config, _ = attention
+    folder = views_folder(config, workdir, TAP)
+    path = next(folder.glob("*.tfrecord"))
+    whole, manifest = path.read_bytes(), (folder / MANIFEST).read_text()
+    records = [tfrecord.decode_example(raw) for raw in tfrecord.read_records(path)]
+    values = np.frombuffer(records[0]["view_values"][0], "<f2").copy()
+    values[3] = np.nan
+    records[0]["view_values"] = [values.tobytes()]
+    try:
+        tfrecord.write_records(path, (tfrecord.encode_example(record) for record in records))
+        found = json.loads(manifest)
+        write_manifest(folder, folder.name, files={path.name: checksum(path)}, identity=found["identity"], examples=60)
+        with pytest.raises(UserError, match="1 records hold NaN"):
+            load_views(config, workdir, covered(dataset(config.data)), TAP)
+    finally:
+        path.write_bytes(whole)
+        (folder / MANIFEST).write_text(manifest)
+
+
+def test_the_placebo_of_a_live_teacher_is_another_image_of_the_batch(workdir):
+    examples = training_examples(CONFIG.data)
+    options = {"augment": CONFIG.augment, "batch_size": 16, "seed": 1, "wanted": ("teacher_inputs",)}
+    for images, targets in itertools.islice(training_batches(examples, swap_inputs=True, **options)(0), 3):
+        np.testing.assert_array_equal(targets["teacher_inputs"], np.roll(images, 1, axis=0))
+        assert (targets["teacher_inputs"] != images).any(axis=(1, 2, 3)).all()
+
+
+def test_stored_attention_of_views_needs_the_views():
+    with pytest.raises(UserError, match=r"view\.kind = views"):
+        override(Config(), {"view.attention": "views"})

@@ -1,0 +1,359 @@
+"""Studies: what is planned, that no row is lost or written twice, and what the rows are made to say."""
+
+import csv
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tfigkd.config.experiment import experiments_folder, read_experiment, to_mapping
+from tfigkd.runtime.errors import UserError
+from tfigkd.runtime.files import checksum, locked, read_manifest, verify_files, write_manifest, write_signed
+from tfigkd.study import collect as collecting
+from tfigkd.study.collect import collect, finished_runs, merge_rows, read_rows
+from tfigkd.study.plan import Options, plan, read_study
+from tfigkd.study.report import BEGIN, END
+from tfigkd.study.tables import arms_table, compare, runs_of, sentences
+
+ROOT = Path(__file__).resolve().parents[2]
+STUDIES = sorted(path.stem for path in (experiments_folder() / "studies").glob("*.toml"))
+TINY = """
+[data]
+name = "digits"
+limit = 80
+
+[augment]
+crop_padding = 1
+flip = false
+
+[student]
+drop_blocks = 16
+width = 0.25
+
+[evaluation]
+attribution_examples = 0
+gallery_examples = 0
+
+[training]
+epochs = 12
+batch_size = 16
+"""
+STUDY = """
+description = "two arms"
+seeds = 2
+stages = "data,distill,evaluate,report"
+comparisons = [["fast", "slow"]]
+
+[arms]
+slow = "tiny.toml"
+fast = "faster.toml"
+"""
+
+
+def write_tiny(folder):
+    (folder / "tiny.toml").write_text(TINY)
+    (folder / "faster.toml").write_text(TINY.replace("epochs = 12", "epochs = 12\nlearning_rate = 5e-3"))
+    (folder / "pair.toml").write_text(STUDY)
+
+
+def start(folder, *arguments):
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "160"}
+    command = [sys.executable, "-m", "tfigkd.study", *map(str, arguments)]
+    return subprocess.Popen(
+        command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+
+
+def succeed(folder, *arguments):
+    process = start(folder, *arguments)
+    output = process.communicate()[0]
+    assert process.returncode == 0, output
+    return output
+
+
+def rows(folder):
+    """Path to row of each finished run."""
+    found = {}
+    for path in sorted((folder / "runs").glob("studies/pair/*/*/rows.csv")):
+        with open(path, newline="") as file:
+            (found[str(path.parent.relative_to(folder))],) = csv.DictReader(file)
+    return found
+
+
+@pytest.mark.parametrize("name", STUDIES)
+def test_every_shipped_study_can_be_planned(name):
+    study = read_study(name)
+    jobs = plan(study, Options(name))
+    assert len(jobs) == study.seeds * len(study.arms) * len(study.sizes)
+    assert len({job.folder for job in jobs}) == len(jobs)
+    # seed 0 of every arm comes before seed 1 of any
+    assert [job.seed for job in jobs] == sorted(job.seed for job in jobs)
+    assert len(((experiments_folder() / "studies") / f"{name}.toml").read_text().splitlines()) <= 40
+
+
+def test_the_compression_study_is_the_papers_sweep():
+    dropped = {job.size: job.run.config.student.drop_blocks for job in plan(read_study("compression"), Options("x"))}
+    assert dropped["4.12x"] == 5
+    assert sorted(dropped.values()) == [3, 5, 7, 9, 11, 13, 15, 17]
+
+
+def test_the_monte_carlo_study_draws_a_subset_a_seed_for_all_arms_alike():
+    jobs = plan(read_study("monte_carlo"), Options("x", seeds=3))
+    assert {(job.seed, job.run.config.data.subset_seed) for job in jobs} == {(0, 0), (1, 1), (2, 2)}
+    assert {job.run.config.data.train_fraction for job in jobs} == {0.8}
+    assert len({job.arm for job in jobs}) == 5
+
+
+def test_the_lowdata_arms_differ_in_their_treatment_alone():
+    configs = {job.arm: job.run.config for job in plan(read_study("lowdata"), Options("x", seeds=1))}
+    same = ("data", "augment", "teacher", "student", "training", "attribution", "evaluation")
+    for config in configs.values():
+        assert all(getattr(config, part) == getattr(configs["ig_kd"], part) for part in same)
+    kinds = {arm: config.view.kind for arm, config in configs.items()}
+    assert kinds == dict.fromkeys(kinds, "views") | {"kd_plain": "plain"}
+    weights = {arm: config.losses.kd.weight for arm, config in configs.items()}
+    assert weights == dict.fromkeys(weights, 0.9) | {"student": 0}
+    assert configs["ig_kd_shuffled"].control.maps == "shuffled"
+    assert configs["kd_shuffled"].control.logits == "shuffled"
+
+
+def test_flags_reach_every_arm():
+    jobs = plan(
+        read_study("lowdata"), Options("x", seeds=1), ["--teacher.weights", "own.npz", "--training.epochs", "3"]
+    )
+    assert {(job.run.config.teacher.weights, job.run.config.training.epochs) for job in jobs} == {("own.npz", 3)}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (("seeds = 2", "seedz = 2"), "unknown key 'seedz'; did you mean 'seeds'"),
+        (("seeds = 2", "seeds = 0"), "at least one arm and one seed"),
+        (('["fast", "slow"]', '["fast", "fats"]'), "a comparison is of two of its arms"),
+        (("seeds = 2", "seeds = "), "Invalid value"),
+    ],
+)
+def test_a_broken_study_is_one_line(change, message, tmp_path):
+    (tmp_path / "broken.toml").write_text(STUDY.replace(*change))
+    with pytest.raises(UserError, match=message) as caught:
+        read_study(str(tmp_path / "broken.toml"))
+    assert "\n" not in str(caught.value)
+
+
+def test_unknown_names_are_one_line():
+    with pytest.raises(UserError, match="unknown study 'ablaton'; did you mean 'ablation'"):
+        read_study("ablaton")
+    with pytest.raises(UserError, match="unknown arm 'ik_kd'; did you mean 'ig_kd'"):
+        plan(read_study("ablation"), Options("ablation", arms="ik_kd"))
+
+
+def test_a_kill_loses_no_row_and_repeats_none_and_collecting_moves_each_once(tmp_path):
+    write_tiny(tmp_path)
+    process = start(tmp_path, "--experiment", "pair.toml", "--workdir", "runs/studies")
+    deadline = time.monotonic() + 240
+    second = tmp_path / "runs/studies/pair/fast/0/distill"
+    while not list(second.glob("checkpoint-*.ckpt")) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    children = subprocess.run(["ps", "-o", "pid=", "--ppid", str(process.pid)], capture_output=True, text=True).stdout
+    for victim in (process.pid, *map(int, children.split())):
+        try:
+            os.kill(victim, signal.SIGKILL)
+        except ProcessLookupError:
+            continue
+    process.communicate()
+    before = rows(tmp_path)
+    assert "runs/studies/pair/slow/0" in before
+    assert len(before) < 4
+
+    # two calls at once, each with two processes: no run is done by both
+    calls = [start(tmp_path, "--experiment", "pair.toml", "--processes", "2") for _ in range(2)]
+    outputs = [call.communicate()[0] for call in calls]
+    assert [call.returncode for call in calls] == [0, 0], outputs
+    after = rows(tmp_path)
+    assert f"{len(before)} of 4 runs were finished before" in outputs[0]
+    assert len(after) == 4
+    logs = {name: (tmp_path / name / "run.log").read_text() for name in after}
+    assert all(text.count("done in") == 1 for text in logs.values())
+    assert {name: after[name] for name in before} == before  # time of writing included
+    assert "going on after epoch" in logs["runs/studies/pair/fast/0"]
+
+    assert "4 of 4 runs were finished before" in succeed(tmp_path, "--experiment", "pair.toml")
+    assert rows(tmp_path) == after
+
+    checkout = tmp_path / "checkout"
+    arguments = ("collect", "--into", checkout, "--models", "tiny")
+    assert "4 finished runs, 4 new" in succeed(tmp_path, *arguments)
+    table = read_rows(checkout / "experiments/results/pair.csv")
+    assert [(row["arm"], row["seed"], row["experiment"]) for row in table] == [
+        ("fast", "0", "faster"), ("slow", "0", "tiny"), ("fast", "1", "faster"), ("slow", "1", "tiny"),
+    ]  # fmt: skip
+    assert "4 finished runs, 0 new" in succeed(tmp_path, *arguments)
+    assert read_rows(checkout / "experiments/results/pair.csv") == table
+
+    # a saved student repeats its figure
+    saved = checkout / "saved_models/tiny/1"
+    manifest = read_manifest(saved)
+    verify_files(saved, manifest)
+    command = ["--experiment", "tiny.toml", "--seed", "1", "--workdir", str(saved), "--stages", "evaluate"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    subprocess.run([sys.executable, "-m", "tfigkd.run", *command], cwd=tmp_path, env=environment, check=True)
+    measured = read_manifest(saved / "evaluate")["results"]["student"]["accuracy"]
+    assert measured == pytest.approx(float(after["runs/studies/pair/slow/1"]["student_accuracy"]), abs=1e-12)
+
+
+def test_a_run_in_other_hands_is_left_to_them(tmp_path):
+    write_tiny(tmp_path)
+    with locked(tmp_path / "runs/studies/pair/slow/0/claim", wait=False):
+        output = succeed(tmp_path, "--experiment", "pair.toml", "--seeds", "1", "--arms", "slow")
+    assert "1 busy" in output
+    assert rows(tmp_path) == {}
+
+
+def test_a_smoke_run_is_never_collected(tmp_path):
+    for seed, smoke in ((0, "False"), (1, "True")):
+        folder = tmp_path / "pair/slow" / str(seed)
+        folder.mkdir(parents=True)
+        merge_rows(folder / "rows.csv", [row("slow", seed, 70) | {"smoke": smoke}])
+        (folder / "job.json").write_text('{"study": "pair", "arm": "slow", "size": "", "command": "none"}')
+    assert [line["seed"] for _, line in finished_runs(tmp_path)] == ["0"]
+
+
+def brought_run(folder, seed, **trained):
+    """A finished run of `slow`, as it comes from another machine whose data lay elsewhere."""
+    run = folder / "runs/studies/pair/slow" / str(seed)
+    (run / "distill").mkdir(parents=True)
+    merge_rows(run / "rows.csv", [row("slow", seed, 70)])
+    write_signed(run / "job.json", {"study": "pair", "arm": "slow", "size": "", "command": "none"})
+    config = to_mapping(read_experiment("kd")[1])
+    config["data"]["name"] = "/elsewhere/cifar10.npz"
+    (run / "config.json").write_text(json.dumps({"experiment": "slow", "seed": seed, "smoke": False, "config": config}))
+    (run / "distill/student.keras").write_text(f"student {seed}")
+    named = {"student.keras": checksum(run / "distill/student.keras")}
+    write_manifest(run / "distill", "1", files=named, **trained)
+    return run
+
+
+def test_a_row_without_its_label_is_said_to_be_passed_over(tmp_path, capsys):
+    runs = [brought_run(tmp_path, seed) for seed in range(3)]
+    for run in runs[1:]:
+        (run / "job.json").unlink()
+    assert [path for path, _ in finished_runs(tmp_path / "runs/studies")] == runs[:1]
+    assert capsys.readouterr().out.startswith("2 rows passed over, as no job.json beside them says of which study: ")
+
+
+def test_models_from_another_machine_are_collected_without_its_data(tmp_path, capsys):
+    teacher = tmp_path / "runs/teachers/2"
+    teacher.mkdir(parents=True)
+    (teacher / "teacher.keras").write_text("teacher")
+    write_manifest(teacher, "2", files={"teacher.keras": checksum(teacher / "teacher.keras")})
+    brought_run(tmp_path, 0, teacher="2")
+    (brought_run(tmp_path, 1, teacher="2") / "distill/student.keras").unlink()
+    places = {"workdir": tmp_path / "runs/studies", "teachers": teacher.parent, "into": tmp_path / "checkout"}
+    collect(collecting.Options(**places, models="slow"))
+    saved = tmp_path / "checkout/saved_models"
+    assert {str(path.relative_to(saved)) for path in saved.rglob("*.keras")} == {
+        "slow/0/student.keras", "teacher/teacher.keras",
+    }  # fmt: skip
+    assert len(read_rows(tmp_path / "checkout/experiments/results/pair.csv")) == 2
+    assert "slow, seed 1: passed over, its student is not in" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(2400)
+def test_smoke_of_all_arms_of_the_ablation(tmp_path, cifar10_dir):
+    arguments = ("--experiment", "ablation", "--smoke", "--processes", "2", "--data.dir", cifar10_dir)
+    output = succeed(tmp_path, *arguments, "--student.drop_blocks", "13", "--losses.at.student_layer", "block_04")
+    assert "14 done" in output
+
+
+def row(arm, seed, accuracy, *, size="", n_train="5000", study="pair"):
+    return {
+        "study": study, "experiment": arm, "arm": arm, "size": size, "seed": str(seed), "smoke": "False",
+        "student_accuracy": str(accuracy / 100), "n_train": n_train, "train_seconds": "60", "hardware": "a machine",
+        "commit": "0123456789ab", "versions": "python 3", "teacher_saw_validation": "True",
+    }  # fmt: skip
+
+
+def test_rows_are_merged_by_run_and_never_doubled(tmp_path):
+    path = tmp_path / "pair.csv"
+    assert merge_rows(path, [row("slow", 10, 70), row("slow", 9, 71)]) == 2
+    assert merge_rows(path, [row("slow", 9, 71)]) == 0
+    assert merge_rows(path, [row("fast", 9, 75), row("slow", 9, 72) | {"new": "column"}]) == 2
+    table = read_rows(path)
+    assert [(line["seed"], line["arm"], line["new"]) for line in table] == [
+        ("9", "fast", ""), ("9", "slow", "column"), ("10", "slow", ""),
+    ]  # fmt: skip
+
+
+def test_rows_of_two_protocols_are_not_averaged():
+    # the papers' Monte Carlo sample was such a mixture
+    with pytest.raises(UserError, match="runs of slow trained on 40000, 50000 examples"):
+        runs_of([row("slow", 0, 90, n_train="40000"), row("slow", 1, 92, n_train="50000")])
+
+
+@pytest.fixture
+def pair(tmp_path):
+    write_tiny(tmp_path)
+    return read_study(str(tmp_path / "pair.toml"))
+
+
+def test_the_table_crowns_nobody_inside_the_noise(pair):
+    near = [row("slow", seed, 70 + seed) for seed in range(3)] + [row("fast", seed, 70.5 + seed) for seed in range(3)]
+    table = "\n".join(arms_table(pair, near, []))
+    assert "**" not in table
+    assert "No winner: the highest mean, fast, cannot be told from slow." in table
+    far = near[:3] + [row("fast", seed, 90 + seed) for seed in range(3)]
+    assert "**fast**" in "\n".join(arms_table(pair, far, []))
+
+
+def test_one_run_an_arm_gives_no_statement(pair):
+    (one,) = compare(pair, runs_of([row("slow", 0, 70), row("fast", 0, 90)]))
+    assert math.isnan(one.adjusted)
+    assert "too few runs for a test" in sentences([one])
+
+
+def test_pairs_are_those_of_one_seed(pair):
+    runs = [row("slow", seed, 70 + 3 * seed) for seed in range(4)] + [
+        row("fast", s, 71 + 3 * s + s % 2) for s in (0, 1, 3)
+    ]
+    (one,) = compare(pair, runs_of(runs))
+    assert one.pairs.n == (3, 3)
+    assert one.pairs.difference == pytest.approx((1 + 2 + 2) / 3)
+    assert one.free.difference == pytest.approx((71 + 75 + 81) / 3 - 74.5)
+    assert one.adjusted == one.free.p  # a single comparison
+
+
+def test_the_papers_mean_stands_beside_rows_of_as_many_examples_only(pair):
+    study = read_study("ablation")
+    papers = read_rows(experiments_folder() / "results" / "papers.csv")
+    for n_train, shown in (("50000", True), ("45000", False)):
+        lines = arms_table(study, [row("ig_kd", 0, 92, n_train=n_train, study="ablation")], papers)
+        assert ("92.02 (0.34, 10)" in lines[2]) is shown
+
+
+def test_the_report_is_written_between_its_markers(tmp_path):
+    folder = tmp_path / "experiments"
+    (folder / "results").mkdir(parents=True)
+    (folder / "studies").mkdir()
+    (folder / "studies/pair.toml").write_text(STUDY)
+    lines = [row(arm, seed, mean + seed) for arm, mean in (("slow", 70), ("fast", 71)) for seed in range(2)]
+    merge_rows(folder / "results/pair.csv", lines)
+    (folder / "README.md").write_text(f"before\n{BEGIN}\nold\n{END}\nafter\n")
+    for _ in range(2):
+        succeed(tmp_path, "report", "--into", tmp_path)
+    text = (folder / "README.md").read_text()
+    assert text.startswith(f"before\n{BEGIN}\n")
+    assert text.endswith(f"{END}\nafter\n")
+    assert "\nold\n" not in text
+    assert "fast − slow" in text
+    assert "| slow | 2 | 70.50 | 0.71 |" in text
+    assert (folder / "results/pair.svg").is_file()
+    (folder / "README.md").write_text("no markers\n")
+    process = start(tmp_path, "report", "--into", tmp_path)
+    assert "expected the lines" in process.communicate()[0]

@@ -1,0 +1,126 @@
+"""The page of a study: its figures are those of the rows, and it says what is not known yet."""
+
+import json
+import re
+from html.parser import HTMLParser
+
+import pytest
+
+from tfigkd.config.experiment import experiments_folder
+from tfigkd.measure.statistics import summarize
+from tfigkd.study.__main__ import main
+from tfigkd.study.collect import merge_rows, read_rows
+from tfigkd.study.page import forest_chart, page
+from tfigkd.study.plan import Study, read_study
+from tfigkd.study.report import BEGIN, END
+from tfigkd.study.tables import compare, runs_of
+
+PAPERS = read_rows(experiments_folder() / "results" / "papers.csv")
+PAIR = Study(
+    "pair",
+    "two <b>arms</b>",
+    arms={"slow": "a.toml", "fast": "b.toml"},
+    seeds=3,
+    sizes={"2x": {}, "4x": {}},
+    comparisons=(("fast", "slow"),),
+)
+
+
+def row(arm, size, seed, accuracy):
+    parameters = {"2x": "5000", "4x": "2500"}[size]
+    return {
+        "study": "pair", "experiment": arm, "arm": arm, "size": size, "seed": str(seed), "smoke": "False",
+        "student_accuracy": str(accuracy / 100), "student_parameters": parameters, "n_train": "500",
+        "train_seconds": "60", "hardware": "a <machine>", "commit": "0123456789ab", "versions": "python 3",
+        "command": f"python -m tfigkd.study --experiment pair --arms {arm}",
+    }  # fmt: skip
+
+
+ROWS = [
+    row(arm, size, seed, mean + spread * seed)
+    for arm, size, mean, spread in (("slow", "2x", 70, 1), ("fast", "2x", 80, 0.5), ("slow", "4x", 60, 1))
+    for seed in range(3)
+] + [row("fast", "4x", 0, 61.5)]
+
+
+def data_of(text, name):
+    """Traces of a figure, by their names."""
+    content = json.loads(re.search(rf'id="{name}-data">(.*?)</script>', text)[1])
+    return {trace.get("name"): trace for trace in content["data"]}
+
+
+def words(text):
+    """The page's text, without scripts and style."""
+    kept = re.sub(r"<(script|style)\b.*?</\1>", " ", text, flags=re.DOTALL)
+    found = []
+    reader = HTMLParser()
+    reader.handle_data = found.append
+    reader.feed(kept)
+    return " ".join(" ".join(found).split())
+
+
+@pytest.fixture(scope="module")
+def text():
+    return page(PAIR, ROWS, PAPERS)
+
+
+def test_equal_rows_give_an_equal_page_that_loads_nothing(text):
+    assert page(PAIR, ROWS, PAPERS) == text
+    assert not re.search(r'\b(?:src|href)="(?!#|data:)', text)
+    assert "two <b>arms</b>." in words(text) and "a <machine>" in words(text)
+
+
+def test_dots_are_the_rows_and_marks_their_means(text):
+    arms = data_of(text, "arms")
+    dots = list(zip(arms["one run"]["y"], arms["one run"]["x"], strict=True))
+    assert sorted(dots) == sorted((f"{one['arm']} {one['size']}", 100 * float(one["student_accuracy"])) for one in ROWS)
+    means = dict(zip(arms["mean, 95 % interval"]["y"], arms["mean, 95 % interval"]["x"], strict=True))
+    assert means == pytest.approx({"slow 2x": 71, "fast 2x": 80.5, "slow 4x": 61, "fast 4x": 61.5})
+    halves = arms["mean, 95 % interval"]["error_x"]["array"]
+    summary = summarize([70, 71, 72])
+    assert halves[0] == pytest.approx(summary.high - summary.mean)
+    assert halves[3] == 0  # a single run
+    assert "61.50 % (n = 1)" in text
+    sizes = data_of(text, "size")
+    assert sizes["fast"]["x"] == [2500, 5000] and sizes["fast"]["y"] == pytest.approx([61.5, 80.5])
+
+
+def test_the_forest_has_tested_comparisons_only(text):
+    (marks,) = data_of(text, "forest").values()
+    (one, single) = compare(PAIR, runs_of(ROWS))
+    assert marks["y"] == ["fast − slow, 2x"] and marks["x"] == pytest.approx([9.5])
+    assert marks["error_x"]["array"] == pytest.approx([one.free.high - 9.5])
+    assert marks["marker"]["symbol"] == ["circle"] and one.adjusted < 0.05
+    assert forest_chart([single]) is None
+    assert "too few runs for a test" in words(text)
+
+
+def test_what_is_left_is_counted(text):
+    assert "10 of 12" in words(text)
+    assert "2 of 12 runs. The same command goes on with what is left." in words(text)
+    assert "python -m tfigkd.study --experiment pair" in words(text)
+    assert "Nothing: every planned run has its row." in words(page(PAIR, [*ROWS, *ROWS[-1:] * 2], []))
+
+
+def test_figures_of_the_papers_are_named_as_theirs():
+    text = page(read_study("ablation"), [], PAPERS)
+    assert "No run of ours has a row yet." in words(text)
+    assert "Not measured here." in words(text)
+    means = data_of(text, "published-arms")["mean, 95 % interval"]
+    row = next(one for one in PAPERS if one["study"] == "ablation" and one["arm"] == "ig_kd")
+    assert dict(zip(means["y"], means["x"], strict=True))["ig_kd"] == pytest.approx(float(row["mean"]), abs=0.01)
+
+
+def test_the_command_writes_a_page_of_each_study_that_is_known_of(tmp_path):
+    folder = tmp_path / "experiments"
+    (folder / "results").mkdir(parents=True)
+    (folder / "studies").mkdir()
+    for name in ("pair", "empty"):
+        (folder / f"studies/{name}.toml").write_text(
+            'description = "x"\n[sizes]\n"2x" = {}\n"4x" = {}\n[arms]\nslow = "a.toml"\nfast = "b.toml"\n'
+        )
+    merge_rows(folder / "results/pair.csv", ROWS)
+    (folder / "README.md").write_text(f"{BEGIN}\n{END}\n")
+    assert main(["report", "--into", str(tmp_path)]) == 0
+    assert [path.parent.name for path in (tmp_path / "runs/studies").glob("*/report.html")] == ["pair"]
+    assert "<title>Study: pair</title>" in (tmp_path / "runs/studies/pair/report.html").read_text(encoding="utf-8")

@@ -1,0 +1,181 @@
+"""Every loss inside the Distiller: taps, projectors, cached and live teachers, one student pass a step."""
+
+import itertools
+
+import keras
+import numpy as np
+import pytest
+
+from tfigkd import models
+from tfigkd.losses import DIST, DKD, FSP, LOSSES, RKD, AttentionTransfer, Hint, IGMatching, KLDivergence
+from tfigkd.training.distiller import Distiller
+
+RNG = np.random.default_rng(0)
+IMAGES = RNG.random((16, 8, 8, 3)).astype(np.float32)
+LABELS = RNG.integers(0, 10, 16)
+MAPS = RNG.random((16, 8, 8)).astype(np.float32)
+
+CASES = {
+    "kd": KLDivergence(4.0, standardize=True),
+    "dkd": DKD(),
+    "dist": DIST(),
+    "rkd": RKD(),
+    "at": AttentionTransfer("block_01", "block_02"),
+    "fsp": FSP(("block_00", "block_01"), ("block_00", "block_01")),
+    "hint": Hint("block_01", "block_04"),
+    "ig_match": IGMatching(grid=4),
+}
+
+
+def network(drop_blocks, seed=0):
+    keras.utils.set_random_seed(seed)
+    return models.mobilenet_v2(10, drop_blocks, input_shape=(8, 8, 3), width=0.25)
+
+
+@pytest.fixture(scope="module")
+def teacher():
+    return network(14, seed=1)
+
+
+def distiller(losses, teacher=None, **options):
+    losses = {name: type(loss).from_config(loss.get_config()) for name, loss in losses.items()}
+    model = Distiller(network(16), losses=losses, loss_weights=dict.fromkeys(losses, 0.5), teacher=teacher, **options)
+    model.compile(keras.optimizers.SGD(0.01), metrics=["accuracy"], jit_compile=False)
+    return model
+
+
+def test_every_loss_has_a_case():
+    assert set(CASES) == set(LOSSES)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_each_loss_trains_with_a_live_teacher_and_its_gradient_reaches_the_student(name, teacher):
+    model, plain = distiller({name: CASES[name]}, teacher), distiller({}, teacher)
+    targets = {"label": LABELS, "teacher_map": MAPS}
+    logs = model.train_on_batch(IMAGES, targets, return_dict=True)
+    plain.train_on_batch(IMAGES, targets)
+    assert np.isfinite(logs[f"{name}_loss"])
+    factor = 0.5 if name == "kd" else 1.0
+    np.testing.assert_allclose(logs["loss"], factor * logs["hard_loss"] + 0.5 * logs[f"{name}_loss"], rtol=1e-4)
+    pairs = zip(model.student.get_weights(), plain.student.get_weights(), strict=True)
+    assert any(not np.array_equal(a, b) for a, b in pairs)
+
+
+def test_all_losses_together_run_the_student_once_a_step(teacher):
+    model = distiller({name: loss for name, loss in CASES.items() if name != "ig_match"}, teacher)
+    passes = []
+    original = keras.layers.Conv2D.call
+    stem = model.student.get_layer("block_00_conv") if _has(model.student, "block_00_conv") else None
+    stem = stem or next(layer for layer in model.student.layers if isinstance(layer, keras.layers.Conv2D))
+
+    def counted(self, *arguments, **options):
+        passes.extend([1] if self is stem else [])
+        return original(self, *arguments, **options)
+
+    keras.layers.Conv2D.call = counted
+    try:
+        model.compute_terms(keras.ops.convert_to_tensor(IMAGES), {"label": LABELS}, training=True)
+    finally:
+        keras.layers.Conv2D.call = original
+    assert sum(passes) == 1
+
+
+def _has(model, name):
+    return any(layer.name == name for layer in model.layers)
+
+
+def test_cached_features_need_no_teacher_and_equal_the_live_ones(teacher):
+    losses = {"kd": CASES["kd"], "at": CASES["at"]}
+    tapped = keras.Model(teacher.input, [teacher.output, teacher.get_layer("block_02").output])
+    logits, features = tapped.predict(IMAGES, verbose=0)
+    cached = {"label": LABELS, "teacher_logits": logits, "teacher_features": {"block_02": features}}
+    a, b = distiller(losses, teacher), distiller(losses)
+    left = a.train_on_batch(IMAGES, LABELS, return_dict=True)
+    right = b.train_on_batch(IMAGES, cached, return_dict=True)
+    for name, value in left.items():
+        np.testing.assert_allclose(value, right[name], rtol=1e-4)
+
+
+def test_the_live_teacher_sees_the_view_it_is_given(teacher):
+    model = distiller({"kd": KLDivergence()}, teacher)
+    overlaid = np.clip(IMAGES + 0.3, 0, 1)
+    seen, _ = model.compute_terms(overlaid, {"label": LABELS, "teacher_inputs": IMAGES}, training=False)
+    cached, _ = model.compute_terms(
+        overlaid, {"label": LABELS, "teacher_logits": teacher(IMAGES, training=False)}, training=False
+    )
+    np.testing.assert_allclose(float(seen["kd_loss"]), float(cached["kd_loss"]), rtol=1e-5)
+
+
+def test_the_projector_is_trained_saved_and_no_part_of_the_student(teacher, tmp_path):
+    model = distiller({"hint": CASES["hint"]}, teacher)
+    (projector,) = model.projectors
+    before = projector.get_weights()[0].copy()
+    model.train_on_batch(IMAGES, LABELS)
+    assert (projector.get_weights()[0] != before).any()
+    assert len(model.trainable_variables) == len(model.student.trainable_variables) + 2
+    model.save(tmp_path / "d.keras")
+    loaded = keras.saving.load_model(tmp_path / "d.keras")
+    np.testing.assert_array_equal(loaded.projectors[0].get_weights()[0], projector.get_weights()[0])
+
+
+def test_save_load_and_go_on_gives_the_same_numbers(teacher, tmp_path):
+    straight, broken = (distiller({"kd": KLDivergence()}, teacher) for _ in range(2))
+    for model in (straight, broken):
+        model.fit(IMAGES, LABELS, batch_size=8, epochs=1, shuffle=False, verbose=0)
+    broken.save(tmp_path / "d.keras")
+    loaded = keras.saving.load_model(tmp_path / "d.keras")
+    loaded.attach_teacher(teacher)
+    for model in (straight, loaded):
+        model.fit(IMAGES, LABELS, batch_size=8, epochs=2, shuffle=False, verbose=0)
+    for a, b in zip(straight.student.get_weights(), loaded.student.get_weights(), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-6)
+
+
+def test_mixed_precision_trains(teacher):
+    before = keras.config.dtype_policy()
+    keras.config.set_dtype_policy("mixed_bfloat16")
+    try:
+        model = distiller({"kd": KLDivergence(), "at": CASES["at"]}, teacher)
+    finally:
+        keras.config.set_dtype_policy(before)
+    assert model.student.get_layer("block_01").compute_dtype == "bfloat16"
+    first = model.train_on_batch(IMAGES, LABELS, return_dict=True)
+    for _ in range(10):
+        last = model.train_on_batch(IMAGES, LABELS, return_dict=True)
+    assert np.isfinite(last["loss"])
+    assert last["hard_loss"] < first["hard_loss"]
+
+
+@pytest.mark.parametrize(
+    ("losses", "message"),
+    [
+        ({"at": AttentionTransfer("block_99", "block_02")}, "student .* has no layer 'block_99'"),
+        ({"at": AttentionTransfer("block_01", "blok_02")}, "teacher .* has no layer 'blok_02'; its nearest: block_02"),
+    ],
+)
+def test_an_unknown_tap_is_refused_at_construction(losses, message, teacher):
+    with pytest.raises(ValueError, match=message):
+        distiller(losses, teacher)
+
+
+def test_missing_knowledge_is_named():
+    for name, key in (("at", "teacher_features"), ("dkd", "teacher_logits"), ("ig_match", "teacher_map")):
+        with pytest.raises(ValueError, match=key):
+            distiller({name: CASES[name]}).train_on_batch(IMAGES, LABELS)
+
+
+def test_negative_weights_are_refused():
+    with pytest.raises(ValueError, match="no weight negative"):
+        Distiller(network(16), losses={"dkd": DKD()}, loss_weights={"dkd": -1.0})
+
+
+def test_pairs_of_losses_do_not_disturb_each_other(teacher):
+    """The value of a term does not depend on which other terms are there."""
+    alone = {}
+    for name in ("kd", "dkd", "at", "rkd"):
+        terms, _ = distiller({name: CASES[name]}, teacher).compute_terms(IMAGES, LABELS, training=False)
+        alone[name] = float(terms[f"{name}_loss"])
+    for pair in itertools.combinations(alone, 2):
+        terms, _ = distiller({n: CASES[n] for n in pair}, teacher).compute_terms(IMAGES, LABELS, training=False)
+        for name in pair:
+            np.testing.assert_allclose(float(terms[f"{name}_loss"]), alone[name], rtol=1e-5)

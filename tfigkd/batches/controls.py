@@ -1,0 +1,73 @@
+"""Placebo arms: the same treatment without the information, to tell what the information did.
+
+The store is never falsified: a control permutes or replaces what was read from it, by a seed that stands in the
+config and so in every manifest and row. An arm and its placebo differ in nothing else.
+"""
+
+from dataclasses import replace
+
+import numpy as np
+
+from tfigkd.batches.stream import Knowledge
+from tfigkd.config.fields import ControlConfig
+
+ITERATIONS = 20
+
+
+def derangement(count: int, seed: int) -> np.ndarray:
+    """A random permutation of `count` >= 2 places that leaves nothing where it was (a cyclic shift in random order).
+
+    Raises:
+        ValueError: fewer than two places.
+    """
+    if count < 2:
+        raise ValueError(f"a derangement needs at least 2 examples, got {count}")
+    order = np.random.default_rng(seed).permutation(count)
+    result = np.empty(count, np.int64)
+    result[order] = np.roll(order, 1)
+    return result
+
+
+def surrogate_noise(maps: np.ndarray, seed: int) -> np.ndarray:
+    """Noise with each map's own pixel values and, nearly, its own power spectrum; where they lie is left to chance.
+
+    The iterated amplitude-adjusted surrogates of Schreiber and Schmitz (1996, doi:10.1103/PhysRevLett.77.635): the
+    spectrum and the values are imposed in turn, the values last. So an overlay of the noise dims a picture exactly as
+    much as one of the map does.
+
+    Args:
+        maps: uint8 [N,H,W].
+        seed: Of the noise that it begins with.
+
+    Returns:
+        uint8 [N,H,W], each with the values of its map in another order; a constant map stays as it is.
+    """
+    generator = np.random.default_rng(seed)
+    result = np.empty_like(maps)
+    for index, one in enumerate(maps):
+        amplitudes, values = np.abs(np.fft.rfft2(one)), np.sort(one, axis=None)
+        noise = generator.permutation(one.ravel()).reshape(one.shape).astype(np.float64)
+        for _ in range(ITERATIONS):
+            phases = np.exp(1j * np.angle(np.fft.rfft2(noise)))
+            mixed = np.fft.irfft2(amplitudes * phases, s=one.shape)
+            noise.flat[np.argsort(mixed, axis=None, kind="stable")] = values
+        result[index] = noise
+    return result
+
+
+def shuffle_views(views: np.ndarray, config: ControlConfig) -> np.ndarray:
+    """Stored views [N,K,C], permuted across images where the control says so."""
+    return views[derangement(len(views), config.seed)] if config.logits == "shuffled" else views
+
+
+def apply_control(knowledge: Knowledge, config: ControlConfig) -> Knowledge:
+    """What a control arm is given in place of the teacher's knowledge; the knowledge itself without a control."""
+    if config.maps == "shuffled":
+        order = derangement(len(knowledge.maps), config.seed)
+        fields = {name: getattr(knowledge, name)[order] for name in ("maps", "scales", "errors", "usable")}
+        knowledge = replace(knowledge, **fields)
+    elif config.maps == "noise":
+        knowledge = replace(knowledge, maps=surrogate_noise(knowledge.maps, config.seed))
+    if config.logits == "shuffled":
+        knowledge = replace(knowledge, logits=knowledge.logits[derangement(len(knowledge.logits), config.seed)])
+    return knowledge

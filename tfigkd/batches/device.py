@@ -1,0 +1,42 @@
+"""Batches made on JAX's device: pixels and maps lie there once, and a step is sent indices and draws alone."""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from tfigkd.batches.augment import augmented, overlay
+
+
+def on_device(
+    pixels: np.ndarray, padding: int, dim_only: bool, border: str = "zeros"
+) -> Callable[..., tuple[Any, Any, Any]]:
+    """`augmented` images of a data set that lies on the device.
+
+    The draws come from the host, so a batch is that of the other backends. One compiled function crops, flips and
+    overlays; it runs ahead of the training step, as all work on the device does.
+
+    Args:
+        pixels: uint8 [N,H,W,3], or [N,H,W,4] with the maps.
+        padding: Pixels that the geometry reaches beyond the images.
+        dim_only: Dim in place of an overlay (a control).
+        border: As for `gather`.
+
+    Returns:
+        A function of indices [B], rows [B,H], columns [B,W] and exponents [B] or None, to JAX arrays.
+    """
+    import jax
+    import jax.numpy as jnp
+
+    def lay(images: Any, maps: Any, exponents: Any) -> Any:
+        # every image is overlaid and some are kept: a compiled function has no batches of changing size
+        laid = exponents > 0
+        changed = images * 0.5 if dim_only else overlay(images, maps, jnp.where(laid, exponents, 1))
+        return jnp.where(laid[:, None, None, None], changed, images)
+
+    @jax.jit
+    def made(resident: Any, chosen: Any, rows: Any, columns: Any, exponents: Any) -> tuple[Any, Any, Any]:
+        return augmented(resident[chosen], rows, columns, exponents, padding=padding, lay=lay, border=border)
+
+    return functools.partial(made, jax.device_put(pixels))

@@ -1,0 +1,184 @@
+"""The stream of training batches: examples, and what the teacher knows of them, augmented together."""
+
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import keras
+import numpy as np
+
+from tfigkd.batches.augment import (
+    ORDER,
+    VIEW,
+    augmented,
+    example_keys,
+    geometry,
+    mix,
+    mixup_shares,
+    move_coarse,
+    overlay_exponents,
+    overlay_some,
+    uniform,
+)
+from tfigkd.batches.device import on_device
+from tfigkd.config.fields import AugmentConfig, OverlayConfig
+from tfigkd.data import Examples
+
+
+@dataclass(frozen=True)
+class Knowledge:
+    """What an overlay store says of N examples, in the order of those examples.
+
+    Attributes:
+        logits: The teacher's, float32 [N,C], of the unaugmented image.
+        maps: uint8 [N,H,W], each scaled by its own maximum.
+        scales: That maximum, float32 [N], in logits.
+        errors: Completeness errors, float32 [N].
+        usable: bool [N], false for maps over the completeness gate.
+    """
+
+    logits: np.ndarray
+    maps: np.ndarray
+    scales: np.ndarray
+    errors: np.ndarray
+    usable: np.ndarray
+
+
+@dataclass(frozen=True)
+class StoredAttention:
+    """The teacher's stored attention maps of N examples, in the order of those examples.
+
+    Attributes:
+        tap: The teacher's layer.
+        maps: float16 [N,K,h,w], of K views, or with K = 1 of the unaugmented image.
+        moved: Whether the map of the unaugmented image is cropped and flipped with it; otherwise each image is moved as
+            one of the K views.
+    """
+
+    tap: str
+    maps: np.ndarray
+    moved: bool
+
+
+Batch = tuple[Any, dict[str, Any]]
+
+
+def _on_host(
+    pixels: np.ndarray, padding: int, dim_only: bool, border: str = "zeros"
+) -> Callable[..., tuple[np.ndarray, np.ndarray, Any]]:
+    """`augmented` images of a data set, from indices and draws; `device.py` does the same on JAX's device."""
+
+    def lay(images: np.ndarray, maps: np.ndarray, exponents: np.ndarray) -> np.ndarray:
+        return overlay_some(images, None if dim_only else maps, exponents)
+
+    def make(chosen: np.ndarray, rows: np.ndarray, columns: np.ndarray, exponents: np.ndarray | None) -> tuple:
+        return augmented(pixels[chosen], rows, columns, exponents, padding=padding, lay=lay, border=border)
+
+    return make
+
+
+def training_batches(
+    examples: Examples,
+    *,
+    augment: AugmentConfig,
+    batch_size: int,
+    seed: int,
+    knowledge: Knowledge | None = None,
+    overlay: OverlayConfig | None = None,
+    views: np.ndarray | None = None,
+    attention: StoredAttention | None = None,
+    view_seed: int = 0,
+    wanted: Collection[str] = ("teacher_logits",),
+    dim_only: bool = False,
+    swap_inputs: bool = False,
+    mixup: float = 0.0,
+    num_classes: int | None = None,
+) -> Callable[[int], Iterator[Batch]]:
+    """Endless shuffled, augmented batches, from the epoch on that the returned function is given.
+
+    Image and map are one array of four channels until the crop and flip are done, so they cannot come apart.
+
+    Args:
+        examples: What to train on; with `knowledge`, in the same order.
+        augment: Crop and flip.
+        batch_size: Examples a batch; the last batch of an epoch may be smaller.
+        seed: The run's seed; draws depend on it, the epoch and the example's id only.
+        knowledge: Where maps and logits come from.
+        overlay: Overlays maps where its probability is above 0; needs `knowledge`.
+        views: The teacher's logits of K stored views, [N,K,C]; each image is then moved as one of them, and the
+            targets hold the logits of that view.
+        attention: The teacher's stored attention maps; they come as `"teacher_features"`, by their tap.
+        view_seed: The seed that the stored views were drawn with.
+        wanted: What the losses compare: `"teacher_logits"` and `"teacher_map"`, where there is knowledge, and
+            `"teacher_inputs"`, the image as the student sees it but without the overlay.
+        dim_only: Dim the images that would carry an overlay and add no map (a control).
+        swap_inputs: `"teacher_inputs"` are those of the next example of the batch (a control); a batch of one is left.
+        mixup: Mix each image with another of its batch by a share from Beta(mixup, mixup). `"label_probabilities"`
+            [B,C] are then the mixed labels, `"label"` is that of the larger share, and teacher inputs are mixed alike.
+        num_classes: C, needed with `mixup`.
+
+    Returns:
+        A function from first epoch to an iterator of (images float32 [B,H,W,3], {"label": int32 [B], ...}). On JAX
+        the pixels lie on its device, and images, maps and teacher inputs are made there.
+    """
+    keys = example_keys(examples.ids)
+    overlaid = knowledge is not None and overlay is not None and overlay.probability > 0
+    mapped = knowledge is not None and (overlaid or "teacher_map" in wanted)
+    pixels = examples.images
+    if mapped:
+        assert knowledge is not None
+        pixels = np.concatenate([pixels, knowledge.maps[..., None]], axis=-1)
+    labels = examples.labels.astype(np.int32)
+    per_view = views
+    if per_view is None and attention is not None and not attention.moved:
+        per_view = attention.maps
+
+    side = pixels.shape[1], pixels.shape[2]
+    make = (on_device if keras.backend.backend() == "jax" else _on_host)(
+        pixels, augment.crop_padding, dim_only, augment.crop_border
+    )
+
+    def batch(chosen: np.ndarray, epoch: int) -> Batch:
+        targets: dict[str, Any] = {"label": labels[chosen]}
+        drawn: dict[str, Any] = {"seed": seed, "epoch": epoch}
+        if per_view is not None:
+            draws = uniform(keys[chosen], seed=seed, epoch=epoch, purpose=VIEW)
+            view = (draws * per_view.shape[1]).astype(np.int64)
+            drawn = {"seed": view_seed, "epoch": view}
+        exponents = None
+        if overlaid:
+            assert knowledge is not None and overlay is not None
+            usable = knowledge.usable[chosen]
+            exponents = overlay_exponents(usable, keys[chosen], overlay, seed=seed, epoch=epoch)
+        where = geometry(keys[chosen], side, augment, **drawn)
+        clean, images, maps = make(chosen, *where, exponents)
+        if views is not None:
+            targets["teacher_logits"] = views[chosen, view].astype(np.float32)
+        if attention is not None and attention.moved:
+            coarse = move_coarse(attention.maps[chosen, 0], side, keys[chosen], augment, **drawn)
+            targets["teacher_features"] = {attention.tap: coarse}
+        elif attention is not None:
+            targets["teacher_features"] = {attention.tap: attention.maps[chosen, view].astype(np.float32)}
+        if knowledge is not None and "teacher_logits" in wanted:
+            targets["teacher_logits"] = knowledge.logits[chosen]
+        if mapped and "teacher_map" in wanted:
+            targets["teacher_map"] = maps
+        if mixup:
+            shares = mixup_shares(keys[chosen], mixup, seed=seed, epoch=epoch)
+            clean, images = mix(clean, shares), mix(images, shares)
+            hot = np.eye(num_classes, dtype=np.float32)[labels[chosen]]
+            targets["label_probabilities"] = shares[:, None] * hot + (1 - shares[:, None]) * hot[::-1]
+            targets["label"] = np.where(shares >= 0.5, labels[chosen], labels[chosen][::-1])
+        if "teacher_inputs" in wanted and (overlaid or swap_inputs):
+            order = np.roll(np.arange(len(chosen)), 1)
+            targets["teacher_inputs"] = clean[order] if swap_inputs else clean
+        return images, targets
+
+    def stream(epoch: int) -> Iterator[Batch]:
+        while True:
+            order = np.argsort(uniform(keys, seed=seed, epoch=epoch, purpose=ORDER), kind="stable")
+            for start in range(0, len(order), batch_size):
+                yield batch(order[start : start + batch_size], epoch)
+            epoch += 1
+
+    return stream

@@ -1,0 +1,1 @@
+"""The fields of an experiment, reading them from TOML and the command line."""

@@ -1,0 +1,211 @@
+"""One experiment: the whole `Config`, read from a TOML file, overridden by dotted names, shrunk for a smoke run.
+
+Only `stages/`, `study/`, `search/` and the commands import this module; everything below them takes its own table of
+fields from `fields.py` and its neighbors.
+"""
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from tfigkd.config.compress_fields import CompressConfig
+from tfigkd.config.fields import (
+    AttributionConfig,
+    AugmentConfig,
+    ControlConfig,
+    DataConfig,
+    ExportConfig,
+    OverlayConfig,
+    StudentConfig,
+    TeacherConfig,
+    TrainingConfig,
+    ViewConfig,
+)
+from tfigkd.config.loss_fields import LossesConfig, require
+from tfigkd.config.measure_fields import BenchmarkConfig, EvaluationConfig, LedgerConfig, TensorBoardConfig
+from tfigkd.config.reading import closest, from_mapping, read_toml
+from tfigkd.runtime.errors import UserError
+
+MIXUP = (
+    "training.mixup must be 0 with what is stored of single images; view.kind = live gives the teacher's logits of the "
+    "mixed ones"
+)
+
+
+@dataclass(frozen=True)
+class Config:
+    """One experiment, whole."""
+
+    description: str = ""
+    """One line for --list."""
+    data: DataConfig = field(default_factory=DataConfig)
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    teacher: TeacherConfig = field(default_factory=TeacherConfig)
+    student: StudentConfig = field(default_factory=StudentConfig)
+    attribution: AttributionConfig = field(default_factory=AttributionConfig)
+    overlay: OverlayConfig = field(default_factory=OverlayConfig)
+    control: ControlConfig = field(default_factory=ControlConfig)
+    view: ViewConfig = field(default_factory=ViewConfig)
+    losses: LossesConfig = field(default_factory=LossesConfig)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+    ledger: LedgerConfig = field(default_factory=LedgerConfig)
+    tensorboard: TensorBoardConfig = field(default_factory=TensorBoardConfig)
+    compress: CompressConfig = field(default_factory=CompressConfig)
+    export: ExportConfig = field(default_factory=ExportConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    benchmark: BenchmarkConfig = field(default_factory=BenchmarkConfig)
+
+    def __post_init__(self) -> None:
+        require(not (self.training.mixup and self.needs_single_images), MIXUP, self.training.mixup)
+        several = self.student.init == "teacher" and self.teacher.count > 1
+        require(not several, "student.init = teacher needs a single teacher, got teacher.count", self.teacher.count)
+        if self.student.init == "teacher":
+            for name in ("model", "width", "dropout", "normalization"):
+                given, unset, theirs = (getattr(one, name) for one in (self.student, StudentConfig(), self.teacher))
+                message = f"student.init = teacher takes the teacher's {name}, got student.{name}"
+                require(given in (unset, theirs), message, given)
+        taught = self.compress.teacher == "student" or self.needs_teacher
+        require(taught, "compress.teacher = teacher needs an experiment with a teacher", self.compress.teacher)
+
+    @property
+    def needs_single_images(self) -> bool:
+        """Whether a loss compares with what is stored of single images; maps that are only overlaid do not count."""
+        active = self.losses.active().keys()
+        of_logits = self.view.kind == "plain" and bool({"kd", "dkd", "dist", "rkd"} & active)
+        return "ig_match" in active or of_logits or self.needs_views or self.needs_attention
+
+    @property
+    def needs_live_teacher(self) -> bool:
+        """Whether the teacher runs in every step."""
+        active = self.losses.active()
+        stored = {"at"} if self.needs_attention else set()
+        of_features = {"at", "fsp", "hint"} & active.keys() - stored
+        relations = "rkd" in active and self.losses.rkd.student_layer
+        of_outputs = active.keys() - stored - {"ig_match"}
+        return bool(of_features or relations or (self.view.kind == "live" and of_outputs))
+
+    @property
+    def needs_store(self) -> bool:
+        """Whether the student's training reads the overlay store."""
+        active = self.losses.active().keys()
+        of_logits = bool(active & {"kd", "dkd", "dist", "rkd"}) and self.view.kind == "plain"
+        return self.overlay.probability > 0 or "ig_match" in active or of_logits
+
+    @property
+    def needs_views(self) -> bool:
+        """Whether the student's training reads stored views."""
+        return self.view.kind == "views" and bool({"kd", "dkd", "dist", "rkd"} & self.losses.active().keys())
+
+    @property
+    def needs_attention(self) -> bool:
+        """Whether the student's training reads stored attention maps."""
+        return "at" in self.losses.active() and self.view.attention != "live"
+
+    @property
+    def needs_stored(self) -> bool:
+        """Whether the student's training reads anything stored of the teacher."""
+        return self.needs_store or self.needs_views or self.needs_attention
+
+    @property
+    def needs_teacher(self) -> bool:
+        """Whether the student learns anything from a teacher."""
+        return self.needs_stored or self.needs_live_teacher or self.student.init == "teacher"
+
+
+def fine_tuning(config: Config) -> Config:
+    """The experiment as stage `compress` trains it: with the losses, batches and teacher of `[compress]`."""
+    own = config.compress.teacher == "student"
+    return replace(
+        config,
+        losses=config.compress.losses,
+        training=replace(config.training, batch_size=config.compress.batch_size, label_smoothing=0.0),
+        view=replace(config.view, kind="live", attention="live") if own else config.view,
+        control=replace(config.control, logits="own") if own else config.control,
+        compress=CompressConfig(),
+    )
+
+
+def trainings(config: Config) -> tuple[Config, ...]:
+    """The experiment as each of its stages trains a student: once, or twice where the student is compressed."""
+    return (config,) if config.compress.method == "none" else (config, fine_tuning(config))
+
+
+def to_mapping(config: Config) -> dict[str, Any]:
+    """The resolved config as nested plain values, ready for JSON."""
+    return json.loads(json.dumps(dataclasses.asdict(config)))  # as it reads back: lists, no tuples
+
+
+def override(config: Config, changes: Mapping[str, Any]) -> Config:
+    """The config with dotted fields replaced, e.g. `{"losses.kd.temperature": 4.0}`."""
+    nested: dict[str, Any] = {}
+    for dotted, value in changes.items():
+        *tables, last = dotted.split(".")
+        table = nested
+        for name in tables:
+            table = table.setdefault(name, {})
+        table[last] = value
+    return from_mapping(Config, nested, base=config)
+
+
+def smoke(config: Config) -> Config:
+    """The same experiment, shrunk to a few steps of a small slice; the code path is the same."""
+    limit = min(config.data.limit or 128, 128)
+    return override(
+        config,
+        {
+            "data.limit": limit,
+            "teacher.training.epochs": 1,
+            "teacher.training.batch_size": 32,
+            "teacher.training.warmup_epochs": 0.0,
+            "training.epochs": 2,
+            "training.batch_size": 32,
+            "training.warmup_epochs": 0.0,
+            "attribution.max_steps": min(config.attribution.max_steps, 16),
+            "attribution.shard_size": 64,
+            "compress.steps": 4,
+            "compress.batch_size": 16,
+            # a few steps leave logits that are nearly equal, so the top class of an int8 file is a matter of chance
+            "export.min_int8_agreement": 0.0,
+            "export.calibration_examples": 32,
+            "evaluation.attribution_examples": 8,
+            "benchmark.runs": 20,
+            "benchmark.warmup": 2,
+        },
+    )
+
+
+def experiments_folder() -> Path:
+    """Where the shipped experiments lie: in the package when installed, beside it in a checkout."""
+    here = Path(__file__).resolve().parents[1]
+    return next(path for path in (here / "experiments", here.parent / "experiments") if path.is_dir())
+
+
+def read_experiment(name_or_file: str) -> tuple[str, Config]:
+    """Read an experiment by its shipped name or from a TOML file.
+
+    Returns:
+        The experiment's name (the file's stem) and its config.
+
+    Raises:
+        UserError: no such experiment, malformed TOML, unknown keys, wrong types, or more than one level of `base`.
+    """
+    folder = experiments_folder()
+    path = Path(name_or_file) if name_or_file.endswith(".toml") else folder / f"{name_or_file}.toml"
+    if not path.is_file():
+        known = [file.stem for file in folder.glob("*.toml")]
+        raise UserError(f"unknown experiment {name_or_file!r}; {closest(name_or_file, known)} (or a .toml file)")
+    table = read_toml(path, "experiment")
+    config = Config()
+    base = table.pop("base", None)
+    if base is not None:
+        if not isinstance(base, str):
+            raise UserError(f"experiment {path}: base must be the name of an experiment, got {base!r}")
+        beside = path.parent / f"{base}.toml"
+        parent = read_toml(beside if beside.is_file() else folder / f"{base}.toml", "experiment")
+        if "base" in parent:
+            raise UserError(f"experiment {path}: base {base!r} has a base itself; one level is the most")
+        config = from_mapping(Config, parent)
+    return path.stem, from_mapping(Config, table, base=config)

@@ -1,0 +1,328 @@
+"""Every field of an experiment: frozen dataclasses with defaults, units and ranges. The defaults are the papers'."""
+
+from dataclasses import dataclass, field
+from typing import Literal, get_args
+
+from tfigkd.config.loss_fields import late, require, require_seed, revised
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Where the examples come from and which of them train."""
+
+    name: str = "cifar10"
+    """A tfds name, "digits" (embedded), the path of an .npz file or of an image folder."""
+    dir: str | None = None
+    """Prepared tfds directory; without it TFDS_DATA_DIR, then tfds's own default."""
+    image_size: int | None = None
+    """Height and width in pixels after resizing; the source's own size when not given."""
+    limit: int | None = None
+    """Keep only the first examples of each split, by id."""
+    train_split: Literal["train", "train+validation"] = "train"
+    """What trains: train without the held-out validation tenth, or all of it (for final figures)."""
+    train_fraction: float = 1.0
+    """Share of each class of what trains that the student gets; the teacher, validation and test keep everything."""
+    subset_seed: int = 0
+    """Seed of that share, drawn by id; --seed does not move it."""
+    stored: Literal["all", "training"] = "all"
+    """What the stores cover: train and validation, so that every subset shares them, or what the student trains on."""
+
+    def __post_init__(self) -> None:
+        require(self.limit is None or self.limit > 0, "data.limit must be positive", self.limit)
+        require(0 < self.train_fraction <= 1, "data.train_fraction must be in (0, 1]", self.train_fraction)
+        require_seed(self.subset_seed, "data.subset_seed")
+        require(
+            self.image_size is None or self.image_size > 0,
+            "data.image_size must be positive",
+            self.image_size,
+        )
+
+
+@dataclass(frozen=True)
+class AugmentConfig:
+    """Random geometry, drawn once per (seed, epoch, id) and applied to image and map alike."""
+
+    crop_padding: int = 4
+    """Zero padding in pixels before a random crop of the original size; 0 switches cropping off."""
+    flip: bool = True
+    """Flip left to right with probability one half."""
+    flip_order: Literal["random", "alternate"] = late("random")
+    """random: a draw in each epoch; alternate: in exactly every other epoch, a random half of the images first."""
+    crop_border: Literal["zeros", "reflect"] = late("zeros")
+    """What comes in at the border of a crop: zeros, or the image mirrored at its edge."""
+
+    def __post_init__(self) -> None:
+        require(self.crop_padding >= 0, "augment.crop_padding must not be negative", self.crop_padding)
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """How a network is trained. The defaults are the papers' recipe."""
+
+    epochs: int = 100
+    """Passes over the training split; the last epoch's weights are the result."""
+    batch_size: int = 64
+    """Examples a step; the last batch of an epoch may be smaller."""
+    optimizer: Literal["adam", "adamw", "sgd", "muon"] = "adam"
+    """Adam, AdamW, SGD with Nesterov momentum, or Muon for kernels of convolutions and hidden dense layers with AdamW
+    for all else."""
+    learning_rate: float = 1e-3
+    """The peak learning rate."""
+    momentum: float = 0.9
+    """Momentum of SGD; Adam ignores it."""
+    weight_decay: float = 0.0
+    """Decoupled weight decay (AdamW, SGD) of kernels; biases and normalization are left alone."""
+    weight_decay_form: Literal["decoupled", "coupled"] = late("decoupled")
+    """decoupled: shrinks kernels by learning rate times weight decay; coupled: added to the gradient of every weight,
+    biases and normalization included, as in PyTorch's SGD."""
+    bias_factor: float = late(1.0)
+    """Learning rate of the biases of normalization layers as a multiple of the others'; their coupled weight decay is
+    divided by it (airbench: 64)."""
+    schedule: Literal["constant", "cosine", "triangular"] = "constant"
+    """Learning rate over the steps after warm-up; triangular: linear from schedule_start up to the peak and down to
+    schedule_end."""
+    schedule_start: float = late(0.2)
+    """First learning rate of the triangular schedule, as a share of the peak."""
+    schedule_peak: float = late(0.23)
+    """Where the triangular schedule has its peak, as a share of all steps."""
+    schedule_end: float = late(0.07)
+    """Last learning rate of the triangular schedule, as a share of the peak."""
+    warmup_epochs: float = 0.0
+    """Linear warm-up from zero, in epochs."""
+    label_smoothing: float = 0.0
+    """Share of the hard label's mass spread evenly over the classes."""
+    ema: float | None = revised(None, 2)
+    """Decay, such as 0.999, of a moving average of the weights over the steps; its last value, with batch-normalization
+    statistics of its own, is then the result. In step n the decay is at most (1 + n) / (10 + n)."""
+    lookahead: int = late(0)
+    """Every so many steps the weights are set to their slow average, which is the result (Zhang et al. 2019, arXiv
+    1907.08610; airbench: 5); 0 switches it off."""
+    lookahead_decay: float = late(0.95)
+    """Decay a step of the slow average at the end; before, times the cube of the share of steps done."""
+    mixup: float = late(0.0)
+    """Mix each image with another of its batch by a share drawn from Beta(mixup, mixup), labels alike; 1 draws it
+    uniformly; 0 switches it off. A live teacher sees the very same mixed image (Zhang et al. 2017, arXiv 1710.09412;
+    Beyer et al. 2021, arXiv 2106.05237)."""
+    precision: Literal["float32", "mixed_bfloat16", "mixed_float16", "auto"] = late("float32")
+    """What the layers compute in while training; weights, logits and saved models are float32. auto: mixed_bfloat16
+    where a short measurement finds this network's training step faster in it, else float32; the choice is written to
+    the run's precision.json, and holds for every start of that run."""
+
+    def __post_init__(self) -> None:
+        require(self.epochs > 0, "training.epochs must be positive", self.epochs)
+        require(self.batch_size > 0, "training.batch_size must be positive", self.batch_size)
+        require(self.learning_rate > 0, "training.learning_rate must be positive", self.learning_rate)
+        require(0 <= self.momentum < 1, "training.momentum must be in [0, 1)", self.momentum)
+        require(self.weight_decay >= 0, "training.weight_decay must not be negative", self.weight_decay)
+        require(self.warmup_epochs >= 0, "training.warmup_epochs must not be negative", self.warmup_epochs)
+        require(0 <= self.label_smoothing < 1, "training.label_smoothing must be in [0, 1)", self.label_smoothing)
+        require(self.ema is None or 0 < self.ema < 1, "training.ema must be in (0, 1)", self.ema)
+        for name in ("schedule_start", "schedule_peak", "schedule_end"):
+            value = getattr(self, name)
+            require(0 <= value <= 1, f"training.{name} must be in [0, 1]", value)
+        require(self.bias_factor > 0, "training.bias_factor must be positive", self.bias_factor)
+        require(self.lookahead >= 0, "training.lookahead must not be negative", self.lookahead)
+        decay = self.lookahead_decay
+        require(0 <= decay < 1, "training.lookahead_decay must be in [0, 1)", decay)
+        require(not (self.lookahead and self.ema), "training.lookahead must be 0 with training.ema", self.lookahead)
+        require(self.mixup >= 0, "training.mixup must not be negative", self.mixup)
+        warm = self.schedule == "triangular" and self.warmup_epochs > 0
+        require(not warm, "training.warmup_epochs must be 0 with the triangular schedule", self.warmup_epochs)
+        plain = self.weight_decay_form == "decoupled" or self.optimizer == "sgd"
+        require(plain, "training.weight_decay_form must be decoupled but for sgd", self.weight_decay_form)
+
+
+@dataclass(frozen=True)
+class NetworkConfig:
+    """An architecture by name, or the user's own model."""
+
+    model: str = "mobilenet_v2"
+    """mobilenet_v2, resnet20, resnet32, resnet44, resnet56, convnet, or the path of a .keras file."""
+    drop_blocks: int = 0
+    """How many of MobileNet-V2's 19 feature blocks are dropped from the end."""
+    width: float = 1.0
+    """Multiplies MobileNet-V2's channels."""
+    dropout: float | None = None
+    """Dropout before the classifier; not given: 0.2 for the whole MobileNet-V2, none for a truncated one."""
+    normalization: Literal["none", "cifar10", "imagenet"] = "none"
+    """Input normalization inside the model, by the mean and deviation of that data set."""
+    widths: tuple[int, ...] = late((64, 256, 256))
+    """Channels of each block of convnet."""
+    depth: int = late(2)
+    """Convolutions a block of convnet; with three or more the block has a shortcut."""
+
+    def __post_init__(self) -> None:
+        require(0 <= self.drop_blocks < 19, "drop_blocks must be in 0..18", self.drop_blocks)
+        require(self.width > 0, "width must be positive", self.width)
+        require(self.dropout is None or 0 <= self.dropout < 1, "dropout must be in [0, 1)", self.dropout)
+        wide = len(self.widths) > 0 and min(self.widths) > 0
+        require(wide, "widths must be positive", self.widths)
+        require(self.depth > 0, "depth must be positive", self.depth)
+
+
+@dataclass(frozen=True)
+class TeacherConfig(NetworkConfig):
+    """The large network, trained once and shared by every arm and seed."""
+
+    normalization: Literal["none", "cifar10", "imagenet"] = "cifar10"
+    """Input normalization inside the model, by the mean and deviation of that data set."""
+    weights: str | None = None
+    """Published PyTorch weights (.npz) to load; the teacher is then not trained. A bare name is looked for in the
+    folder $TFIGKD_WEIGHTS_DIR as well."""
+    train: bool = True
+    """Train the teacher; false takes a .keras model as it is."""
+    seed: int = 0
+    """Seed of the teacher's own training; --seed moves only the student."""
+    count: int = 1
+    """Teachers trained with the seeds from `seed` on; several teach together, as one model that averages logits."""
+    weighting: Literal["mean", "confidence"] = "mean"
+    """Several teachers count alike, or image by image by their confidence (negative entropy)."""
+    training: TrainingConfig = field(
+        default_factory=lambda: TrainingConfig(
+            batch_size=128,
+            optimizer="sgd",
+            learning_rate=0.1,
+            weight_decay=5e-3,  # decoupled; PyTorch's 5e-4 inside a momentum of 0.9
+            schedule="cosine",
+            warmup_epochs=5,
+        )
+    )
+    """The teacher's recipe."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_seed(self.seed, "teacher.seed")
+        own = self.model.endswith(".keras")
+        require(
+            self.train or own or self.weights is not None,
+            "teacher.train = false needs teacher.weights or a .keras teacher.model",
+            self.model,
+        )
+        require(self.count > 0, "teacher.count must be at least 1", self.count)
+        require(
+            self.count == 1 or (self.train and self.weights is None),
+            "teacher.count above 1 trains its teachers; models that are there are joined by models.ensemble into one "
+            ".keras file for teacher.model",
+            self.count,
+        )
+
+
+@dataclass(frozen=True)
+class StudentConfig(NetworkConfig):
+    """The small network: as in the papers, the teacher's architecture without its last five blocks."""
+
+    drop_blocks: int = 5
+    """How many of MobileNet-V2's 19 feature blocks are dropped from the end."""
+    init: Literal["random", "teacher"] = "random"
+    """Initial weights; "teacher" copies the teacher's own first blocks (and its normalization)."""
+
+
+@dataclass(frozen=True)
+class AttributionConfig:
+    """How Integrated Gradients maps of the teacher are computed."""
+
+    baseline: Literal["black", "mean", "blur"] = "black"
+    """Where the path starts: black, the training split's mean color, or the blurred image."""
+    rule: Literal["gauss_legendre", "midpoint", "trapezoid", "left", "right", "nested"] = "midpoint"
+    """Quadrature rule along the path."""
+    n_steps: int | None = None
+    """A fixed number of steps; not given: as many as the tolerance asks for."""
+    tolerance: float = 0.05
+    """Completeness error above which a map is recomputed with more steps, and at last never overlaid."""
+    max_steps: int = 128
+    """Most steps for one image."""
+    batch_size: int = 128
+    """Gradient evaluations at once; bounds the memory and nothing else."""
+    shard_size: int = 512
+    """Examples a shard of the overlay store; an interrupted store loses at most one."""
+
+    def __post_init__(self) -> None:
+        require(self.n_steps is None or self.n_steps > 0, "attribution.n_steps must be positive", self.n_steps)
+        require(self.tolerance > 0, "attribution.tolerance must be positive", self.tolerance)
+        require(self.max_steps > 0, "attribution.max_steps must be positive", self.max_steps)
+        require(self.batch_size > 0, "attribution.batch_size must be positive", self.batch_size)
+        require(self.shard_size > 0, "attribution.shard_size must be positive", self.shard_size)
+
+
+@dataclass(frozen=True)
+class OverlayConfig:
+    """How maps are laid over training images: 0.5 image + 0.5 map ** s, s log-uniform."""
+
+    probability: float = 0.0
+    """Share of training images that carry an overlay (the papers' p = 0.1); 0 switches it off."""
+    min_exponent: float = 1.0
+    """Smallest exponent s."""
+    max_exponent: float = 2.0
+    """Largest exponent s."""
+
+    def __post_init__(self) -> None:
+        require(0 <= self.probability <= 1, "overlay.probability must be in [0, 1]", self.probability)
+        ordered = 0 < self.min_exponent <= self.max_exponent
+        require(ordered, "overlay exponents must be 0 < min <= max", (self.min_exponent, self.max_exponent))
+
+
+@dataclass(frozen=True)
+class ControlConfig:
+    """Placebo arms: the same treatment without the information."""
+
+    maps: Literal["own", "shuffled", "noise", "none"] = "own"
+    """own; shuffled across images; noise with each map's pixel values and power spectrum; none: no map, dimmed as by an
+    overlay."""
+    logits: Literal["own", "shuffled"] = "own"
+    """own; shuffled across images. With view.kind live, all that the live teacher says is shuffled within the batch."""
+    seed: int = 77
+    """Seed of the permutation or the noise."""
+
+    def __post_init__(self) -> None:
+        require_seed(self.seed, "control.seed")
+
+
+@dataclass(frozen=True)
+class ViewConfig:
+    """Which view of an image the teacher's logits and features are of."""
+
+    kind: Literal["plain", "views", "live"] = "plain"
+    """plain: the stored logits of the unaugmented image, as the papers intend; views: stored logits of K fixed crops
+    and flips, one of which the student gets; live: the teacher runs on the student's own crop and flip, never on the
+    overlay. Losses of features take the live teacher, attention transfer where `attention` says so."""
+    attention: Literal["live", "views", "moved"] = "live"
+    """Where attention transfer takes the teacher's maps from. live: the teacher runs in every step; views: stored of
+    the K views; moved: stored of the unaugmented image, cropped and flipped with it, which is close but not the same
+    (experiments/README.md has the difference)."""
+    views: int = 16
+    """K, stored views an image."""
+    seed: int = 0
+    """Seed of the stored views; it belongs to the teacher, not to the student."""
+
+    def __post_init__(self) -> None:
+        require(self.views > 0, "view.views must be positive", self.views)
+        fits = self.attention != "views" or self.kind == "views"
+        require(fits, "view.attention = views needs the student's images to be those: view.kind = views", self.kind)
+        require_seed(self.seed, "view.seed")
+
+
+Format = Literal["float32", "float16", "dynamic", "int8", "int16x8"]
+FORMATS: tuple[Format, ...] = get_args(Format)
+
+
+@dataclass(frozen=True)
+class ExportConfig:
+    """LiteRT files and the bounds inside which they must say what the student says."""
+
+    formats: tuple[Format, ...] = ("float32", "int8")
+    """Which files are written: float32; float16 weights; dynamic: int8 weights, float activations; int8 throughout;
+    int16x8: int8 weights, int16 activations."""
+    calibration_examples: int = 256
+    """Validation images that calibrate int8 and int16x8."""
+    max_float32_difference: float = 1e-3
+    """Largest difference of a float32 logit, relative to the largest logit, on validation."""
+    max_float16_difference: float = 2e-2
+    """The same of a file with float16 weights."""
+    min_int8_agreement: float = 0.9
+    """Smallest share of validation images with the same top-1 class; of files with int8 weights."""
+
+    def __post_init__(self) -> None:
+        once = 0 < len(self.formats) == len({*self.formats})
+        require(once, "export.formats must name at least one format, each once", self.formats)
+        positive = self.calibration_examples > 0
+        require(positive, "export.calibration_examples must be positive", self.calibration_examples)

@@ -1,0 +1,131 @@
+"""Read the command line: the options of a command, and the fields of an experiment by their dotted names."""
+
+import contextlib
+import io
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Annotated, Any, TypeVar
+
+import tyro
+
+from tfigkd.config.experiment import Config, to_mapping
+from tfigkd.config.reading import closest, dotted_names, value_at
+from tfigkd.runtime.errors import UserError
+
+T = TypeVar("T")
+
+SHORT = {"--data": "--data.name", "--data-dir": "--data.dir", "--image-size": "--data.image_size"}
+"""Options that other commands have, for the field of an experiment."""
+
+
+def read_options(cls: type[T], arguments: Sequence[str], *, prog: str, default: T | None = None) -> tuple[T, list[str]]:
+    """Read the options of a command.
+
+    Args:
+        cls: A dataclass of options; its docstrings are the help.
+        arguments: Of the command line; `--help` prints the help and exits.
+        prog: Name of the command, for the help.
+        default: Values of what is not given.
+
+    Returns:
+        The options, and the arguments that are none of them.
+
+    Raises:
+        UserError: a value is missing, of the wrong type or not among the choices.
+    """
+    said = io.StringIO()
+    try:
+        with contextlib.ExitStack() as stack:
+            if not {"-h", "--help"} & {*arguments}:  # a usage error becomes one line
+                stack.enter_context(contextlib.redirect_stdout(said))
+                stack.enter_context(contextlib.redirect_stderr(said))
+            given: dict[str, Any] = {} if default is None else {"default": default}
+            return tyro.cli(
+                cls, prog=prog, args=list(arguments), return_unknown_args=True, use_underscores=True, **given
+            )
+    except SystemExit as stop:
+        if not stop.code:
+            raise
+        # a box of title, rule, message, rule, help text: the message is what a single line has room for
+        title, *parts = re.split(r"[─-]{20,}", re.sub(r"[╭╮╰╯│]", " ", said.getvalue()))
+        message = next((part for part in parts if part.split()), title)
+        raise UserError(" ".join(message.split())) from None
+
+
+def read_all_options(cls: type[T], arguments: Sequence[str], *, prog: str) -> T:
+    """Read the options of a command that takes nothing else.
+
+    Raises:
+        UserError: as `read_options`, and an argument is unknown.
+    """
+    options, unknown = read_options(cls, arguments, prog=prog)
+    if unknown:
+        known = [name for name in vars(options)]
+        near = closest(unknown[0].lstrip("-").replace("-", "_"), known)
+        hint = near.replace("_", "-") if near.startswith("did you mean") else "--help shows what there is"
+        raise UserError(f"unknown argument {unknown[0]!r}; {hint}")
+    return options
+
+
+@dataclass(frozen=True)
+class _Fields:
+    config: Annotated[Config, tyro.conf.arg(name="")] = field(default_factory=Config)
+
+
+def with_flags(config: Config, flags: Sequence[str], prog: str) -> Config:
+    """Return the config with fields replaced as on the command line, such as `["--training.epochs", "30"]`.
+
+    Raises:
+        UserError: a flag is no field, or a value is of the wrong type or out of range.
+    """
+    if not flags:
+        return config
+    read, unknown = read_options(_Fields, plain_flags(flags, config), prog=prog, default=_Fields(config))
+    refuse_unknown(unknown, flags, config)
+    return read.config
+
+
+def refuse_unknown(unknown: Sequence[str], arguments: Sequence[str], config: Config) -> None:
+    """Refuse arguments that are neither options nor fields, with the closest field.
+
+    Raises:
+        UserError: there is one.
+    """
+    if unknown:
+        # a switch that is given a value comes back as the value alone
+        whole = next((one for one in arguments if one == unknown[0] or one.endswith(f"={unknown[0]}")), unknown[0])
+        near = closest(whole.removeprefix("--"), dotted_names(to_mapping(config)))
+        hint = near if near.startswith("did you mean") else "--help shows them all"
+        raise UserError(f"unknown argument {whole!r}; {hint}")
+
+
+def plain_flags(arguments: Sequence[str], config: Config) -> list[str]:
+    """Return arguments as tyro takes them.
+
+    A switch that is given true or false, as in TOML, becomes `--a.b` or `--a.no_b`; `SHORT` options become fields.
+    """
+    values = to_mapping(config)
+    known = {name for name in dotted_names(values) if isinstance(value_at(values, name), bool)}
+    said: list[str] = []
+    for argument in arguments:
+        flag, equals, value = argument.partition("=")
+        if not equals and said and argument.lower() in ("true", "false") and said[-1].removeprefix("--") in known:
+            flag, value = said.pop(), argument
+        name = flag.removeprefix("--")
+        if name in known and value.lower() in ("true", "false"):
+            table, _, last = name.rpartition(".")
+            said.append(flag if value.lower() == "true" else f"--{table}.no_{last}")
+        else:
+            said.append(SHORT.get(flag, flag) + equals + value if flag in SHORT else argument)
+    return said
+
+
+def first_value(arguments: Sequence[str], flag: str) -> str:
+    """Return the value of a flag, or nothing, before the real parse, which needs the experiment's fields."""
+    for position, argument in enumerate(arguments):
+        if argument.startswith(f"{flag}="):
+            return argument.partition("=")[2]
+        if argument == flag and position + 1 < len(arguments) and not arguments[position + 1].startswith("--"):
+            return arguments[position + 1]
+    return ""

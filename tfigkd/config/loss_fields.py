@@ -1,0 +1,158 @@
+"""The fields of `[losses.NAME]`: every term beside the hard label, its weight and its settings."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from tfigkd.runtime.errors import UserError
+
+
+def late(default: Any) -> Any:
+    """Return a dataclass field that came with a later version: at its default it is left out of fingerprints."""
+    return field(default=default, metadata={"late": True})
+
+
+def revised(default: Any, revision: int) -> Any:
+    """Return a dataclass field whose other values mean something new: fingerprints hold the revision beside them."""
+    return field(default=default, metadata={"revision": revision})
+
+
+def require(condition: bool, what: str, value: Any) -> None:
+    """Refuse a value that is out of range, in one line."""
+    if not condition:
+        raise UserError(f"config: {what}, got {value!r}")
+
+
+def require_seed(seed: int, name: str) -> None:
+    """Refuse a seed that NumPy and Keras would refuse hours later."""
+    require(0 <= seed < 2**32, f"{name} must be in 0..4294967295", seed)
+
+
+@dataclass(frozen=True)
+class LossConfig:
+    """A term beside the hard label."""
+
+    weight: float = 0.0
+    """Weight of the term; 0 switches it off."""
+
+    def __post_init__(self) -> None:
+        require(self.weight >= 0, "the weight of a loss must not be negative", self.weight)
+        for name in ("temperature", "grid"):
+            value = getattr(self, name, 1)
+            require(value is None or value > 0, f"the {name} of a loss must be positive", value)
+
+
+@dataclass(frozen=True)
+class KDConfig(LossConfig):
+    """Knowledge distillation from softened logits (Hinton et al. 2015, arXiv 1503.02531)."""
+
+    weight: float = 0.0
+    """Weight of the term (the papers' alpha), at most 1; the hard label's weight is 1 minus this."""
+    temperature: float = 2.5
+    """Temperature T of teacher and student; the term is multiplied by T squared."""
+    standardize: bool = False
+    """Divide the logits of each example by their deviation (Sun et al. 2024, arXiv 2403.01427)."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(self.weight <= 1, "losses.kd.weight must be in [0, 1]", self.weight)
+
+
+@dataclass(frozen=True)
+class DKDConfig(LossConfig):
+    """Decoupled distillation (Zhao et al. 2022, arXiv 2203.08679). Start: weight 1."""
+
+    alpha: float = 1.0
+    """Weight of the target class's part."""
+    beta: float = 2.0
+    """Weight of the other classes' part."""
+    temperature: float = 4.0
+    """Temperature of teacher and student."""
+    standardize: bool = False
+    """Divide the logits of each example by their deviation."""
+
+
+@dataclass(frozen=True)
+class DISTConfig(LossConfig):
+    """Correlation of teacher and student (Huang et al. 2022, arXiv 2205.10536). Start: weight 1."""
+
+    temperature: float = 4.0
+    """Temperature of teacher and student."""
+    inter: float = 2.0
+    """Weight of the correlation over the classes of an example."""
+    intra: float = 2.0
+    """Weight of the correlation over the examples of a class."""
+    rank: float = 0.0
+    """Weight of the correlation of soft ranks."""
+
+
+@dataclass(frozen=True)
+class RKDConfig(LossConfig):
+    """Relations between examples (Park et al. 2019, arXiv 1904.05068). Start: weight 1."""
+
+    student_layer: str | None = None
+    """Tap of the student; the logits when not given."""
+    teacher_layer: str | None = None
+    """Tap of the teacher; the logits when not given."""
+    distance: float = 25.0
+    """Weight of the distances."""
+    angle: float = 50.0
+    """Weight of the angles."""
+
+
+@dataclass(frozen=True)
+class ATConfig(LossConfig):
+    """Attention transfer (Zagoruyko, Komodakis 2017, arXiv 1612.03928). Usual weight 1000; the papers' 0.8 is inert."""
+
+    student_layer: str = "block_09"
+    """Tap of the student."""
+    teacher_layer: str = "block_09"
+    """Tap of the teacher."""
+
+
+@dataclass(frozen=True)
+class FSPConfig(LossConfig):
+    """Flow between two layers (Yim et al. 2017). The two taps of teacher and student have the same channels."""
+
+    student_layer: tuple[str, str] = ("block_04", "block_09")
+    """Taps of the student."""
+    teacher_layer: tuple[str, str] = ("block_04", "block_09")
+    """Taps of the teacher."""
+
+
+@dataclass(frozen=True)
+class HintConfig(LossConfig):
+    """Features through a projector that is trained along (Romero et al. 2015, arXiv 1412.6550). Start: weight 100."""
+
+    student_layer: str = "block_09"
+    """Tap of the student."""
+    teacher_layer: str = "block_09"
+    """Tap of the teacher."""
+
+
+@dataclass(frozen=True)
+class IGMatchConfig(LossConfig):
+    """The student's input gradient against the teacher's IG map. Start: weight 0.2 to 5."""
+
+    times_input: bool = True
+    """Multiply the gradient by the image, which suits maps from a black baseline."""
+    grid: int | None = 8
+    """Rows and columns of the grid on which maps are compared; none: pixel by pixel."""
+
+
+@dataclass(frozen=True)
+class LossesConfig:
+    """The terms beside the hard label."""
+
+    kd: KDConfig = field(default_factory=KDConfig)
+    dkd: DKDConfig = field(default_factory=DKDConfig)
+    dist: DISTConfig = field(default_factory=DISTConfig)
+    rkd: RKDConfig = field(default_factory=RKDConfig)
+    at: ATConfig = field(default_factory=ATConfig)
+    fsp: FSPConfig = field(default_factory=FSPConfig)
+    hint: HintConfig = field(default_factory=HintConfig)
+    ig_match: IGMatchConfig = field(default_factory=IGMatchConfig)
+
+    def active(self) -> dict[str, LossConfig]:
+        """Name to config of the terms with a weight."""
+        terms = {name: getattr(self, name) for name in self.__dataclass_fields__}
+        return {name: term for name, term in terms.items() if term.weight > 0}

@@ -1,0 +1,140 @@
+"""What an experiment is: read from TOML, strict about names and types, overridden by dotted names.
+
+The fields themselves are in `fields.py` and `loss_fields.py`. An experiment is one TOML file with at most one level of
+`base = "other"`. Any field can be overridden by its dotted name, on the command line (`--losses.kd.temperature 4`) and
+by `override()`.
+"""
+
+import dataclasses
+import difflib
+import re
+import tomllib
+import types
+import typing
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal
+
+from tfigkd.runtime.errors import UserError
+
+MAX_TOML = 2**20
+
+
+def dotted_names(mapping: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """Names of all values of nested tables, such as losses.kd.weight."""
+    names = []
+    for key, value in mapping.items():
+        names += dotted_names(value, f"{prefix}{key}.") if isinstance(value, dict) else [f"{prefix}{key}"]
+    return names
+
+
+def value_at(mapping: Mapping[str, Any], dotted: str) -> Any:
+    """The value of nested tables that a dotted name leads to.
+
+    Raises:
+        KeyError: it leads to none.
+    """
+    value: Any = mapping
+    for name in dotted.split("."):
+        if not isinstance(value, dict) or name not in value:
+            raise KeyError(dotted)
+        value = value[name]
+    return value
+
+
+def differences(left: Mapping[str, Any], right: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """Dotted names of the fields in which two config mappings differ."""
+    names = []
+    for key in sorted({*left, *right}):
+        a, b = left.get(key), right.get(key)
+        if isinstance(a, Mapping) and isinstance(b, Mapping):
+            names += differences(a, b, f"{prefix}{key}.")
+        elif a != b:
+            names.append(f"{prefix}{key}")
+    return names
+
+
+def closest(name: str, known: Iterable[str]) -> str:
+    """A hint for a mistyped name, or all the names there are; of dotted ones the tables."""
+    known = sorted(known)
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    if near:
+        return f"did you mean {near[0]!r}?"
+    tables = dict.fromkeys(re.sub(r"\..*", ".*", one) for one in known)
+    return f"known: {', '.join(tables)}"
+
+
+def _convert(value: Any, expected: Any, where: str, what: str) -> Any:
+    """Check one value against its annotation; an integer is welcome where a float is expected."""
+    if dataclasses.is_dataclass(expected):
+        if not isinstance(value, Mapping):
+            raise UserError(f"{what}: {where} is a table, got {value!r}")
+        return from_mapping(typing.cast(type, expected), value, where, what=what)
+    origin = typing.get_origin(expected)
+    if expected is Any:
+        return value
+    if origin is dict:
+        if not isinstance(value, Mapping):
+            raise UserError(f"{what}: {where} is a table, got {value!r}")
+        member = typing.get_args(expected)[1]
+        return {key: _convert(item, member, f"{where}.{key}", what) for key, item in value.items()}
+    if origin is tuple:
+        members = typing.get_args(expected)
+        if members[-1] is Ellipsis and isinstance(value, list | tuple):
+            members = (members[0],) * len(value)
+        if not isinstance(value, list | tuple) or len(value) != len(members):
+            raise UserError(f"{what}: {where} must be a list{_length(members)}, got {value!r}")
+        return tuple(_convert(item, member, where, what) for item, member in zip(value, members, strict=True))
+    if origin is Literal:
+        if value not in typing.get_args(expected):
+            choices = ", ".join(map(repr, typing.get_args(expected)))
+            raise UserError(f"{what}: {where} must be one of {choices}, got {value!r}")
+        return value
+    options = typing.get_args(expected) if origin in (types.UnionType, typing.Union) else (expected,)
+    if type(value) in options:
+        return value
+    if float in options and type(value) is int:
+        return float(value)
+    wanted = " or ".join(option.__name__ for option in options if option is not type(None))
+    raise UserError(f"{what}: {where} must be of type {wanted}, got {value!r} ({type(value).__name__})")
+
+
+def _length(members: tuple) -> str:
+    return "" if members[-1] is Ellipsis else f" of {len(members)}"
+
+
+def from_mapping(cls: type, mapping: Mapping[str, Any], where: str = "", base: Any = None, what: str = "config") -> Any:
+    """Build a config dataclass from nested plain values, over `base` where one is given.
+
+    Raises:
+        UserError: an unknown key (with the closest known one), a wrong type or a value out of range.
+    """
+    hints = typing.get_type_hints(cls)
+    start = base if base is not None else cls()
+    changes: dict[str, Any] = {}
+    for key, value in mapping.items():
+        dotted = f"{where}.{key}" if where else key
+        if key not in hints:
+            raise UserError(f"{what}: unknown field {dotted!r}; {closest(key, hints)}")
+        current = getattr(start, key)
+        if dataclasses.is_dataclass(current) and isinstance(value, Mapping):
+            changes[key] = from_mapping(type(current), value, dotted, current, what)
+        else:
+            changes[key] = _convert(value, hints[key], dotted, what)
+    return replace(start, **changes)
+
+
+def read_toml(path: Path, what: str) -> dict[str, Any]:
+    """The table of a TOML file.
+
+    Raises:
+        UserError: it cannot be read, is too large or is malformed, as one that was half written is.
+    """
+    try:
+        if path.stat().st_size > MAX_TOML:
+            raise UserError(f"{what} {path}: it is larger than {MAX_TOML >> 20} MiB, which no {what} is")
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise UserError(f"{what} {path}: {reason}; mend the file") from error

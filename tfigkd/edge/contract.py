@@ -1,0 +1,90 @@
+"""The contract of an exported file, written beside it: what goes in, what comes out, what the classes are called.
+
+`student.int8.tflite` has its contract in `student.int8.json`. Nothing here needs TensorFlow.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tfigkd.edge.litert import open_classifier, trial
+from tfigkd.runtime.errors import UserError
+from tfigkd.runtime.files import checksum, read_signed, write_signed
+
+
+def contract_path(model: Path) -> Path:
+    """Where the contract of a .tflite file lies."""
+    return model.with_suffix(".json")
+
+
+def write_contract(path: Path, class_names: Sequence[str] | None, **about: Any) -> None:
+    """Write the contract of a file that is complete.
+
+    Args:
+        path: The .tflite file.
+        class_names: In the order of the logits, where they are known.
+        about: What else is known of the file; plain JSON values.
+    """
+    interpreter = open_classifier(path)
+    source, sink = interpreter.get_input_details()[0], interpreter.get_output_details()[0]
+    content = {
+        "file": path.name,
+        "sha256": checksum(path),
+        **about,
+        "input": _tensor(source)
+        | {"layout": "NHWC", "colors": "RGB" if source["shape"][-1] == 3 else "gray", "range": [0.0, 1.0]}
+        | {"means": "pixel / 255"},
+        "output": _tensor(sink) | {"means": "logits"},
+        "class_names": None if class_names is None else list(class_names),
+    }
+    write_signed(contract_path(path), content)
+
+
+def _tensor(details: Mapping[str, Any]) -> dict[str, Any]:
+    scale, zero_point = details["quantization"]
+    tensor = {"shape": [int(size) for size in details["shape"]], "dtype": np.dtype(details["dtype"]).name}
+    if scale:
+        tensor["quantization"] = {
+            "scale": float(scale),
+            "zero_point": int(zero_point),
+            "means": "integer = round(value / scale) + zero_point",
+        }
+    return tensor
+
+
+def read_contract(path: Path) -> dict[str, Any] | None:
+    """The contract of a .tflite file, or None where there is none beside it.
+
+    Raises:
+        UserError: the contract is damaged, or the file is not the one that it describes.
+    """
+    beside, remedy = contract_path(path), "delete it or export anew"
+    try:
+        content = read_signed(beside, remedy, names=("sha256", "class_names"), unsigned=True)
+    except FileNotFoundError:
+        return None
+    if not path.is_file():
+        raise UserError(f"no file {path}; give the path of a .tflite file")
+    if checksum(path) != content["sha256"]:
+        raise UserError(f"{path} is not the file that {beside} describes: its checksum differs; export it anew")
+    names = content["class_names"]
+    if names is not None and not (isinstance(names, list) and all(isinstance(name, str) for name in names)):
+        raise UserError(f"{beside} has no list of class_names; {remedy}")
+    return content
+
+
+def admit(path: Path) -> dict[str, Any] | None:
+    """The contract of a .tflite file that is safe to open: it is the file of its contract, or a trial went well.
+
+    One damaged file in a thousand ends the process that opens it, so a file that nothing vouches for is opened and run
+    by a child process first.
+
+    Raises:
+        UserError: the file or its contract is damaged, or the file is not the one that the contract describes.
+    """
+    contract = read_contract(path)
+    if contract is None and path.is_file():
+        trial(path)
+    return contract

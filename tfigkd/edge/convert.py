@@ -1,0 +1,135 @@
+"""Keras models converted to LiteRT, in five formats."""
+
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import keras
+import numpy as np
+
+from tfigkd.config.fields import FORMATS, Format
+from tfigkd.data import to_model_input
+from tfigkd.data.pictures import one_line
+from tfigkd.edge.litert import float_operations, float_tensors
+from tfigkd.runtime.errors import UserError
+from tfigkd.runtime.quiet import quiet_stderr
+
+CALIBRATED: tuple[Format, ...] = ("int8", "int16x8")
+
+
+def convert(model: keras.Model, format: Format, calibration: np.ndarray | None = None) -> bytes:
+    """Convert a Keras image classifier to a LiteRT file with a batch of one.
+
+    Args:
+        model: float32 [B,H,W,C] in [0,1] to logits [B,K], of Keras 3 or tf_keras. Where it carries fake quantization
+            its learned ranges count, and int8 needs no calibration.
+        format: "float32"; "float16" weights; "dynamic": int8 weights, float activations; "int8": integer weights,
+            activations, input and output; "int16x8": int8 weights, int16 activations, input and output.
+        calibration: uint8 images [N,H,W,C] that fix the activation ranges. They go through `to_model_input`, the input
+            path of training and evaluation.
+
+    Returns:
+        The content of a .tflite file.
+
+    Raises:
+        ValueError: an unknown format, an open image size, or no calibration images where they are needed.
+        UserError: the calibration images do not fit, or an operation cannot be had in this format.
+    """
+    if format not in FORMATS:
+        raise ValueError(f"Expected a format of {', '.join(FORMATS)}, got {format!r}.")
+    shape = (1, *model.input_shape[1:])
+    if None in shape:
+        raise ValueError(f"Expected a model of fixed image size, got one that takes {shape[1:]}.")
+    frozen = _freeze(model, shape)
+    learned = _fake_quantized(frozen)
+    if learned and format not in ("float32", "int8"):
+        raise UserError(f"this model carries fake quantization and cannot be {format}; convert it to int8 or float32")
+    if format not in CALIBRATED or learned:
+        return _run(frozen, format)
+    if calibration is None:
+        raise ValueError(f"{format} needs calibration images.")
+    check_calibration(calibration, shape[1:])
+    return _run(frozen, format, calibration)
+
+
+def check_calibration(images: np.ndarray, image_shape: tuple[int, ...]) -> None:
+    """Refuse images that would calibrate other ranges than those met in use.
+
+    Raises:
+        UserError: they are no uint8 pixels, of another size, none at all, or all of one value.
+    """
+    if images.dtype != np.uint8:
+        spread = f" from {images.min():.3g} to {images.max():.3g}" if images.size else ""
+        raise UserError(
+            f"calibration images are {images.dtype}{spread}; expected uint8 pixels 0 to 255, as data.py reads them"
+        )
+    if images.ndim != 4 or images.shape[1:] != image_shape or not len(images):
+        expected = ",".join(map(str, image_shape))
+        raise UserError(f"calibration images have the shape {images.shape}; expected [N,{expected}] and at least one")
+    if images.max() - images.min() < 2:
+        raise UserError(
+            f"calibration images hold pixels from {images.min()} to {images.max()} alone, as if scaled to [0,1]; "
+            "expected pixels 0 to 255"
+        )
+
+
+def _freeze(model: keras.Model, shape: tuple[int, ...]) -> Any:
+    """The model's inference as a graph of constants: a variable left in it breaks the calibration of int8."""
+    import tensorflow as tf
+    from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
+
+    function = tf.function(lambda images: model(images, training=False), jit_compile=False)
+    return convert_variables_to_constants_v2(
+        function.get_concrete_function(tf.TensorSpec(shape, tf.float32, name="image"))
+    )
+
+
+def _fake_quantized(frozen: Any) -> bool:
+    graph = frozen.graph.as_graph_def()
+    nodes = [*graph.node, *(node for function in graph.library.function for node in function.node_def)]
+    return any(node.op.startswith("FakeQuant") for node in nodes)
+
+
+def _run(frozen: Any, format: Format, calibration: np.ndarray | None = None) -> bytes:
+    import tensorflow as tf
+
+    converter = tf.lite.TFLiteConverter.from_concrete_functions([frozen], tf.Module())
+    if format != "float32":
+        converter.optimizations = [tf.lite.Optimize.DEFAULT]
+    if format == "float16":
+        converter.target_spec.supported_types = [tf.float16]
+    if format in CALIBRATED:
+        converter.inference_input_type = converter.inference_output_type = tf.int8 if format == "int8" else tf.int16
+    if calibration is not None:
+        sets = tf.lite.OpsSet
+        wide = sets.EXPERIMENTAL_TFLITE_BUILTINS_ACTIVATIONS_INT16_WEIGHTS_INT8
+        converter.target_spec.supported_ops = [sets.TFLITE_BUILTINS_INT8 if format == "int8" else wide]
+
+        def representative() -> Iterator[list[np.ndarray]]:
+            for index in range(len(calibration)):
+                yield [to_model_input(calibration[index : index + 1])]
+
+        converter.representative_dataset = representative
+    with quiet_stderr():
+        try:
+            content = converter.convert()
+        except Exception as error:  # the converter raises its own, RuntimeError and ValueError
+            raise UserError(f"this model cannot be converted to {format}: {_reason(error)}") from error
+    try:
+        floats = float_tensors(content)
+    except UserError as error:  # such as biases that overflow beside the tiny activations of an untrained network
+        raise UserError(f"this model cannot be converted to {format}: {error}") from error
+    if format in CALIBRATED and floats:
+        # the converter leaves what it cannot quantize in floats, without a word
+        kinds = ", ".join(float_operations(content)) or "some operations"
+        raise UserError(f"this model cannot be converted to {format}: {kinds} would stay in floats; use another format")
+    return content
+
+
+def _reason(error: Exception) -> str:
+    """What the converter complains of, in a line: its messages are pages of call sites."""
+    unknown = sorted({*re.findall(r"'tf\.(\w+)' op is neither", str(error))})
+    if unknown:
+        return f"LiteRT has no operation for {', '.join(unknown)}; build the model of others"
+    unquantized = re.search(r"not yet supported for op: '(\w+)'", str(error))
+    return f"{unquantized[1]} has no such kernel; use another format" if unquantized else one_line(error)

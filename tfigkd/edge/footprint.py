@@ -1,0 +1,138 @@
+"""What a LiteRT file takes: bytes, weights, multiply-adds and memory. Nothing here needs TensorFlow."""
+
+import gzip
+import json
+import math
+import os
+import subprocess
+import sys
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tfigkd.edge.litert import open_litert
+from tfigkd.runtime.errors import UserError
+
+KERNELS = {"CONV_2D": (1, 2), "DEPTHWISE_CONV_2D": (1, 2), "FULLY_CONNECTED": (1, 2), "TRANSPOSE_CONV": (1, 3)}
+"""Operations with weights, and which of their inputs are kernel and bias."""
+
+
+@dataclass(frozen=True)
+class Footprint:
+    """What one file takes.
+
+    Attributes:
+        bytes: Size of the file.
+        gzip_bytes: Size after gzip, as it travels; zeros shrink this one alone.
+        weights: Values in kernels and biases; batch normalization is folded into them.
+        nonzero_weights: Those of them that are not zero.
+        multiply_adds: Of one image, through convolutions and dense layers.
+        peak_memory: Bytes that loading and running the file with one thread adds to a fresh process, at most; None
+            where the system does not say.
+    """
+
+    bytes: int
+    gzip_bytes: int
+    weights: int
+    nonzero_weights: int
+    multiply_adds: int
+    peak_memory: int | None
+
+    def columns(self) -> dict[str, int | None]:
+        """As columns of a row."""
+        return asdict(self)
+
+
+def footprint(path: Path) -> Footprint:
+    """What a file takes; memory is measured in a child process of its own.
+
+    Raises:
+        UserError: the file is not a LiteRT model.
+    """
+    weights, nonzero, multiply_adds = count_weights(path)
+    content = path.read_bytes()
+    packed = len(gzip.compress(content, compresslevel=9, mtime=0))
+    return Footprint(len(content), packed, weights, nonzero, multiply_adds, peak_memory(path))
+
+
+def count_weights(path: Path) -> tuple[int, int, int]:
+    """Weights, nonzero weights and multiply-adds of a file, read from its operations.
+
+    Every value of a kernel is used once at each output position. A kernel that two operations share counts once as
+    weights and twice as multiply-adds.
+    """
+    interpreter = open_litert(path, delegates=False)
+    operations = interpreter._get_ops_details()
+    shapes = {tensor["index"]: tensor["shape"] for tensor in interpreter.get_tensor_details()}
+    # float16 and some int8 weights pass through a conversion before they are used
+    origin = {
+        operation["outputs"][0]: operation["inputs"][0]
+        for operation in operations
+        if operation["op_name"] in ("DEQUANTIZE", "DENSIFY")
+    }
+    made = {output for operation in operations for output in operation["outputs"]} - origin.keys()
+    used, multiply_adds = set(), 0
+    for operation in operations:
+        places = KERNELS.get(operation["op_name"], ())
+        held = [operation["inputs"][place] for place in places if place < len(operation["inputs"])]
+        held = [index for index in held if index >= 0 and index not in made]
+        if places and held and operation["inputs"][places[0]] in held:
+            positions = math.prod(int(size) for size in shapes[operation["outputs"][0]][1:-1])
+            multiply_adds += math.prod(map(int, shapes[held[0]])) * positions
+        used |= {_resolve(index, origin) for index in held}
+    values = [interpreter.get_tensor(index) for index in sorted(used)]
+    return sum(value.size for value in values), sum(int(np.count_nonzero(value)) for value in values), multiply_adds
+
+
+def _resolve(index: int, origin: dict[int, int]) -> int:
+    while index in origin:
+        index = origin[index]
+    return index
+
+
+def peak_memory(path: Path, *, runs: int = 5) -> int | None:
+    """Bytes that loading a file and running it adds to a fresh process at most; None where the system does not say.
+
+    Raises:
+        UserError: the child process fails on the file.
+    """
+    if not Path("/proc/self/status").is_file():
+        return None
+    # the child finds this package wherever the parent found it
+    places = [str(Path(__file__).resolve().parents[2]), os.environ.get("PYTHONPATH", "")]
+    done = subprocess.run(
+        [sys.executable, "-m", "tfigkd.edge.footprint", str(path), str(runs)],
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, places))},
+        capture_output=True,
+        text=True,
+    )
+    if done.returncode:
+        last = (done.stderr.strip().splitlines() or [f"it ended with status {done.returncode}"])[-1]
+        raise UserError(f"cannot measure the memory of {path}: {last}")
+    return json.loads(done.stdout)
+
+
+def _status(field: str) -> int:
+    """A size of this process in bytes, from the kernel."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(f"{field}:"):
+            return 1024 * int(line.split()[1])
+    raise UserError(f"/proc/self/status has no {field}")
+
+
+def _child(path: Path, runs: int) -> int:
+    # everything that any file needs is loaded before the count starts
+    from ai_edge_litert.interpreter import Interpreter  # noqa: F401
+
+    before = _status("VmRSS")
+    interpreter: Any = open_litert(path, threads=1)
+    for _ in range(runs):
+        interpreter.invoke()
+    # not getrusage: its maximum is inherited from the parent process through fork and exec
+    return max(0, _status("VmHWM") - before)
+
+
+if __name__ == "__main__":
+    print(json.dumps(_child(Path(sys.argv[1]), int(sys.argv[2]))))

@@ -1,0 +1,55 @@
+"""Measure predictions and explanations of anything that maps images to logits: Keras models and LiteRT files alike."""
+
+from collections.abc import Callable, Iterator
+from functools import partial
+
+import numpy as np
+
+from tfigkd.attribution.faithfulness import deletion, insertion
+from tfigkd.attribution.similarity import cosine, rank_correlation, top_overlap
+from tfigkd.data import Examples
+from tfigkd.measure.metrics import Predict, comparison, metrics
+
+
+def measure(
+    predict: Predict, examples: Examples, reference: np.ndarray | None = None
+) -> tuple[dict[str, float], np.ndarray]:
+    """Metrics of anything that turns uint8 images [N,H,W,3] into logits [N,C], and its logits.
+
+    Args:
+        predict: A Keras model as `functools.partial(predict_logits, model)`, a LiteRT file as `litert_predictor(path)`.
+        examples: What is measured on.
+        reference: Logits [N,C] of the model whose agreement is wanted as well, such as the teacher's.
+    """
+    logits = predict(examples.images)
+    values = dict(metrics(logits, examples.labels))
+    if reference is not None:
+        values |= dict(comparison(logits, reference))
+    return values, logits
+
+
+def similarity(maps: np.ndarray, reference: np.ndarray, *, top_fraction: float) -> Iterator[tuple[str, float]]:
+    """Mean likeness of two models' maps [B,H,W] of the same images.
+
+    Beside each stands its `_chance`: the same with the reference's map of another image. Objects lie in the middle of
+    most images, so maps that share nothing else are far from unlike.
+    """
+    other = np.roll(reference, 1, axis=0)
+    measures: dict[str, Callable[..., np.ndarray]] = {
+        "attribution_rank_correlation": rank_correlation,
+        "attribution_cosine": cosine,
+        "attribution_top_overlap": partial(top_overlap, fraction=top_fraction),
+    }
+    for name, alike in measures.items():
+        yield name, float(alike(maps, reference).mean())
+        yield f"{name}_chance", float(alike(maps, other).mean())
+
+
+def faithfulness(
+    predict: Predict, examples: Examples, maps: np.ndarray, *, mean_color: np.ndarray, steps: int
+) -> Iterator[tuple[str, float]]:
+    """Mean area under the insertion curve, from the blurred image, and the deletion curve, to the mean color."""
+    arguments = predict, examples.images, maps, examples.labels
+    yield "attribution_insertion", float(insertion(*arguments, steps=steps).auc.mean())
+    color = np.broadcast_to(mean_color, examples.images.shape[1:])
+    yield "attribution_deletion", float(deletion(*arguments, baseline=color, steps=steps).auc.mean())

@@ -1,0 +1,167 @@
+"""Accuracy against latency and size: read points from rows, find the Pareto front, write the table and the plot."""
+
+import csv
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean, median, stdev
+
+from tfigkd.config.fields import FORMATS
+from tfigkd.runtime.errors import UserError
+from tfigkd.runtime.files import atomic
+
+MARKERS = "osD^v<>Pphd8X*"
+
+
+@dataclass(frozen=True)
+class Point:
+    """One model in one format.
+
+    Attributes:
+        model: What the rows call it.
+        format: As in `convert.FORMATS`.
+        accuracy: Mean over the rows, 0 to 1.
+        deviation: Standard deviation of accuracy over the rows; None for a single one.
+        n: Rows with an accuracy.
+        milliseconds: Median latency; None where no row has one.
+        bytes: Size of the file.
+        parameters: Learned parameters; None where no row has them.
+    """
+
+    model: str
+    format: str
+    accuracy: float
+    deviation: float | None
+    n: int
+    milliseconds: float | None
+    bytes: float
+    parameters: int | None
+
+
+def long_rows(row: Mapping[str, str]) -> Iterator[dict[str, str]]:
+    """A row of `tfigkd.benchmark` as it is; a row of a run (`rows.csv`) as one row for each file of its student."""
+    if "format" in row:
+        yield {**row, "ms": row.get("ms_p50_1t", "")}
+        return
+    for format in FORMATS:
+        if row.get(f"student_{format}_bytes"):
+            own = {name: row.get(f"student_{format}_{name}", "") for name in ("accuracy", "bytes", "ms")}
+            yield own | {"model": row["arm"], "format": format, "parameters": row.get("student_parameters", "")}
+
+
+def read_points(paths: Sequence[Path]) -> list[Point]:
+    """The points of CSV files; rows of one model and format are one point, whichever file each figure stands in.
+
+    Accuracies of a part of the test images (`n_test` below the largest) are left out: their error would decide a front.
+
+    Raises:
+        UserError: a file cannot be read, or no model has an accuracy and a size.
+    """
+    groups: dict[tuple[str, str], list[dict[str, str]]] = {}
+    for path in paths:
+        try:
+            with open(path, newline="", encoding="utf-8") as file:
+                for row in csv.DictReader(file):
+                    for one in long_rows(row):
+                        groups.setdefault((one["model"], one["format"]), []).append(one)
+        except (OSError, UnicodeDecodeError, csv.Error, KeyError) as error:
+            raise UserError(f"cannot read rows from {path}: {error}; expected a .csv of tfigkd.benchmark") from error
+    points = []
+    largest = max((int(row["n_test"]) for rows in groups.values() for row in rows if row.get("n_test")), default=0)
+    for (model, format), rows in groups.items():
+        for row in rows:
+            if row.get("n_test") and int(row["n_test"]) < largest:
+                row["accuracy"] = ""
+        scores, times, sizes, parameters = (
+            [float(row[name]) for row in rows if row.get(name)] for name in ("accuracy", "ms", "bytes", "parameters")
+        )
+        if scores and sizes:
+            spread = stdev(scores) if len(scores) > 1 else None
+            milliseconds = median(times) if times else None
+            count = int(parameters[0]) if parameters else None
+            points.append(Point(model, format, fmean(scores), spread, len(scores), milliseconds, median(sizes), count))
+    if not points:
+        names = ", ".join(map(str, paths))
+        raise UserError(f"{names}: no model has both an accuracy and a size; measure with tfigkd.benchmark --data")
+    return sorted(points, key=lambda point: (-(point.parameters or 0), point.model, FORMATS.index(point.format)))
+
+
+def front(costs: Sequence[float], accuracies: Sequence[float]) -> list[int]:
+    """Indices of the points that no other point beats: none is at most as costly and at least as accurate.
+
+    Of equal points the first stays. In the order of cost.
+    """
+    kept: list[int] = []
+    for index in sorted(range(len(costs)), key=lambda index: (costs[index], -accuracies[index], index)):
+        if not kept or accuracies[index] > accuracies[kept[-1]]:
+            kept.append(index)
+    return kept
+
+
+def table(points: Sequence[Point]) -> str:
+    """The points as a Markdown table; a star marks the Pareto fronts of latency and of size."""
+    timed = [point for point in points if point.milliseconds is not None]
+    fast = [timed[index] for index in front([p.milliseconds or 0 for p in timed], [p.accuracy for p in timed])]
+    small = [points[index] for index in front([p.bytes for p in points], [p.accuracy for p in points])]
+    lines = ["| model | format | parameters | accuracy | n | latency | size |", "| --- | --- |" + " ---: |" * 5]
+    for point in points:
+        spread = "" if point.deviation is None else f" ± {100 * point.deviation:.2f}"
+        latency = "" if point.milliseconds is None else f"{point.milliseconds:.2f} ms{' *' * (point in fast)}"
+        parameters = "" if point.parameters is None else f"{point.parameters:,}"
+        size = f"{point.bytes / 1e3:,.1f} kB{' *' * (point in small)}"
+        cells = (point.model, point.format, parameters, f"{100 * point.accuracy:.2f}{spread} %", point.n, latency, size)
+        lines.append(f"| {' | '.join(map(str, cells))} |")
+    return "\n".join(lines) + "\n"
+
+
+def plot(points: Sequence[Point], path: Path) -> None:
+    """Accuracy against latency and against size, the Pareto front drawn in each; writes a picture."""
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import LogLocator, NullFormatter
+
+    figure = Figure(figsize=(11, 4.5), layout="constrained")
+    models = list(dict.fromkeys(point.model for point in points))
+    panels = {"latency, batch 1, one thread [ms]": "milliseconds", "size of the file [kB]": "bytes"}
+    for axes, (title, name) in zip(figure.subplots(1, 2, sharey=True), panels.items(), strict=True):
+        shown = [point for point in points if getattr(point, name) is not None]
+        scale = 1e3 if name == "bytes" else 1
+        costs = [getattr(point, name) / scale for point in shown]
+        accuracies = [100 * point.accuracy for point in shown]
+        for cost, accuracy, point in zip(costs, accuracies, shown, strict=True):
+            axes.errorbar(
+                cost,
+                accuracy,
+                yerr=None if point.deviation is None else 100 * point.deviation,
+                marker=MARKERS[models.index(point.model) % len(MARKERS)],
+                color=f"C{FORMATS.index(point.format)}",
+                linestyle="",
+            )
+        best = front(costs, accuracies)
+        axes.plot(
+            [costs[i] for i in best], [accuracies[i] for i in best], color="gray", zorder=0, drawstyle="steps-post"
+        )
+        axes.set_xscale("log")
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.xaxis.set_major_formatter("{x:g}")
+        axes.xaxis.set_minor_formatter(NullFormatter())
+        axes.set_xlabel(title)
+        axes.grid(alpha=0.3)
+    figure.axes[0].set_ylabel("test accuracy [%]")
+    handles = [
+        *(
+            _handle(axes=figure.axes[0], label=one, color=f"C{i}", marker="s")
+            for i, one in enumerate(FORMATS)
+            if one in {point.format for point in points}
+        ),
+        *(
+            _handle(axes=figure.axes[0], label=one, color="gray", marker=MARKERS[i % len(MARKERS)])
+            for i, one in enumerate(models)
+        ),
+    ]
+    figure.legend(handles=handles, loc="outside right center", fontsize="small", frameon=False)
+    with atomic(path) as temporary:
+        figure.savefig(temporary, dpi=150)
+
+
+def _handle(*, axes, label: str, color: str, marker: str):  # type: ignore[no-untyped-def]
+    return axes.plot([], [], linestyle="", label=label, color=color, marker=marker)[0]

@@ -1,0 +1,1 @@
+"""The ground: files and manifests, console, errors, commands, processes, provenance."""

@@ -1,0 +1,206 @@
+"""What the user sees while a run works: on a terminal a live table of its stages, elsewhere plain lines."""
+
+import contextlib
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+from rich.console import Console
+from rich.live import Live
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TextColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Column, Table
+from rich.text import Text
+
+from tfigkd.runtime.quiet import quiet_stderr as quiet_stderr
+from tfigkd.runtime.quiet import show_native
+
+_console = Console(highlight=False, soft_wrap=not sys.stdout.isatty())
+MARKS = {"waiting": "·", "running": "▶", "done": "✓", "skipped": "–", "stopped": "✗"}
+ASCII = {"waiting": ".", "running": ">", "done": "+", "skipped": "-", "stopped": "x"}
+STYLES = {"waiting": "dim", "running": "bold", "done": "green", "skipped": "dim", "stopped": "red"}
+WIDE, MEDIUM = 100, 60  # columns of a terminal from which a bar tells all, or most, of what it knows
+
+
+@dataclass
+class _Settings:
+    quiet: bool = False
+    verbose: bool = False
+
+
+@dataclass
+class _Stage:
+    """A line of the table."""
+
+    name: str
+    state: str = "waiting"
+    note: str = ""
+    seconds: float | None = None
+    began: float = 0.0
+
+
+@dataclass
+class _Shown:
+    """What is on the terminal now."""
+
+    stage: _Stage | None = None
+    bars: Progress | None = None
+
+
+_settings, _shown = _Settings(), _Shown()
+
+
+def configure(*, quiet: bool = False, verbose: bool = False) -> None:
+    """How much is said from now on: errors and last lines only; or what libraries say and every epoch as well."""
+    _settings.quiet, _settings.verbose = quiet, verbose
+    show_native(verbose)
+
+
+def is_verbose() -> bool:
+    """Return whether everything is said."""
+    return _settings.verbose
+
+
+class _Rate(ProgressColumn):
+    """Units a second."""
+
+    def render(self, task: Task) -> Text:
+        speed = task.finished_speed or task.speed
+        return Text(f"{speed:,.0f}/s" if speed else "")
+
+
+def say(message: str, *, last: bool = False) -> None:
+    """Print one line; under a live table, what a stage says (its lines are indented) becomes its line there.
+
+    Args:
+        message: One line.
+        last: A last line, which `--quiet` shows as well.
+    """
+    if _settings.quiet and not last:
+        return
+    text = message.strip()
+    if _shown.stage is not None and message.startswith(" ") and not text.startswith(("warning", "note")):
+        # the teacher's files are listed last; what is shown is the student's
+        if not (_shown.stage.note and text.startswith("teacher.")):
+            _shown.stage.note = text
+        if not _settings.verbose:
+            return
+    # a command to copy must not be broken into lines
+    _console.print(message, markup=False, soft_wrap=last or _console.soft_wrap)
+
+
+def detail(message: str) -> None:
+    """Print one line where `--verbose` asks for it."""
+    if _settings.verbose:
+        _console.print(message, markup=False)
+
+
+def show(renderable: object) -> None:
+    """Print a table or any other rich renderable."""
+    if not _settings.quiet:
+        _console.print(renderable)
+
+
+def _animated() -> bool:
+    """Whether lines can be written over: on a terminal that knows how, and that is wanted."""
+    # FORCE_COLOR, which notebooks and CI set, makes rich take a pipe for a terminal
+    return _console.file.isatty() and not _console.is_dumb_terminal and not _settings.quiet
+
+
+@contextlib.contextmanager
+def stages(
+    names: Sequence[str], skipped: Sequence[str] = ()
+) -> Iterator[Callable[[str], contextlib.AbstractContextManager]]:
+    """Show the stages of a run; yields `stage(name)`, inside which one of them works.
+
+    Args:
+        names: In their order.
+        skipped: Those of them that this run has no use for.
+    """
+    needed = [name for name in names if name not in skipped]
+    rows = [_Stage(name, "skipped", "not needed") if name in skipped else _Stage(name) for name in names]
+
+    @contextlib.contextmanager
+    def stage(name: str) -> Iterator[None]:
+        row = next(row for row in rows if row.name == name)
+        if not animated:
+            say(f"[{needed.index(name) + 1}/{len(needed)}] {name}")
+        row.state, row.began = "running", time.monotonic()
+        _shown.stage = row if animated else None
+        try:
+            yield
+            row.state = "done"
+        except BaseException:
+            row.state = "stopped"
+            raise
+        finally:
+            row.seconds = time.monotonic() - row.began
+            _shown.stage = None
+
+    animated = _animated()
+    if not animated:
+        yield stage
+        return
+    with Live(get_renderable=lambda: _table(rows), console=_console, refresh_per_second=4):
+        yield stage
+
+
+def _table(rows: Sequence[_Stage]) -> Table:
+    table = Table.grid(padding=(0, 1), expand=True)
+    table.add_column(width=1)
+    table.add_column(no_wrap=True)
+    table.add_column(justify="right", no_wrap=True, min_width=5)
+    table.add_column(ratio=1, no_wrap=True, overflow="ellipsis")
+    marks = MARKS if _console.encoding.startswith("utf") else ASCII
+    for row in rows:
+        seconds = time.monotonic() - row.began if row.state == "running" else row.seconds
+        spent = "" if seconds is None else f"{seconds:.0f} s"
+        running = row.state == "running" and _shown.bars is not None
+        what = _shown.bars if running else Text(row.note, style="" if row.state != "skipped" else "dim")
+        table.add_row(Text(marks[row.state], STYLES[row.state]), Text(row.name, STYLES[row.state]), spent, what)
+    return table
+
+
+def _columns() -> list[ProgressColumn]:
+    """What a bar tells, by the width of the terminal."""
+    width, left = _console.width, TimeRemainingColumn(compact=True, elapsed_when_finished=True)
+    note = TextColumn("{task.fields[note]}", table_column=Column(no_wrap=True, overflow="ellipsis", ratio=1))
+    title = TextColumn("{task.description}")
+    if width >= WIDE:
+        return [title, BarColumn(bar_width=20), MofNCompleteColumn(), _Rate(), left, note]
+    if width >= MEDIUM:
+        return [BarColumn(bar_width=12), MofNCompleteColumn(), _Rate(), left]
+    return [BarColumn(bar_width=8), TextColumn("{task.percentage:3.0f}%"), left]
+
+
+@contextlib.contextmanager
+def progress(description: str, total: int, done: int = 0) -> Iterator[Callable[..., None]]:
+    """A progress bar over `total` units of which `done` were there before; yields `advance(n, note="")`.
+
+    It stands in the line of the stage that works, or by itself where there is no table.
+    """
+    bars = Progress(*_columns(), console=_console, disable=not _animated(), expand=_console.width >= WIDE)
+    task = bars.add_task(description, total=total, completed=done, note="")
+
+    def advance(count: int = 1, note: str | None = None) -> None:
+        bars.advance(task, count)
+        if note is not None:
+            bars.update(task, note=note)
+
+    if _shown.stage is None:
+        with bars:
+            yield advance
+        return
+    before, _shown.bars = _shown.bars, bars
+    try:
+        yield advance
+    finally:
+        _shown.bars = before

@@ -1,0 +1,262 @@
+"""What stages leave on disk: atomic files, manifests that prove them, and locks.
+
+A stage writes its files, then its `manifest.json`, atomically and last. A stage is done when its manifest carries
+the fingerprint of the stage's inputs and every file it names has the checksum it states.
+"""
+
+import contextlib
+import dataclasses
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Collection, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from tfigkd.runtime.errors import InUseError, UserError
+
+MANIFEST = "manifest.json"
+
+
+def make_folder(folder: Path) -> Path:
+    """Create a folder and its parents.
+
+    Raises:
+        UserError: it cannot be made, for example because a file stands in its place.
+    """
+    if not str(folder).isprintable():  # TensorFlow writes into no other, and no terminal shows it
+        raise UserError(f"cannot make the folder {folder}: its name is no printable UTF-8; choose another --workdir")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot make the folder {folder}: {error.strerror}; choose another --workdir") from error
+    return folder
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
+def atomic(path: Path) -> Iterator[Path]:
+    """A temporary path with the same suffix; on success it is synced and takes the place of `path`.
+
+    A crash leaves either the old file or the new one, never half of one.
+    """
+    temporary = path.with_name(f".{path.stem}.partial{path.suffix}")
+    try:
+        yield temporary
+        with open(temporary, "rb") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+        _sync_folder(path.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file atomically."""
+    with atomic(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def checksum(path: Path) -> str:
+    """SHA-256 of a file, as hex digits."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def copy_file(source: Path, target: Path) -> str:
+    """Copy a file atomically; returns the copy's checksum."""
+    with atomic(target) as temporary:
+        shutil.copyfile(source, temporary)
+    return checksum(target)
+
+
+def signature(content: Mapping[str, Any]) -> str:
+    """SHA-256 of plain JSON values, as hex digits, whatever the order of their names."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def write_signed(path: Path, content: Mapping[str, Any]) -> None:
+    """Write plain JSON values atomically, with their signature among them."""
+    write_text(path, json.dumps({**content, "checksum": signature(content)}, indent=1) + "\n")
+
+
+def read_signed(path: Path, remedy: str, *, names: Collection[str] = (), unsigned: bool = False) -> dict[str, Any]:
+    """The values of a file that `write_signed` wrote.
+
+    Args:
+        path: The file.
+        remedy: What its owner can do when it is damaged.
+        names: What must be among the values.
+        unsigned: Accept a file of an earlier version, which had no signature.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        UserError: it is damaged.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        signed = content.pop("checksum", None) if unsigned else content.pop("checksum")
+        lacking = [name for name in names if name not in content]
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise FileNotFoundError(str(path)) from error
+    except (OSError, ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
+        raise UserError(f"{path} is damaged ({type(error).__name__}); {remedy}") from error
+    if (signed is not None or not unsigned) and signed != signature(content):
+        raise UserError(f"{path} is damaged (its checksum does not fit); {remedy}")
+    if lacking:
+        raise UserError(f"{path} is damaged (it has no {lacking[0]}); {remedy}")
+    return content
+
+
+def sealed(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A row of a CSV file with the signature of what its cells will read as, in a last column."""
+    return {**row, "checksum": signature({name: "" if value is None else str(value) for name, value in row.items()})}
+
+
+def unsealed(path: Path, row: Mapping[str, Any]) -> dict[str, Any]:
+    """The row that was sealed, as it reads from a CSV file; one of an earlier version, without a seal, as it is.
+
+    Raises:
+        UserError: it has other cells than were written.
+    """
+    cells = dict(row)
+    sound = None not in cells and all(
+        isinstance(text, str) and text.isprintable() for text in [*cells, *cells.values()]
+    )
+    if sound and "checksum" in cells:
+        sound = cells.pop("checksum") == signature(cells)
+    if not sound:
+        raise UserError(f"{path} is damaged (its checksum does not fit); delete it and run the stage again")
+    return cells
+
+
+def write_manifest(folder: Path, fingerprint: str, *, files: Mapping[str, str] | None = None, **outputs: Any) -> None:
+    """Declare a stage done.
+
+    Args:
+        folder: The stage's folder.
+        fingerprint: Fingerprint of everything the stage depends on.
+        files: File name to SHA-256, relative to the folder.
+        **outputs: What later stages and readers want to know; plain JSON values.
+    """
+    write_signed(folder / MANIFEST, {"fingerprint": fingerprint, "files": dict(files or {}), **outputs})
+
+
+def read_manifest(folder: Path) -> dict[str, Any] | None:
+    """The manifest of a folder, or None where there is none.
+
+    Raises:
+        UserError: the manifest is damaged.
+    """
+    try:
+        return read_signed(folder / MANIFEST, "delete it to redo the stage", names=("fingerprint", "files"))
+    except FileNotFoundError:
+        return None
+
+
+def verify_files(folder: Path, manifest: Mapping[str, Any]) -> None:
+    """Compare every file a manifest names with its checksum.
+
+    Raises:
+        UserError: a file is missing or differs.
+    """
+    for name, expected in manifest["files"].items():
+        path = folder / name
+        if not path.is_file():
+            raise UserError(f"{path} is missing though {folder / MANIFEST} names it; delete that to redo the stage")
+        if checksum(path) != expected:
+            # not the whole folder: a store goes on from the shards that are sound, and a teacher's folder holds stores
+            raise UserError(
+                f"{path} is corrupt: its checksum is not the one in {MANIFEST}; delete both to redo the stage"
+            )
+
+
+def finished(folder: Path, fingerprint: str) -> dict[str, Any] | None:
+    """The manifest of a stage that is done with these inputs, its files verified; None when it has to run.
+
+    Raises:
+        UserError: the stage was done and something of it is damaged now.
+    """
+    manifest = read_manifest(folder)
+    if manifest is None or manifest["fingerprint"] != fingerprint:
+        return None
+    verify_files(folder, manifest)
+    return manifest
+
+
+def require(folder: Path, stage: str) -> dict[str, Any]:
+    """The manifest of a stage that an earlier call must have finished, its files verified.
+
+    Raises:
+        UserError: the stage has not run.
+    """
+    manifest = read_manifest(folder)
+    if manifest is None:
+        raise UserError(f"stage {stage!r} has not run in {folder.parent}; add it to --stages")
+    verify_files(folder, manifest)
+    return manifest
+
+
+@contextlib.contextmanager
+def locked(folder: Path, *, wait: bool) -> Iterator[None]:
+    """Hold a folder for this process; the lock goes with the process, even after kill -9.
+
+    Args:
+        folder: Created where missing.
+        wait: Wait for another process to finish instead of refusing.
+
+    Raises:
+        InUseError: another process holds the folder and `wait` is false.
+    """
+    make_folder(folder)
+    try:
+        file = open(folder / ".lock", "a")  # noqa: SIM115 - closed below, the lock must outlive this line
+    except OSError as error:
+        raise UserError(f"cannot write in {folder}: {error.strerror}; choose another --workdir") from error
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if not wait:
+                raise InUseError(
+                    f"{folder} is in use by another process; wait for it or choose another --workdir"
+                ) from None
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+FINGERPRINT_DIGITS = 16
+
+
+def fingerprint_values(part: Any) -> Any:
+    """Return what a fingerprint holds of a config: nested plain values, without late fields at their default.
+
+    So a run from before a field was added goes on under its old fingerprint.
+    """
+    if not dataclasses.is_dataclass(part):
+        return part
+    values: dict[str, Any] = {}
+    for field in dataclasses.fields(part):
+        value = getattr(part, field.name)
+        unset = value == field.default
+        if unset and "late" in field.metadata:
+            continue
+        revision = None if unset else field.metadata.get("revision")
+        values[field.name] = fingerprint_values(value) if revision is None else [fingerprint_values(value), revision]
+    return values
+
+
+def fingerprint(*parts: Any) -> str:
+    """Hash of configs, strings and plain JSON values: equal parts, equal fingerprint, on any machine."""
+    plain = [fingerprint_values(part) for part in parts]
+    text = json.dumps(plain, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:FINGERPRINT_DIGITS]

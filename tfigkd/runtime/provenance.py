@@ -1,0 +1,114 @@
+"""Where a number comes from: rows of results with versions, hardware, commit and command."""
+
+import csv
+import errno
+import io
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from tfigkd.runtime.quiet import quiet_stderr
+
+COMMIT = "TFIGKD_COMMIT"  # the environment variable that names the commit of a copy without .git
+PACKAGES = ("tensorflow", "keras", "jax", "numpy", "ai-edge-litert")
+
+
+def versions() -> str:
+    """Python and the packages that decide the numbers, as one line."""
+    found = [f"python {platform.python_version()}"]
+    for package in PACKAGES:
+        try:
+            found.append(f"{package} {metadata.version(package)}")
+        except metadata.PackageNotFoundError:
+            continue
+    return "; ".join(found)
+
+
+def accelerator() -> str:
+    """The name of the accelerator that Keras computes on; empty where it has none, or nothing has imported Keras."""
+    keras, jax, tensorflow = (sys.modules.get(name) for name in ("keras", "jax", "tensorflow"))
+    backend = keras.backend.backend() if keras is not None else ""
+    # only what is imported already: to ask the other library would take the device's memory for it
+    if backend == "jax" and jax is not None:
+        device = jax.devices()[0]
+        return "" if device.platform == "cpu" else device.device_kind
+    if backend == "tensorflow" and tensorflow is not None:
+        with quiet_stderr():  # CUDA's libraries complain where there is no device
+            devices = tensorflow.config.list_physical_devices("GPU")
+        if devices:
+            return tensorflow.config.experimental.get_device_details(devices[0]).get("device_name", "GPU")
+    return ""
+
+
+def hardware() -> str:
+    """Processor model, the number of cores this process may use, and the accelerator that it computes on."""
+    model = platform.processor() or platform.machine()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.is_file():
+        names = [
+            line.split(":", 1)[1].strip() for line in cpuinfo.read_text().splitlines() if line.startswith("model name")
+        ]
+        model = names[0] if names else model
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return ", ".join(part for part in (model, f"{cores} cores", accelerator()) if part)
+
+
+def commit() -> str:
+    """The checkout's commit, marked where files differ from it; outside a checkout that of $TFIGKD_COMMIT, or empty."""
+    here = Path(__file__).resolve().parents[1]
+
+    def git(*words: str) -> str:
+        done = subprocess.run(["git", "-C", str(here), *words], capture_output=True, text=True, check=True)
+        return done.stdout.strip()
+
+    try:
+        # only a checkout of this project counts, not the repository that an installed copy happens to lie in
+        if Path(git("rev-parse", "--show-toplevel")) != here.parent:
+            return os.environ.get(COMMIT, "")
+        return git("rev-parse", "--short=12", "HEAD") + ("+changes" if git("status", "--porcelain", "-uno") else "")
+    except (OSError, subprocess.CalledProcessError):
+        return os.environ.get(COMMIT, "")
+
+
+def origin(command: str) -> dict[str, str]:
+    """The columns that say where a row comes from."""
+    return {"versions": versions(), "hardware": hardware(), "commit": commit(), "command": command}
+
+
+def as_csv(rows: Sequence[Mapping[str, Any]], header: bool = True) -> str:
+    """A table of results in the columns of its first row, which all rows have."""
+    buffer = io.StringIO()
+    writer = csv.DictWriter(buffer, list(rows[0]), lineterminator="\n")
+    if header:
+        writer.writeheader()
+    writer.writerows(rows)
+    return buffer.getvalue()
+
+
+def append_row(path: Path, row: Mapping[str, Any]) -> None:
+    """Append a row to a CSV file, which gets its header from the first one.
+
+    Raises:
+        ValueError: the file has other columns.
+    """
+    new = not path.exists()
+    if not new:
+        with open(path, newline="", encoding="utf-8") as file:
+            header = next(csv.reader(file), [])
+        if header != list(row):
+            raise ValueError(f"{path} has the columns {header}, the row {list(row)}; write to another file")
+    content = as_csv([row], header=new).encode()
+    with open(path, "ab", buffering=0) as file:
+        before = file.tell()
+        try:
+            if file.write(content) < len(content):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+            os.fsync(file.fileno())
+        except OSError:
+            file.truncate(before)  # half a row would spoil the next one
+            raise

@@ -1,0 +1,39 @@
+"""What native code writes to standard error, held back."""
+
+import contextlib
+import os
+import sys
+import tempfile
+from collections.abc import Iterator
+
+from tfigkd.runtime.errors import UserError
+
+_state = {"shown": False}
+
+
+def show_native(shown: bool) -> None:
+    """Whether native code may write to standard error as it likes, from now on."""
+    _state["shown"] = shown
+
+
+@contextlib.contextmanager
+def quiet_stderr() -> Iterator[None]:
+    """Hold back what native code writes to standard error; it is shown when the block fails unexpectedly."""
+    if _state["shown"]:
+        yield
+        return
+    sys.stderr.flush()
+    saved = os.dup(2)
+    with tempfile.TemporaryFile() as held:
+        os.dup2(held.fileno(), 2)
+        try:
+            yield
+        except (UserError, OSError):  # one line of ours says what is wrong
+            raise
+        except Exception:
+            held.seek(0)
+            os.write(saved, held.read())
+            raise
+        finally:
+            os.dup2(saved, 2)
+            os.close(saved)

@@ -1,0 +1,92 @@
+"""What a search varies: fields of an experiment, their ranges or values, as `--vary` names them."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from tfigkd.config.experiment import Config, override, to_mapping
+from tfigkd.config.reading import closest, dotted_names, value_at
+from tfigkd.runtime.errors import UserError
+
+# where no --vary is given; of these, the fields of terms that the experiment switches on
+SPACE = (
+    "losses.kd.weight=0.01:0.95",
+    "losses.kd.temperature=1:8:log",
+    "overlay.probability=0.02:0.5:log",
+    "overlay.max_exponent=1:3",
+    "losses.at.weight=0.1:3000:log",
+    "training.learning_rate=3e-4:1e-2:log",
+)
+
+
+@dataclass(frozen=True)
+class Dimension:
+    """What is tried of one field: a range of numbers, on a linear or logarithmic scale, or a list of values."""
+
+    field: str
+    values: tuple[Any, ...]
+    scale: Literal["choice", "linear", "log"]
+
+
+def _value(text: str) -> Any:
+    """A number, true or false, or a word."""
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:
+        return text
+
+
+def dimension(text: str, config: Config) -> Dimension:
+    """Read one `--vary`.
+
+    Raises:
+        UserError: it is not of the form, names no field, or goes over the field's range.
+    """
+    field, _, values = text.partition("=")
+    low_high, separator, scale = values, "", ""
+    if values.count(":") == 2:
+        low_high, separator, scale = values.rpartition(":")
+    ranged = low_high.count(":") == 1
+    if not values or (separator and scale not in ("log", "linear")) or (values.count(":") and not ranged):
+        raise UserError(f"--vary {text}: expected FIELD=LOW:HIGH, FIELD=LOW:HIGH:log or FIELD=A,B,C")
+    parts = tuple(_value(part) for part in low_high.split(":" if ranged else ","))
+    fields = to_mapping(config)
+    try:
+        before = value_at(fields, field)
+    except KeyError:
+        raise UserError(f"--vary {text}: unknown field {field!r}; {closest(field, dotted_names(fields))}") from None
+    for part in parts:
+        override(config, {field: part})
+    if not ranged:
+        return Dimension(field, parts, "choice")
+    low, high = parts
+    if isinstance(low, bool | str) or isinstance(high, bool | str) or not low < high or (scale == "log" and low <= 0):
+        raise UserError(f"--vary {text}: a range goes from a lower to a higher number, above 0 where it is logarithmic")
+    if isinstance(before, float):
+        parts = (float(low), float(high))
+    return Dimension(field, parts, "log" if scale == "log" else "linear")
+
+
+def usual_space(config: Config) -> list[Dimension]:
+    """What is worth a search in an experiment: fields of what it switches on."""
+    active = config.losses.active()
+    off = {f"losses.{name}." for name in ("kd", "at") if name not in active}
+    if config.overlay.probability == 0:
+        off.add("overlay.")
+    return [dimension(text, config) for text in SPACE if not text.startswith(tuple(off))]
+
+
+def hyperparameters(space: Sequence[Dimension]) -> Any:
+    """A space as KerasTuner has it."""
+    import keras_tuner
+
+    found = keras_tuner.HyperParameters()
+    for one in space:
+        if one.scale == "choice":
+            found.Choice(one.field, list(one.values))
+        elif all(isinstance(value, int) for value in one.values):
+            found.Int(one.field, *one.values, sampling=one.scale)
+        else:
+            found.Float(one.field, *one.values, sampling=one.scale)
+    return found

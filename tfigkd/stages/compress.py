@@ -1,0 +1,102 @@
+"""Stage `compress`: the finished student made smaller by one method, fine-tuned, and left beside the original."""
+
+import shutil
+
+import keras
+
+from tfigkd import models
+from tfigkd.compress.finetune import Lessons
+from tfigkd.compress.methods import compress_student
+from tfigkd.compress.pruning import sparsity
+from tfigkd.config.experiment import Config, fine_tuning
+from tfigkd.measure.metrics import accuracy, predict_logits
+from tfigkd.models.cost import count_parameters
+from tfigkd.models.weights import weights_fingerprint
+from tfigkd.runtime import console
+from tfigkd.runtime.files import atomic, checksum, fingerprint, finished, make_folder, require, write_manifest
+from tfigkd.stages.data import dataset, holds_out_validation, training_examples
+from tfigkd.stages.distill import assemble, load_student, make_distiller, student_fingerprint, training_stream
+from tfigkd.stages.workdir import Workdir
+from tfigkd.training.distiller import Distiller
+
+FILE = "compressed.keras"
+
+
+def compress_fingerprint(config: Config, workdir: Workdir) -> str:
+    """Hash of everything the compressed student's weights depend on."""
+    weights = require(workdir.stage("distill"), "distill")["weights"]
+    return fingerprint("compress", weights, student_fingerprint(fine_tuning(config), workdir), config.compress)
+
+
+def load_compressed(config: Config, workdir: Workdir) -> keras.Model:
+    """The student of a finished compress stage.
+
+    Raises:
+        UserError: the stage has not run, or its file is damaged.
+    """
+    folder, data = workdir.stage("compress"), dataset(config.data)
+    require(folder, "compress")
+    return models.build(str(folder / FILE), num_classes=data.num_classes, input_shape=data.image_shape)
+
+
+def students(config: Config, workdir: Workdir) -> dict[str, keras.Model]:
+    """The student and, where the experiment compresses it, the compressed one, by role."""
+    roles = {"student": load_student(config, workdir)}
+    if config.compress.method != "none":
+        roles["compressed"] = load_compressed(config, workdir)
+    return roles
+
+
+def _lessons(config: Config, workdir: Workdir, student: keras.Model, identity: str) -> Lessons:
+    """What fine-tuning teaches: the losses of `[compress.losses]`, from the teacher that it names."""
+    tuned = fine_tuning(config)
+
+    def distiller(model: keras.Model) -> Distiller:
+        if config.compress.teacher == "student":
+            return assemble(tuned, model, models.fold_batch_norm(student))
+        return make_distiller(tuned, workdir, model)
+
+    # what is interrupted is found again by its identity; other settings begin anew
+    folder = make_folder(workdir.stage("compress") / identity)
+    return Lessons(distiller, training_stream(tuned, workdir), folder, identity, workdir.run / "tensorboard_compress")
+
+
+def compress(config: Config, workdir: Workdir) -> None:
+    """Stage `compress`: nothing without a method, otherwise going on from a checkpoint where there is one."""
+    if config.compress.method == "none":
+        return
+    folder, data = make_folder(workdir.stage("compress")), dataset(config.data)
+    identity = compress_fingerprint(config, workdir)
+    if finished(folder, identity):
+        shutil.rmtree(folder / identity, ignore_errors=True)  # a kill right after the manifest leaves it
+        console.say(f"  done before: {folder}")
+        return
+    student = load_student(config, workdir)
+    lessons = _lessons(config, workdir, student, identity)
+    keras.utils.set_random_seed(workdir.seed)
+    result = compress_student(student, config.compress, lessons)
+    with atomic(folder / FILE) as temporary:
+        result.save(temporary)
+    held_out = data.validation
+    scores = [accuracy(predict_logits(model, held_out.images), held_out.labels) for model in (student, result)]
+    counts = sparsity(result)
+    write_manifest(
+        folder,
+        identity,
+        files={FILE: checksum(folder / FILE)},
+        weights=weights_fingerprint(result),
+        method=config.compress.method,
+        parameters=count_parameters(result),
+        n_train=len(training_examples(config.data)),
+        saw_validation=not holds_out_validation(config.data),
+        validation_accuracy=scores[1],
+        validation_accuracy_before=scores[0],
+        **counts,
+    )
+    shutil.rmtree(lessons.folder)
+    before, after = (f"{100 * score:.2f} %" for score in scores)
+    console.say(
+        f"  {config.compress.method}: validation accuracy {before} before, {after} after; "
+        f"{count_parameters(result):,} parameters, {100 * counts['sparsity']:.1f} % of them zero "
+        f"({100 * counts['prunable_sparsity']:.1f} % of the prunable ones)"
+    )

@@ -1,0 +1,97 @@
+"""Stage `data`: find the data set of a config, state what it is, and hand it to the other stages."""
+
+import functools
+import hashlib
+from typing import Any
+
+import numpy as np
+
+from tfigkd.config.experiment import Config
+from tfigkd.config.fields import DataConfig
+from tfigkd.data import Dataset, Examples, covered, load
+from tfigkd.runtime import console
+from tfigkd.runtime.files import fingerprint, make_folder, write_manifest
+from tfigkd.stages.workdir import Workdir
+
+
+def dataset(config: DataConfig) -> Dataset:
+    """The data set of a config, read once a process."""
+    return _load(config.name, config.dir, config.image_size, config.limit)
+
+
+@functools.lru_cache(maxsize=2)
+def _load(name: str, directory: str | None, image_size: int | None, limit: int | None) -> Dataset:
+    return load(name, directory=directory, image_size=image_size, limit=limit)
+
+
+def holds_out_validation(config: DataConfig) -> bool:
+    """Whether nothing is trained on the validation split."""
+    return config.train_split == "train"
+
+
+def teacher_examples(config: DataConfig) -> Examples:
+    """What a teacher is trained on: all that may train."""
+    data = dataset(config)
+    return data.train if holds_out_validation(config) else covered(data)
+
+
+@functools.lru_cache(maxsize=2)
+def training_examples(config: DataConfig) -> Examples:
+    """What a student is trained on: all that may train, or a share of each class."""
+    return stratified_share(teacher_examples(config), config.train_fraction, config.subset_seed)
+
+
+def training_choice(config: DataConfig) -> list[Any]:
+    """What decides which examples of a data set train the student, for fingerprints."""
+    return [config.train_split] + ([config.train_fraction, config.subset_seed] if config.train_fraction < 1 else [])
+
+
+def stratified_share(examples: Examples, fraction: float, seed: int) -> Examples:
+    """A share of each class, at least one example, in the order of the examples.
+
+    Each example's draw is a hash of (seed, id), so the share depends neither on the order of the source nor on what
+    else is in it, and of one seed a smaller share is part of every larger one.
+    """
+    if fraction >= 1:
+        return examples
+    draws = np.array([hashlib.sha256(f"subset {seed} {id_}".encode()).hexdigest() for id_ in examples.ids])
+    kept = np.zeros(len(examples), bool)
+    for label in np.unique(examples.labels):
+        members = np.flatnonzero(examples.labels == label)
+        count = max(1, round(fraction * len(members)))
+        kept[members[np.argsort(draws[members], kind="stable")[:count]]] = True
+    return examples.take(kept)
+
+
+def stored_examples(config: DataConfig) -> Examples:
+    """What a store of the teacher's knowledge covers."""
+    return covered(dataset(config)) if config.stored == "all" else training_examples(config)
+
+
+def stored_fingerprint(config: DataConfig) -> str:
+    """Fingerprint of the data that a store is of, and of the part it covers."""
+    whole = dataset(config).fingerprint
+    return whole if config.stored == "all" else fingerprint("stored", whole, *training_choice(config))
+
+
+def prepare(config: Config, workdir: Workdir) -> None:
+    """Stage `data`: read the examples and write down what they are."""
+    data = dataset(config.data)
+    counts = {"train": len(data.train), "validation": len(data.validation), "test": len(data.test)}
+    sizes = ", ".join(f"{count:,} {split}" for split, count in counts.items())
+    height, width, _ = data.image_shape
+    console.say(f"  {data.name}: {sizes}, {data.num_classes} classes, {height}x{width}, fingerprint {data.fingerprint}")
+    if config.data.train_fraction < 1:
+        share = f"{100 * config.data.train_fraction:g} % of each class, subset seed {config.data.subset_seed}"
+        console.say(f"  the student trains on {len(training_examples(config.data)):,} examples: {share}")
+    if data.test_train_overlap:
+        console.say(f"  note: {data.test_train_overlap} test images are in train as well")
+    write_manifest(
+        make_folder(workdir.stage("data")),
+        fingerprint("data", config.data, data.fingerprint),
+        data=data.fingerprint,
+        counts=counts,
+        image_shape=list(data.image_shape),
+        class_names=list(data.class_names),
+        test_train_overlap=data.test_train_overlap,
+    )

@@ -1,0 +1,217 @@
+"""The student: built, joined to what the teacher knows of its examples, and distilled."""
+
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, replace
+
+import keras
+
+from tfigkd import models
+from tfigkd.batches.controls import apply_control, shuffle_views
+from tfigkd.batches.stream import Batch, Knowledge, StoredAttention, training_batches
+from tfigkd.config.experiment import Config
+from tfigkd.data import Dataset, to_model_input
+from tfigkd.losses import LOSSES, Loss
+from tfigkd.measure.metrics import accuracy, predict_logits
+from tfigkd.models.layers import with_fused_layers, with_stock_layers
+from tfigkd.models.weights import weights_fingerprint
+from tfigkd.runtime import console
+from tfigkd.runtime.errors import UserError
+from tfigkd.runtime.files import (
+    atomic,
+    checksum,
+    fingerprint,
+    fingerprint_values,
+    finished,
+    make_folder,
+    require,
+    write_manifest,
+    write_text,
+)
+from tfigkd.stages.data import dataset, holds_out_validation, training_choice, training_examples
+from tfigkd.stages.overlays import load_knowledge, load_views, store_folder, stored_maps, views_folder
+from tfigkd.stages.teacher import build_network, build_teacher, content_of, load_teacher, teacher_folder, watched
+from tfigkd.stages.workdir import Workdir
+from tfigkd.training import checkpoint
+from tfigkd.training.distiller import Distiller
+from tfigkd.training.fit import LEDGER, fit
+from tfigkd.training.tensorboard import Watched
+
+FILE = "student.keras"
+
+
+def _losses(config: Config) -> tuple[dict[str, Loss], dict[str, float]]:
+    """The terms of a config: name to loss, name to weight."""
+    terms, weights = {}, {}
+    for name, term in config.losses.active().items():
+        options = asdict(term)
+        weights[name] = options.pop("weight")
+        terms[name] = LOSSES[name](**options)
+    return terms, weights
+
+
+def _tap(config: Config) -> str:
+    """The teacher's layer whose attention maps are stored."""
+    return config.losses.at.teacher_layer
+
+
+def student_fingerprint(config: Config, workdir: Workdir) -> str:
+    """Hash of everything the student's weights depend on."""
+    store = store_folder(config, workdir).name if config.needs_store else None
+    views = views_folder(config, workdir).name if config.needs_views else None
+    attention = views_folder(config, workdir, _tap(config)).name if config.needs_attention else None
+    teacher = teacher_folder(config, workdir).name if config.needs_teacher else None
+    data = [dataset(config.data).fingerprint, *training_choice(config.data)]
+    identity = [*data, workdir.seed, teacher, store, views]
+    identity += [attention] if attention else []
+    network = fingerprint_values(config.student) | {"model": content_of(config.student.model)}
+    parts = [network, config.training, config.augment, config.overlay, config.control, config.view]
+    parts.append({name: asdict(term) for name, term in config.losses.active().items()})
+    return fingerprint("student", *identity, *parts)
+
+
+def _initial(config: Config, workdir: Workdir, data: Dataset) -> keras.Model:
+    """The student before its first step."""
+    if config.student.init == "teacher":
+        teacher = load_teacher(config, workdir)
+        options = {"copy_weights": True, "keep_normalization": True}
+        student = models.truncate(teacher, config.student.drop_blocks, data.num_classes, **options)
+    else:
+        student = build_network(config.student, data)
+    return models.with_precision(with_fused_layers(student), config.training.precision)
+
+
+def make_distiller(config: Config, workdir: Workdir, student: keras.Model) -> Distiller:
+    """The student with its losses, and with the teacher where it runs in every step."""
+    teacher = None
+    if config.needs_live_teacher:
+        teacher = models.fold_batch_norm(load_teacher(config, workdir))
+        teacher = models.with_precision(teacher, config.training.precision)
+    return assemble(config, student, teacher)
+
+
+def assemble(config: Config, student: keras.Model, teacher: keras.Model | None) -> Distiller:
+    """The student with the losses of a config and this live teacher."""
+    terms, weights = _losses(config)
+    smoothing = config.training.label_smoothing
+    try:
+        return Distiller(student, losses=terms, loss_weights=weights, teacher=teacher, label_smoothing=smoothing)
+    except ValueError as error:
+        raise UserError(f"losses: {error}") from error
+
+
+def check(config: Config) -> None:
+    """Put the networks and losses of a config together, untrained, so that what cannot work fails before hours of work.
+
+    Raises:
+        UserError: a loss cannot be had with these networks, or a model does not fit the data.
+    """
+    data = dataset(config.data)
+    assemble(config, build_network(config.student, data), build_teacher(config, data))
+
+
+def _wanted(config: Config) -> set[str]:
+    """What the losses compare beside the student's own outputs."""
+    wanted = {"teacher_map"} if "ig_match" in config.losses.active() else set()
+    if config.needs_live_teacher:
+        wanted.add("teacher_inputs")
+    if config.view.kind == "plain":
+        wanted.add("teacher_logits")
+    return wanted
+
+
+def training_stream(config: Config, workdir: Workdir) -> Callable[[int], Iterator[Batch]]:
+    """The batches of a student, with all that its losses compare; from first epoch to endless batches."""
+    examples = training_examples(config.data)
+    knowledge: Knowledge | None = None
+    if config.needs_store:
+        knowledge = apply_control(load_knowledge(config, workdir, examples), config.control)
+    views = shuffle_views(load_views(config, workdir, examples), config.control) if config.needs_views else None
+    attention = None
+    if config.needs_attention:
+        maps = load_views(config, workdir, examples, _tap(config))
+        attention = StoredAttention(_tap(config), maps, moved=config.view.attention == "moved")
+    return training_batches(
+        examples,
+        augment=config.augment,
+        batch_size=config.training.batch_size,
+        seed=workdir.seed,
+        knowledge=knowledge,
+        overlay=config.overlay,
+        views=views,
+        attention=attention,
+        view_seed=config.view.seed,
+        wanted=_wanted(config),
+        dim_only=config.control.maps == "none",
+        swap_inputs=config.control.logits == "shuffled" and config.view.kind == "live",
+        mixup=config.training.mixup,
+        num_classes=dataset(config.data).num_classes,
+    )
+
+
+def load_student(config: Config, workdir: Workdir) -> keras.Model:
+    """The student of a finished distill stage.
+
+    Raises:
+        UserError: the stage has not run, or its file is damaged.
+    """
+    folder, data = workdir.stage("distill"), dataset(config.data)
+    require(folder, "distill")
+    return models.build(str(folder / FILE), num_classes=data.num_classes, input_shape=data.image_shape)
+
+
+def _watched(config: Config, workdir: Workdir) -> Watched:
+    """What is looked at during training: validation, with the teacher's maps of the first examples where stored."""
+    plain = watched(config)
+    return replace(plain, teacher_maps=stored_maps(config, workdir, plain.shown)) if config.needs_store else plain
+
+
+def distill(config: Config, workdir: Workdir) -> None:
+    """Stage `distill`: train the student to the last epoch, going on from a checkpoint where there is one."""
+    folder, data = make_folder(workdir.stage("distill")), dataset(config.data)
+    identity = student_fingerprint(config, workdir)
+    if finished(folder, identity):
+        checkpoint.remove(folder)  # a kill right after the manifest leaves them
+        console.say(f"  done before: {folder}")
+        return
+    examples = training_examples(config.data)
+    stream = training_stream(config, workdir)
+    keras.utils.set_random_seed(workdir.seed)
+    model = make_distiller(config, workdir, _initial(config, workdir, data))
+    held_out = data.validation
+    validation = None
+    if holds_out_validation(config.data):
+        validation = (to_model_input(held_out.images), held_out.labels)
+    history = fit(
+        model,
+        stream,
+        examples=len(examples),
+        config=config.training,
+        folder=folder,
+        fingerprint=identity,
+        tensorboard=workdir.run / "tensorboard",
+        title="student",
+        validation=validation,
+        watched=_watched(config, workdir),
+        ledger_steps=config.ledger.every,
+    )
+    student = with_stock_layers(models.with_precision(model.student, "float32"))
+    with atomic(folder / FILE) as temporary:
+        student.save(temporary)
+    write_text(folder / "history.json", json.dumps(history, indent=0) + "\n")
+    score = accuracy(predict_logits(student, held_out.images), held_out.labels)
+    write_manifest(
+        folder,
+        identity,
+        files={name: checksum(folder / name) for name in (FILE, "history.json", LEDGER) if (folder / name).is_file()},
+        weights=weights_fingerprint(student),
+        # where the data and the teacher lie may change until the student is looked at again
+        data=data.fingerprint,
+        teacher=teacher_folder(config, workdir).name if config.needs_teacher else None,
+        n_train=len(examples),
+        seconds=sum(entry["seconds"] for entry in history),
+        saw_validation=not holds_out_validation(config.data),
+        validation_accuracy=score,
+    )
+    checkpoint.remove(folder)
+    console.say(f"  validation accuracy {100 * score:.2f} %")

@@ -1,0 +1,207 @@
+"""Stage `evaluate`: the only reader of the test split; teacher, students and exported files through the same code."""
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from functools import partial
+from typing import Any
+
+import keras
+import numpy as np
+
+from tfigkd import models
+from tfigkd.attribution import completeness_error, saliency_map
+from tfigkd.attribution.similarity import rank_correlation
+from tfigkd.batches.augment import overlay_some
+from tfigkd.batches.controls import apply_control
+from tfigkd.batches.stream import Knowledge
+from tfigkd.config.experiment import Config
+from tfigkd.data import Examples, mean_color, to_model_input
+from tfigkd.edge.litert import litert_predictor
+from tfigkd.measure.explanation import faithfulness, measure, similarity
+from tfigkd.measure.gallery import FILE, OF_TEACHER, Explained, Gallery, Shown, choose_examples
+from tfigkd.measure.metrics import Predict, disagreement, per_class, predict_logits
+from tfigkd.models.cost import count_parameters, multiply_adds
+from tfigkd.models.weights import weights_fingerprint
+from tfigkd.runtime import console
+from tfigkd.runtime.errors import UserError
+from tfigkd.runtime.files import fingerprint, finished, make_folder, write_manifest
+from tfigkd.stages.compress import students
+from tfigkd.stages.data import dataset
+from tfigkd.stages.export import export_identity
+from tfigkd.stages.overlays import load_knowledge
+from tfigkd.stages.teacher import load_teacher
+from tfigkd.stages.workdir import Workdir
+from tfigkd.store.maps import attribute_examples, to_stored
+
+Explanation = dict[str, Explained]
+"""Maps and completeness errors, by role."""
+
+
+def _exported(config: Config, workdir: Workdir, weights: dict[str, str]) -> dict[str, str]:
+    """Name and checksum of the exported files; none where export has not run for these very weights."""
+    manifest = finished(workdir.stage("export"), export_identity(config, weights))
+    files = manifest["files"] if manifest else {}
+    return {name: checksum for name, checksum in files.items() if name.endswith(".tflite")}
+
+
+def _attribution_settings(config: Config) -> dict[str, Any]:
+    """What the attribution measures depend on; what bounds memory and files is left out."""
+    return {
+        name: value for name, value in asdict(config.attribution).items() if name not in ("batch_size", "shard_size")
+    }
+
+
+def _explain(
+    config: Config, roles: dict[str, keras.Model], parts: list[Examples], color: np.ndarray
+) -> list[Explanation]:
+    """Maps and completeness errors of each Keras model, by role, for each part of some examples."""
+    ids, images, labels = (
+        np.concatenate([getattr(part, name) for part in parts]) for name in ("ids", "images", "labels")
+    )
+    together = Examples(ids, images, labels, ids)
+    found = {}
+    with console.progress("explain", len(roles)) as advance:
+        for role, model in roles.items():
+            # one call for all parts: another number of images is another graph to trace
+            folded = models.fold_batch_norm(model)
+            result = attribute_examples(folded, together, config.attribution, color)
+            errors = completeness_error(result.attributions, result.convergence_delta)
+            found[role] = saliency_map(result.attributions), errors
+            advance()
+    ends = np.cumsum([len(part) for part in parts])
+    pieces = [slice(end - len(part), end) for end, part in zip(ends, parts, strict=True)]
+    return [{role: (maps[piece], errors[piece]) for role, (maps, errors) in found.items()} for piece in pieces]
+
+
+def _attributions(
+    config: Config, examples: Examples, explained: Explanation, predictors: dict[str, Predict], color: np.ndarray
+) -> dict[str, dict[str, float]]:
+    """Attribution measures of each predictor; maps are those of the Keras models.
+
+    A file has no gradient, but insertion and deletion ask it whether it goes by the pixels that its model goes by.
+    """
+    settings, results = config.evaluation, {}
+    with console.progress("faithfulness", len(predictors)) as advance:
+        for name, predict in predictors.items():
+            own, steps = explained[name.split(".")[0]][0], settings.curve_steps
+            results[name] = dict(faithfulness(predict, examples, own, mean_color=color, steps=steps))
+            advance()
+    for role in explained.keys() - {"teacher"} if "teacher" in explained else ():
+        maps, reference = explained[role][0], explained["teacher"][0]
+        results[role] |= similarity(maps, reference, top_fraction=settings.top_fraction)
+    return results
+
+
+def _teacher(config: Config, workdir: Workdir) -> dict[str, keras.Model]:
+    """The teacher, where the student had one; a student from saved_models can be measured without it."""
+    if not config.needs_teacher:
+        return {}
+    try:
+        return {"teacher": load_teacher(config, workdir)}
+    except UserError as error:
+        if not workdir.saved:
+            raise
+        console.say(f"  without the teacher: {error}")
+        return {}
+
+
+def evaluate(config: Config, workdir: Workdir) -> None:
+    """Stage `evaluate`: teacher, students and, where stage `export` has run, their files, on test by the same code."""
+    data, folder = dataset(config.data), make_folder(workdir.stage("evaluate"))
+    roles = _teacher(config, workdir)
+    roles |= students(config, workdir)
+    weights = {role: weights_fingerprint(model) for role, model in roles.items()}
+    files = _exported(config, workdir, weights)
+    settings = config.evaluation
+    explained = settings.attribution_examples or settings.gallery_examples
+    attribution = _attribution_settings(config) if explained else None
+    identity = fingerprint("evaluate", data.fingerprint, weights, files, settings, attribution)
+    if finished(folder, identity):
+        console.say(f"  done before: {folder}")
+        return
+    predictors: dict[str, Predict] = {role: partial(predict_logits, model) for role, model in roles.items()}
+    predictors |= {name: litert_predictor(workdir.stage("export") / name) for name in files}
+    results: dict[str, dict[str, float]] = {}
+    logits: dict[str, np.ndarray] = {}
+    with console.progress("evaluate", len(predictors)) as advance:
+        for name, predict in predictors.items():
+            results[name], logits[name] = measure(predict, data.test, logits.get("teacher"))
+            advance()
+    for role, model in roles.items():
+        results[role] |= {"parameters": count_parameters(model), "multiply_adds": multiply_adds(model)}
+    tested, shown = (
+        data.test.take(slice(settings.attribution_examples)),
+        choose_examples(data.validation, roles, config.evaluation.gallery_examples),
+    )
+    kept = {}
+    if len(tested) or len(shown.examples):
+        color = mean_color(data.train)
+        of_tested, of_shown = _explain(config, roles, [tested, shown.examples], color)
+        if len(tested):
+            for name, values in _attributions(config, tested, of_tested, predictors, color).items():
+                results[name] |= values
+        if len(shown.examples):
+            kept[FILE] = make_gallery(config, workdir, shown, of_shown).save(folder / FILE)
+    labels = data.test.labels
+    write_manifest(
+        folder,
+        identity,
+        files=kept,
+        results=results,
+        per_class={name: per_class(values, labels, data.num_classes) for name, values in logits.items()},
+        disagreement={
+            role: disagreement(logits[role], logits["teacher"], labels)
+            for role in roles
+            if role != "teacher" and "teacher" in roles
+        },
+        class_names=data.class_names,
+        n_test=len(data.test),
+    )
+    for name, values in results.items():
+        agreement = f", agreement with the teacher {100 * values['agreement']:.2f} %" if "agreement" in values else ""
+        console.say(f"  {name}: test accuracy {100 * values['accuracy']:.2f} %{agreement}")
+
+
+def make_gallery(config: Config, workdir: Workdir, shown: Shown, explained: Mapping[str, Explained]) -> Gallery:
+    """The gallery of a finished student.
+
+    Args:
+        config: The run's.
+        workdir: Where its overlay store is found; without one the teacher's maps are those of `explained`.
+        shown: From `choose_examples`.
+        explained: Maps and completeness errors of its examples, by role.
+    """
+    examples, maps = shown.examples, explained["student"][0].astype(np.float32)
+    own: dict[str, Any] = {"ids": examples.ids.astype(str), "images": examples.images, "labels": examples.labels}
+    own |= {"predicted": shown.predicted["student"], "maps": maps}
+    own |= dict.fromkeys(OF_TEACHER, np.empty(0))
+    if "teacher" in explained:
+        knowledge = _knowledge(config, workdir, examples, explained["teacher"])
+        own |= {"teacher_predicted": shown.predicted["teacher"], "teacher_maps": knowledge.maps}
+        own["alike"] = rank_correlation(maps, knowledge.maps)
+        own["chance"] = rank_correlation(maps, np.roll(knowledge.maps, 1, axis=0))
+        if config.overlay.probability > 0:
+            own |= _overlaid(config, examples, knowledge)
+    return Gallery(**own)
+
+
+def _knowledge(config: Config, workdir: Workdir, examples: Examples, explained: Explained) -> Knowledge:
+    """What the store says of examples, or what it would say where there is none of them; the logits are left out."""
+    if config.needs_store and config.data.stored == "all":
+        try:
+            return load_knowledge(config, workdir, examples)
+        except UserError:  # the store may have been deleted since the training
+            pass
+    maps, errors = explained
+    stored, scales = to_stored(maps)
+    usable = errors <= config.attribution.tolerance
+    return Knowledge(np.zeros((len(examples), 0), np.float32), stored, scales, errors, usable)
+
+
+def _overlaid(config: Config, examples: Examples, knowledge: Knowledge) -> dict[str, np.ndarray]:
+    """The images as training overlays them, at the middle of the exponents and before any crop or flip."""
+    treated = apply_control(knowledge, config.control) if len(examples) > 1 else knowledge
+    middle = np.sqrt(config.overlay.min_exponent * config.overlay.max_exponent)
+    maps = None if config.control.maps == "none" else treated.maps
+    laid = overlay_some(to_model_input(examples.images), maps, np.where(treated.usable, middle, 0))
+    return {"overlays": np.round(255 * laid).astype(np.uint8), "overlaid": treated.usable}

@@ -1,0 +1,53 @@
+"""Stage `export`: LiteRT files of a model, the check that they still say what the model says, and their contract."""
+
+from tfigkd.config.experiment import Config
+from tfigkd.config.fields import Format
+from tfigkd.edge.contract import contract_path
+from tfigkd.edge.parity import export_file, file_name
+from tfigkd.measure.metrics import predict_logits
+from tfigkd.models.fake_quant import is_fake_quantized
+from tfigkd.models.weights import weights_fingerprint
+from tfigkd.runtime import console
+from tfigkd.runtime.files import checksum, fingerprint, finished, make_folder, write_manifest
+from tfigkd.stages.compress import students
+from tfigkd.stages.data import dataset
+from tfigkd.stages.teacher import load_teacher
+from tfigkd.stages.workdir import Workdir
+
+
+def export_identity(config: Config, weights: dict[str, str]) -> str:
+    """Hash of everything the files depend on; `weights` are the fingerprints of the models, by role."""
+    return fingerprint("export", dataset(config.data).fingerprint, weights, config.export)
+
+
+def export(config: Config, workdir: Workdir) -> None:
+    """Stage `export`: files of all students and the teacher, with contract and parity report on validation."""
+    data, folder = dataset(config.data), make_folder(workdir.stage("export"))
+    roles = students(config, workdir)
+    if config.needs_teacher:
+        roles["teacher"] = load_teacher(config, workdir)
+    weights = {role: weights_fingerprint(model) for role, model in roles.items()}
+    identity = export_identity(config, weights)
+    if finished(folder, identity):
+        console.say(f"  done before: {folder}")
+        return
+    reports: dict[str, dict[str, float]] = {}
+    files: dict[str, str] = {}
+    # ranges that training has learned are for int8 and for nothing else
+    wanted: dict[str, tuple[Format, ...]] = {
+        role: ("int8",) if is_fake_quantized(model) else config.export.formats for role, model in roles.items()
+    }
+    with console.progress("export", sum(map(len, wanted.values()))) as advance:
+        for role, model in roles.items():
+            reference = predict_logits(model, data.validation.images)
+            for format in wanted[role]:
+                path = folder / file_name(role, format)
+                reports[path.name] = export_file(path, model, format, data, config.export, reference=reference)
+                files |= {part.name: checksum(part) for part in (path, contract_path(path))}
+                advance()
+    write_manifest(folder, identity, files=files, parity=reports)
+    for name, report in reports.items():
+        console.say(
+            f"  {name}: {(folder / name).stat().st_size / 1e6:.2f} MB, agreement with Keras "
+            f"{100 * report['agreement']:.2f} % of validation, largest difference {report['max_difference']:.2g}"
+        )

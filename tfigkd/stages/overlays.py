@@ -1,0 +1,155 @@
+"""Stage `overlays`: store the teacher's logits, Integrated Gradients maps and attention of every example."""
+
+from collections.abc import Iterator
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tfigkd import models
+from tfigkd.batches.stream import Knowledge
+from tfigkd.config.experiment import Config, trainings
+from tfigkd.config.fields import AttributionConfig, AugmentConfig, DataConfig, ViewConfig
+from tfigkd.config.reading import from_mapping
+from tfigkd.data import Examples
+from tfigkd.models.weights import weights_fingerprint
+from tfigkd.runtime import console
+from tfigkd.runtime.errors import UserError
+from tfigkd.runtime.files import fingerprint, finished, locked, read_manifest, write_manifest
+from tfigkd.stages.data import dataset, stored_examples, stored_fingerprint
+from tfigkd.stages.teacher import FILE, load_teacher, require_teacher, teacher_folder
+from tfigkd.stages.workdir import Workdir
+from tfigkd.store.maps import deviation, parse_record, read_store, store_identity, write_store
+from tfigkd.store.shards import REBUILD, join, join_arrays, open_store, write_shards
+from tfigkd.store.views import SHARD_SIZE, parse_view, view_outputs, views_identity, with_attention
+
+
+def store_folder(config: Config, workdir: Workdir) -> Path:
+    """Where this config's overlay store lies, or will lie; its teacher must be there."""
+    return teacher_folder(config, workdir) / "overlays" / fingerprint(_store_identity(config, workdir))
+
+
+def _store_identity(config: Config, workdir: Workdir) -> dict[str, Any]:
+    weights = require_teacher(config, workdir)["weights"]
+    return store_identity(weights, stored_fingerprint(config.data), config.attribution)
+
+
+def load_knowledge(config: Config, workdir: Workdir, examples: Examples) -> Knowledge:
+    """The store of a config, joined to examples."""
+    return read_store(store_folder(config, workdir), examples, _store_identity(config, workdir))
+
+
+def stored_maps(config: Config, workdir: Workdir, examples: Examples) -> np.ndarray | None:
+    """The stored maps of some examples, uint8 [N,H,W]; None where the store covers the student's training set alone."""
+    return load_knowledge(config, workdir, examples).maps if config.data.stored == "all" else None
+
+
+def build_overlays(config: Config, workdir: Workdir) -> None:
+    """The overlay store of a config: the teacher's logits and maps of every training example, computed once."""
+    data, folder, identity = dataset(config.data), store_folder(config, workdir), _store_identity(config, workdir)
+    with locked(folder, wait=True):
+        if finished(folder, folder.name) is None:
+            model = load_teacher(config, workdir)
+            examples = stored_examples(config.data)
+            write_store(folder, model, data, config.attribution, identity, asdict(config.data), examples=examples)
+        manifest = read_manifest(folder)
+    assert manifest is not None
+    error = manifest["completeness_error"]
+    console.say(
+        f"  {manifest['examples']:,} maps, median completeness error {error['median']:.3f}, "
+        f"{manifest['flagged']:,} over {config.attribution.tolerance} and never overlaid  ({folder})"
+    )
+
+
+def verify(folder: Path, *, sample: int = 64, seed: int = 0) -> dict[str, float]:
+    """Recompute a random sample of a store from the images and the teacher beside it.
+
+    Args:
+        folder: A finished store, inside its teacher's folder.
+        sample: How many records.
+        seed: Of the sample.
+
+    Returns:
+        The largest deviations of `"logits"` (relative to the largest logit) and `"maps"` (to the map's maximum), and
+        the number of `"flat"` maps, which hold nothing to compare.
+
+    Raises:
+        UserError: no finished store, a damaged one, or one whose records are not those of their images.
+    """
+    manifest = open_store(folder, {})
+    source = from_mapping(DataConfig, manifest["source"])
+    data, found = dataset(source), stored_fingerprint(source)
+    if found != manifest["identity"]["data"]:
+        raise UserError(f"overlay store {folder}: the data set is {found} now, expected {manifest['identity']['data']}")
+    settings = from_mapping(AttributionConfig, manifest["identity"]["attribution"])
+    teacher = folder.parents[1] / FILE
+    model = models.build(str(teacher), num_classes=data.num_classes, input_shape=data.image_shape)
+    if weights_fingerprint(model) != manifest["identity"]["teacher"]:
+        raise UserError(f"overlay store {folder}: {teacher} is another teacher; {REBUILD}")
+    examples, mean_color = stored_examples(source), np.array(manifest["mean_color"], np.float32)
+    chosen = np.random.default_rng(seed).choice(len(examples), min(sample, len(examples)), replace=False)
+    wanted = {int(position) for position in chosen}
+    records = [record for position, record in join(folder, manifest, examples, parse_record) if position in wanted]
+    return deviation(model, examples, records, settings, mean_color, chosen)
+
+
+def _drawn(config: Config, tap: str | None) -> tuple[AugmentConfig, ViewConfig]:
+    """The views that are stored; maps that will be moved with their image are of the unaugmented image alone."""
+    if tap is not None and config.view.attention == "moved":
+        return AugmentConfig(crop_padding=0, flip=False), replace(config.view, views=1, seed=0)
+    return config.augment, config.view
+
+
+def _views_identity(config: Config, workdir: Workdir, tap: str | None) -> dict[str, Any]:
+    weights = require_teacher(config, workdir)["weights"]
+    return views_identity(weights, stored_fingerprint(config.data), *_drawn(config, tap), tap)
+
+
+def views_folder(config: Config, workdir: Workdir, tap: str | None = None) -> Path:
+    """Where this config's stored logits lie, or will lie, or the attention of a tap; its teacher must be there."""
+    return teacher_folder(config, workdir) / "views" / fingerprint(_views_identity(config, workdir, tap))
+
+
+def load_views(config: Config, workdir: Workdir, examples: Examples, tap: str | None = None) -> np.ndarray:
+    """The stored logits of examples, float16 [N,K,C], or the attention of a tap, [N,K,h,w]; joined by id."""
+    folder = views_folder(config, workdir, tap)
+    views = join_arrays(folder, open_store(folder, _views_identity(config, workdir, tap)), examples, parse_view)[
+        "views"
+    ]
+    broken = ~np.isfinite(views).all(axis=tuple(range(1, views.ndim)))
+    if broken.any():
+        first = examples.ids[int(broken.argmax())]
+        raise UserError(f"store {folder}: {broken.sum()} records hold NaN or infinity, the first {first}; {REBUILD}")
+    return views
+
+
+def build_views(config: Config, workdir: Workdir, tap: str | None = None) -> None:
+    """Compute and store the logits of the views, or the attention of a tap, going on after the shards there are."""
+    folder, identity = views_folder(config, workdir, tap), _views_identity(config, workdir, tap)
+    augment, view = _drawn(config, tap)
+    with locked(folder, wait=True):
+        if finished(folder, folder.name) is None:
+            model = models.fold_batch_norm(load_teacher(config, workdir))
+            model = model if tap is None else with_attention(model, tap)
+
+            def make(chosen: Examples) -> Iterator[dict[str, Any]]:
+                for views in view_outputs(model, chosen, augment, view):
+                    yield {"view_values": views.astype("<f2").tobytes(), "view_shape": list(views.shape)}
+
+            examples = stored_examples(config.data)
+            files = write_shards(folder, examples, SHARD_SIZE, store=folder.name, parse=parse_view, make=make)
+            write_manifest(folder, folder.name, files=files, identity=identity, examples=len(examples))
+    what = "logits" if tap is None else f"attention of {tap}"
+    console.say(f"  {what}: {view.views} view{'s' * (view.views > 1)} of each image  ({folder})")
+
+
+def store_knowledge(config: Config, workdir: Workdir) -> None:
+    """Stage `overlays`: store what the teacher knows and the student's arm and its fine-tuning ask for."""
+    runs = trainings(config)
+    if any(each.needs_store for each in runs):
+        build_overlays(config, workdir)
+    if any(each.needs_views for each in runs):
+        build_views(config, workdir)
+    for tap in sorted({each.losses.at.teacher_layer for each in runs if each.needs_attention}):
+        build_views(config, workdir, tap=tap)

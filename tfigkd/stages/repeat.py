@@ -1,0 +1,54 @@
+"""The command that repeats a run, from what the run has left of its settings."""
+
+import shlex
+from collections.abc import Mapping
+from typing import Any
+
+from tfigkd.config.experiment import Config, read_experiment, smoke, to_mapping
+from tfigkd.config.reading import differences, value_at
+from tfigkd.runtime.errors import UserError
+from tfigkd.stages.workdir import Workdir
+
+DEFAULT_TEACHERS = "runs/teachers"
+
+
+def command(config: Config, run: Mapping[str, Any], workdir: Workdir | None = None) -> tuple[str, str]:
+    """The command line of a run, and the experiment file it needs beside it.
+
+    Args:
+        config: The run's, as it was resolved.
+        run: `experiment`, `seed` and `smoke`, as `config.json` has them.
+        workdir: Where the run wrote; its folders are named where they are not the defaults.
+
+    Returns:
+        The command; and empty, or for an experiment that is not shipped its TOML, to be saved as NAME.toml.
+    """
+    name, toml = run["experiment"], ""
+    words = ["--experiment", name, "--seed", str(run["seed"])]
+    try:
+        base = read_experiment(name)[1]
+    except UserError:  # an experiment of the user's own, which may have gone since
+        from tfigkd.config.toml import to_toml
+
+        toml, base = to_toml(config, f"{name}, all fields that differ from the defaults"), config
+        words[1] = f"{name}.toml"
+    if run["smoke"] and not toml:
+        base = smoke(base)
+    words += ["--smoke"] if run["smoke"] else []
+    resolved = to_mapping(config)
+    for field in differences(to_mapping(base), resolved):
+        words += _flag(field, value_at(resolved, field))
+    if workdir is not None:
+        # the folder that run.py takes where it is given none
+        default = f"runs/{name}{'-smoke' if run['smoke'] else ''}/{run['seed']}"
+        words += [] if str(workdir.run) == default else ["--workdir", str(workdir.run)]
+        words += [] if str(workdir.teachers) == DEFAULT_TEACHERS else ["--teachers", str(workdir.teachers)]
+    return f"python -m tfigkd.run {shlex.join(words)}", toml
+
+
+def _flag(field: str, value: Any) -> list[str]:
+    """A field as tyro takes it: switches have no value."""
+    if isinstance(value, bool):
+        table, _, last = field.rpartition(".")
+        return [f"--{field}" if value else f"--{table}.no_{last}"]
+    return [f"--{field}", *(map(str, value) if isinstance(value, list) else [str(value)])]

@@ -1,0 +1,216 @@
+"""Stage `report`: one row of results, a table on screen, `report.md` and `report.html`; every figure of a manifest."""
+
+import json
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.table import Table
+
+from tfigkd.config.experiment import Config, to_mapping
+from tfigkd.config.fields import FORMATS
+from tfigkd.edge.parity import file_name
+from tfigkd.measure import gallery
+from tfigkd.measure.gallery import Gallery
+from tfigkd.report.facts import Facts, History, T
+from tfigkd.report.table import ROLES, Roles, lines, markdown
+from tfigkd.runtime import console
+from tfigkd.runtime.errors import UserError
+from tfigkd.runtime.files import fingerprint, read_manifest, require, sealed, write_text
+from tfigkd.runtime.provenance import as_csv, commit, hardware, versions
+from tfigkd.stages.overlays import store_folder
+from tfigkd.stages.repeat import command
+from tfigkd.stages.teacher import require_teacher, teacher_folder
+from tfigkd.stages.workdir import Workdir
+from tfigkd.store.maps import parse_record
+from tfigkd.store.shards import open_store, read_all
+from tfigkd.training.fit import LEDGER
+from tfigkd.training.ledger import read_ledger
+
+
+def report(config: Config, workdir: Workdir) -> None:
+    """Stage `report`: write `rows.csv`, `report.md` and `report.html`, and show the table."""
+    evaluated = require(workdir.stage("evaluate"), "evaluate")
+    roles = figures(workdir, evaluated["results"])
+    trained = require(workdir.stage("distill"), "distill")
+    try:
+        teacher = require_teacher(config, workdir) if config.needs_teacher else None
+    except UserError:
+        if not workdir.saved:  # a student of saved_models may stand without its teacher
+            raise
+        teacher = None
+    found = lines(roles, evaluated["n_test"])
+    header = ["", *(role for role in ROLES if role in roles)]
+    row = row_of(config, workdir, roles, trained, teacher)
+    write_text(workdir.run / "rows.csv", as_csv([sealed(row)]))
+
+    settings = json.loads((workdir.run / "config.json").read_text(encoding="utf-8"))
+    repeat = command(config, settings, workdir)
+    write_text(workdir.run / "report.md", markdown(to_mapping(config), row, header, found, repeat[0]))
+    _page(lambda: gather(config, workdir, row, roles, evaluated, repeat), workdir)
+    table = Table(title=f"{row['experiment']}, seed {row['seed']}", title_justify="left")
+    table.add_column(header[0])
+    for name in header[1:]:
+        table.add_column(name, justify="right")
+    for cells in found:
+        table.add_row(*cells)
+    console.show(table)
+
+
+def _page(facts: Callable[[], Facts], workdir: Workdir) -> None:
+    try:
+        from tfigkd.report.run_page import page
+    except ImportError as error:  # an accelerator machine with JAX alone
+        console.say(f"  no report.html: {error}")
+        return
+    write_text(workdir.run / "report.html", page(facts()))
+
+
+def figures(workdir: Workdir, results: Mapping[str, Any]) -> Roles:
+    """Roles to what is known of them; what benchmarks and exports have not measured is left out.
+
+    Args:
+        workdir: Where the run wrote.
+        results: Of stage `evaluate`.
+    """
+    roles = {role: dict(results[role]) for role in ROLES if role in results}
+    timed = read_manifest(workdir.stage("benchmark"))
+    exported = read_manifest(workdir.stage("export"))
+    for role, values in roles.items():
+        for format in FORMATS:
+            name = file_name(role, format)
+            if timed and name in timed["results"]:
+                values[f"{format}_bytes"] = timed["results"][name]["bytes"]
+                milliseconds = timed["results"][name]["milliseconds"]
+                values[f"{format}_ms"] = milliseconds[str(timed["threads"][0])]["p50"]
+            if exported and name in exported["parity"]:
+                values[f"{format}_parity"] = exported["parity"][name]["agreement"]
+            values |= {f"{format}_{metric}": value for metric, value in results.get(name, {}).items()}
+    return roles
+
+
+def gather(
+    config: Config,
+    workdir: Workdir,
+    row: dict[str, Any],
+    roles: Roles,
+    evaluated: dict[str, Any],
+    repeat: tuple[str, str],
+) -> Facts:
+    """Read what a run has left.
+
+    Args:
+        config: The run's.
+        workdir: Where it wrote.
+        row: Its row of results.
+        roles: From `figures`.
+        evaluated: The manifest of stage `evaluate`.
+        repeat: From `repeat.command`.
+
+    Raises:
+        UserError: a file is damaged.
+    """
+    folder = workdir.stage("evaluate")
+    store, errors = _store(config, workdir)
+    histories = {"student": _history(workdir.stage("distill"))}
+    if config.needs_teacher:
+        histories["teacher"] = _known(lambda: _history(teacher_folder(config, workdir)), [])
+    return Facts(
+        config=to_mapping(config),
+        row=row,
+        roles=roles,
+        evaluated=evaluated,
+        command=repeat[0],
+        toml=repeat[1],
+        study=_study(workdir.run / "job.json"),
+        taught=config.needs_teacher,
+        data=read_manifest(workdir.stage("data")),
+        exported=read_manifest(workdir.stage("export")),
+        timed=read_manifest(workdir.stage("benchmark")),
+        store=store,
+        errors=errors,
+        histories={role: history for role, history in histories.items() if history},
+        ledger=read_ledger(workdir.stage("distill") / LEDGER),
+        gallery=Gallery.load(folder / gallery.FILE) if gallery.FILE in evaluated["files"] else None,
+    )
+
+
+def _known(read: Callable[[], T], otherwise: T) -> T:
+    """What the teacher's folder tells, which may have been deleted since the training."""
+    try:
+        return read()
+    except UserError:
+        return otherwise
+
+
+def _history(folder: Path) -> History:
+    try:
+        return json.loads((folder / "history.json").read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return []
+    except (OSError, ValueError) as error:
+        raise UserError(f"{folder / 'history.json'} is damaged ({error}); delete it, or run the stage again") from error
+
+
+def _store(config: Config, workdir: Workdir) -> tuple[dict[str, Any] | None, np.ndarray]:
+    """The overlay store's manifest and the completeness error of each of its maps."""
+    nothing = None, np.empty(0, np.float32)
+    if not config.needs_store:
+        return nothing
+    folder = _known(lambda: store_folder(config, workdir), None)
+    if folder is None or read_manifest(folder) is None:
+        return nothing
+    try:
+        manifest = open_store(folder, {})
+        errors = [record["error"] for record in read_all(folder, manifest["files"], parse_record)]
+    except UserError as error:  # shards may go when training is over
+        console.say(f"  report without the maps' errors: {error}")
+        return nothing
+    return manifest, np.array(errors, np.float32)
+
+
+def _study(path: Path) -> str:
+    try:
+        return str(json.loads(path.read_text(encoding="utf-8"))["command"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return ""
+
+
+def row_of(
+    config: Config, workdir: Workdir, roles: Roles, trained: Mapping[str, Any], teacher: Mapping[str, Any] | None
+) -> dict[str, Any]:
+    """The run as one flat row; metrics are prefixed by their role.
+
+    Args:
+        config: The run's.
+        workdir: Where it wrote.
+        roles: From `facts.figures`.
+        trained: The manifest of stage `distill`.
+        teacher: The manifest of stage `teacher`, where there is one.
+    """
+    run = json.loads((workdir.run / "config.json").read_text(encoding="utf-8"))
+    compressed = read_manifest(workdir.stage("compress")) if config.compress.method != "none" else None
+    row = {
+        "experiment": run["experiment"],
+        "arm": run["experiment"],
+        "seed": workdir.seed,
+        "smoke": run["smoke"],
+        "config": fingerprint(config),
+        "commit": commit(),
+        "versions": versions(),
+        "hardware": hardware(),
+        "time": datetime.now(UTC).isoformat(timespec="seconds"),
+        "n_train": trained["n_train"],
+        "train_fraction": config.data.train_fraction,
+        "subset_seed": config.data.subset_seed,
+        "saw_validation": trained["saw_validation"],
+        "teacher_saw_validation": teacher["saw_validation"] if teacher else "",
+        "train_seconds": round(trained["seconds"], 1),
+        "validation_accuracy": trained["validation_accuracy"],
+    }
+    if compressed:
+        names = ("method", "sparsity", "prunable_sparsity", "nonzero_parameters", "validation_accuracy")
+        row |= {f"compressed_{name}": compressed[name] for name in names}
+    return row | {f"{role}_{name}": value for role, values in roles.items() for name, value in values.items()}

@@ -1,0 +1,182 @@
+"""Run the stages of one experiment in a workdir. Imports the stages themselves, and TensorFlow, only when it runs."""
+
+import json
+import os
+import shlex
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tfigkd.config.experiment import Config, to_mapping, trainings
+from tfigkd.config.reading import differences, from_mapping
+from tfigkd.runtime import console
+from tfigkd.runtime.errors import UserError
+from tfigkd.runtime.files import fingerprint, locked, read_manifest, write_text
+from tfigkd.stages.workdir import Workdir
+
+STAGES = ("data", "teacher", "overlays", "distill", "compress", "export", "evaluate", "benchmark", "report")
+SETTINGS = "config.json"
+DATA = "config.data.name"
+
+
+# fields that a finished run may be repeated with: they name places, or concern only stages that are cheap to redo
+FREE = (
+    "data.dir",
+    "description",
+    "compress.",
+    "export.",
+    "evaluation.",
+    "benchmark.",
+    "ledger.",
+    "tensorboard.",
+    "attribution.batch_size",
+)
+
+
+def _lines(table: dict[str, Any], prefix: str = "") -> list[str]:
+    """A config as one line a table, in TOML's words."""
+    own = {key: value for key, value in table.items() if not isinstance(value, dict) and value is not None}
+    if own.get("weight") == 0 or own.get("method") == "none":  # a loss or a stage that is switched off
+        return []
+    text = "  ".join(f"{key} = {json.dumps(value)}" for key, value in own.items())
+    lines = [f"[{prefix}]  {text}" if prefix else text] if own else []
+    for key, value in table.items():
+        if isinstance(value, dict):
+            lines += _lines(value, f"{prefix}.{key}" if prefix else key)
+    return lines
+
+
+@dataclass(frozen=True)
+class Run:
+    """One experiment, one seed, one workdir.
+
+    Attributes:
+        experiment: Its name, which is the stem of its TOML file.
+        config: All fields, resolved.
+        workdir: Where it writes; it has the seed.
+        stages: Which stages to run.
+        smoke: Whether the config was shrunk by `smoke`.
+    """
+
+    experiment: str
+    config: Config
+    workdir: Workdir
+    stages: tuple[str, ...] = STAGES
+    smoke: bool = False
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What `config.json` says of the run, as plain JSON values."""
+        seed, config = self.workdir.seed, to_mapping(self.config)
+        return {"experiment": self.experiment, "seed": seed, "smoke": self.smoke, "config": config}
+
+
+def default_folder(experiment: str, seed: int, *, smoke: bool) -> Path:
+    """Return where a run writes when no other folder is given."""
+    return Path("runs") / (f"{experiment}-smoke" if smoke else experiment) / str(seed)
+
+
+def _claim(chosen: Run) -> None:
+    """Write the config into the workdir, unless a student of other settings is there."""
+    workdir = chosen.workdir
+    path = workdir.run / SETTINGS
+    if path.exists() and workdir.stage("distill").exists():
+        changed = changed_settings(path, chosen)
+        if changed:
+            raise UserError(
+                f"{workdir.run} holds a run with other settings ({', '.join(changed)}); choose another --workdir"
+            )
+    write_text(path, json.dumps(chosen.settings, indent=1) + "\n")
+
+
+def changed_settings(path: Path, chosen: Run) -> list[str]:
+    """Return dotted names of the settings in which a settings file differs from a run, but for `FREE` ones.
+
+    A data set may go by another name, as one that was packed into a file for another machine, where its student has
+    recorded the fingerprint that the data of this name have.
+
+    Raises:
+        UserError: the file is damaged, or there is no data set of the new name.
+    """
+    try:
+        before = json.loads(path.read_text(encoding="utf-8"))
+        # a field that a newer version has brought stands at its default
+        before["config"] = to_mapping(from_mapping(Config, before["config"]))
+        changed = [field for field in differences(before, chosen.settings) if not _free(field)]
+    except (UserError, OSError, ValueError, AttributeError, KeyError, TypeError, RecursionError) as error:
+        raise UserError(f"{path} is damaged ({error}); choose another --workdir or delete it") from error
+    if DATA in changed and _same_data(path.parent, chosen.config):
+        changed.remove(DATA)
+    return changed
+
+
+def _same_data(folder: Path, config: Config) -> bool:
+    """Return whether a config's data are those that the student of a run was trained on, whatever they are called."""
+    trained = read_manifest(Workdir(folder, folder).stage("distill"))
+    if trained is None or "data" not in trained:
+        return False
+    from tfigkd.stages.data import dataset
+
+    return dataset(config.data).fingerprint == trained["data"]
+
+
+def _free(field: str) -> bool:
+    return field.removeprefix("config.").startswith(FREE)
+
+
+def run(chosen: Run) -> None:
+    """Run the chosen stages of an experiment.
+
+    Raises:
+        UserError: anything the user can mend.
+    """
+    config, workdir = chosen.config, chosen.workdir
+    unneeded = {"teacher": not config.needs_teacher, "compress": config.compress.method == "none"}
+    unneeded["overlays"] = not any(each.needs_stored for each in trainings(config))
+    asked = [stage for stage in STAGES if stage in chosen.stages]
+    needed = [stage for stage in asked if not unneeded.get(stage)]
+    with locked(workdir.run, wait=False):
+        _claim(chosen)
+        for line in _lines(to_mapping(config)):
+            console.say(line)
+        started = time.monotonic()
+        with console.quiet_stderr():  # TensorFlow greets when it is imported and when it looks for a GPU
+            os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "1" if console.is_verbose() else "2")
+            from tfigkd.stages import pipeline
+            from tfigkd.stages.distill import check
+            from tfigkd.stages.estimate import estimate
+        console.say(f"{chosen.experiment}, seed {workdir.seed}, config {fingerprint(config)}, in {workdir.run}")
+        with console.quiet_stderr():
+            if config.needs_teacher and "distill" in needed:
+                check(config)
+            about = estimate(config, workdir, needed)
+        console.say(f"stages: {', '.join(needed)}; about {about} on this machine")
+        with console.stages(asked, skipped=[stage for stage in asked if stage not in needed]) as work:
+            for stage in needed:
+                with work(stage):
+                    pipeline.STAGES[stage](config, workdir)
+        console.say(f"done in {time.monotonic() - started:.0f} s; everything is in {workdir.run}", last=True)
+        for line in _last_lines(workdir, [stage for stage in STAGES if not unneeded.get(stage)], needed):
+            console.say(line, last=True)
+
+
+def _last_lines(workdir: Workdir, needed: Sequence[str], chosen: Sequence[str]) -> Iterator[str]:
+    """Where things are, as far as they are there, and what to type next."""
+    students = [workdir.stage("distill") / "student.keras", workdir.stage("compress") / "compressed.keras"]
+    models = [path for path in students if path.is_file()]
+    files = sorted(workdir.stage("export").glob("*.tflite"))
+    reports = [path for path in (workdir.run / "report.html", workdir.run / "report.md") if path.is_file()]
+    if models:
+        yield f"model: {', '.join(map(str, models))}"
+    if files:
+        yield f"files: {workdir.stage('export')}/ ({', '.join(path.name for path in files)})"
+    if "report" in chosen and reports:
+        yield f"report: {reports[0]}   curves: tensorboard --logdir {shlex.quote(str(workdir.run))}"
+    rest = needed[needed.index(chosen[-1]) + 1 :] if chosen else []
+    if rest:
+        yield f"next: the same command with --stages {','.join(rest)}"
+    elif files:
+        smallest = [path for path in files if path.name in ("compressed.int8.tflite", "student.int8.tflite")]
+        yield f"next: python -m tfigkd.predict {shlex.quote(str((smallest or files)[0]))} PICTURE.png --resize"

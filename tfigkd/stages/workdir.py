@@ -1,0 +1,24 @@
+"""Where one run writes, and where teachers and their stores are shared."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from tfigkd.runtime.files import MANIFEST
+
+
+@dataclass(frozen=True)
+class Workdir:
+    """Where one run writes, and where teachers and their overlay stores are shared."""
+
+    run: Path
+    teachers: Path
+    seed: int = 0
+
+    def stage(self, name: str) -> Path:
+        """The folder of one stage of this run; a run in saved_models keeps its student beside its manifest."""
+        return self.run if self.saved and name == "distill" else self.run / name
+
+    @property
+    def saved(self) -> bool:
+        """Whether this is a run of saved_models, reduced to its student."""
+        return (self.run / MANIFEST).is_file()

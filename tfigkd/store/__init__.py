@@ -1,0 +1,1 @@
+"""What is known of the teacher, on disk: TFRecord shards keyed by example id."""

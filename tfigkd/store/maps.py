@@ -1,0 +1,225 @@
+"""The overlay store: logits and Integrated Gradients map of every training image, computed once (see `store.py`)."""
+
+import math
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+
+from tfigkd import models
+from tfigkd.attribution import Attribution, attribute, completeness_error, make_baseline, saliency_map
+from tfigkd.batches.stream import Knowledge
+from tfigkd.config.fields import AttributionConfig
+from tfigkd.data import Dataset, Examples, covered, mean_color, to_model_input
+from tfigkd.runtime.errors import UserError
+from tfigkd.runtime.files import fingerprint, write_manifest
+from tfigkd.store.shards import REBUILD, Record, join_arrays, open_store, read_all, write_shards
+
+FORMAT = 1
+NAMES = {"scale": "map_scale", "error": "completeness_error", "steps": "n_steps"}  # as stored, and as once stored
+CHECKED = 8  # records recomputed from their images before a store is declared done
+FLAT = 1e-6  # a map that nowhere reaches this many logits is rounding noise, which no recomputing repeats
+
+
+def store_identity(teacher_weights: str, data: str, config: AttributionConfig) -> dict[str, Any]:
+    """Everything the records depend on; `batch_size` bounds the memory and is left out."""
+    settings = {name: getattr(config, name) for name in config.__dataclass_fields__ if name != "batch_size"}
+    return {"format": FORMAT, "teacher": teacher_weights, "data": data, "attribution": settings}
+
+
+def attribute_examples(
+    model: keras.Model, examples: Examples, config: AttributionConfig, mean_color: np.ndarray
+) -> Attribution:
+    """Integrated Gradients of the label's logit, by the settings of the store; `mean_color` is one of the baselines."""
+    images = to_model_input(examples.images)
+    return attribute(
+        model,
+        images,
+        examples.labels,
+        baseline=make_baseline(config.baseline, images, mean_color=mean_color),
+        n_steps=config.n_steps,
+        rule=config.rule,
+        tolerance=config.tolerance,
+        max_steps=config.max_steps,
+        batch_size=config.batch_size,
+    )
+
+
+def _features(model: keras.Model, examples: Examples, config: AttributionConfig, mean_color: np.ndarray) -> Iterator:
+    """The features of each example's record."""
+    result = attribute_examples(model, examples, config, mean_color)
+    maps = saliency_map(result.attributions)
+    stored, scales = to_stored(maps)
+    errors = completeness_error(result.attributions, result.convergence_delta)
+    for index in range(len(examples)):
+        yield {
+            "logits": result.logits[index].astype(np.float32),
+            "map": stored[index].tobytes(),
+            "scale": [float(scales[index])],
+            "error": [float(errors[index])],
+            "steps": [int(result.n_steps[index])],
+            **_shape(stored[index]),
+        }
+
+
+def to_stored(maps: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Maps [N,H,W] as uint8, each scaled by its own maximum, and these maxima [N]."""
+    scales = maps.max(axis=(1, 2))
+    return np.round(255 * maps / np.where(scales > 0, scales, 1)[:, None, None]).astype(np.uint8), scales
+
+
+def _shape(stored: np.ndarray) -> dict[str, list[int]]:
+    """The shape of a map that is not square; the other one follows from its size, and a record has to be small."""
+    height, width = stored.shape
+    return {} if height == width else {"map_shape": [height, width]}
+
+
+def parse_record(features: Mapping[str, Any]) -> Record:
+    """What a record says beside its id and label."""
+    flat = np.frombuffer(features["map"][0], np.uint8)
+    shape = features.get("map_shape", (math.isqrt(len(flat)),) * 2)
+    # stores of earlier versions have longer names
+    scale, error, steps = (features[new if new in features else old][0] for new, old in NAMES.items())
+    return {
+        "logits": features["logits"],
+        "map": flat.reshape(tuple(int(side) for side in shape)),
+        "scale": float(scale),
+        "error": float(error),
+        "n_steps": int(steps),
+    }
+
+
+def write_store(
+    folder: Path,
+    model: keras.Model,
+    data: Dataset,
+    config: AttributionConfig,
+    identity: dict[str, Any],
+    source: dict[str, Any],
+    *,
+    examples: Examples | None = None,
+) -> None:
+    """Write a store shard by shard, going on after the shards that are there.
+
+    Args:
+        folder: Named by the fingerprint of `identity`.
+        model: The teacher; images float32 [B,H,W,3] in [0,1] to logits [B,C].
+        data: Where the examples are from; its training split's mean color is one of the baselines.
+        config: How maps are computed.
+        identity: From `store_identity`.
+        source: The data config, so that `verify` can find the images.
+        examples: What is covered; without it train and validation.
+    """
+    examples = covered(data) if examples is None else examples
+    folded = models.fold_batch_norm(model)
+    color = mean_color(data.train)
+    files = write_shards(
+        folder,
+        examples,
+        config.shard_size,
+        store=fingerprint(identity),
+        parse=parse_record,
+        make=lambda chosen: _features(folded, chosen, config, color),
+    )
+    # Record by record: the memory of this stage must not grow with the number of images.
+    sample = np.arange(min(CHECKED, len(examples)))
+    checked, columns = [], np.empty((len(examples), 2))
+    for number, record in enumerate(read_all(folder, files, parse_record)):
+        columns[number] = record["error"], record["n_steps"]
+        if number in sample:
+            checked.append(record)
+    errors, steps = columns.astype(np.float32).T  # the type in which the tolerance was asked
+    worst = deviation(model, examples, checked, config, color, sample)
+    write_manifest(
+        folder,
+        fingerprint(identity),
+        files=files,
+        identity=identity,
+        source=source,
+        mean_color=[float(value) for value in color],
+        examples=len(examples),
+        flagged=int((~(errors <= config.tolerance)).sum()),
+        completeness_error={
+            "mean": float(errors.mean()),
+            "median": float(np.median(errors)),
+            "max": float(errors.max()),
+        },
+        mean_steps=float(steps.mean()),
+        verified_deviation=worst,
+    )
+
+
+def deviation(
+    model: keras.Model,
+    examples: Examples,
+    records: list[dict[str, Any]],
+    config: AttributionConfig,
+    mean_color: np.ndarray,
+    sample: np.ndarray,
+) -> dict[str, float]:
+    """Largest deviation of stored logits (absolute) and maps (in units of the map's maximum) from recomputed ones.
+
+    Raises:
+        UserError: it is larger than rounding explains, so the records are not those of the images.
+    """
+    by_id = {record["id"]: record for record in records}
+    chosen = examples.take(sample)
+    result = attribute_examples(models.fold_batch_norm(model), chosen, config, mean_color)
+    maps = saliency_map(result.attributions)
+    logits = maps_off = 0.0
+    flat = 0
+    for index, example_id in enumerate(chosen.ids):
+        record = by_id[example_id]
+        logits = max(
+            logits,
+            float(np.abs(record["logits"] - result.logits[index]).max() / max(1, np.abs(result.logits[index]).max())),
+        )
+        stored = record["map"].astype(np.float32) * (record["scale"] / 255)
+        if maps[index].max() < FLAT:
+            flat += 1
+        else:
+            maps_off = max(maps_off, float(np.abs(stored - maps[index]).max() / maps[index].max()))
+    if logits > 1e-3 or maps_off > 1e-2:
+        raise UserError(
+            f"overlay store: recomputed records deviate (logits {logits:.2g}, maps {maps_off:.2g}): they do not belong "
+            f"to their images or teacher; {REBUILD}"
+        )
+    return {"logits": logits, "maps": maps_off, "flat": flat}
+
+
+def read_store(folder: Path, examples: Examples, identity: dict[str, Any]) -> Knowledge:
+    """Join a store to examples by id.
+
+    Args:
+        folder: A finished store.
+        examples: What to look up, in the order wanted; every id must be in the store.
+        identity: What the store must be, from `store_identity`.
+
+    Raises:
+        UserError: the store is unfinished or damaged, belongs to another teacher, data set or setting, lacks ids, or
+            its labels are not those of the examples.
+    """
+    found = join_arrays(folder, open_store(folder, identity), examples, parse_record)
+    return to_knowledge(folder, found, examples.ids, identity["attribution"]["tolerance"])
+
+
+def to_knowledge(folder: Path, found: Mapping[str, np.ndarray], ids: np.ndarray, tolerance: float) -> Knowledge:
+    """The columns of a store's records, in the order of the ids; maps over the tolerance are not usable.
+
+    Raises:
+        UserError: a record holds NaN or infinity.
+    """
+    broken = ~np.isfinite(found["logits"]).all(axis=1) | ~np.isfinite(found["error"])
+    if broken.any():
+        first = ids[int(broken.argmax())]
+        raise UserError(f"store {folder}: {broken.sum()} records hold NaN or infinity, the first {first}; {REBUILD}")
+    errors = found["error"].astype(np.float32)
+    return Knowledge(
+        logits=found["logits"].astype(np.float32),
+        maps=found["map"],
+        scales=found["scale"].astype(np.float32),
+        errors=errors,
+        usable=errors <= tolerance,
+    )

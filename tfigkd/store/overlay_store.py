@@ -1,0 +1,203 @@
+"""The overlay store for users of the library: any Keras model, any `tf.data.Dataset`, no config and no workdir."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+
+from tfigkd.batches.augment import overlay
+from tfigkd.config.fields import AttributionConfig
+from tfigkd.config.reading import from_mapping
+from tfigkd.data import Dataset, Examples, digest, identify, splits_fingerprint
+from tfigkd.models.weights import weights_fingerprint
+from tfigkd.runtime.errors import UserError
+from tfigkd.runtime.files import MANIFEST, fingerprint, finished, locked, read_manifest
+from tfigkd.store.maps import deviation, parse_record, store_identity, to_knowledge, write_store
+from tfigkd.store.shards import open_store, read_all
+
+
+class OverlayStore:
+    """A teacher's logits and Integrated Gradients maps on disk, joined to images by the hash of their pixels.
+
+    Args:
+        folder: A finished store, as `build` returns it in `folder`.
+
+    Attributes:
+        folder: Where the shards lie.
+        knowledge: Logits, maps, completeness errors; see `tfigkd.batches.stream.Knowledge`.
+
+    Raises:
+        UserError: the store is unfinished or damaged, or holds NaN.
+    """
+
+    def __init__(self, folder: str | Path):
+        self.folder = Path(folder)
+        if read_manifest(self.folder) is None:
+            inside = sorted(path.parent.name for path in self.folder.glob(f"*/{MANIFEST}"))
+            advice = f"the stores in it are {', '.join(inside)}" if inside else "OverlayStore.build makes one"
+            raise UserError(f"no finished store in {self.folder}; {advice}")
+        manifest = open_store(self.folder, {})
+        self.settings = from_mapping(AttributionConfig, manifest["identity"]["attribution"])
+        self._teacher = manifest["identity"]["teacher"]
+        self._mean_color = np.array(manifest["mean_color"], np.float32)
+        records = list(read_all(self.folder, manifest["files"], parse_record))
+        columns = {name: np.array([record[name] for record in records]) for name in records[0]}
+        self.knowledge = to_knowledge(self.folder, columns, columns["id"], self.settings.tolerance)
+        # duplicates of a picture differ in their ordinal alone, and share map and logits where they share the label
+        self._rows = {(record["id"].partition("-")[0], record["label"]): row for row, record in enumerate(records)}
+
+    def __len__(self) -> int:
+        return len(self.knowledge.logits)
+
+    @classmethod
+    def build(cls, folder: str | Path, teacher: keras.Model, pictures: Any, **settings: Any) -> "OverlayStore":
+        """Compute the store, or go on with it, or open it where it is finished.
+
+        Stores of several teachers, data sets or settings lie side by side in `folder`, each named by its fingerprint.
+        The images are held in memory while their maps are computed.
+
+        Args:
+            folder: Where to; made if need be.
+            teacher: Images float32 [B,H,W,3] in [0,1] to logits [B,C].
+            pictures: A finite `tf.data.Dataset` of (uint8 [H,W,3], integer label), not batched and not augmented, or
+                a pair of arrays, uint8 [N,H,W,3] and integers [N].
+            settings: Fields of `tfigkd.config.fields.AttributionConfig`: `baseline`, `rule`, `n_steps`, `tolerance`, …
+
+        Raises:
+            ValueError: `pictures` are not as above.
+            UserError: a setting is unknown or out of range.
+        """
+        examples = _collect(pictures)
+        config = from_mapping(AttributionConfig, settings, "attribution")
+        nothing = examples.take(slice(0))
+        pixels = splits_fingerprint({"train": examples})
+        classes = tuple(str(index) for index in range(teacher.output_shape[-1]))
+        data = Dataset("pictures", examples, nothing, nothing, class_names=classes, fingerprint=pixels)
+        identity = store_identity(weights_fingerprint(teacher), pixels, config)
+        place = Path(folder).resolve() / fingerprint(identity)
+        with locked(place, wait=True):
+            if finished(place, place.name) is None:
+                write_store(place, teacher, data, config, identity, source={})
+        return cls(place)
+
+    def join(self, pictures: Any) -> Any:
+        """Give every picture its map and logits, found by the hash of its pixels, in whatever order they come.
+
+        The map is a fourth channel of its picture, so that no crop or flip can part them; that of a map over the
+        completeness gate is zero, which overlays nothing.
+
+        Args:
+            pictures: A `tf.data.Dataset` of (uint8 [H,W,3], integer label), not batched and not yet augmented.
+
+        Returns:
+            A `tf.data.Dataset` of (uint8 [H,W,4], {"label": int32, "teacher_logits": float32 [C]}). A picture that is
+            not in the store, or is there under another label, ends the iteration with an error that says so.
+        """
+        import tensorflow as tf
+
+        height, width = self.knowledge.maps.shape[1:]
+        classes = self.knowledge.logits.shape[1]
+
+        def find(image: np.ndarray, label: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+            row = self._row(image, int(label))
+            shown = self.knowledge.maps[row] * self.knowledge.usable[row]
+            return np.concatenate([image, shown[..., None]], axis=-1), self.knowledge.logits[row]
+
+        def attach(image: Any, label: Any) -> tuple[Any, dict[str, Any]]:
+            pixels, logits = tf.numpy_function(find, [image, label], [tf.uint8, tf.float32])
+            pixels.set_shape((height, width, 4))
+            logits.set_shape((classes,))
+            return pixels, {"label": tf.cast(label, tf.int32), "teacher_logits": logits}
+
+        return pictures.map(attach)
+
+    @staticmethod
+    def overlay(
+        probability: float = 0.1, *, min_exponent: float = 1.0, max_exponent: float = 2.0, seed: int = 0
+    ) -> Callable[[Any, Any], tuple[Any, Any]]:
+        """A function for `dataset.map`, after your augmentation and batching: maps laid over some of the images.
+
+        Args:
+            probability: Share of images that carry an overlay; the papers' 0.1.
+            min_exponent: Smallest exponent s of `0.5 image + 0.5 map ** s`, s log-uniform.
+            max_exponent: Largest exponent s.
+            seed: Of the draws, which go on from batch to batch.
+
+        Returns:
+            A function from (uint8 [B,H,W,4], targets) to (float32 [B,H,W,3] in [0,1], targets).
+
+        Raises:
+            ValueError: the probability or an exponent is out of range.
+        """
+        import tensorflow as tf
+
+        if not 0 <= probability <= 1 or not 0 < min_exponent <= max_exponent:
+            raise ValueError(
+                f"expected a probability in [0, 1] and 0 < min_exponent <= max_exponent, got {probability}, "
+                f"{min_exponent} and {max_exponent}"
+            )
+        generator = np.random.default_rng(seed)
+        low, high = np.log(min_exponent), np.log(max_exponent)
+
+        def blend(pixels: np.ndarray) -> np.ndarray:
+            images = pixels[..., :3].astype(np.float32) / np.float32(255)
+            chosen = generator.random(len(pixels)) < probability
+            exponents = np.exp(generator.uniform(low, high, len(pixels)))
+            images[chosen] = overlay(images[chosen], pixels[chosen, ..., 3], exponents[chosen])
+            return images
+
+        def lay(pixels: Any, targets: Any) -> tuple[Any, Any]:
+            images = tf.numpy_function(blend, [pixels], tf.float32)
+            images.set_shape((*pixels.shape[:-1], 3))
+            return images, targets
+
+        return lay
+
+    def verify(self, teacher: keras.Model, pictures: Any, *, sample: int = 64, seed: int = 0) -> dict[str, float]:
+        """Recompute a random sample of the pictures' records; see `tfigkd.store.maps.deviation`.
+
+        Raises:
+            UserError: it is another teacher, or the records are not those of the pictures.
+        """
+        if weights_fingerprint(teacher) != self._teacher:
+            raise UserError(f"overlay store {self.folder}: it is of another teacher; build a store for this one")
+        examples = _collect(pictures)
+        chosen = np.random.default_rng(seed).choice(len(examples), min(sample, len(examples)), replace=False)
+        known = self.knowledge
+        records = [
+            {"id": examples.ids[index], "logits": known.logits[row], "map": known.maps[row], "scale": known.scales[row]}
+            for index in chosen
+            for row in [self._row(examples.images[index], int(examples.labels[index]))]
+        ]
+        return deviation(teacher, examples, records, self.settings, self._mean_color, chosen)
+
+    def _row(self, image: np.ndarray, label: int) -> int:
+        name = digest(image)
+        if (name, label) not in self._rows:
+            known = any(row[0] == name for row in self._rows)
+            what = f"is there, but not with label {label}" if known else "is not there"
+            raise UserError(
+                f"overlay store {self.folder}: the picture {name} {what}; join the pictures that the store was built "
+                "of, before any augmentation"
+            )
+        return self._rows[name, label]
+
+
+def _collect(pictures: Any) -> Examples:
+    """The pictures of a pair of arrays or of a `tf.data.Dataset`, in memory and named."""
+    if isinstance(pictures, tuple):
+        return identify(*pictures)
+    images, labels = [], []
+    for image, label in pictures.as_numpy_iterator():
+        if np.ndim(image) != 3 or np.ndim(label):
+            raise ValueError(
+                f"expected pictures one by one, uint8 [H,W,3] and a label, got shapes {np.shape(image)} and "
+                f"{np.shape(label)}; pass the data set before batch()"
+            )
+        images.append(image)
+        labels.append(label)
+    if not images:
+        raise ValueError("the data set has no pictures")
+    return identify(np.stack(images), np.array(labels))

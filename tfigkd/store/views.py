@@ -1,0 +1,63 @@
+"""Stored views: the teacher's logits, or attention maps, of K fixed random crops and flips of every training image.
+
+Augmentation then draws one of the K, so the teacher has seen exactly what the student sees, at the price of a look-up.
+A view is a function of (view seed, id, k); the store keeps the values as float16. Logits and the attention of each tap
+are stores of their own, so that arms share what they have in common.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import keras
+import numpy as np
+
+from tfigkd.batches.augment import crop_and_flip, example_keys
+from tfigkd.config.fields import AugmentConfig, ViewConfig
+from tfigkd.data import Examples
+from tfigkd.losses.attention import unit_attention
+from tfigkd.measure.metrics import predict_logits
+from tfigkd.runtime.errors import UserError
+from tfigkd.runtime.files import fingerprint_values
+from tfigkd.store.shards import Record
+
+FORMAT = 2
+SHARD_SIZE = 512
+
+
+def views_identity(
+    teacher_weights: str, data: str, augment: AugmentConfig, view: ViewConfig, tap: str | None = None
+) -> dict[str, Any]:
+    """Everything the stored values depend on; `tap` is the layer whose attention is stored, None for the logits."""
+    drawn = {"augment": fingerprint_values(augment), "views": view.views, "seed": view.seed}
+    return {"format": FORMAT, "teacher": teacher_weights, "data": data, **drawn, **({"tap": tap} if tap else {})}
+
+
+def with_attention(model: keras.Model, tap: str) -> keras.Model:
+    """A model from images to the attention map [B,h,w] of a layer, each of length one so that float16 holds it.
+
+    Raises:
+        UserError: the model has no such layer, or its output is no feature map.
+    """
+    try:
+        features = model.get_layer(tap).output
+    except ValueError as error:
+        raise UserError(f"losses.at.teacher_layer: the teacher {model.name!r} has no layer {tap!r}") from error
+    if len(features.shape) != 4:
+        raise UserError(f"losses.at.teacher_layer: {tap!r} gives {tuple(features.shape)}, expected maps [B,h,w,D]")
+    return keras.Model(model.input, unit_attention(features))
+
+
+def view_outputs(model: keras.Model, examples: Examples, augment: AugmentConfig, view: ViewConfig) -> np.ndarray:
+    """A model's outputs, logits or attention, of the K views of each example, float32 [N,K,...]."""
+    keys = example_keys(examples.ids)
+    views = [
+        predict_logits(model, crop_and_flip(examples.images, keys, augment, seed=view.seed, epoch=number))
+        for number in range(view.views)
+    ]
+    return np.stack(views, axis=1)
+
+
+def parse_view(features: Mapping[str, Any]) -> Record:
+    """Return the views of a record, beside its id and label: float16 [K,...]."""
+    shape = tuple(int(side) for side in features["view_shape"])
+    return {"views": np.frombuffer(features["view_values"][0], "<f2").reshape(shape)}

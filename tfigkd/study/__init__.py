@@ -1,0 +1,1 @@
+"""Studies: arms times seeds, their rows, statistics and pages."""

@@ -1,0 +1,62 @@
+"""`python -m tfigkd.study`: run, collect and report studies.
+
+python -m tfigkd.study --experiment ablation --processes 4
+python -m tfigkd.study --experiment lowdata --teacher.weights weights/resnet56.npz
+python -m tfigkd.study collect
+python -m tfigkd.study report
+"""
+
+import sys
+from collections.abc import Sequence
+
+from tfigkd.config.flags import read_all_options, read_options
+from tfigkd.runtime import console
+from tfigkd.runtime.command import command
+from tfigkd.runtime.errors import UserError
+from tfigkd.study.plan import PROG, Options, plan, read_study
+from tfigkd.study.runs import finished_row, run_all
+
+
+def study(options: Options, flags: Sequence[str]) -> int:
+    """Run a study; returns the exit status."""
+    if options.processes < 1:
+        raise UserError(f"--processes must be at least 1, got {options.processes}")
+    if options.seeds is not None and options.seeds < 1:
+        raise UserError(f"--seeds must be at least 1, got {options.seeds}")
+    described = read_study(options.experiment)
+    jobs = plan(described, options, flags)
+    console.say(f"{described.name}: {described.description}")
+    stages = options.stages or described.stages
+    console.say(f"{len(jobs)} runs, stages {stages}, {options.processes} at once, in {options.workdir}")
+    if options.dry_run:
+        for job in jobs:
+            console.say(
+                f"  {job.title}: {job.run.experiment}, {'finished' if finished_row(job) else 'to do'}, {job.folder}"
+            )
+        return 0
+    ended = run_all(jobs, processes=options.processes, minutes=options.minutes)
+    console.say(", ".join(f"{len(some)} {how}" for how, some in ended.items() if some))
+    if ended["left"] or ended["busy"]:
+        console.say("the same command goes on with what is left")
+    return 1 if ended["failed"] else 0
+
+
+@command(stopped="stopped; nothing finished is lost. The same command goes on with what is left")
+def main(arguments: list[str]) -> int:
+    """Entry point of `python -m tfigkd.study`."""
+    if arguments[:1] == ["collect"]:
+        from tfigkd.study import collect
+
+        collect.collect(read_all_options(collect.Options, arguments[1:], prog=f"{PROG} collect"))
+        return 0
+    if arguments[:1] == ["report"]:
+        from tfigkd.study import report
+
+        report.write_report(read_all_options(report.Options, arguments[1:], prog=f"{PROG} report"))
+        return 0
+    options, flags = read_options(Options, arguments, prog=PROG)
+    return study(options, flags)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,192 @@
+"""Bring what studies have finished into the checkout: rows to experiments/results, models to saved_models.
+
+python -m tfigkd.study collect
+python -m tfigkd.study collect --study lowdata --models lowdata_kd,lowdata_ig_kd
+
+Rows of smoke runs and of unfinished runs stay where they are. Collecting twice adds nothing. Runs that were brought
+from another machine may come without their students: their rows count, and `--models` passes them over.
+"""
+
+import csv
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tfigkd.config.experiment import Config, experiments_folder
+from tfigkd.config.reading import from_mapping
+from tfigkd.runtime import console
+from tfigkd.runtime.errors import UserError
+from tfigkd.runtime.files import (
+    copy_file,
+    locked,
+    make_folder,
+    read_manifest,
+    read_signed,
+    require,
+    unsealed,
+    verify_files,
+    write_manifest,
+    write_text,
+)
+from tfigkd.runtime.provenance import as_csv
+from tfigkd.stages.runner import SETTINGS
+from tfigkd.study.runs import LABEL, ROWS
+
+KEY = ("study", "arm", "size", "seed")
+JOB = ("study", "arm", "size", "command")
+FILES = {"distill": "student.keras", "export": "student.int8.tflite"}
+
+
+@dataclass(frozen=True)
+class Options:
+    """Copy finished rows of studies to experiments/results/STUDY.csv and chosen models to saved_models."""
+
+    workdir: Path = Path("runs/studies")
+    """Where the studies' runs lie."""
+    teachers: Path = Path("runs/teachers")
+    """Where their teachers lie."""
+    into: Path | None = None
+    """The checkout. Default: the one this package lies in."""
+    study: str | None = None
+    """Only this study."""
+    models: str = ""
+    """Experiments whose students go to saved_models/EXPERIMENT/SEED, separated by commas, and their trained teacher."""
+
+
+def read_rows(path: Path) -> list[dict[str, str]]:
+    """The rows of a CSV file; none where there is no file.
+
+    Raises:
+        UserError: it is no CSV file.
+    """
+    if not path.is_file():
+        return []
+    try:
+        with open(path, newline="", encoding="utf-8") as file:
+            rows = list(csv.DictReader(file))
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f"{path}: not a table of results ({error})") from error
+    for number, row in enumerate(rows, start=1):
+        if None in row or None in row.values():
+            raise UserError(f"{path}: row {number} has another number of cells than the header; restore the file")
+    return rows
+
+
+def finished_runs(workdir: Path, study: str | None = None) -> list[tuple[Path, dict[str, str]]]:
+    """Folder and row of each finished run of studies that is no smoke run; says how many rows lack their label.
+
+    Raises:
+        UserError: a row or its label is damaged, or not that of its folder.
+    """
+    found, unlabeled = [], []
+    for path in sorted(workdir.glob(f"{study or '*'}/*/*/{ROWS}")):
+        label, rows = path.parent / LABEL, read_rows(path)
+        if not label.is_file():
+            unlabeled.append(path)
+            continue
+        if len(rows) != 1:
+            raise UserError(f"{path} has {len(rows)} rows, expected 1; delete it and run the study again")
+        row = unsealed(path, rows[0])
+        if row.get("smoke") != "False":
+            continue
+        job = read_signed(label, "delete it and the rows beside it and run the study again", names=JOB, unsigned=True)
+        folder = Path(job["study"]) / (f"{job['arm']}-{job['size']}" if job["size"] else job["arm"]) / row["seed"]
+        if path.parent != workdir / folder:
+            raise UserError(f"{label} is of {folder} and lies in {path.parent}; put the run's folder back")
+        leading = {"study": job["study"], "experiment": row["experiment"], "arm": job["arm"], "size": job["size"]}
+        found.append((path.parent, {**row, **leading, "command": job["command"]}))
+    if unlabeled:
+        count = f"{len(unlabeled)} row{'s' * (len(unlabeled) > 1)}"
+        console.say(f"{count} passed over, as no {LABEL} beside them says of which study: {unlabeled[0]}")
+    return found
+
+
+def _key(row: dict[str, str]) -> tuple[Any, ...]:
+    return (row["study"], row["size"], int(row["seed"]), row["arm"])
+
+
+def merge_rows(path: Path, rows: Sequence[dict[str, str]]) -> int:
+    """Put rows into a table, in the place of older ones of the same run; returns how many are new or changed."""
+    make_folder(path.parent)
+    with locked(path.parent, wait=True):
+        try:
+            before = {_key(row): row for row in read_rows(path)}
+        except (KeyError, ValueError) as error:
+            raise UserError(f"{path} has a row without {', '.join(KEY)} ({error}); restore the file") from error
+        after = before | {_key(row): {name: str(value) for name, value in row.items()} for row in rows}
+        columns = list(
+            dict.fromkeys([*KEY[:1], "experiment", *KEY[1:], *(name for row in after.values() for name in row)])
+        )
+        lines = [{name: after[key].get(name, "") for name in columns} for key in sorted(after)]
+        padded = {key: {name: row.get(name, "") for name in columns} for key, row in before.items()}
+        changed = sum(padded.get(_key(row)) != row for row in lines)
+        if changed:
+            write_text(path, as_csv(lines))
+    (path.parent / ".lock").unlink(missing_ok=True)
+    return changed
+
+
+def save_student(run: Path, row: dict[str, str], into: Path) -> Path:
+    """Copy a run's student, its int8 file where it has one, and its manifest to a folder of saved_models."""
+    folder = make_folder(into / row["experiment"] / row["seed"])
+    trained = require(run / "distill", "distill")  # a damaged file must not get a new checksum
+    files = {}
+    for stage, name in FILES.items():
+        if (run / stage / name).is_file():
+            require(run / stage, stage)
+            files[name] = copy_file(run / stage / name, folder / name)
+    copy_file(run / SETTINGS, folder / SETTINGS)
+    outputs = {name: value for name, value in trained.items() if name not in ("fingerprint", "files")}
+    write_manifest(folder, trained["fingerprint"], files=files, **outputs, row=row)
+    return folder
+
+
+def save_teacher(run: Path, teachers: Path, into: Path) -> Path | None:
+    """Copy the teacher of a run to saved_models/teacher, if this project trained it and it is here; None otherwise."""
+    try:
+        settings = json.loads((run / SETTINGS).read_text(encoding="utf-8"))
+        config = from_mapping(Config, settings["config"])
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        raise UserError(f"{run / SETTINGS} is damaged ({error}); run the study again in another --workdir") from error
+    if not config.needs_teacher or config.teacher.weights is not None:
+        return None
+    with console.quiet_stderr():  # TensorFlow greets
+        from tfigkd.stages.teacher import FILE, teacher_fingerprint
+    # a student of an earlier version has not recorded its teacher, which is then found from the data
+    trained = read_manifest(run / "distill") or {}
+    source = teachers / (trained.get("teacher") or teacher_fingerprint(config))
+    manifest = read_manifest(source)
+    if manifest is None:
+        return None
+    verify_files(source, manifest)
+    folder = make_folder(into / "teacher")
+    copied = copy_file(source / FILE, folder / FILE)
+    outputs = {name: value for name, value in manifest.items() if name not in ("fingerprint", "files")}
+    write_manifest(folder, manifest["fingerprint"], files={FILE: copied}, **outputs)
+    return folder
+
+
+def collect(options: Options) -> None:
+    """Copy rows, and the models that are asked for."""
+    checkout = options.into or experiments_folder().parent
+    runs = finished_runs(options.workdir, options.study)
+    if not runs:
+        raise UserError(f"no finished run of a study in {options.workdir}; run one first, or give --workdir")
+    for name in sorted({row["study"] for _, row in runs}):
+        rows = [row for _, row in runs if row["study"] == name]
+        path = checkout / "experiments" / "results" / f"{name}.csv"
+        console.say(f"{name}: {len(rows)} finished runs, {merge_rows(path, rows)} new in {path}")
+    wanted = {name for name in options.models.split(",") if name}
+    known = {row["experiment"] for _, row in runs}
+    if wanted - known:
+        raise UserError(f"no finished run of {', '.join(sorted(wanted - known))}; finished: {', '.join(sorted(known))}")
+    for run, row in runs:
+        if row["experiment"] not in wanted or row["size"]:
+            continue
+        if (run / "distill" / FILES["distill"]).is_file():
+            console.say(f"  {save_student(run, row, checkout / 'saved_models')}")
+            save_teacher(run, options.teachers, checkout / "saved_models")
+        else:
+            console.say(f"  {row['experiment']}, seed {row['seed']}: passed over, its student is not in {run}")

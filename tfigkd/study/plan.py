@@ -1,0 +1,163 @@
+"""Read a study and list its runs: many arms times many seeds and sizes.
+
+A study is one TOML file in experiments/studies. Arms of one seed share initial weights, order and crops, so seeds pair
+them. Every run has a folder of its own.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from tfigkd.config.experiment import Config, experiments_folder, override, read_experiment, smoke
+from tfigkd.config.flags import with_flags
+from tfigkd.config.reading import closest, from_mapping, read_toml
+from tfigkd.runtime.errors import UserError
+from tfigkd.stages.runner import Run
+from tfigkd.stages.workdir import Workdir
+
+PROG = "python -m tfigkd.study"
+
+
+@dataclass(frozen=True)
+class Study:
+    """What a study's TOML file says.
+
+    Attributes:
+        name: The file's stem.
+        description: One line.
+        arms: Arm to experiment; of one seed they run in this order.
+        seeds: How many, from 0.
+        stages: Of each run.
+        overrides: Fields of every arm, as nested tables.
+        sizes: Name to fields of a size; every arm runs at every size.
+        seed_fields: Dotted fields that follow the seed, such as the draw of a subset.
+        comparisons: Pairs of arms that the study is there to compare, chosen before any result.
+    """
+
+    name: str = ""
+    description: str = ""
+    arms: dict[str, str] = field(default_factory=dict)
+    seeds: int = 5
+    stages: str = "data,teacher,overlays,distill,compress,export,evaluate,report"
+    overrides: dict[str, Any] = field(default_factory=dict)
+    sizes: dict[str, dict[str, Any]] = field(default_factory=lambda: {"": {}})
+    seed_fields: tuple[str, ...] = ()
+    comparisons: tuple[tuple[str, str], ...] = ()
+
+
+@dataclass(frozen=True)
+class Options:
+    """Run a study: every arm, seed and size that is not finished. `study collect` copies results into the checkout.
+
+    Any other flag is a field of the experiments (`--teacher.weights PATH`) and holds for all arms.
+    """
+
+    experiment: str
+    """Name of a shipped study (ablation, best, compression, lowdata, lowdata_best, monte_carlo) or a .toml file."""
+    workdir: Path = Path("runs/studies")
+    """Where the runs lie: WORKDIR/STUDY/ARM[-SIZE]/SEED."""
+    teachers: Path = Path("runs/teachers")
+    """Where teachers and their stores lie, shared by all runs."""
+    processes: int = 1
+    """Runs at once; on a machine without accelerator one keeps two cores busy."""
+    seeds: int | None = None
+    """How many seeds, from 0; not given: as the study says (1 with --smoke)."""
+    arms: str | None = None
+    """Only these arms, separated by commas."""
+    stages: str | None = None
+    """Only these stages of each run, separated by commas; not given: as the study says."""
+    minutes: float | None = None
+    """Stop after this time; a run that is cut off goes on at its last epoch next time."""
+    smoke: bool = False
+    """Shrink every run to a few steps of a small slice."""
+    dry_run: bool = False
+    """Show what would run, and stop."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run of a study."""
+
+    study: str
+    arm: str
+    size: str
+    run: Run
+    flags: tuple[str, ...] = ()
+
+    @property
+    def folder(self) -> Path:
+        """The run's workdir."""
+        return self.run.workdir.run
+
+    @property
+    def seed(self) -> int:
+        """The student's seed."""
+        return self.run.workdir.seed
+
+    @property
+    def title(self) -> str:
+        """The run in words."""
+        return f"{self.arm}{f' {self.size}' if self.size else ''}, seed {self.seed}"
+
+
+def read_study(name_or_file: str) -> Study:
+    """Read a study by its shipped name or from a TOML file.
+
+    Raises:
+        UserError: no such study, malformed TOML, unknown names, or values that make no study.
+    """
+    folder = experiments_folder() / "studies"
+    path = Path(name_or_file) if name_or_file.endswith(".toml") else folder / f"{name_or_file}.toml"
+    if not path.is_file():
+        known = [file.stem for file in folder.glob("*.toml")]
+        raise UserError(f"unknown study {name_or_file!r}; {closest(name_or_file, known)} (or a .toml file)")
+    table, what = read_toml(path, "study"), f"study {path}"
+    if "name" in table:
+        raise UserError(f"{what}: its name is that of its file, remove the line `name`")
+    study = replace(from_mapping(Study, table, what=what), name=path.stem)
+    if not study.arms or study.seeds < 1:
+        raise UserError(f"{what}: it needs at least one arm and one seed")
+    for pair in study.comparisons:
+        if not {*pair} <= study.arms.keys():
+            raise UserError(f"{what}: a comparison is of two of its arms, got {list(pair)}")
+    return study
+
+
+def _config(experiment: str, study: Study, size: str, seed: int, *, small: bool) -> tuple[str, Config]:
+    """Return the name of an arm's experiment, and its config at a size and seed."""
+    name, config = read_experiment(experiment)
+    for changes in (study.overrides, study.sizes[size]):
+        config = from_mapping(Config, changes, base=config)
+    config = override(config, dict.fromkeys(study.seed_fields, seed))
+    return name, smoke(config) if small else config
+
+
+def plan(study: Study, options: Options, flags: Sequence[str] = ()) -> list[Job]:
+    """List all runs of a study: seed by seed, so that whatever is finished compares all arms.
+
+    Args:
+        study: The arms, sizes and seeds.
+        options: Which of them, and where.
+        flags: Fields of the experiments, as on the command line.
+
+    Raises:
+        UserError: an unknown arm or field, or a value out of range.
+    """
+    chosen = list(study.arms) if options.arms is None else options.arms.split(",")
+    for arm in chosen:
+        if arm not in study.arms:
+            raise UserError(f"unknown arm {arm!r}; {closest(arm, study.arms)}")
+    seeds = options.seeds or (1 if options.smoke else study.seeds)
+    root = options.workdir / (f"{study.name}-smoke" if options.smoke else study.name)
+    stages = tuple((options.stages or study.stages).split(","))
+    jobs = []
+    for seed in range(seeds):
+        for size in study.sizes:
+            for arm in chosen:
+                name, config = _config(study.arms[arm], study, size, seed, small=options.smoke)
+                config = with_flags(config, flags, PROG)
+                workdir = Workdir(root / (f"{arm}-{size}" if size else arm) / str(seed), options.teachers, seed)
+                run = Run(name, config, workdir, stages, smoke=options.smoke)
+                jobs.append(Job(study.name, arm, size, run, tuple(flags)))
+    return jobs

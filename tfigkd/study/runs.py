@@ -1,0 +1,123 @@
+"""Run the jobs of a study in processes of their own, so many at once, in their order."""
+
+import shlex
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from multiprocessing.connection import wait
+from typing import Any
+
+from tfigkd.runtime import console
+from tfigkd.runtime.errors import InUseError, UserError, system_line
+from tfigkd.runtime.files import locked, write_signed
+from tfigkd.runtime.processes import CONTEXT, settle
+from tfigkd.stages.runner import SETTINGS, changed_settings, run
+from tfigkd.study.plan import PROG, Job
+
+ROWS = "rows.csv"
+LABEL = "job.json"
+DONE, FAILED, BUSY = 0, 1, 3  # how the process of one run ends
+
+
+def finished_row(job: Job) -> bool:
+    """Whether a run has left its row, with the job's settings.
+
+    Raises:
+        UserError: the run there has other settings, or its settings file is damaged.
+    """
+    if not (job.folder / ROWS).is_file():
+        return False
+    changed = changed_settings(job.folder / SETTINGS, job.run)
+    if changed:
+        raise UserError(
+            f"{job.folder} holds a run with other settings ({', '.join(changed)}); choose another --workdir"
+        )
+    return True
+
+
+def work(job: Job) -> int:
+    """Do one run, unless it is done or another process does it; returns how it ended."""
+    try:
+        with locked(job.folder / "claim", wait=False):
+            if finished_row(job):
+                return DONE
+            write_signed(job.folder / LABEL, _label(job))
+            run(job.run)
+    except InUseError:
+        return BUSY
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return FAILED
+    except OSError as error:
+        print(f"error: {system_line(error)}", file=sys.stderr)
+        return FAILED
+    return DONE
+
+
+def _label(job: Job) -> dict[str, str]:
+    """What `collect` adds to the run's row."""
+    own = ["--experiment", job.study, "--arms", job.arm, "--seeds", str(job.seed + 1), *job.flags]
+    command = f"{PROG} {shlex.join(own)}"
+    return {"study": job.study, "arm": job.arm, "size": job.size, "command": command}
+
+
+def _process(job: Job) -> None:
+    """The process of one run: what it prints goes to a file in the run's folder."""
+    try:
+        settle(job.folder / "run.log")
+    except OSError as error:
+        print(f"error: {system_line(error)}", file=sys.stderr)
+        sys.exit(FAILED)
+    try:
+        sys.exit(work(job))
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+def run_all(jobs: Sequence[Job], *, processes: int, minutes: float | None = None) -> Mapping[str, list[Job]]:
+    """Run jobs in processes of their own, so many at once, in their order.
+
+    Args:
+        jobs: Finished ones are passed over.
+        processes: How many at once.
+        minutes: After this time no run is started and those that work are stopped; they go on next time.
+
+    Returns:
+        The jobs by how they ended: "done" here, "before", "busy" elsewhere, "failed", "left" for the next call.
+    """
+    started = time.monotonic()
+    deadline = None if minutes is None else started + 60 * minutes
+    ended: dict[str, list[Job]] = {"done": [], "before": [], "busy": [], "failed": [], "left": []}
+    pending: list[Job] = []
+    for job in jobs:
+        (ended["before"] if finished_row(job) else pending).append(job)
+    if ended["before"]:
+        console.say(f"{len(ended['before'])} of {len(jobs)} runs were finished before")
+    running: dict[Any, tuple[Job, Any, float]] = {}
+    try:
+        while pending or running:
+            while pending and len(running) < processes:
+                job = pending.pop(0)
+                process = CONTEXT.Process(target=_process, args=(job,), name=job.title)
+                process.start()
+                running[process.sentinel] = (job, process, time.monotonic())
+            left = None if deadline is None else deadline - time.monotonic()
+            if left is not None and left <= 0:
+                break
+            for sentinel in wait(list(running), left):
+                job, process, begun = running.pop(sentinel)
+                process.join()
+                how = {DONE: "done", BUSY: "busy"}.get(process.exitcode, "failed")
+                ended[how].append(job)
+                seconds = time.monotonic() - begun
+                rest = seconds * len(pending) / processes / 60
+                note = f" (see {job.folder / 'run.log'})" if how == "failed" else ""
+                console.say(f"{job.title}: {how}, {seconds:.0f} s{note}; {len(pending)} to go, about {rest:.0f} min")
+    finally:
+        for job, process, _ in running.values():
+            process.terminate()
+            ended["left"].append(job)
+        for _, process, _ in running.values():
+            process.join()
+        ended["left"] += pending
+    return ended

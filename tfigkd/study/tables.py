@@ -1,0 +1,289 @@
+"""What the collected rows of a study show: tables, a forest plot, and sentences; every figure comes from a row.
+
+python -m tfigkd.study report
+
+Rewrites the part of experiments/README.md between its two markers, and leaves a page of each study in runs/studies.
+"""
+
+import math
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from tfigkd.measure.statistics import LEVEL, Difference, holm, normality, paired, seeds_needed, summarize, welch, winner
+from tfigkd.runtime.errors import UserError
+from tfigkd.runtime.files import atomic
+from tfigkd.study.plan import Study
+
+TO_SEE = (0.2, 0.4)  # points
+CONTROLS = ("shuffled", "noise", "dimmed")
+"""Endings of the names of placebo arms."""
+METRIC = "student_accuracy"
+
+Row = dict[str, str]
+Runs = dict[tuple[str, str], dict[int, float]]  # (size, arm) to seed to accuracy in points
+
+
+@dataclass(frozen=True)
+class Compared:
+    """One planned comparison: unpaired, paired by seed, and corrected over all of the study."""
+
+    size: str
+    first: str
+    second: str
+    free: Difference
+    pairs: Difference | None
+    adjusted: float
+
+    @property
+    def title(self) -> str:
+        """Which arms, and of which size."""
+        return f"{self.first} − {self.second}{f', {self.size}' if self.size else ''}"
+
+
+def runs_of(rows: Sequence[Row]) -> Runs:
+    """Accuracy in points of each run.
+
+    Raises:
+        UserError: runs of one arm trained on different numbers of examples, so that a mean would mix protocols.
+    """
+    runs: Runs = defaultdict(dict)
+    trained: dict[tuple[str, str], set[str]] = defaultdict(set)
+    for row in rows:
+        key = (row["size"], row["arm"])
+        runs[key][int(row["seed"])] = 100 * float(row[METRIC])
+        trained[key].add(row["n_train"])
+        if len(trained[key]) > 1:
+            counts = ", ".join(sorted(trained[key]))
+            raise UserError(f"{row['study']}: runs of {row['arm']} trained on {counts} examples; keep one kind of rows")
+    return dict(runs)
+
+
+def compare(study: Study, runs: Runs) -> list[Compared]:
+    """The planned comparisons that have runs on both sides, Holm's correction over those with a test."""
+    found = []
+    for size in study.sizes:
+        for first, second in study.comparisons:
+            a, b = runs.get((size, first), {}), runs.get((size, second), {})
+            if not a or not b:
+                continue
+            shared = sorted(a.keys() & b.keys())
+            pairs = paired([a[seed] for seed in shared], [b[seed] for seed in shared]) if shared else None
+            found.append((size, first, second, welch(list(a.values()), list(b.values())), pairs))
+    adjusted = holm([one[3].p for one in found])
+    return [Compared(*one, p) for one, p in zip(found, adjusted, strict=True)]
+
+
+def _number(value: float, digits: int = 2, *, sign: bool = False) -> str:
+    if math.isnan(value):
+        return "–"
+    return f"{value:{'+' if sign else ''}.{digits}f}".replace("-", "−")
+
+
+def _p(value: float) -> str:
+    return "–" if math.isnan(value) else "< 0.001" if value < 1e-3 else f"{value:.3f}"
+
+
+def _interval(low: float, high: float, *, sign: bool = False) -> str:
+    return "–" if math.isnan(low) else f"{_number(low, sign=sign)} to {_number(high, sign=sign)}"
+
+
+def _table(header: Sequence[str], lines: Sequence[Sequence[str]]) -> list[str]:
+    return [
+        "| " + " | ".join(header) + " |",
+        "|" + " --- |" * len(header),
+        *("| " + " | ".join(cells) + " |" for cells in lines),
+    ]
+
+
+def arms_table(study: Study, rows: Sequence[Row], papers: Sequence[Row]) -> list[str]:
+    """One line an arm and size; an arm is bold only where it beats every other beyond the noise."""
+    header, lines, remarks = arms_lines(study, rows, papers)
+    return [*_table(header, lines), "", remarks]
+
+
+def arms_lines(study: Study, rows: Sequence[Row], papers: Sequence[Row]) -> tuple[list[str], list[list[str]], str]:
+    """Header and lines of the arms' table, and what must be said of it."""
+    runs, lines, remarks = runs_of(rows), [], []
+    published = {(row["size"], row["arm"]): row for row in papers if row["study"] == study.name}
+    for size in study.sizes:
+        arms = {arm: list(runs[size, arm].values()) for arm in study.arms if (size, arm) in runs}
+        if not arms:
+            continue
+        best, level = winner(arms)
+        where = f" at {size}" if size else ""
+        if best is None and len(arms) > 1:
+            remarks.append(
+                f"No winner{where}: the highest mean, {level[0]}, cannot be told from {', '.join(level[1:])}."
+            )
+        for arm, values in arms.items():
+            own = [row for row in rows if row["size"] == size and row["arm"] == arm]
+            summary, paper = summarize(values), published.get((size, arm))
+            mean, title = _number(summary.mean), f"{arm} {size}".strip()
+            minutes = sum(float(row["train_seconds"]) for row in own) / len(own) / 60
+            agreement = [100 * float(row["student_agreement"]) for row in own if row.get("student_agreement")]
+            lines.append(
+                [
+                    f"**{title}**" if arm == best else title,
+                    str(summary.n),
+                    f"**{mean}**" if arm == best else mean,
+                    _number(summary.deviation),
+                    _interval(summary.low, summary.high),
+                    _number(sum(agreement) / len(agreement)) if agreement else "–",
+                    f"{minutes:.1f}",
+                    _paper(paper, own[0]),
+                ]
+            )
+    header = ["arm", "n", "test accuracy, %", "sd", "95 % interval", "agreement with the teacher, %"]
+    header += ["training, minutes", "papers' mean (sd, n)"]
+    if not published:
+        header, lines = header[:-1], [line[:-1] for line in lines]
+    return header, lines, " ".join([*remarks, *_normality(study, runs)]).strip()
+
+
+def _paper(paper: Row | None, own: Row) -> str:
+    """The papers' mean, beside rows of as many training examples only."""
+    expected = {"ablation": "50000", "compression": "50000", "monte_carlo": "40000"}
+    if paper is None or own["n_train"] != expected.get(paper["study"]):
+        return ""
+    known = [part for part in (paper["deviation"], paper["n"]) if part]
+    return f"{float(paper['mean']):.2f}" + (f" ({', '.join(known)})" if known else "")
+
+
+def _normality(study: Study, runs: Runs) -> list[str]:
+    values = {key: normality(list(own.values())) for key, own in runs.items() if key[0] in study.sizes}
+    tested = {key: p for key, p in values.items() if not math.isnan(p)}
+    if not tested:
+        return []
+    odd = [f"{arm} {size}".strip() for (size, arm), p in tested.items() if p < LEVEL]
+    return [f"Shapiro-Wilk below 5 %: {', '.join(odd) or 'none'} of {len(tested)} arms."]
+
+
+def comparisons_lines(compared: Sequence[Compared]) -> tuple[list[str], list[list[str]]]:
+    """One line a planned comparison, with the seeds that a difference of 0.2 or 0.4 points would take."""
+    lines = []
+    for one in compared:
+        pairs = one.pairs
+        needed = [seeds_needed(one.free.deviation, points) for points in TO_SEE]
+        needed_pairs = [seeds_needed(pairs.deviation, points, pairs=True) if pairs else None for points in TO_SEE]
+        together = "–"
+        if pairs is not None and not math.isnan(pairs.p):
+            together = f"{_number(pairs.difference, sign=True)}, {_p(pairs.p)} ({pairs.n[0]})"
+        lines.append(
+            [
+                one.title,
+                _number(one.free.difference, sign=True),
+                _interval(one.free.low, one.free.high, sign=True),
+                _p(one.free.p),
+                _p(one.adjusted),
+                _number(one.free.effect, sign=True),
+                together,
+                " / ".join(str(count or "–") for count in needed),
+                " / ".join(str(count or "–") for count in needed_pairs),
+            ]
+        )
+    header = ["comparison", "difference, points", "95 % interval", "Welch p", "after Holm", "Hedges's g"]
+    powers = " / ".join(map(str, TO_SEE))
+    header += ["paired by seed: difference, p (pairs)", f"seeds an arm for {powers}", f"pairs for {powers}"]
+    return header, lines
+
+
+def sentences(compared: Sequence[Compared]) -> str:
+    """The answer of the rows to the study's questions: placebos first, then the rest."""
+    placebo = [one for one in compared if one.second in {f"{one.first}_{control}" for control in CONTROLS}]
+    said = [_sentence(one, "What belongs to its own image, beyond the placebo") for one in placebo]
+    said += [_sentence(one, "Against") for one in compared if one not in placebo]
+    tested = [one for one in compared if not math.isnan(one.adjusted)]
+    beyond = sum(one.adjusted < LEVEL for one in tested)
+    total = (
+        f"{beyond} of {len(tested)} tested comparisons are beyond the noise after Holm's correction." if tested else ""
+    )
+    return "\n".join([total or "No arm has runs enough for a test.", "", *(f"- {text}" for text in said)])
+
+
+def _sentence(one: Compared, how: str) -> str:
+    free = one.free
+    runs = f"n {free.n[0]} and {free.n[1]}"
+    start = f"{one.first}{f' at {one.size}' if one.size else ''}. {how} {one.second}: "
+    start += f"{_number(free.difference, sign=True)} points"
+    if math.isnan(free.p):
+        return f"{start} ({runs}): too few runs for a test, so no statement."
+    start += (
+        f" ({_interval(free.low, free.high, sign=True)}; Welch p {_p(free.p)}, after Holm {_p(one.adjusted)}; {runs})"
+    )
+    if one.adjusted < LEVEL:
+        return f"{start}: beyond the noise."
+    needed = seeds_needed(free.deviation, TO_SEE[1])
+    return (
+        f"{start}: inside the noise. A difference of {TO_SEE[1]} points would take {needed or 'too many'} seeds an arm."
+    )
+
+
+def provenance(rows: Sequence[Row]) -> str:
+    """Hardware, wall time, versions, commits, and what must be known of the splits."""
+
+    def distinct(name: str) -> str:
+        return "; ".join(sorted({row[name] for row in rows if row.get(name)})) or "unknown"
+
+    minutes = sum(float(row["train_seconds"]) for row in rows) / 60
+    text = (
+        f"{len(rows)} runs, {minutes:,.0f} minutes of training (wall time, pauses and other work "
+        "on the machine included) on "
+        f"{distinct('hardware')}; {distinct('n_train')} training images; last epoch, nothing chosen on test. "
+    )
+    if any(row.get("teacher_saw_validation") == "True" for row in rows):
+        text += "The teacher's training saw the validation images. "
+    return text + f"Commits {distinct('commit')}; {distinct('versions')}."
+
+
+def forest_plot(compared: Sequence[Compared], title: str, path: Path) -> None:
+    """Differences and their 95 % intervals, one line a comparison; a filled mark is beyond the noise."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    drawn = [one for one in compared if not math.isnan(one.free.p)]
+    if not drawn:
+        return
+    with matplotlib.rc_context({"svg.hashsalt": title, "font.size": 9}):
+        figure, axes = pyplot.subplots(figsize=(7, 1.2 + 0.32 * len(drawn)), layout="constrained")
+        for position, one in enumerate(reversed(drawn)):
+            free = one.free
+            errors = [[free.difference - free.low], [free.high - free.difference]]
+            fill = "C0" if one.adjusted < LEVEL else "white"
+            axes.errorbar(
+                free.difference,
+                position,
+                xerr=errors,
+                fmt="o",
+                color="C0",
+                markerfacecolor=fill,
+                capsize=3,
+                linewidth=1,
+            )
+        axes.axvline(0, color="0.5", linewidth=0.8)
+        axes.set_yticks(range(len(drawn)), [f"{one.title} (n {min(one.free.n)})" for one in reversed(drawn)])
+        axes.set_xlabel("difference of mean test accuracy, points, with 95 % interval (filled: p < 0.05 after Holm)")
+        axes.set_title(title, loc="left")
+        with atomic(path) as temporary:
+            figure.savefig(temporary, metadata={"Date": None})
+        pyplot.close(figure)
+
+
+def section(study: Study, rows: Sequence[Row], papers: Sequence[Row]) -> list[str]:
+    """All that the rows of one study say, as Markdown."""
+    compared = compare(study, runs_of(rows))
+    lines = [f"### {study.name}", "", f"{study.description}. {provenance(rows)}", ""]
+    lines += [*arms_table(study, rows, papers), ""]
+    if compared:
+        lines += [*_table(*comparisons_lines(compared)), "", sentences(compared), ""]
+    if any(not math.isnan(one.free.p) for one in compared):
+        lines += [f"![{study.name}: differences with 95 % intervals](results/{study.name}.svg)", ""]
+    return lines
+
+
+def command_of(study: Study) -> str:
+    """What runs a study, or what is left of it."""
+    return f"python -m tfigkd.study --experiment {study.name}"

@@ -1,0 +1,114 @@
+"""Checkpoints of a training run: everything that a bit-exact continuation needs, and nothing executable.
+
+Keras's BackupAndRestore leaves out the state of random generators (dropout); here every variable of the model, seed
+generators included, and of its optimizer is kept, with the history so far. The last two checkpoints are kept, so that
+a damaged one costs an epoch and not the run. A file is an .npz followed by its SHA-256: the checksums inside a zip do
+not cover all of it.
+"""
+
+import hashlib
+import io
+import json
+import re
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+
+from tfigkd.runtime import console
+from tfigkd.runtime.errors import UserError
+from tfigkd.runtime.files import atomic
+
+KEPT = 2
+DIGEST_SIZE = 32
+
+
+def _variables(model: keras.Model) -> list:
+    if not model.optimizer.built:
+        model.optimizer.build(model.trainable_variables)
+    return [*model.variables, *model.optimizer.variables]
+
+
+def _paths(folder: Path) -> list[Path]:
+    """Checkpoints, newest first."""
+    found = [path for path in folder.glob("checkpoint-*.ckpt") if re.fullmatch(r"checkpoint-\d+\.ckpt", path.name)]
+    return sorted(found, key=_epochs, reverse=True)
+
+
+def _name(variable: Any) -> str:
+    return getattr(variable, "path", variable.name)  # TensorFlow's own variables have no path
+
+
+def _epochs(path: Path) -> int:
+    return int(path.stem.split("-")[1])
+
+
+def save(folder: Path, model: keras.Model, fingerprint: str, history: list[dict[str, float]]) -> None:
+    """Write the state after `len(history)` epochs, atomically, and drop all but the last two.
+
+    Raises:
+        UserError: a variable holds NaN or infinity; the checkpoints before it stay.
+    """
+    arrays = {f"v{index}": keras.ops.convert_to_numpy(v) for index, v in enumerate(_variables(model))}
+    for array, variable in zip(arrays.values(), _variables(model), strict=True):
+        if array.dtype.kind == "f" and not np.isfinite(array).all():
+            raise UserError(
+                f"training met NaN or infinity in the weights {_name(variable)!r} in epoch {len(history)}; checkpoints "
+                f"of the epochs before are kept in {folder}; lower the learning rate and choose another --workdir"
+            )
+    note = json.dumps({"fingerprint": fingerprint, "history": history}).encode()
+    buffer = io.BytesIO()
+    np.savez(buffer, note=np.frombuffer(note, np.uint8), **arrays)
+    content = buffer.getvalue()
+    with atomic(folder / f"checkpoint-{len(history):05d}.ckpt") as temporary:
+        temporary.write_bytes(content + hashlib.sha256(content).digest())
+    done = [path for path in _paths(folder) if _epochs(path) <= len(history)]
+    for old in {*_paths(folder)} - {*done[:KEPT]}:  # what is newer was damaged: training went on from before it
+        old.unlink()
+
+
+def _read(path: Path, variables: list) -> tuple[dict[str, Any], list[np.ndarray]]:
+    stored = path.read_bytes()
+    content, digest = stored[:-DIGEST_SIZE], stored[-DIGEST_SIZE:]
+    if hashlib.sha256(content).digest() != digest:
+        raise ValueError("its checksum does not fit")
+    with np.load(io.BytesIO(content), allow_pickle=False) as archive:
+        note = json.loads(archive["note"].tobytes())
+        arrays = [archive[f"v{index}"] for index in range(len(variables))]
+    if [array.shape for array in arrays] != [tuple(v.shape) for v in variables]:
+        raise ValueError("its variables have other shapes")
+    if note.keys() != {"fingerprint", "history"}:
+        raise ValueError("it has no history")
+    return note, arrays
+
+
+def restore(folder: Path, model: keras.Model, fingerprint: str) -> list[dict[str, float]]:
+    """Bring the model to its newest readable checkpoint.
+
+    Returns:
+        The history so far; its length is the number of epochs done, 0 where there is no checkpoint.
+
+    Raises:
+        UserError: the checkpoint belongs to a run with other settings.
+    """
+    variables = _variables(model)
+    for path in _paths(folder):
+        try:
+            note, arrays = _read(path, variables)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, EOFError, zipfile.BadZipFile) as error:
+            console.say(f"  {path} is damaged ({error}); going back to the checkpoint before it, or to the start")
+            continue
+        if note["fingerprint"] != fingerprint:
+            raise UserError(f"{path} belongs to a run with other settings; choose another --workdir")
+        for variable, array in zip(variables, arrays, strict=True):
+            variable.assign(array)
+        return note["history"]
+    return []
+
+
+def remove(folder: Path) -> None:
+    """Delete all checkpoints of a finished run."""
+    for path in _paths(folder):
+        path.unlink()

@@ -1,0 +1,204 @@
+"""Training with exact resume: optimizer, schedule, progress, checkpoints."""
+
+import contextlib
+import gc
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+import keras
+import numpy as np
+
+from tfigkd.batches.stream import Batch
+from tfigkd.config.fields import TrainingConfig
+from tfigkd.models.precision import head_layers
+from tfigkd.runtime import console
+from tfigkd.runtime.errors import UserError
+from tfigkd.training import checkpoint
+from tfigkd.training.averaging import Averaged
+from tfigkd.training.distiller import Distiller
+from tfigkd.training.ledger import Ledger
+from tfigkd.training.optimizers import make_optimizer
+from tfigkd.training.tensorboard import Board, Watched
+
+LEDGER = "ledger.jsonl"
+
+
+class _Bar(keras.callbacks.Callback):
+    """A progress bar over all steps of the run, with the epoch's loss and accuracy."""
+
+    def __init__(self, advance: Callable[..., None], epochs: int):
+        super().__init__()
+        self.advance, self.epochs = advance, epochs
+
+    def on_train_batch_end(self, batch: int, logs: dict | None = None) -> None:
+        self.advance(1)
+
+    def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
+        shown = {k: v for k, v in (logs or {}).items() if k in ("loss", "accuracy", "val_accuracy")}
+        text = "  ".join(f"{name} {value:.3f}" for name, value in shown.items())
+        self.advance(0, note=f"epoch {epoch + 1}/{self.epochs}  {text}")
+        console.detail(f"  epoch {epoch + 1}/{self.epochs}  {text}")
+
+
+def broken_terms(logs: Mapping[str, float], before: Mapping[str, float], weights: Mapping[str, float]) -> str:
+    """Which terms of the loss went wrong, in words.
+
+    A term that is NaN by itself makes the loss NaN and leaves its neighbors as they are. Where all are, the logits are,
+    and what drove the weights there is most likely the largest term of the step before. Where none is, one of them was
+    too large for its weight.
+
+    Args:
+        logs: Values of all terms and metrics; some of them are not finite.
+        before: The same of the step before; may be empty.
+        weights: Term to its weight in the loss, without the ending `_loss`.
+    """
+    broken = [name for name, value in logs.items() if not math.isfinite(value)]
+    terms = [name for name in logs if name.endswith("_loss") and not name.startswith("val_")]
+    guilty = [name for name in terms if name in broken]
+
+    def largest(values: Mapping[str, float]) -> str:
+        shares = {name: abs(values.get(name, 0.0)) * weights.get(name.removesuffix("_loss"), 1.0) for name in terms}
+        name = max(shares, key=lambda name: shares[name])
+        return f"{name} = {values.get(name, 0.0):.3g} times its weight"
+
+    if guilty == terms and len(terms) > 1 and before:
+        return f"NaN or infinity in the weights and so in every term; the largest one before was {largest(before)}"
+    if terms and "loss" in broken and not guilty:
+        return f"loss = NaN or infinity; its largest term is {largest(logs)}"
+    return f"{', '.join(guilty or broken)} = NaN or infinity"
+
+
+class _Keeper(keras.callbacks.Callback):
+    """Refuse NaN at every step; after each epoch keep the history, show it in TensorBoard, write the checkpoint."""
+
+    def __init__(self, folder: Path, fingerprint: str, history: list, board: Board, averaged: Averaged | None):
+        super().__init__()
+        self.averaged = averaged
+        self.folder, self.fingerprint, self.history, self.board = folder, fingerprint, history, board
+        self.before: dict[str, float] = {}
+
+    def on_epoch_begin(self, epoch: int, logs: dict | None = None) -> None:
+        self.started = time.monotonic()
+
+    def on_train_batch_end(self, batch: int, logs: dict | None = None) -> None:
+        # Keras has made floats of them already, for the progress bar: the look at each step costs nothing more, and
+        # shows the term that went wrong first; one step later all are NaN
+        values = dict(logs or {})
+        self._check(values, f"step {batch + 1} of epoch {len(self.history) + 1}")
+        self.before = values
+
+    def _check(self, values: Mapping[str, float], when: str) -> None:
+        if all(map(math.isfinite, values.values())):
+            return
+        weights = {"hard": 1 - self.model.distillation_weights.get("kd", 0.0), **self.model.distillation_weights}
+        done = len(self.history)
+        kept = f"the checkpoint of epoch {done} is kept in {self.folder}" if done else "no epoch was finished"
+        raise UserError(
+            f"training met {broken_terms(values, self.before, weights)}, in {when}; {kept}; lower the learning rate or "
+            "that term's weight, and choose another --workdir"
+        )
+
+    def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
+        values = {name: float(value) for name, value in (logs or {}).items()}
+        self._check(values, f"epoch {epoch + 1}")
+        rate = float(keras.ops.convert_to_numpy(self.model.optimizer.learning_rate))
+        seconds = time.monotonic() - self.started
+        self.history.append({**values, "learning_rate": rate, "seconds": seconds})
+        # before the checkpoint: a run that is killed between the two does the epoch again and takes its points back
+        averaged = self._averages_drawn(epoch)
+        with averaged.applied(self.model) if averaged else contextlib.nullcontext():
+            self.board.write_epoch(epoch, self.history[-1])
+        checkpoint.save(self.folder, self.model, self.fingerprint, self.history)
+
+    def _averages_drawn(self, epoch: int) -> Averaged | None:
+        """The averaged weights, where pictures of them are due."""
+        watched = self.board.watched
+        return self.averaged if watched is not None and watched.due(epoch, self.board.epochs) else None
+
+
+def fit(
+    model: Distiller,
+    stream: Callable[[int], Iterator[Batch]],
+    *,
+    examples: int,
+    config: TrainingConfig,
+    folder: Path,
+    fingerprint: str,
+    tensorboard: Path,
+    title: str,
+    validation: tuple[np.ndarray, np.ndarray] | None = None,
+    watched: Watched | None = None,
+    ledger_steps: int = 0,
+    callbacks: Sequence[keras.callbacks.Callback] = (),
+) -> list[dict[str, float]]:
+    """Train to the last epoch, going on from a checkpoint where there is one.
+
+    A run that was killed and started again ends with the weights of an uninterrupted one: batches are a function of
+    the epoch, and the checkpoint holds every variable, those of random generators included.
+
+    Args:
+        model: Not compiled; a teacher is trained as a Distiller without distillation losses.
+        stream: From first epoch to endless batches (`training_batches`).
+        examples: Examples an epoch.
+        config: The recipe.
+        folder: Where checkpoints go.
+        fingerprint: Of everything the weights depend on; a checkpoint of another is refused.
+        tensorboard: Folder of the event files.
+        title: For the progress bar.
+        validation: Images float32 [N,H,W,3] and labels, measured after each epoch.
+        watched: What TensorBoard's pictures are drawn of.
+        ledger_steps: Steps between two entries of the loss ledger; 0 keeps none.
+        callbacks: Further callbacks; what they change between two steps must follow from the model's variables.
+
+    Returns:
+        The logs of each epoch.
+
+    Raises:
+        UserError: a loss term became NaN or infinite, or the checkpoint belongs to another run.
+    """
+    steps = math.ceil(examples / config.batch_size)
+    # XLA on a CPU takes minutes to compile and then trains several times slower
+    jit = False if keras.backend.backend() == "tensorflow" else "auto"
+    optimizer = make_optimizer(config, steps, head=head_layers(model.student))
+    model.compile(optimizer, metrics=["accuracy"], jit_compile=jit)
+    averaged = None
+    if config.ema or config.lookahead:
+        averaged = Averaged(stream, batch_size=config.batch_size, examples=examples)
+    history = checkpoint.restore(folder, model, fingerprint)
+    done = len(history)
+    if done:
+        console.say(f"  {title}: going on after epoch {done} of {config.epochs}")
+    if done < config.epochs:
+        with console.progress(title, config.epochs * steps, done * steps) as advance:
+            board = Board(tensorboard, examples=examples, steps=steps, epochs=config.epochs, done=done, watched=watched)
+            keeper = _Keeper(folder, fingerprint, history, board, averaged)
+            watchers: list[keras.callbacks.Callback] = [*callbacks, board, keeper, _Bar(advance, config.epochs)]
+            watchers += [averaged] if averaged else []
+            if model.distillation_losses and ledger_steps:
+                path = folder / LEDGER
+                ledger = Ledger(next(stream(0)), path, every=ledger_steps, done=done * steps, write=board.scalar)
+                watchers.append(ledger)
+            failure: BaseException | None = None
+            try:
+                model.fit(
+                    stream(done),
+                    steps_per_epoch=steps,
+                    initial_epoch=done,
+                    epochs=config.epochs,
+                    validation_data=validation,
+                    validation_batch_size=256,
+                    callbacks=watchers,
+                    shuffle=False,
+                    verbose=0,
+                )
+            except (UserError, OSError, KeyboardInterrupt) as error:
+                failure = error
+            if failure is not None:  # its frames hold TensorFlow's iterator, which would speak at exit
+                failure.__traceback__ = failure.__context__ = failure.__cause__ = None
+                gc.collect()
+                raise failure
+    if averaged:
+        averaged.finish(model, config.epochs - 1)
+    return history

@@ -1,0 +1,143 @@
+"""The loss ledger: what each term of the loss is worth to the student, in value and in gradient.
+
+A term can be there and do nothing: attention transfer at the papers' weight has a share of the gradient far below one
+percent. The ledger measures it on one fixed batch, every N steps, and says so.
+"""
+
+import json
+import math
+import os
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+
+from tfigkd.batches.stream import Batch
+from tfigkd.runtime import console
+from tfigkd.runtime.files import write_text
+from tfigkd.training.distiller import Distiller
+
+INERT = 0.01
+
+
+def gradient_norms(model: Distiller, inputs: np.ndarray, targets: dict[str, Any]) -> dict[str, tuple[float, float]]:
+    """Value of each term, and L2 norm of its weighted gradient on the student's weights; changes no variable.
+
+    Args:
+        model: A distiller with at least one distillation loss.
+        inputs: float32 [B,H,W,3].
+        targets: As in training.
+
+    Returns:
+        Term to (value, norm), the terms named as they are logged.
+    """
+    kd = model.distillation_weights.get("kd", 0.0)
+    weights = {"hard_loss": 1 - kd, **{f"{name}_loss": w for name, w in model.distillation_weights.items()}}
+    measure = _jax_gradients if keras.backend.backend() == "jax" else _tensorflow_gradients
+    result = {}
+    for name, (value, gradients) in measure(model, inputs, targets, list(weights)).items():
+        squares = [float(np.square(keras.ops.convert_to_numpy(g).astype(np.float64)).sum()) for g in gradients]
+        result[name] = float(value), weights[name] * math.sqrt(sum(squares))
+    return result
+
+
+def _tensorflow_gradients(model: Distiller, inputs: Any, targets: Any, names: list[str]) -> dict[str, tuple]:
+    import tensorflow as tf
+
+    # training mode moves batch statistics and random generators: they are put back, so that looking changes nothing
+    state = [(variable, keras.ops.convert_to_numpy(variable).copy()) for variable in model.non_trainable_variables]
+    inputs = tf.constant(inputs)
+    targets = keras.tree.map_structure(tf.constant, targets)
+    variables = model.student.trainable_variables
+    with tf.GradientTape(persistent=True) as tape:
+        terms, _ = model.compute_terms(inputs, targets, training=True)
+    result = {}
+    for name in names:
+        gradients = tape.gradient(terms[name], variables)
+        result[name] = terms[name], [g for g in gradients if g is not None]
+    for variable, value in state:
+        variable.assign(value)
+    return result
+
+
+def _jax_gradients(model: Distiller, inputs: Any, targets: Any, names: list[str]) -> dict[str, tuple]:
+    import jax
+
+    model.jax_state_sync()  # within an epoch the trainer holds the values, and the variables are empty
+    fixed = [variable.value for variable in model.non_trainable_variables]
+
+    def term(trainable: list, name: str) -> Any:
+        with model._scope(trainable, fixed):
+            return model.compute_terms(inputs, targets, training=True)[0][name]
+
+    start = [variable.value for variable in model.trainable_variables]
+    ours = {id(variable) for variable in model.student.trainable_variables}  # and not what a loss trains of its own
+    result = {}
+    for name in names:
+        value, gradients = jax.value_and_grad(term)(start, name)
+        pairs = zip(model.trainable_variables, gradients, strict=True)
+        result[name] = value, [gradient for variable, gradient in pairs if id(variable) in ours]
+    return result
+
+
+class Ledger(keras.callbacks.Callback):
+    """Every N steps, writes value and share of the gradient norm of each term to `ledger.jsonl`.
+
+    Args:
+        probe: The batch that is measured, the same each time.
+        path: The JSON-lines file; entries after the step that training goes on from are dropped.
+        every: Steps between two measurements.
+        done: Steps of the run that are done.
+        write: Called with (name, value, step), for TensorBoard.
+    """
+
+    def __init__(self, probe: Batch, path: Path, *, every: int, done: int, write: Any = None):
+        super().__init__()
+        self.probe, self.path, self.every, self.step, self.write = probe, path, every, done, write
+
+    def on_train_begin(self, logs: dict | None = None) -> None:
+        """Drop the entries of steps that are done again."""
+        kept = [entry for entry in read_ledger(self.path) if entry["step"] <= self.step]
+        write_text(self.path, "".join(json.dumps(entry) + "\n" for entry in kept))
+
+    def on_train_batch_end(self, batch: int, logs: dict | None = None) -> None:
+        """Measure after the first step and then every N steps."""
+        self.step += 1
+        if self.step % self.every and self.step > 1:
+            return
+        measured = gradient_norms(self.model, *self.probe)
+        total = sum(norm for _, norm in measured.values()) or 1.0
+        terms = {name: {"value": value, "share": norm / total} for name, (value, norm) in measured.items()}
+        with open(self.path, "a", encoding="utf-8") as file:
+            file.write(json.dumps({"step": self.step, "terms": terms}) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        for name, term in terms.items():
+            if self.write is not None:
+                self.write(f"ledger/{name}_share", term["share"], self.step)
+
+    def on_train_end(self, logs: dict | None = None) -> None:
+        """Name the terms that do nothing."""
+        for name in inert_terms(read_ledger(self.path)):
+            console.say(f"  warning: {name} never had {INERT:.0%} of the gradient; it does nothing at this weight")
+
+
+def read_ledger(path: Path) -> list[dict[str, Any]]:
+    """The entries of a ledger; a line cut off by a crash, or damaged, is left out."""
+    entries: list[dict[str, Any]] = []
+    for line in path.read_bytes().splitlines() if path.exists() else []:
+        try:
+            entry = json.loads(line)
+            sound = int(entry["step"]) > 0 and all(0 <= term["share"] <= 1 for term in entry["terms"].values())
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+            continue
+        if sound and (not entries or entry["terms"].keys() == entries[0]["terms"].keys()):
+            entries.append(entry)
+    return entries
+
+
+def inert_terms(entries: list[dict[str, Any]]) -> list[str]:
+    """Terms whose share of the gradient was under one percent in every entry."""
+    names = entries[0]["terms"] if entries else {}
+    return [name for name in names if all(entry["terms"][name]["share"] < INERT for entry in entries)]
