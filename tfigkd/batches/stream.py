@@ -115,7 +115,7 @@ def training_batches(
         swap_inputs: `"teacher_inputs"` are those of the next example of the batch (a control); a batch of one is left.
         mixup: Mix each image with another of its batch by a share from Beta(mixup, mixup). `"label_probabilities"`
             [B,C] are then the mixed labels, `"label"` is that of the larger share, and teacher inputs are mixed alike.
-        num_classes: C, needed with `mixup`.
+        num_classes: C of `"label_probabilities"`; not given: one more than the largest label.
 
     Returns:
         A function from first epoch to an iterator of (images float32 [B,H,W,3], {"label": int32 [B], ...}). On JAX
@@ -166,7 +166,7 @@ def training_batches(
         if mixup:
             shares = mixup_shares(keys[chosen], mixup, seed=seed, epoch=epoch)
             clean, images = mix(clean, shares), mix(images, shares)
-            hot = np.eye(num_classes, dtype=np.float32)[labels[chosen]]
+            hot = np.eye(num_classes or labels.max() + 1, dtype=np.float32)[labels[chosen]]
             targets["label_probabilities"] = shares[:, None] * hot + (1 - shares[:, None]) * hot[::-1]
             targets["label"] = np.where(shares >= 0.5, labels[chosen], labels[chosen][::-1])
         if "teacher_inputs" in wanted and (overlaid or swap_inputs):

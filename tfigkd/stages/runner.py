@@ -18,6 +18,7 @@ from tfigkd.stages.workdir import Workdir
 
 STAGES = ("data", "teacher", "overlays", "distill", "compress", "export", "evaluate", "benchmark", "report")
 SETTINGS = "config.json"
+PRECISION = "precision.json"
 DATA = "config.data.name"
 
 
@@ -147,6 +148,8 @@ def run(chosen: Run) -> None:
             from tfigkd.stages import pipeline
             from tfigkd.stages.distill import check
             from tfigkd.stages.estimate import estimate
+            from tfigkd.stages.precision import resolve
+        config = resolve(config, workdir)
         console.say(f"{chosen.experiment}, seed {workdir.seed}, config {fingerprint(config)}, in {workdir.run}")
         with console.quiet_stderr():
             if config.needs_teacher and "distill" in needed:

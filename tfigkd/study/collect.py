@@ -31,7 +31,7 @@ from tfigkd.runtime.files import (
     write_text,
 )
 from tfigkd.runtime.provenance import as_csv
-from tfigkd.stages.runner import SETTINGS
+from tfigkd.stages.runner import PRECISION, SETTINGS
 from tfigkd.study.runs import LABEL, ROWS
 
 KEY = ("study", "arm", "size", "seed")
@@ -138,6 +138,8 @@ def save_student(run: Path, row: dict[str, str], into: Path) -> Path:
             require(run / stage, stage)
             files[name] = copy_file(run / stage / name, folder / name)
     copy_file(run / SETTINGS, folder / SETTINGS)
+    if (run / PRECISION).is_file():  # what "auto" stands for in the run
+        copy_file(run / PRECISION, folder / PRECISION)
     outputs = {name: value for name, value in trained.items() if name not in ("fingerprint", "files")}
     write_manifest(folder, trained["fingerprint"], files=files, **outputs, row=row)
     return folder

@@ -36,7 +36,7 @@ def recompute_statistics(model: keras.Model, batches: Iterable[Any]) -> None:
     others = [variable for variable in model.variables if not variable.trainable and id(variable) not in averages]
     before = [keras.ops.convert_to_numpy(variable).copy() for variable in others]
     momenta = [layer.momentum for layer in layers]
-    sums = [[0.0, 0.0] for _ in layers]
+    sums: list[list[Any]] = [[0.0, 0.0] for _ in layers]
     count = 0
     try:
         for layer in layers:
@@ -45,16 +45,17 @@ def recompute_statistics(model: keras.Model, batches: Iterable[Any]) -> None:
             model(images, training=True)
             count += 1
             for total, layer in zip(sums, layers, strict=True):
-                mean, variance = (_array(value) for value in (layer.moving_mean, layer.moving_variance))
-                total[0], total[1] = total[0] + mean, total[1] + variance + mean**2
+                mean, variance = _array(layer.moving_mean), _array(layer.moving_variance)
+                total[0] += mean
+                total[1] += variance + mean**2
     finally:
         for layer, momentum in zip(layers, momenta, strict=True):
             layer.momentum = momentum
         for variable, value in zip(others, before, strict=True):
             variable.assign(value)
-    for (mean, square), layer in zip(sums, layers, strict=True):
-        layer.moving_mean.assign(np.asarray(mean / count))
-        layer.moving_variance.assign(np.asarray(square / count - (mean / count) ** 2))
+    for (of_means, of_squares), layer in zip(sums, layers, strict=True):
+        layer.moving_mean.assign(of_means / count)
+        layer.moving_variance.assign(of_squares / count - (of_means / count) ** 2)
 
 
 def _array(variable: Any) -> np.ndarray:
