@@ -131,7 +131,7 @@ def test_rows_are_appended_and_other_columns_refused(tmp_path):
     append_row(path, {"a": 2, "b": "z"})
     with open(path, newline="") as file:
         assert list(csv.DictReader(file)) == [{"a": "1", "b": "x, y"}, {"a": "2", "b": "z"}]
-    with pytest.raises(ValueError, match="columns"):
+    with pytest.raises(UserError, match="columns"):
         append_row(path, {"a": 3})
 
 

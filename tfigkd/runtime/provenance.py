@@ -12,6 +12,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from tfigkd.runtime.errors import UserError
 from tfigkd.runtime.quiet import quiet_stderr
 
 COMMIT = "TFIGKD_COMMIT"  # the environment variable that names the commit of a copy without .git
@@ -94,14 +95,14 @@ def append_row(path: Path, row: Mapping[str, Any]) -> None:
     """Append a row to a CSV file, which gets its header from the first one.
 
     Raises:
-        ValueError: the file has other columns.
+        UserError: the file has other columns.
     """
     new = not path.exists()
     if not new:
         with open(path, newline="", encoding="utf-8") as file:
             header = next(csv.reader(file), [])
         if header != list(row):
-            raise ValueError(f"{path} has the columns {header}, the row {list(row)}; write to another file")
+            raise UserError(f"{path} has the columns {header}, the row {list(row)}; write to another file")
     content = as_csv([row], header=new).encode()
     with open(path, "ab", buffering=0) as file:
         before = file.tell()
