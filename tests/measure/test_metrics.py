@@ -18,6 +18,7 @@ from tfigkd.edge.litert import litert_predictor
 from tfigkd.measure.explanation import measure, similarity
 from tfigkd.measure.metrics import accuracy, calibration_error, comparison, metrics, per_class, predict_logits
 from tfigkd.runtime import provenance
+from tfigkd.runtime.errors import UserError
 from tfigkd.runtime.files import checksum, read_manifest
 from tfigkd.runtime.provenance import append_row, hardware, versions
 from tfigkd.stages.data import dataset

@@ -15,6 +15,7 @@ from tfigkd.models.weights import weights_fingerprint
 from tfigkd.runtime import tfrecord
 from tfigkd.runtime.errors import UserError
 from tfigkd.runtime.files import MANIFEST, checksum, fingerprint, make_folder, read_manifest, write_manifest
+from tfigkd.stages.overlays import verify as verify_store
 from tfigkd.stages.teacher import FILE
 from tfigkd.store import maps as overlays
 from tfigkd.store.maps import read_store, store_identity, write_store
@@ -137,11 +138,11 @@ def test_ids_permuted_within_a_class_are_found_by_recomputing(copy, data):
                 record["map"] = other
         return records
 
-    assert overlays.verify(copy[0], sample=20)["maps"] < 1e-2
+    assert verify_store(copy[0], sample=20)["maps"] < 1e-2
     rewrite(copy[0], permute)
     read_store(copy[0], data.train, copy[1])  # nothing in the records themselves tells
     with pytest.raises(UserError, match="do not belong to their images"):
-        overlays.verify(copy[0], sample=20)
+        verify_store(copy[0], sample=20)
 
 
 @pytest.mark.parametrize(
@@ -189,7 +190,7 @@ def test_every_kind_of_damage_gives_one_line(copy, data):
 def test_verify_refuses_another_teacher(copy):
     teacher(seed=1).save(copy[0].parents[1] / FILE)
     with pytest.raises(UserError, match="another teacher"):
-        overlays.verify(copy[0])
+        verify_store(copy[0])
 
 
 def test_verify_on_the_command_line(store, capsys):
