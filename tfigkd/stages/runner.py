@@ -18,7 +18,6 @@ from tfigkd.stages.workdir import Workdir
 
 STAGES = ("data", "teacher", "overlays", "distill", "compress", "export", "evaluate", "benchmark", "report")
 SETTINGS = "config.json"
-PRECISION = "precision.json"
 DATA = "config.data.name"
 
 
