@@ -36,8 +36,8 @@ class Options(DataOptions):
     """Smallest share of validation images with the same top-1 class as in Keras, of files with int8 weights."""
 
 
-def _load(options: Options) -> tuple[Any, Any]:
-    """The model, float32 [0,1] to logits, and the data set or None."""
+def _load(options: Options) -> tuple[Any, Any, Any]:
+    """The model, float32 [0,1] to logits, the same as plain Keras opens the file, and the data set or None."""
     from tfigkd import models
     from tfigkd.data import load
     from tfigkd.models.layers import with_stock_layers
@@ -59,7 +59,8 @@ def _load(options: Options) -> tuple[Any, Any]:
                 f"{options.model} has {own.output_shape[-1]} classes, {options.data} has {data.num_classes}; give the "
                 "data that it was trained on"
             )
-    return with_stock_layers(models.with_input_range(own, *options.input_range)), data
+    plain = models.with_input_range(models.load_plain(options.model), *options.input_range)
+    return with_stock_layers(models.with_input_range(own, *options.input_range)), plain, data
 
 
 def run(options: Options) -> str:
@@ -78,14 +79,14 @@ def run(options: Options) -> str:
         bounds = ExportConfig(
             calibration_examples=options.calibration_examples, min_int8_agreement=options.min_agreement
         )
-        model, data = _load(options)
-        report = export_file(options.output, model, options.format, data, bounds)
+        model, plain, data = _load(options)
+        report = export_file(options.output, model, options.format, data, bounds, original=plain)
     except ValueError as error:
         hint = "; give --data DATASET" if "calibration" in str(error) and not options.data else ""
         raise UserError(f"{str(error).rstrip('.')}{hint}") from error
     size, on, scores = options.output.stat().st_size, "noise, as there is no --data", ""
     if data is not None:
-        on, own = f"{len(data.validation):,} validation images", report["keras_accuracy"]
+        on, own = f"{report['examples']:,} validation images", report["keras_accuracy"]
         scores = f", accuracy {100 * report['accuracy']:.2f} % (Keras {100 * own:.2f} %)"
         if own < 2 / data.num_classes:
             scores += "; the Keras model itself is near chance: does it take images in [0,1]? (--input-range)"

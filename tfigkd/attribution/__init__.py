@@ -1,6 +1,6 @@
 """Attribution of a model's output to the pixels: Integrated Gradients, their error, and measures of quality."""
 
-from tfigkd.attribution.baselines import make_baseline
+from tfigkd.attribution.baselines import blur_sigma, make_baseline
 from tfigkd.attribution.integrated_gradients import (
     Attribution,
     attribute,
@@ -13,6 +13,7 @@ from tfigkd.attribution.quadrature import nodes_and_weights
 __all__ = [
     "Attribution",
     "attribute",
+    "blur_sigma",
     "completeness_error",
     "integrated_gradients",
     "make_baseline",

@@ -9,8 +9,21 @@ from scipy import ndimage
 BASELINES = ("black", "mean", "blur")
 
 
+def blur_sigma(image_shape: Sequence[int]) -> float:
+    """Return the standard deviation in pixels that removes the same detail at any size: an eighth of the shorter side.
+
+    Args:
+        image_shape: (H, W, ...) of the images.
+    """
+    return min(image_shape[:2]) / 8
+
+
 def make_baseline(
-    kind: Any, images: np.ndarray, *, mean_color: Sequence[float] | np.ndarray | None = None, sigma: float = 4.0
+    kind: Any,
+    images: np.ndarray,
+    *,
+    mean_color: Sequence[float] | np.ndarray | None = None,
+    sigma: float | None = None,
 ) -> np.ndarray:
     """Return the baseline of a batch of images.
 
@@ -21,7 +34,7 @@ def make_baseline(
         kind: "black", "mean", "blur", or an array that broadcasts to the images.
         images: float [B,H,W,C] in [0,1].
         mean_color: Mean of each channel in [0,1]; used only by "mean".
-        sigma: Standard deviation of the Gaussian in pixels; used only by "blur".
+        sigma: Standard deviation of the Gaussian in pixels; used only by "blur". By default `blur_sigma` of the images.
 
     Returns:
         float32 [1,H,W,C] if all images share one baseline, else [B,H,W,C].
@@ -45,6 +58,7 @@ def make_baseline(
             raise ValueError(f"mean_color must be {images.shape[3]} numbers in [0,1], got {mean_color}.")
         return np.broadcast_to(color, shared)
     if kind == "blur":
+        sigma = blur_sigma(images.shape[1:]) if sigma is None else sigma
         if not sigma > 0:
             raise ValueError(f"sigma must be positive, got {sigma}.")
         return ndimage.gaussian_filter(np.asarray(images, np.float32), (0, sigma, sigma, 0), mode="reflect")

@@ -109,7 +109,8 @@ def training_batches(
             targets hold the logits of that view.
         attention: The teacher's stored attention maps; they come as `"teacher_features"`, by their tap.
         view_seed: The seed that the stored views were drawn with.
-        wanted: What the losses compare: `"teacher_logits"` and `"teacher_map"`, where there is knowledge, and
+        wanted: What the losses compare: `"teacher_logits"` and `"teacher_map"` (zero where it is not usable), where
+            there is knowledge, and
             `"teacher_inputs"`, the image as the student sees it but without the overlay.
         dim_only: Dim the images that would carry an overlay and add no map (a control).
         swap_inputs: `"teacher_inputs"` are those of the next example of the batch (a control); a batch of one is left.
@@ -127,7 +128,9 @@ def training_batches(
     pixels = examples.images
     if mapped:
         assert knowledge is not None
-        pixels = np.concatenate([pixels, knowledge.maps[..., None]], axis=-1)
+        # a map over the completeness gate explains nothing: it is never overlaid, and never matched
+        maps = np.where(knowledge.usable[:, None, None], knowledge.maps, 0).astype(knowledge.maps.dtype)
+        pixels = np.concatenate([pixels, maps[..., None]], axis=-1)
     labels = examples.labels.astype(np.int32)
     per_view = views
     if per_view is None and attention is not None and not attention.moved:

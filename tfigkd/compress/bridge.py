@@ -20,7 +20,7 @@ from tfigkd.compress.graph import Node, is_linear_activation, nodes, one_or_all,
 from tfigkd.compress.quantization import fake_quantized
 from tfigkd.config.compress_fields import CompressConfig
 from tfigkd.models.fake_quant import FakeQuantize
-from tfigkd.models.layers import copy_weights, rebuild
+from tfigkd.models.layers import rebuilt
 from tfigkd.runtime import console
 from tfigkd.runtime.errors import UserError
 from tfigkd.training import checkpoint
@@ -113,8 +113,7 @@ def _check(layer: keras.Layer, model: str) -> None:
 
 def weights_back(twin: Any, model: keras.Model) -> keras.Model:
     """Return a copy of the Keras 3 model with the weights of its twin, wrapped layers included."""
-    result = rebuild(model)
-    copy_weights(model, result)
+    result = rebuilt(model)
     for layer in twin.layers:
         layer = getattr(layer, "layer", layer)
         if layer.weights:
@@ -187,8 +186,7 @@ def from_quantization_twin(twin: Any, student: keras.Model, preserve: Preserve =
     The layers are those of `tfigkd.models.fake_quant`. tfmot rounds a depthwise kernel with one scale; the returned
     model has one scale for each channel, which is finer.
     """
-    trained = rebuild(student)
-    copy_weights(student, trained)
+    trained = rebuilt(student)
     ranges: dict[str, list[np.ndarray]] = {}
     for wrapper in twin.layers:
         if not hasattr(wrapper, "layer"):

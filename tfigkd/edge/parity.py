@@ -12,6 +12,8 @@ from tfigkd.edge.convert import CALIBRATED, convert
 from tfigkd.edge.litert import litert_predictor
 from tfigkd.measure.metrics import accuracy, comparison, predict_logits
 from tfigkd.models.cost import count_parameters
+from tfigkd.models.fake_quant import is_fake_quantized
+from tfigkd.models.precision import computes_in_half
 from tfigkd.runtime.errors import UserError
 from tfigkd.runtime.files import atomic
 from tfigkd.runtime.provenance import versions
@@ -27,22 +29,35 @@ def parity(path: Path, examples: Examples, reference: np.ndarray) -> dict[str, f
         **dict(comparison(logits, reference)),
         "accuracy": accuracy(logits, examples.labels),
         "keras_accuracy": accuracy(reference, examples.labels),
+        "examples": len(examples),
     }
 
 
 def check_parity(
-    name: str, format: Format, report: dict[str, float], reference: np.ndarray, config: ExportConfig
+    name: str,
+    format: Format,
+    report: dict[str, float],
+    reference: np.ndarray,
+    config: ExportConfig,
+    *,
+    rounded: bool = False,
 ) -> None:
     """Check a parity report against the bounds of a config.
+
+    Args:
+        name: Of the file.
+        format: Of the file.
+        report: From `parity`.
+        reference: Logits of the Keras model [N,K].
+        config: The bounds.
+        rounded: The Keras model computes in half precision, so a float32 file is held to the bound of float16.
 
     Raises:
         UserError: the file differs more from its Keras model than allowed.
     """
     if format in WIDE:
-        relative, bound = (
-            report["max_difference"] / max(1.0, float(np.abs(reference).max())),
-            f"max_{format}_difference",
-        )
+        relative = report["max_difference"] / max(1.0, float(np.abs(reference).max()))
+        bound = "max_float16_difference" if rounded else f"max_{format}_difference"
         if not relative <= getattr(config, bound):  # written so that NaN fails too
             raise UserError(
                 f"export: {name} differs from its Keras model by {relative:.2g} of the largest logit; allowed is "
@@ -62,6 +77,7 @@ def export_file(
     data: Dataset | None,
     config: ExportConfig,
     *,
+    original: keras.Model | None = None,
     reference: np.ndarray | None = None,
 ) -> dict[str, float]:
     """Convert a model, check the file's parity on validation, and write it with its contract beside it.
@@ -70,34 +86,40 @@ def export_file(
         path: Where to write the .tflite file; nothing is written there if the check fails.
         model: float32 [B,H,W,C] in [0,1] to logits.
         format: One of `tfigkd.config.fields.FORMATS`.
-        data: Its validation split is used for calibration and parity. Without data, the file is compared on noise, and
-            bounds are checked for float32 and float16 only.
+        data: Its validation split: the first examples, at most half of them, calibrate; a calibrated file is compared
+            on the others, any other file on all. Without data, the file is compared on noise, and bounds are checked
+            for float32 and float16 only.
         config: Number of calibration examples, and bounds.
-        reference: The model's logits of validation [N,K], if they are known already.
+        original: The model that the file must be equal to, as plain Keras has opened it; by default `model` itself.
+        reference: The original's logits of validation [N,K], if they are known already.
 
     Returns:
-        The parity report: agreement, kl, max_difference, mean_difference, accuracy, keras_accuracy.
+        The parity report: agreement, kl, max_difference, mean_difference, accuracy, keras_accuracy, examples.
 
     Raises:
         UserError: the model cannot be converted to this format, or a parity bound is exceeded.
     """
-    calibration = None if data is None else data.validation.images[: config.calibration_examples]
+    original = model if original is None else original
+    calibration = None if data is None else data.validation.images[: _calibration_count(data.validation, config)]
     content = convert(model, format, calibration)
+    used = None
+    if calibration is not None and format in CALIBRATED and not is_fake_quantized(model):
+        used = {"split": "validation", "examples": len(calibration)}
     with atomic(path) as temporary:
         temporary.write_bytes(content)
         if data is None:
             noise = np.random.default_rng(0).integers(0, 256, (NOISE_EXAMPLES, *model.input_shape[1:]), dtype=np.uint8)
-            reference = predict_logits(model, noise)
+            reference, on = predict_logits(original, noise), "noise"
             report = dict(comparison(litert_predictor(temporary)(noise), reference))
         else:
-            reference = predict_logits(model, data.validation.images) if reference is None else reference
-            report = parity(temporary, data.validation, reference)
+            reference = predict_logits(original, data.validation.images) if reference is None else reference
+            # images that have set a file's ranges would flatter it
+            fresh = slice(0 if used is None else used["examples"], None)
+            on = "validation" if used is None else "validation without the calibration images"
+            reference = reference[fresh]
+            report = parity(temporary, data.validation.take(fresh), reference)
         if data is not None or format in WIDE:
-            check_parity(path.name, format, report, reference, config)
-    if calibration is not None and format in CALIBRATED:
-        used = {"split": "validation", "examples": len(calibration)}
-    else:
-        used = None
+            check_parity(path.name, format, report, reference, config, rounded=computes_in_half(original))
     write_contract(
         path,
         None if data is None else data.class_names,
@@ -105,10 +127,15 @@ def export_file(
         parameters=count_parameters(model),
         data=None if data is None else {"name": data.name, "fingerprint": data.fingerprint},
         calibration=used,
-        parity=report | {"on": "noise" if data is None else "validation"},
+        parity=report | {"on": on},
         versions=versions(),
     )
     return report
+
+
+def _calibration_count(examples: Examples, config: ExportConfig) -> int:
+    """How many examples calibrate: at most half of them, so that a file is compared on others."""
+    return min(config.calibration_examples, max(1, len(examples) // 2))
 
 
 def file_name(role: str, format: str) -> str:

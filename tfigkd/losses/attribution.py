@@ -87,12 +87,16 @@ class IGMatching(PerExampleLoss):
         return input_gradient_map(student, images, labels, times_input=self.times_input)
 
     def per_example(self, teacher_outputs: Tensor, student_outputs: Tensor) -> Tensor:
-        """Return the loss of each example, [B]; the outputs are maps [B,H,W], the teacher's from the store."""
+        """Return the loss of each example, [B]; the outputs are maps [B,H,W], the teacher's from the store.
+
+        An example whose teacher map is all zero, as one over the completeness gate, has the loss 0.
+        """
         maps = match_resolution(*(ops.cast(m, "float32")[..., None] for m in (teacher_outputs, student_outputs)))
         if self.grid is not None:
             height, width = (min(self.grid, size) for size in maps[0].shape[1:3])
             maps = pool_to(maps[0], height, width), pool_to(maps[1], height, width)
-        return map_distance(maps[0][..., 0], maps[1][..., 0])
+        known = ops.cast(ops.any(maps[0] != 0, axis=(1, 2, 3)), "float32")
+        return known * map_distance(maps[0][..., 0], maps[1][..., 0])
 
 
 def _label_score(logits: Tensor, labels: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from tfigkd.models.convnet import convnet, set_whitening
 from tfigkd.models.ensemble import ensemble
 from tfigkd.models.fold import fold_batch_norm
 from tfigkd.models.mobilenet_v2 import mobilenet_v2
-from tfigkd.models.own import load_own, with_input_range
+from tfigkd.models.own import load_own, load_plain, with_input_range
 from tfigkd.models.parts import CIFAR10_MEAN, CIFAR10_STD, IMAGENET_MEAN, IMAGENET_STD, Normalization
 from tfigkd.models.precision import with_precision
 from tfigkd.models.resnet import resnet
@@ -32,6 +32,7 @@ __all__ = [
     "ensemble",
     "fold_batch_norm",
     "load_own",
+    "load_plain",
     "load_torch_weights",
     "mobilenet_v2",
     "resnet",

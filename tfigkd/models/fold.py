@@ -6,7 +6,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from tfigkd.models.layers import copy_layer, rebuild
+from tfigkd.models.layers import copy_layer, is_graph, rebuilt
 
 FOLDABLE = (keras.layers.Conv2D, keras.layers.DepthwiseConv2D, keras.layers.Dense)
 
@@ -25,6 +25,7 @@ def fold_batch_norm(model: keras.Model) -> keras.Model:
 
     Raises:
         ValueError: The model is neither Functional nor Sequential, or not built.
+        UserError: The copy is not the same function.
     """
     folds = _find_folds(model)
     convs = set(folds.values())
@@ -36,19 +37,14 @@ def fold_batch_norm(model: keras.Model) -> keras.Model:
             return type(layer).from_config({**layer.get_config(), "use_bias": True})
         return copy_layer(layer)
 
-    result = rebuild(model, replace)
-    _copy(model, result, {conv: norm for norm, conv in folds.items()})
-    return result
+    norms = {conv: norm for norm, conv in folds.items()}
 
+    def values(layer: keras.Layer) -> list[np.ndarray] | None:
+        if layer in folds:
+            return []  # a linear activation has no weights
+        return _folded_weights(layer, norms[layer]) if layer in norms else None
 
-def _copy(source: keras.Model, target: keras.Model, norms: dict[keras.Layer, keras.Layer]) -> None:
-    for layer in target.layers:
-        if isinstance(layer, keras.Model):
-            _copy(source.get_layer(layer.name), layer, norms)
-        elif layer.weights:
-            original = source.get_layer(layer.name)
-            norm = norms.get(original)
-            layer.set_weights(_folded_weights(original, norm) if norm else original.get_weights())
+    return rebuilt(model, replace, values=values)
 
 
 def _folded_weights(layer: keras.Layer, norm: keras.layers.BatchNormalization) -> list[np.ndarray]:
@@ -73,7 +69,7 @@ def _find_folds(model: keras.Model) -> dict[keras.Layer, keras.Layer]:
     readers = Counter(outputs) + Counter(source for sources in inputs.values() for source in sources)
     folds = {}
     for layer in model.layers:
-        if isinstance(layer, keras.Model):
+        if is_graph(layer):
             folds.update(_find_folds(layer))
         elif isinstance(layer, keras.layers.BatchNormalization) and len(inputs[layer.name]) == 1:
             source = inputs[layer.name][0]
@@ -98,6 +94,8 @@ def _can_take_in(layer: keras.Layer, norm: keras.layers.BatchNormalization) -> b
     # Exact types: a subclass may transform its kernel.
     return (
         type(layer) in FOLDABLE
+        and getattr(layer, "quantization_mode", None) is None
+        and not getattr(layer, "lora_enabled", False)
         and layer.activation is keras.activations.linear
         and getattr(layer, "data_format", "channels_last") == "channels_last"
         and norm.axis in (-1, norm.input_spec.ndim - 1)

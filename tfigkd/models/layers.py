@@ -4,11 +4,18 @@ Keras 3 computes moments and normalization as separate operations on TensorFlow.
 memory traffic, and this costs several times what the fused kernel does.
 """
 
+import tempfile
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
+import numpy as np
 from keras import ops
+
+from tfigkd.models.same import check_same
+
+Replace = Callable[[keras.Layer], keras.Layer]
+Values = Callable[[keras.Layer], list[np.ndarray] | None]
 
 
 @keras.saving.register_keras_serializable("tfigkd")
@@ -72,12 +79,22 @@ def with_stock_layers(model: keras.Model) -> keras.Model:
 
     Raises:
         ValueError: A fused layer sits where it cannot be exchanged.
+        UserError: The copy is not the same function.
     """
-    return _exchange(model, FusedBatchNormalization, keras.layers.BatchNormalization)
+    result = _exchange(model, FusedBatchNormalization, keras.layers.BatchNormalization)
+    left = [layer.name for layer in flatten_layers(result) if type(layer) is FusedBatchNormalization]
+    if left:
+        raise ValueError(
+            f"Cannot exchange FusedBatchNormalization inside a wrapper or subclassed model: {', '.join(left)}. "
+            "Build the model from such layers directly."
+        )
+    return result
 
 
 def with_fused_layers(model: keras.Model) -> keras.Model:
     """A copy of a model in which every stock batch normalization is the fused one, so that it trains fast.
+
+    Batch normalization inside a wrapper or a subclassed layer stays as it is.
 
     Args:
         model: Functional or Sequential; it is not altered. A model without stock batch normalization, of
@@ -87,7 +104,7 @@ def with_fused_layers(model: keras.Model) -> keras.Model:
         A Functional model with the same layer names and weights, not compiled.
 
     Raises:
-        ValueError: A batch normalization sits where it cannot be exchanged.
+        UserError: The copy is not the same function.
     """
     return _exchange(model, keras.layers.BatchNormalization, FusedBatchNormalization)
 
@@ -100,15 +117,7 @@ def _exchange(model: keras.Model, old: type[keras.Layer], new: type[keras.Layer]
     def replace(layer: keras.Layer) -> keras.Layer:
         return new.from_config(layer.get_config()) if type(layer) is old else copy_layer(layer)
 
-    result = rebuild(model, replace)
-    left = [layer.name for layer in flatten_layers(result) if type(layer) is old]
-    if left:
-        raise ValueError(
-            f"Cannot exchange {old.__name__} inside a wrapper or subclassed model: {', '.join(left)}. "
-            "Build the model from such layers directly."
-        )
-    copy_weights(model, result)
-    return result
+    return rebuilt(model, replace)
 
 
 def copy_layer(layer: keras.Layer) -> keras.Layer:
@@ -116,9 +125,41 @@ def copy_layer(layer: keras.Layer) -> keras.Layer:
     return type(layer).from_config(layer.get_config())
 
 
+def rebuilt(
+    model: keras.Model,
+    replace: Replace = copy_layer,
+    *,
+    values: Values | None = None,
+    skip: Sequence[str] = (),
+    input_shape: Sequence[int] | None = None,
+    through: Callable[[np.ndarray], np.ndarray] | None = None,
+) -> keras.Model:
+    """The same function made of new layers, with the weights and all other state, compared with the model itself.
+
+    Args:
+        model: Functional or Sequential, models inside it too; it is not altered.
+        replace: Gives the new layer for an old one.
+        values: Gives the new weights of an old layer's replacement; None for a layer takes over the old layer's state.
+        skip: As for `rebuild`; only layers that change no value.
+        input_shape: As for `rebuild`.
+        through: Applied to the new outputs before they are compared, such as the softmax that was taken off.
+
+    Returns:
+        A Functional model of the same name and layer names, not compiled.
+
+    Raises:
+        ValueError: The model is neither Functional nor Sequential, or not built.
+        UserError: The outputs differ on random inputs; the first layer that differs is named.
+    """
+    result = rebuild(model, replace, skip=skip, input_shape=input_shape)
+    copy_state(model, result, values)
+    check_same(result, model, through=through)
+    return result
+
+
 def rebuild(
     model: keras.Model,
-    replace: Callable[[keras.Layer], keras.Layer] = copy_layer,
+    replace: Replace = copy_layer,
     *,
     skip: Sequence[str] = (),
     input_shape: Sequence[int] | None = None,
@@ -132,30 +173,33 @@ def rebuild(
         input_shape: Fixed shape, without the batch, for the model's single input; by default the model's own.
 
     Returns:
-        A Functional model of the same name and layer names.
+        A Functional model of the same name and layer names; models inside it are Functional as well.
 
     Raises:
         ValueError: The model is neither Functional nor Sequential, or not built.
     """
-    try:
-        # A bare container of the same layers: clone_model would clone the compilation too, custom losses and all.
-        if isinstance(model, keras.Sequential):
-            bare = keras.Model(model.inputs[0], model.outputs[0], name=model.name)
-        else:
-            bare = keras.Model(model.input, model.output, name=model.name)
-    except (AttributeError, TypeError, ValueError) as error:
-        raise ValueError(
-            f"Expected a Functional model, or a Sequential one of known input shape, got {model!r}."
-        ) from error
+    return _rebuild(model, replace, {}, skip, input_shape)
 
+
+def _rebuild(
+    model: keras.Model,
+    replace: Replace,
+    made: dict[int, Any],
+    skip: Sequence[str],
+    input_shape: Sequence[int] | None,
+) -> keras.Model:
     def fresh_input(tensor: Any) -> Any:
         # clone_model would take the tensor's name, which an unnamed input does not share with its layer.
         shape = tensor.shape if input_shape is None else (None, *input_shape)
         return keras.Input(batch_shape=shape, dtype=tensor.dtype, name=tensor._keras_history.operation.name)
 
     def clone(layer: Any) -> Any:
-        # keras.ops inside a functional model are operations without weights and need no copy.
-        return replace(layer) if isinstance(layer, keras.Layer) else layer
+        if not isinstance(layer, keras.Layer):
+            return layer  # keras.ops inside a functional model are operations without weights and need no copy
+        if id(layer) not in made:  # a layer that is used twice is one layer in the copy too
+            inner = is_graph(layer)
+            made[id(layer)] = _rebuild(layer, replace, made, skip, None) if inner else replace(layer)
+        return made[id(layer)]
 
     def call(layer: Any, *args: Any, **kwargs: Any) -> Any:
         # The graph records the argument of every layer that knows masks; its replacement may know none.
@@ -163,22 +207,82 @@ def rebuild(
             kwargs.pop("mask", None)
         return args[0] if layer.name in skip else layer(*args, **kwargs)
 
-    return keras.models.clone_model(
+    bare = graph_of(model)
+    result = keras.models.clone_model(
         bare,
         input_tensors=keras.tree.map_structure(fresh_input, bare.input),
         clone_function=clone,
         call_function=call,
-        recursive=True,
     )
+    if not model.trainable:
+        result.trainable = False
+    return result
 
 
-def copy_weights(source: keras.Model, target: keras.Model) -> None:
-    """Copy the weights of every layer of `target` from the layer of that name in `source`."""
+def graph_of(model: keras.Model) -> keras.Model:
+    """A bare Functional container of the same layers: not compiled, and of no class of its own.
+
+    Raises:
+        ValueError: The model is neither Functional nor Sequential, or not built.
+    """
+    try:
+        if isinstance(model, keras.Sequential):
+            return keras.Model(model.inputs[0], model.outputs[0], name=model.name)
+        return keras.Model(model.input, model.output, name=model.name)
+    except (AttributeError, TypeError, ValueError, IndexError) as error:
+        raise ValueError(
+            f"Expected a Functional model, or a Sequential one of known input shape, got {model!r}."
+        ) from error
+
+
+def is_graph(layer: Any) -> bool:
+    """Whether a layer is a Functional or Sequential model."""
+    return isinstance(layer, keras.Model) and (isinstance(layer, keras.Sequential) or hasattr(layer, "operations"))
+
+
+def copy_state(source: keras.Model, target: keras.Model, values: Values | None = None) -> None:
+    """Copy the whole state of every layer of `target` from the layer of that name in `source`.
+
+    State is what a .keras file holds of a layer, written and read by the layer's own methods: weights, the adapted
+    statistics of `Normalization` and the vocabulary of `IntegerLookup` among them; and the states of random generators
+    and metrics.
+
+    Args:
+        source: Has a layer for every layer of `target`, at the same depth.
+        target: Of the same structure, or the beginning of it; it is altered.
+        values: Gives the weights for a layer of `source` in place of its own; None takes its own.
+    """
     for layer in target.layers:
-        if isinstance(layer, keras.Model):
-            copy_weights(source.get_layer(layer.name), layer)
-        elif layer.weights:
-            layer.set_weights(source.get_layer(layer.name).get_weights())
+        if isinstance(layer, keras.layers.InputLayer):  # which a Sequential model does not list
+            continue
+        original = source.get_layer(layer.name)
+        if is_graph(layer):
+            copy_state(original, layer, values)
+            continue
+        given = None if values is None else values(original)
+        if given is not None:
+            layer.set_weights(given)
+        else:
+            copy_layer_state(original, layer)
+
+
+def copy_layer_state(source: keras.Layer, target: keras.Layer) -> None:
+    """Copy the whole state of one layer and of the layers inside it; see `copy_state`."""
+    pairs = zip(source._flatten_layers(), target._flatten_layers(), strict=True)
+    for mine, theirs in pairs:
+        store: dict[str, Any] = {}
+        mine.save_own_variables(store)
+        if store:
+            theirs.load_own_variables(store)
+        if hasattr(mine, "save_assets"):
+            with tempfile.TemporaryDirectory() as folder:
+                mine.save_assets(folder)
+                theirs.load_assets(folder)
+        for generator, other in zip(mine._seed_generators, theirs._seed_generators, strict=True):
+            other.state.assign(generator.state)
+        for metric, twin in zip(mine._metrics, theirs._metrics, strict=True):
+            for variable, copy in zip(metric.variables, twin.variables, strict=True):
+                copy.assign(variable)
 
 
 def flatten_layers(model: keras.Model) -> list[keras.Layer]:

@@ -4,6 +4,8 @@ import json
 import math
 import random
 import re
+import shutil
+import tempfile
 import zipfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -15,6 +17,7 @@ import numpy as np
 import tfigkd.models.fake_quant  # noqa: F401 - registers what a quantized student is made of
 from tfigkd.data.pictures import reading
 from tfigkd.models import layers
+from tfigkd.models.precision import computes_in_half, in_float32
 from tfigkd.runtime.errors import UserError
 
 CONFIGS = ("config.json", "metadata.json")
@@ -31,7 +34,8 @@ def load_own(
     """Load a Functional or Sequential classifier; a softmax at its end is taken off.
 
     Nothing is lost by that: the softmax of the logits is what the file's model said, and distillation needs
-    the logits. Stock batch normalization becomes the fused one, an open image size the size given.
+    the logits. Stock batch normalization becomes the fused one, an open image size the size given, and layers that
+    compute in half precision compute in float32. What is rebuilt is compared with the model as Keras opened it.
 
     Args:
         path: A .keras file, read in safe mode: code inside it is refused.
@@ -44,9 +48,9 @@ def load_own(
     Raises:
         UserError: The file is missing, unreadable or refused, or the model does not fit.
     """
-    model = _load(Path(path))
+    plain = _load(Path(path))
     try:
-        (model_input,), (model_output,) = model.inputs, model.outputs
+        (model_input,), (model_output,) = plain.inputs, plain.outputs
     except (AttributeError, TypeError, ValueError) as error:
         raise UserError(
             f"{path} must hold a Functional or Sequential model with one image as input and one output; "
@@ -62,8 +66,35 @@ def load_own(
     if len(gives) != 1 or (num_classes is not None and gives != (num_classes,)):
         expected = "classes" if num_classes is None else num_classes
         raise UserError(f"{path} gives outputs of shape {gives}, expected ({expected},): a logit for each class")
-    model = _with_logits(model, path, wanted)
-    return layers.with_fused_layers(model)
+    return _fitted(plain, path, wanted)
+
+
+def load_plain(path: str | Path) -> keras.Model:
+    """Open a .keras classifier as plain Keras does and let it give logits: the reference that all else is held to.
+
+    Nothing is rebuilt: every layer is the one that Keras made, with the state that the file holds. A softmax at the
+    end is switched off in place.
+
+    Args:
+        path: As for `load_own`.
+
+    Returns:
+        The model that Keras has opened, from images as the file takes them to logits; not to be saved.
+
+    Raises:
+        UserError: The file is missing, unreadable or refused, or ends in no logits.
+    """
+    model = _load(Path(path))
+    last, softmax = _ending(model, path)
+    if softmax and isinstance(last, keras.layers.Softmax):
+        last.call = _identity
+    elif softmax:
+        last.activation = keras.activations.linear
+    return model
+
+
+def _identity(inputs: Any, mask: Any = None) -> Any:
+    return inputs
 
 
 def with_input_range(model: keras.Model, low: float, high: float) -> keras.Model:
@@ -93,7 +124,12 @@ def _load(path: Path) -> Any:
     try:
         if _values(config) > stored:  # a value takes a byte at least
             raise ValueError(f"its layers have more values than the {stored:,} bytes of its weights can hold")
-        return keras.saving.load_model(path, compile=False, safe_mode=True)
+        bare = {**_not_compiled(config), "compile_config": None}
+        if bare == {**config, "compile_config": None}:
+            return keras.saving.load_model(path, compile=False, safe_mode=True)
+        # compile=False does not reach the models inside, whose optimizers may then be refused
+        with tempfile.TemporaryDirectory() as folder:
+            return keras.saving.load_model(_with_config(path, bare, Path(folder)), compile=False, safe_mode=True)
     except Exception as error:  # Keras raises whatever the file makes it stumble over
         message = " ".join(str(error).split())
         if "lambda" in message.lower():
@@ -103,6 +139,19 @@ def _load(path: Path) -> Any:
         raise UserError(
             f"cannot load {path} ({type(error).__name__}: {message[:200]}); save the model anew with stock layers"
         ) from error
+
+
+def _with_config(path: Path, config: dict[str, Any], folder: Path) -> Path:
+    """A copy of a .keras file with another config, in a folder."""
+    copy = folder / path.name
+    with zipfile.ZipFile(path) as old, zipfile.ZipFile(copy, "w") as new:
+        for member in old.infolist():
+            if member.filename == "config.json":
+                new.writestr(member, json.dumps(config))
+            else:
+                with old.open(member) as source, new.open(member.filename, "w", force_zip64=True) as target:
+                    shutil.copyfileobj(source, target)
+    return copy
 
 
 def _inspect(path: Path) -> tuple[dict[str, Any], int]:
@@ -140,10 +189,17 @@ def _values(config: dict[str, Any]) -> int:
     state = random.getstate()  # initializers draw their seeds from it: a look must not change what comes after
     try:
         with keras.StatelessScope(initialize_variables=False):
-            model = keras.saving.deserialize_keras_object({**config, "compile_config": None}, safe_mode=True)
+            model = keras.saving.deserialize_keras_object(_not_compiled(config), safe_mode=True)
             return sum(math.prod(variable.shape) for variable in model.variables)
     finally:
         random.setstate(state)
+
+
+def _not_compiled(config: Any) -> Any:
+    """A config without the compilation of the model and of the models inside it."""
+    if isinstance(config, dict):
+        return {key: None if key == "compile_config" else _not_compiled(value) for key, value in config.items()}
+    return [_not_compiled(value) for value in config] if isinstance(config, list) else config
 
 
 def _foreign(config: Any) -> Iterator[Any]:
@@ -161,28 +217,41 @@ def _foreign(config: Any) -> Iterator[Any]:
             waiting.extend(value)
 
 
-def _with_logits(model: keras.Model, path: str | Path, input_shape: tuple[int, ...]) -> keras.Model:
-    """The model itself, or a copy of fixed input size whose last activation is linear."""
+def _ending(model: keras.Model, path: str | Path) -> tuple[Any, bool]:
+    """The last operation of a model, and whether it is or ends in a softmax."""
     last = _last_operation(model)
     activation = getattr(getattr(last, "activation", None), "__name__", "linear")
     softmax_layer = isinstance(last, keras.layers.Softmax)
-    softmax = softmax_layer or activation == "softmax"
     squashed = activation in ("sigmoid", "log_softmax") or type(last).__name__ in ("Sigmoid", "LogSoftmax")
     if squashed or (type(last).__name__ == "Softmax" and not softmax_layer):
         raise UserError(f"{path} ends in {type(last).__name__}, expected logits; save it with a linear last layer")
-    if not softmax and None not in model.inputs[0].shape[1:]:
-        return model
+    return last, softmax_layer or activation == "softmax"
+
+
+def _fitted(plain: keras.Model, path: str | Path, input_shape: tuple[int, ...]) -> keras.Model:
+    """The model itself, or a copy of fixed input size that gives logits in float32 by fused batch normalization."""
+    last, softmax = _ending(plain, path)
+    every = layers.flatten_layers(plain)
+    norms = any(type(layer) is keras.layers.BatchNormalization for layer in every)
+    half = computes_in_half(plain)
+    if not (softmax or norms or half or None in plain.inputs[0].shape[1:]):
+        return plain
 
     def replace(layer: keras.Layer) -> keras.Layer:
-        if layer is not last or not softmax:
-            return layers.copy_layer(layer)
-        if softmax_layer:
+        if softmax and layer is last and isinstance(last, keras.layers.Softmax):
             return keras.layers.Activation("linear", name=layer.name)
-        return type(layer).from_config({**layer.get_config(), "activation": "linear"})
+        made = in_float32(layer) if half else layers.copy_layer(layer)
+        if softmax and layer is last:
+            made = type(made).from_config({**made.get_config(), "activation": "linear"})
+        fused = type(layer) is keras.layers.BatchNormalization
+        return layers.FusedBatchNormalization.from_config(made.get_config()) if fused else made
 
-    logits = layers.rebuild(model, replace, input_shape=input_shape)
-    layers.copy_weights(model, logits)
-    return logits
+    return layers.rebuilt(plain, replace, input_shape=input_shape, through=_softmax if softmax else None)
+
+
+def _softmax(logits: np.ndarray) -> np.ndarray:
+    powers = np.exp(logits - logits.max(axis=-1, keepdims=True))
+    return powers / powers.sum(axis=-1, keepdims=True)
 
 
 def _last_operation(model: keras.Model) -> Any:

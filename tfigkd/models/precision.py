@@ -4,7 +4,7 @@ from typing import Any
 
 import keras
 
-from tfigkd.models.layers import copy_layer, copy_weights, flatten_layers, rebuild
+from tfigkd.models.layers import copy_layer, flatten_layers, rebuilt
 
 PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16")
 WITHOUT_WEIGHTS = (keras.layers.Activation, keras.layers.Softmax, keras.layers.Rescaling, keras.layers.Reshape)
@@ -34,16 +34,23 @@ def with_precision(model: keras.Model, precision: str) -> keras.Model:
 
     def replace(layer: keras.Layer) -> keras.Layer:
         if precision == "float32":
-            return type(layer).from_config(_float32(layer.get_config()))
+            return in_float32(layer)
         if isinstance(layer, keras.layers.Wrapper):  # what is inside has a policy of its own
             return copy_layer(layer)
         name = "float32" if layer.name in kept else precision
         return type(layer).from_config({**layer.get_config(), "dtype": name})
 
-    result = rebuild(model, replace)
-    result.trainable = model.trainable
-    copy_weights(model, result)
-    return result
+    return rebuilt(model, replace)
+
+
+def in_float32(layer: keras.Layer) -> keras.Layer:
+    """A new layer of the same configuration that computes in float32, with its own fresh weights."""
+    return type(layer).from_config(_float32(layer.get_config()))
+
+
+def computes_in_half(layer: keras.Layer) -> bool:
+    """Whether a layer, or one inside it, computes in float16 or bfloat16."""
+    return any(one.compute_dtype in ("float16", "bfloat16") for one in layer._flatten_layers())
 
 
 def _float32(config: Any) -> Any:

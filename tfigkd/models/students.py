@@ -5,6 +5,7 @@ import re
 import keras
 
 from tfigkd.models import layers, parts
+from tfigkd.models.same import check_same
 
 
 def truncate(
@@ -46,7 +47,9 @@ def truncate(
     skip = () if keep_normalization else ("normalization",)
     student = layers.rebuild(trunk, fresh, skip=skip)
     if copy_weights:
-        layers.copy_weights(model, student)
+        layers.copy_state(model, student)
+        if not skip:
+            check_same(student, trunk)
     elif any(layer.name == "normalization" for layer in student.layers):
         student.get_layer("normalization").set_weights(model.get_layer("normalization").get_weights())
     logits = parts.classifier(student.output, num_classes, keras.initializers.RandomNormal(stddev=0.01))

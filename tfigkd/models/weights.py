@@ -1,10 +1,12 @@
 """Published PyTorch weights, kept as plain NumPy arrays, brought into the matching layers."""
 
 import hashlib
+import json
 import re
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import keras
 import numpy as np
@@ -144,6 +146,37 @@ def _torch_axes(layer: keras.Layer, variable: keras.Variable) -> tuple[int, ...]
     if rank == 4:
         return (2, 3, 0, 1) if isinstance(layer, keras.layers.DepthwiseConv2D) else (3, 2, 0, 1)
     return tuple(reversed(range(rank)))
+
+
+NO_FUNCTION = ("name", "trainable", "seed", "build_config", "compile_config", "registered_name", "shared_object_id")
+"""Parts of a model's config that do not change what it computes; initializers and regularizers neither."""
+
+
+def architecture_fingerprint(model: keras.Model) -> str:
+    """Hash of what a model computes with its weights: layers, their settings and connections, but no names."""
+    try:
+        config = model.get_config()
+    except NotImplementedError:  # of a subclassed model; its class is all that can be told
+        config = {"class": f"{type(model).__module__}.{type(model).__qualname__}"}
+    numbers: dict[str, int] = {}
+    for layer in model._flatten_layers():
+        numbers.setdefault(layer.name, len(numbers))
+    text = json.dumps(_nameless(config, numbers), sort_keys=True, default=repr)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _nameless(value: Any, numbers: Mapping[str, int]) -> Any:
+    """A config in which each name of a layer is its number."""
+    if isinstance(value, Mapping):
+        kept = {
+            key: item
+            for key, item in value.items()
+            if key not in NO_FUNCTION and not str(key).endswith(("_initializer", "_regularizer"))
+        }
+        return {str(key): _nameless(item, numbers) for key, item in kept.items()}
+    if isinstance(value, list | tuple):
+        return [_nameless(item, numbers) for item in value]
+    return f"layer {numbers[value]}" if isinstance(value, str) and value in numbers else value
 
 
 def weights_fingerprint(model: keras.Model) -> str:

@@ -9,7 +9,7 @@ import keras
 import numpy as np
 
 from tfigkd import models
-from tfigkd.attribution import completeness_error, saliency_map
+from tfigkd.attribution import blur_sigma, completeness_error, saliency_map
 from tfigkd.attribution.similarity import rank_correlation
 from tfigkd.batches.augment import overlay_some
 from tfigkd.batches.controls import apply_control
@@ -31,7 +31,7 @@ from tfigkd.stages.export import export_identity
 from tfigkd.stages.overlays import load_knowledge
 from tfigkd.stages.teacher import load_teacher
 from tfigkd.stages.workdir import Workdir
-from tfigkd.store.maps import attribute_examples, to_stored
+from tfigkd.store.maps import FIRST_SIGMA, attribute_examples, to_stored
 
 Explanation = dict[str, Explained]
 """Maps and completeness errors, by role."""
@@ -46,9 +46,9 @@ def _exported(config: Config, workdir: Workdir, weights: dict[str, str]) -> dict
 
 def _attribution_settings(config: Config) -> dict[str, Any]:
     """What the attribution measures depend on; what bounds memory and files is left out."""
-    return {
-        name: value for name, value in asdict(config.attribution).items() if name not in ("batch_size", "shard_size")
-    }
+    sigma, left_out = blur_sigma(dataset(config.data).image_shape), ("batch_size", "shard_size")
+    settings = {name: value for name, value in asdict(config.attribution).items() if name not in left_out}
+    return settings if sigma == FIRST_SIGMA else settings | {"sigma": sigma}
 
 
 def _explain(

@@ -1,5 +1,9 @@
 """Stage `export`: LiteRT files of a model, the check that they still say what the model says, and their contract."""
 
+from pathlib import Path
+
+import keras
+
 from tfigkd.config.experiment import Config
 from tfigkd.config.fields import Format
 from tfigkd.edge.contract import contract_path
@@ -8,10 +12,14 @@ from tfigkd.measure.metrics import predict_logits
 from tfigkd.models.fake_quant import is_fake_quantized
 from tfigkd.models.weights import weights_fingerprint
 from tfigkd.runtime import console
+from tfigkd.runtime.errors import UserError
 from tfigkd.runtime.files import checksum, fingerprint, finished, make_folder, write_manifest
+from tfigkd.stages.compress import FILE as COMPRESSED
 from tfigkd.stages.compress import students
 from tfigkd.stages.data import dataset
-from tfigkd.stages.teacher import load_teacher
+from tfigkd.stages.distill import FILE as STUDENT
+from tfigkd.stages.teacher import FILE as TEACHER
+from tfigkd.stages.teacher import load_teacher, teacher_folder
 from tfigkd.stages.workdir import Workdir
 
 
@@ -20,8 +28,18 @@ def export_identity(config: Config, weights: dict[str, str]) -> str:
     return fingerprint("export", dataset(config.data).fingerprint, weights, config.export)
 
 
+def _saved(role: str, config: Config, workdir: Workdir) -> Path:
+    """The .keras file of a role."""
+    if role == "teacher":
+        return teacher_folder(config, workdir) / TEACHER
+    return workdir.stage("distill") / STUDENT if role == "student" else workdir.stage("compress") / COMPRESSED
+
+
 def export(config: Config, workdir: Workdir) -> None:
-    """Stage `export`: files of all students and the teacher, with contract and parity report on validation."""
+    """Stage `export`: files of all students and the teacher, with contract and parity report on validation.
+
+    A file of the teacher that cannot be made, or is not equal enough, is left out and named; only students must export.
+    """
     data, folder = dataset(config.data), make_folder(workdir.stage("export"))
     roles = students(config, workdir)
     if config.needs_teacher:
@@ -37,15 +55,30 @@ def export(config: Config, workdir: Workdir) -> None:
     wanted: dict[str, tuple[Format, ...]] = {
         role: ("int8",) if is_fake_quantized(model) else config.export.formats for role, model in roles.items()
     }
+    left_out: dict[str, str] = {}
     with console.progress("export", sum(map(len, wanted.values()))) as advance:
         for role, model in roles.items():
-            reference = predict_logits(model, data.validation.images)
+            original = keras.saving.load_model(_saved(role, config, workdir), compile=False, safe_mode=True)
+            reference = predict_logits(original, data.validation.images)
             for format in wanted[role]:
                 path = folder / file_name(role, format)
-                reports[path.name] = export_file(path, model, format, data, config.export, reference=reference)
-                files |= {part.name: checksum(part) for part in (path, contract_path(path))}
                 advance()
-    write_manifest(folder, identity, files=files, parity=reports)
+                try:
+                    report = export_file(
+                        path, model, format, data, config.export, original=original, reference=reference
+                    )
+                except UserError as error:
+                    if role != "teacher":
+                        raise
+                    left_out[path.name] = str(error)
+                    continue
+                reports[path.name] = report
+                files |= {part.name: checksum(part) for part in (path, contract_path(path))}
+    write_manifest(folder, identity, files=files, parity=reports, left_out=left_out)
+    for name, reason in left_out.items():
+        for part in (folder / name, contract_path(folder / name)):  # of an earlier run
+            part.unlink(missing_ok=True)
+        console.say(f"  {name}: not written, the run goes on without it: {reason}", last=True)
     for name, report in reports.items():
         console.say(
             f"  {name}: {(folder / name).stat().st_size / 1e6:.2f} MB, agreement with Keras "

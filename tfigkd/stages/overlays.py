@@ -32,7 +32,8 @@ def store_folder(config: Config, workdir: Workdir) -> Path:
 
 def _store_identity(config: Config, workdir: Workdir) -> dict[str, Any]:
     weights = require_teacher(config, workdir)["weights"]
-    return store_identity(weights, stored_fingerprint(config.data), config.attribution)
+    fingerprint_of_data, shape = stored_fingerprint(config.data), dataset(config.data).image_shape
+    return store_identity(weights, fingerprint_of_data, config.attribution, image_shape=shape)
 
 
 def load_knowledge(config: Config, workdir: Workdir, examples: Examples) -> Knowledge:

@@ -1,7 +1,7 @@
 """The overlay store: logits and Integrated Gradients map of every training image, in shards (see `shards.py`)."""
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +9,7 @@ import keras
 import numpy as np
 
 from tfigkd import models
-from tfigkd.attribution import Attribution, attribute, completeness_error, make_baseline, saliency_map
+from tfigkd.attribution import Attribution, attribute, blur_sigma, completeness_error, make_baseline, saliency_map
 from tfigkd.batches.stream import Knowledge
 from tfigkd.config.fields import AttributionConfig
 from tfigkd.data import Dataset, Examples, covered, mean_color, to_model_input
@@ -20,13 +20,32 @@ from tfigkd.store.shards import REBUILD, Record, join_arrays, open_store, read_a
 FORMAT = 1
 NAMES = {"scale": "map_scale", "error": "completeness_error", "steps": "n_steps"}  # names now and in earlier versions
 CHECKED = 8  # number of records recomputed from their images before a store is marked as done
+FIRST_SIGMA = 4.0  # pixels of the blur at any size, in earlier versions
 FLAT = 1e-6  # a map whose maximum is below this many logits is rounding noise, which is not reproducible
 
 
-def store_identity(teacher_weights: str, data: str, config: AttributionConfig) -> dict[str, Any]:
-    """Return everything that the records depend on; `batch_size` does not change them and is left out."""
+def store_identity(
+    teacher_weights: str,
+    data: str,
+    config: AttributionConfig,
+    *,
+    image_shape: Sequence[int] | None = None,
+    architecture: str | None = None,
+) -> dict[str, Any]:
+    """Return everything that the records depend on; `batch_size` does not change them and is left out.
+
+    Args:
+        teacher_weights: From `weights_fingerprint`.
+        data: Fingerprint of the images.
+        config: Settings of the attribution.
+        image_shape: (H, W, C) of the images, which the width of the blur follows.
+        architecture: From `architecture_fingerprint`, where the folder does not belong to one teacher's file.
+    """
     settings = {name: getattr(config, name) for name in config.__dataclass_fields__ if name != "batch_size"}
-    return {"format": FORMAT, "teacher": teacher_weights, "data": data, "attribution": settings}
+    identity = {"format": FORMAT, "teacher": teacher_weights, "data": data, "attribution": settings}
+    if config.baseline == "blur" and image_shape is not None and blur_sigma(image_shape) != FIRST_SIGMA:
+        identity["sigma"] = blur_sigma(image_shape)
+    return identity if architecture is None else identity | {"architecture": architecture}
 
 
 def attribute_examples(

@@ -1,6 +1,6 @@
 """The overlay store as a library: for any Keras model and any `tf.data.Dataset`, without config or workdir."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +11,11 @@ from tfigkd.batches.augment import overlay
 from tfigkd.config.fields import AttributionConfig
 from tfigkd.config.reading import from_mapping
 from tfigkd.data import Dataset, Examples, digest, identify, splits_fingerprint
-from tfigkd.models.weights import weights_fingerprint
+from tfigkd.models.weights import architecture_fingerprint, weights_fingerprint
 from tfigkd.runtime.errors import UserError
 from tfigkd.runtime.files import MANIFEST, fingerprint, finished, locked, read_manifest
-from tfigkd.store.maps import deviation, parse_record, store_identity, to_knowledge, write_store
-from tfigkd.store.shards import open_store, read_all
+from tfigkd.store.maps import CHECKED, deviation, parse_record, store_identity, to_knowledge, write_store
+from tfigkd.store.shards import REBUILD, open_store, read_all
 
 
 class OverlayStore:
@@ -78,12 +78,31 @@ class OverlayStore:
         pixels = splits_fingerprint({"train": examples})
         classes = tuple(str(index) for index in range(teacher.output_shape[-1]))
         data = Dataset("pictures", examples, nothing, nothing, class_names=classes, fingerprint=pixels)
-        identity = store_identity(weights_fingerprint(teacher), pixels, config)
+        shape = examples.images.shape[1:]
+        earlier = store_identity(weights_fingerprint(teacher), pixels, config, image_shape=shape)
+        identity = earlier | {"architecture": architecture_fingerprint(teacher)}
+        before = Path(folder).resolve() / fingerprint(earlier)  # a store without the architecture in its name
+        if finished(before, before.name) is not None:
+            store = cls(before)
+            if store._is_of(teacher, examples):
+                return store
         place = Path(folder).resolve() / fingerprint(identity)
         with locked(place, wait=True):
             if finished(place, place.name) is None:
                 write_store(place, teacher, data, config, identity, source={})
-        return cls(place)
+                return cls(place)
+        store = cls(place)
+        if not store._is_of(teacher, examples):
+            raise UserError(f"overlay store {place}: its records are not those of this teacher; {REBUILD}")
+        return store
+
+    def _is_of(self, teacher: keras.Model, examples: Examples) -> bool:
+        """Whether a few recomputed records are those of the store; equal weights may be of another function."""
+        try:
+            self._verify(teacher, examples, np.arange(min(CHECKED, len(examples))))
+        except UserError:
+            return False
+        return True
 
     def join(self, pictures: Any) -> Any:
         """Add to every picture its map and logits, found by the hash of its pixels, in any order of the pictures.
@@ -129,7 +148,8 @@ class OverlayStore:
             seed: Seed of the random draws, which continue from batch to batch.
 
         Returns:
-            A function from (uint8 [B,H,W,4], targets) to (float32 [B,H,W,3] in [0,1], targets).
+            A function from (uint8 [B,H,W,4], targets) to (float32 [B,H,W,3] in [0,1], targets). Targets that are a
+            dictionary get `"teacher_inputs"`, the images without overlays, which a live teacher then sees.
 
         Raises:
             ValueError: The probability or an exponent is out of range.
@@ -154,6 +174,8 @@ class OverlayStore:
         def overlay_batch(pixels: Any, targets: Any) -> tuple[Any, Any]:
             images = tf.numpy_function(blend, [pixels], tf.float32)
             images.set_shape((*pixels.shape[:-1], 3))
+            if isinstance(targets, Mapping):  # a live teacher sees the picture itself
+                targets = {**targets, "teacher_inputs": tf.cast(pixels[..., :3], tf.float32) / 255}
             return images, targets
 
         return overlay_batch
@@ -177,6 +199,9 @@ class OverlayStore:
             raise UserError(f"overlay store {self.folder}: it belongs to another teacher; build a store for this one")
         examples = _collect(pictures)
         chosen = np.random.default_rng(seed).choice(len(examples), min(sample, len(examples)), replace=False)
+        return self._verify(teacher, examples, chosen)
+
+    def _verify(self, teacher: keras.Model, examples: Examples, chosen: np.ndarray) -> dict[str, float]:
         known = self.knowledge
         records = [
             {"id": examples.ids[index], "logits": known.logits[row], "map": known.maps[row], "scale": known.scales[row]}
