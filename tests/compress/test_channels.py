@@ -24,7 +24,7 @@ def scrambled(model: keras.Model) -> keras.Model:
 
 def test_groups_of_a_mobilenet_are_its_expansions_and_stem():
     groups = channel_groups(models.mobilenet_v2(drop_blocks=15, input_shape=(16, 16, 3)))
-    ends = [(group[0].layer.name, group[-1].layer.name) for group in groups]
+    ends = [(group.writers[0].layer.name, group.readers[-1].layer.name) for group in groups]
     assert ends == [
         ("block_00_conv", "block_01_project"),
         ("block_02_expand", "block_02_project"),
@@ -34,7 +34,7 @@ def test_groups_of_a_mobilenet_are_its_expansions_and_stem():
 
 def test_groups_of_a_resnet_are_its_inner_channels():
     groups = channel_groups(models.resnet(8, input_shape=(16, 16, 3)))
-    ends = [(group[0].layer.name, group[-1].layer.name) for group in groups]
+    ends = [(group.writers[0].layer.name, group.readers[-1].layer.name) for group in groups]
     assert ends == [(f"block_{n:02d}_conv1", f"block_{n:02d}_conv2") for n in (1, 2, 3)]
 
 
@@ -50,7 +50,7 @@ def test_dead_channels_go_without_a_trace(build):
     """Half of each group's channels are given no effect; cutting half leaves the same function."""
     model, generator = scrambled(build()), np.random.default_rng(1)
     for group in channel_groups(model):
-        reader = group[-1].layer
+        (reader,) = (node.layer for node in group.readers)
         kernel = np.array(reader.kernel)
         channels = kernel.shape[-2]
         dead = generator.permutation(channels)[: channels // 2]
@@ -78,4 +78,59 @@ def test_a_model_without_such_channels_is_refused():
     inputs = keras.Input((4, 4, 3))
     model = keras.Model(inputs, keras.layers.Dense(2)(keras.layers.Flatten()(inputs)), name="flat")
     with pytest.raises(UserError, match="flat has no channels to cut"):
+        cut_channels(model, 0.5)
+
+
+def gated(name: str = "gated") -> keras.Model:
+    """A wide convolution whose channels are gated by squeeze-and-excitation, inside a backbone."""
+    inner = keras.Input((16, 16, 3))
+    x = keras.layers.Conv2D(32, 3, activation="swish", name="wide")(inner)
+    gate = keras.layers.Reshape((1, 1, 32))(keras.layers.GlobalAveragePooling2D()(x))
+    gate = keras.layers.Conv2D(16, 1, activation="swish", name="squeeze")(gate)
+    gate = keras.layers.Conv2D(32, 1, activation="sigmoid", name="excite")(gate)
+    x = keras.layers.Multiply()([x, gate])
+    backbone = keras.Model(inner, keras.layers.Conv2D(8, 1, name="project")(x), name="backbone")
+    inputs = keras.Input((16, 16, 3))
+    x = backbone(keras.layers.Rescaling(2.0, offset=-1.0)(inputs))
+    return keras.Model(inputs, keras.layers.Dense(4)(keras.layers.GlobalAveragePooling2D()(x)), name=name)
+
+
+def test_a_gate_loses_the_channels_that_it_multiplies():
+    keras.utils.set_random_seed(0)
+    model = gated()
+    backbone, dead = model.get_layer("backbone"), np.arange(16, 32)
+    for name in ("squeeze", "project"):  # all that mixes these channels
+        layer = backbone.get_layer(name)
+        kernel = np.array(layer.kernel)
+        kernel[..., dead, :] = 0
+        layer.kernel.assign(kernel)
+    smaller = cut_channels(model, 0.5)
+    sizes = {name: smaller.get_layer(name).filters for name in ("wide", "squeeze", "excite", "project")}
+    assert sizes == {"wide": 16, "squeeze": 8, "excite": 16, "project": 8}
+    # the squeezed channels were alive, so only the widths and not the function can be compared with the whole model
+    groups = {group.writers[0].layer.name: group for group in channel_groups(model)}
+    assert [node.layer.name for node in groups["wide"].writers] == ["wide", "excite"]
+    assert [node.layer.name for node in groups["wide"].readers] == ["squeeze", "project"]
+
+
+def test_dead_gated_channels_go_without_a_trace():
+    keras.utils.set_random_seed(0)
+    model = gated()
+    backbone = model.get_layer("backbone")
+    for name, dead in (("squeeze", 16), ("project", 16), ("excite", 8)):
+        layer = backbone.get_layer(name)
+        kernel = np.array(layer.kernel)
+        kernel[..., dead:, :] = 0
+        layer.kernel.assign(kernel)
+    np.testing.assert_allclose(cut_channels(model, 0.5)(IMAGES), model(IMAGES), atol=1e-5)
+
+
+def test_channels_of_a_shortcut_or_a_concatenation_stay():
+    inputs = keras.Input((8, 8, 3))
+    first = keras.layers.Conv2D(32, 3, padding="same", activation="relu", name="kept")(inputs)
+    second = keras.layers.Conv2D(32, 3, padding="same", activation="relu", name="added")(first)
+    x = keras.layers.Concatenate()([keras.layers.Add()([first, second]), first])
+    model = keras.Model(inputs, keras.layers.Dense(2)(keras.layers.GlobalAveragePooling2D()(x)), name="joined")
+    assert channel_groups(model) == []
+    with pytest.raises(UserError, match="no channels to cut"):
         cut_channels(model, 0.5)

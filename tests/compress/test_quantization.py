@@ -4,9 +4,11 @@ import keras
 import numpy as np
 import pytest
 
-from tfigkd.compress.quantization import fake_quantized
+from tfigkd.compress.quantization import CURVES, fake_quantized
+from tfigkd.edge.convert import convert
+from tfigkd.edge.litert import float_tensors, litert_predictor
 from tfigkd.models.cost import count_parameters, multiply_adds
-from tfigkd.models.fake_quant import FakeQuantize, fake_quantized_kernel
+from tfigkd.models.fake_quant import FakeQuantize, fake_quantized_kernel, without_rounding
 from tfigkd.runtime.errors import UserError
 
 
@@ -79,7 +81,8 @@ def conv_model(*tail: keras.layers.Layer) -> keras.Model:
         ([keras.layers.LayerNormalization()], "LayerNormalization is not a supported"),
         ([keras.layers.SeparableConv2D(4, 3)], "SeparableConv2D is not a supported"),
         ([keras.layers.DepthwiseConv2D(3, depth_multiplier=2)], "depth multiplier"),
-        ([keras.Sequential([keras.layers.ReLU()], name="inner")], "'inner' is a model"),
+        ([keras.layers.Activation("gelu")], "activation is gelu"),
+        ([keras.Sequential([keras.layers.LayerNormalization(name="inner_norm")])], "'inner_norm': LayerNormalization"),
     ],
 )
 def test_what_has_no_int8_counterpart_is_named_in_one_line(tail, message):
@@ -93,3 +96,54 @@ def test_a_layer_called_twice_is_refused():
     conv = keras.layers.Conv2D(4, 3, padding="same", name="twice")
     with pytest.raises(UserError, match="'twice' is called more than once"):
         fake_quantized(keras.Model(inputs, conv(conv(inputs))))
+
+
+def users_network(activation: str = "swish") -> keras.Model:
+    """Scaling in front, a backbone as a model of its own with squeeze-and-excitation, and a head."""
+    inner = keras.Input((16, 16, 3))
+    x = keras.layers.Conv2D(16, 3, use_bias=False, name="expand")(inner)
+    x = keras.layers.Activation(activation, name="curve")(keras.layers.BatchNormalization(name="norm")(x))
+    gate = keras.layers.GlobalAveragePooling2D(keepdims=True)(x)
+    gate = keras.layers.Conv2D(8, 1, activation="relu", name="squeeze")(gate)
+    gate = keras.layers.Conv2D(16, 1, name="excite")(gate)
+    gate = keras.layers.ReLU(6.0)(gate + 3.0) * (1 / 6)  # as MobileNet-V3 writes its hard sigmoid
+    x = keras.layers.Multiply(name="gated")([x, gate])
+    backbone = keras.Model(inner, keras.layers.Conv2D(8, 3, activation=activation, name="project")(x), name="backbone")
+    images = keras.Input((16, 16, 3))
+    norm = keras.layers.Normalization(name="adapted")
+    norm.adapt(np.random.default_rng(0).uniform(60, 200, (20, 16, 16, 3)))
+    x = backbone(norm(keras.layers.Rescaling(255.0)(images)))
+    model = keras.Model(images, keras.layers.Dense(4)(keras.layers.GlobalAveragePooling2D()(x)), name="users")
+    generator = np.random.default_rng(1)
+    backbone.get_layer("norm").set_weights([generator.uniform(0.5, 1.5, 16) for _ in range(4)])
+    return model
+
+
+@pytest.mark.parametrize("activation", [*CURVES, "relu"])
+def test_curves_gates_scaling_and_backbones_become_an_int8_file(activation, tmp_path):
+    """LiteRT's own integer arithmetic says what the fake-quantized model says, and that says what Keras says."""
+    keras.utils.set_random_seed(0)
+    model = users_network(activation)
+    pixels = np.random.default_rng(2).integers(0, 256, (64, 16, 16, 3), np.uint8)
+    images = pixels / np.float32(255)
+    expected = np.asarray(model(images))
+    quantized = fake_quantized(model)
+    with without_rounding():
+        np.testing.assert_allclose(quantized(images), expected, atol=1e-4 * np.abs(expected).max())
+    quantized(images, training=True)  # one batch sets the ranges
+    rounded = np.asarray(quantized(images))
+    assert 0 < np.abs(rounded - expected).max() < 0.15 * np.abs(expected).max()
+    path = tmp_path / "users.tflite"
+    path.write_bytes(convert(quantized, "int8"))
+    assert float_tensors(path) == []
+    np.testing.assert_allclose(litert_predictor(path)(pixels), rounded, atol=0.05 * np.abs(expected).max())
+
+
+def test_scaling_in_front_is_one_frozen_convolution():
+    quantized = fake_quantized(users_network())
+    layer = quantized.get_layer("adapted")
+    assert "rescaling" not in {each.name for each in quantized.layers} and not layer.trainable
+    norm = users_network().get_layer("adapted")
+    mean, deviation = (np.ravel(value) for value in (norm.mean, np.sqrt(norm.variance)))
+    np.testing.assert_allclose(np.ravel(layer.kernel), 255 / deviation, rtol=1e-4)
+    np.testing.assert_allclose(layer.bias, -mean / deviation, rtol=1e-4)

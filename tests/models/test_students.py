@@ -73,3 +73,52 @@ def test_what_cannot_be_cut(teacher: keras.Model) -> None:
         models.truncate(teacher, 19, 10)
     with pytest.raises(ValueError, match="found none"):
         models.truncate(keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)]), 1, 10)
+
+
+def _sequence() -> keras.Model:
+    L = keras.layers
+    return keras.Sequential(
+        [
+            keras.Input((16, 16, 3)),
+            L.Rescaling(255.0),
+            L.Conv2D(4, 3, name="one"),
+            L.ReLU(name="one_relu"),
+            L.MaxPooling2D(name="pool"),
+            L.Conv2D(6, 3, name="two"),
+            L.ReLU(name="two_relu"),
+            L.Flatten(),
+            L.Dense(3, name="logits"),
+        ]
+    )
+
+
+def _backbone() -> keras.Model:
+    images = keras.Input((32, 32, 3))
+    options = {"weights": None, "include_top": False, "input_shape": (32, 32, 3)}
+    features = keras.applications.MobileNetV3Small(**options)(images)
+    return keras.Model(images, keras.layers.Dense(3)(keras.layers.GlobalAveragePooling2D()(features)))
+
+
+def _resnet() -> keras.Model:
+    return keras.applications.ResNet50(weights=None, input_shape=(64, 64, 3), classes=3)
+
+
+@pytest.mark.parametrize(
+    ("build", "drop_blocks", "end", "shape"),
+    [
+        (_sequence, 0, "two_relu", (5, 5, 6)),
+        (_sequence, 1, "pool", (7, 7, 4)),
+        (_backbone, 3, "expanded_conv_8_project_bn", (1, 1, 96)),
+        (_resnet, 14, "conv2_block2_out", (16, 16, 256)),
+    ],
+)
+def test_any_network_of_blocks_can_be_cut(build, drop_blocks, end, shape) -> None:
+    """The kept part gives the very feature map of the user's own network, which has no block_NN."""
+    model = build()
+    student = models.truncate(model, drop_blocks, 5, copy_weights=True, keep_normalization=True)
+    assert student.output_shape == (None, 5) and student.get_layer(end).output.shape[1:] == shape
+    owner = model if end in {layer.name for layer in model.layers} else model.layers[1]
+    images = np.random.default_rng(0).random((2, *model.input_shape[1:]), np.float32)
+    expected = keras.Model(owner.inputs[0], owner.get_layer(end).output)(images)
+    found = keras.Model(student.inputs[0], student.get_layer(end).output)(images)
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4 * np.abs(expected).max())

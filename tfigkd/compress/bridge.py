@@ -7,7 +7,7 @@ would make `tf.keras` of every child process tf_keras; `libraries` restores it a
 import itertools
 import os
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from importlib import import_module
 from types import SimpleNamespace
 from typing import Any, Literal
@@ -19,8 +19,10 @@ from tfigkd.compress.finetune import Lessons, pruning_times, recipe, shortened, 
 from tfigkd.compress.graph import Node, is_linear_activation, nodes, one_or_all, trace
 from tfigkd.compress.quantization import fake_quantized
 from tfigkd.config.compress_fields import CompressConfig
+from tfigkd.losses import Loss
 from tfigkd.models.fake_quant import FakeQuantize
 from tfigkd.models.layers import rebuilt
+from tfigkd.models.same import TOLERANCE, random_inputs
 from tfigkd.runtime import console
 from tfigkd.runtime.errors import UserError
 from tfigkd.training import checkpoint
@@ -94,7 +96,29 @@ def make_twin(model: keras.Model) -> Any:
 
     graph = nodes(model)
     image = layers.Input(model.input_shape[1:], name=next(iter(graph)))
-    return libraries().tf_keras.Model(image, trace(graph, image, apply), name=model.name)
+    twin = libraries().tf_keras.Model(image, trace(graph, image, apply), name=model.name)
+    _check_twin(twin, model)
+    return twin
+
+
+def _check_twin(twin: Any, model: keras.Model) -> None:
+    """Check that a twin gives the outputs of its model on random images."""
+    images = random_inputs(model)[0]
+    expected, found = keras.ops.convert_to_numpy(model(images, training=False)), twin(images, training=False).numpy()
+    sizes = np.abs(expected).max(axis=1, keepdims=True)
+    if not (np.abs(found - expected) <= TOLERANCE * sizes + 1e-6).all():
+        off = float(np.abs(found - expected).max())
+        raise UserError(f"the tf_keras twin of {model.name} differs from it by {off:.2g}; use qat, prune or prune_qat")
+
+
+def check_losses(losses: Iterable[Loss]) -> None:
+    """Check that the losses of fine-tuning compare logits alone, since a twin has no other outputs.
+
+    Raises:
+        UserError: one of them compares features or input gradients.
+    """
+    if any(loss.needs_features or loss.needs_inputs for loss in losses):
+        raise UserError("tfmot methods can distill only from logits; set compress.losses to kd, dkd or dist")
 
 
 def _check(layer: keras.Layer, model: str) -> None:
@@ -234,8 +258,7 @@ def _fine_tune(
     import tensorflow as tf
 
     distiller = lessons.distiller(student)
-    if any(loss.needs_features or loss.needs_inputs for loss in distiller.distillation_losses.values()):
-        raise UserError("tfmot methods can distill only from logits; set compress.losses to kd, dkd or dist")
+    check_losses(distiller.distillation_losses.values())
     tf_keras, steps, epochs = libraries().tf_keras, steps_an_epoch(config), recipe(config).epochs
     rate = tf_keras.optimizers.schedules.CosineDecay(config.learning_rate, steps * epochs)
     optimizer = tf_keras.optimizers.Adam(rate)

@@ -1,75 +1,176 @@
 """Structured pruning: whole channels between two convolutions are removed, so that the graph becomes smaller.
 
-Only one convolution reads the expansion channels of an inverted residual and the inner channels of a residual block,
-so these can be removed without changing a shortcut. Linear bottlenecks are narrow already and are kept. The least
-important channels are removed; importance is the scale of the batch normalization before the reader (Liu et al. 2017,
-arXiv 1708.06519) times the norm of the reader's kernel for that channel.
+The expansion channels of an inverted residual and the inner channels of a residual block are written by one
+convolution and read within the block, so these can be removed without changing a shortcut. A gate that multiplies them,
+as in squeeze-and-excitation, loses the same channels. Linear bottlenecks are narrow already and are kept. The least
+important channels are removed; importance is the scale of the last batch normalization before the readers (Liu et al.
+2017, arXiv 1708.06519) times the norm of the readers' kernels for that channel.
 """
 
+import math
 from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
 
 import keras
 import numpy as np
 
-from tfigkd.compress.graph import Node, is_relu, nodes
-from tfigkd.models.layers import copy_layer, rebuild
+from tfigkd.compress.graph import Node, is_linear, nodes
+from tfigkd.models.flat import flattened
+from tfigkd.models.layers import copy_layer, copy_layer_state, rebuild
+from tfigkd.models.same import check_same
 from tfigkd.runtime.errors import UserError
 
 PASSES_CHANNELS = (
     keras.layers.BatchNormalization,
     keras.layers.ReLU,
     keras.layers.Activation,
+    keras.layers.LeakyReLU,
+    keras.layers.ELU,
     keras.layers.ZeroPadding2D,
     keras.layers.DepthwiseConv2D,
     keras.layers.Dropout,
+    keras.layers.SpatialDropout2D,
+    keras.layers.Rescaling,
+    keras.layers.Identity,
     keras.layers.MaxPooling2D,
     keras.layers.AveragePooling2D,
     keras.layers.GlobalAveragePooling2D,
+    keras.layers.GlobalMaxPooling2D,
 )
 """Layers that process each channel separately."""
+PASSING_OPERATIONS = ("Add", "Subtract", "Multiply", "Divide", "TrueDivide", "Relu", "Relu6", "Sigmoid", "Silu")
+"""The same among the functions of keras.ops, with a number as their other argument."""
 MULTIPLE = 8
 """The number of kept channels is a multiple of it and at least this many; inference kernels are faster then."""
 
-Group = list[Node]
-"""A convolution, the layers that its channels pass through, and the convolution or dense layer that mixes them."""
+
+@dataclass(frozen=True)
+class Group:
+    """Channels that can be cut, and the operations that have them.
+
+    Attributes:
+        writers: The convolution that makes the channels, and those that make the gates that multiply them.
+        passed: What processes each channel separately, in order.
+        readers: The convolutions and dense layers that mix the channels.
+    """
+
+    writers: tuple[Node, ...]
+    passed: tuple[Node, ...]
+    readers: tuple[Node, ...]
+
+    @property
+    def channels(self) -> int:
+        """How many channels it has."""
+        return self.writers[0].layer.filters
 
 
 def channel_groups(model: keras.Model) -> list[Group]:
-    """Return the groups of layers whose channels can be cut: each layer has a single reader, and one is a ReLU."""
+    """Return the groups of a model whose channels can be cut: no shortcut has them, and an activation is among them."""
     graph = nodes(model)
-    return [group for node in graph.values() if (group := _group(node, graph)) is not None]
+    groups: list[Group] = []
+    taken: set[str] = set()
+    for name, node in graph.items():
+        if name not in taken and (group := _group(node, graph)) is not None:
+            groups.append(group)
+            taken.update(writer.layer.name for writer in group.writers)
+    return groups
 
 
-def _group(node: Node, graph: dict[str, Node]) -> Group | None:
-    if not _is_convolution(node.layer):
+def _group(first: Node, graph: dict[str, Node]) -> Group | None:
+    """The channels that a convolution writes, followed to all that reads them, and back to what gates them."""
+    if not _is_convolution(first.layer):
         return None
-    group = [node]
-    while len(group[-1].readers) == 1:
-        reader = graph[group[-1].readers[0]]
-        group.append(reader)
-        if _is_convolution(reader.layer) or type(reader.layer) is keras.layers.Dense:
-            return group if any(is_relu(passed.layer) for passed in group) else None
-        if not isinstance(reader.layer, PASSES_CHANNELS) or getattr(reader.layer, "depth_multiplier", 1) != 1:
-            return None
-        if getattr(reader.layer, "data_format", "channels_last") != "channels_last":
-            return None
-    return None
+    writers, passed, readers = {first.layer.name}, set(), set()
+    waiting = [first.layer.name]
+    while waiting:
+        node = graph[waiting.pop()]
+        if not node.readers:
+            return None  # the model's output
+        for name in node.readers:
+            reader = graph[name]
+            if _is_convolution(reader.layer) or type(reader.layer) is keras.layers.Dense:
+                readers.add(name)
+            elif name not in passed:
+                if not _passes(reader, node):
+                    return None
+                passed.add(name)
+                waiting.append(name)
+                for source in reader.sources:  # a gate; it must come from a convolution of its own
+                    if source in writers or source in passed:
+                        continue
+                    back = _followed_back(source, graph)
+                    if back is None:
+                        return None
+                    writers.add(back[-1])
+                    passed.update(back[:-1])
+                    waiting += back
+    if writers & readers or any(graph[name].layer.filters != first.layer.filters for name in writers):
+        return None
+    chosen = [[graph[name] for name in graph if name in names] for names in (writers, passed, readers)]
+    curved = any(_is_curved(node.layer) for node in [*chosen[0], *chosen[1]])
+    main = [first, *(node for node in chosen[0] if node is not first)]
+    return Group(tuple(main), tuple(chosen[1]), tuple(chosen[2])) if curved and readers else None
 
 
-def _is_convolution(layer: keras.Layer) -> bool:
+def _followed_back(name: str, graph: dict[str, Node]) -> list[str] | None:
+    """The operations from this one back to the convolution that writes its channels; None where another one is met."""
+    path = [name]
+    while not _is_convolution(graph[path[-1]].layer):
+        node = graph[path[-1]]
+        if len(node.sources) != 1 or not _passes(node, graph[node.sources[0]]):
+            return None
+        path.append(node.sources[0])
+    return path
+
+
+def _passes(node: Node, source: Node) -> bool:
+    """Whether an operation gives the channels of its source, each for itself."""
+    layer = node.layer
+    if not isinstance(layer, keras.Layer):
+        numbers = all(np.ndim(value) == 0 for value in node.constants)
+        return type(layer).__name__ in PASSING_OPERATIONS and len(node.sources) == 1 and numbers
+    if getattr(layer, "depth_multiplier", 1) != 1 or getattr(layer, "data_format", "channels_last") != "channels_last":
+        return False
+    if isinstance(layer, keras.layers.Reshape):  # [C] to [1,1,C]
+        before, after = _shape(source)[1:], layer.output.shape[1:]
+        return before[-1] == after[-1] and math.prod(before[:-1]) == math.prod(after[:-1])
+    if isinstance(layer, keras.layers.Multiply):
+        return len({tensor.shape[-1] for tensor in node.arguments.keras_tensors}) == 1
+    if isinstance(layer, keras.layers.Activation) and layer.activation is keras.activations.softmax:
+        return False
+    return isinstance(layer, PASSES_CHANNELS) and np.ndim(getattr(layer, "scale", 0)) == 0
+
+
+def _shape(node: Node) -> tuple[int, ...]:
+    return node.layer._inbound_nodes[0].outputs[0].shape
+
+
+def _is_curved(layer: Any) -> bool:
+    """Whether an operation is or ends in an activation."""
+    if not isinstance(layer, keras.Layer):
+        return type(layer).__name__ in ("Relu", "Relu6", "Sigmoid", "Silu")
+    kinds = (keras.layers.ReLU, keras.layers.LeakyReLU, keras.layers.ELU)
+    return isinstance(layer, kinds) or (getattr(layer, "activation", None) is not None and not is_linear(layer))
+
+
+def _is_convolution(layer: Any) -> bool:
     plain = isinstance(layer, keras.layers.Conv2D) and not isinstance(layer, keras.layers.DepthwiseConv2D)
     return plain and layer.groups == 1 and layer.data_format == "channels_last"
 
 
 def importance(group: Group) -> np.ndarray:
-    """Return the importance of each channel of a group for its reader, [channels]."""
-    kernel = keras.ops.convert_to_numpy(group[-1].layer.kernel)
-    axes = tuple(axis for axis in range(kernel.ndim) if axis != kernel.ndim - 2)
-    scores = np.sqrt(np.sum(kernel**2, axis=axes))
-    norms = [node.layer for node in group if isinstance(node.layer, keras.layers.BatchNormalization)]
+    """Return the importance of each channel of a group for its readers, [channels]."""
+    squares = 0.0
+    for node in group.readers:
+        kernel = keras.ops.convert_to_numpy(node.layer.kernel)
+        axes = tuple(axis for axis in range(kernel.ndim) if axis != kernel.ndim - 2)
+        squares = squares + np.sum(kernel**2, axis=axes)
+    scores = np.sqrt(squares)
+    norms = [node.layer for node in group.passed if isinstance(node.layer, keras.layers.BatchNormalization)]
     if norms and norms[-1].scale:
         return scores * np.abs(keras.ops.convert_to_numpy(norms[-1].gamma))
-    first = np.abs(keras.ops.convert_to_numpy(group[0].layer.kernel))
+    first = np.abs(keras.ops.convert_to_numpy(group.writers[0].layer.kernel))
     return scores * first.sum(axis=(0, 1, 2))
 
 
@@ -77,54 +178,81 @@ def cut_channels(model: keras.Model, share: float) -> keras.Model:
     """Return a copy of a model without the least important channels of each group.
 
     Args:
-        model: Functional or Sequential; it is not changed.
+        model: Functional or Sequential; it is not changed. Models inside it are flattened.
         share: Share of the channels of each group to remove, in (0, 1); the number of kept channels is rounded to a
             multiple of 8.
 
     Returns:
-        A Functional model with the same layer names and fewer channels; the kept weights are copied.
+        A Functional model with the same layer names and fewer channels; the kept weights are copied. It is the
+        function of the model whose readers have zeros for the channels that are cut.
 
     Raises:
         UserError: the model has no group of layers with channels to cut.
     """
-    groups = [group for group in channel_groups(model) if _kept_count(group, share) < group[0].layer.filters]
+    model = flattened(model)
+    groups = [group for group in channel_groups(model) if _kept_count(group, share) < group.channels]
     if not groups:
-        raise UserError(f"{model.name} has no channels to cut; expected a wide convolution that a single layer reads")
+        raise UserError(f"{model.name} has no channels to cut; expected a wide convolution that no shortcut reads")
     gives: dict[str, np.ndarray] = {}  # layer name to the kept output channels
+    passes: dict[str, np.ndarray] = {}  # layer name to the kept channels, each processed separately
     takes: dict[str, np.ndarray] = {}  # layer name to the kept input channels
     for group in groups:
         best = np.argsort(-importance(group), kind="stable")[: _kept_count(group, share)]
         kept = np.sort(best)
-        gives[group[0].layer.name] = kept
-        takes |= {node.layer.name: kept for node in group[1:]}
+        for chosen, part in ((gives, group.writers), (passes, group.passed), (takes, group.readers)):
+            chosen.update({node.layer.name: kept for node in part})
 
     def replace(layer: keras.Layer) -> keras.Layer:
-        if layer.name not in gives:
-            return copy_layer(layer)
-        return type(layer).from_config({**layer.get_config(), "filters": len(gives[layer.name])})
+        if layer.name in gives:
+            return type(layer).from_config({**layer.get_config(), "filters": len(gives[layer.name])})
+        if layer.name in passes and isinstance(layer, keras.layers.Reshape):
+            shape = (*layer.output.shape[1:-1], len(passes[layer.name]))
+            return keras.layers.Reshape(shape, name=layer.name)
+        return copy_layer(layer)
 
     result = rebuild(model, replace)
     for layer in result.layers:
-        if layer.weights:
-            source = model.get_layer(layer.name)
-            layer.set_weights(list(_sliced(source, gives.get(layer.name), takes.get(layer.name))))
+        source = model.get_layer(layer.name)
+        kinds = [cut.get(layer.name) for cut in (gives, passes, takes)]
+        if all(kept is None for kept in kinds):
+            copy_layer_state(source, layer)
+        elif layer.weights:
+            layer.set_weights(list(_sliced(source, *kinds)))
+
+    def silenced(layer: keras.Layer) -> list[np.ndarray] | None:
+        if layer.name not in takes:
+            return None
+        kernel, *rest = layer.get_weights()
+        dead = np.setdiff1d(np.arange(kernel.shape[-2]), takes[layer.name])
+        kernel[..., dead, :] = 0
+        return [kernel, *rest]
+
+    reference = rebuild(model)
+    for layer in reference.layers:
+        values = silenced(model.get_layer(layer.name))
+        if values is None:
+            copy_layer_state(model.get_layer(layer.name), layer)
+        else:
+            layer.set_weights(values)
+    check_same(result, reference, what="the copy with fewer channels")
     return result
 
 
 def _kept_count(group: Group, share: float) -> int:
-    channels = group[0].layer.filters
-    return min(channels, max(MULTIPLE, round(channels * (1 - share) / MULTIPLE) * MULTIPLE))
+    return min(group.channels, max(MULTIPLE, round(group.channels * (1 - share) / MULTIPLE) * MULTIPLE))
 
 
-def _sliced(layer: keras.Layer, gives: np.ndarray | None, takes: np.ndarray | None) -> Iterator[np.ndarray]:
+def _sliced(
+    layer: keras.Layer, gives: np.ndarray | None, passes: np.ndarray | None, takes: np.ndarray | None
+) -> Iterator[np.ndarray]:
     """Yield the weights of a layer for the kept channels."""
-    for variable in layer.weights:
-        value = keras.ops.convert_to_numpy(variable)
-        if value.ndim >= 2:  # a kernel: [..,inputs,outputs]; of a depthwise convolution: [..,inputs,1]
-            value = value if takes is None else np.take(value, takes, axis=-2)
+    for value in layer.get_weights():
+        if value.ndim >= 2:  # a kernel: [..,inputs,outputs]; of a depthwise convolution: [..,channels,1]
+            inner = takes if passes is None else passes
+            value = value if inner is None else np.take(value, inner, axis=-2)
             value = value if gives is None else np.take(value, gives, axis=-1)
         else:
-            # a bias belongs to the outputs; where channels stay separate, these are the input channels
-            own = takes if isinstance(layer, PASSES_CHANNELS) else gives
+            # a bias belongs to the outputs; where channels stay separate, these are the passing channels
+            own = gives if passes is None else passes
             value = value if own is None else value[own]
         yield value

@@ -1,56 +1,31 @@
-"""The graph of a functional model: its layers with their sources and readers, used to rebuild it."""
+"""The graph of a student, used to rebuild it: operations with their sources and readers."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import keras
 
-from tfigkd.models.fold import layer_sources
+from tfigkd.models.flat import Node, flattened, graph_nodes
 from tfigkd.runtime.errors import UserError
 
 
-@dataclass(frozen=True)
-class Node:
-    """A layer of a model, the names of the layers that it reads, and the names of those that read it."""
-
-    layer: keras.Layer
-    sources: tuple[str, ...]
-    readers: tuple[str, ...]
-
-
 def nodes(model: keras.Model) -> dict[str, Node]:
-    """Return the layers of a model by name, each after its sources.
+    """Return the operations of a model by name, each after its sources; models inside it are flattened.
 
     Args:
         model: Functional or Sequential, with one input and one output; each layer is called once.
 
     Raises:
-        UserError: the model contains other models, operations that are not layers, or layers that are called twice.
+        UserError: the graph cannot be read, or a layer is called more than once.
     """
     try:
-        flat = keras.Model(model.inputs[0], model.outputs[0], name=model.name)
-    except (AttributeError, TypeError, ValueError) as error:
-        raise UserError(f"cannot compress {model.name}: expected a Functional or Sequential model") from error
-    sources, _ = layer_sources(flat)
-    found = {layer.name: layer for layer in flat.layers}
-    for name in sources:
-        if name not in found or isinstance(found[name], keras.Model):
-            raise UserError(f"cannot compress {model.name}: {name!r} is a model or an operation; use only layers")
-    readers: dict[str, list[str]] = {name: [] for name in found}
-    for name, read in sources.items():
-        for source in read:
-            readers[source].append(name)
-    for layer in flat.layers:
-        # only a layer that merges reads from two sources; any other layer with two sources is called twice
-        merges = isinstance(layer, keras.layers.Add | keras.layers.Concatenate)
-        if len(sources[layer.name]) > 1 and not merges:
-            raise UserError(f"cannot compress {model.name}: layer {layer.name!r} is called more than once")
-    return {name: Node(layer, tuple(sources[name]), tuple(readers[name])) for name, layer in found.items()}
+        return graph_nodes(flattened(model))
+    except ValueError as error:
+        raise UserError(f"cannot compress {model.name}: {str(error).rstrip('.')}") from error
 
 
 def trace(graph: dict[str, Node], image: Any, apply: Callable[[Node, list[Any]], Any]) -> Any:
-    """Return the last layer's output, computed from the image by calling `apply` for each layer in order.
+    """Return the last operation's output, computed from the image by calling `apply` for each operation in order.
 
     Args:
         graph: From `nodes`.

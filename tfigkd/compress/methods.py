@@ -1,7 +1,7 @@
 """The methods of `compress.method`: each is a chain of phases with their own fine-tuning and checkpoints."""
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import keras
 
@@ -11,6 +11,7 @@ from tfigkd.compress.finetune import Lessons, fine_tune, pruning_times
 from tfigkd.compress.pruning import MagnitudePruning
 from tfigkd.compress.quantization import fake_quantized
 from tfigkd.config.compress_fields import CompressConfig, Method
+from tfigkd.losses import LOSSES
 from tfigkd.models.layers import with_fused_layers, with_stock_layers
 from tfigkd.runtime.files import atomic, checksum, fingerprint, finished, make_folder, write_manifest
 
@@ -55,6 +56,34 @@ PHASES: dict[Method, tuple[Phase, ...]] = {
     "pqat": (bridge.prune_tfmot, bridge.quantize_preserving_zeros),
     "cqat": (bridge.cluster, bridge.quantize_preserving_clusters),
 }
+
+
+CHECKS: dict[Phase, Callable[[keras.Model, CompressConfig], object]] = {
+    prune_channels: lambda student, config: cut_channels(student, config.sparsity),
+    quantize: lambda student, config: fake_quantized(student),
+    quantize_sparse: lambda student, config: fake_quantized(student),
+    bridge.prune_tfmot: lambda student, config: bridge.make_twin(student),
+    bridge.cluster: lambda student, config: bridge.make_twin(student),
+    bridge.quantize_tfmot: lambda student, config: bridge.quantization_twin(student),
+    bridge.quantize_preserving_zeros: lambda student, config: bridge.quantization_twin(student),
+    bridge.quantize_preserving_clusters: lambda student, config: bridge.quantization_twin(student),
+}
+"""What each phase makes of a student before it trains; it refuses what the phase cannot handle."""
+
+
+def check_compressible(student: keras.Model, config: CompressConfig) -> None:
+    """Check that every phase of a method can handle a student, trained or not, without training anything.
+
+    Raises:
+        UserError: the method does not support one of the student's layers, or one of its losses.
+    """
+    if any(phase.__module__ == bridge.__name__ for phase in PHASES[config.method]):
+        terms = config.losses.active().items()
+        options = {name: {key: value for key, value in asdict(term).items() if key != "weight"} for name, term in terms}
+        bridge.check_losses([LOSSES[name](**given) for name, given in options.items()])
+    for phase in PHASES[config.method]:
+        if phase in CHECKS:
+            CHECKS[phase](with_stock_layers(student), config)
 
 
 def compress_student(student: keras.Model, config: CompressConfig, lessons: Lessons) -> keras.Model:

@@ -1,13 +1,23 @@
 """Preparation of a student for quantization-aware training: folded batch norm and fake-quantized layers."""
 
+from collections.abc import Callable
 from typing import Any
 
 import keras
+import numpy as np
 
-from tfigkd.compress.graph import Node, is_linear, is_linear_activation, is_relu, nodes, one_or_all, trace
-from tfigkd.models.fake_quant import FakeQuantConv2D, FakeQuantDense, FakeQuantDepthwiseConv2D, FakeQuantize
+from tfigkd.compress.graph import Node, is_linear, is_linear_activation, is_relu, nodes, trace
+from tfigkd.models.fake_quant import (
+    FakeQuantConv2D,
+    FakeQuantDense,
+    FakeQuantDepthwiseConv2D,
+    FakeQuantize,
+    without_rounding,
+)
+from tfigkd.models.flat import flattened
 from tfigkd.models.fold import fold_batch_norm
-from tfigkd.models.layers import copy_layer
+from tfigkd.models.layers import copy_layer, copy_layer_state
+from tfigkd.models.same import check_same
 from tfigkd.runtime.errors import UserError
 
 FAKE_QUANT: dict[type[keras.Layer], type[keras.Layer]] = {
@@ -22,75 +32,207 @@ CHANGES_NO_VALUE = (
     keras.layers.MaxPooling2D,
     keras.layers.GlobalMaxPooling2D,
     keras.layers.Dropout,
+    keras.layers.SpatialDropout2D,
+    keras.layers.GaussianNoise,
+    keras.layers.GaussianDropout,
+    keras.layers.Identity,
     keras.layers.InputLayer,
 )
 """Layers whose output values are input values, so that they are rounded already."""
 ROUNDED_AFTER = (
     keras.layers.Add,
+    keras.layers.Multiply,
     keras.layers.Concatenate,
     keras.layers.ReLU,
     keras.layers.AveragePooling2D,
     keras.layers.GlobalAveragePooling2D,
+    keras.layers.Rescaling,
 )
+OPERATIONS = ("Add", "Multiply")
+"""Functions of keras.ops, such as `x + 3.0`, that an int8 file has."""
+PREPARES = (keras.layers.Rescaling, keras.layers.Normalization)
+PREPARING_OPERATIONS = ("Add", "Subtract", "Multiply", "Divide", "TrueDivide")
+"""What scales an image before the first convolution; together they are one factor and one offset a channel."""
+
+SIGMOID, TANH = (0.0, 255 / 256), (-1.0, 127 / 128)
+"""The ranges that an int8 file gives these functions, whatever their inputs."""
+Curve = Callable[[Any, str], Any]
+
+
+def _sigmoid(x: Any, name: str) -> Any:
+    return FakeQuantize(SIGMOID, name=f"{name}_range")(keras.layers.Activation("sigmoid", name=name)(x))
+
+
+def _tanh(x: Any, name: str) -> Any:
+    return FakeQuantize(TANH, name=f"{name}_range")(keras.layers.Activation("tanh", name=name)(x))
+
+
+def _hard_sigmoid(x: Any, name: str) -> Any:
+    clipped = keras.layers.ReLU(6.0, name=f"{name}_relu")(x + 3.0)
+    return FakeQuantize((0.0, 1.0), name=f"{name}_range")(
+        FakeQuantize((0.0, 6.0), name=f"{name}_relu_range")(clipped) * (1 / 6)
+    )
+
+
+def _times(gate: Curve) -> Curve:
+    """The curve x · gate(x), of which an int8 file stores the gate as well."""
+
+    def curve(x: Any, name: str) -> Any:
+        product = keras.layers.Multiply(name=name)([x, gate(x, f"{name}_gate")])
+        return FakeQuantize(name=f"{name}_range")(product)
+
+    return curve
+
+
+CURVES: dict[str, Curve] = {
+    "sigmoid": _sigmoid,
+    "tanh": _tanh,
+    "hard_sigmoid": _hard_sigmoid,
+    "silu": _times(_sigmoid),
+    "hard_silu": _times(_hard_sigmoid),
+}
+"""Activations that an int8 file computes in several steps, each rounded, by their function's name."""
 
 
 def fake_quantized(model: keras.Model) -> keras.Model:
     """Return a copy for quantization-aware training, with the model's weights and ranges that training will set.
 
-    Batch normalization is folded first, because an int8 file has none. Every tensor that the int8 file stores is
-    rounded: the image with the fixed range [0,1], and each layer's output after the ReLU that the file fuses with it.
+    Batch normalization is folded first, because an int8 file has none, and models inside are flattened. Every tensor
+    that the int8 file stores is rounded: the image with the fixed range [0,1], and each layer's output after the ReLU
+    that the file fuses with it. Layers that scale the image, such as `Rescaling` and `Normalization`, become one
+    frozen 1x1 depthwise convolution. A layer whose activation is a curve, such as swish, gets it as layers of its own.
 
     Args:
         model: Functional or Sequential image classifier; it is not changed.
 
     Returns:
-        A Functional model with the same layer names, images [B,H,W,C] in [0,1] to logits [B,K]; not compiled.
+        A Functional model with the same layer names, images [B,H,W,C] in [0,1] to logits [B,K]; not compiled. Apart
+        from the rounding it is the same function.
 
     Raises:
         UserError: a layer has no fake-quantized version, or the graph cannot be read.
     """
-    folded = fold_batch_norm(model)
+    folded = fold_batch_norm(flattened(model))
     graph = nodes(folded)
-    for node in graph.values():
-        _check(node, model.name)
+    prepares = _preparation(graph)
+    for name, node in graph.items():
+        if name not in prepares:
+            _check(node, model.name)
+    factor, offset = _factor_and_offset(folded, graph, prepares, model.name) if prepares else (None, None)
     image = keras.Input(folded.input_shape[1:], name=folded.inputs[0]._keras_history.operation.name)
     rounded = FakeQuantize(limits=(0.0, 1.0), name="image_range")(image)
 
     def apply(node: Node, inputs: list[Any]) -> Any:
-        outputs = _replacement(node.layer)(one_or_all(inputs))
+        name = node.layer.name
+        if name in prepares:
+            if name != prepares[-1]:
+                return inputs[0]
+            scaled = FakeQuantDepthwiseConv2D(1, trainable=False, name=name)(inputs[0])
+            return FakeQuantize(name=f"{name}_range")(scaled)
+        curve = _curve(node.layer)
+        if type(node.layer) is keras.layers.Activation and curve:
+            return CURVES[curve](inputs[0], name)
+        if isinstance(node.layer, keras.layers.Rescaling):
+            return _rescaled(node.layer, inputs[0])
+        outputs = node.call(_replacement(node.layer), inputs)
+        if curve:
+            outputs = FakeQuantize(name=f"{name}_linear_range")(outputs)
+            return CURVES[curve](outputs, f"{name}_{curve}")
         needed = not _changes_no_value(node.layer) and not _is_fused(node, graph)
-        return FakeQuantize(name=f"{node.layer.name}_range")(outputs) if needed else outputs
+        return FakeQuantize(name=f"{name}_range")(outputs) if needed else outputs
 
     result = keras.Model(image, trace(graph, rounded, apply), name=model.name)
     for layer in result.layers:
         if layer.name in graph and layer.weights:
-            layer.set_weights(graph[layer.name].layer.get_weights())
+            if layer.name in prepares:
+                layer.set_weights([factor, offset])
+            else:
+                copy_layer_state(graph[layer.name].layer, layer)
+    with without_rounding():
+        check_same(result, folded, what="the quantization-aware copy")
     return result
 
 
-def _replacement(layer: keras.Layer) -> keras.Layer:
+def _replacement(layer: Any) -> Any:
+    if not isinstance(layer, keras.Layer):
+        return layer
     kind = FAKE_QUANT.get(type(layer))
-    return kind.from_config(layer.get_config()) if kind else copy_layer(layer)
+    if kind is None:
+        return copy_layer(layer)
+    config = layer.get_config()
+    return kind.from_config({**config, "activation": "linear"} if _curve(layer) else config)
+
+
+def _rescaled(layer: keras.layers.Rescaling, inputs: Any) -> Any:
+    outputs = FakeQuantize(name=f"{layer.name}_range")(inputs * layer.scale)
+    if not np.any(layer.offset):
+        return outputs
+    return FakeQuantize(name=f"{layer.name}_offset_range")(outputs + layer.offset)
+
+
+def _curve(layer: Any) -> str | None:
+    """The name of a layer's activation, where it is one of `CURVES`."""
+    name = getattr(getattr(layer, "activation", None), "__name__", "")
+    return name if name in CURVES else None
+
+
+def _is_operation(layer: Any, names: tuple[str, ...]) -> bool:
+    return not isinstance(layer, keras.Layer) and type(layer).__name__ in names
+
+
+def _preparation(graph: dict[str, Node]) -> list[str]:
+    """The operations that only scale the image, one after the other, before anything else reads it."""
+    found: list[str] = []
+    node = next(iter(graph.values()))
+    while len(node.readers) == 1:
+        node = graph[node.readers[0]]
+        simple = _is_operation(node.layer, PREPARING_OPERATIONS) and len(node.sources) == 1
+        if not (simple or isinstance(node.layer, PREPARES)):
+            break
+        found.append(node.layer.name)
+    return found
+
+
+def _factor_and_offset(
+    model: keras.Model, graph: dict[str, Node], prepares: list[str], name: str
+) -> tuple[np.ndarray, np.ndarray]:
+    """Kernel and bias of the 1x1 depthwise convolution that scales the image as these operations do."""
+    images = np.stack([np.full(model.input_shape[1:], value, "float32") for value in (0.0, 1.0, 0.5)])
+    (reader,) = graph[prepares[-1]].readers
+    tensor = graph[reader].arguments.keras_tensors[0]
+    black, white, gray = np.asarray(keras.Model(model.inputs[0], tensor)(images), "float64")
+    offset, factor = black[0, 0], (white - black)[0, 0]
+    alike = np.allclose(black, offset, atol=1e-5) and np.allclose(white - black, factor, rtol=1e-4, atol=1e-5)
+    if not alike or not np.allclose(gray, offset + factor / 2, rtol=1e-4, atol=1e-4):
+        raise UserError(
+            f"cannot quantize {name}: {prepares[-1]!r} does not scale every pixel alike; scale by channel, or use "
+            "compress.method = 'none'"
+        )
+    return factor.reshape(1, 1, -1, 1), offset
 
 
 def _check(node: Node, model: str) -> None:
-    layer = node.layer
-    reason = ""
-    if getattr(layer, "data_format", "channels_last") != "channels_last" and type(layer) in FAKE_QUANT:
+    layer, reason = node.layer, ""
+    activation = getattr(layer, "activation", None)
+    if not isinstance(layer, keras.Layer):
+        if not _is_operation(layer, OPERATIONS):
+            reason = f"the function {type(layer).__name__} of keras.ops is not supported"
+    elif getattr(layer, "data_format", "channels_last") != "channels_last" and type(layer) in FAKE_QUANT:
         reason = "it is channels-first"
     elif getattr(layer, "depth_multiplier", 1) != 1 or getattr(layer, "groups", 1) != 1:
         reason = "it has groups or a depth multiplier"
-    elif getattr(layer, "activation", None) is not None and not (is_linear(layer) or is_relu(layer)):
-        reason = f"its activation is {layer.activation.__name__}; supported are linear, relu and relu6"
     elif isinstance(layer, keras.layers.BatchNormalization):
         reason = "it does not follow a convolution, so it cannot be folded"
     elif not isinstance(layer, (*FAKE_QUANT, *CHANGES_NO_VALUE, *ROUNDED_AFTER, keras.layers.Activation)):
         reason = f"{type(layer).__name__} is not a supported layer type"
+    elif activation is not None and not (is_linear(layer) or is_relu(layer) or _curve(layer)):
+        supported = ", ".join(["linear", "relu", "relu6", *CURVES])
+        reason = f"its activation is {activation.__name__}; supported are {supported}"
     if reason:
         raise UserError(f"cannot quantize {model}: layer {layer.name!r}: {reason}; use compress.method = 'none'")
 
 
-def _changes_no_value(layer: keras.Layer) -> bool:
+def _changes_no_value(layer: Any) -> bool:
     # average pooling over one pixel only selects pixels
     picks = isinstance(layer, keras.layers.AveragePooling2D) and layer.pool_size == (1, 1)
     return picks or isinstance(layer, CHANGES_NO_VALUE) or is_linear_activation(layer)
@@ -103,6 +245,7 @@ def _is_fused(node: Node, graph: dict[str, Node]) -> bool:
         if is_linear_activation(reader.layer):
             node = reader  # replaces a folded batch normalization
             continue
-        fusible = isinstance(node.layer, (*FAKE_QUANT, keras.layers.Add, keras.layers.Activation))
+        kinds = (*FAKE_QUANT, keras.layers.Add, keras.layers.Activation)
+        fusible = isinstance(node.layer, kinds) or _is_operation(node.layer, ("Add",))
         return fusible and is_relu(reader.layer) and not isinstance(reader.layer, tuple(FAKE_QUANT))
     return False

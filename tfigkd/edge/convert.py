@@ -1,7 +1,7 @@
 """Conversion of Keras models to LiteRT files, in five formats."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import keras
@@ -13,6 +13,11 @@ from tfigkd.data.pictures import one_line
 from tfigkd.edge.litert import float_operations, float_tensors
 from tfigkd.runtime.errors import UserError
 from tfigkd.runtime.quiet import quiet_stderr
+
+
+class OperationError(UserError):
+    """A format has no operation for a part of the model, whatever its weights are."""
+
 
 CALIBRATED: tuple[Format, ...] = ("int8", "int16x8")
 
@@ -117,7 +122,9 @@ def _run(frozen: Any, format: Format, calibration: np.ndarray | None = None) -> 
         try:
             content = converter.convert()
         except Exception as error:  # the converter raises its own error types, RuntimeError and ValueError
-            raise UserError(f"this model cannot be converted to {format}: {_reason(error)}") from error
+            reason, known = _reason(error)
+            kind = OperationError if known else UserError
+            raise kind(f"this model cannot be converted to {format}: {reason}") from error
     try:
         floats = float_tensors(content)
     except UserError as error:  # such as biases that overflow because an untrained network has tiny activations
@@ -125,14 +132,36 @@ def _run(frozen: Any, format: Format, calibration: np.ndarray | None = None) -> 
     if format in CALIBRATED and floats:
         # the converter silently keeps in floats what it cannot quantize
         kinds = ", ".join(float_operations(content)) or "some operations"
-        raise UserError(f"this model cannot be converted to {format}: {kinds} would stay in floats; use another format")
+        reason = f"{kinds} would stay in floats; use another format"
+        raise OperationError(f"this model cannot be converted to {format}: {reason}")
     return content
 
 
-def _reason(error: Exception) -> str:
-    """Return the cause of a converter error in one line; its own messages are pages of call sites."""
+def check_convertible(model: keras.Model, formats: Iterable[Format]) -> None:
+    """Check that LiteRT has the operations of a model in some formats, trained or not.
+
+    Raises:
+        OperationError: a format lacks an operation.
+    """
+    noise = np.random.default_rng(0).integers(0, 256, (2, *model.input_shape[1:]), dtype=np.uint8)
+    for format in formats:
+        try:
+            convert(model, format, noise)
+        except OperationError:
+            raise
+        except UserError:  # of the values, which training will change
+            continue
+
+
+def _reason(error: Exception) -> tuple[str, bool]:
+    """Return the cause of a converter error in one line, and whether it is a missing operation.
+
+    The converter's own messages are pages of call sites.
+    """
     unknown = sorted({*re.findall(r"'tf\.(\w+)' op is neither", str(error))})
     if unknown:
-        return f"LiteRT has no operation for {', '.join(unknown)}; build the model from other operations"
+        return f"LiteRT has no operation for {', '.join(unknown)}; build the model from other operations", True
     unquantized = re.search(r"not yet supported for op: '(\w+)'", str(error))
-    return f"{unquantized[1]} has no kernel for it; use another format" if unquantized else one_line(error)
+    if unquantized:
+        return f"{unquantized[1]} has no kernel for it; use another format", True
+    return one_line(error), False

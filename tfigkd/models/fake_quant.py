@@ -4,6 +4,8 @@ TensorFlow's converter reads weights' and activations' ranges off the fake quant
 calibration images. On other backends the same numbers come from Keras's own arithmetic.
 """
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 import keras
@@ -16,6 +18,20 @@ SMALLEST_RANGE = 1e-6
 """A kernel of zeros still needs a range that can be divided by."""
 
 
+_rounding = True
+
+
+@contextlib.contextmanager
+def without_rounding() -> Iterator[None]:
+    """Let fake-quantized layers compute in floats, to compare them with the layers that they stand for; eager only."""
+    global _rounding
+    _rounding = False
+    try:
+        yield
+    finally:
+        _rounding = True
+
+
 def fake_quantized_kernel(kernel: Any, axis: int | None = None) -> Any:
     """A kernel rounded to 255 symmetric steps, with the gradient of the identity.
 
@@ -23,6 +39,8 @@ def fake_quantized_kernel(kernel: Any, axis: int | None = None) -> Any:
         kernel: Of a convolution or dense layer.
         axis: Of the channels that have a range each; None gives all of the kernel one range.
     """
+    if not _rounding:
+        return kernel
     others = None if axis is None else [other for other in range(len(kernel.shape)) if other != axis]
     # a range that the gradient reaches would train the largest weight alone
     largest = ops.stop_gradient(ops.maximum(ops.max(ops.abs(kernel), axis=others), SMALLEST_RANGE))
@@ -104,6 +122,8 @@ class FakeQuantize(keras.layers.Layer):
         """The inputs, rounded; in training the range moves first."""
         if training and self.limits is None and self.trainable:
             self._follow(ops.cast(inputs, "float32"))
+        if not _rounding:
+            return inputs
         low, high = ops.convert_to_tensor(self.moving_min), ops.convert_to_tensor(self.moving_max)
         return keras.quantizers.fake_quant_with_min_max_vars(inputs, low, ops.maximum(high, low + SMALLEST_RANGE))
 

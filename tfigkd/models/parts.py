@@ -94,10 +94,16 @@ def set_normalization(model: keras.Model, normalization: Normalization | None) -
 
 
 def classifier(
-    x: Any, num_classes: int, kernel_initializer: keras.initializers.Initializer, *, dropout: float = 0.0
+    x: Any,
+    num_classes: int,
+    kernel_initializer: keras.initializers.Initializer,
+    *,
+    dropout: float = 0.0,
+    prefix: str = "",
 ) -> Any:
     """Global average pooling, dropout and the logits [B,num_classes], float32 under any precision policy."""
-    x = keras.layers.GlobalAveragePooling2D(name="pool")(x)
+    x = keras.layers.GlobalAveragePooling2D(name=f"{prefix}pool")(x)
     if dropout:
-        x = keras.layers.Dropout(dropout, name="dropout")(x)
-    return keras.layers.Dense(num_classes, kernel_initializer=kernel_initializer, dtype="float32", name="logits")(x)
+        x = keras.layers.Dropout(dropout, name=f"{prefix}dropout")(x)
+    options = {"kernel_initializer": kernel_initializer, "dtype": "float32", "name": f"{prefix}logits"}
+    return keras.layers.Dense(num_classes, **options)(x)

@@ -132,7 +132,7 @@ def _visit(model: keras.Model, inputs: Sequence[Any], prefix: str) -> list[tuple
 
 
 def _run(model: keras.Model, inputs: Sequence[np.ndarray]) -> list[np.ndarray]:
-    given = inputs[0] if len(inputs) == 1 else keras.tree.pack_sequence_as(model.input, list(inputs))
+    given = keras.tree.pack_sequence_as(model.input, list(inputs))
     return [_array(output) for output in keras.tree.flatten(model(given, training=False))]
 
 

@@ -5,6 +5,7 @@ import re
 import keras
 
 from tfigkd.models import layers, parts
+from tfigkd.models.flat import block_ends, flattened
 from tfigkd.models.same import check_same
 
 
@@ -19,7 +20,8 @@ def truncate(
     """A new student: the model's first blocks, global average pooling and a dense layer (arXiv 2503.13008).
 
     Args:
-        model: Functional, its blocks ending in layers `block_00`, `block_01`, ...; it is not altered.
+        model: Functional or Sequential; it is not altered. Its blocks end in layers `block_00`, `block_01`, ...; in a
+            network of others they are the places of `block_ends`, after models inside it have been flattened.
         drop_blocks: Blocks left out from the end; at least one stays.
         num_classes: Number of logits.
         copy_weights: Start from the model's own weights in the kept blocks, not from random ones.
@@ -29,28 +31,43 @@ def truncate(
         A Functional model from images [B,H,W,C] to logits [B,num_classes], trainable but for its normalization.
 
     Raises:
-        ValueError: The model has no block layers, or `drop_blocks` leaves none.
+        ValueError: The model has no blocks, or `drop_blocks` leaves none.
     """
+    model = flattened(model)
     blocks = [layer.name for layer in model.layers if re.fullmatch(r"block_\d+", layer.name)]
     blocks.sort(key=lambda name: int(name.removeprefix("block_")))
+    blocks = blocks or block_ends(model)
     if not blocks:
-        raise ValueError(f'Expected layers named "block_00", "block_01", ... in {model.name}, found none.')
+        raise ValueError(f"Expected blocks of convolutions, one after the other, in {model.name}, found none.")
     if not 0 <= drop_blocks < len(blocks):
         raise ValueError(f"drop_blocks must be in 0..{len(blocks) - 1} for {model.name}, got {drop_blocks}.")
 
     def fresh(layer: keras.Layer) -> keras.Layer:
+        constant = _is_constant(layer)
         layer = layers.copy_layer(layer)
-        layer.trainable = layer.name != "normalization"  # a teacher frozen for distillation has a student that learns
+        layer.trainable = not constant  # a teacher frozen for distillation has a student that learns
         return layer
 
     trunk = keras.Model(model.inputs[0], model.get_layer(blocks[-1 - drop_blocks]).output, name=model.name)
-    skip = () if keep_normalization else ("normalization",)
+    constants = [layer for layer in trunk.layers if _is_constant(layer)]
+    ours = [layer.name for layer in constants if isinstance(layer, keras.layers.DepthwiseConv2D)]
+    skip = () if keep_normalization or "normalization" not in ours else ("normalization",)
     student = layers.rebuild(trunk, fresh, skip=skip)
     if copy_weights:
         layers.copy_state(model, student)
         if not skip:
             check_same(student, trunk)
-    elif any(layer.name == "normalization" for layer in student.layers):
-        student.get_layer("normalization").set_weights(model.get_layer("normalization").get_weights())
-    logits = parts.classifier(student.output, num_classes, keras.initializers.RandomNormal(stddev=0.01))
+    else:
+        for layer in constants:
+            if layer.name not in skip:
+                layers.copy_layer_state(layer, student.get_layer(layer.name))
+    prefix = "head_" if {"pool", "logits"} & {layer.name for layer in student.layers} else ""
+    initializer = keras.initializers.RandomNormal(stddev=0.01)
+    logits = parts.classifier(student.output, num_classes, initializer, prefix=prefix)
     return keras.Model(student.input, logits, name=f"{model.name}_drop_{drop_blocks}")
+
+
+def _is_constant(layer: keras.Layer) -> bool:
+    """Whether a layer prepares the image by constants that no training changes."""
+    named = layer.name in ("normalization", "input_range") and isinstance(layer, keras.layers.DepthwiseConv2D)
+    return named or isinstance(layer, keras.layers.Normalization)

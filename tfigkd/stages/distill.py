@@ -73,12 +73,34 @@ def student_fingerprint(config: Config, workdir: Workdir) -> str:
 def _initial(config: Config, workdir: Workdir, data: Dataset) -> keras.Model:
     """The student before its first step."""
     if config.student.init == "teacher":
-        teacher = load_teacher(config, workdir)
-        options = {"copy_weights": True, "keep_normalization": True}
-        student = models.truncate(teacher, config.student.drop_blocks, data.num_classes, **options)
+        student = _cut(load_teacher(config, workdir), config, data)
     else:
         student = build_network(config.student, data)
     return models.with_precision(with_fused_layers(student), config.training.precision)
+
+
+def _cut(teacher: keras.Model, config: Config, data: Dataset) -> keras.Model:
+    """A student that begins as the first blocks of a teacher."""
+    options = {"copy_weights": True, "keep_normalization": True}
+    try:
+        return models.truncate(teacher, config.student.drop_blocks, data.num_classes, **options)
+    except ValueError as error:
+        raise UserError(
+            f"student.init = teacher: {str(error).rstrip('.')}; choose another student.drop_blocks"
+        ) from error
+
+
+def untrained_student(config: Config, data: Dataset, teacher: keras.Model | None = None) -> keras.Model:
+    """A student of the architecture of a config, for checks before anything is trained.
+
+    Args:
+        config: The run's.
+        data: Its data set.
+        teacher: From `build_teacher`, where it is there already; needed for `student.init = "teacher"` alone.
+    """
+    if config.student.init != "teacher":
+        return build_network(config.student, data)
+    return _cut(build_teacher(config, data) if teacher is None else teacher, config, data)
 
 
 def make_distiller(config: Config, workdir: Workdir, student: keras.Model) -> Distiller:
@@ -107,7 +129,8 @@ def check(config: Config) -> None:
         UserError: a loss cannot be had with these networks, or a model does not fit the data.
     """
     data = dataset(config.data)
-    assemble(config, build_network(config.student, data), build_teacher(config, data))
+    teacher = build_teacher(config, data)
+    assemble(config, untrained_student(config, data, teacher), teacher)
 
 
 def _wanted(config: Config) -> set[str]:

@@ -146,6 +146,7 @@ def run(chosen: Run) -> None:
             os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "1" if console.is_verbose() else "2")
             from tfigkd.stages import pipeline
             from tfigkd.stages.distill import check
+            from tfigkd.stages.early import check_ahead
             from tfigkd.stages.estimate import estimate
             from tfigkd.stages.precision import resolve
         config = resolve(config, workdir)
@@ -153,6 +154,8 @@ def run(chosen: Run) -> None:
         with console.quiet_stderr():
             if config.needs_teacher and "distill" in needed:
                 check(config)
+            if "distill" in needed:
+                check_ahead(config, needed)
             about = estimate(config, workdir, needed)
         console.say(f"stages: {', '.join(needed)}; about {about} on this machine")
         with console.stages(asked, skipped=[stage for stage in asked if stage not in needed]) as work:
