@@ -89,10 +89,11 @@ def test_the_forest_has_tested_comparisons_only(text):
     (marks,) = data_of(text, "forest").values()
     (one, single) = compare(PAIR, runs_of(ROWS))
     assert marks["y"] == ["fast − slow, 2x"] and marks["x"] == pytest.approx([9.5])
-    assert marks["error_x"]["array"] == pytest.approx([one.free.high - 9.5])
+    assert marks["error_x"]["array"] == pytest.approx([one.lead.high - 9.5])
+    assert one.lead.by_pairs and one.lead.high < one.free.high
     assert marks["marker"]["symbol"] == ["circle"] and one.adjusted < 0.05
     assert forest_chart([single]) is None
-    assert "too few runs for a test" in words(text)
+    assert "one run an arm cannot tell" in words(text)
 
 
 def test_what_is_left_is_counted(text):

@@ -144,7 +144,7 @@ def _comparisons(compared: Sequence[Compared]) -> str:
     said = sentences(compared).split("\n")
     listed = [line.removeprefix("- ") for line in said[1:] if line]
     forest = forest_chart(compared)
-    lead = "They were chosen before any run. Welch's test; p-values after Holm's correction over all of the study."
+    lead = "They were chosen before any run. Runs of one seed are compared in pairs; p after Holm's correction."
     return (
         paragraph(lead, said[0])
         + charts([forest])
@@ -155,18 +155,18 @@ def _comparisons(compared: Sequence[Compared]) -> str:
 
 def forest_chart(compared: Sequence[Compared]) -> Chart | None:
     """Differences with their 95 % intervals; a filled mark is beyond the noise. None where no arm has two runs."""
-    drawn = [one for one in compared if not math.isnan(one.free.p)]
+    drawn = [one for one in compared if one.lead.tested]
     if not drawn:
         return None
     beyond = [one.adjusted < LEVEL for one in drawn]
     marks = go.Scatter(
-        x=[one.free.difference for one in drawn],
+        x=[one.lead.difference for one in drawn],
         y=[label(one.title, 40) for one in drawn],
         error_x={
             "type": "data",
             "symmetric": False,
-            "array": [one.free.high - one.free.difference for one in drawn],
-            "arrayminus": [one.free.difference - one.free.low for one in drawn],
+            "array": [one.lead.high - one.lead.difference for one in drawn],
+            "arrayminus": [one.lead.difference - one.lead.low for one in drawn],
             "thickness": 1.8,
             "width": 5,
         },
@@ -178,7 +178,7 @@ def forest_chart(compared: Sequence[Compared]) -> Chart | None:
             "line": {"width": 2},
         },
         customdata=[
-            [one.free.low, one.free.high, f"{one.adjusted:.3g}", f"n {one.free.n[0]} and {one.free.n[1]}"]
+            [one.lead.low, one.lead.high, f"{one.adjusted:.3g}", f"n {one.lead.n[0]} and {one.lead.n[1]}"]
             for one in drawn
         ],
         hovertemplate="%{y}<br>%{x:+.2f} points, %{customdata[0]:+.2f} to %{customdata[1]:+.2f}<br>"
@@ -187,8 +187,8 @@ def forest_chart(compared: Sequence[Compared]) -> Chart | None:
     lines = [
         [
             one.title,
-            f"{one.free.difference:+.2f}",
-            f"{one.free.low:+.2f} to {one.free.high:+.2f}",
+            f"{one.lead.difference:+.2f}",
+            f"{one.lead.low:+.2f} to {one.lead.high:+.2f}",
             f"{one.adjusted:.3g}",
         ]
         for one in drawn
