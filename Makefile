@@ -11,7 +11,7 @@ TFIGKD_WEIGHTS_DIR ?= ../shared/weights
 quickstart: .venv/.installed ## install, then the main job on the embedded digits
 	$(BIN)/python -m tfigkd.run --experiment quickstart
 
-test: .venv/.installed-test ## lint, types, tests
+test: .venv/.installed-test ## lint, types, import contracts, tests
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy

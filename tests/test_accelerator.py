@@ -193,11 +193,11 @@ def test_what_comes_home_is_whole_and_goes_on_elsewhere(tmp_path, idle):
     own |= {f"studies/ablation/{arm}/0/distill/student.keras" for arm in ("kd", "ig_kd")}
     assert brought == own | {f"teachers/1/{name}" for name in ("teacher.keras", "history.json", "manifest.json")}
 
-    assert "going on with" in finish(tmp_path, "parts", "out", "1", WORK="elsewhere", **idle)
+    assert "continuing with" in finish(tmp_path, "parts", "out", "1", WORK="elsewhere", **idle)
     assert files(tmp_path / "elsewhere/runs") == brought
     for path in out.iterdir():
         shutil.copy(path, tmp_path / "parts")
-    assert "going on with" in finish(tmp_path, "parts", "empty", "1", WORK="third", **idle)
+    assert "continuing with" in finish(tmp_path, "parts", "empty", "1", WORK="third", **idle)
     assert files(tmp_path / "empty") >= pieces
     assert files(tmp_path / "third/runs") == brought
 
@@ -208,7 +208,7 @@ def test_students_that_are_not_whole_are_left(tmp_path, idle):
     (tmp_path / "out/students.tar.gz.2").write_bytes(b"half")
     with pytest.raises(subprocess.CalledProcessError):
         unpack(tmp_path / "out", tmp_path)
-    assert "not whole; going on without them" in finish(tmp_path, "parts", "out", "1", WORK="elsewhere", **idle)
+    assert "incomplete; continuing without them" in finish(tmp_path, "parts", "out", "1", WORK="elsewhere", **idle)
     there = files(tmp_path / "elsewhere/runs")
     assert "studies/ablation/kd/0/rows.csv" in there
     assert not any(name.endswith("student.keras") for name in there)
@@ -285,7 +285,7 @@ def test_a_lease_cut_off_goes_on_elsewhere_and_is_collected_and_measured_at_home
     shutil.rmtree(there)  # at home there is none of it
     output = call("tfigkd.study", "collect", "--models", "slow,fast")
     assert "pair: 4 finished runs, 4 new" in output
-    assert "slow, seed 1: passed over, its student is not in" in output
+    assert "slow, seed 1: skipped, its student is not in" in output
     assert {str(path.parent) for path in (checkout / "saved_models").rglob("*.keras")} == {
         str(checkout / "saved_models" / name) for name in ("teacher", "slow/0", "fast/0")
     }

@@ -80,7 +80,7 @@ def test_the_table_shows_the_newest_row_of_each_comparison(options, tmp_path):
 
 
 def test_a_table_needs_its_place():
-    with pytest.raises(ValueError, match="no marks"):
+    with pytest.raises(ValueError, match="Expected the lines"):
         table.insert("no place", "table")
 
 

@@ -1,12 +1,24 @@
-"""The documents agree with the tree: every room has its line, every link its target."""
+"""The documents agree with the tree: every wing has its line, every link its target, every named module exists."""
 
+import dataclasses
 import re
 from pathlib import Path
 
 import pytest
 
+from tfigkd import __version__
+from tfigkd.study.plan import Options, plan, read_study
+
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = ("README.md", "experiments/README.md", "experiments/tutorial/README.md", "experiments/reference.md")
+PAGES = (
+    "README.md",
+    "CONTRIBUTING.md",
+    "experiments/README.md",
+    "experiments/tutorial/README.md",
+    "experiments/reference.md",
+    "saved_models/README.md",
+    "tests/faults/README.md",
+)
 
 
 def anchors(page):
@@ -27,14 +39,55 @@ def test_links_lead_somewhere(page):
         assert not anchor or anchor in anchors(linked), target
 
 
-def test_every_room_has_its_line_in_the_readme():
+def test_every_wing_and_command_has_its_line_in_the_readme():
     text = (ROOT / "README.md").read_text(encoding="utf-8")
-    table = text[text.index("| room |") : text.index("Core rooms")]
-    named = set(re.findall(r"`([\w/]+\.py|\w+/)`", table))
-    rooms = {path.name for path in (ROOT / "tfigkd").glob("*.py")} - {"__init__.py", "errors.py"}
-    rooms |= {f"{path.parent.name}/" for path in (ROOT / "tfigkd").glob("*/__init__.py")}
-    assert rooms - named == set()
-    assert {name for name in named if name.endswith("/")} - rooms == set()
+    table = text[text.index("| wing |") : text.index("Where one may look")]
+    named = set(re.findall(r"`([\w/]+\.py|\w+/)`", table)) - {"pipeline.py", "runner.py", "bridge.py"}
+    there = {path.name for path in (ROOT / "tfigkd").glob("*.py")} - {"__init__.py"}
+    there |= {f"{path.parent.name}/" for path in (ROOT / "tfigkd").glob("*/__init__.py")}
+    assert named == there
+
+
+def module(name):
+    """The path of a module as the pages name it: from the root, or from tfigkd/."""
+    return next(path for path in (ROOT / name, ROOT / "tfigkd" / name) if path.exists())
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_module_that_a_page_names_exists(page):
+    for name in re.findall(r"[` ]((?:\w+/)+(?:\w+\.py)?)(?::|`| |$)", (ROOT / page).read_text(encoding="utf-8")):
+        if name.endswith(".py"):
+            assert module(name).is_file()
+
+
+def test_contributing_names_what_is_in_the_modules_that_it_names():
+    rows = re.findall(r"^\| (.+) \| (.+) \|$", (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8"), re.MULTILINE)
+    assert len(rows) > 12
+    for _, where in rows:
+        paths = re.findall(r"`((?:\w+/)+\w+\.py)`", where)
+        source = "".join(module(path).read_text(encoding="utf-8") for path in paths)
+        names = re.findall(r"`(?:Config\.)?(_?[A-Z]{4,}|_?[a-z]+_[a-z_]+|[A-Z][a-z]+[A-Z]\w+)`", where)
+        assert paths or not names
+        for name in names:
+            assert re.search(rf"\b{name}\b", source), name
+
+
+def test_the_study_in_the_text_is_one(tmp_path):
+    text = (ROOT / "experiments/README.md").read_text(encoding="utf-8")
+    (written,) = re.findall(r"```toml\n(.*?)```", text, flags=re.DOTALL)
+    path = tmp_path / "my_study.toml"
+    path.write_text(written, encoding="utf-8")
+    study = read_study(str(path))
+    jobs = plan(study, Options(str(path), workdir=tmp_path))
+    (count,) = re.findall(r"lists the (\d+) runs", text)
+    assert len(jobs) == int(count)
+    keys = {field.name for field in dataclasses.fields(study)} - {"name"}
+    assert set(re.findall(r"^\| `\[?(\w+)\]?` \|.*\|.*\|$", text[text.index("| key |") :], re.MULTILINE)) >= keys
+
+
+def test_the_version_is_the_packages():
+    for page, said in (("CITATION.cff", r"^version: (.+)$"), ("README.md", r"version = \{(.+?)\}")):
+        assert re.findall(said, (ROOT / page).read_text(encoding="utf-8"), re.MULTILINE) == [__version__], page
 
 
 def test_the_readme_begins_with_two_commands_and_stays_short():

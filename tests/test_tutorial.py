@@ -66,7 +66,7 @@ def test_every_field_and_flag_that_the_text_names_exists(tmp_path):
     path = tmp_path / "mine.toml"
     path.write_text(written)
     _, config = read_experiment(str(path))
-    for dotted in re.findall(r"--((?:\w+\.)+\w+)", text.replace("--traning.epochs", "")):
+    for dotted in re.findall(r"--((?:\w+\.)+\w+)", text.replace("--traning.epochs", "").replace(".no_", ".")):
         value = config
         for name in dotted.split("."):
             value = getattr(value, name)

@@ -6,7 +6,7 @@ python -m tfigkd.benchmark teacher.int8.tflite student.int8.tflite --data cifar1
 import argparse
 import shlex
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from tfigkd.edge.footprint import footprint
 from tfigkd.edge.latency import latencies
 from tfigkd.edge.litert import litert_predictor
 from tfigkd.runtime import console
-from tfigkd.runtime.errors import UserError
+from tfigkd.runtime.command import command
 from tfigkd.runtime.provenance import append_row, origin
 
 PARITY = ("agreement", "kl", "max_difference", "mean_difference", "accuracy", "keras_accuracy")
@@ -72,8 +72,9 @@ def describe(path: Path, data: Any = None) -> dict[str, Any]:
     return columns
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Measure and print; returns the exit status."""
+@command()
+def main(arguments: list[str]) -> None:
+    """Entry point of `python -m tfigkd.benchmark`; argparse, since an edge board need not have tyro."""
     defaults = BenchmarkConfig()
     parser = argparse.ArgumentParser(
         prog="python -m tfigkd.benchmark", description="Latency, memory and size of LiteRT files on this machine."
@@ -87,32 +88,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--data", help="measure accuracy on the test split of this data set as well")
     parser.add_argument("--data-dir", help="prepared tfds directory (default: TFDS_DATA_DIR)")
     parser.add_argument("--rows", type=Path, help="append the results to this .csv")
-    given = list(sys.argv[1:] if arguments is None else arguments)
-    options = parser.parse_args(given)
-    try:
-        from tfigkd.data import load
+    options = parser.parse_args(arguments)
+    from tfigkd.data import load
 
-        config = BenchmarkConfig(options.runs, options.warmup, tuple(options.threads))
-        data = load(options.data, directory=options.data_dir) if options.data else None
-        named = {path: describe(path, data) for path in options.files}
-        for row in rows(named, config, f"python -m tfigkd.benchmark {shlex.join(given)}"):
-            if options.rows:
-                append_row(options.rows, row)
-            timed = ", ".join(
-                f"{threads} thread{'s' * (threads > 1)} {row[f'ms_p50_{threads}t']:.2f} ms "
-                f"(p90 {row[f'ms_p90_{threads}t']:.2f}, ratio {row[f'ratio_{threads}t']:.2f})"
-                for threads in config.threads
-            )
-            memory = "" if row["peak_memory"] is None else f", {row['peak_memory'] / 1e6:.1f} MB of memory"
-            score = f", accuracy {100 * row['accuracy']:.2f} %" if data else ""
-            console.say(
-                f"{row['model']}: {row['bytes'] / 1e3:,.1f} kB ({row['gzip_bytes'] / 1e3:,.1f} gzipped), "
-                f"{row['multiply_adds'] / 1e6:,.2f} M multiply-adds{memory}; {timed}{score}"
-            )
-    except (UserError, ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
+    config = BenchmarkConfig(options.runs, options.warmup, tuple(options.threads))
+    data = load(options.data, directory=options.data_dir) if options.data else None
+    named = {path: describe(path, data) for path in options.files}
+    for row in rows(named, config, f"python -m tfigkd.benchmark {shlex.join(arguments)}"):
+        if options.rows:
+            append_row(options.rows, row)
+        timed = ", ".join(
+            f"{threads} thread{'s' * (threads > 1)} {row[f'ms_p50_{threads}t']:.2f} ms "
+            f"(p90 {row[f'ms_p90_{threads}t']:.2f}, ratio {row[f'ratio_{threads}t']:.2f})"
+            for threads in config.threads
+        )
+        memory = "" if row["peak_memory"] is None else f", {row['peak_memory'] / 1e6:.1f} MB of memory"
+        score = f", accuracy {100 * row['accuracy']:.2f} %" if data else ""
+        console.say(
+            f"{row['model']}: {row['bytes'] / 1e3:,.1f} kB ({row['gzip_bytes'] / 1e3:,.1f} gzipped), "
+            f"{row['multiply_adds'] / 1e6:,.2f} M multiply-adds{memory}; {timed}{score}"
+        )
 
 
 if __name__ == "__main__":

@@ -5,19 +5,46 @@ python -m tfigkd.evaluate runs/ig_kd/0/export/student.int8.tflite
 python -m tfigkd.evaluate student.keras --data imagenet_cifar10 --image-size 32 --split all --per-class
 """
 
-import argparse
 import shlex
 import sys
-from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Annotated, Any, Literal
 
+from tyro.conf import Positional, arg
+
+from tfigkd.config.flags import DataOptions, read_all_options
 from tfigkd.runtime import console
-from tfigkd.runtime.errors import UserError
+from tfigkd.runtime.command import command
 from tfigkd.runtime.provenance import append_row, origin
 
+PROG = "python -m tfigkd.evaluate"
 
-def _measure(options: argparse.Namespace) -> dict[str, float | int | str]:
+
+@dataclass(frozen=True, kw_only=True)
+class Options(DataOptions):
+    """Measure a model on the test split of a data set, or on all of one that no model was trained on."""
+
+    model: Annotated[str, Positional, arg(metavar="MODEL")]
+    """mobilenet_v2, resnet20|32|44|56, or a .keras or .tflite file."""
+    data: str = "cifar10"
+    """A tfds name, "digits", the path of an .npz file or of an image folder."""
+    weights: str | None = None
+    """Published PyTorch weights (.npz) for a named architecture."""
+    drop_blocks: int = 0
+    """Blocks dropped from mobilenet_v2."""
+    normalization: Literal["none", "cifar10", "imagenet"] = "none"
+    """Input normalization inside a named architecture."""
+    split: Literal["test", "all"] = "test"
+    """all: every picture of the data set."""
+    per_class: bool = False
+    """Show the recall of each class."""
+    rows: Path | None = None
+    """Append the result to this .csv."""
+
+
+def _measure(options: Options) -> dict[str, Any]:
     """What is known of the model: data, number of images and metrics; per class it is said at once."""
     from tfigkd import models
     from tfigkd.data import concatenate, load
@@ -47,37 +74,18 @@ def _measure(options: argparse.Namespace) -> dict[str, float | int | str]:
     return {"data": data.name, "data_fingerprint": data.fingerprint, "n_test": len(examples), **values}
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Measure and print; returns the exit status."""
-    about = "Measure a model on the test split of a data set, or on all of one that has trained nothing."
-    parser = argparse.ArgumentParser(prog="python -m tfigkd.evaluate", description=about)
-    parser.add_argument("model", help="mobilenet_v2, resnet20|32|44|56, or a .keras or .tflite file")
-    parser.add_argument("--weights", help="published PyTorch weights (.npz) for a named architecture")
-    parser.add_argument("--drop-blocks", type=int, default=0, help="blocks dropped from mobilenet_v2")
-    parser.add_argument("--normalization", default="none", help="inside the model: none, cifar10 or imagenet")
-    parser.add_argument("--data", default="cifar10", help="tfds name, digits, .npz or image folder")
-    parser.add_argument("--data-dir", help="prepared tfds directory (default: TFDS_DATA_DIR)")
-    parser.add_argument("--image-size", type=int, help="stretch pictures to this height and width, antialiased")
-    parser.add_argument("--split", choices=("test", "all"), default="test", help="all: every picture of the data set")
-    parser.add_argument("--per-class", action="store_true", help="show the recall of each class")
-    parser.add_argument("--rows", type=Path, help="append the result to this .csv")
-    given = sys.argv[1:] if arguments is None else arguments
-    options = parser.parse_args(given)
-    try:
-        with console.quiet_stderr():  # TensorFlow greets when it is imported and when it looks for a GPU
-            values = _measure(options)
-        if options.rows:
-            command = f"python -m tfigkd.evaluate {shlex.join(given)}"
-            append_row(
-                options.rows, {"model": options.model, "weights": options.weights or ""} | values | origin(command)
-            )
-    except (UserError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+@command()
+def main(arguments: list[str]) -> None:
+    """Entry point of `python -m tfigkd.evaluate`."""
+    options = read_all_options(Options, arguments, prog=PROG)
+    with console.quiet_stderr():  # TensorFlow greets when it is imported and when it looks for a GPU
+        values = _measure(options)
+    if options.rows:
+        named = {"model": options.model, "weights": options.weights or ""}
+        append_row(options.rows, named | values | origin(f"{PROG} {shlex.join(arguments)}"))
     figures = f"accuracy {100 * values['accuracy']:.2f} %  balanced {100 * values['balanced_accuracy']:.2f} %"
     figures += f"  nll {values['nll']:.4f}  ece {100 * values['ece']:.2f} %"
     console.say(f"{figures}  ({values['n_test']:,} images)")
-    return 0
 
 
 if __name__ == "__main__":

@@ -4,24 +4,46 @@ python -m tfigkd.export student.keras --format int8 --data cifar10 --output stud
 python -m tfigkd.export other.keras --format float16 --input-range 0 255 --output other.tflite
 """
 
-import argparse
 import sys
-from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from tfigkd.config.fields import FORMATS, ExportConfig
+from tyro.conf import Positional, arg
+
+from tfigkd.config.fields import ExportConfig, Format
+from tfigkd.config.flags import DataOptions, read_all_options
 from tfigkd.runtime import console
+from tfigkd.runtime.command import command
 from tfigkd.runtime.errors import UserError
 
 
-def _load(options: argparse.Namespace) -> tuple[Any, Any]:
+@dataclass(frozen=True, kw_only=True)
+class Options(DataOptions):
+    """Convert a Keras image classifier to a LiteRT file, calibrated and compared on validation images of --data."""
+
+    model: Annotated[str, Positional, arg(metavar="MODEL.keras")]
+    """A .keras file: images to logits or softmax probabilities."""
+    format: Format
+    """Number format of the file."""
+    output: Path
+    """The .tflite file; its contract is written beside it."""
+    input_range: tuple[float, float] = (0.0, 1.0)
+    """The values of a black and of a white pixel that the model was trained with; the file takes 0 and 1."""
+    calibration_examples: int = ExportConfig.calibration_examples
+    """Validation images that calibrate int8 and int16x8."""
+    min_agreement: float = ExportConfig.min_int8_agreement
+    """Smallest share of validation images with the same top-1 class as in Keras, of files with int8 weights."""
+
+
+def _load(options: Options) -> tuple[Any, Any]:
     """The model, float32 [0,1] to logits, and the data set or None."""
     from tfigkd import models
     from tfigkd.data import load
     from tfigkd.models.layers import with_stock_layers
 
-    own = models.load_own(options.model, input_shape=options.image_size and (options.image_size, options.image_size, 3))
+    size = options.image_size
+    own = models.load_own(options.model, input_shape=None if size is None else (size, size, 3))
     height, width, channels = own.input_shape[1:]
     data = None
     if options.data:
@@ -40,7 +62,7 @@ def _load(options: argparse.Namespace) -> tuple[Any, Any]:
     return with_stock_layers(models.with_input_range(own, *options.input_range)), data
 
 
-def run(options: argparse.Namespace) -> str:
+def run(options: Options) -> str:
     """Convert, check and write; returns what to tell the user.
 
     Raises:
@@ -73,37 +95,13 @@ def run(options: argparse.Namespace) -> str:
     )
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Export and print; returns the exit status."""
-    defaults = ExportConfig()
-    parser = argparse.ArgumentParser(
-        prog="python -m tfigkd.export", description="Convert a Keras image classifier to a LiteRT file."
-    )
-    parser.add_argument("model", help="a .keras file: images to logits or softmax probabilities")
-    parser.add_argument("--format", required=True, choices=FORMATS)
-    parser.add_argument("--output", type=Path, required=True, help="the .tflite file; its contract goes beside it")
-    parser.add_argument("--data", help="tfds name, digits, .npz or image folder: calibrates and checks, by validation")
-    parser.add_argument("--data-dir", help="prepared tfds directory (default: TFDS_DATA_DIR)")
-    parser.add_argument("--image-size", type=int, help="height and width, where the model leaves them open")
-    parser.add_argument(
-        "--input-range",
-        type=float,
-        nargs=2,
-        default=(0.0, 1.0),
-        metavar=("LOW", "HIGH"),
-        help="what the model takes black and white for; the file takes 0 and 1 (default: 0 1)",
-    )
-    parser.add_argument("--calibration-examples", type=int, default=defaults.calibration_examples)
-    parser.add_argument("--min-agreement", type=float, default=defaults.min_int8_agreement, help="with Keras, top-1")
-    options = parser.parse_args(arguments)
-    try:
-        with console.quiet_stderr():  # TensorFlow greets when it is imported and when it looks for a GPU
-            said = run(options)
-    except (UserError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+@command()
+def main(arguments: list[str]) -> None:
+    """Entry point of `python -m tfigkd.export`."""
+    options = read_all_options(Options, arguments, prog="python -m tfigkd.export")
+    with console.quiet_stderr():  # TensorFlow greets when it is imported and when it looks for a GPU
+        said = run(options)
     console.say(said)
-    return 0
 
 
 if __name__ == "__main__":

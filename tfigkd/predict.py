@@ -15,6 +15,7 @@ import numpy as np
 from tfigkd.data.pictures import bombs_refused, decode, open_picture, reading
 from tfigkd.edge.contract import admit, contract_path
 from tfigkd.edge.litert import dequantize, input_values, open_classifier
+from tfigkd.runtime.command import command
 from tfigkd.runtime.errors import UserError, plain
 
 
@@ -127,8 +128,9 @@ def run(options: argparse.Namespace) -> None:
             print(f"  {names[index]:<{width}}  {100 * shares[index]:6.2f} %")
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Predict and print; returns the exit status."""
+@command()
+def main(arguments: list[str]) -> None:
+    """Entry point of `python -m tfigkd.predict`; argparse, since an edge board need not have tyro."""
     parser = argparse.ArgumentParser(
         prog="python -m tfigkd.predict", description="The likeliest classes of pictures, by a LiteRT file."
     )
@@ -139,13 +141,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--resize", action="store_true", help="stretch pictures to the size that the model takes")
     parser.add_argument("--drop-alpha", action="store_true", help="ignore transparency")
     parser.add_argument("--threads", type=int, help="threads of the interpreter (default: all cores)")
-    options = parser.parse_args(arguments)
-    try:
-        run(options)
-    except (UserError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
+    run(parser.parse_args(arguments))
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
-"""`python -m tfigkd.reference`: every field of an experiment, from the dataclasses themselves, as Markdown.
+"""`python -m tfigkd.reference`: every field of an experiment, from the dataclasses of `config/`, as Markdown.
 
 python -m tfigkd.reference > experiments/reference.md
 
-What is allowed is found by trying: a value that is refused says in its error message what was expected.
+The range of a field is found by trying values: the error message of a refused value says what was expected.
 """
 
 import ast
@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from tfigkd.config.experiment import Config, experiments_folder, read_experiment
+from tfigkd.config.flags import SHORT
 from tfigkd.config.reading import from_mapping
 from tfigkd.run import Options
 from tfigkd.runtime.errors import UserError
@@ -29,18 +30,19 @@ TRIED: tuple[Any, ...] = (-1, 0, 2, 10**6, -1.0, 0.0, 1.0, 2.0, [], [0], [-1])
 HEAD = """\
 # Reference
 
-Written by `python -m tfigkd.reference > experiments/reference.md` from the dataclasses in `tfigkd/fields.py`,
-`loss_fields.py`, `measure_fields.py` and `compress/fields.py`; a test keeps it up to date.
+Written by `python -m tfigkd.reference > experiments/reference.md` from the dataclasses in `tfigkd/config/`
+(`experiment.py`, `fields.py`, `loss_fields.py`, `measure_fields.py`, `compress_fields.py`); a test checks that it is up
+to date.
 
-An experiment is a TOML file: `base = "ig_kd"` at its top takes over another one, a table `[training]` with
-`epochs = 30` sets a field, and `--training.epochs 30` does the same on the command line. Unknown names, wrong types
-and values out of range are refused in one line. *None* is what stands where a field is not given.
+An experiment is a TOML file. `base = "ig_kd"` in its first line starts from another experiment, a table `[training]`
+with the line `epochs = 30` sets a field, and `--training.epochs 30` sets it on the command line. Unknown names,
+wrong types and values out of range are refused in one line. *none* means that the field has no value unless it is set.
 """
 
 
 @cache
 def field_docs(cls: Any) -> dict[str, str]:
-    """What stands below each field of a dataclass, those it inherits included."""
+    """Return the text below each field of a dataclass, inherited fields included."""
     docs: dict[str, str] = {}
     for each in (base for base in reversed(cls.__mro__) if dataclasses.is_dataclass(base)):
         tree = ast.parse(textwrap.dedent(inspect.getsource(typing.cast(type, each)))).body[0]
@@ -58,7 +60,7 @@ def _is_text(statement: ast.stmt) -> bool:
 
 
 def type_words(annotation: Any) -> str:
-    """A type in the words of a TOML file."""
+    """Return a type in the words of a TOML file."""
     origin, members = typing.get_origin(annotation), typing.get_args(annotation)
     if origin is Literal:
         return ", ".join(f"`{json.dumps(value)}`" for value in members)
@@ -71,7 +73,7 @@ def type_words(annotation: Any) -> str:
 
 
 def allowed(table: str, name: str) -> str:
-    """What a field's values are restricted to, in the words of the errors that other values meet."""
+    """Return the range of a field, in the words of the errors that refuse other values; empty without a range."""
     said = []
     for value in TRIED:
         nested: Any = {name: value}
@@ -95,7 +97,7 @@ def _row(*cells: str) -> str:
 
 
 def table_lines(table: Any, name: str, said: str = "") -> Iterator[str]:
-    """The fields of a table and, after them, its tables; `said` is what the table above says of it."""
+    """Yield the fields of a table, then the tables in it; `said` is the text of this table in the one above."""
     cls: Any = type(table)
     docs = field_docs(cls)
     hints = typing.get_type_hints(cls)
@@ -118,11 +120,11 @@ def table_lines(table: Any, name: str, said: str = "") -> Iterator[str]:
 
 
 def _same_as_losses(losses: Any) -> Iterator[str]:
-    """The losses of `[compress]`: the tables of `[losses]` with other defaults."""
+    """Yield the losses of `[compress]`: the tables of `[losses]` with other defaults."""
     other = Config().losses
     yield "## [compress.losses]"
     yield ""
-    yield "The tables of `[losses]`. These defaults are others:"
+    yield "The same tables as `[losses]`. These defaults differ:"
     yield ""
     for name in vars(losses):
         for key, value in vars(getattr(losses, name)).items():
@@ -132,10 +134,10 @@ def _same_as_losses(losses: Any) -> Iterator[str]:
 
 
 def command_lines() -> Iterator[str]:
-    """The flags of `python -m tfigkd.run` that are no fields."""
+    """Yield the flags of `python -m tfigkd.run` that are no fields."""
     yield "## The command"
     yield ""
-    yield "`python -m tfigkd.run` takes these beside the fields:"
+    yield "`python -m tfigkd.run` has these flags besides the fields:"
     yield ""
     yield _row("flag", "default", "what it does")
     yield _row("---", "---", "---")
@@ -145,10 +147,12 @@ def command_lines() -> Iterator[str]:
             shown = "" if unset else f"`{field.default}`"
             yield _row(f"`--{field.name}`", shown, field_docs(Options)[field.name])
     yield ""
+    yield "Short forms: " + ", ".join(f"`{short}` for `{flag}`" for short, flag in SHORT.items()) + "."
+    yield ""
 
 
 def experiment_lines() -> Iterator[str]:
-    """The experiments and studies that come along."""
+    """Yield the shipped experiments and studies."""
     folder = experiments_folder()
     yield "## Shipped experiments"
     yield ""
@@ -167,7 +171,7 @@ def experiment_lines() -> Iterator[str]:
 
 
 def reference() -> str:
-    """The whole page."""
+    """Return the whole page."""
     lines = [HEAD, *table_lines(Config(), ""), *command_lines(), *experiment_lines()]
     return "\n".join(lines) + "\n"
 

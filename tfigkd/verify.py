@@ -1,38 +1,42 @@
 """`python -m tfigkd.verify STORE`: recompute a random sample of an overlay store and print the largest deviation."""
 
-import argparse
 import sys
-from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
+from tyro.conf import Positional, arg
+
+from tfigkd.config.flags import read_all_options
 from tfigkd.runtime import console
-from tfigkd.runtime.errors import UserError, system_line
+from tfigkd.runtime.command import command
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Verify a store; returns the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m tfigkd.verify", description="Verify an overlay store.")
-    parser.add_argument("store", type=Path, help="folder of the store: runs/teachers/<teacher>/overlays/<store>")
-    parser.add_argument("--sample", type=int, default=64, help="records to recompute")
-    parser.add_argument("--seed", type=int, default=0, help="seed of the sample")
-    options = parser.parse_args(arguments)
-    try:
-        with console.quiet_stderr():  # TensorFlow greets when it is imported and when it looks for a GPU
-            from tfigkd.stages.overlays import verify
+@dataclass(frozen=True)
+class Options:
+    """Verify an overlay store: recompute a random sample of its records from the images and the teacher."""
 
-            deviation = verify(options.store, sample=options.sample, seed=options.seed)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except OSError as error:
-        print(f"error: {system_line(error)}", file=sys.stderr)
-        return 1
+    store: Annotated[Path, Positional, arg(metavar="STORE")]
+    """Folder of the store: runs/teachers/<teacher>/overlays/<store>."""
+    sample: int = 64
+    """How many records to recompute."""
+    seed: int = 0
+    """Seed of the sample."""
+
+
+@command()
+def main(arguments: list[str]) -> None:
+    """Entry point of `python -m tfigkd.verify`."""
+    options = read_all_options(Options, arguments, prog="python -m tfigkd.verify")
+    with console.quiet_stderr():  # TensorFlow greets when it is imported and when it looks for a GPU
+        from tfigkd.stages.overlays import verify
+
+        deviation = verify(options.store, sample=options.sample, seed=options.seed)
     flat = f"; {deviation['flat']} maps are flat and hold nothing to compare" if deviation["flat"] else ""
     console.say(
         f"{options.store}: every record belongs to its image; largest deviation of {options.sample} recomputed: "
         f"logits {deviation['logits']:.1e}, maps {deviation['maps']:.1e} of their maximum{flat}"
     )
-    return 0
 
 
 if __name__ == "__main__":

@@ -1,12 +1,12 @@
-"""What `run.sh` needs on a machine without network or TensorFlow, in parts that a small transfer can carry.
+"""Packing of what `run.sh` needs on a machine without network or TensorFlow, in parts for small transfers.
 
     python experiments/accelerator/pack.py cifar10 --data-dir DIR --wheels --output parts
 
-Writes the data set as NAME.npz.000, NAME.npz.001, … with SHA256SUMS; `cat NAME.npz.* > NAME.npz` puts them together,
-and the ids of the pictures are those of the source: an id is the hash of the pixels. COMMIT says what commit the rows
-that are measured there will name. `--wheels` fetches, into wheels/, the packages that such a machine lacks: 3.4 MB of
-keras 3.15.1, namex 0.1.0, packaging 26.3, tyro 1.0.17, docstring_parser 0.18.0, typeguard 4.6.0 and typing_extensions
-4.16.0, which are pure, and optree 0.20.0 and google_crc32c 1.9.0, which are compiled, though not against NumPy.
+Writes the data set as NAME.npz.000, NAME.npz.001, … with SHA256SUMS; `cat NAME.npz.* > NAME.npz` joins them. Pictures
+keep the ids of the source, because an id is the hash of the pixels. COMMIT holds the commit that the rows measured on
+the machine will name. `--wheels` downloads to wheels/ the packages that such a machine lacks, 3.4 MB: keras 3.15.1,
+namex 0.1.0, packaging 26.3, tyro 1.0.17, docstring_parser 0.18.0, typeguard 4.6.0 and typing_extensions 4.16.0, which
+are pure Python, and optree 0.20.0 and google_crc32c 1.9.0, which are compiled, but not against NumPy.
 """
 
 import argparse
@@ -22,7 +22,7 @@ import numpy as np
 from tfigkd.data import Dataset, concatenate, load
 from tfigkd.runtime.provenance import commit
 
-# beside JAX, NumPy, SciPy, scikit-learn, rich, Pillow, h5py, absl-py and ml-dtypes
+# expected there already: JAX, NumPy, SciPy, scikit-learn, rich, Pillow, h5py, absl-py and ml-dtypes
 WHEELS = (
     "keras", "namex", "optree", "packaging", "tyro", "docstring-parser", "typeguard", "typing-extensions",
     "google-crc32c",
@@ -31,10 +31,10 @@ PLATFORMS = ("manylinux_2_28_x86_64", "manylinux_2_27_x86_64", "manylinux_2_17_x
 
 
 def fetch_wheels(folder: Path, python: str) -> None:
-    """Fetch the versions that are installed here, for the Python of the other machine.
+    """Download wheels of the versions installed here, for the Python version of the other machine.
 
     Raises:
-        CalledProcessError: pip found no such wheel, or no network.
+        CalledProcessError: pip found no such wheel, or has no network.
     """
     wanted = [f"{name}=={metadata.version(name)}" for name in WHEELS]
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary", ":all:"]
@@ -44,7 +44,7 @@ def fetch_wheels(folder: Path, python: str) -> None:
 
 
 def as_npz(data: Dataset) -> bytes:
-    """A data set as the bytes of an .npz file; one that is whole keeps its examples, splits and fingerprint there."""
+    """Return a data set as the bytes of an .npz file; an unlimited one keeps its examples, splits and fingerprint."""
     train = concatenate([data.train, data.validation])
     arrays = {"x_train": train.images, "y_train": train.labels.astype(np.int32)}
     arrays |= {"x_test": data.test.images, "y_test": data.test.labels.astype(np.int32)}
@@ -54,14 +54,14 @@ def as_npz(data: Dataset) -> bytes:
 
 
 def main() -> None:
-    """Load, pack, split."""
+    """Load the data set, pack it and split it into parts."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("data", help="tfds name, image folder or digits")
     parser.add_argument("--data-dir", help="prepared tfds directory (default: TFDS_DATA_DIR)")
     parser.add_argument("--output", type=Path, required=True, help="folder of the parts")
     parser.add_argument("--megabytes", type=int, default=50, help="size of a part")
-    parser.add_argument("--limit", type=int, help="keep so many pictures of each split, for a rehearsal")
-    parser.add_argument("--wheels", action="store_true", help="fetch the packages that the machine lacks as well")
+    parser.add_argument("--limit", type=int, help="keep only this many pictures of each split, for a test run")
+    parser.add_argument("--wheels", action="store_true", help="also download the packages that the machine lacks")
     parser.add_argument("--python", default="3.12", help="the machine's Python, for --wheels")
     options = parser.parse_args()
 
@@ -69,7 +69,7 @@ def main() -> None:
     options.output.mkdir(parents=True, exist_ok=True)
     whole, size = as_npz(data), options.megabytes * 10**6
     name = f"{Path(options.data).stem}.npz"
-    for old in options.output.glob(f"{name}.[0-9]*"):  # of a larger data set
+    for old in options.output.glob(f"{name}.[0-9]*"):  # parts of an earlier, larger data set
         old.unlink()
     for number, start in enumerate(range(0, len(whole), size)):
         part = whole[start : start + size]

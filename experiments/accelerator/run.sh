@@ -1,32 +1,33 @@
 #!/usr/bin/env bash
-# A study on an accelerator machine that has JAX and neither TensorFlow nor network, unattended, within a time budget.
+# Run a study unattended and within a time limit on an accelerator machine with JAX, without TensorFlow and network.
 #
 #   experiments/accelerator/run.sh PARTS OUT MINUTES [STUDY [further flags of python -m tfigkd.study]]
 #
-# The whole way, in its order:
-# 1. Here, in a checkout without changes: the data set in parts, the packages that the machine lacks, and the commit
-#    that the rows will name. Pack again, or set TFIGKD_COMMIT there, when the code has changed since.
+# All steps in order:
+# 1. Here, in a checkout without changes, pack the data set in parts, the packages that the machine lacks, and the
+#    commit that the rows will name. If the code changes later, pack again, or set TFIGKD_COMMIT on the machine.
 #      python experiments/accelerator/pack.py cifar10 --wheels --output parts
-# 2. Carry the checkout and parts/ there, in as many transfers as their limit asks for, into one folder PARTS.
-# 3. There, where a command may last ten minutes (what works when the time is over may take one more to stop):
+# 2. Copy the checkout and parts/ to the machine, in as many transfers as needed; the parts go to one folder PARTS.
+# 3. On the machine, for example where a command may run ten minutes (stopping may take one minute after MINUTES):
 #      experiments/accelerator/run.sh PARTS OUT 8 ablation
-#    At first it installs PARTS/wheels beside the runs and says in one line what is still missing. Runs at once:
-#    PROCESSES (default 6), since one small network does not fill a GPU. Work lies in WORK (default /tmp/tfigkd), and a
-#    second call continues it. Every minute, and at the end, OUT gets at most eight files, none above 16 MB:
-#      rows.tar.gz          of each finished run: row, label, settings, histories and manifests; the log of every run
+#    It first installs PARTS/wheels beside the runs, and prints one line if a package is missing. PROCESSES (default 6)
+#    runs work at the same time, because one small network does not use a whole GPU. The runs are in WORK (default
+#    /tmp/tfigkd), and a second call continues them. Every minute, and at the end, OUT gets at most eight files, none
+#    above 16 MB:
+#      rows.tar.gz          row, label, settings, histories and manifests of each finished run; the log of every run
 #      teacher.tar.gz       the finished teachers
-#      students.tar.gz.0-3  the students of seed 0, as many of the earliest as fit; whole if students.sha256 fits them
-#      log                  what the study said
-#    A machine that is taken away loses the runs in progress, a teacher in training among them, and nothing else.
-# 4. On the next machine: put what OUT held into PARTS, or leave it in OUT, and call the same. Finished runs and
-#    teachers are not repeated; the stores of what a teacher knows are computed again.
-# 5. At home, in the checkout:
+#      students.tar.gz.0-3  the students of seed 0, as many of the earliest as fit; complete if students.sha256 matches
+#      log                  the output of the study
+#    If the machine is lost, only the runs in progress are lost, and a teacher in training.
+# 4. On the next machine: copy the files of OUT to PARTS, or leave them in OUT, and run the same command. Finished runs
+#    and teachers are not repeated; the teachers' stores (maps, logits, views) are computed again.
+# 5. Back here, in the checkout:
 #      cat OUT/students.tar.gz.? | sha256sum --check OUT/students.sha256 && cat OUT/students.tar.gz.? | tar xz
 #      tar xzf OUT/rows.tar.gz && tar xzf OUT/teacher.tar.gz
 #      python -m tfigkd.study collect --models kd,ig_kd
 #      python -m tfigkd.run --experiment ig_kd --workdir saved_models/ig_kd/0 --stages evaluate
 #
-# A rehearsal on any processor, minutes long, where Keras and tyro are installed:
+# A test run of a few minutes on any processor, where Keras and tyro are installed:
 #   python experiments/accelerator/pack.py digits --output /tmp/parts
 #   WORK=/tmp/rehearsal PROCESSES=1 experiments/accelerator/run.sh /tmp/parts /tmp/out 20 ablation --smoke \
 #     --arms student,kd --student.drop_blocks 15 --teacher.drop_blocks 14 --augment.crop_padding 1
@@ -40,7 +41,7 @@ piece=${PIECE:-15000000} pieces=4
 [[ $study != *.toml ]] || study=$(realpath "$study")
 mkdir -p "$work" && work=$(realpath "$work") && cd "$work"
 export KERAS_BACKEND=jax PYTHONUNBUFFERED=1 PYTHONPATH="$here:$work/site${PYTHONPATH:+:$PYTHONPATH}"
-# several processes share the device: none may take all of its memory at the start
+# several processes share the device, so none may reserve all of its memory at the start
 export XLA_PYTHON_CLIENT_PREALLOCATE=false
 [ ! -f "$parts/COMMIT" ] || export TFIGKD_COMMIT="${TFIGKD_COMMIT:-$(cat "$parts/COMMIT")}"
 
@@ -72,12 +73,12 @@ for from in "$out" "$parts"; do
     if cat "$from"/students.tar.gz.[0-9] | sha256sum --check --status "$from/students.sha256"; then
       cat "$from"/students.tar.gz.[0-9] | tar xz -C restored
     else
-      echo "the students in $from are not whole; going on without them"
+      echo "the students in $from are incomplete; continuing without them"
     fi
   fi
   [ -d restored/runs ] || continue
   mv restored/runs runs
-  echo "going on with what $from holds"
+  echo "continuing with the files in $from"
 done
 mkdir -p runs/studies runs/teachers
 
@@ -85,14 +86,14 @@ name=$(awk '{print $2}' "$parts/SHA256SUMS")
 [ -f "$name" ] || { cat "$parts/$name".[0-9]* >"$name.partial" && mv "$name.partial" "$name"; }
 sha256sum --check --quiet "$parts/SHA256SUMS"
 
-# archive NAME < FILES: one file in OUT, the old one until the new one is whole; a log may grow while it is read
+# archive NAME < FILES: write one file in OUT, replacing the old one when complete; a log may grow while it is read
 archive() {
   tar czf "$1.tar.gz" -T - 2>/dev/null || [ $? -eq 1 ] || return 0
   cp "$1.tar.gz" "$out/.$1" && mv "$out/.$1" "$out/$1.tar.gz"
 }
 
 bring() {
-  # stores lie beside the teachers and stay here: their shards are many times what may travel
+  # the teachers' stores are not copied: their shards are far larger than the limit of OUT
   find runs/studies -mindepth 4 -maxdepth 4 -name rows.csv -printf '%T@ %h\n' | sort -n | cut -d' ' -f2- >finished
   {
     while read -r run; do
@@ -104,15 +105,15 @@ bring() {
   find runs/teachers -mindepth 2 -maxdepth 2 -name manifest.json -printf '%h\n' | while read -r teacher; do
     find "$teacher" -maxdepth 1 \( -name teacher.keras -o -name history.json -o -name manifest.json \)
   done | archive teacher
-  # a student is finished when its run has a row
+  # a student is finished if its run has a row
   { grep '/0$' finished || true; } | while read -r run; do
     find "$run/distill" -name student.keras -printf '%s %p\n' 2>/dev/null || true
-  done | awk -v room=$((pieces * piece - 20000)) \
-    '{ room -= $1 + 2000; if (room > 0) { sub(/^[0-9]+ /, ""); print } }' >students
+  done | awk -v left=$((pieces * piece - 20000)) \
+    '{ left -= $1 + 2000; if (left > 0) { sub(/^[0-9]+ /, ""); print } }' >students
   if [ -s students ] && ! { [ -f "$out/students.sha256" ] && cmp -s students carried; }; then
     tar czf students.tar.gz -T students
     rm -f .students.* && split -b "$piece" -d -a 1 students.tar.gz .students.
-    # the sum comes last, so that pieces of two sets are never taken for one
+    # the checksum is written last, so that pieces of two sets are never mixed
     rm -f "$out/students.sha256" "$out"/students.tar.gz.[0-9]
     for file in .students.*; do cp "$file" "$out/$file" && mv "$out/$file" "$out/students.tar.gz${file#.students}"; done
     sha256sum <students.tar.gz >sum && cp sum "$out/.sum" && mv "$out/.sum" "$out/students.sha256"
@@ -120,11 +121,11 @@ bring() {
   fi
 }
 
-# whatever goes wrong with OUT, the study goes on
+# an error while writing OUT does not stop the study
 carry() {
   set +e
   (set -e && bring)
-  [ $? -eq 0 ] || echo "could not write all of $out"
+  [ $? -eq 0 ] || echo "could not write all files to $out"
   set -e
 }
 

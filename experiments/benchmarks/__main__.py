@@ -1,6 +1,7 @@
 """All benchmarks, one after another: `python -m experiments.benchmarks --peers .venv-peers/bin/python`.
 
-Each compares two sides in one run, block by block in turn, and appends rows to experiments/results/benchmarks.csv.
+Each benchmark compares two sides in one run, in alternating blocks, and appends rows to
+experiments/results/benchmarks.csv.
 """
 
 import argparse
@@ -27,16 +28,16 @@ SUBJECTS = (
 
 
 def main() -> None:
-    """Measure, append rows, write the table."""
+    """Measure, append rows and write the table."""
     parser = argparse.ArgumentParser(prog="python -m experiments.benchmarks", description=__doc__.split("\n\n")[0])
     parser.add_argument("--data-dir", type=Path, required=True, help="where tfds finds the prepared CIFAR-10")
     parser.add_argument("--weights", type=Path, required=True, help="folder with the published .npz files")
-    parser.add_argument("--peers", type=Path, help="Python of the peers' environment; without it they are left out")
-    parser.add_argument("--pairs", type=int, default=5, help="rounds of a comparison")
-    parser.add_argument("--only", nargs="+", choices=SUBJECTS, default=SUBJECTS, help="some of the subjects")
+    parser.add_argument("--peers", type=Path, help="Python of the peers' environment; default: no peers")
+    parser.add_argument("--pairs", type=int, default=5, help="rounds of each comparison")
+    parser.add_argument("--only", nargs="+", choices=SUBJECTS, default=SUBJECTS, help="benchmarks to run")
     parser.add_argument("--networks", nargs="+", default=Options.networks, help="published networks to explain")
-    parser.add_argument("--results", type=Path, default=RESULTS, help="CSV file that gets the rows")
-    parser.add_argument("--tiny", action="store_true", help="shrink everything, to see that it runs")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="CSV file to append rows to")
+    parser.add_argument("--tiny", action="store_true", help="shrink everything, for a quick test of the code")
     arguments = parser.parse_args()
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     names = ("data_dir", "weights", "peers", "pairs", "networks", "tiny", "results")

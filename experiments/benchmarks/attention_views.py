@@ -1,9 +1,9 @@
-"""How far a teacher's stored attention maps are from those of the view that the student sees, on CIFAR-10.
+"""Distance between a teacher's stored attention maps and those of the view that the student sees, on CIFAR-10.
 
     python experiments/benchmarks/attention_views.py --data-dir DIR --weights DIR
 
-Appends a row for each network, tap and kind of map to experiments/results/attention.csv. The distance is that of two
-maps of length one: 0 at equality, 1.41 where nothing is shared.
+Appends a row for each network, tap and kind of map to experiments/results/attention.csv. The distance is Euclidean, of
+maps normalized to length one: 0 for equal maps, 1.41 for maps without overlap.
 """
 
 import argparse
@@ -24,7 +24,7 @@ TAPS = {"resnet56": ("block_18", "block_27"), "student_drop5_student": ("block_0
 
 
 def main() -> None:
-    """Measure, and append rows."""
+    """Measure and append rows."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--data-dir", required=True, help="where tfds finds the prepared CIFAR-10")
     parser.add_argument("--weights", type=Path, required=True, help="folder with the published .npz files")
@@ -65,7 +65,7 @@ def main() -> None:
 
 
 def distances(left: np.ndarray, right: np.ndarray) -> np.ndarray:
-    """Euclidean distance of maps [B,h,w], each brought to length one."""
+    """Return the Euclidean distances [B] of maps [B,h,w], each normalized to length one."""
     flat = [maps.reshape(len(maps), -1) for maps in (left, right)]
     unit = [maps / np.maximum(np.linalg.norm(maps, axis=1, keepdims=True), 1e-12) for maps in flat]
     return np.linalg.norm(unit[0] - unit[1], axis=1)

@@ -1,4 +1,4 @@
-"""Integrated Gradients over a data set: ours with its defaults against captum's and saliency's, on real pictures."""
+"""Speed of Integrated Gradients on real pictures: ours with its defaults against captum's and saliency's."""
 
 import tempfile
 import time
@@ -12,16 +12,16 @@ from tfigkd import data, models
 from tfigkd.attribution import Attribution, attribute, completeness_error, saliency_map
 
 NETWORKS = {"student_drop5_student": "published drop-5 student", "resnet56": "published ResNet-56"}
-AT_ONCE = {"student_drop5_student": 1, "resnet56": 4}  # images a call of captum's; of 1, 4 and 16 its fastest
-REFERENCE_STEPS = 256  # midpoint; how far the maps of both sides are from it is stated, it is no part of the target
+AT_ONCE = {"student_drop5_student": 1, "resnet56": 4}  # images in each call of captum; the fastest of 1, 4 and 16
+REFERENCE_STEPS = 256  # midpoint rule; the distance of both sides' maps to it is reported and is not part of the target
 CAPTUM = "captum, channels-last"
 SETTINGS = {"rule": "nested", "batch_size": 64}
 TOLERANCES = {"student_drop5_student": 0.028, "resnet56": 0.024}
-"""Where median and 90th percentile of the errors are no larger than those of captum's 50 steps."""
+"""Tolerances at which median and 90th percentile of our errors are not larger than those of captum's 50 steps."""
 
 
 def network(name: str, weights: Path) -> Any:
-    """A published network, batch normalization folded."""
+    """Return a published network with batch normalization folded."""
     if name == "resnet56":
         model = models.resnet(56, normalization=(models.IMAGENET_MEAN, models.IMAGENET_STD))
     else:
@@ -31,19 +31,19 @@ def network(name: str, weights: Path) -> Any:
 
 
 def errors_of(path: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Completeness errors and saliency maps of what a peer wrote."""
+    """Return completeness errors [N] and saliency maps [N,H,W] from the file that a peer wrote."""
     with np.load(path) as arrays:
         attributions = arrays["attributions"]
         return completeness_error(attributions, arrays["deltas"]), saliency_map(attributions)
 
 
 def distance(maps: np.ndarray, reference: np.ndarray) -> float:
-    """Mean relative L1 distance of saliency maps [B,H,W]."""
+    """Return the mean relative L1 distance of saliency maps [B,H,W]."""
     return float((np.abs(maps - reference).sum(axis=(1, 2)) / reference.sum(axis=(1, 2))).mean())
 
 
 def summary(errors: np.ndarray, maps: np.ndarray, reference: np.ndarray) -> str:
-    """The quality of a side's maps, in words."""
+    """Return the quality of a side's maps as text."""
     median, high = np.percentile(errors, [50, 90])
     return f"error {median:.4f} median, {high:.4f} p90, map distance {distance(maps, reference):.4f}"
 
@@ -70,7 +70,7 @@ def compare(options: Options, process: Peer, name: str, pictures: Any, folder: P
         return process.ask("saliency", steps=50, output=output, **common)["seconds"]
 
     sides = {"ours": our_block, CAPTUM: captum_block}
-    if name == "student_drop5_student":  # one image at a time, it would double the time of the whole
+    if name == "student_drop5_student":  # it explains one image at a time, so more networks would double the total time
         sides["saliency"] = saliency_block
     seconds = take_turns(sides, options.pairs)
     steps = 8 if options.tiny else REFERENCE_STEPS
@@ -98,13 +98,13 @@ def compare(options: Options, process: Peer, name: str, pictures: Any, folder: P
 
 
 def run(options: Options) -> None:
-    """Measure and append rows; without the peers there is nothing to compare."""
+    """Measure and append rows; without the peers' environment, print a line and do nothing."""
     with peer(options) as process, tempfile.TemporaryDirectory() as folder:
         if process is None:
             print("IG maps: no peers' environment, left out")
             return
         cifar10 = data.load("cifar10", directory=str(options.data_dir), download=False)
-        # Sorted by id, which is a hash: the first are a random sample.
+        # Examples are sorted by id, which is a hash, so the first ones are a random sample.
         pictures = cifar10.validation.take(slice(2 if options.tiny else 64))
         for name in options.networks:
             compare(options, process, name, pictures, Path(folder))

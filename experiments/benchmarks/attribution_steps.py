@@ -1,9 +1,9 @@
-"""Completeness error of Integrated Gradients against its cost: rules x steps, and the adaptive mode, on CIFAR-10.
+"""Completeness error and cost of Integrated Gradients by rule and steps, and in adaptive mode, on CIFAR-10.
 
     python experiments/benchmarks/attribution_steps.py --data-dir DIR --weights DIR
 
-Appends one row per setting to experiments/results/attribution.csv; the defaults of `tfigkd.attribution` rest on it.
-The published networks have seen all of train, validation included; it does not matter to an error of quadrature.
+Appends one row per setting to experiments/results/attribution.csv, the basis of the defaults of `tfigkd.attribution`.
+The published networks were trained on all of train, validation included; this does not affect a quadrature error.
 """
 
 import argparse
@@ -30,7 +30,7 @@ REFERENCE_STEPS = 256  # Gauss-Legendre; `map_distance` is the relative L1 dista
 
 
 def networks(weights: Path) -> Iterator[tuple[str, Any]]:
-    """The two published networks, batch normalization folded."""
+    """Yield name and model of the two published networks, batch normalization folded."""
     resnet = models.resnet(56, normalization=(models.IMAGENET_MEAN, models.IMAGENET_STD))
     student = models.truncate(models.mobilenet_v2(10), 5, 10)
     for name, model in (("resnet56", resnet), ("student_drop5_student", student)):
@@ -39,7 +39,7 @@ def networks(weights: Path) -> Iterator[tuple[str, Any]]:
 
 
 def summary(errors: np.ndarray, distances: np.ndarray, evaluations: float, seconds: float = np.nan) -> dict[str, Any]:
-    """Errors and cost of one setting, as columns."""
+    """Return errors and cost of one setting as columns."""
     columns = {"error_mean": errors.mean(), "error_median": np.median(errors)}
     columns |= {f"error_p{percent}": np.percentile(errors, percent) for percent in (90, 99)}
     columns |= {"share_within_tolerance": (errors <= TOLERANCE).mean(), "map_distance": distances.mean()}
@@ -48,7 +48,7 @@ def summary(errors: np.ndarray, distances: np.ndarray, evaluations: float, secon
 
 
 def run(model: Any, examples: data.Examples, color: np.ndarray | None, **options: Any) -> tuple[Any, ...]:
-    """Completeness errors, saliency maps, steps, seconds; the baseline is black where there is no color."""
+    """Return completeness errors [N], saliency maps [N,H,W], steps [N], seconds; the default baseline is black."""
     images, begin = data.to_model_input(examples.images), time.perf_counter()
     baseline = make_baseline("black" if color is None else "mean", images, mean_color=color)
     result = attribute(model, images, examples.labels, baseline=baseline, tolerance=TOLERANCE, **options)
@@ -59,7 +59,7 @@ def run(model: Any, examples: data.Examples, color: np.ndarray | None, **options
 def fixed_steps(
     model: Any, examples: data.Examples, color: np.ndarray | None, rules: list[str]
 ) -> Iterator[dict[str, Any]]:
-    """Rows of each rule and number of steps, and of doubling until the tolerance holds."""
+    """Yield a row for each rule and number of steps, and for doubling the steps until the tolerance is met."""
     reference = run(model, examples, color, rule="gauss_legendre", n_steps=REFERENCE_STEPS)[1]
     for rule in rules:
         errors, distances = np.empty((2, len(STEPS), len(examples)))
@@ -67,7 +67,7 @@ def fixed_steps(
             errors[index], maps, _, seconds = run(model, examples, color, rule=rule, n_steps=n_steps)
             distances[index] = np.abs(maps - reference).sum(axis=(1, 2)) / reference.sum(axis=(1, 2))
             yield {"rule": rule, "n_steps": n_steps} | summary(errors[index], distances[index], n_steps, seconds)
-        # No result depends on the other images of a call, so what doubling from any start would do is known now.
+        # No result depends on the other images in a call, so the results of doubling follow from the runs above.
         for first in range(4):
             within = errors[first:] <= TOLERANCE
             last = np.where(within.any(axis=0), within.argmax(axis=0), len(within) - 1)
@@ -78,12 +78,12 @@ def fixed_steps(
 
 
 def _spent(rule: str, first: int) -> np.ndarray:
-    """Gradients an image has cost when it stops at each of the numbers of steps from the first on."""
+    """Return the gradients computed for an image if doubling from STEPS[first] stops at each later number of steps."""
     return np.array(STEPS[first:]) if rule == "nested" else np.cumsum(STEPS[first:])
 
 
 def adaptive(model: Any, examples: data.Examples, color: np.ndarray | None, rule: str) -> dict[str, Any]:
-    """The row of the adaptive mode with its defaults."""
+    """Return the row of the adaptive mode with its defaults."""
     errors, _, used, seconds = run(model, examples, color, rule=rule)
     first = STEPS.index(FIRST_STEPS)
     spent = _spent(rule, first)[np.searchsorted(STEPS[first:], used)].mean()
@@ -92,23 +92,23 @@ def adaptive(model: Any, examples: data.Examples, color: np.ndarray | None, rule
 
 
 def main() -> None:
-    """Measure, and append rows."""
+    """Measure and append rows."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--data-dir", required=True, help="where tfds finds the prepared CIFAR-10")
     parser.add_argument("--weights", type=Path, required=True, help="folder with the published .npz files")
-    parser.add_argument("--images", type=int, default=256, help="validation images for fixed steps; 0: no such rows")
-    parser.add_argument("--adaptive-images", type=int, default=1000, help="for the adaptive mode")
-    parser.add_argument("--rules", nargs="+", choices=RULES, default=RULES, help="some of the rules")
+    parser.add_argument("--images", type=int, default=256, help="validation images for fixed steps; 0: skip them")
+    parser.add_argument("--adaptive-images", type=int, default=1000, help="validation images for the adaptive mode")
+    parser.add_argument("--rules", nargs="+", choices=RULES, default=RULES, help="rules to measure")
     arguments = parser.parse_args()
 
     cifar10 = data.load("cifar10", directory=arguments.data_dir, download=False)
     mean_color = cifar10.train.images.mean(axis=(0, 1, 2)) / 255
-    # Sorted by id, which is a hash: the first are a random sample.
+    # Examples are sorted by id, which is a hash, so the first ones are a random sample.
     few, more = (cifar10.validation.take(slice(n)) for n in (arguments.images, arguments.adaptive_images))
     origin = {"versions": provenance.versions(), "hardware": provenance.hardware()}
     origin["command"] = shlex.join(["python", "experiments/benchmarks/attribution_steps.py", *sys.argv[1:]])
     for name, model in networks(arguments.weights):
-        run(model, cifar10.validation.take(slice(1)), None, n_steps=2)  # compiles, outside the clock
+        run(model, cifar10.validation.take(slice(1)), None, n_steps=2)  # compiles before the timing
         for baseline, color in (("black", None), ("mean", mean_color)):
             setting = {"model": name, "baseline": baseline, "tolerance": TOLERANCE}
             for row in fixed_steps(model, few, color, arguments.rules) if len(few) else ():
@@ -118,7 +118,7 @@ def main() -> None:
 
 
 def append(row: dict[str, Any]) -> None:
-    """Add a row to the results, under a header where the file is new."""
+    """Append a row to the results, with a header if the file is new."""
     print(*list(row.values())[:-3], sep="  ", flush=True)
     with open(RESULTS, "a", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, list(row))

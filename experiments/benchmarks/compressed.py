@@ -1,13 +1,13 @@
-"""The published networks made smaller: every method of `tfigkd.compress`, fine-tuned, converted, measured on CIFAR-10.
+"""The published networks compressed by each method of `tfigkd.compress` and measured on CIFAR-10.
 
     python experiments/benchmarks/compressed.py train --data-dir DIR --weights DIR --methods qat prune-0.5
     python experiments/benchmarks/compressed.py latency --data-dir DIR --weights DIR
     python experiments/benchmarks/compressed.py rows --data-dir DIR --weights DIR
 
-`train` leaves a model and its files in --workdir and goes on where it was stopped; `latency` times all files of a
-network in one runtime, taking turns, and appends to experiments/results/compressed_latency.csv; `rows` reads test,
-once for each file, and appends to experiments/results/compressed.csv. The published networks have seen all of train,
-validation included, so what is chosen on validation is how close a file stays to its network, not how good it is.
+`train` writes a model and its LiteRT files to --workdir and continues after a stop. `latency` times all files of a
+network in one runtime, in alternation, and appends to experiments/results/compressed_latency.csv. `rows` measures each
+file once on test and appends to experiments/results/compressed.csv. The published networks were trained on all of
+train, validation included, so validation is used only to measure how close a file is to its network.
 """
 
 import argparse
@@ -55,14 +55,14 @@ MODEL = "student.keras"
 
 
 def network(name: str, weights: Path) -> keras.Model:
-    """A published network of stock layers."""
+    """Return a published network with stock layers."""
     model = NETWORKS[name]()
     models.load_torch_weights(model, weights / f"{name}.npz")
     return with_stock_layers(model)
 
 
 def setting(name: str, options: argparse.Namespace) -> CompressConfig:
-    """The recipe of a method given as METHOD or METHOD-SPARSITY; plain is none."""
+    """Return the recipe of a method given as METHOD or METHOD-SPARSITY; "plain" means no compression."""
     method, _, share = name.partition("-")
     recipe = {"steps": options.steps, "learning_rate": options.learning_rate}
     if share:
@@ -71,7 +71,7 @@ def setting(name: str, options: argparse.Namespace) -> CompressConfig:
 
 
 def train(name: str, method: str, cifar10: data.Dataset, options: argparse.Namespace) -> None:
-    """Compress one network by one method, distilled live from its own float logits or from another network's."""
+    """Compress one network by one method, distilled live from its own float logits or those of another network."""
     folder = options.workdir / name / (method + options.suffix)
     if (folder / "note.json").is_file():
         return
@@ -110,12 +110,12 @@ def train(name: str, method: str, cifar10: data.Dataset, options: argparse.Names
 
 
 def command() -> str:
-    """This command, as it was given."""
+    """Return this command with its arguments."""
     return shlex.join(["python", "experiments/benchmarks/compressed.py", *sys.argv[1:]])
 
 
 def time_files(name: str, options: argparse.Namespace) -> None:
-    """A row of latency for each file of a network, all timed in this one run."""
+    """Time all files of a network in one run, and append a row for each file."""
     paths = sorted((options.workdir / name).glob("*/*.tflite"))
     for path, values in latencies(paths, BenchmarkConfig(runs=options.runs, threads=(1,))).items():
         row: dict[str, Any] = {"network": name, "method": path.parent.name, "format": path.stem}
@@ -126,7 +126,7 @@ def time_files(name: str, options: argparse.Namespace) -> None:
 
 
 def rows(name: str, cifar10: data.Dataset, options: argparse.Namespace) -> None:
-    """A row for each file that has none yet."""
+    """Append a row for each file that has none yet."""
     published = predict_logits(network(name, options.weights), cifar10.validation.images)
     for note_path in sorted((options.workdir / name).glob("*/note.json")):
         paths = [path for path in sorted(note_path.parent.glob("*.tflite")) if not path.with_suffix(".done").exists()]
@@ -151,25 +151,25 @@ def rows(name: str, cifar10: data.Dataset, options: argparse.Namespace) -> None:
 
 
 def test_accuracy(predict: Predict, cifar10: data.Dataset) -> float:
-    """Accuracy on the test split."""
+    """Return the accuracy on the test split."""
     return accuracy(predict(cifar10.test.images), cifar10.test.labels)
 
 
 def main() -> None:
-    """Train, time, or measure."""
+    """Run one job: train, latency or rows."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("job", choices=("train", "latency", "rows"))
     parser.add_argument("--data-dir", required=True, help="where tfds finds the prepared CIFAR-10")
     parser.add_argument("--weights", type=Path, required=True, help="folder with the published .npz files")
-    parser.add_argument("--workdir", type=Path, default=Path("runs/compressed"), help="models and files")
+    parser.add_argument("--workdir", type=Path, default=Path("runs/compressed"), help="folder of models and files")
     parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=list(NETWORKS))
     parser.add_argument("--methods", nargs="+", default=["plain", "qat"], help="METHOD or METHOD-SPARSITY, for train")
-    parser.add_argument("--suffix", default="", help="of the folder, to keep several recipes apart")
-    parser.add_argument("--teacher", default="student", help="student, its own float logits; or one of the networks")
+    parser.add_argument("--suffix", default="", help="suffix of the folder name, to separate recipes")
+    parser.add_argument("--teacher", default="student", help="student (its own float logits) or a network's name")
     parser.add_argument("--steps", type=int, default=500)
     parser.add_argument("--learning-rate", type=float, default=1e-4)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--runs", type=int, default=200, help="timed inferences of a file")
+    parser.add_argument("--runs", type=int, default=200, help="timed inferences of each file")
     options = parser.parse_args()
     cifar10 = None if options.job == "latency" else data.load("cifar10", directory=options.data_dir, download=False)
     for name in options.networks:

@@ -1,4 +1,4 @@
-"""A distillation step: ours against our own plain step, and against Keras's own Distiller."""
+"""Speed of a distillation step: ours against our plain training step and against Keras's Distiller."""
 
 import keras
 import numpy as np
@@ -15,12 +15,12 @@ KERAS = "keras.distillation.Distiller, stock layers"
 
 
 def student(size: int) -> keras.Model:
-    """The papers' student, or a thinner one."""
+    """Return the papers' student for images of size x size pixels."""
     return models.mobilenet_v2(10, DROP_BLOCKS, input_shape=(size, size, 3))
 
 
 def distiller(size: int, *, teacher: keras.Model | None = None, plain: bool = False) -> Distiller:
-    """Ours, without distillation where `plain`, else with a live teacher or with what the targets hold."""
+    """Return our Distiller: without distillation if `plain`, else with a live teacher or logits from the targets."""
     losses = {} if plain else {"kd": KLDivergence(TEMPERATURE)}
     weights = {} if plain else {"kd": WEIGHT}
     model = Distiller(student(size), losses=losses, loss_weights=weights, teacher=teacher)
@@ -29,7 +29,7 @@ def distiller(size: int, *, teacher: keras.Model | None = None, plain: bool = Fa
 
 
 def keras_distiller(size: int, teacher: keras.Model) -> keras.Model:
-    """The peer: Keras's Distiller around the same networks of stock layers, with the same loss."""
+    """Return Keras's Distiller with the same networks of stock layers and the same loss."""
     model = keras.distillation.Distiller(
         teacher=teacher,
         student=with_stock_layers(student(size)),

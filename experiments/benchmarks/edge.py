@@ -1,19 +1,18 @@
-"""From weights to edge files: what each format keeps of the published networks, and what every size costs.
+"""Accuracy, size and latency of LiteRT files: the published networks in every format, and MobileNet-V2 in nine sizes.
 
     python experiments/benchmarks/edge.py --data-dir DIR --weights DIR
 
-Appends to experiments/results/edge.csv one row for each network and format: the published networks with accuracy on
-the 10,000 test images, by Keras and by the file; MobileNet-V2 whole and with 3 to 17 blocks dropped, untrained, for
-latency and size alone, which do not depend on what the weights say. All latencies are taken in one run, the files
-taking turns; `ratio_*` is the latency of the whole MobileNet-V2 in float32 over that of the file. Fails when float32
-is more than 0.02 points from Keras on test, or int8 more than 0.5 points below it.
+Appends one row for each network and format to experiments/results/edge.csv. Rows of the published networks have the
+accuracy on the 10,000 test images, by Keras and by the file. MobileNet-V2, whole and with 3 to 17 blocks dropped, is
+untrained: its rows have only latency and size, which do not depend on the weights. All latencies are measured in one
+run, in alternation; `ratio_*` is the latency of the whole MobileNet-V2 in float32 divided by that of the file. The exit
+status is 1 if float32 differs by more than 0.02 points from Keras on test, or int8 is more than 0.5 points below it.
 
-int16x8 and dynamic run by kernels that are many times slower than the others', so their accuracy is taken on the first
-images by id, a random sample; `n_test` says how many.
+int16x8 and dynamic use kernels that are many times slower than the others, so their accuracy is measured on the first
+images by id, a random sample; `n_test` is their number.
 
-`--job files` and `--job rows` do the two halves: converting and scoring may share the machine, timing may not. Files
-that are in --workdir already are kept. The published networks have seen all of train, and so the images that calibrate
-them.
+`--job files` converts and scores, `--job rows` times; timing needs an otherwise idle machine. Existing files in
+--workdir are kept. The published networks were trained on all of train, which includes the calibration images.
 """
 
 import argparse
@@ -55,7 +54,7 @@ PARITY = ("agreement", "kl", "max_difference", "mean_difference", "accuracy")
 
 
 def networks(weights: Path, images: np.ndarray) -> Iterator[tuple[str, keras.Model, bool]]:
-    """Name, network and whether it is trained."""
+    """Yield name, network and whether it is trained."""
     for name, build in PUBLISHED.items():
         model = build()
         models.load_torch_weights(model, weights / f"{name}.npz")
@@ -63,13 +62,13 @@ def networks(weights: Path, images: np.ndarray) -> Iterator[tuple[str, keras.Mod
     keras.utils.set_random_seed(0)
     for drop_blocks in DROPPED:
         model = models.mobilenet_v2(drop_blocks=drop_blocks)
-        for _ in range(10):  # its batch normalization gets to know the images: integers need activations of usual size
+        for _ in range(10):  # sets the batch normalization statistics: integer formats need activations of normal size
             model(data.to_model_input(images), training=True)
         yield f"mobilenet_v2_drop{drop_blocks}", model, False
 
 
 def write_files(options: argparse.Namespace) -> None:
-    """Files of every network and format, and beside each what is known of it before it is timed."""
+    """Write the file of every network and format, and beside each its columns except the latencies."""
     cifar10 = data.load("cifar10", directory=options.data_dir, download=False)
     options.workdir.mkdir(parents=True, exist_ok=True)
     calibration = cifar10.validation.images[: ExportConfig().calibration_examples]
@@ -94,7 +93,7 @@ def write_files(options: argparse.Namespace) -> None:
 def scores(
     path: Path, model: keras.Model, format: Format, cifar10: data.Dataset, logits: dict[str, np.ndarray]
 ) -> dict[str, float | int]:
-    """Export a trained network; its parity on validation, and what file and Keras model say of the test images."""
+    """Export a trained network; return its parity on validation, and the accuracies of file and Keras model on test."""
     some = slice(SAMPLE.get(format))
     sample = replace(cifar10, **{part: getattr(cifar10, part).take(some) for part in PARTS})
     report = export_file(path, model, format, sample, ExportConfig(), reference=logits["validation"][some])
@@ -106,7 +105,7 @@ def scores(
 
 
 def write_rows(options: argparse.Namespace) -> list[str]:
-    """Time all files, append rows, and say which bounds are broken."""
+    """Time all files, append rows, and return a line for each exceeded bound."""
     found = [json.loads(path.read_text()) for path in options.workdir.glob("*.columns")]
     order = [f"mobilenet_v2_drop{drop_blocks}" for drop_blocks in DROPPED] + [*PUBLISHED]
     found.sort(key=lambda columns: (order.index(columns["model"]), FORMATS.index(columns["format"])))
@@ -125,12 +124,12 @@ def write_rows(options: argparse.Namespace) -> list[str]:
 
 
 def main() -> int:
-    """Convert, score, time; returns the exit status."""
+    """Convert, score and time the files; return the exit status."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("--data-dir", required=True, help="where tfds finds the prepared CIFAR-10")
     parser.add_argument("--weights", type=Path, required=True, help="folder with the published .npz files")
     parser.add_argument("--job", choices=("files", "rows", "all"), default="all")
-    parser.add_argument("--workdir", type=Path, default=Path("runs/edge"), help="where the files go")
+    parser.add_argument("--workdir", type=Path, default=Path("runs/edge"), help="folder of the files")
     parser.add_argument("--rows", type=Path, default=RESULTS, help="the .csv to append to")
     parser.add_argument("--runs", type=int, default=60, help="timed inferences of each file, in each repetition")
     parser.add_argument("--warmup", type=int, default=5)

@@ -1,7 +1,7 @@
-"""How two sides are compared: in one run, block by block in turn, and what is kept of it.
+"""The comparison of several sides in one run, in alternating blocks, and its result row.
 
-A block is a piece of work that says how many seconds it took. Each round runs one block of every side, so that a
-machine that slows down slows all of them; a ratio is taken within a round, and the median over the rounds is stated.
+A block is a function that does a piece of work and returns its seconds. Each round runs one block of every side, so
+that a slower machine slows all sides down. A ratio is computed within each round; the row has the median of the ratios.
 """
 
 import contextlib
@@ -27,16 +27,16 @@ Block = Callable[[], float]
 
 @dataclass(frozen=True)
 class Options:
-    """What every subject is given.
+    """The options of every benchmark.
 
     Attributes:
-        data_dir: Where tfds finds CIFAR-10.
+        data_dir: Folder in which tfds finds CIFAR-10.
         weights: Folder of the published .npz files.
-        peers: Python of the peers' environment; None leaves out what needs it.
-        pairs: Rounds of a comparison.
-        networks: The published networks that are explained.
-        tiny: Shrink everything, to see that it runs; such rows say nothing.
-        results: The CSV file.
+        peers: Python of the peers' environment; with None, comparisons with peers are left out.
+        pairs: Rounds of each comparison.
+        networks: The published networks to explain.
+        tiny: Shrink everything, for a quick test of the code; the numbers of such rows have no meaning.
+        results: The CSV file to append to.
     """
 
     data_dir: Path
@@ -49,7 +49,7 @@ class Options:
 
 
 class Peer:
-    """A process in the peers' environment that runs a block when asked (`peer.py`)."""
+    """A process in the peers' environment that runs blocks on request (`peer.py`)."""
 
     def __init__(self, python: Path):
         command = [str(python), str(PEER)]
@@ -60,7 +60,7 @@ class Peer:
         """Run a block and wait for its answer.
 
         Raises:
-            RuntimeError: The block failed there, or the process is gone.
+            RuntimeError: the block failed, or the process ended.
         """
         assert self._process.stdin is not None and self._process.stdout is not None
         self._process.stdin.write(json.dumps({"block": block, **options}) + "\n")
@@ -80,7 +80,7 @@ class Peer:
 
 @contextlib.contextmanager
 def peer(options: Options) -> Iterator[Peer | None]:
-    """The peers' process for as long as it is needed, or None where there is no such environment."""
+    """Yield the peers' process and end it afterwards; yield None without a peers' environment."""
     if options.peers is None:
         yield None
         return
@@ -92,7 +92,7 @@ def peer(options: Options) -> Iterator[Peer | None]:
 
 
 def timed(work: Callable[[], Any]) -> Block:
-    """A block that runs a function of no arguments."""
+    """Return a block that runs a function without arguments."""
 
     def block() -> float:
         begin = time.perf_counter()
@@ -103,7 +103,7 @@ def timed(work: Callable[[], Any]) -> Block:
 
 
 def take_turns(sides: Mapping[str, Block], pairs: int) -> dict[str, np.ndarray]:
-    """Seconds of each side's blocks, one block of each side a round, after a round that does not count."""
+    """Return the seconds of each side's blocks, one block per side and round; a first round is not counted."""
     seconds: dict[str, list[float]] = {name: [] for name in sides}
     for number in range(pairs + 1):
         for name, block in sides.items():
@@ -114,7 +114,7 @@ def take_turns(sides: Mapping[str, Block], pairs: int) -> dict[str, np.ndarray]:
 
 
 def describe(ratios: np.ndarray) -> dict[str, Any]:
-    """Median and spread of the rounds' ratios, as columns."""
+    """Return median and range of the rounds' ratios as columns."""
     low, middle, high = np.percentile(ratios, [0, 50, 100])
     return {"ratio": f"{middle:.3f}", "lowest": f"{low:.3f}", "highest": f"{high:.3f}", "n": len(ratios)}
 
@@ -137,18 +137,21 @@ def record(
     """Append the row of one comparison to the results, and print it.
 
     Args:
-        options: Where to.
-        subject: What was measured, as the table names it.
-        against: The other side.
-        ratios: One for each round; which side is above the line follows from the target.
-        ours: Median of our figure, in `unit`.
-        theirs: That of the other side.
-        unit: Of both figures.
-        at_least: The ratio wanted, as a lower bound.
-        at_most: The same as an upper bound.
-        holds: Whether what else the target asks for is so.
-        peer_versions: Of the other side, where it runs in an environment of its own.
-        note: What a reader has to know to understand the figures.
+        options: Its `results` is the file to append to.
+        subject: Name of the measured work in the table.
+        against: Name of the other side.
+        ratios: Ratio of each round; with `at_least`, larger is better, with `at_most`, smaller.
+        ours: Our median value, in `unit`.
+        theirs: The median value of the other side, in `unit`.
+        unit: Unit of both values.
+        at_least: Target: lower bound of the median ratio.
+        at_most: Target: upper bound of the median ratio.
+        holds: Whether the other conditions of the target are met.
+        peer_versions: Package versions of the other side, if it runs in its own environment.
+        note: Explanation for the reader of the row.
+
+    Returns:
+        The row.
     """
     middle = float(np.median(ratios))
     target = "" if at_least is None and at_most is None else f">= {at_least}" if at_least else f"<= {at_most}"
@@ -187,7 +190,7 @@ def faster(
     unit: str,
     **more: Any,
 ) -> dict[str, Any]:
-    """Record how many times faster the side "ours" is than another; `work` units are done in a block."""
+    """Record how many times faster the side "ours" is than another; `work` is the number of units in one block."""
     ours, theirs = seconds["ours"], seconds[against]
     figures = {"ours": work / float(np.median(ours)), "theirs": work / float(np.median(theirs))}
     return record(options, subject, against, theirs / ours, unit=unit, **figures, **more)

@@ -1,4 +1,4 @@
-"""The input pipeline against the step it feeds, and what overlays add to the training of 5,000 images."""
+"""Speed of the input pipeline against the training step, and the time that overlays add to a training."""
 
 import itertools
 import time
@@ -17,7 +17,7 @@ PROBABILITY = 0.1  # as in the papers
 
 
 def random_examples(count: int, size: int) -> tuple[Examples, Knowledge]:
-    """Examples and what a store says of them; no cost depends on the pixels."""
+    """Return random examples and their stored knowledge; the cost does not depend on the pixels."""
     generator = np.random.default_rng(0)
     ids = np.array(sorted(f"{value:016x}" for value in generator.integers(0, 2**62, count)))
     images = generator.integers(0, 256, (count, size, size, 3)).astype(np.uint8)

@@ -1,7 +1,7 @@
-"""What the machine can do at most, and what the benchmarks' work would take at that: what bounds a ratio.
+"""Limits of the machine, and the least time of the benchmarks' work at these limits, which bounds every ratio.
 
-A step or a gradient is a lower bound twice over: it cannot be faster than its multiply-adds at the rate of a large
-matrix product, nor than the values it must read and write at the rate of a copy.
+Two lower bounds apply to a training step or a gradient: its multiply-adds at the rate of a large matrix product, and
+the values that it must read and write at the rate of a copy.
 """
 
 import math
@@ -19,7 +19,7 @@ FLOAT, ROUNDS = 4, 9
 
 
 def copy_bandwidth(megabytes: int) -> np.ndarray:
-    """Bytes a second, read and written, by TensorFlow on all cores."""
+    """Measure the bytes per second, read and written, of a copy by TensorFlow on all cores, [ROUNDS]."""
     import tensorflow as tf
 
     values = tf.ones([megabytes * 2**20 // FLOAT])
@@ -29,7 +29,7 @@ def copy_bandwidth(megabytes: int) -> np.ndarray:
 
 
 def matrix_rate(side: int) -> np.ndarray:
-    """Operations a second, two for a multiply-add, of a float32 matrix product on all cores."""
+    """Measure the operations per second, two for each multiply-add, of a float32 matrix product, [ROUNDS]."""
     import tensorflow as tf
 
     left = tf.ones([side, side])
@@ -39,7 +39,7 @@ def matrix_rate(side: int) -> np.ndarray:
 
 
 def values_moved(model: keras.Model, *, training: bool) -> int:
-    """Values that are read and written for one image, each as often as the mathematics of a layer asks.
+    """Return the number of values read and written for one image, as often as the mathematics of each layer needs.
 
     A convolution: x and y forward; dy and dx backward, and x and dy again for its weights' gradient. A normalization:
     x twice and y; x and dy twice and dx. A ReLU: x and y; x, dy and dx.
@@ -57,13 +57,13 @@ def values_moved(model: keras.Model, *, training: bool) -> int:
 
 
 def run(options: Options) -> None:
-    """Measure and append rows; they have no other side, so their ratio is the share of the best."""
+    """Measure and append rows; there is no other side, so the ratio is the share of the best round."""
     scale = 8 if options.tiny else 1
     bandwidth, rate = copy_bandwidth(256 // scale), matrix_rate(2048 // scale)
     for subject, values, unit in (("copy bandwidth", bandwidth, "GB/s"), ("float32 matrix product", rate, "GFLOP/s")):
         middle, best = float(np.median(values)) / 1e9, float(values.max()) / 1e9
         record(options, subject, "its best", values / values.max(), ours=middle, theirs=best, unit=unit)
-    # The backward pass of a layer is two products of the size of the forward one; without weight gradients it is one.
+    # The backward pass of a layer costs twice its forward pass, or the same without weight gradients.
     works = [("a training step, 4.12x student", models.mobilenet_v2(10, DROP_BLOCKS), True)]
     if options.weights.is_dir():
         works += [

@@ -1,4 +1,4 @@
-"""What an overlay store weighs, and the memory that the stage which writes it takes: 5,000 images against 50,000.
+"""Size of an overlay store, and peak memory of the stage that writes it, for 5,000 and 50,000 images.
 
 python -m experiments.benchmarks.overlay_store FOLDER COUNT SIZE     (the child process; prints one JSON line)
 """
@@ -18,10 +18,10 @@ KILOBYTE = 1000
 
 
 def measure(folder: Path, count: int, size: int) -> dict[str, Any]:
-    """Write, read back and verify a store of random images with a tiny teacher and one step; in this process.
+    """Write, read back and verify a store of random images in this process, with a tiny teacher and one IG step.
 
     Returns:
-        Peak memory of the stage and what the data set takes of it, bytes; bytes an example of the store.
+        `peak`: peak memory of the stage in bytes; `data`: the data set's part of it; `bytes`: store bytes per example.
     """
     import keras
 
@@ -45,18 +45,18 @@ def measure(folder: Path, count: int, size: int) -> dict[str, Any]:
 
 
 def reset_peak() -> None:
-    """Start the kernel's count of the largest resident memory anew, so that reading the data set is left out."""
+    """Reset the kernel's peak of resident memory, so that reading the data set is not counted."""
     Path("/proc/self/clear_refs").write_text("5")
 
 
 def peak_memory() -> int:
-    """Largest resident memory since then, bytes."""
+    """Return the peak of resident memory since `reset_peak`, in bytes."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
 
 
 def child(count: int, size: int) -> dict[str, Any]:
-    """`measure` in a process of its own, on random images made here."""
+    """Run `measure` in a child process on random images, and return its result."""
     with tempfile.TemporaryDirectory() as folder:
         generator = np.random.default_rng(0)
         images = generator.integers(0, 256, (count + 20, size, size, 3)).astype(np.uint8)

@@ -1,9 +1,9 @@
-"""The peers' side of the benchmarks: a process in their own environment that runs one block of work when asked.
+"""The peers' side of the benchmarks: a process in its own environment that runs blocks of work on request.
 
     .venv-peers/bin/python experiments/benchmarks/peer.py
 
-Reads one JSON object a line, `{"block": NAME, ...options}`, and answers each with one line: `seconds`, and what else
-the block has to say, or `error`. Between two blocks it sleeps, so that the other side has the machine for itself.
+Reads one JSON object a line, `{"block": NAME, ...options}`, and answers each with one JSON line:
+`seconds` and further results of the block, or `error`. Between two blocks it waits without using the processor.
 """
 
 import functools
@@ -26,7 +26,7 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 def hello(threads: int) -> dict[str, Any]:
-    """Set the threads of an operation, say what runs here."""
+    """Set the number of threads for operations, and return the package versions."""
     torch.set_num_threads(threads)
     packages = [f"{name} {metadata.version(name)}" for name in ("torch", "captum", "saliency")]
     return {"versions": "; ".join([f"python {platform.python_version()}", *packages])}
@@ -39,7 +39,7 @@ def _trainer(drop_blocks: int, layout: str) -> tuple[Any, ...]:
 
 
 def train(drop_blocks: int, layout: str, batch: int, steps: int, size: int) -> dict[str, Any]:
-    """Steps of Adam on random images."""
+    """Run training steps with Adam on random images, and return their seconds."""
     model, optimizer, loss = _trainer(drop_blocks, layout)
     generator = torch.Generator().manual_seed(0)
     images = torch.rand(batch, 3, size, size, generator=generator).to(memory_format=FORMATS[layout])
@@ -70,7 +70,7 @@ def _pictures(path: str, layout: str) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def captum(network: str, weights: str, images: str, layout: str, at_once: int, output: str) -> dict[str, Any]:
-    """Captum's Integrated Gradients at its defaults, some images a call; the attributions go to a file."""
+    """Run captum's Integrated Gradients with its defaults, `at_once` images a call; write a file of attributions."""
     model = _explained(network, weights, layout)
     pictures, labels = _pictures(images, layout)
     explainer = IntegratedGradients(model)
@@ -89,7 +89,7 @@ def captum(network: str, weights: str, images: str, layout: str, at_once: int, o
 
 
 def saliency_maps(network: str, weights: str, images: str, layout: str, steps: int, output: str) -> dict[str, Any]:
-    """Integrated Gradients of PAIR's `saliency`, one image after another as its interface has it."""
+    """Run Integrated Gradients of PAIR's `saliency`, one image at a time, as its interface requires."""
     model = _explained(network, weights, layout)
     pictures, labels = _pictures(images, layout)
     target = 0
@@ -117,12 +117,12 @@ BLOCKS = {"hello": hello, "train": train, "captum": captum, "saliency": saliency
 
 
 def main() -> None:
-    """Answer until the input ends."""
+    """Answer requests until the input ends."""
     for line in sys.stdin:
         request = json.loads(line)
         try:
             answer = BLOCKS[request.pop("block")](**request)
-        except Exception:  # the other side has to know, whatever it is
+        except Exception:  # any error is reported to the other side
             answer = {"error": traceback.format_exc()}
         print(json.dumps(answer), flush=True)
 

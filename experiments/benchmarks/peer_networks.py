@@ -1,4 +1,4 @@
-"""The peer's networks: plain PyTorch after the published architectures, under the names of the published weights.
+"""The peers' networks: the published architectures in plain PyTorch, with the names of the published weights.
 
 MobileNet-V2 (Sandler et al. 2018, arXiv 1801.04381) in the variant of arXiv 2503.13008, and the residual networks of
 He et al. 2015 (arXiv 1512.03385), section 4.2. Runs in the peers' environment, which has no Keras.
@@ -14,7 +14,7 @@ STAGES = ((1, 16, 1, 1), (6, 24, 2, 1), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3,
 
 
 def conv_norm_relu(inputs: int, outputs: int, size: int, stride: int = 1, groups: int = 1) -> nn.Sequential:
-    """Convolution, batch normalization and ReLU6."""
+    """Return convolution, batch normalization and ReLU6."""
     conv = nn.Conv2d(inputs, outputs, size, stride, size // 2, groups=groups, bias=False)
     return nn.Sequential(conv, nn.BatchNorm2d(outputs), nn.ReLU6(inplace=True))
 
@@ -31,7 +31,7 @@ class InvertedResidual(nn.Module):
         self.shortcut = stride == 1 and inputs == outputs
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """[B,C,H,W] to [B,C',H',W']."""
+        """Map [B,C,H,W] to [B,C',H',W']."""
         return x + self.conv(x) if self.shortcut else self.conv(x)
 
 
@@ -54,7 +54,7 @@ class MobileNetV2(nn.Module):
         self.classifier = nn.Sequential(nn.Dropout(0.0 if drop_blocks else 0.2), nn.Linear(widths[kept - 1], classes))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Images [B,3,H,W] to logits [B,classes]."""
+        """Map images [B,3,H,W] to logits [B,classes]."""
         return self.classifier(self.features(x).mean((2, 3)))
 
 
@@ -67,12 +67,12 @@ class Residual(nn.Module):
         self.bn1 = nn.BatchNorm2d(outputs)
         self.conv2 = nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False)
         self.bn2 = nn.BatchNorm2d(outputs)
-        # captum's rule: a module is used once
+        # captum requires that each module is used only once
         self.relu1, self.relu2 = nn.ReLU(), nn.ReLU()
         self.stride, self.missing = stride, outputs - inputs
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """[B,C,H,W] to [B,C',H',W']."""
+        """Map [B,C,H,W] to [B,C',H',W']."""
         y = self.bn2(self.conv2(self.relu1(self.bn1(self.conv1(x)))))
         if self.missing:
             half = self.missing // 2
@@ -81,7 +81,7 @@ class Residual(nn.Module):
 
 
 class ResNet(nn.Module):
-    """ResNet of depth 6n + 2 for 32x32 images in [0,1]; the normalization of its training comes first."""
+    """ResNet of depth 6n + 2 for 32x32 images in [0,1]; its first operation is the input normalization."""
 
     def __init__(self, depth: int, classes: int, mean: Sequence[float], std: Sequence[float]):
         super().__init__()
@@ -97,6 +97,6 @@ class ResNet(nn.Module):
         self.linear = nn.Linear(64, classes)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Images [B,3,H,W] to logits [B,classes]."""
+        """Map images [B,3,H,W] to logits [B,classes]."""
         x = self.relu(self.bn1(self.conv1((x - self.mean) / self.std)))
         return self.linear(self.layer3(self.layer2(self.layer1(x))).mean((2, 3)))

@@ -1,4 +1,4 @@
-"""What TensorBoard's pictures cost: maps of eight images and a confusion matrix, five times in a training."""
+"""Cost of TensorBoard's pictures: maps of eight images and a confusion matrix, five times in a training."""
 
 import tempfile
 import time

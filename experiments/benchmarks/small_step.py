@@ -1,4 +1,4 @@
-"""Many steps in one call of TensorFlow (`steps_per_execution`): what it gains on a network small enough to notice."""
+"""Speed of several steps in one call of TensorFlow (`steps_per_execution`), on a network small enough to profit."""
 
 import numpy as np
 

@@ -1,4 +1,4 @@
-"""How soon the command line answers, against the import it has to avoid."""
+"""Start-up time of the command line, against the import of TensorFlow, which it avoids."""
 
 import os
 import subprocess

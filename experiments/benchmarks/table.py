@@ -1,4 +1,4 @@
-"""The table of benchmarks in experiments/README.md, made from the rows: `python -m experiments.benchmarks.table`."""
+"""The table of benchmarks in experiments/README.md, written from rows: `python -m experiments.benchmarks.table`."""
 
 import csv
 from pathlib import Path
@@ -12,7 +12,7 @@ HEAD = ("what", "against", "ratio (lowest to highest, n)", "wanted", "ours", "th
 
 
 def latest(rows: list[dict[str, str]]) -> list[dict[str, str]]:
-    """The newest row of each comparison, in the order in which they were first made."""
+    """Return the newest row of each comparison, in the order of their first rows."""
     newest: dict[tuple[str, str], dict[str, str]] = {}
     for row in rows:
         newest[row["subject"], row["against"]] = row
@@ -20,7 +20,7 @@ def latest(rows: list[dict[str, str]]) -> list[dict[str, str]]:
 
 
 def markdown(rows: list[dict[str, str]]) -> str:
-    """The table, and below it what the notes say."""
+    """Return the table as Markdown, with the notes below it."""
     lines = [f"| {' | '.join(HEAD)} |", "| --- | --- | --- | --- | ---: | ---: |"]
     notes = []
     for row in rows:
@@ -36,15 +36,15 @@ def markdown(rows: list[dict[str, str]]) -> str:
 
 
 def insert(text: str, table: str) -> str:
-    """A README with the table between its two marks.
+    """Return the README's text with the table between its two marker lines.
 
     Raises:
-        ValueError: the marks are not there.
+        ValueError: a marker line is missing.
     """
     before, begin, rest = text.partition(BEGIN)
     _, end, after = rest.partition(END)
     if not (begin and end):
-        raise ValueError(f"{README} has no marks {BEGIN!r} and {END!r}.")
+        raise ValueError(f"Expected the lines {BEGIN!r} and {END!r} in {README}.")
     return f"{before}{BEGIN}\n\n{table}\n\n{END}{after}"
 
 

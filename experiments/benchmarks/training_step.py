@@ -1,4 +1,4 @@
-"""A training step of the papers' student: ours, stock Keras batch normalization, and PyTorch."""
+"""Speed of a training step of the papers' student: ours, stock Keras batch normalization, and PyTorch."""
 
 import keras
 import numpy as np
@@ -14,13 +14,13 @@ NONE = "the same without any normalization"
 
 
 def random_batch(batch: int, size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Images float32 [B,S,S,3] in [0,1] and labels [B]; what a step costs does not depend on them."""
+    """Return images float32 [B,S,S,3] in [0,1] and labels [B]; the cost of a step does not depend on them."""
     generator = np.random.default_rng(0)
     return generator.random((batch, size, size, 3), np.float32), generator.integers(0, 10, batch)
 
 
 def step_block(model: keras.Model, images: np.ndarray, targets: object, steps: int) -> Block:
-    """Steps of a compiled model on one batch; `fit` does the same, but needs time to begin an epoch."""
+    """Return a block of training steps on one batch; `fit` does the same steps but needs extra time for each epoch."""
 
     def steps_of_it() -> None:
         for _ in range(steps):
@@ -30,7 +30,7 @@ def step_block(model: keras.Model, images: np.ndarray, targets: object, steps: i
 
 
 def without_normalization(model: keras.Model) -> keras.Model:
-    """The same graph with an identity in the place of every batch normalization."""
+    """Return the same graph with an identity layer instead of every batch normalization."""
 
     def replace(layer: keras.Layer) -> keras.Layer:
         if isinstance(layer, keras.layers.BatchNormalization):
@@ -41,16 +41,16 @@ def without_normalization(model: keras.Model) -> keras.Model:
 
 
 def ours(student: keras.Model) -> Distiller:
-    """A student as this package trains it, from hard labels."""
+    """Return a student compiled as this package trains it, with hard labels."""
     model = Distiller(student)
     model.compile("adam", metrics=["accuracy"], jit_compile=False)
     return model
 
 
 def stock(student: keras.Model) -> keras.Model:
-    """The same with Keras's own layers, compiled as a user would for the same training, but without XLA.
+    """Return the same network with stock Keras layers, compiled for the same training, but without XLA.
 
-    Keras's default on a CPU is XLA, which takes minutes to compile and is several times slower still.
+    Keras uses XLA by default on a CPU, which needs minutes to compile and is several times slower.
     """
     model = with_stock_layers(student)
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
@@ -59,7 +59,7 @@ def stock(student: keras.Model) -> keras.Model:
 
 
 def torch_block(process: Peer, layout: str, batch: int, steps: int, size: int) -> Block:
-    """Steps of the same training in PyTorch."""
+    """Return a block of the same training steps in PyTorch."""
     options = {"drop_blocks": DROP_BLOCKS, "layout": layout, "batch": batch, "steps": steps, "size": size}
     return lambda: process.ask("train", **options)["seconds"]
 

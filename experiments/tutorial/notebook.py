@@ -1,4 +1,4 @@
-"""The tutorial as a notebook: its text as it stands, its ```bash blocks as cells. One source, README.md.
+"""The tutorial as a notebook: text cells and code cells of its ```bash blocks, written from README.md.
 
 python experiments/tutorial/notebook.py
 """
@@ -12,7 +12,7 @@ HERE = Path(__file__).resolve().parent
 
 
 def notebook(text: str) -> dict[str, Any]:
-    """A notebook of a Markdown text, its code blocks of the language bash as cells that are run."""
+    """Return a notebook of a Markdown text; its code blocks of the language bash become code cells."""
     cells: list[dict[str, Any]] = []
     for number, part in enumerate(re.split(r"^```bash\n(.*?)^```\n", text, flags=re.DOTALL | re.MULTILINE)):
         if not part.strip():

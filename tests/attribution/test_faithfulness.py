@@ -24,7 +24,7 @@ PIXEL[:, 5, 2] = 1
 
 
 def looks_at(maps, images):
-    """Sure of class 0 where the pixels of a map are bright, of class 1 where they are black: at half, it wavers."""
+    """Return logits for class 0 if the pixels of a map are bright, for class 1 if they are black."""
     seen = (images.mean(axis=-1) * maps[0]).sum(axis=(1, 2)) / maps[0].sum()
     return np.stack([200 * (seen - 0.2), np.zeros(len(images))], axis=1)
 
@@ -93,12 +93,12 @@ def test_ends_are_the_baseline_and_the_image():
     empty = special.softmax(predict(color[None]), axis=1)[0, TARGETS]
     np.testing.assert_allclose(shown.scores[:, -1], whole, atol=1e-5)
     np.testing.assert_allclose(shown.scores[:, 0], empty, atol=1e-5)
-    # taking away from the front is showing from the back
+    # deletion in the order of the map equals insertion in the reverse order
     taken = deletion(predict, IMAGES, -maps, TARGETS, baseline=color, steps=5)
     np.testing.assert_allclose(taken.scores[:, ::-1], shown.scores, atol=1e-5)
 
 
-def test_nothing_depends_on_batches_scale_or_companions():
+def test_nothing_depends_on_batches_scale_or_other_images():
     model, maps = network(), RNG.random((6, 8, 8))
     expected = insertion(model.predict_on_batch, IMAGES, maps, TARGETS, steps=4)
     for size in (1, 7, 12):

@@ -21,7 +21,7 @@ TARGETS = np.array([0, 3, 1, 2, 2, 0, 1])
 
 
 class RecordsShape(keras.layers.Layer):
-    """Hands its input on, and notes the shapes it was traced with."""
+    """A layer that returns its input and records the shapes it is traced with."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -33,7 +33,7 @@ class RecordsShape(keras.layers.Layer):
 
 
 def curved(*extra: keras.layers.Layer) -> keras.Model:
-    """A small convolutional network whose gradient changes a good deal along the path."""
+    """Return a small convolutional network whose gradient changes strongly along the path."""
     keras.utils.set_random_seed(0)
     normal, wide = keras.initializers.RandomNormal(stddev=0.4), keras.initializers.RandomNormal(stddev=4)
     return keras.Sequential(
@@ -129,7 +129,7 @@ def test_adaptive_steps_honor_tolerance_and_max_steps(model: keras.Model) -> Non
     assert (attribute(model, IMAGES, TARGETS, tolerance=1e-9, max_steps=3).n_steps == 3).all()
 
 
-def test_the_nested_rule_keeps_what_it_had_when_it_doubles(model: keras.Model) -> None:
+def test_the_nested_rule_reuses_its_evaluations_when_it_doubles(model: keras.Model) -> None:
     result = attribute(model, IMAGES, TARGETS, rule="nested", tolerance=1e-9, max_steps=64)
     fixed = attribute(model, IMAGES, TARGETS, rule="nested", n_steps=64)
     assert (result.n_steps == 64).all()
@@ -141,7 +141,7 @@ def test_the_nested_rule_keeps_what_it_had_when_it_doubles(model: keras.Model) -
         np.testing.assert_allclose(loose.attributions[image], alone.attributions[0], atol=1e-4)
 
 
-def test_adaptive_results_do_not_depend_on_the_companions(model: keras.Model) -> None:
+def test_adaptive_results_do_not_depend_on_the_other_images(model: keras.Model) -> None:
     together = attribute(model, IMAGES, TARGETS, tolerance=0.02)
     for chosen in (slice(2, 3), slice(0, 4), slice(None, None, -1)):
         apart = attribute(model, IMAGES[chosen], TARGETS[chosen], tolerance=0.02)
@@ -149,7 +149,7 @@ def test_adaptive_results_do_not_depend_on_the_companions(model: keras.Model) ->
         np.testing.assert_allclose(apart.attributions, together.attributions[chosen], atol=1e-4)
 
 
-def test_logits_come_along(model: keras.Model) -> None:
+def test_logits_are_returned(model: keras.Model) -> None:
     result = attribute(model, IMAGES, TARGETS, n_steps=2)
     np.testing.assert_allclose(result.logits, model(IMAGES, training=False).numpy(), atol=1e-4)
 
@@ -183,7 +183,7 @@ def test_memory_is_bounded_and_repeated_calls_do_not_trace_again() -> None:
     assert recorder.seen == [(6, *SHAPE)] * 2  # one trace for the logits, one for the gradient
 
 
-def test_the_cache_holds_no_model_alive() -> None:
+def test_the_cache_keeps_no_model_alive() -> None:
     network = curved()
     integrated_gradients(network, IMAGES[:1], TARGETS[:1], n_steps=2)
     watcher = weakref.ref(network)
@@ -193,7 +193,7 @@ def test_the_cache_holds_no_model_alive() -> None:
     assert watcher() is None
 
 
-def test_new_weights_count_in_a_cached_function() -> None:
+def test_a_cached_function_uses_new_weights() -> None:
     network = curved()
     before, _ = integrated_gradients(network, IMAGES, TARGETS, n_steps=4)
     network.layers[-1].kernel.assign(2 * network.layers[-1].kernel)
@@ -201,7 +201,7 @@ def test_new_weights_count_in_a_cached_function() -> None:
     np.testing.assert_allclose(after, 2 * before, rtol=1e-3, atol=1e-5)
 
 
-def test_the_model_runs_in_inference_mode_and_is_left_alone() -> None:
+def test_the_model_runs_in_inference_mode_and_is_not_changed() -> None:
     network = curved()
     network(IMAGES, training=True)  # moving statistics that differ from those of any batch
     before = network.get_weights()
@@ -261,7 +261,7 @@ def test_outputs_that_are_not_finite_are_refused() -> None:
         integrated_gradients(network, IMAGES, TARGETS)
 
 
-def test_outputs_that_are_no_logits_are_refused() -> None:
+def test_outputs_that_are_not_logits_are_refused() -> None:
     network = keras.Sequential([keras.Input(SHAPE), keras.layers.Conv2D(4, 3)])
     with pytest.raises(ValueError, match=r"logits \[B,classes\]"):
         integrated_gradients(network, IMAGES, TARGETS)
@@ -298,7 +298,7 @@ def test_jax_gives_the_same(model: keras.Model, tmp_path: Path) -> None:
 
 
 def test_the_share_of_real_images_within_tolerance_is_what_the_readme_states(cifar10_dir, weights_dir):
-    """README: all of 256 validation images for ResNet-56 from black; a sample of them here."""
+    """The README states: all of 256 validation images for ResNet-56 from black; here a sample of them is checked."""
     from tfigkd import models
     from tfigkd.data import load, to_model_input
 

@@ -19,7 +19,7 @@ def test_gauss_legendre_is_exact_to_degree_2n_minus_1_and_no_further(n_steps: in
     nodes, weights = nodes_and_weights("gauss_legendre", n_steps)
     for degree in range(2 * n_steps):
         assert weights @ nodes**degree == pytest.approx(1 / (degree + 1), abs=1e-12)
-    if n_steps <= 5:  # beyond, the difference drowns in the rounding
+    if n_steps <= 5:  # above, the difference is smaller than rounding errors
         assert abs(weights @ nodes ** (2 * n_steps) - 1 / (2 * n_steps + 1)) > 1e-7
 
 
@@ -43,7 +43,7 @@ def test_unknown_rules_and_too_few_steps_are_refused(rule: str, n_steps: int) ->
 
 
 @pytest.mark.parametrize("n_steps", [1, 2, 3, 8, 12, 64])
-def test_doubling_the_nested_rule_adds_nodes_and_keeps_all_it_had(n_steps: int) -> None:
+def test_doubling_the_nested_rule_adds_nodes_and_keeps_the_old_ones(n_steps: int) -> None:
     before, old_weights = nodes_and_weights("nested", n_steps)
     after, weights = nodes_and_weights("nested", 2 * n_steps)
     new, new_weights, kept = added_by_doubling("nested", 2 * n_steps)
@@ -53,7 +53,7 @@ def test_doubling_the_nested_rule_adds_nodes_and_keeps_all_it_had(n_steps: int) 
         assert kept * halved + new_weights @ values(new) == pytest.approx(weights @ values(after), abs=1e-12)
 
 
-def test_a_rule_that_is_not_nested_starts_anew() -> None:
+def test_a_rule_that_is_not_nested_starts_again() -> None:
     nodes, weights, kept = added_by_doubling("midpoint", 8)
     np.testing.assert_array_equal([nodes, weights], nodes_and_weights("midpoint", 8))
     assert kept == 0

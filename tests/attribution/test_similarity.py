@@ -1,4 +1,4 @@
-"""Likeness of maps against values worked out by hand, and what must not matter to it."""
+"""Similarity of maps against values computed by hand, and what must not affect it."""
 
 import numpy as np
 import pytest
@@ -12,7 +12,7 @@ MEASURES = [rank_correlation, cosine, top_overlap]
 
 
 @pytest.mark.parametrize("measure", MEASURES)
-def test_symmetric_blind_to_scale_and_one_at_equality(measure):
+def test_symmetric_independent_of_scale_and_one_at_equality(measure):
     values = measure(FIRST, SECOND)
     assert values.shape == (4,)
     np.testing.assert_allclose(measure(SECOND, FIRST), values)
@@ -62,7 +62,7 @@ def test_ties_share_the_last_places():
 
 
 @pytest.mark.parametrize("measure", MEASURES)
-def test_a_constant_map_is_like_no_other(measure):
+def test_a_constant_map_is_similar_to_none(measure):
     zero = np.zeros_like(FIRST)
     np.testing.assert_array_equal(measure(zero, FIRST), 0)
     np.testing.assert_array_equal(measure(zero, zero), 0)

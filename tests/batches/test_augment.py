@@ -103,3 +103,28 @@ def test_overlays_come_with_their_probability_and_never_on_unusable_maps():
     np.testing.assert_array_equal(result, again)
     other = overlay_some(images, maps, overlay_exponents(usable, KEYS, config, seed=0, epoch=1))
     assert ((other != images).any(axis=(1, 2, 3)) != changed).any()
+
+
+def test_alternate_mirrors_each_image_in_exactly_every_other_epoch():
+    config = AugmentConfig(0, True, flip_order="alternate")
+    images = np.random.default_rng(0).integers(0, 256, (len(KEYS), 4, 4, 3), dtype=np.uint8)
+    mirrored = np.array(
+        [(crop_and_flip(images, KEYS, config, seed=1, epoch=epoch) != images).any(axis=(1, 2, 3)) for epoch in range(6)]
+    )
+    np.testing.assert_array_equal(mirrored[1:], ~mirrored[:-1])
+    assert 0.45 < mirrored[0].mean() < 0.55
+    each = crop_and_flip(images, KEYS, config, seed=1, epoch=np.arange(len(KEYS)) % 2)
+    np.testing.assert_array_equal(
+        (each != images).any(axis=(1, 2, 3)), mirrored[np.arange(len(KEYS)) % 2, range(len(KEYS))]
+    )
+
+
+def test_a_reflected_border_repeats_the_image_and_brings_no_zeros():
+    images = np.random.default_rng(0).integers(1, 256, (len(KEYS), 6, 6, 3), dtype=np.uint8)
+    moved = crop_and_flip(images, KEYS, AugmentConfig(2, False, crop_border="reflect"), seed=0, epoch=0)
+    zeros = crop_and_flip(images, KEYS, AugmentConfig(2, False), seed=0, epoch=0)
+    assert moved.min() > 0 and zeros.min() == 0
+    np.testing.assert_array_equal(moved[zeros > 0], zeros[zeros > 0])
+    left = next(index for index in range(len(KEYS)) if not zeros[index, :, :2].any() and zeros[index, :, 2].any())
+    np.testing.assert_array_equal(moved[left, :, 0], moved[left, :, 4])
+    np.testing.assert_array_equal(moved[left, :, 1], moved[left, :, 3])

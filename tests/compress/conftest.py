@@ -1,4 +1,4 @@
-"""A small student that has learned something, and what fine-tuning needs to teach it more."""
+"""A small trained student, and the inputs that its fine-tuning needs."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,15 +19,15 @@ from tfigkd.training.distiller import Distiller
 
 
 @dataclass(frozen=True)
-class Room:
-    """Data, a trained student of stock layers, and its logits on validation."""
+class Case:
+    """Data, a trained student of stock layers, and its logits on validation [N,K]."""
 
     data: Dataset
     student: keras.Model
     logits: np.ndarray
 
     def lessons(self, folder: Path, *, cached: bool = False, fingerprint: str = "test") -> Lessons:
-        """Distillation from the student's own logits, by the live student or as targets."""
+        """Return lessons from the student's own logits, computed live or stored in the targets."""
         teacher = None if cached else models.fold_batch_norm(self.student)
         moved = AugmentConfig(0 if cached else 1, False)
         stream = training_batches(self.data.train, augment=moved, batch_size=32, seed=0)
@@ -46,7 +46,7 @@ class Room:
 
 
 def trained(model: keras.Model, data: Dataset, epochs: int) -> keras.Model:
-    """The model after a moment of training, of stock layers."""
+    """Train a model for a few epochs and return it with stock layers."""
     distiller = Distiller(model)
     distiller.compile(keras.optimizers.Adam(5e-3), jit_compile=False)
     distiller.fit(data.train.images / np.float32(255), data.train.labels, epochs=epochs, batch_size=32, verbose=0)
@@ -54,17 +54,17 @@ def trained(model: keras.Model, data: Dataset, epochs: int) -> keras.Model:
 
 
 @pytest.fixture(scope="session")
-def room() -> Room:
-    """A MobileNet-V2 of a few blocks on 8x8 digits: an inverted residual with and one without shortcut."""
+def case() -> Case:
+    """Return a small MobileNet-V2 trained on 8x8 digits, with inverted residuals with and without shortcut."""
     data = load("digits", limit=400)
     keras.utils.set_random_seed(0)
     student = trained(models.mobilenet_v2(10, 15, input_shape=(8, 8, 3), width=0.5), data, 12)
-    return Room(data, student, predict_logits(student, data.validation.images))
+    return Case(data, student, predict_logits(student, data.validation.images))
 
 
 @pytest.fixture(scope="session")
 def resnet() -> keras.Model:
-    """A ResNet-8, whose option-A shortcuts pad channels."""
+    """Return a trained ResNet-8, whose option-A shortcuts pad channels."""
     data = load("digits", limit=400)
     keras.utils.set_random_seed(0)
     return trained(models.resnet(8, input_shape=(8, 8, 3)), data, 8)

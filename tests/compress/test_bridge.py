@@ -1,4 +1,4 @@
-"""The bridge to tfmot: the twin is the same function, and the process is left as it was found."""
+"""The bridge to tfmot: the twin computes the same function, and the process environment is unchanged."""
 
 import subprocess
 import sys
@@ -53,18 +53,18 @@ def _phrases(text: str) -> list[str]:
     return [phrase for phrase in ("import tf_keras", "tensorflow_model_optimization") if phrase in text]
 
 
-def test_the_twin_is_the_same_function_and_weights_come_back(room):
-    twin = bridge.make_twin(room.student)
-    images = room.data.validation.images / np.float32(255)
-    np.testing.assert_allclose(twin(images, training=False).numpy(), room.logits, atol=1e-5)
+def test_the_twin_is_the_same_function_and_weights_come_back(case):
+    twin = bridge.make_twin(case.student)
+    images = case.data.validation.images / np.float32(255)
+    np.testing.assert_allclose(twin(images, training=False).numpy(), case.logits, atol=1e-5)
     assert [layer.name for layer in twin.layers if layer.weights] == [
-        layer.name for layer in room.student.layers if layer.weights
+        layer.name for layer in case.student.layers if layer.weights
     ]
     for layer in twin.layers:
         layer.set_weights([weight * 0.5 for weight in layer.get_weights()])
-    back = bridge.weights_back(twin, room.student)
+    back = bridge.weights_back(twin, case.student)
     np.testing.assert_allclose(
-        predict_logits(back, room.data.validation.images), twin(images, training=False).numpy(), atol=1e-5
+        predict_logits(back, case.data.validation.images), twin(images, training=False).numpy(), atol=1e-5
     )
 
 
@@ -76,14 +76,14 @@ def test_the_whole_published_architecture_has_a_twin():
     np.testing.assert_allclose(bridge.make_twin(model)(images, training=False).numpy(), expected, atol=1e-5)
 
 
-def test_tfmots_own_model_and_what_is_made_of_it_agree(room, tmp_path):
-    """tfmot's model converted by itself is a full int8 file that says what ours says."""
-    twin = bridge.quantization_twin(room.student)
-    images = room.data.train.images[:128] / np.float32(255)
-    for _ in range(20):  # the ranges of tfmot start at 6 and move by a hundredth
+def test_tfmots_own_model_and_what_is_made_of_it_agree(case, tmp_path):
+    """tfmot's own model converts to a full int8 file and agrees with ours."""
+    twin = bridge.quantization_twin(case.student)
+    images = case.data.train.images[:128] / np.float32(255)
+    for _ in range(20):  # tfmot's ranges start at 6 and move by 1 % a step
         twin(images, training=True)
-    ours = bridge.from_quantization_twin(twin, room.student)
-    pictures = room.data.validation.images
+    ours = bridge.from_quantization_twin(twin, case.student)
+    pictures = case.data.validation.images
     expected = twin(pictures / np.float32(255), training=False).numpy()
     found = predict_logits(ours, pictures)
     assert np.abs(found - expected).mean() < 0.05 * np.abs(expected).max()

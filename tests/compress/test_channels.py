@@ -1,4 +1,4 @@
-"""Structured pruning: the graph shrinks, and cutting channels that do nothing changes nothing."""
+"""Structured pruning: the graph becomes smaller, and cutting channels without effect changes no output."""
 
 import keras
 import numpy as np
@@ -14,7 +14,7 @@ IMAGES = np.random.default_rng(0).random((4, 16, 16, 3)).astype(np.float32)
 
 
 def scrambled(model: keras.Model) -> keras.Model:
-    """Random normalization, so that every weight has a say."""
+    """Set random normalization weights, so that every weight has an effect; return the model."""
     generator = np.random.default_rng(0)
     for layer in model.layers:
         if isinstance(layer, keras.layers.BatchNormalization):
@@ -47,7 +47,7 @@ def test_groups_of_a_resnet_are_its_inner_channels():
     ],
 )
 def test_dead_channels_go_without_a_trace(build):
-    """Half of each group's channels are made to do nothing: cutting half leaves the very same function."""
+    """Half of each group's channels are given no effect; cutting half leaves the same function."""
     model, generator = scrambled(build()), np.random.default_rng(1)
     for group in channel_groups(model):
         reader = group[-1].layer

@@ -1,4 +1,4 @@
-"""Magnitude pruning: the schedule and the masks by hand, and what stays zero while training goes on."""
+"""Magnitude pruning: schedule and masks checked by hand, and zeros that stay zero during training."""
 
 import itertools
 
@@ -64,7 +64,7 @@ def test_zeros_stay_after_every_step_and_reach_the_target(distilled, optimizer):
     assert shares[:3] == [0, 0, 0]
     assert shares[3] == pytest.approx(polynomial_sparsity(4, 0.75, end=12), abs=1 / 270)
     assert shares[11:] == pytest.approx([round(0.75 * 270) / 270] * 9)
-    for before, after in itertools.pairwise(seen):  # what is zero once is zero for good
+    for before, after in itertools.pairwise(seen):  # a zero weight stays zero
         assert all((a | ~b).all() for b, a in zip(before, after, strict=True))
     assert not (np.asarray(student.layers[1].kernel) == 0).any()
 
@@ -81,5 +81,5 @@ def test_end_zero_keeps_the_zeros_that_are_there():
 
 @pytest.mark.parametrize("bad", [{"sparsity": 1.0, "end": 3}, {"sparsity": 0.5, "end": -1}])
 def test_wrong_arguments(bad):
-    with pytest.raises(ValueError, match="need sparsity"):
+    with pytest.raises(ValueError, match="Expected 0 < sparsity < 1"):
         MagnitudePruning(**bad)

@@ -1,4 +1,4 @@
-"""Fake quantization: the rounding by hand, the ranges, where layers are put, and what is refused."""
+"""Fake quantization: rounding checked by hand, ranges, positions of the layers, and refused models."""
 
 import keras
 import numpy as np
@@ -42,8 +42,8 @@ def test_activations_are_rounded_to_256_steps_and_zero_is_exact():
     assert len(np.unique(rounded)) == 256 and 0 in rounded
 
 
-def test_where_ranges_are_put_in_a_mobilenet(room):
-    names = ranges(fake_quantized(room.student))
+def test_where_ranges_are_put_in_a_mobilenet(case):
+    names = ranges(fake_quantized(case.student))
     block = ["expand_relu", "depthwise_relu", "project"]
     expected = ["image", "block_00", "block_01_depthwise_relu", "block_01_project"]
     expected += [f"block_02_{part}" for part in block] + [f"block_03_{part}" for part in block]
@@ -56,15 +56,15 @@ def test_where_ranges_are_put_in_a_resnet(resnet):
     assert sorted(names) == sorted(f"{name}_range" for name in ["image", "block_00", *blocks, "pool", "logits"])
 
 
-def test_it_is_the_student_but_for_the_rounding(room):
-    model = fake_quantized(room.student)
-    images = room.data.train.images[:128] / np.float32(255)
+def test_it_is_the_student_but_for_the_rounding(case):
+    model = fake_quantized(case.student)
+    images = case.data.train.images[:128] / np.float32(255)
     model(images, training=True)  # one batch sets the ranges
-    expected, found = np.asarray(room.student(images)), np.asarray(model(images))
+    expected, found = np.asarray(case.student(images)), np.asarray(model(images))
     assert 0 < np.abs(found - expected).max() < 0.15 * np.abs(expected).max()
     assert (found.argmax(1) == expected.argmax(1)).mean() > 0.95
-    assert multiply_adds(model) == multiply_adds(room.student)
-    assert count_parameters(model) < count_parameters(room.student)  # normalization is folded, ranges are not learned
+    assert multiply_adds(model) == multiply_adds(case.student)
+    assert count_parameters(model) < count_parameters(case.student)  # normalization is folded, ranges are not learned
 
 
 def conv_model(*tail: keras.layers.Layer) -> keras.Model:
@@ -76,8 +76,8 @@ def conv_model(*tail: keras.layers.Layer) -> keras.Model:
     [
         ([keras.layers.Activation("softplus")], "activation is softplus"),
         ([keras.layers.ReLU(), keras.layers.BatchNormalization()], "does not follow a convolution"),
-        ([keras.layers.LayerNormalization()], "LayerNormalization is not among"),
-        ([keras.layers.SeparableConv2D(4, 3)], "SeparableConv2D is not among"),
+        ([keras.layers.LayerNormalization()], "LayerNormalization is not a supported"),
+        ([keras.layers.SeparableConv2D(4, 3)], "SeparableConv2D is not a supported"),
         ([keras.layers.DepthwiseConv2D(3, depth_multiplier=2)], "depth multiplier"),
         ([keras.Sequential([keras.layers.ReLU()], name="inner")], "'inner' is a model"),
     ],

@@ -1,4 +1,4 @@
-"""Every method ends in an int8 file without a float in it, which says what its Keras model says."""
+"""Each method gives an int8 file without float tensors that agrees with its Keras model."""
 
 import itertools
 from collections.abc import Iterator
@@ -31,19 +31,19 @@ def kernels(model: keras.Model) -> Iterator[np.ndarray]:
 
 
 @pytest.mark.parametrize("method", PHASES)
-def test_every_route_ends_in_an_int8_file(room, tmp_path, method):
+def test_every_route_ends_in_an_int8_file(case, tmp_path, method):
     share = 0.25 if method == "prune_channels" else 0.5
     config = CompressConfig(method=method, sparsity=share, steps=STEPS, batch_size=32, learning_rate=1e-3, clusters=8)
-    model = compress_student(room.student, config, room.lessons(tmp_path, cached=method in ("prune", "cqat")))
+    model = compress_student(case.student, config, case.lessons(tmp_path, cached=method in ("prune", "cqat")))
     assert is_fake_quantized(model) == (method in QUANTIZED)
-    logits, labels = predict_logits(model, room.data.validation.images), room.data.validation.labels
-    assert accuracy(logits, labels) > accuracy(room.logits, labels) - 0.15
+    logits, labels = predict_logits(model, case.data.validation.images), case.data.validation.labels
+    assert accuracy(logits, labels) > accuracy(case.logits, labels) - 0.15
 
     path = tmp_path / "model.int8.tflite"
-    calibration = None if method in QUANTIZED else room.data.validation.images[:64]
+    calibration = None if method in QUANTIZED else case.data.validation.images[:64]
     path.write_bytes(convert(model, "int8", calibration))
     assert not float_tensors(path)
-    report = parity(path, room.data.validation, logits)
+    report = parity(path, case.data.validation, logits)
     assert report["agreement"] >= 0.95
     assert report["mean_difference"] < 0.03 * np.abs(logits).max()
 
@@ -52,49 +52,49 @@ def test_every_route_ends_in_an_int8_file(room, tmp_path, method):
             assert np.mean(kernel == 0) == pytest.approx(0.5, abs=1 / kernel.size)
     if method == "cluster":
         assert all(len(np.unique(kernel)) <= 8 for kernel in kernels(model))
-    if method == "cqat":  # batch normalization was folded: the clusters are those of each output channel
+    if method == "cqat":  # batch normalization was folded, so clusters are counted for each output channel
         for kernel in kernels(model):
             flat = np.round(kernel.reshape(-1, kernel.shape[-1]), 5)
             assert all(len(np.unique(channel)) <= 8 for channel in flat.T)
 
     model.save(tmp_path / "again.keras")
     again = keras.saving.load_model(tmp_path / "again.keras", safe_mode=True)
-    np.testing.assert_array_equal(predict_logits(again, room.data.validation.images), logits)
+    np.testing.assert_array_equal(predict_logits(again, case.data.validation.images), logits)
 
 
-def test_the_student_is_left_alone(room):
-    np.testing.assert_array_equal(predict_logits(room.student, room.data.validation.images), room.logits)
+def test_the_student_is_left_alone(case):
+    np.testing.assert_array_equal(predict_logits(case.student, case.data.validation.images), case.logits)
 
 
 @pytest.mark.parametrize("method", ["qat", "prune_channels"])
-def test_native_methods_take_a_resnet(room, resnet, tmp_path, method):
+def test_native_methods_take_a_resnet(case, resnet, tmp_path, method):
     config = CompressConfig(method=method, steps=8, batch_size=32)
-    model = compress_student(resnet, config, room.lessons(tmp_path))
+    model = compress_student(resnet, config, case.lessons(tmp_path))
     path = tmp_path / "model.int8.tflite"
-    calibration = None if is_fake_quantized(model) else room.data.validation.images[:64]
+    calibration = None if is_fake_quantized(model) else case.data.validation.images[:64]
     path.write_bytes(convert(model, "int8", calibration))
     assert not float_tensors(path)
-    assert parity(path, room.data.validation, predict_logits(model, room.data.validation.images))["agreement"] > 0.9
+    assert parity(path, case.data.validation, predict_logits(model, case.data.validation.images))["agreement"] > 0.9
 
 
 @pytest.mark.parametrize("method", ["prune_tfmot", "cluster", "qat_tfmot", "pqat", "cqat"])
-def test_tfmot_refuses_a_resnets_shortcut_in_one_line(room, resnet, tmp_path, method):
+def test_tfmot_refuses_a_resnets_shortcut_in_one_line(case, resnet, tmp_path, method):
     with pytest.raises(
         UserError, match=r"resnet8 cannot go through tfmot: layer 'block_02_shortcut_pad'.*use qat"
     ) as e:
-        compress_student(resnet, CompressConfig(method=method), room.lessons(tmp_path))
+        compress_student(resnet, CompressConfig(method=method), case.lessons(tmp_path))
     assert "\n" not in str(e.value)
 
 
 @pytest.mark.parametrize("method", ["prune_qat", *(pytest.param(m, marks=pytest.mark.slow) for m in ("pqat", "cqat"))])
-def test_an_interrupted_method_ends_as_an_uninterrupted_one(room, tmp_path, method, monkeypatch):
-    """Killed after the first epoch of each of its two phases, then started again."""
+def test_an_interrupted_method_ends_as_an_uninterrupted_one(case, tmp_path, method, monkeypatch):
+    """The method is interrupted after the first epoch of each of its two phases and started again."""
     monkeypatch.setattr(finetune, "CHECKPOINT_STEPS", 6)
     config = CompressConfig(method=method, steps=12, batch_size=32, clusters=8)
 
     def compressed(folder):
         keras.utils.set_random_seed(0)
-        return compress_student(room.student, config, room.lessons(tmp_path / folder))
+        return compress_student(case.student, config, case.lessons(tmp_path / folder))
 
     whole = compressed("whole")
     save, calls = checkpoint.save, itertools.count()

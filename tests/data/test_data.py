@@ -1,4 +1,4 @@
-"""The data room: ids and splits that depend on pixels alone, whatever the source and its order."""
+"""The data module: ids and splits depend only on pixels and labels, not on the source and its order."""
 
 import hashlib
 import http.server
@@ -270,7 +270,7 @@ def test_folder_without_splits_tests_on_the_fifth_that_sorts_last(tmp_path):
     assert sorted(dataset.test.ids) == sorted(np.concatenate(expected))
 
 
-def test_folder_ignores_what_is_no_picture(tmp_path):
+def test_folder_ignores_files_that_are_not_pictures(tmp_path):
     name = _save_folder(tmp_path, _arrays())
     expected = data.load(name).fingerprint
     (tmp_path / "README.md").write_text("about")
@@ -364,7 +364,7 @@ def test_damaged_npz_is_refused_or_harmless(tmp_path, fraction, flip):
     except UserError as error:
         assert len(str(error).splitlines()) == 1
     else:
-        assert flip  # a flipped byte of a time stamp harms nobody, a missing end always does
+        assert flip  # a flipped byte of a time stamp is harmless, a missing end never is
 
 
 def test_npz_that_asks_for_terabytes_is_refused_by_its_header(tmp_path):
@@ -430,29 +430,29 @@ def test_folders_of_another_layout_are_refused(tmp_path):
     _refused("has no class folders", tmp_path)
     name = _save_folder(tmp_path / "a", _arrays())
     (tmp_path / "a" / "train" / "empty").mkdir()
-    _refused("empty holds no pictures", name)
+    _refused("empty has no pictures", name)
     (tmp_path / "a" / "train" / "empty").rmdir()
     shutil.copytree(tmp_path / "a" / "test" / "class0", tmp_path / "a" / "test" / "unknown")
-    _refused("unknown is no class of train", name)
+    _refused("unknown is not a class of train", name)
     shutil.rmtree(tmp_path / "a" / "test")
-    _refused("has train alone", name)
+    _refused("has only train", name)
 
 
 @pytest.mark.parametrize("name", ["./nowhere", "/no/such/folder", "https://example.com/x", "", "a b"])
-def test_names_of_nothing_are_refused(name):
-    _refused("it is no tfds name", name)
+def test_names_that_refer_to_nothing_are_refused(name):
+    _refused("neither an existing folder nor a tfds name", name)
 
 
 def test_unknown_tfds_name_is_refused_with_a_suggestion(tmp_path):
     _refused("did you mean cifar10", "ciphar10", directory=str(tmp_path))
 
 
-def test_not_prepared_and_not_to_be_downloaded(tmp_path):
+def test_an_unprepared_data_set_without_download_is_refused(tmp_path):
     _refused("not prepared in .*downloading is off", "mnist", directory=str(tmp_path), download=False)
 
 
-def test_no_network_is_said_within_ten_seconds(tmp_path, monkeypatch):
-    # A proxy that takes the connection and never answers: the slowest way of having no network.
+def test_a_missing_network_is_reported_within_ten_seconds(tmp_path, monkeypatch):
+    # A proxy that accepts the connection and never answers: the slowest kind of missing network.
     with socket.create_server(("127.0.0.1", 0)) as silent:
         for variable in ("https_proxy", "HTTPS_PROXY"):
             monkeypatch.setenv(variable, f"http://127.0.0.1:{silent.getsockname()[1]}")
@@ -463,7 +463,7 @@ def test_no_network_is_said_within_ten_seconds(tmp_path, monkeypatch):
         assert time.monotonic() - started < 10
 
 
-def test_any_http_answer_is_a_network(monkeypatch):
+def test_any_http_answer_means_a_network(monkeypatch):
     monkeypatch.setenv("no_proxy", "127.0.0.1")
     with http.server.HTTPServer(("127.0.0.1", 0), http.server.BaseHTTPRequestHandler) as server:
         thread = threading.Thread(target=server.serve_forever)

@@ -1,4 +1,4 @@
-"""Every format is what its name says, and what cannot be converted is refused in one line."""
+"""Each format has the types of its name, and a model that cannot be converted is refused in one line."""
 
 import keras
 import numpy as np
@@ -25,7 +25,7 @@ def contents(network):
 
 
 def kinds(content):
-    """Types of the tensors, of input and of output."""
+    """Return the types of all tensors, and the types of input and output."""
     interpreter = open_litert(content, delegates=False)
     ends = [interpreter.get_input_details()[0], interpreter.get_output_details()[0]]
     return {np.dtype(tensor["dtype"]).name for tensor in interpreter.get_tensor_details()}, [
@@ -66,7 +66,7 @@ def test_narrower_files_are_smaller():
 
 
 def fake_quantized():
-    """A network that carries its ranges itself."""
+    """Return a network with fake quantization and fixed ranges."""
 
     @keras.saving.register_keras_serializable("test_convert")
     class Range(keras.layers.Layer):
@@ -89,9 +89,9 @@ def test_fake_quantization_needs_no_calibration(tmp_path):
     path = tmp_path / "learned.tflite"
     path.write_bytes(convert(network, "int8"))
     assert float_tensors(path) == []
-    # the ranges are 0 to 1 in 255 steps: one step of rounding apart at most
+    # the ranges are 0 to 1 in 255 steps; they differ by at most one rounding step
     assert np.abs(litert_predictor(path)(PIXELS) - predict_logits(network, PIXELS)).max() <= 2 / 255
-    with pytest.raises(UserError, match="carries fake quantization and cannot be float16"):
+    with pytest.raises(UserError, match="has fake quantization and cannot be converted to float16"):
         convert(network, "float16")
 
 
@@ -121,8 +121,8 @@ def test_an_operation_unknown_to_litert_is_named(capfd):
     [
         (PIXELS / np.float32(255), r"calibration images are float32 from 0 to 1; expected uint8"),
         (PIXELS.astype(np.float32), r"float32 from 0 to 255; expected uint8"),
-        (PIXELS // 255, r"hold pixels from 0 to 1 alone, as if scaled to \[0,1\]"),
-        (np.zeros((4, 8, 8, 3), np.uint8), r"hold pixels from 0 to 0 alone"),
+        (PIXELS // 255, r"have only pixels from 0 to 1, as if scaled to \[0,1\]"),
+        (np.zeros((4, 8, 8, 3), np.uint8), r"have only pixels from 0 to 0"),
         (PIXELS[:, :4], r"have the shape \(32, 4, 8, 3\); expected \[N,8,8,3\]"),
         (PIXELS[:0], r"expected \[N,8,8,3\] and at least one"),
         (PIXELS[..., :1], r"expected \[N,8,8,3\]"),

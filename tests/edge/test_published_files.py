@@ -1,4 +1,4 @@
-"""Files of the published networks keep their accuracy on the CIFAR-10 test images."""
+"""LiteRT files of the published networks keep the accuracy on the CIFAR-10 test images."""
 
 from functools import partial
 

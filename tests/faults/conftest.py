@@ -1,4 +1,4 @@
-"""What the fault tests count, and the rows they leave with `--fault-rows FILE`; `table.py` makes the table of them.
+"""Counts of the fault tests, written as rows with `--fault-rows FILE`; `table.py` makes the table from them.
 
 python -m pytest tests/faults -m "slow or not slow" --fault-rows experiments/results/faults.csv
 python tests/faults/table.py
@@ -16,13 +16,13 @@ from tfigkd.runtime.provenance import append_row, origin
 
 @dataclass
 class Tally:
-    """Cases of one kind of fault, and how they ended.
+    """Cases of one kind of fault, and their results.
 
     Attributes:
-        fault: What was done, as the table calls it.
-        said: Cases that ended with one clear line, nothing harmed.
-        same: Cases that changed nothing: the run went on to the same result, or what was read is what had been written.
-        lost: What else happened, case by case; there should be none.
+        fault: Name of the fault in the table.
+        said: Cases that ended with one clear error line and without damage.
+        same: Cases without effect: the run gave the same result, or a file was read as it was written.
+        lost: One description for each case with any other result; expected to be empty.
     """
 
     fault: str
@@ -33,13 +33,13 @@ class Tally:
     seconds: float = 0.0
 
     def read(self, case, read, expected, names=()):
-        """Call a reader: it gives an expected value, or one line that names the file.
+        """Call a reader, which must return an expected value or raise an error of one line that names the file.
 
         Args:
-            case: What was done, for the message of a failed test.
-            read: The reader.
-            expected: The values that it may give.
-            names: The line has to name one of these; none: any line will do.
+            case: Description of the case, for the message of a failed test.
+            read: The reader, a function without arguments.
+            expected: The values that it may return.
+            names: The line must contain one of these; if empty, any line is accepted.
         """
         try:
             value = read()
@@ -56,10 +56,10 @@ class Tally:
             if value in expected:
                 self.same += 1
             else:
-                self.lost.append(f"{case}: gave {str(value)[:200]} without a word")
+                self.lost.append(f"{case}: returned {str(value)[:200]} without an error")
 
     def check(self, case, sound, *, said=False):
-        """Count a case that has been looked at: `said` where it ended with a line."""
+        """Count a case: lost unless `sound`, else ended with an error line if `said`, else without effect."""
         if not sound:
             self.lost.append(str(case))
         elif said:
@@ -68,13 +68,13 @@ class Tally:
             self.same += 1
 
     def end(self):
-        """Stop the clock and fail where anything was lost."""
+        """Stop the timer, and fail if any case was lost."""
         self.seconds = time.monotonic() - self.started
         assert not self.lost, f"{len(self.lost)} of {self.tried}:\n" + "\n".join(self.lost[:20])
 
     @property
     def tried(self):
-        """How many cases there were."""
+        """The number of cases."""
         return self.said + self.same + len(self.lost)
 
 
@@ -84,7 +84,7 @@ def pytest_addoption(parser):
 
 @pytest.fixture
 def tally(request):
-    """Starts the count of one kind of fault; at the end of the test it becomes a row."""
+    """Yield a function that starts the count of one kind of fault; at the end of the test, append its row."""
     made = []
 
     def start(fault):

@@ -1,4 +1,4 @@
-"""The command line of a run that says on standard output where each stage begins and ends, for tests that interfere.
+"""The command `tfigkd.run`, which also prints when each stage begins and ends, for tests that interrupt it.
 
 python driver.py [--fill STAGE BYTES_LEFT FILE] ARGUMENTS OF tfigkd.run
 """
@@ -12,12 +12,12 @@ from tfigkd import run
 from tfigkd.runtime.console import quiet_stderr
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-with quiet_stderr():  # TensorFlow greets, as in `tfigkd.run`
+with quiet_stderr():  # TensorFlow prints lines on import
     from tfigkd.stages import pipeline
 
 
 def fill(path, left):
-    """Fill the disk that a file lies on, but for some bytes."""
+    """Fill the disk of a file, except for some bytes."""
     with open(path, "wb", buffering=0) as file:
         for size in (2**20, 2**16, 4096):
             with contextlib.suppress(OSError):
@@ -27,7 +27,7 @@ def fill(path, left):
 
 
 def announced(name, stage, full):
-    """A stage that says when it begins and ends, and begins on a full disk where asked to."""
+    """Return a stage that prints when it begins and ends, and starts on a full disk if `full` names it."""
 
     def call(*arguments):
         if full and full[0] == name:

@@ -16,7 +16,7 @@ BEGIN, END = "<!-- faults: written by `python tests/faults/table.py` -->", "<!--
 
 
 def newest(path, key):
-    """The last row of each kind, in the order in which the kinds came first."""
+    """Return the last row of each kind, in the order of the first rows."""
     rows = {}
     if path.is_file():
         with open(path, newline="", encoding="utf-8") as file:
@@ -25,7 +25,7 @@ def newest(path, key):
 
 
 def table(faults, long_runs):
-    """Both tables as Markdown; the totals are sums of the rows."""
+    """Return both tables as Markdown; the totals are sums of the rows."""
     total = {name: sum(int(row[name]) for row in faults) for name in ("tried", "said", "same", "lost")}
     lines = ["| fault | tried | one clear line | went on unharmed | lost | seconds | repeat it |"]
     lines.append("| --- |" + " ---: |" * 5 + " --- |")
@@ -44,19 +44,19 @@ def table(faults, long_runs):
 
 
 def _where(rows):
-    """Hardware, commits and versions of rows."""
+    """Return hardware, commits and versions of rows as text."""
     distinct = ["; ".join(sorted({row[name] for row in rows})) for name in ("hardware", "commit", "versions")]
     return f"{distinct[0]}; commit {distinct[1]}; {distinct[2]}." if rows else "No rows yet."
 
 
 def insert(text, content):
-    """The text with what stands between the two markers replaced."""
+    """Replace the text between the two marker lines."""
     before, _, rest = text.partition(BEGIN)
     return f"{before}{BEGIN}\n\n{content}\n\n{END}{rest.partition(END)[2]}"
 
 
 def main():
-    """Write the table anew."""
+    """Write the tables to README.md."""
     content = table(newest(RESULTS / "faults.csv", "fault"), newest(RESULTS / "long_runs.csv", "run"))
     write_text(README, insert(README.read_text(encoding="utf-8"), content))
 

@@ -1,6 +1,6 @@
-"""Bad input, damaged files and a full disk: one line that says so, a non-zero exit, and nothing is harmed.
+"""Bad input, damaged files and a full disk: one error line, a non-zero exit status, and no file is damaged.
 
-Everything goes through the real command line, in processes of their own.
+All tests use the real command line in child processes.
 """
 
 import re
@@ -27,7 +27,7 @@ from test_kill import (
     succeed,
 )
 
-__all__ = ["no_process_left_behind"]  # a fixture for the tests here as well
+__all__ = ["no_process_left_behind"]  # a fixture, also used by the tests in this file
 STORE = f"{TEACHERS}/overlays/*"
 SHARD = f"{STORE}/overlays-00003-of-00011.tfrecord"
 TEACHER = f"{TEACHERS}/teacher.keras"
@@ -41,18 +41,18 @@ def finished(tmp_path_factory):
 
 @pytest.fixture
 def copy(finished, tmp_path):
-    """A copy of the finished run, to be damaged."""
+    """Return a copy of the finished run, which the test damages."""
     return shutil.copytree(finished, tmp_path, dirs_exist_ok=True)
 
 
 @pytest.fixture
 def empty(tmp_path):
-    """A folder with the experiment and nothing else."""
+    """Return a folder that contains only the experiment."""
     return new_folder(tmp_path)
 
 
 def one_line(process):
-    """The line with which a process ended badly: the only one on standard error."""
+    """Return the error line of a failed process, the only line on standard error."""
     _, errors = process.communicate()
     assert process.returncode in (1, 2), (process.returncode, errors)
     assert errors.endswith("\n") and errors.count("\n") == 1, errors
@@ -61,7 +61,7 @@ def one_line(process):
 
 
 def refused(folder, *arguments, **options):
-    """Run the command line to its bad end, which leaves all files as they were; returns the one line."""
+    """Run a command that must fail and leave all files unchanged; return its error line."""
     before = hashes(folder)
     line = one_line(start(folder, *arguments, **options))
     assert hashes(folder).items() >= before.items()
@@ -147,7 +147,7 @@ def test_missing_and_wrong_data(empty):
 
 
 def test_no_network_is_told_within_ten_seconds(empty):
-    """A proxy that refuses, and one that takes the connection and is silent ever after."""
+    """One proxy refuses connections, another accepts them and never answers."""
     with socket.create_server(("127.0.0.1", 0)) as silent:
         proxies = {"refusing": "http://127.0.0.1:9", "silent": f"http://127.0.0.1:{silent.getsockname()[1]}"}
         for kind, proxy in proxies.items():
@@ -160,7 +160,7 @@ def test_no_network_is_told_within_ten_seconds(empty):
                 TFDS_DATA_DIR=str(empty / "nothing"),
                 HOME=str(empty),
             )
-            while not process.stdout.readline().rstrip().endswith(f"in {kind}"):  # said when the imports are done
+            while not process.stdout.readline().rstrip().endswith(f"in {kind}"):  # printed after the imports
                 assert process.poll() is None
             began = time.monotonic()
             assert "tfds data set 'mnist' is not prepared and there is no network" in one_line(process)
@@ -168,7 +168,7 @@ def test_no_network_is_told_within_ten_seconds(empty):
 
 
 def test_teachers_that_do_not_fit(copy):
-    """A .keras teacher of ten classes for data of three, and arrays of another network."""
+    """A .keras teacher with ten classes for data with three, and weights of another network."""
     shutil.copy(only(copy, TEACHER), copy / "ten.keras")
     save_npz(copy / "three.npz", 3)
     np.savez(copy / "wrong.npz", **{"features.0.0.weight": np.zeros((4, 3, 3, 3), np.float32)})
@@ -236,14 +236,14 @@ def test_damaged_files(copy, finished, pattern, damage, message, tally):
     line = refused(copy)
     one.check(line, re.match(message.format(re.escape(str(name))), line), said=True)
     one.end()
-    # all that is left to mend is that file
+    # only that file remains to be repaired
     shutil.copy(finished / name, path)
     assert hashes(copy) == hashes(finished)
 
 
 @pytest.mark.slow
 def test_no_space_left_in_the_middle_of_networks(empty, finished, tally):
-    """Too little for a whole teacher, then for a student."""
+    """The disk has too little space for a teacher, then for a student."""
     one = tally("no file larger than a network, then room (RLIMIT_FSIZE)")
     line = refused(empty, file_size=100_000)
     one.check(line, re.match("(File too large|No space left)", line), said=True)
@@ -260,7 +260,7 @@ def test_no_space_left_in_the_middle_of_networks(empty, finished, tally):
 
 @pytest.mark.slow
 def test_no_space_left_for_curves(empty):
-    """TensorBoard's file grows faster than a checkpoint does, and its errors are TensorFlow's own."""
+    """TensorBoard's file grows faster than a checkpoint, and its errors come from TensorFlow."""
     long = ("--teacher.training.epochs", "400", "--teacher.training.batch_size", "64", "--data.limit", "20")
     line = refused(empty, *long, "--stages", "data,teacher", file_size=200_000)
     assert "File too large" in line
@@ -269,7 +269,7 @@ def test_no_space_left_for_curves(empty):
 
 @pytest.mark.slow
 def test_the_advice_mends_the_damage(copy, finished):
-    """Whoever deletes what each line says ends with the same teacher, shards and student."""
+    """Deleting the files that each error line names leads to the same teacher, shards and student."""
     for damage, pattern in ((cut, f"{TEACHERS}/manifest.json"), (flip, SHARD), (cut, STUDENT)):
         damage(only(copy, pattern))
     sound = stamps(copy, f"{STORE}/*.tfrecord")
@@ -286,7 +286,7 @@ def test_the_advice_mends_the_damage(copy, finished):
 
 
 def test_no_space_left(empty, finished, tally):
-    """Each limit is met by another stage; the next try goes on from there."""
+    """Each limit stops another stage; the next call continues from there."""
     one = tally("no file larger than a config, a checkpoint, a shard, then room (RLIMIT_FSIZE)")
 
     def fails(limit, *, having, lacking):
@@ -308,7 +308,7 @@ def test_no_space_left(empty, finished, tally):
 
 
 def test_no_space_left_for_the_report(copy, finished):
-    """The old report stays as it was; the row before it is whole."""
+    """The old report is unchanged; the row written before it is complete."""
     report = (copy / RUN / "report.md").read_bytes()
     line = one_line(start(copy, file_size=len(report) - 100))
     assert re.match("(File too large|No space left)", line)

@@ -1,4 +1,4 @@
-"""Clocks that jump and files from another century: nothing is decided by what time it is."""
+"""Clocks that jump and files with wrong dates: no decision depends on the time of day."""
 
 import ast
 import json
@@ -30,13 +30,13 @@ CALLS = {"time", "time_ns", "getmtime", "getctime", "st_mtime", "st_ctime", "st_
 
 
 def test_no_code_asks_what_time_it_is_but_to_write_it_down():
-    """Durations are of the monotonic clock, and no decision looks at the times of files."""
+    """Durations use the monotonic clock, and no decision uses the times of files."""
     asked = []
     for path in sorted((ROOT / "tfigkd").rglob("*.py")):
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Attribute) and node.attr in CALLS:
                 asked.append((path.stem, ast.unparse(node)))
-    # the row's own column, and what TensorBoard shows beside a point
+    # the time column of a row, and the times of TensorBoard's points
     assert {*asked} == {("table", "datetime.now"), ("tensorboard", "time.time")}
 
 
@@ -62,7 +62,7 @@ def test_files_of_another_century_are_done_all_the_same(finished, tmp_path, year
 
 @pytest.mark.slow
 def test_a_clock_that_jumps_by_years_changes_nothing(finished, tmp_path, tally):
-    """Every reading of the clock is up to twelve years off, forth and back."""
+    """Every reading of the clock is wrong by up to twelve years, forward or back."""
     one = tally("clock jumping by years at every reading, run killed in between")
     folder = new_folder(tmp_path)
     (folder / "clock").mkdir()

@@ -1,6 +1,6 @@
-"""A disk that fills up in the middle of every stage, and folders that cannot be written: one line, nothing lost.
+"""A disk that fills up during every stage, and folders that cannot be written: one error line, nothing lost.
 
-Root may write where permissions forbid it, so that folders are mounted, made immutable or put below a file.
+Root ignores permissions, so folders are made unwritable by a mount, by the immutable flag, or by a path below a file.
 """
 
 import contextlib
@@ -32,7 +32,7 @@ __all__ = ["no_process_left_behind"]
 
 @contextlib.contextmanager
 def mounted(target, *options):
-    """Mount something; skips where this machine does not let us."""
+    """Mount a file system; skip the test if this machine does not allow it."""
     done = subprocess.run(["mount", *options, str(target)], capture_output=True, text=True, check=False)
     if done.returncode:
         pytest.skip(f"NEEDS ROOT THAT MAY MOUNT: mount {' '.join(options)}: {done.stderr.strip()}")
@@ -44,7 +44,7 @@ def mounted(target, *options):
 
 @contextlib.contextmanager
 def read_only(folder):
-    """A folder whose file system is read-only."""
+    """Make a folder's file system read-only in the context."""
     with mounted(folder, "--bind", str(folder)):
         subprocess.run(["mount", "-o", "remount,bind,ro", str(folder)], check=True)
         yield folder
@@ -69,7 +69,7 @@ def run_in(*arguments):
 
 
 def commands(place):
-    """Everything that writes, told to write into `place`."""
+    """Return every command that writes files, with `place` as its output."""
     search = ("--trials", "1", "--tuner", "random", "--vary", "training.epochs=1,2", "--workdir")
     return {
         "run": run_in("--workdir", f"{place}/run"),
@@ -85,7 +85,7 @@ def commands(place):
 
 
 def with_inputs(folder, finished):
-    """What the commands read, beside the experiment."""
+    """Write the inputs of the commands to a folder, besides the experiment."""
     shutil.copy(finished / RUN / "distill/student.keras", folder)
     for name in ("student.int8.tflite", "student.int8.json"):
         shutil.copy(finished / RUN / "export" / name, folder)
@@ -96,7 +96,7 @@ def with_inputs(folder, finished):
 
 
 def tell(tally, fault, folder, place, chosen=None):
-    """Every command has to end with one line and to leave everything as it was."""
+    """Check that each command ends with one error line and leaves all files unchanged."""
     one = tally(fault)
     before = hashes(folder)
     for name, begin in commands(place).items():
@@ -104,7 +104,7 @@ def tell(tally, fault, folder, place, chosen=None):
             continue
         process = begin(folder)
         output, errors = process.communicate()
-        # a study tells of each run on standard output and in its log
+        # a study reports each run on standard output and in its log
         said = errors.startswith("error: ") and errors.count("\n") == 1
         said = said or (name == "study" and errors.count("\n") <= 1 and "Traceback" not in output + errors)
         one.check(
@@ -145,7 +145,7 @@ def test_no_command_writes_where_it_cannot(empty, finished, tally):
 
 @pytest.mark.slow
 def test_a_workdir_that_becomes_read_only_goes_on_when_it_is_writable(empty, finished, tally):
-    """The disk turns read-only between two calls; the run that was there is as it was."""
+    """The disk becomes read-only between two calls; the finished run is unchanged."""
     one = tally("finished run turned read-only, then writable again")
     shutil.copytree(finished / "runs", empty / "runs")
     with read_only(empty / "runs"):
@@ -159,7 +159,7 @@ def test_a_workdir_that_becomes_read_only_goes_on_when_it_is_writable(empty, fin
 
 @pytest.mark.slow
 def test_a_full_disk_costs_a_search_no_trial(empty, tally):
-    """A trial that cannot write its checkpoint is not marked as failed: the same command tries it again."""
+    """A trial that cannot write its checkpoint is not marked as failed; the same command repeats it."""
     one = tally("search without room for a checkpoint, then with (RLIMIT_FSIZE)")
     varied = ("--vary", "training.learning_rate=1e-3:1e-2:log", "--losses.kd.weight", "0", "--overlay.probability", "0")
     given = ("--experiment", "tiny.toml", "--tuner", "random", "--trials", "2", *varied)
@@ -190,7 +190,7 @@ def test_half_a_row_is_taken_back(tmp_path, tally):
 @pytest.mark.slow
 @pytest.mark.timeout(2400)
 def test_the_disk_fills_up_in_every_stage(tmp_path, tmp_path_factory, tally):
-    """A tmpfs that is full, or nearly so, when a stage begins; then there is room, and the same command goes on."""
+    """A tmpfs is full or nearly full when a stage begins; after space is freed, the same command continues."""
     one = tally("disk full at the beginning and in the middle of every stage (tmpfs)")
     reference = whole_run(tmp_path_factory)
     with mounted(tmp_path, "-t", "tmpfs", "-o", "size=48m", "tmpfs"):
@@ -201,7 +201,7 @@ def test_the_disk_fills_up_in_every_stage(tmp_path, tmp_path_factory, tally):
                 process = drive(folder, "--fill", stage, str(left), str(filler))
                 output, errors = process.communicate()
                 full = process.returncode == 1 and errors.startswith("error: ") and errors.count("\n") == 1
-                spared = process.returncode == 0 and left > 0  # what this stage writes fits into what was left
+                spared = process.returncode == 0 and left > 0  # this stage's files fit into the remaining space
                 case = f"{stage}, {left} bytes left: {process.returncode} {output[-300:]} {errors[-2000:]}"
                 one.check(case, full or spared, said=full)
                 one.check(f"{case}: scraps", not [path for path in folder.rglob("*") if ".partial" in path.name])

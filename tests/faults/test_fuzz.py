@@ -1,7 +1,7 @@
-"""Every file that a run leaves, cut, flipped, blotted, lengthened or repeated at random places, and read again.
+"""Every file of a run is cut, changed, overwritten, lengthened or repeated at random positions and read again.
 
-All in one process, so that a crash of the interpreter would show. What is read is what was written, or one line says
-which file is damaged; nothing else.
+All tests run in one process, so that a crash of the interpreter would be noticed. Either the file is read as it was
+written, or one error line names the damaged file.
 """
 
 import csv
@@ -68,7 +68,7 @@ FIELDS = {
 
 
 def digest(*values):
-    """A short name of arrays, numbers, texts and what is built of them: equal values, equal name."""
+    """Return a short hash of arrays, numbers, texts and containers of them; equal values have equal hashes."""
     whole = hashlib.sha256()
 
     def add(value):
@@ -91,7 +91,7 @@ def digest(*values):
 
 
 class Place:
-    """A finished run with all that a fault may meet, and a reader for each kind of file."""
+    """A finished run with every kind of file, and a reader for each kind."""
 
     def __init__(self, folder):
         self.folder = folder
@@ -104,7 +104,7 @@ class Place:
         self.write_the_rest()
 
     def write_the_rest(self):
-        """Checkpoints as of a stopped run, and the files that other commands leave."""
+        """Write checkpoints as of a stopped run, and the files of other commands."""
         self.distiller = Distiller(small_network(), losses={"kd": KLDivergence()}, loss_weights={"kd": 0.5})
         self.distiller.compile(make_optimizer(self.config.training, 4), jit_compile=False)
         self.stopped = self.folder / "stopped"
@@ -131,12 +131,12 @@ class Place:
         write_signed(self.folder / "search/tuner/trial_0/trial.json", {"trial_id": "0", "score": 0.5})
 
     def readers(self):
-        """Kind of fault to (files, reader, values that it may give, whether the line may name another file)."""
+        """Return fault to (files, reader, values it may return, whether the error line may name another file)."""
         config, workdir, examples = self.config, self.workdir, self.examples
         run_folder, teacher = workdir.run, self.store.parents[1]
         stages = {
             name: workdir.stage(name)
-            for name in ("data", "distill", "export", "evaluate", "benchmark")  # those with a manifest
+            for name in ("data", "distill", "export", "evaluate", "benchmark")  # the stages with a manifest
         } | {"teacher": teacher, "overlays": self.store, "views": self.views}
         fingerprints = {name: read_manifest(folder)["fingerprint"] for name, folder in stages.items()}
 
@@ -170,7 +170,7 @@ class Place:
 
         def claimed():
             changed = changed_settings(run_folder / SETTINGS, self.run)
-            if changed:  # as `tfigkd.run` puts it
+            if changed:  # as in `tfigkd.run`
                 raise UserError(f"{run_folder / SETTINGS} holds other settings: {', '.join(changed)}")
             return "nothing changed"
 
@@ -236,7 +236,7 @@ def published_network():
 
 
 def save_published(path):
-    """The arrays of a tiny network under PyTorch's names."""
+    """Write the weights of a tiny network with PyTorch's names."""
     from tfigkd.models.weights import _places, _torch_axes
 
     model = published_network()
@@ -247,7 +247,7 @@ def save_published(path):
 
 
 def damaged(content, draw):
-    """The content with one fault at a random place, and what was done."""
+    """Return the content with one random fault, and a description of it."""
     place, size = draw.randrange(len(content)), draw.choice((1, 8, 64, 512))
     block = content[place : place + size]
     return draw.choice(
@@ -271,7 +271,7 @@ def place(tmp_path_factory):
 
 
 def fuzz(place, tally, seed, count):
-    """`count` faults for each kind of file, each mended before the next."""
+    """Try `count` faults for each kind of file, and repair each before the next."""
     counts = []
     for fault, paths, read, expected in place.readers():
         one, draw = tally(f"{fault} cut, flipped, blotted or lengthened"), random.Random(f"{seed} {fault}")
@@ -306,7 +306,7 @@ def truncations(text, count, draw):
 
 
 def test_half_written_toml_is_a_config_or_one_line(tmp_path, tally, monkeypatch):
-    """What a TOML file lacks cannot be known, so the run prints what it has read; a broken one is one line."""
+    """A cut TOML file may be valid, so the run prints what it has read; an invalid file gives one error line."""
     monkeypatch.chdir(tmp_path)
     one, draw = tally("experiment or study half written, blotted or nested without end"), random.Random(0)
     good = "".join(
@@ -346,7 +346,7 @@ def test_half_written_toml_is_a_config_or_one_line(tmp_path, tally, monkeypatch)
 
 
 def test_a_second_fault_of_checkpoints_begins_anew_and_keeps_what_follows(place, tmp_path, capsys):
-    """Both checkpoints damaged: the run starts over, and its new checkpoints are not taken for old ones."""
+    """If both checkpoints are damaged, the run starts again, and its new checkpoints are not mistaken for old ones."""
     for number in (4, 5):
         (tmp_path / f"checkpoint-{number:05d}.ckpt").write_bytes(b"none")
     assert checkpoint.restore(tmp_path, place.distiller, "f") == []
@@ -371,7 +371,7 @@ def test_a_sealed_row_reads_as_it_was_written():
 
 @pytest.mark.slow
 def test_faults_in_a_keras_file_without_a_manifest(place, tally, tmp_path):
-    """A model that was handed over by itself: the checksums inside the zip are all there is."""
+    """A model without a manifest has only the checksums inside the zip file."""
     one, draw = tally(".keras file by itself, damaged"), random.Random(2)
     model, path = with_stock_layers(small_network()), tmp_path / "given.keras"
     model.save(path)
@@ -391,7 +391,7 @@ def test_faults_in_a_keras_file_without_a_manifest(place, tally, tmp_path):
 
 @pytest.mark.slow
 def test_faults_in_a_litert_file_without_a_contract_end_no_process(place, tally, tmp_path):
-    """Nothing says what its weights should be, so it may run; but it must not take the process along."""
+    """Without a contract the weights cannot be checked, so the file may run, but it must not crash the process."""
     one, draw = tally("LiteRT file without a contract, damaged"), random.Random(3)
     good = (place.workdir.stage("export") / "student.int8.tflite").read_bytes()
     path = tmp_path / "given.tflite"

@@ -1,4 +1,4 @@
-"""Files made to do harm: nothing of them is executed, nothing outside is read or written, and one line says so."""
+"""Malicious files: none of their code is executed, no outside file is read or written, and one line refuses them."""
 
 import base64
 import hashlib
@@ -34,7 +34,7 @@ PICTURE = np.arange(8 * 8 * 3, dtype=np.uint8).reshape(8, 8, 3)
 
 
 class Payload:
-    """Whoever unpickles this makes a file."""
+    """An object that creates a file when it is unpickled."""
 
     def __reduce__(self):
         return open, (MARKER, "w")
@@ -42,14 +42,14 @@ class Payload:
 
 @pytest.fixture(autouse=True)
 def elsewhere(tmp_path, monkeypatch):
-    """Work in a folder of its own, in which nothing must have been executed at the end."""
+    """Work in a temporary folder, and check at the end that no payload was executed."""
     monkeypatch.chdir(tmp_path)
     yield
     assert not list(tmp_path.rglob(MARKER))
 
 
 def refused(tally, case, read, name):
-    """A reader that must end with one line that names the file."""
+    """Check that a reader ends with one error line that names the file."""
     tally.read(case, lambda: f"{read()} was accepted", set(), {name})
     assert not Path(MARKER).exists(), case
 
@@ -86,7 +86,7 @@ def test_npz_with_pickled_objects(tally):
 
 
 def inflate(path, member, size):
-    """Let a zip's directory say that a member unpacks to `size` bytes."""
+    """Change a zip's directory so that a member claims to unpack to `size` bytes."""
     content = bytearray(Path(path).read_bytes())
     place = content.index(b"PK\x01\x02")
     while bytes(content[place + 46 : place + 46 + len(member)]) != member.encode():
@@ -96,7 +96,7 @@ def inflate(path, member, size):
 
 
 def forged(shape, descr="|u1"):
-    """An .npy of that shape by its header, with next to nothing behind it."""
+    """Return an .npy file whose header claims a shape, with almost no data."""
     buffer = io.BytesIO()
     np.lib.format.write_array_header_1_0(buffer, {"descr": descr, "fortran_order": False, "shape": shape})
     return buffer.getvalue() + bytes(100)
@@ -126,7 +126,7 @@ def test_archives_that_unpack_to_more_than_a_machine_holds(tally):
 
 
 def with_config(change, path="evil.keras", extra=()):
-    """A saved model with its config changed and further members."""
+    """Write a saved model with a changed config and further members."""
     small_network().save("good.keras")
     with zipfile.ZipFile("good.keras") as source, zipfile.ZipFile(path, "w") as target:
         for name in source.namelist():
@@ -139,7 +139,7 @@ def with_config(change, path="evil.keras", extra=()):
 
 
 def layer(whole, **changes):
-    """The config with its last layer's description changed."""
+    """Change the last layer in a config, and return the config."""
     whole["config"]["layers"][-1].update(changes)
     return whole
 
@@ -153,7 +153,7 @@ def test_keras_files_that_bring_code(tally, monkeypatch):
     inputs = keras.Input((4, 4, 3))
     code = keras.layers.Lambda(lambda x: [open("executed", "w"), x][1], output_shape=(4, 4, 3))  # noqa: SIM115
     outputs = keras.layers.Dense(3)(keras.layers.GlobalAveragePooling2D()(code(inputs)))
-    Path(MARKER).unlink(missing_ok=True)  # the layer has run once while the model was built
+    Path(MARKER).unlink(missing_ok=True)  # the layer was executed once when the model was built
     keras.Model(inputs, outputs).save("lambda.keras")
     Path(MARKER).unlink(missing_ok=True)
     refused(one, "lambda", lambda: load_own("lambda.keras"), "lambda.keras")
@@ -225,7 +225,7 @@ def test_manifests_with_the_right_checksum_and_the_wrong_content(tally, tmp_path
 
 
 def pictures(folder, classes=("cat", "dog"), count=12):
-    """A folder of pictures that all is well with."""
+    """Write a folder of valid pictures."""
     shutil.rmtree(folder, ignore_errors=True)
     for number, name in enumerate(classes):
         (folder / name).mkdir(parents=True)
@@ -235,7 +235,7 @@ def pictures(folder, classes=("cat", "dog"), count=12):
 
 
 def bomb(side=50_000):
-    """A PNG of 2.5 gigapixels in some bytes: a header, and data that never come."""
+    """Return a PNG whose header claims 2.5 gigapixels, without the data."""
 
     def chunk(kind, data):
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
@@ -255,7 +255,7 @@ def encoded(picture, kind, **options):
 
 
 def bad_pictures():
-    """Name to content of pictures that must be refused."""
+    """Return name to content of pictures that must be refused."""
     photograph = Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8))
     jpeg = encoded(photograph, "JPEG")
     deep = np.arange(64, dtype=np.uint16).reshape(8, 8) * 1000
@@ -273,7 +273,7 @@ def bad_pictures():
 
 
 def sixteen_bits():
-    """A PNG of 16 bits a channel, which Pillow would cut to 8 without a word."""
+    """Return a PNG with 16 bits per channel, which Pillow would silently reduce to 8."""
     rows = b"".join(b"\0" + bytes(range(48)) for _ in range(8))
 
     def chunk(kind, data):
@@ -285,7 +285,7 @@ def sixteen_bits():
 
 def test_pictures_that_must_be_refused(tally, tmp_path, monkeypatch):
     one = tally("bombs, cut, deep and disguised pictures, in a data set and in predict")
-    ghostscript = tmp_path / "bin/gs"  # what Pillow starts for PostScript
+    ghostscript = tmp_path / "bin/gs"  # Pillow starts this program for PostScript
     ghostscript.parent.mkdir()
     ghostscript.write_text(f"#!/bin/sh\ntouch {tmp_path / MARKER}\n")
     ghostscript.chmod(0o755)
@@ -306,7 +306,7 @@ def test_pictures_that_must_be_refused(tally, tmp_path, monkeypatch):
 
 
 def good_pictures():
-    """Name, content and what must come out, of pictures that are odd and well."""
+    """Return name, content and expected pixels of unusual but valid pictures."""
     picture = Image.fromarray(PICTURE)
     yield "one pixel", encoded(Image.new("RGB", (1, 1), (1, 2, 3)), "PNG"), np.full((1, 1, 3), (1, 2, 3), np.uint8)
     frames = [Image.new("P", (8, 8), index) for index in (0, 1)]
@@ -315,7 +315,7 @@ def good_pictures():
     moving = encoded(frames[0], "GIF", save_all=True, append_images=frames[1:])
     yield "an animation's first frame", moving, np.full((8, 8, 3), (9, 8, 7), np.uint8)
     turned = picture.getexif()
-    turned[0x0112] = 6  # to be shown turned by a quarter
+    turned[0x0112] = 6  # EXIF orientation: rotated by 90 degrees
     yield "pixels as stored, not as EXIF turns them", encoded(picture, "PNG", exif=turned), PICTURE
     alpha = np.concatenate([PICTURE, np.full((8, 8, 1), 128, np.uint8)], axis=-1)
     yield "transparency dropped", encoded(Image.fromarray(alpha), "PNG"), PICTURE
@@ -358,7 +358,7 @@ def test_folders_with_traps(tally, tmp_path):
     for path in ("pipe.png", "pictures/cat", "/dev/zero"):
         refused(one, f"predict {path}", lambda path=path: read_picture(Path(path), (8, 8, 3)), path)
 
-    # what is odd and well: a link inside, a picture whose name is no UTF-8, a circle of folders is not walked
+    # unusual but valid: a link inside the folder, a picture whose name is not UTF-8, a cycle of folders (not walked)
     folder = pictures(tmp_path / "pictures")
     plain = load("pictures")
     os.rename(os.fsencode(folder / "cat/3.png"), os.fsencode(folder / "cat") + b"/caf\xe9.png")
@@ -396,7 +396,7 @@ def test_names_that_no_terminal_shows_are_refused_by_name(tally):
 
 
 def test_a_hostile_line_stays_one_line(tmp_path):
-    """A picture's name may hold a line break; what is said of it may not hold a surprise for a terminal."""
+    """A picture's name may contain a line break; the message about it must not contain control characters."""
     folder = pictures(tmp_path / "pictures")
     (folder / "cat/two\nlines.png").write_bytes(b"none")
     with pytest.raises(UserError, match="two") as caught:

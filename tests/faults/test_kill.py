@@ -1,6 +1,6 @@
-"""Runs that are killed, interrupted, repeated or started twice end as one that was left in peace.
+"""Runs that are killed, interrupted, repeated or started twice give the result of an undisturbed run.
 
-Everything goes through the real command line, in processes of their own.
+All tests use the real command line in child processes.
 """
 
 import csv
@@ -68,14 +68,14 @@ RUN = "runs/tiny/0"
 TEACHERS = "runs/teachers/*"
 SHARD = f"{TEACHERS}/overlays/*/overlays-{{:05d}}-of-*.tfrecord"
 STARTED: list[subprocess.Popen] = []
-PASSING = re.compile(r"time|commit|checksum|train_seconds|.*_ms")  # columns of a row that differ from run to run
+PASSING = re.compile(r"time|commit|checksum|train_seconds|.*_ms")  # columns of a row that differ between runs
 
 
 def start(folder, *arguments, file_size=None, module="tfigkd.run", **environment):
     """Start the command line in a folder; `file_size` is the largest file that it can write, in bytes."""
 
     def prepare():
-        signal.signal(signal.SIGINT, signal.SIG_DFL)  # a shell that runs us in the background has it ignored
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # a shell ignores SIGINT in background jobs
         if file_size is not None:
             resource.setrlimit(resource.RLIMIT_FSIZE, (file_size, file_size))
 
@@ -96,7 +96,7 @@ def start(folder, *arguments, file_size=None, module="tfigkd.run", **environment
 
 @pytest.fixture(autouse=True)
 def no_process_left_behind():
-    """End what a failed test has started and not waited for."""
+    """End processes that a failed test has started and not waited for."""
     yield
     while STARTED:
         process = STARTED.pop()
@@ -108,7 +108,7 @@ def no_process_left_behind():
 
 
 def succeed(folder, *arguments, **options):
-    """Run the command line to its good end, which leaves standard error empty; returns standard output."""
+    """Run a command that must succeed with empty standard error; return its standard output."""
     process = start(folder, *arguments, **options)
     output, errors = process.communicate()
     assert process.returncode == 0, errors
@@ -123,7 +123,7 @@ def new_folder(folder):
 
 
 def finished_run(tmp_path_factory):
-    """A folder with a run that nothing disturbed; made once a session. Look, do not touch."""
+    """Return a folder with an undisturbed run, made once per session; tests must not change it."""
     folder = tmp_path_factory.getbasetemp() / "finished"
     if not folder.exists():
         began = time.monotonic()
@@ -144,7 +144,7 @@ def only(folder, pattern):
 
 
 def hashes(folder, pattern="**/*"):
-    """Content of every file by its path; locks say nothing."""
+    """Return path to content hash of every file, without locks."""
     return {
         str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
         for path in sorted(folder.glob(pattern))
@@ -158,7 +158,7 @@ def row(folder):
 
 
 def assert_same_run(folder, reference):
-    """The same weights of teacher and student, to the bit, the same shards to the byte, no scrap left."""
+    """Check for bit-identical weights of teacher and student, identical shards, and no temporary files."""
     for pattern in (f"{TEACHERS}/teacher.keras", f"{RUN}/distill/student.keras"):
         files = only(folder, pattern), only(reference, pattern)
         manifests = [json.loads(file.with_name("manifest.json").read_text()) for file in files]
@@ -174,7 +174,7 @@ def assert_same_run(folder, reference):
 
 
 def stop_when(folder, *patterns, how=signal.SIGKILL, arguments=()):
-    """Start a run and send it a signal as soon as one of these files is there; returns the ended process."""
+    """Start a run and send it a signal as soon as one of these files exists; return the ended process."""
     process = start(folder, *arguments)
     while not any(True for pattern in patterns for _ in folder.glob(pattern)):
         assert process.poll() is None, f"the run ended before {patterns}: {process.communicate()}"
@@ -189,7 +189,7 @@ def stamps(folder, pattern):
 
 
 def assert_kept(before):
-    """None of these files was written again."""
+    """Check that none of these files was written again."""
     assert before
     assert {path: path.stat().st_mtime_ns for path in before} == before
 
@@ -205,7 +205,7 @@ def test_kills_in_teacher_training_overlays_and_distillation_change_nothing(refe
     assert re.search(r"teacher: going on after epoch [23] of 4", second.output)
     teacher, shards = stamps(folder, f"{TEACHERS}/teacher.keras"), stamps(folder, SHARD.format(0))
 
-    # the first half-written shard that is seen after the third; else the eighth
+    # stop at the first partially written shard after the third, or at the eighth shard
     halves = [f"{TEACHERS}/overlays/*/.overlays-{number:05d}-of-*.partial*" for number in range(3, 11)]
     assert stop_when(folder, *halves, SHARD.format(8)).returncode == -signal.SIGKILL
     assert_kept(teacher | shards)
@@ -269,7 +269,7 @@ def test_a_signal_during_the_imports_leaves_no_traceback(tmp_path, how, tally):
 
 
 def advised(errors):
-    """Arguments of the command that the one line on standard error, after the terminal's ^C, tells to give."""
+    """Return the arguments of the command that the line on standard error, after the terminal's ^C, recommends."""
     blank, line, end = errors.split("\n")
     assert (blank, end) == ("", "")
     words = shlex.split(line.partition("Go on with: ")[2])

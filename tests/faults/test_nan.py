@@ -1,4 +1,4 @@
-"""Training that meets NaN or infinity stops at that step, says which term went wrong and keeps the last good state."""
+"""Training with NaN or infinity stops at that step, names the loss term and keeps the last valid state."""
 
 import itertools
 
@@ -20,7 +20,7 @@ STEPS = 40
 
 
 class Count(keras.callbacks.Callback):
-    """Counts the steps that were done."""
+    """A callback that counts the finished steps."""
 
     steps = 0
 
@@ -37,7 +37,7 @@ def network():
 
 
 def batches(change=lambda number, images, targets: None):
-    """Batches without end; `change` may spoil the one of a number."""
+    """Return an endless stream of batches; `change` can modify each batch by its number."""
 
     def stream(epoch):
         draw = np.random.default_rng(epoch)
@@ -51,7 +51,7 @@ def batches(change=lambda number, images, targets: None):
 
 
 def train(folder, stream, *, losses, weights, teacher=None, epochs=3, **recipe):
-    """Train; returns the error's line and the steps that were done."""
+    """Train until an error; return its line and the number of finished steps."""
     config = TrainingConfig(epochs=epochs, batch_size=8, schedule="constant", warmup_epochs=0, **recipe)
     model, count = Distiller(network(), losses=losses, loss_weights=weights, teacher=teacher), Count()
     folder.mkdir(exist_ok=True)
@@ -62,7 +62,7 @@ def train(folder, stream, *, losses, weights, teacher=None, epochs=3, **recipe):
 
 
 def assert_kept(folder, epochs):
-    """The newest checkpoint is of so many epochs and holds finite weights."""
+    """Check that the newest checkpoint is of this number of epochs and has finite weights."""
     model = Distiller(network(), losses={"kd": KLDivergence()}, loss_weights={"kd": 0.5})
     model.compile("adam", jit_compile=False)
     paths = sorted(path.name for path in folder.glob("*.ckpt"))
@@ -109,7 +109,7 @@ def test_a_term_that_becomes_nan_is_named_at_its_step(tmp_path, tally):
 
 
 def test_weights_that_are_nan_after_an_epochs_last_step_are_never_kept(tmp_path, tally):
-    """The loss of the last step is of the weights before it: without validation nothing else would show it."""
+    """The last step's loss uses the weights before that step, so without validation it does not show the NaN."""
     one = tally("NaN in the weights after the last step of an epoch")
 
     class Spoil(keras.callbacks.Callback):
@@ -152,7 +152,7 @@ def test_the_words_for_what_went_wrong(logs, before, said):
 
 @pytest.mark.slow
 def test_a_run_that_met_nan_is_repeated_with_other_settings(tmp_path, tally):
-    """Through the command line: the advice of the line is followed, and the run ends well."""
+    """The command line is called as the error line recommends, and the run succeeds."""
     one = tally("a run that meets NaN, then the advice followed")
     folder = new_folder(tmp_path)
     wild = ("--training.optimizer", "sgd", "--training.learning_rate", "1e30")

@@ -1,4 +1,4 @@
-"""Fifty and more runs, studies and searches killed at random moments of every stage: the end is always the same."""
+"""More than fifty runs, studies and searches, killed at random moments of every stage, give the same result."""
 
 import contextlib
 import csv
@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from test_kill import EXPERIMENT, PASSING, ROOT, STARTED, hashes, no_process_left_behind
 
-import tfigkd.models.fake_quant  # noqa: F401 - registers what a quantized student is made of
+import tfigkd.models.fake_quant  # noqa: F401 - registers the layers of a quantized student
 
 __all__ = ["no_process_left_behind"]
 DRIVER = Path(__file__).with_name("driver.py")
@@ -37,7 +37,7 @@ batch_size = 16
 every = 5
 """
 )
-KILLS = 4  # of each stage
+KILLS = 4  # for each stage
 
 
 def new_full_folder(folder):
@@ -62,12 +62,12 @@ def spawn(folder, command, **options):
 
 
 def drive(folder, *fill):
-    """Start a run that says when each stage begins and ends."""
+    """Start a run that prints when each stage begins and ends."""
     return spawn(folder, [DRIVER, *fill, "--experiment", "full.toml"])
 
 
 def whole_run(tmp_path_factory):
-    """A folder with a run of all stages that nothing disturbed, and how long each took; made once a session."""
+    """Return a folder with an undisturbed run of all stages and their durations; made once per session."""
     folder = tmp_path_factory.getbasetemp() / "whole"
     if not folder.exists():
         output, errors = drive(new_full_folder(folder)).communicate()
@@ -78,7 +78,7 @@ def whole_run(tmp_path_factory):
 
 
 def written(folder):
-    """All that a run is for: weights to the bit, shards and files to the byte, the row but for times."""
+    """Return the results of a run: weights bit by bit, shards and files byte by byte, and the row without times."""
     found = {}
     for path in sorted(folder.glob("runs/**/*.keras")):
         weights = keras.saving.load_model(path, compile=False).get_weights()
@@ -97,14 +97,14 @@ def written(folder):
 
 
 def watch(lines, wanted, seen):
-    """Read lines to their end, and tell when the wanted one comes."""
+    """Read all lines, and set an event when the wanted line comes."""
     for line in lines:
         if line.startswith(wanted):
             seen.set()
 
 
 def kill(process):
-    """Kill a process and all that it has started."""
+    """Kill a process and all its child processes."""
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
     process.communicate()
@@ -120,12 +120,12 @@ def test_kills_at_random_moments_of_every_stage_change_nothing(tmp_path, tmp_pat
         kills[stage] = one = tally(f"kill -9 at random moments of stage {stage}")
         for number in range(KILLS):
             process = drive(folder)
-            # the stage's own time, of which a killed run has less left each time
+            # the duration of the stage; after each kill, less of it remains
             pause = draw.uniform(0, seconds[stage]) * (1 - number / KILLS)
             for line in process.stdout:
                 if line.startswith(f"<begin {stage}>"):
                     break
-            # at the latest where the stage ends: what comes after it has its own turn
+            # at the latest at the end of the stage; later stages have their own kills
             over = threading.Event()
             reader = threading.Thread(target=watch, args=(process.stdout, f"<end {stage} ", over))
             reader.start()
@@ -143,7 +143,7 @@ def test_kills_at_random_moments_of_every_stage_change_nothing(tmp_path, tmp_pat
     assert ours.keys() == theirs.keys()
     for name in theirs:
         one.check(name, ours[name] == theirs[name])
-    for stage, counted in kills.items():  # a kill is survived when all that came after it is as if it had not been
+    for stage, counted in kills.items():  # a kill is survived if the final result equals that of an undisturbed run
         for number in range(KILLS):
             counted.check(f"{stage} {number}", not one.lost)
     one.end()
@@ -177,7 +177,7 @@ def write_small(folder):
 
 
 def interrupted(folder, command, one, draw, kills, longest):
-    """Start a command again and again and kill it with all its processes; then let it end."""
+    """Start a command several times and kill it with all its processes; then let it finish."""
     for number in range(kills):
         process = spawn(folder, command)
         pause = draw.uniform(1, longest)

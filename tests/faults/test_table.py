@@ -1,4 +1,4 @@
-"""The table of the faults is that of the rows, and the rows say that nothing was lost."""
+"""The table of faults agrees with the rows, and no row has a lost case."""
 
 from table import BEGIN, END, README, RESULTS, newest, table
 

@@ -1,4 +1,4 @@
-"""Attention, relations, flow and hints against values worked out by hand, and at unequal resolution."""
+"""Attention, relations, flow and hints against values computed by hand, and at unequal resolution."""
 
 import keras
 import numpy as np
@@ -56,7 +56,7 @@ def test_attention_transfer_by_hand():
     np.testing.assert_allclose(loss, [(0.4**2 + 0.8**2) / 2], rtol=1e-5)
 
 
-def test_attention_transfer_minds_neither_scale_nor_channels_and_is_bounded():
+def test_attention_transfer_ignores_scale_and_channels_and_is_bounded():
     teacher, student = normal(4, 6, 6, 3), normal(4, 6, 6, 5)
     loss = numpy_of(attention_transfer(teacher, student))
     moved = numpy_of(attention_transfer(7 * teacher[..., ::-1], 0.1 * student[..., [2, 0, 1, 4, 3]]))
@@ -96,7 +96,7 @@ def test_angles_by_hand():
     np.testing.assert_allclose(numpy_of(loss), 2 * expected, rtol=1e-5)
 
 
-def test_relations_mind_neither_scale_shift_rotation_nor_dimensions():
+def test_relations_ignore_scale_shift_rotation_and_dimensions():
     teacher, student = normal(7, 5), normal(7, 3)
     rotation = np.linalg.qr(RNG.normal(size=(5, 5)))[0][:3].astype(np.float32)
     moved = 3 * student @ rotation + normal(5)
@@ -121,7 +121,7 @@ def test_flow_by_hand():
     np.testing.assert_allclose(numpy_of(loss), [(7**2 + 1.5**2) / 2], rtol=1e-6)
 
 
-def test_flow_does_not_mind_where_and_how_large():
+def test_flow_ignores_positions_and_resolution():
     first, second = normal(3, 4, 4, 2), normal(3, 2, 2, 5)
     turned = (first[:, ::-1], second[:, ::-1])
     np.testing.assert_allclose(numpy_of(flow_distance((first, second), turned)), 0, atol=1e-10)
@@ -145,7 +145,7 @@ def test_hint_by_hand():
 
 
 def test_hint_learns_a_linear_teacher_of_another_resolution():
-    """Trained with the projector's own variables, found as the docstring says."""
+    """Train with the projector's variables, as the docstring of `Hint` describes."""
     import tensorflow as tf
 
     student = normal(16, 4, 4, 3)
@@ -162,11 +162,11 @@ def test_hint_learns_a_linear_teacher_of_another_resolution():
     assert numpy_of(loss) < 0.01 * np.square(teacher).mean()
 
 
-def test_a_projector_that_cannot_be_is_refused():
+def test_an_impossible_projector_is_refused():
     hint = Hint("student", "teacher")
     with pytest.raises(ValueError, match="projector is not built"):
         hint.per_example(normal(2, 3), normal(2, 3))
-    with pytest.raises(ValueError, match="of teacher and student alike"):
+    with pytest.raises(ValueError, match="of both teacher and student"):
         hint.build((None, 8, 8, 3), (None, 3))
     hint.build((None, 8, 8, 6), (None, 4, 4, 3))
     projector = hint.projector

@@ -1,4 +1,4 @@
-"""The student's own gradient maps: by hand, to second order, and through the layers that students are made of."""
+"""The student's gradient maps: by hand, to second order, and through the usual layers of students."""
 
 import keras
 import numpy as np
@@ -18,7 +18,7 @@ def numpy_of(tensor):
 
 
 def network(activation="relu6"):
-    """A little of everything that a MobileNet has."""
+    """Return a small network with every kind of layer of a MobileNet."""
     inputs = keras.Input((8, 8, 3))
     x = keras.layers.Conv2D(6, 3, strides=2, padding="same", use_bias=False)(inputs)
     x = keras.layers.BatchNormalization()(x)
@@ -30,7 +30,7 @@ def network(activation="relu6"):
 
 
 def weights_of(model):
-    """All that a map depends on: the bias of the logits shifts them and bends nothing."""
+    """Return the variables that a map depends on: all but the bias of the logits, which changes no gradient."""
     return model.trainable_variables[:-1]
 
 
@@ -65,7 +65,7 @@ def test_scale_and_a_flip_of_both_maps_do_not_matter(scale):
     np.testing.assert_allclose(numpy_of(flipped), numpy_of(loss.per_example(teacher, student)), rtol=1e-4)
 
 
-def test_the_grid_forgives_a_neighboring_pixel():
+def test_the_grid_tolerates_a_shift_to_a_neighboring_pixel():
     teacher, student = np.zeros((2, 1, 16, 16), np.float32)
     teacher[0, 4, 6] = student[0, 5, 7] = 1
     assert numpy_of(IGMatching(grid=None).per_example(teacher, student)) == 1
@@ -98,7 +98,7 @@ def test_the_second_derivative_is_that_of_finite_differences(fused):
     np.testing.assert_allclose((values[0] - values[1]) / 0.04, size, rtol=0.03)
 
 
-def test_training_pulls_the_maps_together_and_leaves_the_averages_alone():
+def test_training_makes_the_maps_similar_and_keeps_the_moving_averages():
     import tensorflow as tf
 
     keras.utils.set_random_seed(0)
@@ -121,7 +121,7 @@ def test_training_pulls_the_maps_together_and_leaves_the_averages_alone():
 
 
 def test_labels_that_are_no_integers_are_refused():
-    with pytest.raises(ValueError, match="one label an example"):
+    with pytest.raises(ValueError, match="one label per example"):
         input_gradient_map(network(), IMAGES, np.eye(4)[LABELS])
     with pytest.raises(ValueError, match="grid must be positive"):
         IGMatching(grid=0)

@@ -1,4 +1,4 @@
-"""Decoupled, standardized and correlated logits against values worked out by hand."""
+"""Decoupled, standardized and correlated logits against values computed by hand."""
 
 import numpy as np
 import pytest
@@ -32,7 +32,7 @@ def test_decoupled_kl_by_hand():
 
 
 @pytest.mark.parametrize("temperature", [1.0, 4.0])
-def test_the_parts_make_up_the_whole(temperature):
+def test_the_decoupled_parts_sum_to_kl(temperature):
     """KL = KL(b) + (1 - p_t(y)) · KL(q), the identity that DKD is built on."""
     softened = np.exp(TEACHER.astype(np.float64) / temperature)
     p_label = (softened / softened.sum(1, keepdims=True))[np.arange(6), LABELS]
@@ -42,15 +42,15 @@ def test_the_parts_make_up_the_whole(temperature):
     np.testing.assert_allclose(numpy_of(sure) + (1 - p_label) * numpy_of(rest), numpy_of(whole), rtol=1e-4)
 
 
-def test_decoupled_kl_of_a_network_that_is_sure():
+def test_decoupled_kl_of_a_confident_network():
     """1 - p is 0 in float32 here; its logarithm is -40."""
     sure = np.array([[40.0, 0.0]], np.float32)
     loss = decoupled_kl(np.zeros((1, 2), np.float32), sure, np.array([0]), alpha=1.0, beta=1.0, temperature=1.0)
     np.testing.assert_allclose(numpy_of(loss), [np.log(0.5) + 20], rtol=1e-5)
 
 
-def test_dkd_needs_one_label_an_example():
-    with pytest.raises(ValueError, match="one label an example"):
+def test_dkd_needs_one_label_per_example():
+    with pytest.raises(ValueError, match="one label per example"):
         DKD().per_example(TEACHER, STUDENT, np.eye(10)[LABELS])
     with pytest.raises(ValueError, match="needs labels"):
         DKD().compute_loss(TEACHER, STUDENT)
@@ -67,7 +67,7 @@ def test_standardized_logits_by_hand():
 
 
 @given(scale=st.floats(0.05, 50), shift=st.floats(-20, 20))
-def test_standardized_losses_mind_neither_scale_nor_shift(scale, shift):
+def test_standardized_losses_ignore_scale_and_shift(scale, shift):
     moved = np.float32(scale) * STUDENT + np.float32(shift)
     for loss in (
         lambda student: KLDivergence(2.0, standardize=True).per_example(TEACHER, student),
@@ -81,7 +81,7 @@ SWAPPED = np.array([[2, 3, 1], [1, 2, 3], [3, 1, 2]], np.float32) / 6
 
 
 def test_correlation_distance_by_hand():
-    """Every row and every column of the two correlates with one half."""
+    """Every row and every column of the two has a correlation of one half."""
     teacher, student = np.log(THIRDS), np.log(SWAPPED)
     for weights, expected in (({"inter": 2.0, "intra": 0.0}, 1.0), ({"inter": 0.0, "intra": 4.0}, 2.0)):
         loss = correlation_distance(teacher, student, temperature=1.0, **weights)
@@ -91,7 +91,7 @@ def test_correlation_distance_by_hand():
 
 
 @given(share=st.floats(0.05, 1))
-def test_correlation_distance_does_not_mind_a_student_that_is_less_sure(share):
+def test_correlation_distance_ignores_that_a_student_is_less_confident(share):
     """p_s = a · p_t + c, with one a > 0 and one c, is as good as p_t."""
     probabilities = np.exp(TEACHER / 4)
     probabilities /= probabilities.sum(1, keepdims=True)
@@ -100,7 +100,7 @@ def test_correlation_distance_does_not_mind_a_student_that_is_less_sure(share):
     np.testing.assert_allclose(numpy_of(loss), 0, atol=1e-5)
 
 
-def test_correlation_of_a_single_example_leaves_the_batch_out():
+def test_correlation_of_a_single_example_has_no_part_over_the_batch():
     alone = DIST(inter=0.0).compute_loss(TEACHER[:1], STUDENT[:1])
     assert numpy_of(alone) == 0
 

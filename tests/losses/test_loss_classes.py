@@ -1,4 +1,4 @@
-"""The classes: what they declare, their configs, their taps, and their life in Keras's own Distiller."""
+"""The classes: what they declare, their configs, their taps, and their use in Keras's own Distiller."""
 
 import keras
 import numpy as np
@@ -84,8 +84,8 @@ def test_it_trains_in_the_distiller_of_keras(name):
 
 
 @pytest.mark.parametrize("name", ["dkd", "fsp", "ig_match"])
-def test_what_the_distiller_of_keras_cannot_feed_is_refused_there(name):
-    with pytest.raises(ValueError, match=r"use tfigkd\.distiller\.Distiller"):
+def test_losses_that_the_distiller_of_keras_cannot_feed_are_refused_there(name):
+    with pytest.raises(ValueError, match=r"use tfigkd\.Distiller"):
         distiller(EXAMPLES[name])
 
 

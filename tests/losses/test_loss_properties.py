@@ -1,4 +1,4 @@
-"""What every loss owes: zero at equality, right and finite gradients also at the edges, the same numbers on JAX."""
+"""Properties of every loss: zero at equality, correct and finite gradients in edge cases, equal values on JAX."""
 
 import os
 import subprocess
@@ -59,7 +59,7 @@ CASES = {
 
 
 def value_and_gradient(function: Callable[[Any, Any], Any]) -> Callable[[np.ndarray, np.ndarray], tuple]:
-    """Of teacher and student: the summed loss and its gradient on the student, as NumPy, on either backend."""
+    """Return a function from teacher and student to the summed loss and its gradient for the student, as NumPy."""
     if keras.backend.backend() == "jax":
         import jax
 
@@ -82,7 +82,7 @@ def case(request) -> Case:
     return CASES[request.param]
 
 
-def test_it_is_zero_at_equality_and_nowhere_negative(case):
+def test_it_is_zero_at_equality_and_never_negative(case):
     assert np.all(ops.convert_to_numpy(case.function(case.teacher, case.student)) > 0)
     value, gradient = value_and_gradient(case.function)(case.teacher, case.teacher)
     np.testing.assert_allclose(value, 0, atol=1e-6)
@@ -126,7 +126,7 @@ def assert_finite_at_the_edges(case: Case) -> None:
             assert np.isfinite(gradient).all(), (what, which)
 
 
-def test_it_is_finite_with_finite_gradients_at_the_edges(case):
+def test_it_is_finite_with_finite_gradients_in_edge_cases(case):
     assert_finite_at_the_edges(case)
 
 

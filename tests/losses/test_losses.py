@@ -1,4 +1,4 @@
-"""Losses against values worked out by hand, and inside Keras's own Distiller."""
+"""Losses against values computed by hand, and inside Keras's own Distiller."""
 
 import keras
 import numpy as np

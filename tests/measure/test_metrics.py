@@ -1,4 +1,4 @@
-"""Metrics against values worked out by hand."""
+"""Metrics against values computed by hand."""
 
 import csv
 import os
@@ -18,6 +18,7 @@ from tfigkd.edge.litert import litert_predictor
 from tfigkd.measure.explanation import measure, similarity
 from tfigkd.measure.metrics import accuracy, calibration_error, comparison, metrics, per_class, predict_logits
 from tfigkd.runtime import provenance
+from tfigkd.runtime.errors import UserError
 from tfigkd.runtime.files import checksum, read_manifest
 from tfigkd.runtime.provenance import append_row, hardware, versions
 from tfigkd.stages.data import dataset
@@ -38,7 +39,7 @@ def test_accuracy_and_nll_by_hand():
 
 
 def one_hot(predicted, classes):
-    """Logits of a model that is sure of its predictions."""
+    """Return the logits of a model that is confident in its predictions."""
     return np.float32(50 * np.eye(classes)[predicted])
 
 
@@ -76,7 +77,7 @@ def test_calibration_error_has_fifteen_bins_closed_above():
     assert calibration_error(logits, labels) == pytest.approx(expected, abs=1e-6)
 
 
-def test_calibration_error_of_those_who_know_what_they_know():
+def test_calibration_error_of_calibrated_predictions():
     rng = np.random.default_rng(0)
     logits = rng.normal(scale=2, size=(20_000, 3))
     probabilities = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
@@ -131,11 +132,11 @@ def test_rows_are_appended_and_other_columns_refused(tmp_path):
     append_row(path, {"a": 2, "b": "z"})
     with open(path, newline="") as file:
         assert list(csv.DictReader(file)) == [{"a": "1", "b": "x, y"}, {"a": "2", "b": "z"}]
-    with pytest.raises(ValueError, match="columns"):
+    with pytest.raises(UserError, match="columns"):
         append_row(path, {"a": 3})
 
 
-def test_provenance_names_what_decides_the_numbers():
+def test_provenance_names_what_affects_the_results():
     assert "tensorflow 2.21" in versions()
     assert hardware().endswith("cores")
 
@@ -156,7 +157,7 @@ def test_hardware_names_the_accelerator_of_the_backend_and_imports_nothing(monke
     assert hardware().endswith("cores")
 
 
-def test_a_copy_without_git_is_told_its_commit(tmp_path, monkeypatch):
+def test_a_copy_without_git_gets_its_commit_from_the_environment(tmp_path, monkeypatch):
     (tmp_path / "tfigkd").mkdir()
     shutil.copy(provenance.__file__, tmp_path / "tfigkd")
     code = "import provenance; print(provenance.commit())"
@@ -169,7 +170,7 @@ def test_a_copy_without_git_is_told_its_commit(tmp_path, monkeypatch):
     assert said() == ""
     assert said(TFIGKD_COMMIT="0123456789ab+changes") == "0123456789ab+changes"
     monkeypatch.setenv("TFIGKD_COMMIT", "none")
-    assert provenance.commit() != "none"  # a checkout knows better
+    assert provenance.commit() != "none"  # in a checkout its own commit is used
 
 
 TINY = {
@@ -196,7 +197,7 @@ OF_A_NETWORK = {"parameters", "multiply_adds"}
 
 
 def trained(name, folder):
-    """Config and workdir of an experiment, shrunk, whose student is there."""
+    """Return config and workdir of a small experiment whose student is trained."""
     config = override(read_experiment(name)[1], TINY)
     stages = ("data", "teacher", "overlays", "distill")
     run(Run(name, config, Workdir(folder / "run", folder / "teachers"), stages))
@@ -241,10 +242,10 @@ def test_the_stage_measures_teacher_student_and_files_alike(tmp_path):
     evaluated(override(config, {"attribution.batch_size": 7}), workdir)  # done before
     assert read_manifest(workdir.stage("evaluate")) == manifest
     other = evaluated(override(config, {"export.calibration_examples": 8}), workdir)
-    assert other["results"].keys() == {"teacher", "student"}  # the files there are those of another config
+    assert other["results"].keys() == {"teacher", "student"}  # the existing files belong to another config
 
 
-def test_a_student_without_a_teacher_is_compared_with_nobody(tmp_path):
+def test_a_student_without_a_teacher_is_not_compared(tmp_path):
     config, workdir = trained("student", tmp_path)
     results = evaluated(config, workdir)["results"]
     assert {name: values.keys() for name, values in results.items()} == {
@@ -254,7 +255,7 @@ def test_a_student_without_a_teacher_is_compared_with_nobody(tmp_path):
     assert without["student"] == {name: value for name, value in results["student"].items() if name not in OF_A_MAP}
 
 
-def test_likeness_stands_beside_that_of_another_images_map():
+def test_similarity_comes_with_that_to_another_images_map():
     maps = np.random.default_rng(0).random((5, 6, 6))
     values = dict(similarity(maps, maps, top_fraction=0.1))
     assert values.keys() == OF_TWO_MAPS

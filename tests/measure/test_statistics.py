@@ -1,4 +1,4 @@
-"""Statistics against cases worked by hand, and against the papers' ten runs an arm."""
+"""Statistics against cases computed by hand, and against the papers' ten runs per arm."""
 
 import math
 
@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from tfigkd.measure.statistics import holm, normality, paired, seeds_needed, summarize, welch, wilson, winner
 
-# arXiv 2506.14440, the ten runs an arm behind its ablation at 4.12x, test accuracy in percent
+# arXiv 2506.14440, the ten runs per arm of its ablation at 4.12x, test accuracy in percent
 STUDENT = [91.19, 90.50, 91.32, 91.28, 91.36, 91.35, 91.43, 91.05, 90.86, 91.50]
 KD = [91.73, 91.45, 91.19, 91.37, 92.29, 91.88, 92.01, 91.41, 92.01, 90.88]
 IG = [91.27, 92.01, 91.22, 91.42, 91.11, 91.58, 91.09, 91.57, 91.38, 90.85]
@@ -99,7 +99,7 @@ def test_holm_never_lowers_a_p_value_and_keeps_their_order(p_values):
 
 @pytest.mark.parametrize(
     ("deviation", "difference", "pairs", "expected"),
-    # the textbook's sizes for 80 % power: effects 0.5, 0.8 and 1 take 64, 26 and 17 an arm; 34 and 15 pairs
+    # the textbook's sizes for 80 % power: effects 0.5, 0.8 and 1 need 64, 26 and 17 per arm; 34 and 15 pairs
     [(1, 0.5, False, 64), (1, 0.8, False, 26), (0.4, 0.4, False, 17), (1, 0.5, True, 34), (1, 0.8, True, 15)],
 )
 def test_seeds_needed_are_the_textbooks(deviation, difference, pairs, expected):
@@ -115,7 +115,7 @@ def test_seeds_needed_at_the_ends():
 
 
 def test_normality_tells_a_mixture_from_one_sample():
-    # the papers' Monte Carlo sample is two files of different protocol; a clean gap must not pass
+    # the papers' Monte Carlo sample mixes two files of different protocols; the gap between them must be detected
     quantiles = np.linspace(-2, 2, 37)
     assert normality(90.9 + 0.15 * quantiles) > 0.05
     assert normality([*(90.9 + 0.15 * quantiles), *(93 + 0.1 * quantiles[:23])]) < 0.01

@@ -1,4 +1,4 @@
-"""What a run shows: a live table on a terminal of any width, plain lines elsewhere, little or much on request."""
+"""Console output of a run: a live table on a terminal of any width, plain lines elsewhere, `quiet` and `verbose`."""
 
 import fcntl
 import io
@@ -23,7 +23,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 class Written(io.StringIO):
-    """What was written to a terminal, or to a file."""
+    """A stream that records what is written to it, as a terminal or as a file."""
 
     terminal = True
 
@@ -33,7 +33,7 @@ class Written(io.StringIO):
 
 @pytest.fixture
 def screen(monkeypatch):
-    """A function that puts a terminal, or a file, in the place of standard output, and gives what was written."""
+    """Return a function that replaces standard output by a terminal or a file and returns the recording stream."""
 
     def make(width=80, terminal=True, forced=False):
         written = Written()
@@ -56,7 +56,7 @@ def screen(monkeypatch):
 
 
 def on_screen(text):
-    """The lines that stay on a terminal: what moves up and erases is obeyed, other control sequences are not."""
+    """Return the final lines of a terminal: moving up and erasing are applied, other control sequences are ignored."""
     lines, row, column = [""], 0, 0
     for token in re.findall(r"\x1b\[[0-9;?]*[a-zA-Z]|[^\x1b]", text):
         if token == "\n":
@@ -76,7 +76,7 @@ def on_screen(text):
 
 
 def work():
-    """A run of three stages of which one is not needed."""
+    """Run three stages, of which one is not needed."""
     with console.stages(["data", "teacher", "distill"], skipped=["teacher"]) as stage:
         with stage("data"):
             console.say("  12 pictures of a data set whose name is long, very long, and longer than many a terminal")
@@ -104,7 +104,7 @@ def test_a_terminal_shows_one_line_a_stage(screen, width):
 
 
 @pytest.mark.parametrize("width", [40, 80, 160])
-def test_the_stage_that_works_shows_how_far_it_is(screen, width):
+def test_the_running_stage_shows_its_progress(screen, width):
     screen(width)
     with console.stages(["distill"]) as stage, stage("distill"), console.progress("student", 200) as advance:
         advance(50, note="epoch 1/4  loss 0.123")
@@ -120,7 +120,7 @@ def rendered(table):
     return paper.file.getvalue().splitlines()
 
 
-@pytest.mark.parametrize("forced", [False, True])  # FORCE_COLOR, as in a notebook, makes no terminal of a file
+@pytest.mark.parametrize("forced", [False, True])  # FORCE_COLOR, as in a notebook, does not turn a file into a terminal
 def test_a_file_gets_plain_lines(screen, forced):
     written = screen(terminal=False, forced=forced)
     work()
@@ -142,7 +142,7 @@ def test_a_command_to_type_next_is_one_line_to_copy(screen):
 
 
 @pytest.mark.parametrize("terminal", [True, False])
-def test_quiet_leaves_the_last_lines_alone(screen, terminal):
+def test_quiet_prints_only_the_last_lines(screen, terminal):
     written = screen(terminal=terminal)
     console.configure(quiet=True)
     work()
@@ -150,7 +150,7 @@ def test_quiet_leaves_the_last_lines_alone(screen, terminal):
     assert written.getvalue() == "model: here\n"
 
 
-def test_verbose_shows_every_epoch_and_what_libraries_say(screen, capfd):
+def test_verbose_shows_every_epoch_and_messages_of_libraries(screen, capfd):
     written = screen(terminal=False)
     console.configure(verbose=True)
     work()
@@ -171,28 +171,28 @@ def test_a_stage_that_fails_is_marked(screen):
     assert data.startswith("✗ data") and distill.startswith("· distill")
 
 
-def test_an_old_terminal_gets_marks_it_can_show(screen, monkeypatch):
+def test_a_terminal_without_utf8_gets_ascii_marks(screen, monkeypatch):
     screen()
     monkeypatch.setattr(Console, "encoding", "ascii")
     states = [console._Stage("data", state) for state in console.MARKS]
     assert "".join(rendered(console._table(states))).isascii()
 
 
-HEARS_CTRL_C = """
+WITH_CTRL_C = """
 import signal, sys
-signal.signal(signal.SIGINT, signal.default_int_handler)  # what starts the tests may have it ignored
+signal.signal(signal.SIGINT, signal.default_int_handler)  # the parent process may have set it to be ignored
 from tfigkd.run import main
 sys.exit(main())
 """
 
 
 def in_terminal(folder, width, *arguments, stop_at=None):
-    """Run `tfigkd.run` in a terminal of so many columns; with `stop_at` press Ctrl-C once that is on the screen."""
+    """Run `tfigkd.run` in a terminal of `width` columns; press Ctrl-C once `stop_at` is on the screen."""
     ours, theirs = pty.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 40, width, 0, 0))
     environment = {name: value for name, value in os.environ.items() if name not in ("COLUMNS", "LINES")}
     process = subprocess.Popen(
-        [sys.executable, "-c", HEARS_CTRL_C, *arguments],
+        [sys.executable, "-c", WITH_CTRL_C, *arguments],
         cwd=folder,
         env=environment | {"PYTHONPATH": str(ROOT), "TERM": "xterm", "PYTHONIOENCODING": "utf-8"},
         stdin=theirs,
@@ -214,7 +214,7 @@ def in_terminal(folder, width, *arguments, stop_at=None):
     return process.wait(timeout=60), on_screen(seen.decode())
 
 
-def test_ctrl_c_in_a_narrow_terminal_leaves_the_table_and_the_way_on(tmp_path):
+def test_ctrl_c_in_a_narrow_terminal_leaves_the_table_and_the_command_to_resume(tmp_path):
     command = ["--experiment", "quickstart", "--smoke", "--teacher.drop_blocks", "14", "--student.drop_blocks", "16"]
     status, lines = in_terminal(tmp_path, 40, *command, "--stages", "data,teacher", stop_at="▶[^▶]{0,20}teacher")
     assert status == 130

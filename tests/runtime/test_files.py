@@ -1,4 +1,4 @@
-"""Atomic files, manifests that prove their files, and locks that go with the process."""
+"""Atomic files, manifests that verify their files, and locks that end with the process."""
 
 import json
 import subprocess
@@ -35,7 +35,7 @@ def test_a_finished_stage_is_found_by_its_fingerprint(stage):
 
 
 @pytest.mark.parametrize("position", range(8))
-def test_a_flipped_byte_of_a_file_is_seen(stage, position):
+def test_a_flipped_byte_of_a_file_is_detected(stage, position):
     content = bytearray((stage / "data.bin").read_bytes())
     content[position] ^= 1
     (stage / "data.bin").write_bytes(content)
@@ -43,13 +43,13 @@ def test_a_flipped_byte_of_a_file_is_seen(stage, position):
         finished(stage, "f1")
 
 
-def test_a_missing_file_is_seen(stage):
+def test_a_missing_file_is_detected(stage):
     (stage / "data.bin").unlink()
     with pytest.raises(UserError, match=r"data\.bin is missing"):
         require(stage, "stage")
 
 
-def test_every_flipped_or_cut_byte_of_a_manifest_is_seen_or_harmless(stage):
+def test_every_flipped_or_cut_byte_of_a_manifest_is_detected_or_harmless(stage):
     path = stage / MANIFEST
     good = path.read_bytes()
     before = finished(stage, "f1")
@@ -57,7 +57,7 @@ def test_every_flipped_or_cut_byte_of_a_manifest_is_seen_or_harmless(stage):
         for bad in (good[:position], good[:position] + bytes([good[position] ^ 1]) + good[position + 1 :]):
             path.write_bytes(bad)
             try:
-                assert finished(stage, "f1") == before  # white space at the end may go
+                assert finished(stage, "f1") == before  # white space at the end may be missing
             except UserError as error:
                 assert "damaged" in str(error)
                 assert "\n" not in str(error)
@@ -68,7 +68,7 @@ def test_a_stage_that_has_not_run_says_how_to_run_it(tmp_path):
         require(tmp_path, "distill")
 
 
-def test_a_failed_write_leaves_the_old_file_and_no_rest(tmp_path):
+def test_a_failed_write_leaves_the_old_file_and_no_temporary_file(tmp_path):
     path = tmp_path / "file.txt"
     write_text(path, "old")
 

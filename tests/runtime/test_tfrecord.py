@@ -65,7 +65,7 @@ def test_tensorflow_parses_ours() -> None:
     assert feature["negative"].int64_list.value == FEATURES["negative"]
     np.testing.assert_array_equal(feature["logits"].float_list.value, FEATURES["logits"].ravel())
     assert feature["no_floats"].WhichOneof("kind") == "float_list"
-    assert len(example.SerializeToString()) == len(encoded)  # nothing that it skipped as unknown
+    assert len(example.SerializeToString()) == len(encoded)  # TensorFlow skips no field as unknown
 
 
 def test_ours_parses_tensorflow() -> None:

@@ -1,4 +1,4 @@
-"""Search: what may be varied, what is written as the best, and that a stop or several processes lose no trial."""
+"""Search: the search space, the file of the best trial, and that a stop or several processes lose no trial."""
 
 import os
 import signal
@@ -55,7 +55,7 @@ def finish(process):
     return output
 
 
-@pytest.mark.filterwarnings("ignore")  # what KerasTuner imports
+@pytest.mark.filterwarnings("ignore")  # warnings of packages that KerasTuner imports
 @pytest.mark.parametrize("tuner", ["random", "bayesian", "hyperband"])
 def test_a_seed_draws_the_same_trials_again(tuner):
     config = read_experiment("ig_kd")[1]
@@ -89,8 +89,8 @@ def test_any_field_can_be_varied(text, expected):
         ("losses.kd.wieght=0.1:0.9", "unknown field 'losses.kd.wieght'; did you mean 'losses.kd.weight'"),
         ("xy=1:2", r"unknown field 'xy'; known: attribution.\*, augment"),
         ("losses.kd.weight=0.1:1.5", "losses.kd.weight must be in"),
-        ("losses.kd.weight=0.9:0.1", "from a lower to a higher number"),
-        ("losses.kd.weight=0:0.5:log", "above 0 where it is logarithmic"),
+        ("losses.kd.weight=0.9:0.1", "expected a lower and a higher number"),
+        ("losses.kd.weight=0:0.5:log", "both above 0 for a log scale"),
         ("losses.kd.weight=0.1:0.5:lgo", "expected FIELD=LOW:HIGH"),
         ("losses.kd.weight", "expected FIELD=LOW:HIGH"),
         ("training.schedule=constant,linear", "training.schedule must be one of"),
@@ -149,7 +149,8 @@ def test_a_killed_search_goes_on_and_leaves_the_best_as_an_experiment(tmp_path):
     name, best = read_experiment(str(folder / "tiny_best.toml"))
     assert name == "tiny_best"
     assert f"{100 * max(scores):.2f} %" in best.description
-    assert best.data.train_split == "train+validation"  # trials held validation out, the final run is as asked for
+    # trials hold validation out, the final run uses the requested split
+    assert best.data.train_split == "train+validation"
     assert 1e-3 <= best.training.learning_rate <= 1e-2
     assert all(read_manifest(folder / f"trials/{number}/0/distill")["n_train"] == 80 for number in (0, 1))
 
@@ -184,7 +185,7 @@ def test_a_chief_and_two_workers_share_the_trials(tmp_path):
     processes = {role: start(tmp_path, *arguments, **shared, KERASTUNER_TUNER_ID=role) for role in roles}
     try:
         outputs = {role: finish(process) for role, process in processes.items()}
-    finally:  # a worker waits an hour for its chief
+    finally:  # a worker waits one hour for its chief
         for process in processes.values():
             if process.poll() is None:
                 process.kill()

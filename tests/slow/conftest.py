@@ -1,4 +1,4 @@
-"""Where long runs leave their rows."""
+"""The option that names the file for rows of long runs."""
 
 from pathlib import Path
 

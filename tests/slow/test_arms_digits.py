@@ -1,4 +1,4 @@
-"""Every arm and control at full length, on the digits with the quickstart's networks and recipe."""
+"""Every arm and control at full length, on digits with the networks and recipe of quickstart."""
 
 import csv
 from dataclasses import replace

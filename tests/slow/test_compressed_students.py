@@ -1,4 +1,4 @@
-"""Every method on the published student of the papers: a full int8 file that stays close to it."""
+"""Each compression method on the papers' published student gives a full int8 file that stays close to it."""
 
 import keras
 import numpy as np
@@ -25,7 +25,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
 
 IMAGENET = (models.IMAGENET_MEAN, models.IMAGENET_STD)
 AGREEMENT = {"prune_channels": 0.6, "cluster": 0.85, "cqat": 0.8}
-"""Of the int8 file with the published network; 0.9 where nothing is said. After 30 steps, not a result."""
+"""Minimum agreement of the int8 file with the published network, default 0.9; after only 30 steps, so not a result."""
 
 
 @pytest.fixture(scope="module")

@@ -45,12 +45,12 @@ every = 20
 epochs = {epochs}
 batch_size = 16
 """
-SETTLED = 0.2  # of the run; until then TensorFlow fills its caches
-ALLOWED = {"epochs": 10.0, "trials": 60.0}  # MB of growth after that, over the whole rest
+SETTLED = 0.2  # share of the run in which TensorFlow fills its caches
+ALLOWED = {"epochs": 10.0, "trials": 60.0}  # MB of growth over the rest of the run
 
 
 def resident(pid):
-    """Resident memory of a process in MB, None where it has ended."""
+    """Return the resident memory of a process in MB; None if it has ended."""
     try:
         text = Path(f"/proc/{pid}/status").read_text()
     except (FileNotFoundError, ProcessLookupError):
@@ -60,7 +60,7 @@ def resident(pid):
 
 
 def watch(folder, command, done):
-    """Run a command; returns (what `done` says, MB) at each change of what it says."""
+    """Run a command; return (value of `done`, MB) at each change of that value."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     options = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
     lines, samples = [], {}
@@ -78,7 +78,7 @@ def watch(folder, command, done):
 
 
 def growth(samples, total):
-    """MB that the fitted line rises from the settled part to the end; Theil and Sen's, which a spike does not move."""
+    """Return the growth in MB after the first part, by the Theil-Sen line, which is robust against spikes."""
     from scipy.stats import theilslopes
 
     settled = [(number, memory) for number, memory in samples if number >= SETTLED * total]
@@ -89,7 +89,7 @@ def growth(samples, total):
 
 
 def keep(request, run, unit, samples, total):
-    """Look at the growth, and append its row where the option names a file."""
+    """Check the growth, and append its row if the option names a file."""
     rise, settled = growth(samples, total)
     print(f"{run}: {settled[0][1]:.0f} to {settled[-1][1]:.0f} MB, {rise:+.1f} MB by the fitted line")
     path = request.config.getoption("--long-run-rows", default=None)
@@ -119,7 +119,7 @@ def test_memory_stays_flat_over_30_trials(tmp_path, request):
     (tmp_path / "tiny.toml").write_text(TINY.format(epochs=2))
 
     def trials(lines):
-        # not those of the list at the end
+        # without the lines of the list at the end
         return min(30, sum(line.startswith("  trial ") for line in list(lines)))
 
     varied = ("--vary", "training.learning_rate=1e-3:1e-2:log", "--vary", "losses.kd.weight=0.1:0.9")

@@ -1,4 +1,4 @@
-"""With a real teacher on real pictures: its logits teach, other pictures' logits do not."""
+"""A real teacher on real pictures: its logits improve the student, logits of other pictures do not."""
 
 import keras
 import numpy as np
@@ -26,7 +26,7 @@ def pictures(cifar10_dir):
 
 @pytest.fixture(scope="module")
 def knowledge(pictures, weights_dir):
-    """What the published ResNet-56 says of the training pictures."""
+    """Return the logits of the published ResNet-56 for the training pictures as knowledge."""
     teacher = models.resnet(56, normalization=(models.IMAGENET_MEAN, models.IMAGENET_STD))
     models.load_torch_weights(teacher, weights_dir / "resnet56.npz")
     logits = predict_logits(models.fold_batch_norm(teacher), pictures[0].images)
@@ -35,7 +35,7 @@ def knowledge(pictures, weights_dir):
 
 
 def validation_accuracy(pictures, knowledge, control):
-    """Of a ResNet-20 after a few epochs with `losses.kd.weight` 0.5."""
+    """Return the validation accuracy of a ResNet-20 after a few epochs with `losses.kd.weight` 0.5."""
     train, validation = pictures
     keras.utils.set_random_seed(0)
     student = models.resnet(20)

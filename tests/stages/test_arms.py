@@ -20,7 +20,7 @@ from tfigkd.training.distiller import Distiller
 ARMS = sorted(
     path.stem
     for path in experiments_folder().glob("*.toml")
-    if not path.stem.startswith(("quickstart", "lowdata"))
+    if not path.stem.startswith(("quickstart", "lowdata", "cifar10"))
     # a student that is compressed afterwards is an arm's own student before
     and read_experiment(path.stem)[1].compress.method == "none"
 )

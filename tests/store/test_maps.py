@@ -1,4 +1,4 @@
-"""The overlay store: maps proved to belong to their images, and every other store refused."""
+"""The overlay store: maps are verified to belong to their images, and other stores are refused."""
 
 import dataclasses
 import shutil
@@ -15,6 +15,7 @@ from tfigkd.models.weights import weights_fingerprint
 from tfigkd.runtime import tfrecord
 from tfigkd.runtime.errors import UserError
 from tfigkd.runtime.files import MANIFEST, checksum, fingerprint, make_folder, read_manifest, write_manifest
+from tfigkd.stages.overlays import verify as verify_store
 from tfigkd.stages.teacher import FILE
 from tfigkd.store import maps as overlays
 from tfigkd.store.maps import read_store, store_identity, write_store
@@ -35,7 +36,7 @@ def data() -> Dataset:
 
 @pytest.fixture(scope="module")
 def store(data, tmp_path_factory):
-    """A teacher's folder with one finished store, and the store's identity."""
+    """Return a finished store in a teacher's folder, and the store's identity."""
     model = teacher()
     identity = store_identity(weights_fingerprint(model), data.fingerprint, SETTINGS)
     home = tmp_path_factory.mktemp("teacher")
@@ -47,14 +48,14 @@ def store(data, tmp_path_factory):
 
 @pytest.fixture
 def copy(store, tmp_path):
-    """The same in a place where it may be broken."""
+    """Return a copy of the store that a test may damage, and its identity."""
     folder, identity = store
     shutil.copytree(folder.parents[1], tmp_path / "teacher")
     return tmp_path / "teacher" / "overlays" / folder.name, identity
 
 
 def rewrite(folder, change):
-    """Pass all records through `change` and sign the store anew, as a faulty writer would have."""
+    """Pass all records through `change` and sign the store again, as a faulty writer would."""
     manifest = read_manifest(folder)
     records = [
         tfrecord.decode_example(raw) for name in manifest["files"] for raw in tfrecord.read_records(folder / name)
@@ -69,7 +70,7 @@ def rewrite(folder, change):
 
 
 def test_every_record_is_that_of_its_image(store, data):
-    """Property: maps and logits found by id are those computed from the image that has this id."""
+    """Check that maps and logits found by id equal those computed from the image with this id."""
     folder, identity = store
     examples = concatenate([data.train, data.validation])
     knowledge = read_store(folder, examples, identity)
@@ -127,7 +128,7 @@ def test_permuted_ids_are_refused_by_their_labels(copy, data):
 
 def test_ids_permuted_within_a_class_are_found_by_recomputing(copy, data):
     def permute(records):
-        """The published defect at its least: two images of one class have exchanged their maps."""
+        """Exchange the maps of two images of one class, the smallest form of the published defect."""
         by_label: dict[int, list] = {}
         for record in records:
             by_label.setdefault(int(record["label"][0]), []).append(record)
@@ -137,11 +138,11 @@ def test_ids_permuted_within_a_class_are_found_by_recomputing(copy, data):
                 record["map"] = other
         return records
 
-    assert overlays.verify(copy[0], sample=20)["maps"] < 1e-2
+    assert verify_store(copy[0], sample=20)["maps"] < 1e-2
     rewrite(copy[0], permute)
-    read_store(copy[0], data.train, copy[1])  # nothing in the records themselves tells
+    read_store(copy[0], data.train, copy[1])  # the records themselves do not show it
     with pytest.raises(UserError, match="do not belong to their images"):
-        overlays.verify(copy[0], sample=20)
+        verify_store(copy[0], sample=20)
 
 
 @pytest.mark.parametrize(
@@ -189,7 +190,7 @@ def test_every_kind_of_damage_gives_one_line(copy, data):
 def test_verify_refuses_another_teacher(copy):
     teacher(seed=1).save(copy[0].parents[1] / FILE)
     with pytest.raises(UserError, match="another teacher"):
-        overlays.verify(copy[0])
+        verify_store(copy[0])
 
 
 def test_verify_on_the_command_line(store, capsys):
@@ -200,7 +201,7 @@ def test_verify_on_the_command_line(store, capsys):
 
 
 @pytest.mark.parametrize("shape", [(3, 5), (4, 4)])
-def test_a_record_gives_back_the_shape_of_its_map_and_one_of_an_earlier_version_is_read(shape):
+def test_a_record_keeps_the_shape_of_its_map_and_one_of_an_earlier_version_is_read(shape):
     stored = np.arange(np.prod(shape), dtype=np.uint8).reshape(shape)
     features = {"logits": np.zeros(2, np.float32), "map": [stored.tobytes()], **overlays._shape(stored)}
     now = overlays.parse_record(features | {"scale": [2.0], "error": [0.25], "steps": [16]})

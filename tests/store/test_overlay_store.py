@@ -1,4 +1,4 @@
-"""The public store: any model, any tf.data, joined by the hash of the pixels; and the README's example as it stands."""
+"""The public store: any model, any tf.data, joined by the hash of the pixels; and the README's example, unchanged."""
 
 import re
 from pathlib import Path
@@ -18,7 +18,7 @@ SETTINGS = {"n_steps": 8, "tolerance": 10.0, "shard_size": 16}
 
 
 def classifier(seed):
-    """A user's own model, of no architecture of ours."""
+    """Return a user-provided model, with an architecture that this package does not have."""
     keras.utils.set_random_seed(seed)
     layers = keras.layers
     stack = [layers.Conv2D(6, 3, activation="relu"), layers.Flatten(), layers.Dense(CLASSES)]
@@ -74,10 +74,10 @@ def test_verify_recomputes(store, teacher, arrays):
         store.verify(classifier(1), arrays)
 
 
-def test_a_picture_of_elsewhere_or_an_augmented_one_is_refused(store, arrays):
+def test_an_unknown_or_augmented_picture_is_refused(store, arrays):
     images, labels = arrays
     for pictures, message in (
-        ((images[:, :, ::-1], labels), "is not there"),
+        ((images[:, :, ::-1], labels), "is not in the store"),
         ((images, (labels + 1) % CLASSES), "not with label"),
     ):
         joined = store.join(tf.data.Dataset.from_tensor_slices(pictures))
@@ -94,12 +94,12 @@ def test_a_picture_of_elsewhere_or_an_augmented_one_is_refused(store, arrays):
         (tf.data.Dataset.from_tensor_slices((np.zeros((0, 8, 8, 3), np.uint8), np.zeros(0, int))), "no pictures"),
     ],
 )
-def test_pictures_that_no_store_can_hold(teacher, pictures, message, tmp_path):
+def test_invalid_pictures_are_refused(teacher, pictures, message, tmp_path):
     with pytest.raises(ValueError, match=message):
         OverlayStore.build(tmp_path, teacher, pictures)
 
 
-def test_settings_and_folders_that_are_none(teacher, arrays, tmp_path):
+def test_unknown_settings_and_folders_without_a_store_are_refused(teacher, arrays, tmp_path):
     with pytest.raises(UserError, match="attribution"):
         OverlayStore.build(tmp_path, teacher, arrays, steps=8)
     with pytest.raises(UserError, match=r"no finished store.*; OverlayStore.build makes one"):
@@ -116,7 +116,7 @@ def test_settings_and_folders_that_are_none(teacher, arrays, tmp_path):
 def test_the_overlay_is_half_image_half_map(probability):
     rng = np.random.default_rng(0)
     pixels = rng.integers(0, 256, (5, SIDE, SIDE, 4), np.uint8)
-    pixels[0, ..., 3] = 0  # a map that says nothing
+    pixels[0, ..., 3] = 0  # an empty map
     lay = OverlayStore.overlay(probability, max_exponent=1.0)
     images, targets = lay(tf.constant(pixels), {"label": 1})
     assert targets == {"label": 1}

@@ -1,4 +1,4 @@
-"""Stored views: the teacher has seen exactly what the student sees."""
+"""Stored views: the stored outputs belong to exactly the images that the student gets."""
 
 import itertools
 import json
@@ -48,7 +48,7 @@ def teacher():
 
 @pytest.fixture(scope="module")
 def workdir(teacher, tmp_path_factory):
-    """A workdir whose teacher is there and whose views are stored."""
+    """Return a workdir with a trained teacher and its stored views."""
     home = tmp_path_factory.mktemp("views")
     workdir = Workdir(home / "run", home / "teachers")
     folder = teacher_folder(CONFIG, workdir)
@@ -109,8 +109,8 @@ def test_the_control_permutes_views_across_images(workdir):
     assert shuffle_views(views, ControlConfig()) is views
 
 
-def test_drawing_a_view_leaves_the_draws_of_other_arms_alone():
-    """Arms that share a seed share the order of examples, whatever the teacher's view."""
+def test_drawing_a_view_does_not_change_the_draws_of_other_arms():
+    """Check that arms with the same seed have the same order of examples with every kind of view."""
     examples = training_examples(CONFIG.data)
     options = {"augment": AugmentConfig(2), "batch_size": 16, "seed": 1, "wanted": ()}
     plain = training_batches(examples, **options)(0)
@@ -121,7 +121,7 @@ def test_drawing_a_view_leaves_the_draws_of_other_arms_alone():
 
 @pytest.fixture(scope="module")
 def attention(workdir):
-    """The config that stores attention of every view, and what is stored."""
+    """Return a config that stores the attention of every view, and the stored attention."""
     config = override(CONFIG, {"view.attention": "views", "losses.at.weight": 1.0, "losses.at.teacher_layer": TAP})
     build_views(config, workdir, TAP)
     return config, load_views(config, workdir, training_examples(config.data), TAP)

@@ -1,4 +1,4 @@
-"""Studies: what is planned, that no row is lost or written twice, and what the rows are made to say."""
+"""Studies: their plan, that no row is lost or written twice, and the tables made from rows."""
 
 import csv
 import json
@@ -78,7 +78,7 @@ def succeed(folder, *arguments):
 
 
 def rows(folder):
-    """Path to row of each finished run."""
+    """Return path to row of each finished run."""
     found = {}
     for path in sorted((folder / "runs").glob("studies/pair/*/*/rows.csv")):
         with open(path, newline="") as file:
@@ -135,7 +135,7 @@ def test_flags_reach_every_arm():
     [
         (("seeds = 2", "seedz = 2"), "unknown key 'seedz'; did you mean 'seeds'"),
         (("seeds = 2", "seeds = 0"), "at least one arm and one seed"),
-        (('["fast", "slow"]', '["fast", "fats"]'), "a comparison is of two of its arms"),
+        (('["fast", "slow"]', '["fast", "fats"]'), "expected comparisons of two of its arms"),
         (("seeds = 2", "seeds = "), "Invalid value"),
     ],
 )
@@ -171,7 +171,7 @@ def test_a_kill_loses_no_row_and_repeats_none_and_collecting_moves_each_once(tmp
     assert "runs/studies/pair/slow/0" in before
     assert len(before) < 4
 
-    # two calls at once, each with two processes: no run is done by both
+    # two calls at the same time, each with two processes: no run is done twice
     calls = [start(tmp_path, "--experiment", "pair.toml", "--processes", "2") for _ in range(2)]
     outputs = [call.communicate()[0] for call in calls]
     assert [call.returncode for call in calls] == [0, 0], outputs
@@ -180,7 +180,7 @@ def test_a_kill_loses_no_row_and_repeats_none_and_collecting_moves_each_once(tmp
     assert len(after) == 4
     logs = {name: (tmp_path / name / "run.log").read_text() for name in after}
     assert all(text.count("done in") == 1 for text in logs.values())
-    assert {name: after[name] for name in before} == before  # time of writing included
+    assert {name: after[name] for name in before} == before  # including the time of writing
     assert "going on after epoch" in logs["runs/studies/pair/fast/0"]
 
     assert "4 of 4 runs were finished before" in succeed(tmp_path, "--experiment", "pair.toml")
@@ -196,7 +196,7 @@ def test_a_kill_loses_no_row_and_repeats_none_and_collecting_moves_each_once(tmp
     assert "4 finished runs, 0 new" in succeed(tmp_path, *arguments)
     assert read_rows(checkout / "experiments/results/pair.csv") == table
 
-    # a saved student repeats its figure
+    # a saved student gives the same accuracy
     saved = checkout / "saved_models/tiny/1"
     manifest = read_manifest(saved)
     verify_files(saved, manifest)
@@ -225,7 +225,7 @@ def test_a_smoke_run_is_never_collected(tmp_path):
 
 
 def brought_run(folder, seed, **trained):
-    """A finished run of `slow`, as it comes from another machine whose data lay elsewhere."""
+    """Write a finished run of `slow` as if from another machine with its data in another folder; return its folder."""
     run = folder / "runs/studies/pair/slow" / str(seed)
     (run / "distill").mkdir(parents=True)
     merge_rows(run / "rows.csv", [row("slow", seed, 70)])
@@ -244,7 +244,7 @@ def test_a_row_without_its_label_is_said_to_be_passed_over(tmp_path, capsys):
     for run in runs[1:]:
         (run / "job.json").unlink()
     assert [path for path, _ in finished_runs(tmp_path / "runs/studies")] == runs[:1]
-    assert capsys.readouterr().out.startswith("2 rows passed over, as no job.json beside them says of which study: ")
+    assert capsys.readouterr().out.startswith("2 rows skipped, without a job.json that names the study: ")
 
 
 def test_models_from_another_machine_are_collected_without_its_data(tmp_path, capsys):
@@ -261,7 +261,7 @@ def test_models_from_another_machine_are_collected_without_its_data(tmp_path, ca
         "slow/0/student.keras", "teacher/teacher.keras",
     }  # fmt: skip
     assert len(read_rows(tmp_path / "checkout/experiments/results/pair.csv")) == 2
-    assert "slow, seed 1: passed over, its student is not in" in capsys.readouterr().out
+    assert "slow, seed 1: skipped, its student is not in" in capsys.readouterr().out
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""The page of a study: its figures are those of the rows, and it says what is not known yet."""
+"""The page of a study: its numbers are those of the rows, and it lists the missing runs."""
 
 import json
 import re
@@ -44,13 +44,13 @@ ROWS = [
 
 
 def data_of(text, name):
-    """Traces of a figure, by their names."""
+    """Return the traces of a figure by name."""
     content = json.loads(re.search(rf'id="{name}-data">(.*?)</script>', text)[1])
     return {trace.get("name"): trace for trace in content["data"]}
 
 
 def words(text):
-    """The page's text, without scripts and style."""
+    """Return the page's text without scripts and style."""
     kept = re.sub(r"<(script|style)\b.*?</\1>", " ", text, flags=re.DOTALL)
     found = []
     reader = HTMLParser()

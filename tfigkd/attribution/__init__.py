@@ -1,4 +1,4 @@
-"""Which pixels made the model say what it says: Integrated Gradients, and how far to trust them."""
+"""Attribution of a model's output to the pixels: Integrated Gradients, their error, and measures of quality."""
 
 from tfigkd.attribution.baselines import make_baseline
 from tfigkd.attribution.integrated_gradients import (

@@ -1,4 +1,4 @@
-"""Baselines: the picture without information from which the path of Integrated Gradients starts."""
+"""Baselines: images without information, the start of the path of Integrated Gradients."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -12,22 +12,22 @@ BASELINES = ("black", "mean", "blur")
 def make_baseline(
     kind: Any, images: np.ndarray, *, mean_color: Sequence[float] | np.ndarray | None = None, sigma: float = 4.0
 ) -> np.ndarray:
-    """The baseline of a batch of images.
+    """Return the baseline of a batch of images.
 
-    A pixel equal to its baseline gets no attribution, so black hides what is black in the image; the mean color is
-    what zero in normalized space means; the blurred image differs from the image only where it has detail.
+    A pixel equal to its baseline gets no attribution, so with "black" the black pixels of an image get none. The mean
+    color is zero after normalization. The blurred image differs from the image only where the image has detail.
 
     Args:
         kind: "black", "mean", "blur", or an array that broadcasts to the images.
         images: float [B,H,W,C] in [0,1].
-        mean_color: Mean of each channel in [0,1], for "mean"; other kinds have no use for it.
-        sigma: Standard deviation of the Gaussian in pixels, for "blur".
+        mean_color: Mean of each channel in [0,1]; used only by "mean".
+        sigma: Standard deviation of the Gaussian in pixels; used only by "blur".
 
     Returns:
-        float32 [1,H,W,C] where all images share one baseline, else [B,H,W,C].
+        float32 [1,H,W,C] if all images share one baseline, else [B,H,W,C].
 
     Raises:
-        ValueError: The kind is unknown, or what it needs is missing or does not fit.
+        ValueError: The kind is unknown, or an argument that it needs is missing or invalid.
     """
     shared = (1, *images.shape[1:])
     if not isinstance(kind, str):

@@ -1,10 +1,11 @@
-"""Does a map name the pixels that the model goes by? Insertion and deletion (Petsiuk et al. 2018, arXiv 1806.07421).
+"""Faithfulness of maps by insertion and deletion (Petsiuk et al. 2018, arXiv 1806.07421).
 
-Pixels are shown, or taken away, in the order of the map, highest first, and the probability of the target is watched.
-Under a faithful map it rises early on insertion and falls early on deletion. The model is any function from images to
-scores, so an exported file that has no gradient is measured in the same way as the model it came from.
+A map is faithful if it is highest at the pixels that decide the model's output. Pixels are inserted or deleted in the
+order of the map, highest first, and the probability of the target is recorded. With a faithful map it rises early on
+insertion and falls early on deletion. The model is any function from images to scores, so an exported file, which has
+no gradient, is measured in the same way as its original model.
 
-A model that is sure of itself scores higher on both, whatever its map: compare maps on one model, or models by the
+A more confident model scores higher on both with any map: compare maps of one model, or compare models by the
 difference between insertion and deletion.
 """
 
@@ -20,10 +21,10 @@ from tfigkd.data import to_model_input
 
 @dataclass(frozen=True)
 class Curve:
-    """The target's probability along the way.
+    """The target's probability after each step of an insertion or deletion.
 
     Args:
-        fractions: Share of the pixels that are shown (insertion) or taken away (deletion), from 0 to 1, [S+1].
+        fractions: Share of the pixels that are inserted or deleted, from 0 to 1, [S+1].
         scores: Probability of each image's target, [B,S+1].
     """
 
@@ -47,19 +48,22 @@ def insertion(
     from_logits: bool = True,
     batch_size: int = 1024,
 ) -> Curve:
-    """Show an image pixel by pixel on a baseline, in the order of its map; a large area is good.
+    """Insert the pixels of an image into a baseline in the order of its map; a large area under the curve is good.
 
     Args:
-        predict: From images [N,H,W,C] of the type given here to logits or probabilities [N,classes].
+        predict: Function from images [N,H,W,C] of the dtype of `images` to logits or probabilities [N,classes].
         images: uint8 [B,H,W,C], or float [B,H,W,C] in [0,1].
-        maps: [B,H,W]; the highest pixels come first. Pixels of equal value follow in a random order that is always
-            the same, so a constant map is a random one.
-        targets: Index of the class whose probability is watched, int [B].
+        maps: [B,H,W]; the highest pixels come first. Pixels of equal value are in a fixed random order, so a constant
+            map gives a random order.
+        targets: Index of the class whose probability is recorded, int [B].
         baseline: "blur", "black", or an array in [0,1] that broadcasts to the images, such as `make_baseline` gives.
-            A blurred image is the default, because detail that appears on a flat color is news in itself.
-        steps: How many parts the pixels are shown in, at least 1.
-        from_logits: Whether `predict` gives logits; probabilities are taken as they are.
-        batch_size: Images handed to `predict` at once, about; bounds the memory.
+            The default is the blurred image, because pixels on a flat color create new edges, to which models react.
+        steps: Number of steps in which the pixels are inserted, at least 1.
+        from_logits: Whether `predict` gives logits; probabilities are used as they are.
+        batch_size: Approximate number of images per call of `predict`; it limits the memory.
+
+    Returns:
+        The curve of each image.
 
     Raises:
         ValueError: An argument is not as above.
@@ -79,10 +83,10 @@ def deletion(
     from_logits: bool = True,
     batch_size: int = 1024,
 ) -> Curve:
-    """Replace an image pixel by pixel with a baseline, in the order of its map; a small area is good.
+    """Replace the pixels of an image by a baseline in the order of its map; a small area under the curve is good.
 
-    Arguments as for `insertion`. The baseline is black or, as an array, the mean color: blurred pixels still tell
-    what they hide.
+    Arguments, result and errors are those of `insertion`. The baseline should be black or, as an array, the mean
+    color, because blurred pixels still show part of the image.
     """
     pixels, hidden, ranks, targets = _prepare(images, maps, targets, baseline, steps)
     return _curve(predict, pixels, hidden, ranks, targets, steps, from_logits, batch_size)
@@ -95,7 +99,7 @@ def _prepare(
     baseline: str | np.ndarray,
     steps: int,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Images and baselines of one type [B,H,W,C], the rank of each pixel [B,P], and the targets, all checked."""
+    """Check the arguments; return images and baselines of one dtype [B,H,W,C], pixel ranks [B,P] and targets [B]."""
     images, maps, targets = np.asarray(images), np.asarray(maps, np.float64), np.asarray(targets)
     if images.ndim != 4 or not len(images) or not (images.dtype == np.uint8 or images.dtype.kind == "f"):
         raise ValueError(
@@ -115,8 +119,8 @@ def _prepare(
 
 
 def _ranks(maps: np.ndarray) -> np.ndarray:
-    """Place of each pixel [B,P] in the order of its map, 0 for the highest."""
-    # shuffled first: in reading order, the pixels of a map that is mostly zero would go from the top down
+    """Return the rank of each pixel [B,P] in its map, 0 for the highest."""
+    # shuffle first: otherwise the equal pixels of a mostly zero map would be ordered from top to bottom
     shuffle = np.random.default_rng(0).permutation(maps.shape[1])
     order = shuffle[np.argsort(-maps[:, shuffle], axis=1, kind="stable")]
     ranks = np.empty_like(order)
@@ -134,7 +138,7 @@ def _curve(
     from_logits: bool,
     batch_size: int,
 ) -> Curve:
-    """The curve on the way from `before` to `after`, both [B,H,W,C]."""
+    """Return the curve while the pixels of `before` are replaced by those of `after`, both [B,H,W,C]."""
     counts = np.round(np.linspace(0, ranks.shape[1], steps + 1)).astype(int)
     size = max(1, batch_size // len(counts))
     scores = []

@@ -1,8 +1,8 @@
-"""Integrated Gradients (Sundararajan, Taly, Yan 2017, arXiv 1703.01365), with its error known for every image.
+"""Integrated Gradients (Sundararajan, Taly, Yan 2017, arXiv 1703.01365), with the numerical error of every image.
 
-The attribution of a pixel is its distance from the baseline times the model's gradient, averaged along the straight
-path from baseline to image. Over all pixels it sums to the difference of the model's outputs at the two ends; what
-the sum misses is the error of the quadrature, so every result carries it.
+The attribution of a pixel is its difference from the baseline times the model's gradient, averaged along the straight
+path from baseline to image. The exact attributions of all pixels sum to the difference of the model's outputs at the
+two ends of the path. The deviation of the computed sum is the error of the quadrature; every result includes it.
 """
 
 import weakref
@@ -17,18 +17,18 @@ from tfigkd.attribution.baselines import make_baseline
 from tfigkd.attribution.quadrature import added_by_doubling, nodes_and_weights
 
 FIRST_STEPS = 16
-"""Where the adaptive mode starts. From 4 or 8 some images pass the tolerance by chance with crude maps, and little is
-saved, as most images need 16 or 32 anyway (experiments/results/attribution.csv)."""
+"""Number of steps with which the adaptive mode starts. With 4 or 8 some images pass the tolerance by chance with
+inexact maps, and little time is saved, because most images need 16 or 32 (experiments/results/attribution.csv)."""
 
 
 @dataclass(frozen=True)
 class Attribution:
-    """Attributions of B images, and what is known of them.
+    """Attributions of B images, with their errors, numbers of steps and logits.
 
     Args:
         attributions: float32 [B,H,W,C], signed, in logits.
         convergence_delta: Sum of the attributions minus the difference of the logits, float32 [B].
-        n_steps: Steps behind each image's attributions, int32 [B].
+        n_steps: Number of steps used for each image, int32 [B].
         logits: The model's output for the images themselves, float32 [B,classes].
     """
 
@@ -53,16 +53,16 @@ def integrated_gradients(
     """Attribute the logit of each image's target to the image's pixels.
 
     Args:
-        model: From float32 images [B,H,W,C] in [0,1] to logits [B,classes]; it runs in inference mode.
+        model: Maps float32 images [B,H,W,C] in [0,1] to logits [B,classes]; it runs in inference mode.
         images: float [B,H,W,C] in [0,1].
-        targets: Index of the logit that is explained, int [B].
+        targets: Index of the logit to explain, int [B].
         baseline: "black", "blur", or an array that broadcasts to the images, such as `make_baseline` gives.
-        n_steps: Gradient evaluations along each path. None: as many as an image needs, doubling until its
-            completeness error is at most `tolerance` or `max_steps` are used.
+        n_steps: Number of gradient evaluations along each path. With None the number is doubled for each image until
+            its completeness error is at most `tolerance` or `max_steps` are used.
         rule: Quadrature rule, see `nodes_and_weights`.
-        tolerance: Largest completeness error that needs no more steps, relative to max(|difference of logits|, 1).
-        max_steps: Most steps for one image; one still over the tolerance keeps its last attributions.
-        batch_size: Gradient evaluations at once; bounds the memory, and no result depends on it.
+        tolerance: Largest accepted completeness error, relative to max(|difference of logits|, 1).
+        max_steps: Largest number of steps for one image; an image still over the tolerance keeps its last result.
+        batch_size: Number of gradient evaluations at once; it limits the memory and does not change the results.
 
     Returns:
         Attributions, float32 [B,H,W,C], and convergence deltas, float32 [B], see `completeness_error`.
@@ -96,12 +96,12 @@ def attribute(
     max_steps: int = 128,
     batch_size: int = 128,
 ) -> Attribution:
-    """`integrated_gradients`, together with the steps it took and the logits it had to compute anyway."""
+    """Compute `integrated_gradients`; return also the numbers of steps and the logits, which are computed anyway."""
     for name, value in (("tolerance", tolerance), ("max_steps", max_steps), ("batch_size", batch_size)):
         if not value > 0:
             raise ValueError(f"{name} must be positive, got {value}.")
     steps = min(FIRST_STEPS, max_steps) if n_steps is None else n_steps
-    nodes_and_weights(rule, steps)  # refuse an unknown rule before the model runs
+    nodes_and_weights(rule, steps)  # raise an error for an unknown rule before the model runs
     images, targets = _check_images(images), _check_targets(targets, len(images))
     starts = make_baseline(baseline, images)
     functions = _compile(model)
@@ -126,7 +126,7 @@ def attribute(
         deltas[pending], used[pending] = sums - difference[pending], steps
         if n_steps is not None or steps >= max_steps:
             break
-        # from the stored values, so that whoever recomputes the error agrees about the gate
+        # use the rounded values of the result, so that recomputing the error from it gives the same decision
         pending = pending[completeness_error(attributions[pending], deltas[pending]) > tolerance]
         if 2 * steps <= max_steps:
             steps = 2 * steps
@@ -138,21 +138,21 @@ def attribute(
 
 
 def completeness_error(attributions: np.ndarray, convergence_delta: np.ndarray) -> np.ndarray:
-    """How much of the difference of logits the attributions miss: |sum IG - dF| / max(|dF|, 1).
+    """Return the relative error of the sum of the attributions: |sum IG - dF| / max(|dF|, 1).
 
     Args:
         attributions: [B,H,W,C].
-        convergence_delta: [B], sum IG - dF.
+        convergence_delta: [B], sum IG - dF, where dF is the difference of the logits of image and baseline.
 
     Returns:
-        float32 [B], not negative.
+        float32 [B], non-negative.
     """
     difference = attributions.sum(axis=(1, 2, 3), dtype=np.float64) - convergence_delta
     return (np.abs(convergence_delta) / np.maximum(np.abs(difference), 1)).astype(np.float32)
 
 
 def saliency_map(attributions: np.ndarray) -> np.ndarray:
-    """One number a pixel: the absolute attributions [B,H,W,C], summed over the channels, [B,H,W]."""
+    """Return one value per pixel [B,H,W]: the absolute attributions [B,H,W,C], summed over the channels."""
     return np.abs(attributions).sum(axis=-1)
 
 
@@ -186,10 +186,10 @@ def _average_gradients(
     weights: np.ndarray,
     batch_size: int,
 ) -> np.ndarray:
-    """Weighted sums of the gradients at the nodes of each path, [B,H,W,C], `batch_size` evaluations at a time.
+    """Return the weighted sums of the gradients at the nodes of each path, [B,H,W,C].
 
-    Images x steps are numbered through, image by image, and cut into rows of one length, so that the compiled
-    function never meets another shape; the rows after the last repeat it with weight zero.
+    All pairs of image and step form one sequence, image by image, which is cut into batches of exactly `batch_size`,
+    so that the compiled function gets only one shape; the last batch is filled with repetitions of weight zero.
     """
     totals = np.zeros((len(images), images[0].size))
     n_steps = len(nodes)
@@ -209,7 +209,7 @@ def _average_gradients(
 
 
 def _run_in_batches(forward: Callable[[np.ndarray], np.ndarray], images: np.ndarray, batch_size: int) -> np.ndarray:
-    """Logits [B,classes], in batches of one length; the last is filled up with its own last image."""
+    """Return logits [B,classes], in batches of equal size; the last one is filled with copies of the last image."""
     parts = []
     for start in range(0, len(images), batch_size):
         parts.append(forward(images[np.minimum(np.arange(start, start + batch_size), len(images) - 1)]))
@@ -222,7 +222,7 @@ def _run_in_batches(forward: Callable[[np.ndarray], np.ndarray], images: np.ndar
 
 
 class _Functions(NamedTuple):
-    """Compiled: images [B,H,W,C] to logits, and images with targets [B] to the gradient of those logits."""
+    """Compiled functions: from images [B,H,W,C] to logits, and from images and targets [B] to gradients [B,H,W,C]."""
 
     forward: Callable[[np.ndarray], np.ndarray]
     gradient: Callable[[np.ndarray, np.ndarray], np.ndarray]
@@ -232,13 +232,13 @@ _COMPILED: weakref.WeakKeyDictionary[keras.Model, _Functions] = weakref.WeakKeyD
 
 
 def _compile(model: keras.Model) -> _Functions:
-    """The model's compiled functions; kept as long as the model lives, so a second call does not trace again."""
+    """Return the compiled functions of the model; they are cached while the model exists, so it is traced only once."""
     if model not in _COMPILED:
         makers = {"tensorflow": _compile_tensorflow, "jax": _compile_jax}
         backend = keras.backend.backend()
         if backend not in makers:
             raise ValueError(f"attribution runs on the Keras backends {' and '.join(makers)}, not on {backend!r}.")
-        # The functions hold the model weakly: a strong reference from the value would keep its key alive for ever.
+        # A weak reference to the model: a strong one in the cached value would keep the model, its key, alive.
         _COMPILED[model] = makers[backend](weakref.ref(model))
     return _COMPILED[model]
 
@@ -246,14 +246,14 @@ def _compile(model: keras.Model) -> _Functions:
 def _compile_tensorflow(model: Callable[[], Any]) -> _Functions:
     import tensorflow as tf
 
-    # On a CPU XLA takes minutes to compile a convolutional network, and the result is slower.
+    # On a CPU, XLA needs minutes to compile a convolutional network, and the result is slower.
     @tf.function(jit_compile=False)
     def forward(images: Any) -> Any:
         return tf.cast(model()(images, training=False), tf.float32)
 
     @tf.function(jit_compile=False)
     def gradient(images: Any, targets: Any) -> Any:
-        # Watching the input alone spares the gradients of the weights.
+        # Watching only the input avoids the gradients of the weights.
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch(images)
             logits = model()(images, training=False)
@@ -263,7 +263,7 @@ def _compile_tensorflow(model: Callable[[], Any]) -> _Functions:
     traced: dict[Any, Any] = {}
 
     def run(function: Any, *arrays: np.ndarray) -> np.ndarray:
-        # Traced by hand: TensorFlow counts the traces of all models together and warns of them as if of one.
+        # Traced explicitly: TensorFlow counts the traces of all models together and would warn of repeated tracing.
         tensors = [tf.constant(array) for array in arrays]
         key = function, *(array.shape for array in arrays)
         if key not in traced:
@@ -277,7 +277,7 @@ def _compile_jax(model: Callable[[], Any]) -> _Functions:
     import jax
 
     def state() -> tuple[list[Any], list[Any]]:
-        # An argument, not a constant of the compiled function, which would freeze the weights of its first call.
+        # Passed as an argument: as a constant of the compiled function, the weights of the first call would be frozen.
         trainable, fixed = model().trainable_variables, model().non_trainable_variables
         return [variable.value for variable in trainable], [variable.value for variable in fixed]
 

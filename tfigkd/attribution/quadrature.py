@@ -4,23 +4,24 @@ import numpy as np
 
 RULES = ("gauss_legendre", "midpoint", "trapezoid", "left", "right", "nested")
 WARP = 1.5
-"""The nested rule's nodes are even in the path's length to the power 1/WARP: networks bend most in its first third."""
+"""The nested rule's nodes are evenly spaced in t^(1/WARP), so denser in the first third, where networks bend most."""
 
 
 def nodes_and_weights(rule: str, n_steps: int) -> tuple[np.ndarray, np.ndarray]:
-    """Where to evaluate an integrand on [0,1], and how much each value counts.
+    """Return the nodes at which to evaluate an integrand on [0,1], and their weights.
 
     Gauss-Legendre is exact for polynomials of degree 2n - 1, midpoint and trapezoid for straight lines, the two
-    Riemann sums for constants. On networks of ReLUs, whose gradient jumps along the path, no rule keeps its order: on
-    CIFAR-10 all have about the same completeness error, and the midpoint's maps are the closest to those of many
-    steps (experiments/results/attribution.csv).
+    Riemann sums for constants. For networks with ReLUs, whose gradient jumps along the path, no rule reaches its
+    order: on CIFAR-10 all have about the same completeness error, and the midpoint's maps are the closest to those
+    of many steps (experiments/results/attribution.csv).
 
-    The nested rule is even after the substitution t = u ** WARP, its nodes a third or two thirds into their cells. So
-    all nodes of n steps are nodes of 2n steps, and their weights keep their proportions: doubling wastes nothing.
+    The nested rule has evenly spaced nodes after the substitution t = u ** WARP, at one third or two thirds of each
+    cell. So all nodes of n steps are also nodes of 2n steps, and their weights keep their proportions: doubling reuses
+    all earlier evaluations.
 
     Args:
         rule: One of `RULES`.
-        n_steps: Number of nodes, so of gradient evaluations; the trapezoid, which includes both ends, needs two.
+        n_steps: Number of nodes, that is of gradient evaluations; the trapezoid, which includes both ends, needs two.
 
     Returns:
         Nodes in [0,1], ascending, and weights whose sum is 1; float64 [n_steps] each.
@@ -41,7 +42,7 @@ def nodes_and_weights(rule: str, n_steps: int) -> tuple[np.ndarray, np.ndarray]:
         weights[[0, -1]] /= 2
         return np.linspace(0, 1, n_steps), weights
     if rule == "nested":
-        # (k + 1/3) / n = (2k + 2/3) / 2n, and (k + 2/3) / n = (2k + 1 + 1/3) / 2n: every doubling changes the third
+        # (k + 1/3) / n = (2k + 2/3) / 2n, and (k + 2/3) / n = (2k + 1 + 1/3) / 2n: doubling swaps the two thirds
         places = (np.arange(n_steps) + _third(n_steps) / 3) / n_steps
         weights = places ** (WARP - 1)
         return places**WARP, weights / weights.sum()
@@ -50,15 +51,15 @@ def nodes_and_weights(rule: str, n_steps: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def added_by_doubling(rule: str, n_steps: int) -> tuple[np.ndarray, np.ndarray, float]:
-    """What the average over n steps needs beyond that over half of them.
+    """Return the nodes that n steps add to n/2 steps, so that the average over n/2 steps can be reused.
 
     Args:
         rule: One of `RULES`.
         n_steps: Number of nodes after doubling.
 
     Returns:
-        The nodes that half as many steps do not have, their weights, and what to multiply the average over half as
-        many steps with; all nodes and 0 for a rule that is not nested.
+        The new nodes, their weights, and the factor for the average over n/2 steps; for a rule that is not nested, all
+        nodes, their weights and 0.
     """
     nodes, weights = nodes_and_weights(rule, n_steps)
     if rule != "nested":
@@ -70,5 +71,5 @@ def added_by_doubling(rule: str, n_steps: int) -> tuple[np.ndarray, np.ndarray, 
 
 
 def _third(n_steps: int) -> int:
-    """How many thirds into its cell a node of the nested rule lies: 1 or 2, the other one after each doubling."""
+    """Return the position of the nested nodes in their cells, in thirds: 1 or 2, alternating with each doubling."""
     return 2 - (n_steps & -n_steps).bit_length() % 2

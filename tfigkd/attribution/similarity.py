@@ -1,7 +1,7 @@
-"""How alike two models' attribution maps of the same images are.
+"""Similarity of two models' attribution maps of the same images.
 
-Maps differ in scale from model to model, so every measure here is blind to it. A map that is constant ranks no pixel:
-its rank correlation and its top overlap with anything are 0, and so is the cosine of a map that is zero throughout.
+Maps differ in scale from model to model, so no measure here depends on scale. A constant map does not rank the pixels:
+its rank correlation and its top overlap with any map are 0, and so is the cosine of a map of zeros.
 """
 
 import numpy as np
@@ -9,44 +9,44 @@ from scipy import stats
 
 
 def rank_correlation(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """Spearman's rank correlation of the pixels of each pair of maps; pixels of equal value share their mean rank.
+    """Return Spearman's rank correlation of the pixels of each pair of maps; equal pixels share their mean rank.
 
     Args:
         first: [B,H,W].
         second: [B,H,W].
 
     Returns:
-        float64 [B], from -1 to 1; 0 where a map is constant.
+        float64 [B], from -1 to 1; 0 if a map is constant.
     """
     ranks = [stats.rankdata(maps, axis=1) for maps in _flatten(first, second)]
     return _cosine(*(rank - rank.mean(axis=1, keepdims=True) for rank in ranks))
 
 
 def cosine(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """Cosine of the angle between each pair of maps.
+    """Return the cosine of the angle between each pair of maps.
 
     Args:
         first: [B,H,W].
         second: [B,H,W].
 
     Returns:
-        float64 [B], from -1 to 1, not negative for maps that are not; 0 where a map is zero throughout.
+        float64 [B], from -1 to 1, non-negative for non-negative maps; 0 if a map is all zeros.
     """
     return _cosine(*_flatten(first, second))
 
 
 def top_overlap(first: np.ndarray, second: np.ndarray, *, fraction: float = 0.1) -> np.ndarray:
-    """Intersection over union of the highest pixels of each pair of maps.
+    """Return the intersection over union of the highest pixels of each pair of maps.
 
-    Pixels that tie for the last places share them, each in part, so that nothing depends on where a pixel lies.
+    Pixels that tie for the last places each count in part, so that the result does not depend on their positions.
 
     Args:
         first: [B,H,W].
         second: [B,H,W].
-        fraction: Share of the pixels that counts as highest, in (0, 1]; at least one pixel does.
+        fraction: Share of the pixels that count as highest, in (0, 1]; at least one pixel counts.
 
     Returns:
-        float64 [B], from 0 to 1; 0 where a map is constant.
+        float64 [B], from 0 to 1; 0 if a map is constant.
 
     Raises:
         ValueError: `fraction` is out of range, or the maps are not as above.
@@ -76,7 +76,7 @@ def _cosine(first: np.ndarray, second: np.ndarray) -> np.ndarray:
 
 
 def _membership(maps: np.ndarray, count: int) -> np.ndarray:
-    """How far each pixel belongs to the highest `count` of its map [B,P]: 1, 0, or in part where pixels tie."""
+    """Return the membership of each pixel in the highest `count` of its map [B,P]: 1, 0, or a fraction for ties."""
     threshold = np.partition(maps, -count, axis=1)[:, [-count]]
     above, ties = maps > threshold, maps == threshold
     return above + ties * (count - above.sum(axis=1, keepdims=True)) / ties.sum(axis=1, keepdims=True)

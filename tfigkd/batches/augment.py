@@ -13,7 +13,7 @@ import numpy as np
 from tfigkd.config.fields import AugmentConfig, OverlayConfig
 from tfigkd.data import to_model_input
 
-ORDER, CROP_Y, CROP_X, FLIP, OVERLAY, EXPONENT, VIEW = range(7)
+ORDER, CROP_Y, CROP_X, FLIP, OVERLAY, EXPONENT, VIEW, MIX = range(8)
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
@@ -59,7 +59,10 @@ def geometry(
     rows = np.broadcast_to(np.arange(height, dtype=np.int32), (len(keys), height))
     columns = np.broadcast_to(np.arange(width, dtype=np.int32), (len(keys), width))
     if config.flip:
-        flipped = uniform(keys, seed=seed, epoch=epoch, purpose=FLIP) < 0.5
+        alternate = config.flip_order == "alternate"
+        flipped = uniform(keys, seed=seed, epoch=0 if alternate else epoch, purpose=FLIP) < 0.5
+        if alternate:
+            flipped = flipped ^ (np.asarray(epoch) % 2 == 1)
         columns = np.where(flipped[:, None], width - 1 - columns, columns)
     if config.crop_padding:
         span = 2 * config.crop_padding + 1
@@ -68,16 +71,27 @@ def geometry(
     return rows, columns
 
 
-def gather(pixels: Any, rows: Any, columns: Any, padding: int) -> Any:
-    """The images [B,H,W,C] moved as `geometry` says; NumPy's arrays or JAX's, zeros coming in at the border."""
+def gather(pixels: Any, rows: Any, columns: Any, padding: int, border: str = "zeros") -> Any:
+    """The images [B,H,W,C] moved as `geometry` says; NumPy's arrays or JAX's.
+
+    At the border come in zeros, or with `border="reflect"` the image mirrored at its edge pixels.
+    """
     xp = pixels.__array_namespace__()
     if padding:
-        pixels = xp.pad(pixels, ((0, 0), (padding, padding), (padding, padding), (0, 0)))
+        mode = "constant" if border == "zeros" else border
+        pixels = xp.pad(pixels, ((0, 0), (padding, padding), (padding, padding), (0, 0)), mode=mode)
     return pixels[xp.arange(len(pixels))[:, None, None], rows[:, :, None], columns[:, None, :]]
 
 
 def augmented(
-    pixels: Any, rows: Any, columns: Any, exponents: Any, *, padding: int, lay: Callable[[Any, Any, Any], Any]
+    pixels: Any,
+    rows: Any,
+    columns: Any,
+    exponents: Any,
+    *,
+    padding: int,
+    lay: Callable[[Any, Any, Any], Any],
+    border: str = "zeros",
 ) -> tuple[Any, Any, Any]:
     """Moved images, the same with overlays, and their maps; NumPy's arrays or JAX's.
 
@@ -88,11 +102,12 @@ def augmented(
         exponents: From `overlay_exponents`; None lays no map.
         padding: Pixels that the geometry reaches beyond the images.
         lay: `overlay_some`, or what does the same where it cannot run: of images, maps and exponents.
+        border: As for `gather`.
 
     Returns:
         Images float32 [B,H,W,3] in [0,1] without and with overlays, and maps float32 [B,H,W] or None.
     """
-    moved = gather(pixels, rows, columns, padding)
+    moved = gather(pixels, rows, columns, padding, border)
     clean = to_model_input(moved[..., :3])
     maps = moved[..., 3].astype(np.float32) if moved.shape[-1] == 4 else None
     return clean, clean if exponents is None else lay(clean, maps, exponents), maps
@@ -101,7 +116,7 @@ def augmented(
 def crop_and_flip(
     pixels: np.ndarray, keys: np.ndarray, config: AugmentConfig, *, seed: int, epoch: int | np.ndarray
 ) -> np.ndarray:
-    """Shift by up to `crop_padding` pixels, zeros coming in at the border, and flip left to right.
+    """Shift by up to `crop_padding` pixels and flip left to right; at the border comes in what `crop_border` says.
 
     Args:
         pixels: [B,H,W,C]; a map that rides along as a further channel gets the image's geometry.
@@ -111,7 +126,28 @@ def crop_and_flip(
         An array of the shape and dtype of `pixels`.
     """
     rows, columns = geometry(keys, pixels.shape[1:3], config, seed=seed, epoch=epoch)
-    return gather(pixels, rows, columns, config.crop_padding)
+    return gather(pixels, rows, columns, config.crop_padding, config.crop_border)
+
+
+def mixup_shares(keys: np.ndarray, alpha: float, *, seed: int, epoch: int) -> np.ndarray:
+    """Return the share of its own image in each mixed image, drawn from Beta(alpha, alpha), float32 [B].
+
+    The draws are a function of the seed, the epoch and the batch's examples in their order.
+    """
+    if alpha == 1:
+        return uniform(keys, seed=seed, epoch=epoch, purpose=MIX).astype(np.float32)
+    words = [seed, epoch, MIX, *np.atleast_1d(keys)[:1].tolist()]
+    return np.random.default_rng(words).beta(alpha, alpha, len(keys)).astype(np.float32)
+
+
+def mix(images: Any, shares: np.ndarray) -> Any:
+    """Mix each image [B,H,W,C] with its partner, `shares` [B] of its own; NumPy's arrays or JAX's.
+
+    The partner of image i is image B - 1 - i: batches are shuffled, and a control that moves images on by one within
+    the batch meets other pairs.
+    """
+    own = shares[:, None, None, None]
+    return own * images + (1 - own) * images[::-1]
 
 
 def move_coarse(

@@ -9,7 +9,9 @@ import numpy as np
 from tfigkd.batches.augment import augmented, overlay
 
 
-def on_device(pixels: np.ndarray, padding: int, dim_only: bool) -> Callable[..., tuple[Any, Any, Any]]:
+def on_device(
+    pixels: np.ndarray, padding: int, dim_only: bool, border: str = "zeros"
+) -> Callable[..., tuple[Any, Any, Any]]:
     """`augmented` images of a data set that lies on the device.
 
     The draws come from the host, so a batch is that of the other backends. One compiled function crops, flips and
@@ -19,6 +21,7 @@ def on_device(pixels: np.ndarray, padding: int, dim_only: bool) -> Callable[...,
         pixels: uint8 [N,H,W,3], or [N,H,W,4] with the maps.
         padding: Pixels that the geometry reaches beyond the images.
         dim_only: Dim in place of an overlay (a control).
+        border: As for `gather`.
 
     Returns:
         A function of indices [B], rows [B,H], columns [B,W] and exponents [B] or None, to JAX arrays.
@@ -34,6 +37,6 @@ def on_device(pixels: np.ndarray, padding: int, dim_only: bool) -> Callable[...,
 
     @jax.jit
     def made(resident: Any, chosen: Any, rows: Any, columns: Any, exponents: Any) -> tuple[Any, Any, Any]:
-        return augmented(resident[chosen], rows, columns, exponents, padding=padding, lay=lay)
+        return augmented(resident[chosen], rows, columns, exponents, padding=padding, lay=lay, border=border)
 
     return functools.partial(made, jax.device_put(pixels))

@@ -13,6 +13,8 @@ from tfigkd.batches.augment import (
     augmented,
     example_keys,
     geometry,
+    mix,
+    mixup_shares,
     move_coarse,
     overlay_exponents,
     overlay_some,
@@ -61,14 +63,16 @@ class StoredAttention:
 Batch = tuple[Any, dict[str, Any]]
 
 
-def _on_host(pixels: np.ndarray, padding: int, dim_only: bool) -> Callable[..., tuple[np.ndarray, np.ndarray, Any]]:
+def _on_host(
+    pixels: np.ndarray, padding: int, dim_only: bool, border: str = "zeros"
+) -> Callable[..., tuple[np.ndarray, np.ndarray, Any]]:
     """`augmented` images of a data set, from indices and draws; `device.py` does the same on JAX's device."""
 
     def lay(images: np.ndarray, maps: np.ndarray, exponents: np.ndarray) -> np.ndarray:
         return overlay_some(images, None if dim_only else maps, exponents)
 
     def make(chosen: np.ndarray, rows: np.ndarray, columns: np.ndarray, exponents: np.ndarray | None) -> tuple:
-        return augmented(pixels[chosen], rows, columns, exponents, padding=padding, lay=lay)
+        return augmented(pixels[chosen], rows, columns, exponents, padding=padding, lay=lay, border=border)
 
     return make
 
@@ -87,6 +91,8 @@ def training_batches(
     wanted: Collection[str] = ("teacher_logits",),
     dim_only: bool = False,
     swap_inputs: bool = False,
+    mixup: float = 0.0,
+    num_classes: int | None = None,
 ) -> Callable[[int], Iterator[Batch]]:
     """Endless shuffled, augmented batches, from the epoch on that the returned function is given.
 
@@ -107,6 +113,9 @@ def training_batches(
             `"teacher_inputs"`, the image as the student sees it but without the overlay.
         dim_only: Dim the images that would carry an overlay and add no map (a control).
         swap_inputs: `"teacher_inputs"` are those of the next example of the batch (a control); a batch of one is left.
+        mixup: Mix each image with another of its batch by a share from Beta(mixup, mixup). `"label_probabilities"`
+            [B,C] are then the mixed labels, `"label"` is that of the larger share, and teacher inputs are mixed alike.
+        num_classes: C of `"label_probabilities"`; not given: one more than the largest label.
 
     Returns:
         A function from first epoch to an iterator of (images float32 [B,H,W,3], {"label": int32 [B], ...}). On JAX
@@ -125,7 +134,9 @@ def training_batches(
         per_view = attention.maps
 
     side = pixels.shape[1], pixels.shape[2]
-    make = (on_device if keras.backend.backend() == "jax" else _on_host)(pixels, augment.crop_padding, dim_only)
+    make = (on_device if keras.backend.backend() == "jax" else _on_host)(
+        pixels, augment.crop_padding, dim_only, augment.crop_border
+    )
 
     def batch(chosen: np.ndarray, epoch: int) -> Batch:
         targets: dict[str, Any] = {"label": labels[chosen]}
@@ -152,6 +163,12 @@ def training_batches(
             targets["teacher_logits"] = knowledge.logits[chosen]
         if mapped and "teacher_map" in wanted:
             targets["teacher_map"] = maps
+        if mixup:
+            shares = mixup_shares(keys[chosen], mixup, seed=seed, epoch=epoch)
+            clean, images = mix(clean, shares), mix(images, shares)
+            hot = np.eye(num_classes or labels.max() + 1, dtype=np.float32)[labels[chosen]]
+            targets["label_probabilities"] = shares[:, None] * hot + (1 - shares[:, None]) * hot[::-1]
+            targets["label"] = np.where(shares >= 0.5, labels[chosen], labels[chosen][::-1])
         if "teacher_inputs" in wanted and (overlaid or swap_inputs):
             order = np.roll(np.arange(len(chosen)), 1)
             targets["teacher_inputs"] = clean[order] if swap_inputs else clean

@@ -1,12 +1,13 @@
 """Smaller students: pruning, clustering, quantization-aware training.
 
-`layers` holds the fake-quantized layers, `quantization` puts a model together from them; `pruning` and `channels` cut
-weights and channels; `bridge` is the one way to tfmot; `stage` fine-tunes by the Distiller and leaves the result.
+`methods` lists the phases of each method, and `finetune` trains each phase with the Distiller. `pruning` removes
+weights, `channels` removes channels, `quantization` builds a model from the fake-quantized layers of
+`tfigkd.models.fake_quant`, and `bridge` is the only module that uses tfmot.
 """
 
 from typing import Any
 
-_ROOMS = {
+_MODULES = {
     "CompressConfig": "tfigkd.config.compress_fields",
     "MagnitudePruning": "tfigkd.compress.pruning",
     "cut_channels": "tfigkd.compress.channels",
@@ -16,9 +17,9 @@ _ROOMS = {
 
 
 def __getattr__(name: str) -> Any:
-    """The names that users of the library want, imported when asked for: the fields must load without Keras."""
-    if name not in _ROOMS:
+    """Import a public name on first use, so that importing this package does not load Keras."""
+    if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     import importlib
 
-    return getattr(importlib.import_module(_ROOMS[name]), name)
+    return getattr(importlib.import_module(_MODULES[name]), name)

@@ -1,7 +1,7 @@
-"""The one way to tfmot, which knows no Keras 3: a tf_keras twin is trained, and its weights are brought back.
+"""The bridge to tfmot, which does not support Keras 3: a tf_keras twin is trained and its weights are copied back.
 
-tfmot and tf_keras are imported in here and nowhere else, inside functions. Importing tfmot sets TF_USE_LEGACY_KERAS,
-which would turn `tf.keras` of every child process into tf_keras; it is put back at once.
+Only this module imports tfmot and tf_keras, and only inside functions. Importing tfmot sets TF_USE_LEGACY_KERAS, which
+would make `tf.keras` of every child process tf_keras; `libraries` restores it at once.
 """
 
 import itertools
@@ -43,16 +43,16 @@ PLAIN: dict[type[keras.Layer], tuple[str, ...]] = {
     keras.layers.Flatten: (),
     keras.layers.Add: (),
 }
-"""Layers that are the same in both worlds, with the arguments that make them so."""
+"""Layers that are the same in Keras 3 and tf_keras, with the arguments to copy."""
 ACTIVATIONS = (keras.activations.linear, keras.activations.relu)
 
 
 def libraries() -> SimpleNamespace:
-    """`tf_keras` and `tfmot`, with the environment and `tf.keras` as they were before."""
+    """Import and return `tf_keras` and `tfmot`; the environment and `tf.keras` stay as they were before."""
     import tensorflow as tf
 
     before = os.environ.get(LEGACY)
-    _ = tf.keras.layers  # resolved now: whoever asks first decides which Keras it is
+    _ = tf.keras.layers  # resolved now: the first access decides which Keras `tf.keras` is
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -67,12 +67,12 @@ def libraries() -> SimpleNamespace:
 
 
 def make_twin(model: keras.Model) -> Any:
-    """The same network of tf_keras's layers, with the same layer names and weights.
+    """Return the same network built from tf_keras layers, with the same layer names and weights.
 
-    Linear activations, which change nothing, are left out.
+    Linear activations are left out, because they do not change values.
 
     Raises:
-        UserError: tf_keras has no such layer, or tfmot cannot work with it, as with the shortcuts of our ResNets.
+        UserError: tf_keras has no such layer, or tfmot does not support it, such as the shortcuts of our ResNets.
     """
     layers = libraries().tf_keras.layers
 
@@ -100,11 +100,11 @@ def make_twin(model: keras.Model) -> Any:
 def _check(layer: keras.Layer, model: str) -> None:
     reason = ""
     if not isinstance(layer, tuple(PLAIN)):
-        reason = f"tfmot knows no {type(layer).__name__}"
+        reason = f"tfmot does not support {type(layer).__name__}"
     elif getattr(layer, "data_format", "channels_last") != "channels_last":
-        reason = "it is channels-first, as in the shortcuts without parameters of ResNets"
+        reason = "it is channels-first, as in ResNet shortcuts without parameters"
     elif (activation := getattr(layer, "activation", None)) not in (None, *ACTIVATIONS):
-        reason = f"its activation {activation.__name__} is not among linear and relu"
+        reason = f"its activation {activation.__name__} is neither linear nor relu"
     elif getattr(layer, "groups", 1) != 1 or getattr(layer, "depth_multiplier", 1) != 1:
         reason = "it has groups or a depth multiplier"
     if reason:
@@ -112,7 +112,7 @@ def _check(layer: keras.Layer, model: str) -> None:
 
 
 def weights_back(twin: Any, model: keras.Model) -> keras.Model:
-    """A copy of the Keras 3 model with the weights of its twin; of its wrapped layers too."""
+    """Return a copy of the Keras 3 model with the weights of its twin, wrapped layers included."""
     result = rebuild(model)
     copy_weights(model, result)
     for layer in twin.layers:
@@ -123,9 +123,10 @@ def weights_back(twin: Any, model: keras.Model) -> keras.Model:
 
 
 def prune_tfmot(student: keras.Model, config: CompressConfig, lessons: Lessons) -> keras.Model:
-    """Weights pruned by tfmot, on the schedule of `pruning.py`."""
+    """Prune weights by magnitude with tfmot, on the schedule of `finetune.pruning_times`."""
     sparsity = libraries().tfmot.sparsity.keras
-    # tfmot's default frequency of 100 prunes nothing in a short training, and an end that is no multiple is missed
+    # tfmot's default frequency of 100 prunes nothing in a short training, and tfmot only prunes at multiples of the
+    # frequency, so the end must be one
     end, frequency = pruning_times(config)
     schedule = sparsity.PolynomialDecay(0.0, config.sparsity, 0, end, frequency=frequency)
     wrapped = _wrapped(student, lambda layer: sparsity.prune_low_magnitude(layer, pruning_schedule=schedule))
@@ -134,7 +135,7 @@ def prune_tfmot(student: keras.Model, config: CompressConfig, lessons: Lessons) 
 
 
 def cluster(student: keras.Model, config: CompressConfig, lessons: Lessons) -> keras.Model:
-    """The weights of each kernel brought to `config.clusters` values, which are then trained (tfmot)."""
+    """Cluster the weights of each kernel to `config.clusters` values and train these values (tfmot)."""
     clustering = libraries().tfmot.clustering.keras
     options = {
         "number_of_clusters": config.clusters,
@@ -146,17 +147,17 @@ def cluster(student: keras.Model, config: CompressConfig, lessons: Lessons) -> k
 
 
 def quantize_tfmot(student: keras.Model, config: CompressConfig, lessons: Lessons) -> keras.Model:
-    """Quantization-aware training by tfmot."""
+    """Train with tfmot's quantization-aware training."""
     return _quantize(student, config, lessons, "nothing")
 
 
 def quantize_preserving_zeros(student: keras.Model, config: CompressConfig, lessons: Lessons) -> keras.Model:
-    """Quantization-aware training by tfmot that leaves zeros zero."""
+    """Train with tfmot's quantization-aware training that keeps zero weights zero."""
     return _quantize(student, config, lessons, "zeros")
 
 
 def quantize_preserving_clusters(student: keras.Model, config: CompressConfig, lessons: Lessons) -> keras.Model:
-    """Quantization-aware training by tfmot that leaves equal weights equal."""
+    """Train with tfmot's quantization-aware training that keeps equal weights equal."""
     return _quantize(student, config, lessons, "clusters")
 
 
@@ -167,7 +168,7 @@ def _quantize(student: keras.Model, config: CompressConfig, lessons: Lessons, pr
 
 
 def quantization_twin(student: keras.Model, preserve: Preserve = "nothing") -> Any:
-    """tfmot's model for quantization-aware training, of tf_keras."""
+    """Return tfmot's model for quantization-aware training, a tf_keras model."""
     quantization = libraries().tfmot.quantization.keras
     annotated = quantization.quantize_annotate_model(make_twin(student))
     collaborative = "tensorflow_model_optimization.python.core.quantization.keras.collab_opts"
@@ -181,9 +182,10 @@ def quantization_twin(student: keras.Model, preserve: Preserve = "nothing") -> A
 
 
 def from_quantization_twin(twin: Any, student: keras.Model, preserve: Preserve = "nothing") -> keras.Model:
-    """The twin's weights and ranges in the fake-quantized layers of `layers.py`, batch normalization folded.
+    """Copy the twin's weights and ranges to a model of our fake-quantized layers, batch normalization folded.
 
-    tfmot rounds a depthwise kernel on one scale; the model returned has one for each channel, which is finer.
+    The layers are those of `tfigkd.models.fake_quant`. tfmot rounds a depthwise kernel with one scale; the returned
+    model has one scale for each channel, which is finer.
     """
     trained = rebuild(student)
     copy_weights(student, trained)
@@ -195,7 +197,7 @@ def from_quantization_twin(twin: Any, student: keras.Model, preserve: Preserve =
         target = trained.get_layer(name)
         for variable in target.weights:
             value = values.get(variable.name, values.get(f"depthwise_{variable.name}"))
-            # tfmot masks the kernel where it is used, and lets what is stored drift
+            # tfmot masks the kernel only where it is used; the stored values drift away from zero
             if preserve == "zeros" and variable.name == "kernel" and target.trainable:
                 value = value * (keras.ops.convert_to_numpy(variable) != 0)
             variable.assign(value)
@@ -207,7 +209,7 @@ def from_quantization_twin(twin: Any, student: keras.Model, preserve: Preserve =
     for layer in result.layers:
         if isinstance(layer, FakeQuantize) and layer.limits is None:
             name = layer.name.removesuffix("_range")
-            while name not in ranges:  # tfmot has it behind the batch normalization
+            while name not in ranges:  # tfmot stores the range after the batch normalization
                 (name,) = graph[name].readers
             layer.set_weights(ranges[name])
     return result
@@ -218,7 +220,7 @@ def _short_name(variable: Any) -> str:
 
 
 def _wrapped(student: keras.Model, wrap: Callable[[Any], Any]) -> Any:
-    """The twin with its prunable layers wrapped, the same ones as in `pruning.prunable_kernels`."""
+    """Return the twin with its prunable layers wrapped, the same layers as in `pruning.prunable_kernels`."""
     chosen = ("Conv2D", "Dense")
 
     def clone(layer: Any) -> Any:
@@ -230,12 +232,12 @@ def _wrapped(student: keras.Model, wrap: Callable[[Any], Any]) -> Any:
 def _fine_tune(
     twin: Any, student: keras.Model, config: CompressConfig, lessons: Lessons, *, title: str, callback: Any = None
 ) -> None:
-    """What `finetune.fine_tune` is to Keras 3: the same losses, batches, recipe and checkpoints."""
+    """Train a twin as `finetune.fine_tune` trains a Keras 3 model: same losses, batches, recipe and checkpoints."""
     import tensorflow as tf
 
     distiller = lessons.distiller(student)
     if any(loss.needs_features or loss.needs_inputs for loss in distiller.distillation_losses.values()):
-        raise UserError("tfmot's models distill from logits alone; set compress.losses to kd, dkd or dist")
+        raise UserError("tfmot methods can distill only from logits; set compress.losses to kd, dkd or dist")
     tf_keras, steps, epochs = libraries().tf_keras, steps_an_epoch(config), recipe(config).epochs
     rate = tf_keras.optimizers.schedules.CosineDecay(config.learning_rate, steps * epochs)
     optimizer = tf_keras.optimizers.Adam(rate)
@@ -251,7 +253,7 @@ def _fine_tune(
         with tf.GradientTape() as tape:
             loss = distiller.compare({LOGITS: twin(images, training=True)}, images, targets, training=True)["loss"]
         gradients = tape.gradient(loss, twin.trainable_variables)
-        # with clusters preserved, the centroids learn in the place of their kernels
+        # if clusters are preserved, the centroids are trained instead of their kernels
         pairs = zip(gradients, twin.trainable_variables, strict=True)
         optimizer.apply_gradients([(gradient, variable) for gradient, variable in pairs if gradient is not None])
         return loss
@@ -273,7 +275,7 @@ def _fine_tune(
 
 
 class _State:
-    """The variables of a twin and its optimizer, as `checkpoint` looks for them."""
+    """The variables of a twin and its optimizer, with the attributes that `checkpoint` reads."""
 
     def __init__(self, twin: Any, optimizer: Any):
         self.variables = list({id(variable): variable for variable in twin.variables}.values())

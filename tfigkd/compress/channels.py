@@ -1,9 +1,9 @@
-"""Structured pruning: whole channels between two convolutions are cut out, so that the graph itself shrinks.
+"""Structured pruning: whole channels between two convolutions are removed, so that the graph becomes smaller.
 
-The expansion channels of an inverted residual and the inner channels of a residual block are read by one convolution
-alone, so they can go without touching a shortcut; linear bottlenecks are narrow already and stay. Which ones: the
-smallest scale of the batch normalization before the reader (Liu et al. 2017, arXiv 1708.06519) times the norm of the
-reader's kernel for that channel.
+Only one convolution reads the expansion channels of an inverted residual and the inner channels of a residual block,
+so these can be removed without changing a shortcut. Linear bottlenecks are narrow already and are kept. The least
+important channels are removed; importance is the scale of the batch normalization before the reader (Liu et al. 2017,
+arXiv 1708.06519) times the norm of the reader's kernel for that channel.
 """
 
 from collections.abc import Iterator
@@ -26,16 +26,16 @@ PASSES_CHANNELS = (
     keras.layers.AveragePooling2D,
     keras.layers.GlobalAveragePooling2D,
 )
-"""Layers whose channels stay apart."""
+"""Layers that process each channel separately."""
 MULTIPLE = 8
-"""Channels kept are a multiple of it, as kernels of inference like them, and one such multiple at least."""
+"""The number of kept channels is a multiple of it and at least this many; inference kernels are faster then."""
 
 Group = list[Node]
-"""A convolution, the layers its channels pass, and the convolution or dense layer that mixes them."""
+"""A convolution, the layers that its channels pass through, and the convolution or dense layer that mixes them."""
 
 
 def channel_groups(model: keras.Model) -> list[Group]:
-    """The groups of layers between which channels can be cut: a single reader all the way, and a ReLU on it."""
+    """Return the groups of layers whose channels can be cut: each layer has a single reader, and one is a ReLU."""
     graph = nodes(model)
     return [group for node in graph.values() if (group := _group(node, graph)) is not None]
 
@@ -62,7 +62,7 @@ def _is_convolution(layer: keras.Layer) -> bool:
 
 
 def importance(group: Group) -> np.ndarray:
-    """How much each channel of a group matters to its reader, [channels]."""
+    """Return the importance of each channel of a group for its reader, [channels]."""
     kernel = keras.ops.convert_to_numpy(group[-1].layer.kernel)
     axes = tuple(axis for axis in range(kernel.ndim) if axis != kernel.ndim - 2)
     scores = np.sqrt(np.sum(kernel**2, axis=axes))
@@ -74,23 +74,24 @@ def importance(group: Group) -> np.ndarray:
 
 
 def cut_channels(model: keras.Model, share: float) -> keras.Model:
-    """A copy without the least important channels of each group.
+    """Return a copy of a model without the least important channels of each group.
 
     Args:
-        model: Functional or Sequential; it is not altered.
-        share: Of the channels of each group that goes, in (0, 1); what stays is rounded to a multiple of 8.
+        model: Functional or Sequential; it is not changed.
+        share: Share of the channels of each group to remove, in (0, 1); the number of kept channels is rounded to a
+            multiple of 8.
 
     Returns:
-        A Functional model of the same layer names with fewer channels, the kept weights copied.
+        A Functional model with the same layer names and fewer channels; the kept weights are copied.
 
     Raises:
-        UserError: there is no group of layers to cut channels from.
+        UserError: the model has no group of layers with channels to cut.
     """
     groups = [group for group in channel_groups(model) if _kept_count(group, share) < group[0].layer.filters]
     if not groups:
-        raise UserError(f"{model.name} has no channels to cut: none that a single convolution reads and that are many")
-    gives: dict[str, np.ndarray] = {}  # layer name to the output channels that stay
-    takes: dict[str, np.ndarray] = {}  # layer name to the input channels that stay
+        raise UserError(f"{model.name} has no channels to cut; expected a wide convolution that a single layer reads")
+    gives: dict[str, np.ndarray] = {}  # layer name to the kept output channels
+    takes: dict[str, np.ndarray] = {}  # layer name to the kept input channels
     for group in groups:
         best = np.argsort(-importance(group), kind="stable")[: _kept_count(group, share)]
         kept = np.sort(best)
@@ -116,14 +117,14 @@ def _kept_count(group: Group, share: float) -> int:
 
 
 def _sliced(layer: keras.Layer, gives: np.ndarray | None, takes: np.ndarray | None) -> Iterator[np.ndarray]:
-    """The weights of a layer for the channels that stay."""
+    """Yield the weights of a layer for the kept channels."""
     for variable in layer.weights:
         value = keras.ops.convert_to_numpy(variable)
-        if value.ndim >= 2:  # a kernel: [.., inputs, outputs], of a depthwise convolution [.., inputs, 1]
+        if value.ndim >= 2:  # a kernel: [..,inputs,outputs]; of a depthwise convolution: [..,inputs,1]
             value = value if takes is None else np.take(value, takes, axis=-2)
             value = value if gives is None else np.take(value, gives, axis=-1)
         else:
-            # a bias belongs to the outputs, which are the inputs' channels where these stay apart
+            # a bias belongs to the outputs; where channels stay separate, these are the input channels
             own = takes if isinstance(layer, PASSES_CHANNELS) else gives
             value = value if own is None else value[own]
         yield value

@@ -1,4 +1,4 @@
-"""Fine-tuning of a compressed student: short, distilled, with the checkpoints of any training."""
+"""Fine-tuning of a compressed student: a short distillation with the usual checkpoints."""
 
 import itertools
 import math
@@ -16,7 +16,7 @@ from tfigkd.training.distiller import Distiller
 from tfigkd.training.fit import fit
 
 CHECKPOINT_STEPS = 100
-"""An epoch of fine-tuning is about as long; an interruption costs one at most."""
+"""Approximate steps in one epoch of fine-tuning; an interruption loses at most one epoch."""
 
 PRUNING_SHARE = 2 / 3
 PRUNING_FREQUENCY = 10
@@ -26,13 +26,13 @@ Stream = Callable[[int], Iterator[Batch]]
 
 @dataclass(frozen=True)
 class Lessons:
-    """What fine-tuning needs beside a student and its recipe.
+    """Inputs of fine-tuning besides a student and its recipe.
 
     Attributes:
-        distiller: Gives a student its losses and teacher.
-        stream: As from `training_batches`, in batches of the recipe's size.
-        folder: Where checkpoints go; they are removed at the end.
-        fingerprint: Of everything the weights depend on.
+        distiller: Returns a Distiller with losses and teacher for a student.
+        stream: Batches of the recipe's size, as from `training_batches`.
+        folder: Folder of the checkpoints; they are removed at the end.
+        fingerprint: Identifies everything that the weights depend on.
         tensorboard: Folder of the event files.
     """
 
@@ -44,7 +44,7 @@ class Lessons:
 
 
 def recipe(config: CompressConfig) -> TrainingConfig:
-    """The training recipe of `config.steps` steps, in epochs of about CHECKPOINT_STEPS."""
+    """Return the training recipe of `config.steps` steps, in epochs of about CHECKPOINT_STEPS."""
     return TrainingConfig(
         epochs=max(1, round(config.steps / CHECKPOINT_STEPS)),
         batch_size=config.batch_size,
@@ -54,14 +54,14 @@ def recipe(config: CompressConfig) -> TrainingConfig:
 
 
 def steps_an_epoch(config: CompressConfig) -> int:
-    """Steps of each epoch of the recipe."""
+    """Return the number of steps in each epoch of the recipe."""
     return math.ceil(config.steps / recipe(config).epochs)
 
 
 def pruning_times(config: CompressConfig) -> tuple[int, int]:
-    """The step at which pruning has cut all it will, and the steps between two cuts, of which that is a multiple.
+    """Return the step of the last cut, and the number of steps between two cuts; the first is a multiple of the second.
 
-    The last third of the steps trains what is left.
+    The last third of the steps trains the remaining weights.
     """
     end = max(1, round(PRUNING_SHARE * steps_an_epoch(config) * recipe(config).epochs))
     frequency = min(PRUNING_FREQUENCY, end)
@@ -69,9 +69,9 @@ def pruning_times(config: CompressConfig) -> tuple[int, int]:
 
 
 def shortened(stream: Stream, steps: int) -> Stream:
-    """The first `steps` batches of every epoch of a stream, so that a resumed run meets the same batches.
+    """Return a stream of the first `steps` batches of each epoch, so that a resumed run sees the same batches.
 
-    A stream whose own epochs are shorter runs on into its next ones.
+    If an epoch of the stream has fewer batches, its next epochs follow.
     """
 
     def short(epoch: int) -> Iterator[Batch]:
@@ -89,12 +89,12 @@ def fine_tune(
     title: str,
     callbacks: Sequence[keras.callbacks.Callback] = (),
 ) -> keras.Model:
-    """Train a student for `config.steps` steps, going on from a checkpoint where there is one.
+    """Train a student for `config.steps` steps, starting from a checkpoint if one exists.
 
     Args:
-        student: Images to logits; its weights are those of the result.
+        student: Images [B,H,W,C] to logits [B,K]; it is trained in place.
         config: Steps and learning rate.
-        lessons: What it is taught.
+        lessons: Losses, teacher, batches and folders.
         title: For the progress bar.
         callbacks: Further callbacks, such as `MagnitudePruning`.
 

@@ -1,4 +1,4 @@
-"""The methods of `compress.method`: each a chain of phases, every phase with its own fine-tuning and checkpoints."""
+"""The methods of `compress.method`: each is a chain of phases with their own fine-tuning and checkpoints."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -20,25 +20,25 @@ Phase = Callable[[keras.Model, CompressConfig, Lessons], keras.Model]
 
 
 def prune(student: keras.Model, config: CompressConfig, lessons: Lessons) -> keras.Model:
-    """Weights pruned by magnitude."""
+    """Prune weights by magnitude while the student is fine-tuned."""
     end, frequency = pruning_times(config)
     callback = MagnitudePruning(config.sparsity, end=end, frequency=frequency)
     return fine_tune(with_fused_layers(student), config, lessons, title="prune", callbacks=[callback])
 
 
 def prune_channels(student: keras.Model, config: CompressConfig, lessons: Lessons) -> keras.Model:
-    """Channels cut out, then the smaller graph trained."""
+    """Cut channels out, then fine-tune the smaller graph."""
     smaller = with_fused_layers(cut_channels(student, config.sparsity))
     return fine_tune(smaller, config, lessons, title="prune channels")
 
 
 def quantize(student: keras.Model, config: CompressConfig, lessons: Lessons) -> keras.Model:
-    """Fake-quantized layers, trained."""
+    """Fine-tune with fake-quantized layers."""
     return fine_tune(fake_quantized(student), config, lessons, title="quantize")
 
 
 def quantize_sparse(student: keras.Model, config: CompressConfig, lessons: Lessons) -> keras.Model:
-    """Fake-quantized layers, trained without touching zeros."""
+    """Fine-tune with fake-quantized layers and keep zero weights zero."""
     callback = MagnitudePruning(config.sparsity, end=0)
     return fine_tune(fake_quantized(student), config, lessons, title="quantize", callbacks=[callback])
 
@@ -58,20 +58,20 @@ PHASES: dict[Method, tuple[Phase, ...]] = {
 
 
 def compress_student(student: keras.Model, config: CompressConfig, lessons: Lessons) -> keras.Model:
-    """The student made smaller by `config.method`; `student` itself is not altered.
+    """Compress a student by `config.method`; `student` itself is not changed.
 
-    A phase that is done is not repeated, one that was interrupted goes on from its checkpoint.
+    A finished phase is not repeated, and an interrupted phase continues from its checkpoint.
 
     Args:
-        student: Functional, images [B,H,W,C] in [0,1] to logits [B,K].
+        student: Functional model, images [B,H,W,C] in [0,1] to logits [B,K].
         config: Method and fine-tuning.
-        lessons: What fine-tuning teaches; each phase has a folder of its own in its folder.
+        lessons: Inputs of fine-tuning; each phase uses a subfolder of its folder.
 
     Returns:
-        A model of stock layers, or for the methods of quantization-aware training of those in `compress.layers`.
+        A model of stock Keras layers; after quantization-aware training, of the layers in `tfigkd.models.fake_quant`.
 
     Raises:
-        UserError: the method does not know one of the student's layers.
+        UserError: the method does not support one of the student's layers.
     """
     result = with_stock_layers(student)
     for phase in PHASES[config.method]:

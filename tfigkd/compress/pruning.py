@@ -1,4 +1,4 @@
-"""Magnitude pruning while training goes on (Zhu, Gupta 2017, arXiv 1710.01878), as a Keras callback."""
+"""Magnitude pruning during training (Zhu, Gupta 2017, arXiv 1710.01878), as a Keras callback."""
 
 from collections.abc import Iterator
 
@@ -11,9 +11,9 @@ from tfigkd.models.layers import flatten_layers
 
 
 def prunable_kernels(model: keras.Model) -> Iterator[keras.Variable]:
-    """The kernels that pruning thins out: those of convolutions and dense layers that are trained.
+    """Yield the kernels to prune: those of trainable convolutions and dense layers.
 
-    Depthwise kernels, biases and normalization are few weights that much depends on, and stay, as in tfmot.
+    Depthwise kernels, biases and normalization have few but important weights and are not pruned, as in tfmot.
     """
     for layer in flatten_layers(model):
         depthwise = isinstance(layer, keras.layers.DepthwiseConv2D)
@@ -22,12 +22,12 @@ def prunable_kernels(model: keras.Model) -> Iterator[keras.Variable]:
 
 
 def polynomial_sparsity(step: int, final: float, *, end: int) -> float:
-    """Sparsity after some steps: from 0, fast at first, to `final` at step `end` (equation 1, with exponent 3)."""
+    """Return the sparsity after `step` steps: from 0, fast at first, to `final` at `end` (equation 1, exponent 3)."""
     return final * (1 - (1 - min(step / end, 1.0)) ** 3)
 
 
 def magnitude_mask(kernel: np.ndarray, sparsity: float) -> np.ndarray:
-    """Ones for the largest weights of a kernel and zeros for its smallest `sparsity`, exactly that many."""
+    """Return a mask: zeros for the smallest weights of a kernel, exactly the share `sparsity`, ones elsewhere."""
     zeros = round(sparsity * kernel.size)
     mask = np.ones(kernel.size, kernel.dtype)
     mask[np.argsort(np.abs(kernel), axis=None, kind="stable")[:zeros]] = 0
@@ -35,17 +35,17 @@ def magnitude_mask(kernel: np.ndarray, sparsity: float) -> np.ndarray:
 
 
 class MagnitudePruning(keras.callbacks.Callback):
-    """Prunes the kernels of a model in training, the student's where a Distiller trains.
+    """A callback that prunes the kernels of a model during training; with a Distiller, those of the student.
 
-    Each kernel's smallest weights are set to zero, more of them as training goes on, and stay zero after every step.
-    The masks follow from the weights and the optimizer's step, so that a run resumed from a checkpoint repeats an
-    uninterrupted one.
+    Each kernel's smallest weights are set to zero, more of them as training continues, and stay zero.
+    The masks depend only on the weights and the optimizer's step, so that a run resumed from a checkpoint gives the
+    same result as an uninterrupted run.
 
     Args:
         sparsity: Share of zeros in each kernel at the end, in (0, 1).
-        end: The step that reaches it; the steps after it train what is left. 0: the zeros that are there stay, and
-            no others come.
-        frequency: Steps between two choices of weights.
+        end: The step at which it is reached; later steps train the remaining weights. With 0, existing zeros are kept
+            and no others are added.
+        frequency: Steps between two selections of weights.
 
     Example:
         model.fit(images, labels, callbacks=[MagnitudePruning(0.5, end=400)])
@@ -54,23 +54,24 @@ class MagnitudePruning(keras.callbacks.Callback):
     def __init__(self, sparsity: float, *, end: int, frequency: int = 10):
         super().__init__()
         if not 0 < sparsity < 1 or end < 0 or frequency < 1:
-            raise ValueError(f"need sparsity in (0, 1), end >= 0, frequency >= 1, got {sparsity}, {end}, {frequency}")
+            raise ValueError(f"Expected 0 < sparsity < 1, end >= 0, frequency >= 1; got {sparsity}, {end}, {frequency}")
         self.sparsity, self.end, self.frequency = sparsity, end, frequency
 
     def on_train_begin(self, logs: dict | None = None) -> None:
-        """Take up the zeros of the steps done before."""
+        """Read the masks from the zeros of the weights, and the step from the optimizer."""
         self._kernels = list(prunable_kernels(getattr(self.model, "student", self.model)))
         self._step = int(ops.convert_to_numpy(self.model.optimizer.iterations))
         self._masks = [ops.cast(ops.not_equal(kernel, 0), kernel.dtype) for kernel in self._kernels]
 
     def on_train_batch_end(self, batch: int, logs: dict | None = None) -> None:
-        """Choose anew where it is time, and set to zero what the optimizer has moved."""
-        # within an epoch Keras's trainer on JAX holds the values, and the variables are empty; it takes up what is set
+        """Update the masks if a selection is due, and set the masked weights to zero again."""
+        # within an epoch Keras's JAX trainer holds the values and the variables are empty; this copies them into the
+        # variables, and the trainer reads back what is assigned below
         getattr(self.model, "jax_state_sync", lambda: None)()
         self._step += 1
         if self._step <= self.end and (self._step % self.frequency == 0 or self._step == self.end):
             wanted = polynomial_sparsity(self._step, self.sparsity, end=self.end)
-            # the masked kernel, so that a weight that was cut is never among the largest again
+            # computed from the masked kernel, so that a pruned weight stays pruned
             self._masks = [
                 ops.convert_to_tensor(magnitude_mask(ops.convert_to_numpy(kernel * mask), wanted))
                 for kernel, mask in zip(self._kernels, self._masks, strict=True)
@@ -80,7 +81,12 @@ class MagnitudePruning(keras.callbacks.Callback):
 
 
 def sparsity(model: keras.Model) -> dict[str, float]:
-    """Zeros of a model: `sparsity` over all its learned parameters, `prunable_sparsity` over the prunable kernels."""
+    """Return a model's shares of zeros and its number of nonzero parameters.
+
+    Returns:
+        `sparsity` over all learned parameters, `prunable_sparsity` over the prunable kernels, and
+        `nonzero_parameters`.
+    """
     kernels = [ops.convert_to_numpy(kernel) for kernel in prunable_kernels(model)]
     zeros, prunable = (sum(counts) for counts in zip(*((np.sum(k == 0), k.size) for k in kernels), strict=True))
     total = count_parameters(model)

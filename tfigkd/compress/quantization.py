@@ -1,4 +1,4 @@
-"""A student made ready for quantization-aware training: batch norm folded, fake-quantized layers in place."""
+"""Preparation of a student for quantization-aware training: folded batch norm and fake-quantized layers."""
 
 from typing import Any
 
@@ -24,7 +24,7 @@ CHANGES_NO_VALUE = (
     keras.layers.Dropout,
     keras.layers.InputLayer,
 )
-"""Layers whose outputs are among their inputs, and so already rounded."""
+"""Layers whose output values are input values, so that they are rounded already."""
 ROUNDED_AFTER = (
     keras.layers.Add,
     keras.layers.Concatenate,
@@ -35,19 +35,19 @@ ROUNDED_AFTER = (
 
 
 def fake_quantized(model: keras.Model) -> keras.Model:
-    """A copy for quantization-aware training, with the weights of the model and ranges that training will set.
+    """Return a copy for quantization-aware training, with the model's weights and ranges that training will set.
 
     Batch normalization is folded first, because an int8 file has none. Every tensor that the int8 file stores is
-    rounded: the image by the contract [0,1], each layer's output after the ReLU that the file fuses with it.
+    rounded: the image with the fixed range [0,1], and each layer's output after the ReLU that the file fuses with it.
 
     Args:
-        model: Functional or Sequential image classifier; it is not altered.
+        model: Functional or Sequential image classifier; it is not changed.
 
     Returns:
-        A Functional model of the same layer names, images [B,H,W,C] in [0,1] to logits [B,C]; not compiled.
+        A Functional model with the same layer names, images [B,H,W,C] in [0,1] to logits [B,K]; not compiled.
 
     Raises:
-        UserError: a layer has no int8 counterpart here, or the graph cannot be read.
+        UserError: a layer has no fake-quantized version, or the graph cannot be read.
     """
     folded = fold_batch_norm(model)
     graph = nodes(folded)
@@ -81,27 +81,27 @@ def _check(node: Node, model: str) -> None:
     elif getattr(layer, "depth_multiplier", 1) != 1 or getattr(layer, "groups", 1) != 1:
         reason = "it has groups or a depth multiplier"
     elif getattr(layer, "activation", None) is not None and not (is_linear(layer) or is_relu(layer)):
-        reason = f"its activation is {layer.activation.__name__}, known are linear, relu and relu6"
+        reason = f"its activation is {layer.activation.__name__}; supported are linear, relu and relu6"
     elif isinstance(layer, keras.layers.BatchNormalization):
-        reason = "it does not follow a convolution that it could be folded into"
+        reason = "it does not follow a convolution, so it cannot be folded"
     elif not isinstance(layer, (*FAKE_QUANT, *CHANGES_NO_VALUE, *ROUNDED_AFTER, keras.layers.Activation)):
-        reason = f"{type(layer).__name__} is not among the layers it knows"
+        reason = f"{type(layer).__name__} is not a supported layer type"
     if reason:
         raise UserError(f"cannot quantize {model}: layer {layer.name!r}: {reason}; use compress.method = 'none'")
 
 
 def _changes_no_value(layer: keras.Layer) -> bool:
-    # a pool of one pixel picks pixels
+    # average pooling over one pixel only selects pixels
     picks = isinstance(layer, keras.layers.AveragePooling2D) and layer.pool_size == (1, 1)
     return picks or isinstance(layer, CHANGES_NO_VALUE) or is_linear_activation(layer)
 
 
 def _is_fused(node: Node, graph: dict[str, Node]) -> bool:
-    """Whether the file computes this layer and the ReLU behind it as one, so that nothing between them is stored."""
+    """Return whether the file fuses this layer with the ReLU after it, so that no tensor between them is stored."""
     while len(node.readers) == 1:
         reader = graph[node.readers[0]]
         if is_linear_activation(reader.layer):
-            node = reader  # stands where a batch normalization was
+            node = reader  # replaces a folded batch normalization
             continue
         fusible = isinstance(node.layer, (*FAKE_QUANT, keras.layers.Add, keras.layers.Activation))
         return fusible and is_relu(reader.layer) and not isinstance(reader.layer, tuple(FAKE_QUANT))

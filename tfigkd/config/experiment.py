@@ -29,6 +29,11 @@ from tfigkd.config.measure_fields import BenchmarkConfig, EvaluationConfig, Ledg
 from tfigkd.config.reading import closest, from_mapping, read_toml
 from tfigkd.runtime.errors import UserError
 
+MIXUP = (
+    "training.mixup must be 0 with what is stored of single images; view.kind = live gives the teacher's logits of the "
+    "mixed ones"
+)
+
 
 @dataclass(frozen=True)
 class Config:
@@ -54,6 +59,7 @@ class Config:
     benchmark: BenchmarkConfig = field(default_factory=BenchmarkConfig)
 
     def __post_init__(self) -> None:
+        require(not (self.training.mixup and self.needs_single_images), MIXUP, self.training.mixup)
         several = self.student.init == "teacher" and self.teacher.count > 1
         require(not several, "student.init = teacher needs a single teacher, got teacher.count", self.teacher.count)
         if self.student.init == "teacher":
@@ -63,6 +69,13 @@ class Config:
                 require(given in (unset, theirs), message, given)
         taught = self.compress.teacher == "student" or self.needs_teacher
         require(taught, "compress.teacher = teacher needs an experiment with a teacher", self.compress.teacher)
+
+    @property
+    def needs_single_images(self) -> bool:
+        """Whether a loss compares with what is stored of single images; maps that are only overlaid do not count."""
+        active = self.losses.active().keys()
+        of_logits = self.view.kind == "plain" and bool({"kd", "dkd", "dist", "rkd"} & active)
+        return "ig_match" in active or of_logits or self.needs_views or self.needs_attention
 
     @property
     def needs_live_teacher(self) -> bool:

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
-from tfigkd.config.loss_fields import require, require_seed
+from tfigkd.config.loss_fields import late, require, require_seed, revised
 
 
 @dataclass(frozen=True)
@@ -46,6 +46,10 @@ class AugmentConfig:
     """Zero padding in pixels before a random crop of the original size; 0 switches cropping off."""
     flip: bool = True
     """Flip left to right with probability one half."""
+    flip_order: Literal["random", "alternate"] = late("random")
+    """random: a draw in each epoch; alternate: in exactly every other epoch, a random half of the images first."""
+    crop_border: Literal["zeros", "reflect"] = late("zeros")
+    """What comes in at the border of a crop: zeros, or the image mirrored at its edge."""
 
     def __post_init__(self) -> None:
         require(self.crop_padding >= 0, "augment.crop_padding must not be negative", self.crop_padding)
@@ -59,22 +63,50 @@ class TrainingConfig:
     """Passes over the training split; the last epoch's weights are the result."""
     batch_size: int = 64
     """Examples a step; the last batch of an epoch may be smaller."""
-    optimizer: Literal["adam", "adamw", "sgd"] = "adam"
-    """Adam, AdamW, or SGD with Nesterov momentum."""
+    optimizer: Literal["adam", "adamw", "sgd", "muon"] = "adam"
+    """Adam, AdamW, SGD with Nesterov momentum, or Muon for kernels of convolutions and hidden dense layers with AdamW
+    for all else."""
     learning_rate: float = 1e-3
     """The peak learning rate."""
     momentum: float = 0.9
     """Momentum of SGD; Adam ignores it."""
     weight_decay: float = 0.0
     """Decoupled weight decay (AdamW, SGD) of kernels; biases and normalization are left alone."""
-    schedule: Literal["constant", "cosine"] = "constant"
-    """Learning rate over the steps after warm-up."""
+    weight_decay_form: Literal["decoupled", "coupled"] = late("decoupled")
+    """decoupled: shrinks kernels by learning rate times weight decay; coupled: added to the gradient of every weight,
+    biases and normalization included, as in PyTorch's SGD."""
+    bias_factor: float = late(1.0)
+    """Learning rate of the biases of normalization layers as a multiple of the others'; their coupled weight decay is
+    divided by it (airbench: 64)."""
+    schedule: Literal["constant", "cosine", "triangular"] = "constant"
+    """Learning rate over the steps after warm-up; triangular: linear from schedule_start up to the peak and down to
+    schedule_end."""
+    schedule_start: float = late(0.2)
+    """First learning rate of the triangular schedule, as a share of the peak."""
+    schedule_peak: float = late(0.23)
+    """Where the triangular schedule has its peak, as a share of all steps."""
+    schedule_end: float = late(0.07)
+    """Last learning rate of the triangular schedule, as a share of the peak."""
     warmup_epochs: float = 0.0
     """Linear warm-up from zero, in epochs."""
     label_smoothing: float = 0.0
     """Share of the hard label's mass spread evenly over the classes."""
-    ema: float | None = None
-    """Decay, such as 0.999, of a moving average of the weights over the steps; its last value is then the result."""
+    ema: float | None = revised(None, 2)
+    """Decay, such as 0.999, of a moving average of the weights over the steps; its last value, with batch-normalization
+    statistics of its own, is then the result. In step n the decay is at most (1 + n) / (10 + n)."""
+    lookahead: int = late(0)
+    """Every so many steps the weights are set to their slow average, which is the result (Zhang et al. 2019, arXiv
+    1907.08610; airbench: 5); 0 switches it off."""
+    lookahead_decay: float = late(0.95)
+    """Decay a step of the slow average at the end; before, times the cube of the share of steps done."""
+    mixup: float = late(0.0)
+    """Mix each image with another of its batch by a share drawn from Beta(mixup, mixup), labels alike; 1 draws it
+    uniformly; 0 switches it off. A live teacher sees the very same mixed image (Zhang et al. 2017, arXiv 1710.09412;
+    Beyer et al. 2021, arXiv 2106.05237)."""
+    precision: Literal["float32", "mixed_bfloat16", "mixed_float16", "auto"] = late("float32")
+    """What the layers compute in while training; weights, logits and saved models are float32. auto: mixed_bfloat16
+    where a short measurement finds this network's training step faster in it, else float32; the choice is written to
+    the run's precision.json, and holds for every start of that run."""
 
     def __post_init__(self) -> None:
         require(self.epochs > 0, "training.epochs must be positive", self.epochs)
@@ -85,6 +117,19 @@ class TrainingConfig:
         require(self.warmup_epochs >= 0, "training.warmup_epochs must not be negative", self.warmup_epochs)
         require(0 <= self.label_smoothing < 1, "training.label_smoothing must be in [0, 1)", self.label_smoothing)
         require(self.ema is None or 0 < self.ema < 1, "training.ema must be in (0, 1)", self.ema)
+        for name in ("schedule_start", "schedule_peak", "schedule_end"):
+            value = getattr(self, name)
+            require(0 <= value <= 1, f"training.{name} must be in [0, 1]", value)
+        require(self.bias_factor > 0, "training.bias_factor must be positive", self.bias_factor)
+        require(self.lookahead >= 0, "training.lookahead must not be negative", self.lookahead)
+        decay = self.lookahead_decay
+        require(0 <= decay < 1, "training.lookahead_decay must be in [0, 1)", decay)
+        require(not (self.lookahead and self.ema), "training.lookahead must be 0 with training.ema", self.lookahead)
+        require(self.mixup >= 0, "training.mixup must not be negative", self.mixup)
+        warm = self.schedule == "triangular" and self.warmup_epochs > 0
+        require(not warm, "training.warmup_epochs must be 0 with the triangular schedule", self.warmup_epochs)
+        plain = self.weight_decay_form == "decoupled" or self.optimizer == "sgd"
+        require(plain, "training.weight_decay_form must be decoupled but for sgd", self.weight_decay_form)
 
 
 @dataclass(frozen=True)
@@ -92,7 +137,7 @@ class NetworkConfig:
     """An architecture by name, or the user's own model."""
 
     model: str = "mobilenet_v2"
-    """mobilenet_v2, resnet20, resnet32, resnet44, resnet56, or the path of a .keras file."""
+    """mobilenet_v2, resnet20, resnet32, resnet44, resnet56, convnet, or the path of a .keras file."""
     drop_blocks: int = 0
     """How many of MobileNet-V2's 19 feature blocks are dropped from the end."""
     width: float = 1.0
@@ -101,11 +146,18 @@ class NetworkConfig:
     """Dropout before the classifier; not given: 0.2 for the whole MobileNet-V2, none for a truncated one."""
     normalization: Literal["none", "cifar10", "imagenet"] = "none"
     """Input normalization inside the model, by the mean and deviation of that data set."""
+    widths: tuple[int, ...] = late((64, 256, 256))
+    """Channels of each block of convnet."""
+    depth: int = late(2)
+    """Convolutions a block of convnet; with three or more the block has a shortcut."""
 
     def __post_init__(self) -> None:
         require(0 <= self.drop_blocks < 19, "drop_blocks must be in 0..18", self.drop_blocks)
         require(self.width > 0, "width must be positive", self.width)
         require(self.dropout is None or 0 <= self.dropout < 1, "dropout must be in [0, 1)", self.dropout)
+        wide = len(self.widths) > 0 and min(self.widths) > 0
+        require(wide, "widths must be positive", self.widths)
+        require(self.depth > 0, "depth must be positive", self.depth)
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,9 @@ SHORT = {"--data": "--data.name", "--data-dir": "--data.dir", "--image-size": "-
 """Options that other commands have, for the field of an experiment."""
 
 
-def read_options(cls: type[T], arguments: Sequence[str], *, prog: str, default: T | None = None) -> tuple[T, list[str]]:
+def read_options(
+    cls: type[T], arguments: Sequence[str], *, prog: str, default: T | None = None, use_underscores: bool = True
+) -> tuple[T, list[str]]:
     """Read the options of a command.
 
     Args:
@@ -27,6 +29,8 @@ def read_options(cls: type[T], arguments: Sequence[str], *, prog: str, default: 
         arguments: Of the command line; `--help` prints the help and exits.
         prog: Name of the command, for the help.
         default: Values of what is not given.
+        use_underscores: Whether the help shows `--image_size`, as fields are named in TOML files, or `--image-size`;
+            both are understood either way.
 
     Returns:
         The options, and the arguments that are none of them.
@@ -40,9 +44,16 @@ def read_options(cls: type[T], arguments: Sequence[str], *, prog: str, default: 
             if not {"-h", "--help"} & {*arguments}:  # a usage error becomes one line
                 stack.enter_context(contextlib.redirect_stdout(said))
                 stack.enter_context(contextlib.redirect_stderr(said))
+            style = () if use_underscores else (tyro.conf.FlagCreatePairsOff,)
             given: dict[str, Any] = {} if default is None else {"default": default}
             return tyro.cli(
-                cls, prog=prog, args=list(arguments), return_unknown_args=True, use_underscores=True, **given
+                cls,
+                prog=prog,
+                args=list(arguments),
+                return_unknown_args=True,
+                use_underscores=use_underscores,
+                config=style,
+                **given,
             )
     except SystemExit as stop:
         if not stop.code:
@@ -59,13 +70,24 @@ def read_all_options(cls: type[T], arguments: Sequence[str], *, prog: str) -> T:
     Raises:
         UserError: as `read_options`, and an argument is unknown.
     """
-    options, unknown = read_options(cls, arguments, prog=prog)
+    options, unknown = read_options(cls, arguments, prog=prog, use_underscores=False)
     if unknown:
-        known = [name for name in vars(options)]
-        near = closest(unknown[0].lstrip("-").replace("-", "_"), known)
-        hint = near.replace("_", "-") if near.startswith("did you mean") else "--help shows what there is"
+        near = closest(unknown[0].lstrip("-"), [name.replace("_", "-") for name in vars(options)])
+        hint = near if near.startswith("did you mean") else "--help shows all options"
         raise UserError(f"unknown argument {unknown[0]!r}; {hint}")
     return options
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataOptions:
+    """The options of a command that reads a data set."""
+
+    data: str | None = None
+    """A tfds name, "digits", the path of an .npz file or of an image folder."""
+    data_dir: str | None = None
+    """Prepared tfds directory. Default: TFDS_DATA_DIR, then tfds's own."""
+    image_size: int | None = None
+    """Resize pictures to this height and width, antialiased."""
 
 
 @dataclass(frozen=True)

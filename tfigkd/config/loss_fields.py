@@ -6,6 +6,16 @@ from typing import Any
 from tfigkd.runtime.errors import UserError
 
 
+def late(default: Any) -> Any:
+    """Return a dataclass field that came with a later version: at its default it is left out of fingerprints."""
+    return field(default=default, metadata={"late": True})
+
+
+def revised(default: Any, revision: int) -> Any:
+    """Return a dataclass field whose other values mean something new: fingerprints hold the revision beside them."""
+    return field(default=default, metadata={"revision": revision})
+
+
 def require(condition: bool, what: str, value: Any) -> None:
     """Refuse a value that is out of range, in one line."""
     if not condition:

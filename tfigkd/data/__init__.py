@@ -1,8 +1,8 @@
-"""Where examples come from: stable ids, and train, validation and test that no source order can move.
+"""Labeled examples: stable ids, and train, validation and test splits that do not depend on the source's order.
 
-The id of an example is the hash of its decoded pixels, so the same picture has the same id whether it
-came from tfds, an image folder or an `.npz`, on any backend. Splits, random draws and the overlay store
-all go by that id. Nothing here needs TensorFlow unless the data come from tfds.
+The id of an example is the hash of its decoded pixels, so the same picture has the same id whether it comes from tfds,
+an image folder or an `.npz`, on any backend. Splits, random draws and the overlay store all use this id. Only data
+from tfds need TensorFlow.
 """
 
 import hashlib
@@ -29,7 +29,7 @@ class Examples:
         ids: Unicode [N], unique within the split.
         images: uint8 RGB [N,H,W,3], 0 to 255.
         labels: int64 [N], class indices.
-        source_ids: Unicode [N], what the source called each example; for messages only.
+        source_ids: Unicode [N], name of each example in its source; for messages only.
     """
 
     ids: np.ndarray
@@ -47,13 +47,13 @@ class Examples:
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
-    """Train, validation and test of one source, with the names of the classes.
+    """Train, validation and test splits of one source, with the names of the classes.
 
     Args:
-        name: What `load` was asked for.
+        name: The name that was passed to `load`.
         train: The source's training pictures without `validation`.
         validation: Per class, the tenth of the source's training pictures whose ids sort first.
-        test: The source's test pictures; for the evaluation stage alone.
+        test: The source's test pictures; only the evaluation stage uses them.
         class_names: One name for each label.
         fingerprint: 16 hex digits over the ids and labels of the three splits.
     """
@@ -96,20 +96,20 @@ def load(
     Args:
         name: "digits" (embedded, 8x8), the path of an `.npz` file, the path of an image folder, or a
             tfds name such as "cifar10" or "name/config". An existing folder wins over a tfds name.
-        directory: Where tfds data lie or go; searched before $TFDS_DATA_DIR and tfds's own default.
+        directory: Folder of tfds data, searched before $TFDS_DATA_DIR and tfds's own default; downloads go there.
         image_size: Height and width to stretch every picture to, with antialiasing; None keeps the
             source's size. Ids are those of the resized pixels.
-        limit: For a smoke run: keep at most so many examples of each split, those whose ids sort first.
-        download: Whether a tfds data set that is not prepared may be downloaded.
+        limit: Largest number of examples of each split, for a quick trial run; those whose ids sort first are kept.
+        download: Whether to download a tfds data set that is not prepared.
 
     Returns:
-        The splits. A source without a test split gives, per class, the fifth whose ids sort last.
+        The splits. Without a test split in the source, the test split is, per class, the fifth whose ids sort last.
 
     Raises:
         UserError: The source is missing, damaged, or not a set of labeled 8-bit pictures of one size.
     """
     if not name.isprintable():
-        raise UserError(f"data set {name!r}: its name is no printable UTF-8; rename the file or folder")
+        raise UserError(f"data set {name!r}: its name is not printable UTF-8; rename the file or folder")
     for setting, value in (("image_size", image_size), ("limit", limit)):
         if value is not None and value < 1:
             raise UserError(f"data.{setting} must be at least 1, got {value}")
@@ -123,7 +123,7 @@ def load(
     _check(name, source)
     train = _identify(source.train)
     if source.test is None:
-        # Named anew, as duplicates are numbered within a split.
+        # Identified again, because duplicates are numbered within a split.
         train, test = (_identify(part) for part in _hold_out(train, TEST_DIVISOR, last=True))
     else:
         test = _identify(source.test)
@@ -131,20 +131,20 @@ def load(
     splits = {"train": train, "validation": validation, "test": test}
     for split, examples in splits.items():
         if not len(examples):
-            raise UserError(f"data set {name!r}: the {split} split is empty; give more pictures of a class")
+            raise UserError(f"data set {name!r}: the {split} split is empty; add pictures to each class")
     splits = {split: examples.take(slice(limit)) for split, examples in splits.items()}
     return Dataset(name, **splits, class_names=source.class_names, fingerprint=splits_fingerprint(splits))
 
 
 def identify(images: np.ndarray, labels: np.ndarray) -> Examples:
-    """Examples of arrays, each named by the hash of its pixels and sorted by that name.
+    """Turn arrays into examples, with the hash of the pixels as id and sorted by id.
 
     Args:
         images: uint8 RGB [N,H,W,3].
         labels: Integers [N], class indices.
 
     Raises:
-        ValueError: the arrays are not as above.
+        ValueError: The arrays are not as above.
     """
     images, labels = np.asarray(images), np.asarray(labels)
     if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] != 3:
@@ -156,30 +156,30 @@ def identify(images: np.ndarray, labels: np.ndarray) -> Examples:
 
 
 def digest(image: np.ndarray) -> str:
-    """The name of a picture, uint8 [H,W,3]: the first 16 hex digits of the SHA-256 of its pixels in C order."""
+    """Return the id of a picture, uint8 [H,W,3]: 16 hex digits of the SHA-256 of its pixels in C order."""
     return hashlib.sha256(image.tobytes()).hexdigest()[:DIGEST_LENGTH]
 
 
 def to_model_input(images: np.ndarray) -> np.ndarray:
-    """Turn pixels into what models take: uint8 [...] in 0 to 255 becomes float32 [...] in [0,1].
+    """Convert pixels to the input of models: uint8 [...] from 0 to 255 becomes float32 [...] in [0,1].
 
-    The single place where that happens, so that no two rooms can scale differently.
+    This is the only place where pixels are scaled, so all modules scale alike.
     """
     return images.astype(np.float32) / np.float32(255)
 
 
 def mean_color(examples: Examples) -> np.ndarray:
-    """The mean of each channel over all images, float32 [3] in [0,1]."""
+    """Return the mean of each channel over all images, float32 [3] in [0,1]."""
     return examples.images.mean(axis=(0, 1, 2), dtype=np.float64).astype(np.float32) / 255
 
 
 def concatenate(parts: Sequence[Examples]) -> Examples:
-    """Join splits and sort by id, as when train and validation together train the final models."""
+    """Join splits and sort by id, for example train and validation for the training of the final models."""
     return _Joined(parts)
 
 
 class _Joined(Examples):
-    """Several splits as one, sorted by id; the pictures stay where they are and are gathered when asked for."""
+    """Several splits as one, sorted by id; the pictures are not copied until they are read."""
 
     _parts: tuple[Examples, ...]
     _order: np.ndarray
@@ -221,7 +221,7 @@ def _open(name: str, directory: str | None, image_size: int | None, download: bo
 
 
 def _check(name: str, source: sources.Source) -> None:
-    """Refuse what no later stage could use."""
+    """Raise an error for data that no later stage can use."""
     classes = len(source.class_names)
     if classes < 2:
         raise UserError(f"data set {name!r} has {classes} class(es); a classifier needs at least 2")
@@ -231,7 +231,7 @@ def _check(name: str, source: sources.Source) -> None:
         if not len(part.labels):
             raise UserError(f"data set {name!r}: the {split} split is empty")
         if 0 in part.images.shape:
-            raise UserError(f"data set {name!r}: {split} pictures of {_size(part)} hold no pixels")
+            raise UserError(f"data set {name!r}: {split} pictures of {_size(part)} have no pixels")
         if part.labels.min() < 0 or part.labels.max() >= classes:
             wrong = int(part.labels[(part.labels < 0) | (part.labels >= classes)][0])
             raise UserError(f"data set {name!r}: label {wrong} in {split}; expected 0 to {classes - 1}")
@@ -248,9 +248,9 @@ def _size(part: sources.Part) -> str:
 
 
 def _identify(part: "sources.Part | Examples") -> Examples:
-    """Name every picture by its pixels and sort by that name.
+    """Compute the id of every picture from its pixels and sort by id.
 
-    Pictures with equal pixels are numbered in the order of their labels, never in the source's order.
+    Pictures with equal pixels are numbered in the order of their labels, not in the source's order.
     """
     digests = np.array([digest(image) for image in part.images])
     order = np.lexsort((part.source_ids, part.labels, digests))
@@ -265,7 +265,7 @@ def _identify(part: "sources.Part | Examples") -> Examples:
 
 
 def _hold_out(examples: Examples, divisor: int, *, last: bool = False) -> tuple[Examples, Examples]:
-    """Set apart, per class, one part in `divisor` of examples sorted by id (at least one of two)."""
+    """Hold out, per class, 1/`divisor` of the examples in the order of ids; at least one if a class has two or more."""
     held = np.zeros(len(examples), bool)
     for label in np.unique(examples.labels):
         members = np.flatnonzero(examples.labels == label)
@@ -275,7 +275,7 @@ def _hold_out(examples: Examples, divisor: int, *, last: bool = False) -> tuple[
 
 
 def splits_fingerprint(splits: dict[str, Examples]) -> str:
-    """Hash of the ids and labels of named splits, 16 hex digits."""
+    """Return a hash of the ids and labels of named splits, 16 hex digits."""
     whole = hashlib.sha256()
     for split, examples in splits.items():
         lines = [f"{id_} {label}\n" for id_, label in zip(examples.ids, examples.labels, strict=True)]
@@ -284,10 +284,10 @@ def splits_fingerprint(splits: dict[str, Examples]) -> str:
 
 
 def _digests(examples: Examples) -> np.ndarray:
-    """The ids without the ordinal of a duplicate."""
+    """Return the ids without the ordinals of duplicates."""
     return examples.ids.astype(f"U{DIGEST_LENGTH}")
 
 
 def covered(data: Dataset) -> Examples:
-    """Train and validation, sorted by id."""
+    """Return the examples that stores cover: train and validation, sorted by id."""
     return concatenate([data.train, data.validation])

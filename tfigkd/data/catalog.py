@@ -1,7 +1,7 @@
 """Data sets of the TensorFlow Datasets catalog, prepared on disk or downloaded.
 
-A prepared data set is read from its folder, not through the builder's code, so a folder whose builder
-is not installed (a script's own, `__main__`) reads as well as any other.
+A prepared data set is read from its folder, without the code of its builder, so data sets whose builder is not
+installed (for example one defined in a user's script) can be read too.
 """
 
 import difflib
@@ -20,7 +20,7 @@ from tfigkd.data.pictures import check_memory, decode_all, one_line, reading
 from tfigkd.data.sources import Part, Source
 from tfigkd.runtime.errors import UserError
 
-# The host of TensorFlow Datasets' own files. tfds itself would wait for minutes without a network.
+# The host of the files of TensorFlow Datasets. Without a network tfds itself would wait for minutes.
 PROBE_URL = "https://storage.googleapis.com"
 PROBE_SECONDS = 4.0
 NAME_PATTERN = re.compile(r"[A-Za-z_]\w*(/[A-Za-z0-9_][\w.\-]*)?")
@@ -28,20 +28,20 @@ VERSION_PATTERN = re.compile(r"\d+\.\d+\.\d+")
 
 
 def read(name: str, directory: str | None, image_size: int | None, download: bool) -> Source:
-    """Read a tfds data set, downloading it where it is not prepared and `download` allows.
+    """Read a tfds data set; if it is not prepared, download it first.
 
     Args:
         name: "name" or "name/config".
-        directory: The first data directory to search, and the one to prepare in.
-        image_size: Height and width to resize to; may be None where all pictures have one size.
-        download: Whether to download what is not prepared.
+        directory: The data directory that is searched first and used for downloads.
+        image_size: Height and width to resize to; may be None if all pictures have the same size.
+        download: Whether to download a data set that is not prepared.
 
     Raises:
-        UserError: There is no such data set, no network, a damaged record, or no picture and label.
+        UserError: The data set does not exist, cannot be downloaded, is damaged, or lacks an image or label feature.
     """
     if not NAME_PATTERN.fullmatch(name):
         raise UserError(
-            f"no folder {name!r}, and it is no tfds name; expected digits, a tfds name (name or "
+            f"{name!r} is neither an existing folder nor a tfds name; expected digits, a tfds name (name or "
             "name/config), the path of an .npz file or the path of an image folder"
         )
     directories = data_directories(directory)
@@ -55,13 +55,13 @@ def read(name: str, directory: str | None, image_size: int | None, download: boo
 
 
 def data_directories(directory: str | None) -> list[Path]:
-    """List where prepared data may lie: `directory`, $TFDS_DATA_DIR, tfds's default."""
+    """Return the folders to search for prepared data: `directory`, $TFDS_DATA_DIR, tfds's default."""
     candidates = [directory, os.environ.get("TFDS_DATA_DIR"), "~/tensorflow_datasets"]
     return [Path(candidate).expanduser() for candidate in candidates if candidate]
 
 
 def find_prepared(folder: Path) -> Path | None:
-    """Find the highest version prepared in `folder`."""
+    """Return the folder of the highest version prepared in `folder`, or None."""
     versions = [
         info.parent for info in folder.glob("*/dataset_info.json") if VERSION_PATTERN.fullmatch(info.parent.name)
     ]
@@ -69,7 +69,7 @@ def find_prepared(folder: Path) -> Path | None:
 
 
 def has_network(url: str = PROBE_URL, seconds: float = PROBE_SECONDS) -> bool:
-    """Tell whether anything answers HTTP at `url` within `seconds`; proxies of the environment count."""
+    """Return whether any HTTP answer comes from `url` within `seconds`; proxies of the environment are used."""
     answered = threading.Event()
 
     def probe() -> None:
@@ -80,9 +80,9 @@ def has_network(url: str = PROBE_URL, seconds: float = PROBE_SECONDS) -> bool:
             error.close()
             answered.set()
         except (OSError, ValueError, http.client.HTTPException):
-            pass  # no network, or a proxy setting that is no address
+            pass  # no network, or a proxy setting that is not an address
 
-    # A thread, since looking up a host name may outlast any socket timeout.
+    # A thread, because looking up a host name may take longer than the socket timeout.
     thread = threading.Thread(target=probe, daemon=True)
     thread.start()
     thread.join(seconds)
@@ -90,7 +90,7 @@ def has_network(url: str = PROBE_URL, seconds: float = PROBE_SECONDS) -> bool:
 
 
 def _prepare(name: str, directory: Path) -> Path:
-    """Download a data set of the catalog and return the folder it was prepared in."""
+    """Download a data set of the catalog and return the folder in which it is prepared."""
     import tensorflow_datasets as tfds
 
     known = tfds.list_builders(with_community_datasets=False)
@@ -98,7 +98,7 @@ def _prepare(name: str, directory: Path) -> Path:
     if plain_name not in known:
         similar = difflib.get_close_matches(plain_name, known)
         hint = f"did you mean {' or '.join(similar)}?" if similar else "is it a path that does not exist?"
-        raise UserError(f"no tfds data set {name!r}, and none prepared under that name in {directory}; {hint}")
+        raise UserError(f"tfds data set {name!r} is unknown and not prepared in {directory}; {hint}")
     if not has_network():
         raise UserError(
             f"tfds data set {name!r} is not prepared and there is no network to download it; prepare it in "
@@ -107,7 +107,7 @@ def _prepare(name: str, directory: Path) -> Path:
     try:
         builder = tfds.builder(name, data_dir=directory)
         builder.download_and_prepare()
-    except Exception as error:  # hosts, archives and disks fail in as many ways as there are data sets
+    except Exception as error:  # hosts, archives and disks raise many kinds of errors
         raise UserError(f"tfds could not prepare {name!r} in {directory}: {one_line(error)}") from error
     return Path(builder.data_dir)
 
@@ -120,7 +120,7 @@ def _read_prepared(folder: Path, image_size: int | None) -> Source:
         image_key, label_key = _find_keys(builder, folder)
         splits = builder.info.splits
         if "train" not in splits:
-            raise UserError(f"tfds data in {folder} have splits {', '.join(splits)}; expected train")
+            raise UserError(f"tfds data in {folder} have the splits {', '.join(splits)}; expected a split train")
         held_out = next((split for split in ("test", "validation") if split in splits), None)
         train = _read_split(builder, "train", image_key, label_key, image_size)
         test = _read_split(builder, held_out, image_key, label_key, image_size) if held_out else None
@@ -128,7 +128,7 @@ def _read_prepared(folder: Path, image_size: int | None) -> Source:
 
 
 def _find_keys(builder: Any, folder: Path) -> tuple[str, str]:
-    """Find the picture and the label among the features, by supervised_keys or by their types."""
+    """Return the names of the image and the label feature, found by supervised_keys or by type."""
     import tensorflow_datasets as tfds
 
     features = builder.info.features
@@ -140,12 +140,12 @@ def _find_keys(builder: Any, folder: Path) -> tuple[str, str]:
     if len(images) == 1 and len(labels) == 1:
         return images[0], labels[0]
     raise UserError(
-        f"tfds data in {folder} have features {', '.join(features)}; expected one image and one class label"
+        f"tfds data in {folder} have the features {', '.join(features)}; expected one image and one class label"
     )
 
 
 def _read_split(builder: Any, split: str, image_key: str, label_key: str, image_size: int | None) -> Part:
-    """Read one split; the pictures come encoded, to be decoded like everybody else's."""
+    """Read one split; the pictures stay encoded and are decoded like those of other sources."""
     import tensorflow_datasets as tfds
 
     features = builder.info.features
@@ -155,11 +155,11 @@ def _read_split(builder: Any, split: str, image_key: str, label_key: str, image_
     has_id = "id" in features and type(features["id"]) is tfds.features.Text
     keys = {image_key, label_key} | ({"id"} if has_id else set())
 
-    # Not tfds's own PartialDecoding and batch_size: the one warns, the other fails on ragged features.
+    # tfds's own PartialDecoding prints a warning, and its batch_size fails on ragged features.
     records = builder.as_dataset(
         split=split,
         decoders={image_key: tfds.decode.SkipDecoding()},
-        read_config=tfds.ReadConfig(try_autocache=False),  # read once; the cache would only warn
+        read_config=tfds.ReadConfig(try_autocache=False),  # read once; a cache would only print a warning
     )
     records = records.map(lambda record: {key: record[key] for key in keys}).batch(1024)
     encoded: list[bytes] = []

@@ -1,8 +1,7 @@
-"""Pictures as arrays: decoding, resizing, and the refusal of damaged or absurd ones.
+"""Pictures as arrays: decoding, resizing, and errors for damaged or too large pictures.
 
-All encoded pictures, those of tfds included, are decoded by Pillow: JPEG decoders differ by a few gray
-levels (TensorFlow's from Pillow's by up to 5 in every one of 11,000 pictures), and then one picture
-would have several ids.
+All encoded pictures, also those of tfds, are decoded by Pillow: JPEG decoders differ by a few gray levels (TensorFlow
+and Pillow differ by up to 5 in every one of 11,000 pictures), so another decoder would give a picture another id.
 """
 
 import io
@@ -22,22 +21,22 @@ from tfigkd.runtime.errors import UserError
 MAX_BYTES = 8 * 2**30
 PICTURE_SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"})
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
-"""All that is decoded. Pillow knows more, EPS among them, for which it starts Ghostscript, whatever the file's name."""
+"""The formats that are decoded. Pillow also reads others, such as EPS, for which it starts Ghostscript."""
 
 
 def decode(encoded: bytes | Path, name: str, image_size: int | None = None) -> np.ndarray:
-    """Decode one picture to uint8 RGB [H,W,3], dropping transparency.
+    """Decode one picture to uint8 RGB [H,W,3], without transparency.
 
-    Pixels are taken as they are stored: of an animation the first frame, of a photograph no turn by its EXIF data, as
-    in tfds, so that a picture has the same id everywhere.
+    Pixels are used as they are stored: the first frame of an animation, and no rotation by EXIF data, as in tfds, so
+    that a picture has the same id from every source.
 
     Args:
-        encoded: The file's bytes or its path.
-        name: What messages call it.
+        encoded: The bytes of the file, or its path.
+        name: Name of the picture in messages.
         image_size: Height and width to stretch to with antialiased bilinear filtering, or None.
 
     Raises:
-        UserError: The picture is damaged, has more than 8 bits a channel or too many pixels.
+        UserError: The picture is damaged, has more than 8 bits per channel or too many pixels.
     """
     from PIL import Image
 
@@ -45,8 +44,8 @@ def decode(encoded: bytes | Path, name: str, image_size: int | None = None) -> n
         deep = [str(tile[3]) for tile in getattr(file, "tile", ()) if ";16" in str(tile[3])]
         if file.mode[0] in "IF" or deep:
             mode = file.mode if file.mode[0] in "IF" else deep[0]
-            raise UserError(f"picture {name} has mode {mode}; expected 8 bits a channel, so convert it")
-        # Pillow warns of palettes with transparency unless they go by way of RGBA.
+            raise UserError(f"picture {name} has mode {mode}; expected 8 bits per channel, so convert it")
+        # Pillow prints a warning for palettes with transparency unless they are converted to RGBA first.
         opaque = file.convert("RGBA") if "transparency" in file.info else file
         picture = opaque.convert("RGB")
         if image_size is not None and picture.size != (image_size, image_size):
@@ -56,10 +55,10 @@ def decode(encoded: bytes | Path, name: str, image_size: int | None = None) -> n
 
 @contextmanager
 def open_picture(encoded: bytes | Path, name: str) -> Iterator[Any]:
-    """A picture's header, by one of `FORMATS`; its pixels are read in the block.
+    """Open a picture in one of `FORMATS` and yield it; its pixels are read only in the block.
 
     Raises:
-        UserError: it is no such picture, is damaged, or has too many pixels.
+        UserError: The file is not such a picture, is damaged, or has too many pixels.
     """
     from PIL import Image
 
@@ -70,16 +69,16 @@ def open_picture(encoded: bytes | Path, name: str) -> Iterator[Any]:
         if Image.MAX_IMAGE_PIXELS is not None and file.width * file.height > Image.MAX_IMAGE_PIXELS:
             raise UserError(
                 f"picture {name} is {file.width}x{file.height}, more than the {Image.MAX_IMAGE_PIXELS} "
-                "pixels a picture may have; remove or shrink it"
+                "pixels allowed per picture; remove or shrink it"
             )
         yield file
 
 
 @contextmanager
 def bombs_refused() -> Iterator[None]:
-    """Pillow's own warning of huge pictures held back: `open_picture` refuses what it warns of.
+    """Suppress Pillow's warning about huge pictures, for which `open_picture` raises an error.
 
-    Filters are not thread-safe, so this stands around the threads.
+    Warning filters are not thread-safe, so this context must enclose all threads.
     """
     from PIL import Image
 
@@ -89,10 +88,10 @@ def bombs_refused() -> Iterator[None]:
 
 
 def decode_all(encoded: Sequence[bytes] | Sequence[Path], names: Sequence[str], image_size: int | None) -> np.ndarray:
-    """Decode pictures of one size (or resized to one) to uint8 RGB [N,H,W,3].
+    """Decode pictures to uint8 RGB [N,H,W,3]; they must have one size or are resized to `image_size`.
 
     Raises:
-        UserError: As `decode`; or sizes differ and image_size is None; or they need too much memory.
+        UserError: As for `decode`; or sizes differ and image_size is None; or the pictures need too much memory.
     """
     if not encoded:
         return np.empty((0, image_size or 1, image_size or 1, 3), np.uint8)
@@ -118,8 +117,8 @@ def decode_all(encoded: Sequence[bytes] | Sequence[Path], names: Sequence[str], 
 
 
 def check_memory(what: str, shape: tuple[int, ...]) -> None:
-    """Refuse uint8 arrays that no machine in mind could hold, before they are allocated."""
-    # Python's integers: a forged header must not overflow its way past the check.
+    """Raise a UserError for uint8 arrays above `MAX_BYTES`, before they are allocated."""
+    # Python integers do not overflow, so a forged header cannot pass the check.
     size = 1
     for length in shape:
         size *= int(length)
@@ -132,31 +131,31 @@ def check_memory(what: str, shape: tuple[int, ...]) -> None:
 
 @contextmanager
 def reading(what: str, remedy: str) -> Iterator[None]:
-    """Turn whatever a reader raises on damaged input into one line that names the input and the remedy."""
+    """Turn any error of a reader on damaged input into a UserError that names the input and the remedy."""
     try:
         yield
     except (UserError, ImportError):
         raise
-    except Exception as error:  # damaged files raise nearly anything: zlib, struct, Syntax, Memory errors
+    except Exception as error:  # damaged files raise many kinds of errors: zlib, struct, syntax, memory
         raise UserError(f"cannot read {what}: {one_line(error)}; {remedy}") from error
 
 
 def one_line(error: BaseException) -> str:
-    """Return the first line of what an exception says, or its type where it says nothing."""
-    # TensorFlow wraps its messages in the names of graph nodes.
+    """Return the type and the first line of the message of an exception."""
+    # TensorFlow adds the names of graph nodes to its messages.
     message = re.sub(r"\{\{function_node .*?\}\}|\[Op:.*", "", str(error), flags=re.DOTALL).strip()
     return f"{type(error).__name__}: {message.splitlines()[0][:200]}" if message else type(error).__name__
 
 
 def to_rgb(images: np.ndarray) -> np.ndarray:
-    """Give gray pictures [N,H,W] or [N,H,W,1] three equal channels."""
+    """Convert gray pictures [N,H,W] or [N,H,W,1] to three equal channels [N,H,W,3]."""
     if images.ndim == 3:
         images = images[..., None]
     return np.repeat(images, 3, axis=-1) if images.shape[-1] == 1 else np.ascontiguousarray(images)
 
 
 def resize(images: np.ndarray, image_size: int | None) -> np.ndarray:
-    """Stretch uint8 RGB [N,H,W,3] to image_size as `decode` does; None leaves them as they are."""
+    """Stretch uint8 RGB pictures [N,H,W,3] to image_size as `decode` does; None returns them unchanged."""
     if image_size is None or images.shape[1:3] == (image_size, image_size) or not images.size:
         return images
     from PIL import Image

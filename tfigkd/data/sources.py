@@ -1,6 +1,6 @@
 """Readers of local sources: the embedded digits, `.npz` files and image folders.
 
-Each returns the pictures as they will be used (uint8 RGB of one size), in whatever order they came.
+Each returns the pictures in the form that models use (uint8 RGB of one size), in the order of the source.
 """
 
 import math
@@ -15,7 +15,7 @@ from tfigkd.data.pictures import PICTURE_SUFFIXES, check_memory, decode_all, rea
 from tfigkd.runtime.errors import UserError
 
 MAX_NAMES = 2**24
-"""Bytes of the names of all classes."""
+"""Largest size of the names of all classes, in bytes."""
 HEADER_READERS = {
     (1, 0): np.lib.format.read_array_header_1_0,
     (2, 0): np.lib.format.read_array_header_2_0,
@@ -24,7 +24,7 @@ HEADER_READERS = {
 
 @dataclass(frozen=True, eq=False)
 class Part:
-    """One split as its source gives it: uint8 images [N,H,W,3], int64 labels [N], source ids [N]."""
+    """One split in the order of its source: uint8 images [N,H,W,3], int64 labels [N], source ids [N]."""
 
     images: np.ndarray
     labels: np.ndarray
@@ -33,7 +33,7 @@ class Part:
 
 @dataclass(frozen=True, eq=False)
 class Source:
-    """What a reader returns; `test` is None where the source has no test split."""
+    """The result of a reader; `test` is None if the source has no test split."""
 
     train: Part
     test: Part | None
@@ -51,26 +51,26 @@ def read_digits(image_size: int | None) -> Source:
 
 
 def read_npz(path: Path, image_size: int | None) -> Source:
-    """Read `x_train`, `y_train`, `x_test`, `y_test` and, where it exists, `class_names`.
+    """Read the arrays `x_train`, `y_train`, `x_test`, `y_test` and, if present, `class_names` of a file.
 
     Args:
         path: An `.npz` file: uint8 images [N,H,W], [N,H,W,1] or [N,H,W,3] and integer labels [N] or [N,1].
         image_size: Height and width to resize to, or None.
 
     Raises:
-        UserError: The file is missing, damaged, too large, or holds other arrays than these.
+        UserError: The file is missing, damaged, too large, or has arrays of another kind.
     """
     if not path.is_file():
         raise UserError(f"no file {path}; expected an .npz with x_train, y_train, x_test and y_test")
     with reading(str(path), "save it again with np.savez"):
         with zipfile.ZipFile(path) as archive:
-            # Headers first: a few bytes of a file can ask for terabytes of memory.
+            # Check headers first: a small file can declare arrays of terabytes.
             for split in ("train", "test"):
                 _check_headers(path, archive, split)
             if "class_names.npy" in archive.namelist():
                 shape, _, dtype = _header(path, archive, "class_names")
                 if dtype.kind not in "USiu" or math.prod(map(int, (*shape, dtype.itemsize))) > MAX_NAMES:
-                    raise UserError(f"{path}: class_names is {dtype} {list(shape)}; expected a short text a class")
+                    raise UserError(f"{path}: class_names is {dtype} {list(shape)}; expected one short text per class")
         with np.load(path, allow_pickle=False) as arrays:
             parts = {
                 split: _part(resize(to_rgb(arrays[f"x_{split}"]), image_size), arrays[f"y_{split}"], split)
@@ -82,33 +82,33 @@ def read_npz(path: Path, image_size: int | None) -> Source:
     present = np.unique(parts["train"].labels)
     if not np.array_equal(present, np.arange(len(present))):
         raise UserError(
-            f"{path}: y_train holds {len(present)} labels from {present.min()} to {present.max()}; expected "
+            f"{path}: y_train has {len(present)} labels from {present.min()} to {present.max()}; expected "
             "0 to classes - 1 without gaps, or an array class_names that names every class"
         )
     return Source(parts["train"], parts["test"], tuple(str(label) for label in present))
 
 
 def read_folder(root: Path, image_size: int | None) -> Source:
-    """Read `train/<class>/*` with `test/`, `validation/` or `val/`, or plain `<class>/*` without a test.
+    """Read `train/<class>/*` with `test/`, `validation/` or `val/`, or only `<class>/*` without a test split.
 
-    Classes are the folders of train in sorted order. Hidden files and files that are no pictures by
-    their suffix are ignored, and so is a validation folder beside a test folder.
+    Classes are the folders of train in sorted order. Hidden files and files without the suffix of a picture are
+    ignored; if there is a test folder, a validation folder is ignored too.
 
     Args:
         root: The folder.
-        image_size: Height and width to resize to; may be None where all pictures have one size.
+        image_size: Height and width to resize to; may be None if all pictures have the same size.
 
     Raises:
-        UserError: A picture is unreadable, too large or of another size, a link leaves the folder or leads nowhere,
-            a class has a name that no file can be written with, or there are no class folders.
+        UserError: A picture is unreadable, too large or of another size, a link leaves the folder or is broken,
+            a class has an unprintable name, or the folder has no class folders.
     """
     with reading(f"folder {root}", "check its files and permissions"):
         held_out = [split for split in ("test", "validation", "val") if (root / split).is_dir()]
         has_train = (root / "train").is_dir()
         if has_train != bool(held_out):
             raise UserError(
-                f"folder {root} has {'train' if has_train else held_out[0]} alone; expected train/<class>/ "
-                "and test/<class>/ (or validation/ or val/), or <class>/ folders and no splits"
+                f"folder {root} has only {'train' if has_train else held_out[0]}; expected train/<class>/ "
+                "and test/<class>/ (or validation/ or val/), or only <class>/ folders"
             )
         class_names, train = _read_classes(root, root / "train" if has_train else root, image_size)
         if not has_train:
@@ -123,7 +123,7 @@ def _part(images: np.ndarray, labels: np.ndarray, name: str) -> Part:
 
 
 def _check_headers(path: Path, archive: zipfile.ZipFile, split: str) -> None:
-    """Refuse arrays of the wrong kind by their headers alone."""
+    """Check the kind of the arrays of a split by their headers, before any data are read."""
     headers = {}
     for key in (f"x_{split}", f"y_{split}"):
         if f"{key}.npy" not in archive.namelist():
@@ -144,21 +144,21 @@ def _check_headers(path: Path, archive: zipfile.ZipFile, split: str) -> None:
 
 
 def _header(path: Path, archive: zipfile.ZipFile, key: str) -> tuple[tuple[int, ...], bool, np.dtype]:
-    """Shape, order and type of an array, of which nothing else is read."""
+    """Return the shape, order and dtype of an array; only its header is read."""
     with archive.open(f"{key}.npy") as file:
         version = np.lib.format.read_magic(file)
         if version not in HEADER_READERS:
-            raise UserError(f"{path}: {key} is no plain array (format {version}); save it with np.savez")
+            raise UserError(f"{path}: {key} is not a plain array (format {version}); save it with np.savez")
         return HEADER_READERS[version](file)
 
 
 def _read_classes(
     root: Path, folder: Path, image_size: int | None, expected: tuple[str, ...] | None = None
 ) -> tuple[tuple[str, ...], Part]:
-    """Read `folder/<class>/*`; with `expected`, refuse a class that is not among them."""
+    """Read `folder/<class>/*`; with `expected`, raise an error for other classes."""
     files = {
-        child.name: [file for file in sorted(_inside(root, child)) if file.suffix.lower() in PICTURE_SUFFIXES]
-        for child in sorted(_inside(root, folder))
+        child.name: [file for file in sorted(_visible_children(root, child)) if file.suffix.lower() in PICTURE_SUFFIXES]
+        for child in sorted(_visible_children(root, folder))
         if child.is_dir()
     }
     class_names = tuple(files) if expected is None else expected
@@ -166,12 +166,12 @@ def _read_classes(
         if not name.isprintable():
             raise UserError(f"class folder {folder}/{name!a} is not named in printable UTF-8; rename it")
         if name not in class_names:
-            raise UserError(f"{folder / name} is no class of train ({', '.join(class_names[:10])})")
+            raise UserError(f"{folder / name} is not a class of train ({', '.join(class_names[:10])})")
         for file in members:
-            if not file.is_file():  # not to be opened: reading from a pipe waits for ever
-                raise UserError(f"{file} is no file (a folder, a pipe or a link that leads nowhere); remove it")
+            if not file.is_file():  # must not be opened: reading from a pipe would wait forever
+                raise UserError(f"{file} is not a regular file but a folder, a pipe or a broken link; remove it")
         if not members:
-            raise UserError(f"class folder {folder / name} holds no pictures; add some or remove it")
+            raise UserError(f"class folder {folder / name} has no pictures; add some or remove it")
     if not files:
         raise UserError(f"{folder} has no class folders; expected <class>/<picture> in it")
     paths = [path for members in files.values() for path in members]
@@ -181,12 +181,12 @@ def _read_classes(
     return class_names, Part(images, np.array(labels, np.int64), source_ids)
 
 
-def _inside(root: Path, folder: Path) -> list[Path]:
-    """List the children of a folder that are not hidden; refuse links that lead out of `root`."""
+def _visible_children(root: Path, folder: Path) -> list[Path]:
+    """Return the children of a folder that are not hidden; raise an error for links to outside of `root`."""
     real_root = os.path.realpath(root)
     children = [child for child in folder.iterdir() if not child.name.startswith(".")]
     for child in (folder, *children):
-        # realpath, as Path.resolve raises on a circle of links.
+        # realpath, because Path.resolve raises an error for a cycle of links.
         if child != root and child.is_symlink() and not Path(os.path.realpath(child)).is_relative_to(real_root):
-            raise UserError(f"{child} is a link that leaves {root}; copy the file there instead")
+            raise UserError(f"{child} is a link that leaves {root}; copy its target there instead")
     return children

@@ -1,1 +1,4 @@
-"""LiteRT files: convert, compare with Keras, describe, run and time. Only `convert` and `parity` need TensorFlow."""
+"""LiteRT files: conversion, comparison with Keras, description, inference and timing.
+
+Only `convert` and `parity` need TensorFlow.
+"""

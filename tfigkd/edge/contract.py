@@ -1,6 +1,6 @@
-"""The contract of an exported file, written beside it: what goes in, what comes out, what the classes are called.
+"""The contract of an exported file, a JSON file beside it: the input tensor, the output tensor and the class names.
 
-`student.int8.tflite` has its contract in `student.int8.json`. Nothing here needs TensorFlow.
+The contract of `student.int8.tflite` is `student.int8.json`. This module does not need TensorFlow.
 """
 
 from collections.abc import Mapping, Sequence
@@ -15,17 +15,17 @@ from tfigkd.runtime.files import checksum, read_signed, write_signed
 
 
 def contract_path(model: Path) -> Path:
-    """Where the contract of a .tflite file lies."""
+    """Return the path of the contract of a .tflite file."""
     return model.with_suffix(".json")
 
 
 def write_contract(path: Path, class_names: Sequence[str] | None, **about: Any) -> None:
-    """Write the contract of a file that is complete.
+    """Write the contract of a finished .tflite file.
 
     Args:
         path: The .tflite file.
-        class_names: In the order of the logits, where they are known.
-        about: What else is known of the file; plain JSON values.
+        class_names: In the order of the logits; None if they are unknown.
+        about: Further facts about the file, as JSON values.
     """
     interpreter = open_classifier(path)
     source, sink = interpreter.get_input_details()[0], interpreter.get_output_details()[0]
@@ -55,10 +55,10 @@ def _tensor(details: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def read_contract(path: Path) -> dict[str, Any] | None:
-    """The contract of a .tflite file, or None where there is none beside it.
+    """Return the contract of a .tflite file, or None if the file has no contract beside it.
 
     Raises:
-        UserError: the contract is damaged, or the file is not the one that it describes.
+        UserError: the contract is damaged, or it describes another file.
     """
     beside, remedy = contract_path(path), "delete it or export anew"
     try:
@@ -76,13 +76,13 @@ def read_contract(path: Path) -> dict[str, Any] | None:
 
 
 def admit(path: Path) -> dict[str, Any] | None:
-    """The contract of a .tflite file that is safe to open: it is the file of its contract, or a trial went well.
+    """Check that a .tflite file is safe to open, and return its contract, or None if it has none.
 
-    One damaged file in a thousand ends the process that opens it, so a file that nothing vouches for is opened and run
-    by a child process first.
+    About one damaged file in a thousand crashes the process that opens it. A file without a contract is therefore
+    opened and run in a child process first; a file with a contract must match its checksum.
 
     Raises:
-        UserError: the file or its contract is damaged, or the file is not the one that the contract describes.
+        UserError: the file or its contract is damaged, or the contract describes another file.
     """
     contract = read_contract(path)
     if contract is None and path.is_file():

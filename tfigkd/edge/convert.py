@@ -1,4 +1,4 @@
-"""Keras models converted to LiteRT, in five formats."""
+"""Conversion of Keras models to LiteRT files, in five formats."""
 
 import re
 from collections.abc import Iterator
@@ -21,19 +21,19 @@ def convert(model: keras.Model, format: Format, calibration: np.ndarray | None =
     """Convert a Keras image classifier to a LiteRT file with a batch of one.
 
     Args:
-        model: float32 [B,H,W,C] in [0,1] to logits [B,K], of Keras 3 or tf_keras. Where it carries fake quantization
-            its learned ranges count, and int8 needs no calibration.
+        model: float32 [B,H,W,C] in [0,1] to logits [B,K], of Keras 3 or tf_keras. If it has fake
+            quantization, its learned ranges are used, and int8 needs no calibration.
         format: "float32"; "float16" weights; "dynamic": int8 weights, float activations; "int8": integer weights,
             activations, input and output; "int16x8": int8 weights, int16 activations, input and output.
-        calibration: uint8 images [N,H,W,C] that fix the activation ranges. They go through `to_model_input`, the input
-            path of training and evaluation.
+        calibration: uint8 images [N,H,W,C] that set the activation ranges. They are preprocessed by `to_model_input`,
+            as in training and evaluation.
 
     Returns:
         The content of a .tflite file.
 
     Raises:
-        ValueError: an unknown format, an open image size, or no calibration images where they are needed.
-        UserError: the calibration images do not fit, or an operation cannot be had in this format.
+        ValueError: the format is unknown, the image size is not fixed, or calibration images are needed and missing.
+        UserError: the calibration images do not fit, or an operation does not exist in this format.
     """
     if format not in FORMATS:
         raise ValueError(f"Expected a format of {', '.join(FORMATS)}, got {format!r}.")
@@ -43,7 +43,7 @@ def convert(model: keras.Model, format: Format, calibration: np.ndarray | None =
     frozen = _freeze(model, shape)
     learned = _fake_quantized(frozen)
     if learned and format not in ("float32", "int8"):
-        raise UserError(f"this model carries fake quantization and cannot be {format}; convert it to int8 or float32")
+        raise UserError(f"this model has fake quantization and cannot be converted to {format}; use int8 or float32")
     if format not in CALIBRATED or learned:
         return _run(frozen, format)
     if calibration is None:
@@ -53,28 +53,31 @@ def convert(model: keras.Model, format: Format, calibration: np.ndarray | None =
 
 
 def check_calibration(images: np.ndarray, image_shape: tuple[int, ...]) -> None:
-    """Refuse images that would calibrate other ranges than those met in use.
+    """Check that calibration images have the type, shape and pixel range of real inputs.
 
     Raises:
-        UserError: they are no uint8 pixels, of another size, none at all, or all of one value.
+        UserError: the images are not uint8, have another size, are none at all, or do not use the range 0 to 255.
     """
     if images.dtype != np.uint8:
         spread = f" from {images.min():.3g} to {images.max():.3g}" if images.size else ""
         raise UserError(
-            f"calibration images are {images.dtype}{spread}; expected uint8 pixels 0 to 255, as data.py reads them"
+            f"calibration images are {images.dtype}{spread}; expected uint8 pixels 0 to 255, as tfigkd.data loads them"
         )
     if images.ndim != 4 or images.shape[1:] != image_shape or not len(images):
         expected = ",".join(map(str, image_shape))
         raise UserError(f"calibration images have the shape {images.shape}; expected [N,{expected}] and at least one")
     if images.max() - images.min() < 2:
         raise UserError(
-            f"calibration images hold pixels from {images.min()} to {images.max()} alone, as if scaled to [0,1]; "
+            f"calibration images have only pixels from {images.min()} to {images.max()}, as if scaled to [0,1]; "
             "expected pixels 0 to 255"
         )
 
 
 def _freeze(model: keras.Model, shape: tuple[int, ...]) -> Any:
-    """The model's inference as a graph of constants: a variable left in it breaks the calibration of int8."""
+    """Return the model's inference function with its variables frozen to constants.
+
+    A variable that remains in the graph breaks the calibration of int8.
+    """
     import tensorflow as tf
     from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
 
@@ -113,23 +116,23 @@ def _run(frozen: Any, format: Format, calibration: np.ndarray | None = None) -> 
     with quiet_stderr():
         try:
             content = converter.convert()
-        except Exception as error:  # the converter raises its own, RuntimeError and ValueError
+        except Exception as error:  # the converter raises its own error types, RuntimeError and ValueError
             raise UserError(f"this model cannot be converted to {format}: {_reason(error)}") from error
     try:
         floats = float_tensors(content)
-    except UserError as error:  # such as biases that overflow beside the tiny activations of an untrained network
+    except UserError as error:  # such as biases that overflow because an untrained network has tiny activations
         raise UserError(f"this model cannot be converted to {format}: {error}") from error
     if format in CALIBRATED and floats:
-        # the converter leaves what it cannot quantize in floats, without a word
+        # the converter silently keeps in floats what it cannot quantize
         kinds = ", ".join(float_operations(content)) or "some operations"
         raise UserError(f"this model cannot be converted to {format}: {kinds} would stay in floats; use another format")
     return content
 
 
 def _reason(error: Exception) -> str:
-    """What the converter complains of, in a line: its messages are pages of call sites."""
+    """Return the cause of a converter error in one line; its own messages are pages of call sites."""
     unknown = sorted({*re.findall(r"'tf\.(\w+)' op is neither", str(error))})
     if unknown:
-        return f"LiteRT has no operation for {', '.join(unknown)}; build the model of others"
+        return f"LiteRT has no operation for {', '.join(unknown)}; build the model from other operations"
     unquantized = re.search(r"not yet supported for op: '(\w+)'", str(error))
-    return f"{unquantized[1]} has no such kernel; use another format" if unquantized else one_line(error)
+    return f"{unquantized[1]} has no kernel for it; use another format" if unquantized else one_line(error)

@@ -1,4 +1,4 @@
-"""What a LiteRT file takes: bytes, weights, multiply-adds and memory. Nothing here needs TensorFlow."""
+"""The footprint of a LiteRT file: bytes, weights, multiply-adds and memory. This module does not need TensorFlow."""
 
 import gzip
 import json
@@ -16,21 +16,21 @@ from tfigkd.edge.litert import open_litert
 from tfigkd.runtime.errors import UserError
 
 KERNELS = {"CONV_2D": (1, 2), "DEPTHWISE_CONV_2D": (1, 2), "FULLY_CONNECTED": (1, 2), "TRANSPOSE_CONV": (1, 3)}
-"""Operations with weights, and which of their inputs are kernel and bias."""
+"""Operations with weights, and the positions of kernel and bias among their inputs."""
 
 
 @dataclass(frozen=True)
 class Footprint:
-    """What one file takes.
+    """Size, weights, cost and memory of one file.
 
     Attributes:
         bytes: Size of the file.
-        gzip_bytes: Size after gzip, as it travels; zeros shrink this one alone.
+        gzip_bytes: Size after gzip, as for a download; zero weights reduce only this size.
         weights: Values in kernels and biases; batch normalization is folded into them.
-        nonzero_weights: Those of them that are not zero.
-        multiply_adds: Of one image, through convolutions and dense layers.
-        peak_memory: Bytes that loading and running the file with one thread adds to a fresh process, at most; None
-            where the system does not say.
+        nonzero_weights: Number of weights that are not zero.
+        multiply_adds: For one image, in convolutions and dense layers.
+        peak_memory: Peak bytes that loading and running the file with one thread adds to a new process; None if the
+            system does not report it.
     """
 
     bytes: int
@@ -41,12 +41,12 @@ class Footprint:
     peak_memory: int | None
 
     def columns(self) -> dict[str, int | None]:
-        """As columns of a row."""
+        """Return the values as columns of a row."""
         return asdict(self)
 
 
 def footprint(path: Path) -> Footprint:
-    """What a file takes; memory is measured in a child process of its own.
+    """Measure the footprint of a file; memory is measured in a child process.
 
     Raises:
         UserError: the file is not a LiteRT model.
@@ -58,15 +58,15 @@ def footprint(path: Path) -> Footprint:
 
 
 def count_weights(path: Path) -> tuple[int, int, int]:
-    """Weights, nonzero weights and multiply-adds of a file, read from its operations.
+    """Return the numbers of weights, nonzero weights and multiply-adds of a file, read from its operations.
 
-    Every value of a kernel is used once at each output position. A kernel that two operations share counts once as
-    weights and twice as multiply-adds.
+    Each value of a kernel is used once at each output position. A kernel that two operations share counts once in the
+    weights and twice in the multiply-adds.
     """
     interpreter = open_litert(path, delegates=False)
     operations = interpreter._get_ops_details()
     shapes = {tensor["index"]: tensor["shape"] for tensor in interpreter.get_tensor_details()}
-    # float16 and some int8 weights pass through a conversion before they are used
+    # float16 and some int8 weights go through a conversion operation before they are used
     origin = {
         operation["outputs"][0]: operation["inputs"][0]
         for operation in operations
@@ -93,14 +93,14 @@ def _resolve(index: int, origin: dict[int, int]) -> int:
 
 
 def peak_memory(path: Path, *, runs: int = 5) -> int | None:
-    """Bytes that loading a file and running it adds to a fresh process at most; None where the system does not say.
+    """Return the peak bytes that loading and running a file adds to a new process; None if the system does not say.
 
     Raises:
         UserError: the child process fails on the file.
     """
     if not Path("/proc/self/status").is_file():
         return None
-    # the child finds this package wherever the parent found it
+    # so that the child imports the same package as the parent
     places = [str(Path(__file__).resolve().parents[2]), os.environ.get("PYTHONPATH", "")]
     done = subprocess.run(
         [sys.executable, "-m", "tfigkd.edge.footprint", str(path), str(runs)],
@@ -115,7 +115,7 @@ def peak_memory(path: Path, *, runs: int = 5) -> int | None:
 
 
 def _status(field: str) -> int:
-    """A size of this process in bytes, from the kernel."""
+    """Return a memory size of this process in bytes, from /proc/self/status."""
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith(f"{field}:"):
             return 1024 * int(line.split()[1])
@@ -123,14 +123,14 @@ def _status(field: str) -> int:
 
 
 def _child(path: Path, runs: int) -> int:
-    # everything that any file needs is loaded before the count starts
+    # libraries that every file needs are loaded before the measurement starts
     from ai_edge_litert.interpreter import Interpreter  # noqa: F401
 
     before = _status("VmRSS")
     interpreter: Any = open_litert(path, threads=1)
     for _ in range(runs):
         interpreter.invoke()
-    # not getrusage: its maximum is inherited from the parent process through fork and exec
+    # getrusage does not work here: its maximum is inherited from the parent process through fork and exec
     return max(0, _status("VmHWM") - before)
 
 

@@ -1,4 +1,4 @@
-"""Latency of LiteRT files: all in one runtime, the files taking turns. Needs neither TensorFlow nor Keras."""
+"""Latency of LiteRT files, measured in one runtime and in alternation. Needs neither TensorFlow nor Keras."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -10,34 +10,31 @@ from tfigkd.config.measure_fields import BenchmarkConfig
 from tfigkd.edge.litert import input_values, open_classifier
 
 TURN = 10
-"""Timed inferences of a file before the next one has its turn."""
-
+"""Timed inferences of a file before the next file is timed."""
 
 LONGEST = 2.0
-"""Seconds of timed inferences that are enough for any file, so that a slow one does not hold up the others."""
-
+"""Seconds of timed inferences that are enough for any file, so that a slow file does not delay the others."""
 
 FEWEST = 10
-"""Timed inferences of each file, however slow, where that many are asked for."""
-
+"""Minimum number of timed inferences of each file, however slow it is, if at least that many are requested."""
 
 PAUSE = 0.02
-"""Seconds between two turns: the threads of the last interpreter spin for a while after its work is done."""
+"""Seconds between two turns: the threads of an interpreter stay busy for a short time after its last inference."""
 
 
 def latencies(paths: Sequence[Path], config: BenchmarkConfig) -> dict[Path, dict[int, dict[str, float]]]:
-    """Milliseconds of one inference of each file, batch 1, with each number of threads.
+    """Measure the milliseconds of one inference of each file, batch 1, with each number of threads.
 
-    The files take turns of a few inferences, so that a change of the machine's load meets all of them. The first
-    inference of a turn finds the caches full of another file's weights and is not timed.
+    The files alternate every few inferences, so that a change of the machine's load affects all of them. The first
+    inference of a turn is not timed, because the caches still contain another file's weights.
 
     Args:
         paths: LiteRT files.
         config: Runs, warm-up and threads.
 
     Returns:
-        File to number of threads to median, 90th and 99th percentile (p50, p90, p99), in milliseconds, and `runs`, how
-        many inferences they are of.
+        File to number of threads to median, 90th and 99th percentile (p50, p90, p99), in milliseconds, and `runs`, the
+        number of timed inferences.
     """
     results: dict[Path, dict[int, dict[str, float]]] = {path: {} for path in paths}
     for threads in config.threads:
@@ -61,7 +58,7 @@ def latencies(paths: Sequence[Path], config: BenchmarkConfig) -> dict[Path, dict
 
 
 def _runner(path: Path, threads: int) -> Callable[[], float]:
-    """A function that runs one inference of a file on noise and returns its seconds."""
+    """Return a function that runs one inference of a file on noise and returns its seconds."""
     interpreter = open_classifier(path, threads=threads)
     source = interpreter.get_input_details()[0]
     noise = np.random.default_rng(0).integers(0, 256, tuple(source["shape"]), dtype=np.uint8)

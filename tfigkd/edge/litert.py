@@ -1,4 +1,4 @@
-"""LiteRT files run and looked into, by ai-edge-litert and NumPy alone."""
+"""Inference and inspection of LiteRT files, with ai-edge-litert and NumPy only."""
 
 import os
 import subprocess
@@ -15,16 +15,17 @@ from tfigkd.runtime.quiet import quiet_stderr
 
 IDENTIFIER = b"TFL3"
 TRIAL_SECONDS = 600
-"""A file that takes longer to run once is none that anybody waits for."""
+"""Time limit of a trial run; a file that needs longer for one image is refused."""
 
 
 def open_litert(model: Path | bytes, *, threads: int | None = None, delegates: bool = True) -> Any:
-    """A LiteRT interpreter, ready to run.
+    """Return a LiteRT interpreter, ready to run.
 
     Args:
         model: A .tflite file, or its content.
-        threads: All cores that this process may use unless said otherwise.
-        delegates: Run what XNNPACK knows by XNNPACK; without it the file's own operations and tensors are all there is.
+        threads: Number of threads; by default all cores that this process may use.
+        delegates: Use XNNPACK for the operations that it supports. Without it the interpreter has exactly the
+            operations and tensors of the file.
 
     Raises:
         UserError: it is not a LiteRT model.
@@ -33,7 +34,7 @@ def open_litert(model: Path | bytes, *, threads: int | None = None, delegates: b
         raise UserError(f"no file {model}; give the path of a .tflite file")
     options: dict[str, Any] = {"num_threads": threads or available_cores()}
     options |= {"model_content": model} if isinstance(model, bytes) else {"model_path": str(model)}
-    with quiet_stderr():  # each file is greeted by the delegate
+    with quiet_stderr():  # the delegate prints a line for each file
         from ai_edge_litert.interpreter import Interpreter, OpResolverType
 
         if not delegates:
@@ -44,22 +45,22 @@ def open_litert(model: Path | bytes, *, threads: int | None = None, delegates: b
         except (ValueError, RuntimeError) as error:
             reason = " ".join(str(error).split())
             if isinstance(model, bytes):
-                raise UserError(f"LiteRT refuses it: {reason}") from error
+                raise UserError(f"LiteRT refuses the file: {reason}") from error
             raise UserError(f"{model} is not a LiteRT file: {reason}; export it anew") from error
     return interpreter
 
 
 def trial(path: Path) -> None:
-    """Open and run a file in a child process, which damage may end in any way.
+    """Open a file and run it once in a child process, because a damaged file can crash the process.
 
     Raises:
-        UserError: it is not a LiteRT model, or the child did not survive it.
+        UserError: the file is not a LiteRT model, or the child process crashed or timed out.
     """
     with open(path, "rb") as file:
         head = file.read(8)
     if head[4:] != IDENTIFIER:
-        raise UserError(f"{path} is not a LiteRT file: it does not have the mark {IDENTIFIER.decode()}; export it anew")
-    # the child finds this package wherever the parent found it
+        raise UserError(f"{path} is not a LiteRT file: its identifier is not {IDENTIFIER.decode()}; export it anew")
+    # so that the child imports the same package as the parent
     places = [str(Path(__file__).resolve().parents[2]), os.environ.get("PYTHONPATH", "")]
     try:
         done = subprocess.run(
@@ -79,12 +80,12 @@ def trial(path: Path) -> None:
 
 
 def available_cores() -> int:
-    """How many cores this process may use."""
+    """Return the number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def float_tensors(model: Path | bytes) -> list[str]:
-    """Names of the tensors that hold floats of any width, weights included; none in a full int8 file.
+    """Return the names of all float tensors of any width, weights included; a full int8 file has none.
 
     Raises:
         UserError: it is not a LiteRT model.
@@ -94,7 +95,7 @@ def float_tensors(model: Path | bytes) -> list[str]:
 
 
 def float_operations(model: Path | bytes) -> list[str]:
-    """Kinds of operations, such as SIN, that give out floats; those that only convert between types are left out.
+    """Return the types of operations, such as SIN, with float outputs, without those that only convert types.
 
     Raises:
         UserError: it is not a LiteRT model.
@@ -113,10 +114,10 @@ def float_operations(model: Path | bytes) -> list[str]:
 
 
 def open_classifier(model: Path, *, threads: int | None = None) -> Any:
-    """A LiteRT interpreter of a file that takes one image and gives a value for each class; it has run once.
+    """Return the interpreter of a file that maps one image to one value for each class; it has run once.
 
     Raises:
-        UserError: the file is not a LiteRT model, or not such a one.
+        UserError: the file is not a LiteRT model, or its inputs and outputs are not those of an image classifier.
     """
     interpreter = open_litert(model, threads=threads)
     sources, sinks = interpreter.get_input_details(), interpreter.get_output_details()
@@ -126,19 +127,20 @@ def open_classifier(model: Path, *, threads: int | None = None) -> Any:
         raise UserError(f"{model} takes {takes} and gives {gives}; expected one image [1,H,W,3] and values [1,classes]")
     for tensor in (sources[0], sinks[0]):
         if not np.issubdtype(tensor["dtype"], np.floating) and not tensor["quantization"][0]:
-            raise UserError(f"{model} has {np.dtype(tensor['dtype']).name} without a scale; export it with one")
+            raise UserError(f"{model} has {np.dtype(tensor['dtype']).name} values without a scale; export it with one")
     try:
-        interpreter.invoke()  # some damage shows only now
+        interpreter.invoke()  # some damage is found only when the file is run
     except RuntimeError as error:
         raise UserError(f"{model} cannot be run: {' '.join(str(error).split())}; export it anew") from error
     return interpreter
 
 
 def litert_predictor(path: Path) -> Callable[[np.ndarray], np.ndarray]:
-    """A function from uint8 images [N,H,W,C] to float32 logits [N,K], run by LiteRT one image at a time.
+    """Return a function from uint8 images [N,H,W,C] to float32 logits [N,K], run by LiteRT one image at a time.
 
     Raises:
-        UserError: the file is not a LiteRT classifier of images; the images, later, are of another size.
+        UserError: the file is not a LiteRT image classifier. The returned function raises it for images of another
+            size.
     """
     interpreter = open_classifier(path)
     source, sink = interpreter.get_input_details()[0], interpreter.get_output_details()[0]
@@ -158,20 +160,20 @@ def litert_predictor(path: Path) -> Callable[[np.ndarray], np.ndarray]:
 
 
 def input_values(images: np.ndarray, tensor: dict[str, Any]) -> np.ndarray:
-    """Pixels, uint8 [N,H,W,C], as the input tensor of a file takes them."""
+    """Convert uint8 pixels [N,H,W,C] to the values and type of an input tensor."""
     values = to_model_input(images)
     return values if np.issubdtype(tensor["dtype"], np.floating) else quantize(values, tensor)
 
 
 def quantize(values: np.ndarray, tensor: dict[str, Any]) -> np.ndarray:
-    """Real values to the integers of a LiteRT tensor."""
+    """Convert real values to the integers of a LiteRT tensor."""
     scale, zero_point = tensor["quantization"]
     limits = np.iinfo(tensor["dtype"])
     return np.clip(np.round(values / scale) + zero_point, limits.min, limits.max).astype(tensor["dtype"])
 
 
 def dequantize(values: np.ndarray, tensor: dict[str, Any]) -> np.ndarray:
-    """The integers of a LiteRT tensor to real values; floats pass."""
+    """Convert the integers of a LiteRT tensor to real values; float32 values are returned unchanged."""
     if values.dtype == np.float32:
         return values
     scale, zero_point = tensor["quantization"]

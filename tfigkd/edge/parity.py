@@ -1,4 +1,4 @@
-"""Write a LiteRT file and compare it with its Keras model."""
+"""Parity: writing a LiteRT file and comparing it with its Keras model."""
 
 from pathlib import Path
 
@@ -17,13 +17,11 @@ from tfigkd.runtime.files import atomic
 from tfigkd.runtime.provenance import versions
 
 WIDE: tuple[Format, ...] = ("float32", "float16")
-
-
 NOISE_EXAMPLES = 64
 
 
 def parity(path: Path, examples: Examples, reference: np.ndarray) -> dict[str, float]:
-    """What a file says of examples against its Keras model's logits [N,C], and the accuracy of both."""
+    """Compare a file's logits of examples with its Keras model's logits [N,K], and return the accuracy of both."""
     logits = litert_predictor(path)(examples.images)
     return {
         **dict(comparison(logits, reference)),
@@ -35,24 +33,24 @@ def parity(path: Path, examples: Examples, reference: np.ndarray) -> dict[str, f
 def check_parity(
     name: str, format: Format, report: dict[str, float], reference: np.ndarray, config: ExportConfig
 ) -> None:
-    """Hold a parity report against the bounds of a config.
+    """Check a parity report against the bounds of a config.
 
     Raises:
-        UserError: the file is further from its Keras model than allowed.
+        UserError: the file differs more from its Keras model than allowed.
     """
     if format in WIDE:
         relative, bound = (
             report["max_difference"] / max(1.0, float(np.abs(reference).max())),
             f"max_{format}_difference",
         )
-        if not relative <= getattr(config, bound):  # NaN as well
+        if not relative <= getattr(config, bound):  # written so that NaN fails too
             raise UserError(
-                f"export: {name} deviates from its Keras model by {relative:.2g} of the largest logit, allowed is "
+                f"export: {name} differs from its Keras model by {relative:.2g} of the largest logit; allowed is "
                 f"export.{bound} = {getattr(config, bound)}"
             )
     elif report["agreement"] < config.min_int8_agreement:
         raise UserError(
-            f"export: {name} agrees with its Keras model on {100 * report['agreement']:.1f} % of validation, needed is "
+            f"export: {name} agrees with its Keras model on {100 * report['agreement']:.1f} % of validation; needed is "
             f"export.min_int8_agreement = {config.min_int8_agreement}; try more export.calibration_examples"
         )
 
@@ -66,22 +64,22 @@ def export_file(
     *,
     reference: np.ndarray | None = None,
 ) -> dict[str, float]:
-    """Convert a model, prove the file equal on validation, and write it with its contract beside it.
+    """Convert a model, check the file's parity on validation, and write it with its contract beside it.
 
     Args:
-        path: Where the .tflite file goes; nothing is written there when the proof fails.
+        path: Where to write the .tflite file; nothing is written there if the check fails.
         model: float32 [B,H,W,C] in [0,1] to logits.
-        format: One of `convert.FORMATS`.
-        data: Calibration and parity are taken from its validation split. Without it the file is compared on noise,
-            and bounds are held for float32 and float16 alone.
-        config: Calibration examples and bounds.
-        reference: The model's logits of validation, where they are known already.
+        format: One of `tfigkd.config.fields.FORMATS`.
+        data: Its validation split is used for calibration and parity. Without data, the file is compared on noise, and
+            bounds are checked for float32 and float16 only.
+        config: Number of calibration examples, and bounds.
+        reference: The model's logits of validation [N,K], if they are known already.
 
     Returns:
         The parity report: agreement, kl, max_difference, mean_difference, accuracy, keras_accuracy.
 
     Raises:
-        UserError: the model cannot be converted to this format, or a bound of parity is broken.
+        UserError: the model cannot be converted to this format, or a parity bound is exceeded.
     """
     calibration = None if data is None else data.validation.images[: config.calibration_examples]
     content = convert(model, format, calibration)
@@ -114,5 +112,5 @@ def export_file(
 
 
 def file_name(role: str, format: str) -> str:
-    """Name of an exported file, e.g. student.int8.tflite."""
+    """Return the name of an exported file, e.g. student.int8.tflite."""
     return f"{role}.{format}.tflite"

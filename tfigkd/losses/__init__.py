@@ -1,4 +1,4 @@
-"""Distillation losses: each a pure function first, a `keras.distillation.DistillationLoss` second."""
+"""Distillation losses: each is a pure function, wrapped in a `keras.distillation.DistillationLoss`."""
 
 from tfigkd.losses.attention import AttentionTransfer, attention_map, attention_transfer, spatial_attention
 from tfigkd.losses.attribution import IGMatching, input_gradient_map, map_distance

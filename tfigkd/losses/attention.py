@@ -1,4 +1,4 @@
-"""Attention transfer: the student looks where the teacher looks."""
+"""Attention transfer: the student learns the spatial attention of the teacher."""
 
 import keras
 from keras import ops
@@ -8,48 +8,51 @@ from tfigkd.losses.features import match_resolution
 
 
 def spatial_attention(features: Tensor) -> Tensor:
-    """Sum of the squared activations over the channels, which can be cropped and flipped as a picture.
+    """Sum the squared activations over the channels; the result can be cropped and flipped like a picture.
 
     Args:
         features: [B,H,W,D].
 
     Returns:
-        float32 [B,H,W], not negative, of any scale.
+        float32 [B,H,W], non-negative, not normalized.
     """
     return ops.sum(ops.square(ops.cast(features, "float32")), axis=-1)
 
 
 def attention_map(features: Tensor) -> Tensor:
-    """Spatial attention as a vector of length one (Zagoruyko, Komodakis 2017, arXiv 1612.03928, section 3.1).
+    """Return spatial attention as a unit vector (Zagoruyko, Komodakis 2017, arXiv 1612.03928, section 3.1).
 
     Args:
-        features: [B,H,W,D], or spatial attention [B,H,W] that was stored.
+        features: [B,H,W,D], or stored spatial attention [B,H,W].
 
     Returns:
-        float32 [B,H·W]; zeros where there is no activation at all.
+        float32 [B,H·W]; zeros for an example whose activations are all zero.
     """
     attention = _spatial(features)
     return unit_vectors(ops.reshape(attention, (-1, attention.shape[1] * attention.shape[2])))
 
 
 def unit_attention(features: Tensor) -> Tensor:
-    """Spatial attention of length one, [B,H,W]: what a store keeps, since float16 ends at 65,504.
+    """Return spatial attention scaled to L2 norm 1, the form for stores: float16 has no values above 65,504.
 
     Args:
         features: [B,H,W,D].
+
+    Returns:
+        float32 [B,H,W].
     """
     return ops.reshape(attention_map(features), (-1, features.shape[1], features.shape[2]))
 
 
 def attention_transfer(teacher_features: Tensor, student_features: Tensor) -> Tensor:
-    """Mean over positions of the squared difference of attention maps.
+    """Return the squared difference of attention maps, averaged over positions.
 
-    At unequal resolution the larger spatial attention is brought to the smaller one before it is normalized; so live
+    If the resolutions differ, the larger spatial attention is resized to the smaller one before normalization, so live
     features and stored spatial attention give the same value. The loss is at most 2 / (H·W).
 
     Args:
         teacher_features: [B,H,W,D], or stored spatial attention [B,H,W].
-        student_features: [B,H,W,D]; channels need not be the teacher's.
+        student_features: [B,H,W,D]; the number of channels may differ from the teacher's.
 
     Returns:
         Loss of each example, [B].
@@ -61,10 +64,11 @@ def attention_transfer(teacher_features: Tensor, student_features: Tensor) -> Te
 
 @keras.saving.register_keras_serializable("tfigkd")
 class AttentionTransfer(PerExampleLoss):
-    """`attention_transfer` between two taps, for Keras's own Distiller and for ours.
+    """`attention_transfer` between two taps, for Keras's own Distiller and for `tfigkd.Distiller`.
 
-    Start: weight 1000, the usual one. The loss of 8x8 maps is at most 2/64, and about 0.002 between trained networks,
-    so the papers' weight of 0.8 (arXiv 2503.13008) leaves it without effect. It may harm a student of another family.
+    Suggested start: weight 1000, the usual one. The loss of 8x8 maps is at most 2/64, and about 0.002 between trained
+    networks, so the papers' weight of 0.8 (arXiv 2503.13008) has no effect. The loss may harm a student whose
+    architecture is of another family than the teacher's.
 
     Args:
         student_layer: Name of the student's tap, features [B,H,W,D].
@@ -78,7 +82,7 @@ class AttentionTransfer(PerExampleLoss):
         self.teacher_layer = teacher_layer
 
     def per_example(self, teacher_outputs: Tensor, student_outputs: Tensor) -> Tensor:
-        """Loss of each example, [B]; the teacher's may be stored spatial attention [B,H,W]."""
+        """Return the loss of each example, [B]; the teacher's output may be stored spatial attention [B,H,W]."""
         return attention_transfer(teacher_outputs, student_outputs)
 
 

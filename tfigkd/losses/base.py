@@ -1,4 +1,4 @@
-"""What every loss shares: the protocol a Distiller relies on, and directions that survive zero vectors."""
+"""Base classes of the losses, which define what a Distiller relies on, and distances that accept zero vectors."""
 
 import difflib
 import inspect
@@ -8,26 +8,26 @@ import keras
 from keras import ops
 from keras.distillation import DistillationLoss
 
-Tensor = Any  # of whichever backend Keras runs on
+Tensor = Any  # a tensor of the Keras backend in use
 Taps = str | tuple[str, str] | None
 
 SMALLEST_SQUARED_NORM = 1e-12
-"""A vector shorter than the root of this has no direction in float32; dividing by its length would explode."""
+"""A vector whose squared norm is not above this counts as zero: division by its norm would give huge values."""
 
 
 class Loss(DistillationLoss):
-    """A distillation loss that says what it needs, so that a Distiller can ask once, at construction.
+    """A distillation loss that declares what it needs, so that a Distiller can check it once, at construction.
 
-    The constructor's arguments are kept under their own names, and are the config. A loss of the whole batch has
-    `compute_loss` alone; `PerExampleLoss` gives one value an example as well.
+    The constructor's arguments are stored as attributes of the same names and form the config. A loss of the whole
+    batch has only `compute_loss`; a `PerExampleLoss` also gives one value per example.
     """
 
     needs_labels: bool = False
     """`per_example` takes integer labels [B] as a third argument."""
     needs_features: bool = False
-    """The outputs are those of the layers `teacher_layer` and `student_layer`, nested as these are."""
+    """The loss takes the outputs of `teacher_layer` and `student_layer`; a pair of layers gives a pair of outputs."""
     needs_inputs: bool = False
-    """The student's side is not an output: the loss computes it from the student and the images."""
+    """The loss computes the student's value from the student and the images, not from an output."""
     student_layer: Taps = None
     teacher_layer: Taps = None
 
@@ -42,11 +42,11 @@ class Loss(DistillationLoss):
         return self.teacher_layer
 
     def check_taps(self, student: keras.Model, teacher: keras.Model | None = None) -> None:
-        """Find an unknown tap before any training.
+        """Check before training that the models have the layers to tap.
 
         Args:
             student: The model that is trained.
-            teacher: The live teacher, or None where its features are cached.
+            teacher: The live teacher, or None if its features are cached.
 
         Raises:
             ValueError: A model has no layer of that name.
@@ -61,46 +61,48 @@ class Loss(DistillationLoss):
                     raise ValueError(f"the {role} {model.name!r} has no layer {tap!r}; its nearest: {', '.join(near)}")
 
     def validate_model_compatibility(self, teacher: keras.Model, student: keras.Model) -> None:
-        """Called by Keras's own Distiller, which passes a loss one output of each model and nothing else.
+        """Check that Keras's own Distiller can use the loss; that Distiller calls this method.
+
+        It passes a loss one output of each model and nothing else.
 
         Raises:
             ValueError: The loss needs more than that, or a tap is unknown.
         """
         if self.needs_labels or self.needs_inputs or isinstance(self.student_layer, tuple):
             raise ValueError(
-                f"{type(self).__name__} needs more than one output of each model, and keras.distillation.Distiller "
-                "passes no more; use tfigkd.Distiller"
+                f"{type(self).__name__} needs more than one output of each model, but keras.distillation.Distiller "
+                "passes only one; use tfigkd.Distiller"
             )
         self.check_taps(student, teacher)
 
     def get_config(self) -> dict:
-        """Constructor arguments."""
+        """Return the constructor arguments."""
         return {name: getattr(self, name) for name in inspect.signature(type(self)).parameters}
 
     @classmethod
     def from_config(cls, config: dict) -> Self:
-        """Rebuild from constructor arguments."""
+        """Rebuild the loss from its constructor arguments."""
         return cls(**config)
 
 
 class PerExampleLoss(Loss):
-    """A loss with one value an example, so that sample weights can be respected."""
+    """A loss with one value per example, so that sample weights can be applied."""
 
     def per_example(self, teacher_outputs: Tensor, student_outputs: Tensor) -> Tensor:
-        """Loss of each example, [B]."""
+        """Return the loss of each example, [B]."""
         raise NotImplementedError
 
     def compute_loss(self, teacher_outputs: Tensor, student_outputs: Tensor, **kwargs: Any) -> Tensor:
-        """Mean loss of the batch, a scalar."""
+        """Return the mean loss of the batch, a scalar."""
         return ops.mean(self.per_example(teacher_outputs, student_outputs))
 
 
 def unit_vectors(vectors: Tensor, axis: int = -1) -> Tensor:
-    """Vectors divided by their L2 norm; one without length stays zero and passes no gradient.
+    """Divide vectors by their L2 norm; a zero vector stays zero and passes no gradient.
 
     Args:
-        vectors: Of any shape.
-        axis: Along which a vector lies.
+        vectors: Tensor of any shape.
+        axis: Axis of the components of a vector.
 
     Returns:
         float32, of the same shape.
@@ -108,19 +110,19 @@ def unit_vectors(vectors: Tensor, axis: int = -1) -> Tensor:
     vectors = ops.cast(vectors, "float32")
     squared = ops.sum(ops.square(vectors), axis=axis, keepdims=True)
     has_length = squared > SMALLEST_SQUARED_NORM
-    # the root of 1 where there is no length: `where` alone would let the NaN of the other branch into the gradient
+    # take the root of 1 for zero vectors: `where` alone would let the NaN of the other branch into the gradient
     return ops.where(has_length, vectors * ops.rsqrt(ops.where(has_length, squared, 1.0)), 0.0)
 
 
 def cosine_distance(left: Tensor, right: Tensor, axis: int = -1) -> Tensor:
-    """One minus the cosine of two vectors, in [0, 2]: 0 where both are zero, 1 where only one is.
+    """Return one minus the cosine of two vectors, in [0, 2]: 0 if both are zero, 1 if only one is.
 
-    Worked out as half the squared distance of the unit vectors, which is exactly zero at equality.
+    It is computed as half the squared distance of the unit vectors, which is exactly zero for equal vectors.
 
     Args:
-        left: Of any shape.
-        right: Of the same shape.
-        axis: Along which a vector lies.
+        left: Tensor of any shape.
+        right: Tensor of the same shape.
+        axis: Axis of the components of a vector.
 
     Returns:
         float32, without that axis.
@@ -131,7 +133,7 @@ def cosine_distance(left: Tensor, right: Tensor, axis: int = -1) -> Tensor:
 
 
 def pearson_distance(left: Tensor, right: Tensor, axis: int = -1) -> Tensor:
-    """One minus Pearson's correlation, as `cosine_distance` of the centered vectors."""
+    """Return one minus Pearson's correlation, computed as `cosine_distance` of the centered vectors."""
     left, right = ops.cast(left, "float32"), ops.cast(right, "float32")
     return cosine_distance(
         left - ops.mean(left, axis=axis, keepdims=True), right - ops.mean(right, axis=axis, keepdims=True), axis

@@ -1,4 +1,4 @@
-"""Losses on feature maps as they are: one resolution for both, and the hint with a projector."""
+"""Losses on feature maps: matching of resolutions, and the hint with a projector."""
 
 import keras
 from keras import ops
@@ -7,18 +7,18 @@ from tfigkd.losses.base import PerExampleLoss, Tensor
 
 
 def pool_to(features: Tensor, height: int, width: int) -> Tensor:
-    """Features at another resolution: averaged where it divides theirs, else resized bilinearly.
+    """Resize features: by averaging if the new size divides the old one, else bilinearly.
 
     Args:
         features: [B,H,W,D] with known H and W.
-        height: Of the result.
-        width: Of the result.
+        height: Height of the result.
+        width: Width of the result.
 
     Returns:
         [B,height,width,D].
 
     Raises:
-        ValueError: The features are no maps, or their size is unknown.
+        ValueError: The features are not maps, or their size is unknown.
     """
     (rows, columns), channels = _size(features), features.shape[-1]
     if (rows, columns) == (height, width):
@@ -30,15 +30,15 @@ def pool_to(features: Tensor, height: int, width: int) -> Tensor:
 
 
 def match_resolution(left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
-    """Both feature maps at the smaller height and the smaller width of the two; see `pool_to`."""
+    """Resize both feature maps to the smaller height and the smaller width of the two; see `pool_to`."""
     height, width = (min(sizes) for sizes in zip(_size(left), _size(right), strict=True))
     return pool_to(left, height, width), pool_to(right, height, width)
 
 
 def hint_distance(teacher_features: Tensor, projected: Tensor) -> Tensor:
-    """Mean squared difference of features and projected features (Romero et al. 2015, arXiv 1412.6550, equation 3).
+    """Return the mean squared difference of features and projected features.
 
-    The paper has half the sum in place of the mean.
+    This is equation 3 of Romero et al. 2015 (arXiv 1412.6550), with the mean instead of half the sum.
 
     Args:
         teacher_features: [B,...].
@@ -56,12 +56,13 @@ class Hint(PerExampleLoss):
     """`hint_distance` behind a linear projector from the student's channels to the teacher's.
 
     The projector is `self.projector`, a 1x1 convolution for maps and a dense layer for vectors; it is None until
-    `build` is called with the shapes. It belongs to the loss and not to the student: whoever trains must add
-    `projector.trainable_variables` to the student's, and a saved or exported student never holds it. In Keras's own
-    Distiller, call `build` and then assign `distiller.projector = loss.projector`, which has it tracked and trained.
+    `build` is called with the shapes. It belongs to the loss and not to the student: the training code must add
+    `projector.trainable_variables` to the student's variables, and a saved or exported student never contains it. In
+    Keras's own Distiller, call `build` and then assign `distiller.projector = loss.projector`, so that the projector
+    is tracked and trained.
 
-    Maps of unequal resolution are brought to the smaller one. Start: weight 100, the public value for 100 classes,
-    none being known for ten; the loss grows with the square of the teacher's activations.
+    Maps of different resolution are resized to the smaller one. Suggested start: weight 100, the published value for
+    100 classes; no value for ten classes is known. The loss grows with the square of the teacher's activations.
 
     Args:
         student_layer: Name of the student's tap, features [B,H,W,D] or [B,D].
@@ -76,23 +77,24 @@ class Hint(PerExampleLoss):
         self.projector: keras.Layer | None = None
 
     def build(self, teacher_shape: tuple[int | None, ...], student_shape: tuple[int | None, ...]) -> None:
-        """Make the projector; a second call with the same channels changes nothing.
+        """Create the projector; a second call with the same channels changes nothing.
 
         Args:
-            teacher_shape: Of the teacher's features, with the batch: (None, H, W, D) or (None, D).
-            student_shape: Of the student's.
+            teacher_shape: Shape of the teacher's features with the batch axis: (None, H, W, D) or (None, D).
+            student_shape: Shape of the student's features, of the same rank.
 
         Raises:
-            ValueError: The shapes are not both of maps or both of vectors, or differ from those of an earlier call.
+            ValueError: The shapes are not both of maps or both of vectors, or the channels differ from those of an
+                earlier call.
         """
         rank, channels, units = len(student_shape), student_shape[-1], teacher_shape[-1]
         if rank not in (2, 4) or len(teacher_shape) != rank or channels is None or units is None:
             raise ValueError(
-                "a hint needs features [B,H,W,D], or [B,D], of teacher and student alike, with known D; "
+                "a hint needs features [B,H,W,D] of both teacher and student, or [B,D] of both, with known D; "
                 f"got {tuple(teacher_shape)} and {tuple(student_shape)}"
             )
         if self.projector is None:
-            # float32 under any precision policy, as everything else of a loss
+            # float32 under any precision policy, like all computations of a loss
             options = {"dtype": "float32", "name": f"{self.student_layer}_projector"}
             self.projector = (
                 keras.layers.Conv2D(units, 1, data_format="channels_last", **options)
@@ -103,15 +105,15 @@ class Hint(PerExampleLoss):
         kernel = self.projector.kernel.shape
         if (len(kernel), *kernel[-2:]) != (rank, channels, units):
             raise ValueError(
-                f"the projector was built for {kernel[-2]} to {kernel[-1]} channels, and is now asked for "
-                f"{channels} to {units}; use a new Hint"
+                f"the projector was built for {kernel[-2]} to {kernel[-1]} channels, but {channels} to {units} are "
+                "needed now; use a new Hint"
             )
 
     def validate_model_compatibility(self, teacher: keras.Model, student: keras.Model) -> None:
-        """Called by Keras's own Distiller, which knows of no projector.
+        """Check that Keras's own Distiller can use the loss; that Distiller calls this method.
 
         Raises:
-            ValueError: A tap is unknown, or the projector is not built: it would never be trained.
+            ValueError: A tap is unknown, or the projector is not built, so that it would never be trained.
         """
         super().validate_model_compatibility(teacher, student)
         if self.projector is None:
@@ -121,7 +123,7 @@ class Hint(PerExampleLoss):
             )
 
     def per_example(self, teacher_outputs: Tensor, student_outputs: Tensor) -> Tensor:
-        """Loss of each example, [B]."""
+        """Return the loss of each example, [B]."""
         if self.projector is None:
             raise ValueError("the projector is not built; call Hint.build(teacher_shape, student_shape) first")
         if len(student_outputs.shape) == 4:

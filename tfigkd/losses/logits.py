@@ -1,4 +1,4 @@
-"""Losses on logits: the hard label, softened, decoupled and standardized logits, and their correlation."""
+"""Losses on logits: cross-entropy with the hard label; softened, decoupled, standardized and correlated logits."""
 
 from typing import Any
 
@@ -9,7 +9,7 @@ from tfigkd.losses.base import Loss, PerExampleLoss, Tensor, pearson_distance, u
 
 
 def hard_label_loss(labels: Tensor, logits: Tensor, *, label_smoothing: float = 0.0) -> Tensor:
-    """Cross-entropy with the hard label.
+    """Return the cross-entropy with the hard label.
 
     Args:
         labels: Integer classes [B], or class probabilities [B,C].
@@ -28,10 +28,10 @@ def hard_label_loss(labels: Tensor, logits: Tensor, *, label_smoothing: float = 
 
 
 def kl_divergence(teacher_logits: Tensor, student_logits: Tensor, *, temperature: float) -> Tensor:
-    """Softened-logits distillation: T² · KL(teacher ‖ student) (Hinton et al. 2015, arXiv 1503.02531, section 2.1).
+    """Return the loss of softened-logits distillation, T² · KL(teacher ‖ student).
 
-    T² keeps the size of the gradient when the temperature changes. Worked out on log-softmax, so that it stays
-    finite where a probability underflows.
+    See Hinton et al. 2015 (arXiv 1503.02531, section 2.1). The factor T² keeps the size of the gradient when the
+    temperature changes. The loss is computed from log-softmax, so it stays finite if a probability underflows.
 
     Args:
         teacher_logits: [B,C].
@@ -49,16 +49,17 @@ def kl_divergence(teacher_logits: Tensor, student_logits: Tensor, *, temperature
 def decoupled_kl(
     teacher_logits: Tensor, student_logits: Tensor, labels: Tensor, *, alpha: float, beta: float, temperature: float
 ) -> Tensor:
-    """Decoupled distillation (DKD; Zhao et al. 2022, arXiv 2203.08679).
+    """Return the loss of decoupled distillation (DKD; Zhao et al. 2022, arXiv 2203.08679).
 
     The loss is T² · (alpha · KL(b_t ‖ b_s) + beta · KL(q_t ‖ q_s)), where
-    b = [p(y), 1 - p(y)] says how sure a network is of the label, and q how it shares the rest among the other
-    classes. KL(p_t ‖ p_s) is KL(b) + (1 - p_t(y)) · KL(q): in plain distillation q fades as the teacher grows sure.
+    b = [p(y), 1 - p(y)] is the network's confidence in the label, and q its distribution over the other classes.
+    KL(p_t ‖ p_s) is KL(b) + (1 - p_t(y)) · KL(q): in plain distillation the weight of q vanishes as the teacher
+    becomes more confident.
 
     Args:
         teacher_logits: [B,C] with C > 1.
         student_logits: [B,C].
-        labels: Integer classes [B]; the label is split off even where the teacher errs.
+        labels: Integer classes [B]; b and q refer to the label even if the teacher's prediction is another class.
         alpha: Weight of b.
         beta: Weight of q.
         temperature: T > 0, for both.
@@ -67,10 +68,10 @@ def decoupled_kl(
         Loss of each example, [B], in nats.
 
     Raises:
-        ValueError: Labels are not one integer an example, as under mixup.
+        ValueError: Labels are not one integer per example; with mixup they are not.
     """
     if len(labels.shape) != 1:
-        raise ValueError(f"decoupled_kl needs one label an example, integers [B]; got shape {tuple(labels.shape)}")
+        raise ValueError(f"decoupled_kl needs one label per example, integers [B]; got shape {tuple(labels.shape)}")
     is_label = ops.one_hot(ops.cast(labels, "int32"), teacher_logits.shape[-1], dtype="bool")
 
     def split(logits: Tensor) -> tuple[Tensor, Tensor]:
@@ -78,22 +79,22 @@ def decoupled_kl(
         others = ops.where(is_label, -1e9, logits)
         rest = ops.logsumexp(others, axis=-1, keepdims=True)
         label = ops.sum(ops.where(is_label, logits, 0.0), axis=-1, keepdims=True)
-        # log(1 - p) from the logits of the others: 1 - p itself is 0 in float32 for a sure student
+        # log(1 - p) from the logits of the other classes: 1 - p itself is 0 in float32 for a confident student
         binary = ops.concatenate([label, rest], axis=-1) - ops.logsumexp(logits, axis=-1, keepdims=True)
         return binary, ops.where(is_label, 0.0, logits - rest)
 
     (teacher_binary, teacher_others), (student_binary, student_others) = split(teacher_logits), split(student_logits)
-    # the label's own entry is 0 in both, and adds exp(0) · (0 - 0)
+    # the entry of the label is 0 in both and adds exp(0) · (0 - 0) = 0
     loss = alpha * _kl(teacher_binary, student_binary) + beta * _kl(teacher_others, student_others)
     return temperature**2 * loss
 
 
 def standardize_logits(logits: Tensor) -> Tensor:
-    """Z-scores of each example's logits, with the sample deviation (Sun et al. 2024, arXiv 2403.01427).
+    """Return the z-scores of each example's logits, by the sample deviation (Sun et al. 2024, arXiv 2403.01427).
 
-    The student then learns the teacher's ranking and shape and not its range, so calibration is left to the hard
-    label. Of C classes the largest possible score is (C - 1) / √C, for ten classes 2.85: at temperature 2 no soft
-    target exceeds 0.35.
+    The student then learns the order and the proportions of the teacher's logits but not their range, so only the
+    hard label affects calibration. With C classes the largest possible score is (C - 1) / √C, for ten classes 2.85:
+    at temperature 2 no soft target exceeds 0.35.
 
     Args:
         logits: [B,C] with C > 1.
@@ -106,14 +107,14 @@ def standardize_logits(logits: Tensor) -> Tensor:
 
 
 def soft_ranks(values: Tensor, *, softness: float) -> Tensor:
-    """Differentiable ranks: r_i = ½ + Σ_j sigmoid((v_i - v_j) / softness).
+    """Return differentiable ranks: r_i = ½ + Σ_j sigmoid((v_i - v_j) / softness).
 
     Args:
         values: [B,C].
-        softness: Difference at which two values begin to count as ranked, > 0.
+        softness: Scale of the differences that separate two ranks, > 0.
 
     Returns:
-        float32 [B,C], in [1, C] up to softness, 1 for the smallest.
+        float32 [B,C], from 1 for the smallest value to C for the largest; smaller differences blur the ranks.
     """
     values = ops.cast(values, "float32")
     return 0.5 + ops.sum(ops.sigmoid((values[:, :, None] - values[:, None, :]) / softness), axis=-1)
@@ -129,15 +130,16 @@ def correlation_distance(
     rank: float = 0.0,
     softness: float = 1.0,
 ) -> Tensor:
-    """Distance of correlations (DIST; Huang et al. 2022, arXiv 2205.10536).
+    """Return a distance based on correlations (DIST; Huang et al. 2022, arXiv 2205.10536).
 
     The loss is inter · mean_b(1 - r_b) + intra · mean_c(1 - r_c): r_b is Pearson's correlation of an example's
-    probabilities over the classes, r_c that of a class's over the batch. Neither minds p → a·p + c, so a student need
-    not copy a much stronger teacher's values. The third term, rank · mean_b(1 - r of soft ranks), is the rank part of
-    R2KD (Kim et al. 2024, arXiv 2311.13934) in our reading; it ranks logits, ranks of tiny probabilities being noise.
+    probabilities over the classes, r_c that of a class's probabilities over the batch. Both are invariant to
+    p → a·p + c, so a student need not copy the values of a much stronger teacher. The third term,
+    rank · mean_b(1 - r of soft ranks), is our interpretation of the rank part of R2KD (Kim et al. 2024,
+    arXiv 2311.13934); it ranks logits, because the ranks of tiny probabilities are noise.
 
-    There is no factor T²: the correlation is free of scale, so its gradient does not shrink with the temperature.
-    Code that has the factor uses T² times our weight.
+    The loss has no factor T²: the correlation does not depend on scale, so its gradient does not shrink with the
+    temperature. For the same loss in code with that factor, divide the weight here by T².
 
     Args:
         teacher_logits: [B,C].
@@ -146,7 +148,7 @@ def correlation_distance(
         inter: Weight of the correlation over classes.
         intra: Weight of the correlation over the batch; noisy where a class is rare in the batch.
         rank: Weight of the rank correlation over classes.
-        softness: Of the ranks, in logits.
+        softness: Softness of the ranks, in logits; see `soft_ranks`.
 
     Returns:
         Loss of the batch, a scalar.
@@ -164,9 +166,10 @@ def correlation_distance(
 
 @keras.saving.register_keras_serializable("tfigkd")
 class KLDivergence(PerExampleLoss):
-    """`kl_divergence` for Keras's own Distiller and for ours.
+    """`kl_divergence` for Keras's own Distiller and for `tfigkd.Distiller`.
 
-    Start for ten classes: T in {2, 4}, weight in {0.5, 0.9}; standardized T in {0.5, 1, 2}, weight in {1, 4, 9}.
+    Suggested start for ten classes: T in {2, 4}, weight in {0.5, 0.9}; with standardized logits T in {0.5, 1, 2},
+    weight in {1, 4, 9}.
 
     Args:
         temperature: T > 0. Defaults to `2.5`.
@@ -179,7 +182,7 @@ class KLDivergence(PerExampleLoss):
         self.standardize = standardize
 
     def per_example(self, teacher_outputs: Tensor, student_outputs: Tensor) -> Tensor:
-        """Loss of each example, [B], so that sample weights can be respected."""
+        """Return the loss of each example, [B]."""
         if self.standardize:
             teacher_outputs, student_outputs = standardize_logits(teacher_outputs), standardize_logits(student_outputs)
         return kl_divergence(teacher_outputs, student_outputs, temperature=self.temperature)
@@ -187,14 +190,15 @@ class KLDivergence(PerExampleLoss):
 
 @keras.saving.register_keras_serializable("tfigkd")
 class DKD(PerExampleLoss):
-    """`decoupled_kl`, for our Distiller alone: Keras's own passes no labels.
+    """`decoupled_kl`, for `tfigkd.Distiller` only: Keras's own Distiller passes no labels.
 
-    Start for ten classes: beta in {1, 2, 8}, T in {2, 4}, weight 1, the hard label's too; the authors warm the term up
-    over 20 of 240 epochs. T² · beta times a KL can swamp the hard label, so watch its share of the gradient.
+    Suggested start for ten classes: beta in {1, 2, 8}, T in {2, 4}, weight 1 for this loss and for the hard label; the
+    authors increase the weight linearly over the first 20 of 240 epochs. With large T² · beta this loss can dominate
+    the hard label, so watch its share of the gradient.
 
     Args:
-        alpha: Weight of the label's part. Defaults to `1.0`.
-        beta: Weight of the other classes' part. Defaults to `2.0`; the authors' 8 is for 100 classes.
+        alpha: Weight of the part for the label. Defaults to `1.0`.
+        beta: Weight of the part for the other classes. Defaults to `2.0`; the authors' value 8 is for 100 classes.
         temperature: T > 0. Defaults to `4.0`.
         standardize: Standardize the logits of both first, see `standardize_logits`. Defaults to `False`.
     """
@@ -210,7 +214,7 @@ class DKD(PerExampleLoss):
         self.standardize = standardize
 
     def per_example(self, teacher_outputs: Tensor, student_outputs: Tensor, labels: Tensor | None = None) -> Tensor:
-        """Loss of each example, [B]; labels are integers [B]."""
+        """Return the loss of each example, [B]; labels are integers [B]."""
         if labels is None:
             raise ValueError("DKD needs labels, integers [B], as its third argument; got none")
         if self.standardize:
@@ -219,23 +223,24 @@ class DKD(PerExampleLoss):
         return decoupled_kl(teacher_outputs, student_outputs, labels, temperature=self.temperature, **weights)
 
     def compute_loss(self, teacher_outputs: Tensor, student_outputs: Tensor, **kwargs: Any) -> Tensor:
-        """Mean loss of the batch, a scalar; `labels` is a keyword argument."""
+        """Return the mean loss of the batch, a scalar; `labels` is a keyword argument."""
         return ops.mean(self.per_example(teacher_outputs, student_outputs, kwargs.get("labels")))
 
 
 @keras.saving.register_keras_serializable("tfigkd")
 class DIST(Loss):
-    """`correlation_distance` for Keras's own Distiller and for ours; a loss of the batch, blind to sample weights.
+    """`correlation_distance` for Keras's own Distiller and for `tfigkd.Distiller`.
 
-    Start for ten classes: inter = intra in {1, 2, 4}, T in {1, 4}, weight 1, the hard label's too, which alone sets
-    the confidence. With `inter=1, intra=0, rank=1` it is the distance of R2KD.
+    It is a loss of the batch and ignores sample weights. Suggested start for ten classes: inter = intra in {1, 2, 4},
+    T in {1, 4}, weight 1 for this loss and for the hard label, which alone determines the confidence. With
+    `inter=1, intra=0, rank=1` it is the distance of R2KD.
 
     Args:
         temperature: T > 0. Defaults to `4.0`.
         inter: Weight of the correlation over classes. Defaults to `2.0`.
         intra: Weight of the correlation over the batch. Defaults to `2.0`.
         rank: Weight of the rank correlation. Defaults to `0.0`.
-        softness: Of the ranks, in logits, > 0. Defaults to `1.0`.
+        softness: Softness of the ranks, in logits, > 0. Defaults to `1.0`.
     """
 
     def __init__(
@@ -255,7 +260,7 @@ class DIST(Loss):
         self.softness = softness
 
     def compute_loss(self, teacher_outputs: Tensor, student_outputs: Tensor, **kwargs: Any) -> Tensor:
-        """Loss of the batch, a scalar."""
+        """Return the loss of the batch, a scalar."""
         return correlation_distance(teacher_outputs, student_outputs, **self.get_config())
 
 

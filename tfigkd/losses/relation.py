@@ -1,4 +1,4 @@
-"""Losses on relations: between the examples of a batch (RKD), and between two layers of a network (FSP)."""
+"""Relational losses: between the examples of a batch (RKD), and between two layers of a network (FSP)."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -11,17 +11,17 @@ from tfigkd.losses.features import match_resolution
 
 
 def pairwise_distances(embeddings: Tensor) -> Tensor:
-    """Euclidean distances of a batch's examples, divided by the mean of the positive ones.
+    """Return the Euclidean distances of a batch's examples, divided by the mean of the positive ones.
 
     Args:
         embeddings: [B,D], or maps [B,H,W,D], which are averaged over their positions.
 
     Returns:
-        float32 [B,B]; zeros where all examples are equal.
+        float32 [B,B]; all zeros if all examples are equal.
     """
     squared = ops.sum(ops.square(_differences(embeddings)), axis=-1)
     apart = squared > SMALLEST_SQUARED_NORM
-    # the root's gradient is infinite at 0, where every example meets itself
+    # the gradient of the root is infinite at 0, the distance of an example to itself
     distances = ops.where(apart, ops.sqrt(ops.where(apart, squared, 1.0)), 0.0)
     count = ops.sum(ops.cast(apart, "float32"))
     return ops.where(
@@ -30,13 +30,13 @@ def pairwise_distances(embeddings: Tensor) -> Tensor:
 
 
 def pairwise_angles(embeddings: Tensor) -> Tensor:
-    """Cosines of the angles that each two examples span at a third, the vertex.
+    """Return the cosines of the angles that every two examples form at a third example, the vertex.
 
     Args:
         embeddings: [B,D], or maps [B,H,W,D], which are averaged over their positions.
 
     Returns:
-        float32 [B,B,B], the vertex first; 0 where an example meets the vertex.
+        float32 [B,B,B], with the vertex as the first axis; 0 for an example equal to the vertex.
     """
     directions = unit_vectors(_differences(embeddings))
     return ops.matmul(directions, ops.transpose(directions, (0, 2, 1)))
@@ -45,11 +45,11 @@ def pairwise_angles(embeddings: Tensor) -> Tensor:
 def relational_distance(
     teacher_embeddings: Tensor, student_embeddings: Tensor, *, distance: float, angle: float
 ) -> Tensor:
-    """Relational distillation: Huber differences of distances and angles (Park et al. 2019, arXiv 1904.05068).
+    """Return the loss of relational distillation: Huber differences of distances and angles.
 
-    distance · mean_ij h(D_t - D_s) + angle · mean_ijk h(A_t - A_s), h Huber's with δ = 1. Distances do not mind
-    scale, shift and rotation of the embeddings, nor do angles, and dimensions may differ. Memory is that of
-    [B,B,max(B,D)].
+    See Park et al. 2019 (arXiv 1904.05068). The loss is distance · mean_ij h(D_t - D_s) + angle · mean_ijk h(A_t - A_s)
+    with Huber's function h, δ = 1. Distances and angles are invariant to scale, shift and rotation of the embeddings,
+    and the dimensions of both may differ. The memory needed is that of [B,B,max(B,D)] values.
 
     Args:
         teacher_embeddings: [B,D], or maps [B,H,W,D], which are averaged over their positions.
@@ -69,11 +69,11 @@ def relational_distance(
 
 
 def flow_matrix(first: Tensor, second: Tensor) -> Tensor:
-    """Flow between two layers: G[i,j] = mean over positions of first[..., i] · second[..., j].
+    """Return the flow between two layers: G[i,j] = mean over positions of first[..., i] · second[..., j].
 
     Args:
         first: [B,H,W,D1].
-        second: [B,H',W',D2]; the larger map is brought to the smaller one.
+        second: [B,H',W',D2]; the larger map is resized to the smaller one.
 
     Returns:
         float32 [B,D1,D2].
@@ -86,19 +86,20 @@ def flow_matrix(first: Tensor, second: Tensor) -> Tensor:
 
 
 def flow_distance(teacher_pair: Sequence[Tensor], student_pair: Sequence[Tensor]) -> Tensor:
-    """Mean squared difference of flow matrices (Yim et al. 2017, CVPR, "A gift from knowledge distillation").
+    """Return the mean squared difference of flow matrices.
 
-    It grows with the fourth power of the activations, so a weight holds for one pair of taps only.
+    See Yim et al. 2017, "A gift from knowledge distillation" (CVPR). The loss grows with the fourth power of the
+    activations, so a weight suits only one pair of taps.
 
     Args:
         teacher_pair: Two maps [B,H,W,D1] and [B,H',W',D2] of the teacher.
-        student_pair: Two maps of the student, of the same D1 and D2; resolutions may differ.
+        student_pair: Two maps of the student with the same D1 and D2; resolutions may differ.
 
     Returns:
         Loss of each example, [B].
 
     Raises:
-        ValueError: Teacher and student differ in channels.
+        ValueError: Teacher and student have different numbers of channels.
     """
     teacher_channels, student_channels = ([features.shape[-1] for features in p] for p in (teacher_pair, student_pair))
     if teacher_channels != student_channels:
@@ -111,10 +112,11 @@ def flow_distance(teacher_pair: Sequence[Tensor], student_pair: Sequence[Tensor]
 
 @keras.saving.register_keras_serializable("tfigkd")
 class RKD(Loss):
-    """`relational_distance` for Keras's own Distiller and for ours; a loss of the batch, blind to sample weights.
+    """`relational_distance` for Keras's own Distiller and for `tfigkd.Distiller`.
 
-    Without taps it relates logits. Start: distance 25 and angle 50 on the last pooled features with weight 1 beside
-    softened logits, alone it is weaker than these; the values are for 100 classes, none being known for ten.
+    It is a loss of the batch and ignores sample weights. Without taps it compares logits. Suggested start: distance
+    25 and angle 50 on the last pooled features, weight 1, together with softened logits, which alone are better than
+    this loss alone. These values are for 100 classes; no values for ten classes are known.
 
     Args:
         student_layer: Name of the student's tap. Defaults to the output.
@@ -141,20 +143,20 @@ class RKD(Loss):
         self.needs_features = student_layer is not None
 
     def compute_loss(self, teacher_outputs: Tensor, student_outputs: Tensor, **kwargs: Any) -> Tensor:
-        """Loss of the batch, a scalar."""
+        """Return the loss of the batch, a scalar."""
         return relational_distance(teacher_outputs, student_outputs, distance=self.distance, angle=self.angle)
 
 
 @keras.saving.register_keras_serializable("tfigkd")
 class FSP(PerExampleLoss):
-    """`flow_distance` between two taps of each network, for our Distiller alone: Keras's own taps one layer.
+    """`flow_distance` between two taps of each network, for `tfigkd.Distiller` only: Keras's own taps one layer.
 
-    Start: weight 50, the public value for 100 classes, none being known for ten; there it acts in 30 epochs of
-    their own before the classification.
+    Suggested start: weight 50, the published value for 100 classes; no value for ten classes is known. The authors
+    train with this loss alone for 30 epochs before the classification.
 
     Args:
         student_layer: Names of the student's two taps, features [B,H,W,D].
-        teacher_layer: Names of the teacher's two taps, of the same channels.
+        teacher_layer: Names of the teacher's two taps, with the same channels as the student's.
     """
 
     needs_features = True
@@ -167,12 +169,12 @@ class FSP(PerExampleLoss):
         self.teacher_layer = (teacher_layer[0], teacher_layer[1])
 
     def per_example(self, teacher_outputs: Sequence[Tensor], student_outputs: Sequence[Tensor]) -> Tensor:
-        """Loss of each example, [B]; the outputs are pairs of features."""
+        """Return the loss of each example, [B]; the outputs are pairs of features."""
         return flow_distance(teacher_outputs, student_outputs)
 
 
 def _differences(embeddings: Tensor) -> Tensor:
-    """[B,B,D]: by subtraction, since Gram matrices lose what two near examples differ in."""
+    """Return all differences, [B,B,D], by subtraction: Gram matrices lose small differences of similar examples."""
     embeddings = ops.cast(embeddings, "float32")
     if len(embeddings.shape) == 4:
         embeddings = ops.mean(embeddings, axis=(1, 2))

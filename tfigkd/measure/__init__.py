@@ -1,1 +1,1 @@
-"""Measure predictions and explanations of any model, and what numbers of runs can be said to show."""
+"""Measures of the predictions and explanations of any model, and statistics over several runs."""

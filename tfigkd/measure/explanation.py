@@ -1,4 +1,4 @@
-"""Measure predictions and explanations of anything that maps images to logits: Keras models and LiteRT files alike."""
+"""Measures of predictions and explanations, the same for Keras models and LiteRT files."""
 
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -14,12 +14,15 @@ from tfigkd.measure.metrics import Predict, comparison, metrics
 def measure(
     predict: Predict, examples: Examples, reference: np.ndarray | None = None
 ) -> tuple[dict[str, float], np.ndarray]:
-    """Metrics of anything that turns uint8 images [N,H,W,3] into logits [N,C], and its logits.
+    """Measure a function from uint8 images [N,H,W,3] to logits [N,C].
 
     Args:
         predict: A Keras model as `functools.partial(predict_logits, model)`, a LiteRT file as `litert_predictor(path)`.
-        examples: What is measured on.
-        reference: Logits [N,C] of the model whose agreement is wanted as well, such as the teacher's.
+        examples: The examples to predict.
+        reference: Logits [N,C] of a model to compare with, such as the teacher; None for no comparison.
+
+    Returns:
+        The metrics by name, and the logits [N,C].
     """
     logits = predict(examples.images)
     values = dict(metrics(logits, examples.labels))
@@ -29,10 +32,10 @@ def measure(
 
 
 def similarity(maps: np.ndarray, reference: np.ndarray, *, top_fraction: float) -> Iterator[tuple[str, float]]:
-    """Mean likeness of two models' maps [B,H,W] of the same images.
+    """Yield mean similarities of two models' maps [B,H,W] of the same images, by name.
 
-    Beside each stands its `_chance`: the same with the reference's map of another image. Objects lie in the middle of
-    most images, so maps that share nothing else are far from unlike.
+    Each is followed by its `_chance`: the same measure with the reference's map of another image. Objects are in the
+    middle of most images, so even unrelated maps are clearly similar.
     """
     other = np.roll(reference, 1, axis=0)
     measures: dict[str, Callable[..., np.ndarray]] = {
@@ -40,15 +43,15 @@ def similarity(maps: np.ndarray, reference: np.ndarray, *, top_fraction: float) 
         "attribution_cosine": cosine,
         "attribution_top_overlap": partial(top_overlap, fraction=top_fraction),
     }
-    for name, alike in measures.items():
-        yield name, float(alike(maps, reference).mean())
-        yield f"{name}_chance", float(alike(maps, other).mean())
+    for name, compare in measures.items():
+        yield name, float(compare(maps, reference).mean())
+        yield f"{name}_chance", float(compare(maps, other).mean())
 
 
 def faithfulness(
     predict: Predict, examples: Examples, maps: np.ndarray, *, mean_color: np.ndarray, steps: int
 ) -> Iterator[tuple[str, float]]:
-    """Mean area under the insertion curve, from the blurred image, and the deletion curve, to the mean color."""
+    """Yield the mean area under the insertion curve (from the blurred image) and the deletion curve (to mean color)."""
     arguments = predict, examples.images, maps, examples.labels
     yield "attribution_insertion", float(insertion(*arguments, steps=steps).auc.mean())
     color = np.broadcast_to(mean_color, examples.images.shape[1:])

@@ -1,4 +1,4 @@
-"""Examples to look at: an image, the teacher's map of it, the overlay that training lays, and the student's own map."""
+"""Example images with the teacher's map, the overlaid image as used in training, and the student's map."""
 
 import io
 from dataclasses import dataclass, fields
@@ -13,7 +13,7 @@ from tfigkd.runtime.errors import UserError
 from tfigkd.runtime.files import atomic, checksum
 
 FILE = "gallery.npz"
-SEARCHED = 500  # validation images among which disagreements are looked for
+SEARCHED = 500  # number of validation images that are searched for disagreements
 OF_TEACHER = ("teacher_predicted", "teacher_maps", "overlays", "overlaid", "alike", "chance")
 
 Explained = tuple[np.ndarray, np.ndarray]
@@ -22,7 +22,7 @@ Explained = tuple[np.ndarray, np.ndarray]
 
 @dataclass(frozen=True)
 class Gallery:
-    """K validation images and what two models make of them; without a teacher its arrays are empty.
+    """K validation images with predictions and maps of two models; without a teacher, its arrays are empty.
 
     Attributes:
         ids: [K].
@@ -31,11 +31,12 @@ class Gallery:
         predicted: The student's class, int64 [K].
         maps: The student's Integrated Gradients maps of the label, float32 [K,H,W].
         teacher_predicted: int64 [K].
-        teacher_maps: As they are stored, uint8 [K,H,W], each scaled by its own maximum.
-        overlays: uint8 [K,H,W,3], as training lays them, a control's treatment included; empty where it lays none.
-        overlaid: bool [K], false for images whose map is over the completeness gate.
-        alike: Rank correlation of both maps, float64 [K].
-        chance: The same with the teacher's map of another image, float64 [K].
+        teacher_maps: Maps as in the store, uint8 [K,H,W], each scaled by its own maximum.
+        overlays: Images overlaid as in training, with the change of a control arm, uint8 [K,H,W,3]; empty without
+            overlays.
+        overlaid: bool [K], false for images whose map has a completeness error above the tolerance.
+        alike: Rank correlation of the two models' maps, float64 [K].
+        chance: The same measure with the teacher's map of another image, float64 [K].
     """
 
     ids: np.ndarray
@@ -51,7 +52,7 @@ class Gallery:
     chance: np.ndarray
 
     def save(self, path: Path) -> str:
-        """Write the file atomically; returns its checksum."""
+        """Write the file atomically and return its checksum."""
         buffer = io.BytesIO()
         np.savez_compressed(buffer, **{one.name: getattr(self, one.name) for one in fields(self)})
         with atomic(path) as temporary:
@@ -60,10 +61,10 @@ class Gallery:
 
     @classmethod
     def load(cls, path: Path) -> "Gallery":
-        """Read a file that a manifest vouches for.
+        """Read a file whose checksum is already verified.
 
         Raises:
-            UserError: it is no gallery.
+            UserError: The file is not a gallery.
         """
         try:
             with np.load(path, allow_pickle=False) as content:
@@ -73,12 +74,15 @@ class Gallery:
 
 
 def choose(first: np.ndarray, second: np.ndarray, count: int) -> np.ndarray:
-    """Positions of examples to show: the first ones, and up to half that many on which two models disagree.
+    """Choose positions of examples to show: the first ones, and up to half with different predictions.
 
     Args:
         first: Classes that one model predicts, [N].
-        second: Those of the other.
-        count: How many at most.
+        second: Classes that the other model predicts, [N].
+        count: Largest number of positions.
+
+    Returns:
+        Positions, at most `count` integers.
     """
     apart = np.flatnonzero(first != second)[: count // 2]
     rest = np.setdiff1d(np.arange(len(first)), apart)[: count - len(apart)]
@@ -87,7 +91,7 @@ def choose(first: np.ndarray, second: np.ndarray, count: int) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Shown:
-    """Validation images that were chosen, and what the models say of them: int64 [K] by role."""
+    """The chosen validation images, and the classes that the models predict for them: int64 [K] by role."""
 
     examples: Examples
     predicted: dict[str, np.ndarray]
@@ -97,9 +101,9 @@ def choose_examples(examples: Examples, roles: dict[str, keras.Model], count: in
     """Choose the images of a gallery.
 
     Args:
-        examples: Validation; the first of them are searched for disagreements.
-        roles: The student and, where there is one, the teacher.
-        count: How many images at most.
+        examples: The validation examples; the first `SEARCHED` are searched for disagreements.
+        roles: The student and, if available, the teacher, by role.
+        count: Largest number of images.
     """
     searched = examples.take(slice(SEARCHED if count else 0))
     if not len(searched):

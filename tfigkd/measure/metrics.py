@@ -1,4 +1,4 @@
-"""Metrics of one model on one split, as (name, value) pairs; teacher, student and LiteRT files by the same code."""
+"""Metrics of one model on one split, as (name, value) pairs, the same for teacher, student and LiteRT files."""
 
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -12,7 +12,7 @@ Predict = Callable[[np.ndarray], np.ndarray]
 
 
 def predict_logits(model: keras.Model, images: np.ndarray, *, batch_size: int = 256) -> np.ndarray:
-    """Logits float32 [N,C] of uint8 images [N,H,W,3], in inference mode."""
+    """Return the logits float32 [N,C] of uint8 images [N,H,W,3], in inference mode."""
     chunks = range(0, len(images), batch_size)
     if len(images) <= batch_size:  # one small batch is not worth a compilation
         return keras.ops.convert_to_numpy(model(to_model_input(images), training=False))
@@ -22,29 +22,28 @@ def predict_logits(model: keras.Model, images: np.ndarray, *, batch_size: int = 
 
 
 def accuracy(logits: np.ndarray, labels: np.ndarray) -> float:
-    """Share of examples whose largest logit is the label's."""
+    """Return the share of examples whose largest logit is that of the label."""
     return float(np.mean(logits.argmax(axis=1) == labels))
 
 
 def log_softmax(logits: np.ndarray) -> np.ndarray:
-    """Log-probabilities [N,C] in float64."""
+    """Return the log-probabilities of logits, float64 [N,C]."""
     shifted = logits.astype(np.float64) - logits.max(axis=1, keepdims=True)
     return shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
 
 
 def metrics(logits: np.ndarray, labels: np.ndarray) -> Iterator[tuple[str, float]]:
-    """What a model's logits [N,C] say of labels [N].
+    """Yield the metrics of logits [N,C] for labels [N], by name.
 
-    `accuracy`; `balanced_accuracy`, the mean recall of the classes that occur; `kappa`, Cohen's, 0 where labels and
-    predictions are all of one class, so that chance explains all of it; `nll`, in nats; `ece`, see
-    `calibration_error`.
+    `accuracy`; `balanced_accuracy`, the mean recall of the classes that occur; `kappa`, Cohen's kappa, 0 if labels and
+    predictions are all of one class; `nll`, the negative log-likelihood in nats; `ece`, see `calibration_error`.
     """
-    # here, because a machine that only trains needs no scikit-learn
+    # imported here, because training alone does not need scikit-learn
     from sklearn.metrics import cohen_kappa_score, recall_score
 
     predicted = logits.argmax(axis=1)
     yield "accuracy", accuracy(logits, labels)
-    # what balanced_accuracy_score is, without its warning of predicted classes that do not occur
+    # equals balanced_accuracy_score, without its warning about predicted classes that do not occur
     yield "balanced_accuracy", float(recall_score(labels, predicted, labels=np.unique(labels), average="macro"))
     one_class = len(np.unique([labels, predicted])) == 1
     yield "kappa", 0.0 if one_class else float(cohen_kappa_score(labels, predicted))
@@ -53,18 +52,18 @@ def metrics(logits: np.ndarray, labels: np.ndarray) -> Iterator[tuple[str, float
 
 
 def calibration_error(logits: np.ndarray, labels: np.ndarray, *, bins: int = 15) -> float:
-    """Expected calibration error: how far confidence and accuracy lie apart (Guo et al. 2017, arXiv 1706.04599).
+    """Return the expected calibration error, the gap of confidence and accuracy (Guo et al. 2017, arXiv 1706.04599).
 
-    The probability of the top class is cut into bins of equal width, open below and closed above; the result is the
-    mean over the bins of |accuracy - mean confidence|, weighted by their examples.
+    Examples are grouped by the probability of their top class into bins of equal width, open below and closed above;
+    the result is the mean over the bins of |accuracy - mean confidence|, weighted by the number of examples.
 
     Args:
         logits: [N,C].
         labels: int [N].
-        bins: How many.
+        bins: Number of bins.
 
     Returns:
-        From 0 to 1.
+        The error, from 0 to 1.
     """
     confidence = np.exp(log_softmax(logits).max(axis=1))
     correct = logits.argmax(axis=1) == labels
@@ -74,7 +73,7 @@ def calibration_error(logits: np.ndarray, labels: np.ndarray, *, bins: int = 15)
 
 
 def per_class(logits: np.ndarray, labels: np.ndarray, num_classes: int) -> list[dict[str, float | None]]:
-    """Examples, recall and precision of each class, in the order of the labels.
+    """Return the number of examples, recall and precision of each class, in the order of the labels.
 
     Args:
         logits: [N,C].
@@ -82,7 +81,7 @@ def per_class(logits: np.ndarray, labels: np.ndarray, num_classes: int) -> list[
         num_classes: C; classes that do not occur are listed as well.
 
     Returns:
-        One mapping for each class. Recall is None for a class without examples, precision for one never predicted.
+        One mapping per class. Recall is None for a class without examples, precision for a class never predicted.
     """
     predicted = logits.argmax(axis=1)
     hits = np.bincount(labels[predicted == labels], minlength=num_classes)
@@ -99,7 +98,11 @@ def per_class(logits: np.ndarray, labels: np.ndarray, num_classes: int) -> list[
 
 
 def comparison(logits: np.ndarray, reference: np.ndarray) -> Iterator[tuple[str, float]]:
-    """How far a model is from a reference: share of equal top-1 classes, KL(reference ‖ model) in nats, differences."""
+    """Yield how far the logits [N,C] of a model are from those of a reference, by name.
+
+    `agreement`, the share of equal top-1 classes; `kl`, KL(reference ‖ model) in nats; `max_difference` and
+    `mean_difference` of the logits.
+    """
     yield "agreement", float(np.mean(logits.argmax(axis=1) == reference.argmax(axis=1)))
     expected, actual = log_softmax(reference), log_softmax(logits)
     yield "kl", float((np.exp(expected) * (expected - actual)).sum(axis=1).mean())
@@ -109,16 +112,17 @@ def comparison(logits: np.ndarray, reference: np.ndarray) -> Iterator[tuple[str,
 
 
 def disagreement(logits: np.ndarray, reference: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
-    """Where a model and a reference name different classes.
+    """Count where a model and a reference predict different classes.
 
     Args:
-        logits: [N,C].
-        reference: [N,C].
+        logits: Logits of the model, [N,C].
+        reference: Logits of the reference, [N,C].
         labels: int [N].
 
     Returns:
-        Counts of examples that are `both_right`, right by `only_reference` or `only_model`, `both_wrong_alike` and
-        `both_wrong_apart`; `pairs`, lists of the reference's class, the model's class and how many, most first.
+        Numbers of examples: `both_right`; right only by `only_reference` or `only_model`; both wrong with the same
+        class (`both_wrong_alike`) or with two classes (`both_wrong_apart`). And `pairs`, lists of the reference's
+        class, the model's class and the number of such examples, most frequent first.
     """
     own, other = logits.argmax(axis=1), reference.argmax(axis=1)
     right, known, same = own == labels, other == labels, own == other

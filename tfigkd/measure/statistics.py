@@ -1,8 +1,8 @@
-"""What runs of different arms can be said to show: spread, intervals, tests, and how many runs a claim would take.
+"""Statistics over the runs of several arms: spread, intervals, tests, and the number of runs needed for a claim.
 
-Values are accuracies in points (percent), one a run. Arms are compared by Welch's test, which asks for nothing but
-roughly normal means; runs that share a seed share initial weights, order and crops, so for those the paired test is
-given as well. Several comparisons are corrected by Holm's method.
+Values are accuracies in points (percent), one per run. Arms are compared by Welch's test, which assumes only roughly
+normal means. Runs with the same seed share initial weights, order and crops, so for them there is also the paired
+test. Several comparisons are corrected by Holm's method.
 """
 
 import math
@@ -19,7 +19,7 @@ MOST_SEEDS = 100_000
 
 @dataclass(frozen=True)
 class Summary:
-    """Mean, standard deviation (n - 1), number of runs and 95 % interval of the mean; NaN where n = 1 says nothing."""
+    """Mean, standard deviation (n - 1), number of runs and 95 % interval of the mean; NaN where n = 1."""
 
     mean: float
     deviation: float
@@ -30,16 +30,16 @@ class Summary:
 
 @dataclass(frozen=True)
 class Difference:
-    """Mean difference of two arms, its 95 % interval, and the test that it is zero.
+    """Mean difference of two arms, its 95 % interval, and a test of the hypothesis that it is zero.
 
     Attributes:
         difference: First arm minus second, in points.
         low: Lower end of the interval.
         high: Upper end.
-        p: Two-sided, not corrected.
+        p: Two-sided p-value, not corrected.
         effect: Standardized difference (Hedges's g for two samples, Cohen's d_z for pairs).
-        n: Runs of the first and second arm, or pairs twice.
-        deviation: Of one run about its arm's mean (pooled), or of the differences of pairs.
+        n: Numbers of runs of the first and second arm; for pairs, the number of pairs twice.
+        deviation: Standard deviation of runs within an arm (pooled), or of the differences of pairs.
     """
 
     difference: float
@@ -59,7 +59,7 @@ def _values(values: Sequence[float]) -> np.ndarray:
 
 
 def summarize(values: Sequence[float]) -> Summary:
-    """Describe the runs of one arm."""
+    """Return mean, spread and interval of the runs of one arm."""
     array = _values(values)
     n, mean = len(array), float(array.mean())
     if n == 1:
@@ -69,22 +69,22 @@ def summarize(values: Sequence[float]) -> Summary:
     return Summary(mean, deviation, n, mean - half, mean + half)
 
 
-def _nothing(difference: float, n: tuple[int, int]) -> Difference:
+def _without_test(difference: float, n: tuple[int, int]) -> Difference:
     return Difference(difference, math.nan, math.nan, math.nan, math.nan, n, math.nan)
 
 
 def welch(first: Sequence[float], second: Sequence[float]) -> Difference:
-    """Compare two arms of independent runs (Welch 1947); one run of an arm gives a difference and no more.
+    """Compare two arms of independent runs (Welch 1947); an arm of one run gives only the difference, no test.
 
     The effect size is Hedges's g: the difference over the pooled deviation, corrected for small samples.
     """
     a, b = _values(first), _values(second)
     difference, n = float(a.mean() - b.mean()), (len(a), len(b))
     if min(n) < 2:
-        return _nothing(difference, n)
+        return _without_test(difference, n)
     pooled = math.sqrt(((n[0] - 1) * a.var(ddof=1) + (n[1] - 1) * b.var(ddof=1)) / (sum(n) - 2))
     if pooled == 0:
-        return _nothing(difference, n)
+        return _without_test(difference, n)
     test = stats.ttest_ind(a, b, equal_var=False)
     low, high = test.confidence_interval(1 - LEVEL)
     correction = 1 - 3 / (4 * (sum(n) - 2) - 1)
@@ -97,23 +97,23 @@ def paired(first: Sequence[float], second: Sequence[float]) -> Difference:
     """Compare two arms run by run: the i-th values of both must share a seed.
 
     Raises:
-        ValueError: they are not of one length.
+        ValueError: The numbers of values differ.
     """
     a, b = _values(first), _values(second)
     if len(a) != len(b):
-        raise ValueError(f"pairs need as many runs in both arms, got {len(a)} and {len(b)}")
+        raise ValueError(f"pairs need the same number of runs in both arms, got {len(a)} and {len(b)}")
     delta, n = a - b, (len(a), len(a))
     difference = float(delta.mean())
     deviation = float(delta.std(ddof=1)) if len(a) > 1 else 0.0
     if deviation == 0:
-        return _nothing(difference, n)
+        return _without_test(difference, n)
     test = stats.ttest_rel(a, b)
     low, high = test.confidence_interval(1 - LEVEL)
     return Difference(difference, float(low), float(high), float(test.pvalue), difference / deviation, n, deviation)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Adjusted p-values by Holm's step-down method (1979); NaN, for a comparison without a test, stays NaN."""
+    """Return p-values adjusted by Holm's step-down method (1979); NaN, a comparison without a test, stays NaN."""
     tested = [index for index, p in enumerate(p_values) if not math.isnan(p)]
     adjusted, largest = [math.nan] * len(p_values), 0.0
     for rank, index in enumerate(sorted(tested, key=lambda one: p_values[one])):
@@ -123,28 +123,28 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 def _power(n: int, effect: float, *, pairs: bool) -> float:
-    """Power of a two-sided t test of n runs an arm, or n pairs, at a standardized difference."""
+    """Return the power of a two-sided t test of n runs per arm, or n pairs, at a standardized difference."""
     freedom, noncentral = (n - 1, effect * math.sqrt(n)) if pairs else (2 * n - 2, effect * math.sqrt(n / 2))
     critical = stats.t.ppf(1 - LEVEL / 2, freedom)
     return float(stats.nct.sf(critical, freedom, noncentral) + stats.nct.cdf(-critical, freedom, noncentral))
 
 
 def seeds_needed(deviation: float, difference: float, *, pairs: bool = False) -> int | None:
-    """Runs an arm, or pairs, that show a difference with 80 % power at the 5 % level.
+    """Return the number of runs per arm, or of pairs, that show a difference with 80 % power at the 5 % level.
 
     Args:
-        deviation: Of one run, or of the differences of pairs.
-        difference: What is to be seen, in the same unit.
-        pairs: Whether the deviation is of pairs.
+        deviation: Standard deviation of runs, or of the differences of pairs.
+        difference: The difference to detect, in the same unit.
+        pairs: Whether the deviation is that of pairs.
 
     Returns:
-        None where the deviation is unknown, or the number is beyond any study.
+        The number; None if the deviation is unknown (NaN) or the number is above `MOST_SEEDS`.
 
     Raises:
-        ValueError: the difference is not positive.
+        ValueError: The difference is not positive.
     """
     if not difference > 0:
-        raise ValueError(f"the difference to be seen must be positive, got {difference}")
+        raise ValueError(f"the difference to detect must be positive, got {difference}")
     if math.isnan(deviation):
         return None
     if deviation == 0:
@@ -162,7 +162,10 @@ def seeds_needed(deviation: float, difference: float, *, pairs: bool = False) ->
 
 
 def normality(values: Sequence[float]) -> float:
-    """P-value of Shapiro and Wilk's test (1965); NaN below three runs or without spread. Few runs hide a lot."""
+    """Return the p-value of Shapiro and Wilk's test (1965); NaN below three runs or without spread.
+
+    With few runs the test detects only large deviations from normality.
+    """
     array = _values(values)
     if len(array) < 3 or np.ptp(array) == 0:
         return math.nan
@@ -170,11 +173,12 @@ def normality(values: Sequence[float]) -> float:
 
 
 def winner(arms: Mapping[str, Sequence[float]]) -> tuple[str | None, list[str]]:
-    """The arm with the highest mean, if it is better than every other one beyond the noise.
+    """Return the arm with the highest mean if it is significantly better than every other arm.
 
     Returns:
-        The winner and no names; or None and the arms, best first, that cannot be told from the best: Welch's test
-        against it, corrected over all the others, does not reach the 5 % level, or one run allows no test.
+        The winner and an empty list; or None and the arms, best first, that are not significantly worse than the
+        best: Welch's test against it, corrected over all other arms, does not reach the 5 % level, or an arm has only
+        one run.
     """
     order = sorted(arms, key=lambda arm: -summarize(arms[arm]).mean)
     best, others = order[0], order[1:]
@@ -184,11 +188,11 @@ def winner(arms: Mapping[str, Sequence[float]]) -> tuple[str | None, list[str]]:
 
 
 def wilson(share: float, n: int) -> tuple[float, float]:
-    """The 95 % interval of a share of n independent trials (Wilson 1927); it holds near 0 and 1 as well.
+    """Return the 95 % interval of a share of n independent trials (Wilson 1927), also valid near 0 and 1.
 
     Args:
-        share: A whole number of trials over `n`, 0 to 1.
-        n: How many.
+        share: Share of successful trials, from 0 to 1; a multiple of 1/n.
+        n: Number of trials.
     """
     interval = stats.binomtest(round(share * n), n).proportion_ci(1 - LEVEL, "wilson")
     return float(interval.low), float(interval.high)

@@ -7,11 +7,13 @@ from typing import Any
 
 import keras
 
+from tfigkd.models.convnet import convnet, set_whitening
 from tfigkd.models.ensemble import ensemble
 from tfigkd.models.fold import fold_batch_norm
 from tfigkd.models.mobilenet_v2 import mobilenet_v2
 from tfigkd.models.own import load_own, with_input_range
 from tfigkd.models.parts import CIFAR10_MEAN, CIFAR10_STD, IMAGENET_MEAN, IMAGENET_STD, Normalization
+from tfigkd.models.precision import with_precision
 from tfigkd.models.resnet import resnet
 from tfigkd.models.students import truncate
 from tfigkd.models.weights import load_torch_weights
@@ -26,18 +28,22 @@ __all__ = [
     "NORMALIZATIONS",
     "Normalization",
     "build",
+    "convnet",
     "ensemble",
     "fold_batch_norm",
     "load_own",
     "load_torch_weights",
     "mobilenet_v2",
     "resnet",
+    "set_whitening",
     "truncate",
     "with_input_range",
+    "with_precision",
 ]
 
 MODELS: dict[str, Callable[..., keras.Model]] = {
     "mobilenet_v2": mobilenet_v2,
+    "convnet": convnet,
     **{f"resnet{depth}": functools.partial(resnet, depth) for depth in (20, 32, 44, 56)},
 }
 
@@ -47,8 +53,19 @@ NORMALIZATIONS: dict[str, Normalization | None] = {
     "imagenet": (IMAGENET_MEAN, IMAGENET_STD),
 }
 
-NEUTRAL = {"drop_blocks": 0, "width": 1.0, "dropout": None, "normalization": None}
+NEUTRAL: dict[str, Any] = {
+    "drop_blocks": 0,
+    "width": 1.0,
+    "dropout": None,
+    "normalization": None,
+    "widths": (64, 256, 256),
+    "depth": 2,
+}
 """The options of all networks, with the values that a network without such an option accepts."""
+
+
+OWN_OPTIONS = {"mobilenet_v2": ("drop_blocks", "width", "dropout"), "convnet": ("widths", "depth")}
+"""The options that only one network has."""
 
 
 def build(name: str, *, num_classes: int, input_shape: Sequence[int], **options: Any) -> keras.Model:
@@ -58,8 +75,9 @@ def build(name: str, *, num_classes: int, input_shape: Sequence[int], **options:
         name: A key of `MODELS`, or a path that ends in `.keras`.
         num_classes: Number of logits.
         input_shape: (H, W, C) of the images, float32 in [0,1].
-        options: `drop_blocks`, `width` and `dropout` of MobileNet-V2; `normalization` (mean and deviation, or a
-            key of `NORMALIZATIONS`) of all but a file. Where an option is unknown its neutral value is accepted.
+        options: `drop_blocks`, `width` and `dropout` of MobileNet-V2; `widths` and `depth` of convnet; `normalization`
+            (mean and deviation, or a key of `NORMALIZATIONS`) of all but a file. Where an option is unknown its neutral
+            value is accepted.
 
     Returns:
         A Functional model from images [B,H,W,C] to logits [B,num_classes].
@@ -74,7 +92,7 @@ def build(name: str, *, num_classes: int, input_shape: Sequence[int], **options:
         raise UserError(f"no model {name!r}; {hint}there are {', '.join(MODELS)} and the path of a .keras file")
     if isinstance(options.get("normalization"), str):
         options["normalization"] = NORMALIZATIONS[options["normalization"]]
-    known = set(NEUTRAL) if name == "mobilenet_v2" else set() if own else {"normalization"}
+    known = set() if own else {"normalization", *OWN_OPTIONS.get(name, ())}
     for option in options.keys() - known:
         if option not in NEUTRAL:
             raise TypeError(f"build() takes the options {', '.join(NEUTRAL)}, got {option}.")

@@ -1,1 +1,1 @@
-"""The ground: files and manifests, console, errors, commands, processes, provenance."""
+"""Foundation modules: files and manifests, TFRecord, console, errors, commands, processes, provenance."""

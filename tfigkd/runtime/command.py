@@ -1,4 +1,7 @@
-"""One way to be a command: errors in one line, Ctrl-C, SIGTERM and a closed pipe alike everywhere. Needs no package."""
+"""The decorator of every command: one-line errors, and one way to handle Ctrl-C, SIGTERM and a closed pipe.
+
+It needs no package outside the standard library.
+"""
 
 import contextlib
 import functools
@@ -16,13 +19,13 @@ Main = Callable[[list[str]], int | None]
 
 
 def command(stopped: str = "stopped") -> Callable[[Main], Callable[..., int]]:
-    """Turn a function of the arguments into the `main` of a module.
+    """Turn a function of the command-line arguments into the `main` of a module.
 
     Args:
-        stopped: What to say after Ctrl-C or SIGTERM; `{arguments}` stands for the command's own arguments.
+        stopped: Message after Ctrl-C or SIGTERM; `{arguments}` is replaced by the arguments of the command.
 
     Returns:
-        A decorator. The decorated `main(arguments=None)` takes `sys.argv` where no arguments are given and returns the
+        A decorator. The decorated `main(arguments=None)` reads `sys.argv` if no arguments are given and returns the
         exit status: that of the function, 1 after an error of the user or the system, 130 after an interruption.
     """
 
@@ -37,7 +40,7 @@ def command(stopped: str = "stopped") -> Callable[[Main], Callable[..., int]]:
             except UserError as error:
                 print(f"error: {error}", file=sys.stderr)
                 return FAILED
-            except BrokenPipeError:  # the reader of the output has gone, as in `--help | head`
+            except BrokenPipeError:  # the reader of the output has exited, as in `--help | head`
                 os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
                 return FAILED
             except OSError as error:

@@ -1,4 +1,4 @@
-"""What the user sees while a run works: on a terminal a live table of its stages, elsewhere plain lines."""
+"""Console output of a run: on a terminal a live table of its stages, elsewhere plain lines."""
 
 import contextlib
 import sys
@@ -27,7 +27,7 @@ _console = Console(highlight=False, soft_wrap=not sys.stdout.isatty())
 MARKS = {"waiting": "·", "running": "▶", "done": "✓", "skipped": "–", "stopped": "✗"}
 ASCII = {"waiting": ".", "running": ">", "done": "+", "skipped": "-", "stopped": "x"}
 STYLES = {"waiting": "dim", "running": "bold", "done": "green", "skipped": "dim", "stopped": "red"}
-WIDE, MEDIUM = 100, 60  # columns of a terminal from which a bar tells all, or most, of what it knows
+WIDE, MEDIUM = 100, 60  # terminal widths in columns from which a bar shows all, or most, of its fields
 
 
 @dataclass
@@ -38,7 +38,7 @@ class _Settings:
 
 @dataclass
 class _Stage:
-    """A line of the table."""
+    """One line of the table: a stage, its state and its note."""
 
     name: str
     state: str = "waiting"
@@ -49,7 +49,7 @@ class _Stage:
 
 @dataclass
 class _Shown:
-    """What is on the terminal now."""
+    """What the live table currently shows: the running stage and its progress bar."""
 
     stage: _Stage | None = None
     bars: Progress | None = None
@@ -59,18 +59,23 @@ _settings, _shown = _Settings(), _Shown()
 
 
 def configure(*, quiet: bool = False, verbose: bool = False) -> None:
-    """How much is said from now on: errors and last lines only; or what libraries say and every epoch as well."""
+    """Set how much is printed from now on.
+
+    Args:
+        quiet: Print only errors and last lines.
+        verbose: Print also every epoch and the messages of libraries.
+    """
     _settings.quiet, _settings.verbose = quiet, verbose
     show_native(verbose)
 
 
 def is_verbose() -> bool:
-    """Return whether everything is said."""
+    """Return whether everything is printed, as `--verbose` asks."""
     return _settings.verbose
 
 
 class _Rate(ProgressColumn):
-    """Units a second."""
+    """A column of a progress bar: units per second."""
 
     def render(self, task: Task) -> Text:
         speed = task.finished_speed or task.speed
@@ -78,17 +83,17 @@ class _Rate(ProgressColumn):
 
 
 def say(message: str, *, last: bool = False) -> None:
-    """Print one line; under a live table, what a stage says (its lines are indented) becomes its line there.
+    """Print one line; while the live table is shown, a line of a stage becomes the note of that stage instead.
 
     Args:
-        message: One line.
-        last: A last line, which `--quiet` shows as well.
+        message: One line; lines of a stage are indented.
+        last: Whether it is a last line of the command, which is printed under `--quiet` as well.
     """
     if _settings.quiet and not last:
         return
     text = message.strip()
     if _shown.stage is not None and message.startswith(" ") and not text.startswith(("warning", "note")):
-        # the teacher's files are listed last; what is shown is the student's
+        # the teacher's files are listed last, and the note must stay that of the student's files
         if not (_shown.stage.note and text.startswith("teacher.")):
             _shown.stage.note = text
         if not _settings.verbose:
@@ -98,20 +103,20 @@ def say(message: str, *, last: bool = False) -> None:
 
 
 def detail(message: str) -> None:
-    """Print one line where `--verbose` asks for it."""
+    """Print one line if `--verbose` is set."""
     if _settings.verbose:
         _console.print(message, markup=False)
 
 
 def show(renderable: object) -> None:
-    """Print a table or any other rich renderable."""
+    """Print a table or any other rich renderable, unless `--quiet` is set."""
     if not _settings.quiet:
         _console.print(renderable)
 
 
 def _animated() -> bool:
-    """Whether lines can be written over: on a terminal that knows how, and that is wanted."""
-    # FORCE_COLOR, which notebooks and CI set, makes rich take a pipe for a terminal
+    """Return whether to animate: on a terminal that can overwrite lines, and without `--quiet`."""
+    # FORCE_COLOR, which notebooks and CI set, makes rich treat a pipe as a terminal
     return _console.file.isatty() and not _console.is_dumb_terminal and not _settings.quiet
 
 
@@ -119,11 +124,11 @@ def _animated() -> bool:
 def stages(
     names: Sequence[str], skipped: Sequence[str] = ()
 ) -> Iterator[Callable[[str], contextlib.AbstractContextManager]]:
-    """Show the stages of a run; yields `stage(name)`, inside which one of them works.
+    """Show the stages of a run and yield `stage(name)`, the context manager in which one stage runs.
 
     Args:
-        names: In their order.
-        skipped: Those of them that this run has no use for.
+        names: Names of the stages, in order.
+        skipped: Names of the stages that this run does not need.
     """
     needed = [name for name in names if name not in skipped]
     rows = [_Stage(name, "skipped", "not needed") if name in skipped else _Stage(name) for name in names]
@@ -170,7 +175,7 @@ def _table(rows: Sequence[_Stage]) -> Table:
 
 
 def _columns() -> list[ProgressColumn]:
-    """What a bar tells, by the width of the terminal."""
+    """Return the columns of a progress bar that fit the width of the terminal."""
     width, left = _console.width, TimeRemainingColumn(compact=True, elapsed_when_finished=True)
     note = TextColumn("{task.fields[note]}", table_column=Column(no_wrap=True, overflow="ellipsis", ratio=1))
     title = TextColumn("{task.description}")
@@ -183,9 +188,14 @@ def _columns() -> list[ProgressColumn]:
 
 @contextlib.contextmanager
 def progress(description: str, total: int, done: int = 0) -> Iterator[Callable[..., None]]:
-    """A progress bar over `total` units of which `done` were there before; yields `advance(n, note="")`.
+    """Show a progress bar and yield `advance(count, note)`, which moves it forward.
 
-    It stands in the line of the stage that works, or by itself where there is no table.
+    Under the live table the bar appears in the line of the running stage, otherwise on a line by itself.
+
+    Args:
+        description: Title of the bar.
+        total: Number of units.
+        done: Number of units that were finished before.
     """
     bars = Progress(*_columns(), console=_console, disable=not _animated(), expand=_console.width >= WIDE)
     task = bars.add_task(description, total=total, completed=done, note="")

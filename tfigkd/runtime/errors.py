@@ -1,17 +1,17 @@
-"""The exceptions that the command line turns into a single line."""
+"""The exceptions that the command line prints as a single line."""
 
 
 def plain(text: str) -> str:
-    """The text with everything that is no printable character written out, as in a Python string."""
+    """Return the text with every non-printable character escaped, as in a Python string."""
     return "".join(one if one.isprintable() else one.encode("unicode_escape").decode() for one in text)
 
 
 class UserError(Exception):
-    """A mistake that the user can mend: a wrong name, a missing file, a corrupt record.
+    """An error that the user can correct: a wrong name, a missing file, a corrupt record.
 
-    The message is one line that says what was expected, what came and what to do next. The command
-    line prints it without a traceback and exits with status 1; as a library, catch it like any exception. Characters
-    that would break the line or steer a terminal, as a file's name may hold them, are written out.
+    The message is one line that says what was expected, what was found and what to do next. The command line prints
+    it without a traceback and exits with status 1; in a library, catch it like any exception. Characters that would
+    break the line or control the terminal are escaped, because a file name may contain them.
     """
 
     def __init__(self, message: str):
@@ -19,11 +19,11 @@ class UserError(Exception):
 
 
 class InUseError(UserError):
-    """Another process works on the same folder; what it does need not be done twice."""
+    """Another process already works in the same folder, so the same work must not be started again."""
 
 
 def system_line(error: OSError) -> str:
-    """One line for what the system refuses: a full disk, a folder that cannot be written, a file too large."""
+    """Return one line for an error of the operating system, such as a full disk or a folder that is not writable."""
     where = f" ({error.filename})" if error.filename else ""
     reason = error.strerror or " ".join(str(error).split()) or type(error).__name__
     return f"{plain(reason + where)}; free space or choose another --workdir, then repeat the command"

@@ -1,7 +1,7 @@
-"""What stages leave on disk: atomic files, manifests that prove them, and locks.
+"""The files of stages: atomic writes, manifests with checksums, and locks.
 
-A stage writes its files, then its `manifest.json`, atomically and last. A stage is done when its manifest carries
-the fingerprint of the stage's inputs and every file it names has the checksum it states.
+A stage writes its files first and its `manifest.json` last, atomically. A stage is done when its manifest has the
+fingerprint of the stage's inputs and every file that it lists has the checksum stated there.
 """
 
 import contextlib
@@ -21,13 +21,13 @@ MANIFEST = "manifest.json"
 
 
 def make_folder(folder: Path) -> Path:
-    """Create a folder and its parents.
+    """Create a folder and its parents, and return it.
 
     Raises:
-        UserError: it cannot be made, for example because a file stands in its place.
+        UserError: The folder cannot be created, for example because a file has the same path.
     """
-    if not str(folder).isprintable():  # TensorFlow writes into no other, and no terminal shows it
-        raise UserError(f"cannot make the folder {folder}: its name is no printable UTF-8; choose another --workdir")
+    if not str(folder).isprintable():  # TensorFlow cannot write there, and no terminal can show the name
+        raise UserError(f"cannot make the folder {folder}: its name is not printable UTF-8; choose another --workdir")
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -45,9 +45,9 @@ def _sync_folder(folder: Path) -> None:
 
 @contextlib.contextmanager
 def atomic(path: Path) -> Iterator[Path]:
-    """A temporary path with the same suffix; on success it is synced and takes the place of `path`.
+    """Yield a temporary path with the same suffix; on success the file is synced and replaces `path`.
 
-    A crash leaves either the old file or the new one, never half of one.
+    A crash leaves either the old file or the new one, never a partial file.
     """
     temporary = path.with_name(f".{path.stem}.partial{path.suffix}")
     try:
@@ -67,40 +67,40 @@ def write_text(path: Path, text: str) -> None:
 
 
 def checksum(path: Path) -> str:
-    """SHA-256 of a file, as hex digits."""
+    """Return the SHA-256 of a file, as hex digits."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def copy_file(source: Path, target: Path) -> str:
-    """Copy a file atomically; returns the copy's checksum."""
+    """Copy a file atomically and return the checksum of the copy."""
     with atomic(target) as temporary:
         shutil.copyfile(source, temporary)
     return checksum(target)
 
 
 def signature(content: Mapping[str, Any]) -> str:
-    """SHA-256 of plain JSON values, as hex digits, whatever the order of their names."""
+    """Return the SHA-256 of plain JSON values, as hex digits; the order of the names does not matter."""
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def write_signed(path: Path, content: Mapping[str, Any]) -> None:
-    """Write plain JSON values atomically, with their signature among them."""
+    """Write plain JSON values atomically, together with their signature."""
     write_text(path, json.dumps({**content, "checksum": signature(content)}, indent=1) + "\n")
 
 
 def read_signed(path: Path, remedy: str, *, names: Collection[str] = (), unsigned: bool = False) -> dict[str, Any]:
-    """The values of a file that `write_signed` wrote.
+    """Return the values of a file that `write_signed` wrote, without the signature.
 
     Args:
         path: The file.
-        remedy: What its owner can do when it is damaged.
-        names: What must be among the values.
-        unsigned: Accept a file of an earlier version, which had no signature.
+        remedy: What the user can do when the file is damaged; the end of the error message.
+        names: Names that the values must include.
+        unsigned: Whether to accept a file of an earlier version, which has no signature.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        UserError: it is damaged.
+        FileNotFoundError: The file does not exist.
+        UserError: The file is damaged.
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
@@ -113,20 +113,22 @@ def read_signed(path: Path, remedy: str, *, names: Collection[str] = (), unsigne
     if (signed is not None or not unsigned) and signed != signature(content):
         raise UserError(f"{path} is damaged (its checksum does not fit); {remedy}")
     if lacking:
-        raise UserError(f"{path} is damaged (it has no {lacking[0]}); {remedy}")
+        raise UserError(f"{path} is damaged ({lacking[0]!r} is missing in it); {remedy}")
     return content
 
 
 def sealed(row: Mapping[str, Any]) -> dict[str, Any]:
-    """A row of a CSV file with the signature of what its cells will read as, in a last column."""
+    """Return a row for a CSV file with a last column added: the signature of the text of its cells."""
     return {**row, "checksum": signature({name: "" if value is None else str(value) for name, value in row.items()})}
 
 
 def unsealed(path: Path, row: Mapping[str, Any]) -> dict[str, Any]:
-    """The row that was sealed, as it reads from a CSV file; one of an earlier version, without a seal, as it is.
+    """Check the signature of a row that was read from a CSV file, and return the row without it.
+
+    A row of an earlier version has no signature and is returned as it is.
 
     Raises:
-        UserError: it has other cells than were written.
+        UserError: The cells are not those that were written.
     """
     cells = dict(row)
     sound = None not in cells and all(
@@ -140,22 +142,22 @@ def unsealed(path: Path, row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def write_manifest(folder: Path, fingerprint: str, *, files: Mapping[str, str] | None = None, **outputs: Any) -> None:
-    """Declare a stage done.
+    """Mark a stage as done.
 
     Args:
         folder: The stage's folder.
         fingerprint: Fingerprint of everything the stage depends on.
-        files: File name to SHA-256, relative to the folder.
-        **outputs: What later stages and readers want to know; plain JSON values.
+        files: File name, relative to the folder, to SHA-256.
+        **outputs: Results for later stages and readers; plain JSON values.
     """
     write_signed(folder / MANIFEST, {"fingerprint": fingerprint, "files": dict(files or {}), **outputs})
 
 
 def read_manifest(folder: Path) -> dict[str, Any] | None:
-    """The manifest of a folder, or None where there is none.
+    """Return the manifest of a folder, or None if the folder has no manifest.
 
     Raises:
-        UserError: the manifest is damaged.
+        UserError: The manifest is damaged.
     """
     try:
         return read_signed(folder / MANIFEST, "delete it to redo the stage", names=("fingerprint", "files"))
@@ -164,27 +166,31 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
 
 
 def verify_files(folder: Path, manifest: Mapping[str, Any]) -> None:
-    """Compare every file a manifest names with its checksum.
+    """Compare every file that a manifest lists with its checksum.
 
     Raises:
-        UserError: a file is missing or differs.
+        UserError: A file is missing or differs.
     """
     for name, expected in manifest["files"].items():
         path = folder / name
         if not path.is_file():
-            raise UserError(f"{path} is missing though {folder / MANIFEST} names it; delete that to redo the stage")
+            raise UserError(
+                f"{path} is missing but listed in {folder / MANIFEST}; delete the manifest to redo the stage"
+            )
         if checksum(path) != expected:
-            # not the whole folder: a store goes on from the shards that are sound, and a teacher's folder holds stores
+            # not the whole folder: a store resumes from its intact shards, and a teacher's folder contains stores
             raise UserError(
                 f"{path} is corrupt: its checksum is not the one in {MANIFEST}; delete both to redo the stage"
             )
 
 
 def finished(folder: Path, fingerprint: str) -> dict[str, Any] | None:
-    """The manifest of a stage that is done with these inputs, its files verified; None when it has to run.
+    """Return the manifest of a stage that is done with these inputs; None if the stage has to run.
+
+    The files that the manifest lists are verified.
 
     Raises:
-        UserError: the stage was done and something of it is damaged now.
+        UserError: The stage was done, but its manifest or one of its files is damaged.
     """
     manifest = read_manifest(folder)
     if manifest is None or manifest["fingerprint"] != fingerprint:
@@ -194,10 +200,10 @@ def finished(folder: Path, fingerprint: str) -> dict[str, Any] | None:
 
 
 def require(folder: Path, stage: str) -> dict[str, Any]:
-    """The manifest of a stage that an earlier call must have finished, its files verified.
+    """Return the manifest of a stage that an earlier call must have finished; its files are verified.
 
     Raises:
-        UserError: the stage has not run.
+        UserError: The stage has not run, or its manifest or one of its files is damaged.
     """
     manifest = read_manifest(folder)
     if manifest is None:
@@ -208,14 +214,15 @@ def require(folder: Path, stage: str) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def locked(folder: Path, *, wait: bool) -> Iterator[None]:
-    """Hold a folder for this process; the lock goes with the process, even after kill -9.
+    """Lock a folder for this process; the lock ends with the process, even after kill -9.
 
     Args:
-        folder: Created where missing.
-        wait: Wait for another process to finish instead of refusing.
+        folder: The folder; it is created if missing.
+        wait: Whether to wait for a process that holds the lock, instead of raising an error.
 
     Raises:
-        InUseError: another process holds the folder and `wait` is false.
+        InUseError: Another process holds the lock and `wait` is false.
+        UserError: The folder cannot be created or written.
     """
     make_folder(folder)
     try:
@@ -237,8 +244,26 @@ def locked(folder: Path, *, wait: bool) -> Iterator[None]:
 FINGERPRINT_DIGITS = 16
 
 
+def fingerprint_values(part: Any) -> Any:
+    """Return what a fingerprint holds of a config: nested plain values, without late fields at their default.
+
+    So a run from before a field was added goes on under its old fingerprint.
+    """
+    if not dataclasses.is_dataclass(part):
+        return part
+    values: dict[str, Any] = {}
+    for field in dataclasses.fields(part):
+        value = getattr(part, field.name)
+        unset = value == field.default
+        if unset and "late" in field.metadata:
+            continue
+        revision = None if unset else field.metadata.get("revision")
+        values[field.name] = fingerprint_values(value) if revision is None else [fingerprint_values(value), revision]
+    return values
+
+
 def fingerprint(*parts: Any) -> str:
-    """Hash of configs, strings and plain JSON values: equal parts, equal fingerprint, on any machine."""
-    plain = [dataclasses.asdict(part) if dataclasses.is_dataclass(part) else part for part in parts]  # type: ignore[arg-type]
+    """Return a hash of configs, strings and plain JSON values; equal parts give equal hashes on any machine."""
+    plain = [fingerprint_values(part) for part in parts]
     text = json.dumps(plain, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:FINGERPRINT_DIGITS]

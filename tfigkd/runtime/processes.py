@@ -1,4 +1,4 @@
-"""Runs in processes of their own: what they print goes to a log, and none outlives the process that started it."""
+"""Child processes: their output goes to a log, and they end with the process that started them."""
 
 import multiprocessing
 import os
@@ -10,10 +10,10 @@ CONTEXT = multiprocessing.get_context("spawn")
 
 
 def settle(log: Path) -> None:
-    """Make this process the child that it is: it writes to a log, stops at SIGTERM as at Ctrl-C, ends with its parent.
+    """Set this process up as a child: write to a log, stop at SIGTERM as at Ctrl-C, end with the parent.
 
     Raises:
-        OSError: the log cannot be written.
+        OSError: The log cannot be written.
     """
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     threading.Thread(target=_end_with_parent, daemon=True).start()
@@ -25,7 +25,10 @@ def settle(log: Path) -> None:
 
 
 def _end_with_parent() -> None:
-    """A parent that is killed cannot end its children; one that went on would hold what the next call wants."""
+    """Wait for the parent to end, then end this process.
+
+    A killed parent cannot stop its children, and a child that continued would keep locks that the next call needs.
+    """
     parent = multiprocessing.parent_process()
     if parent is not None:
         parent.join()

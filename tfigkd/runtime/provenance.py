@@ -1,4 +1,4 @@
-"""Where a number comes from: rows of results with versions, hardware, commit and command."""
+"""Provenance of results: rows with versions, hardware, commit and command."""
 
 import csv
 import errno
@@ -12,6 +12,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from tfigkd.runtime.errors import UserError
 from tfigkd.runtime.quiet import quiet_stderr
 
 COMMIT = "TFIGKD_COMMIT"  # the environment variable that names the commit of a copy without .git
@@ -19,7 +20,7 @@ PACKAGES = ("tensorflow", "keras", "jax", "numpy", "ai-edge-litert")
 
 
 def versions() -> str:
-    """Python and the packages that decide the numbers, as one line."""
+    """Return the versions of Python and of the packages that affect the results, as one line."""
     found = [f"python {platform.python_version()}"]
     for package in PACKAGES:
         try:
@@ -30,15 +31,15 @@ def versions() -> str:
 
 
 def accelerator() -> str:
-    """The name of the accelerator that Keras computes on; empty where it has none, or nothing has imported Keras."""
+    """Return the name of the accelerator that Keras uses; empty without one, or if Keras is not imported yet."""
     keras, jax, tensorflow = (sys.modules.get(name) for name in ("keras", "jax", "tensorflow"))
     backend = keras.backend.backend() if keras is not None else ""
-    # only what is imported already: to ask the other library would take the device's memory for it
+    # only what is imported already: importing the other library would reserve device memory for it
     if backend == "jax" and jax is not None:
         device = jax.devices()[0]
         return "" if device.platform == "cpu" else device.device_kind
     if backend == "tensorflow" and tensorflow is not None:
-        with quiet_stderr():  # CUDA's libraries complain where there is no device
+        with quiet_stderr():  # CUDA's libraries print errors on a machine without a device
             devices = tensorflow.config.list_physical_devices("GPU")
         if devices:
             return tensorflow.config.experimental.get_device_details(devices[0]).get("device_name", "GPU")
@@ -46,7 +47,7 @@ def accelerator() -> str:
 
 
 def hardware() -> str:
-    """Processor model, the number of cores this process may use, and the accelerator that it computes on."""
+    """Return the processor model, the number of cores this process may use, and the accelerator in use."""
     model = platform.processor() or platform.machine()
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.is_file():
@@ -59,7 +60,10 @@ def hardware() -> str:
 
 
 def commit() -> str:
-    """The checkout's commit, marked where files differ from it; outside a checkout that of $TFIGKD_COMMIT, or empty."""
+    """Return the commit of the checkout, followed by "+changes" if files differ from it.
+
+    Outside a checkout this is the value of $TFIGKD_COMMIT, or empty.
+    """
     here = Path(__file__).resolve().parents[1]
 
     def git(*words: str) -> str:
@@ -67,7 +71,7 @@ def commit() -> str:
         return done.stdout.strip()
 
     try:
-        # only a checkout of this project counts, not the repository that an installed copy happens to lie in
+        # only a checkout of this project counts, not another repository that contains an installed copy
         if Path(git("rev-parse", "--show-toplevel")) != here.parent:
             return os.environ.get(COMMIT, "")
         return git("rev-parse", "--short=12", "HEAD") + ("+changes" if git("status", "--porcelain", "-uno") else "")
@@ -76,12 +80,12 @@ def commit() -> str:
 
 
 def origin(command: str) -> dict[str, str]:
-    """The columns that say where a row comes from."""
+    """Return the provenance columns of a row: versions, hardware, commit and command."""
     return {"versions": versions(), "hardware": hardware(), "commit": commit(), "command": command}
 
 
 def as_csv(rows: Sequence[Mapping[str, Any]], header: bool = True) -> str:
-    """A table of results in the columns of its first row, which all rows have."""
+    """Format rows as CSV, with the columns of the first row; all rows must have the same columns."""
     buffer = io.StringIO()
     writer = csv.DictWriter(buffer, list(rows[0]), lineterminator="\n")
     if header:
@@ -91,17 +95,17 @@ def as_csv(rows: Sequence[Mapping[str, Any]], header: bool = True) -> str:
 
 
 def append_row(path: Path, row: Mapping[str, Any]) -> None:
-    """Append a row to a CSV file, which gets its header from the first one.
+    """Append a row to a CSV file; a new file gets its header from this row.
 
     Raises:
-        ValueError: the file has other columns.
+        UserError: The file has other columns.
     """
     new = not path.exists()
     if not new:
         with open(path, newline="", encoding="utf-8") as file:
             header = next(csv.reader(file), [])
         if header != list(row):
-            raise ValueError(f"{path} has the columns {header}, the row {list(row)}; write to another file")
+            raise UserError(f"{path} has the columns {header}, but the row has {list(row)}; write to another file")
     content = as_csv([row], header=new).encode()
     with open(path, "ab", buffering=0) as file:
         before = file.tell()
@@ -110,5 +114,5 @@ def append_row(path: Path, row: Mapping[str, Any]) -> None:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
             os.fsync(file.fileno())
         except OSError:
-            file.truncate(before)  # half a row would spoil the next one
+            file.truncate(before)  # a partial row would corrupt the next one
             raise

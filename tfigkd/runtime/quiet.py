@@ -1,4 +1,4 @@
-"""What native code writes to standard error, held back."""
+"""Suppression of what native code writes to standard error."""
 
 import contextlib
 import os
@@ -12,13 +12,13 @@ _state = {"shown": False}
 
 
 def show_native(shown: bool) -> None:
-    """Whether native code may write to standard error as it likes, from now on."""
+    """Set whether native code may write to standard error from now on."""
     _state["shown"] = shown
 
 
 @contextlib.contextmanager
 def quiet_stderr() -> Iterator[None]:
-    """Hold back what native code writes to standard error; it is shown when the block fails unexpectedly."""
+    """Hold back what native code writes to standard error, and print it only if the block fails unexpectedly."""
     if _state["shown"]:
         yield
         return
@@ -28,7 +28,7 @@ def quiet_stderr() -> Iterator[None]:
         os.dup2(held.fileno(), 2)
         try:
             yield
-        except (UserError, OSError):  # one line of ours says what is wrong
+        except (UserError, OSError):  # the command reports these in one line
             raise
         except Exception:
             held.seek(0)

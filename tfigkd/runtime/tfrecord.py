@@ -25,14 +25,14 @@ HEADER = struct.Struct("<QI")
 VARINT, FIXED64, LENGTH_DELIMITED, FIXED32 = 0, 1, 2, 5
 FIRST, SECOND = 1 << 3 | LENGTH_DELIMITED, 2 << 3 | LENGTH_DELIMITED
 BYTES_LIST, FLOAT_LIST, INT64_LIST = FIRST, SECOND, 3 << 3 | LENGTH_DELIMITED
-"""Tags: a field's number and wire type in one. Only tags an Example has are read, others are skipped."""
+"""Tags: the number and the wire type of a field in one integer. Tags that an Example does not have are skipped."""
 
 
 def write_records(path: Path, records: Iterable[bytes]) -> str:
-    """Write a TFRecord file, atomically: a crash leaves the old file or the new one, never half of one.
+    """Write a TFRecord file atomically: a crash leaves the old file or the new one, never a partial file.
 
     Args:
-        path: Where to; its folder must exist.
+        path: The file to write; its folder must exist.
         records: The data of each record.
 
     Returns:
@@ -48,21 +48,22 @@ def write_records(path: Path, records: Iterable[bytes]) -> str:
 
 
 def framed(data: bytes) -> bytes:
-    """One record as it stands in a file."""
+    """Return one record as it is stored in a file: length, data and the checksums of both."""
     length = LENGTH.pack(len(data))
     return b"".join((length, CHECKSUM.pack(_masked_crc(length)), data, CHECKSUM.pack(_masked_crc(data))))
 
 
 def read_records(path: Path) -> Iterator[bytes]:
-    """The data of each record of a TFRecord file, checked.
+    """Yield the data of each record of a TFRecord file after checking its checksums.
 
-    A file cut exactly between two records is a valid, shorter file; only the SHA-256 of `write_records` tells.
+    A file that is cut exactly between two records is a valid, shorter file; only the SHA-256 of `write_records` shows
+    that records are missing.
 
     Args:
-        path: The file; it is read as the iteration goes.
+        path: The file; it is read record by record.
 
     Raises:
-        UserError: The file cannot be read, or a record is cut off or has a byte changed.
+        UserError: The file cannot be read, or a record is cut off or has a changed byte.
     """
     try:
         with open(path, "rb") as file:
@@ -76,7 +77,7 @@ def read_records(path: Path) -> Iterator[bytes]:
                     raise _damaged(path, number, "the checksum of its length does not fit")
                 position += HEADER.size + length + CHECKSUM.size
                 if position > size:  # before anything of that length is allocated
-                    raise _damaged(path, number, f"it is cut off: {length} bytes announced, the file ends before")
+                    raise _damaged(path, number, f"it is cut off: {length} bytes announced, but the file ends earlier")
                 data = file.read(length)
                 footer = file.read(CHECKSUM.size)
                 if len(footer) < CHECKSUM.size:
@@ -90,25 +91,26 @@ def read_records(path: Path) -> Iterator[bytes]:
 
 
 def _damaged(path: Path, number: int, reason: str) -> UserError:
-    return UserError(f"{path}: record {number} is damaged, {reason}; delete the file and write it anew")
+    return UserError(f"{path}: record {number} is damaged, {reason}; delete the file and write it again")
 
 
 def _masked_crc(data: bytes) -> int:
-    """The CRC rotated and shifted, so that the CRC of data that hold CRCs stays meaningful."""
+    """Return the CRC rotated and shifted, so that the CRC of data that contain CRCs stays meaningful."""
     crc = google_crc32c.value(data)
     return (((crc >> 15) | (crc << 17)) + 0xA282EAD8) & 0xFFFFFFFF
 
 
 def encode_example(features: Mapping[str, Any]) -> bytes:
-    """Serialize a `tf.train.Example`; equal features give equal bytes, whatever their order.
+    """Serialize a `tf.train.Example`; equal features give equal bytes in any order.
 
     Args:
         features: Name to value. bytes, str (UTF-8) and lists of them become a bytes list; integers, booleans, lists
             and arrays of them an int64 list; floats, lists and arrays of them a float list, rounded to float32.
-            Arrays are flattened, C order. An empty list is an empty bytes list, an empty array goes by its dtype.
+            Arrays are flattened in C order. An empty list becomes an empty bytes list; for an empty array the dtype
+            decides.
 
     Raises:
-        TypeError: A value is of none of these kinds.
+        TypeError: A value has another type.
         ValueError: An integer does not fit into int64.
     """
     entries = []
@@ -153,7 +155,7 @@ def decode_example(data: bytes) -> dict[str, list[bytes] | np.ndarray]:
     """Parse a serialized `tf.train.Example`, packed or unpacked.
 
     Args:
-        data: As `encode_example` or TensorFlow gives it.
+        data: The bytes that `encode_example` or TensorFlow produced.
 
     Returns:
         Name to value: a bytes list as list[bytes] (also for a single value, and for a feature without a kind, which
@@ -164,7 +166,7 @@ def decode_example(data: bytes) -> dict[str, list[bytes] | np.ndarray]:
     """
     features: dict[str, list[bytes] | np.ndarray] = {}
     try:
-        # Serialized messages that follow one another are one merged message.
+        # Concatenated serialized messages are one merged message.
         entries = b"".join(value for tag, value in _fields(data) if tag == FIRST)
         for tag, entry in _fields(entries):
             if tag == FIRST:
@@ -199,7 +201,7 @@ def _decode_feature(data: bytes) -> list[bytes] | np.ndarray:
 
 
 def _read_varint(data: bytes, position: int) -> tuple[int, int]:
-    """The integer at a position, and the position after it."""
+    """Return the integer at a position, and the position after it."""
     value = data[position]
     if value < 0x80:
         return value, position + 1
@@ -214,7 +216,7 @@ def _read_varint(data: bytes, position: int) -> tuple[int, int]:
 
 
 def _fields(data: bytes) -> Iterator[tuple[int, Any]]:
-    """Tag and value of each field of a message: an int for a varint, bytes for everything else."""
+    """Yield the tag and value of each field of a message: an int for a varint, bytes for everything else."""
     position, end = 0, len(data)
     while position < end:
         tag, position = _read_varint(data, position)

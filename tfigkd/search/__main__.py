@@ -1,11 +1,11 @@
-"""`python -m tfigkd.search`: search for a better setting of any field, judged on validation.
+"""`python -m tfigkd.search`: search the values of any fields for the best validation accuracy.
 
 python -m tfigkd.search --experiment ig_kd --tuner bayesian --trials 30
 python -m tfigkd.search --experiment kd --tuner hyperband --vary losses.kd.weight=0.1:0.9 --vary view.kind=plain,views
 
-The same command goes on after a stop, and after its end with more --trials. For several processes or machines,
-KerasTuner's own variables make one of them the chief and the others workers: KERASTUNER_TUNER_ID (chief, worker-1,
-...), KERASTUNER_ORACLE_IP and KERASTUNER_ORACLE_PORT, the latter two the chief's; then give each the same command.
+The same command continues a stopped search, and extends a finished one if --trials is larger. A search can use several
+processes or machines: start the same command in each, with KerasTuner's environment variables KERASTUNER_TUNER_ID
+(chief, worker-1, ...), and KERASTUNER_ORACLE_IP and KERASTUNER_ORACLE_PORT, the address and port of the chief.
 """
 
 import shlex
@@ -16,9 +16,9 @@ from tfigkd.runtime.command import command
 from tfigkd.search.tuner import PROG, Options, search
 
 
-@command(stopped="stopped; no finished trial is lost. The same command goes on")
+@command(stopped="stopped; finished trials are kept. The same command continues the search")
 def main(arguments: list[str]) -> None:
-    """Entry point of `python -m tfigkd.search`."""
+    """Run `python -m tfigkd.search`."""
     options, flags = read_options(Options, arguments, prog=PROG)
     search(options, flags, f"{PROG} {shlex.join(arguments)}")
 

@@ -1,4 +1,4 @@
-"""What a search varies: fields of an experiment, their ranges or values, as `--vary` names them."""
+"""The search space: fields of an experiment and their ranges or values, as given by `--vary`."""
 
 import json
 from collections.abc import Sequence
@@ -9,7 +9,7 @@ from tfigkd.config.experiment import Config, override, to_mapping
 from tfigkd.config.reading import closest, dotted_names, value_at
 from tfigkd.runtime.errors import UserError
 
-# where no --vary is given; of these, the fields of terms that the experiment switches on
+# default without --vary; fields of loss terms that the experiment switches off are left out
 SPACE = (
     "losses.kd.weight=0.01:0.95",
     "losses.kd.temperature=1:8:log",
@@ -22,7 +22,7 @@ SPACE = (
 
 @dataclass(frozen=True)
 class Dimension:
-    """What is tried of one field: a range of numbers, on a linear or logarithmic scale, or a list of values."""
+    """The values to try for one field: a range of numbers, on a linear or logarithmic scale, or a list of values."""
 
     field: str
     values: tuple[Any, ...]
@@ -30,7 +30,7 @@ class Dimension:
 
 
 def _value(text: str) -> Any:
-    """A number, true or false, or a word."""
+    """Convert text to a number, true or false, or keep it as a word."""
     try:
         return json.loads(text)
     except json.JSONDecodeError:
@@ -38,10 +38,10 @@ def _value(text: str) -> Any:
 
 
 def dimension(text: str, config: Config) -> Dimension:
-    """Read one `--vary`.
+    """Read one `--vary` option.
 
     Raises:
-        UserError: it is not of the form, names no field, or goes over the field's range.
+        UserError: the text has another form, the field is unknown, or a value is outside the field's range.
     """
     field, _, values = text.partition("=")
     low_high, separator, scale = values, "", ""
@@ -62,14 +62,14 @@ def dimension(text: str, config: Config) -> Dimension:
         return Dimension(field, parts, "choice")
     low, high = parts
     if isinstance(low, bool | str) or isinstance(high, bool | str) or not low < high or (scale == "log" and low <= 0):
-        raise UserError(f"--vary {text}: a range goes from a lower to a higher number, above 0 where it is logarithmic")
+        raise UserError(f"--vary {text}: expected a lower and a higher number, both above 0 for a log scale")
     if isinstance(before, float):
         parts = (float(low), float(high))
     return Dimension(field, parts, "log" if scale == "log" else "linear")
 
 
 def usual_space(config: Config) -> list[Dimension]:
-    """What is worth a search in an experiment: fields of what it switches on."""
+    """Return the default search space of an experiment: fields of the features that it switches on."""
     active = config.losses.active()
     off = {f"losses.{name}." for name in ("kd", "at") if name not in active}
     if config.overlay.probability == 0:
@@ -78,7 +78,7 @@ def usual_space(config: Config) -> list[Dimension]:
 
 
 def hyperparameters(space: Sequence[Dimension]) -> Any:
-    """A space as KerasTuner has it."""
+    """Convert a search space to KerasTuner's HyperParameters."""
     import keras_tuner
 
     found = keras_tuner.HyperParameters()

@@ -1,4 +1,4 @@
-"""Search by KerasTuner: each trial runs through the stages of the pipeline, and validation accuracy judges it."""
+"""Search with KerasTuner: each trial runs stages of the pipeline, and the objective is its validation accuracy."""
 
 import dataclasses
 import json
@@ -34,24 +34,24 @@ PROJECT = "tuner"  # the folder of KerasTuner's own files
 
 @dataclass(frozen=True)
 class Options:
-    """Search an experiment's fields for the best validation accuracy; any other flag is a field that is held fixed."""
+    """Search an experiment's fields for the best validation accuracy; any other flag sets a field to a fixed value."""
 
     experiment: str
     """Name of a shipped experiment or path of a .toml file."""
     tuner: Literal["hyperband", "bayesian", "random"] = "bayesian"
-    """How KerasTuner picks what is tried next."""
+    """Method by which KerasTuner chooses the next trial."""
     vary: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
-    """FIELD=LOW:HIGH, FIELD=LOW:HIGH:log or FIELD=A,B,C; may be repeated. Not given: the usual ones."""
+    """FIELD=LOW:HIGH, FIELD=LOW:HIGH:log or FIELD=A,B,C; may be repeated. Default: the usual fields."""
     trials: int = 20
-    """How many settings are tried, those of an earlier call included; hyperband has a number of its own."""
+    """Number of trials, those of earlier calls included; hyperband chooses its own number."""
     seeds: int = 1
-    """Students a setting; the objective is their mean."""
+    """Number of students in each trial; the objective is the mean of their accuracies."""
     workdir: Path | None = None
-    """Where the search lies. Default: runs/search/EXPERIMENT-TUNER."""
+    """Folder of the search. Default: runs/search/EXPERIMENT-TUNER."""
     teachers: Path = Path("runs/teachers")
-    """Where teachers and their stores lie, shared with all runs."""
+    """Folder of teachers and their stores, shared with all runs."""
     seed: int = 0
-    """Seed of what is tried."""
+    """Seed of the choice of trials."""
     smoke: bool = False
     """Shrink every trial to a few steps of a small slice."""
 
@@ -62,7 +62,7 @@ def _oracle(options: Options, config: Config, space: Sequence[Dimension]) -> Any
     settings: dict[str, Any] = {
         "objective": keras_tuner.Objective(OBJECTIVE, "max"),
         "hyperparameters": hyperparameters(space),
-        "seed": options.seed + 1,  # KerasTuner takes 0 for none, and draws anew each time
+        "seed": options.seed + 1,  # KerasTuner treats seed 0 as no seed
     }
     if options.tuner == "hyperband":
         return keras_tuner.oracles.HyperbandOracle(max_epochs=config.training.epochs, **settings)
@@ -72,18 +72,18 @@ def _oracle(options: Options, config: Config, space: Sequence[Dimension]) -> Any
 
 
 def _changes(values: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields that a trial sets, as many epochs as hyperband grants it among them."""
+    """Return the fields that a trial sets, including the number of epochs that hyperband gives it."""
     changes = {name: value for name, value in values.items() if not name.startswith("tuner/")}
     return changes | ({"training.epochs": values["tuner/epochs"]} if "tuner/epochs" in values else {})
 
 
 def trial_config(config: Config, values: Mapping[str, Any]) -> Config:
-    """The config of one trial, from what KerasTuner calls its values."""
+    """Return the config of one trial from its KerasTuner values."""
     return override(config, _changes(values))
 
 
 def _process(chosen: Run, ended: Any) -> None:
-    """The process of one student; what went wrong goes to `ended`, as one line and whether it is the trial's fault."""
+    """Train one student in this process; send to `ended` None, or an error line and whether the trial caused it."""
     try:
         settle(chosen.workdir.run / "run.log")
         run(chosen)
@@ -97,11 +97,11 @@ def _process(chosen: Run, ended: Any) -> None:
 
 
 def _train(chosen: Run) -> None:
-    """Train a student in a process of its own: each training leaves TensorFlow with graphs that it never frees.
+    """Train a student in a child process, because TensorFlow never frees the graphs of a training.
 
     Raises:
-        UserError: the trial cannot be trained.
-        FatalError: it cannot be trained here and now, as on a full disk.
+        UserError: the trial cannot be trained with its values.
+        FatalError: the training failed for another reason, such as a full disk.
     """
     from keras_tuner.errors import FatalError
 
@@ -115,11 +115,11 @@ def _train(chosen: Run) -> None:
     except EOFError:
         process.join()
         fault = (
-            f"the training ended without a word (status {process.exitcode}); see {chosen.workdir.run}/run.log",
+            f"the training ended without a result (status {process.exitcode}); see {chosen.workdir.run}/run.log",
             False,
         )
     finally:
-        process.terminate()  # nothing, unless Ctrl-C came in between
+        process.terminate()  # has no effect, unless Ctrl-C interrupted the lines above
         process.join()
     if fault is not None:
         line, of_trial = fault
@@ -127,7 +127,7 @@ def _train(chosen: Run) -> None:
 
 
 def try_out(options: Options, name: str, config: Config, folder: Path) -> float:
-    """Train the students of one trial, going on where they were stopped; returns their mean validation accuracy."""
+    """Train the students of one trial, continuing from checkpoints, and return their mean validation accuracy."""
     scores = []
     for seed in range(options.seeds):
         workdir = Workdir(folder / str(seed), options.teachers, seed)
@@ -138,11 +138,11 @@ def try_out(options: Options, name: str, config: Config, folder: Path) -> float:
 
 
 def _log_hparams(folder: Path, values: Mapping[str, Any], score: float) -> None:
-    """One line of TensorBoard's HParams page."""
+    """Write one line of TensorBoard's HParams page."""
     import tensorflow as tf
 
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # tensorboard's import of pkg_resources
+        warnings.simplefilter("ignore")  # tensorboard imports pkg_resources
         from tensorboard.plugins.hparams import api
     with tf.summary.create_file_writer(str(folder)).as_default():
         api.hparams({name: value for name, value in values.items() if value is not None}, trial_id=folder.name)
@@ -150,7 +150,7 @@ def _log_hparams(folder: Path, values: Mapping[str, Any], score: float) -> None:
 
 
 def _words(values: Mapping[str, Any]) -> str:
-    """The values of a trial on one line."""
+    """Return the values of a trial on one line."""
     shown = {key: f"{value:.4g}" if isinstance(value, float) else str(value) for key, value in values.items()}
     return "  ".join(f"{key} {value}" for key, value in shown.items())
 
@@ -159,13 +159,13 @@ def _tuner(options: Options, name: str, config: Config, space: Sequence[Dimensio
     import keras_tuner
 
     class Tuner(keras_tuner.engine.base_tuner.BaseTuner):
-        """Runs a trial through the stages of the pipeline."""
+        """A tuner that runs a trial through the stages of the pipeline."""
 
         def run_trial(self, trial: Any, **_: Any) -> dict[str, float]:
             values = trial.hyperparameters.values
             try:
                 score = try_out(options, name, trial_config(config, values), folder / "trials" / trial.trial_id)
-            except UserError as error:  # a loss became NaN, a range went too far: the next trial may do better
+            except UserError as error:  # such as a NaN loss; the next trial may succeed
                 console.say(f"  trial {trial.trial_id} failed: {error}")
                 return {OBJECTIVE: math.nan}
             console.say(f"  trial {trial.trial_id}: {100 * score:.2f} %  {_words(values)}")
@@ -178,19 +178,19 @@ def _tuner(options: Options, name: str, config: Config, space: Sequence[Dimensio
             write_signed(Path(self._get_tuner_fname()), self.get_state())
 
     oracle = _oracle(options, config, space)
-    # KerasTuner writes over its files in place, and a kill in the middle of that would end the search for good
+    # KerasTuner overwrites its files in place, so a kill during a write would make the search unusable
     oracle.save = lambda: write_signed(Path(oracle._get_oracle_fname()), oracle.get_state())
     oracle._save_trial = lambda trial: write_signed(
         Path(oracle._get_trial_dir(trial.trial_id)) / "trial.json", trial.get_state()
     )
     tuner = Tuner(oracle, directory=str(folder), project_name=PROJECT)
-    if tuner.oracle is oracle:  # no worker of a chief: a kill in the first trial must find something to go on from
+    if tuner.oracle is oracle:  # not a worker: a search killed in its first trial needs a saved state to continue
         tuner.save()
     return tuner
 
 
 def _check_state(folder: Path) -> None:
-    """Look at what a stopped search has left, and drop the trial that a kill cut off before the search knew of it.
+    """Check the files of a stopped search, and remove a trial that was killed before the search recorded it.
 
     Raises:
         UserError: a file is damaged.
@@ -208,9 +208,13 @@ def _check_state(folder: Path) -> None:
 
 
 def _claim(folder: Path, settings: dict[str, Any]) -> None:
-    """Write down what is searched, unless a search of something else is there."""
+    """Write the settings of a search, or check that the folder holds a search with the same settings.
+
+    Raises:
+        UserError: the folder holds another search.
+    """
     path = folder / "search.json"
-    with locked(folder, wait=True):  # chief and workers come at the same time
+    with locked(folder, wait=True):  # chief and workers start at the same time
         if path.exists():
             before = read_signed(path, f"delete {folder} to search anew", unsigned=True)
             changed = differences(before, settings)
@@ -221,12 +225,18 @@ def _claim(folder: Path, settings: dict[str, Any]) -> None:
 
 
 def search(options: Options, flags: Sequence[str], command: str = "") -> Path | None:
-    """Search; returns the best setting's experiment file, which a worker of a chief leaves to the chief.
+    """Run a search.
 
     Args:
-        options: What is searched.
-        flags: Fields that are held fixed, as on the command line.
-        command: What repeats the search; a column of its rows.
+        options: Experiment, search space and number of trials.
+        flags: Fields with fixed values, as on the command line.
+        command: The command that repeats the search; a column of its rows.
+
+    Returns:
+        Path of the experiment file with the best values. None in a worker, because the chief writes the file.
+
+    Raises:
+        UserError: an option is wrong, the folder holds another search, or the search failed.
     """
     if options.trials < 1 or options.seeds < 1:
         raise UserError("--trials and --seeds must be at least 1")
@@ -235,7 +245,7 @@ def search(options: Options, flags: Sequence[str], command: str = "") -> Path | 
     config = smoke(config) if options.smoke else config
     config = with_flags(config, flags, PROG)
     final = config
-    # every choice is made on validation, so nothing may be trained on it
+    # trials are compared on validation, so validation must not be used for training
     config = override(config, {"data.train_split": "train"})
     space = [dimension(text, config) for text in options.vary] or usual_space(config)
     folder = options.workdir or Path("runs/search") / f"{name}-{options.tuner}{'-smoke' if options.smoke else ''}"
@@ -246,7 +256,7 @@ def search(options: Options, flags: Sequence[str], command: str = "") -> Path | 
     for one in space:
         console.say(f"  {one.field}: {', '.join(map(str, one.values))} ({one.scale})")
     if config.needs_teacher and config.teacher.weights is not None:
-        console.say("  note: a published teacher has seen validation, which flatters whatever leans on it")
+        console.say("  note: the published teacher was trained on validation; values that rely on it look too good")
     with locked(folder / (role or "search"), wait=False):
         _claim(folder, settings)
         with console.quiet_stderr():
@@ -261,7 +271,7 @@ def search(options: Options, flags: Sequence[str], command: str = "") -> Path | 
             tuner.search(verbose=0)
         except keras_tuner.errors.FatalError as error:
             raise UserError(str(error)) from error
-        except RuntimeError as error:  # KerasTuner gives up after three trials that failed one after another
+        except RuntimeError as error:  # KerasTuner stops after three failed trials in a row
             raise UserError(f"the search stopped: {str(error).strip().splitlines()[-1]}") from error
         if role and role != "chief":
             return None
@@ -269,7 +279,7 @@ def search(options: Options, flags: Sequence[str], command: str = "") -> Path | 
 
 
 def _rows(trials: Sequence[Any], options: Options, folder: Path, name: str, command: str) -> list[dict[str, Any]]:
-    """One row a trial: what was tried, how long it took, what became of it."""
+    """Return one row for each trial: its values, training time and score."""
     source, rows = origin(command), []
     for trial in trials:
         paths = (folder / "trials" / trial.trial_id).glob("*/distill/manifest.json")
@@ -284,12 +294,12 @@ def _rows(trials: Sequence[Any], options: Options, folder: Path, name: str, comm
 
 
 def _finish(oracle: Any, options: Options, config: Config, folder: Path, name: str, command: str) -> Path:
-    """Show the trials, write their rows and the best one's experiment file."""
-    # a search that was stopped finds its trials again in any order: of equals the first is the best
+    """Print the trials, write their rows and the experiment file of the best trial."""
+    # a continued search loads its trials in any order; of equal scores, the first trial is the best
     ended = [trial for trial in oracle.trials.values() if trial.score is not None]
     trials = sorted(ended, key=lambda one: (math.isnan(one.score), -one.score, one.trial_id))
     if not trials:
-        raise UserError(f"no trial of the search in {folder} came to an end; its files say why")
+        raise UserError(f"no trial of the search in {folder} finished; see {folder}/trials/*/*/run.log")
     console.say(f"{len(trials)} trials, best first:")
     for trial in trials:
         console.say(f"  trial {trial.trial_id}: {100 * trial.score:.2f} %  {_words(trial.hyperparameters.values)}")

@@ -21,6 +21,7 @@ from tfigkd.runtime.files import (
     atomic,
     checksum,
     fingerprint,
+    fingerprint_values,
     finished,
     make_folder,
     require,
@@ -63,7 +64,7 @@ def student_fingerprint(config: Config, workdir: Workdir) -> str:
     data = [dataset(config.data).fingerprint, *training_choice(config.data)]
     identity = [*data, workdir.seed, teacher, store, views]
     identity += [attention] if attention else []
-    network = asdict(config.student) | {"model": content_of(config.student.model)}
+    network = fingerprint_values(config.student) | {"model": content_of(config.student.model)}
     parts = [network, config.training, config.augment, config.overlay, config.control, config.view]
     parts.append({name: asdict(term) for name, term in config.losses.active().items()})
     return fingerprint("student", *identity, *parts)
@@ -74,8 +75,10 @@ def _initial(config: Config, workdir: Workdir, data: Dataset) -> keras.Model:
     if config.student.init == "teacher":
         teacher = load_teacher(config, workdir)
         options = {"copy_weights": True, "keep_normalization": True}
-        return with_fused_layers(models.truncate(teacher, config.student.drop_blocks, data.num_classes, **options))
-    return with_fused_layers(build_network(config.student, data))
+        student = models.truncate(teacher, config.student.drop_blocks, data.num_classes, **options)
+    else:
+        student = build_network(config.student, data)
+    return models.with_precision(with_fused_layers(student), config.training.precision)
 
 
 def make_distiller(config: Config, workdir: Workdir, student: keras.Model) -> Distiller:
@@ -83,6 +86,7 @@ def make_distiller(config: Config, workdir: Workdir, student: keras.Model) -> Di
     teacher = None
     if config.needs_live_teacher:
         teacher = models.fold_batch_norm(load_teacher(config, workdir))
+        teacher = models.with_precision(teacher, config.training.precision)
     return assemble(config, student, teacher)
 
 
@@ -140,6 +144,8 @@ def training_stream(config: Config, workdir: Workdir) -> Callable[[int], Iterato
         wanted=_wanted(config),
         dim_only=config.control.maps == "none",
         swap_inputs=config.control.logits == "shuffled" and config.view.kind == "live",
+        mixup=config.training.mixup,
+        num_classes=dataset(config.data).num_classes,
     )
 
 
@@ -189,7 +195,7 @@ def distill(config: Config, workdir: Workdir) -> None:
         watched=_watched(config, workdir),
         ledger_steps=config.ledger.every,
     )
-    student = with_stock_layers(model.student)
+    student = with_stock_layers(models.with_precision(model.student, "float32"))
     with atomic(folder / FILE) as temporary:
         student.save(temporary)
     write_text(folder / "history.json", json.dumps(history, indent=0) + "\n")

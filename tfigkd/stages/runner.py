@@ -147,6 +147,8 @@ def run(chosen: Run) -> None:
             from tfigkd.stages import pipeline
             from tfigkd.stages.distill import check
             from tfigkd.stages.estimate import estimate
+            from tfigkd.stages.precision import resolve
+        config = resolve(config, workdir)
         console.say(f"{chosen.experiment}, seed {workdir.seed}, config {fingerprint(config)}, in {workdir.run}")
         with console.quiet_stderr():
             if config.needs_teacher and "distill" in needed:

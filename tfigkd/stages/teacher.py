@@ -19,7 +19,17 @@ from tfigkd.models.layers import with_fused_layers, with_stock_layers
 from tfigkd.models.weights import weights_fingerprint
 from tfigkd.runtime import console
 from tfigkd.runtime.errors import UserError
-from tfigkd.runtime.files import MANIFEST, atomic, checksum, fingerprint, finished, locked, write_manifest, write_text
+from tfigkd.runtime.files import (
+    MANIFEST,
+    atomic,
+    checksum,
+    fingerprint,
+    fingerprint_values,
+    finished,
+    locked,
+    write_manifest,
+    write_text,
+)
 from tfigkd.stages.data import dataset, holds_out_validation, teacher_examples
 from tfigkd.stages.workdir import Workdir
 from tfigkd.training import checkpoint
@@ -28,12 +38,13 @@ from tfigkd.training.fit import fit
 from tfigkd.training.tensorboard import Watched
 
 FILE = "teacher.keras"
+WHITENED = 5000  # training images that the stem of a convnet is made from
 SEEDS = 2**32  # of students: from 0 to here
 
 
 def build_network(config: NetworkConfig, data: Dataset) -> keras.Model:
     """A network of a config for the classes and image shape of a data set; a .keras file comes with its weights."""
-    return models.build(
+    model = models.build(
         config.model,
         num_classes=data.num_classes,
         input_shape=data.image_shape,
@@ -41,7 +52,12 @@ def build_network(config: NetworkConfig, data: Dataset) -> keras.Model:
         width=config.width,
         dropout=config.dropout,
         normalization=config.normalization,
+        widths=config.widths,
+        depth=config.depth,
     )
+    if config.model == "convnet":
+        models.set_whitening(model, to_model_input(data.train.images[:WHITENED]))
+    return model
 
 
 def build_teacher(config: Config, data: Dataset) -> keras.Model:
@@ -86,7 +102,8 @@ def teacher_fingerprint(config: Config) -> str:
     teacher = config.teacher
     if teacher.count > 1:
         return fingerprint("teachers", teacher.weighting, [teacher_fingerprint(member) for member in members(config)])
-    network = {name: getattr(teacher, name) for name in NetworkConfig.__dataclass_fields__}
+    values, ours = fingerprint_values(teacher), NetworkConfig.__dataclass_fields__
+    network = {name: value for name, value in values.items() if name in ours}
     network["model"] = content_of(teacher.model)
     trained = teacher.train and teacher.weights is None
     published = checksum(weights_path(teacher.weights)) if teacher.weights else None
@@ -154,12 +171,15 @@ def watched(config: Config) -> Watched:
 def _train(config: Config, data: Dataset, folder: Path) -> tuple[keras.Model, list]:
     keras.utils.set_random_seed(config.teacher.seed)
     model = with_fused_layers(build_network(config.teacher, data))
+    model = models.with_precision(model, config.teacher.training.precision)
     examples = teacher_examples(config.data)
     stream = training_batches(
         examples,
         augment=config.augment,
         batch_size=config.teacher.training.batch_size,
         seed=_draws(config),
+        mixup=config.teacher.training.mixup,
+        num_classes=data.num_classes,
     )
     validation = None
     if holds_out_validation(config.data):
@@ -176,7 +196,7 @@ def _train(config: Config, data: Dataset, folder: Path) -> tuple[keras.Model, li
         validation=validation,
         watched=watched(config),
     )
-    return with_stock_layers(model), history
+    return with_stock_layers(models.with_precision(model, "float32")), history
 
 
 def _saved(fingerprint: str) -> Path | None:

@@ -5,6 +5,9 @@ from pathlib import Path
 
 from tfigkd.runtime.files import MANIFEST
 
+PRECISION = "precision.json"
+"""In a run's folder: what `precision = "auto"` stands for in the run."""
+
 
 @dataclass(frozen=True)
 class Workdir:

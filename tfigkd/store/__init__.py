@@ -1,1 +1,1 @@
-"""What is known of the teacher, on disk: TFRecord shards keyed by example id."""
+"""Stores of teacher outputs on disk: TFRecord shards keyed by example id."""

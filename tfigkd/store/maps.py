@@ -1,4 +1,4 @@
-"""The overlay store: logits and Integrated Gradients map of every training image, computed once (see `store.py`)."""
+"""The overlay store: logits and Integrated Gradients map of every training image, in shards (see `shards.py`)."""
 
 import math
 from collections.abc import Iterator, Mapping
@@ -18,13 +18,13 @@ from tfigkd.runtime.files import fingerprint, write_manifest
 from tfigkd.store.shards import REBUILD, Record, join_arrays, open_store, read_all, write_shards
 
 FORMAT = 1
-NAMES = {"scale": "map_scale", "error": "completeness_error", "steps": "n_steps"}  # as stored, and as once stored
-CHECKED = 8  # records recomputed from their images before a store is declared done
-FLAT = 1e-6  # a map that nowhere reaches this many logits is rounding noise, which no recomputing repeats
+NAMES = {"scale": "map_scale", "error": "completeness_error", "steps": "n_steps"}  # names now and in earlier versions
+CHECKED = 8  # number of records recomputed from their images before a store is marked as done
+FLAT = 1e-6  # a map whose maximum is below this many logits is rounding noise, which is not reproducible
 
 
 def store_identity(teacher_weights: str, data: str, config: AttributionConfig) -> dict[str, Any]:
-    """Everything the records depend on; `batch_size` bounds the memory and is left out."""
+    """Return everything that the records depend on; `batch_size` does not change them and is left out."""
     settings = {name: getattr(config, name) for name in config.__dataclass_fields__ if name != "batch_size"}
     return {"format": FORMAT, "teacher": teacher_weights, "data": data, "attribution": settings}
 
@@ -32,7 +32,7 @@ def store_identity(teacher_weights: str, data: str, config: AttributionConfig) -
 def attribute_examples(
     model: keras.Model, examples: Examples, config: AttributionConfig, mean_color: np.ndarray
 ) -> Attribution:
-    """Integrated Gradients of the label's logit, by the settings of the store; `mean_color` is one of the baselines."""
+    """Attribute the label's logit of each example with a store's settings; `mean_color` is for the baseline "mean"."""
     images = to_model_input(examples.images)
     return attribute(
         model,
@@ -48,7 +48,7 @@ def attribute_examples(
 
 
 def _features(model: keras.Model, examples: Examples, config: AttributionConfig, mean_color: np.ndarray) -> Iterator:
-    """The features of each example's record."""
+    """Yield the features of each example's record."""
     result = attribute_examples(model, examples, config, mean_color)
     maps = saliency_map(result.attributions)
     stored, scales = to_stored(maps)
@@ -65,22 +65,22 @@ def _features(model: keras.Model, examples: Examples, config: AttributionConfig,
 
 
 def to_stored(maps: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Maps [N,H,W] as uint8, each scaled by its own maximum, and these maxima [N]."""
+    """Return maps [N,H,W] as uint8, each scaled by its own maximum, and these maxima [N]."""
     scales = maps.max(axis=(1, 2))
     return np.round(255 * maps / np.where(scales > 0, scales, 1)[:, None, None]).astype(np.uint8), scales
 
 
 def _shape(stored: np.ndarray) -> dict[str, list[int]]:
-    """The shape of a map that is not square; the other one follows from its size, and a record has to be small."""
+    """Return the feature for the shape of a map; a square map has none, to keep records small."""
     height, width = stored.shape
     return {} if height == width else {"map_shape": [height, width]}
 
 
 def parse_record(features: Mapping[str, Any]) -> Record:
-    """What a record says beside its id and label."""
+    """Return the logits, map, scale, error and number of steps of a record."""
     flat = np.frombuffer(features["map"][0], np.uint8)
     shape = features.get("map_shape", (math.isqrt(len(flat)),) * 2)
-    # stores of earlier versions have longer names
+    # stores of earlier versions have longer feature names
     scale, error, steps = (features[new if new in features else old][0] for new, old in NAMES.items())
     return {
         "logits": features["logits"],
@@ -101,16 +101,16 @@ def write_store(
     *,
     examples: Examples | None = None,
 ) -> None:
-    """Write a store shard by shard, going on after the shards that are there.
+    """Write a store shard by shard; shards that already exist and are intact are kept.
 
     Args:
-        folder: Named by the fingerprint of `identity`.
-        model: The teacher; images float32 [B,H,W,3] in [0,1] to logits [B,C].
-        data: Where the examples are from; its training split's mean color is one of the baselines.
-        config: How maps are computed.
-        identity: From `store_identity`.
+        folder: Folder of the store, named by the fingerprint of `identity`.
+        model: The teacher, from images float32 [B,H,W,3] in [0,1] to logits [B,C].
+        data: The data set; the mean color of its training split is used for the baseline "mean".
+        config: Settings of the attribution.
+        identity: The result of `store_identity`.
         source: The data config, so that `verify` can find the images.
-        examples: What is covered; without it train and validation.
+        examples: The examples to store; by default train and validation.
     """
     examples = covered(data) if examples is None else examples
     folded = models.fold_batch_norm(model)
@@ -123,14 +123,14 @@ def write_store(
         parse=parse_record,
         make=lambda chosen: _features(folded, chosen, config, color),
     )
-    # Record by record: the memory of this stage must not grow with the number of images.
+    # Record by record, so that the memory does not grow with the number of images.
     sample = np.arange(min(CHECKED, len(examples)))
     checked, columns = [], np.empty((len(examples), 2))
     for number, record in enumerate(read_all(folder, files, parse_record)):
         columns[number] = record["error"], record["n_steps"]
         if number in sample:
             checked.append(record)
-    errors, steps = columns.astype(np.float32).T  # the type in which the tolerance was asked
+    errors, steps = columns.astype(np.float32).T  # the dtype in which the error was compared with the tolerance
     worst = deviation(model, examples, checked, config, color, sample)
     write_manifest(
         folder,
@@ -159,10 +159,12 @@ def deviation(
     mean_color: np.ndarray,
     sample: np.ndarray,
 ) -> dict[str, float]:
-    """Largest deviation of stored logits (absolute) and maps (in units of the map's maximum) from recomputed ones.
+    """Return the largest relative deviation of stored logits and maps from recomputed ones.
+
+    Logits are relative to max(1, largest logit), maps to their maximum; `flat` counts maps without signal.
 
     Raises:
-        UserError: it is larger than rounding explains, so the records are not those of the images.
+        UserError: A deviation is larger than rounding errors, so the records are not those of the images.
     """
     by_id = {record["id"]: record for record in records}
     chosen = examples.take(sample)
@@ -190,15 +192,18 @@ def deviation(
 
 
 def read_store(folder: Path, examples: Examples, identity: dict[str, Any]) -> Knowledge:
-    """Join a store to examples by id.
+    """Read the records of examples, found by id.
 
     Args:
         folder: A finished store.
-        examples: What to look up, in the order wanted; every id must be in the store.
-        identity: What the store must be, from `store_identity`.
+        examples: The examples to look up; every id must be in the store.
+        identity: The identity that the store must have, from `store_identity`.
+
+    Returns:
+        Logits and maps in the order of the examples.
 
     Raises:
-        UserError: the store is unfinished or damaged, belongs to another teacher, data set or setting, lacks ids, or
+        UserError: The store is unfinished or damaged, belongs to another teacher, data set or setting, lacks ids, or
             its labels are not those of the examples.
     """
     found = join_arrays(folder, open_store(folder, identity), examples, parse_record)
@@ -206,10 +211,10 @@ def read_store(folder: Path, examples: Examples, identity: dict[str, Any]) -> Kn
 
 
 def to_knowledge(folder: Path, found: Mapping[str, np.ndarray], ids: np.ndarray, tolerance: float) -> Knowledge:
-    """The columns of a store's records, in the order of the ids; maps over the tolerance are not usable.
+    """Turn the columns of a store's records into `Knowledge`; maps with an error above the tolerance are not usable.
 
     Raises:
-        UserError: a record holds NaN or infinity.
+        UserError: A record has NaN or infinity.
     """
     broken = ~np.isfinite(found["logits"]).all(axis=1) | ~np.isfinite(found["error"])
     if broken.any():

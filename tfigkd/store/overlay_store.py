@@ -1,4 +1,4 @@
-"""The overlay store for users of the library: any Keras model, any `tf.data.Dataset`, no config and no workdir."""
+"""The overlay store as a library: for any Keras model and any `tf.data.Dataset`, without config or workdir."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -22,14 +22,14 @@ class OverlayStore:
     """A teacher's logits and Integrated Gradients maps on disk, joined to images by the hash of their pixels.
 
     Args:
-        folder: A finished store, as `build` returns it in `folder`.
+        folder: A finished store: the attribute `folder` of the store that `build` returned.
 
     Attributes:
-        folder: Where the shards lie.
-        knowledge: Logits, maps, completeness errors; see `tfigkd.batches.stream.Knowledge`.
+        folder: Folder of the shards.
+        knowledge: Logits, maps and completeness errors; see `tfigkd.batches.stream.Knowledge`.
 
     Raises:
-        UserError: the store is unfinished or damaged, or holds NaN.
+        UserError: The store is unfinished or damaged, or contains NaN.
     """
 
     def __init__(self, folder: str | Path):
@@ -45,7 +45,7 @@ class OverlayStore:
         records = list(read_all(self.folder, manifest["files"], parse_record))
         columns = {name: np.array([record[name] for record in records]) for name in records[0]}
         self.knowledge = to_knowledge(self.folder, columns, columns["id"], self.settings.tolerance)
-        # duplicates of a picture differ in their ordinal alone, and share map and logits where they share the label
+        # duplicates of a picture differ only in their ordinal; those with the same label have the same map and logits
         self._rows = {(record["id"].partition("-")[0], record["label"]): row for row, record in enumerate(records)}
 
     def __len__(self) -> int:
@@ -53,21 +53,24 @@ class OverlayStore:
 
     @classmethod
     def build(cls, folder: str | Path, teacher: keras.Model, pictures: Any, **settings: Any) -> "OverlayStore":
-        """Compute the store, or go on with it, or open it where it is finished.
+        """Open the store if it is finished; otherwise compute it, or resume an interrupted computation.
 
-        Stores of several teachers, data sets or settings lie side by side in `folder`, each named by its fingerprint.
+        Stores of several teachers, data sets or settings are subfolders of `folder`, each named by its fingerprint.
         The images are held in memory while their maps are computed.
 
         Args:
-            folder: Where to; made if need be.
-            teacher: Images float32 [B,H,W,3] in [0,1] to logits [B,C].
+            folder: Parent folder of the store; created if missing.
+            teacher: A model from images float32 [B,H,W,3] in [0,1] to logits [B,C].
             pictures: A finite `tf.data.Dataset` of (uint8 [H,W,3], integer label), not batched and not augmented, or
                 a pair of arrays, uint8 [N,H,W,3] and integers [N].
             settings: Fields of `tfigkd.config.fields.AttributionConfig`: `baseline`, `rule`, `n_steps`, `tolerance`, …
 
+        Returns:
+            The finished store.
+
         Raises:
             ValueError: `pictures` are not as above.
-            UserError: a setting is unknown or out of range.
+            UserError: A setting is unknown or out of range.
         """
         examples = _collect(pictures)
         config = from_mapping(AttributionConfig, settings, "attribution")
@@ -83,17 +86,17 @@ class OverlayStore:
         return cls(place)
 
     def join(self, pictures: Any) -> Any:
-        """Give every picture its map and logits, found by the hash of its pixels, in whatever order they come.
+        """Add to every picture its map and logits, found by the hash of its pixels, in any order of the pictures.
 
-        The map is a fourth channel of its picture, so that no crop or flip can part them; that of a map over the
-        completeness gate is zero, which overlays nothing.
+        The map becomes a fourth channel of its picture, so that crops and flips change both alike. The channel is zero
+        if the map's completeness error is above the tolerance; such a picture is never overlaid.
 
         Args:
             pictures: A `tf.data.Dataset` of (uint8 [H,W,3], integer label), not batched and not yet augmented.
 
         Returns:
             A `tf.data.Dataset` of (uint8 [H,W,4], {"label": int32, "teacher_logits": float32 [C]}). A picture that is
-            not in the store, or is there under another label, ends the iteration with an error that says so.
+            not in the store, or has another label there, ends the iteration with an error that names it.
         """
         import tensorflow as tf
 
@@ -117,19 +120,19 @@ class OverlayStore:
     def overlay(
         probability: float = 0.1, *, min_exponent: float = 1.0, max_exponent: float = 2.0, seed: int = 0
     ) -> Callable[[Any, Any], tuple[Any, Any]]:
-        """A function for `dataset.map`, after your augmentation and batching: maps laid over some of the images.
+        """Return a function for `dataset.map`, after augmentation and batching, that overlays maps on some images.
 
         Args:
-            probability: Share of images that carry an overlay; the papers' 0.1.
+            probability: Share of images that are overlaid; the papers use 0.1.
             min_exponent: Smallest exponent s of `0.5 image + 0.5 map ** s`, s log-uniform.
             max_exponent: Largest exponent s.
-            seed: Of the draws, which go on from batch to batch.
+            seed: Seed of the random draws, which continue from batch to batch.
 
         Returns:
             A function from (uint8 [B,H,W,4], targets) to (float32 [B,H,W,3] in [0,1], targets).
 
         Raises:
-            ValueError: the probability or an exponent is out of range.
+            ValueError: The probability or an exponent is out of range.
         """
         import tensorflow as tf
 
@@ -148,21 +151,30 @@ class OverlayStore:
             images[chosen] = overlay(images[chosen], pixels[chosen, ..., 3], exponents[chosen])
             return images
 
-        def lay(pixels: Any, targets: Any) -> tuple[Any, Any]:
+        def overlay_batch(pixels: Any, targets: Any) -> tuple[Any, Any]:
             images = tf.numpy_function(blend, [pixels], tf.float32)
             images.set_shape((*pixels.shape[:-1], 3))
             return images, targets
 
-        return lay
+        return overlay_batch
 
     def verify(self, teacher: keras.Model, pictures: Any, *, sample: int = 64, seed: int = 0) -> dict[str, float]:
-        """Recompute a random sample of the pictures' records; see `tfigkd.store.maps.deviation`.
+        """Recompute the records of a random sample of the pictures; see `tfigkd.store.maps.deviation`.
+
+        Args:
+            teacher: The model that the store was built with.
+            pictures: The pictures that the store was built from, as for `build`.
+            sample: Number of pictures to recompute.
+            seed: Seed of the sample.
+
+        Returns:
+            The largest deviations of logits and maps.
 
         Raises:
-            UserError: it is another teacher, or the records are not those of the pictures.
+            UserError: The teacher is another one, or the records are not those of the pictures.
         """
         if weights_fingerprint(teacher) != self._teacher:
-            raise UserError(f"overlay store {self.folder}: it is of another teacher; build a store for this one")
+            raise UserError(f"overlay store {self.folder}: it belongs to another teacher; build a store for this one")
         examples = _collect(pictures)
         chosen = np.random.default_rng(seed).choice(len(examples), min(sample, len(examples)), replace=False)
         known = self.knowledge
@@ -177,23 +189,23 @@ class OverlayStore:
         name = digest(image)
         if (name, label) not in self._rows:
             known = any(row[0] == name for row in self._rows)
-            what = f"is there, but not with label {label}" if known else "is not there"
+            what = f"is in the store, but not with label {label}" if known else "is not in the store"
             raise UserError(
                 f"overlay store {self.folder}: the picture {name} {what}; join the pictures that the store was built "
-                "of, before any augmentation"
+                "from, before any augmentation"
             )
         return self._rows[name, label]
 
 
 def _collect(pictures: Any) -> Examples:
-    """The pictures of a pair of arrays or of a `tf.data.Dataset`, in memory and named."""
+    """Load the pictures of a pair of arrays or of a `tf.data.Dataset` into memory, with their ids."""
     if isinstance(pictures, tuple):
         return identify(*pictures)
     images, labels = [], []
     for image, label in pictures.as_numpy_iterator():
         if np.ndim(image) != 3 or np.ndim(label):
             raise ValueError(
-                f"expected pictures one by one, uint8 [H,W,3] and a label, got shapes {np.shape(image)} and "
+                f"expected single pictures, uint8 [H,W,3], with a label each, got shapes {np.shape(image)} and "
                 f"{np.shape(label)}; pass the data set before batch()"
             )
         images.append(image)

@@ -1,7 +1,7 @@
-"""Stores of what the teacher knows, keyed by example id: TFRecord shards that resume, and a join that refuses.
+"""Stores of teacher outputs, keyed by example id: TFRecord shards that can be resumed, and a checked join.
 
-Records are joined to examples by id, never by position: the published code of the method joined by position after a
-shuffle, and so taught every image with another image's map (arXiv 2503.13008; see the README).
+Records are joined to examples by id, never by position. The published code of the method joins by position after a
+shuffle and so trains every image with the map of another image (arXiv 2503.13008; see the README).
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -31,17 +31,17 @@ def write_shards(
     parse: Parse,
     make: Callable[[Examples], Iterable[Mapping[str, Any]]],
 ) -> dict[str, str]:
-    """Write the shards of a store that are not there yet.
+    """Write the missing shards of a store.
 
-    Batches never cross shards, so a resumed store equals an uninterrupted one.
+    A batch never spans two shards, so a resumed store equals an uninterrupted one.
 
     Args:
-        folder: Where to; its parent's name says what is stored.
-        examples: What is covered, sorted by id.
-        shard_size: Examples a shard.
-        store: The store's fingerprint; every record carries it.
-        parse: Reads a record back, to check the shards that are there.
-        make: The features of some examples, in their order; id, label and store are added.
+        folder: Folder of the store; the name of its parent is the prefix of the shards' names.
+        examples: The examples to store, sorted by id.
+        shard_size: Number of examples per shard.
+        store: The store's fingerprint, which is part of every record.
+        parse: Reads a record, to check existing shards.
+        make: Computes the features of given examples, in their order; id, label and store are added here.
 
     Returns:
         File name to SHA-256.
@@ -60,7 +60,7 @@ def write_shards(
         files[path.name] = checksum(path)
         advance(len(chosen))
 
-    # One shard is written while the next is computed, and never more than one waits.
+    # One shard is written while the next is computed; at most one waits to be written.
     with console.progress(title, len(examples)) as advance, ThreadPoolExecutor(1) as writer:
         for number, start in enumerate(starts):
             chosen = examples.take(np.arange(start, min(start + shard_size, len(examples))))
@@ -79,7 +79,7 @@ def write_shards(
 
 
 def _complete(path: Path, examples: Examples, store: str, parse: Parse) -> bool:
-    """Whether a shard of an interrupted store is whole and of these examples."""
+    """Return whether a shard of an interrupted store is intact and has exactly these examples."""
     if not path.is_file():
         return False
     try:
@@ -90,10 +90,10 @@ def _complete(path: Path, examples: Examples, store: str, parse: Parse) -> bool:
 
 
 def read_shard(path: Path, store: str, parse: Parse) -> Iterator[Record]:
-    """The records of a shard one by one, each with its `"id"` and `"label"`.
+    """Yield the records of a shard one by one, each with its `"id"` and `"label"`.
 
     Raises:
-        UserError: the shard is damaged, or a record is of another kind or store.
+        UserError: The shard is damaged, or a record is of another kind or store.
     """
     for number, raw in enumerate(tfrecord.read_records(path)):
         features = tfrecord.decode_example(raw)
@@ -101,23 +101,23 @@ def read_shard(path: Path, store: str, parse: Parse) -> Iterator[Record]:
             origin, id_ = (features[name][0].decode() for name in ("store", "id"))
             record = {"id": id_, "label": int(features["label"][0]), **parse(features)}
         except (KeyError, IndexError, ValueError, UnicodeDecodeError, AttributeError) as error:
-            raise UserError(f"{path}: record {number} is not one of this store ({error}); {REBUILD}") from error
+            raise UserError(f"{path}: record {number} is not a record of this store ({error}); {REBUILD}") from error
         if origin != store:
             raise UserError(f"{path}: record {number} belongs to store {origin}, not to {store}; {REBUILD}")
         yield record
 
 
 def read_all(folder: Path, files: Iterable[str], parse: Parse) -> Iterator[Record]:
-    """The records of all shards of a store, one by one; its folder is named by its fingerprint."""
+    """Yield the records of all shards of a store one by one; the folder's name is the store's fingerprint."""
     for name in files:
         yield from read_shard(folder / name, folder.name, parse)
 
 
 def open_store(folder: Path, identity: Mapping[str, Any]) -> dict[str, Any]:
-    """The manifest of a finished store that is the one wanted, its files verified.
+    """Check that a store is finished and has the given identity, verify its files, and return its manifest.
 
     Raises:
-        UserError: the store is unfinished or damaged, or belongs to another teacher, data set or setting.
+        UserError: The store is unfinished or damaged, or belongs to another teacher, data set or setting.
     """
     manifest = read_manifest(folder)
     if manifest is None:
@@ -133,13 +133,13 @@ def open_store(folder: Path, identity: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def join(folder: Path, manifest: Mapping[str, Any], examples: Examples, parse: Parse) -> Iterator[tuple[int, Record]]:
-    """The position of each example, found by id, with its record; in the order of the store, one by one.
+    """Yield the position of each example with its record, found by id, in the order of the store.
 
-    Nothing is read after the last of them: examples and store are sorted by id, so a few that sort first, such as those
-    of validation, lie in the first shards.
+    Reading stops after the last example: examples and store are sorted by id, so examples that sort first, such as
+    those of validation, are in the first shards.
 
     Raises:
-        UserError: ids are missing, or labels are not those of the examples; after the last record.
+        UserError: Ids are missing, or labels are not those of the examples; raised after the last record.
     """
     positions = {str(example_id): position for position, example_id in enumerate(examples.ids)}
     missing, wrong = dict(positions), []
@@ -163,10 +163,10 @@ def join(folder: Path, manifest: Mapping[str, Any], examples: Examples, parse: P
 
 
 def join_arrays(folder: Path, manifest: Mapping[str, Any], examples: Examples, parse: Parse) -> dict[str, np.ndarray]:
-    """What `parse` finds in the record of each example, as arrays [N,...] in the order of the examples.
+    """Return the parsed records of the examples as arrays [N,...] by name, in the order of the examples.
 
     Raises:
-        UserError: as `join`.
+        UserError: As for `join`.
     """
     arrays: dict[str, np.ndarray] = {}
     for position, record in join(folder, manifest, examples, parse):

@@ -1,12 +1,11 @@
 """Stored views: the teacher's logits, or attention maps, of K fixed random crops and flips of every training image.
 
-Augmentation then draws one of the K, so the teacher has seen exactly what the student sees, at the price of a look-up.
-A view is a function of (view seed, id, k); the store keeps the values as float16. Logits and the attention of each tap
-are stores of their own, so that arms share what they have in common.
+Augmentation then draws one of the K views, so the stored output belongs to exactly the image that the student gets,
+and no teacher has to run. A view is a function of (view seed, id, k); the store has the values as float16. Logits and
+the attention of each tap are separate stores, so that arms can share them.
 """
 
 from collections.abc import Mapping
-from dataclasses import asdict
 from typing import Any
 
 import keras
@@ -18,6 +17,7 @@ from tfigkd.data import Examples
 from tfigkd.losses.attention import unit_attention
 from tfigkd.measure.metrics import predict_logits
 from tfigkd.runtime.errors import UserError
+from tfigkd.runtime.files import fingerprint_values
 from tfigkd.store.shards import Record
 
 FORMAT = 2
@@ -27,16 +27,16 @@ SHARD_SIZE = 512
 def views_identity(
     teacher_weights: str, data: str, augment: AugmentConfig, view: ViewConfig, tap: str | None = None
 ) -> dict[str, Any]:
-    """Everything the stored values depend on; `tap` is the layer whose attention is stored, None for the logits."""
-    drawn = {"augment": asdict(augment), "views": view.views, "seed": view.seed}
+    """Return everything that the values depend on; `tap` is the layer whose attention is stored, None for logits."""
+    drawn = {"augment": fingerprint_values(augment), "views": view.views, "seed": view.seed}
     return {"format": FORMAT, "teacher": teacher_weights, "data": data, **drawn, **({"tap": tap} if tap else {})}
 
 
 def with_attention(model: keras.Model, tap: str) -> keras.Model:
-    """A model from images to the attention map [B,h,w] of a layer, each of length one so that float16 holds it.
+    """Return a model from images to the attention map [B,h,w] of a layer, with L2 norm 1 so that it fits into float16.
 
     Raises:
-        UserError: the model has no such layer, or its output is no feature map.
+        UserError: The model has no such layer, or the layer's output is not a feature map.
     """
     try:
         features = model.get_layer(tap).output
@@ -48,7 +48,7 @@ def with_attention(model: keras.Model, tap: str) -> keras.Model:
 
 
 def view_outputs(model: keras.Model, examples: Examples, augment: AugmentConfig, view: ViewConfig) -> np.ndarray:
-    """A model's outputs, logits or attention, of the K views of each example, float32 [N,K,...]."""
+    """Return a model's outputs, logits or attention, of the K views of each example, float32 [N,K,...]."""
     keys = example_keys(examples.ids)
     views = [
         predict_logits(model, crop_and_flip(examples.images, keys, augment, seed=view.seed, epoch=number))
@@ -58,6 +58,6 @@ def view_outputs(model: keras.Model, examples: Examples, augment: AugmentConfig,
 
 
 def parse_view(features: Mapping[str, Any]) -> Record:
-    """Return the views of a record, beside its id and label: float16 [K,...]."""
+    """Return the views of a record: float16 [K,...]."""
     shape = tuple(int(side) for side in features["view_shape"])
     return {"views": np.frombuffer(features["view_values"][0], "<f2").reshape(shape)}

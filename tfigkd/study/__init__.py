@@ -1,1 +1,1 @@
-"""Studies: arms times seeds, their rows, statistics and pages."""
+"""Studies: several arms with several seeds, their result rows, statistics and pages."""

@@ -18,7 +18,7 @@ from tfigkd.study.runs import finished_row, run_all
 
 
 def study(options: Options, flags: Sequence[str]) -> int:
-    """Run a study; returns the exit status."""
+    """Run a study and return the exit status."""
     if options.processes < 1:
         raise UserError(f"--processes must be at least 1, got {options.processes}")
     if options.seeds is not None and options.seeds < 1:
@@ -37,13 +37,13 @@ def study(options: Options, flags: Sequence[str]) -> int:
     ended = run_all(jobs, processes=options.processes, minutes=options.minutes)
     console.say(", ".join(f"{len(some)} {how}" for how, some in ended.items() if some))
     if ended["left"] or ended["busy"]:
-        console.say("the same command goes on with what is left")
+        console.say("the same command continues with the remaining runs")
     return 1 if ended["failed"] else 0
 
 
-@command(stopped="stopped; nothing finished is lost. The same command goes on with what is left")
+@command(stopped="stopped; finished runs are kept. The same command continues with the remaining runs")
 def main(arguments: list[str]) -> int:
-    """Entry point of `python -m tfigkd.study`."""
+    """Run `python -m tfigkd.study`."""
     if arguments[:1] == ["collect"]:
         from tfigkd.study import collect
 

@@ -1,10 +1,10 @@
-"""Bring what studies have finished into the checkout: rows to experiments/results, models to saved_models.
+"""Collection of finished runs: rows are copied to experiments/results, models to saved_models.
 
 python -m tfigkd.study collect
 python -m tfigkd.study collect --study lowdata --models lowdata_kd,lowdata_ig_kd
 
-Rows of smoke runs and of unfinished runs stay where they are. Collecting twice adds nothing. Runs that were brought
-from another machine may come without their students: their rows count, and `--models` passes them over.
+Smoke runs and unfinished runs are ignored. Collecting twice adds nothing. Runs copied from another machine may lack
+their students: their rows are collected, and `--models` skips them.
 """
 
 import csv
@@ -32,6 +32,7 @@ from tfigkd.runtime.files import (
 )
 from tfigkd.runtime.provenance import as_csv
 from tfigkd.stages.runner import SETTINGS
+from tfigkd.stages.workdir import PRECISION
 from tfigkd.study.runs import LABEL, ROWS
 
 KEY = ("study", "arm", "size", "seed")
@@ -44,22 +45,22 @@ class Options:
     """Copy finished rows of studies to experiments/results/STUDY.csv and chosen models to saved_models."""
 
     workdir: Path = Path("runs/studies")
-    """Where the studies' runs lie."""
+    """Folder of the studies' runs."""
     teachers: Path = Path("runs/teachers")
-    """Where their teachers lie."""
+    """Folder of their teachers."""
     into: Path | None = None
-    """The checkout. Default: the one this package lies in."""
+    """The checkout to write to. Default: the one that contains this package."""
     study: str | None = None
     """Only this study."""
     models: str = ""
-    """Experiments whose students go to saved_models/EXPERIMENT/SEED, separated by commas, and their trained teacher."""
+    """Experiments, separated by commas: their students go to saved_models/EXPERIMENT/SEED, and their teacher too."""
 
 
 def read_rows(path: Path) -> list[dict[str, str]]:
-    """The rows of a CSV file; none where there is no file.
+    """Read the rows of a CSV file; a missing file has no rows.
 
     Raises:
-        UserError: it is no CSV file.
+        UserError: the file is not a CSV table.
     """
     if not path.is_file():
         return []
@@ -67,7 +68,7 @@ def read_rows(path: Path) -> list[dict[str, str]]:
         with open(path, newline="", encoding="utf-8") as file:
             rows = list(csv.DictReader(file))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"{path}: not a table of results ({error})") from error
+        raise UserError(f"{path} is not a CSV table of results ({error}); restore the file") from error
     for number, row in enumerate(rows, start=1):
         if None in row or None in row.values():
             raise UserError(f"{path}: row {number} has another number of cells than the header; restore the file")
@@ -75,10 +76,10 @@ def read_rows(path: Path) -> list[dict[str, str]]:
 
 
 def finished_runs(workdir: Path, study: str | None = None) -> list[tuple[Path, dict[str, str]]]:
-    """Folder and row of each finished run of studies that is no smoke run; says how many rows lack their label.
+    """Return folder and row of each finished run that is not a smoke run; print how many rows lack their label.
 
     Raises:
-        UserError: a row or its label is damaged, or not that of its folder.
+        UserError: a row or its label is damaged, or belongs to another folder.
     """
     found, unlabeled = [], []
     for path in sorted(workdir.glob(f"{study or '*'}/*/*/{ROWS}")):
@@ -94,12 +95,12 @@ def finished_runs(workdir: Path, study: str | None = None) -> list[tuple[Path, d
         job = read_signed(label, "delete it and the rows beside it and run the study again", names=JOB, unsigned=True)
         folder = Path(job["study"]) / (f"{job['arm']}-{job['size']}" if job["size"] else job["arm"]) / row["seed"]
         if path.parent != workdir / folder:
-            raise UserError(f"{label} is of {folder} and lies in {path.parent}; put the run's folder back")
+            raise UserError(f"{label} belongs to {folder} but is in {path.parent}; move the run's folder back")
         leading = {"study": job["study"], "experiment": row["experiment"], "arm": job["arm"], "size": job["size"]}
         found.append((path.parent, {**row, **leading, "command": job["command"]}))
     if unlabeled:
         count = f"{len(unlabeled)} row{'s' * (len(unlabeled) > 1)}"
-        console.say(f"{count} passed over, as no {LABEL} beside them says of which study: {unlabeled[0]}")
+        console.say(f"{count} skipped, without a {LABEL} that names the study: {unlabeled[0]}")
     return found
 
 
@@ -108,7 +109,7 @@ def _key(row: dict[str, str]) -> tuple[Any, ...]:
 
 
 def merge_rows(path: Path, rows: Sequence[dict[str, str]]) -> int:
-    """Put rows into a table, in the place of older ones of the same run; returns how many are new or changed."""
+    """Merge rows into a table, replacing older rows of the same runs; return how many are new or changed."""
     make_folder(path.parent)
     with locked(path.parent, wait=True):
         try:
@@ -129,22 +130,24 @@ def merge_rows(path: Path, rows: Sequence[dict[str, str]]) -> int:
 
 
 def save_student(run: Path, row: dict[str, str], into: Path) -> Path:
-    """Copy a run's student, its int8 file where it has one, and its manifest to a folder of saved_models."""
+    """Copy a run's student, its int8 file if it has one, and its manifest to a folder of saved_models."""
     folder = make_folder(into / row["experiment"] / row["seed"])
-    trained = require(run / "distill", "distill")  # a damaged file must not get a new checksum
+    trained = require(run / "distill", "distill")  # checks the file, so that a damaged one does not get a new checksum
     files = {}
     for stage, name in FILES.items():
         if (run / stage / name).is_file():
             require(run / stage, stage)
             files[name] = copy_file(run / stage / name, folder / name)
     copy_file(run / SETTINGS, folder / SETTINGS)
+    if (run / PRECISION).is_file():  # what "auto" stands for in the run
+        copy_file(run / PRECISION, folder / PRECISION)
     outputs = {name: value for name, value in trained.items() if name not in ("fingerprint", "files")}
     write_manifest(folder, trained["fingerprint"], files=files, **outputs, row=row)
     return folder
 
 
 def save_teacher(run: Path, teachers: Path, into: Path) -> Path | None:
-    """Copy the teacher of a run to saved_models/teacher, if this project trained it and it is here; None otherwise."""
+    """Copy the teacher of a run to saved_models/teacher, if it was trained here and exists; otherwise return None."""
     try:
         settings = json.loads((run / SETTINGS).read_text(encoding="utf-8"))
         config = from_mapping(Config, settings["config"])
@@ -152,9 +155,9 @@ def save_teacher(run: Path, teachers: Path, into: Path) -> Path | None:
         raise UserError(f"{run / SETTINGS} is damaged ({error}); run the study again in another --workdir") from error
     if not config.needs_teacher or config.teacher.weights is not None:
         return None
-    with console.quiet_stderr():  # TensorFlow greets
+    with console.quiet_stderr():  # TensorFlow prints lines on import
         from tfigkd.stages.teacher import FILE, teacher_fingerprint
-    # a student of an earlier version has not recorded its teacher, which is then found from the data
+    # earlier versions did not record the teacher of a student; its fingerprint is then computed from the config
     trained = read_manifest(run / "distill") or {}
     source = teachers / (trained.get("teacher") or teacher_fingerprint(config))
     manifest = read_manifest(source)
@@ -169,7 +172,11 @@ def save_teacher(run: Path, teachers: Path, into: Path) -> Path | None:
 
 
 def collect(options: Options) -> None:
-    """Copy rows, and the models that are asked for."""
+    """Copy the rows of finished runs, and the requested models.
+
+    Raises:
+        UserError: no run is finished, a requested model has no finished run, or a file is damaged.
+    """
     checkout = options.into or experiments_folder().parent
     runs = finished_runs(options.workdir, options.study)
     if not runs:
@@ -189,4 +196,4 @@ def collect(options: Options) -> None:
             console.say(f"  {save_student(run, row, checkout / 'saved_models')}")
             save_teacher(run, options.teachers, checkout / "saved_models")
         else:
-            console.say(f"  {row['experiment']}, seed {row['seed']}: passed over, its student is not in {run}")
+            console.say(f"  {row['experiment']}, seed {row['seed']}: skipped, its student is not in {run}")

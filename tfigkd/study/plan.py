@@ -1,7 +1,7 @@
-"""Read a study and list its runs: many arms times many seeds and sizes.
+"""The plan of a study: its TOML file and its runs, one for each arm, seed and size.
 
-A study is one TOML file in experiments/studies. Arms of one seed share initial weights, order and crops, so seeds pair
-them. Every run has a folder of its own.
+A study is one TOML file in experiments/studies. Arms with the same seed share initial weights, order and crops, so that
+they can be compared in pairs. Each run has its own folder.
 """
 
 from collections.abc import Sequence
@@ -21,18 +21,18 @@ PROG = "python -m tfigkd.study"
 
 @dataclass(frozen=True)
 class Study:
-    """What a study's TOML file says.
+    """The content of a study's TOML file.
 
     Attributes:
         name: The file's stem.
         description: One line.
-        arms: Arm to experiment; of one seed they run in this order.
-        seeds: How many, from 0.
-        stages: Of each run.
-        overrides: Fields of every arm, as nested tables.
+        arms: Arm to experiment, in the order in which the arms of a seed run.
+        seeds: Number of seeds, from 0.
+        stages: Stages of each run.
+        overrides: Fields set in every arm, as nested tables.
         sizes: Name to fields of a size; every arm runs at every size.
-        seed_fields: Dotted fields that follow the seed, such as the draw of a subset.
-        comparisons: Pairs of arms that the study is there to compare, chosen before any result.
+        seed_fields: Dotted fields that are set to the seed, such as the seed of a subset.
+        comparisons: Pairs of arms to compare, chosen before any result is known.
     """
 
     name: str = ""
@@ -54,25 +54,25 @@ class Options:
     """
 
     experiment: str
-    """Name of a shipped study (ablation, best, compression, lowdata, lowdata_best, monte_carlo) or a .toml file."""
+    """Name of a shipped study (experiments/studies: cifar10, ablation, lowdata, …) or a .toml file."""
     workdir: Path = Path("runs/studies")
-    """Where the runs lie: WORKDIR/STUDY/ARM[-SIZE]/SEED."""
+    """Folder of the runs, which are in WORKDIR/STUDY/ARM[-SIZE]/SEED."""
     teachers: Path = Path("runs/teachers")
-    """Where teachers and their stores lie, shared by all runs."""
+    """Folder of teachers and their stores, shared by all runs."""
     processes: int = 1
-    """Runs at once; on a machine without accelerator one keeps two cores busy."""
+    """Number of runs at the same time; without an accelerator, one run keeps two cores busy."""
     seeds: int | None = None
-    """How many seeds, from 0; not given: as the study says (1 with --smoke)."""
+    """Number of seeds, from 0. Default: that of the study (1 with --smoke)."""
     arms: str | None = None
     """Only these arms, separated by commas."""
     stages: str | None = None
-    """Only these stages of each run, separated by commas; not given: as the study says."""
+    """Only these stages of each run, separated by commas. Default: those of the study."""
     minutes: float | None = None
-    """Stop after this time; a run that is cut off goes on at its last epoch next time."""
+    """Stop after this time; the next call continues an interrupted run from its last epoch."""
     smoke: bool = False
     """Shrink every run to a few steps of a small slice."""
     dry_run: bool = False
-    """Show what would run, and stop."""
+    """Print the runs without running them."""
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,7 @@ class Job:
 
     @property
     def title(self) -> str:
-        """The run in words."""
+        """Arm, size and seed, for messages."""
         return f"{self.arm}{f' {self.size}' if self.size else ''}, seed {self.seed}"
 
 
@@ -105,7 +105,7 @@ def read_study(name_or_file: str) -> Study:
     """Read a study by its shipped name or from a TOML file.
 
     Raises:
-        UserError: no such study, malformed TOML, unknown names, or values that make no study.
+        UserError: the study does not exist, its TOML is malformed, or it has unknown names or invalid values.
     """
     folder = experiments_folder() / "studies"
     path = Path(name_or_file) if name_or_file.endswith(".toml") else folder / f"{name_or_file}.toml"
@@ -114,13 +114,13 @@ def read_study(name_or_file: str) -> Study:
         raise UserError(f"unknown study {name_or_file!r}; {closest(name_or_file, known)} (or a .toml file)")
     table, what = read_toml(path, "study"), f"study {path}"
     if "name" in table:
-        raise UserError(f"{what}: its name is that of its file, remove the line `name`")
+        raise UserError(f"{what}: a study is named by its file; remove the line `name`")
     study = replace(from_mapping(Study, table, what=what), name=path.stem)
     if not study.arms or study.seeds < 1:
-        raise UserError(f"{what}: it needs at least one arm and one seed")
+        raise UserError(f"{what}: expected at least one arm and one seed")
     for pair in study.comparisons:
         if not {*pair} <= study.arms.keys():
-            raise UserError(f"{what}: a comparison is of two of its arms, got {list(pair)}")
+            raise UserError(f"{what}: expected comparisons of two of its arms, got {list(pair)}")
     return study
 
 
@@ -134,15 +134,15 @@ def _config(experiment: str, study: Study, size: str, seed: int, *, small: bool)
 
 
 def plan(study: Study, options: Options, flags: Sequence[str] = ()) -> list[Job]:
-    """List all runs of a study: seed by seed, so that whatever is finished compares all arms.
+    """List all runs of a study, seed by seed, so that the finished runs of a stopped study cover all arms.
 
     Args:
         study: The arms, sizes and seeds.
-        options: Which of them, and where.
+        options: Selection of arms, seeds and stages, and folders.
         flags: Fields of the experiments, as on the command line.
 
     Raises:
-        UserError: an unknown arm or field, or a value out of range.
+        UserError: an arm or field is unknown, or a value is out of range.
     """
     chosen = list(study.arms) if options.arms is None else options.arms.split(",")
     for arm in chosen:

@@ -1,4 +1,4 @@
-"""`python -m tfigkd.study report`: write tables, plots and pages of the studies from their rows."""
+"""`python -m tfigkd.study report`: tables, plots and pages of the studies, written from their rows."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,11 +22,11 @@ class Options:
     """Write the studies' part of experiments/README.md, forest plots and pages from experiments/results/*.csv."""
 
     into: Path | None = None
-    """The checkout. Default: the one this package lies in."""
+    """The checkout to write to. Default: the one that contains this package."""
 
 
 def report(checkout: Path) -> str:
-    """The studies' part of experiments/README.md; forest plots and pages are written on the way."""
+    """Write forest plots and pages, and return the studies' part of experiments/README.md."""
     results, studies = checkout / "experiments" / "results", checkout / "experiments" / "studies"
     papers = read_rows(results / "papers.csv")
     lines, left = [], []
@@ -35,7 +35,7 @@ def report(checkout: Path) -> str:
         table = results / f"{path.stem}.csv"
         rows = read_rows(table)
         if any(row.get("study") != path.stem for row in rows):
-            raise UserError(f"{table} has rows that are not of the study {path.stem}; give that table another name")
+            raise UserError(f"{table} has rows of another study than {path.stem}; rename the table")
         _write_page(described, rows, papers, checkout)
         left.append(_left(described, rows))
         if rows:
@@ -49,7 +49,7 @@ def report(checkout: Path) -> str:
 
 
 def _write_page(study: Study, rows: Sequence[Row], papers: Sequence[Row], checkout: Path) -> None:
-    """The study's report.html, beside its runs; a study of which nothing is known has none."""
+    """Write a study's report.html beside its runs, if the study has rows or published results."""
     if rows or any(row["study"] == study.name for row in papers):
         path = make_folder(checkout / "runs" / "studies" / study.name) / "report.html"
         write_text(path, page(study, rows, papers))
@@ -60,13 +60,13 @@ def write_report(options: Options) -> None:
     """Write the studies' part of experiments/README.md, plots and pages.
 
     Raises:
-        UserError: the README lacks the marks between which it is written.
+        UserError: the README lacks the two lines between which the text is written.
     """
     checkout = options.into or experiments_folder().parent
     path = checkout / "experiments" / "README.md"
     text = path.read_text(encoding="utf-8") if path.is_file() else ""
     if text.count(BEGIN) != 1 or text.count(END) != 1:
-        raise UserError(f"{path}: expected the lines {BEGIN!r} and {END!r} once each, around what is written anew")
+        raise UserError(f"{path}: expected the lines {BEGIN!r} and {END!r} exactly once; add them where the studies go")
     before, _, rest = text.partition(BEGIN)
     after = rest.partition(END)[2]
     write_text(path, f"{before}{BEGIN}\n\n{report(checkout)}\n{END}{after}")
@@ -74,7 +74,7 @@ def write_report(options: Options) -> None:
 
 
 def _left(study: Study, rows: Sequence[Row]) -> str | None:
-    """What of a study has no row yet, and the command that runs it."""
+    """Return a line on how many runs of a study have no row yet and the command for them; None if all have one."""
     total, done = study.seeds * len(study.arms) * len(study.sizes), len(rows)
     if done >= total:
         return None

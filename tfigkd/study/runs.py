@@ -1,4 +1,4 @@
-"""Run the jobs of a study in processes of their own, so many at once, in their order."""
+"""Execution of a study's jobs in child processes, several at the same time, in order."""
 
 import shlex
 import sys
@@ -16,14 +16,14 @@ from tfigkd.study.plan import PROG, Job
 
 ROWS = "rows.csv"
 LABEL = "job.json"
-DONE, FAILED, BUSY = 0, 1, 3  # how the process of one run ends
+DONE, FAILED, BUSY = 0, 1, 3  # exit statuses of the process of one run
 
 
 def finished_row(job: Job) -> bool:
-    """Whether a run has left its row, with the job's settings.
+    """Return whether a run is finished, that is, has written its row, with the job's settings.
 
     Raises:
-        UserError: the run there has other settings, or its settings file is damaged.
+        UserError: the run in the folder has other settings, or its settings file is damaged.
     """
     if not (job.folder / ROWS).is_file():
         return False
@@ -36,7 +36,7 @@ def finished_row(job: Job) -> bool:
 
 
 def work(job: Job) -> int:
-    """Do one run, unless it is done or another process does it; returns how it ended."""
+    """Do one run, unless it is finished or another process is doing it; return DONE, FAILED or BUSY."""
     try:
         with locked(job.folder / "claim", wait=False):
             if finished_row(job):
@@ -55,14 +55,14 @@ def work(job: Job) -> int:
 
 
 def _label(job: Job) -> dict[str, str]:
-    """What `collect` adds to the run's row."""
+    """Return the columns that `collect` adds to the run's row."""
     own = ["--experiment", job.study, "--arms", job.arm, "--seeds", str(job.seed + 1), *job.flags]
     command = f"{PROG} {shlex.join(own)}"
     return {"study": job.study, "arm": job.arm, "size": job.size, "command": command}
 
 
 def _process(job: Job) -> None:
-    """The process of one run: what it prints goes to a file in the run's folder."""
+    """Do one run as a child process, with its output in run.log of the run's folder."""
     try:
         settle(job.folder / "run.log")
     except OSError as error:
@@ -75,15 +75,16 @@ def _process(job: Job) -> None:
 
 
 def run_all(jobs: Sequence[Job], *, processes: int, minutes: float | None = None) -> Mapping[str, list[Job]]:
-    """Run jobs in processes of their own, so many at once, in their order.
+    """Run jobs in child processes, several at the same time, in order.
 
     Args:
-        jobs: Finished ones are passed over.
-        processes: How many at once.
-        minutes: After this time no run is started and those that work are stopped; they go on next time.
+        jobs: Jobs to run; finished ones are skipped.
+        processes: Number of processes at the same time.
+        minutes: Stop all runs after this time; the next call continues them. None: no limit.
 
     Returns:
-        The jobs by how they ended: "done" here, "before", "busy" elsewhere, "failed", "left" for the next call.
+        The jobs by result: "done" in this call, finished "before", "busy" in another process, "failed", or "left" for
+        the next call.
     """
     started = time.monotonic()
     deadline = None if minutes is None else started + 60 * minutes

@@ -1,8 +1,6 @@
-"""What the collected rows of a study show: tables, a forest plot, and sentences; every figure comes from a row.
+"""Tables, sentences and a forest plot of a study, computed from its collected rows.
 
-python -m tfigkd.study report
-
-Rewrites the part of experiments/README.md between its two markers, and leaves a page of each study in runs/studies.
+`python -m tfigkd.study report` writes them to the part of experiments/README.md between its two marker lines.
 """
 
 import math
@@ -18,11 +16,11 @@ from tfigkd.runtime.errors import UserError
 from tfigkd.runtime.files import atomic
 from tfigkd.study.plan import Study
 
-TO_SEE = (0.2, 0.4)  # points
+TO_SEE = (0.2, 0.4)  # differences to detect, in points
 FEWEST = 3
 """Runs an arm from which a deviation is known well enough to say how many seeds a difference needs."""
 CONTROLS = ("shuffled", "noise", "dimmed")
-"""Endings of the names of placebo arms."""
+"""Suffixes of the names of placebo arms."""
 METRIC = "student_accuracy"
 
 Row = dict[str, str]
@@ -31,7 +29,7 @@ Runs = dict[tuple[str, str], dict[int, float]]  # (size, arm) to seed to accurac
 
 @dataclass(frozen=True)
 class Compared:
-    """One planned comparison: unpaired, paired by seed, and corrected over all of the study."""
+    """One planned comparison: unpaired, paired by seed, and its p-value corrected over the study."""
 
     size: str
     first: str
@@ -42,15 +40,15 @@ class Compared:
 
     @property
     def title(self) -> str:
-        """Which arms, and of which size."""
+        """The two arms and the size."""
         return f"{self.first} − {self.second}{f', {self.size}' if self.size else ''}"
 
 
 def runs_of(rows: Sequence[Row]) -> Runs:
-    """Accuracy in points of each run.
+    """Return the accuracy in points of each run.
 
     Raises:
-        UserError: runs of one arm trained on different numbers of examples, so that a mean would mix protocols.
+        UserError: runs of one arm used different numbers of training examples, so that a mean would mix protocols.
     """
     runs: Runs = defaultdict(dict)
     trained: dict[tuple[str, str], set[str]] = defaultdict(set)
@@ -73,7 +71,7 @@ def summarize(accuracies: Sequence[float]) -> Summary:
 
 
 def compare(study: Study, runs: Runs) -> list[Compared]:
-    """The planned comparisons that have runs on both sides, Holm's correction over those with a test."""
+    """Return the planned comparisons with runs of both arms; Holm's correction covers those with a test."""
     found = []
     for size in study.sizes:
         for first, second in study.comparisons:
@@ -110,13 +108,13 @@ def _table(header: Sequence[str], lines: Sequence[Sequence[str]]) -> list[str]:
 
 
 def arms_table(study: Study, rows: Sequence[Row], papers: Sequence[Row]) -> list[str]:
-    """One line an arm and size; an arm is bold only where it beats every other beyond the noise."""
+    """Return one row for each arm and size; an arm is bold only if it is significantly better than all others."""
     header, lines, remarks = arms_lines(study, rows, papers)
     return [*_table(header, lines), "", remarks]
 
 
 def arms_lines(study: Study, rows: Sequence[Row], papers: Sequence[Row]) -> tuple[list[str], list[list[str]], str]:
-    """Header and lines of the arms' table, and what must be said of it."""
+    """Return header and lines of the table of arms, and remarks to print below it."""
     runs, lines, remarks = runs_of(rows), [], []
     published = {(row["size"], row["arm"]): row for row in papers if row["study"] == study.name}
     for size in study.sizes:
@@ -155,7 +153,7 @@ def arms_lines(study: Study, rows: Sequence[Row], papers: Sequence[Row]) -> tupl
 
 
 def _paper(paper: Row | None, own: Row) -> str:
-    """The papers' mean, beside rows of as many training examples only."""
+    """Return the papers' mean as text; empty if the rows have another number of training examples."""
     expected = {"ablation": "50000", "compression": "50000", "monte_carlo": "40000"}
     if paper is None or own["n_train"] != expected.get(paper["study"]):
         return ""
@@ -173,7 +171,7 @@ def _normality(study: Study, runs: Runs) -> list[str]:
 
 
 def comparisons_lines(compared: Sequence[Compared]) -> tuple[list[str], list[list[str]]]:
-    """One line a planned comparison, with the seeds that a difference of 0.2 or 0.4 points would take."""
+    """Return one line for each comparison, with the seeds needed to detect differences of 0.2 and 0.4 points."""
     lines = []
     for one in compared:
         pairs = one.pairs
@@ -208,7 +206,7 @@ def _seeds(found: Difference, *, pairs: bool = False) -> list[int | None]:
 
 
 def sentences(compared: Sequence[Compared]) -> list[str]:
-    """Return how many comparisons are beyond the noise, then a sentence for each: placebos first, then the rest."""
+    """Return how many comparisons are beyond the noise, then a sentence for each, those with placebos first."""
     placebo = [one for one in compared if one.second in {f"{one.first}_{control}" for control in CONTROLS}]
     said = [_sentence(one, "its placebo ") for one in placebo]
     said += [_sentence(one) for one in compared if one not in placebo]
@@ -238,7 +236,7 @@ def _sentence(one: Compared, kind: str = "") -> str:
 
 
 def provenance(rows: Sequence[Row]) -> str:
-    """Hardware, wall time, versions, commits, and what must be known of the splits."""
+    """Return hardware, wall time, versions, commits and facts about the splits, in sentences."""
 
     def distinct(name: str) -> str:
         return "; ".join(sorted({row[name] for row in rows if row.get(name)})) or "unknown"
@@ -255,7 +253,7 @@ def provenance(rows: Sequence[Row]) -> str:
 
 
 def forest_plot(compared: Sequence[Compared], title: str, path: Path) -> None:
-    """Differences and their 95 % intervals, one line a comparison; a filled mark is beyond the noise."""
+    """Plot each comparison's difference and 95 % interval; a filled mark is significant after Holm's correction."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -290,7 +288,7 @@ def forest_plot(compared: Sequence[Compared], title: str, path: Path) -> None:
 
 
 def section(study: Study, rows: Sequence[Row], papers: Sequence[Row]) -> list[str]:
-    """All that the rows of one study say, as Markdown."""
+    """Return the section of one study as Markdown lines."""
     compared = compare(study, runs_of(rows))
     lines = [f"### {study.name}", "", f"{study.description}. {provenance(rows)}", ""]
     lines += [*arms_table(study, rows, papers), ""]
@@ -303,5 +301,5 @@ def section(study: Study, rows: Sequence[Row], papers: Sequence[Row]) -> list[st
 
 
 def command_of(study: Study) -> str:
-    """What runs a study, or what is left of it."""
+    """Return the command that runs a study, or its remaining runs."""
     return f"python -m tfigkd.study --experiment {study.name}"

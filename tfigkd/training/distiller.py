@@ -23,6 +23,7 @@ def loss_terms(
     weights: Mapping[str, float],
     label_smoothing: float = 0.0,
     sample_weight: Tensor | None = None,
+    label_probabilities: Tensor | None = None,
 ) -> dict[str, Tensor]:
     """Every term of the loss and their weighted sum `"loss"`, all scalars.
 
@@ -38,6 +39,7 @@ def loss_terms(
         weights: Name to weight; the hard label's is 1 minus that of `"kd"`.
         label_smoothing: Of the hard label, in [0, 1).
         sample_weight: [B], or None.
+        label_probabilities: [B,C], what the hard-label loss takes in place of the labels (of mixed images), or None.
     """
 
     def reduce(values: Tensor) -> Tensor:
@@ -46,7 +48,8 @@ def loss_terms(
         return ops.mean(values)
 
     sides = sides or {}
-    hard = reduce(hard_label_loss(labels, logits, label_smoothing=label_smoothing))
+    hard_labels = labels if label_probabilities is None else label_probabilities
+    hard = reduce(hard_label_loss(hard_labels, logits, label_smoothing=label_smoothing))
     terms = {"hard_loss": hard}
     total = (1.0 - weights["kd"]) * hard if "kd" in sides else hard
     for name, (teacher_side, student_side) in sides.items():
@@ -100,7 +103,8 @@ class Distiller(keras.Model):
     The loss is `(1 - w) · hard label + w · kd`, with w the weight of the term `"kd"`, plus `weight · term` for every
     other term. The terms are logged by name. The student runs once a step, whatever the losses look at.
 
-    Targets are labels (integers [B] or probabilities [B,C]), or a dictionary: `"label"`, and what is known of the
+    Targets are labels (integers [B] or probabilities [B,C]), or a dictionary: `"label"`, with it or not
+    `"label_probabilities"` [B,C], which the hard-label loss then takes (of mixed images), and what is known of the
     teacher: `"teacher_logits"` [B,C], `"teacher_map"` [B,H,W], `"teacher_features"` (tap to features or attention).
     Where they hold all that the losses need, no teacher runs. Otherwise the live teacher runs in inference mode on
     `"teacher_inputs"`, or on the student's own batch. It is neither tracked nor saved with the distiller, and its
@@ -257,6 +261,7 @@ class Distiller(keras.Model):
         self, outputs: Mapping[str, Tensor], inputs: Tensor, targets: Any, sample_weight: Any = None, *, training: bool
     ) -> dict[str, Tensor]:
         """The loss terms of given outputs (logits and taps, by name) on a batch."""
+        mixed = targets.get("label_probabilities") if isinstance(targets, Mapping) else None
         return loss_terms(
             _labels(targets),
             outputs[LOGITS],
@@ -265,6 +270,7 @@ class Distiller(keras.Model):
             weights=self.distillation_weights,
             label_smoothing=self.label_smoothing,
             sample_weight=sample_weight,
+            label_probabilities=mixed,
         )
 
     def compute_terms(self, inputs: Tensor, targets: Any, sample_weight: Any = None, *, training: bool) -> tuple:
@@ -315,7 +321,10 @@ class Distiller(keras.Model):
                 with self._scope(trainable, non_trainable) as scope:
                     terms, logits = self.compute_terms(inputs, targets, sample_weight, training=True)
                 changed = [scope.get_current_value(variable) for variable in self.non_trainable_variables]
-                return self.optimizer.scale_loss(terms["loss"]), (terms, logits, changed)
+                mapping = list(zip(self.optimizer.variables, optimizer_state, strict=True))
+                with keras.StatelessScope(state_mapping=mapping):  # the loss scale of mixed_float16 is a variable
+                    scaled = self.optimizer.scale_loss(terms["loss"])
+                return scaled, (terms, logits, changed)
 
             gradient = jax.grad(loss_function, has_aux=True)
             gradients, (terms, logits, non_trainable) = gradient(trainable, non_trainable)

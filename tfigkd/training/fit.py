@@ -1,54 +1,28 @@
 """Training with exact resume: optimizer, schedule, progress, checkpoints."""
 
+import contextlib
 import gc
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import keras
 import numpy as np
 
 from tfigkd.batches.stream import Batch
 from tfigkd.config.fields import TrainingConfig
+from tfigkd.models.precision import head_layers
 from tfigkd.runtime import console
 from tfigkd.runtime.errors import UserError
 from tfigkd.training import checkpoint
+from tfigkd.training.averaging import Averaged
 from tfigkd.training.distiller import Distiller
 from tfigkd.training.ledger import Ledger
+from tfigkd.training.optimizers import make_optimizer
 from tfigkd.training.tensorboard import Board, Watched
 
 LEDGER = "ledger.jsonl"
-
-
-def make_optimizer(config: TrainingConfig, steps_per_epoch: int) -> keras.optimizers.Optimizer:
-    """The optimizer of a recipe; weight decay spares biases and normalization."""
-    warmup = round(config.warmup_epochs * steps_per_epoch)
-    rate: Any = config.learning_rate
-    if config.schedule == "cosine" or warmup:
-        rate = keras.optimizers.schedules.CosineDecay(
-            initial_learning_rate=0.0 if warmup else config.learning_rate,
-            decay_steps=max(1, config.epochs * steps_per_epoch - warmup),
-            alpha=0.0 if config.schedule == "cosine" else 1.0,
-            warmup_target=config.learning_rate if warmup else None,
-            warmup_steps=warmup,
-        )
-    decay = config.weight_decay or None
-    average: dict[str, Any] = {"use_ema": True, "ema_momentum": config.ema} if config.ema else {}
-    optimizer: keras.optimizers.Optimizer
-    if config.optimizer == "sgd":
-        nesterov = config.momentum > 0
-        optimizer = keras.optimizers.SGD(
-            rate, momentum=config.momentum, nesterov=nesterov, weight_decay=decay, **average
-        )
-    elif config.optimizer == "adamw":
-        optimizer = keras.optimizers.AdamW(rate, weight_decay=config.weight_decay, **average)
-    else:
-        optimizer = keras.optimizers.Adam(rate, weight_decay=decay, **average)
-    if config.weight_decay:
-        optimizer.exclude_from_weight_decay(var_names=["bias", "gamma", "beta"])
-    return optimizer
 
 
 class _Bar(keras.callbacks.Callback):
@@ -99,8 +73,9 @@ def broken_terms(logs: Mapping[str, float], before: Mapping[str, float], weights
 class _Keeper(keras.callbacks.Callback):
     """Refuse NaN at every step; after each epoch keep the history, show it in TensorBoard, write the checkpoint."""
 
-    def __init__(self, folder: Path, fingerprint: str, history: list, board: Board):
+    def __init__(self, folder: Path, fingerprint: str, history: list, board: Board, averaged: Averaged | None):
         super().__init__()
+        self.averaged = averaged
         self.folder, self.fingerprint, self.history, self.board = folder, fingerprint, history, board
         self.before: dict[str, float] = {}
 
@@ -132,8 +107,15 @@ class _Keeper(keras.callbacks.Callback):
         seconds = time.monotonic() - self.started
         self.history.append({**values, "learning_rate": rate, "seconds": seconds})
         # before the checkpoint: a run that is killed between the two does the epoch again and takes its points back
-        self.board.write_epoch(epoch, self.history[-1])
+        averaged = self._averages_drawn(epoch)
+        with averaged.applied(self.model) if averaged else contextlib.nullcontext():
+            self.board.write_epoch(epoch, self.history[-1])
         checkpoint.save(self.folder, self.model, self.fingerprint, self.history)
+
+    def _averages_drawn(self, epoch: int) -> Averaged | None:
+        """The averaged weights, where pictures of them are due."""
+        watched = self.board.watched
+        return self.averaged if watched is not None and watched.due(epoch, self.board.epochs) else None
 
 
 def fit(
@@ -179,18 +161,21 @@ def fit(
     steps = math.ceil(examples / config.batch_size)
     # XLA on a CPU takes minutes to compile and then trains several times slower
     jit = False if keras.backend.backend() == "tensorflow" else "auto"
-    model.compile(make_optimizer(config, steps), metrics=["accuracy"], jit_compile=jit)
+    optimizer = make_optimizer(config, steps, head=head_layers(model.student))
+    model.compile(optimizer, metrics=["accuracy"], jit_compile=jit)
+    averaged = None
+    if config.ema or config.lookahead:
+        averaged = Averaged(stream, batch_size=config.batch_size, examples=examples)
     history = checkpoint.restore(folder, model, fingerprint)
     done = len(history)
     if done:
         console.say(f"  {title}: going on after epoch {done} of {config.epochs}")
-    if done == config.epochs and config.ema:  # stopped between the last checkpoint and the end of Keras's fit
-        model.optimizer.finalize_variable_values(model.trainable_variables)
     if done < config.epochs:
         with console.progress(title, config.epochs * steps, done * steps) as advance:
             board = Board(tensorboard, examples=examples, steps=steps, epochs=config.epochs, done=done, watched=watched)
-            keeper = _Keeper(folder, fingerprint, history, board)
+            keeper = _Keeper(folder, fingerprint, history, board, averaged)
             watchers: list[keras.callbacks.Callback] = [*callbacks, board, keeper, _Bar(advance, config.epochs)]
+            watchers += [averaged] if averaged else []
             if model.distillation_losses and ledger_steps:
                 path = folder / LEDGER
                 ledger = Ledger(next(stream(0)), path, every=ledger_steps, done=done * steps, write=board.scalar)
@@ -214,4 +199,6 @@ def fit(
                 failure.__traceback__ = failure.__context__ = failure.__cause__ = None
                 gc.collect()
                 raise failure
+    if averaged:
+        averaged.finish(model, config.epochs - 1)
     return history

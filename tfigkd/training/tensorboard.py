@@ -23,6 +23,7 @@ from tfigkd.attribution import attribute, saliency_map
 from tfigkd.config.measure_fields import TensorBoardConfig
 from tfigkd.data import Examples, to_model_input
 from tfigkd.measure.metrics import predict_logits
+from tfigkd.models.precision import with_precision
 from tfigkd.runtime import console
 from tfigkd.runtime.files import make_folder
 from tfigkd.runtime.tfrecord import framed
@@ -205,7 +206,7 @@ class Board(keras.callbacks.Callback):
 
     def draw(self, watched: Watched) -> None:
         """Draw the examples with their maps, and the confusion matrix, at the step that has been reached."""
-        model, shown = self.model.student, watched.shown
+        model, shown = with_precision(self.model.student, "float32"), watched.shown
         result = attribute(
             model,
             to_model_input(shown.images),

@@ -1,0 +1,137 @@
+"""A plain convolutional network that trains fast (after Jordan 2024, github.com/KellerJordan/cifar10-airbench, arXiv
+2404.00498, and Page 2018, "How to Train Your ResNet")."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+import numpy as np
+
+from tfigkd.models import parts
+from tfigkd.models.layers import FusedBatchNormalization
+
+PATCH = 2
+"""Height and width of the whitened patches."""
+EPSILON = 5e-4
+"""Added to the variances that the whitening divides by."""
+LOGIT_SCALE = 1 / 9
+MOMENTUM = 0.6
+"""Of the batch normalization's moving averages; short trainings change fast."""
+
+
+def convnet(
+    num_classes: int = 10,
+    *,
+    input_shape: Sequence[int] = (32, 32, 3),
+    widths: Sequence[int] = (64, 256, 256),
+    depth: int = 2,
+    normalization: parts.Normalization | None = None,
+) -> keras.Model:
+    """A whitening stem, blocks of 3x3 convolutions, global max pooling and a dense layer.
+
+    The stem is a frozen 2x2 convolution without bias; `set_whitening` fills it from training images, until then it is
+    random. Since nothing below the first block learns, its input needs no gradient. Each block halves height and width
+    after its first convolution, as long as there is something to halve; from the third convolution on, each has a
+    shortcut around it. Batch normalization has no scale. The kernels of the blocks begin as a partial identity: the
+    first outputs repeat the inputs, the rest are random.
+
+    The output of block N is the output of the layer `block_NN`; `block_00` is the stem.
+
+    Args:
+        num_classes: Number of logits.
+        input_shape: (H, W, C) of the images, float32 in [0,1].
+        widths: Channels of each block.
+        depth: Convolutions a block.
+        normalization: Mean and deviation of each channel, applied inside the model.
+
+    Returns:
+        A Functional model from images [B,H,W,C] to logits [B,num_classes].
+
+    Raises:
+        ValueError: no block, a width or depth that is not positive, images smaller than 2x2, or a `normalization` that
+            does not fit.
+    """
+    if not widths or min(widths) < 1 or depth < 1:
+        raise ValueError(f"widths and depth must be positive, got {tuple(widths)} and {depth}.")
+    if min(input_shape[:2]) < PATCH:
+        raise ValueError(f"images must be {PATCH}x{PATCH} or larger, got {tuple(input_shape)}.")
+    inputs, x = parts.image_input(input_shape, normalization)
+    filters = 2 * PATCH * PATCH * input_shape[-1]
+    x = keras.layers.Conv2D(filters, PATCH, use_bias=False, trainable=False, name="whitening")(x)
+    x = keras.layers.ReLU(name="block_00")(x)
+    for number, width in enumerate(widths, 1):
+        x = _block(x, width, depth, f"block_{number:02d}")
+    x = keras.layers.GlobalMaxPooling2D(name="pool")(x)
+    x = keras.layers.Rescaling(LOGIT_SCALE, name="scale")(x)
+    options = {"use_bias": False, "kernel_initializer": _uniform(), "dtype": "float32", "name": "logits"}
+    model = keras.Model(inputs, keras.layers.Dense(num_classes, **options)(x), name="convnet")
+    parts.set_normalization(model, normalization)
+    for layer in model.layers:
+        if isinstance(layer, keras.layers.Conv2D) and layer.name != "whitening":
+            _set_partial_identity(layer)
+    return model
+
+
+def _uniform() -> keras.initializers.Initializer:
+    """Uniform within 1 / sqrt(fan in), as PyTorch draws it."""
+    return keras.initializers.VarianceScaling(1 / 3, mode="fan_in", distribution="uniform")
+
+
+def _block(x: Any, width: int, depth: int, name: str) -> Any:
+    for number in range(1, depth + 1):
+        before = x
+        options = {"padding": "same", "use_bias": False, "kernel_initializer": _uniform()}
+        x = keras.layers.Conv2D(width, 3, name=f"{name}_conv{number}", **options)(x)
+        if number == 1 and min(x.shape[1:3]) > 1:
+            x = keras.layers.MaxPooling2D(2, name=f"{name}_pool")(x)
+        x = FusedBatchNormalization(momentum=MOMENTUM, epsilon=1e-5, scale=False, name=f"{name}_bn{number}")(x)
+        if number > 2:
+            x = keras.layers.Add(name=f"{name}_add{number}")([before, x])
+        x = keras.layers.ReLU(name=name if number == depth else f"{name}_relu{number}")(x)
+    return x
+
+
+def _set_partial_identity(layer: keras.layers.Conv2D) -> None:
+    """Let the first output channels of a 3x3 convolution repeat its input channels."""
+    kernel = keras.ops.convert_to_numpy(layer.kernel).copy()
+    same = min(kernel.shape[2:])
+    kernel[..., :same] = 0
+    kernel[1, 1, range(same), range(same)] = 1
+    layer.kernel.assign(kernel)
+
+
+def whitening_kernel(images: np.ndarray, epsilon: float = EPSILON) -> np.ndarray:
+    """Return 2x2 filters whose outputs on the patches of some images have the identity as their second moments.
+
+    The filters are the eigenvectors of the patches' second moments, each over the root of its eigenvalue plus
+    `epsilon`; the mean is not subtracted. Each comes a second time with the opposite sign, since a ReLU follows.
+
+    Args:
+        images: Float [N,H,W,C], as the convolution takes them.
+        epsilon: Keeps directions without variance, such as color in gray images, from being blown up.
+
+    Returns:
+        float32 [2,2,C,8·C].
+    """
+    rows, columns = images.shape[1] - PATCH + 1, images.shape[2] - PATCH + 1
+    shifted = [images[:, y : y + rows, x : x + columns] for y in range(PATCH) for x in range(PATCH)]
+    patches = np.concatenate(shifted, axis=-1).reshape(-1, PATCH * PATCH * images.shape[-1]).astype(np.float64)
+    values, vectors = np.linalg.eigh(patches.T @ patches / len(patches))
+    filters = vectors / np.sqrt(np.maximum(values, 0) + epsilon)
+    kernel = np.concatenate([filters, -filters], axis=1)
+    return kernel.reshape(PATCH, PATCH, images.shape[-1], -1).astype(np.float32)
+
+
+def set_whitening(model: keras.Model, images: np.ndarray) -> None:
+    """Fill the stem of a `convnet` with the whitening filters of training images.
+
+    Args:
+        model: From `convnet`, or a copy; one without a layer "whitening" is left alone.
+        images: Float [N,H,W,C] in [0,1], as the model takes them; some thousands are enough.
+    """
+    names = {layer.name for layer in model.layers}
+    if "whitening" not in names:
+        return
+    if "normalization" in names:
+        images = keras.ops.convert_to_numpy(model.get_layer("normalization")(images))
+    model.get_layer("whitening").set_weights([whitening_kernel(images)])

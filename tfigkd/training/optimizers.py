@@ -1,0 +1,184 @@
+"""Optimizers and schedules of the recipes: what Keras has, and on top of it what short trainings need.
+
+The subclasses add a learning rate of its own for normalization biases, coupled weight decay, Muon for convolutions, and
+an average of the weights as an optimizer variable, so that a checkpoint holds it.
+"""
+
+from collections.abc import Collection
+from typing import Any
+
+import keras
+from keras import ops
+
+from tfigkd.config.fields import TrainingConfig
+
+SPARED = ["bias", "gamma", "beta"]
+"""Variables that decoupled weight decay leaves alone."""
+
+
+class Triangular(keras.optimizers.schedules.LearningRateSchedule):
+    """A learning rate that rises linearly to its peak and falls linearly from it; constant after the last step.
+
+    Args:
+        peak: The largest learning rate.
+        steps: Steps of the whole training.
+        start: Learning rate of step 0, as a share of the peak.
+        at: Where the peak is, as a share of the steps.
+        end: Learning rate after the last step, as a share of the peak.
+    """
+
+    def __init__(self, peak: float, steps: int, *, start: float = 0.2, at: float = 0.23, end: float = 0.07):
+        self.peak, self.steps, self.start, self.at, self.end = peak, steps, start, at, end
+
+    def __call__(self, step: Any) -> Any:
+        """Return the learning rate of a step, counted from 0."""
+        done = ops.minimum(ops.cast(step, "float32") / self.steps, 1.0)
+        rising = self.start + (1.0 - self.start) * done / max(self.at, 1e-9)
+        falling = 1.0 + (self.end - 1.0) * (done - self.at) / max(1.0 - self.at, 1e-9)
+        return self.peak * ops.where(done < self.at, rising, falling)
+
+    def get_config(self) -> dict[str, Any]:
+        """Return the constructor's arguments."""
+        return {"peak": self.peak, "steps": self.steps, "start": self.start, "at": self.at, "end": self.end}
+
+
+class Extended:
+    """What is added to a Keras optimizer; comes before it among the base classes, and is set by `extend`."""
+
+    bias_factor = 1.0
+    coupled_weight_decay = 0.0
+    ema_decay: float | None = None
+    lookahead = 0
+    lookahead_decay = 0.95
+    total_steps = 1
+
+    def update_step(self, gradient: Any, variable: Any, learning_rate: Any) -> None:
+        """Update one variable by its gradient."""
+        # "beta" is what Keras calls the bias of every normalization layer; TensorFlow's own variables have other names
+        known = self._trainable_variables[self._get_variable_index(variable)]  # type: ignore[attr-defined]
+        factor = self.bias_factor if known.name == "beta" else 1.0
+        if self.coupled_weight_decay:
+            gradient = gradient + self.coupled_weight_decay / factor * ops.convert_to_tensor(variable)
+        super().update_step(gradient, variable, learning_rate * factor)  # type: ignore[misc]
+
+    def average_decay(self, step: Any) -> Any:
+        """Return the share that the average keeps of itself after an update, the updates counted from 0.
+
+        Without the bound (1 + n) / (10 + n) the initial weights would keep their share for many steps (TensorFlow's
+        `ExponentialMovingAverage` with `num_updates`). A lookahead's decay grows with the cube of the training done.
+        """
+        done = ops.cast(step, "float32")
+        if self.ema_decay is not None:
+            return ops.minimum(self.ema_decay, (1.0 + done) / (10.0 + done))
+        return self.lookahead_decay**self.lookahead * ((done + 1.0) / self.total_steps) ** 3
+
+    def _update_model_variables_moving_average(self, trainable_variables: Any) -> None:
+        if not self.use_ema:  # type: ignore[attr-defined]
+            return
+        step = self.iterations  # type: ignore[attr-defined]
+        # the averages are zeros before the first step
+        keep = ops.where(ops.equal(step, 0), 0.0, self.average_decay(step))
+        if self.lookahead:
+            due = ops.equal((step + 1) % self.lookahead, 0)
+            keep = ops.where(ops.logical_or(due, ops.equal(step, 0)), keep, 1.0)
+        averages = self._model_variables_moving_average  # type: ignore[attr-defined]
+        for variable, average in zip(trainable_variables, averages, strict=True):
+            if average is not None:
+                new = ops.convert_to_tensor(variable)
+                average.assign(average + (1.0 - keep) * (new - average))
+
+
+class SGD(Extended, keras.optimizers.SGD):
+    """`keras.optimizers.SGD` with the additions of `Extended`."""
+
+
+class Adam(Extended, keras.optimizers.Adam):
+    """`keras.optimizers.Adam` with the additions of `Extended`."""
+
+
+class AdamW(Extended, keras.optimizers.AdamW):
+    """`keras.optimizers.AdamW` with the additions of `Extended`."""
+
+
+class Muon(Extended, keras.optimizers.Muon):
+    """`keras.optimizers.Muon` for the kernels of convolutions too (Jordan 2024, github.com/KellerJordan/Muon).
+
+    A kernel [h,w,C,D] is one matrix [h·w·C,D]. Depthwise kernels, vectors and what `exclude_layers` names are updated
+    by AdamW.
+    """
+
+    def _should_use_adamw(self, variable: Any) -> bool:
+        parts = variable.path.split("/")
+        excluded = "embeddings" in parts or not {*self.exclude_layers}.isdisjoint(parts)
+        depthwise = variable.name == "depthwise_kernel" or "depthwise" in variable.path
+        return excluded or depthwise or len(variable.shape) not in (2, 4)
+
+    def _muon_update_step(self, gradient: Any, variable: Any, lr: Any, m: Any) -> None:
+        self.assign_add(m, gradient + m * (self.momentum - 1))
+        direction = gradient + self.momentum * m if self.nesterov else ops.convert_to_tensor(m)
+        matrix = ops.reshape(direction, (-1, variable.shape[-1]))
+        update = self.lr_adjust(lr * self.zeropower_via_newtonschulz5(matrix, self.ns_steps))
+        self.assign_sub(variable, ops.reshape(update, variable.shape))
+
+
+def extend(optimizer: Any, config: TrainingConfig, steps: int) -> Any:
+    """Set the additions of a recipe on an `Extended` optimizer, and return it."""
+    optimizer.bias_factor = config.bias_factor
+    if config.weight_decay_form == "coupled":
+        optimizer.coupled_weight_decay = config.weight_decay
+    optimizer.ema_decay, optimizer.total_steps = config.ema, steps
+    optimizer.lookahead, optimizer.lookahead_decay = config.lookahead, config.lookahead_decay
+    return optimizer
+
+
+def make_schedule(config: TrainingConfig, steps_per_epoch: int) -> Any:
+    """Return the learning rate of a recipe: a number or a schedule over the steps."""
+    warmup = round(config.warmup_epochs * steps_per_epoch)
+    if config.schedule == "triangular":
+        shape = {"start": config.schedule_start, "at": config.schedule_peak, "end": config.schedule_end}
+        return Triangular(config.learning_rate, config.epochs * steps_per_epoch, **shape)
+    if config.schedule == "cosine" or warmup:
+        return keras.optimizers.schedules.CosineDecay(
+            initial_learning_rate=0.0 if warmup else config.learning_rate,
+            decay_steps=max(1, config.epochs * steps_per_epoch - warmup),
+            alpha=0.0 if config.schedule == "cosine" else 1.0,
+            warmup_target=config.learning_rate if warmup else None,
+            warmup_steps=warmup,
+        )
+    return config.learning_rate
+
+
+def make_optimizer(
+    config: TrainingConfig, steps_per_epoch: int, *, head: Collection[str] = ("logits",)
+) -> keras.optimizers.Optimizer:
+    """Return the optimizer of a recipe.
+
+    Decoupled weight decay spares biases and normalization; under mixed_float16 the loss is scaled.
+
+    Args:
+        config: The recipe.
+        steps_per_epoch: For schedules.
+        head: Layers that make the logits; Muon leaves them to AdamW.
+    """
+    rate = make_schedule(config, steps_per_epoch)
+    options: dict[str, Any] = {"weight_decay": config.weight_decay or None}
+    if config.weight_decay_form == "coupled":
+        options["weight_decay"] = None
+    if config.ema:
+        options |= {"use_ema": True, "ema_momentum": config.ema}
+    elif config.lookahead:
+        options |= {"use_ema": True, "ema_overwrite_frequency": config.lookahead}
+    if config.optimizer == "sgd":
+        optimizer: Any = SGD(rate, momentum=config.momentum, nesterov=config.momentum > 0, **options)
+    elif config.optimizer == "adamw":
+        optimizer = AdamW(rate, **options | {"weight_decay": config.weight_decay})
+    elif config.optimizer == "muon":
+        optimizer = Muon(
+            rate, adam_weight_decay=config.weight_decay, momentum=config.momentum, exclude_layers=[*head], **options
+        )
+    else:
+        optimizer = Adam(rate, **options)
+    extend(optimizer, config, config.epochs * steps_per_epoch)
+    if options["weight_decay"]:
+        optimizer.exclude_from_weight_decay(var_names=SPARED)
+    return keras.optimizers.LossScaleOptimizer(optimizer) if config.precision == "mixed_float16" else optimizer
