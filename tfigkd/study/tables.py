@@ -6,20 +6,22 @@
 import math
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+from tfigkd.measure import statistics
 from tfigkd.measure.statistics import (
     FEWEST,
     LEVEL,
     Difference,
+    Summary,
     compare_by_seed,
     holm,
     normality,
     seeds_between,
-    summarize,
     winner,
 )
+from tfigkd.report.table import plural
 from tfigkd.runtime.errors import UserError
 from tfigkd.runtime.files import atomic
 from tfigkd.study.plan import Study
@@ -81,6 +83,14 @@ def runs_of(rows: Sequence[Row]) -> Runs:
             counts = ", ".join(sorted(trained[key]))
             raise UserError(f"{row['study']}: runs of {row['arm']} trained on {counts} examples; keep one kind of rows")
     return dict(runs)
+
+
+def summarize(accuracies: Sequence[float]) -> Summary:
+    """Describe the runs of one arm, in points; the interval ends at 0 and 100, which that of few runs can exceed."""
+    found = statistics.summarize(accuracies)
+    if math.isnan(found.low):
+        return found
+    return replace(found, low=max(found.low, 0.0), high=min(found.high, 100.0))
 
 
 def compare(study: Study, runs: Runs) -> list[Compared]:
@@ -217,22 +227,21 @@ def _needed(found: Difference, points: float) -> str:
     return f"{best} ({low} to {high})"
 
 
-def sentences(compared: Sequence[Compared]) -> str:
-    """Return the results of the comparisons in sentences, those with placebos first."""
+def sentences(compared: Sequence[Compared]) -> list[str]:
+    """Return how many comparisons are beyond the noise, then a sentence for each, those with placebos first."""
     placebo = [one for one in compared if one.second in {f"{one.first}_{control}" for control in CONTROLS}]
-    said = [_sentence(one, "What belongs to its own image, beyond the placebo") for one in placebo]
-    said += [_sentence(one, "Against") for one in compared if one not in placebo]
+    said = [_sentence(one, "its placebo ") for one in placebo]
+    said += [_sentence(one) for one in compared if one not in placebo]
     tested = [one for one in compared if not math.isnan(one.adjusted)]
     beyond = sum(one.adjusted < LEVEL for one in tested)
-    total = (
-        f"{beyond} of {len(tested)} tested comparisons are beyond the noise after Holm's correction." if tested else ""
-    )
-    return "\n".join([total or "No arm has runs enough for a test.", "", *(f"- {text}" for text in said)])
+    some = f"{plural(len(tested), 'tested comparison')} {'is' if len(tested) == 1 else 'are'}"
+    total = f"{beyond} of {some} beyond the noise after Holm's correction." if tested else ""
+    return [total or "No arm has runs enough for a test.", *said]
 
 
-def _sentence(one: Compared, how: str) -> str:
+def _sentence(one: Compared, kind: str = "") -> str:
     lead, free = one.lead, one.free
-    start = f"{one.first}{f' at {one.size}' if one.size else ''}. {how} {one.second}: "
+    start = f"{one.first} against {kind}{one.second}{f' at {one.size}' if one.size else ''}: "
     start += f"{_number(lead.difference, sign=True)} points"
     if not lead.tested:
         return f"{start} ({_runs(lead)}): {too_few(min(lead.n))}."
@@ -261,9 +270,9 @@ def provenance(rows: Sequence[Row]) -> str:
     def distinct(name: str) -> str:
         return "; ".join(sorted({row[name] for row in rows if row.get(name)})) or "unknown"
 
-    minutes = sum(float(row["train_seconds"]) for row in rows) / 60
+    minutes = round(sum(float(row["train_seconds"]) for row in rows) / 60)
     text = (
-        f"{len(rows)} runs, {minutes:,.0f} minutes of training (wall time, pauses and other work "
+        f"{plural(len(rows), 'run')}, {plural(minutes, 'minute')} of training (wall time, pauses and other work "
         "on the machine included) on "
         f"{distinct('hardware')}; {distinct('n_train')} training images; last epoch, nothing chosen on test. "
     )
@@ -313,7 +322,8 @@ def section(study: Study, rows: Sequence[Row], papers: Sequence[Row]) -> list[st
     lines = [f"### {study.name}", "", f"{study.description}. {provenance(rows)}", ""]
     lines += [*arms_table(study, rows, papers), ""]
     if compared:
-        lines += [*_table(*comparisons_lines(compared)), "", sentences(compared), ""]
+        counted, *said = sentences(compared)
+        lines += [*_table(*comparisons_lines(compared)), "", counted, "", *(f"- {one}" for one in said), ""]
     if any(one.lead.tested for one in compared):
         lines += [f"![{study.name}: differences with 95 % intervals](results/{study.name}.svg)", ""]
     return lines
