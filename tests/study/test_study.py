@@ -133,7 +133,7 @@ def test_flags_reach_every_arm():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (("seeds = 2", "seedz = 2"), "unknown key 'seedz'; did you mean 'seeds'"),
+        (("seeds = 2", "seedz = 2"), "unknown field 'seedz'; did you mean 'seeds'"),
         (("seeds = 2", "seeds = 0"), "at least one arm and one seed"),
         (('["fast", "slow"]', '["fast", "fats"]'), "expected comparisons of two of its arms"),
         (("seeds = 2", "seeds = "), "Invalid value"),
