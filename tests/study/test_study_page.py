@@ -89,23 +89,42 @@ def test_the_forest_has_tested_comparisons_only(text):
     (marks,) = data_of(text, "forest").values()
     (one, single) = compare(PAIR, runs_of(ROWS))
     assert marks["y"] == ["fast − slow, 2x"] and marks["x"] == pytest.approx([9.5])
-    assert marks["error_x"]["array"] == pytest.approx([one.free.high - 9.5])
+    assert marks["error_x"]["array"] == pytest.approx([one.lead.high - 9.5])
+    assert one.lead.by_pairs and one.lead.high < one.free.high
     assert marks["marker"]["symbol"] == ["circle"] and one.adjusted < 0.05
     assert forest_chart([single]) is None
-    assert "too few runs for a test" in words(text)
+    assert "one run an arm cannot tell" in words(text)
+
+
+def test_two_runs_of_an_arm_claim_no_more_than_they_know():
+    """Two runs have a mean and a deviation, but no interval, no test and no number of seeds that are needed."""
+    study = Study("pair", "", arms=PAIR.arms, seeds=2, sizes={"2x": {}}, comparisons=PAIR.comparisons)
+    rows = [row(arm, "2x", seed, 60 + 30 * seed) for arm in ("slow", "fast") for seed in range(2)]
+    said = words(page(study, [one | {"train_seconds": "15"} for one in rows], []))
+    assert "two runs an arm cannot tell; 3 or more give an interval" in said
+    assert "178" not in said and "0.00 to 100.00" not in said and "needs" not in said.split("cannot tell")[1]
+    assert "4 runs, 1 minute of training" in said
+    means = data_of(page(study, rows, []), "arms")["mean, 95 % interval"]
+    assert means["x"] == [75, 75] and means["error_x"]["array"] == means["error_x"]["arrayminus"] == [0, 0]
+
+
+def test_an_interval_ends_where_accuracies_end():
+    study = Study("pair", "", arms=PAIR.arms, seeds=3, sizes={"2x": {}}, comparisons=PAIR.comparisons)
+    said = words(page(study, [row("slow", "2x", seed, one) for seed, one in enumerate((50, 99, 100))], []))
+    assert "12.00 to 100.00" in said  # 83 − 4.302653 × 28.583212 ÷ √3 = 11.995
 
 
 def test_what_is_left_is_counted(text):
     assert "10 of 12" in words(text)
-    assert "2 of 12 runs. The same command goes on with what is left." in words(text)
+    assert "2 of 12 runs. This command continues with them:" in words(text)
     assert "python -m tfigkd.study --experiment pair" in words(text)
-    assert "Nothing: every planned run has its row." in words(page(PAIR, [*ROWS, *ROWS[-1:] * 2], []))
+    assert "Every planned run is finished." in words(page(PAIR, [*ROWS, *ROWS[-1:] * 2], []))
 
 
 def test_figures_of_the_papers_are_named_as_theirs():
     text = page(read_study("ablation"), [], PAPERS)
-    assert "No run of ours has a row yet." in words(text)
-    assert "Not measured here." in words(text)
+    assert "No run of this study is finished." in words(text)
+    assert "These figures were not measured here" in words(text)
     means = data_of(text, "published-arms")["mean, 95 % interval"]
     row = next(one for one in PAPERS if one["study"] == "ablation" and one["arm"] == "ig_kd")
     assert dict(zip(means["y"], means["x"], strict=True))["ig_kd"] == pytest.approx(float(row["mean"]), abs=0.01)

@@ -54,7 +54,7 @@ class Options:
     """
 
     experiment: str
-    """Name of a shipped study (ablation, best, cifar10, cifar10_small, compression, lowdata, lowdata_best, monte_carlo) or a .toml file."""
+    """Name of a shipped study (experiments/studies: cifar10, ablation, lowdata, …) or a .toml file."""
     workdir: Path = Path("runs/studies")
     """Folder of the runs, which are in WORKDIR/STUDY/ARM[-SIZE]/SEED."""
     teachers: Path = Path("runs/teachers")
@@ -84,6 +84,7 @@ class Job:
     size: str
     run: Run
     flags: tuple[str, ...] = ()
+    seed_fields: tuple[str, ...] = ()
 
     @property
     def folder(self) -> Path:
@@ -159,5 +160,5 @@ def plan(study: Study, options: Options, flags: Sequence[str] = ()) -> list[Job]
                 config = with_flags(config, flags, PROG)
                 workdir = Workdir(root / (f"{arm}-{size}" if size else arm) / str(seed), options.teachers, seed)
                 run = Run(name, config, workdir, stages, smoke=options.smoke)
-                jobs.append(Job(study.name, arm, size, run, tuple(flags)))
+                jobs.append(Job(study.name, arm, size, run, tuple(flags), study.seed_fields))
     return jobs
