@@ -31,7 +31,7 @@ class Options(DataOptions):
     input_range: tuple[float, float] = (0.0, 1.0)
     """The values of a black and of a white pixel that the model was trained with; the file takes 0 and 1."""
     calibration_examples: int = ExportConfig.calibration_examples
-    """Validation images that calibrate int8 and int16x8."""
+    """Validation images that calibrate int8 and int16x8, at most half of them."""
     min_agreement: float = ExportConfig.min_int8_agreement
     """Smallest share of validation images with the same top-1 class as in Keras, of files with int8 weights."""
 

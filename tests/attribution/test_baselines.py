@@ -2,6 +2,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from scipy import ndimage
 
 from tfigkd.attribution import make_baseline
 
@@ -52,3 +53,15 @@ def test_arrays_broadcast(shape: tuple[int, ...]) -> None:
 def test_what_does_not_fit_is_refused(kind: Any, options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         make_baseline(kind, IMAGES, **options)
+
+
+def test_the_blur_removes_the_same_detail_at_any_size() -> None:
+    """A picture of twice the size has a baseline of twice the size: SciPy's filter with an eighth of the side."""
+    for side in (32, 96):
+        images = np.random.default_rng(0).random((2, side, side + 8, 3)).astype(np.float32)
+        expected = ndimage.gaussian_filter(images, (0, side / 8, side / 8, 0), mode="reflect")
+        np.testing.assert_allclose(make_baseline("blur", images), expected, atol=1e-6)
+    small = np.random.default_rng(1).random((1, 32, 32, 1)).astype(np.float32)
+    large = np.kron(small, np.ones((1, 3, 3, 1), np.float32))
+    shrunk = make_baseline("blur", large).reshape(1, 32, 3, 32, 3, 1).mean(axis=(2, 4))
+    np.testing.assert_allclose(shrunk, make_baseline("blur", small), atol=0.02)

@@ -5,6 +5,9 @@ import numpy as np
 import pytest
 from keras import ops
 
+from tfigkd.batches.stream import Knowledge, training_batches
+from tfigkd.config.fields import AugmentConfig
+from tfigkd.data import Examples
 from tfigkd.losses import IGMatching, input_gradient_map, map_distance
 from tfigkd.models.layers import with_fused_layers
 
@@ -125,3 +128,21 @@ def test_labels_that_are_no_integers_are_refused():
         input_gradient_map(network(), IMAGES, np.eye(4)[LABELS])
     with pytest.raises(ValueError, match="grid must be positive"):
         IGMatching(grid=0)
+
+
+def test_a_map_over_the_completeness_gate_is_not_matched() -> None:
+    """The stream gives a zero map for it, and a zero map has neither loss nor gradient."""
+    maps = np.random.default_rng(0).integers(1, 256, (4, 8, 8), dtype=np.uint8)
+    usable = np.array([True, False, True, False])
+    ones = np.ones(4, np.float32)
+    knowledge = Knowledge(np.zeros((4, 2), np.float32), maps, ones, np.where(usable, 0.0, 1.0), usable)
+    ids = np.array([f"{index:016x}" for index in range(4)])
+    examples = Examples(ids, np.zeros((4, 8, 8, 3), np.uint8), np.arange(4), ids)
+    options = {"augment": AugmentConfig(0, False), "batch_size": 4, "seed": 0, "wanted": {"teacher_map"}}
+    _, targets = next(training_batches(examples, knowledge=knowledge, **options)(0))
+    order = np.asarray(targets["label"])
+    given = np.asarray(targets["teacher_map"])
+    np.testing.assert_array_equal(given, maps[order] * usable[order, None, None])
+    student = np.random.default_rng(1).random((4, 8, 8)).astype(np.float32)
+    losses = np.asarray(IGMatching(grid=None).per_example(given, student))
+    assert (losses[~usable[order]] == 0).all() and (losses[usable[order]] > 0).all()

@@ -11,7 +11,12 @@ import tensorflow as tf
 import tfigkd
 from tfigkd import OverlayStore
 from tfigkd.attribution import integrated_gradients, saliency_map
+from tfigkd.config.fields import AttributionConfig
+from tfigkd.data import Dataset, identify, splits_fingerprint
+from tfigkd.models.weights import weights_fingerprint
 from tfigkd.runtime.errors import UserError
+from tfigkd.runtime.files import fingerprint
+from tfigkd.store.maps import store_identity, write_store
 
 COUNT, SIDE, CLASSES = 40, 8, 4
 SETTINGS = {"n_steps": 8, "tolerance": 10.0, "shard_size": 16}
@@ -144,3 +149,39 @@ def test_the_readme_example_runs_as_it_stands(teacher, arrays, tmp_path, monkeyp
     exec(compile(example, "README.md", "exec"), scope)
     assert not all(np.array_equal(a, b) for a, b in zip(before, student.get_weights(), strict=True))
     assert scope["attributions"].shape == (6, SIDE, SIDE, 3)
+
+
+def test_a_teacher_of_equal_weights_but_another_function_gets_its_own_store(arrays, tmp_path):
+    """A softmax taken off changes no weight; the old store must not be handed out."""
+    keras.utils.set_random_seed(0)
+    logits = classifier(0)
+    images = keras.Input((SIDE, SIDE, 3))
+    probabilities = keras.Model(images, keras.layers.Softmax()(logits(images)))
+    assert weights_fingerprint(logits) == weights_fingerprint(probabilities)
+    stores = [OverlayStore.build(tmp_path, model, arrays, **SETTINGS) for model in (probabilities, logits)]
+    assert stores[0].folder != stores[1].folder
+    pictures, _ = arrays
+    for store, model in zip(stores, (probabilities, logits), strict=True):
+        expected = keras.ops.convert_to_numpy(model(pictures / 255.0))
+        rows = [store._row(image, int(label)) for image, label in zip(*arrays, strict=True)]
+        np.testing.assert_allclose(store.knowledge.logits[rows], expected, atol=1e-4)
+    # names of layers are no part of a function: the same architecture built anew finds its store
+    again = classifier(1)
+    again.set_weights(logits.get_weights())
+    assert OverlayStore.build(tmp_path, again, arrays, **SETTINGS).folder == stores[1].folder
+
+
+def test_a_store_of_an_earlier_version_is_used_if_its_records_are_those_of_the_teacher(arrays, tmp_path):
+    """Its folder is named without the architecture, so its records decide."""
+    teacher, examples, config = classifier(0), identify(*arrays), AttributionConfig(**SETTINGS)
+    pixels, nothing = splits_fingerprint({"train": examples}), examples.take(slice(0))
+    names = tuple(str(index) for index in range(CLASSES))
+    data = Dataset("pictures", examples, nothing, nothing, class_names=names, fingerprint=pixels)
+    identity = store_identity(weights_fingerprint(teacher), pixels, config)
+    before = tmp_path / fingerprint(identity)
+    before.mkdir()
+    write_store(before, teacher, data, config, identity, source={})
+    assert OverlayStore.build(tmp_path, teacher, arrays, **SETTINGS).folder == before.resolve()
+    images = keras.Input((SIDE, SIDE, 3))
+    other = keras.Model(images, keras.layers.Softmax()(teacher(images)))
+    assert OverlayStore.build(tmp_path, other, arrays, **SETTINGS).folder != before.resolve()

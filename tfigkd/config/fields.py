@@ -222,7 +222,7 @@ class AttributionConfig:
     """How Integrated Gradients maps of the teacher are computed."""
 
     baseline: Literal["black", "mean", "blur"] = "black"
-    """Where the path starts: black, the training split's mean color, or the blurred image."""
+    """Where the path starts: black, the training split's mean color, or the image blurred by 1/8 of its shorter side."""
     rule: Literal["gauss_legendre", "midpoint", "trapezoid", "left", "right", "nested"] = "midpoint"
     """Quadrature rule along the path."""
     n_steps: int | None = None
@@ -313,7 +313,7 @@ class ExportConfig:
     """Which files are written: float32; float16 weights; dynamic: int8 weights, float activations; int8 throughout;
     int16x8: int8 weights, int16 activations."""
     calibration_examples: int = 256
-    """Validation images that calibrate int8 and int16x8."""
+    """Validation images that calibrate int8 and int16x8, at most half of them; the others compare."""
     max_float32_difference: float = 1e-3
     """Largest difference of a float32 logit, relative to the largest logit, on validation."""
     max_float16_difference: float = 2e-2

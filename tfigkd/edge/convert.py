@@ -1,6 +1,7 @@
 """Conversion of Keras models to LiteRT files, in five formats."""
 
 import re
+import warnings
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -118,7 +119,9 @@ def _run(frozen: Any, format: Format, calibration: np.ndarray | None = None) -> 
                 yield [to_model_input(calibration[index : index + 1])]
 
         converter.representative_dataset = representative
-    with quiet_stderr():
+    with quiet_stderr(), warnings.catch_warnings():
+        # the converter warns of missing statistics, which calibration gives it afterwards
+        warnings.simplefilter("ignore", UserWarning)
         try:
             content = converter.convert()
         except Exception as error:  # the converter raises its own error types, RuntimeError and ValueError

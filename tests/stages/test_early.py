@@ -1,0 +1,143 @@
+"""What compress and export refuse is said before the first step of training, and a teacher's file blocks no student."""
+
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+
+from tfigkd.edge.litert import float_tensors
+from tfigkd.run import main
+from tfigkd.runtime.files import read_manifest
+
+L = keras.layers
+SHORT = [
+    "--experiment",
+    "quickstart",
+    "--augment.crop_padding",
+    "0",
+    "--training.epochs",
+    "1",
+    "--training.batch_size",
+    "16",
+    "--training.warmup_epochs",
+    "0",
+    "--attribution.n_steps",
+    "2",
+    "--attribution.tolerance",
+    "10",
+    "--evaluation.attribution_examples",
+    "2",
+    "--evaluation.gallery_examples",
+    "2",
+    "--benchmark.runs",
+    "3",
+    "--benchmark.warmup",
+    "1",
+    "--export.min_int8_agreement",
+    "0",
+    "--teacher.train",
+    "False",
+    "--teacher.width",
+    "1",
+    "--teacher.drop_blocks",
+    "0",
+    "--teacher.normalization",
+    "none",
+    "--student.width",
+    "1",
+    "--student.drop_blocks",
+    "0",
+    "--compress.steps",
+    "2",
+    "--compress.batch_size",
+    "8",
+]
+
+
+def save(path: Path, *stack: keras.Layer) -> str:
+    head = [L.GlobalAveragePooling2D(), L.Dense(3)]
+    keras.Sequential([keras.Input((12, 12, 3)), L.Conv2D(8, 3), *stack, *head]).save(path)
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    """A data set and models, some of which int8 does not suit."""
+    folder = tmp_path_factory.mktemp("early")
+    generator = np.random.default_rng(0)
+    labels = np.arange(60) % 3
+    images = generator.integers(0, 120, (60, 12, 12, 3)).astype("uint8")
+    for image, label in zip(images, labels, strict=True):
+        image[..., label] += 100
+    np.savez(folder / "data.npz", x_train=images, y_train=labels, x_test=images[:30] + 1, y_test=labels[:30])
+    keras.utils.set_random_seed(0)
+    save(folder / "plain.keras", L.ReLU())
+    save(folder / "swish.keras", L.Activation("swish"), L.Rescaling(0.5))
+    save(folder / "norm.keras", L.LayerNormalization(name="odd"))
+    save(folder / "nested.keras", keras.Sequential([L.Conv2D(16, 3), L.BatchNormalization(), L.ReLU(), L.Conv2D(8, 1)]))
+    return folder
+
+
+def go(files: Path, workdir: Path, teacher: str, student: str, *arguments: str) -> int:
+    places = ["--data.name", files / "data.npz", "--workdir", workdir / "run", "--teachers", workdir / "teachers"]
+    models = ["--teacher.model", files / f"{teacher}.keras", "--student.model", files / f"{student}.keras"]
+    return main([*SHORT, *map(str, [*places, *models]), *arguments])
+
+
+@pytest.mark.parametrize(
+    ("student", "arguments", "message"),
+    [
+        ("norm", ["--compress.method", "qat"], "layer 'odd': LayerNormalization is not a supported layer type"),
+        ("norm", [], "cannot be converted to int8: NEG would stay in floats"),
+        ("plain", ["--compress.method", "prune_channels"], "has no channels to cut"),
+        ("swish", ["--compress.method", "qat_tfmot"], "tfmot does not support Activation"),
+        ("plain", ["--compress.method", "cluster", "--compress.losses.rkd.weight", "1"], None),
+        (
+            "plain",
+            ["--compress.method", "prune_tfmot", "--compress.losses.ig_match.weight", "1"],
+            "tfmot methods can distill only from logits",
+        ),
+    ],
+)
+def test_refusals_come_before_anything_is_trained(files, tmp_path, capsys, student, arguments, message):
+    stages = [] if message else ["--stages", "data"]
+    status = go(files, tmp_path, "plain", student, *arguments, *stages)
+    error = capsys.readouterr().err
+    if message is None:
+        assert status == 0, error
+        return
+    assert status == 1 and message in error and error.count("\n") == 1
+    assert not list(tmp_path.glob("**/*.keras"))  # neither teacher nor student has been made
+
+
+def test_a_teacher_that_int8_does_not_suit_blocks_nothing(files, tmp_path, capsys):
+    assert go(files, tmp_path, "norm", "swish") == 0, capsys.readouterr().err
+    assert "teacher.int8.tflite: not written, the run goes on without it" in capsys.readouterr().out
+    manifest = read_manifest(tmp_path / "run" / "export")
+    written = {name for name in manifest["files"] if name.endswith(".tflite")}
+    assert written == {"student.float32.tflite", "student.int8.tflite", "teacher.float32.tflite"}
+    assert "would stay in floats" in manifest["left_out"]["teacher.int8.tflite"]
+    assert not (tmp_path / "run" / "export" / "teacher.int8.tflite").exists()
+    assert (tmp_path / "run" / "report.html").is_file()
+
+
+@pytest.mark.parametrize(("student", "method"), [("nested", "prune_channels"), ("swish", "qat"), ("nested", "qat")])
+def test_users_networks_are_compressed(files, tmp_path, capsys, student, method):
+    stages = ["--stages", "data,teacher,overlays,distill,compress,export"]
+    assert go(files, tmp_path, "plain", student, "--compress.method", method, *stages) == 0, capsys.readouterr().err
+    assert float_tensors(tmp_path / "run" / "export" / "compressed.int8.tflite") == []
+
+
+def test_a_student_can_begin_as_the_first_blocks_of_any_teacher(files, tmp_path, capsys):
+    places = ["--data.name", files / "data.npz", "--workdir", tmp_path / "run", "--teachers", tmp_path / "teachers"]
+    begun = ["--student.init", "teacher", "--student.drop_blocks", "1", "--teacher.model", files / "nested.keras"]
+    stages = ["--stages", "data,teacher,overlays,distill", "--training.learning_rate=1e-9"]
+    assert main([*SHORT, *map(str, [*places, *begun, *stages])]) == 0, capsys.readouterr().err
+    student = keras.saving.load_model(tmp_path / "run" / "distill" / "student.keras")
+    teacher = keras.saving.load_model(files / "nested.keras")
+    first = next(layer for layer in teacher.layers if isinstance(layer, L.Conv2D))
+    np.testing.assert_allclose(student.get_layer(first.name).kernel, first.kernel, atol=1e-5)
+    places[3] = tmp_path / "other"  # the same with more blocks dropped than there are
+    assert main([*SHORT, *map(str, [*places, *begun]), "--student.drop_blocks", "7"]) == 1
+    assert "drop_blocks must be in 0.." in capsys.readouterr().err
