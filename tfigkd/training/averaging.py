@@ -109,7 +109,7 @@ class Averaged(keras.callbacks.Callback):
         """Make the averaged weights the model's own, with statistics from batches of an epoch."""
         model.optimizer.finalize_variable_values(model.trainable_variables)
         batches = itertools.islice(self.stream(epoch), self.batches)
-        recompute_statistics(model.student, (images for images, _ in batches))
+        recompute_statistics(model.student, (batch[0] for batch in batches))
 
 
 def _synchronize(model: Any) -> None:

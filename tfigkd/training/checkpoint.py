@@ -108,6 +108,17 @@ def restore(folder: Path, model: keras.Model, fingerprint: str) -> list[dict[str
     return []
 
 
+def owner(folder: Path) -> str | None:
+    """Return the fingerprint in the newest readable checkpoint, or None if there is none."""
+    for path in _paths(folder):
+        try:
+            note, _ = _read(path, [])
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, EOFError, zipfile.BadZipFile):
+            continue  # `restore` says so
+        return note["fingerprint"]
+    return None
+
+
 def remove(folder: Path) -> None:
     """Delete all checkpoints of a finished run."""
     for path in _paths(folder):
