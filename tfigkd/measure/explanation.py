@@ -47,9 +47,9 @@ def similarity(maps: np.ndarray, reference: np.ndarray, *, top_fraction: float) 
         "attribution_cosine": cosine,
         "attribution_top_overlap": partial(top_overlap, fraction=top_fraction),
     }
-    for name, alike in measures.items():
-        yield name, float(alike(maps, reference).mean())
-        yield f"{name}_chance", float(alike(maps, other).mean())
+    for name, compare in measures.items():
+        yield name, float(compare(maps, reference).mean())
+        yield f"{name}_chance", float(compare(maps, other).mean())
 
 
 def faithfulness(

@@ -54,7 +54,7 @@ class Options:
     """
 
     experiment: str
-    """Name of a shipped study (ablation, best, cifar10, cifar10_small, compression, lowdata, lowdata_best, monte_carlo) or a .toml file."""
+    """Name of a shipped study (experiments/studies: cifar10, ablation, lowdata, …) or a .toml file."""
     workdir: Path = Path("runs/studies")
     """Folder of the runs, which are in WORKDIR/STUDY/ARM[-SIZE]/SEED."""
     teachers: Path = Path("runs/teachers")
