@@ -361,7 +361,8 @@ def _groups_to_hold_out(examples: Examples, wanted: dict[int, int], *, last: boo
     """Choose whole groups, in the order of the hashes of their names, that come near a number of examples per class.
 
     A group is taken if it brings the counts nearer to those wanted, each class measured by its own, and if it leaves
-    each of its classes to a group that stays. So the choice depends on no order, and hardly on other groups.
+    each of its classes to a group that stays. A class that has got nothing then gets the group that fits best. So the
+    choice depends on no order, and hardly on other groups.
     """
     assert examples.groups is not None
     names = [str(name) for name in np.unique(examples.groups)]
@@ -383,9 +384,12 @@ def _groups_to_hold_out(examples: Examples, wanted: dict[int, int], *, last: boo
         if remains(name) and distance(held + counts[name]) < distance(held):
             chosen.append(name)
             held, left = held + counts[name], left - counts[name]
-    if not chosen:  # every group is larger than what is wanted
-        able = [name for name in names if remains(name)]
-        chosen = [min(able, key=lambda name: distance(counts[name]))] if able else []
+    for row in np.argsort(aim, kind="stable"):  # each of whose groups is twice as large as what is wanted
+        able = [name for name in names if name not in chosen and counts[name][row] and remains(name)]
+        if aim[row] and not held[row] and able:
+            best = min(able, key=lambda name: distance(held + counts[name]))
+            chosen.append(best)
+            held, left = held + counts[best], left - counts[best]
     return chosen
 
 

@@ -178,7 +178,7 @@ def _pieces(splits: Any, role: str, text: str, folder: Path) -> list[tuple[str, 
 
     lengths = {name: info.num_examples for name, info in splits.items()}
     try:
-        pieces = tfds.core.ReadInstruction.from_spec(text).to_absolute(lengths)
+        pieces = tfds.core.ReadInstruction.from_spec(text).to_absolute(splits)
     except (ValueError, KeyError, AssertionError) as error:
         raise UserError(
             f"data.splits.{role} = {text!r}: {one_line(error)}; tfds data in {folder} have the splits "

@@ -257,7 +257,7 @@ def read_folder(root: Path, wanted: Wanted) -> Source:
     """
     if wanted.group not in (None, "folder"):
         raise UserError(
-            f'data.group = {wanted.group!r}: the groups of a folder are "folder", the folders below the class folders; '
+            f"data.group = {wanted.group!r}: the groups of a folder are 'folder', the folders below the class folders; "
             "for columns give a .csv file"
         )
     notes = Notes()
