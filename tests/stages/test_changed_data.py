@@ -100,7 +100,7 @@ def test_a_finished_student_is_not_overwritten_by_other_data(pictures, tmp_path,
     add(pictures, "train", "bee", 101)
     for stages in (("data", "distill"), ("evaluate",)):
         with pytest.raises(
-            UserError, match=r"trained on other data \(fingerprint \w+, now \w+; 28 examples, now 29\)"
+            UserError, match=r"trained on other data \(fingerprint \w+, now \w+; 30 examples, now 31\)"
         ) as caught:
             run(Run("student", config, workdir, stages))
         assert "choose another --workdir" in str(caught.value) and "\n" not in str(caught.value)
