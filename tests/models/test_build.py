@@ -71,7 +71,7 @@ def test_wrong_names_and_options(name: str, options: dict[str, Any], message: st
 
 
 def test_unknown_option_is_a_programming_error() -> None:
-    with pytest.raises(TypeError, match="depth"):
+    with pytest.raises(TypeError, match="got layers"):
         models.build("resnet20", num_classes=10, input_shape=(32, 32, 3), layers=3)
 
 
