@@ -168,7 +168,7 @@ def load(
         if not len(examples):
             raise UserError(f"data set {name!r}: the {split} split is empty; add pictures to each class")
         lacking = [one for label, one in enumerate(source.class_names) if not (examples.labels == label).any()]
-        if lacking and (source.validation is not None or examples.groups is not None):
+        if lacking:
             notes.append(f"warning: {split} has no pictures of {', '.join(lacking[:10])}")
     parts = {split: examples.take(slice(limit)) for split, examples in parts.items()}
     about = {"fingerprint": splits_fingerprint(parts), "notes": tuple(notes), "background": background}

@@ -178,7 +178,7 @@ def read_npz(path: Path, wanted: Wanted) -> Source:
             for split in sorted({*available} - _taken(chosen)):
                 notes.lines.append(unused("arrays", f"x_{split}", split))
             # Check headers first: a small file can declare arrays of terabytes.
-            for split in _taken(chosen):
+            for split in (name for role in ROLES for name in chosen.get(role, ())):
                 _check_headers(path, archive, split, wanted.group)
             if "class_names.npy" in names:
                 shape, _, dtype = _header(path, archive, "class_names")
@@ -206,9 +206,11 @@ def read_npz(path: Path, wanted: Wanted) -> Source:
     else:
         present = np.unique(train.labels)
         if not np.array_equal(present, np.arange(len(present))):
+            counted = np.array_equal(present, np.arange(1, len(present) + 1))
             raise UserError(
                 f"{path}: y_train has {len(present)} labels from {present.min()} to {present.max()}; expected "
                 "0 to classes - 1 without gaps, or an array class_names that names every class"
+                f"{'; they count from 1, so subtract 1' if counted else ''}"
             )
         names = [str(label) for label in present]
     return Source(train, parts.get("test"), tuple(names), parts.get("validation"), notes.said())
