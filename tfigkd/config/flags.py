@@ -12,12 +12,15 @@ from typing import Annotated, Any, TypeVar
 import tyro
 
 from tfigkd.config.experiment import Config, to_mapping
+from tfigkd.config.fields import BACKGROUND, DataConfig, SplitsConfig
 from tfigkd.config.reading import closest, dotted_names, value_at
 from tfigkd.runtime.errors import UserError
 
 T = TypeVar("T")
 
 SHORT = {"--data": "--data.name", "--data-dir": "--data.dir", "--image-size": "--data.image_size"}
+SHORT |= {"--background": "--data.background", "--group": "--data.group"}
+SHORT |= {f"--splits.{role}": f"--data.splits.{role}" for role in ("train", "validation", "test")}
 """Options that other commands have, for the field of an experiment."""
 
 
@@ -90,6 +93,22 @@ class DataOptions:
     """Prepared tfds directory. Default: TFDS_DATA_DIR, then tfds's own."""
     image_size: int | None = None
     """Resize pictures to this height and width, antialiased."""
+    background: str = BACKGROUND
+    """Color that transparent pictures are composited on: white, gray, black or "#rrggbb"."""
+    group: str | None = None
+    """What keeps pictures on one side of every split that is held out; see data.group in the reference."""
+    splits: SplitsConfig = field(default_factory=SplitsConfig)
+    """Which splits of the source train, validate and test."""
+
+    @property
+    def reading(self) -> dict[str, Any]:
+        """How the data are read, as arguments of `tfigkd.data.load`.
+
+        Raises:
+            UserError: A value is out of range.
+        """
+        checked = DataConfig(image_size=self.image_size, background=self.background, group=self.group)
+        return {"background": checked.background, "group": checked.group, "splits": self.splits}
 
 
 @dataclass(frozen=True)

@@ -162,6 +162,8 @@ def load(
             test = _identify(test)
         else:
             test = _identify(source.test)
+        if twice := int(np.isin(_digests(validation), _digests(train)).sum()):
+            notes.append(f"{twice:,} validation pictures are in train as well")
     parts = {"train": train, "validation": validation, "test": test}
     _check_groups(name, parts)
     for split, examples in parts.items():

@@ -39,6 +39,8 @@ LOOKED_AT = 2**20
 """How many values of an array of floats are read to say what they are."""
 ROLES = {"train": ("train", "training"), "validation": ("validation", "valid", "val"), "test": ("test", "testing")}
 """Usual names of splits, in lower case."""
+UNREAD = frozenset({".heic", ".heif", ".avif", ".jxl", ".jp2", ".cr2", ".nef", ".dng", ".svg", ".psd"})
+"""Endings of pictures in formats that are not decoded."""
 SYSTEM_FOLDERS = frozenset({"__MACOSX", "@eaDir"})
 """Folders that operating systems leave beside pictures; ignored like hidden ones."""
 
@@ -93,7 +95,9 @@ class Notes:
         said = [f"{count:,} picture{'s' * (count != 1)} {what}" for what, count in self.done.items()]
         if self.endings:
             listed = ", ".join(f"{count:,} {ending}" for ending, count in self.endings.most_common())
-            said.append(f"left out {self.endings.total():,} files that are no pictures of a known format ({listed})")
+            remedy = "; save them as .jpg to use them" if UNREAD & self.endings.keys() else ""
+            files = f"{self.endings.total():,} file{'s' * (self.endings.total() != 1)}"
+            said.append(f"left out {files} of no known picture format ({listed}){remedy}")
         return (*said, *self.lines)
 
 
@@ -503,7 +507,7 @@ def _read_classes(
                 raise UserError(f"class folder {child} has no pictures; add some or remove it")
             found.setdefault(child.name, []).extend(members)
         if loose:
-            notes.lines.append(f"left out {loose:,} pictures in {folder} that are in no class folder")
+            notes.lines.append(f"left out {loose:,} picture{'s' * (loose != 1)} of {folder} in no class folder")
     if not found:
         raise UserError(f"{folders[0]} has no class folders; expected <class>/<picture> in it")
     class_names = tuple(sorted(found)) if expected is None else expected
