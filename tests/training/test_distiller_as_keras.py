@@ -1,4 +1,4 @@
-"""What users expect of a Keras model and of `keras.distillation.Distiller`: compile, fit, evaluate, export, replicas."""
+"""What users of Keras and of its own Distiller expect: compile, fit, evaluate, export, several replicas."""
 
 import subprocess
 import sys
@@ -101,7 +101,7 @@ def test_loss_means_the_same_in_evaluation_live_cached_and_alone():
 
 
 def test_a_weight_of_the_hard_label_of_its_own():
-    with pytest.raises(ValueError, match="in \\[0, 1\\], got 9.0.*hard_weight"):
+    with pytest.raises(ValueError, match=r"in \[0, 1\], got 9\.0.*hard_weight"):
         distiller(weight=9.0)
     model = distiller(weight=9.0, hard_weight=0.1)
     targets = {"label": Y, "teacher_logits": LOGITS}
