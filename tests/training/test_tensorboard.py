@@ -15,8 +15,9 @@ from tfigkd.config.fields import AugmentConfig, TrainingConfig
 from tfigkd.config.measure_fields import TensorBoardConfig
 from tfigkd.data import load
 from tfigkd.runtime.errors import UserError
-from tfigkd.training import fit, panels
+from tfigkd.training import panels
 from tfigkd.training.distiller import Distiller
+from tfigkd.training.fit import fit
 from tfigkd.training.tensorboard import Board, EventFile, Watched, model_graph
 
 EPOCHS, STEPS = 4, 4

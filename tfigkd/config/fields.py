@@ -134,6 +134,8 @@ class TrainingConfig:
     """Linear warm-up from zero, in epochs."""
     label_smoothing: float = 0.0
     """Share of the hard label's mass spread evenly over the classes."""
+    hard_weight: float | None = late(None)
+    """Weight of the hard label; not given: 1 minus losses.kd.weight, which is then at most 1."""
     ema: float | None = revised(None, 2)
     """Decay, such as 0.999, of a moving average of the weights over the steps; its last value, with batch-normalization
     statistics of its own, is then the result. In step n the decay is at most (1 + n) / (10 + n)."""
@@ -162,6 +164,8 @@ class TrainingConfig:
         require(0 <= self.momentum < 1, "training.momentum must be in [0, 1)", self.momentum)
         require(self.weight_decay >= 0, "training.weight_decay must not be negative", self.weight_decay)
         require(self.warmup_epochs >= 0, "training.warmup_epochs must not be negative", self.warmup_epochs)
+        given = self.hard_weight is None or self.hard_weight >= 0
+        require(given, "training.hard_weight must not be negative", self.hard_weight)
         require(0 <= self.label_smoothing < 1, "training.label_smoothing must be in [0, 1)", self.label_smoothing)
         require(self.ema is None or 0 < self.ema < 1, "training.ema must be in (0, 1)", self.ema)
         for name in ("schedule_start", "schedule_peak", "schedule_end"):

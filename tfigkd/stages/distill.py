@@ -154,9 +154,15 @@ def make_distiller(config: Config, workdir: Workdir, student: keras.Model) -> Di
 def assemble(config: Config, student: keras.Model, teacher: keras.Model | None) -> Distiller:
     """The student with the losses of a config and this live teacher."""
     terms, weights = _losses(config)
-    smoothing = config.training.label_smoothing
     try:
-        return Distiller(student, losses=terms, loss_weights=weights, teacher=teacher, label_smoothing=smoothing)
+        return Distiller(
+            student,
+            losses=terms,
+            loss_weights=weights,
+            hard_weight=config.training.hard_weight,
+            teacher=teacher,
+            label_smoothing=config.training.label_smoothing,
+        )
     except ValueError as error:
         raise UserError(f"losses: {error}") from error
 

@@ -35,8 +35,7 @@ def gradient_norms(
     Returns:
         Term to (value, norm), the terms named as they are logged.
     """
-    kd = model.distillation_weights.get("kd", 0.0)
-    weights = {"hard_loss": 1 - kd, **{f"{name}_loss": w for name, w in model.distillation_weights.items()}}
+    weights = {f"{name}_loss": weight for name, weight in model.term_weights.items()}
     measure = _jax_gradients if keras.backend.backend() == "jax" else _tensorflow_gradients
     result = {}
     for name, (value, gradients) in measure(model, (inputs, targets, sample_weight), list(weights)).items():
