@@ -14,7 +14,7 @@ from tfigkd.config.reading import differences, from_mapping
 from tfigkd.runtime import console
 from tfigkd.runtime.errors import UserError
 from tfigkd.runtime.files import fingerprint, locked, read_manifest, write_text
-from tfigkd.stages.workdir import Workdir
+from tfigkd.stages.workdir import VERDICT, Workdir
 
 STAGES = ("data", "teacher", "overlays", "distill", "compress", "export", "evaluate", "benchmark", "report")
 SETTINGS = "config.json"
@@ -126,8 +126,11 @@ def _free(field: str) -> bool:
     return field.removeprefix("config.").startswith(FREE)
 
 
-def run(chosen: Run) -> None:
+def run(chosen: Run) -> bool:
     """Run the chosen stages of an experiment.
+
+    Returns:
+        Whether nothing wrong was found with the result, as far as stage `report` judged it.
 
     Raises:
         UserError: anything the user can mend.
@@ -146,6 +149,7 @@ def run(chosen: Run) -> None:
             os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "1" if console.is_verbose() else "2")
             from tfigkd.stages import pipeline
             from tfigkd.stages.distill import check
+            from tfigkd.stages.early import early_remarks
             from tfigkd.stages.estimate import estimate
             from tfigkd.stages.precision import resolve
         config = resolve(config, workdir)
@@ -153,7 +157,10 @@ def run(chosen: Run) -> None:
         with console.quiet_stderr():
             if config.needs_teacher and "distill" in needed:
                 check(config)
+            early = [] if chosen.smoke or "distill" not in needed else early_remarks(config)
             about = estimate(config, workdir, needed)
+        for remark in early:
+            console.say(f"warning: {remark.sentence}")
         console.say(f"stages: {', '.join(needed)}; about {about} on this machine")
         with console.stages(asked, skipped=[stage for stage in asked if stage not in needed]) as work:
             for stage in needed:
@@ -162,6 +169,18 @@ def run(chosen: Run) -> None:
         console.say(f"done in {time.monotonic() - started:.0f} s; everything is in {workdir.run}", last=True)
         for line in _last_lines(workdir, [stage for stage in STAGES if not unneeded.get(stage)], needed):
             console.say(line, last=True)
+        remarks = _verdict(workdir) if "report" in needed else []
+        for remark_text in remarks:
+            console.say(f"verdict: {remark_text}", last=True)
+        if "report" in needed and not remarks:
+            console.say("verdict: nothing wrong was found with this run", last=True)
+        return chosen.smoke or not remarks
+
+
+def _verdict(workdir: Workdir) -> list[str]:
+    """Return what stage `report` found wrong with a run."""
+    remarks = json.loads((workdir.run / VERDICT).read_text(encoding="utf-8"))
+    return [f"{one['text']} Change: {one['flag']}." if one["flag"] else one["text"] for one in remarks]
 
 
 def _last_lines(workdir: Workdir, needed: Sequence[str], chosen: Sequence[str]) -> Iterator[str]:

@@ -24,6 +24,7 @@ from tfigkd.study.tables import (
     sentences,
     summarize,
 )
+from tfigkd.study.verdict import study_verdict
 
 
 def page(study: Study, rows: Sequence[Row], papers: Sequence[Row]) -> str:
@@ -43,6 +44,7 @@ def page(study: Study, rows: Sequence[Row], papers: Sequence[Row]) -> str:
         study=study,
         total=study.seeds * len(study.arms) * len(study.sizes),
         done=len(rows),
+        verdict=study_verdict(study, rows),
         provenance=provenance(rows),
         remarks=remarks,
         arms=(header, lines),
