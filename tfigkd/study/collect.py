@@ -171,7 +171,7 @@ def save_student(run: Path, row: dict[str, str], into: Path) -> Path:
             require(run / stage, stage)
             files[name] = copy_file(run / stage / name, folder / name)
     copy_file(run / SETTINGS, folder / SETTINGS)
-    if (run / PRECISION).is_file():  # what "auto" stands for in the run
+    if (run / PRECISION).is_file():  # the precision that "auto" chose in the run
         copy_file(run / PRECISION, folder / PRECISION)
     outputs = {name: value for name, value in trained.items() if name not in ("fingerprint", "files")}
     write_manifest(folder, trained["fingerprint"], files=files, **outputs, row=row)
