@@ -19,6 +19,7 @@ from tfigkd.config.reading import closest
 from tfigkd.runtime import console
 from tfigkd.runtime.command import command
 from tfigkd.runtime.errors import UserError
+from tfigkd.runtime.limit import stop_after
 from tfigkd.stages.runner import STAGES, Run, default_folder, run
 from tfigkd.stages.workdir import Workdir
 
@@ -46,6 +47,10 @@ class Options:
     """Shrink the experiment to a few steps of a small slice."""
     seed: int = 0
     """Seed of the student: initial weights, order, crops, overlays. The teacher has its own."""
+    minutes: float | None = None
+    """Stop after this time, as at Ctrl-C; the same command continues from the last finished epoch."""
+    dry_run: bool = False
+    """Check the run, show what it would do and how long it takes, and stop; nothing is written."""
     strict: bool = False
     """End with exit status 2 if the verdict finds anything wrong with the result."""
     list: bool = False
@@ -105,7 +110,8 @@ def main(arguments: list[str]) -> int:
         return 0
     options, chosen = parse(arguments)
     console.configure(quiet=options.quiet, verbose=options.verbose)
-    good = run(chosen)
+    with stop_after(options.minutes):
+        good = run(chosen, dry_run=options.dry_run)
     return BAD_VERDICT if options.strict and not good else 0
 
 

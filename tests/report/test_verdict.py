@@ -1,5 +1,7 @@
 """The verdict: each thing that can be wrong with a run is said with its flag, and nothing else is."""
 
+import numpy as np
+
 from tfigkd.config.experiment import override, read_experiment, to_mapping
 from tfigkd.report.facts import Facts
 from tfigkd.report.verdict import (
@@ -122,7 +124,7 @@ def facts(**changes):
         "data": {"counts": {"train": 8000, "validation": 1000, "test": 1000}},
         "exported": {"parity": {"student.int8.tflite": {"agreement": 0.99, "accuracy": 0.95, "keras_accuracy": 0.95}}},
         "store": {"identity": {"attribution": {"tolerance": 0.05}}},
-        "errors": [0.01] * 10,
+        "errors": np.full(10, 0.01),
         "histories": {"student": history(0.97, 0.95)},
         "ledger": [{"step": 1, "terms": {"hard_loss": {"share": 0.5}, "kd_loss": {"share": 0.5}}}],
     }
@@ -140,7 +142,7 @@ def test_a_worthless_run_is_called_worthless():
         evaluated=facts().evaluated | {"n_test": 24, "per_class": {"student": [{"examples": 6}] * 4}},
         data={"counts": {"train": 192, "validation": 24, "test": 24}},
         row={"smoke": False, "saw_validation": False, "validation_accuracy": 0.25},
-        errors=[0.5] * 10,
+        errors=np.full(10, 0.5),
     )
     said = kinds(verdict(run))
     assert said == [
@@ -149,7 +151,7 @@ def test_a_worthless_run_is_called_worthless():
 
 
 def test_nothing_is_said_of_what_a_run_has_not():
-    assert verdict(facts(exported=None, store=None, errors=[], ledger=[], histories={})) == []
+    assert verdict(facts(exported=None, store=None, errors=np.empty(0), ledger=[], histories={})) == []
     alone = facts().evaluated | {"disagreement": {}}
     assert verdict(facts(roles={"student": network(0.95)}, evaluated=alone, store=None)) == []
     # validation images that were trained on are no validation

@@ -63,11 +63,11 @@ def verdict(facts: Facts) -> list[Remark]:
     found += few_images("test", n_test, roles["student"]["accuracy"])
     # with data.train_split = "train+validation" nothing is judged by validation
     held_out = 0 if facts.row["saw_validation"] else held_out
-    found += few_images("validation", held_out, facts.row.get("validation_accuracy", roles["student"]["accuracy"]))
+    found += few_images("validation", held_out, facts.row["validation_accuracy"] if held_out else 0.0)
     found += overfitting(facts.histories.get("student", []), held_out)
     found += idle_terms(facts.ledger)
     if facts.store is not None and config["overlay"]["probability"] and config["control"]["maps"] != "none":
-        found += idle_overlays(facts.errors, facts.store["identity"]["attribution"]["tolerance"])
+        found += idle_overlays(facts.errors.tolist(), facts.store["identity"]["attribution"]["tolerance"])
     return found + far_files((facts.exported or {}).get("parity", {}))
 
 
