@@ -29,7 +29,7 @@ class Options(DataOptions):
     model: Annotated[str, Positional, arg(metavar="MODEL")]
     """mobilenet_v2, resnet20|32|44|56, or a .keras or .tflite file."""
     data: str = "cifar10"
-    """A tfds name, "digits", the path of an .npz file or of an image folder."""
+    """A tfds name, "digits", the path of an .npz file, of a .csv list or of an image folder."""
     weights: str | None = None
     """Published PyTorch weights (.npz) for a named architecture."""
     drop_blocks: int = 0
@@ -53,7 +53,7 @@ def _measure(options: Options) -> dict[str, Any]:
     from tfigkd.measure.explanation import measure
     from tfigkd.measure.metrics import per_class, predict_logits
 
-    data = load(options.data, directory=options.data_dir, image_size=options.image_size)
+    data = load(options.data, directory=options.data_dir, image_size=options.image_size, **options.reading)
     examples = data.test if options.split == "test" else concatenate([data.train, data.validation, data.test])
     if options.model.endswith(".tflite"):
         admit(Path(options.model))

@@ -42,13 +42,14 @@ def _load(options: Options) -> tuple[Any, Any]:
     from tfigkd.data import load
     from tfigkd.models.layers import with_stock_layers
 
-    size = options.image_size
-    own = models.load_own(options.model, input_shape=None if size is None else (size, size, 3))
+    side = options.image_size
+    own = models.load_own(options.model, input_shape=None if side is None else (side, side, 3))
     height, width, channels = own.input_shape[1:]
     data = None
     if options.data:
         square = height if height == width else None
-        data = load(options.data, directory=options.data_dir, image_size=options.image_size or square)
+        size = options.image_size or square
+        data = load(options.data, directory=options.data_dir, image_size=size, **options.reading)
         if (height, width, channels) != data.image_shape:
             raise UserError(
                 f"{options.model} takes images {(height, width, channels)}, those of {options.data} are "

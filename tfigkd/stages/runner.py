@@ -122,7 +122,8 @@ def _same_data(folder: Path, config: Config) -> bool:
         return False
     from tfigkd.stages.data import dataset
 
-    return dataset(config.data).fingerprint == trained["data"]
+    data = dataset(config.data)
+    return trained["data"] == data.fingerprint or trained.get("trained_on") == data.training_fingerprint
 
 
 def _free(field: str) -> bool:
@@ -173,11 +174,13 @@ def _prepare(chosen: Run, config: Config) -> None:
     asked, unneeded = _stages(chosen)
     needed = [stage for stage in asked if stage not in unneeded]
     with console.quiet_stderr():
-        from tfigkd.stages.distill import check
+        from tfigkd.stages.distill import check, refuse_changed_inputs
         from tfigkd.stages.early import early_remarks
         from tfigkd.stages.estimate import estimate
     console.say(f"{chosen.experiment}, seed {workdir.seed}, config {fingerprint(config)}, in {workdir.run}")
     with console.quiet_stderr():
+        if any(STAGES.index(stage) >= STAGES.index("distill") for stage in needed):
+            refuse_changed_inputs(config, workdir, needed)
         if config.needs_teacher and "distill" in needed:
             check(config)
         early = [] if chosen.smoke or "distill" not in needed else early_remarks(config)

@@ -69,10 +69,15 @@ class OverlayStore:
             The finished store.
 
         Raises:
-            ValueError: `pictures` are not as above.
+            ValueError: `pictures` are not as above, or a label is none of the teacher's C outputs.
             UserError: A setting is unknown or out of range.
         """
         examples = _collect(pictures)
+        outputs = int(teacher.output_shape[-1])
+        if examples.labels.max() >= outputs:
+            raise ValueError(
+                f"labels must be from 0 to {outputs - 1}, the teacher's outputs; got {examples.labels.max()}"
+            )
         config = from_mapping(AttributionConfig, settings, "attribution")
         nothing = examples.take(slice(0))
         pixels = splits_fingerprint({"train": examples})

@@ -33,7 +33,7 @@ from tfigkd.runtime.files import (
 )
 from tfigkd.runtime.provenance import as_csv
 from tfigkd.stages.runner import SETTINGS
-from tfigkd.stages.workdir import PRECISION
+from tfigkd.stages.workdir import PRECISION, Workdir
 from tfigkd.study.plan import read_study
 from tfigkd.study.protocol import COLUMN, mixed_arms, protocol_of, refuse_mixed
 from tfigkd.study.runs import LABEL, ROWS
@@ -188,10 +188,11 @@ def save_teacher(run: Path, teachers: Path, into: Path) -> Path | None:
     if not config.needs_teacher or config.teacher.weights is not None:
         return None
     with console.quiet_stderr():  # TensorFlow prints lines on import
-        from tfigkd.stages.teacher import FILE, teacher_fingerprint
+        from tfigkd.stages.teacher import FILE, teacher_folder
     # earlier versions did not record the teacher of a student; its fingerprint is then computed from the config
     trained = read_manifest(run / "distill") or {}
-    source = teachers / (trained.get("teacher") or teacher_fingerprint(config))
+    named = trained.get("teacher")
+    source = teachers / named if named else teacher_folder(config, Workdir(run, teachers))
     manifest = read_manifest(source)
     if manifest is None:
         return None
