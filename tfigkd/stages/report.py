@@ -23,7 +23,7 @@ from tfigkd.runtime.errors import UserError
 from tfigkd.runtime.files import fingerprint, read_manifest, require, sealed, write_text
 from tfigkd.runtime.provenance import as_csv, commit, hardware, versions
 from tfigkd.stages.overlays import store_folder
-from tfigkd.stages.repeat import command
+from tfigkd.stages.repeat import command, own_file
 from tfigkd.stages.teacher import require_teacher, teacher_folder
 from tfigkd.stages.workdir import VERDICT, Workdir
 from tfigkd.store.maps import parse_record
@@ -50,6 +50,8 @@ def report(config: Config, workdir: Workdir) -> None:
 
     settings = json.loads((workdir.run / "config.json").read_text(encoding="utf-8"))
     repeat = command(config, settings, workdir)
+    if repeat[1]:
+        write_text(own_file(settings["experiment"], workdir), repeat[1])
     facts = gather(config, workdir, row, roles, evaluated, repeat)
     remarks = verdict(facts)
     write_text(workdir.run / VERDICT, json.dumps([asdict(remark) for remark in remarks], indent=1) + "\n")
