@@ -59,7 +59,7 @@ def _measure(options: Options) -> dict[str, Any]:
         admit(Path(options.model))
         predict = litert_predictor(Path(options.model))
     else:
-        network = {"drop_blocks": options.drop_blocks, "normalization": options.normalization}
+        network: dict[str, Any] = {"drop_blocks": options.drop_blocks, "normalization": options.normalization}
         model = models.build(options.model, num_classes=data.num_classes, input_shape=data.image_shape, **network)
         if options.weights:
             models.load_torch_weights(model, options.weights)
