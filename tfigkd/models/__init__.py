@@ -8,16 +8,17 @@ from typing import Any
 
 import keras
 
+from tfigkd.data.spaces import UNIT
 from tfigkd.models.applications import PREFIX, application
 from tfigkd.models.convnet import convnet, set_whitening
 from tfigkd.models.ensemble import ensemble
 from tfigkd.models.fold import fold_batch_norm
 from tfigkd.models.mobilenet_v2 import mobilenet_v2
-from tfigkd.models.own import load_own, load_written, own_input_range
+from tfigkd.models.own import load_own, load_written, own_image_size, own_input_range
 from tfigkd.models.parts import CIFAR10_MEAN, CIFAR10_STD, IMAGENET_MEAN, IMAGENET_STD, LARGEST_SMALL, Normalization
 from tfigkd.models.precision import with_precision
 from tfigkd.models.resnet import resnet
-from tfigkd.models.spaces import RANGES, UNIT, as_classifier, frozen_layers, with_fresh_weights, with_input_range
+from tfigkd.models.spaces import as_classifier, frozen_layers, with_fresh_weights, with_input_range
 from tfigkd.models.students import truncate
 from tfigkd.models.weights import load_torch_weights
 from tfigkd.runtime.errors import UserError
@@ -30,8 +31,6 @@ __all__ = [
     "LARGEST_SMALL",
     "MODELS",
     "NORMALIZATIONS",
-    "RANGES",
-    "UNIT",
     "Normalization",
     "as_classifier",
     "build",
@@ -43,6 +42,7 @@ __all__ = [
     "load_torch_weights",
     "load_written",
     "mobilenet_v2",
+    "own_image_size",
     "own_input_range",
     "resnet",
     "set_whitening",

@@ -15,8 +15,9 @@ import numpy as np
 
 import tfigkd.models.fake_quant  # noqa: F401 - registers what a quantized student is made of
 from tfigkd.data.pictures import reading
+from tfigkd.data.spaces import Outputs, Range
 from tfigkd.models import layers
-from tfigkd.models.spaces import Outputs, Range, classifier, recognise_input_range
+from tfigkd.models.spaces import classifier, recognise_input_range
 from tfigkd.runtime.errors import UserError
 
 CONFIGS = ("config.json", "metadata.json")
@@ -96,6 +97,17 @@ def _fitting(
         expected = "classes" if num_classes is None else num_classes
         raise UserError(f"{path} gives outputs of shape {gives}, expected ({expected},): a logit for each class")
     return model, wanted
+
+
+def own_image_size(path: str | Path) -> int | None:
+    """Return height and width of the images that a .keras file takes; None where they are open or differ.
+
+    Raises:
+        UserError: The file is missing, unreadable or refused.
+    """
+    inputs = getattr(load_model(Path(path)), "inputs", None) or []
+    sides = {*inputs[0].shape[1:3]} if len(inputs) == 1 and len(inputs[0].shape) == 4 else set()
+    return sides.pop() if len(sides) == 1 else None
 
 
 @functools.lru_cache(maxsize=8)

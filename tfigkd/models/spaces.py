@@ -7,23 +7,23 @@ takes and gives these: its own pixel range, its softmax or sigmoid and its singl
 import weakref
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import keras
 import numpy as np
 from keras import ops
 
+from tfigkd.data.spaces import (
+    PIXELS,
+    SIGNED,
+    SMALLEST_PROBABILITY,
+    UNIT,
+    Outputs,
+    Range,
+    look_images,
+    output_kind,
+)
 from tfigkd.models import layers
-
-Range = tuple[float, float]
-"""The values of a black and of a white pixel."""
-Outputs = Literal["logits", "probabilities"]
-
-UNIT: Range = (0.0, 1.0)
-PIXELS: Range = (0.0, 255.0)
-SIGNED: Range = (-1.0, 1.0)
-RANGES = (UNIT, PIXELS, SIGNED)
-"""The usual ones."""
 
 INPUT_RANGE = "input_range"
 """Name of the layer that maps [0,1] to the model's own range; a model that begins with it takes [0,1]."""
@@ -33,8 +33,6 @@ ADDED = frozenset({INPUT_RANGE, TWO_CLASSES})
 
 SMALLEST_SCALE = 0.1
 """A factor below this is one for pixels to 255: networks take values of about -3 to 3."""
-SMALLEST_PROBABILITY = 1e-7
-SUM_TOLERANCE = 1e-2
 LOOKED_AT = 16
 """Images on which the outputs are looked at, beside noise."""
 
@@ -214,23 +212,6 @@ def _array(variable: Any) -> np.ndarray:
     return ops.convert_to_numpy(variable).astype("float64")
 
 
-def output_kind(values: np.ndarray, tolerance: float = SUM_TOLERANCE) -> Outputs:
-    """Return whether outputs of a classifier are logits or probabilities.
-
-    Args:
-        values: [N,C]; with C = 1 the probability or the logit of the second of two classes.
-        tolerance: Largest deviation of a row's sum from one.
-
-    Returns:
-        "probabilities" where no value is negative and each row sums to 1; for one output where all are in [0, 1].
-    """
-    rows = np.asarray(values, np.float64)
-    if rows.shape[1] == 1:
-        return "probabilities" if rows.min() >= 0 and rows.max() <= 1 else "logits"
-    sums = bool((np.abs(rows.sum(axis=1) - 1) <= tolerance).all())
-    return "probabilities" if rows.min() >= -tolerance and sums else "logits"
-
-
 def classifier(
     model: keras.Model,
     *,
@@ -311,8 +292,19 @@ def as_classifier(
         if made is model:
             return model
         known[key] = made
-    layers.copy_weights(model, known[key])
+    _refresh(model, known[key])
     return known[key]
+
+
+def _refresh(source: keras.Model, target: keras.Model) -> None:
+    """Copy the weights of the layers that two models share by name, but for those that `classifier` has added."""
+    for layer in target.layers:
+        if isinstance(layer, keras.Model):
+            _refresh(source.get_layer(layer.name), layer)
+        elif layer.weights and layer.name not in ADDED:
+            layer.set_weights(source.get_layer(layer.name).get_weights())
+            if isinstance(layer, keras.layers.Normalization):
+                layer.finalize_state()
 
 
 def with_input_range(model: keras.Model, low: float, high: float) -> keras.Model:
@@ -344,8 +336,7 @@ def _look(model: keras.Model, images: np.ndarray | None) -> np.ndarray:
     shape = tuple(model.input_shape[1:])
     if None in shape:
         return np.full((1, int(model.output_shape[-1])), -1.0)  # not known; the size is asked for elsewhere
-    noise = np.random.default_rng(0).random((4, *shape), np.float32)
-    seen = [noise, np.zeros((1, *shape), np.float32), np.ones((1, *shape), np.float32)]
+    seen = [look_images(shape)]
     if images is not None and images.shape[1:] == shape:
         seen.append(images[:LOOKED_AT].astype(np.float32) / np.float32(255))
     return ops.convert_to_numpy(model(np.concatenate(seen), training=False)).astype(np.float64)
@@ -438,11 +429,10 @@ def _kept(layer: keras.Layer) -> bool:
 
 def _copy_kept(source: keras.Model, target: keras.Model) -> None:
     for layer in target.layers:
-        original = source.get_layer(layer.name)
         if isinstance(layer, keras.Model):
-            _copy_kept(original, layer)
-        elif layer.weights and _kept(original):
-            layer.set_weights(original.get_weights())
+            _copy_kept(source.get_layer(layer.name), layer)
+        elif layer.weights and _kept(source.get_layer(layer.name)):
+            layer.set_weights(source.get_layer(layer.name).get_weights())
             if isinstance(layer, keras.layers.Normalization):
                 layer.finalize_state()
 

@@ -16,6 +16,7 @@ from tfigkd.batches.stream import training_batches
 from tfigkd.config.experiment import Config, experiments_folder
 from tfigkd.config.fields import NetworkConfig
 from tfigkd.data import Dataset, mean_color, to_model_input
+from tfigkd.data.spaces import RANGES, UNIT
 from tfigkd.measure.chance import looked_at, mean_recall, near_chance, what_helps
 from tfigkd.measure.metrics import accuracy, predict_logits
 from tfigkd.models.layers import with_fused_layers, with_stock_layers
@@ -124,7 +125,7 @@ def network_values(network: NetworkConfig, data: Dataset) -> dict[str, Any]:
         values = {name: value for name, value in values.items() if name not in ARCHITECTURE} | NEUTRAL
     if network.own_file and network.input_range is None:
         shown = models.own_input_range(network.model, values["model"])
-        if shown not in (None, models.UNIT):  # it was taken for [0,1] before it was looked for
+        if shown not in (None, UNIT):  # it was taken for [0,1] before it was looked for
             values["input_range"] = list(shown)
     if max(data.image_shape[:2]) > models.LARGEST_SMALL and models.strided(network.model):
         values["strides"] = "imagenet"
@@ -234,7 +235,7 @@ def _check_given(config: Config, data: Dataset, model: keras.Model) -> None:
     logits = predict_logits(model, examples.images)
     what = teacher.weights or teacher.model
     shown = models.own_input_range(teacher.model, str(content_of(teacher.model))) if teacher.own_file else None
-    low, high = teacher.input_range or shown or models.UNIT
+    low, high = teacher.input_range or shown or UNIT
     console.say(f"  taken as it is: {what}, for pixels from {low:g} to {high:g}")
     if not near_chance(logits, examples.labels):
         return
@@ -244,7 +245,7 @@ def _check_given(config: Config, data: Dataset, model: keras.Model) -> None:
 
     others = {}
     if teacher.own_file:
-        ranges = [other for other in models.RANGES if other != (low, high)]
+        ranges = [other for other in RANGES if other != (low, high)]
         others = {f"--teacher.input_range {a:g} {b:g}": partial(in_range, (a, b)) for a, b in ranges}
     score = (
         f"{what} is right on {100 * mean_recall(logits, examples.labels):.1f} % of {len(examples)} images of "
