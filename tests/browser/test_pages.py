@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.stages.test_report import HOSTILE, make_facts
-from tfigkd.report.page import label
+from tfigkd.report.charts import label
 from tfigkd.report.run_page import page as run_page_of
 from tfigkd.study.collect import read_rows
 from tfigkd.study.page import page as study_page
@@ -102,7 +102,8 @@ def visit(browser, path):
         page.on("request", lambda request: asked.append(request.url))
         opened.append((context, said, asked))
         page.goto(path.as_uri())
-        page.wait_for_function("document.documentElement.dataset.drawn")
+        # the policy forbids wait_for_function, which evaluates text again at each poll
+        page.locator("html[data-drawn]").wait_for()
         assert page.evaluate("document.documentElement.dataset.drawn") == "yes", said
         return page
 
@@ -135,13 +136,13 @@ def test_every_figure_is_seen_at_every_width_in_both_schemes(visit, width, schem
 
 
 def test_figures_follow_a_change_of_the_color_scheme(visit):
+    from playwright.sync_api import expect
+
     page = visit(1440, "light")
     tick = page.locator(".plot .xtick text").first
     before = tick.evaluate("one => getComputedStyle(one).fill")
     page.emulate_media(color_scheme="dark")
-    page.wait_for_function(
-        "before => getComputedStyle(document.querySelector('.plot .xtick text')).fill !== before", arg=before
-    )
+    expect(tick).not_to_have_css("fill", before)
 
 
 @pytest.mark.parametrize("width", [1440, 360])
@@ -197,12 +198,14 @@ def test_what_is_seen_has_words(visit):
 
 
 def test_a_mouse_over_a_mark_shows_its_numbers(visit):
+    from playwright.sync_api import expect
+
     page = visit(1440, "light")
     plot = page.locator(".plot").first
     plot.scroll_into_view_if_needed()
     mark = plot.locator(".point").last.bounding_box()
     page.mouse.move(mark["x"] + mark["width"] / 2, mark["y"] + mark["height"] / 2)
-    page.wait_for_function("document.querySelector('.hoverlayer').textContent.includes('%')")
+    expect(page.locator(".hoverlayer").first).to_contain_text("%")
 
 
 def test_without_javascript_the_numbers_are_there(browser, path):

@@ -74,8 +74,8 @@ def test_wrong_names_and_options(name: str, options: dict[str, Any], message: st
 
 
 def test_unknown_option_is_a_programming_error() -> None:
-    with pytest.raises(TypeError, match="depths"):
-        models.build("resnet20", num_classes=10, input_shape=(32, 32, 3), depths=3)
+    with pytest.raises(TypeError, match="got layers"):
+        models.build("resnet20", num_classes=10, input_shape=(32, 32, 3), layers=3)
 
 
 def test_own_model_trains_fast_and_says_the_same(tmp_path: Path) -> None:

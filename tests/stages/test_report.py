@@ -7,16 +7,19 @@ import json
 import re
 from dataclasses import replace
 from html.parser import HTMLParser
+from importlib.resources import files
 
 import numpy as np
 import pytest
+from jinja2 import UndefinedError
 
 from tfigkd.config.experiment import override, read_experiment, to_mapping
 from tfigkd.measure.gallery import Gallery, choose
 from tfigkd.measure.metrics import disagreement
 from tfigkd.measure.statistics import wilson
+from tfigkd.report.charts import label
 from tfigkd.report.facts import Facts
-from tfigkd.report.page import label
+from tfigkd.report.page import render
 from tfigkd.report.pictures import picture
 from tfigkd.report.run_page import page
 from tfigkd.report.table import lines
@@ -204,6 +207,23 @@ def test_what_a_user_named_is_text(html, reader, facts):
             assert "<script" not in text and "<img" not in text
 
 
+def test_no_text_of_a_run_becomes_markup(facts):
+    """Wherever a text stands in the row, the commands or the store: it is shown as it is."""
+    hostile = {name: f"{HOSTILE[1]}{name}" if isinstance(value, str) else value for name, value in facts.row.items()}
+    reader = Reader(page(replace(facts, row=hostile, command=HOSTILE[0], study=HOSTILE[2], toml=HOSTILE[1])))
+    assert all(attributes["src"].startswith("data:") for tag, attributes in reader.elements if tag == "img")
+    assert len(reader.scripts) == 3 + sum(attributes.get("class") == "plot" for _, attributes in reader.elements) - 1
+    for text in (*HOSTILE[:3], *(hostile[name] for name in ("experiment", "config", "versions", "hardware"))):
+        assert text in reader.text
+
+
+def test_no_template_turns_escaping_off_and_a_missing_value_is_an_error():
+    for path in files("tfigkd.report").joinpath("templates").iterdir():
+        assert not re.search(r"\|\s*safe\b|autoescape", path.read_text(encoding="utf-8")), path.name
+    with pytest.raises(UndefinedError, match="'charts' is undefined"):
+        render("pareto.html", points=[])
+
+
 def test_the_policy_admits_these_scripts_and_no_request(reader):
     (policy,) = (a["content"] for tag, a in reader.elements if a.get("http-equiv") == "Content-Security-Policy")
     rules = dict(rule.split(" ", 1) for rule in policy.split("; "))
@@ -233,10 +253,10 @@ def test_the_tables_say_what_the_manifests_say(reader, facts):
     curves = tables["Accuracy over the epochs"]
     assert [curves[str(n)][2] for n in range(1, 6)] == [f"{10 * n:.2f}" for n in range(1, 6)]
     assert [curves[str(n)][0] for n in range(1, 6)] == ["10.00", "20.00", "30.00", "", ""]
-    assert tables["What each loss term is worth"]["1"] == ["99.50 %", "0.50 %"]
+    assert tables["Each loss term's share of the gradient"]["1"] == ["99.50 %", "0.50 %"]
     counts = facts.evaluated["disagreement"]["student"]
     assert tables["Teacher and student on the test images"]["both right"][0] == str(counts["both_right"])
-    said = reader.tables["Where they disagree"][1:]
+    said = reader.tables["Classes on which they disagree"][1:]
     assert [[HOSTILE.index(" ".join(a.split())), HOSTILE.index(b), int(n)] for a, b, n in said] == counts["pairs"][:40]
     maps = tables["Completeness error of the maps"]
     assert sum(int(line[0]) for error, line in maps.items() if error != "error") == 101
@@ -250,11 +270,11 @@ def test_the_words_name_what_a_reader_must_know(reader):
     for text in (
         "smoke run, not a result",
         "n = 1",
-        "The teacher was trained on validation as well.",
-        "7 test images are in train as well",
-        "50 are over the tolerance of 0.05",
-        "Never above 1%, so without effect: kd_loss",
-        "maps alike −0.50 (another image's 0.00)",
+        "The teacher was also trained on the validation images.",
+        "7 test images are also in the training split",
+        "50 maps are over the tolerance of 0.05",
+        "Never above 1 %, so without effect: kd.",
+        "map similarity −0.50 (chance 0.00)",
         "never overlaid",
     ):
         assert text in reader.text, text
@@ -285,7 +305,7 @@ def test_every_figure_has_a_title_words_and_numbers(reader):
 )
 def test_a_section_without_its_stage_says_which_one_fills_it(facts, changes, stage):
     text = Reader(page(replace(facts, **changes))).text
-    assert f"{stage} fills this in." in text
+    assert f"add {stage} to the command" in text
 
 
 def test_a_run_without_a_teacher_has_a_page(facts):
@@ -308,8 +328,19 @@ def test_a_run_without_a_teacher_has_a_page(facts):
         gallery=replace(facts.gallery, **nothing),
     )
     reader = Reader(page(alone))
-    assert "This student had no teacher" in reader.text and "laid no maps" in reader.text
+    assert "This student had no teacher" in reader.text and "did not overlay maps" in reader.text
     assert len([tag for tag, _ in reader.elements if tag == "img"]) == 2 * 4
+
+
+def test_counts_and_factors_are_said_as_they_are(facts):
+    """One epoch is not "1 epochs", and a student that is larger has no "fewer parameters"."""
+    roles = facts.roles | {"student": facts.roles["student"] | {"parameters": 2 * 700_490}}
+    histories = {role: history[:1] for role, history in facts.histories.items()}
+    text = Reader(page(replace(facts, roles=roles, histories=histories))).text
+    assert "more parameters 2.00× 1,400,980 of 700,490" in text and "fewer parameters" not in text
+    assert text.count("1 epoch of") == 4 and "1 epochs" not in text
+    worst = min(facts.evaluated["per_class"]["student"], key=lambda one: one["recall"])["recall"]
+    assert f"Hardest class: {HOSTILE[-1]}; the student finds {100 * worst:.2f} % of its 40 test images." in text
 
 
 def test_a_compressed_student_has_its_own_figures(facts):
@@ -348,7 +379,7 @@ def test_labels_are_short_and_carry_no_tags():
 
 def test_the_interval_stands_under_the_accuracy():
     found = lines({"student": {"accuracy": 0.8}}, 10)
-    assert ["its 95 % interval, 10 images", "49.02 to 94.33 %"] in found
+    assert ["95 % interval (10 test images)", "49.02 to 94.33 %"] in found
 
 
 def test_disagreement_by_hand():

@@ -315,7 +315,7 @@ def test_the_table_crowns_nobody_inside_the_noise(pair):
 def test_one_run_an_arm_gives_no_statement(pair):
     (one,) = compare(pair, runs_of([row("slow", 0, 70), row("fast", 0, 90)]))
     assert math.isnan(one.adjusted)
-    assert "too few runs for a test" in sentences([one])
+    assert "too few runs for a test" in sentences([one])[1]
 
 
 def test_pairs_are_those_of_one_seed(pair):

@@ -95,17 +95,29 @@ def test_the_forest_has_tested_comparisons_only(text):
     assert "too few runs for a test" in words(text)
 
 
+def test_two_runs_of_an_arm_claim_no_more_than_they_know():
+    """An accuracy ends at 0 and 100 %, and two runs do not say how many seeds a difference would need."""
+    study = Study("pair", "", arms=PAIR.arms, seeds=2, sizes={"2x": {}}, comparisons=PAIR.comparisons)
+    rows = [row(arm, "2x", seed, 60 + 30 * seed) for arm in ("slow", "fast") for seed in range(2)]
+    said = words(page(study, [one | {"train_seconds": "15"} for one in rows], []))
+    assert "0.00 to 100.00" in said and "178" not in said
+    assert "3 runs an arm or more would say" in said and "seeds an arm." not in said
+    assert "4 runs, 1 minute of training" in said
+    means = data_of(page(study, rows, []), "arms")["mean, 95 % interval"]
+    assert means["error_x"]["array"] == [25, 25] and means["error_x"]["arrayminus"] == [75, 75]
+
+
 def test_what_is_left_is_counted(text):
     assert "10 of 12" in words(text)
-    assert "2 of 12 runs. The same command goes on with what is left." in words(text)
+    assert "2 of 12 runs. This command continues with them:" in words(text)
     assert "python -m tfigkd.study --experiment pair" in words(text)
-    assert "Nothing: every planned run has its row." in words(page(PAIR, [*ROWS, *ROWS[-1:] * 2], []))
+    assert "Every planned run is finished." in words(page(PAIR, [*ROWS, *ROWS[-1:] * 2], []))
 
 
 def test_figures_of_the_papers_are_named_as_theirs():
     text = page(read_study("ablation"), [], PAPERS)
-    assert "No run of ours has a row yet." in words(text)
-    assert "Not measured here." in words(text)
+    assert "No run of this study is finished." in words(text)
+    assert "These figures were not measured here" in words(text)
     means = data_of(text, "published-arms")["mean, 95 % interval"]
     row = next(one for one in PAPERS if one["study"] == "ablation" and one["arm"] == "ig_kd")
     assert dict(zip(means["y"], means["x"], strict=True))["ig_kd"] == pytest.approx(float(row["mean"]), abs=0.01)

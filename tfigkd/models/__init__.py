@@ -55,8 +55,8 @@ __all__ = [
 
 MODELS: dict[str, Callable[..., keras.Model]] = {
     "mobilenet_v2": mobilenet_v2,
-    "convnet": convnet,
     **{f"resnet{depth}": functools.partial(resnet, depth) for depth in (20, 32, 44, 56)},
+    "convnet": convnet,
 }
 
 NORMALIZATIONS: dict[str, Normalization | None] = {

@@ -1,5 +1,6 @@
-"""What a run or a study shows for its work: a table, `report.md`, and `report.html`, which opens from disk.
+"""The pages, tables and Markdown of runs and Pareto fronts, and what the pages of studies share with them.
 
-`stage.py` is the stage; `table.py` has a run's figures in words, `facts.py` all that the stages have left for a page;
-`charts.py` and its like draw it; `run_page.py` and `study_page.py` are the two kinds of page, `page.py` is HTML itself.
+`facts.py` holds the results of a run, `table.py` its figures as a table; `charts.py`, `class_charts.py` and
+`training_charts.py` draw. `run_page.py` and `pareto_page.py` prepare what a page shows, `page.py` renders it: HTML and
+sentences are in `templates/`, style and script in `page.css` and `page.js`.
 """

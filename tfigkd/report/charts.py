@@ -1,14 +1,21 @@
-"""Accuracy, size and latency of a run's models and files as charts: pure functions, each with its words and numbers."""
+"""What a chart is, and the charts of accuracy, size and latency of a run's models and files.
 
+A chart is drawn here; the sentences about it are in the page's template.
+"""
+
+import html
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from plotly import graph_objects as go
 
 from tfigkd.measure.statistics import wilson
-from tfigkd.report.page import Chart
-from tfigkd.report.table import ROLES, interval, percent
+from tfigkd.report.table import ROLES, interval, percent, plural
+
+Table = tuple[Sequence[str], Sequence[Sequence[str]]]
+"""Header and lines of a table; cells are text."""
 
 COLORS = {"teacher": "#d97706", "student": "#2f7de1", "compressed": "#0d9f75"}
 """At least 3:1 against both the light and the dark page."""
@@ -17,18 +24,46 @@ SYMBOLS = {"Keras": "star", "float32": "circle", "float16": "square", "dynamic":
 SYMBOLS |= {"int16x8": "cross"}
 
 
+@dataclass(frozen=True)
+class Chart:
+    """A figure and the numbers behind it.
+
+    Attributes:
+        name: Short and unique in its page; letters and hyphens.
+        figure: Traces and layout, as a Plotly figure; text from users went through `label`.
+        table: The numbers, for readers who do not see the figure.
+        height: In CSS pixels.
+        says: Values that the template's sentence about the chart uses.
+    """
+
+    name: str
+    figure: go.Figure
+    table: Table
+    height: int = 340
+    says: Mapping[str, Any] = field(default_factory=dict)
+
+
+def label(text: object, longest: int = 28) -> str:
+    """Return text as a label in a figure, cut off where it is too long.
+
+    Plotly reads a few HTML tags in labels, so this escapes them; the page itself is escaped by its template.
+    """
+    text = " ".join(str(text).split())
+    return html.escape(text if len(text) <= longest else f"{text[: longest - 1]}…", quote=False)
+
+
 def make(traces: Sequence[Any], **layout: Any) -> go.Figure:
-    """A figure without a template: the page dresses it for its color scheme."""
+    """Return a figure without Plotly's default template; `page.js` sets fonts and colors for the color scheme."""
     return go.Figure(traces, go.Layout(template="none", **layout))
 
 
 def rows_axis(count: int) -> dict[str, Any]:
-    """An axis of that many categories, the first on top."""
+    """Return an axis of `count` categories, the first on top."""
     return {"type": "category", "range": [count - 0.4, -0.6]}
 
 
 def cost_axis(values: Sequence[float], title: str) -> dict[str, Any]:
-    """An axis over positive values: from zero, or logarithmic where the largest is ten times the smallest."""
+    """Return an axis over positive values: from zero, or logarithmic where the largest is ten times the smallest."""
     if max(values) < 10 * min(values):
         return {"title": {"text": title}, "range": [0, 1.15 * max(values)], "nticks": 6}
     low, high = math.log10(min(values)), math.log10(max(values))
@@ -45,26 +80,22 @@ def cost_axis(values: Sequence[float], title: str) -> dict[str, Any]:
 
 
 def role_of(name: str) -> str:
-    """Whose a model or file is: student.int8.tflite is the student's."""
+    """Return the role of a model or file: that of student.int8.tflite is student."""
     return name.partition(".")[0]
 
 
 def format_of(name: str) -> str:
-    """The format of a file, "Keras" for a model."""
+    """Return the format of a file, "Keras" for a model."""
     return name.split(".")[1] if "." in name else "Keras"
 
 
 def title_of(name: str) -> str:
-    """A model or file in words."""
+    """Return the title of a model or file, such as "student, int8"."""
     return f"{role_of(name)}, {format_of(name)}"
 
 
-def _threads(count: int) -> str:
-    return f"{count} thread{'s' * (count > 1)}"
-
-
 def _errors(accuracies: Sequence[float], n_test: int) -> dict[str, Any]:
-    """Wilson's intervals as the bars of a trace in percent."""
+    """Return Wilson's intervals as the error bars of a trace in percent."""
     bounds = [wilson(value, n_test) for value in accuracies]
     above = [100 * (high - value) for value, (_, high) in zip(accuracies, bounds, strict=True)]
     below = [100 * (value - low) for value, (low, _) in zip(accuracies, bounds, strict=True)]
@@ -72,7 +103,7 @@ def _errors(accuracies: Sequence[float], n_test: int) -> dict[str, Any]:
 
 
 def accuracies(results: Mapping[str, Mapping[str, float]], n_test: int) -> Chart:
-    """Test accuracy of models and files with Wilson's intervals."""
+    """Draw the test accuracy of models and files with Wilson's intervals."""
     names = sorted(results, key=lambda name: (ROLES.index(role_of(name)), "." in name))
     traces = []
     for role in dict.fromkeys(map(role_of, names)):
@@ -90,12 +121,8 @@ def accuracies(results: Mapping[str, Mapping[str, float]], n_test: int) -> Chart
                 hovertemplate="%{y}<br>%{x:.2f} %<br>%{text}<extra></extra>",
             )
         )
-    known = [f"{name} {percent(results[name]['accuracy'])}" for name in names if "." not in name]
     return Chart(
         "accuracies",
-        "Test accuracy with 95 % intervals",
-        f"Keras models: {', '.join(known)}. Bars are Wilson's intervals on {n_test:,} test images: of this one run, "
-        "not over seeds.",
         make(
             traces,
             xaxis={"title": {"text": "test accuracy, %"}},
@@ -120,7 +147,7 @@ def trade_off(
     n_test: int,
     threads: Sequence[int],
 ) -> list[Chart]:
-    """Accuracy against the size of the files, and against their latency."""
+    """Draw accuracy against the size of the files, and against their latency; nothing where no file has both."""
     names = sorted((name for name in timed if name in results), key=lambda name: (ROLES.index(role_of(name)), name))
     if not names:
         return []
@@ -128,22 +155,13 @@ def trade_off(
     sizes = {name: timed[name]["bytes"] / 1e3 for name in names}
     times = {name: timed[name]["milliseconds"][first]["p50"] for name in names}
     return [
-        _cost("size", "Accuracy against size", "size of the file, kB", sizes, "kB", results, n_test),
-        _cost(
-            "latency",
-            "Accuracy against latency",
-            f"median latency, batch 1, {_threads(threads[0])}, ms",
-            times,
-            "ms",
-            results,
-            n_test,
-        ),
+        _cost("size", "size of the file, kB", sizes, "kB", results, n_test),
+        _cost("latency", f"median latency, batch 1, {plural(threads[0], 'thread')}, ms", times, "ms", results, n_test),
     ]
 
 
 def _cost(
     name: str,
-    title: str,
     axis: str,
     costs: Mapping[str, float],
     unit: str,
@@ -172,16 +190,13 @@ def _cost(
                 "<extra></extra>",
             )
         )
-    ordered = sorted(costs, key=costs.__getitem__)
-    least, most = ordered[0], ordered[-1]
-    scores = {file: percent(results[file]["accuracy"]) for file in costs}
-    lines = [[title_of(file), f"{cost:,.{digits}f} {unit}", scores[file]] for file, cost in costs.items()]
+    lines = [
+        [title_of(file), f"{cost:,.{digits}f} {unit}", percent(results[file]["accuracy"])]
+        for file, cost in costs.items()
+    ]
+    ordered = sorted(range(len(costs)), key=list(costs.values()).__getitem__)
     return Chart(
         name,
-        title,
-        f"From {title_of(least)} with {costs[least]:,.{digits}f} {unit} at {scores[least]} to "
-        f"{title_of(most)} with {costs[most]:,.{digits}f} {unit} at {scores[most]}: "
-        f"{costs[most] / costs[least]:.2f} times the {'size' if unit == 'kB' else 'time'}.",
         make(
             traces,
             xaxis=cost_axis(list(costs.values()), axis),
@@ -190,11 +205,16 @@ def _cost(
             margin={"b": 44, "r": 30},
         ),
         (["file", axis.partition(",")[0], "test accuracy"], lines),
+        says={
+            "least": lines[ordered[0]],
+            "most": lines[ordered[-1]],
+            "times": max(costs.values()) / min(costs.values()),
+        },
     )
 
 
 def latencies(timed: Mapping[str, Mapping[str, Any]], threads: Sequence[int]) -> Chart:
-    """Median, 90th and 99th percentile of the time of one inference."""
+    """Draw the median, 90th and 99th percentile of the time of one inference."""
     names = sorted(timed, key=lambda name: (ROLES.index(role_of(name)), name))
     traces, lines = [], []
     for number, count in enumerate(threads):
@@ -213,23 +233,20 @@ def latencies(timed: Mapping[str, Mapping[str, Any]], threads: Sequence[int]) ->
                     "width": 4,
                 },
                 orientation="h",
-                name=_threads(count),
+                name=plural(count, "thread"),
                 marker={"color": ("#2f7de1", "#0d9f75", "#b455c8", "#7a8794")[number % 4]},
                 customdata=[[one["p90"], one["p99"]] for one in values],
                 hovertemplate="median %{x:.3f} ms, p90 %{customdata[0]:.3f}, p99 %{customdata[1]:.3f}",
             )
         )
         lines += [
-            [f"{title_of(name)}, {_threads(count)}", *(f"{one[p]:.3f}" for p in ("p50", "p90", "p99"))]
+            [f"{title_of(name)}, {plural(count, 'thread')}", *(f"{one[p]:.3f}" for p in ("p50", "p90", "p99"))]
             for name, one in zip(names, values, strict=True)
         ]
     first = {name: timed[name]["milliseconds"][str(threads[0])]["p50"] for name in names}
     fastest = min(first, key=first.__getitem__)
     return Chart(
         "latencies",
-        "Latency of one image",
-        f"Fastest with {_threads(threads[0])}: {title_of(fastest)}, {first[fastest]:.3f} ms "
-        "(median). Bars are medians, their whiskers reach to the 90th percentile.",
         make(
             traces,
             xaxis={"title": {"text": "ms"}, "rangemode": "tozero"},
@@ -240,4 +257,5 @@ def latencies(timed: Mapping[str, Mapping[str, Any]], threads: Sequence[int]) ->
         ),
         (["file and threads", "median, ms", "p90, ms", "p99, ms"], lines),
         height=130 + 26 * len(names) * len(threads),
+        says={"fastest": title_of(fastest), "milliseconds": first[fastest], "threads": threads[0]},
     )

@@ -1,25 +1,24 @@
-"""What teacher and student say of each class, as charts: where they agree, where they do not, and recall."""
+"""The charts of teacher and student by class: where they agree, where they disagree, and recall."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from plotly import graph_objects as go
 
-from tfigkd.report.charts import COLORS, make, rows_axis
-from tfigkd.report.page import Chart, label
+from tfigkd.report.charts import COLORS, Chart, label, make, rows_axis
 from tfigkd.report.table import ROLES, percent
 
 MOST_CLASSES = 24
 
 
 def agreement(counts: Mapping[str, Any], role: str, n_test: int) -> Chart:
-    """How often teacher and student are right, together and alone."""
+    """Draw how often teacher and student are right, together and alone."""
     parts = {
         "both right": counts["both_right"],
         "teacher only": counts["only_reference"],
         f"{role} only": counts["only_model"],
-        "both wrong, same": counts["both_wrong_alike"],
-        "both wrong, apart": counts["both_wrong_apart"],
+        "both wrong, same class": counts["both_wrong_alike"],
+        "both wrong, two classes": counts["both_wrong_apart"],
     }
     colors = ("#0d9f75", COLORS["teacher"], COLORS["student"], "#7a8794", "#d64550")
     traces = [
@@ -34,16 +33,8 @@ def agreement(counts: Mapping[str, Any], role: str, n_test: int) -> Chart:
             hovertemplate="%{y}: %{x:,} images<extra></extra>",
         )
     ]
-    apart = sum(pair[2] for pair in counts["pairs"])
-    text = (
-        f"{counts['both_right']:,} of {n_test:,} test images are right for both. They name different classes for "
-        f"{apart:,} ({percent(apart / n_test)}): the teacher alone is right on {counts['only_reference']:,}, the "
-        f"{role} alone on {counts['only_model']:,}."
-    )
     return Chart(
         f"agreement-{role}",
-        f"Teacher and {role} on the test images",
-        text,
         make(
             traces,
             xaxis={"title": {"text": "test images"}, "showticklabels": False},
@@ -53,11 +44,12 @@ def agreement(counts: Mapping[str, Any], role: str, n_test: int) -> Chart:
         ),
         (["", "images", "share"], [[name, f"{n:,}", percent(n / n_test)] for name, n in parts.items()]),
         height=300,
+        says={**counts, "differ": sum(pair[2] for pair in counts["pairs"])},
     )
 
 
 def confusions(counts: Mapping[str, Any], classes: Sequence[str], role: str) -> Chart | None:
-    """Which classes teacher and student name where they disagree; None where they never do."""
+    """Draw which classes teacher and student predict where they disagree; None where they never do."""
     pairs = counts["pairs"]
     if not pairs:
         return None
@@ -87,31 +79,29 @@ def confusions(counts: Mapping[str, Any], classes: Sequence[str], role: str) -> 
     axis = {"type": "category", "showgrid": True}
     return Chart(
         f"confusions-{role}",
-        "Where they disagree",
-        f"Most often, {number} times, the teacher says {classes[first]} and the {role} {classes[second]}"
-        f"{'' if len(kept) == len(weight) else f'; the {len(kept)} classes with most disagreements are drawn'}.",
         make(
             [heat],
-            xaxis={**axis, "title": {"text": f"{role} says"}},
-            yaxis={**axis, "title": {"text": "teacher says"}, "autorange": "reversed"},
+            xaxis={**axis, "title": {"text": f"{role} predicts"}},
+            yaxis={**axis, "title": {"text": "teacher predicts"}, "autorange": "reversed"},
         ),
         (
-            ["teacher says", f"{role} says", "images"],
+            ["teacher predicts", f"{role} predicts", "images"],
             [[classes[one], classes[two], str(times)] for one, two, times in pairs[:40]],
         ),
         height=380,
+        says={"most": (number, classes[first], classes[second]), "drawn": len(kept), "all": len(kept) == len(weight)},
     )
 
 
 def recalls(per_class: Mapping[str, Sequence[Mapping[str, Any]]], classes: Sequence[str]) -> Chart:
-    """Recall of each class, for teacher and student; of many classes those that differ most."""
+    """Draw the recall of each class, for teacher and student; of many classes those that differ most."""
     roles = [role for role in ROLES if role in per_class]
 
     def spread(index: int) -> float:
         values = [per_class[role][index]["recall"] for role in roles]
         return max(values) - min(values) if None not in values else -1.0
 
-    worst = {index: min(per_class[role][index]["recall"] or 0 for role in roles) for index in range(len(classes))}
+    worst = {index: per_class[roles[-1]][index]["recall"] or 0 for index in range(len(classes))}
     kept = list(range(len(classes)))
     if len(kept) > MOST_CLASSES:
         key = spread if len(roles) > 1 else lambda index: -worst[index]
@@ -139,12 +129,8 @@ def recalls(per_class: Mapping[str, Sequence[Mapping[str, Any]]], classes: Seque
         ]
         for index in range(len(classes))
     ]
-    cut = "" if len(kept) == len(classes) else f" The {len(kept)} classes that differ most are drawn."
     return Chart(
         "recalls",
-        "Recall of each class",
-        f"Hardest class: {classes[low]}, of whose {share['examples']} test images the {roles[-1]} finds "
-        f"{_recall(share['recall'])}.{cut}",
         make(
             traces,
             xaxis={"title": {"text": "recall, %"}},
@@ -154,11 +140,12 @@ def recalls(per_class: Mapping[str, Sequence[Mapping[str, Any]]], classes: Seque
         ),
         (header, lines),
         height=150 + 20 * len(kept),
+        says={"class": classes[low], "role": roles[-1], **share, "drawn": len(kept), "all": len(kept) == len(classes)},
     )
 
 
 def _labels(classes: Sequence[str], kept: Sequence[int], longest: int) -> list[str]:
-    """Labels of some classes; the number keeps apart those whose names are cut to the same one."""
+    """Return labels of some classes; where cut names are equal, the class number follows."""
     names = [label(classes[one], longest) for one in kept]
     return [f"{name} ({one})" if names.count(name) > 1 else name for name, one in zip(names, kept, strict=True)]
 

@@ -1,4 +1,4 @@
-"""All that the stages of one run have left for its page, read and verified; what is missing is None or empty."""
+"""The results of one run's stages, which its page shows; what is missing is None or empty."""
 
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -14,23 +14,23 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Facts:
-    """What a page is made of.
+    """The results of one run's stages.
 
     Attributes:
         config: The resolved config as nested plain values.
         row: The run's row of results.
         roles: Figures by role.
-        command: What repeats the run.
-        toml: The experiment's file, where it is not a shipped one.
-        study: The command of the study that the run is part of; empty for a run of its own.
-        taught: Whether the student learned from a teacher, which may have gone since.
-        data: Manifests of the stages, None where a stage has not run.
-        evaluated: As `data`.
-        exported: As `data`.
-        timed: As `data`.
-        store: As `data`, of the overlay store.
+        command: The command that repeats the run.
+        toml: The text of the experiment's file; empty for a shipped experiment.
+        study: The command of the study that the run is part of; empty for a single run.
+        taught: Whether the student learned from a teacher; its folder may have been deleted since.
+        data: The manifest of stage `data`; None where it has not run.
+        evaluated: The manifest of stage `evaluate`.
+        exported: The manifest of stage `export`, as `data`.
+        timed: The manifest of stage `benchmark`, as `data`.
+        store: The manifest of the overlay store, as `data`.
         errors: Completeness errors of the store's maps, float32 [N].
-        histories: Role to the logs of each epoch.
+        histories: The logs of each epoch, by role.
         ledger: Entries of the loss ledger.
         gallery: Examples with their maps.
     """

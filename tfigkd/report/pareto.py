@@ -1,4 +1,4 @@
-"""Accuracy against latency and size: read points from rows, find the Pareto front, write the table and the plot."""
+"""Accuracy against latency and size: read points from rows, find the Pareto front, write table and plot."""
 
 import csv
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,7 +19,7 @@ class Point:
 
     Attributes:
         model: What the rows call it.
-        format: As in `convert.FORMATS`.
+        format: One of `FORMATS`.
         accuracy: Mean over the rows, 0 to 1.
         deviation: Standard deviation of accuracy over the rows; None for a single one.
         n: Rows with an accuracy.
@@ -39,7 +39,7 @@ class Point:
 
 
 def long_rows(row: Mapping[str, str]) -> Iterator[dict[str, str]]:
-    """A row of `tfigkd.benchmark` as it is; a row of a run (`rows.csv`) as one row for each file of its student."""
+    """Return a row of `tfigkd.benchmark` as it is, a row of a run (`rows.csv`) as one row for each student file."""
     if "format" in row:
         yield {**row, "ms": row.get("ms_p50_1t", "")}
         return
@@ -50,9 +50,10 @@ def long_rows(row: Mapping[str, str]) -> Iterator[dict[str, str]]:
 
 
 def read_points(paths: Sequence[Path]) -> list[Point]:
-    """The points of CSV files; rows of one model and format are one point, whichever file each figure stands in.
+    """Read the points of CSV files; rows of one model and format are one point, also from different files.
 
-    Accuracies of a part of the test images (`n_test` below the largest) are left out: their error would decide a front.
+    Accuracies measured on a part of the test images (`n_test` below the largest) are left out: their error could decide
+    what is on the front.
 
     Raises:
         UserError: a file cannot be read, or no model has an accuracy and a size.
@@ -87,9 +88,9 @@ def read_points(paths: Sequence[Path]) -> list[Point]:
 
 
 def front(costs: Sequence[float], accuracies: Sequence[float]) -> list[int]:
-    """Indices of the points that no other point beats: none is at most as costly and at least as accurate.
+    """Return the indices of the Pareto front, by cost: no other point is at most as costly and at least as accurate.
 
-    Of equal points the first stays. In the order of cost.
+    Of equal points the first is kept.
     """
     kept: list[int] = []
     for index in sorted(range(len(costs)), key=lambda index: (costs[index], -accuracies[index], index)):
@@ -99,7 +100,7 @@ def front(costs: Sequence[float], accuracies: Sequence[float]) -> list[int]:
 
 
 def table(points: Sequence[Point]) -> str:
-    """The points as a Markdown table; a star marks the Pareto fronts of latency and of size."""
+    """Return the points as a Markdown table; a star marks the Pareto fronts of latency and of size."""
     timed = [point for point in points if point.milliseconds is not None]
     fast = [timed[index] for index in front([p.milliseconds or 0 for p in timed], [p.accuracy for p in timed])]
     small = [points[index] for index in front([p.bytes for p in points], [p.accuracy for p in points])]
@@ -115,7 +116,7 @@ def table(points: Sequence[Point]) -> str:
 
 
 def plot(points: Sequence[Point], path: Path) -> None:
-    """Accuracy against latency and against size, the Pareto front drawn in each; writes a picture."""
+    """Write a picture: accuracy against latency and against size, each with its Pareto front."""
     from matplotlib.figure import Figure
     from matplotlib.ticker import LogLocator, NullFormatter
 

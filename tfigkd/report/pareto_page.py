@@ -1,15 +1,15 @@
-"""`python -m tfigkd.pareto --output x.html`: accuracy against latency and size, to hover over and to zoom into."""
+"""`python -m tfigkd.pareto --output x.html`: accuracy against latency and size as an interactive page."""
 
 from collections.abc import Sequence
 
 from plotly import graph_objects as go
 
 from tfigkd.config.fields import FORMATS
-from tfigkd.report.charts import PALETTE, SYMBOLS, cost_axis, make
-from tfigkd.report.page import Chart, Section, charts, document, label, paragraph
+from tfigkd.report.charts import PALETTE, SYMBOLS, Chart, cost_axis, label, make
+from tfigkd.report.page import render
 from tfigkd.report.pareto import Point, front
+from tfigkd.report.table import percent
 
-TITLE = "What accuracy costs"
 COSTS = {
     "milliseconds": ("latency", "latency, batch 1, one thread, ms", 1.0, "ms"),
     "bytes": ("size", "size of the file, kB", 1e3, "kB"),
@@ -17,19 +17,12 @@ COSTS = {
 
 
 def page(points: Sequence[Point]) -> str:
-    """The page of some points; equal points give an equal page."""
-    drawn = [chart(points, name) for name in COSTS]
-    models = len({point.model for point in points})
-    lead = f"{models} models in {len({point.format for point in points})} formats; {len(points)} files."
-    note = (
-        "The line is the Pareto front: no file is at most as costly and at least as accurate as one of its. Drag over "
-        "a figure to zoom in, double-click to go back; a click in the legend hides a format."
-    )
-    return document(TITLE, lead, [Section("costs", "Accuracy against cost", paragraph(note) + charts(drawn))])
+    """Return the page of some points; equal points give an equal page."""
+    return render("pareto.html", points=points, charts=[one for name in COSTS if (one := chart(points, name))])
 
 
 def chart(points: Sequence[Point], cost: str) -> Chart | None:
-    """Accuracy against one cost, the front drawn; None where no point has it."""
+    """Draw accuracy against one cost, with the front; None where no point has it."""
     name, axis, unit, words = COSTS[cost]
     shown = [point for point in points if getattr(point, cost) is not None]
     if not shown:
@@ -61,11 +54,6 @@ def chart(points: Sequence[Point], cost: str) -> Chart | None:
                     hovertemplate=f"%{{text}}<br>%{{x:,.3~f}} {words}<br>%{{y:.2f}} %<extra></extra>",
                 )
             )
-    first, last = best[0], best[-1]
-    text = (
-        f"{len(best)} of {len(shown)} files are on the front, from {_words(first, costs[id(first)], words)} to "
-        f"{_words(last, costs[id(last)], words)}."
-    )
     lines = [
         [
             f"{point.model}, {point.format}",
@@ -85,8 +73,6 @@ def chart(points: Sequence[Point], cost: str) -> Chart | None:
         margin={"b": 90},
     )
     header = ["file", f"{name}, {words}", "test accuracy, %", "sd", "n", "on the front"]
-    return Chart(name, f"Accuracy against {name}", text, figure, (header, lines), height=440)
-
-
-def _words(point: Point, cost: float, unit: str) -> str:
-    return f"{point.model} {point.format} ({cost:,.2f} {unit}, {100 * point.accuracy:.2f} %)"
+    ends = [f"{p.model} {p.format} ({costs[id(p)]:,.2f} {words}, {percent(p.accuracy)})" for p in (best[0], best[-1])]
+    says = {"front": len(best), "files": len(shown), "first": ends[0], "last": ends[1]}
+    return Chart(name, figure, (header, lines), height=440, says=says)

@@ -1,4 +1,4 @@
-"""The figures of a run, role by role, as lines of words, as one flat row and as Markdown."""
+"""The figures of a run by role: as lines of a table, as the sentences of caution, and as `report.md`."""
 
 import json
 from collections.abc import Callable, Mapping
@@ -13,12 +13,17 @@ Roles = dict[str, dict[str, Any]]
 
 
 def percent(value: float) -> str:
-    """A share in words."""
+    """Return a share of 0 to 1 in percent."""
     return f"{100 * value:.2f} %"
 
 
+def plural(count: float, one: str, many: str = "") -> str:
+    """Return a count with its noun: 1 epoch, 1,200 epochs; `many` where an s does not make the plural."""
+    return f"{count:,} {one if count == 1 else many or f'{one}s'}"
+
+
 def interval(accuracy: float, n_test: int) -> str:
-    """Wilson's 95 % interval of an accuracy on so many images, in words."""
+    """Return Wilson's 95 % interval of an accuracy on `n_test` images."""
     low, high = wilson(accuracy, n_test)
     return f"{100 * low:.2f} to {100 * high:.2f} %"
 
@@ -28,7 +33,7 @@ def _plain(*values: float) -> str:
 
 
 def lines(roles: Roles, n_test: int) -> list[list[str]]:
-    """The table's lines: what, then a cell for each role."""
+    """Return the lines of the table: a title, then a cell for each role; what no role has is left out."""
     order = [role for role in ROLES if role in roles]
 
     def line(title: str, show: Callable[..., str], *keys: str) -> list[str] | None:
@@ -41,13 +46,13 @@ def lines(roles: Roles, n_test: int) -> list[list[str]]:
         line("parameters", lambda value: f"{value:,}", "parameters"),
         line("multiply-adds", lambda value: f"{value / 1e6:,.2f} M", "multiply_adds"),
         line("test accuracy", percent, "accuracy"),
-        line(f"its 95 % interval, {n_test:,} images", lambda value: interval(value, n_test), "accuracy"),
+        line(f"95 % interval ({plural(n_test, 'test image')})", lambda value: interval(value, n_test), "accuracy"),
         line("balanced accuracy", percent, "balanced_accuracy"),
         line("calibration error (ECE)", percent, "ece"),
         line("agreement with the teacher", percent, "agreement"),
         line("KL to the teacher, nats", _plain, "kl"),
-        line("maps like the teacher's: rank / cosine / top", _plain, *explained),
-        line("the same, another image's map", _plain, *(f"{name}_chance" for name in explained)),
+        line("similarity to the teacher's maps: rank / cosine / top", _plain, *explained),
+        line("similarity to maps of other images (chance)", _plain, *(f"{name}_chance" for name in explained)),
         line("insertion / deletion AUC", _plain, "attribution_insertion", "attribution_deletion"),
     ]
     if "teacher" in roles:
@@ -56,27 +61,28 @@ def lines(roles: Roles, n_test: int) -> list[list[str]]:
     for format in FORMATS:
         found.append(line(f"{format} LiteRT file", lambda value: f"{value / 1e3:,.1f} kB", f"{format}_bytes"))
         found.append(line(f"{format} test accuracy", percent, f"{format}_accuracy"))
-        found.append(line(f"{format} latency, batch 1", lambda value: f"{value:.2f} ms", f"{format}_ms"))
+        found.append(line(f"{format} latency, batch 1", lambda value: f"{value:.3f} ms", f"{format}_ms"))
         found.append(line(f"{format} agreement with Keras", percent, f"{format}_parity"))
     return [cells for cells in found if cells]
 
 
 def caveats(row: Mapping[str, Any]) -> str:
-    """What must be known of a run's figures."""
+    """Return what a reader must know about a run's figures."""
     return (
-        "One run (n = 1), so no spread over seeds and no comparison: the intervals say how far the test images "
-        f"pin an accuracy down, not how far another seed would lie. Trained on {row['n_train']:,} examples in "
-        f"{row['train_seconds']:,.0f} s; the student's last epoch, nothing chosen on the test split."
-        + (" Validation was part of the training set." if row["saw_validation"] else "")
-        + (" The teacher was trained on validation as well." if row["teacher_saw_validation"] else "")
-        + (" SMOKE RUN: a few steps on a slice, not a result." if row["smoke"] else "")
+        "This is one run (n = 1), so it has no spread over seeds and supports no comparison. The intervals are the "
+        "uncertainty from the number of test images, not from the seed. The student was trained on "
+        f"{plural(row['n_train'], 'example')} in {row['train_seconds']:,.0f} s and is kept as it is after the last "
+        "epoch; nothing was chosen on the test split."
+        + (" The validation images were part of the student's training set." if row["saw_validation"] else "")
+        + (" The teacher was also trained on the validation images." if row["teacher_saw_validation"] else "")
+        + (" SMOKE RUN: a few steps on a slice of the data, not a result." if row["smoke"] else "")
     )
 
 
 def markdown(
     config: Mapping[str, Any], row: Mapping[str, Any], header: list[str], found: list[list[str]], command: str
 ) -> str:
-    """`report.md`."""
+    """Return the text of `report.md`."""
     text = [
         f"# {row['experiment']}, seed {row['seed']}",
         "",

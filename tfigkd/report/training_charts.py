@@ -1,4 +1,4 @@
-"""How a run was trained, as charts: curves, the loss ledger, and how complete the maps are."""
+"""The charts of a training: curves, the loss ledger, and the completeness of the maps."""
 
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
@@ -7,18 +7,9 @@ from typing import Any
 import numpy as np
 from plotly import graph_objects as go
 
-from tfigkd.report.charts import COLORS, PALETTE, make
-from tfigkd.report.page import Chart, label
-from tfigkd.report.table import ROLES
+from tfigkd.report.charts import COLORS, PALETTE, Chart, Table, label, make
+from tfigkd.report.table import ROLES, plural
 from tfigkd.training.ledger import INERT, inert_terms
-
-
-def curves(histories: Mapping[str, Sequence[Mapping[str, float]]]) -> list[Chart]:
-    """Accuracy, loss terms and learning rate over the epochs."""
-    made = [_accuracy_curves(histories)]
-    if histories.get("student"):
-        made += [_loss_curves(histories["student"]), _rates(histories)]
-    return made
 
 
 def _series(history: Sequence[Mapping[str, float]], name: str) -> tuple[list[int], list[float]]:
@@ -48,7 +39,8 @@ def _epochs(traces: Sequence[go.Scatter], title: str, **axis: Any) -> go.Figure:
     )
 
 
-def _accuracy_curves(histories: Mapping[str, Sequence[Mapping[str, float]]]) -> Chart:
+def accuracy_curves(histories: Mapping[str, Sequence[Mapping[str, float]]]) -> Chart:
+    """Draw training and validation accuracy over the epochs."""
     traces, last, columns = [], [], {}
     for role in (role for role in ROLES if role in histories):
         for name, split, dash in (("accuracy", "training", "dot"), ("val_accuracy", "validation", "solid")):
@@ -59,18 +51,19 @@ def _accuracy_curves(histories: Mapping[str, Sequence[Mapping[str, float]]]) -> 
             traces.append(_line(f"{role}, {split}", epochs, percents, COLORS[role], dash, "%{y:.2f} %"))
             last.append(f"{role}, {split} {percents[-1]:.2f} %")
             columns[f"{role}, {split}, %"] = dict(zip(epochs, (f"{one:.2f}" for one in percents), strict=True))
-    text = f"After the last epoch: {'; '.join(last)}. Training is measured on augmented and overlaid images."
-    return Chart("accuracy-curves", "Accuracy over the epochs", text, _epochs(traces, "accuracy, %"), _columns(columns))
+    figure = _epochs(traces, "accuracy, %")
+    return Chart("accuracy-curves", figure, _columns(columns), says={"last": last})
 
 
-def _columns(columns: Mapping[str, Mapping[int, str]], first: str = "epoch") -> tuple[list[str], list[list[str]]]:
-    """Series side by side; where one has no value its cell is empty."""
+def _columns(columns: Mapping[str, Mapping[int, str]], first: str = "epoch") -> Table:
+    """Return series as columns of a table; where one has no value its cell is empty."""
     places = sorted({place for column in columns.values() for place in column})
     lines = [[str(place), *(column.get(place, "") for column in columns.values())] for place in places]
     return [first, *columns], lines
 
 
-def _loss_curves(history: Sequence[Mapping[str, float]]) -> Chart:
+def loss_curves(history: Sequence[Mapping[str, float]]) -> Chart:
+    """Draw the student's loss terms over the epochs."""
     names = [name for name in history[0] if name.endswith("loss") and not name.startswith("val_")]
     names += ["val_loss"] if "val_loss" in history[0] else []
     traces, words, columns = [], [], {}
@@ -81,24 +74,24 @@ def _loss_curves(history: Sequence[Mapping[str, float]]) -> Chart:
         traces.append(_line(title, epochs, values, PALETTE[number % len(PALETTE)], dash, "%{y:.4f}"))
         words.append(f"{title} from {values[0]:.3f} to {values[-1]:.3f}")
         columns[title] = dict(zip(epochs, (f"{one:.4f}" for one in values), strict=True))
-    text = f"{'; '.join(words)}. Terms are shown before their weights."
-    return Chart("loss-curves", "Loss terms of the student", text, _epochs(traces, "loss"), _columns(columns))
+    return Chart("loss-curves", _epochs(traces, "loss"), _columns(columns), says={"changes": words})
 
 
-def _rates(histories: Mapping[str, Sequence[Mapping[str, float]]]) -> Chart:
+def rates(histories: Mapping[str, Sequence[Mapping[str, float]]]) -> Chart:
+    """Draw the learning rate over the epochs."""
     traces, words, columns = [], [], {}
     for role in (role for role in ROLES if role in histories):
-        epochs, rates = _series(histories[role], "learning_rate")
+        epochs, values = _series(histories[role], "learning_rate")
         seconds = _series(histories[role], "seconds")[1]
-        traces.append(_line(role, epochs, rates, COLORS[role], "solid", "%{y:.2e}"))
-        words.append(f"{role}: {len(epochs)} epochs of {np.median(seconds):.1f} s (median)")
-        columns[f"{role}, learning rate"] = dict(zip(epochs, (f"{rate:.3g}" for rate in rates), strict=True))
+        traces.append(_line(role, epochs, values, COLORS[role], "solid", "%{y:.2e}"))
+        words.append(f"{role}: {plural(len(epochs), 'epoch')} of {np.median(seconds):.1f} s (median)")
+        columns[f"{role}, learning rate"] = dict(zip(epochs, (f"{rate:.3g}" for rate in values), strict=True))
         columns[f"{role}, seconds"] = dict(zip(epochs, (f"{one:.1f}" for one in seconds), strict=True))
-    return Chart("rates", "Learning rate", f"{'; '.join(words)}.", _epochs(traces, "learning rate"), _columns(columns))
+    return Chart("rates", _epochs(traces, "learning rate"), _columns(columns), says={"epochs": words})
 
 
 def ledger(entries: list[dict[str, Any]]) -> Chart:
-    """The share of the gradient that each loss term has, over the steps."""
+    """Draw each loss term's share of the gradient over the steps."""
     names = list(entries[0]["terms"])
     steps = [entry["step"] for entry in entries]
     shares = {name: [100 * entry["terms"][name]["share"] for entry in entries] for name in names}
@@ -107,8 +100,6 @@ def ledger(entries: list[dict[str, Any]]) -> Chart:
         for number, name in enumerate(names)
     ]
     words = [f"{name.removesuffix('_loss')} {shares[name][0]:.1f} to {shares[name][-1]:.1f} %" for name in names]
-    inert = inert_terms(entries)
-    warning = f" Never above {INERT:.0%}, so without effect: {', '.join(inert)}." if inert else ""
     figure = make(
         traces,
         xaxis={"title": {"text": "step"}, "rangemode": "tozero"},
@@ -118,7 +109,7 @@ def ledger(entries: list[dict[str, Any]]) -> Chart:
         shapes=[{"type": "line", "xref": "paper", "x0": 0, "x1": 1, "y0": 100 * INERT, "y1": 100 * INERT}],
         annotations=[
             {"xref": "paper", "x": 1, "xanchor": "right", "y": 100 * INERT, "yanchor": "bottom", "showarrow": False}
-            | {"text": f"below {INERT:.0%} a term does nothing"}
+            | {"text": f"{100 * INERT:g} %: below it a term has no effect"}
         ],
     )
     figure.update_shapes(line={"dash": "dot", "width": 1})
@@ -126,12 +117,16 @@ def ledger(entries: list[dict[str, Any]]) -> Chart:
         name.removesuffix("_loss"): dict(zip(steps, (f"{one:.2f} %" for one in shares[name]), strict=True))
         for name in names
     }
-    text = f"From the first to the last measurement: {'; '.join(words)}.{warning}"
-    return Chart("ledger", "What each loss term is worth", text, figure, _columns(columns, "step"))
+    says = {
+        "changes": words,
+        "inert": [name.removesuffix("_loss") for name in inert_terms(entries)],
+        "limit": 100 * INERT,
+    }
+    return Chart("ledger", figure, _columns(columns, "step"), says=says)
 
 
 def completeness(errors: np.ndarray, tolerance: float, bins: int = 48) -> Chart:
-    """Histogram of the completeness errors of the maps; the last bar holds all that is further out."""
+    """Draw a histogram of the maps' completeness errors; the last bar counts all larger ones."""
     # the tolerance is an edge, so that no bar lies on both sides
     end = min(max(1.6 * tolerance, float(np.quantile(errors, 0.99))), bins * tolerance)
     width = tolerance / max(1, int(bins * tolerance / end))
@@ -161,10 +156,8 @@ def completeness(errors: np.ndarray, tolerance: float, bins: int = 48) -> Chart:
         ],
     )
     figure.update_shapes(line={"dash": "dot", "width": 1.5})
-    text = (
-        f"{len(errors):,} maps of the teacher: median {np.median(errors):.4f}, 90th percentile "
-        f"{np.quantile(errors, 0.9):.4f}, largest {errors.max():.4f}. {above:,} are over the tolerance of "
-        f"{tolerance:g} and never overlaid."
-    )
     lines = [[span, f"{count:,}"] for span, count in zip(spans, counts, strict=True) if count]
-    return Chart("completeness", "Completeness error of the maps", text, figure, (["error", "maps"], lines))
+    half, most = np.quantile(errors, (0.5, 0.9))
+    says = {"maps": len(errors), "above": above, "tolerance": tolerance}
+    says |= {"median": half, "p90": most, "largest": errors.max()}
+    return Chart("completeness", figure, (["error", "maps"], lines), says=says)

@@ -1,16 +1,34 @@
-"""How long a run will take, before it starts: multiply-adds over what this machine achieves."""
+"""How long a run will take, before it starts: a few steps of each kind, timed on this machine.
 
+A run of a few minutes is estimated from multiply-adds alone, since the trial steps take half a minute themselves.
+"""
+
+import math
 import time
 from datetime import timedelta
+from pathlib import Path
+from typing import Any
 
+import keras
 import numpy as np
 
+from tfigkd import models
+from tfigkd.attribution import attribute
+from tfigkd.batches.stream import training_batches
 from tfigkd.config.experiment import Config
+from tfigkd.config.fields import AugmentConfig, TrainingConfig
+from tfigkd.data import Dataset, Examples, to_model_input
+from tfigkd.measure.metrics import predict_logits
 from tfigkd.models.cost import multiply_adds
+from tfigkd.models.layers import with_fused_layers
 from tfigkd.runtime.files import read_manifest
 from tfigkd.stages.data import dataset, stored_examples, teacher_examples, training_examples
+from tfigkd.stages.distill import assemble
 from tfigkd.stages.teacher import build_network, build_teacher, teacher_folder
 from tfigkd.stages.workdir import Workdir
+from tfigkd.training import checkpoint
+from tfigkd.training.distiller import Distiller
+from tfigkd.training.speed import fastest, trial_step
 
 # Share of the matrix-product rate that small convolutional networks reach, measured on a 2-core AVX-512 machine with
 # MobileNet-V2 and fused batch normalization: training is bound by memory traffic, not by arithmetic.
@@ -18,6 +36,7 @@ TRAINING_EFFICIENCY = 0.19
 GRADIENT_EFFICIENCY = 0.35
 BACKWARD = 3  # forward, gradient of the input, gradient of the weights
 TYPICAL_STEPS = 40  # gradient evaluations an image until the completeness error is met
+MEASURED_FROM = 180  # seconds by the rough estimate
 STAGE_SECONDS = 6  # graph compilation, conversion, writing
 
 
@@ -34,7 +53,17 @@ def matrix_rate() -> float:
 
 
 def estimate(config: Config, workdir: Workdir, stages: list[str]) -> timedelta:
-    """A rough time for the stages that have yet to run; right to a factor of two on a CPU."""
+    """Return the time for the stages that have yet to run: within a quarter on a machine that does nothing else.
+
+    Below `MEASURED_FROM` it is right to a factor of two on a CPU.
+    """
+    seconds = _rough_seconds(config, workdir, stages)
+    if seconds >= MEASURED_FROM:
+        seconds = sum(_measured_seconds(config, workdir, stages).values())
+    return timedelta(seconds=round(seconds))
+
+
+def _rough_seconds(config: Config, workdir: Workdir, stages: list[str]) -> float:
     data, rate = dataset(config.data), matrix_rate()
     examples = len(training_examples(config.data))
     seconds = float(STAGE_SECONDS * len(stages))
@@ -54,4 +83,106 @@ def estimate(config: Config, workdir: Workdir, stages: list[str]) -> timedelta:
         # the teacher runs forward alone
         work = multiply_adds(build_network(config.student, data)) * (BACKWARD + 1)
         seconds += work * config.compress.batch_size * config.compress.steps / (rate * TRAINING_EFFICIENCY)
-    return timedelta(seconds=round(seconds))
+    return seconds
+
+
+def _measured_seconds(config: Config, workdir: Workdir, stages: list[str]) -> dict[str, float]:
+    """Return the seconds of each stage, from trial steps of its networks."""
+    data = dataset(config.data)
+    seconds = dict.fromkeys(stages, float(STAGE_SECONDS))
+    folder = teacher_folder(config, workdir) if config.needs_teacher else None
+    if folder is not None and "teacher" in seconds and read_manifest(folder) is None:
+        seconds["teacher"] += _teacher_training(config, data, folder)
+    if folder is not None and "overlays" in seconds and config.needs_stored:
+        seconds["overlays"] += _stores(config, data, folder)
+    if "distill" in seconds and read_manifest(workdir.stage("distill")) is None:
+        seconds["distill"] += _distillation(config, data, workdir)
+    if "compress" in seconds and read_manifest(workdir.stage("compress")) is None:
+        step = _student_step(config, data)
+        seconds["compress"] += step * config.compress.batch_size / config.training.batch_size * config.compress.steps
+    if "evaluate" in seconds:
+        networks = [build_network(config.student, data)] + ([build_teacher(config, data)] if folder else [])
+        seconds["evaluate"] += sum(_evaluation(config, data, network) for network in networks)
+    return seconds
+
+
+def _epoch_seconds(step: float, examples: Examples, recipe: TrainingConfig, augment: AugmentConfig) -> float:
+    """Return the seconds of an epoch: its steps, and its batches, which the same processor makes."""
+    stream = training_batches(examples, augment=augment, batch_size=recipe.batch_size, seed=0)(0)
+    (batch,) = fastest([lambda: next(stream)])
+    return math.ceil(len(examples) / recipe.batch_size) * (step + batch)
+
+
+def _teacher_training(config: Config, data: Dataset, folder: Path) -> float:
+    recipe, examples = config.teacher.training, teacher_examples(config.data)
+    if not config.teacher.train or config.teacher.weights is not None:
+        return 0.0
+    network = models.with_precision(with_fused_layers(build_network(config.teacher, data)), recipe.precision)
+    (step,) = fastest([trial_step(Distiller(network), recipe)])
+    left = recipe.epochs * config.teacher.count - checkpoint.epochs_done(folder)
+    return left * _epoch_seconds(step, examples, recipe, config.augment)
+
+
+def _stores(config: Config, data: Dataset, folder: Path) -> float:
+    """Return the seconds of the maps and of the stored views, whichever a training reads."""
+    teacher, examples = build_teacher(config, data), stored_examples(config.data)
+    seconds = 0.0
+    if config.needs_store and not list(folder.glob("overlays/*/manifest.json")):
+        steps = config.attribution.n_steps or min(TYPICAL_STEPS, config.attribution.max_steps)
+        seconds += _gradient_seconds(teacher, examples, config.attribution.batch_size) * steps * len(examples)
+    if config.needs_views and not list(folder.glob("views/*/manifest.json")):
+        seconds += _forward_seconds(teacher, examples) * config.view.views * len(examples)
+    return seconds
+
+
+def _gradient_seconds(model: keras.Model, examples: Examples, batch_size: int) -> float:
+    """Return the seconds of a gradient with respect to one image."""
+    few = examples.take(slice(max(1, min(batch_size // 4, len(examples)))))
+    images, steps = to_model_input(few.images), 8
+
+    def run() -> Any:
+        return attribute(model, images, few.labels, n_steps=steps, batch_size=batch_size)
+
+    run()
+    return fastest([run], rounds=2)[0] / (steps * len(few))
+
+
+def _forward_seconds(model: keras.Model, examples: Examples) -> float:
+    """Return the seconds of a forward pass of one image."""
+    few = examples.take(slice(512))
+    predict_logits(model, few.images)
+    return fastest([lambda: predict_logits(model, few.images)], rounds=2)[0] / len(few)
+
+
+def _student_step(config: Config, data: Dataset) -> float:
+    """Return the seconds of a training step of the student, with the live teacher where there is one."""
+    precision = config.training.precision
+    student = models.with_precision(with_fused_layers(build_network(config.student, data)), precision)
+    teacher = None
+    if config.needs_live_teacher:
+        teacher = models.with_precision(models.fold_batch_norm(build_teacher(config, data)), precision)
+    count, known = config.training.batch_size, {}
+    if not config.needs_live_teacher:
+        known["teacher_logits"] = np.zeros((count, data.num_classes), np.float32)
+    if "ig_match" in config.losses.active():
+        known["teacher_map"] = np.ones((count, *data.image_shape[:2]), np.float32)
+    try:
+        model = assemble(config, student, teacher)
+        return fastest([trial_step(model, config.training, known)])[0]
+    except ValueError:  # it reads stored features, which cost next to nothing beside the student
+        return fastest([trial_step(Distiller(student), config.training)])[0]
+
+
+def _distillation(config: Config, data: Dataset, workdir: Workdir) -> float:
+    left = config.training.epochs - checkpoint.epochs_done(workdir.stage("distill"))
+    step = _student_step(config, data)
+    return left * _epoch_seconds(step, training_examples(config.data), config.training, config.augment)
+
+
+def _evaluation(config: Config, data: Dataset, model: keras.Model) -> float:
+    """Return the seconds of the metrics of one model on validation and test, with its attributions."""
+    images = len(data.validation) + len(data.test)
+    settings = config.evaluation
+    gradients = settings.attribution_examples * TYPICAL_STEPS
+    forward = _forward_seconds(model, data.test) * (images + 4 * settings.attribution_examples * settings.curve_steps)
+    return forward + gradients * _gradient_seconds(model, data.test, config.attribution.batch_size)

@@ -1,25 +1,15 @@
-"""`report.html` of a study: what its rows can be said to show; every figure comes from a row."""
+"""`report.html` of a study: what its template shows, prepared from the rows; every figure comes from a row."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 from plotly import graph_objects as go
 
-from tfigkd.measure.statistics import LEVEL, Summary, summarize
-from tfigkd.report.charts import PALETTE, cost_axis, make, rows_axis
-from tfigkd.report.page import (
-    Chart,
-    Section,
-    bullets,
-    cards,
-    charts,
-    code,
-    details,
-    document,
-    label,
-    paragraph,
-    table,
-)
+from tfigkd.measure.statistics import LEVEL, Summary
+from tfigkd.report.charts import PALETTE, Chart, Table, cost_axis, label, make, rows_axis
+from tfigkd.report.page import render
 from tfigkd.study.plan import Study
 from tfigkd.study.tables import (
     Compared,
@@ -32,13 +22,12 @@ from tfigkd.study.tables import (
     provenance,
     runs_of,
     sentences,
+    summarize,
 )
-
-MOST_SENTENCES = 8
 
 
 def page(study: Study, rows: Sequence[Row], papers: Sequence[Row]) -> str:
-    """The page of a study; equal rows give an equal page.
+    """Return the page of a study; equal rows give an equal page.
 
     Args:
         study: What was planned.
@@ -46,42 +35,37 @@ def page(study: Study, rows: Sequence[Row], papers: Sequence[Row]) -> str:
         papers: What the papers' code says of its own runs, of any study.
     """
     published = [row for row in papers if row["study"] == study.name]
-    sections = [Section("results", "Results", _results(study, rows, papers))]
     compared = compare(study, runs_of(rows)) if rows else []
-    if compared:
-        sections.append(Section("comparisons", "Planned comparisons", _comparisons(compared)))
-    sizes = size_chart(study, rows)
-    if sizes is not None:
-        sections.append(Section("sizes", "Accuracy against size", charts([sizes])))
-    if published:
-        sections.append(Section("published", "What the papers' code says of its runs", _published(study, published)))
-    sections.append(Section("left", "What is still to be run", _left(study, rows)))
-    sections.append(Section("repeat", "Repeat it", _repeat(study, rows)))
-    return document(f"Study: {study.name}", f"{study.description}.", sections)
-
-
-def _total(study: Study) -> int:
-    return study.seeds * len(study.arms) * len(study.sizes)
+    header, lines, remarks = arms_lines(study, rows, papers)
+    counted, *said = sentences(compared)
+    return render(
+        "study.html",
+        study=study,
+        total=study.seeds * len(study.arms) * len(study.sizes),
+        done=len(rows),
+        provenance=provenance(rows),
+        remarks=remarks,
+        arms=(header, lines),
+        arms_chart=arms_chart("arms", study, runs_of(rows)) if rows else None,
+        comparisons=comparisons_lines(compared) if compared else None,
+        counted=counted,
+        sentences=said,
+        forest=forest_chart(compared),
+        size_chart=size_chart(study, rows),
+        published=_published(published),
+        published_chart=_published_chart(study, published),
+        left=_left(study, rows),
+        command=command_of(study),
+        commands=list(dict.fromkeys(row["command"] for row in rows if row.get("command"))),
+    )
 
 
 def _title(arm: str, size: str) -> str:
     return f"{arm} {size}".strip()
 
 
-def _results(study: Study, rows: Sequence[Row], papers: Sequence[Row]) -> str:
-    sizes = f" × {len(study.sizes)} sizes" if len(study.sizes) > 1 else ""
-    planned = f"{len(study.arms)} arms{sizes} × {study.seeds} seeds"
-    done = cards([("runs with a row", f"{len(rows)} of {_total(study)}", planned)])
-    if not rows:
-        return done + paragraph("No run of ours has a row yet.")
-    header, found, remarks = arms_lines(study, rows, papers)
-    caption = "Arms; bold only where one beats every other beyond the noise"
-    shown = charts([arms_chart("arms", "Test accuracy by arm", study, runs_of(rows))])
-    return done + paragraph(provenance(rows)) + paragraph(remarks) + shown + table((header, found), caption)
-
-
-def arms_chart(name: str, title: str, study: Study, runs: Runs) -> Chart:
-    """Every run as a dot; the mean of an arm and, of two runs and more, its 95 % interval."""
+def arms_chart(name: str, study: Study, runs: Runs) -> Chart:
+    """Draw every run as a dot, and the mean of each arm with its 95 % interval where it has two runs or more."""
     order = [(size, arm) for size in study.sizes for arm in study.arms if (size, arm) in runs]
     summaries = {key: summarize(list(runs[key].values())) for key in order}
     names = {key: label(_title(key[1], key[0])) for key in order}
@@ -98,7 +82,7 @@ def arms_chart(name: str, title: str, study: Study, runs: Runs) -> Chart:
     means = go.Scatter(
         x=[one.mean for one in known],
         y=[names[key] for key in order],
-        error_x={"type": "data", "array": [_half(one) for one in known], "thickness": 1.8, "width": 5},
+        error_x=_bars(known, thickness=1.8, width=5),
         mode="markers",
         marker={"size": 11, "color": PALETTE[0], "symbol": "diamond"},
         name="mean, 95 % interval",
@@ -109,9 +93,6 @@ def arms_chart(name: str, title: str, study: Study, runs: Runs) -> Chart:
     lines = [[_title(arm, size), *_columns(summaries[size, arm])] for size, arm in order]
     return Chart(
         name,
-        title,
-        f"{len(order)} arms; the highest mean is that of {_title(best[1], best[0])}, {_words(summaries[best])}. "
-        "An interval needs two runs.",
         make(
             [dots, means],
             xaxis={"title": {"text": "test accuracy, %"}},
@@ -121,11 +102,15 @@ def arms_chart(name: str, title: str, study: Study, runs: Runs) -> Chart:
         ),
         (["arm", "n", "mean, %", "sd", "95 % interval"], lines),
         height=140 + 26 * len(order),
+        says={"arms": len(order), "best": _title(best[1], best[0]), "mean": _words(summaries[best])},
     )
 
 
-def _half(summary: Summary) -> float:
-    return 0.0 if math.isnan(summary.high) else summary.high - summary.mean
+def _bars(summaries: Iterable[Summary], **style: float) -> dict[str, Any]:
+    """Return the intervals of means as error bars; a single run has none."""
+    halves = [(0, 0) if one.n == 1 else (one.high - one.mean, one.mean - one.low) for one in summaries]
+    above, below = zip(*halves, strict=True)
+    return {"type": "data", "symmetric": False, "array": above, "arrayminus": below, **style}
 
 
 def _words(summary: Summary) -> str:
@@ -140,21 +125,8 @@ def _columns(summary: Summary) -> list[str]:
     return [str(summary.n), f"{summary.mean:.2f}", *spread]
 
 
-def _comparisons(compared: Sequence[Compared]) -> str:
-    said = sentences(compared).split("\n")
-    listed = [line.removeprefix("- ") for line in said[1:] if line]
-    forest = forest_chart(compared)
-    lead = "They were chosen before any run. Welch's test; p-values after Holm's correction over all of the study."
-    return (
-        paragraph(lead, said[0])
-        + charts([forest])
-        + (bullets(listed) if len(listed) <= MOST_SENTENCES else details("Each in words", bullets(listed)))
-        + table(comparisons_lines(compared), "Differences of mean test accuracy, in points")
-    )
-
-
 def forest_chart(compared: Sequence[Compared]) -> Chart | None:
-    """Differences with their 95 % intervals; a filled mark is beyond the noise. None where no arm has two runs."""
+    """Draw the differences with their 95 % intervals, significant ones filled; None where no difference was tested."""
     drawn = [one for one in compared if not math.isnan(one.free.p)]
     if not drawn:
         return None
@@ -195,8 +167,6 @@ def forest_chart(compared: Sequence[Compared]) -> Chart | None:
     ]
     return Chart(
         "forest",
-        "Differences of mean test accuracy",
-        f"{sum(beyond)} of {len(drawn)} differences are beyond the noise (filled marks).",
         make(
             [marks],
             xaxis={"title": {"text": "points, with 95 % interval"}, "zeroline": True, "zerolinewidth": 2},
@@ -206,11 +176,12 @@ def forest_chart(compared: Sequence[Compared]) -> Chart | None:
         ),
         (["comparison", "difference, points", "95 % interval", "p after Holm"], lines),
         height=110 + 34 * len(drawn),
+        says={"beyond": sum(beyond), "drawn": len(drawn)},
     )
 
 
 def size_chart(study: Study, rows: Sequence[Row]) -> Chart | None:
-    """Mean accuracy of each arm against the student's parameters; None where the study has one size."""
+    """Draw the mean accuracy of each arm against the student's parameters; None where the study has one size."""
     parameters = {row["size"]: int(row["student_parameters"]) for row in rows if row.get("student_parameters")}
     if len(parameters) < 2:
         return None
@@ -223,7 +194,7 @@ def size_chart(study: Study, rows: Sequence[Row]) -> Chart | None:
             go.Scatter(
                 x=[parameters[size] for size in known],
                 y=[one.mean for one in known.values()],
-                error_y={"type": "data", "array": [_half(one) for one in known.values()], "width": 4},
+                error_y=_bars(known.values(), width=4),
                 mode="lines+markers",
                 line={"color": PALETTE[number % len(PALETTE)]},
                 name=label(arm),
@@ -238,63 +209,32 @@ def size_chart(study: Study, rows: Sequence[Row]) -> Chart | None:
         yaxis={"title": {"text": "test accuracy, %"}},
         margin={"b": 80},
     )
-    text = f"{len(sizes)} sizes from {parameters[sizes[0]]:,} to {parameters[sizes[-1]]:,} parameters."
     header = ["arm", "parameters", "n", "mean, %", "sd", "95 % interval"]
-    return Chart("size", "Accuracy against the student's size", text, figure, (header, lines), height=420)
+    says = {"sizes": len(sizes), "least": parameters[sizes[0]], "most": parameters[sizes[-1]]}
+    return Chart("size", figure, (header, lines), height=420, says=says)
 
 
-def _published(study: Study, papers: Sequence[Row]) -> str:
-    """Figures that are not ours: read from the papers' code."""
+def _published(papers: Sequence[Row]) -> Table:
     header = ["arm", "n", "mean, %", "sd", "source"]
-    lines = [
+    return header, [
         [_title(row["arm"], row["size"]), row["n"] or "–", row["mean"], row["deviation"] or "–", row["source"]]
         for row in papers
     ]
+
+
+def _published_chart(study: Study, papers: Sequence[Row]) -> Chart | None:
     runs: Runs = {
         (row["size"], row["arm"]): {number: float(value) for number, value in enumerate(row["runs"].split())}
         for row in papers
-        if row["runs"]
+        if row["runs"] and row["size"] in study.sizes and row["arm"] in study.arms
     }
-    runs = {key: values for key, values in runs.items() if key[0] in study.sizes and key[1] in study.arms}
-    drawn = [arms_chart("published-arms", "The papers' runs", study, runs)] if runs else []
-    return (
-        paragraph("Not measured here. That code gave every image another image's map and logits (see README.md).")
-        + charts(drawn)
-        + table((header, lines), "The papers' figures")
-    )
+    return arms_chart("published-arms", study, runs) if runs else None
 
 
-def _left(study: Study, rows: Sequence[Row]) -> str:
-    done = _counts(rows)
-    missing = {
-        (size, arm): study.seeds - done.get((size, arm), 0)
-        for size in study.sizes
-        for arm in study.arms
-        if done.get((size, arm), 0) < study.seeds
-    }
-    if not missing:
-        return paragraph("Nothing: every planned run has its row.")
-    lines = [[_title(arm, size), str(done.get((size, arm), 0)), str(n)] for (size, arm), n in missing.items()]
-    text = f"{sum(missing.values())} of {_total(study)} runs. The same command goes on with what is left."
-    return (
-        paragraph(text)
-        + code(command_of(study))
-        + table((["arm", "runs with a row", "still to be run"], lines), "Runs to do")
-    )
-
-
-def _counts(rows: Sequence[Row]) -> Mapping[tuple[str, str], int]:
-    counts: dict[tuple[str, str], int] = {}
-    for row in rows:
-        key = row["size"], row["arm"]
-        counts[key] = counts.get(key, 0) + 1
-    return counts
-
-
-def _repeat(study: Study, rows: Sequence[Row]) -> str:
-    commands = list(dict.fromkeys(row["command"] for row in rows if row.get("command")))
-    text = paragraph("The whole study:") + code(command_of(study))
-    if commands:
-        text += paragraph("The runs that have a row were started by:") + code("\n".join(commands))
-    after = "python -m tfigkd.study collect && python -m tfigkd.study report"
-    return text + paragraph("Then, to bring the rows into the checkout and write this page anew:") + code(after)
+def _left(study: Study, rows: Sequence[Row]) -> Table:
+    """Return the arms that have runs left, with the number of finished runs and of those still to do."""
+    done = Counter((row["size"], row["arm"]) for row in rows)
+    every = [(size, arm, done[size, arm]) for size in study.sizes for arm in study.arms]
+    return ["arm", "finished runs", "runs to do"], [
+        [_title(arm, size), str(n), str(study.seeds - n)] for size, arm, n in every if n < study.seeds
+    ]

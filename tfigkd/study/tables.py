@@ -6,15 +6,19 @@
 import math
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from tfigkd.measure.statistics import LEVEL, Difference, holm, normality, paired, seeds_needed, summarize, welch, winner
+from tfigkd.measure import statistics
+from tfigkd.measure.statistics import LEVEL, Difference, Summary, holm, normality, paired, seeds_needed, welch, winner
+from tfigkd.report.table import plural
 from tfigkd.runtime.errors import UserError
 from tfigkd.runtime.files import atomic
 from tfigkd.study.plan import Study
 
 TO_SEE = (0.2, 0.4)  # differences to detect, in points
+FEWEST = 3
+"""Runs an arm from which a deviation is known well enough to say how many seeds a difference needs."""
 CONTROLS = ("shuffled", "noise", "dimmed")
 """Suffixes of the names of placebo arms."""
 METRIC = "student_accuracy"
@@ -56,6 +60,14 @@ def runs_of(rows: Sequence[Row]) -> Runs:
             counts = ", ".join(sorted(trained[key]))
             raise UserError(f"{row['study']}: runs of {row['arm']} trained on {counts} examples; keep one kind of rows")
     return dict(runs)
+
+
+def summarize(accuracies: Sequence[float]) -> Summary:
+    """Describe the runs of one arm, in points; the interval ends at 0 and 100, which that of two runs often exceeds."""
+    found = statistics.summarize(accuracies)
+    if math.isnan(found.low):
+        return found
+    return replace(found, low=max(found.low, 0.0), high=min(found.high, 100.0))
 
 
 def compare(study: Study, runs: Runs) -> list[Compared]:
@@ -163,8 +175,7 @@ def comparisons_lines(compared: Sequence[Compared]) -> tuple[list[str], list[lis
     lines = []
     for one in compared:
         pairs = one.pairs
-        needed = [seeds_needed(one.free.deviation, points) for points in TO_SEE]
-        needed_pairs = [seeds_needed(pairs.deviation, points, pairs=True) if pairs else None for points in TO_SEE]
+        needed, needed_pairs = _seeds(one.free), _seeds(pairs, pairs=True) if pairs else [None] * len(TO_SEE)
         together = "–"
         if pairs is not None and not math.isnan(pairs.p):
             together = f"{_number(pairs.difference, sign=True)}, {_p(pairs.p)} ({pairs.n[0]})"
@@ -187,23 +198,29 @@ def comparisons_lines(compared: Sequence[Compared]) -> tuple[list[str], list[lis
     return header, lines
 
 
-def sentences(compared: Sequence[Compared]) -> str:
-    """Return the results of the comparisons in sentences, those with placebos first."""
+def _seeds(found: Difference, *, pairs: bool = False) -> list[int | None]:
+    """Return the seeds that each difference of `TO_SEE` needs; None where too few runs give no estimate."""
+    if min(found.n) < FEWEST:
+        return [None] * len(TO_SEE)
+    return [seeds_needed(found.deviation, points, pairs=pairs) for points in TO_SEE]
+
+
+def sentences(compared: Sequence[Compared]) -> list[str]:
+    """Return how many comparisons are beyond the noise, then a sentence for each, those with placebos first."""
     placebo = [one for one in compared if one.second in {f"{one.first}_{control}" for control in CONTROLS}]
-    said = [_sentence(one, "What belongs to its own image, beyond the placebo") for one in placebo]
-    said += [_sentence(one, "Against") for one in compared if one not in placebo]
+    said = [_sentence(one, "its placebo ") for one in placebo]
+    said += [_sentence(one) for one in compared if one not in placebo]
     tested = [one for one in compared if not math.isnan(one.adjusted)]
     beyond = sum(one.adjusted < LEVEL for one in tested)
-    total = (
-        f"{beyond} of {len(tested)} tested comparisons are beyond the noise after Holm's correction." if tested else ""
-    )
-    return "\n".join([total or "No arm has runs enough for a test.", "", *(f"- {text}" for text in said)])
+    some = f"{plural(len(tested), 'tested comparison')} {'is' if len(tested) == 1 else 'are'}"
+    total = f"{beyond} of {some} beyond the noise after Holm's correction." if tested else ""
+    return [total or "No arm has runs enough for a test.", *said]
 
 
-def _sentence(one: Compared, how: str) -> str:
+def _sentence(one: Compared, kind: str = "") -> str:
     free = one.free
     runs = f"n {free.n[0]} and {free.n[1]}"
-    start = f"{one.first}{f' at {one.size}' if one.size else ''}. {how} {one.second}: "
+    start = f"{one.first} against {kind}{one.second}{f' at {one.size}' if one.size else ''}: "
     start += f"{_number(free.difference, sign=True)} points"
     if math.isnan(free.p):
         return f"{start} ({runs}): too few runs for a test, so no statement."
@@ -212,10 +229,10 @@ def _sentence(one: Compared, how: str) -> str:
     )
     if one.adjusted < LEVEL:
         return f"{start}: beyond the noise."
-    needed = seeds_needed(free.deviation, TO_SEE[1])
-    return (
-        f"{start}: inside the noise. A difference of {TO_SEE[1]} points would take {needed or 'too many'} seeds an arm."
-    )
+    if min(free.n) < FEWEST:
+        return f"{start}: inside the noise. {FEWEST} runs an arm or more would say how many seeds a difference takes."
+    needed = _seeds(free)[1] or "too many"
+    return f"{start}: inside the noise. A difference of {TO_SEE[1]} points would take {needed} seeds an arm."
 
 
 def provenance(rows: Sequence[Row]) -> str:
@@ -224,9 +241,9 @@ def provenance(rows: Sequence[Row]) -> str:
     def distinct(name: str) -> str:
         return "; ".join(sorted({row[name] for row in rows if row.get(name)})) or "unknown"
 
-    minutes = sum(float(row["train_seconds"]) for row in rows) / 60
+    minutes = round(sum(float(row["train_seconds"]) for row in rows) / 60)
     text = (
-        f"{len(rows)} runs, {minutes:,.0f} minutes of training (wall time, pauses and other work "
+        f"{plural(len(rows), 'run')}, {plural(minutes, 'minute')} of training (wall time, pauses and other work "
         "on the machine included) on "
         f"{distinct('hardware')}; {distinct('n_train')} training images; last epoch, nothing chosen on test. "
     )
@@ -276,7 +293,8 @@ def section(study: Study, rows: Sequence[Row], papers: Sequence[Row]) -> list[st
     lines = [f"### {study.name}", "", f"{study.description}. {provenance(rows)}", ""]
     lines += [*arms_table(study, rows, papers), ""]
     if compared:
-        lines += [*_table(*comparisons_lines(compared)), "", sentences(compared), ""]
+        counted, *said = sentences(compared)
+        lines += [*_table(*comparisons_lines(compared)), "", counted, "", *(f"- {one}" for one in said), ""]
     if any(not math.isnan(one.free.p) for one in compared):
         lines += [f"![{study.name}: differences with 95 % intervals](results/{study.name}.svg)", ""]
     return lines

@@ -108,6 +108,9 @@ class Averaged(keras.callbacks.Callback):
     def finish(self, model: Any, epoch: int) -> None:
         """Make the averaged weights the model's own, with statistics from batches of an epoch."""
         model.optimizer.finalize_variable_values(model.trainable_variables)
+        for variable in model.trainable_variables:
+            # on JAX it shares its array with the average, and evaluation gives its arrays away
+            variable.assign(keras.ops.convert_to_numpy(variable).copy())
         batches = itertools.islice(self.stream(epoch), self.batches)
         recompute_statistics(model.student, (images for images, _ in batches))
 

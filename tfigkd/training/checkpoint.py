@@ -108,6 +108,11 @@ def restore(folder: Path, model: keras.Model, fingerprint: str) -> list[dict[str
     return []
 
 
+def epochs_done(folder: Path) -> int:
+    """Return the number of epochs that the newest checkpoint of a folder has done; 0 without one."""
+    return max(map(_epochs, _paths(folder)), default=0)
+
+
 def remove(folder: Path) -> None:
     """Delete all checkpoints of a finished run."""
     for path in _paths(folder):

@@ -1,7 +1,7 @@
 """How long a training step, a gradient or a forward pass takes on this machine, by trying a few."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, cast
 
@@ -18,10 +18,15 @@ GAIN = 1.1
 """How much faster mixed_bfloat16 must be for "auto" to take it: less is within the noise, and not worth a rounding."""
 
 
-def trial_step(model: Distiller, config: TrainingConfig) -> Callable[[], Any]:
+def trial_step(model: Distiller, config: TrainingConfig, known: Mapping[str, Any] | None = None) -> Callable[[], Any]:
     """Return a function that does one training step on a random batch; the first two have been done.
 
     The model is compiled and trained by it: measure with a copy.
+
+    Args:
+        model: Not compiled.
+        config: The recipe.
+        known: What is known of the teacher, beside the labels.
     """
     shape = model.student.input_shape[1:]
     rng = np.random.default_rng(0)
@@ -31,7 +36,7 @@ def trial_step(model: Distiller, config: TrainingConfig) -> Callable[[], Any]:
     model.compile(make_optimizer(config, 100), metrics=["accuracy"], jit_compile=jit)
 
     def step() -> Any:
-        return model.train_on_batch(images, {"label": labels})
+        return model.train_on_batch(images, {"label": labels, **(known or {})})
 
     step(), step()
     return step

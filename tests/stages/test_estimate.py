@@ -1,0 +1,56 @@
+"""The estimate: seconds of trial steps times what is left to do."""
+
+from datetime import timedelta
+
+import pytest
+
+from tfigkd.config.experiment import override, read_experiment
+from tfigkd.stages import estimate as module
+from tfigkd.stages.workdir import Workdir
+
+STAGES = ["teacher", "overlays", "distill"]
+TINY = {"teacher.drop_blocks": 14, "teacher.width": 0.25, "student.drop_blocks": 16, "student.width": 0.25}
+
+
+@pytest.fixture
+def config():
+    changes = {"teacher.training.epochs": 10, "training.epochs": 20, "attribution.n_steps": 5}
+    return override(read_experiment("quickstart")[1], TINY | changes)
+
+
+def parts(config, folder, monkeypatch):
+    """The parts of the estimate where a step takes 2 s, a batch 1 s and a gradient 0.1 s."""
+    monkeypatch.setattr(module, "trial_step", lambda *_: "step")
+    monkeypatch.setattr(module, "fastest", lambda runs, **_: [2.0 if runs == ["step"] else 1.0])
+    monkeypatch.setattr(module, "_gradient_seconds", lambda *_: 0.1)
+    found = module._measured_seconds(config, Workdir(folder / "run", folder / "teachers"), STAGES)
+    return {name: seconds - module.STAGE_SECONDS for name, seconds in found.items()}
+
+
+def test_what_is_measured_is_multiplied_by_what_is_left(config, tmp_path, monkeypatch):
+    found = parts(config, tmp_path, monkeypatch)
+    examples = len(module.teacher_examples(config.data))
+    steps = -(-examples // 32)
+    assert found["teacher"] == pytest.approx(10 * steps * 3)
+    assert found["distill"] == pytest.approx(20 * -(-examples // config.training.batch_size) * 3)
+    assert found["overlays"] == pytest.approx(5 * 0.1 * len(module.stored_examples(config.data)))
+
+
+def test_epochs_that_a_checkpoint_has_done_do_not_count(config, tmp_path, monkeypatch):
+    whole = parts(config, tmp_path, monkeypatch)
+    (tmp_path / "run" / "distill").mkdir(parents=True)
+    (tmp_path / "run" / "distill" / "checkpoint-00015.ckpt").touch()
+    assert parts(config, tmp_path, monkeypatch)["distill"] == pytest.approx(whole["distill"] / 4)
+
+
+def test_only_a_long_run_is_measured(config, tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "_measured_seconds", lambda *_: {"distill": 1000.0})
+    for rough, expected in ((10.0, 10), (10_000.0, 1000)):
+        monkeypatch.setattr(module, "_rough_seconds", lambda *_, rough=rough: rough)
+        found = module.estimate(config, Workdir(tmp_path / "run", tmp_path / "teachers"), STAGES)
+        assert found == timedelta(seconds=expected)
+
+
+def test_trial_steps_of_small_networks_take_time_and_run(config, tmp_path):
+    found = module._measured_seconds(config, Workdir(tmp_path / "run", tmp_path / "teachers"), STAGES)
+    assert all(seconds > module.STAGE_SECONDS for seconds in found.values())
