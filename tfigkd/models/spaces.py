@@ -5,7 +5,7 @@ takes and gives these: its own pixel range, its softmax or sigmoid and its singl
 """
 
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -268,7 +268,8 @@ def classifier(
     return _with_two_classes(result) if result.output_shape[-1] == 1 else result
 
 
-_CLASSIFIERS: weakref.WeakKeyDictionary[keras.Model, dict[Any, keras.Model]] = weakref.WeakKeyDictionary()
+_CLASSIFIERS: weakref.WeakKeyDictionary[keras.Model, dict[Any, keras.Model | None]] = weakref.WeakKeyDictionary()
+"""Of each model in memory what `classifier` made of it, by what was declared; None where it is one already."""
 
 
 def as_classifier(
@@ -289,11 +290,49 @@ def as_classifier(
     key = None if input_range is None else tuple(map(float, input_range)), outputs
     if key not in known:
         made = classifier(model, input_range=input_range, outputs=outputs)
-        if made is model:
-            return model
-        known[key] = made
-    _refresh(model, known[key])
-    return known[key]
+        known[key] = None if made is model else made
+    result = known[key]
+    if result is None:
+        return model
+    _refresh(model, result)
+    return result
+
+
+def logits_of(model: keras.Model, outputs: Outputs | None = None) -> Callable[[Any], Any]:
+    """Return a function from the outputs of a model [B,C] to the logits of at least two classes.
+
+    It is for training, where a model stays the very one that the user has made: probabilities become logarithms, which
+    have the same softmax and gradient, and one output z becomes [0, z].
+
+    Args:
+        model: Of any kind; what a subclassed one gives is not looked at and counts as logits.
+        outputs: What it gives; by default as for `classifier`.
+
+    Raises:
+        ValueError: As `classifier`, of the end of the model.
+    """
+    if _bare(model) is None or len(model.output_shape) != 2:
+        return (lambda values: values) if outputs != "probabilities" else _logarithm
+    activation, single = _end(model)[1], model.output_shape[-1] == 1
+    _refuse_end(model)
+    given: Outputs | None = outputs
+    if given is None:
+        shares = activation in ("softmax", "sigmoid")
+        given = "probabilities" if shares else "logits" if activation != "linear" else output_kind(_look(model, None))
+
+    def convert(values: Any) -> Any:
+        logits = _logarithm(values) if given == "probabilities" else values
+        return ops.concatenate([ops.zeros_like(logits), logits], axis=-1) if single else logits
+
+    return convert
+
+
+def _logarithm(shares: Any) -> Any:
+    shares = ops.cast(shares, "float32")
+    logits = ops.log(ops.maximum(shares, SMALLEST_PROBABILITY))
+    if shares.shape[-1] == 1:
+        logits = ops.subtract(logits, ops.log(ops.maximum(1.0 - shares, SMALLEST_PROBABILITY)))
+    return logits
 
 
 def _refresh(source: keras.Model, target: keras.Model) -> None:
@@ -354,10 +393,9 @@ def _end(model: keras.Model) -> tuple[Any, str]:
     return last, OPERATIONS.get(type(last).__name__, "linear")
 
 
-def _with_linear_end(model: keras.Model, outputs: Outputs | None, input_shape: Sequence[int] | None) -> keras.Model:
-    """Return the model itself, or a copy of fixed input size whose last activation is linear."""
-    last, activation = _end(model)
-    classes = model.output_shape[-1]
+def _refuse_end(model: keras.Model) -> None:
+    """Refuse outputs that are those of no single choice among classes."""
+    activation, classes = _end(model)[1], model.output_shape[-1]
     if activation == "sigmoid" and classes != 1:
         raise ValueError(
             f"{model.name} ends in {classes} sigmoids, expected one choice among the classes: softmax, logits, or one "
@@ -365,6 +403,12 @@ def _with_linear_end(model: keras.Model, outputs: Outputs | None, input_shape: S
         )
     if activation in ("tanh", "hard_sigmoid", "relu", "relu6", "softplus") and classes == 1:
         raise ValueError(f"{model.name} ends in one {activation}, expected one sigmoid or logit for two classes")
+
+
+def _with_linear_end(model: keras.Model, outputs: Outputs | None, input_shape: Sequence[int] | None) -> keras.Model:
+    """Return the model itself, or a copy of fixed input size whose last activation is linear."""
+    last, activation = _end(model)
+    _refuse_end(model)
     squashed = activation in SQUASHED and outputs != "logits"
     if not squashed and (input_shape is None or None not in model.inputs[0].shape[1:]):
         return model
@@ -384,10 +428,7 @@ def _with_linear_end(model: keras.Model, outputs: Outputs | None, input_shape: S
 
 def _with_logarithm(model: keras.Model) -> keras.Model:
     """Return the model with logits whose softmax, or sigmoid for one output, is what it gives."""
-    shares = ops.maximum(model.outputs[0], SMALLEST_PROBABILITY)
-    logits = ops.log(shares)
-    if model.output_shape[-1] == 1:
-        logits = ops.subtract(logits, ops.log(ops.maximum(1.0 - model.outputs[0], SMALLEST_PROBABILITY)))
+    logits = _logarithm(model.outputs[0])
     return _copy(keras.Model(model.inputs[0], logits, name=model.name))
 
 

@@ -7,8 +7,11 @@ from typing import Any
 import keras
 from keras import ops
 
+from tfigkd.data.spaces import UNIT, Range
 from tfigkd.losses import Loss, PerExampleLoss, hard_label_loss
 from tfigkd.losses.base import Tensor
+from tfigkd.models.spaces import logits_of, recognise_input_range
+from tfigkd.models.taps import tap_outputs
 
 LOGITS = "logits"
 Sides = Mapping[str, tuple[Tensor, Tensor]]
@@ -88,12 +91,48 @@ def _all_taps(losses: Mapping[str, Loss], side: int) -> list[str]:
     return sorted({tap for loss in losses.values() for tap in _flat(_loss_taps(loss)[side])} - {LOGITS})
 
 
-def _with_taps(model: keras.Model, taps: list[str]) -> Callable[..., dict[str, Tensor]]:
-    """A function from images to the logits and the outputs of named layers, in one forward pass."""
+def _with_taps(model: keras.Model, taps: list[str], input_range: Range | None) -> Callable[..., dict[str, Tensor]]:
+    """A function from images to the logits and the outputs of named layers, in one forward pass.
+
+    Args:
+        model: Of any range of pixels and any outputs; see `Distiller`.
+        taps: Names of its layers.
+        input_range: The values of a black and of a white pixel in the batches.
+    """
+    take, to_logits = _taking(model, input_range), logits_of(model)
     if not taps:
-        return lambda inputs, training: {LOGITS: model(inputs, training=training)}
-    tapped = keras.Model(model.input, [model.output, *(model.get_layer(tap).output for tap in taps)])
-    return lambda inputs, training: dict(zip([LOGITS, *taps], tapped(inputs, training=training), strict=True))
+        return lambda inputs, training: {LOGITS: to_logits(model(take(inputs), training=training))}
+    tapped = tap_outputs(model, taps)
+
+    def run(inputs: Tensor, training: bool) -> dict[str, Tensor]:
+        outputs, *features = tapped(take(inputs), training=training)
+        return dict(zip([LOGITS, *taps], [to_logits(outputs), *features], strict=True))
+
+    return run
+
+
+def _taking(model: keras.Model, input_range: Range | None) -> Callable[[Tensor], Tensor]:
+    """A function from the images of a batch to those that a model takes.
+
+    Raises:
+        ValueError: the model shows that it takes other values than [0,1], and what the batches hold is not said.
+    """
+    shown = recognise_input_range(model)
+    if input_range is None and shown not in (None, UNIT):
+        raise ValueError(
+            f"{model.name} takes pixels from {shown[0]:g} to {shown[1]:g}; say which values the batches hold, "
+            f"input_range=(0, 1) or input_range=({shown[0]:g}, {shown[1]:g})"
+        )
+    if input_range is None or shown is None or shown == tuple(input_range):
+        return lambda images: images
+    scale = (shown[1] - shown[0]) / (input_range[1] - input_range[0])
+    offset = shown[0] - scale * input_range[0]
+    return lambda images: ops.cast(images, "float32") * scale + offset
+
+
+def _classes(model: keras.Model) -> int:
+    """The number of classes: one output is that of the second of two."""
+    return max(int(model.output_shape[-1]), 2)
 
 
 @keras.saving.register_keras_serializable("tfigkd")
@@ -118,6 +157,12 @@ class Distiller(keras.Model):
         teacher_shapes: Tap to shape of the teacher's features, with the batch; only for losses with a projector, and
             only without a live teacher.
         label_smoothing: Of the hard label, in [0, 1).
+        input_range: The values of a black and of a white pixel in the batches; a model that shows another range (see
+            `tfigkd.models.spaces.recognise_input_range`) gets its own. Needed where a model shows one that is not
+            [0,1].
+
+    Probabilities, of a softmax at the end or such as the outputs on noise show, become their logarithms in the losses,
+    and one output, a sigmoid or a logit, the logits of two classes.
 
     Raises:
         ValueError: names of losses and weights differ, a weight is out of range, a tap is unknown, or teacher and
@@ -138,21 +183,25 @@ class Distiller(keras.Model):
         teacher: keras.Model | None = None,
         teacher_shapes: Mapping[str, tuple[int | None, ...]] | None = None,
         label_smoothing: float = 0.0,
+        input_range: Range | None = None,
         **kwargs: Any,
     ):
         super().__init__(**kwargs)
         self.student = student
+        self.input_range = None if input_range is None else (float(input_range[0]), float(input_range[1]))
         self.distillation_losses = dict(losses or {})
         self.distillation_weights = {name: float(weight) for name, weight in (loss_weights or {}).items()}
         self.label_smoothing = label_smoothing
         self._check()
-        forward = _with_taps(student, _all_taps(self.distillation_losses, 1))
+        forward = _with_taps(student, _all_taps(self.distillation_losses, 1), self.input_range)
         self._student_outputs = lambda inputs, training: forward(inputs, training)
+        self._student_takes = _taking(student, self.input_range)
         self.attach_teacher(teacher)
         self.teacher_shapes = dict(teacher_shapes or {})
         if teacher is not None:
             taps = _all_taps(self.distillation_losses, 0)
-            self.teacher_shapes = {tap: tuple(teacher.get_layer(tap).output.shape) for tap in taps}
+            shapes = [tuple(output.shape) for output in tap_outputs(teacher, taps).outputs[1:]] if taps else []
+            self.teacher_shapes = dict(zip(taps, shapes, strict=True))
         self.projectors = self._build_projectors()
         self._trackers = {
             name: keras.metrics.Mean(name=name)
@@ -180,7 +229,10 @@ class Distiller(keras.Model):
                 continue
             if loss.teacher_layer not in self.teacher_shapes:
                 raise ValueError(f"loss {name!r} needs teacher=, or teacher_shapes={{{loss.teacher_layer!r}: shape}}")
-            loss.build(self.teacher_shapes[loss.teacher_layer], self.student.get_layer(loss.student_layer).output.shape)
+            loss.build(
+                self.teacher_shapes[loss.teacher_layer],
+                tap_outputs(self.student, [loss.student_layer]).outputs[1].shape,
+            )
             projectors.append(loss.projector)
         return projectors
 
@@ -197,14 +249,12 @@ class Distiller(keras.Model):
         """
         forward = None
         if teacher is not None:
-            if teacher.output_shape[-1] != self.student.output_shape[-1]:
-                raise ValueError(
-                    f"teacher and student must have the same classes, got {teacher.output_shape[-1]} "
-                    f"and {self.student.output_shape[-1]}"
-                )
+            classes = _classes(teacher), _classes(self.student)
+            if classes[0] != classes[1]:
+                raise ValueError(f"teacher and student must have the same classes, got {classes[0]} and {classes[1]}")
             for loss in self.distillation_losses.values():
                 loss.check_taps(self.student, teacher)
-            forward = _with_taps(teacher, _all_taps(self.distillation_losses, 0))
+            forward = _with_taps(teacher, _all_taps(self.distillation_losses, 0), self.input_range)
         # closures: Keras tracks, saves and trains every model that is assigned to an attribute, even to a property
         self._get_teacher = lambda: teacher
         self._get_teacher_outputs = lambda: forward
@@ -214,8 +264,8 @@ class Distiller(keras.Model):
         self.built = True
 
     def call(self, inputs: Tensor, training: bool | None = None, mask: Tensor | None = None) -> Tensor:
-        """The student's logits."""
-        return self.student(inputs, training=training)
+        """The student's outputs."""
+        return self.student(self._student_takes(inputs), training=training)
 
     @property
     def metrics(self) -> list:
@@ -363,6 +413,7 @@ class Distiller(keras.Model):
             "loss_weights": self.distillation_weights,
             "teacher_shapes": self.teacher_shapes,
             "label_smoothing": self.label_smoothing,
+            "input_range": self.input_range,
         }
 
     @classmethod
