@@ -66,6 +66,8 @@ def better_order(logits: np.ndarray, labels: np.ndarray, classes: int) -> list[i
     """Return the label of each output in the order of classes that makes a model right; None where none does."""
     from scipy.optimize import linear_sum_assignment
 
+    if logits.shape[1] != classes:
+        return None
     counts = np.zeros((logits.shape[1], classes))
     np.add.at(counts, (logits.argmax(axis=1), labels), 1)
     outputs, order = linear_sum_assignment(-counts)

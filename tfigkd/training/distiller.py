@@ -229,10 +229,8 @@ class Distiller(keras.Model):
                 continue
             if loss.teacher_layer not in self.teacher_shapes:
                 raise ValueError(f"loss {name!r} needs teacher=, or teacher_shapes={{{loss.teacher_layer!r}: shape}}")
-            loss.build(
-                self.teacher_shapes[loss.teacher_layer],
-                tap_outputs(self.student, [loss.student_layer]).outputs[1].shape,
-            )
+            features = tap_outputs(self.student, _flat(loss.student_layer)).outputs[1]
+            loss.build(self.teacher_shapes[loss.teacher_layer], features.shape)
             projectors.append(loss.projector)
         return projectors
 
