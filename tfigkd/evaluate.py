@@ -36,7 +36,7 @@ class Options(DataOptions, SpaceOptions):
     model: Annotated[str, Positional, arg(metavar="MODEL")]
     """mobilenet_v2, resnet20|32|44|56, convnet, keras/NAME, or a .keras or .tflite file."""
     data: str = "cifar10"
-    """A tfds name, "digits", the path of an .npz file or of an image folder."""
+    """A tfds name, "digits", the path of an .npz file, of a .csv list or of an image folder."""
     weights: str | None = None
     """Published PyTorch weights (.npz) for a named architecture; a local .h5 or .keras file for keras/NAME."""
     drop_blocks: int = 0
@@ -95,7 +95,7 @@ def _measure(options: Options) -> tuple[dict[str, Any], str | None]:
     from tfigkd.measure.metrics import per_class
 
     side = options.image_size or _own_side(options.model)
-    data = load(options.data, directory=options.data_dir, image_size=side)
+    data = load(options.data, directory=options.data_dir, image_size=side, **options.reading)
     examples = data.test if options.split == "test" else concatenate([data.train, data.validation, data.test])
     values, logits = measure(_predictor(options, data, options.input_range), examples)
     if options.per_class:

@@ -43,10 +43,10 @@ def _load(options: Options) -> tuple[Any, Any]:
     from tfigkd.data import load
     from tfigkd.models.layers import with_stock_layers
 
-    size = options.image_size
+    side = options.image_size
     own = models.load_own(
         options.model,
-        input_shape=None if size is None else (size, size, 3),
+        input_shape=None if side is None else (side, side, 3),
         input_range=options.input_range,
         outputs=options.outputs,
     )
@@ -54,7 +54,8 @@ def _load(options: Options) -> tuple[Any, Any]:
     data = None
     if options.data:
         square = height if height == width else None
-        data = load(options.data, directory=options.data_dir, image_size=options.image_size or square)
+        size = options.image_size or square
+        data = load(options.data, directory=options.data_dir, image_size=size, **options.reading)
         if (height, width, channels) != data.image_shape:
             raise UserError(
                 f"{options.model} takes images {(height, width, channels)}, those of {options.data} are "

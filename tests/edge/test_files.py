@@ -1,5 +1,6 @@
 """Files of other tools, and class names of a contract against those of the data; Keras's own model is the measure."""
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,9 @@ def convert(model: keras.Model, path: Path, calibration: np.ndarray | None = Non
         converter.representative_dataset = lambda: ([one[None]] for one in calibration)
         converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS_INT8]
         converter.inference_input_type = converter.inference_output_type = dtype
-    path.write_bytes(converter.convert())
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the converter misses statistics that it has just been given
+        path.write_bytes(converter.convert())
     return path
 
 

@@ -7,7 +7,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tfigkd.measure.statistics import holm, normality, paired, seeds_needed, summarize, welch, wilson, winner
+from tfigkd.measure.statistics import (
+    compare_by_seed,
+    deviation_interval,
+    holm,
+    normality,
+    paired,
+    seeds_between,
+    seeds_needed,
+    summarize,
+    welch,
+    wilson,
+    winner,
+)
 
 # arXiv 2506.14440, the ten runs per arm of its ablation at 4.12x, test accuracy in percent
 STUDENT = [91.19, 90.50, 91.32, 91.28, 91.36, 91.35, 91.43, 91.05, 90.86, 91.50]
@@ -15,7 +27,7 @@ KD = [91.73, 91.45, 91.19, 91.37, 92.29, 91.88, 92.01, 91.41, 92.01, 90.88]
 IG = [91.27, 92.01, 91.22, 91.42, 91.11, 91.58, 91.09, 91.57, 91.38, 90.85]
 KD_IG = [92.58, 91.73, 92.08, 92.45, 91.96, 91.58, 91.82, 91.62, 92.13, 92.23]
 
-samples = st.lists(st.floats(0, 100), min_size=2, max_size=12).filter(lambda values: np.std(values) > 1e-3)
+samples = st.lists(st.floats(0, 100), min_size=3, max_size=12).filter(lambda values: np.std(values) > 1e-3)
 
 
 def test_summary_of_three_runs_by_hand():
@@ -31,6 +43,15 @@ def test_one_run_has_no_spread():
     assert summary.n == 1
     assert all(map(math.isnan, (summary.deviation, summary.low, summary.high)))
     assert math.isnan(welch([91.5], [90, 91]).p)
+
+
+def test_two_runs_give_no_interval_and_no_test():
+    # t at one degree of freedom is 12.7: the interval of 70 and 90 would reach from -47 to 207 %
+    summary = summarize([70, 90])
+    assert summary.mean == 80 and summary.deviation == pytest.approx(math.sqrt(200))
+    assert math.isnan(summary.low) and math.isnan(summary.high)
+    assert not welch([70, 90], [10, 20, 30]).tested
+    assert not paired([70, 90], [10, 20]).tested
 
 
 def test_welch_by_hand():
@@ -78,6 +99,24 @@ def test_the_papers_interval_of_kd_ig_against_kd():
     assert (round(result.low, 2), round(result.high, 2)) == (0.03, 0.76)
 
 
+def test_arms_of_common_seeds_are_compared_in_pairs():
+    # the seeds differ by 10 points, the arms by 0.9 to 1.1: pairs see it, Welch's test does not
+    first, second = {0: 51.0, 1: 61.1, 2: 70.9, 7: 1.0}, {2: 70.0, 0: 50.0, 1: 60.0}
+    lead, free = compare_by_seed(first, second)
+    assert lead == paired([51.0, 61.1, 70.9], [50.0, 60.0, 70.0])
+    assert lead.by_pairs and lead.p < 0.01
+    assert free == welch(list(first.values()), list(second.values())) and free.p > 0.3
+    # two common seeds are no pairs to speak of
+    lead, free = compare_by_seed({0: 1.0, 1: 2.0, 2: 3.0}, {1: 5.0, 2: 6.5, 3: 8.0})
+    assert lead == free and not lead.by_pairs
+    assert winner({"first": {0: 51.0, 1: 61.1, 2: 70.9}, "second": second}) == ("first", [])
+    assert winner({"first": [51.0, 61.1, 70.9], "second": [50.0, 60.0, 70.0]})[0] is None
+
+
+def test_pairs_that_all_differ_alike_have_no_test():
+    assert not paired([1.1, 2.1, 3.1], [1, 2, 3]).tested  # rounding leaves a deviation of 1e-16
+
+
 def test_holm_by_hand():
     # sorted 0.01, 0.03, 0.04: times 3, 2, 1 gives 0.03, 0.06, 0.04, made monotone: 0.03, 0.06, 0.06
     assert holm([0.04, 0.01, 0.03]) == pytest.approx([0.06, 0.03, 0.06])
@@ -104,6 +143,29 @@ def test_holm_never_lowers_a_p_value_and_keeps_their_order(p_values):
 )
 def test_seeds_needed_are_the_textbooks(deviation, difference, pairs, expected):
     assert seeds_needed(deviation, difference, pairs=pairs) == expected
+
+
+@pytest.mark.parametrize(
+    ("effect", "expected"), [(8.75, 3), (9.7, 3), (9.75, 3), (9.8, 3), (10.15, 3), (13, 2), (1e4, 2)]
+)
+def test_seeds_needed_of_large_differences_are_those_of_a_simulation(effect, expected):
+    # SciPy's noncentral t is NaN for some of these; the power of two pairs is simulated here
+    draws = np.random.default_rng(0).normal(effect, 1, (200_000, 2))
+    t = np.abs(draws.mean(1)) / (draws.std(1, ddof=1) / math.sqrt(2))
+    assert (np.mean(t > 12.7062) >= 0.8) == (expected == 2)
+    assert seeds_needed(1.0, effect, pairs=True) == expected
+
+
+def test_seeds_needed_carry_the_uncertainty_of_the_deviation():
+    # 4 s² / chi²(0.975, 4) to 4 s² / chi²(0.025, 4), chi² = 11.1433 and 0.484419 from the tables
+    low, high = deviation_interval(2.0, 4)
+    assert (low, high) == pytest.approx((2 * math.sqrt(4 / 11.1433), 2 * math.sqrt(4 / 0.484419)), rel=1e-5)
+    found = paired([2, 4, 6, 8, 11], [1, 2, 3, 4, 5])
+    ends = deviation_interval(found.deviation, 4)
+    needed = tuple(seeds_needed(one, 0.5, pairs=True) for one in (found.deviation, *ends))
+    assert seeds_between(found, 0.5) == needed
+    assert needed[1] < needed[0] < needed[2]
+    assert seeds_between(paired([1, 2], [2, 4]), 0.5) == (None, None, None)
 
 
 def test_seeds_needed_at_the_ends():

@@ -11,15 +11,17 @@ import time
 from pathlib import Path
 
 import pytest
+from scipy import stats
 
-from tfigkd.config.experiment import experiments_folder, read_experiment, to_mapping
+from tfigkd.config.experiment import experiments_folder, override, read_experiment, to_mapping
 from tfigkd.runtime.errors import UserError
 from tfigkd.runtime.files import checksum, locked, read_manifest, verify_files, write_manifest, write_signed
 from tfigkd.study import collect as collecting
 from tfigkd.study.collect import collect, finished_runs, merge_rows, read_rows
 from tfigkd.study.plan import Options, plan, read_study
+from tfigkd.study.protocol import protocol_of
 from tfigkd.study.report import BEGIN, END
-from tfigkd.study.tables import arms_table, compare, runs_of, sentences
+from tfigkd.study.tables import arms_table, compare, comparisons_lines, provenance, runs_of, sentences
 
 ROOT = Path(__file__).resolve().parents[2]
 STUDIES = sorted(path.stem for path in (experiments_folder() / "studies").glob("*.toml"))
@@ -133,7 +135,7 @@ def test_flags_reach_every_arm():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (("seeds = 2", "seedz = 2"), "unknown key 'seedz'; did you mean 'seeds'"),
+        (("seeds = 2", "seedz = 2"), "unknown field 'seedz'; did you mean 'seeds'"),
         (("seeds = 2", "seeds = 0"), "at least one arm and one seed"),
         (('["fast", "slow"]', '["fast", "fats"]'), "expected comparisons of two of its arms"),
         (("seeds = 2", "seeds = "), "Invalid value"),
@@ -297,6 +299,72 @@ def test_rows_of_two_protocols_are_not_averaged():
         runs_of([row("slow", 0, 90, n_train="40000"), row("slow", 1, 92, n_train="50000")])
 
 
+def test_rows_of_two_configs_are_refused_by_name():
+    rows = [row("slow", seed, 70) | {"config": config} for seed, config in ((0, "aaaa"), (1, "aaaa"), (2, "bbbb"))]
+    message = r"pair: expected one config an arm and size, got several of slow \(aaaa: seeds 0, 1; bbbb: seed 2\)"
+    with pytest.raises(UserError, match=message):
+        runs_of(rows)
+    # another arm, or another size, may have another config
+    runs_of([rows[0], rows[2] | {"arm": "fast"}, rows[2] | {"size": "2x"}])
+    # configs that differ only in the seed or in places are of one protocol
+    runs_of([one | {"protocol": "cccc"} for one in rows])
+    with pytest.raises(UserError, match="two rows of slow, seed 0, differ"):
+        runs_of([row("slow", 0, 70), row("slow", 0, 71)])
+
+
+def test_a_row_of_another_config_is_not_merged_silently(tmp_path):
+    path = tmp_path / "pair.csv"
+    merge_rows(path, [row("kd", seed, 67) | {"config": "aaaa"} for seed in range(2)])
+    before = path.read_text()
+    for seed in (0, 2):  # in place of a row, and beside the rows
+        with pytest.raises(UserError, match=r"kd \(aaaa: seed.*bbbb: seed"):
+            merge_rows(path, [row("kd", seed, 10) | {"config": "bbbb"}])
+    assert path.read_text() == before
+    merge_rows(path, [row("kd", 2, 68) | {"config": "bbbb"}], replace=True)
+    assert [(line["seed"], line["config"]) for line in read_rows(path)] == [("2", "bbbb")]
+
+
+def test_runs_of_several_commits_and_teachers_are_named():
+    rows = [row("kd", seed, 67) | {"teacher_accuracy": "0.9339"} for seed in range(3)]
+    assert "The runs of" not in provenance(rows)
+    mixed = [rows[0], rows[1], rows[2] | {"commit": "ffff", "teacher_accuracy": "0.91"}]
+    assert "The runs of kd are of 2 commits (0123456789ab: seeds 0, 1; ffff: seed 2)." in provenance(mixed)
+    assert "2 teachers, of test accuracy (91.00 %: seed 2; 93.39 %: seeds 0, 1)." in provenance(mixed)
+
+
+def settings(folder, config, **trained):
+    """Write what `protocol_of` reads of a finished run."""
+    (folder / "distill").mkdir(parents=True)
+    (folder / "config.json").write_text(json.dumps({"experiment": "kd", "config": to_mapping(config)}))
+    write_manifest(folder / "distill", "1", **trained)
+    return folder
+
+
+def test_a_protocol_is_what_decides_the_training_apart_from_the_seed(tmp_path):
+    config = read_experiment("kd")[1]
+    here = protocol_of(settings(tmp_path / "here", config, data="d1", teacher="t1"))
+    # another machine: the same data and teacher by other names, other pictures for TensorBoard
+    moved = {"data.name": "/elsewhere/cifar10.npz", "data.dir": "/there", "teacher.weights": "/there/w.npz"}
+    moved |= {"tensorboard.examples": 2}
+    assert protocol_of(settings(tmp_path / "moved", override(config, moved), data="d1", teacher="t1")) == here
+    changes = [
+        ({"training.epochs": 3}, {}),
+        ({"losses.kd.weight": 0.1}, {}),
+        ({}, {"data": "d2"}),
+        ({}, {"teacher": "t2"}),
+    ]
+    for number, (fields, trained) in enumerate(changes):
+        known = {"data": "d1", "teacher": "t1"} | trained
+        assert protocol_of(settings(tmp_path / str(number), override(config, fields), **known)) != here
+    # fields that the study sets to the seed do not count
+    seeds = []
+    for seed in range(2):
+        run = settings(tmp_path / f"s{seed}", override(config, {"data.subset_seed": seed}), data="d1")
+        seeds.append(protocol_of(run, ["data.subset_seed"]))
+    assert seeds[0] == seeds[1]
+    assert protocol_of(tmp_path / "s1") != seeds[1]
+
+
 @pytest.fixture
 def pair(tmp_path):
     write_tiny(tmp_path)
@@ -315,7 +383,31 @@ def test_the_table_crowns_nobody_inside_the_noise(pair):
 def test_one_run_an_arm_gives_no_statement(pair):
     (one,) = compare(pair, runs_of([row("slow", 0, 70), row("fast", 0, 90)]))
     assert math.isnan(one.adjusted)
-    assert "too few runs for a test" in sentences([one])[1]
+    assert "one run an arm cannot tell" in sentences([one])[1]
+
+
+def test_two_runs_an_arm_say_that_they_cannot_tell(pair):
+    (one,) = compare(
+        pair, runs_of([row(arm, seed, mean + seed) for arm, mean in (("slow", 70), ("fast", 90)) for seed in range(2)])
+    )
+    assert "+20.00 points (2 and 2): two runs an arm cannot tell; 3 or more give an interval." in sentences([one])[1]
+    (line,) = comparisons_lines([one])[1]
+    assert line[2:4] == ["–", "–"] and line[-2:] == ["–", "–"]
+
+
+def test_the_readmes_sentence_on_matched_maps_is_the_paired_interval_of_the_rows():
+    rows = read_rows(experiments_folder() / "results" / "lowdata.csv")
+    compared = compare(read_study("lowdata"), runs_of(rows))
+    (one,) = [one for one in compared if (one.first, one.second) == ("ig_kd", "ig_kd_shuffled")]
+    values = [[float(row["student_accuracy"]) for row in rows if row["arm"] == arm] for arm in (one.first, one.second)]
+    test = stats.ttest_rel(*values)  # rows are sorted by seed
+    low, high = (100 * end for end in test.confidence_interval(0.95))
+    assert (one.lead.low, one.lead.high, one.lead.p) == pytest.approx((low, high, test.pvalue))
+    text = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
+    assert (
+        f"−0.05 points (95 % interval by pairs of the same seed −{-low:.2f} to +{high:.2f}, p = {test.pvalue:.2f};"
+        in text
+    )
 
 
 def test_pairs_are_those_of_one_seed(pair):
@@ -323,10 +415,10 @@ def test_pairs_are_those_of_one_seed(pair):
         row("fast", s, 71 + 3 * s + s % 2) for s in (0, 1, 3)
     ]
     (one,) = compare(pair, runs_of(runs))
-    assert one.pairs.n == (3, 3)
-    assert one.pairs.difference == pytest.approx((1 + 2 + 2) / 3)
+    assert one.lead.by_pairs and one.lead.n == (3, 3)
+    assert one.lead.difference == pytest.approx((1 + 2 + 2) / 3)
     assert one.free.difference == pytest.approx((71 + 75 + 81) / 3 - 74.5)
-    assert one.adjusted == one.free.p  # a single comparison
+    assert one.adjusted == one.lead.p < one.free.p  # a single comparison
 
 
 def test_the_papers_mean_stands_beside_rows_of_as_many_examples_only(pair):
@@ -342,7 +434,8 @@ def test_the_report_is_written_between_its_markers(tmp_path):
     (folder / "results").mkdir(parents=True)
     (folder / "studies").mkdir()
     (folder / "studies/pair.toml").write_text(STUDY)
-    lines = [row(arm, seed, mean + seed) for arm, mean in (("slow", 70), ("fast", 71)) for seed in range(2)]
+    lines = [row(arm, seed, mean + seed) for arm, mean in (("slow", 70), ("fast", 71)) for seed in range(3)]
+    lines[-1] |= {"student_accuracy": "0.74"}  # differences of 1, 1 and 2 points
     merge_rows(folder / "results/pair.csv", lines)
     (folder / "README.md").write_text(f"before\n{BEGIN}\nold\n{END}\nafter\n")
     for _ in range(2):
@@ -352,7 +445,7 @@ def test_the_report_is_written_between_its_markers(tmp_path):
     assert text.endswith(f"{END}\nafter\n")
     assert "\nold\n" not in text
     assert "fast − slow" in text
-    assert "| slow | 2 | 70.50 | 0.71 |" in text
+    assert "| slow | 3 | 71.00 | 1.00 |" in text
     assert (folder / "results/pair.svg").is_file()
     (folder / "README.md").write_text("no markers\n")
     process = start(tmp_path, "report", "--into", tmp_path)

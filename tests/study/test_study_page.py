@@ -89,22 +89,29 @@ def test_the_forest_has_tested_comparisons_only(text):
     (marks,) = data_of(text, "forest").values()
     (one, single) = compare(PAIR, runs_of(ROWS))
     assert marks["y"] == ["fast − slow, 2x"] and marks["x"] == pytest.approx([9.5])
-    assert marks["error_x"]["array"] == pytest.approx([one.free.high - 9.5])
+    assert marks["error_x"]["array"] == pytest.approx([one.lead.high - 9.5])
+    assert one.lead.by_pairs and one.lead.high < one.free.high
     assert marks["marker"]["symbol"] == ["circle"] and one.adjusted < 0.05
     assert forest_chart([single]) is None
-    assert "too few runs for a test" in words(text)
+    assert "one run an arm cannot tell" in words(text)
 
 
 def test_two_runs_of_an_arm_claim_no_more_than_they_know():
-    """An accuracy ends at 0 and 100 %, and two runs do not say how many seeds a difference would need."""
+    """Two runs have a mean and a deviation, but no interval, no test and no number of seeds that are needed."""
     study = Study("pair", "", arms=PAIR.arms, seeds=2, sizes={"2x": {}}, comparisons=PAIR.comparisons)
     rows = [row(arm, "2x", seed, 60 + 30 * seed) for arm in ("slow", "fast") for seed in range(2)]
     said = words(page(study, [one | {"train_seconds": "15"} for one in rows], []))
-    assert "0.00 to 100.00" in said and "178" not in said
-    assert "3 runs an arm or more would say" in said and "seeds an arm." not in said
+    assert "two runs an arm cannot tell; 3 or more give an interval" in said
+    assert "178" not in said and "0.00 to 100.00" not in said and "needs" not in said.split("cannot tell")[1]
     assert "4 runs, 1 minute of training" in said
     means = data_of(page(study, rows, []), "arms")["mean, 95 % interval"]
-    assert means["error_x"]["array"] == [25, 25] and means["error_x"]["arrayminus"] == [75, 75]
+    assert means["x"] == [75, 75] and means["error_x"]["array"] == means["error_x"]["arrayminus"] == [0, 0]
+
+
+def test_an_interval_ends_where_accuracies_end():
+    study = Study("pair", "", arms=PAIR.arms, seeds=3, sizes={"2x": {}}, comparisons=PAIR.comparisons)
+    said = words(page(study, [row("slow", "2x", seed, one) for seed, one in enumerate((50, 99, 100))], []))
+    assert "12.00 to 100.00" in said  # 83 − 4.302653 × 28.583212 ÷ √3 = 11.995
 
 
 def test_what_is_left_is_counted(text):

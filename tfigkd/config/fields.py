@@ -1,9 +1,42 @@
 """Every field of an experiment: frozen dataclasses with defaults, units and ranges. The defaults are the papers'."""
 
+import math
+import re
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
 from tfigkd.config.loss_fields import late, require, require_seed, revised, settled
+
+COLORS = {"white": (255, 255, 255), "gray": (128, 128, 128), "black": (0, 0, 0)}
+BACKGROUND = "white"
+"""What transparent pictures are composited on unless another color is given: what browsers and most viewers show."""
+
+
+def is_color(name: str) -> bool:
+    """Return whether a text is a color: white, gray, black or "#rrggbb"."""
+    return name in COLORS or re.fullmatch("#[0-9a-fA-F]{6}", name) is not None
+
+
+def rgb(name: str) -> tuple[int, int, int]:
+    """Return red, green and blue, 0 to 255, of a color for which `is_color` is true."""
+    if name in COLORS:
+        return COLORS[name]
+    red, green, blue = bytes.fromhex(name.removeprefix("#"))
+    return red, green, blue
+
+
+@dataclass(frozen=True)
+class SplitsConfig:
+    """Which splits of the source train, validate and test. What is not given is found, or held out by id."""
+
+    train: str | None = None
+    """Split that trains, such as "train", "train+extra" or, of a tfds set, "train[:90%]"; not given: train."""
+    validation: str | None = None
+    """Split that validates; not given: a tenth of each class of train is held out (a CSV file's own where it has
+    one)."""
+    test: str | None = None
+    """Split that only `evaluate` reads; not given: test, or validation where test has no labels or does not exist, or a
+    fifth of each class of train."""
 
 
 @dataclass(frozen=True)
@@ -11,7 +44,8 @@ class DataConfig:
     """Where the examples come from and which of them train."""
 
     name: str = "cifar10"
-    """A tfds name, "digits" (embedded), the path of an .npz file or of an image folder."""
+    """A tfds name, "digits" (embedded), the path of an image folder, of an .npz file, or of a .csv file with columns
+    path, label and, if there are any, split and group."""
     dir: str | None = None
     """Prepared tfds directory; without it TFDS_DATA_DIR, then tfds's own default."""
     image_size: int | None = None
@@ -26,8 +60,17 @@ class DataConfig:
     """Seed of that share, drawn by id; --seed does not move it."""
     stored: Literal["all", "training"] = "all"
     """What the stores cover: train and validation, so that every subset shares them, or what the student trains on."""
+    background: str = late(BACKGROUND)
+    """Color that transparent pictures are composited on: white, gray, black or "#rrggbb"."""
+    group: str | None = late(None)
+    """What keeps pictures on one side of every split that is held out, such as a patient or a camera: a column of a CSV
+    file (not given: its column group), a feature of a tfds set, arrays NAME_train (and NAME_test) of an .npz file, or
+    "folder": the folder below the class folder."""
+    splits: SplitsConfig = late(SplitsConfig())  # noqa: RUF009 - it is frozen
 
     def __post_init__(self) -> None:
+        require(is_color(self.background), 'data.background must be white, gray, black or "#rrggbb"', self.background)
+        require(self.group != "", "data.group must name a column, a feature or an array", self.group)
         require(self.limit is None or self.limit > 0, "data.limit must be positive", self.limit)
         require(0 < self.train_fraction <= 1, "data.train_fraction must be in (0, 1]", self.train_fraction)
         require_seed(self.subset_seed, "data.subset_seed")
@@ -91,6 +134,8 @@ class TrainingConfig:
     """Linear warm-up from zero, in epochs."""
     label_smoothing: float = 0.0
     """Share of the hard label's mass spread evenly over the classes."""
+    hard_weight: float | None = late(None)
+    """Weight of the hard label; not given: 1 minus losses.kd.weight, which is then at most 1."""
     ema: float | None = revised(None, 2)
     """Decay, such as 0.999, of a moving average of the weights over the steps; its last value, with batch-normalization
     statistics of its own, is then the result. In step n the decay is at most (1 + n) / (10 + n)."""
@@ -103,6 +148,10 @@ class TrainingConfig:
     """Mix each image with another of its batch by a share drawn from Beta(mixup, mixup), labels alike; 1 draws it
     uniformly; 0 switches it off. A live teacher sees the very same mixed image (Zhang et al. 2017, arXiv 1710.09412;
     Beyer et al. 2021, arXiv 2106.05237)."""
+    class_weight: str | dict[str, float] | None = late(None)  # noqa: RUF009
+    """Weight of each class in the loss: "balanced" weighs it by the inverse of its share of what trains, so that the
+    mean is 1; or a table of class name to weight, such as {cat = 2, dog = 1}, where a class not named has 1. It
+    multiplies every term that has a value an example."""
     precision: Literal["float32", "mixed_bfloat16", "mixed_float16", "auto"] = late("float32")
     """What the layers compute in while training; weights, logits and saved models are float32. auto: mixed_bfloat16
     where a short measurement finds this network's training step faster in it, else float32; the choice is written to
@@ -115,6 +164,8 @@ class TrainingConfig:
         require(0 <= self.momentum < 1, "training.momentum must be in [0, 1)", self.momentum)
         require(self.weight_decay >= 0, "training.weight_decay must not be negative", self.weight_decay)
         require(self.warmup_epochs >= 0, "training.warmup_epochs must not be negative", self.warmup_epochs)
+        given = self.hard_weight is None or self.hard_weight >= 0
+        require(given, "training.hard_weight must not be negative", self.hard_weight)
         require(0 <= self.label_smoothing < 1, "training.label_smoothing must be in [0, 1)", self.label_smoothing)
         require(self.ema is None or 0 < self.ema < 1, "training.ema must be in (0, 1)", self.ema)
         for name in ("schedule_start", "schedule_peak", "schedule_end"):
@@ -125,6 +176,13 @@ class TrainingConfig:
         decay = self.lookahead_decay
         require(0 <= decay < 1, "training.lookahead_decay must be in [0, 1)", decay)
         require(not (self.lookahead and self.ema), "training.lookahead must be 0 with training.ema", self.lookahead)
+        weights = self.class_weight
+        if isinstance(weights, dict):
+            sound = weights and all(math.isfinite(one) and one >= 0 for one in weights.values())
+            require(bool(sound), "training.class_weight must name weights that are finite and not negative", weights)
+        else:
+            known = weights is None or weights == "balanced"
+            require(known, 'training.class_weight must be "balanced" or a table of class name to weight', weights)
         require(self.mixup >= 0, "training.mixup must not be negative", self.mixup)
         warm = self.schedule == "triangular" and self.warmup_epochs > 0
         require(not warm, "training.warmup_epochs must be 0 with the triangular schedule", self.warmup_epochs)

@@ -1,6 +1,7 @@
 """Read the command line: the options of a command, and the fields of an experiment by their dotted names."""
 
 import contextlib
+import dataclasses
 import io
 import re
 import typing
@@ -11,18 +12,16 @@ from typing import Annotated, Any, Literal, TypeVar
 import tyro
 
 from tfigkd.config.experiment import Config, to_mapping
+from tfigkd.config.fields import BACKGROUND, DataConfig, SplitsConfig
 from tfigkd.config.reading import closest, dotted_names, value_at
 from tfigkd.runtime.errors import UserError
 
 T = TypeVar("T")
 
-SHORT = {
-    "--data": "--data.name",
-    "--data-dir": "--data.dir",
-    "--image-size": "--data.image_size",
-    "--input-range": "--teacher.input_range",
-    "--outputs": "--teacher.outputs",
-}
+SHORT = {"--data": "--data.name", "--data-dir": "--data.dir", "--image-size": "--data.image_size"}
+SHORT |= {"--background": "--data.background", "--group": "--data.group"}
+SHORT |= {"--input-range": "--teacher.input_range", "--outputs": "--teacher.outputs"}
+SHORT |= {f"--splits.{role}": f"--data.splits.{role}" for role in ("train", "validation", "test")}
 """Options that other commands have, for the field of an experiment."""
 STATES = ("true", "false", "none")
 
@@ -91,11 +90,27 @@ class DataOptions:
     """The options of a command that reads a data set."""
 
     data: str | None = None
-    """A tfds name, "digits", the path of an .npz file or of an image folder."""
+    """A tfds name, "digits", the path of an .npz file, of a .csv list or of an image folder."""
     data_dir: str | None = None
     """Prepared tfds directory. Default: TFDS_DATA_DIR, then tfds's own."""
     image_size: int | None = None
     """Resize pictures to this height and width, antialiased. Default: the size that the model takes."""
+    background: str = BACKGROUND
+    """Color that transparent pictures are composited on: white, gray, black or "#rrggbb"."""
+    group: str | None = None
+    """What keeps pictures on one side of every split that is held out; see data.group in the reference."""
+    splits: SplitsConfig = field(default_factory=SplitsConfig)
+    """Which splits of the source train, validate and test."""
+
+    @property
+    def reading(self) -> dict[str, Any]:
+        """How the data are read, as arguments of `tfigkd.data.load`.
+
+        Raises:
+            UserError: A value is out of range.
+        """
+        checked = DataConfig(image_size=self.image_size, background=self.background, group=self.group)
+        return {"background": checked.background, "group": checked.group, "splits": self.splits}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,7 +159,8 @@ def refuse_unknown(unknown: Sequence[str], arguments: Sequence[str], config: Con
 def plain_flags(arguments: Sequence[str], config: Config) -> list[str]:
     """Return arguments as tyro takes them.
 
-    A switch that is given true or false, as in TOML, becomes `--a.b` or `--a.no_b`; `SHORT` options become fields.
+    A switch that is given true or false, as in TOML, becomes `--a.b` or `--a.no_b`; `SHORT` options become fields; none
+    is understood in any case of letters.
     """
     arguments = _three_states(arguments, config)
     values = to_mapping(config)
@@ -155,6 +171,12 @@ def plain_flags(arguments: Sequence[str], config: Config) -> list[str]:
         if not equals and said and argument.lower() in ("true", "false") and said[-1].removeprefix("--") in known:
             flag, value = said.pop(), argument
         name = flag.removeprefix("--")
+        if argument.lower() == "none" and said and said[-1].startswith("--"):
+            said.append(_none_word(said[-1], argument))
+            continue
+        if value.lower() == "none":
+            said.append(f"{SHORT.get(flag, flag)}={_none_word(flag, value)}")
+            continue
         if name in known and value.lower() in ("true", "false"):
             table, _, last = name.rpartition(".")
             said.append(flag if value.lower() == "true" else f"--{table}.no_{last}")
@@ -189,6 +211,20 @@ def _may_be_undecided(config: Config, name: str) -> bool:
     for each in tables:
         table = getattr(table, each)
     return typing.get_type_hints(type(table)).get(last) == bool | None
+
+
+def _none_word(flag: str, given: str) -> str:
+    """Return the word for none that a field takes: "none" where it is a choice, None where it means no value."""
+    hint: Any = Config
+    for name in SHORT.get(flag, flag).removeprefix("--").replace("-", "_").split("."):
+        hints = typing.get_type_hints(hint) if dataclasses.is_dataclass(hint) else {}
+        if name not in hints:
+            return given
+        hint = hints[name]
+    members = typing.get_args(hint)
+    if "none" in members:
+        return "none"
+    return "None" if type(None) in members else given
 
 
 def first_value(arguments: Sequence[str], flag: str) -> str:

@@ -5,7 +5,7 @@ from pathlib import Path
 import keras
 import numpy as np
 
-from tfigkd.config.fields import ExportConfig, Format
+from tfigkd.config.fields import BACKGROUND, ExportConfig, Format
 from tfigkd.data import Dataset, Examples
 from tfigkd.edge.contract import write_contract
 from tfigkd.edge.convert import CALIBRATED, convert
@@ -105,6 +105,7 @@ def export_file(
         parameters=count_parameters(model),
         data=None if data is None else {"name": data.name, "fingerprint": data.fingerprint},
         calibration=used,
+        background=BACKGROUND if data is None else data.background,
         parity=report | {"on": "noise" if data is None else "validation"},
         versions=versions(),
     )

@@ -1,8 +1,8 @@
 """Statistics over the runs of several arms: spread, intervals, tests, and the number of runs needed for a claim.
 
-Values are accuracies in points (percent), one per run. Arms are compared by Welch's test, which assumes only roughly
-normal means. Runs with the same seed share initial weights, order and crops, so for them there is also the paired
-test. Several comparisons are corrected by Holm's method.
+Values are accuracies in points (percent), one per run. Arms whose runs share seeds are compared in pairs, because runs
+with the same seed share initial weights, order and crops. Arms without common seeds are compared by Welch's test, which
+assumes only roughly normal means. Several comparisons are corrected by Holm's method.
 """
 
 import math
@@ -14,12 +14,17 @@ from scipy import stats
 
 LEVEL = 0.05
 POWER = 0.8
+FEWEST = 3
+"""Fewest runs of an arm, or pairs, for an interval or a test: the spread of two may be 32 times what they show."""
 MOST_SEEDS = 100_000
 
 
 @dataclass(frozen=True)
 class Summary:
-    """Mean, standard deviation (n - 1), number of runs and 95 % interval of the mean; NaN where n = 1."""
+    """Mean, standard deviation (n - 1), number of runs and 95 % interval of the mean.
+
+    The deviation is NaN for one run, the interval for fewer than `FEWEST`.
+    """
 
     mean: float
     deviation: float
@@ -40,6 +45,7 @@ class Difference:
         effect: Standardized difference (Hedges's g for two samples, Cohen's d_z for pairs).
         n: Numbers of runs of the first and second arm; for pairs, the number of pairs twice.
         deviation: Standard deviation of runs within an arm (pooled), or of the differences of pairs.
+        by_pairs: Whether runs were compared in pairs.
     """
 
     difference: float
@@ -49,6 +55,17 @@ class Difference:
     effect: float
     n: tuple[int, int]
     deviation: float
+    by_pairs: bool = False
+
+    @property
+    def tested(self) -> bool:
+        """Whether there were enough runs, with some spread, for a test."""
+        return not math.isnan(self.p)
+
+    @property
+    def freedom(self) -> int:
+        """Degrees of freedom of the deviation."""
+        return self.n[0] - 1 if self.by_pairs else sum(self.n) - 2
 
 
 def _values(values: Sequence[float]) -> np.ndarray:
@@ -65,22 +82,24 @@ def summarize(values: Sequence[float]) -> Summary:
     if n == 1:
         return Summary(mean, math.nan, 1, math.nan, math.nan)
     deviation = float(array.std(ddof=1))
+    if n < FEWEST:
+        return Summary(mean, deviation, n, math.nan, math.nan)
     half = float(stats.t.ppf(1 - LEVEL / 2, n - 1)) * deviation / math.sqrt(n)
     return Summary(mean, deviation, n, mean - half, mean + half)
 
 
-def _without_test(difference: float, n: tuple[int, int]) -> Difference:
-    return Difference(difference, math.nan, math.nan, math.nan, math.nan, n, math.nan)
+def _without_test(difference: float, n: tuple[int, int], *, by_pairs: bool = False) -> Difference:
+    return Difference(difference, math.nan, math.nan, math.nan, math.nan, n, math.nan, by_pairs)
 
 
 def welch(first: Sequence[float], second: Sequence[float]) -> Difference:
-    """Compare two arms of independent runs (Welch 1947); an arm of one run gives only the difference, no test.
+    """Compare two arms of independent runs (Welch 1947); with fewer than `FEWEST` in one of them, without a test.
 
     The effect size is Hedges's g: the difference over the pooled deviation, corrected for small samples.
     """
     a, b = _values(first), _values(second)
     difference, n = float(a.mean() - b.mean()), (len(a), len(b))
-    if min(n) < 2:
+    if min(n) < FEWEST:
         return _without_test(difference, n)
     pooled = math.sqrt(((n[0] - 1) * a.var(ddof=1) + (n[1] - 1) * b.var(ddof=1)) / (sum(n) - 2))
     if pooled == 0:
@@ -96,6 +115,8 @@ def welch(first: Sequence[float], second: Sequence[float]) -> Difference:
 def paired(first: Sequence[float], second: Sequence[float]) -> Difference:
     """Compare two arms run by run: the i-th values of both must share a seed.
 
+    Fewer than `FEWEST` pairs, or pairs that all differ by the same amount, give the difference without a test.
+
     Raises:
         ValueError: The numbers of values differ.
     """
@@ -105,11 +126,32 @@ def paired(first: Sequence[float], second: Sequence[float]) -> Difference:
     delta, n = a - b, (len(a), len(a))
     difference = float(delta.mean())
     deviation = float(delta.std(ddof=1)) if len(a) > 1 else 0.0
-    if deviation == 0:
-        return _without_test(difference, n)
+    # rounding leaves a spread of some 1e-15 in differences that are equal
+    if len(a) < FEWEST or deviation <= 1e-12 * max(1.0, float(np.abs(a).max())):
+        return _without_test(difference, n, by_pairs=True)
     test = stats.ttest_rel(a, b)
     low, high = test.confidence_interval(1 - LEVEL)
-    return Difference(difference, float(low), float(high), float(test.pvalue), difference / deviation, n, deviation)
+    effect = difference / deviation
+    return Difference(difference, float(low), float(high), float(test.pvalue), effect, n, deviation, by_pairs=True)
+
+
+def compare_by_seed(first: Mapping[int, float], second: Mapping[int, float]) -> tuple[Difference, Difference]:
+    """Compare two arms whose runs are known by seed.
+
+    Args:
+        first: Seed to value.
+        second: Seed to value.
+
+    Returns:
+        The leading comparison, which is that in pairs of common seeds if it allows a test, otherwise Welch's; and
+        Welch's, which ignores the seeds.
+    """
+    free = welch(list(first.values()), list(second.values()))
+    shared = sorted(first.keys() & second.keys())
+    if len(shared) < FEWEST:
+        return free, free
+    pairs = paired([first[seed] for seed in shared], [second[seed] for seed in shared])
+    return (pairs if pairs.tested else free), free
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -124,9 +166,10 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 def _power(n: int, effect: float, *, pairs: bool) -> float:
     """Return the power of a two-sided t test of n runs per arm, or n pairs, at a standardized difference."""
-    freedom, noncentral = (n - 1, effect * math.sqrt(n)) if pairs else (2 * n - 2, effect * math.sqrt(n / 2))
+    freedom, squared = (n - 1, n * effect**2) if pairs else (2 * n - 2, n * effect**2 / 2)
     critical = stats.t.ppf(1 - LEVEL / 2, freedom)
-    return float(stats.nct.sf(critical, freedom, noncentral) + stats.nct.cdf(-critical, freedom, noncentral))
+    # the square of a noncentral t is a noncentral F, which SciPy computes where its noncentral t gives NaN
+    return float(stats.ncf.sf(critical**2, 1, freedom, squared))
 
 
 def seeds_needed(deviation: float, difference: float, *, pairs: bool = False) -> int | None:
@@ -161,6 +204,30 @@ def seeds_needed(deviation: float, difference: float, *, pairs: bool = False) ->
     return high
 
 
+def deviation_interval(deviation: float, freedom: int) -> tuple[float, float]:
+    """Return the 95 % interval of a standard deviation that was estimated from normal values."""
+    if math.isnan(deviation) or freedom < 1:
+        return math.nan, math.nan
+    low, high = (math.sqrt(freedom / stats.chi2.ppf(share, freedom)) for share in (1 - LEVEL / 2, LEVEL / 2))
+    return deviation * low, deviation * high
+
+
+def seeds_between(found: Difference, difference: float) -> tuple[int | None, int | None, int | None]:
+    """Return the number of runs per arm, or of pairs, that show a difference, with its uncertainty.
+
+    Args:
+        found: A comparison; its deviation is that of the runs, or of the pairs.
+        difference: The difference to detect, in the same unit.
+
+    Returns:
+        The number for the deviation as estimated, and for both ends of the deviation's 95 % interval, each as from
+        `seeds_needed`.
+    """
+    ends = deviation_interval(found.deviation, found.freedom)
+    best, low, high = (seeds_needed(one, difference, pairs=found.by_pairs) for one in (found.deviation, *ends))
+    return best, low, high
+
+
 def normality(values: Sequence[float]) -> float:
     """Return the p-value of Shapiro and Wilk's test (1965); NaN below three runs or without spread.
 
@@ -172,19 +239,30 @@ def normality(values: Sequence[float]) -> float:
     return float(stats.shapiro(array).pvalue)
 
 
-def winner(arms: Mapping[str, Sequence[float]]) -> tuple[str | None, list[str]]:
+def winner(arms: Mapping[str, Sequence[float] | Mapping[int, float]]) -> tuple[str | None, list[str]]:
     """Return the arm with the highest mean if it is significantly better than every other arm.
+
+    Args:
+        arms: Name to values: by seed, then arms with common seeds are compared in pairs; or as lists of independent
+            runs.
 
     Returns:
         The winner and an empty list; or None and the arms, best first, that are not significantly worse than the
-        best: Welch's test against it, corrected over all other arms, does not reach the 5 % level, or an arm has only
-        one run.
+        best: the test against it, corrected over all other arms, does not reach the 5 % level, or an arm has too few
+        runs.
     """
-    order = sorted(arms, key=lambda arm: -summarize(arms[arm]).mean)
+    values = {arm: dict(enumerate(own)) if not isinstance(own, Mapping) else own for arm, own in arms.items()}
+    order = sorted(arms, key=lambda arm: -summarize(list(values[arm].values())).mean)
     best, others = order[0], order[1:]
-    adjusted = holm([welch(arms[best], arms[arm]).p for arm in others])
+    adjusted = holm([_test(arms[best], arms[arm]).p for arm in others])
     level = [arm for arm, p in zip(others, adjusted, strict=True) if not p < LEVEL]
     return (best, []) if others and not level else (None, [best, *level])
+
+
+def _test(first: Sequence[float] | Mapping[int, float], second: Sequence[float] | Mapping[int, float]) -> Difference:
+    if isinstance(first, Mapping) and isinstance(second, Mapping):
+        return compare_by_seed(first, second)[0]
+    return welch(*(list(one.values()) if isinstance(one, Mapping) else one for one in (first, second)))
 
 
 def wilson(share: float, n: int) -> tuple[float, float]:

@@ -127,7 +127,8 @@ def _same_data(folder: Path, config: Config) -> bool:
         return False
     from tfigkd.stages.data import dataset
 
-    return dataset(config.data).fingerprint == trained["data"]
+    data = dataset(config.data)
+    return trained["data"] == data.fingerprint or trained.get("trained_on") == data.training_fingerprint
 
 
 def _free(field: str) -> bool:
@@ -153,12 +154,14 @@ def run(chosen: Run) -> None:
         with console.quiet_stderr():  # TensorFlow greets when it is imported and when it looks for a GPU
             os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "1" if console.is_verbose() else "2")
             from tfigkd.stages import pipeline
-            from tfigkd.stages.distill import check
+            from tfigkd.stages.distill import check, refuse_changed_inputs
             from tfigkd.stages.estimate import estimate
             from tfigkd.stages.precision import resolve
         config = resolve(config, workdir)
         console.say(f"{chosen.experiment}, seed {workdir.seed}, config {fingerprint(config)}, in {workdir.run}")
         with console.quiet_stderr():
+            if any(STAGES.index(stage) >= STAGES.index("distill") for stage in needed):
+                refuse_changed_inputs(config, workdir, needed)
             if config.needs_teacher and "distill" in needed:
                 check(config)
             about = estimate(config, workdir, needed)

@@ -34,7 +34,7 @@ from tfigkd.runtime.files import (
     write_manifest,
     write_text,
 )
-from tfigkd.stages.data import dataset, holds_out_validation, teacher_examples
+from tfigkd.stages.data import class_weights, data_fingerprints, dataset, holds_out_validation, teacher_examples
 from tfigkd.stages.workdir import Workdir
 from tfigkd.training import checkpoint
 from tfigkd.training.distiller import Distiller
@@ -105,15 +105,16 @@ def content_of(path: str | None) -> str | None:
     return checksum(Path(path))
 
 
-def teacher_fingerprint(config: Config) -> str:
-    """Hash of everything the teacher's weights depend on."""
-    teacher = config.teacher
+def teacher_fingerprint(config: Config, data: str | None = None) -> str:
+    """Hash of everything the teacher's weights depend on; `data` is one of `data_fingerprints`, else the first."""
+    teacher, data = config.teacher, data or data_fingerprints(config.data)[0]
     if teacher.count > 1:
-        return fingerprint("teachers", teacher.weighting, [teacher_fingerprint(member) for member in members(config)])
+        each = [teacher_fingerprint(member, data) for member in members(config)]
+        return fingerprint("teachers", teacher.weighting, each)
     network = network_values(teacher, dataset(config.data))
     published = checksum(weights_path(teacher.weights)) if teacher.weights else None
     recipe = [teacher.training, _draws(config), config.augment, config.data.train_split] if teacher.trained else []
-    return fingerprint("teacher", dataset(config.data).fingerprint, network, published, *recipe)
+    return fingerprint("teacher", data, network, published, *recipe)
 
 
 def network_values(network: NetworkConfig, data: Dataset) -> dict[str, Any]:
@@ -139,7 +140,8 @@ def _draws(config: Config) -> int:
 
 def teacher_folder(config: Config, workdir: Workdir) -> Path:
     """Where this config's teacher lies, or will lie."""
-    return workdir.teachers / teacher_fingerprint(config)
+    folders = [workdir.teachers / teacher_fingerprint(config, data) for data in data_fingerprints(config.data)]
+    return next((folder for folder in folders if folder.is_dir()), folders[0])
 
 
 def require_teacher(config: Config, workdir: Workdir) -> dict[str, Any]:
@@ -200,6 +202,7 @@ def _train(config: Config, data: Dataset, folder: Path) -> tuple[keras.Model, li
         seed=_draws(config),
         mixup=config.teacher.training.mixup,
         num_classes=data.num_classes,
+        class_weights=class_weights(config.teacher.training, examples, data.class_names),
     )
     validation = None
     if holds_out_validation(config.data):
@@ -219,10 +222,11 @@ def _train(config: Config, data: Dataset, folder: Path) -> tuple[keras.Model, li
     return with_stock_layers(models.with_precision(model, "float32")), history
 
 
-def _saved(fingerprint: str) -> Path | None:
+def _saved(config: Config) -> Path | None:
     """The teacher in the checkout's saved_models, when it is this one."""
     folder = experiments_folder().parent / "saved_models" / "teacher"
-    return folder / FILE if finished(folder, fingerprint) else None
+    names = [teacher_fingerprint(config, data) for data in data_fingerprints(config.data)]
+    return folder / FILE if any(finished(folder, name) for name in names) else None
 
 
 def _check_given(config: Config, data: Dataset, model: keras.Model) -> None:
@@ -270,7 +274,7 @@ def train_teacher(config: Config, workdir: Workdir) -> None:
             return
         history: list = []
         trained = config.teacher.trained
-        saved = _saved(folder.name)
+        saved = _saved(config)
         if saved is not None:
             console.say(f"  taken from {saved}")
             model = models.load_written(saved, num_classes=data.num_classes, input_shape=data.image_shape)

@@ -84,15 +84,20 @@ class OverlayStore:
             The finished store.
 
         Raises:
-            ValueError: `pictures` are not as above.
+            ValueError: `pictures` are not as above, or a label is none of the teacher's C outputs.
             UserError: A setting is unknown or out of range.
         """
         teacher = as_classifier(teacher, input_range=input_range, outputs=outputs)
         examples = _collect(pictures)
+        count = _classes(teacher, examples)
+        if examples.labels.max() >= count:
+            raise ValueError(
+                f"labels must be from 0 to {count - 1}, the teacher's outputs; got {examples.labels.max()}"
+            )
         config = from_mapping(AttributionConfig, settings, "attribution")
         nothing = examples.take(slice(0))
         pixels = splits_fingerprint({"train": examples})
-        classes = tuple(str(index) for index in range(_classes(teacher, examples)))
+        classes = tuple(str(index) for index in range(count))
         data = Dataset("pictures", examples, nothing, nothing, class_names=classes, fingerprint=pixels)
         identity = store_identity(weights_fingerprint(teacher), pixels, config)
         place = Path(folder).resolve() / fingerprint(identity)

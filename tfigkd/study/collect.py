@@ -3,13 +3,14 @@
 python -m tfigkd.study collect
 python -m tfigkd.study collect --study lowdata --models lowdata_kd,lowdata_ig_kd
 
-Smoke runs and unfinished runs are ignored. Collecting twice adds nothing. Runs copied from another machine may lack
-their students: their rows are collected, and `--models` skips them.
+Smoke runs and unfinished runs are ignored. Collecting twice adds nothing. Rows of one arm must be of one config, apart
+from the seed. Runs copied from another machine may lack their students: their rows are collected, and `--models` skips
+them.
 """
 
 import csv
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,7 +33,9 @@ from tfigkd.runtime.files import (
 )
 from tfigkd.runtime.provenance import as_csv
 from tfigkd.stages.runner import SETTINGS
-from tfigkd.stages.workdir import PRECISION
+from tfigkd.stages.workdir import PRECISION, Workdir
+from tfigkd.study.plan import read_study
+from tfigkd.study.protocol import COLUMN, mixed_arms, protocol_of, refuse_mixed
 from tfigkd.study.runs import LABEL, ROWS
 
 KEY = ("study", "arm", "size", "seed")
@@ -54,6 +57,8 @@ class Options:
     """Only this study."""
     models: str = ""
     """Experiments, separated by commas: their students go to saved_models/EXPERIMENT/SEED, and their teacher too."""
+    replace: bool = False
+    """Drop rows of the same arms that are of another config, instead of refusing to mix them."""
 
 
 def read_rows(path: Path) -> list[dict[str, str]]:
@@ -97,25 +102,52 @@ def finished_runs(workdir: Path, study: str | None = None) -> list[tuple[Path, d
         if path.parent != workdir / folder:
             raise UserError(f"{label} belongs to {folder} but is in {path.parent}; move the run's folder back")
         leading = {"study": job["study"], "experiment": row["experiment"], "arm": job["arm"], "size": job["size"]}
-        found.append((path.parent, {**row, **leading, "command": job["command"]}))
+        leading |= {COLUMN: protocol_of(path.parent, _seed_fields(job)), "command": job["command"]}
+        found.append((path.parent, {**row, **leading}))
     if unlabeled:
         count = f"{len(unlabeled)} row{'s' * (len(unlabeled) > 1)}"
         console.say(f"{count} skipped, without a {LABEL} that names the study: {unlabeled[0]}")
     return found
 
 
+def _seed_fields(job: Mapping[str, Any]) -> Sequence[str]:
+    """Return the fields that a run's study sets to the seed; a label of an earlier version does not name them."""
+    if "seed_fields" in job:
+        return job["seed_fields"]
+    try:
+        return read_study(job["study"]).seed_fields
+    except UserError:
+        return ()
+
+
 def _key(row: dict[str, str]) -> tuple[Any, ...]:
     return (row["study"], row["size"], int(row["seed"]), row["arm"])
 
 
-def merge_rows(path: Path, rows: Sequence[dict[str, str]]) -> int:
-    """Merge rows into a table, replacing older rows of the same runs; return how many are new or changed."""
+def merge_rows(path: Path, rows: Sequence[dict[str, str]], *, replace: bool = False) -> int:
+    """Merge rows into a table, replacing older rows of the same runs; return how many are new or changed.
+
+    Args:
+        path: The table.
+        rows: The rows to add.
+        replace: Whether older rows of an arm that are of another config are dropped.
+
+    Raises:
+        UserError: an arm would have rows of several configs, a row of another config would be replaced, or the table
+            is damaged.
+    """
+    refuse_mixed(rows, path.stem, "run the study again in another --workdir, and collect from there")
     make_folder(path.parent)
     with locked(path.parent, wait=True):
         try:
             before = {_key(row): row for row in read_rows(path)}
         except (KeyError, ValueError) as error:
             raise UserError(f"{path} has a row without {', '.join(KEY)} ({error}); restore the file") from error
+        if replace:
+            mixed = mixed_arms([*before.values(), *rows])
+            before = {key: row for key, row in before.items() if (row["size"], row["arm"]) not in mixed}
+        keep = "collect with --into another folder, or --replace to drop the older rows of these arms"
+        refuse_mixed([*before.values(), *rows], str(path), keep)
         after = before | {_key(row): {name: str(value) for name, value in row.items()} for row in rows}
         columns = list(
             dict.fromkeys([*KEY[:1], "experiment", *KEY[1:], *(name for row in after.values() for name in row)])
@@ -139,7 +171,7 @@ def save_student(run: Path, row: dict[str, str], into: Path) -> Path:
             require(run / stage, stage)
             files[name] = copy_file(run / stage / name, folder / name)
     copy_file(run / SETTINGS, folder / SETTINGS)
-    if (run / PRECISION).is_file():  # what "auto" stands for in the run
+    if (run / PRECISION).is_file():  # the precision that "auto" chose in the run
         copy_file(run / PRECISION, folder / PRECISION)
     outputs = {name: value for name, value in trained.items() if name not in ("fingerprint", "files")}
     write_manifest(folder, trained["fingerprint"], files=files, **outputs, row=row)
@@ -156,10 +188,11 @@ def save_teacher(run: Path, teachers: Path, into: Path) -> Path | None:
     if not config.needs_teacher or config.teacher.weights is not None:
         return None
     with console.quiet_stderr():  # TensorFlow prints lines on import
-        from tfigkd.stages.teacher import FILE, teacher_fingerprint
+        from tfigkd.stages.teacher import FILE, teacher_folder
     # earlier versions did not record the teacher of a student; its fingerprint is then computed from the config
     trained = read_manifest(run / "distill") or {}
-    source = teachers / (trained.get("teacher") or teacher_fingerprint(config))
+    named = trained.get("teacher")
+    source = teachers / named if named else teacher_folder(config, Workdir(run, teachers))
     manifest = read_manifest(source)
     if manifest is None:
         return None
@@ -184,7 +217,8 @@ def collect(options: Options) -> None:
     for name in sorted({row["study"] for _, row in runs}):
         rows = [row for _, row in runs if row["study"] == name]
         path = checkout / "experiments" / "results" / f"{name}.csv"
-        console.say(f"{name}: {len(rows)} finished runs, {merge_rows(path, rows)} new in {path}")
+        new = merge_rows(path, rows, replace=options.replace)
+        console.say(f"{name}: {len(rows)} finished runs, {new} new in {path}")
     wanted = {name for name in options.models.split(",") if name}
     known = {row["experiment"] for _, row in runs}
     if wanted - known:

@@ -65,7 +65,7 @@ def _title(arm: str, size: str) -> str:
 
 
 def arms_chart(name: str, study: Study, runs: Runs) -> Chart:
-    """Draw every run as a dot, and the mean of each arm with its 95 % interval where it has two runs or more."""
+    """Draw every run as a dot, and the mean of each arm with its 95 % interval where it has three runs or more."""
     order = [(size, arm) for size in study.sizes for arm in study.arms if (size, arm) in runs]
     summaries = {key: summarize(list(runs[key].values())) for key in order}
     names = {key: label(_title(key[1], key[0])) for key in order}
@@ -107,8 +107,8 @@ def arms_chart(name: str, study: Study, runs: Runs) -> Chart:
 
 
 def _bars(summaries: Iterable[Summary], **style: float) -> dict[str, Any]:
-    """Return the intervals of means as error bars; a single run has none."""
-    halves = [(0, 0) if one.n == 1 else (one.high - one.mean, one.mean - one.low) for one in summaries]
+    """Return the intervals of means as error bars; fewer than three runs have none."""
+    halves = [(0, 0) if math.isnan(one.low) else (one.high - one.mean, one.mean - one.low) for one in summaries]
     above, below = zip(*halves, strict=True)
     return {"type": "data", "symmetric": False, "array": above, "arrayminus": below, **style}
 
@@ -120,25 +120,25 @@ def _words(summary: Summary) -> str:
 
 
 def _columns(summary: Summary) -> list[str]:
-    alone = math.isnan(summary.low)
-    spread = ["–", "–"] if alone else [f"{summary.deviation:.2f}", f"{summary.low:.2f} to {summary.high:.2f}"]
-    return [str(summary.n), f"{summary.mean:.2f}", *spread]
+    deviation = "–" if math.isnan(summary.deviation) else f"{summary.deviation:.2f}"
+    interval = "–" if math.isnan(summary.low) else f"{summary.low:.2f} to {summary.high:.2f}"
+    return [str(summary.n), f"{summary.mean:.2f}", deviation, interval]
 
 
 def forest_chart(compared: Sequence[Compared]) -> Chart | None:
     """Draw the differences with their 95 % intervals, significant ones filled; None where no difference was tested."""
-    drawn = [one for one in compared if not math.isnan(one.free.p)]
+    drawn = [one for one in compared if one.lead.tested]
     if not drawn:
         return None
     beyond = [one.adjusted < LEVEL for one in drawn]
     marks = go.Scatter(
-        x=[one.free.difference for one in drawn],
+        x=[one.lead.difference for one in drawn],
         y=[label(one.title, 40) for one in drawn],
         error_x={
             "type": "data",
             "symmetric": False,
-            "array": [one.free.high - one.free.difference for one in drawn],
-            "arrayminus": [one.free.difference - one.free.low for one in drawn],
+            "array": [one.lead.high - one.lead.difference for one in drawn],
+            "arrayminus": [one.lead.difference - one.lead.low for one in drawn],
             "thickness": 1.8,
             "width": 5,
         },
@@ -150,7 +150,7 @@ def forest_chart(compared: Sequence[Compared]) -> Chart | None:
             "line": {"width": 2},
         },
         customdata=[
-            [one.free.low, one.free.high, f"{one.adjusted:.3g}", f"n {one.free.n[0]} and {one.free.n[1]}"]
+            [one.lead.low, one.lead.high, f"{one.adjusted:.3g}", f"n {one.lead.n[0]} and {one.lead.n[1]}"]
             for one in drawn
         ],
         hovertemplate="%{y}<br>%{x:+.2f} points, %{customdata[0]:+.2f} to %{customdata[1]:+.2f}<br>"
@@ -159,8 +159,8 @@ def forest_chart(compared: Sequence[Compared]) -> Chart | None:
     lines = [
         [
             one.title,
-            f"{one.free.difference:+.2f}",
-            f"{one.free.low:+.2f} to {one.free.high:+.2f}",
+            f"{one.lead.difference:+.2f}",
+            f"{one.lead.low:+.2f} to {one.lead.high:+.2f}",
             f"{one.adjusted:.3g}",
         ]
         for one in drawn

@@ -84,6 +84,7 @@ class Job:
     size: str
     run: Run
     flags: tuple[str, ...] = ()
+    seed_fields: tuple[str, ...] = ()
 
     @property
     def folder(self) -> Path:
@@ -159,5 +160,5 @@ def plan(study: Study, options: Options, flags: Sequence[str] = ()) -> list[Job]
                 config = with_flags(config, flags, PROG)
                 workdir = Workdir(root / (f"{arm}-{size}" if size else arm) / str(seed), options.teachers, seed)
                 run = Run(name, config, workdir, stages, smoke=options.smoke)
-                jobs.append(Job(study.name, arm, size, run, tuple(flags)))
+                jobs.append(Job(study.name, arm, size, run, tuple(flags), study.seed_fields))
     return jobs

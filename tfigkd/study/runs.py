@@ -54,11 +54,12 @@ def work(job: Job) -> int:
     return DONE
 
 
-def _label(job: Job) -> dict[str, str]:
-    """Return the columns that `collect` adds to the run's row."""
+def _label(job: Job) -> dict[str, Any]:
+    """Return the columns that `collect` adds to the run's row, and the fields that the study sets to the seed."""
     own = ["--experiment", job.study, "--arms", job.arm, "--seeds", str(job.seed + 1), *job.flags]
     command = f"{PROG} {shlex.join(own)}"
-    return {"study": job.study, "arm": job.arm, "size": job.size, "command": command}
+    label = {"study": job.study, "arm": job.arm, "size": job.size, "command": command}
+    return {**label, "seed_fields": list(job.seed_fields)}
 
 
 def _process(job: Job) -> None:

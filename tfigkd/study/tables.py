@@ -10,15 +10,24 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from tfigkd.measure import statistics
-from tfigkd.measure.statistics import LEVEL, Difference, Summary, holm, normality, paired, seeds_needed, welch, winner
+from tfigkd.measure.statistics import (
+    FEWEST,
+    LEVEL,
+    Difference,
+    Summary,
+    compare_by_seed,
+    holm,
+    normality,
+    seeds_between,
+    winner,
+)
 from tfigkd.report.table import plural
 from tfigkd.runtime.errors import UserError
 from tfigkd.runtime.files import atomic
 from tfigkd.study.plan import Study
+from tfigkd.study.protocol import refuse_mixed, remarks
 
 TO_SEE = (0.2, 0.4)  # differences to detect, in points
-FEWEST = 3
-"""Runs an arm from which a deviation is known well enough to say how many seeds a difference needs."""
 CONTROLS = ("shuffled", "noise", "dimmed")
 """Suffixes of the names of placebo arms."""
 METRIC = "student_accuracy"
@@ -29,13 +38,22 @@ Runs = dict[tuple[str, str], dict[int, float]]  # (size, arm) to seed to accurac
 
 @dataclass(frozen=True)
 class Compared:
-    """One planned comparison: unpaired, paired by seed, and its p-value corrected over the study."""
+    """One planned comparison.
+
+    Attributes:
+        size: The size at which the arms are compared.
+        first: An arm.
+        second: The arm that is subtracted.
+        lead: The comparison in pairs of the same seed; Welch's if too few seeds are common.
+        free: Welch's comparison, which ignores the seeds.
+        adjusted: p of `lead` after Holm's correction over the study.
+    """
 
     size: str
     first: str
     second: str
+    lead: Difference
     free: Difference
-    pairs: Difference | None
     adjusted: float
 
     @property
@@ -48,13 +66,18 @@ def runs_of(rows: Sequence[Row]) -> Runs:
     """Return the accuracy in points of each run.
 
     Raises:
-        UserError: runs of one arm used different numbers of training examples, so that a mean would mix protocols.
+        UserError: runs of one arm are of several configs or numbers of training examples, so that a mean would mix
+            protocols; or two rows of one run differ.
     """
+    if rows:
+        keep = "keep one kind of rows: collect again with --replace, or write another table with --into"
+        refuse_mixed(rows, rows[0]["study"], keep)
     runs: Runs = defaultdict(dict)
     trained: dict[tuple[str, str], set[str]] = defaultdict(set)
     for row in rows:
-        key = (row["size"], row["arm"])
-        runs[key][int(row["seed"])] = 100 * float(row[METRIC])
+        key, seed, accuracy = (row["size"], row["arm"]), int(row["seed"]), 100 * float(row[METRIC])
+        if runs[key].setdefault(seed, accuracy) != accuracy:
+            raise UserError(f"{row['study']}: two rows of {row['arm']}, seed {seed}, differ; keep one of them")
         trained[key].add(row["n_train"])
         if len(trained[key]) > 1:
             counts = ", ".join(sorted(trained[key]))
@@ -63,7 +86,7 @@ def runs_of(rows: Sequence[Row]) -> Runs:
 
 
 def summarize(accuracies: Sequence[float]) -> Summary:
-    """Describe the runs of one arm, in points; the interval ends at 0 and 100, which that of two runs often exceeds."""
+    """Describe the runs of one arm, in points; the interval ends at 0 and 100, which that of few runs can exceed."""
     found = statistics.summarize(accuracies)
     if math.isnan(found.low):
         return found
@@ -76,11 +99,8 @@ def compare(study: Study, runs: Runs) -> list[Compared]:
     for size in study.sizes:
         for first, second in study.comparisons:
             a, b = runs.get((size, first), {}), runs.get((size, second), {})
-            if not a or not b:
-                continue
-            shared = sorted(a.keys() & b.keys())
-            pairs = paired([a[seed] for seed in shared], [b[seed] for seed in shared]) if shared else None
-            found.append((size, first, second, welch(list(a.values()), list(b.values())), pairs))
+            if a and b:
+                found.append((size, first, second, *compare_by_seed(a, b)))
     adjusted = holm([one[3].p for one in found])
     return [Compared(*one, p) for one, p in zip(found, adjusted, strict=True)]
 
@@ -118,7 +138,7 @@ def arms_lines(study: Study, rows: Sequence[Row], papers: Sequence[Row]) -> tupl
     runs, lines, remarks = runs_of(rows), [], []
     published = {(row["size"], row["arm"]): row for row in papers if row["study"] == study.name}
     for size in study.sizes:
-        arms = {arm: list(runs[size, arm].values()) for arm in study.arms if (size, arm) in runs}
+        arms = {arm: runs[size, arm] for arm in study.arms if (size, arm) in runs}
         if not arms:
             continue
         best, level = winner(arms)
@@ -129,7 +149,7 @@ def arms_lines(study: Study, rows: Sequence[Row], papers: Sequence[Row]) -> tupl
             )
         for arm, values in arms.items():
             own = [row for row in rows if row["size"] == size and row["arm"] == arm]
-            summary, paper = summarize(values), published.get((size, arm))
+            summary, paper = summarize(list(values.values())), published.get((size, arm))
             mean, title = _number(summary.mean), f"{arm} {size}".strip()
             minutes = sum(float(row["train_seconds"]) for row in own) / len(own) / 60
             agreement = [100 * float(row["student_agreement"]) for row in own if row.get("student_agreement")]
@@ -171,38 +191,40 @@ def _normality(study: Study, runs: Runs) -> list[str]:
 
 
 def comparisons_lines(compared: Sequence[Compared]) -> tuple[list[str], list[list[str]]]:
-    """Return one line for each comparison, with the seeds needed to detect differences of 0.2 and 0.4 points."""
+    """Return one line for each comparison, with the runs needed to detect differences of 0.2 and 0.4 points."""
     lines = []
     for one in compared:
-        pairs = one.pairs
-        needed, needed_pairs = _seeds(one.free), _seeds(pairs, pairs=True) if pairs else [None] * len(TO_SEE)
-        together = "–"
-        if pairs is not None and not math.isnan(pairs.p):
-            together = f"{_number(pairs.difference, sign=True)}, {_p(pairs.p)} ({pairs.n[0]})"
+        lead, free = one.lead, one.free
+        second = f"{_number(free.difference, sign=True)}, {_interval(free.low, free.high, sign=True)}, {_p(free.p)}"
         lines.append(
             [
                 one.title,
-                _number(one.free.difference, sign=True),
-                _interval(one.free.low, one.free.high, sign=True),
-                _p(one.free.p),
+                _number(lead.difference, sign=True),
+                _interval(lead.low, lead.high, sign=True),
+                _p(lead.p),
                 _p(one.adjusted),
-                _number(one.free.effect, sign=True),
-                together,
-                " / ".join(str(count or "–") for count in needed),
-                " / ".join(str(count or "–") for count in needed_pairs),
+                _runs(lead),
+                _number(lead.effect, sign=True),
+                second if lead.by_pairs else "–",
+                *(_needed(lead, points) for points in TO_SEE),
             ]
         )
-    header = ["comparison", "difference, points", "95 % interval", "Welch p", "after Holm", "Hedges's g"]
-    powers = " / ".join(map(str, TO_SEE))
-    header += ["paired by seed: difference, p (pairs)", f"seeds an arm for {powers}", f"pairs for {powers}"]
+    header = ["comparison", "difference, points", "95 % interval", "p", "after Holm", "runs", "d (pairs) or g"]
+    header += ["Welch: difference, 95 % interval, p", *(f"runs an arm for {points} (95 %)" for points in TO_SEE)]
     return header, lines
 
 
-def _seeds(found: Difference, *, pairs: bool = False) -> list[int | None]:
-    """Return the seeds that each difference of `TO_SEE` needs; None where too few runs give no estimate."""
-    if min(found.n) < FEWEST:
-        return [None] * len(TO_SEE)
-    return [seeds_needed(found.deviation, points, pairs=pairs) for points in TO_SEE]
+def _runs(found: Difference) -> str:
+    """Return how many runs or pairs were compared."""
+    return f"{found.n[0]} pairs" if found.by_pairs else f"{found.n[0]} and {found.n[1]}"
+
+
+def _needed(found: Difference, points: float) -> str:
+    """Return how many runs an arm, or pairs, a difference needs, with the interval from the deviation's own."""
+    if not found.tested:
+        return "–"
+    best, low, high = ("> 100,000" if count is None else f"{count:,}" for count in seeds_between(found, points))
+    return f"{best} ({low} to {high})"
 
 
 def sentences(compared: Sequence[Compared]) -> list[str]:
@@ -218,21 +240,28 @@ def sentences(compared: Sequence[Compared]) -> list[str]:
 
 
 def _sentence(one: Compared, kind: str = "") -> str:
-    free = one.free
-    runs = f"n {free.n[0]} and {free.n[1]}"
+    lead, free = one.lead, one.free
     start = f"{one.first} against {kind}{one.second}{f' at {one.size}' if one.size else ''}: "
-    start += f"{_number(free.difference, sign=True)} points"
-    if math.isnan(free.p):
-        return f"{start} ({runs}): too few runs for a test, so no statement."
-    start += (
-        f" ({_interval(free.low, free.high, sign=True)}; Welch p {_p(free.p)}, after Holm {_p(one.adjusted)}; {runs})"
-    )
+    start += f"{_number(lead.difference, sign=True)} points"
+    if not lead.tested:
+        return f"{start} ({_runs(lead)}): {too_few(min(lead.n))}."
+    how = "paired by seed" if lead.by_pairs else "Welch"
+    start += f" ({how}: {_interval(lead.low, lead.high, sign=True)}, p {_p(lead.p)}, after Holm {_p(one.adjusted)}; "
+    start += _runs(lead)
+    if lead.by_pairs and free.tested:
+        start += f"; Welch: {_interval(free.low, free.high, sign=True)}, p {_p(free.p)}"
     if one.adjusted < LEVEL:
-        return f"{start}: beyond the noise."
-    if min(free.n) < FEWEST:
-        return f"{start}: inside the noise. {FEWEST} runs an arm or more would say how many seeds a difference takes."
-    needed = _seeds(free)[1] or "too many"
-    return f"{start}: inside the noise. A difference of {TO_SEE[1]} points would take {needed} seeds an arm."
+        return f"{start}): beyond the noise."
+    unit = "pairs" if lead.by_pairs else "seeds an arm"
+    return f"{start}): inside the noise. A difference of {TO_SEE[1]} points needs {_needed(lead, TO_SEE[1])} {unit}."
+
+
+def too_few(runs: int) -> str:
+    """Return what so few runs of an arm can say."""
+    words = {1: "one run", 2: "two runs"}
+    if runs >= FEWEST:  # runs enough, but without any spread
+        return "the runs have no spread, so no test"
+    return f"{words[runs]} an arm cannot tell; {FEWEST} or more give an interval"
 
 
 def provenance(rows: Sequence[Row]) -> str:
@@ -249,7 +278,7 @@ def provenance(rows: Sequence[Row]) -> str:
     )
     if any(row.get("teacher_saw_validation") == "True" for row in rows):
         text += "The teacher's training saw the validation images. "
-    return text + f"Commits {distinct('commit')}; {distinct('versions')}."
+    return f"{text}Commits {distinct('commit')}; {distinct('versions')}. {remarks(rows)}".strip()
 
 
 def forest_plot(compared: Sequence[Compared], title: str, path: Path) -> None:
@@ -259,17 +288,17 @@ def forest_plot(compared: Sequence[Compared], title: str, path: Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    drawn = [one for one in compared if not math.isnan(one.free.p)]
+    drawn = [one for one in compared if one.lead.tested]
     if not drawn:
         return
     with matplotlib.rc_context({"svg.hashsalt": title, "font.size": 9}):
         figure, axes = pyplot.subplots(figsize=(7, 1.2 + 0.32 * len(drawn)), layout="constrained")
         for position, one in enumerate(reversed(drawn)):
-            free = one.free
-            errors = [[free.difference - free.low], [free.high - free.difference]]
+            lead = one.lead
+            errors = [[lead.difference - lead.low], [lead.high - lead.difference]]
             fill = "C0" if one.adjusted < LEVEL else "white"
             axes.errorbar(
-                free.difference,
+                lead.difference,
                 position,
                 xerr=errors,
                 fmt="o",
@@ -279,7 +308,7 @@ def forest_plot(compared: Sequence[Compared], title: str, path: Path) -> None:
                 linewidth=1,
             )
         axes.axvline(0, color="0.5", linewidth=0.8)
-        axes.set_yticks(range(len(drawn)), [f"{one.title} (n {min(one.free.n)})" for one in reversed(drawn)])
+        axes.set_yticks(range(len(drawn)), [f"{one.title} ({_runs(one.lead)})" for one in reversed(drawn)])
         axes.set_xlabel("difference of mean test accuracy, points, with 95 % interval (filled: p < 0.05 after Holm)")
         axes.set_title(title, loc="left")
         with atomic(path) as temporary:
@@ -295,7 +324,7 @@ def section(study: Study, rows: Sequence[Row], papers: Sequence[Row]) -> list[st
     if compared:
         counted, *said = sentences(compared)
         lines += [*_table(*comparisons_lines(compared)), "", counted, "", *(f"- {one}" for one in said), ""]
-    if any(not math.isnan(one.free.p) for one in compared):
+    if any(one.lead.tested for one in compared):
         lines += [f"![{study.name}: differences with 95 % intervals](results/{study.name}.svg)", ""]
     return lines
 
