@@ -107,13 +107,51 @@ assert not {"tensorflow", "keras", "rich", "tyro", "sklearn"} & {*sys.modules}
 def test_pictures_that_do_not_fit(folder, capsys):
     model = folder / "int8.tflite"
     assert "large.png is 30x20, the model takes 8x8; give --resize" in refusal(capsys, model, folder / "large.png")
-    assert "has transparent pixels; flatten it" in refusal(capsys, model, folder / "transparent.png")
+    assert "--background must be white" in refusal(capsys, model, folder / "first.png", "--background", "pink")
     assert "no picture" in refusal(capsys, model, folder / "absent.png")
     (folder / "text.png").write_text("no picture at all")
     assert "cannot read picture" in refusal(capsys, model, folder / "text.png")
     assert said(capsys, model, folder / "large.png", "--resize").count("kind") == 5
     opaque, plain = (said(capsys, model, folder / name).splitlines()[1:] for name in ("opaque.png", "first.png"))
     assert opaque == plain == said(capsys, model, folder / "transparent.png", "--drop-alpha").splitlines()[1:]
+
+
+def test_transparent_pixels_have_the_color_that_training_gave_them(folder, capsys):
+    model = folder / "float32.tflite"
+    for name in ("white", "black"):
+        shown = Image.new("RGBA", (8, 8), name)
+        shown.alpha_composite(Image.open(folder / "transparent.png"))
+        shown.convert("RGB").save(folder / f"on_{name}.png")
+    answers = {name: said(capsys, model, folder / f"on_{name}.png").splitlines()[1:] for name in ("white", "black")}
+    assert answers["white"] != answers["black"]
+    transparent = folder / "transparent.png"
+    assert said(capsys, model, transparent).splitlines()[1:] == answers["white"]
+    assert said(capsys, model, transparent, "--background", "#000000").splitlines()[1:] == answers["black"]
+    write_contract(model, NAMES, format="float32", background="black")
+    assert said(capsys, model, transparent).splitlines()[1:] == answers["black"]
+
+
+def test_photographs_are_turned_upright(folder, capsys):
+    model, exif = folder / "float32.tflite", Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(np.rot90(PIXELS[0])).save(folder / "turned.png", exif=exif)
+    upright, turned = (said(capsys, model, folder / name).splitlines()[1:] for name in ("first.png", "turned.png"))
+    assert turned == upright
+
+
+def test_a_byte_order_mark_is_no_part_of_the_first_label(folder, capsys):
+    labels = folder / "labels.txt"
+    labels.write_text("\ufeff" + "\n".join(f"name {index}" for index in range(10)), encoding="utf-8")
+    output = said(capsys, folder / "int8.tflite", folder / "first.png", "--labels", labels, "--top", 10)
+    assert "\ufeff" not in output and re.search(r"^  name 0 ", output, re.MULTILINE)
+
+
+def test_class_names_are_escaped_where_the_console_cannot_show_them(folder):
+    write_contract(folder / "int8.tflite", ["猫", *NAMES[1:]], format="int8")
+    command = [sys.executable, "-m", "tfigkd.predict", "int8.tflite", "first.png", "--top", "10"]
+    environment = {"PATH": "/usr/bin:/bin", "PYTHONIOENCODING": "ascii", "PYTHONPATH": ":".join(sys.path)}
+    done = subprocess.run(command, capture_output=True, cwd=folder, env=environment)
+    assert done.returncode == 0 and rb"\u732b" in done.stdout, done.stderr
 
 
 def test_labels(folder, capsys):

@@ -12,8 +12,11 @@ from typing import Any
 
 import numpy as np
 
-from tfigkd.data.pictures import bombs_refused, decode, open_picture, reading
+from tfigkd.config.fields import BACKGROUND, is_color
+from tfigkd.data.pictures import bombs_refused, decode, is_picture, reading
+from tfigkd.data.spaces import UNIT, Outputs, Range, to_logits
 from tfigkd.edge.contract import admit, contract_path
+from tfigkd.edge.files import add_space_options, spaces
 from tfigkd.edge.litert import dequantize, input_values, open_classifier
 from tfigkd.runtime.command import command
 from tfigkd.runtime.errors import UserError, plain
@@ -28,7 +31,7 @@ def read_labels(path: Path) -> list[str]:
     if not path.is_file():
         raise UserError(f"no label file {path}; give a text file with one class name a line")
     with reading(f"label file {path}", "save it as UTF-8 text with one class name a line"):
-        return path.read_text(encoding="utf-8").splitlines()
+        return path.read_text(encoding="utf-8-sig").splitlines()  # editors on Windows write a byte-order mark
 
 
 def class_names(
@@ -50,29 +53,35 @@ def class_names(
     return names
 
 
-def read_picture(path: Path, shape: Sequence[int], *, resize: bool = False, drop_alpha: bool = False) -> np.ndarray:
-    """A picture as a model takes it.
+def read_picture(
+    path: Path,
+    shape: Sequence[int],
+    *,
+    resize: bool = False,
+    drop_alpha: bool = False,
+    background: str = BACKGROUND,
+) -> np.ndarray:
+    """A picture as a model takes it: turned upright by its EXIF data, transparent pixels composited on the background.
 
     Args:
         path: One of `pictures.FORMATS`, whatever its name ends in.
         shape: (H, W, C), with one channel or three.
         resize: Stretch a picture of another size; without it such a one is refused.
-        drop_alpha: Read the colors of transparent pixels as if they were opaque; without it they are refused.
+        drop_alpha: Read the colors of transparent pixels as if they were opaque.
+        background: Color behind transparent pixels: white, gray, black or "#rrggbb".
 
     Returns:
         uint8 [H,W,C].
 
     Raises:
-        UserError: the picture cannot be read, is transparent, or has another size.
+        UserError: the picture cannot be read, or has another size.
     """
     from PIL import Image
 
     if not path.is_file():
         raise UserError(f"no picture {path}; give the path of a file")
     with bombs_refused():
-        if not drop_alpha and _transparent(path):
-            raise UserError(f"picture {path} has transparent pixels; flatten it, or give --drop-alpha to ignore them")
-        picture = Image.fromarray(decode(path, str(path)))
+        picture = Image.fromarray(decode(path, str(path), background=background, drop_alpha=drop_alpha))
     height, width, channels = (int(size) for size in shape)
     if picture.size != (width, height):
         if not resize:
@@ -82,11 +91,17 @@ def read_picture(path: Path, shape: Sequence[int], *, resize: bool = False, drop
     return np.asarray(picture.convert("L"))[..., None] if channels == 1 else np.asarray(picture)
 
 
-def _transparent(path: Path) -> bool:
-    with open_picture(path, str(path)) as file:
-        if not file.has_transparency_data:
-            return False
-        return bool(np.asarray(file.convert("RGBA"))[..., 3].min() < 255)
+def background_of(contract: Mapping[str, Any] | None, given: str | None) -> str:
+    """The color that transparent pictures are composited on: the given one, else that of the model's training.
+
+    Raises:
+        UserError: it is no color.
+    """
+    color = given if given is not None else (contract or {}).get("background", BACKGROUND)
+    if not isinstance(color, str) or not is_color(color):
+        where = "the contract's background" if given is None else "--background"
+        raise UserError(f'{where} must be white, gray, black or "#rrggbb", got {color!r}')
+    return color
 
 
 def probabilities(logits: np.ndarray) -> np.ndarray:
@@ -95,15 +110,42 @@ def probabilities(logits: np.ndarray) -> np.ndarray:
     return powers / powers.sum()
 
 
-def predictions(interpreter: Any, pictures: Sequence[np.ndarray]) -> Iterator[tuple[np.ndarray, float]]:
+def pictures_in(paths: Sequence[Path]) -> list[Path]:
+    """Return pictures; a folder stands for all pictures in it and in its folders, in the order of their names.
+
+    Raises:
+        UserError: A folder has no pictures.
+    """
+    found: list[Path] = []
+    for path in paths:
+        if not path.is_dir():
+            found.append(path)
+            continue
+        inside = sorted(
+            file
+            for file in path.rglob("*")
+            if file.is_file()
+            and is_picture(file)
+            and not any(part.startswith(".") for part in file.relative_to(path).parts)
+        )
+        if not inside:
+            raise UserError(f"folder {path} has no pictures; give pictures or a folder of them")
+        found += inside
+    return found
+
+
+def predictions(
+    interpreter: Any, pictures: Sequence[np.ndarray], input_range: Range = UNIT, outputs: Outputs = "logits"
+) -> Iterator[tuple[np.ndarray, float]]:
     """Probabilities [K] and milliseconds of each picture, uint8 [H,W,C]."""
     source, sink = interpreter.get_input_details()[0], interpreter.get_output_details()[0]
     for picture in pictures:
-        interpreter.set_tensor(source["index"], input_values(picture[None], source))
+        interpreter.set_tensor(source["index"], input_values(picture[None], source, input_range))
         start = time.perf_counter()
         interpreter.invoke()
         milliseconds = 1e3 * (time.perf_counter() - start)
-        yield probabilities(dequantize(interpreter.get_tensor(sink["index"]), sink)[0]), milliseconds
+        values = dequantize(interpreter.get_tensor(sink["index"]), sink)
+        yield probabilities(to_logits(values, outputs)[0]), milliseconds
 
 
 def run(options: argparse.Namespace) -> None:
@@ -117,12 +159,16 @@ def run(options: argparse.Namespace) -> None:
     contract = admit(options.model)
     interpreter = open_classifier(options.model, threads=options.threads)
     shape = interpreter.get_input_details()[0]["shape"][1:]
-    classes = int(interpreter.get_output_details()[0]["shape"][-1])
+    classes = max(int(interpreter.get_output_details()[0]["shape"][-1]), 2)  # one output is that of the second of two
+    given = None if options.input_range is None else (options.input_range[0], options.input_range[1])
+    space = spaces(interpreter, contract, given, options.outputs)
     names = class_names(options.model, classes, contract, options.labels)
+    color = background_of(contract, options.background)
     adapt = {"resize": options.resize, "drop_alpha": options.drop_alpha}
-    pictures = [read_picture(path, shape, **adapt) for path in options.images]
+    images = pictures_in(options.images)
+    pictures = [read_picture(path, shape, background=color, **adapt) for path in images]
     width = max(map(len, names))
-    for path, (shares, milliseconds) in zip(options.images, predictions(interpreter, pictures), strict=True):
+    for path, (shares, milliseconds) in zip(images, predictions(interpreter, pictures, *space), strict=True):
         print(f"{plain(str(path))}  ({milliseconds:.2f} ms)")
         for index in np.argsort(-shares, kind="stable")[: options.top]:
             print(f"  {names[index]:<{width}}  {100 * shares[index]:6.2f} %")
@@ -135,11 +181,16 @@ def main(arguments: list[str]) -> None:
         prog="python -m tfigkd.predict", description="The likeliest classes of pictures, by a LiteRT file."
     )
     parser.add_argument("model", type=Path, help="a .tflite classifier; class names come from the .json beside it")
-    parser.add_argument("images", type=Path, nargs="+", metavar="IMAGE", help="pictures")
+    parser.add_argument("images", type=Path, nargs="+", metavar="IMAGE", help="pictures, or folders of them")
+    add_space_options(parser)
     parser.add_argument("--top", type=int, default=5, help="classes shown a picture")
     parser.add_argument("--labels", type=Path, help="text file with one class name a line")
     parser.add_argument("--resize", action="store_true", help="stretch pictures to the size that the model takes")
-    parser.add_argument("--drop-alpha", action="store_true", help="ignore transparency")
+    parser.add_argument(
+        "--background",
+        help='color behind transparent pixels: white, gray, black, "#rrggbb" (default: as in training)',
+    )
+    parser.add_argument("--drop-alpha", action="store_true", help="read transparent pixels as if they were opaque")
     parser.add_argument("--threads", type=int, help="threads of the interpreter (default: all cores)")
     run(parser.parse_args(arguments))
 

@@ -69,6 +69,8 @@ def type_words(annotation: Any) -> str:
     if origin is tuple:
         count = "list" if members[-1] is Ellipsis else f"list of {len(members)}"
         return f"{count}: {type_words(members[0])}"
+    if origin is dict:
+        return f"table of {type_words(members[1])}s"
     return {int: "integer", float: "number", str: "text", bool: "true or false", Path: "path"}[annotation]
 
 

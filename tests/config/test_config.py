@@ -1,11 +1,14 @@
 """Experiments: strict names and types, one level of base, stable fingerprints."""
 
 import dataclasses
+import tomllib
 
 import pytest
 
 from tfigkd.config.experiment import Config, override, read_experiment, smoke, to_mapping
+from tfigkd.config.flags import with_flags
 from tfigkd.config.reading import differences, from_mapping
+from tfigkd.config.toml import to_toml
 from tfigkd.runtime.errors import UserError
 from tfigkd.runtime.files import fingerprint
 
@@ -124,3 +127,35 @@ def test_smoke_shrinks_work_and_keeps_the_method(name):
 def test_configs_are_frozen():
     with pytest.raises(dataclasses.FrozenInstanceError):
         Config().training.epochs = 3
+
+
+@pytest.mark.parametrize("word", ["None", "none", "NONE"])
+def test_none_is_one_word_in_files_and_on_the_command_line(word):
+    """A choice "none" and a field without a value are both meant by either spelling."""
+    changed = override(Config(), {"teacher.normalization": "cifar10", "training.ema": 0.9, "data.image_size": 32})
+    back = {"teacher.normalization": word, "training.ema": word, "data.image_size": word}
+    expected = override(changed, {"teacher.normalization": "none", "training.ema": None, "data.image_size": None})
+    assert override(changed, back) == expected
+    flags = [item for name, value in back.items() for item in (f"--{name}", value)]
+    assert with_flags(changed, flags, "run") == expected
+    equals = [f"--{name}={value}" for name, value in back.items()]
+    assert with_flags(changed, equals, "run") == expected
+    assert with_flags(changed, ["--image-size", word], "run").data.image_size is None
+
+
+def test_a_byte_order_mark_before_an_experiment_is_skipped(tmp_path):
+    (tmp_path / "mine.toml").write_text("\ufeff[training]\nepochs = 7\n", encoding="utf-8")
+    assert read_experiment(str(tmp_path / "mine.toml"))[1].training.epochs == 7
+
+
+def test_weights_of_classes_are_read_from_files_and_flags_and_written_back(tmp_path):
+    (tmp_path / "mine.toml").write_text('[training.class_weight]\ncat = 2\n"polar bear" = 0.5\n')
+    config = read_experiment(str(tmp_path / "mine.toml"))[1]
+    assert config.training.class_weight == {"cat": 2.0, "polar bear": 0.5}
+    assert from_mapping(Config, tomllib.loads(to_toml(config, "written"))) == config
+    flags = ["--training.class_weight", "cat", "2", "polar bear", "0.5"]
+    assert with_flags(Config(), flags, "run") == config
+    assert with_flags(config, ["--training.epochs", "3"], "run").training.class_weight == config.training.class_weight
+    balanced = with_flags(Config(), ["--training.class_weight", "balanced"], "run")
+    assert balanced.training.class_weight == "balanced"
+    assert fingerprint(config) != fingerprint(balanced) != fingerprint(Config())

@@ -316,12 +316,15 @@ def good_pictures():
     yield "an animation's first frame", moving, np.full((8, 8, 3), (9, 8, 7), np.uint8)
     turned = picture.getexif()
     turned[0x0112] = 6  # EXIF orientation: rotated by 90 degrees
-    yield "pixels as stored, not as EXIF turns them", encoded(picture, "PNG", exif=turned), PICTURE
-    alpha = np.concatenate([PICTURE, np.full((8, 8, 1), 128, np.uint8)], axis=-1)
-    yield "transparency dropped", encoded(Image.fromarray(alpha), "PNG"), PICTURE
+    yield "pixels as EXIF turns them", encoded(picture, "PNG", exif=turned), np.rot90(PICTURE, -1)
+    alpha = np.concatenate([PICTURE, np.full((8, 8, 1), 255, np.uint8)], axis=-1)
+    alpha[:, :4, 3] = 0
+    shown = PICTURE.copy()
+    shown[:, :4] = 255
+    yield "white behind what is transparent", encoded(Image.fromarray(alpha), "PNG"), shown
     ink = Image.new("CMYK", (8, 8), (0, 255, 255, 0))
     yield "CMYK as red", encoded(ink, "TIFF"), np.full((8, 8, 3), (255, 0, 0), np.uint8)
-    yield "gray and alpha", encoded(Image.new("LA", (8, 8), (77, 3)), "PNG"), np.full((8, 8, 3), 77, np.uint8)
+    yield "gray and alpha", encoded(Image.new("LA", (8, 8), (77, 255)), "PNG"), np.full((8, 8, 3), 77, np.uint8)
 
 
 def test_odd_pictures_have_one_meaning(tally):

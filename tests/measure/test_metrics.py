@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from tfigkd.config.experiment import override, read_experiment
+from tfigkd.data import Examples
 from tfigkd.edge.convert import convert
 from tfigkd.edge.litert import litert_predictor
 from tfigkd.measure.explanation import measure, similarity
@@ -41,6 +42,18 @@ def test_accuracy_and_nll_by_hand():
 def one_hot(predicted, classes):
     """Return the logits of a model that is confident in its predictions."""
     return np.float32(50 * np.eye(classes)[predicted])
+
+
+@pytest.mark.parametrize("label", [3, -1])
+def test_labels_that_the_model_does_not_have_are_refused(label):
+    images = np.zeros((4, 2, 2, 3), np.uint8)
+    examples = Examples(np.arange(4).astype(str), images, np.array([0, 1, 2, label]), np.arange(4).astype(str))
+    with pytest.raises(
+        UserError, match=f"label {label} belongs to none of the model's 3 classes; expected labels 0 to 2"
+    ):
+        measure(lambda pictures: np.zeros((len(pictures), 3), np.float32), examples)
+    known, _ = measure(lambda pictures: np.eye(3, dtype=np.float32)[[0, 1, 2]], examples.take(slice(3)))
+    assert known["accuracy"] == 1
 
 
 def test_balanced_accuracy_and_kappa_by_hand():

@@ -46,6 +46,18 @@ def store(teacher, arrays, tmp_path_factory):
     return OverlayStore.build(tmp_path_factory.mktemp("store"), teacher, arrays, **SETTINGS)
 
 
+@pytest.mark.parametrize(
+    ("label", "message"), [(CLASSES, "from 0 to 3, the teacher's outputs; got 4"), (-1, "negative")]
+)
+def test_labels_that_the_teacher_does_not_have_are_refused(teacher, arrays, tmp_path, label, message):
+    images, labels = arrays
+    wrong = np.where(np.arange(COUNT) == 7, label, labels)
+    for pictures in ((images, wrong), tf.data.Dataset.from_tensor_slices((images, wrong))):
+        with pytest.raises(ValueError, match=message):
+            OverlayStore.build(tmp_path, teacher, pictures, **SETTINGS)
+    assert not list(tmp_path.iterdir())
+
+
 def test_every_picture_gets_its_own_map_and_logits_in_any_order(store, teacher, arrays):
     images, labels = arrays
     expected_maps, _ = integrated_gradients(teacher, images / 255.0, labels, n_steps=8)

@@ -165,7 +165,7 @@ def test_missing_knowledge_is_named():
 
 
 def test_negative_weights_are_refused():
-    with pytest.raises(ValueError, match="no weight negative"):
+    with pytest.raises(ValueError, match="must not be negative"):
         Distiller(network(16), losses={"dkd": DKD()}, loss_weights={"dkd": -1.0})
 
 

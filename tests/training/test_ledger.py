@@ -12,8 +12,8 @@ from tfigkd.batches.stream import training_batches
 from tfigkd.config.fields import AugmentConfig, TrainingConfig
 from tfigkd.data import load
 from tfigkd.losses import AttentionTransfer, KLDivergence
-from tfigkd.training import fit
 from tfigkd.training.distiller import Distiller
+from tfigkd.training.fit import fit
 from tfigkd.training.ledger import gradient_norms, inert_terms, read_ledger
 
 

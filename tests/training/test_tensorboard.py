@@ -15,8 +15,9 @@ from tfigkd.config.fields import AugmentConfig, TrainingConfig
 from tfigkd.config.measure_fields import TensorBoardConfig
 from tfigkd.data import load
 from tfigkd.runtime.errors import UserError
-from tfigkd.training import fit, panels
+from tfigkd.training import panels
 from tfigkd.training.distiller import Distiller
+from tfigkd.training.fit import fit
 from tfigkd.training.tensorboard import Board, EventFile, Watched, model_graph
 
 EPOCHS, STEPS = 4, 4
@@ -174,6 +175,20 @@ def test_a_confusion_matrix_is_dark_where_the_counts_are(classes):
     columns = np.flatnonzero(blue.any(axis=0))
     left, right = (np.flatnonzero(blue[:, column]).mean() for column in (columns[0], columns[-1]))
     assert left > right  # the class that is listed last is predicted as the first
+
+
+def test_class_names_in_any_script_are_legible_or_numbers():
+    def drawn(*names):
+        return panels.confusion(np.eye(2, dtype=int), names)
+
+    # Cyrillic and umlauts are in a font that matplotlib brings along; two names must not become the same boxes
+    assert drawn("Äpfel", "Жук") != drawn("Öpfel", "Лук")
+    assert panels.shown("Äpfel", 0) == "Äpfel"
+    # no font has a private-use character, and of scripts of which no font is installed the number is shown
+    assert panels.shown("\U0010fffd", 3) == "class 3"
+    cat = panels.shown("猫", 0)
+    assert cat == "class 0" if panels.font_for("猫") is None else cat == "猫"
+    assert drawn("猫", "犬") != drawn("x", "y")
 
 
 def test_large_pictures_are_shown_smaller(data):

@@ -60,7 +60,8 @@ class StoredAttention:
     moved: bool
 
 
-Batch = tuple[Any, dict[str, Any]]
+Batch = tuple[Any, ...]
+"""Images, targets by name and, with weights of classes, a weight for each image."""
 
 
 def _on_host(
@@ -93,6 +94,7 @@ def training_batches(
     swap_inputs: bool = False,
     mixup: float = 0.0,
     num_classes: int | None = None,
+    class_weights: np.ndarray | None = None,
 ) -> Callable[[int], Iterator[Batch]]:
     """Endless shuffled, augmented batches, from the epoch on that the returned function is given.
 
@@ -117,10 +119,12 @@ def training_batches(
         mixup: Mix each image with another of its batch by a share from Beta(mixup, mixup). `"label_probabilities"`
             [B,C] are then the mixed labels, `"label"` is that of the larger share, and teacher inputs are mixed alike.
         num_classes: C of `"label_probabilities"`; not given: one more than the largest label.
+        class_weights: Weight of each class in the loss, [C]; mixed images have the mixed weight.
 
     Returns:
-        A function from first epoch to an iterator of (images float32 [B,H,W,3], {"label": int32 [B], ...}). On JAX
-        the pixels lie on its device, and images, maps and teacher inputs are made there.
+        A function from first epoch to an iterator of (images float32 [B,H,W,3], {"label": int32 [B], ...}), and with
+        class weights the weight of each image, float32 [B], as a third. On JAX the pixels lie on its device, and
+        images, maps and teacher inputs are made there.
     """
     keys = example_keys(examples.ids)
     overlaid = knowledge is not None and overlay is not None and overlay.probability > 0
@@ -175,7 +179,12 @@ def training_batches(
         if "teacher_inputs" in wanted and (overlaid or swap_inputs):
             order = np.roll(np.arange(len(chosen)), 1)
             targets["teacher_inputs"] = clean[order] if swap_inputs else clean
-        return images, targets
+        if class_weights is None:
+            return images, targets
+        weights = class_weights[labels[chosen]].astype(np.float32)
+        if mixup:
+            weights = (shares * weights + (1 - shares) * weights[::-1]).astype(np.float32)
+        return images, targets, weights
 
     def stream(epoch: int) -> Iterator[Batch]:
         while True:

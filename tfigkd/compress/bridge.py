@@ -270,9 +270,10 @@ def _fine_tune(
         callback.on_train_begin()
 
     @tf.function(reduce_retracing=True, jit_compile=False)
-    def step(images: Any, targets: Any) -> Any:
+    def step(images: Any, targets: Any, sample_weight: Any = None) -> Any:
         with tf.GradientTape() as tape:
-            loss = distiller.compare({LOGITS: twin(images, training=True)}, images, targets, training=True)["loss"]
+            outputs = {LOGITS: twin(images, training=True)}
+            loss = distiller.compare(outputs, images, targets, sample_weight, training=True)["loss"]
         gradients = tape.gradient(loss, twin.trainable_variables)
         # if clusters are preserved, the centroids are trained instead of their kernels
         pairs = zip(gradients, twin.trainable_variables, strict=True)
@@ -283,8 +284,8 @@ def _fine_tune(
     with console.progress(title, epochs * steps, len(history) * steps) as advance:
         for epoch in range(len(history), epochs):
             losses = []
-            for images, targets in itertools.islice(batches, steps):
-                losses.append(float(step(images, targets)))
+            for batch in itertools.islice(batches, steps):
+                losses.append(float(step(*batch)))
                 advance(1)
             if not np.isfinite(losses).all():
                 raise UserError(f"{title}: the loss became NaN or infinite; lower compress.learning_rate")

@@ -60,6 +60,10 @@ class Config:
 
     def __post_init__(self) -> None:
         require(not (self.training.mixup and self.needs_single_images), MIXUP, self.training.mixup)
+        rest = self.training.hard_weight is not None or self.losses.kd.weight <= 1
+        require(rest, "losses.kd.weight must be in [0, 1], or training.hard_weight given", self.losses.kd.weight)
+        rest = self.compress.losses.kd.weight <= 1
+        require(rest, "compress.losses.kd.weight must be in [0, 1]", self.compress.losses.kd.weight)
         several = self.student.init == "teacher" and self.teacher.count > 1
         require(not several, "student.init = teacher needs a single teacher, got teacher.count", self.teacher.count)
         if self.student.init == "teacher":
@@ -121,7 +125,7 @@ def fine_tuning(config: Config) -> Config:
     return replace(
         config,
         losses=config.compress.losses,
-        training=replace(config.training, batch_size=config.compress.batch_size, label_smoothing=0.0),
+        training=replace(config.training, batch_size=config.compress.batch_size, label_smoothing=0.0, hard_weight=None),
         view=replace(config.view, kind="live", attention="live") if own else config.view,
         control=replace(config.control, logits="own") if own else config.control,
         compress=CompressConfig(),

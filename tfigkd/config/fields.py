@@ -1,9 +1,42 @@
 """Every field of an experiment: frozen dataclasses with defaults, units and ranges. The defaults are the papers'."""
 
+import math
+import re
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
-from tfigkd.config.loss_fields import late, require, require_seed, revised
+from tfigkd.config.loss_fields import late, require, require_seed, revised, settled
+
+COLORS = {"white": (255, 255, 255), "gray": (128, 128, 128), "black": (0, 0, 0)}
+BACKGROUND = "white"
+"""What transparent pictures are composited on unless another color is given: what browsers and most viewers show."""
+
+
+def is_color(name: str) -> bool:
+    """Return whether a text is a color: white, gray, black or "#rrggbb"."""
+    return name in COLORS or re.fullmatch("#[0-9a-fA-F]{6}", name) is not None
+
+
+def rgb(name: str) -> tuple[int, int, int]:
+    """Return red, green and blue, 0 to 255, of a color for which `is_color` is true."""
+    if name in COLORS:
+        return COLORS[name]
+    red, green, blue = bytes.fromhex(name.removeprefix("#"))
+    return red, green, blue
+
+
+@dataclass(frozen=True)
+class SplitsConfig:
+    """Which splits of the source train, validate and test. What is not given is found, or held out by id."""
+
+    train: str | None = None
+    """Split that trains, such as "train", "train+extra" or, of a tfds set, "train[:90%]"; not given: train."""
+    validation: str | None = None
+    """Split that validates; not given: a tenth of each class of train is held out (a CSV file's own where it has
+    one)."""
+    test: str | None = None
+    """Split that only `evaluate` reads; not given: test, or validation where test has no labels or does not exist, or a
+    fifth of each class of train."""
 
 
 @dataclass(frozen=True)
@@ -11,7 +44,8 @@ class DataConfig:
     """Where the examples come from and which of them train."""
 
     name: str = "cifar10"
-    """A tfds name, "digits" (embedded), the path of an .npz file or of an image folder."""
+    """A tfds name, "digits" (embedded), the path of an image folder, of an .npz file, or of a .csv file with columns
+    path, label and, if there are any, split and group."""
     dir: str | None = None
     """Prepared tfds directory; without it TFDS_DATA_DIR, then tfds's own default."""
     image_size: int | None = None
@@ -26,8 +60,17 @@ class DataConfig:
     """Seed of that share, drawn by id; --seed does not move it."""
     stored: Literal["all", "training"] = "all"
     """What the stores cover: train and validation, so that every subset shares them, or what the student trains on."""
+    background: str = late(BACKGROUND)
+    """Color that transparent pictures are composited on: white, gray, black or "#rrggbb"."""
+    group: str | None = late(None)
+    """What keeps pictures on one side of every split that is held out, such as a patient or a camera: a column of a CSV
+    file (not given: its column group), a feature of a tfds set, arrays NAME_train (and NAME_test) of an .npz file, or
+    "folder": the folder below the class folder."""
+    splits: SplitsConfig = late(SplitsConfig())  # noqa: RUF009 - it is frozen
 
     def __post_init__(self) -> None:
+        require(is_color(self.background), 'data.background must be white, gray, black or "#rrggbb"', self.background)
+        require(self.group != "", "data.group must name a column, a feature or an array", self.group)
         require(self.limit is None or self.limit > 0, "data.limit must be positive", self.limit)
         require(0 < self.train_fraction <= 1, "data.train_fraction must be in (0, 1]", self.train_fraction)
         require_seed(self.subset_seed, "data.subset_seed")
@@ -91,6 +134,8 @@ class TrainingConfig:
     """Linear warm-up from zero, in epochs."""
     label_smoothing: float = 0.0
     """Share of the hard label's mass spread evenly over the classes."""
+    hard_weight: float | None = late(None)
+    """Weight of the hard label; not given: 1 minus losses.kd.weight, which is then at most 1."""
     ema: float | None = revised(None, 2)
     """Decay, such as 0.999, of a moving average of the weights over the steps; its last value, with batch-normalization
     statistics of its own, is then the result. In step n the decay is at most (1 + n) / (10 + n)."""
@@ -103,6 +148,10 @@ class TrainingConfig:
     """Mix each image with another of its batch by a share drawn from Beta(mixup, mixup), labels alike; 1 draws it
     uniformly; 0 switches it off. A live teacher sees the very same mixed image (Zhang et al. 2017, arXiv 1710.09412;
     Beyer et al. 2021, arXiv 2106.05237)."""
+    class_weight: str | dict[str, float] | None = late(None)  # noqa: RUF009
+    """Weight of each class in the loss: "balanced" weighs it by the inverse of its share of what trains, so that the
+    mean is 1; or a table of class name to weight, such as {cat = 2, dog = 1}, where a class not named has 1. It
+    multiplies every term that has a value an example."""
     precision: Literal["float32", "mixed_bfloat16", "mixed_float16", "auto"] = late("float32")
     """What the layers compute in while training; weights, logits and saved models are float32. auto: mixed_bfloat16
     where a short measurement finds this network's training step faster in it, else float32; the choice is written to
@@ -115,6 +164,8 @@ class TrainingConfig:
         require(0 <= self.momentum < 1, "training.momentum must be in [0, 1)", self.momentum)
         require(self.weight_decay >= 0, "training.weight_decay must not be negative", self.weight_decay)
         require(self.warmup_epochs >= 0, "training.warmup_epochs must not be negative", self.warmup_epochs)
+        given = self.hard_weight is None or self.hard_weight >= 0
+        require(given, "training.hard_weight must not be negative", self.hard_weight)
         require(0 <= self.label_smoothing < 1, "training.label_smoothing must be in [0, 1)", self.label_smoothing)
         require(self.ema is None or 0 < self.ema < 1, "training.ema must be in (0, 1)", self.ema)
         for name in ("schedule_start", "schedule_peak", "schedule_end"):
@@ -125,6 +176,13 @@ class TrainingConfig:
         decay = self.lookahead_decay
         require(0 <= decay < 1, "training.lookahead_decay must be in [0, 1)", decay)
         require(not (self.lookahead and self.ema), "training.lookahead must be 0 with training.ema", self.lookahead)
+        weights = self.class_weight
+        if isinstance(weights, dict):
+            sound = weights and all(math.isfinite(one) and one >= 0 for one in weights.values())
+            require(bool(sound), "training.class_weight must name weights that are finite and not negative", weights)
+        else:
+            known = weights is None or weights == "balanced"
+            require(known, 'training.class_weight must be "balanced" or a table of class name to weight', weights)
         require(self.mixup >= 0, "training.mixup must not be negative", self.mixup)
         warm = self.schedule == "triangular" and self.warmup_epochs > 0
         require(not warm, "training.warmup_epochs must be 0 with the triangular schedule", self.warmup_epochs)
@@ -137,7 +195,9 @@ class NetworkConfig:
     """An architecture by name, or the user's own model."""
 
     model: str = "mobilenet_v2"
-    """mobilenet_v2, resnet20, resnet32, resnet44, resnet56, convnet, or the path of a .keras file."""
+    """mobilenet_v2, resnet20, resnet32, resnet44, resnet56, convnet; keras/NAME for a classifier of keras.applications,
+    such as keras/MobileNetV3Small, with its own preprocessing inside; or the path of a .keras file. The settings of the
+    architecture below do not apply to keras/NAME and files."""
     drop_blocks: int = 0
     """How many of MobileNet-V2's 19 feature blocks are dropped from the end."""
     width: float = 1.0
@@ -150,6 +210,12 @@ class NetworkConfig:
     """Channels of each block of convnet."""
     depth: int = late(2)
     """Convolutions a block of convnet; with three or more the block has a shortcut."""
+    input_range: tuple[float, float] | None = late(None)
+    """The values of a black and of a white pixel that a .keras file takes, such as 0 255 or -1 1; not given: what its
+    first layers tell (Rescaling, Normalization, preprocessing of keras.applications, an integer input), else 0 1."""
+    outputs: Literal["logits", "probabilities"] | None = late(None)
+    """What a .keras file gives; not given: probabilities where it ends in softmax or sigmoid, or where its outputs on
+    images are not negative and sum to 1, else logits. One output is the second of two classes."""
 
     def __post_init__(self) -> None:
         require(0 <= self.drop_blocks < 19, "drop_blocks must be in 0..18", self.drop_blocks)
@@ -158,6 +224,18 @@ class NetworkConfig:
         wide = len(self.widths) > 0 and min(self.widths) > 0
         require(wide, "widths must be positive", self.widths)
         require(self.depth > 0, "depth must be positive", self.depth)
+        distinct = self.input_range is None or self.input_range[0] != self.input_range[1]
+        require(distinct, "input_range must be two different numbers", self.input_range)
+
+    @property
+    def own_file(self) -> bool:
+        """Whether the model is a .keras file."""
+        return self.model.endswith(".keras")
+
+    @property
+    def application(self) -> bool:
+        """Whether the model is one of keras.applications."""
+        return self.model.startswith("keras/")
 
 
 @dataclass(frozen=True)
@@ -167,10 +245,13 @@ class TeacherConfig(NetworkConfig):
     normalization: Literal["none", "cifar10", "imagenet"] = "cifar10"
     """Input normalization inside the model, by the mean and deviation of that data set."""
     weights: str | None = None
-    """Published PyTorch weights (.npz) to load; the teacher is then not trained. A bare name is looked for in the
-    folder $TFIGKD_WEIGHTS_DIR as well."""
-    train: bool = True
-    """Train the teacher; false takes a .keras model as it is."""
+    """Published PyTorch weights (.npz) to load; the teacher is then not trained. Of keras/NAME a local .weights.h5, .h5
+    or .keras file, from which training starts. A bare name is looked for in the folder $TFIGKD_WEIGHTS_DIR as well."""
+    train: bool | None = settled(None, lambda teacher: teacher.trains)
+    """Train the teacher; not given: an architecture by name is trained, a .keras file is taken as it is. true trains a
+    file further."""
+    accept_chance: bool = late(False)
+    """Go on with a teacher from a file or with published weights that is right on no more images than by chance."""
     seed: int = 0
     """Seed of the teacher's own training; --seed moves only the student."""
     count: int = 1
@@ -192,19 +273,28 @@ class TeacherConfig(NetworkConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         require_seed(self.seed, "teacher.seed")
-        own = self.model.endswith(".keras")
         require(
-            self.train or own or self.weights is not None,
+            self.train is not False or self.own_file or self.weights is not None,
             "teacher.train = false needs teacher.weights or a .keras teacher.model",
             self.model,
         )
         require(self.count > 0, "teacher.count must be at least 1", self.count)
         require(
-            self.count == 1 or (self.train and self.weights is None),
+            self.count == 1 or self.trained,
             "teacher.count above 1 trains its teachers; models that are there are joined by models.ensemble into one "
             ".keras file for teacher.model",
             self.count,
         )
+
+    @property
+    def trains(self) -> bool:
+        """What `train` comes to."""
+        return not self.own_file if self.train is None else self.train
+
+    @property
+    def trained(self) -> bool:
+        """Whether the teacher is trained here: published PyTorch weights are taken as they are."""
+        return self.trains and (self.weights is None or self.application)
 
 
 @dataclass(frozen=True)
@@ -213,8 +303,17 @@ class StudentConfig(NetworkConfig):
 
     drop_blocks: int = 5
     """How many of MobileNet-V2's 19 feature blocks are dropped from the end."""
-    init: Literal["random", "teacher"] = "random"
-    """Initial weights; "teacher" copies the teacher's own first blocks (and its normalization)."""
+    init: Literal["random", "teacher", "file"] = "random"
+    """Initial weights. random: drawn by the seed, also for a .keras file, whose frozen layers keep theirs; teacher: the
+    teacher's own first blocks (and its normalization); file: those of the .keras file."""
+    weights: str | None = late(None)
+    """A local .weights.h5, .h5 or .keras file from which a student keras/NAME starts, for every seed."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(self.init != "file" or self.own_file, "student.init = file needs a .keras student.model", self.model)
+        fits = self.weights is None or self.application
+        require(fits, "student.weights are those of a student.model keras/NAME", self.model)
 
 
 @dataclass(frozen=True)
@@ -222,7 +321,7 @@ class AttributionConfig:
     """How Integrated Gradients maps of the teacher are computed."""
 
     baseline: Literal["black", "mean", "blur"] = "black"
-    """Where the path starts: black, the training split's mean color, or the image blurred by 1/8 of its shorter side."""
+    """Where the path starts: black, the training split's mean color, or the image blurred by 1/8 of its short side."""
     rule: Literal["gauss_legendre", "midpoint", "trapezoid", "left", "right", "nested"] = "midpoint"
     """Quadrature rule along the path."""
     n_steps: int | None = None

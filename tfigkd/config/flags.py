@@ -1,22 +1,29 @@
 """Read the command line: the options of a command, and the fields of an experiment by their dotted names."""
 
 import contextlib
+import dataclasses
 import io
 import re
+import typing
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import tyro
 
 from tfigkd.config.experiment import Config, to_mapping
+from tfigkd.config.fields import BACKGROUND, DataConfig, SplitsConfig
 from tfigkd.config.reading import closest, dotted_names, value_at
 from tfigkd.runtime.errors import UserError
 
 T = TypeVar("T")
 
 SHORT = {"--data": "--data.name", "--data-dir": "--data.dir", "--image-size": "--data.image_size"}
+SHORT |= {"--background": "--data.background", "--group": "--data.group"}
+SHORT |= {"--input-range": "--teacher.input_range", "--outputs": "--teacher.outputs"}
+SHORT |= {f"--splits.{role}": f"--data.splits.{role}" for role in ("train", "validation", "test")}
 """Options that other commands have, for the field of an experiment."""
+STATES = ("true", "false", "none")
 
 
 def read_options(
@@ -83,11 +90,38 @@ class DataOptions:
     """The options of a command that reads a data set."""
 
     data: str | None = None
-    """A tfds name, "digits", the path of an .npz file or of an image folder."""
+    """A tfds name, "digits", the path of an .npz file, of a .csv list or of an image folder."""
     data_dir: str | None = None
     """Prepared tfds directory. Default: TFDS_DATA_DIR, then tfds's own."""
     image_size: int | None = None
-    """Resize pictures to this height and width, antialiased."""
+    """Resize pictures to this height and width, antialiased. Default: the size that the model takes."""
+    background: str = BACKGROUND
+    """Color that transparent pictures are composited on: white, gray, black or "#rrggbb"."""
+    group: str | None = None
+    """What keeps pictures on one side of every split that is held out; see data.group in the reference."""
+    splits: SplitsConfig = field(default_factory=SplitsConfig)
+    """Which splits of the source train, validate and test."""
+
+    @property
+    def reading(self) -> dict[str, Any]:
+        """How the data are read, as arguments of `tfigkd.data.load`.
+
+        Raises:
+            UserError: A value is out of range.
+        """
+        checked = DataConfig(image_size=self.image_size, background=self.background, group=self.group)
+        return {"background": checked.background, "group": checked.group, "splits": self.splits}
+
+
+@dataclass(frozen=True, kw_only=True)
+class SpaceOptions:
+    """The options of a command that opens a model whose pixels and outputs may be of another kind."""
+
+    input_range: tuple[float, float] | None = None
+    """The values of a black and of a white pixel that the model takes, such as 0 255 or -1 1. Default: what its first
+    layers or its contract tell, else 0 1."""
+    outputs: Literal["logits", "probabilities"] | None = None
+    """What the model gives. Default: what its end, its contract or its outputs on images tell."""
 
 
 @dataclass(frozen=True)
@@ -125,8 +159,10 @@ def refuse_unknown(unknown: Sequence[str], arguments: Sequence[str], config: Con
 def plain_flags(arguments: Sequence[str], config: Config) -> list[str]:
     """Return arguments as tyro takes them.
 
-    A switch that is given true or false, as in TOML, becomes `--a.b` or `--a.no_b`; `SHORT` options become fields.
+    A switch that is given true or false, as in TOML, becomes `--a.b` or `--a.no_b`; `SHORT` options become fields; none
+    is understood in any case of letters.
     """
+    arguments = _three_states(arguments, config)
     values = to_mapping(config)
     known = {name for name in dotted_names(values) if isinstance(value_at(values, name), bool)}
     said: list[str] = []
@@ -135,12 +171,60 @@ def plain_flags(arguments: Sequence[str], config: Config) -> list[str]:
         if not equals and said and argument.lower() in ("true", "false") and said[-1].removeprefix("--") in known:
             flag, value = said.pop(), argument
         name = flag.removeprefix("--")
+        if argument.lower() == "none" and said and said[-1].startswith("--"):
+            said.append(_none_word(said[-1], argument))
+            continue
+        if value.lower() == "none":
+            said.append(f"{SHORT.get(flag, flag)}={_none_word(flag, value)}")
+            continue
         if name in known and value.lower() in ("true", "false"):
             table, _, last = name.rpartition(".")
             said.append(flag if value.lower() == "true" else f"--{table}.no_{last}")
         else:
             said.append(SHORT.get(flag, flag) + equals + value if flag in SHORT else argument)
     return said
+
+
+def _three_states(arguments: Sequence[str], config: Config) -> list[str]:
+    """Return arguments with a value for each switch that may be left undecided, which tyro takes for an option."""
+    names = {name for name in dotted_names(to_mapping(config)) if _may_be_undecided(config, name)}
+    said: list[str] = []
+    waiting = list(arguments)
+    while waiting:
+        argument = waiting.pop(0)
+        flag, equals, value = argument.partition("=")
+        table, _, last = flag.removeprefix("--").rpartition(".")
+        if f"{table}.{last}" in names and flag.startswith("--"):
+            if not equals:
+                value = waiting.pop(0) if waiting and waiting[0].lower() in STATES else "true"
+            said += [flag, value.capitalize()]
+        elif f"{table}.{last.removeprefix('no_')}" in names and flag.startswith("--"):
+            said += [f"--{table}.{last.removeprefix('no_')}", "False"]
+        else:
+            said.append(argument)
+    return said
+
+
+def _may_be_undecided(config: Config, name: str) -> bool:
+    *tables, last = name.split(".")
+    table: Any = config
+    for each in tables:
+        table = getattr(table, each)
+    return typing.get_type_hints(type(table)).get(last) == bool | None
+
+
+def _none_word(flag: str, given: str) -> str:
+    """Return the word for none that a field takes: "none" where it is a choice, None where it means no value."""
+    hint: Any = Config
+    for name in SHORT.get(flag, flag).removeprefix("--").replace("-", "_").split("."):
+        hints = typing.get_type_hints(hint) if dataclasses.is_dataclass(hint) else {}
+        if name not in hints:
+            return given
+        hint = hints[name]
+    members = typing.get_args(hint)
+    if "none" in members:
+        return "none"
+    return "None" if type(None) in members else given
 
 
 def first_value(arguments: Sequence[str], flag: str) -> str:

@@ -1,5 +1,6 @@
 """The fields of `[losses.NAME]`: every term beside the hard label, its weight and its settings."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,6 +15,11 @@ def late(default: Any) -> Any:
 def revised(default: Any, revision: int) -> Any:
     """Return a dataclass field whose other values mean something new: fingerprints hold the revision beside them."""
     return field(default=default, metadata={"revision": revision})
+
+
+def settled(default: Any, value: Callable[[Any], Any]) -> Any:
+    """Return a field of which fingerprints hold what it comes to, given the table that it stands in."""
+    return field(default=default, metadata={"settled": value})
 
 
 def require(condition: bool, what: str, value: Any) -> None:
@@ -46,15 +52,11 @@ class KDConfig(LossConfig):
     """Knowledge distillation from softened logits (Hinton et al. 2015, arXiv 1503.02531)."""
 
     weight: float = 0.0
-    """Weight of the term (the papers' alpha), at most 1; the hard label's weight is 1 minus this."""
+    """Weight of the term (the papers' alpha); the hard label's weight is 1 minus this, or training.hard_weight."""
     temperature: float = 2.5
     """Temperature T of teacher and student; the term is multiplied by T squared."""
     standardize: bool = False
     """Divide the logits of each example by their deviation (Sun et al. 2024, arXiv 2403.01427)."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require(self.weight <= 1, "losses.kd.weight must be in [0, 1]", self.weight)
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from typing import Any, Literal
 from tfigkd.runtime.errors import UserError
 
 MAX_TOML = 2**20
+_NONE = type(None)
 
 
 def dotted_names(mapping: Mapping[str, Any], prefix: str = "") -> list[str]:
@@ -65,6 +66,11 @@ def closest(name: str, known: Iterable[str]) -> str:
     return f"known: {', '.join(tables)}"
 
 
+def _is_none(value: Any) -> bool:
+    """Return whether a value is the word none, in any case of letters."""
+    return isinstance(value, str) and value.lower() == "none"
+
+
 def _convert(value: Any, expected: Any, where: str, what: str) -> Any:
     """Check one value against its annotation; an integer is welcome where a float is expected."""
     if dataclasses.is_dataclass(expected):
@@ -87,16 +93,28 @@ def _convert(value: Any, expected: Any, where: str, what: str) -> Any:
             raise UserError(f"{what}: {where} must be a list{_length(members)}, got {value!r}")
         return tuple(_convert(item, member, where, what) for item, member in zip(value, members, strict=True))
     if origin is Literal:
-        if value not in typing.get_args(expected):
+        if isinstance(value, dict | list) or value not in typing.get_args(expected):
+            if _is_none(value) and "none" in typing.get_args(expected):
+                return "none"
             choices = ", ".join(map(repr, typing.get_args(expected)))
             raise UserError(f"{what}: {where} must be one of {choices}, got {value!r}")
         return value
+    if origin in (types.UnionType, typing.Union):
+        # a list or a choice that may be left out
+        composed = [one for one in typing.get_args(expected) if typing.get_origin(one) in (tuple, Literal)]
+        if composed and value is not None:
+            return _convert(value, composed[0], where, what)
     options = typing.get_args(expected) if origin in (types.UnionType, typing.Union) else (expected,)
-    if type(value) in options:
+    if type(value) in options and not (_NONE in options and str in options and _is_none(value)):
         return value
     if float in options and type(value) is int:
         return float(value)
-    wanted = " or ".join(option.__name__ for option in options if option is not type(None))
+    if _NONE in options and _is_none(value):  # TOML has no word of its own for it
+        return None
+    tables = [option for option in options if typing.get_origin(option) is dict]
+    if tables and isinstance(value, Mapping):
+        return _convert(value, tables[0], where, what)
+    wanted = " or ".join("table" if option in tables else option.__name__ for option in options if option is not _NONE)
     raise UserError(f"{what}: {where} must be of type {wanted}, got {value!r} ({type(value).__name__})")
 
 
@@ -134,7 +152,7 @@ def read_toml(path: Path, what: str) -> dict[str, Any]:
     try:
         if path.stat().st_size > MAX_TOML:
             raise UserError(f"{what} {path}: it is larger than {MAX_TOML >> 20} MiB, which no {what} is")
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        return tomllib.loads(path.read_text(encoding="utf-8-sig"))  # editors on Windows write a byte-order mark
     except (OSError, ValueError, RecursionError) as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise UserError(f"{what} {path}: {reason}; mend the file") from error

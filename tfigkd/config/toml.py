@@ -7,18 +7,25 @@ from typing import Any
 from tfigkd.config.experiment import Config, to_mapping
 
 
+def _text(value: Any) -> str:
+    if not isinstance(value, dict):
+        return json.dumps(value)
+    return "{ " + ", ".join(f"{json.dumps(key)} = {_text(item)}" for key, item in value.items()) + " }"
+
+
 def to_toml(config: Config, comment: str) -> str:
     """An experiment file: the fields of a config that differ from the defaults."""
     default, changed = to_mapping(Config()), to_mapping(config)
     lines = [f"# {comment}"]
 
     def write(table: Mapping[str, Any], base: Mapping[str, Any], name: str) -> None:
-        own = {k: v for k, v in table.items() if not isinstance(v, dict) and v != base[k] and v is not None}
+        # a table of a field, such as weights of classes, has no table among the defaults
+        own = {k: v for k, v in table.items() if not isinstance(base[k], dict) and v != base[k] and v is not None}
         if own and name:
             lines.extend(["", f"[{name}]"])
-        lines.extend(f"{key} = {json.dumps(value)}" for key, value in own.items())
+        lines.extend(f"{key} = {_text(value)}" for key, value in own.items())
         for key, value in table.items():
-            if isinstance(value, dict):
+            if isinstance(base[key], dict):
                 write(value, base[key], f"{name}.{key}" if name else key)
 
     write(changed, default, "")

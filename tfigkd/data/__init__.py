@@ -5,13 +5,15 @@ an image folder or an `.npz`, on any backend. Splits, random draws and the overl
 from tfds need TensorFlow.
 """
 
+import functools
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
+from tfigkd.config.fields import BACKGROUND, SplitsConfig
 from tfigkd.data import catalog, sources
 from tfigkd.data.pictures import one_line
 from tfigkd.runtime.errors import UserError
@@ -30,19 +32,22 @@ class Examples:
         images: uint8 RGB [N,H,W,3], 0 to 255.
         labels: int64 [N], class indices.
         source_ids: Unicode [N], name of each example in its source; for messages only.
+        groups: Unicode [N], what each example has in common with others, such as a patient; None without groups.
     """
 
     ids: np.ndarray
     images: np.ndarray
     labels: np.ndarray
     source_ids: np.ndarray
+    groups: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.ids)
 
     def take(self, indices: np.ndarray | slice) -> "Examples":
         """Return the examples at `indices` (integers, a boolean mask or a slice), in that order."""
-        return Examples(self.ids[indices], self.images[indices], self.labels[indices], self.source_ids[indices])
+        groups = None if self.groups is None else self.groups[indices]
+        return Examples(self.ids[indices], self.images[indices], self.labels[indices], self.source_ids[indices], groups)
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,10 +57,12 @@ class Dataset:
     Args:
         name: The name that was passed to `load`.
         train: The source's training pictures without `validation`.
-        validation: Per class, the tenth of the source's training pictures whose ids sort first.
+        validation: The source's own, or per class the tenth of its training pictures whose ids sort first.
         test: The source's test pictures; only the evaluation stage uses them.
         class_names: One name for each label.
         fingerprint: 16 hex digits over the ids and labels of the three splits.
+        notes: Lines on what was left out of the source, or changed, and how often.
+        background: Color that transparent pictures were composited on.
     """
 
     name: str
@@ -64,6 +71,13 @@ class Dataset:
     test: Examples
     class_names: tuple[str, ...]
     fingerprint: str
+    notes: tuple[str, ...] = ()
+    background: str = BACKGROUND
+
+    @functools.cached_property
+    def training_fingerprint(self) -> str:
+        """16 hex digits over the ids and labels of train and validation, on which no test picture has any effect."""
+        return splits_fingerprint({"train": self.train, "validation": self.validation})
 
     @property
     def num_classes(self) -> int:
@@ -90,20 +104,28 @@ def load(
     image_size: int | None = None,
     limit: int | None = None,
     download: bool = True,
+    background: str = BACKGROUND,
+    group: str | None = None,
+    splits: SplitsConfig | None = None,
 ) -> Dataset:
     """Load a data set and split it by id.
 
     Args:
-        name: "digits" (embedded, 8x8), the path of an `.npz` file, the path of an image folder, or a
+        name: "digits" (embedded, 8x8), the path of an `.npz` or `.csv` file, the path of an image folder, or a
             tfds name such as "cifar10" or "name/config". An existing folder wins over a tfds name.
         directory: Folder of tfds data, searched before $TFDS_DATA_DIR and tfds's own default; downloads go there.
         image_size: Height and width to stretch every picture to, with antialiasing; None keeps the
             source's size. Ids are those of the resized pixels.
         limit: Largest number of examples of each split, for a quick trial run; those whose ids sort first are kept.
         download: Whether to download a tfds data set that is not prepared.
+        background: Color that transparent pictures are composited on: white, gray, black or "#rrggbb".
+        group: What keeps pictures on one side of every split that is held out: a column of a CSV file, a feature of a
+            tfds set, the arrays `<group>_<split>` of an `.npz` file, or "folder", the folder below the class folder.
+        splits: Which splits of the source train, validate and test.
 
     Returns:
-        The splits. Without a test split in the source, the test split is, per class, the fifth whose ids sort last.
+        The splits. Without a test split in the source, the test split is, per class, the fifth whose ids sort last;
+        with groups it consists of whole groups, which are chosen by the hashes of their names.
 
     Raises:
         UserError: The source is missing, damaged, or not a set of labeled 8-bit pictures of one size.
@@ -113,27 +135,46 @@ def load(
     for setting, value in (("image_size", image_size), ("limit", limit)):
         if value is not None and value < 1:
             raise UserError(f"data.{setting} must be at least 1, got {value}")
+    wanted = sources.Wanted(image_size, background, group, splits or SplitsConfig())
     try:
-        source = _open(name, directory, image_size, download)
+        source = _open(name, directory, wanted, download)
     except ImportError as error:
         raise UserError(
             f"data set {name!r} needs a package that is not installed ({one_line(error)}); "
             "install it, or give the data as an .npz file"
         ) from error
     _check(name, source)
-    train = _identify(source.train)
-    if source.test is None:
-        # Identified again, because duplicates are numbered within a split.
-        train, test = (_identify(part) for part in _hold_out(train, TEST_DIVISOR, last=True))
+    notes = list(source.notes)
+    if source.train.images.max() <= 1:
+        notes.append("warning: no pixel of train is above 1, expected 0 to 255; multiply pixels from 0 to 1 by 255")
+    if source.validation is None:
+        train = _identify(source.train)
+        if source.test is None:
+            # Identified again, because duplicates are numbered within a split.
+            train, test = (_identify(part) for part in _hold_out(train, TEST_DIVISOR, last=True))
+        else:
+            test = _identify(source.test)
+        train, validation = _hold_out(train, VALIDATION_DIVISOR)
     else:
-        test = _identify(source.test)
-    train, validation = _hold_out(train, VALIDATION_DIVISOR)
-    splits = {"train": train, "validation": validation, "test": test}
-    for split, examples in splits.items():
+        train, validation = _identify_together(source.train, source.validation)
+        if source.test is None:
+            train, test = _hold_out(train, TEST_DIVISOR, last=True)
+            test = _identify(test)
+        else:
+            test = _identify(source.test)
+        if twice := int(np.isin(_digests(validation), _digests(train)).sum()):
+            notes.append(f"{twice:,} validation pictures are in train as well")
+    parts = {"train": train, "validation": validation, "test": test}
+    _check_groups(name, parts)
+    for split, examples in parts.items():
         if not len(examples):
             raise UserError(f"data set {name!r}: the {split} split is empty; add pictures to each class")
-    splits = {split: examples.take(slice(limit)) for split, examples in splits.items()}
-    return Dataset(name, **splits, class_names=source.class_names, fingerprint=splits_fingerprint(splits))
+        lacking = [one for label, one in enumerate(source.class_names) if not (examples.labels == label).any()]
+        if lacking:
+            notes.append(f"warning: {split} has no pictures of {', '.join(lacking[:10])}")
+    parts = {split: examples.take(slice(limit)) for split, examples in parts.items()}
+    about = {"fingerprint": splits_fingerprint(parts), "notes": tuple(notes), "background": background}
+    return Dataset(name, **parts, class_names=source.class_names, **about)  # type: ignore[arg-type]
 
 
 def identify(images: np.ndarray, labels: np.ndarray) -> Examples:
@@ -151,6 +192,8 @@ def identify(images: np.ndarray, labels: np.ndarray) -> Examples:
         raise ValueError(f"images must be uint8 [N,H,W,3], got {images.dtype} of shape {images.shape}")
     if labels.shape != (len(images),) or labels.dtype.kind not in "iu":
         raise ValueError(f"labels must be integers [{len(images)}], got {labels.dtype} of shape {labels.shape}")
+    if len(labels) and labels.min() < 0:
+        raise ValueError(f"labels must not be negative, got {labels.min()}")
     names = np.array([str(number) for number in range(len(images))])
     return _identify(sources.Part(np.ascontiguousarray(images), labels.astype(np.int64), names))
 
@@ -209,23 +252,28 @@ class _Joined(Examples):
         return Examples(self.ids[indices], images, self.labels[indices], self.source_ids[indices])
 
 
-def _open(name: str, directory: str | None, image_size: int | None, download: bool) -> sources.Source:
+def _open(name: str, directory: str | None, wanted: sources.Wanted, download: bool) -> sources.Source:
     path = Path(name).expanduser()
     if name == "digits":
-        return sources.read_digits(image_size)
+        return sources.read_digits(wanted)
     if path.suffix == ".npz":
-        return sources.read_npz(path, image_size)
+        return sources.read_npz(path, wanted)
     if name and path.is_dir():
-        return sources.read_folder(path, image_size)
-    return catalog.read(name, directory, image_size, download)
+        return sources.read_folder(path, wanted)
+    if path.suffix == ".csv":
+        return sources.read_csv(path, wanted)
+    return catalog.read(name, directory, wanted, download)
 
 
 def _check(name: str, source: sources.Source) -> None:
     """Raise an error for data that no later stage can use."""
     classes = len(source.class_names)
     if classes < 2:
-        raise UserError(f"data set {name!r} has {classes} class(es); a classifier needs at least 2")
-    for split, part in (("train", source.train), ("test", source.test)):
+        inside = Path(name).expanduser() / (source.class_names or ("",))[0]
+        nested = inside.is_dir() and any(child.is_dir() for child in inside.iterdir())
+        hint = f"; are the classes the folders in {inside}?" if nested else ""
+        raise UserError(f"data set {name!r} has {classes} class(es); a classifier needs at least 2{hint}")
+    for split, part in (("train", source.train), ("validation", source.validation), ("test", source.test)):
         if part is None:
             continue
         if not len(part.labels):
@@ -234,10 +282,12 @@ def _check(name: str, source: sources.Source) -> None:
             raise UserError(f"data set {name!r}: {split} pictures of {_size(part)} have no pixels")
         if part.labels.min() < 0 or part.labels.max() >= classes:
             wrong = int(part.labels[(part.labels < 0) | (part.labels >= classes)][0])
-            raise UserError(f"data set {name!r}: label {wrong} in {split}; expected 0 to {classes - 1}")
+            counted = part.labels.min() == 1 and part.labels.max() == classes
+            hint = "; they count from 1, so subtract 1" if counted else ""
+            raise UserError(f"data set {name!r}: label {wrong} in {split}; expected 0 to {classes - 1}{hint}")
         if part.images.shape[1:] != source.train.images.shape[1:]:
             raise UserError(
-                f"data set {name!r}: train pictures are {_size(source.train)}, test pictures {_size(part)}; "
+                f"data set {name!r}: train pictures are {_size(source.train)}, {split} pictures {_size(part)}; "
                 "set data.image_size to resize them"
             )
 
@@ -261,17 +311,88 @@ def _identify(part: "sources.Part | Examples") -> Examples:
     )
     by_id = np.argsort(ids, kind="stable")
     order = order[by_id]
-    return Examples(ids[by_id], part.images[order], part.labels[order], part.source_ids[order])
+    groups = None if part.groups is None else part.groups[order]
+    return Examples(ids[by_id], part.images[order], part.labels[order], part.source_ids[order], groups)
+
+
+def _identify_together(train: sources.Part, validation: sources.Part) -> tuple[Examples, Examples]:
+    """Compute ids that are unique in both splits, as stores cover both; equal pictures are numbered across them."""
+    count = len(train.labels)
+    # the position of each picture takes the place of its group until it is known where it went
+    joined = sources.join_parts([replace(train, groups=None), replace(validation, groups=None)])
+    positions = np.arange(len(joined.labels))
+    both = _identify(replace(joined, groups=positions))
+    assert both.groups is not None
+    parts = []
+    for part, chosen in ((train, both.groups < count), (validation, both.groups >= count)):
+        found = both.take(chosen)
+        assert found.groups is not None
+        own = found.groups - (0 if part is train else count)
+        parts.append(replace(found, groups=None if part.groups is None else part.groups[own]))
+    return parts[0], parts[1]
+
+
+def _check_groups(name: str, splits: dict[str, Examples]) -> None:
+    """Raise an error for a group that is in two splits, as only a source's own splits can have it."""
+    before: dict[str, str] = {}
+    for split, examples in splits.items():
+        for group in np.unique(examples.groups) if examples.groups is not None else ():
+            if group in before:
+                raise UserError(
+                    f"data set {name!r}: group {str(group)!r} is in {before[group]} and in {split}; move its pictures "
+                    "to one side, or name a single split in data.splits.train so that groups are held out of it"
+                )
+            before[group] = split
 
 
 def _hold_out(examples: Examples, divisor: int, *, last: bool = False) -> tuple[Examples, Examples]:
     """Hold out, per class, 1/`divisor` of the examples in the order of ids; at least one if a class has two or more."""
     held = np.zeros(len(examples), bool)
+    wanted = {}
     for label in np.unique(examples.labels):
         members = np.flatnonzero(examples.labels == label)
         count = max(len(members) // divisor, 1) if len(members) > 1 else 0
+        wanted[int(label)] = count
         held[members[len(members) - count :] if last else members[:count]] = True
+    if examples.groups is not None:
+        held = np.isin(examples.groups, _groups_to_hold_out(examples, wanted, last=last))
     return examples.take(~held), examples.take(held)
+
+
+def _groups_to_hold_out(examples: Examples, wanted: dict[int, int], *, last: bool) -> list[str]:
+    """Choose whole groups, in the order of the hashes of their names, that come near a number of examples per class.
+
+    A group is taken if it brings the counts nearer to those wanted, each class measured by its own, and if it leaves
+    each of its classes to a group that stays. A class that has got nothing then gets the group that fits best. So the
+    choice depends on no order, and hardly on other groups.
+    """
+    assert examples.groups is not None
+    names = [str(name) for name in np.unique(examples.groups)]
+    names.sort(key=lambda name: hashlib.sha256(f"group {name}".encode()).hexdigest(), reverse=last)
+    aim = np.array([wanted[label] for label in sorted(wanted)], np.float64)
+    position = {label: index for index, label in enumerate(sorted(wanted))}
+    rows = np.array([position[int(label)] for label in examples.labels])
+    counts = {name: np.bincount(rows[examples.groups == name], minlength=len(aim)) for name in names}
+    left = np.bincount(rows, minlength=len(aim)).astype(np.int64)
+    held, chosen = np.zeros(len(aim)), []
+
+    def distance(counted: np.ndarray) -> float:
+        return float((((counted - aim) / np.maximum(aim, 1)) ** 2).sum())
+
+    def remains(name: str) -> bool:
+        return bool((left - counts[name])[counts[name] > 0].all())
+
+    for name in names:
+        if remains(name) and distance(held + counts[name]) < distance(held):
+            chosen.append(name)
+            held, left = held + counts[name], left - counts[name]
+    for row in np.argsort(aim, kind="stable"):  # each of whose groups is twice as large as what is wanted
+        able = [name for name in names if name not in chosen and counts[name][row] and remains(name)]
+        if aim[row] and not held[row] and able:
+            best = min(able, key=lambda name: distance(held + counts[name]))
+            chosen.append(best)
+            held, left = held + counts[best], left - counts[best]
+    return chosen
 
 
 def splits_fingerprint(splits: dict[str, Examples]) -> str:

@@ -17,23 +17,25 @@ from typing import Any
 import numpy as np
 
 from tfigkd.data.pictures import check_memory, decode_all, one_line, reading
-from tfigkd.data.sources import Part, Source
+from tfigkd.data.sources import ROLES, Notes, Part, Source, Wanted, unused, usual
 from tfigkd.runtime.errors import UserError
 
 # The host of the files of TensorFlow Datasets. Without a network tfds itself would wait for minutes.
 PROBE_URL = "https://storage.googleapis.com"
 PROBE_SECONDS = 4.0
-NAME_PATTERN = re.compile(r"[A-Za-z_]\w*(/[A-Za-z0-9_][\w.\-]*)?")
+LOOKED_AT = 256
+"""How many records of a split are read to see whether it has labels."""
+NAME_PATTERN = re.compile(r"[A-Za-z_]\w*(/[A-Za-z0-9_][\w.\-]*)?(:\d+\.\d+\.\d+)?")
 VERSION_PATTERN = re.compile(r"\d+\.\d+\.\d+")
 
 
-def read(name: str, directory: str | None, image_size: int | None, download: bool) -> Source:
+def read(name: str, directory: str | None, wanted: Wanted, download: bool) -> Source:
     """Read a tfds data set; if it is not prepared, download it first.
 
     Args:
-        name: "name" or "name/config".
+        name: "name" or "name/config", with or without ":version".
         directory: The data directory that is searched first and used for downloads.
-        image_size: Height and width to resize to; may be None if all pictures have the same size.
+        wanted: Size, without which all pictures must have the same size; background, splits; the feature that groups.
         download: Whether to download a data set that is not prepared.
 
     Raises:
@@ -42,16 +44,29 @@ def read(name: str, directory: str | None, image_size: int | None, download: boo
     if not NAME_PATTERN.fullmatch(name):
         raise UserError(
             f"{name!r} is neither an existing folder nor a tfds name; expected digits, a tfds name (name or "
-            "name/config), the path of an .npz file or the path of an image folder"
+            f"name/config), the path of an .npz or .csv file or the path of an image folder{similar_folder(name)}"
         )
     directories = data_directories(directory)
-    folder = next((found for parent in directories if (found := find_prepared(parent / name))), None)
+    plain, _, version = name.partition(":")
+    folders = (find_prepared(parent / plain, version) for parent in directories)
+    folder = next((found for found in folders if found), None)
     if folder is None:
         where = ", ".join(map(str, directories))
         if not download:
             raise UserError(f"tfds data set {name!r} is not prepared in {where}, and downloading is off")
         folder = _prepare(name, directories[0])
-    return _read_prepared(folder, image_size)
+    return _read_prepared(folder, wanted)
+
+
+def similar_folder(name: str) -> str:
+    """Return a hint at a folder or file whose name is nearly `name`, or nothing."""
+    path = Path(name.replace("\\", "/")).expanduser()
+    try:
+        names = [child.name for child in path.parent.iterdir()]
+    except OSError:
+        return ""
+    near = [one for one in names if one.lower() == path.name.lower()] or difflib.get_close_matches(path.name, names, 1)
+    return f"; did you mean {path.parent / near[0]}?" if near else ""
 
 
 def data_directories(directory: str | None) -> list[Path]:
@@ -60,10 +75,12 @@ def data_directories(directory: str | None) -> list[Path]:
     return [Path(candidate).expanduser() for candidate in candidates if candidate]
 
 
-def find_prepared(folder: Path) -> Path | None:
-    """Return the folder of the highest version prepared in `folder`, or None."""
+def find_prepared(folder: Path, version: str = "") -> Path | None:
+    """Return the folder of a version prepared in `folder`, of the highest if none is given, or None."""
     versions = [
-        info.parent for info in folder.glob("*/dataset_info.json") if VERSION_PATTERN.fullmatch(info.parent.name)
+        info.parent
+        for info in folder.glob("*/dataset_info.json")
+        if VERSION_PATTERN.fullmatch(info.parent.name) and version in ("", info.parent.name)
     ]
     return max(versions, key=lambda path: tuple(map(int, path.name.split("."))), default=None)
 
@@ -94,10 +111,11 @@ def _prepare(name: str, directory: Path) -> Path:
     import tensorflow_datasets as tfds
 
     known = tfds.list_builders(with_community_datasets=False)
-    plain_name = name.split("/")[0]
+    plain_name = re.split("[/:]", name)[0]
     if plain_name not in known:
         similar = difflib.get_close_matches(plain_name, known)
         hint = f"did you mean {' or '.join(similar)}?" if similar else "is it a path that does not exist?"
+        hint = similar_folder(name).removeprefix("; ") or hint
         raise UserError(f"tfds data set {name!r} is unknown and not prepared in {directory}; {hint}")
     if not has_network():
         raise UserError(
@@ -112,31 +130,88 @@ def _prepare(name: str, directory: Path) -> Path:
     return Path(builder.data_dir)
 
 
-def _read_prepared(folder: Path, image_size: int | None) -> Source:
+def _read_prepared(folder: Path, wanted: Wanted) -> Source:
     import tensorflow_datasets as tfds
 
     with reading(f"tfds data in {folder}", "restore that folder or prepare it again"):
         builder = tfds.builder_from_directory(folder)
-        image_key, label_key = _find_keys(builder, folder)
-        splits = builder.info.splits
-        if "train" not in splits:
-            raise UserError(f"tfds data in {folder} have the splits {', '.join(splits)}; expected a split train")
-        held_out = next((split for split in ("test", "validation") if split in splits), None)
-        train = _read_split(builder, "train", image_key, label_key, image_size)
-        test = _read_split(builder, held_out, image_key, label_key, image_size) if held_out else None
-        return Source(train, test, tuple(builder.info.features[label_key].names))
+        keys = _find_keys(builder, folder, wanted.group)
+        notes = Notes()
+        chosen = _choose_splits(builder, folder, keys[1], wanted, notes)
+        parts = {role: _read_split(builder, split, keys, wanted, notes) for role, split in chosen.items()}
+        names = tuple(builder.info.features[keys[1]].names)
+        return Source(parts["train"], parts.get("test"), names, parts.get("validation"), notes.said())
 
 
-def _find_keys(builder: Any, folder: Path) -> tuple[str, str]:
+def _choose_splits(builder: Any, folder: Path, label_key: str, wanted: Wanted, notes: Notes) -> dict[str, str]:
+    """Return the split, such as "train[:90%]", of each role that has one."""
+    splits = builder.info.splits
+    chosen = {role: text for role in ROLES if (text := getattr(wanted.splits, role)) is not None}
+    used = [piece for role, text in chosen.items() for piece in _pieces(splits, role, text, folder)]
+    for number, (name, start, end) in enumerate(used):
+        if any(name == other and start < stop and first < end for other, first, stop in used[:number]):
+            raise UserError(f"data.splits takes pictures of {name!r} twice; let the parts not overlap: {chosen}")
+    taken = {name for name, _, _ in used}
+    if "train" not in chosen:
+        if "train" not in splits or "train" in taken:
+            raise UserError(
+                f"tfds data in {folder} have the splits {', '.join(splits)}; expected a split train, or its name in "
+                "data.splits.train"
+            )
+        chosen["train"] = "train"
+    taken.add("train")
+    if "test" not in chosen:
+        for name in [*usual("test", splits, but=taken), *usual("validation", splits, but=taken)]:
+            if _is_labeled(builder, name, label_key):
+                chosen["test"] = name
+                taken.add(name)
+                break
+            notes.lines.append(f"left out the split {name}, which has no labels")
+            taken.add(name)
+    notes.lines += [unused("split", name, name) for name in splits if name not in taken]
+    return chosen
+
+
+def _pieces(splits: Any, role: str, text: str, folder: Path) -> list[tuple[str, int, int]]:
+    """Return the name, first and last position of each piece of a split such as "train[:50%]+extra"."""
+    import tensorflow_datasets as tfds
+
+    lengths = {name: info.num_examples for name, info in splits.items()}
+    try:
+        pieces = tfds.core.ReadInstruction.from_spec(text).to_absolute(splits)
+    except (ValueError, KeyError, AssertionError) as error:
+        raise UserError(
+            f"data.splits.{role} = {text!r}: {one_line(error)}; tfds data in {folder} have the splits "
+            f"{', '.join(splits)}, and parts of them such as {next(iter(splits))}[:90%]"
+        ) from error
+    return [
+        (piece.splitname, piece.from_ or 0, lengths[piece.splitname] if piece.to is None else piece.to)
+        for piece in pieces
+    ]
+
+
+def _is_labeled(builder: Any, split: str, label_key: str) -> bool:
+    """Return whether any of the first records of a split has a label; tfds writes -1 where there is none."""
+    count = min(LOOKED_AT, builder.info.splits[split].num_examples)
+    records = _records(builder, f"{split}[:{count}]", (label_key,))
+    return any((batch[label_key] >= 0).any() for batch in records.as_numpy_iterator())
+
+
+def _find_keys(builder: Any, folder: Path, group: str | None) -> tuple[str, str]:
     """Return the names of the image and the label feature, found by supervised_keys or by type."""
     import tensorflow_datasets as tfds
 
     features = builder.info.features
+    if group is not None and (group not in features or features[group].shape != ()):
+        raise UserError(
+            f"data.group: tfds data in {folder} have the features {', '.join(features)}; expected a text or an integer "
+            f"{group!r} of each picture"
+        )
     images = [key for key, feature in features.items() if type(feature) is tfds.features.Image]
     labels = [key for key, feature in features.items() if type(feature) is tfds.features.ClassLabel]
     keys = builder.info.supervised_keys
     if keys and len(keys) == 2 and keys[0] in images and keys[1] in labels:
-        return keys
+        return keys[0], keys[1]
     if len(images) == 1 and len(labels) == 1:
         return images[0], labels[0]
     raise UserError(
@@ -144,31 +219,45 @@ def _find_keys(builder: Any, folder: Path) -> tuple[str, str]:
     )
 
 
-def _read_split(builder: Any, split: str, image_key: str, label_key: str, image_size: int | None) -> Part:
-    """Read one split; the pictures stay encoded and are decoded like those of other sources."""
+def _records(builder: Any, split: str, keys: tuple[str, ...]) -> Any:
+    """Return batches of some features of a split; pictures stay encoded."""
     import tensorflow_datasets as tfds
 
     features = builder.info.features
-    expected = builder.info.splits[split].num_examples
-    height, width = (image_size, image_size) if image_size else features[image_key].shape[:2]
-    check_memory(f"{builder.data_dir} {split}", (expected, height or 1, width or 1, 3))
-    has_id = "id" in features and type(features["id"]) is tfds.features.Text
-    keys = {image_key, label_key} | ({"id"} if has_id else set())
-
+    images = [key for key, feature in features.items() if type(feature) is tfds.features.Image]
     # tfds's own PartialDecoding prints a warning, and its batch_size fails on ragged features.
     records = builder.as_dataset(
         split=split,
-        decoders={image_key: tfds.decode.SkipDecoding()},
+        decoders={key: tfds.decode.SkipDecoding() for key in images},
         read_config=tfds.ReadConfig(try_autocache=False),  # read once; a cache would only print a warning
     )
-    records = records.map(lambda record: {key: record[key] for key in keys}).batch(1024)
+    return records.map(lambda record: {key: record[key] for key in keys}).batch(1024)
+
+
+def _read_split(builder: Any, split: str, keys: tuple[str, str], wanted: Wanted, notes: Notes) -> Part:
+    """Read one split; the pictures stay encoded and are decoded like those of other sources."""
+    import tensorflow_datasets as tfds
+
+    image_key, label_key = keys
+    features, size = builder.info.features, wanted.image_size
+    expected = builder.info.splits[split].num_examples
+    height, width = (size, size) if size else features[image_key].shape[:2]
+    check_memory(f"{builder.data_dir} {split}", (expected, height or 1, width or 1, 3))
+    texts = ["id"] if "id" in features and type(features["id"]) is tfds.features.Text else []
+    texts += [] if wanted.group is None else [wanted.group]
     encoded: list[bytes] = []
     labels: list[np.ndarray] = []
-    ids: list[str] = []
-    for batch in records.as_numpy_iterator():
+    found: dict[str, list[str]] = {key: [] for key in texts}
+    for batch in _records(builder, split, (*keys, *texts)).as_numpy_iterator():
         encoded.extend(batch[image_key])
         labels.append(batch[label_key])
-        ids.extend(text.decode(errors="replace") for text in (batch["id"] if has_id else ()))
-    ids = ids or [f"{split}-{index:06d}" for index in range(expected)]
-    images = decode_all(encoded, [f"{id_} of {builder.data_dir}" for id_ in ids], image_size)
-    return Part(images, np.concatenate(labels).astype(np.int64), np.array(ids))
+        for key in found:
+            values = batch[key]
+            found[key].extend(one.decode(errors="replace") if isinstance(one, bytes) else str(one) for one in values)
+    ids = found.get("id") or [f"{split}-{index:06d}" for index in range(len(encoded))]
+    names = [f"{id_} of {builder.data_dir}" for id_ in ids]
+    images, done = decode_all(encoded, names, size, wanted.background)
+    notes.done += done
+    groups = None if wanted.group is None else np.array(found[wanted.group])
+    all_labels = np.concatenate(labels) if labels else np.empty(0)
+    return Part(images, all_labels.astype(np.int64), np.array(ids), groups)

@@ -8,6 +8,7 @@ import io
 import os
 import re
 import warnings
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -16,41 +17,110 @@ from typing import Any
 
 import numpy as np
 
-from tfigkd.runtime.errors import UserError
+from tfigkd.config.fields import BACKGROUND, rgb
+from tfigkd.runtime.errors import UserError, plain
 
 MAX_BYTES = 8 * 2**30
-PICTURE_SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"})
+PICTURE_SUFFIXES = frozenset(
+    {".bmp", ".dib", ".gif", ".jfif", ".jif", ".jpe", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".pnm", ".ppm", ".tif"}
+    | {".tiff", ".webp"}
+)
+"""Endings of files that have to be pictures; others are pictures if their first bytes say so."""
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 """The formats that are decoded. Pillow also reads others, such as EPS, for which it starts Ghostscript."""
+SIGNATURES = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF87a", b"GIF89a", b"II*\0", b"MM\0*")
+NAMED = 20
+"""Largest number of unusable pictures that are named in a line each."""
+ORIENTATION = 0x0112
+"""The number of the EXIF tag that says how a picture is turned; 1 is upright."""
+
+TURNED = "turned upright by EXIF"
+COMPOSITED = "composited on {background}, as they are transparent"
+ANIMATED = "read as the first of several frames"
 
 
-def decode(encoded: bytes | Path, name: str, image_size: int | None = None) -> np.ndarray:
-    """Decode one picture to uint8 RGB [H,W,3], without transparency.
+def decode(
+    encoded: bytes | Path,
+    name: str,
+    image_size: int | None = None,
+    *,
+    background: str = BACKGROUND,
+    drop_alpha: bool = False,
+) -> np.ndarray:
+    """Decode one picture to uint8 RGB [H,W,3], as a viewer shows it.
 
-    Pixels are used as they are stored: the first frame of an animation, and no rotation by EXIF data, as in tfds, so
-    that a picture has the same id from every source.
+    It is turned upright by its EXIF data, and transparent pixels are composited on a background, since their own colors
+    are invisible and differ from program to program. Of an animation this is the first frame.
 
     Args:
         encoded: The bytes of the file, or its path.
         name: Name of the picture in messages.
         image_size: Height and width to stretch to with antialiased bilinear filtering, or None.
+        background: Color behind transparent pixels; see `tfigkd.config.fields.is_color`.
+        drop_alpha: Read the colors of transparent pixels as if they were opaque.
 
     Raises:
         UserError: The picture is damaged, has more than 8 bits per channel or too many pixels.
     """
-    from PIL import Image
+    return _decode(encoded, name, image_size, background, drop_alpha)[0]
 
+
+def _decode(
+    encoded: bytes | Path, name: str, image_size: int | None, background: str, drop_alpha: bool = False
+) -> tuple[np.ndarray, list[str]]:
+    """Decode a picture; the list says what was done to it, in the words above."""
+    from PIL import Image, ImageOps
+
+    done: list[str] = []
     with open_picture(encoded, name) as file:
         deep = [str(tile[3]) for tile in getattr(file, "tile", ()) if ";16" in str(tile[3])]
         if file.mode[0] in "IF" or deep:
             mode = file.mode if file.mode[0] in "IF" else deep[0]
             raise UserError(f"picture {name} has mode {mode}; expected 8 bits per channel, so convert it")
-        # Pillow prints a warning for palettes with transparency unless they are converted to RGBA first.
-        opaque = file.convert("RGBA") if "transparency" in file.info else file
-        picture = opaque.convert("RGB")
+        if getattr(file, "is_animated", False) and file.format != "MPO":  # further pictures of one photograph
+            done.append(ANIMATED)
+        # Pillow turns a TIFF when it loads it. The EXIF data of a PNG may be behind its pixels, so it is loaded before
+        # they are read: in `_orientation` an error of damaged pixels would be taken for one of the EXIF data.
+        turned = file.format == "TIFF" and _orientation(file) != 1
+        file.load()
+        upright: Image.Image = file
+        if _orientation(file) != 1:
+            turned, upright = True, ImageOps.exif_transpose(file)
+        if turned:
+            done.append(TURNED)
+        picture = upright
+        if upright.has_transparency_data:
+            # Pillow converts neither "La" to RGBA, nor palettes with transparency to RGB without a warning.
+            rgba = (upright.convert("LA") if upright.mode == "La" else upright).convert("RGBA")
+            picture = rgba
+            if not drop_alpha and np.asarray(rgba)[..., 3].min() < 255:
+                picture = Image.alpha_composite(Image.new("RGBA", rgba.size, (*rgb(background), 255)), rgba)
+                done.append(COMPOSITED.format(background=background))
+        picture = picture.convert("RGB")
         if image_size is not None and picture.size != (image_size, image_size):
             picture = picture.resize((image_size, image_size), Image.Resampling.BILINEAR)
-        return np.asarray(picture)
+        return np.asarray(picture), done
+
+
+def _orientation(file: Any) -> int:
+    """Return how a picture is turned, 1 to 8 as in EXIF; 1 is upright."""
+    try:
+        turned = file.getexif().get(ORIENTATION, 1)
+    except Exception:  # damaged EXIF data raise many kinds of errors; a viewer shows such a picture as it is stored
+        return 1
+    return turned if isinstance(turned, int) and 2 <= turned <= 8 else 1
+
+
+def is_picture(path: Path) -> bool:
+    """Return whether a file has to be a picture by its ending, or is one by its first bytes."""
+    if path.suffix.lower() in PICTURE_SUFFIXES:
+        return True
+    if not path.is_file():  # must not be opened: reading from a pipe would wait forever
+        return False
+    with open(path, "rb") as file:
+        start = file.read(18)
+    bitmap = start[:2] == b"BM" and start[14:18] in {bytes([size, 0, 0, 0]) for size in (12, 40, 52, 56, 64, 108, 124)}
+    return start.startswith(SIGNATURES) or (start[:4] == b"RIFF" and start[8:12] == b"WEBP") or bitmap
 
 
 @contextmanager
@@ -76,7 +146,7 @@ def open_picture(encoded: bytes | Path, name: str) -> Iterator[Any]:
 
 @contextmanager
 def bombs_refused() -> Iterator[None]:
-    """Suppress Pillow's warning about huge pictures, for which `open_picture` raises an error.
+    """Suppress Pillow's warnings about huge pictures, for which `open_picture` raises an error, and damaged EXIF data.
 
     Warning filters are not thread-safe, so this context must enclose all threads.
     """
@@ -84,36 +154,82 @@ def bombs_refused() -> Iterator[None]:
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        warnings.filterwarnings("ignore", "Corrupt EXIF data|Truncated File Read|Metadata Warning", UserWarning)
         yield
 
 
-def decode_all(encoded: Sequence[bytes] | Sequence[Path], names: Sequence[str], image_size: int | None) -> np.ndarray:
+def decode_all(
+    encoded: Sequence[bytes] | Sequence[Path],
+    names: Sequence[str],
+    image_size: int | None,
+    background: str = BACKGROUND,
+) -> tuple[np.ndarray, Counter[str]]:
     """Decode pictures to uint8 RGB [N,H,W,3]; they must have one size or are resized to `image_size`.
 
+    Returns:
+        The pictures, and what was done to how many of them.
+
     Raises:
-        UserError: As for `decode`; or sizes differ and image_size is None; or the pictures need too much memory.
+        UserError: As for `decode`; or sizes differ and image_size is None; or the pictures need too much memory. If
+            several pictures are unusable, each is named in a line before.
     """
+    done: Counter[str] = Counter()
     if not encoded:
-        return np.empty((0, image_size or 1, image_size or 1, 3), np.uint8)
+        return np.empty((0, image_size or 1, image_size or 1, 3), np.uint8), done
+    unusable: dict[int, UserError] = {}
+
+    def attempt(index: int) -> tuple[np.ndarray | None, list[str]]:
+        try:
+            return _decode(encoded[index], names[index], image_size, background)
+        except UserError as error:
+            unusable[index] = error
+            return None, []
+
     with bombs_refused():
-        first = decode(encoded[0], names[0], image_size)
-        check_memory(names[0], (len(encoded), *first.shape))
+        good = (index for index in range(len(encoded)) if attempt(index)[0] is not None)
+        start = next(good, None)
+        if start is None:
+            raise refusal(unusable, len(encoded))
+        first = decode(encoded[start], names[start], image_size, background=background)
+        check_memory(names[start], (len(encoded), *first.shape))
         images = np.empty((len(encoded), *first.shape), np.uint8)
 
-        def fill(start: int) -> None:
-            for index in range(start, min(start + 256, len(encoded))):
-                picture = decode(encoded[index], names[index], image_size)
+        def fill(begin: int) -> Counter[str]:
+            counted: Counter[str] = Counter()
+            for index in range(max(begin, start), min(begin + 256, len(encoded))):
+                picture, what = attempt(index)
+                if picture is None:
+                    continue
                 if picture.shape != first.shape:
                     raise UserError(
-                        f"pictures differ in size: {names[0]} is {first.shape[1]}x{first.shape[0]}, "
+                        f"pictures differ in size: {names[start]} is {first.shape[1]}x{first.shape[0]}, "
                         f"{names[index]} is {picture.shape[1]}x{picture.shape[0]}; set data.image_size"
                     )
                 images[index] = picture
+                counted.update(what)
+            return counted
 
         with ThreadPoolExecutor(os.cpu_count()) as pool:
-            for _ in pool.map(fill, range(0, len(encoded), 256)):
-                pass
-    return images
+            for counted in pool.map(fill, range(0, len(encoded), 256)):
+                done += counted
+    if unusable:
+        raise refusal(unusable, len(encoded))
+    return images, done
+
+
+def refusal(unusable: dict[int, UserError], count: int) -> UserError:
+    """Print a line for each unusable picture, and return the error that ends the command."""
+    from tfigkd.runtime import console  # not above: `predict` imports this module and needs no rich
+
+    if len(unusable) == 1:
+        return next(iter(unusable.values()))
+    for index in sorted(unusable)[:NAMED]:
+        console.say(plain(str(unusable[index])), last=True)
+    which = "they are" if len(unusable) <= NAMED else f"the first {NAMED} are"
+    return UserError(
+        f"{len(unusable):,} of {count:,} pictures cannot be used; {which} named in the lines before; replace or "
+        "remove them"
+    )
 
 
 def check_memory(what: str, shape: tuple[int, ...]) -> None:

@@ -1,11 +1,12 @@
 """Parity: writing a LiteRT file and comparing it with its Keras model."""
 
+from functools import partial
 from pathlib import Path
 
 import keras
 import numpy as np
 
-from tfigkd.config.fields import ExportConfig, Format
+from tfigkd.config.fields import BACKGROUND, ExportConfig, Format
 from tfigkd.data import Dataset, Examples
 from tfigkd.edge.contract import write_contract
 from tfigkd.edge.convert import CALIBRATED, convert
@@ -13,7 +14,7 @@ from tfigkd.edge.litert import litert_predictor
 from tfigkd.measure.metrics import accuracy, comparison, predict_logits
 from tfigkd.models.cost import count_parameters
 from tfigkd.models.fake_quant import is_fake_quantized
-from tfigkd.models.precision import computes_in_half
+from tfigkd.models.own import PlainClassifier
 from tfigkd.runtime.errors import UserError
 from tfigkd.runtime.files import atomic
 from tfigkd.runtime.provenance import versions
@@ -77,7 +78,7 @@ def export_file(
     data: Dataset | None,
     config: ExportConfig,
     *,
-    original: keras.Model | None = None,
+    original: PlainClassifier | None = None,
     reference: np.ndarray | None = None,
 ) -> dict[str, float]:
     """Convert a model, check the file's parity on validation, and write it with its contract beside it.
@@ -90,7 +91,7 @@ def export_file(
             on the others, any other file on all. Without data, the file is compared on noise, and bounds are checked
             for float32 and float16 only.
         config: Number of calibration examples, and bounds.
-        original: The model that the file must be equal to, as plain Keras has opened it; by default `model` itself.
+        original: The model that the file must be equal to, as plain Keras opens it; by default `model` itself.
         reference: The original's logits of validation [N,K], if they are known already.
 
     Returns:
@@ -99,7 +100,7 @@ def export_file(
     Raises:
         UserError: the model cannot be converted to this format, or a parity bound is exceeded.
     """
-    original = model if original is None else original
+    predict = partial(predict_logits, model) if original is None else original.logits
     calibration = None if data is None else data.validation.images[: _calibration_count(data.validation, config)]
     content = convert(model, format, calibration)
     used = None
@@ -109,17 +110,17 @@ def export_file(
         temporary.write_bytes(content)
         if data is None:
             noise = np.random.default_rng(0).integers(0, 256, (NOISE_EXAMPLES, *model.input_shape[1:]), dtype=np.uint8)
-            reference, on = predict_logits(original, noise), "noise"
+            reference, on = predict(noise), "noise"
             report = dict(comparison(litert_predictor(temporary)(noise), reference))
         else:
-            reference = predict_logits(original, data.validation.images) if reference is None else reference
+            reference = predict(data.validation.images) if reference is None else reference
             # images that have set a file's ranges would flatter it
             fresh = slice(0 if used is None else used["examples"], None)
             on = "validation" if used is None else "validation without the calibration images"
             reference = reference[fresh]
             report = parity(temporary, data.validation.take(fresh), reference)
         if data is not None or format in WIDE:
-            check_parity(path.name, format, report, reference, config, rounded=computes_in_half(original))
+            check_parity(path.name, format, report, reference, config, rounded=original is not None and original.half)
     write_contract(
         path,
         None if data is None else data.class_names,
@@ -127,6 +128,7 @@ def export_file(
         parameters=count_parameters(model),
         data=None if data is None else {"name": data.name, "fingerprint": data.fingerprint},
         calibration=used,
+        background=BACKGROUND if data is None else data.background,
         parity=report | {"on": on},
         versions=versions(),
     )

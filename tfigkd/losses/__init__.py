@@ -1,5 +1,7 @@
 """Distillation losses: each is a pure function, wrapped in a `keras.distillation.DistillationLoss`."""
 
+from tfigkd.losses.adapted import AdaptedLoss as AdaptedLoss
+from tfigkd.losses.adapted import adapted as adapted
 from tfigkd.losses.attention import AttentionTransfer, attention_map, attention_transfer, spatial_attention
 from tfigkd.losses.attribution import IGMatching, input_gradient_map, map_distance
 from tfigkd.losses.base import Loss, PerExampleLoss

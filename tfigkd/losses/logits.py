@@ -17,11 +17,14 @@ def hard_label_loss(labels: Tensor, logits: Tensor, *, label_smoothing: float = 
         label_smoothing: Share of the label's mass spread evenly over the classes, in [0, 1).
 
     Returns:
-        Loss of each example, [B], in nats.
+        Loss of each example, [B], in nats; NaN where an integer label is no class.
     """
     log_probabilities = ops.log_softmax(ops.cast(logits, "float32"))
     if len(labels.shape) == 1:
-        labels = ops.one_hot(ops.cast(labels, "int32"), logits.shape[-1])
+        labels = ops.cast(labels, "int32")
+        is_class = ops.logical_and(labels >= 0, labels < logits.shape[-1])
+        # without this the one-hot row of such a label is zero, and so is its loss
+        labels = ops.one_hot(labels, logits.shape[-1]) + ops.where(is_class, 0.0, float("nan"))[:, None]
     targets = ops.cast(labels, "float32")
     targets = targets * (1.0 - label_smoothing) + label_smoothing / logits.shape[-1]
     return -ops.sum(targets * log_probabilities, axis=-1)

@@ -8,7 +8,7 @@ import numpy as np
 from tfigkd.attribution.faithfulness import deletion, insertion
 from tfigkd.attribution.similarity import cosine, rank_correlation, top_overlap
 from tfigkd.data import Examples
-from tfigkd.measure.metrics import Predict, comparison, metrics
+from tfigkd.measure.metrics import Predict, check_labels, comparison, metrics
 
 
 def measure(
@@ -23,8 +23,12 @@ def measure(
 
     Returns:
         The metrics by name, and the logits [N,C].
+
+    Raises:
+        UserError: A label is none of the C classes.
     """
     logits = predict(examples.images)
+    check_labels(examples.labels, logits.shape[1])
     values = dict(metrics(logits, examples.labels))
     if reference is not None:
         values |= dict(comparison(logits, reference))

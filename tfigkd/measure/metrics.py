@@ -7,6 +7,7 @@ import keras
 import numpy as np
 
 from tfigkd.data import to_model_input
+from tfigkd.runtime.errors import UserError
 
 Predict = Callable[[np.ndarray], np.ndarray]
 
@@ -19,6 +20,20 @@ def predict_logits(model: keras.Model, images: np.ndarray, *, batch_size: int = 
     padded = np.concatenate([images, np.repeat(images[:1], -len(images) % batch_size, axis=0)])
     logits = [model.predict_on_batch(to_model_input(padded[start : start + batch_size])) for start in chunks]
     return np.concatenate(logits)[: len(images)]
+
+
+def check_labels(labels: np.ndarray, classes: int) -> None:
+    """Check that each label [N] is the index of one of the logits.
+
+    Raises:
+        UserError: A label is negative or not below `classes`.
+    """
+    wrong = labels[(labels < 0) | (labels >= classes)]
+    if len(wrong):
+        raise UserError(
+            f"label {wrong[0]} belongs to none of the model's {classes} classes; expected labels 0 to {classes - 1}; "
+            "give the data that it was trained on"
+        )
 
 
 def accuracy(logits: np.ndarray, labels: np.ndarray) -> float:

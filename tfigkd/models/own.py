@@ -1,5 +1,6 @@
 """The user's own model, read from a .keras file and made to fit: images in, logits out."""
 
+import functools
 import json
 import math
 import random
@@ -7,17 +8,22 @@ import re
 import shutil
 import tempfile
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import keras
 import numpy as np
+from keras import ops
 
 import tfigkd.models.fake_quant  # noqa: F401 - registers what a quantized student is made of
+from tfigkd.data import to_model_input
 from tfigkd.data.pictures import reading
+from tfigkd.data.spaces import UNIT, Outputs, Range
 from tfigkd.models import layers
-from tfigkd.models.precision import computes_in_half, in_float32
+from tfigkd.models.precision import computes_in_half, with_precision
+from tfigkd.models.same import TOLERANCE, close, tolerance_of
+from tfigkd.models.spaces import classifier, last_operation, logits_of, recognise_input_range
 from tfigkd.runtime.errors import UserError
 
 CONFIGS = ("config.json", "metadata.json")
@@ -29,28 +35,152 @@ MAX_BYTES = 2**32
 
 
 def load_own(
-    path: str | Path, *, num_classes: int | None = None, input_shape: Sequence[int] | None = None
+    path: str | Path,
+    *,
+    num_classes: int | None = None,
+    input_shape: Sequence[int] | None = None,
+    input_range: Range | None = None,
+    outputs: Outputs | None = None,
+    images: np.ndarray | None = None,
 ) -> keras.Model:
-    """Load a Functional or Sequential classifier; a softmax at its end is taken off.
+    """Load a Functional or Sequential classifier as a model from images in [0,1] to logits; see `spaces.classifier`.
 
-    Nothing is lost by that: the softmax of the logits is what the file's model said, and distillation needs
-    the logits. Stock batch normalization becomes the fused one, an open image size the size given, and layers that
-    compute in half precision compute in float32. What is rebuilt is compared with the model as Keras opened it.
+    Stock batch normalization becomes the fused one, an open image size the size given.
 
     Args:
         path: A .keras file, read in safe mode: code inside it is refused.
-        num_classes: Number of logits that it must give; without it, as many as it gives.
-        input_shape: (H, W, C) of the images that it must take, float32 in [0,1]; without it, those that it takes.
+        num_classes: Number of classes that it must have; without it, as many as it has. One output is two classes.
+        input_shape: (H, W, C) of the images that it must take; without it, those that it takes.
+        input_range: The values of a black and of a white pixel that it takes; without it, as its first layers tell,
+            else (0, 1).
+        outputs: "logits" or "probabilities"; without it, what its end and its outputs tell.
+        images: uint8 [N,H,W,C], on which its outputs are looked at.
 
     Returns:
-        A Functional model from images [B,H,W,C] to logits [B,num_classes], not compiled.
+        A Functional model from images [B,H,W,C], float32 in [0,1], to logits [B,num_classes], not compiled.
 
     Raises:
         UserError: The file is missing, unreadable or refused, or the model does not fit.
     """
-    plain = _load(Path(path))
+    plain, wanted = _fitting(path, num_classes, input_shape)
     try:
-        (model_input,), (model_output,) = plain.inputs, plain.outputs
+        model = classifier(plain, input_shape=wanted, input_range=input_range, outputs=outputs, images=images)
+    except ValueError as error:
+        raise UserError(f"{path}: {error}") from error
+    if computes_in_half(model):
+        model = with_precision(model, "float32")
+    model = layers.with_fused_layers(model)
+    if model is not plain:
+        _check_against(plain, model, input_range, path)
+    return model
+
+
+def _check_against(plain: keras.Model, model: keras.Model, input_range: Range | None, path: str | Path) -> None:
+    """Check that a classifier has the outputs of the model that plain Keras opened, in the classifier's spaces."""
+    images = np.random.default_rng(0).integers(0, 256, (3, *model.input_shape[1:])) / 255
+    expected = _outputs(plain, images, input_range or recognise_input_range(plain) or UNIT)
+    logits = ops.convert_to_numpy(model(images.astype("float32"), training=False)).astype("float64")
+    shares = np.exp(logits - logits.max(axis=-1, keepdims=True))
+    shares /= shares.sum(axis=-1, keepdims=True)
+    forms = [logits, shares, np.log(np.maximum(shares, 1e-300)), logits[:, 1:] - logits[:, :1], shares[:, 1:]]
+    tolerance = max(tolerance_of(plain), TOLERANCE)
+    if not any(form.shape == expected.shape and close(form, expected, tolerance) for form in forms):
+        raise UserError(
+            f"{path} as this package reads it is another function than Keras opens; declare --input-range and "
+            "--outputs, or report this model as a bug"
+        )
+
+
+def _outputs(plain: keras.Model, images: np.ndarray, taken: Range) -> np.ndarray:
+    """The outputs of a model, float64, for images in [0,1]; it takes them in its own range and type."""
+    values, dtype = taken[0] + images * (taken[1] - taken[0]), keras.backend.standardize_dtype(plain.inputs[0].dtype)
+    values = np.round(values) if "int" in dtype else values
+    return ops.convert_to_numpy(ops.cast(plain(values.astype(dtype), training=False), "float32")).astype("float64")
+
+
+class PlainClassifier:
+    """A .keras classifier as plain Keras opens it, which all that is made of the file is compared with.
+
+    Nothing is rebuilt: every layer is the one that Keras made, with the state that the file holds. A softmax or sigmoid
+    at the end is switched off in place, so that the outputs are logits.
+
+    Args:
+        path: The file.
+        input_range: As for `load_own`.
+        outputs: As for `load_own`.
+
+    Attributes:
+        half: Whether the model computes in half precision, and so rounds more than a float32 file.
+
+    Raises:
+        UserError: The file is missing, unreadable or refused.
+    """
+
+    def __init__(self, path: str | Path, *, input_range: Range | None = None, outputs: Outputs | None = None):
+        self.model = load_model(Path(path))
+        self.half = computes_in_half(self.model)
+        self._range = input_range or recognise_input_range(self.model) or UNIT
+        last, activation = last_operation(self.model)
+        self._convert: Callable[[Any], Any] | None = None
+        if activation in ("softmax", "sigmoid", "log_softmax") and outputs != "logits":
+            if isinstance(last, keras.layers.Softmax):
+                last.call = _identity
+            elif isinstance(last, keras.layers.Layer):
+                last.activation = keras.activations.linear
+            else:  # a function of keras.ops: the tensor that it reads
+                self.model = keras.Model(self.model.inputs[0], last._inbound_nodes[0].input_tensors[0])
+        else:
+            self._convert = logits_of(self.model, outputs)
+
+    def __call__(self, images: np.ndarray, training: bool = False) -> np.ndarray:
+        """Return the logits [B,C], float32, of images in [0,1]."""
+        outputs = _outputs(self.model, images, self._range)
+        if self._convert is not None:
+            outputs = ops.convert_to_numpy(self._convert(outputs.astype("float32")))
+        elif outputs.shape[-1] == 1:
+            outputs = np.concatenate([np.zeros_like(outputs), outputs], axis=-1)
+        return outputs.astype("float32")
+
+    def logits(self, pixels: np.ndarray, *, batch_size: int = 256) -> np.ndarray:
+        """Return the logits [N,C], float32, of uint8 images."""
+        starts = range(0, len(pixels), batch_size)
+        return np.concatenate([self(to_model_input(pixels[start : start + batch_size])) for start in starts])
+
+
+def _identity(inputs: Any, mask: Any = None) -> Any:
+    return inputs
+
+
+def load_plain(
+    path: str | Path, *, input_range: Range | None = None, outputs: Outputs | None = None
+) -> PlainClassifier:
+    """Open a .keras classifier as plain Keras does, with images in [0,1] and logits around it; see `PlainClassifier`.
+
+    Raises:
+        UserError: The file is missing, unreadable or refused.
+    """
+    try:
+        return PlainClassifier(path, input_range=input_range, outputs=outputs)
+    except ValueError as error:
+        raise UserError(f"{path}: {error}") from error
+
+
+def load_written(path: str | Path, *, num_classes: int, input_shape: Sequence[int]) -> keras.Model:
+    """Load a file that this package wrote, from images in [0,1] to logits whatever its layers look like.
+
+    Raises:
+        UserError: As `load_own`.
+    """
+    return layers.with_fused_layers(_fitting(path, num_classes, input_shape)[0])
+
+
+def _fitting(
+    path: str | Path, num_classes: int | None, input_shape: Sequence[int] | None
+) -> tuple[keras.Model, tuple[int, ...]]:
+    """Return the model of a file, and the size of its images; refuse one that does not fit."""
+    model = load_model(Path(path))
+    try:
+        (model_input,), (model_output,) = model.inputs, model.outputs
     except (AttributeError, TypeError, ValueError) as error:
         raise UserError(
             f"{path} must hold a Functional or Sequential model with one image as input and one output; "
@@ -59,63 +189,45 @@ def load_own(
     takes = tuple(model_input.shape[1:])
     wanted = takes if input_shape is None else tuple(input_shape)
     if None in wanted:
-        raise UserError(f"{path} takes images of any size {takes}; give the size that it is meant for")
+        raise UserError(f"{path} takes images of any size {takes}; give the size that it is meant for: --image-size")
     if len(takes) != 3 or any(own not in (None, size) for own, size in zip(takes, wanted, strict=True)):
         raise UserError(f"{path} takes inputs of shape {takes}, but the images are {wanted}; make them agree")
     gives = tuple(model_output.shape[1:])
-    if len(gives) != 1 or (num_classes is not None and gives != (num_classes,)):
+    two = gives == (1,) and num_classes in (None, 2)
+    if len(gives) != 1 or not (two or num_classes is None or gives == (num_classes,)):
         expected = "classes" if num_classes is None else num_classes
         raise UserError(f"{path} gives outputs of shape {gives}, expected ({expected},): a logit for each class")
-    return _fitted(plain, path, wanted)
+    return model, wanted
 
 
-def load_plain(path: str | Path) -> keras.Model:
-    """Open a .keras classifier as plain Keras does and let it give logits: the reference that all else is held to.
+def own_image_size(path: str | Path) -> int | None:
+    """Return height and width of the images that a .keras file takes; None where they are open or differ.
 
-    Nothing is rebuilt: every layer is the one that Keras made, with the state that the file holds. A softmax at the
-    end is switched off in place.
+    Raises:
+        UserError: The file is missing, unreadable or refused.
+    """
+    inputs = getattr(load_model(Path(path)), "inputs", None) or []
+    sides = {*inputs[0].shape[1:3]} if len(inputs) == 1 and len(inputs[0].shape) == 4 else set()
+    return sides.pop() if len(sides) == 1 else None
+
+
+@functools.lru_cache(maxsize=8)
+def own_input_range(path: str, checksum: str) -> Range | None:
+    """Return the input range that a .keras file shows, see `spaces.recognise_input_range`; read once a content.
 
     Args:
-        path: As for `load_own`.
+        path: The file.
+        checksum: Of its content.
+    """
+    return recognise_input_range(load_model(Path(path)))
 
-    Returns:
-        The model that Keras has opened, from images as the file takes them to logits; not to be saved.
+
+def load_model(path: Path) -> Any:
+    """Return the model of a .keras file, of any kind, as Keras opens it in safe mode.
 
     Raises:
-        UserError: The file is missing, unreadable or refused, or ends in no logits.
+        UserError: The file is missing, unreadable or refused.
     """
-    model = _load(Path(path))
-    last, softmax = _ending(model, path)
-    if softmax and isinstance(last, keras.layers.Softmax):
-        last.call = _identity
-    elif softmax:
-        last.activation = keras.activations.linear
-    return model
-
-
-def _identity(inputs: Any, mask: Any = None) -> Any:
-    return inputs
-
-
-def with_input_range(model: keras.Model, low: float, high: float) -> keras.Model:
-    """The same classifier for images in [0,1], where the model itself takes black for `low` and white for `high`.
-
-    Raises:
-        ValueError: the two are equal.
-    """
-    if (low, high) == (0, 1):
-        return model
-    if low == high:
-        raise ValueError(f"Expected different values for black and white, got {low} and {high}.")
-    shape = model.input_shape[1:]
-    inputs = keras.Input(shape, name="image")
-    layer = keras.layers.DepthwiseConv2D(1, name="input_range", trainable=False)
-    outputs = model(layer(inputs))
-    layer.set_weights([np.full((1, 1, shape[-1], 1), high - low), np.full(shape[-1], low)])
-    return keras.Model(inputs, outputs, name=model.name)
-
-
-def _load(path: Path) -> Any:
     if not path.is_file():
         raise UserError(f"no model file {path}; give the path of a .keras file")
     if not zipfile.is_zipfile(path):
@@ -215,47 +327,3 @@ def _foreign(config: Any) -> Iterator[Any]:
             waiting.extend(value.values())
         elif isinstance(value, list):
             waiting.extend(value)
-
-
-def _ending(model: keras.Model, path: str | Path) -> tuple[Any, bool]:
-    """The last operation of a model, and whether it is or ends in a softmax."""
-    last = _last_operation(model)
-    activation = getattr(getattr(last, "activation", None), "__name__", "linear")
-    softmax_layer = isinstance(last, keras.layers.Softmax)
-    squashed = activation in ("sigmoid", "log_softmax") or type(last).__name__ in ("Sigmoid", "LogSoftmax")
-    if squashed or (type(last).__name__ == "Softmax" and not softmax_layer):
-        raise UserError(f"{path} ends in {type(last).__name__}, expected logits; save it with a linear last layer")
-    return last, softmax_layer or activation == "softmax"
-
-
-def _fitted(plain: keras.Model, path: str | Path, input_shape: tuple[int, ...]) -> keras.Model:
-    """The model itself, or a copy of fixed input size that gives logits in float32 by fused batch normalization."""
-    last, softmax = _ending(plain, path)
-    every = layers.flatten_layers(plain)
-    norms = any(type(layer) is keras.layers.BatchNormalization for layer in every)
-    half = computes_in_half(plain)
-    if not (softmax or norms or half or None in plain.inputs[0].shape[1:]):
-        return plain
-
-    def replace(layer: keras.Layer) -> keras.Layer:
-        if softmax and layer is last and isinstance(last, keras.layers.Softmax):
-            return keras.layers.Activation("linear", name=layer.name)
-        made = in_float32(layer) if half else layers.copy_layer(layer)
-        if softmax and layer is last:
-            made = type(made).from_config({**made.get_config(), "activation": "linear"})
-        fused = type(layer) is keras.layers.BatchNormalization
-        return layers.FusedBatchNormalization.from_config(made.get_config()) if fused else made
-
-    return layers.rebuilt(plain, replace, input_shape=input_shape, through=_softmax if softmax else None)
-
-
-def _softmax(logits: np.ndarray) -> np.ndarray:
-    powers = np.exp(logits - logits.max(axis=-1, keepdims=True))
-    return powers / powers.sum(axis=-1, keepdims=True)
-
-
-def _last_operation(model: keras.Model) -> Any:
-    last: Any = model
-    while isinstance(last, keras.Model):
-        last = last.layers[-1] if isinstance(last, keras.Sequential) else last.outputs[0]._keras_history.operation
-    return last

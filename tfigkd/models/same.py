@@ -71,13 +71,13 @@ def check_same(
     found = _run(made, inputs)
     if through is not None:
         found = [through(output) for output in found]
-    tolerance = max(_tolerance(made), _tolerance(source))
-    if len(found) == len(expected) and all(map(_close, found, expected, [tolerance] * len(found))):
+    tolerance = max(tolerance_of(made), tolerance_of(source))
+    if len(found) == len(expected) and all(map(close, found, expected, [tolerance] * len(found))):
         return
     # networks with huge gains amplify rounding; only what exceeds that is another function
     moved = _run(source, [_rounded(values, tolerance) for values in inputs])
     spread = [ROUNDING * _difference(*pair) for pair in zip(moved, expected, strict=True)]
-    if len(found) == len(expected) and all(map(_close, found, expected, [tolerance] * len(found), spread)):
+    if len(found) == len(expected) and all(map(close, found, expected, [tolerance] * len(found), spread)):
         return
     place = first_difference(made, source, inputs)
     layer = f"the first layer that differs is {place!r}" if place else "no layer of the same name differs"
@@ -94,13 +94,13 @@ def first_difference(made: keras.Model, source: keras.Model, inputs: Sequence[np
     Layers are paired by path and order of calls. A layer that differs while a later one agrees again, such as a
     convolution that has taken in its batch normalization, does not count.
     """
-    tolerance = max(_tolerance(made), _tolerance(source))
+    tolerance = max(tolerance_of(made), tolerance_of(source))
     expected = dict(_outputs_by_path(source, inputs))
     first = None
     for path, output in _outputs_by_path(made, inputs):
         if path not in expected:
             continue
-        same = output.shape == expected[path].shape and _close(output, expected[path], tolerance)
+        same = output.shape == expected[path].shape and close(output, expected[path], tolerance)
         first = None if same else (first or path)
     return first
 
@@ -147,7 +147,8 @@ def _difference(found: np.ndarray, expected: np.ndarray) -> np.ndarray:
     return np.nan_to_num(off, nan=np.inf).reshape(len(off), -1).max(axis=1, initial=0.0)
 
 
-def _close(found: np.ndarray, expected: np.ndarray, tolerance: float, spread: Any = 0.0) -> bool:
+def close(found: np.ndarray, expected: np.ndarray, tolerance: float, spread: Any = 0.0) -> bool:
+    """Whether outputs [B,...] differ by at most a share of each example's largest output, and the spread of it."""
     if found.shape != expected.shape:
         return False
     sizes = np.where(np.isfinite(expected), np.abs(expected), 0.0).reshape(len(expected), -1).max(axis=1, initial=0.0)
@@ -162,6 +163,7 @@ def _rounded(values: np.ndarray, tolerance: float) -> np.ndarray:
     return (values * (1 + signs * (1e-6 if tolerance == TOLERANCE else tolerance / 20))).astype("float32")
 
 
-def _tolerance(model: keras.Model) -> float:
+def tolerance_of(model: keras.Model) -> float:
+    """Return the largest relative difference that the precision of a model's layers explains."""
     computed = {layer.compute_dtype for layer in model._flatten_layers()}
     return max((TOLERANCES.get(dtype, TOLERANCE) for dtype in computed), default=TOLERANCE)

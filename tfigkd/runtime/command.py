@@ -5,6 +5,7 @@ It needs no package outside the standard library.
 
 import contextlib
 import functools
+import io
 import os
 import shlex
 import signal
@@ -33,6 +34,9 @@ def command(stopped: str = "stopped") -> Callable[[Main], Callable[..., int]]:
         @functools.wraps(function)
         def main(arguments: Sequence[str] | None = None) -> int:
             given = list(sys.argv[1:] if arguments is None else arguments)
+            for stream in (sys.stdout, sys.stderr):  # a console of another encoding shows an escape, and no traceback
+                if isinstance(stream, io.TextIOWrapper):
+                    stream.reconfigure(errors="backslashreplace")
             with contextlib.suppress(ValueError):  # not in the main thread: the caller handles signals
                 signal.signal(signal.SIGTERM, signal.default_int_handler)
             try:

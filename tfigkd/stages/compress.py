@@ -13,8 +13,17 @@ from tfigkd.measure.metrics import accuracy, predict_logits
 from tfigkd.models.cost import count_parameters
 from tfigkd.models.weights import weights_fingerprint
 from tfigkd.runtime import console
-from tfigkd.runtime.files import atomic, checksum, fingerprint, finished, make_folder, require, write_manifest
-from tfigkd.stages.data import dataset, holds_out_validation, training_examples
+from tfigkd.runtime.files import (
+    atomic,
+    checksum,
+    fingerprint,
+    finished,
+    make_folder,
+    read_manifest,
+    require,
+    write_manifest,
+)
+from tfigkd.stages.data import data_fingerprints, dataset, holds_out_validation, training_examples
 from tfigkd.stages.distill import assemble, load_student, make_distiller, student_fingerprint, training_stream
 from tfigkd.stages.workdir import Workdir
 from tfigkd.training.distiller import Distiller
@@ -23,9 +32,14 @@ FILE = "compressed.keras"
 
 
 def compress_fingerprint(config: Config, workdir: Workdir) -> str:
-    """Hash of everything the compressed student's weights depend on."""
+    """Hash of everything the compressed student's weights depend on; that of an earlier version where its files are."""
     weights = require(workdir.stage("distill"), "distill")["weights"]
-    return fingerprint("compress", weights, student_fingerprint(fine_tuning(config), workdir), config.compress)
+    folder, tuned = workdir.stage("compress"), fine_tuning(config)
+    before = (read_manifest(folder) or {}).get("fingerprint")
+    trained = [student_fingerprint(tuned, workdir, data) for data in data_fingerprints(config.data)]
+    identities = [fingerprint("compress", weights, one, config.compress) for one in trained]
+    there = (identity for identity in identities if identity == before or (folder / identity).is_dir())
+    return next(there, identities[0])
 
 
 def load_compressed(config: Config, workdir: Workdir) -> keras.Model:
@@ -36,7 +50,7 @@ def load_compressed(config: Config, workdir: Workdir) -> keras.Model:
     """
     folder, data = workdir.stage("compress"), dataset(config.data)
     require(folder, "compress")
-    return models.build(str(folder / FILE), num_classes=data.num_classes, input_shape=data.image_shape)
+    return models.load_written(folder / FILE, num_classes=data.num_classes, input_shape=data.image_shape)
 
 
 def students(config: Config, workdir: Workdir) -> dict[str, keras.Model]:

@@ -2,26 +2,49 @@
 
 import functools
 import hashlib
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from tfigkd.config.experiment import Config
-from tfigkd.config.fields import DataConfig
+from tfigkd.config.fields import DataConfig, SplitsConfig, TrainingConfig
+from tfigkd.config.reading import closest
 from tfigkd.data import Dataset, Examples, covered, load
 from tfigkd.runtime import console
+from tfigkd.runtime.errors import UserError
 from tfigkd.runtime.files import fingerprint, make_folder, write_manifest
 from tfigkd.stages.workdir import Workdir
 
 
 def dataset(config: DataConfig) -> Dataset:
     """The data set of a config, read once a process."""
-    return _load(config.name, config.dir, config.image_size, config.limit)
+    read = (config.background, config.group, config.splits)
+    return _load(config.name, config.dir, config.image_size, config.limit, *read)
 
 
 @functools.lru_cache(maxsize=2)
-def _load(name: str, directory: str | None, image_size: int | None, limit: int | None) -> Dataset:
-    return load(name, directory=directory, image_size=image_size, limit=limit)
+def _load(
+    name: str,
+    directory: str | None,
+    image_size: int | None,
+    limit: int | None,
+    background: str,
+    group: str | None,
+    splits: SplitsConfig,
+) -> Dataset:
+    chosen = {"background": background, "group": group, "splits": splits}
+    return load(name, directory=directory, image_size=image_size, limit=limit, **chosen)  # type: ignore[arg-type]
+
+
+def data_fingerprints(config: DataConfig) -> tuple[str, str]:
+    """Return what identifies the data that training depends on: the fingerprint of train and validation.
+
+    The second is what versions before wrote in its place, the fingerprint of all three splits. Teachers, stores and
+    students that were written under it go on under it.
+    """
+    data = dataset(config)
+    return data.training_fingerprint, data.fingerprint
 
 
 def holds_out_validation(config: DataConfig) -> bool:
@@ -63,14 +86,40 @@ def stratified_share(examples: Examples, fraction: float, seed: int) -> Examples
     return examples.take(kept)
 
 
+def class_weights(config: TrainingConfig, examples: Examples, class_names: Sequence[str]) -> np.ndarray | None:
+    """Return the weight of each class in the loss of a training, float64 [C]; None without weights.
+
+    Args:
+        config: The recipe.
+        examples: What is trained on.
+        class_names: In the order of the labels.
+
+    Raises:
+        UserError: The recipe names a class that does not exist.
+    """
+    chosen = config.class_weight
+    if chosen is None:
+        return None
+    counts = np.bincount(examples.labels, minlength=len(class_names))
+    if not isinstance(chosen, dict):
+        present = counts > 0
+        return np.where(present, len(examples) / (present.sum() * np.maximum(counts, 1)), 0.0)
+    unknown = [name for name in chosen if name not in class_names]
+    if unknown:
+        raise UserError(
+            f"training.class_weight: no class {unknown[0]!r} in the data; {closest(unknown[0], class_names)}"
+        )
+    return np.array([chosen.get(name, 1.0) for name in class_names])
+
+
 def stored_examples(config: DataConfig) -> Examples:
     """What a store of the teacher's knowledge covers."""
     return covered(dataset(config)) if config.stored == "all" else training_examples(config)
 
 
-def stored_fingerprint(config: DataConfig) -> str:
-    """Fingerprint of the data that a store is of, and of the part it covers."""
-    whole = dataset(config).fingerprint
+def stored_fingerprint(config: DataConfig, data: str | None = None) -> str:
+    """Fingerprint of the data that a store is of, one of `data_fingerprints`, and of the part it covers."""
+    whole = data or data_fingerprints(config)[0]
     return whole if config.stored == "all" else fingerprint("stored", whole, *training_choice(config))
 
 
@@ -84,6 +133,8 @@ def prepare(config: Config, workdir: Workdir) -> None:
     if config.data.train_fraction < 1:
         share = f"{100 * config.data.train_fraction:g} % of each class, subset seed {config.data.subset_seed}"
         console.say(f"  the student trains on {len(training_examples(config.data)):,} examples: {share}")
+    for note in data.notes:
+        console.say(note if note.startswith("warning") else f"note: {note}")
     if data.test_train_overlap:
         console.say(f"  note: {data.test_train_overlap} test images are in train as well")
     write_manifest(
@@ -94,4 +145,5 @@ def prepare(config: Config, workdir: Workdir) -> None:
         image_shape=list(data.image_shape),
         class_names=list(data.class_names),
         test_train_overlap=data.test_train_overlap,
+        notes=list(data.notes),
     )

@@ -1,7 +1,7 @@
 """The student: built, joined to what the teacher knows of its examples, and distilled."""
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import asdict, replace
 
 import keras
@@ -24,13 +24,31 @@ from tfigkd.runtime.files import (
     fingerprint_values,
     finished,
     make_folder,
+    read_manifest,
     require,
     write_manifest,
     write_text,
 )
-from tfigkd.stages.data import dataset, holds_out_validation, training_choice, training_examples
+from tfigkd.stages.data import (
+    class_weights,
+    data_fingerprints,
+    dataset,
+    holds_out_validation,
+    teacher_examples,
+    training_choice,
+    training_examples,
+)
 from tfigkd.stages.overlays import load_knowledge, load_views, store_folder, stored_maps, views_folder
-from tfigkd.stages.teacher import build_network, build_teacher, content_of, load_teacher, teacher_folder, watched
+from tfigkd.stages.teacher import (
+    build_network,
+    build_teacher,
+    load_teacher,
+    network_values,
+    teacher_fingerprint,
+    teacher_folder,
+    watched,
+    weights_path,
+)
 from tfigkd.stages.workdir import Workdir
 from tfigkd.training import checkpoint
 from tfigkd.training.distiller import Distiller
@@ -55,19 +73,69 @@ def _tap(config: Config) -> str:
     return config.losses.at.teacher_layer
 
 
-def student_fingerprint(config: Config, workdir: Workdir) -> str:
-    """Hash of everything the student's weights depend on."""
+def student_fingerprint(config: Config, workdir: Workdir, data: str | None = None) -> str:
+    """Hash of everything the student's weights depend on; `data` is one of `data_fingerprints`, else the first."""
     store = store_folder(config, workdir).name if config.needs_store else None
     views = views_folder(config, workdir).name if config.needs_views else None
     attention = views_folder(config, workdir, _tap(config)).name if config.needs_attention else None
     teacher = teacher_folder(config, workdir).name if config.needs_teacher else None
-    data = [dataset(config.data).fingerprint, *training_choice(config.data)]
-    identity = [*data, workdir.seed, teacher, store, views]
+    trained_on = [data or data_fingerprints(config.data)[0], *training_choice(config.data)]
+    identity = [*trained_on, workdir.seed, teacher, store, views]
     identity += [attention] if attention else []
-    network = fingerprint_values(config.student) | {"model": content_of(config.student.model)}
+    network = fingerprint_values(config.student) | network_values(config.student, dataset(config.data))
+    if config.student.own_file or config.student.application:
+        network = {name: value for name, value in network.items() if name not in ("widths", "depth")}
+    if config.student.own_file:  # "random" took the weights of the file before "file" was a choice
+        network["init"] = {"file": "random", "random": "fresh"}.get(config.student.init, config.student.init)
+    if config.student.weights is not None:
+        network["weights"] = checksum(weights_path(config.student.weights))
     parts = [network, config.training, config.augment, config.overlay, config.control, config.view]
     parts.append({name: asdict(term) for name, term in config.losses.active().items()})
     return fingerprint("student", *identity, *parts)
+
+
+def _identity(config: Config, workdir: Workdir) -> str:
+    """The fingerprint of the student: that of an earlier version where its student or checkpoint is there."""
+    folder = workdir.stage("distill")
+    there = (read_manifest(folder) or {}).get("fingerprint"), checkpoint.owner(folder)
+    identities = [student_fingerprint(config, workdir, data) for data in data_fingerprints(config.data)]
+    return next((identity for identity in identities if identity in there), identities[0])
+
+
+def refuse_changed_inputs(config: Config, workdir: Workdir, stages: Collection[str]) -> None:
+    """Refuse to go on with a finished student whose data, or whose teacher, have changed under the same config.
+
+    Args:
+        config: The run's.
+        workdir: Where the student lies.
+        stages: Those that will run. A student of an earlier version recorded one fingerprint of train, validation and
+            test: unless it would be trained again, another one may be due to the test pictures alone and is only noted.
+
+    Raises:
+        UserError: The student was trained on other data or by another teacher.
+    """
+    trained = read_manifest(workdir.stage("distill"))
+    if trained is None:
+        return
+    now, whole = data_fingerprints(config.data)
+    before, now = (trained["trained_on"], now) if "trained_on" in trained else (trained.get("data"), whole)
+    advice = "choose another --workdir, so that no finished student is overwritten"
+    if before not in (None, now):
+        said = (
+            f"{workdir.run} holds a student that was trained on other data (fingerprint {before}, now {now}; "
+            f"{trained.get('n_train', '?')} examples, now {len(training_examples(config.data))})"
+        )
+        if "trained_on" in trained or "distill" in stages:
+            raise UserError(f"{said}; {advice}, or give the data as they were")
+        console.say(f"note: {said}")
+    taught = trained.get("teacher")
+    if "distill" in stages and config.needs_teacher and taught is not None:
+        names = [teacher_fingerprint(config, data) for data in data_fingerprints(config.data)]
+        if taught not in names:
+            raise UserError(
+                f"{workdir.run} holds a student of another teacher ({taught}, now {names[0]}): the teacher's file or "
+                f"data have changed; {advice}"
+            )
 
 
 def _initial(config: Config, workdir: Workdir, data: Dataset) -> keras.Model:
@@ -76,6 +144,8 @@ def _initial(config: Config, workdir: Workdir, data: Dataset) -> keras.Model:
         student = _cut(load_teacher(config, workdir), config, data)
     else:
         student = build_network(config.student, data)
+        if config.student.own_file:
+            console.say(f"  student: {_start(config, student, workdir.seed)}")
     return models.with_precision(with_fused_layers(student), config.training.precision)
 
 
@@ -103,6 +173,15 @@ def untrained_student(config: Config, data: Dataset, teacher: keras.Model | None
     return _cut(build_teacher(config, data) if teacher is None else teacher, config, data)
 
 
+def _start(config: Config, student: keras.Model, seed: int) -> str:
+    """Say which weights a student from a file starts from."""
+    if config.student.init == "file":
+        return f"the weights of {config.student.model}, for every seed"
+    frozen = models.frozen_layers(student)
+    kept = f", its {frozen} frozen layers with the weights of the file" if frozen else ""
+    return f"{config.student.model} with fresh weights of seed {seed}{kept} (--student.init file starts from its own)"
+
+
 def make_distiller(config: Config, workdir: Workdir, student: keras.Model) -> Distiller:
     """The student with its losses, and with the teacher where it runs in every step."""
     teacher = None
@@ -115,9 +194,15 @@ def make_distiller(config: Config, workdir: Workdir, student: keras.Model) -> Di
 def assemble(config: Config, student: keras.Model, teacher: keras.Model | None) -> Distiller:
     """The student with the losses of a config and this live teacher."""
     terms, weights = _losses(config)
-    smoothing = config.training.label_smoothing
     try:
-        return Distiller(student, losses=terms, loss_weights=weights, teacher=teacher, label_smoothing=smoothing)
+        return Distiller(
+            student,
+            losses=terms,
+            loss_weights=weights,
+            hard_weight=config.training.hard_weight,
+            teacher=teacher,
+            label_smoothing=config.training.label_smoothing,
+        )
     except ValueError as error:
         raise UserError(f"losses: {error}") from error
 
@@ -129,6 +214,8 @@ def check(config: Config) -> None:
         UserError: a loss cannot be had with these networks, or a model does not fit the data.
     """
     data = dataset(config.data)
+    class_weights(config.training, training_examples(config.data), data.class_names)
+    class_weights(config.teacher.training, teacher_examples(config.data), data.class_names)
     teacher = build_teacher(config, data)
     assemble(config, untrained_student(config, data, teacher), teacher)
 
@@ -169,6 +256,7 @@ def training_stream(config: Config, workdir: Workdir) -> Callable[[int], Iterato
         swap_inputs=config.control.logits == "shuffled" and config.view.kind == "live",
         mixup=config.training.mixup,
         num_classes=dataset(config.data).num_classes,
+        class_weights=class_weights(config.training, examples, dataset(config.data).class_names),
     )
 
 
@@ -180,7 +268,7 @@ def load_student(config: Config, workdir: Workdir) -> keras.Model:
     """
     folder, data = workdir.stage("distill"), dataset(config.data)
     require(folder, "distill")
-    return models.build(str(folder / FILE), num_classes=data.num_classes, input_shape=data.image_shape)
+    return models.load_written(folder / FILE, num_classes=data.num_classes, input_shape=data.image_shape)
 
 
 def _watched(config: Config, workdir: Workdir) -> Watched:
@@ -192,11 +280,17 @@ def _watched(config: Config, workdir: Workdir) -> Watched:
 def distill(config: Config, workdir: Workdir) -> None:
     """Stage `distill`: train the student to the last epoch, going on from a checkpoint where there is one."""
     folder, data = make_folder(workdir.stage("distill")), dataset(config.data)
-    identity = student_fingerprint(config, workdir)
+    identity = _identity(config, workdir)
     if finished(folder, identity):
         checkpoint.remove(folder)  # a kill right after the manifest leaves them
         console.say(f"  done before: {folder}")
         return
+    if read_manifest(folder) is not None:
+        refuse_changed_inputs(config, workdir, ("distill",))
+        raise UserError(
+            f"{workdir.run} holds a student of other inputs; choose another --workdir, so that no finished student is "
+            "overwritten"
+        )
     examples = training_examples(config.data)
     stream = training_stream(config, workdir)
     keras.utils.set_random_seed(workdir.seed)
@@ -230,6 +324,7 @@ def distill(config: Config, workdir: Workdir) -> None:
         weights=weights_fingerprint(student),
         # where the data and the teacher lie may change until the student is looked at again
         data=data.fingerprint,
+        trained_on=data.training_fingerprint,
         teacher=teacher_folder(config, workdir).name if config.needs_teacher else None,
         n_train=len(examples),
         seconds=sum(entry["seconds"] for entry in history),

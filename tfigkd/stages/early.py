@@ -1,16 +1,38 @@
-"""What compress and export would refuse hours later, found before the first step of training."""
+"""What is known of a run before its first step, and would otherwise be said at its end."""
 
 from collections.abc import Collection
 
 from tfigkd.compress.methods import check_compressible
 from tfigkd.config.experiment import Config, fine_tuning
 from tfigkd.edge.convert import OperationError, check_convertible
+from tfigkd.models.cost import count_parameters, multiply_adds
 from tfigkd.models.fold import fold_batch_norm
 from tfigkd.models.layers import with_stock_layers
+from tfigkd.report.verdict import Remark, few_images, sizes
 from tfigkd.runtime.errors import UserError
-from tfigkd.stages.data import dataset
+from tfigkd.stages.data import dataset, holds_out_validation
 from tfigkd.stages.distill import assemble, untrained_student
-from tfigkd.stages.teacher import build_teacher
+from tfigkd.stages.teacher import build_network, build_teacher
+
+GOOD_ACCURACY = 0.97
+"""The accuracy for which the width of an interval is stated before any accuracy is known."""
+
+
+def early_remarks(config: Config) -> list[Remark]:
+    """Return what is wrong with the sizes of networks and splits of a config, before anything is trained."""
+    data, found = dataset(config.data), []
+    if config.needs_teacher:
+        networks = {"teacher": build_teacher(config, data), "student": build_network(config.student, data)}
+        if config.student.init != "teacher":  # such a student has the teacher's own blocks
+            found += sizes(
+                {
+                    role: {"parameters": count_parameters(model), "multiply_adds": multiply_adds(model)}
+                    for role, model in networks.items()
+                }
+            )
+    found += few_images("test", len(data.test), GOOD_ACCURACY)
+    held_out = len(data.validation) if holds_out_validation(config.data) else 0
+    return found + few_images("validation", held_out, GOOD_ACCURACY)
 
 
 def check_ahead(config: Config, stages: Collection[str]) -> None:
@@ -28,7 +50,7 @@ def check_ahead(config: Config, stages: Collection[str]) -> None:
     """
     compresses = "compress" in stages and config.compress.method != "none"
     network = config.teacher.model if config.student.init == "teacher" else config.student.model
-    converts = "export" in stages and network.endswith(".keras")
+    converts = "export" in stages and (network.endswith(".keras") or network.startswith("keras/"))
     if not (compresses or converts):
         return
     data = dataset(config.data)

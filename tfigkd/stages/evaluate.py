@@ -39,7 +39,7 @@ Explanation = dict[str, Explained]
 
 def _exported(config: Config, workdir: Workdir, weights: dict[str, str]) -> dict[str, str]:
     """Name and checksum of the exported files; none where export has not run for these very weights."""
-    manifest = finished(workdir.stage("export"), export_identity(config, weights))
+    manifest = finished(workdir.stage("export"), export_identity(config, workdir, weights))
     files = manifest["files"] if manifest else {}
     return {name: checksum for name, checksum in files.items() if name.endswith(".tflite")}
 

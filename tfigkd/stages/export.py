@@ -13,19 +13,27 @@ from tfigkd.models.fake_quant import is_fake_quantized
 from tfigkd.models.weights import weights_fingerprint
 from tfigkd.runtime import console
 from tfigkd.runtime.errors import UserError
-from tfigkd.runtime.files import checksum, fingerprint, finished, make_folder, write_manifest
+from tfigkd.runtime.files import checksum, fingerprint, finished, make_folder, read_manifest, write_manifest
 from tfigkd.stages.compress import FILE as COMPRESSED
 from tfigkd.stages.compress import students
-from tfigkd.stages.data import dataset
+from tfigkd.stages.data import data_fingerprints, dataset
 from tfigkd.stages.distill import FILE as STUDENT
 from tfigkd.stages.teacher import FILE as TEACHER
 from tfigkd.stages.teacher import load_teacher, teacher_folder
 from tfigkd.stages.workdir import Workdir
 
 
-def export_identity(config: Config, weights: dict[str, str]) -> str:
-    """Hash of everything the files depend on; `weights` are the fingerprints of the models, by role."""
-    return fingerprint("export", dataset(config.data).fingerprint, weights, config.export)
+def export_identity(config: Config, workdir: Workdir, weights: dict[str, str]) -> str:
+    """Hash of everything the files depend on; that of an earlier version where it wrote them.
+
+    Args:
+        config: The run's.
+        workdir: Where the files lie.
+        weights: Fingerprints of the models, by role.
+    """
+    identities = [fingerprint("export", data, weights, config.export) for data in data_fingerprints(config.data)]
+    before = (read_manifest(workdir.stage("export")) or {}).get("fingerprint")
+    return next((identity for identity in identities if identity == before), identities[0])
 
 
 def _saved(role: str, config: Config, workdir: Workdir) -> Path:
@@ -45,7 +53,7 @@ def export(config: Config, workdir: Workdir) -> None:
     if config.needs_teacher:
         roles["teacher"] = load_teacher(config, workdir)
     weights = {role: weights_fingerprint(model) for role, model in roles.items()}
-    identity = export_identity(config, weights)
+    identity = export_identity(config, workdir, weights)
     if finished(folder, identity):
         console.say(f"  done before: {folder}")
         return
@@ -64,9 +72,7 @@ def export(config: Config, workdir: Workdir) -> None:
                 path = folder / file_name(role, format)
                 advance()
                 try:
-                    report = export_file(
-                        path, model, format, data, config.export, original=original, reference=reference
-                    )
+                    report = export_file(path, model, format, data, config.export, reference=reference)
                 except UserError as error:
                     if role != "teacher":
                         raise

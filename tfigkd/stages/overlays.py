@@ -17,7 +17,7 @@ from tfigkd.models.weights import weights_fingerprint
 from tfigkd.runtime import console
 from tfigkd.runtime.errors import UserError
 from tfigkd.runtime.files import fingerprint, finished, locked, read_manifest, write_manifest
-from tfigkd.stages.data import dataset, stored_examples, stored_fingerprint
+from tfigkd.stages.data import data_fingerprints, dataset, stored_examples, stored_fingerprint
 from tfigkd.stages.teacher import FILE, load_teacher, require_teacher, teacher_folder
 from tfigkd.stages.workdir import Workdir
 from tfigkd.store.maps import deviation, parse_record, read_store, store_identity, write_store
@@ -32,8 +32,20 @@ def store_folder(config: Config, workdir: Workdir) -> Path:
 
 def _store_identity(config: Config, workdir: Workdir) -> dict[str, Any]:
     weights = require_teacher(config, workdir)["weights"]
-    fingerprint_of_data, shape = stored_fingerprint(config.data), dataset(config.data).image_shape
-    return store_identity(weights, fingerprint_of_data, config.attribution, image_shape=shape)
+    shape = dataset(config.data).image_shape
+    identities = [store_identity(weights, data, config.attribution, image_shape=shape) for data in _stored_data(config)]
+    return _known(identities, teacher_folder(config, workdir) / "overlays")
+
+
+def _stored_data(config: Config) -> list[str]:
+    """Fingerprints of the data that a store is of: today's, and that of earlier versions."""
+    return [stored_fingerprint(config.data, data) for data in data_fingerprints(config.data)]
+
+
+def _known(identities: list[dict[str, Any]], parent: Path) -> dict[str, Any]:
+    """The first identity of which there is a store, or else the first."""
+    there = (identity for identity in identities if (parent / fingerprint(identity)).is_dir())
+    return next(there, identities[0])
 
 
 def load_knowledge(config: Config, workdir: Workdir, examples: Examples) -> Knowledge:
@@ -80,12 +92,13 @@ def verify(folder: Path, *, sample: int = 64, seed: int = 0) -> dict[str, float]
     """
     manifest = open_store(folder, {})
     source = from_mapping(DataConfig, manifest["source"])
-    data, found = dataset(source), stored_fingerprint(source)
-    if found != manifest["identity"]["data"]:
-        raise UserError(f"overlay store {folder}: the data set is {found} now, expected {manifest['identity']['data']}")
+    data, expected = dataset(source), manifest["identity"]["data"]
+    found = [stored_fingerprint(source, one) for one in data_fingerprints(source)]
+    if expected not in found:
+        raise UserError(f"overlay store {folder}: the data set is {found[0]} now, expected {expected}")
     settings = from_mapping(AttributionConfig, manifest["identity"]["attribution"])
     teacher = folder.parents[1] / FILE
-    model = models.build(str(teacher), num_classes=data.num_classes, input_shape=data.image_shape)
+    model = models.load_written(teacher, num_classes=data.num_classes, input_shape=data.image_shape)
     if weights_fingerprint(model) != manifest["identity"]["teacher"]:
         raise UserError(f"overlay store {folder}: {teacher} is another teacher; {REBUILD}")
     examples, mean_color = stored_examples(source), np.array(manifest["mean_color"], np.float32)
@@ -104,7 +117,8 @@ def _drawn(config: Config, tap: str | None) -> tuple[AugmentConfig, ViewConfig]:
 
 def _views_identity(config: Config, workdir: Workdir, tap: str | None) -> dict[str, Any]:
     weights = require_teacher(config, workdir)["weights"]
-    return views_identity(weights, stored_fingerprint(config.data), *_drawn(config, tap), tap)
+    identities = [views_identity(weights, data, *_drawn(config, tap), tap) for data in _stored_data(config)]
+    return _known(identities, teacher_folder(config, workdir) / "views")
 
 
 def views_folder(config: Config, workdir: Workdir, tap: str | None = None) -> Path:

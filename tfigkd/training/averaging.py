@@ -112,7 +112,7 @@ class Averaged(keras.callbacks.Callback):
             # on JAX it shares its array with the average, and evaluation gives its arrays away
             variable.assign(keras.ops.convert_to_numpy(variable).copy())
         batches = itertools.islice(self.stream(epoch), self.batches)
-        recompute_statistics(model.student, (images for images, _ in batches))
+        recompute_statistics(model.student, (batch[0] for batch in batches))
 
 
 def _synchronize(model: Any) -> None:

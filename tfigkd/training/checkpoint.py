@@ -108,6 +108,17 @@ def restore(folder: Path, model: keras.Model, fingerprint: str) -> list[dict[str
     return []
 
 
+def owner(folder: Path) -> str | None:
+    """Return the fingerprint in the newest readable checkpoint, or None if there is none."""
+    for path in _paths(folder):
+        try:
+            note, _ = _read(path, [])
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, EOFError, zipfile.BadZipFile):
+            continue  # `restore` says so
+        return note["fingerprint"]
+    return None
+
+
 def epochs_done(folder: Path) -> int:
     """Return the number of epochs that the newest checkpoint of a folder has done; 0 without one."""
     return max(map(_epochs, _paths(folder)), default=0)

@@ -1,17 +1,28 @@
 """The Keras model that trains a student from hard labels and from a teacher's logits, cached or live."""
 
 import functools
+import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import keras
+import numpy as np
 from keras import ops
 
-from tfigkd.losses import Loss, PerExampleLoss, hard_label_loss
+from tfigkd.data.spaces import UNIT, Range
+from tfigkd.losses import Loss, PerExampleLoss, adapted, hard_label_loss
 from tfigkd.losses.base import Tensor
+from tfigkd.models.spaces import logits_of, recognise_input_range
+from tfigkd.models.taps import tap_outputs
 
 LOGITS = "logits"
+OUTPUTS = "outputs"
+"""What a student itself gives: logits or probabilities."""
+RESERVED = ("loss", "hard")
+"""Names that no loss may have: the logs hold the sum and the hard-label loss under them."""
+
 Sides = Mapping[str, tuple[Tensor, Tensor]]
+HardLoss = Callable[[Tensor, Tensor], Tensor]
 
 
 def loss_terms(
@@ -21,14 +32,14 @@ def loss_terms(
     *,
     losses: Mapping[str, Loss],
     weights: Mapping[str, float],
-    label_smoothing: float = 0.0,
+    hard_weight: float | None = None,
+    hard_loss: HardLoss = hard_label_loss,
     sample_weight: Tensor | None = None,
-    label_probabilities: Tensor | None = None,
 ) -> dict[str, Tensor]:
-    """Every term of the loss and their weighted sum `"loss"`, all scalars.
+    """Return every term of the loss and their weighted sum `"loss"`, all scalars.
 
-    As everywhere in Keras, a sample weight multiplies its example's loss and the sum is divided by the batch size. A
-    loss of the whole batch (of relations between examples) has no value for one example, and is not weighted.
+    As in Keras, a sample weight multiplies its example's loss and the sum is divided by the batch size. A loss of the
+    whole batch (of relations between examples) has no value for one example, and is not weighted.
 
     Args:
         labels: Integers [B], or probabilities [B,C].
@@ -36,10 +47,10 @@ def loss_terms(
         sides: Name of a loss to what it compares, the teacher's side first; a loss without sides is left out, and
             without that of `"kd"` the hard label counts with weight one.
         losses: Name to loss.
-        weights: Name to weight; the hard label's is 1 minus that of `"kd"`.
-        label_smoothing: Of the hard label, in [0, 1).
+        weights: Name to weight.
+        hard_weight: Weight of the hard label; None is 1 minus that of `"kd"`.
+        hard_loss: Function of labels and logits to one value per example, [B].
         sample_weight: [B], or None.
-        label_probabilities: [B,C], what the hard-label loss takes in place of the labels (of mixed images), or None.
     """
 
     def reduce(values: Tensor) -> Tensor:
@@ -48,10 +59,10 @@ def loss_terms(
         return ops.mean(values)
 
     sides = sides or {}
-    hard_labels = labels if label_probabilities is None else label_probabilities
-    hard = reduce(hard_label_loss(hard_labels, logits, label_smoothing=label_smoothing))
+    hard = reduce(hard_loss(labels, logits))
     terms = {"hard_loss": hard}
-    total = (1.0 - weights["kd"]) * hard if "kd" in sides else hard
+    rest = 1.0 - weights["kd"] if "kd" in sides else 1.0
+    total = (rest if hard_weight is None else hard_weight) * hard
     for name, (teacher_side, student_side) in sides.items():
         loss = losses[name]
         if isinstance(loss, PerExampleLoss):
@@ -64,9 +75,34 @@ def loss_terms(
     return {"loss": total, **terms}
 
 
+def hard_loss_of(loss: Any) -> HardLoss:
+    """Return the hard-label loss that `compile(loss=...)` asks for, as a function to one value per example.
+
+    Args:
+        loss: A Keras loss, a function of (labels, outputs), or the name of a Keras loss. A cross-entropy that is given
+            by its name takes logits, since logits are what a student gives.
+
+    Raises:
+        ValueError: there is no loss of that name.
+    """
+    if isinstance(loss, str):
+        known = keras.losses.get(loss)
+        takes_logits = "from_logits" in inspect.signature(known).parameters
+        return functools.partial(known, from_logits=True) if takes_logits else known
+    return loss.call if isinstance(loss, keras.losses.Loss) else loss
+
+
 def _labels(targets: Any) -> Tensor:
     labels = targets["label"] if isinstance(targets, Mapping) else targets
     return ops.squeeze(labels, -1) if len(labels.shape) == 2 and labels.shape[-1] == 1 else labels
+
+
+def _classes(model: keras.Model) -> int | None:
+    """Return the number of a model's classes, two for one output; None where a subclassed model does not tell."""
+    try:
+        return max(int(model.output_shape[-1]), 2)
+    except AttributeError:
+        return None
 
 
 def _loss_taps(loss: Loss) -> tuple[Any, Any]:
@@ -88,20 +124,106 @@ def _all_taps(losses: Mapping[str, Loss], side: int) -> list[str]:
     return sorted({tap for loss in losses.values() for tap in _flat(_loss_taps(loss)[side])} - {LOGITS})
 
 
-def _with_taps(model: keras.Model, taps: list[str]) -> Callable[..., dict[str, Tensor]]:
-    """A function from images to the logits and the outputs of named layers, in one forward pass."""
+def _with_taps(model: keras.Model, taps: list[str], input_range: Range | None) -> Callable[..., dict[str, Tensor]]:
+    """A function from images to the logits and the outputs of named layers, in one forward pass.
+
+    Args:
+        model: Of any range of pixels and any outputs; see `Distiller`.
+        taps: Names of its layers.
+        input_range: The values of a black and of a white pixel in the batches.
+    """
+    take, to_logits = _taking(model, input_range), logits_of(model)
     if not taps:
-        return lambda inputs, training: {LOGITS: model(inputs, training=training)}
-    tapped = keras.Model(model.input, [model.output, *(model.get_layer(tap).output for tap in taps)])
-    return lambda inputs, training: dict(zip([LOGITS, *taps], tapped(inputs, training=training), strict=True))
+        return lambda inputs, training: _named(model(take(inputs), training=training), to_logits)
+    tapped = tap_outputs(model, taps)
+
+    def run(inputs: Tensor, training: bool) -> dict[str, Tensor]:
+        outputs, *features = tapped(take(inputs), training=training)
+        return _named(outputs, to_logits) | dict(zip(taps, features, strict=True))
+
+    return run
+
+
+def _named(outputs: Tensor, to_logits: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
+    return {LOGITS: to_logits(outputs), OUTPUTS: outputs}
+
+
+def _taking(model: keras.Model, input_range: Range | None) -> Callable[[Tensor], Tensor]:
+    """A function from the images of a batch to those that a model takes.
+
+    Raises:
+        ValueError: the model shows that it takes other values than [0,1], and what the batches hold is not said.
+    """
+    shown = recognise_input_range(model)
+    if input_range is None and shown not in (None, UNIT):
+        raise ValueError(
+            f"{model.name} takes pixels from {shown[0]:g} to {shown[1]:g}; say which values the batches hold, "
+            f"input_range=(0, 1) or input_range=({shown[0]:g}, {shown[1]:g})"
+        )
+    if input_range is None or shown is None or shown == tuple(input_range):
+        return lambda images: images
+    scale = (shown[1] - shown[0]) / (input_range[1] - input_range[0])
+    offset = shown[0] - scale * input_range[0]
+    return lambda images: ops.cast(images, "float32") * scale + offset
+
+
+def _label_array(targets: Any) -> Any:
+    """Return the labels of targets that are arrays."""
+    return targets.get("label") if isinstance(targets, Mapping) else targets
+
+
+def _with_class_weight(x: Any, y: Any, weights: Mapping[int, float], options: dict) -> tuple[Any, dict]:
+    """Return data and options of `fit` with sample weights in the place of class weights.
+
+    Keras itself refuses class weights where the targets are a dictionary.
+
+    Args:
+        x: Arrays, or a `tf.data.Dataset` of batches.
+        y: Labels or a dictionary, with arrays.
+        weights: Class to weight; a class that is not named has weight 1.
+        options: Further arguments of `fit`.
+
+    Raises:
+        ValueError: the data are neither of both.
+    """
+    labels = _label_array(y)
+    size = 1 + max(weights)
+
+    def table(classes: int) -> np.ndarray:
+        return np.array([weights.get(index, 1.0) for index in range(max(size, classes))], np.float32)
+
+    if labels is not None:
+        labels = np.asarray(labels)
+        classes = labels.argmax(-1) if labels.ndim == 2 and labels.shape[-1] > 1 else labels.reshape(-1)
+        own = table(int(classes.max()) + 1)[classes.astype(int)]
+        before = options.get("sample_weight")
+        return x, options | {"sample_weight": own if before is None else own * np.asarray(before).reshape(-1)}
+    if not hasattr(x, "element_spec"):
+        raise ValueError(
+            "class_weight needs arrays or a tf.data.Dataset; yield sample weights from a generator instead"
+        )
+    import tensorflow as tf
+
+    def weigh(inputs: Any, targets: Any, sample_weight: Any = None) -> tuple:
+        labels = tf.convert_to_tensor(_label_array(targets))
+        hot = labels.shape.rank == 2 and labels.shape[-1] != 1
+        classes = tf.argmax(labels, -1) if hot else tf.cast(tf.reshape(labels, [-1]), tf.int64)
+        own = tf.where(classes < size, tf.gather(table(size), tf.minimum(classes, size - 1)), 1.0)
+        return inputs, targets, own if sample_weight is None else own * tf.cast(sample_weight, tf.float32)
+
+    return x.map(weigh), options
 
 
 @keras.saving.register_keras_serializable("tfigkd")
 class Distiller(keras.Model):
-    """Trains `student`; `fit`, `evaluate`, `predict` and `save` behave as on any Keras model.
+    """Trains `student`; `fit`, `evaluate`, `predict` and `save` behave as on any Keras model, `export` exports it.
 
     The loss is `(1 - w) · hard label + w · kd`, with w the weight of the term `"kd"`, plus `weight · term` for every
-    other term. The terms are logged by name. The student runs once a step, whatever the losses look at.
+    other term, plus the student's regularization. The terms are logged by name. The student runs once a step, whatever
+    the losses look at. In evaluation `"loss"` is the hard-label loss plus regularization, so that it means the same
+    with a live teacher, with cached knowledge and with labels alone; the terms whose teacher is known stand beside it.
+
+    `compile(loss=...)` replaces the hard-label loss, which is the cross-entropy of the logits (see `hard_loss_of`).
 
     Targets are labels (integers [B] or probabilities [B,C]), or a dictionary: `"label"`, with it or not
     `"label_probabilities"` [B,C], which the hard-label loss then takes (of mixed images), and what is known of the
@@ -112,12 +234,20 @@ class Distiller(keras.Model):
 
     Args:
         student: A built Keras model, images to logits [B,C].
-        losses: Name to loss; see `tfigkd.losses.LOSSES`.
+        losses: Name to loss: one of `tfigkd.losses.LOSSES`, of `keras.distillation`, or a user's subclass of
+            `keras.distillation.DistillationLoss`.
         loss_weights: Name to weight, for the same names.
+        hard_weight: Weight of the hard label; None is 1 minus that of `"kd"`, which is then at most 1.
         teacher: A Keras model, images to logits [B,C]; only for training without cached knowledge.
         teacher_shapes: Tap to shape of the teacher's features, with the batch; only for losses with a projector, and
             only without a live teacher.
         label_smoothing: Of the hard label, in [0, 1).
+        input_range: The values of a black and of a white pixel in the batches; a model that shows another range (see
+            `tfigkd.models.spaces.recognise_input_range`) gets its own. Needed where a model shows one that is not
+            [0,1].
+
+    Probabilities, of a softmax at the end or such as the outputs on noise show, become their logarithms in the losses,
+    and one output, a sigmoid or a logit, the logits of two classes.
 
     Raises:
         ValueError: names of losses and weights differ, a weight is out of range, a tap is unknown, or teacher and
@@ -135,31 +265,39 @@ class Distiller(keras.Model):
         *,
         losses: Mapping[str, Loss] | None = None,
         loss_weights: Mapping[str, float] | None = None,
+        hard_weight: float | None = None,
         teacher: keras.Model | None = None,
         teacher_shapes: Mapping[str, tuple[int | None, ...]] | None = None,
         label_smoothing: float = 0.0,
+        input_range: Range | None = None,
         **kwargs: Any,
     ):
         super().__init__(**kwargs)
         self.student = student
-        self.distillation_losses = dict(losses or {})
+        self.input_range = None if input_range is None else (float(input_range[0]), float(input_range[1]))
+        self._given_losses = dict(losses or {})
+        self.distillation_losses = {name: adapted(loss) for name, loss in self._given_losses.items()}
         self.distillation_weights = {name: float(weight) for name, weight in (loss_weights or {}).items()}
+        self.hard_weight = None if hard_weight is None else float(hard_weight)
         self.label_smoothing = label_smoothing
+        self._compiled_loss: Any = None
         self._check()
-        forward = _with_taps(student, _all_taps(self.distillation_losses, 1))
+        forward = _with_taps(student, _all_taps(self.distillation_losses, 1), self.input_range)
         self._student_outputs = lambda inputs, training: forward(inputs, training)
+        self._student_takes = _taking(student, self.input_range)
         self.attach_teacher(teacher)
         self.teacher_shapes = dict(teacher_shapes or {})
         if teacher is not None:
             taps = _all_taps(self.distillation_losses, 0)
-            self.teacher_shapes = {tap: tuple(teacher.get_layer(tap).output.shape) for tap in taps}
+            shapes = [tuple(output.shape) for output in tap_outputs(teacher, taps).outputs[1:]] if taps else []
+            self.teacher_shapes = dict(zip(taps, shapes, strict=True))
         self.projectors = self._build_projectors()
         self._trackers = {
             name: keras.metrics.Mean(name=name)
             for name in ("loss", "hard_loss", *(f"{name}_loss" for name in self.distillation_losses))
         }
         if student.built:
-            self.build(student.input_shape)
+            self.built = True
 
     def _check(self) -> None:
         names, weights = self.distillation_losses, self.distillation_weights
@@ -167,8 +305,16 @@ class Distiller(keras.Model):
             raise ValueError(
                 f"losses and loss_weights must have the same names, got {sorted(names)} and {sorted(weights)}"
             )
-        if not 0 <= weights.get("kd", 0.0) <= 1 or any(weight < 0 for weight in weights.values()):
-            raise ValueError(f"the weight of 'kd' must be in [0, 1] and no weight negative, got {weights}")
+        for name in RESERVED:
+            if name in names:
+                raise ValueError(f"a loss cannot be named {name!r}, the logs have another value under it; rename it")
+        if any(weight < 0 for weight in [*weights.values(), self.hard_weight or 0.0]):
+            raise ValueError(f"weights must not be negative, got {weights} and hard_weight {self.hard_weight}")
+        if self.hard_weight is None and weights.get("kd", 0.0) > 1:
+            raise ValueError(
+                f"the weight of 'kd' must be in [0, 1], got {weights['kd']}: the hard label has the rest; for a larger "
+                "one give hard_weight=, the weight of the hard label"
+            )
         for loss in self.distillation_losses.values():
             loss.check_taps(self.student)
 
@@ -180,9 +326,16 @@ class Distiller(keras.Model):
                 continue
             if loss.teacher_layer not in self.teacher_shapes:
                 raise ValueError(f"loss {name!r} needs teacher=, or teacher_shapes={{{loss.teacher_layer!r}: shape}}")
-            loss.build(self.teacher_shapes[loss.teacher_layer], self.student.get_layer(loss.student_layer).output.shape)
+            features = tap_outputs(self.student, _flat(loss.student_layer)).outputs[1]
+            loss.build(self.teacher_shapes[loss.teacher_layer], features.shape)
             projectors.append(loss.projector)
         return projectors
+
+    @property
+    def term_weights(self) -> dict[str, float]:
+        """Name to weight of every term in training, `"hard"` among them."""
+        hard = 1.0 - self.distillation_weights.get("kd", 0.0) if self.hard_weight is None else self.hard_weight
+        return {"hard": hard, **self.distillation_weights}
 
     @property
     def teacher(self) -> keras.Model | None:
@@ -197,14 +350,12 @@ class Distiller(keras.Model):
         """
         forward = None
         if teacher is not None:
-            if teacher.output_shape[-1] != self.student.output_shape[-1]:
-                raise ValueError(
-                    f"teacher and student must have the same classes, got {teacher.output_shape[-1]} "
-                    f"and {self.student.output_shape[-1]}"
-                )
+            classes = [_classes(model) for model in (teacher, self.student)]
+            if None not in classes and classes[0] != classes[1]:
+                raise ValueError(f"teacher and student must have the same classes, got {classes[0]} and {classes[1]}")
             for loss in self.distillation_losses.values():
                 loss.check_taps(self.student, teacher)
-            forward = _with_taps(teacher, _all_taps(self.distillation_losses, 0))
+            forward = _with_taps(teacher, _all_taps(self.distillation_losses, 0), self.input_range)
         # closures: Keras tracks, saves and trains every model that is assigned to an attribute, even to a property
         self._get_teacher = lambda: teacher
         self._get_teacher_outputs = lambda: forward
@@ -214,8 +365,67 @@ class Distiller(keras.Model):
         self.built = True
 
     def call(self, inputs: Tensor, training: bool | None = None, mask: Tensor | None = None) -> Tensor:
-        """The student's logits."""
-        return self.student(inputs, training=training)
+        """The student's outputs."""
+        return self.student(self._student_takes(inputs), training=training)
+
+    def compile(self, optimizer: Any = "rmsprop", loss: Any = None, metrics: Any = None, **options: Any) -> None:
+        """Configure training, as on any Keras model.
+
+        Args:
+            optimizer: As for `keras.Model.compile`.
+            loss: Replaces the hard-label loss, see `hard_loss_of`; None is the cross-entropy of the logits.
+            metrics: As for `keras.Model.compile`; they see labels and logits.
+            options: As for `keras.Model.compile`.
+
+        Raises:
+            ValueError: a metric has the name of a term of the loss, or label smoothing meets a given loss.
+        """
+        if loss is not None and self.label_smoothing:
+            raise ValueError("label_smoothing belongs to the cross-entropy; give it to the loss of compile() instead")
+        for metric in keras.tree.flatten(metrics):
+            name = metric if isinstance(metric, str) else getattr(metric, "name", None)
+            if name in self._trackers:
+                raise ValueError(f"a metric cannot be named {name!r}, which is a term of the loss; rename it")
+        super().compile(optimizer=optimizer, metrics=metrics, **options)
+        self._compiled_loss = loss
+
+    def get_compile_config(self) -> dict | None:
+        """Return the arguments of `compile`, serialized."""
+        config = super().get_compile_config()
+        if config and self._compiled_loss is not None:
+            config["loss"] = keras.saving.serialize_keras_object(self._compiled_loss)
+        return config
+
+    def compile_from_config(self, config: dict) -> None:
+        """Compile with the arguments that `get_compile_config` returned."""
+        self.compile(**keras.saving.deserialize_keras_object(config))
+        if self.optimizer is not None and self.built:
+            self.optimizer.build(self.trainable_variables)
+
+    def fit(self, x: Any = None, y: Any = None, **options: Any) -> Any:
+        """Train, as `keras.Model.fit` does; `class_weight` works with cached knowledge of the teacher too.
+
+        Raises:
+            ValueError: labels are out of range, or `class_weight` meets a generator (yield sample weights instead).
+        """
+        if isinstance(_label_array(y), np.ndarray):
+            self._check_labels(_label_array(y))
+        weights = options.pop("class_weight", None)
+        if weights is not None:
+            x, options = _with_class_weight(x, y, weights, options)
+        return super().fit(x, y, **options)
+
+    def _check_labels(self, labels: np.ndarray) -> None:
+        classes = _classes(self.student)
+        integers = labels.size and (labels.ndim == 1 or labels.shape[-1] == 1) and labels.dtype.kind in "iu"
+        if classes and integers and not 0 <= labels.min() <= labels.max() < classes:
+            raise ValueError(
+                f"labels must be in 0..{classes - 1} for {classes} classes, got {labels.min()}..{labels.max()}"
+            )
+
+    def export(self, *arguments: Any, **options: Any) -> Any:
+        """Export the student, as `keras.Model.export` does."""
+        return self.student.export(*arguments, **options)
 
     @property
     def metrics(self) -> list:
@@ -260,26 +470,46 @@ class Distiller(keras.Model):
     def compare(
         self, outputs: Mapping[str, Tensor], inputs: Tensor, targets: Any, sample_weight: Any = None, *, training: bool
     ) -> dict[str, Tensor]:
-        """The loss terms of given outputs (logits and taps, by name) on a batch."""
-        mixed = targets.get("label_probabilities") if isinstance(targets, Mapping) else None
+        """Return the loss terms of given outputs (logits and taps, by name) on a batch."""
+        known = targets if isinstance(targets, Mapping) else {}
+        mixed = known.get("label_probabilities")
+        hard: HardLoss = functools.partial(hard_label_loss, label_smoothing=self.label_smoothing)
+        if self._compiled_loss is not None:
+            hard = hard_loss_of(self._compiled_loss)
+            seen = self._seen_by_compiled_loss(outputs)
+            given = hard
+            hard = lambda labels, _: given(labels, seen)  # noqa: E731 - it takes the place of a function
         return loss_terms(
             _labels(targets),
             outputs[LOGITS],
             self._sides(inputs, targets, outputs, training=training),
             losses=self.distillation_losses,
             weights=self.distillation_weights,
-            label_smoothing=self.label_smoothing,
+            hard_weight=self.hard_weight,
+            hard_loss=hard if mixed is None else lambda _, logits: hard(mixed, logits),
             sample_weight=sample_weight,
-            label_probabilities=mixed,
         )
 
+    def _seen_by_compiled_loss(self, outputs: Mapping[str, Tensor]) -> Tensor:
+        """Return what a loss of `compile` takes: the student's outputs, or logits where it is given by its name."""
+        own = outputs.get(OUTPUTS, outputs[LOGITS])
+        if not isinstance(self._compiled_loss, str):
+            return own
+        return outputs[LOGITS][:, 1:] if own.shape[-1] == 1 else outputs[LOGITS]
+
     def compute_terms(self, inputs: Tensor, targets: Any, sample_weight: Any = None, *, training: bool) -> tuple:
-        """The loss terms of a batch, regularization included in `"loss"`, and the student's logits."""
+        """Return the loss terms of a batch, regularization included in `"loss"`, and the student's outputs."""
         outputs = self._student_outputs(inputs, training=training)
         terms = self.compare(outputs, inputs, targets, sample_weight, training=training)
-        if training:
-            terms["loss"] += ops.cast(sum(self.student.losses), "float32")
-        return terms, outputs[LOGITS]
+        total = terms["loss"] if training else terms["hard_loss"]
+        return {**terms, "loss": total + ops.cast(sum(self.student.losses), "float32")}, outputs[OUTPUTS]
+
+    def _run(self, data: Any, *, training: bool) -> tuple[Tensor, tuple]:
+        """Return the loss of a batch `(x, y[, sample_weight])`, and what `_log` takes."""
+        inputs, targets, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
+        sample_weight = _label_array(sample_weight)  # Keras repeats it for each entry of a dictionary of targets
+        terms, logits = self.compute_terms(inputs, targets, sample_weight, training=training)
+        return terms["loss"], (inputs, targets, logits, sample_weight, terms)
 
     def _log(self, inputs: Tensor, targets: Any, logits: Tensor, sample_weight: Any, terms: dict) -> dict:
         count = ops.shape(logits)[0]
@@ -291,54 +521,49 @@ class Distiller(keras.Model):
     if keras.backend.backend() == "tensorflow":
 
         def train_step(self, data: Any) -> dict:
-            """One step of gradient descent on a batch `(x, y[, sample_weight])`."""
+            """Take one step of gradient descent on a batch `(x, y[, sample_weight])`; return its logs."""
             import tensorflow as tf
 
-            inputs, targets, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
-            variables = self.trainable_variables
             with tf.GradientTape() as tape:
-                terms, logits = self.compute_terms(inputs, targets, sample_weight, training=True)
-                scaled = self.optimizer.scale_loss(terms["loss"])
+                loss, seen = self._run(data, training=True)
+                # the gradients of replicas are added up, each is the mean over its own part of the batch
+                scaled = self.optimizer.scale_loss(loss / tf.distribute.get_strategy().num_replicas_in_sync)
+            variables = self.trainable_variables
             self.optimizer.apply_gradients(zip(tape.gradient(scaled, variables), variables, strict=True))
-            return self._log(inputs, targets, logits, sample_weight, terms)
+            return self._log(*seen)
 
         def test_step(self, data: Any) -> dict:
-            """Loss terms and metrics of a batch; changes no weight."""
-            inputs, targets, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
-            terms, logits = self.compute_terms(inputs, targets, sample_weight, training=False)
-            return self._log(inputs, targets, logits, sample_weight, terms)
+            """Return the loss terms and metrics of a batch; no weight changes."""
+            return self._log(*self._run(data, training=False)[1])
 
     elif keras.backend.backend() == "jax":
 
         def train_step(self, state: tuple, data: Any) -> tuple:  # type: ignore[misc]
-            """One step of gradient descent on a batch `(x, y[, sample_weight])`, as a function of the state."""
+            """Take one step of gradient descent, as a function of the state; return the logs and the new state."""
             import jax
 
             trainable, non_trainable, optimizer_state, metrics_state = state
-            inputs, targets, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
 
-            def loss_function(trainable: list, non_trainable: list) -> tuple:
+            def loss_function(trainable: list) -> tuple:
                 with self._scope(trainable, non_trainable) as scope:
-                    terms, logits = self.compute_terms(inputs, targets, sample_weight, training=True)
+                    loss, seen = self._run(data, training=True)
                 changed = [scope.get_current_value(variable) for variable in self.non_trainable_variables]
                 mapping = list(zip(self.optimizer.variables, optimizer_state, strict=True))
                 with keras.StatelessScope(state_mapping=mapping):  # the loss scale of mixed_float16 is a variable
-                    scaled = self.optimizer.scale_loss(terms["loss"])
-                return scaled, (terms, logits, changed)
+                    scaled = self.optimizer.scale_loss(loss)
+                return scaled, (seen, changed)
 
-            gradient = jax.grad(loss_function, has_aux=True)
-            gradients, (terms, logits, non_trainable) = gradient(trainable, non_trainable)
+            gradients, (seen, non_trainable) = jax.grad(loss_function, has_aux=True)(trainable)
             trainable, optimizer_state = self.optimizer.stateless_apply(optimizer_state, gradients, trainable)
-            logs, metrics_state = self._stateless_log(metrics_state, inputs, targets, logits, sample_weight, terms)
+            logs, metrics_state = self._stateless_log(metrics_state, *seen)
             return logs, (trainable, non_trainable, optimizer_state, metrics_state)
 
         def test_step(self, state: tuple, data: Any) -> tuple:  # type: ignore[misc]
-            """Loss terms and metrics of a batch, as a function of the state."""
+            """Return the loss terms and metrics of a batch, and the new state; no weight changes."""
             trainable, non_trainable, metrics_state = state
-            inputs, targets, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
             with self._scope(trainable, non_trainable):
-                terms, logits = self.compute_terms(inputs, targets, sample_weight, training=False)
-            logs, metrics_state = self._stateless_log(metrics_state, inputs, targets, logits, sample_weight, terms)
+                _, seen = self._run(data, training=False)
+            logs, metrics_state = self._stateless_log(metrics_state, *seen)
             return logs, (trainable, non_trainable, metrics_state)
 
         def _scope(self, trainable: list, non_trainable: list) -> keras.StatelessScope:
@@ -359,10 +584,12 @@ class Distiller(keras.Model):
         return {
             "name": self.name,
             "student": serialize(self.student),
-            "losses": {name: serialize(loss) for name, loss in self.distillation_losses.items()},
+            "losses": {name: serialize(loss) for name, loss in self._given_losses.items()},
             "loss_weights": self.distillation_weights,
+            "hard_weight": self.hard_weight,
             "teacher_shapes": self.teacher_shapes,
             "label_smoothing": self.label_smoothing,
+            "input_range": self.input_range,
         }
 
     @classmethod

@@ -92,7 +92,7 @@ class _Keeper(keras.callbacks.Callback):
     def _check(self, values: Mapping[str, float], when: str) -> None:
         if all(map(math.isfinite, values.values())):
             return
-        weights = {"hard": 1 - self.model.distillation_weights.get("kd", 0.0), **self.model.distillation_weights}
+        weights = self.model.term_weights
         done = len(self.history)
         kept = f"the checkpoint of epoch {done} is kept in {self.folder}" if done else "no epoch was finished"
         raise UserError(

@@ -21,37 +21,40 @@ from tfigkd.training.distiller import Distiller
 INERT = 0.01
 
 
-def gradient_norms(model: Distiller, inputs: np.ndarray, targets: dict[str, Any]) -> dict[str, tuple[float, float]]:
+def gradient_norms(
+    model: Distiller, inputs: np.ndarray, targets: dict[str, Any], sample_weight: np.ndarray | None = None
+) -> dict[str, tuple[float, float]]:
     """Value of each term, and L2 norm of its weighted gradient on the student's weights; changes no variable.
 
     Args:
         model: A distiller with at least one distillation loss.
         inputs: float32 [B,H,W,3].
         targets: As in training.
+        sample_weight: As in training, float32 [B], or None.
 
     Returns:
         Term to (value, norm), the terms named as they are logged.
     """
-    kd = model.distillation_weights.get("kd", 0.0)
-    weights = {"hard_loss": 1 - kd, **{f"{name}_loss": w for name, w in model.distillation_weights.items()}}
+    weights = {f"{name}_loss": weight for name, weight in model.term_weights.items()}
     measure = _jax_gradients if keras.backend.backend() == "jax" else _tensorflow_gradients
     result = {}
-    for name, (value, gradients) in measure(model, inputs, targets, list(weights)).items():
+    for name, (value, gradients) in measure(model, (inputs, targets, sample_weight), list(weights)).items():
         squares = [float(np.square(keras.ops.convert_to_numpy(g).astype(np.float64)).sum()) for g in gradients]
         result[name] = float(value), weights[name] * math.sqrt(sum(squares))
     return result
 
 
-def _tensorflow_gradients(model: Distiller, inputs: Any, targets: Any, names: list[str]) -> dict[str, tuple]:
+def _tensorflow_gradients(model: Distiller, batch: tuple[Any, Any, Any], names: list[str]) -> dict[str, tuple]:
     import tensorflow as tf
 
     # training mode moves batch statistics and random generators: they are put back, so that looking changes nothing
     state = [(variable, keras.ops.convert_to_numpy(variable).copy()) for variable in model.non_trainable_variables]
+    inputs, targets, sample_weight = batch
     inputs = tf.constant(inputs)
     targets = keras.tree.map_structure(tf.constant, targets)
     variables = model.student.trainable_variables
     with tf.GradientTape(persistent=True) as tape:
-        terms, _ = model.compute_terms(inputs, targets, training=True)
+        terms, _ = model.compute_terms(inputs, targets, sample_weight, training=True)
     result = {}
     for name in names:
         gradients = tape.gradient(terms[name], variables)
@@ -61,7 +64,7 @@ def _tensorflow_gradients(model: Distiller, inputs: Any, targets: Any, names: li
     return result
 
 
-def _jax_gradients(model: Distiller, inputs: Any, targets: Any, names: list[str]) -> dict[str, tuple]:
+def _jax_gradients(model: Distiller, batch: tuple[Any, Any, Any], names: list[str]) -> dict[str, tuple]:
     import jax
 
     model.jax_state_sync()  # within an epoch the trainer holds the values, and the variables are empty
@@ -69,7 +72,7 @@ def _jax_gradients(model: Distiller, inputs: Any, targets: Any, names: list[str]
 
     def term(trainable: list, name: str) -> Any:
         with model._scope(trainable, fixed):
-            return model.compute_terms(inputs, targets, training=True)[0][name]
+            return model.compute_terms(*batch, training=True)[0][name]
 
     start = [variable.value for variable in model.trainable_variables]
     ours = {id(variable) for variable in model.student.trainable_variables}  # and not what a loss trains of its own

@@ -61,6 +61,10 @@ class Extended:
             gradient = gradient + self.coupled_weight_decay / factor * ops.convert_to_tensor(variable)
         super().update_step(gradient, variable, learning_rate * factor)  # type: ignore[misc]
 
+    def _use_weight_decay(self, variable: Any) -> bool:
+        # Keras matches the names to spare anywhere in a variable's path, so in that of a layer named "beta_head" too
+        return self._trainable_variables[self._get_variable_index(variable)].name not in SPARED  # type: ignore[attr-defined]
+
     def average_decay(self, step: Any) -> Any:
         """Return the share that the average keeps of itself after an update, the updates counted from 0.
 

@@ -1,7 +1,9 @@
-"""Pictures of a training, as PNG: examples with their maps, and a confusion matrix. Pillow and NumPy alone."""
+"""Pictures of a training, as PNG: examples with their maps, and a confusion matrix. matplotlib only finds fonts."""
 
+import functools
 import io
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -80,8 +82,8 @@ def confusion(matrix: np.ndarray, names: Sequence[str]) -> bytes:
     write((margin, 2), "predicted class; rows: true class")
     if written:
         for index, name in enumerate(names):
-            write((6, top + index * cell + 14), name[:20])
-            write((margin + index * cell + 4, TEXT + 6), name[:5])
+            write((6, top + index * cell + 14), shown(name, index)[:20])
+            write((margin + index * cell + 4, TEXT + 6), shown(name, index)[:5])
             for other, count in enumerate(matrix[index]):
                 if count:
                     write((margin + other * cell + 6, top + index * cell + 14), f"{count}")
@@ -102,15 +104,47 @@ def _sized(picture: np.ndarray, size: tuple[int, int]) -> Any:
     return Image.fromarray(picture).resize(size, Image.Resampling.NEAREST if larger else Image.Resampling.BILINEAR)
 
 
+def shown(name: str, index: int) -> str:
+    """Return a class name, or the number of the class if no font on this machine has all its characters."""
+    return name if font_for(name) is not None else f"class {index}"
+
+
+@functools.lru_cache(maxsize=1024)
+def font_for(text: str) -> str | None:
+    """Return the path of the first font with all characters of a text: DejaVu Sans, else an installed one, or None."""
+    import matplotlib
+    from matplotlib import font_manager
+
+    own = Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"
+    wanted = {ord(character) for character in text if not character.isspace()}
+    if wanted <= _characters(str(own)):
+        return str(own)
+    installed = sorted(font_manager.findSystemFonts())
+    return next((path for path in installed if wanted <= _characters(path)), None)
+
+
+@functools.cache
+def _characters(path: str) -> frozenset[int]:
+    """Return the code points that a font has glyphs for."""
+    from matplotlib import ft2font
+
+    try:
+        return frozenset(ft2font.FT2Font(path).get_charmap())
+    except (RuntimeError, OSError):  # a damaged font, or one of a format that FreeType does not read
+        return frozenset()
+
+
 def _canvas(size: tuple[int, int]) -> tuple[Any, Any]:
     """A white picture, and a function that writes text on it."""
     from PIL import Image, ImageDraw, ImageFont
 
     canvas = Image.new("RGB", size, "white")
-    draw, font = ImageDraw.Draw(canvas), ImageFont.load_default(TEXT)
+    draw, plain = ImageDraw.Draw(canvas), ImageFont.load_default(TEXT)
 
     def write(place: tuple[int, int], text: str) -> None:
-        draw.text(place, text, fill="black", font=font)
+        # Pillow's own font has ASCII alone, and draws the same box for all else
+        path = None if text.isascii() else font_for(text)
+        draw.text(place, text, fill="black", font=plain if path is None else ImageFont.truetype(path, TEXT))
 
     return canvas, write
 

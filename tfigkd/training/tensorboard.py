@@ -215,7 +215,7 @@ class Board(keras.callbacks.Callback):
             n_steps=MAP_STEPS,
             batch_size=MAP_STEPS * len(shown),
         )
-        names = watched.class_names
+        names = [panels.shown(name, index) for index, name in enumerate(watched.class_names)]
         says = [names[index] for index in result.logits.argmax(axis=1)]
         captions = [f"{names[label]}, says {said}" for label, said in zip(shown.labels, says, strict=True)]
         maps = saliency_map(result.attributions)

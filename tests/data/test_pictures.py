@@ -1,0 +1,218 @@
+"""Pictures are read as a viewer shows them, whatever their ending, and what is left out or broken is said."""
+
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image, ImageOps
+
+from tfigkd import data
+from tfigkd.data import pictures
+from tfigkd.runtime.errors import UserError
+
+RNG = np.random.default_rng(0)
+PIXELS = RNG.integers(0, 256, (6, 5, 3), dtype=np.uint8)
+
+
+def encoded(picture: Image.Image, format: str = "PNG", **options) -> bytes:
+    buffer = io.BytesIO()
+    picture.save(buffer, format, **options)
+    return buffer.getvalue()
+
+
+def save_folder(
+    root: Path, count: int = 12, classes: tuple[str, ...] = ("ant", "bee"), splits=("train", "test")
+) -> Path:
+    for split in splits:
+        for name in classes:
+            folder = root / split / name if split else root / name
+            folder.mkdir(parents=True, exist_ok=True)
+            for index in range(count):
+                pixels = RNG.integers(0, 256, (4, 4, 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(folder / f"{index:02d}.png")
+    return root
+
+
+def said(dataset: data.Dataset, word: str) -> str:
+    """Return the only note with a word."""
+    (line,) = (note for note in dataset.notes if word in note)
+    return line
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("format", ["PNG", "JPEG", "TIFF", "WEBP"])
+def test_pictures_are_turned_by_exif_as_pillow_turns_them(orientation, format):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    content = encoded(Image.fromarray(PIXELS), format, exif=exif)
+    with Image.open(io.BytesIO(content)) as file:
+        expected = np.asarray(ImageOps.exif_transpose(file))
+    np.testing.assert_array_equal(pictures.decode(content, "x"), expected)
+    assert expected.shape == ((5, 6, 3) if orientation > 4 else (6, 5, 3))
+
+
+def test_damaged_exif_data_leave_a_picture_as_it_is_stored(recwarn):
+    content = encoded(Image.fromarray(PIXELS), "PNG", exif=b"Exif\x00\x00II*\x00\xff\xff\xff\xff")
+    with pictures.bombs_refused():
+        np.testing.assert_array_equal(pictures.decode(content, "x"), PIXELS)
+    assert not recwarn
+
+
+def test_a_damaged_picture_with_exif_data_is_refused():
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    content = encoded(Image.fromarray(RNG.integers(0, 256, (64, 64, 3), dtype=np.uint8)), "PNG", exif=exif)
+    with pytest.raises(UserError, match="cannot read picture x"):
+        pictures.decode(content[: len(content) // 2], "x")
+
+
+@pytest.mark.parametrize("background", ["white", "black", "gray", "#10c0ff"])
+@pytest.mark.parametrize("mode", ["RGBA", "LA"])
+def test_transparent_pixels_are_composited_as_pillow_pastes_them(background, mode):
+    gray = Image.fromarray(PIXELS).convert(mode)
+    gray.putalpha(Image.fromarray(np.linspace(0, 255, 30).astype(np.uint8).reshape(6, 5)))
+    expected = Image.new("RGB", gray.size, background)
+    expected.paste(gray.convert("RGB"), mask=gray.getchannel("A"))
+    found = pictures.decode(encoded(gray), "x", background=background)
+    np.testing.assert_allclose(found.astype(int), np.asarray(expected).astype(int), atol=1)
+
+
+def test_hidden_colors_have_no_effect():
+    def cut_out(hidden: int) -> bytes:
+        pixels = np.full((6, 5, 4), hidden, np.uint8)
+        pixels[..., 3] = 0
+        pixels[2:4, 1:4] = (200, 30, 40, 255)
+        return encoded(Image.fromarray(pixels))
+
+    black, white = pictures.decode(cut_out(0), "x"), pictures.decode(cut_out(255), "x")
+    np.testing.assert_array_equal(black, white)
+    assert tuple(black[0, 0]) == (255, 255, 255) and tuple(black[2, 1]) == (200, 30, 40)
+    dropped = pictures.decode(cut_out(0), "x", drop_alpha=True)
+    assert tuple(dropped[0, 0]) == (0, 0, 0)
+
+
+def test_palettes_with_a_transparent_color_are_composited():
+    picture = Image.new("P", (2, 1))
+    picture.putpalette([9, 8, 7, 200, 201, 202])
+    picture.putdata([0, 1])
+    found = pictures.decode(encoded(picture, transparency=0), "x", background="black")
+    assert found.tolist() == [[[0, 0, 0], [200, 201, 202]]]
+
+
+def test_the_data_set_counts_what_was_done_to_its_pictures(tmp_path):
+    root = save_folder(tmp_path / "pictures")
+    exif = Image.Exif()
+    exif[0x0112] = 3
+    Image.fromarray(PIXELS[:4, :4]).save(root / "train/ant/turned.jpg", exif=exif)
+    Image.new("RGBA", (4, 4), (1, 2, 3, 0)).save(root / "test/ant/clear.png")
+    dataset = data.load(str(root), background="#0000ff")
+    assert said(dataset, "EXIF") == "1 picture turned upright by EXIF"
+    assert said(dataset, "transparent") == "1 picture composited on #0000ff, as they are transparent"
+    clear = dataset.test.images[np.flatnonzero(dataset.test.source_ids == "test/ant/clear.png")[0]]
+    assert (clear == (0, 0, 255)).all()
+
+
+def test_pictures_are_known_by_content_and_deeper_folders_are_walked(tmp_path):
+    root = save_folder(tmp_path / "pictures")
+    ant, picture = root / "train/ant", Image.fromarray(PIXELS[:4, :4])
+    for name, format in (("a.jfif", "JPEG"), ("b.JPG", "JPEG"), ("c.heic", "PNG"), ("d", "PNG"), ("e.dat", "WEBP")):
+        (ant / name).write_bytes(encoded(picture.rotate(len(name) * 30), format))
+    (ant / "holiday/2019").mkdir(parents=True)
+    picture.save(ant / "holiday/2019/f.png")
+    for name in ("Thumbs.db", "notes.TXT", "more.txt", "real.heic"):
+        (ant / name).write_bytes(b"\x00\x00\x00\x1cftypheic")
+    (ant / ".ipynb_checkpoints").mkdir()
+    picture.save(ant / ".ipynb_checkpoints/g.png")
+    (root / "train/__MACOSX").mkdir()
+    dataset = data.load(str(root))
+    everything = data.concatenate([dataset.train, dataset.validation])
+    assert len(everything) == 24 + 6
+    assert dataset.class_names == ("ant", "bee")
+    deep = everything.source_ids == "train/ant/holiday/2019/f.png"
+    assert deep.sum() == 1 and dataset.class_names[everything.labels[deep][0]] == "ant"
+    counts = said(dataset, "left out")
+    assert counts.startswith("left out 4 files of no known picture format (2 .txt, ")
+    assert counts.endswith("; save them as .jpg to use them") and "1 .db" in counts and "1 .heic" in counts
+
+
+def test_pictures_outside_of_class_folders_are_counted(tmp_path):
+    root = save_folder(tmp_path / "pictures")
+    Image.fromarray(PIXELS).save(root / "train/loose.png")
+    assert "left out 1 picture of" in said(data.load(str(root)), "class folder")
+
+
+def test_all_broken_pictures_are_named_at_once(tmp_path, capsys):
+    root = save_folder(tmp_path / "pictures")
+    broken = [root / f"train/bee/{index:02d}.png" for index in (0, 5, 9)]
+    for path in broken:
+        path.write_bytes(path.read_bytes()[:40])
+    with pytest.raises(UserError) as caught:
+        data.load(str(root))
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 3 and all(str(path) in line for path, line in zip(broken, lines, strict=True))
+    assert str(caught.value).startswith("3 of 24 pictures cannot be used; they are named in the lines before")
+
+
+def test_only_the_first_broken_pictures_are_named(tmp_path, capsys):
+    root = save_folder(tmp_path / "pictures", count=15)
+    for path in (root / "train").rglob("*.png"):
+        path.write_bytes(b"no picture")
+    with pytest.raises(UserError, match="30 of 30 pictures cannot be used; the first 20 are named"):
+        data.load(str(root))
+    assert len(capsys.readouterr().out.splitlines()) == 20
+
+
+@pytest.mark.parametrize("names", [("Train", "Test"), ("training", "TESTING"), ("train", "valid"), ("Train", "Val")])
+def test_splits_are_known_by_their_usual_names(tmp_path, names):
+    root = save_folder(tmp_path / "pictures", splits=names)
+    dataset = data.load(str(root))
+    assert dataset.class_names == ("ant", "bee")
+    assert len(dataset.test) == 24 and all(name.startswith(f"{names[1]}/") for name in dataset.test.source_ids)
+
+
+def test_a_class_may_be_called_test_or_train(tmp_path):
+    root = save_folder(tmp_path / "pictures", classes=("test", "train", "control"), splits=("",))
+    assert data.load(str(root)).class_names == ("control", "test", "train")
+
+
+def test_a_test_folder_without_classes_is_left_out(tmp_path):
+    root = save_folder(tmp_path / "pictures", splits=("train",))
+    (root / "test").mkdir()
+    Image.fromarray(PIXELS).save(root / "test/1.png")  # as in competitions
+    dataset = data.load(str(root))
+    assert len(dataset.test) == 4 and all(name.startswith("train/") for name in dataset.test.source_ids)
+    assert said(dataset, "no class folders") == "left out the folder test, which has no class folders"
+
+
+def test_a_folder_above_the_classes_is_named(tmp_path):
+    save_folder(tmp_path / "pictures/all", splits=("",))
+    with pytest.raises(UserError, match=r"1 class\(es\).*; are the classes the folders in .*pictures/all\?"):
+        data.load(str(tmp_path / "pictures"))
+
+
+@pytest.mark.parametrize(
+    ("images", "hint"),
+    [
+        (np.full((4, 4, 4, 3), 0.5), "multiply by 255, round and convert"),
+        (np.full((4, 4, 4, 3), 254.0, np.float32), "its values go to 254 already: round and convert, without a factor"),
+        (np.linspace(-2, 2, 192).reshape(4, 4, 4, 3), "from -2 to 2: undo the normalization"),
+        (np.zeros((4, 3, 8, 8), np.uint8), r"channels come last: transpose\(0, 2, 3, 1\)"),
+    ],
+)
+def test_hints_for_arrays_are_those_that_help(tmp_path, images, hint):
+    arrays = {"x_train": images, "y_train": np.arange(4) % 2, "x_test": images, "y_test": np.arange(4) % 2}
+    np.savez(tmp_path / "a.npz", **arrays)
+    with pytest.raises(UserError, match=hint):
+        data.load(str(tmp_path / "a.npz"))
+
+
+def test_hints_for_labels_and_masks(tmp_path):
+    path, images = tmp_path / "a.npz", RNG.integers(0, 2, (40, 4, 4, 3), dtype=np.uint8)
+    labels, names = np.arange(40) % 2, np.array(["a", "b"])
+    for wrong, hint in ((np.eye(2)[labels], r"take argmax\(axis=1\)"), (labels + 1, "count from 1, so subtract 1")):
+        np.savez(path, x_train=images, y_train=wrong, x_test=images, y_test=wrong, class_names=names)
+        with pytest.raises(UserError, match=hint):
+            data.load(str(path))
+    np.savez(path, x_train=images, y_train=labels, x_test=images, y_test=labels)
+    assert "multiply pixels from 0 to 1 by 255" in said(data.load(str(path)), "warning")

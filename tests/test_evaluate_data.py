@@ -1,0 +1,84 @@
+"""`python -m tfigkd.evaluate` reads data as `run` does: named splits, background, tables."""
+
+import re
+
+import keras
+import numpy as np
+import pytest
+from PIL import Image
+
+from tfigkd.config.experiment import Config
+from tfigkd.config.fields import SplitsConfig
+from tfigkd.config.flags import with_flags
+from tfigkd.evaluate import main
+
+RNG = np.random.default_rng(0)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A model of three classes, and pictures: arrays in three splits, and a table of transparent ones."""
+    folder, layers = tmp_path_factory.mktemp("evaluate"), keras.layers
+    keras.utils.set_random_seed(1)
+    network = [layers.Input((8, 8, 3)), layers.Conv2D(4, 3), layers.GlobalAveragePooling2D(), layers.Dense(3)]
+    keras.Sequential(network).save(folder / "own.keras")
+    arrays = {}
+    for split, count in (("train", 30), ("test", 12), ("extra", 45)):
+        arrays |= {
+            f"x_{split}": RNG.integers(0, 256, (count, 8, 8, 3), dtype=np.uint8),
+            f"y_{split}": np.arange(count) % 3,
+        }
+    np.savez(folder / "a.npz", **arrays)
+    lines = ["path,label,split"]
+    for index in range(60):
+        Image.fromarray(RNG.integers(0, 256, (8, 8, 4), dtype=np.uint8)).save(folder / f"{index}.png")
+        lines.append(f"{index}.png,{index % 3},{'test' if index % 2 else 'train'}")
+    (folder / "list.csv").write_text("\n".join(lines))
+    return folder
+
+
+def measured(capsys, folder, *arguments) -> tuple[float, int]:
+    """Return accuracy in percent and number of images."""
+    assert main([str(folder / "own.keras"), *map(str, arguments)]) == 0
+    found = re.search(r"^accuracy ([\d.]+) %.*\((\d+) images\)", capsys.readouterr().out, re.MULTILINE)
+    assert found is not None
+    return float(found[1]), int(found[2])
+
+
+def by_keras(folder, images, labels) -> float:
+    model = keras.saving.load_model(folder / "own.keras", compile=False)
+    logits = keras.ops.convert_to_numpy(model(np.asarray(images, np.float32) / 255))
+    return round(100 * float(np.mean(logits.argmax(axis=1) == labels)), 2)
+
+
+def test_a_named_split_is_measured(folder, capsys):
+    with np.load(folder / "a.npz") as arrays:
+        expected = by_keras(folder, arrays["x_extra"], arrays["y_extra"]), 45
+    found = measured(capsys, folder, "--data", folder / "a.npz", "--splits.train", "train", "--splits.test", "extra")
+    assert found == expected
+
+
+@pytest.mark.parametrize("background", ["white", "black"])
+def test_transparent_pictures_of_a_table_are_composited(folder, capsys, background):
+    images = []
+    for index in range(1, 60, 2):
+        shown = Image.new("RGBA", (8, 8), background)
+        shown.alpha_composite(Image.open(folder / f"{index}.png"))
+        images.append(np.asarray(shown.convert("RGB")))
+    expected = by_keras(folder, images, np.arange(1, 60, 2) % 3), 30
+    assert measured(capsys, folder, "--data", folder / "list.csv", "--background", background) == expected
+
+
+def test_other_values_are_refused_in_one_line(folder, capsys):
+    for arguments in (["--background", "pink"], ["--splits.test", "validation"], ["--group", "patient"]):
+        assert main([str(folder / "own.keras"), "--data", str(folder / "list.csv"), *arguments]) == 1
+        assert re.fullmatch(
+            r"error: [^\n]*(data\.background|no split 'validation'|data\.group)[^\n]*\n", capsys.readouterr().err
+        )
+
+
+def test_run_understands_the_same_options():
+    flags = ["--background", "gray", "--group", "patient", "--splits.train", "train[:90%]", "--splits.test=test"]
+    config = with_flags(Config(), flags, "run")
+    assert (config.data.background, config.data.group) == ("gray", "patient")
+    assert config.data.splits == SplitsConfig("train[:90%]", test="test")

@@ -1,0 +1,228 @@
+"""What users of Keras and of its own Distiller expect: compile, fit, evaluate, export, several replicas."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+
+from tfigkd.losses import AttentionTransfer, KLDivergence
+from tfigkd.training.distiller import Distiller
+
+RNG = np.random.default_rng(0)
+X = RNG.normal(size=(32, 6)).astype(np.float32)
+Y = RNG.integers(0, 5, 32)
+LOGITS = RNG.normal(size=(32, 5)).astype(np.float32)
+CROSS_ENTROPY = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+
+
+def net(seed=0, regularizer=None):
+    keras.utils.set_random_seed(seed)
+    inputs = keras.Input((6,))
+    return keras.Model(inputs, keras.layers.Dense(5, kernel_regularizer=regularizer)(inputs))
+
+
+def distiller(student=None, weight=0.5, compile=True, **options):
+    losses = {"kd": KLDivergence(2.0)}
+    model = Distiller(student or net(), losses=losses, loss_weights={"kd": weight}, **options)
+    if compile:
+        model.compile(keras.optimizers.SGD(0.1), jit_compile=False)
+    return model
+
+
+def largest_difference(left, right):
+    return max(np.abs(a - b).max() for a, b in zip(left.get_weights(), right.get_weights(), strict=True))
+
+
+def test_labels_that_are_no_class_are_refused():
+    with pytest.raises(ValueError, match=r"labels must be in 0\.\.4 for 5 classes, got 5\.\.5"):
+        distiller(weight=0.0).fit(X, {"label": np.full(32, 5), "teacher_logits": LOGITS}, verbose=0)
+    # a data set is not looked at before the training: its loss is NaN, not 0
+    import tensorflow as tf
+
+    batches = tf.data.Dataset.from_tensor_slices((X, {"label": np.full(32, 5), "teacher_logits": LOGITS})).batch(32)
+    assert np.isnan(distiller(weight=0.0).fit(batches, shuffle=False, verbose=0).history["loss"]).all()
+
+
+@pytest.mark.parametrize("loss", [CROSS_ENTROPY, "sparse_categorical_crossentropy"])
+def test_a_given_cross_entropy_trains_as_the_default_and_as_plain_keras(loss):
+    plain, given, default = net(), distiller(weight=0.0, compile=False), distiller(weight=0.0)
+    plain.compile(keras.optimizers.SGD(0.1), CROSS_ENTROPY)
+    given.compile(keras.optimizers.SGD(0.1), loss=loss, jit_compile=False)
+    plain.fit(X, Y, epochs=3, batch_size=12, shuffle=False, verbose=0)
+    for model in (given, default):
+        targets = {"label": Y, "teacher_logits": LOGITS}
+        model.fit(X, targets, epochs=3, batch_size=12, shuffle=False, verbose=0)
+        assert largest_difference(plain, model.student) < 1e-6
+
+
+def test_a_given_loss_replaces_the_hard_label_loss_and_is_saved(tmp_path):
+    @keras.saving.register_keras_serializable("test_distiller_as_keras")
+    def brier(labels, logits):
+        hot = keras.ops.one_hot(keras.ops.cast(labels, "int32"), 5)
+        return keras.ops.mean((keras.ops.softmax(logits) - hot) ** 2, -1)
+
+    model = distiller(compile=False)
+    model.compile(keras.optimizers.SGD(0.1), loss=brier, jit_compile=False)
+    logits = model.predict(X, verbose=0)
+    powers = np.exp(logits)
+    expected = np.mean((powers / powers.sum(1, keepdims=True) - np.eye(5)[Y]) ** 2)
+    result = model.evaluate(X, Y, verbose=0, return_dict=True)
+    np.testing.assert_allclose(result["hard_loss"], expected, rtol=1e-5)
+    model.save(tmp_path / "distiller.keras")
+    again = keras.saving.load_model(tmp_path / "distiller.keras").evaluate(X, Y, verbose=0, return_dict=True)
+    np.testing.assert_allclose(again["hard_loss"], expected, rtol=1e-5)
+
+
+def test_names_that_would_overwrite_a_log_are_refused():
+    for name in ("hard", "loss"):
+        with pytest.raises(ValueError, match=f"cannot be named '{name}'"):
+            Distiller(net(), losses={name: KLDivergence()}, loss_weights={name: 0.5})
+    model = distiller(compile=False)
+    with pytest.raises(ValueError, match="'hard_loss', which is a term of the loss"):
+        model.compile("sgd", metrics=[keras.metrics.SparseCategoricalAccuracy(name="hard_loss")])
+
+
+def test_loss_means_the_same_in_evaluation_live_cached_and_alone():
+    """It is the loss of plain Keras on the same weights, regularization included."""
+    regularizer = keras.regularizers.L2(0.1)
+    plain = net(regularizer=regularizer)
+    plain.compile("sgd", CROSS_ENTROPY)
+    expected = plain.evaluate(X, Y, verbose=0)
+    live = distiller(net(regularizer=regularizer), teacher=net(1)).evaluate(X, Y, verbose=0, return_dict=True)
+    student = distiller(net(regularizer=regularizer))
+    cached = student.evaluate(X, {"label": Y, "teacher_logits": LOGITS}, verbose=0, return_dict=True)
+    alone = student.evaluate(X, Y, verbose=0, return_dict=True)
+    for result in (live, cached, alone):
+        np.testing.assert_allclose(result["loss"], expected, rtol=1e-5)
+    assert "kd_loss" in live and "kd_loss" in cached and "kd_loss" not in alone
+
+
+def test_a_weight_of_the_hard_label_of_its_own():
+    with pytest.raises(ValueError, match=r"in \[0, 1\], got 9\.0.*hard_weight"):
+        distiller(weight=9.0)
+    model = distiller(weight=9.0, hard_weight=0.1)
+    targets = {"label": Y, "teacher_logits": LOGITS}
+    result = model.train_on_batch(X, targets, return_dict=True)
+    np.testing.assert_allclose(result["loss"], 0.1 * result["hard_loss"] + 9.0 * result["kd_loss"], rtol=1e-5)
+    assert Distiller.from_config(model.get_config()).hard_weight == 0.1
+
+
+class SquaredDifference(keras.distillation.DistillationLoss):
+    def compute_loss(self, teacher_outputs, student_outputs, **kwargs):
+        return keras.ops.mean((teacher_outputs - student_outputs) ** 2)
+
+
+def test_losses_of_keras_and_of_users_are_taken():
+    """One step of each, against `keras.distillation.Distiller` with the same loss and weights."""
+    for loss in (SquaredDifference(), keras.distillation.LogitsDistillation(2.0)):
+        ours = Distiller(net(), losses={"kd": loss}, loss_weights={"kd": 0.3}, teacher=net(1))
+        ours.compile(keras.optimizers.SGD(0.1), jit_compile=False)
+        ours.train_on_batch(X, Y)
+        theirs = keras.distillation.Distiller(net(1), net(), loss, student_loss_weight=0.7)
+        theirs.compile(keras.optimizers.SGD(0.1), loss=CROSS_ENTROPY, jit_compile=False)
+        theirs.train_on_batch(X, Y)
+        assert largest_difference(ours.student, theirs.student) < 1e-6
+    with pytest.raises(ValueError, match=r"keras\.distillation\.DistillationLoss, got 'kl'"):
+        Distiller(net(), losses={"kd": "kl"}, loss_weights={"kd": 0.5})
+
+
+def convolutional():
+    inputs = keras.Input((8, 8, 3))
+    x = keras.layers.Conv2D(4, 3, name="c")(inputs)
+    return keras.Model(inputs, keras.layers.Dense(5)(keras.layers.Flatten()(x)))
+
+
+def test_feature_distillation_of_keras_looks_at_its_layers():
+    images = RNG.random((8, 8, 8, 3)).astype(np.float32)
+    loss = keras.distillation.FeatureDistillation("mse", teacher_layer_name="c", student_layer_name="c")
+    student, teacher = convolutional(), convolutional()
+    model = Distiller(student, losses={"f": loss}, loss_weights={"f": 1.0}, teacher=teacher)
+    features = [keras.Model(m.input, m.get_layer("c").output)(images) for m in (student, teacher)]
+    terms, _ = model.compute_terms(images, Y[:8], training=False)
+    expected = np.mean((np.array(features[0]) - np.array(features[1])) ** 2)
+    np.testing.assert_allclose(terms["f_loss"], expected, rtol=1e-5)
+
+
+def test_class_weight_trains_as_in_plain_keras_and_with_cached_knowledge():
+    weights = {0: 3.0, 2: 0.5}
+    plain = net()
+    plain.compile(keras.optimizers.SGD(0.1), CROSS_ENTROPY)
+    plain.fit(X, Y, epochs=2, batch_size=16, shuffle=False, class_weight=weights, verbose=0)
+    import tensorflow as tf
+
+    targets = {"label": Y, "teacher_logits": LOGITS}
+    arrays, batches = distiller(weight=0.0), distiller(weight=0.0)
+    arrays.fit(X, targets, epochs=2, batch_size=16, shuffle=False, class_weight=weights, verbose=0)
+    data = tf.data.Dataset.from_tensor_slices((X, targets)).batch(16)
+    batches.fit(data, epochs=2, shuffle=False, class_weight=weights, verbose=0)
+    assert largest_difference(plain, arrays.student) < 1e-6
+    assert largest_difference(plain, batches.student) < 1e-6
+    hot = distiller(weight=0.0, teacher=net(1))
+    hot.fit(X, np.eye(5)[Y], epochs=2, batch_size=16, shuffle=False, class_weight=weights, verbose=0)
+    assert largest_difference(plain, hot.student) < 1e-6
+
+
+class Subclassed(keras.Model):
+    def __init__(self):
+        super().__init__()
+        self.dense = keras.layers.Dense(5)
+
+    def call(self, inputs, training=None):
+        return self.dense(inputs)
+
+
+def test_subclassed_models_distil_by_their_logits():
+    student, teacher = Subclassed(), Subclassed()
+    student(X), teacher(X)
+    model = Distiller(student, losses={"kd": KLDivergence(2.0)}, loss_weights={"kd": 0.5}, teacher=teacher)
+    model.compile(keras.optimizers.SGD(0.1), jit_compile=False)
+    first, last = model.fit(X, Y, epochs=5, verbose=0).history["loss"][::4]
+    assert last < first
+
+
+def test_export_after_fit_is_the_student(tmp_path):
+    model = distiller(teacher=net(1))
+    model.fit(X, Y, verbose=0)
+    model.export(tmp_path / "exported", verbose=False)
+    import tensorflow as tf
+
+    loaded = tf.saved_model.load(str(tmp_path / "exported"))
+    np.testing.assert_allclose(loaded.serve(X), model.student(X), atol=1e-6)
+
+
+REPLICAS = """
+import sys
+import numpy as np, tensorflow as tf, keras
+cpu = tf.config.list_physical_devices("CPU")[0]
+tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
+sys.path.insert(0, {tests!r})
+from test_distiller_as_keras import X, Y, distiller, net
+for regularizer in (None, keras.regularizers.L2(0.1)):
+    students = []
+    for devices in (["CPU:0"], ["CPU:0", "CPU:1"]):
+        with tf.distribute.MirroredStrategy(devices, tf.distribute.ReductionToOneDevice()).scope():
+            model = distiller(net(regularizer=regularizer), teacher=net(1))
+        model.fit(X, Y, batch_size=16, epochs=2, shuffle=False, verbose=0)
+        students.append(model.student.get_weights())
+    for one, two in zip(*students, strict=True):
+        np.testing.assert_allclose(one, two, atol=1e-6)
+"""
+
+
+def test_two_replicas_train_as_one():
+    program = REPLICAS.format(tests=str(Path(__file__).parent))
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
+def test_taps_are_checked_before_training():
+    with pytest.raises(ValueError, match="no layer 'd'"):
+        Distiller(
+            convolutional(),
+            losses={"at": AttentionTransfer("d", "c")},
+            loss_weights={"at": 1.0},
+            teacher=convolutional(),
+        )
