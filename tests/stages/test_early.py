@@ -55,10 +55,16 @@ SHORT = [
 ]
 
 
-def save(path: Path, *stack: keras.Layer) -> str:
+def save(path: Path, images: np.ndarray, labels: np.ndarray, *stack: keras.Layer) -> None:
+    """Save a network that has learned the classes; one at chance is refused as a teacher."""
     head = [L.GlobalAveragePooling2D(), L.Dense(3)]
-    keras.Sequential([keras.Input((12, 12, 3)), L.Conv2D(8, 3), *stack, *head]).save(path)
-    return str(path)
+    model = keras.Sequential([keras.Input((12, 12, 3)), L.Conv2D(8, 3), *stack, *head])
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile(keras.optimizers.Adam(0.02), loss, metrics=["accuracy"])
+    pixels = images / np.float32(255)
+    model.fit(pixels, labels, epochs=40, batch_size=20, verbose=0)
+    assert model.evaluate(pixels, labels, verbose=0)[1] > 0.7
+    model.save(path)
 
 
 @pytest.fixture(scope="module")
@@ -72,10 +78,15 @@ def files(tmp_path_factory):
         image[..., label] += 100
     np.savez(folder / "data.npz", x_train=images, y_train=labels, x_test=images[:30] + 1, y_test=labels[:30])
     keras.utils.set_random_seed(0)
-    save(folder / "plain.keras", L.ReLU())
-    save(folder / "swish.keras", L.Activation("swish"), L.Rescaling(0.5))
-    save(folder / "norm.keras", L.LayerNormalization(name="odd"))
-    save(folder / "nested.keras", keras.Sequential([L.Conv2D(16, 3), L.BatchNormalization(), L.ReLU(), L.Conv2D(8, 1)]))
+    inner = [L.Conv2D(16, 3), L.BatchNormalization(momentum=0.5), L.ReLU(), L.Conv2D(8, 1)]
+    stacks = {
+        "plain": [L.ReLU()],
+        "swish": [L.Activation("swish"), L.Rescaling(0.5)],
+        "norm": [L.LayerNormalization(name="odd")],
+        "nested": [keras.Sequential(inner)],
+    }
+    for name, stack in stacks.items():
+        save(folder / f"{name}.keras", images, labels, *stack)
     return folder
 
 

@@ -48,7 +48,8 @@ def _attribution_settings(config: Config) -> dict[str, Any]:
     """What the attribution measures depend on; what bounds memory and files is left out."""
     sigma, left_out = blur_sigma(dataset(config.data).image_shape), ("batch_size", "shard_size")
     settings = {name: value for name, value in asdict(config.attribution).items() if name not in left_out}
-    return settings if sigma == FIRST_SIGMA else settings | {"sigma": sigma}
+    blurred = config.attribution.baseline == "blur" and sigma != FIRST_SIGMA
+    return settings | {"sigma": sigma} if blurred else settings
 
 
 def _explain(
