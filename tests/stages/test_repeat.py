@@ -16,6 +16,10 @@ CHANGES = {
     "teacher.weights": "some where/w.npz",
     "data.limit": 100,
     "training.ema": 0.99,
+    "training.class_weight": {"7": 2.0, "a class": 0.5},
+    "teacher.training.class_weight": "balanced",
+    "data.splits.train": "train[:90%]",
+    "data.group": "patient",
     "augment.flip": True,  # quickstart has it off
 }
 

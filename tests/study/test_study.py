@@ -353,6 +353,7 @@ def test_a_protocol_is_what_decides_the_training_apart_from_the_seed(tmp_path):
     changes = [
         ({"training.epochs": 3}, {}),
         ({"losses.kd.weight": 0.1}, {}),
+        ({"training.class_weight": {"cat": 2.0}}, {}),
         ({}, {"data": "d2"}),
         ({}, {"teacher": "t2"}),
     ]

@@ -39,7 +39,7 @@ def resolve(config: Config, workdir: Workdir) -> Config:
     path = workdir.run / PRECISION
     chosen: dict[str, Any] = read_signed(path, REMEDY) if path.is_file() else {}
     if teacher.precision == "auto":
-        trained = config.needs_teacher and config.teacher.train and config.teacher.weights is None
+        trained = config.needs_teacher and config.teacher.trained
         chosen.setdefault("teacher", _measured(config, config.teacher, teacher, workdir) if trained else UNTRAINED)
     if student.precision == "auto":
         chosen.setdefault("student", _measured(config, config.student, student, workdir))

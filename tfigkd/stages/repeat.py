@@ -62,4 +62,6 @@ def _flag(field: str, value: Any) -> list[str]:
     if isinstance(value, bool):
         table, _, last = field.rpartition(".")
         return [f"--{field}" if value else f"--{table}.no_{last}"]
+    if isinstance(value, dict):
+        return [f"--{field}", *(str(word) for pair in value.items() for word in pair)]
     return [f"--{field}", *(map(str, value) if isinstance(value, list) else [str(value)])]

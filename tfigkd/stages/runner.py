@@ -106,13 +106,21 @@ def changed_settings(path: Path, chosen: Run) -> list[str]:
     try:
         before = json.loads(path.read_text(encoding="utf-8"))
         # a field that a newer version has brought stands at its default
-        before["config"] = to_mapping(from_mapping(Config, before["config"]))
-        changed = [field for field in differences(before, chosen.settings) if not _free(field)]
+        before["config"] = _settled(from_mapping(Config, before["config"]))
+        now = chosen.settings | {"config": _settled(chosen.config)}
+        changed = [field for field in differences(before, now) if not _free(field)]
     except (UserError, OSError, ValueError, AttributeError, KeyError, TypeError, RecursionError) as error:
         raise UserError(f"{path} is damaged ({error}); choose another --workdir or delete it") from error
     if DATA in changed and _same_data(path.parent, chosen.config):
         changed.remove(DATA)
     return changed
+
+
+def _settled(config: Config) -> dict[str, Any]:
+    """Return a config as plain values, with what is decided where nothing is given in its place."""
+    values = to_mapping(config)
+    values["teacher"]["train"] = config.teacher.trains
+    return values
 
 
 def _same_data(folder: Path, config: Config) -> bool:

@@ -11,13 +11,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from tfigkd.config.experiment import Config, override, to_mapping
-from tfigkd.config.reading import dotted_names, from_mapping, value_at
+from tfigkd.config.reading import differences, from_mapping, value_at
 from tfigkd.runtime.errors import UserError
 from tfigkd.runtime.files import fingerprint, read_manifest
 from tfigkd.stages.runner import FREE, SETTINGS
 
 COLUMN = "protocol"
-DATA = ("data.name", "data.image_size", "data.limit")
+DATA = ("data.name", "data.image_size", "data.limit", "data.background", "data.group", "data.splits.")
 """Fields that the fingerprint of the data replaces."""
 
 Row = Mapping[str, str]
@@ -54,8 +54,8 @@ def protocol_of(run: Path, seed_fields: Sequence[str] = ()) -> str:
         free += ("teacher.",)
     unset, values = to_mapping(Config()), to_mapping(config)
     # only what differs from its default, so that a field of a later version changes no hash
-    kept = {name: value_at(values, name) for name in dotted_names(values) if not name.startswith(free)}
-    return fingerprint("protocol", known, {name: one for name, one in kept.items() if one != value_at(unset, name)})
+    changed = [name for name in differences(unset, values) if not name.startswith(free)]
+    return fingerprint("protocol", known, {name: value_at(values, name) for name in changed})
 
 
 def _by_kind(rows: Iterable[Row]) -> dict[tuple[str, str], dict[str, list[Row]]]:
