@@ -188,6 +188,6 @@ def test_the_command_refuses_data_that_do_not_fit(shop, capsys, tmp_path):
 
     pixels, labels = np.random.default_rng(0).integers(0, 256, (40, 8, 8, 3), dtype=np.uint8), np.arange(40) % 10
     assert "x_train is float32; expected uint8 pixels" in archive("scaled.npz", pixels / np.float32(255), labels)
-    assert "hold pixels from 0 to 1 alone, as if scaled" in archive("dark.npz", pixels // 128, labels)
+    assert "have only pixels from 0 to 1, as if scaled" in archive("dark.npz", pixels // 128, labels)
     assert "has 10 classes" in archive("classes.npz", pixels, labels % 5)
     assert not (tmp_path / "x.tflite").exists()

@@ -15,7 +15,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tfigkd.config.experiment import to_mapping
+from tfigkd.config.experiment import Config, to_mapping
+from tfigkd.config.reading import differences, dotted_names, value_at
 from tfigkd.data import load
 from tfigkd.run import parse
 from tfigkd.runtime import tfrecord
@@ -72,6 +73,58 @@ def smoke(tmp_path_factory):
     return folder, succeed(folder, "--experiment", "quickstart", "--smoke", *short)
 
 
+def test_the_commands_are_listed(tmp_path):
+    for arguments in ((), ("--help",)):
+        lines = succeed(tmp_path, *arguments, module="tfigkd").splitlines()
+        listed = {line.split()[0] for line in lines if line.startswith("  ")}
+        modules = {path.stem for path in (ROOT / "tfigkd").glob("*.py")} - {"__init__", "__main__"}
+        packages = {path.parent.name for path in (ROOT / "tfigkd").glob("*/__main__.py")}
+        assert listed == modules | packages
+        assert max(map(len, lines)) < 120
+    done = call(tmp_path, "run", "--experiment", "kd", module="tfigkd")
+    assert done.returncode == 1 and "got 'run'; python -m tfigkd.run" in done.stderr
+
+
+def test_a_dry_run_says_what_would_be_done_and_writes_nothing(tmp_path):
+    output = succeed(tmp_path, "--experiment", "quickstart", "--dry-run", "--student.width", "4", "--data.limit", "60")
+    assert "The student is not smaller than its teacher" in output and "--student.width" in output
+    assert "60 validation images cannot tell more than" in output
+    assert "stages: data, teacher, overlays, distill, export, evaluate, benchmark, report; about " in output
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_worthless_run_says_so_and_strict_makes_it_the_exit_status(tmp_path):
+    stages = "data,teacher,overlays,distill,evaluate,report"
+    short = (
+        "--data.limit",
+        "60",
+        "--teacher.training.epochs",
+        "1",
+        "--training.epochs",
+        "1",
+        "--attribution.n_steps=2",
+    )
+    small = ("--teacher.drop_blocks", "16", "--student.drop_blocks", "17", "--evaluation.attribution_examples", "0")
+    done = call(tmp_path, "--experiment", "quickstart", "--stages", stages, "--strict", *short, *small)
+    assert done.returncode == 2 and done.stderr == ""
+    said = [line for line in done.stdout.splitlines() if line.startswith("verdict: ")]
+    assert any("The student is at chance" in line and "--training.epochs" in line for line in said)
+    folder = tmp_path / "runs/quickstart/0"
+    kinds = [one["kind"] for one in json.loads((folder / "verdict.json").read_text())]
+    assert "at chance" in kinds and len(kinds) == len(said)
+    for name in ("report.md", "report.html"):
+        assert "The student is at chance" in (folder / name).read_text(encoding="utf-8")
+    refused = call(tmp_path, "--experiment", "quickstart", "--stages", "data", "--strict")
+    assert "error: --strict needs the verdict of stage report, got --stages data; add report" in refused.stderr
+
+
+def test_a_run_stops_after_its_minutes_and_goes_on(tmp_path):
+    arguments = ("--experiment", "quickstart", "--stages", "data,teacher", "--teacher.training.epochs", "4000")
+    done = call(tmp_path, *arguments, "--minutes", "0.4", "--data.limit", "60", "--teacher.drop_blocks", "17")
+    assert done.returncode == 130 and "stopped; nothing finished is lost. Go on with: " in done.stderr
+    assert "--minutes must be positive, got -1" in call(tmp_path, *arguments, "--minutes=-1").stderr
+
+
 def test_list_shows_each_experiment_on_one_line(tmp_path):
     lines = succeed(tmp_path, "--list").splitlines()
     assert [line.split()[0] for line in lines] == sorted(EXPERIMENTS)
@@ -120,11 +173,14 @@ def test_smoke_runs_all_stages_and_is_marked(smoke):
     run = folder / "runs/quickstart-smoke/0"
     saved = json.loads((run / "config.json").read_text())
     assert (saved["experiment"], saved["seed"], saved["smoke"]) == ("quickstart", 0, True)
+    # only what differs from the defaults is printed
+    defaults, changed = to_mapping(Config()), {}
+    for field in differences(defaults, saved["config"]):
+        if not field.startswith("compress."):
+            changed[field] = value_at(saved["config"], field)
     printed = printed_config(output)
-    config = without_none(saved["config"])
-    config["losses"] = {name: term for name, term in config["losses"].items() if term["weight"] > 0}
-    assert config.pop("compress")["method"] == "none" and "compress" not in printed
-    assert {name: printed.get(name, {}) for name in config} == config
+    assert {name: value_at(printed, name) for name in dotted_names(printed)} == changed
+    assert 15 < len(changed) < len(dotted_names(defaults)) / 3
     (row,) = csv.DictReader((run / "rows.csv").read_text().splitlines())
     assert (row["experiment"], row["seed"], row["smoke"]) == ("quickstart", "0", "True")
     assert 0 <= float(row["student_accuracy"]) <= 1

@@ -7,6 +7,7 @@ import argparse
 import shlex
 import sys
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,9 @@ import numpy as np
 
 from tfigkd.config.measure_fields import BenchmarkConfig
 from tfigkd.edge.contract import admit
+from tfigkd.edge.files import add_space_options, file_predictor, image_side
 from tfigkd.edge.footprint import footprint
 from tfigkd.edge.latency import latencies
-from tfigkd.edge.litert import litert_predictor
 from tfigkd.runtime import console
 from tfigkd.runtime.command import command
 from tfigkd.runtime.provenance import append_row, origin
@@ -54,11 +55,16 @@ def rows(
     return made
 
 
-def describe(path: Path, data: Any = None) -> dict[str, Any]:
+def describe(path: Path, data: Any = None, **spaces: Any) -> dict[str, Any]:
     """Columns that say what a file is, from its contract, and what it scores on the test split of a data set.
 
+    Args:
+        path: The file.
+        data: A data set, whose classes it must know; see `file_predictor`.
+        spaces: `input_range` and `outputs` of the file.
+
     Raises:
-        UserError: the contract is damaged or of another file, or the images do not fit.
+        UserError: the contract is damaged or of another file, or the images or classes do not fit.
     """
     contract = admit(path) or {}
     parity = contract.get("parity", {})
@@ -66,7 +72,7 @@ def describe(path: Path, data: Any = None) -> dict[str, Any]:
     columns |= {f"validation_{name}": parity.get(name) for name in PARITY}
     columns |= dict.fromkeys(("data", "data_fingerprint", "n_test", "accuracy"))
     if data is not None:
-        logits = litert_predictor(path)(data.test.images)
+        logits = file_predictor(path, data.class_names, **spaces)(data.test.images)
         columns |= {"data": data.name, "data_fingerprint": data.fingerprint, "n_test": len(data.test)}
         columns["accuracy"] = float(np.mean(logits.argmax(axis=1) == data.test.labels))
     return columns
@@ -86,14 +92,25 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--runs", type=int, default=defaults.runs, help="timed inferences of each file")
     parser.add_argument("--warmup", type=int, default=defaults.warmup, help="inferences before the clock starts")
     parser.add_argument("--data", help="measure accuracy on the test split of this data set as well")
-    parser.add_argument("--data-dir", help="prepared tfds directory (default: TFDS_DATA_DIR)")
+    parser.add_argument(
+        *("--image-size", "--image_size"),
+        type=int,
+        help="stretch pictures to this height and width, antialiased (default: the size that each file takes)",
+    )
+    add_space_options(parser)
+    parser.add_argument("--data-dir", "--data_dir", help="prepared tfds directory (default: TFDS_DATA_DIR)")
     parser.add_argument("--rows", type=Path, help="append the results to this .csv")
     options = parser.parse_args(arguments)
     from tfigkd.data import load
 
     config = BenchmarkConfig(options.runs, options.warmup, tuple(options.threads))
-    data = load(options.data, directory=options.data_dir) if options.data else None
-    named = {path: describe(path, data) for path in options.files}
+    spaces = {"input_range": options.input_range and tuple(options.input_range), "outputs": options.outputs}
+
+    @cache
+    def data(side: int | None) -> Any:
+        return load(options.data, directory=options.data_dir, image_size=options.image_size or side)
+
+    named = {path: describe(path, data(image_side(path)) if options.data else None, **spaces) for path in options.files}
     for row in rows(named, config, f"python -m tfigkd.benchmark {shlex.join(arguments)}"):
         if options.rows:
             append_row(options.rows, row)
@@ -103,7 +120,7 @@ def main(arguments: list[str]) -> None:
             for threads in config.threads
         )
         memory = "" if row["peak_memory"] is None else f", {row['peak_memory'] / 1e6:.1f} MB of memory"
-        score = f", accuracy {100 * row['accuracy']:.2f} %" if data else ""
+        score = f", accuracy {100 * row['accuracy']:.2f} %" if options.data else ""
         console.say(
             f"{row['model']}: {row['bytes'] / 1e3:,.1f} kB ({row['gzip_bytes'] / 1e3:,.1f} gzipped), "
             f"{row['multiply_adds'] / 1e6:,.2f} M multiply-adds{memory}; {timed}{score}"

@@ -7,31 +7,38 @@ python -m tfigkd.evaluate student.keras --data imagenet_cifar10 --image-size 32 
 
 import shlex
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import numpy as np
 from tyro.conf import Positional, arg
 
-from tfigkd.config.flags import DataOptions, read_all_options
+from tfigkd.config.flags import DataOptions, SpaceOptions, read_all_options
+from tfigkd.data.spaces import Range
 from tfigkd.runtime import console
 from tfigkd.runtime.command import command
 from tfigkd.runtime.provenance import append_row, origin
 
 PROG = "python -m tfigkd.evaluate"
+Predict = Callable[[np.ndarray], np.ndarray]
+PREFIX = "keras/"
+TRIED = 256
+"""Images on which another reading of a model at chance is tried."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options(DataOptions):
+class Options(DataOptions, SpaceOptions):
     """Measure a model on the test split of a data set, or on all of one that no model was trained on."""
 
     model: Annotated[str, Positional, arg(metavar="MODEL")]
-    """mobilenet_v2, resnet20|32|44|56, or a .keras or .tflite file."""
+    """mobilenet_v2, resnet20|32|44|56, convnet, keras/NAME, or a .keras or .tflite file."""
     data: str = "cifar10"
     """A tfds name, "digits", the path of an .npz file, of a .csv list or of an image folder."""
     weights: str | None = None
-    """Published PyTorch weights (.npz) for a named architecture."""
+    """Published PyTorch weights (.npz) for a named architecture; a local .h5 or .keras file for keras/NAME."""
     drop_blocks: int = 0
     """Blocks dropped from mobilenet_v2."""
     normalization: Literal["none", "cifar10", "imagenet"] = "none"
@@ -44,34 +51,76 @@ class Options(DataOptions):
     """Append the result to this .csv."""
 
 
-def _measure(options: Options) -> dict[str, Any]:
-    """What is known of the model: data, number of images and metrics; per class it is said at once."""
+def _predictor(options: Options, data: Any, input_range: Range | None) -> Predict:
+    """Return the model as a function from uint8 images to the logits of the data's classes."""
     from tfigkd import models
-    from tfigkd.data import concatenate, load
-    from tfigkd.edge.contract import admit
-    from tfigkd.edge.litert import litert_predictor
-    from tfigkd.measure.explanation import measure
-    from tfigkd.measure.metrics import per_class, predict_logits
+    from tfigkd.edge.files import file_predictor
+    from tfigkd.measure.metrics import predict_logits
 
-    data = load(options.data, directory=options.data_dir, image_size=options.image_size, **options.reading)
-    examples = data.test if options.split == "test" else concatenate([data.train, data.validation, data.test])
+    spaces: dict[str, Any] = {"input_range": input_range, "outputs": options.outputs}
     if options.model.endswith(".tflite"):
-        admit(Path(options.model))
-        predict = litert_predictor(Path(options.model))
-    else:
-        network = {"drop_blocks": options.drop_blocks, "normalization": options.normalization}
-        model = models.build(options.model, num_classes=data.num_classes, input_shape=data.image_shape, **network)
-        if options.weights:
-            models.load_torch_weights(model, options.weights)
-        predict = partial(predict_logits, model)
-    values, logits = measure(predict, examples)
+        return file_predictor(Path(options.model), data.class_names, **spaces)
+    published = bool(options.weights) and not options.model.startswith(PREFIX)
+    model = models.build(
+        options.model,
+        num_classes=data.num_classes,
+        input_shape=data.image_shape,
+        weights=None if published else options.weights,
+        drop_blocks=options.drop_blocks,
+        normalization=options.normalization,
+        images=data.test.images if options.model.endswith(".keras") else None,
+        **spaces,
+    )
+    if published:
+        models.load_torch_weights(model, str(options.weights))
+    return partial(predict_logits, model)
+
+
+def _own_side(name: str) -> int | None:
+    """Return the height and width that a file takes; a named network takes any."""
+    from tfigkd import models
+    from tfigkd.edge.files import image_side
+
+    if name.endswith(".tflite"):
+        return image_side(Path(name))
+    return models.own_image_size(name) if name.endswith(".keras") else None
+
+
+def _measure(options: Options) -> tuple[dict[str, Any], str | None]:
+    """What is known of the model: data, number of images and metrics, and what to try where it is at chance."""
+    from tfigkd.data import concatenate, load
+    from tfigkd.data.spaces import RANGES
+    from tfigkd.measure.chance import near_chance, what_helps
+    from tfigkd.measure.explanation import measure
+    from tfigkd.measure.metrics import per_class
+
+    side = options.image_size or _own_side(options.model)
+    data = load(options.data, directory=options.data_dir, image_size=side, **options.reading)
+    examples = data.test if options.split == "test" else concatenate([data.train, data.validation, data.test])
+    values, logits = measure(_predictor(options, data, options.input_range), examples)
     if options.per_class:
-        recalls = per_class(logits, examples.labels, data.num_classes)
+        recalls = per_class(logits, examples.labels, data.num_classes)[: data.num_classes]
         width = max(map(len, data.class_names))
         for name, one in zip(data.class_names, recalls, strict=True):
             recall = "no images" if one["recall"] is None else f"{100 * one['recall']:6.2f} % of {one['examples']:,}"
             console.say(f"{name:<{width}}  {recall}")
-    return {"data": data.name, "data_fingerprint": data.fingerprint, "n_test": len(examples), **values}
+    advice = None
+    if near_chance(logits[:, : data.num_classes], examples.labels):
+        some = examples.take(slice(TRIED))
+        others = {}
+        if options.model.endswith((".tflite", ".keras")):
+            ranges = [one for one in RANGES if one != options.input_range]
+            others = {
+                f"--input-range {one[0]:g} {one[1]:g}": partial(_logits_in, options, data, one, some.images)
+                for one in ranges
+            }
+        helps = what_helps(logits[: len(some)], some.labels, data.class_names, others)
+        advice = helps or "look at the values of its pixels (--input-range) and at the order of its classes"
+    return {"data": data.name, "data_fingerprint": data.fingerprint, "n_test": len(examples), **values}, advice
+
+
+def _logits_in(options: Options, data: Any, input_range: Range, images: np.ndarray) -> np.ndarray:
+    return _predictor(options, data, input_range)(images)
 
 
 @command()
@@ -79,13 +128,15 @@ def main(arguments: list[str]) -> None:
     """Entry point of `python -m tfigkd.evaluate`."""
     options = read_all_options(Options, arguments, prog=PROG)
     with console.quiet_stderr():  # TensorFlow greets when it is imported and when it looks for a GPU
-        values = _measure(options)
+        values, advice = _measure(options)
     if options.rows:
         named = {"model": options.model, "weights": options.weights or ""}
         append_row(options.rows, named | values | origin(f"{PROG} {shlex.join(arguments)}"))
     figures = f"accuracy {100 * values['accuracy']:.2f} %  balanced {100 * values['balanced_accuracy']:.2f} %"
     figures += f"  nll {values['nll']:.4f}  ece {100 * values['ece']:.2f} %"
     console.say(f"{figures}  ({values['n_test']:,} images)")
+    if advice is not None:
+        console.say(f"as chance would be; {advice}")
 
 
 if __name__ == "__main__":

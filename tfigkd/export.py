@@ -12,24 +12,25 @@ from typing import Annotated, Any
 from tyro.conf import Positional, arg
 
 from tfigkd.config.fields import ExportConfig, Format
-from tfigkd.config.flags import DataOptions, read_all_options
+from tfigkd.config.flags import DataOptions, SpaceOptions, read_all_options
 from tfigkd.runtime import console
 from tfigkd.runtime.command import command
 from tfigkd.runtime.errors import UserError
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options(DataOptions):
-    """Convert a Keras image classifier to a LiteRT file, calibrated and compared on validation images of --data."""
+class Options(DataOptions, SpaceOptions):
+    """Convert a Keras image classifier to a LiteRT file, calibrated and compared on validation images of --data.
+
+    Whatever the model takes and gives, the file takes images in [0,1] and gives logits.
+    """
 
     model: Annotated[str, Positional, arg(metavar="MODEL.keras")]
-    """A .keras file: images to logits or softmax probabilities."""
+    """A .keras file: images to logits or probabilities."""
     format: Format
     """Number format of the file."""
     output: Path
     """The .tflite file; its contract is written beside it."""
-    input_range: tuple[float, float] = (0.0, 1.0)
-    """The values of a black and of a white pixel that the model was trained with; the file takes 0 and 1."""
     calibration_examples: int = ExportConfig.calibration_examples
     """Validation images that calibrate int8 and int16x8."""
     min_agreement: float = ExportConfig.min_int8_agreement
@@ -43,7 +44,12 @@ def _load(options: Options) -> tuple[Any, Any]:
     from tfigkd.models.layers import with_stock_layers
 
     side = options.image_size
-    own = models.load_own(options.model, input_shape=None if side is None else (side, side, 3))
+    own = models.load_own(
+        options.model,
+        input_shape=None if side is None else (side, side, 3),
+        input_range=options.input_range,
+        outputs=options.outputs,
+    )
     height, width, channels = own.input_shape[1:]
     data = None
     if options.data:
@@ -60,7 +66,7 @@ def _load(options: Options) -> tuple[Any, Any]:
                 f"{options.model} has {own.output_shape[-1]} classes, {options.data} has {data.num_classes}; give the "
                 "data that it was trained on"
             )
-    return with_stock_layers(models.with_input_range(own, *options.input_range)), data
+    return with_stock_layers(own), data
 
 
 def run(options: Options) -> str:

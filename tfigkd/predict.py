@@ -13,8 +13,10 @@ from typing import Any
 import numpy as np
 
 from tfigkd.config.fields import BACKGROUND, is_color
-from tfigkd.data.pictures import bombs_refused, decode, reading
+from tfigkd.data.pictures import bombs_refused, decode, is_picture, reading
+from tfigkd.data.spaces import UNIT, Outputs, Range, to_logits
 from tfigkd.edge.contract import admit, contract_path
+from tfigkd.edge.files import add_space_options, spaces
 from tfigkd.edge.litert import dequantize, input_values, open_classifier
 from tfigkd.runtime.command import command
 from tfigkd.runtime.errors import UserError, plain
@@ -108,15 +110,42 @@ def probabilities(logits: np.ndarray) -> np.ndarray:
     return powers / powers.sum()
 
 
-def predictions(interpreter: Any, pictures: Sequence[np.ndarray]) -> Iterator[tuple[np.ndarray, float]]:
+def pictures_in(paths: Sequence[Path]) -> list[Path]:
+    """Return pictures; a folder stands for all pictures in it and in its folders, in the order of their names.
+
+    Raises:
+        UserError: A folder has no pictures.
+    """
+    found: list[Path] = []
+    for path in paths:
+        if not path.is_dir():
+            found.append(path)
+            continue
+        inside = sorted(
+            file
+            for file in path.rglob("*")
+            if file.is_file()
+            and is_picture(file)
+            and not any(part.startswith(".") for part in file.relative_to(path).parts)
+        )
+        if not inside:
+            raise UserError(f"folder {path} has no pictures; give pictures or a folder of them")
+        found += inside
+    return found
+
+
+def predictions(
+    interpreter: Any, pictures: Sequence[np.ndarray], input_range: Range = UNIT, outputs: Outputs = "logits"
+) -> Iterator[tuple[np.ndarray, float]]:
     """Probabilities [K] and milliseconds of each picture, uint8 [H,W,C]."""
     source, sink = interpreter.get_input_details()[0], interpreter.get_output_details()[0]
     for picture in pictures:
-        interpreter.set_tensor(source["index"], input_values(picture[None], source))
+        interpreter.set_tensor(source["index"], input_values(picture[None], source, input_range))
         start = time.perf_counter()
         interpreter.invoke()
         milliseconds = 1e3 * (time.perf_counter() - start)
-        yield probabilities(dequantize(interpreter.get_tensor(sink["index"]), sink)[0]), milliseconds
+        values = dequantize(interpreter.get_tensor(sink["index"]), sink)
+        yield probabilities(to_logits(values, outputs)[0]), milliseconds
 
 
 def run(options: argparse.Namespace) -> None:
@@ -130,13 +159,16 @@ def run(options: argparse.Namespace) -> None:
     contract = admit(options.model)
     interpreter = open_classifier(options.model, threads=options.threads)
     shape = interpreter.get_input_details()[0]["shape"][1:]
-    classes = int(interpreter.get_output_details()[0]["shape"][-1])
+    classes = max(int(interpreter.get_output_details()[0]["shape"][-1]), 2)  # one output is that of the second of two
+    given = None if options.input_range is None else (options.input_range[0], options.input_range[1])
+    space = spaces(interpreter, contract, given, options.outputs)
     names = class_names(options.model, classes, contract, options.labels)
     color = background_of(contract, options.background)
     adapt = {"resize": options.resize, "drop_alpha": options.drop_alpha}
-    pictures = [read_picture(path, shape, background=color, **adapt) for path in options.images]
+    images = pictures_in(options.images)
+    pictures = [read_picture(path, shape, background=color, **adapt) for path in images]
     width = max(map(len, names))
-    for path, (shares, milliseconds) in zip(options.images, predictions(interpreter, pictures), strict=True):
+    for path, (shares, milliseconds) in zip(images, predictions(interpreter, pictures, *space), strict=True):
         print(f"{plain(str(path))}  ({milliseconds:.2f} ms)")
         for index in np.argsort(-shares, kind="stable")[: options.top]:
             print(f"  {names[index]:<{width}}  {100 * shares[index]:6.2f} %")
@@ -149,7 +181,8 @@ def main(arguments: list[str]) -> None:
         prog="python -m tfigkd.predict", description="The likeliest classes of pictures, by a LiteRT file."
     )
     parser.add_argument("model", type=Path, help="a .tflite classifier; class names come from the .json beside it")
-    parser.add_argument("images", type=Path, nargs="+", metavar="IMAGE", help="pictures")
+    parser.add_argument("images", type=Path, nargs="+", metavar="IMAGE", help="pictures, or folders of them")
+    add_space_options(parser)
     parser.add_argument("--top", type=int, default=5, help="classes shown a picture")
     parser.add_argument("--labels", type=Path, help="text file with one class name a line")
     parser.add_argument("--resize", action="store_true", help="stretch pictures to the size that the model takes")

@@ -19,10 +19,12 @@ from tfigkd.config.reading import closest
 from tfigkd.runtime import console
 from tfigkd.runtime.command import command
 from tfigkd.runtime.errors import UserError
+from tfigkd.runtime.limit import stop_after
 from tfigkd.stages.runner import STAGES, Run, default_folder, run
 from tfigkd.stages.workdir import Workdir
 
 PROG = "python -m tfigkd.run"
+BAD_VERDICT = 2  # exit status; 1 is that of an error
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,12 @@ class Options:
     """Shrink the experiment to a few steps of a small slice."""
     seed: int = 0
     """Seed of the student: initial weights, order, crops, overlays. The teacher has its own."""
+    minutes: float | None = None
+    """Stop after this time, as at Ctrl-C; the same command continues from the last finished epoch."""
+    dry_run: bool = False
+    """Check the run, show what it would do and how long it takes, and stop; nothing is written."""
+    strict: bool = False
+    """End with exit status 2 if the verdict finds anything wrong with the result."""
     list: bool = False
     """Show the shipped experiments and stop."""
     quiet: bool = False
@@ -83,6 +91,8 @@ def parse(arguments: Sequence[str]) -> tuple[Options, Run]:
     if options.quiet and options.verbose:
         raise UserError("--quiet and --verbose exclude each other; give one of them")
     require_seed(options.seed, "--seed")
+    if options.strict and "report" not in options.stages.split(","):
+        raise UserError(f"--strict needs the verdict of stage report, got --stages {options.stages}; add report")
     stages = tuple(options.stages.split(","))
     for stage in stages:
         if stage not in STAGES:
@@ -93,14 +103,16 @@ def parse(arguments: Sequence[str]) -> tuple[Options, Run]:
 
 
 @command(stopped=f"stopped; nothing finished is lost. Go on with: {PROG} {{arguments}}")
-def main(arguments: list[str]) -> None:
+def main(arguments: list[str]) -> int:
     """Entry point of `python -m tfigkd.run`."""
     if "--list" in arguments:
         list_experiments()
-        return
+        return 0
     options, chosen = parse(arguments)
     console.configure(quiet=options.quiet, verbose=options.verbose)
-    run(chosen)
+    with stop_after(options.minutes):
+        good = run(chosen, dry_run=options.dry_run)
+    return BAD_VERDICT if options.strict and not good else 0
 
 
 if __name__ == "__main__":

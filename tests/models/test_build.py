@@ -56,9 +56,12 @@ def test_options_reach_the_network() -> None:
     [
         ("resnet-20", {}, "did you mean resnet20?"),
         ("mobilenetv2", {}, "did you mean mobilenet_v2?"),
-        ("vgg", {}, "there are mobilenet_v2, resnet20, resnet32, resnet44, resnet56"),
+        ("vgg", {}, "there are mobilenet_v2, resnet20, resnet32, resnet44, resnet56, convnet, keras/NAME"),
         ("resnet20", {"drop_blocks": 5}, "resnet20 has no drop_blocks"),
-        ("absent.keras", {"width": 0.5}, "no width"),
+        ("absent.keras", {"width": 0.5}, "no model file absent.keras"),  # a setting of another network
+        ("resnet20", {"input_range": (0.0, 255.0)}, "resnet20 takes images in [0,1]"),
+        ("keras/MobileNetV9", {}, "did you mean keras/MobileNetV"),
+        ("keras/InceptionV3", {}, "try another image size"),
         ("absent.keras", {}, "no model file absent.keras"),
         ("mobilenet_v2", {"drop_blocks": 19}, "drop_blocks must be in"),
         ("resnet20", {"normalization": ((0.5,), (0.5,))}, "each of 3 channels"),
@@ -120,7 +123,7 @@ class _Custom(keras.layers.Layer):
 @pytest.mark.parametrize(
     ("model", "message"),
     [
-        (lambda: _own(_dense("sigmoid")), "ends in Dense, expected logits"),
+        (lambda: _own(_dense("sigmoid")), "ends in 4 sigmoids, expected one choice among the classes"),
         (lambda: _own(_dense(classes=5)), r"outputs of shape \(5,\), expected \(4,\)"),
         (lambda: _own(_dense(), shape=(9, 9, 3)), r"takes inputs of shape \(9, 9, 3\)"),
         (lambda: _own([_Custom(), *_dense()]), "asks for code of .*test_build.*, which is refused"),

@@ -6,7 +6,7 @@ import pytest
 
 from tfigkd.config.experiment import Config, override, read_experiment, smoke
 from tfigkd.run import parse
-from tfigkd.stages.repeat import command
+from tfigkd.stages.repeat import command, own_file
 from tfigkd.stages.workdir import Workdir
 
 CHANGES = {
@@ -48,10 +48,29 @@ def test_the_command_takes_back_what_an_experiment_sets():
     assert text == "python -m tfigkd.run --experiment ig_kd --seed 0"
 
 
-def test_an_experiment_of_ones_own_comes_with_its_file(tmp_path, monkeypatch):
-    config = override(Config(), CHANGES | {"description": 'with "quotes"'})
-    text, toml = command(config, {"experiment": "mine", "seed": 0, "smoke": False})
-    (tmp_path / "mine.toml").write_text(toml)
+@pytest.mark.parametrize("small", [False, True])
+def test_a_user_provided_experiment_is_repeated_with_its_overrides_and_leaves_the_users_file(
+    small, tmp_path, monkeypatch
+):
     monkeypatch.chdir(tmp_path)
-    parsed, chosen = parse(shlex.split(text)[3:])
-    assert (chosen.experiment, parsed.config) == ("mine", config)
+    (tmp_path / "mine.toml").write_text('base = "quickstart"\n[training]\nepochs = 7\n')
+    given = ["--experiment", "mine.toml", "--losses.kd.temperature", "9", "--teachers", "t", *["--smoke"] * small]
+    options, chosen = parse([*given, "--workdir", "a b"])
+    text, toml = command(options.config, chosen.settings, chosen.workdir)
+    (tmp_path / "a b").mkdir()
+    own_file("mine", chosen.workdir).write_text(toml)  # as stage report does
+    assert "mine.toml" not in text and (tmp_path / "mine.toml").read_text().startswith("base")
+    again, repeated = parse(shlex.split(text)[3:])
+    assert again.config == options.config and again.config.losses.kd.temperature == 9
+    assert str(repeated.workdir.teachers) == "t"
+    # into another folder, so that the first run keeps its settings; and the repetition repeats itself
+    assert repeated.workdir.run != chosen.workdir.run
+    once_more, same = command(again.config, repeated.settings, repeated.workdir)
+    assert same.splitlines()[1:] == toml.splitlines()[1:] and "mine_as_run_as_run" not in once_more
+
+
+def test_values_of_all_kinds_survive_the_file(tmp_path):
+    config = override(Config(), CHANGES | {"description": 'with "quotes"'})
+    text, toml = command(config, {"experiment": "mine", "seed": 0, "smoke": False}, Workdir(tmp_path, "runs/teachers"))
+    own_file("mine", Workdir(tmp_path, tmp_path)).write_text(toml)
+    assert parse(shlex.split(text)[3:])[0].config == config

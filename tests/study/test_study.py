@@ -4,6 +4,7 @@ import csv
 import json
 import math
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -17,10 +18,12 @@ from tfigkd.config.experiment import experiments_folder, override, read_experime
 from tfigkd.runtime.errors import UserError
 from tfigkd.runtime.files import checksum, locked, read_manifest, verify_files, write_manifest, write_signed
 from tfigkd.study import collect as collecting
-from tfigkd.study.collect import collect, finished_runs, merge_rows, read_rows
+from tfigkd.study.__main__ import main as study_command
+from tfigkd.study.collect import collect, finished_runs, merge_rows, read_rows, table_of
 from tfigkd.study.plan import Options, plan, read_study
 from tfigkd.study.protocol import protocol_of
 from tfigkd.study.report import BEGIN, END
+from tfigkd.study.runs import _label
 from tfigkd.study.tables import arms_table, compare, comparisons_lines, provenance, runs_of, sentences
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -385,6 +388,47 @@ def test_one_run_an_arm_gives_no_statement(pair):
     (one,) = compare(pair, runs_of([row("slow", 0, 70), row("fast", 0, 90)]))
     assert math.isnan(one.adjusted)
     assert "one run an arm cannot tell" in sentences([one])[1]
+
+
+def finished(folder, rows):
+    """Write rows as finished runs of the study `pair`."""
+    for one in rows:
+        run = folder / "pair" / one["arm"] / one["seed"]
+        run.mkdir(parents=True)
+        merge_rows(run / "rows.csv", [one])
+        write_signed(run / "job.json", {"study": "pair", "arm": one["arm"], "size": "", "command": "none"})
+
+
+def test_a_user_provided_study_is_reported_where_it_lies(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    write_tiny(tmp_path)
+    lines = [row(arm, seed, mean + seed) for arm, mean in (("slow", 70), ("fast", 71)) for seed in range(2)]
+    finished(tmp_path / "runs/studies", [one | {"student_kappa": "0.01"} for one in lines])
+    assert study_command(["report", "--experiment", "pair.toml"]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "70.50" in said and "71.50" in said and "two runs an arm cannot tell" in said
+    assert "verdict: slow is at chance: 70.50 %, kappa 0.01." in said  # the words are those of the rows
+    assert "written" not in said and "report: runs/studies/pair/report.html" in said
+    page = (tmp_path / "runs/studies/pair/report.html").read_text(encoding="utf-8")
+    assert "python -m tfigkd.study --experiment pair.toml" in page
+    assert "python -m tfigkd.study report --experiment pair.toml" in page
+    # collected without a checkout: beside the runs, and nothing in the package
+    assert study_command(["collect", "--study", "pair"]) == 0
+    assert len(read_rows(tmp_path / "runs/studies/pair/results.csv")) == 4
+    assert not (experiments_folder() / "results/pair.csv").exists()
+    assert table_of("lowdata", Path("w")) == experiments_folder() / "results/lowdata.csv"
+    assert study_command(["report", "--experiment", "lowdata"]) == 1
+    assert "no finished run of lowdata in runs/studies/lowdata" in capsys.readouterr().err
+
+
+def test_the_label_of_a_run_names_the_study_as_it_was_given(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_tiny(tmp_path)
+    (job, *_) = plan(read_study(str(tmp_path / "pair.toml")), Options("x"))
+    words = shlex.split(_label(job)["command"])
+    assert read_study(words[words.index("--experiment") + 1]).name == "pair"
+    (job, *_) = plan(read_study("lowdata"), Options("x"))
+    assert "--experiment lowdata " in _label(job)["command"]
 
 
 def test_two_runs_an_arm_say_that_they_cannot_tell(pair):

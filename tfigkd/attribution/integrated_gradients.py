@@ -15,6 +15,8 @@ import numpy as np
 
 from tfigkd.attribution.baselines import make_baseline
 from tfigkd.attribution.quadrature import added_by_doubling, nodes_and_weights
+from tfigkd.data.spaces import Outputs, Range
+from tfigkd.models import as_classifier
 
 FIRST_STEPS = 16
 """Number of steps with which the adaptive mode starts. With 4 or 8 some images pass the tolerance by chance with
@@ -49,11 +51,15 @@ def integrated_gradients(
     tolerance: float = 0.05,
     max_steps: int = 128,
     batch_size: int = 128,
+    input_range: Range | None = None,
+    outputs: Outputs | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Attribute the logit of each image's target to the image's pixels.
 
     Args:
-        model: Maps float32 images [B,H,W,C] in [0,1] to logits [B,classes]; it runs in inference mode.
+        model: A classifier of images [B,H,W,C]; it runs in inference mode. One that takes other values than [0,1] or
+            gives probabilities is converted as `tfigkd.models.as_classifier` does it, so the logits under its softmax
+            are attributed; one output is that of the second of two classes, whose logits are [0, z].
         images: float [B,H,W,C] in [0,1].
         targets: Index of the logit to explain, int [B].
         baseline: "black", "blur", or an array that broadcasts to the images, such as `make_baseline` gives.
@@ -63,6 +69,8 @@ def integrated_gradients(
         tolerance: Largest accepted completeness error, relative to max(|difference of logits|, 1).
         max_steps: Largest number of steps for one image; an image still over the tolerance keeps its last result.
         batch_size: Number of gradient evaluations at once; it limits the memory and does not change the results.
+        input_range: The values of a black and of a white pixel that the model takes; by default what it shows.
+        outputs: "logits" or "probabilities", which the model gives; by default what it shows.
 
     Returns:
         Attributions, float32 [B,H,W,C], and convergence deltas, float32 [B], see `completeness_error`.
@@ -71,7 +79,7 @@ def integrated_gradients(
         ValueError: An argument is not as above, or the model's output is not finite.
     """
     result = attribute(
-        model,
+        as_classifier(model, input_range=input_range, outputs=outputs),
         images,
         targets,
         baseline=baseline,

@@ -5,7 +5,7 @@ import re
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
-from tfigkd.config.loss_fields import late, require, require_seed, revised
+from tfigkd.config.loss_fields import late, require, require_seed, revised, settled
 
 COLORS = {"white": (255, 255, 255), "gray": (128, 128, 128), "black": (0, 0, 0)}
 BACKGROUND = "white"
@@ -195,7 +195,9 @@ class NetworkConfig:
     """An architecture by name, or the user's own model."""
 
     model: str = "mobilenet_v2"
-    """mobilenet_v2, resnet20, resnet32, resnet44, resnet56, convnet, or the path of a .keras file."""
+    """mobilenet_v2, resnet20, resnet32, resnet44, resnet56, convnet; keras/NAME for a classifier of keras.applications,
+    such as keras/MobileNetV3Small, with its own preprocessing inside; or the path of a .keras file. The settings of the
+    architecture below do not apply to keras/NAME and files."""
     drop_blocks: int = 0
     """How many of MobileNet-V2's 19 feature blocks are dropped from the end."""
     width: float = 1.0
@@ -208,6 +210,12 @@ class NetworkConfig:
     """Channels of each block of convnet."""
     depth: int = late(2)
     """Convolutions a block of convnet; with three or more the block has a shortcut."""
+    input_range: tuple[float, float] | None = late(None)
+    """The values of a black and of a white pixel that a .keras file takes, such as 0 255 or -1 1; not given: what its
+    first layers tell (Rescaling, Normalization, preprocessing of keras.applications, an integer input), else 0 1."""
+    outputs: Literal["logits", "probabilities"] | None = late(None)
+    """What a .keras file gives; not given: probabilities where it ends in softmax or sigmoid, or where its outputs on
+    images are not negative and sum to 1, else logits. One output is the second of two classes."""
 
     def __post_init__(self) -> None:
         require(0 <= self.drop_blocks < 19, "drop_blocks must be in 0..18", self.drop_blocks)
@@ -216,6 +224,18 @@ class NetworkConfig:
         wide = len(self.widths) > 0 and min(self.widths) > 0
         require(wide, "widths must be positive", self.widths)
         require(self.depth > 0, "depth must be positive", self.depth)
+        distinct = self.input_range is None or self.input_range[0] != self.input_range[1]
+        require(distinct, "input_range must be two different numbers", self.input_range)
+
+    @property
+    def own_file(self) -> bool:
+        """Whether the model is a .keras file."""
+        return self.model.endswith(".keras")
+
+    @property
+    def application(self) -> bool:
+        """Whether the model is one of keras.applications."""
+        return self.model.startswith("keras/")
 
 
 @dataclass(frozen=True)
@@ -225,10 +245,13 @@ class TeacherConfig(NetworkConfig):
     normalization: Literal["none", "cifar10", "imagenet"] = "cifar10"
     """Input normalization inside the model, by the mean and deviation of that data set."""
     weights: str | None = None
-    """Published PyTorch weights (.npz) to load; the teacher is then not trained. A bare name is looked for in the
-    folder $TFIGKD_WEIGHTS_DIR as well."""
-    train: bool = True
-    """Train the teacher; false takes a .keras model as it is."""
+    """Published PyTorch weights (.npz) to load; the teacher is then not trained. Of keras/NAME a local .weights.h5, .h5
+    or .keras file, from which training starts. A bare name is looked for in the folder $TFIGKD_WEIGHTS_DIR as well."""
+    train: bool | None = settled(None, lambda teacher: teacher.trains)
+    """Train the teacher; not given: an architecture by name is trained, a .keras file is taken as it is. true trains a
+    file further."""
+    accept_chance: bool = late(False)
+    """Go on with a teacher from a file or with published weights that is right on no more images than by chance."""
     seed: int = 0
     """Seed of the teacher's own training; --seed moves only the student."""
     count: int = 1
@@ -250,19 +273,28 @@ class TeacherConfig(NetworkConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         require_seed(self.seed, "teacher.seed")
-        own = self.model.endswith(".keras")
         require(
-            self.train or own or self.weights is not None,
+            self.train is not False or self.own_file or self.weights is not None,
             "teacher.train = false needs teacher.weights or a .keras teacher.model",
             self.model,
         )
         require(self.count > 0, "teacher.count must be at least 1", self.count)
         require(
-            self.count == 1 or (self.train and self.weights is None),
+            self.count == 1 or self.trained,
             "teacher.count above 1 trains its teachers; models that are there are joined by models.ensemble into one "
             ".keras file for teacher.model",
             self.count,
         )
+
+    @property
+    def trains(self) -> bool:
+        """What `train` comes to."""
+        return not self.own_file if self.train is None else self.train
+
+    @property
+    def trained(self) -> bool:
+        """Whether the teacher is trained here: published PyTorch weights are taken as they are."""
+        return self.trains and (self.weights is None or self.application)
 
 
 @dataclass(frozen=True)
@@ -271,8 +303,17 @@ class StudentConfig(NetworkConfig):
 
     drop_blocks: int = 5
     """How many of MobileNet-V2's 19 feature blocks are dropped from the end."""
-    init: Literal["random", "teacher"] = "random"
-    """Initial weights; "teacher" copies the teacher's own first blocks (and its normalization)."""
+    init: Literal["random", "teacher", "file"] = "random"
+    """Initial weights. random: drawn by the seed, also for a .keras file, whose frozen layers keep theirs; teacher: the
+    teacher's own first blocks (and its normalization); file: those of the .keras file."""
+    weights: str | None = late(None)
+    """A local .weights.h5, .h5 or .keras file from which a student keras/NAME starts, for every seed."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(self.init != "file" or self.own_file, "student.init = file needs a .keras student.model", self.model)
+        fits = self.weights is None or self.application
+        require(fits, "student.weights are those of a student.model keras/NAME", self.model)
 
 
 @dataclass(frozen=True)

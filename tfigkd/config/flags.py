@@ -7,7 +7,7 @@ import re
 import typing
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import tyro
 
@@ -20,8 +20,10 @@ T = TypeVar("T")
 
 SHORT = {"--data": "--data.name", "--data-dir": "--data.dir", "--image-size": "--data.image_size"}
 SHORT |= {"--background": "--data.background", "--group": "--data.group"}
+SHORT |= {"--input-range": "--teacher.input_range", "--outputs": "--teacher.outputs"}
 SHORT |= {f"--splits.{role}": f"--data.splits.{role}" for role in ("train", "validation", "test")}
 """Options that other commands have, for the field of an experiment."""
+STATES = ("true", "false", "none")
 
 
 def read_options(
@@ -92,7 +94,7 @@ class DataOptions:
     data_dir: str | None = None
     """Prepared tfds directory. Default: TFDS_DATA_DIR, then tfds's own."""
     image_size: int | None = None
-    """Resize pictures to this height and width, antialiased."""
+    """Resize pictures to this height and width, antialiased. Default: the size that the model takes."""
     background: str = BACKGROUND
     """Color that transparent pictures are composited on: white, gray, black or "#rrggbb"."""
     group: str | None = None
@@ -109,6 +111,17 @@ class DataOptions:
         """
         checked = DataConfig(image_size=self.image_size, background=self.background, group=self.group)
         return {"background": checked.background, "group": checked.group, "splits": self.splits}
+
+
+@dataclass(frozen=True, kw_only=True)
+class SpaceOptions:
+    """The options of a command that opens a model whose pixels and outputs may be of another kind."""
+
+    input_range: tuple[float, float] | None = None
+    """The values of a black and of a white pixel that the model takes, such as 0 255 or -1 1. Default: what its first
+    layers or its contract tell, else 0 1."""
+    outputs: Literal["logits", "probabilities"] | None = None
+    """What the model gives. Default: what its end, its contract or its outputs on images tell."""
 
 
 @dataclass(frozen=True)
@@ -149,6 +162,7 @@ def plain_flags(arguments: Sequence[str], config: Config) -> list[str]:
     A switch that is given true or false, as in TOML, becomes `--a.b` or `--a.no_b`; `SHORT` options become fields; none
     is understood in any case of letters.
     """
+    arguments = _three_states(arguments, config)
     values = to_mapping(config)
     known = {name for name in dotted_names(values) if isinstance(value_at(values, name), bool)}
     said: list[str] = []
@@ -169,6 +183,34 @@ def plain_flags(arguments: Sequence[str], config: Config) -> list[str]:
         else:
             said.append(SHORT.get(flag, flag) + equals + value if flag in SHORT else argument)
     return said
+
+
+def _three_states(arguments: Sequence[str], config: Config) -> list[str]:
+    """Return arguments with a value for each switch that may be left undecided, which tyro takes for an option."""
+    names = {name for name in dotted_names(to_mapping(config)) if _may_be_undecided(config, name)}
+    said: list[str] = []
+    waiting = list(arguments)
+    while waiting:
+        argument = waiting.pop(0)
+        flag, equals, value = argument.partition("=")
+        table, _, last = flag.removeprefix("--").rpartition(".")
+        if f"{table}.{last}" in names and flag.startswith("--"):
+            if not equals:
+                value = waiting.pop(0) if waiting and waiting[0].lower() in STATES else "true"
+            said += [flag, value.capitalize()]
+        elif f"{table}.{last.removeprefix('no_')}" in names and flag.startswith("--"):
+            said += [f"--{table}.{last.removeprefix('no_')}", "False"]
+        else:
+            said.append(argument)
+    return said
+
+
+def _may_be_undecided(config: Config, name: str) -> bool:
+    *tables, last = name.split(".")
+    table: Any = config
+    for each in tables:
+        table = getattr(table, each)
+    return typing.get_type_hints(type(table)).get(last) == bool | None
 
 
 def _none_word(flag: str, given: str) -> str:

@@ -1,5 +1,6 @@
 """The fields of `[losses.NAME]`: every term beside the hard label, its weight and its settings."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,6 +15,11 @@ def late(default: Any) -> Any:
 def revised(default: Any, revision: int) -> Any:
     """Return a dataclass field whose other values mean something new: fingerprints hold the revision beside them."""
     return field(default=default, metadata={"revision": revision})
+
+
+def settled(default: Any, value: Callable[[Any], Any]) -> Any:
+    """Return a field of which fingerprints hold what it comes to, given the table that it stands in."""
+    return field(default=default, metadata={"settled": value})
 
 
 def require(condition: bool, what: str, value: Any) -> None:

@@ -99,6 +99,11 @@ def _convert(value: Any, expected: Any, where: str, what: str) -> Any:
             choices = ", ".join(map(repr, typing.get_args(expected)))
             raise UserError(f"{what}: {where} must be one of {choices}, got {value!r}")
         return value
+    if origin in (types.UnionType, typing.Union):
+        # a list or a choice that may be left out
+        composed = [one for one in typing.get_args(expected) if typing.get_origin(one) in (tuple, Literal)]
+        if composed and value is not None:
+            return _convert(value, composed[0], where, what)
     options = typing.get_args(expected) if origin in (types.UnionType, typing.Union) else (expected,)
     if type(value) in options and not (_NONE in options and str in options and _is_none(value)):
         return value

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from tfigkd.data import to_model_input
+from tfigkd.data.spaces import UNIT, Outputs, Range, in_range, to_logits
 from tfigkd.runtime.errors import UserError
 from tfigkd.runtime.quiet import quiet_stderr
 
@@ -125,7 +126,8 @@ def open_classifier(model: Path, *, threads: int | None = None) -> Any:
     image = len(takes) == 1 and len(takes[0]) == 4 and takes[0][0] == 1 and takes[0][3] in (1, 3)
     if not image or len(gives) != 1 or len(gives[0]) != 2 or gives[0][0] != 1:
         raise UserError(f"{model} takes {takes} and gives {gives}; expected one image [1,H,W,3] and values [1,classes]")
-    for tensor in (sources[0], sinks[0]):
+    pixels = sources[0]["dtype"] == np.uint8  # without a scale they are pixels from 0 to 255
+    for tensor in (sinks[0],) if pixels else (sources[0], sinks[0]):
         if not np.issubdtype(tensor["dtype"], np.floating) and not tensor["quantization"][0]:
             raise UserError(f"{model} has {np.dtype(tensor['dtype']).name} values without a scale; export it with one")
     try:
@@ -135,8 +137,15 @@ def open_classifier(model: Path, *, threads: int | None = None) -> Any:
     return interpreter
 
 
-def litert_predictor(path: Path) -> Callable[[np.ndarray], np.ndarray]:
+def litert_predictor(
+    path: Path, *, input_range: Range = UNIT, outputs: Outputs = "logits"
+) -> Callable[[np.ndarray], np.ndarray]:
     """Return a function from uint8 images [N,H,W,C] to float32 logits [N,K], run by LiteRT one image at a time.
+
+    Args:
+        path: A .tflite file.
+        input_range: The values of a black and of a white pixel that it takes.
+        outputs: What it gives; one output is that of the second of two classes.
 
     Raises:
         UserError: the file is not a LiteRT image classifier. The returned function raises it for images of another
@@ -148,21 +157,30 @@ def litert_predictor(path: Path) -> Callable[[np.ndarray], np.ndarray]:
     def predict(images: np.ndarray) -> np.ndarray:
         if images.shape[1:] != tuple(source["shape"][1:]):
             raise UserError(f"{path} takes images {tuple(map(int, source['shape'][1:]))}, got {images.shape[1:]}")
-        values = input_values(images, source)
+        values = input_values(images, source, input_range)
         logits = np.empty((len(images), sink["shape"][-1]), np.float32)
         for index in range(len(images)):
             interpreter.set_tensor(source["index"], values[index : index + 1])
             interpreter.invoke()
             logits[index] = dequantize(interpreter.get_tensor(sink["index"]), sink)[0]
-        return logits
+        return to_logits(logits, outputs)
 
     return predict
 
 
-def input_values(images: np.ndarray, tensor: dict[str, Any]) -> np.ndarray:
-    """Convert uint8 pixels [N,H,W,C] to the values and type of an input tensor."""
-    values = to_model_input(images)
-    return values if np.issubdtype(tensor["dtype"], np.floating) else quantize(values, tensor)
+def input_values(images: np.ndarray, tensor: dict[str, Any], input_range: Range = UNIT) -> np.ndarray:
+    """Convert uint8 pixels [N,H,W,C] to the values and type of an input tensor that takes black and white as given."""
+    return tensor_values(in_range(to_model_input(images), input_range), tensor)
+
+
+def tensor_values(values: np.ndarray, tensor: dict[str, Any]) -> np.ndarray:
+    """Convert real values to the type of an input tensor; integers without a scale are the values themselves."""
+    if np.issubdtype(tensor["dtype"], np.floating):
+        return values
+    if not tensor["quantization"][0]:
+        limits = np.iinfo(tensor["dtype"])
+        return np.clip(np.round(values), limits.min, limits.max).astype(tensor["dtype"])
+    return quantize(values, tensor)
 
 
 def quantize(values: np.ndarray, tensor: dict[str, Any]) -> np.ndarray:

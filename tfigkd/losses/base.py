@@ -54,7 +54,7 @@ class Loss(DistillationLoss):
         for role, model, taps in (("student", student, self.student_layer), ("teacher", teacher, self.teacher_layer)):
             if model is None or taps is None:
                 continue
-            names = [layer.name for layer in model.layers]
+            names = _layer_names(model)
             for tap in [taps] if isinstance(taps, str) else taps:
                 if tap not in names:
                     near = difflib.get_close_matches(tap, names, n=3, cutoff=0) or names[:3]
@@ -83,6 +83,15 @@ class Loss(DistillationLoss):
     def from_config(cls, config: dict) -> Self:
         """Rebuild the loss from its constructor arguments."""
         return cls(**config)
+
+
+def _layer_names(model: keras.Model) -> list[str]:
+    """Return the names of a model's layers; those of models inside have the names on the way, `backbone/block_13`."""
+    names = []
+    for layer in model.layers:
+        inside = _layer_names(layer) if isinstance(layer, keras.Model) else []
+        names += [layer.name, *(f"{layer.name}/{name}" for name in inside)]
+    return names
 
 
 class PerExampleLoss(Loss):

@@ -3,18 +3,22 @@
 import difflib
 import functools
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import keras
 
+from tfigkd.data.spaces import UNIT
+from tfigkd.models.applications import PREFIX, application
 from tfigkd.models.convnet import convnet, set_whitening
 from tfigkd.models.ensemble import ensemble
 from tfigkd.models.fold import fold_batch_norm
 from tfigkd.models.mobilenet_v2 import mobilenet_v2
-from tfigkd.models.own import load_own, with_input_range
-from tfigkd.models.parts import CIFAR10_MEAN, CIFAR10_STD, IMAGENET_MEAN, IMAGENET_STD, Normalization
+from tfigkd.models.own import load_own, load_written, own_image_size, own_input_range
+from tfigkd.models.parts import CIFAR10_MEAN, CIFAR10_STD, IMAGENET_MEAN, IMAGENET_STD, LARGEST_SMALL, Normalization
 from tfigkd.models.precision import with_precision
 from tfigkd.models.resnet import resnet
+from tfigkd.models.spaces import as_classifier, frozen_layers, with_fresh_weights, with_input_range
 from tfigkd.models.students import truncate
 from tfigkd.models.weights import load_torch_weights
 from tfigkd.runtime.errors import UserError
@@ -24,19 +28,27 @@ __all__ = [
     "CIFAR10_STD",
     "IMAGENET_MEAN",
     "IMAGENET_STD",
+    "LARGEST_SMALL",
     "MODELS",
     "NORMALIZATIONS",
     "Normalization",
+    "as_classifier",
     "build",
     "convnet",
     "ensemble",
     "fold_batch_norm",
+    "frozen_layers",
     "load_own",
     "load_torch_weights",
+    "load_written",
     "mobilenet_v2",
+    "own_image_size",
+    "own_input_range",
     "resnet",
     "set_whitening",
+    "strided",
     "truncate",
+    "with_fresh_weights",
     "with_input_range",
     "with_precision",
 ]
@@ -68,16 +80,25 @@ OWN_OPTIONS = {"mobilenet_v2": ("drop_blocks", "width", "dropout"), "convnet": (
 """The options that only one network has."""
 
 
-def build(name: str, *, num_classes: int, input_shape: Sequence[int], **options: Any) -> keras.Model:
-    """The network of that name, or the one in a .keras file.
+SPACES = ("input_range", "outputs", "images")
+"""The options of a .keras file, see `load_own`."""
+
+
+def build(
+    name: str, *, num_classes: int, input_shape: Sequence[int], weights: str | Path | None = None, **options: Any
+) -> keras.Model:
+    """The network of that name, one of keras.applications, or the one in a .keras file.
 
     Args:
-        name: A key of `MODELS`, or a path that ends in `.keras`.
-        num_classes: Number of logits.
+        name: A key of `MODELS`, `keras/` and the name of a classifier of keras.applications, or a path that ends in
+            `.keras`.
+        num_classes: Number of classes.
         input_shape: (H, W, C) of the images, float32 in [0,1].
+        weights: A local file with weights of a network of keras.applications; see `applications.application`.
         options: `drop_blocks`, `width` and `dropout` of MobileNet-V2; `widths` and `depth` of convnet; `normalization`
-            (mean and deviation, or a key of `NORMALIZATIONS`) of all but a file. Where an option is unknown its neutral
-            value is accepted.
+            (mean and deviation, or a key of `NORMALIZATIONS`) of all in `MODELS`. Where an option is unknown its
+            neutral value is accepted; to files and keras.applications these options do not apply, whatever their
+            values. `input_range`, `outputs` and `images` of a file, see `load_own`.
 
     Returns:
         A Functional model from images [B,H,W,C] to logits [B,num_classes].
@@ -85,22 +106,42 @@ def build(name: str, *, num_classes: int, input_shape: Sequence[int], **options:
     Raises:
         UserError: The name is unknown, the file does not fit, or the network does not take such an option.
     """
-    own = name.endswith(".keras")
-    if not own and name not in MODELS:
+    unknown = options.keys() - NEUTRAL.keys() - {*SPACES}
+    if unknown:
+        raise TypeError(
+            f"build() takes the options {', '.join((*NEUTRAL, *SPACES))}, got {', '.join(sorted(unknown))}."
+        )
+    spaces = {option: options.pop(option) for option in SPACES if option in options}
+    if name.endswith(".keras"):
+        return load_own(name, num_classes=num_classes, input_shape=input_shape, **spaces)
+    _refuse_spaces(name, spaces)
+    if name.startswith(PREFIX):
+        return application(name, num_classes=num_classes, input_shape=input_shape, weights=weights)
+    if name not in MODELS:
         close = difflib.get_close_matches(name, MODELS, n=1, cutoff=0.5)
         hint = f"did you mean {close[0]}? " if close else ""
-        raise UserError(f"no model {name!r}; {hint}there are {', '.join(MODELS)} and the path of a .keras file")
+        raise UserError(
+            f"no model {name!r}; {hint}there are {', '.join(MODELS)}, keras/NAME for a network of keras.applications, "
+            "and the path of a .keras file"
+        )
     if isinstance(options.get("normalization"), str):
         options["normalization"] = NORMALIZATIONS[options["normalization"]]
-    known = set() if own else {"normalization", *OWN_OPTIONS.get(name, ())}
-    for option in options.keys() - known:
-        if option not in NEUTRAL:
-            raise TypeError(f"build() takes the options {', '.join(NEUTRAL)}, got {option}.")
+    taken = {"normalization", *OWN_OPTIONS.get(name, ())}
+    for option in options.keys() - taken:
         if options.pop(option) != NEUTRAL[option]:
             raise UserError(f"{name} has no {option}; set {option} back to its neutral value {NEUTRAL[option]}")
-    if own:
-        return load_own(name, num_classes=num_classes, input_shape=input_shape)
     try:
         return MODELS[name](num_classes, input_shape=input_shape, **options)
     except ValueError as error:
         raise UserError(f"cannot build {name}: {str(error).partition(chr(10))[0]}") from error
+
+
+def strided(name: str) -> bool:
+    """Return whether a named network has other strides above `LARGEST_SMALL` pixels."""
+    return name in MODELS and name != "convnet"
+
+
+def _refuse_spaces(name: str, spaces: dict[str, Any]) -> None:
+    """Refuse an input range or outputs of a network that is made for [0,1] and logits."""
+    if spaces.get("input_range") not in (None, UNIT) or spaces.get("outputs") not in (None, "logits"):
+        raise UserError(f"{name} takes images in [0,1] and gives logits; leave out input_range and outputs")

@@ -5,6 +5,7 @@ import math
 import keras
 
 from tfigkd.models.layers import flatten_layers
+from tfigkd.models.spaces import ADDED
 
 COUNTED = (keras.layers.Conv2D, keras.layers.DepthwiseConv2D, keras.layers.Dense)
 
@@ -40,7 +41,7 @@ def count_parameters(model: keras.Model) -> int:
     return sum(
         math.prod(weight.shape)
         for layer in flatten_layers(model)
-        if layer.name != "normalization" and not isinstance(layer, keras.layers.Normalization)
+        if layer.name not in {"normalization", *ADDED} and not isinstance(layer, keras.layers.Normalization)
         for weight in _own_weights(layer)
         if not weight.name.startswith("moving_")
     )

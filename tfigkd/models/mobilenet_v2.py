@@ -1,6 +1,7 @@
 """MobileNet-V2 for 32x32 images (Sandler et al. 2018, arXiv 1801.04381), in the variant of arXiv 2503.13008.
 
-Stem and second stage keep the resolution, so a CIFAR image is seen at 32, 16, 8 and 4 pixels. The stem, 17
+Stem and second stage keep the resolution of images up to 64 pixels, so a CIFAR image is seen at 32, 16, 8 and 4 pixels.
+Above that they halve it, as in the paper, and an image of 224 is seen at 112, 56, 28, 14 and 7 pixels. The stem, 17
 inverted residual blocks and the last 1x1 convolution are the 19 feature blocks that a student loses from the
 end.
 """
@@ -22,6 +23,9 @@ STAGES = (
     (6, 320, 1, 1),
 )
 """Expansion, channels, blocks and first stride of each stage of inverted residuals."""
+
+LARGE_STEM, LARGE_SECOND = 2, 2
+"""Strides of the stem and of the second stage for large images, as in the paper."""
 
 BLOCKS = 2 + sum(repeats for _, _, repeats, _ in STAGES)
 
@@ -61,9 +65,12 @@ def mobilenet_v2(
         dropout = 0.0 if drop_blocks else 0.2
     kept = BLOCKS - drop_blocks
     inputs, x = parts.image_input(input_shape, normalization)
-    x = _conv_block(x, scaled(32, width), 3, "block_00")
+    large = parts.is_large(input_shape)
+    x = _conv_block(x, scaled(32, width), 3, "block_00", strides=LARGE_STEM if large else 1)
     index = 1
-    for expansion, channels, repeats, first_stride in STAGES:
+    for stage, (expansion, channels, repeats, first_stride) in enumerate(STAGES):
+        if large and stage == 1:
+            first_stride = LARGE_SECOND
         for repeat in range(repeats):
             if index < kept:
                 stride = first_stride if repeat == 0 else 1
@@ -84,8 +91,8 @@ def scaled(channels: int, width: float) -> int:
     return rounded if rounded >= 0.9 * exact else rounded + 8
 
 
-def _conv_block(x: Any, filters: int, kernel_size: int, name: str) -> Any:
-    x = parts.conv(x, filters, kernel_size, name=f"{name}_conv", fan="fan_out")
+def _conv_block(x: Any, filters: int, kernel_size: int, name: str, *, strides: int = 1) -> Any:
+    x = parts.conv(x, filters, kernel_size, strides=strides, name=f"{name}_conv", fan="fan_out")
     x = parts.batch_norm(x, f"{name}_bn")
     return keras.layers.ReLU(6.0, name=name)(x)
 

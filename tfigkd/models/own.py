@@ -1,5 +1,6 @@
 """The user's own model, read from a .keras file and made to fit: images in, logits out."""
 
+import functools
 import json
 import math
 import random
@@ -14,7 +15,9 @@ import numpy as np
 
 import tfigkd.models.fake_quant  # noqa: F401 - registers what a quantized student is made of
 from tfigkd.data.pictures import reading
+from tfigkd.data.spaces import Outputs, Range
 from tfigkd.models import layers
+from tfigkd.models.spaces import classifier, recognise_input_range
 from tfigkd.runtime.errors import UserError
 
 CONFIGS = ("config.json", "metadata.json")
@@ -26,25 +29,55 @@ MAX_BYTES = 2**32
 
 
 def load_own(
-    path: str | Path, *, num_classes: int | None = None, input_shape: Sequence[int] | None = None
+    path: str | Path,
+    *,
+    num_classes: int | None = None,
+    input_shape: Sequence[int] | None = None,
+    input_range: Range | None = None,
+    outputs: Outputs | None = None,
+    images: np.ndarray | None = None,
 ) -> keras.Model:
-    """Load a Functional or Sequential classifier; a softmax at its end is taken off.
+    """Load a Functional or Sequential classifier as a model from images in [0,1] to logits; see `spaces.classifier`.
 
-    Nothing is lost by that: the softmax of the logits is what the file's model said, and distillation needs
-    the logits. Stock batch normalization becomes the fused one, an open image size the size given.
+    Stock batch normalization becomes the fused one, an open image size the size given.
 
     Args:
         path: A .keras file, read in safe mode: code inside it is refused.
-        num_classes: Number of logits that it must give; without it, as many as it gives.
-        input_shape: (H, W, C) of the images that it must take, float32 in [0,1]; without it, those that it takes.
+        num_classes: Number of classes that it must have; without it, as many as it has. One output is two classes.
+        input_shape: (H, W, C) of the images that it must take; without it, those that it takes.
+        input_range: The values of a black and of a white pixel that it takes; without it, as its first layers tell,
+            else (0, 1).
+        outputs: "logits" or "probabilities"; without it, what its end and its outputs tell.
+        images: uint8 [N,H,W,C], on which its outputs are looked at.
 
     Returns:
-        A Functional model from images [B,H,W,C] to logits [B,num_classes], not compiled.
+        A Functional model from images [B,H,W,C], float32 in [0,1], to logits [B,num_classes], not compiled.
 
     Raises:
         UserError: The file is missing, unreadable or refused, or the model does not fit.
     """
-    model = _load(Path(path))
+    model, wanted = _fitting(path, num_classes, input_shape)
+    try:
+        model = classifier(model, input_shape=wanted, input_range=input_range, outputs=outputs, images=images)
+    except ValueError as error:
+        raise UserError(f"{path}: {error}") from error
+    return layers.with_fused_layers(model)
+
+
+def load_written(path: str | Path, *, num_classes: int, input_shape: Sequence[int]) -> keras.Model:
+    """Load a file that this package wrote, from images in [0,1] to logits whatever its layers look like.
+
+    Raises:
+        UserError: As `load_own`.
+    """
+    return layers.with_fused_layers(_fitting(path, num_classes, input_shape)[0])
+
+
+def _fitting(
+    path: str | Path, num_classes: int | None, input_shape: Sequence[int] | None
+) -> tuple[keras.Model, tuple[int, ...]]:
+    """Return the model of a file, and the size of its images; refuse one that does not fit."""
+    model = load_model(Path(path))
     try:
         (model_input,), (model_output,) = model.inputs, model.outputs
     except (AttributeError, TypeError, ValueError) as error:
@@ -55,36 +88,45 @@ def load_own(
     takes = tuple(model_input.shape[1:])
     wanted = takes if input_shape is None else tuple(input_shape)
     if None in wanted:
-        raise UserError(f"{path} takes images of any size {takes}; give the size that it is meant for")
+        raise UserError(f"{path} takes images of any size {takes}; give the size that it is meant for: --image-size")
     if len(takes) != 3 or any(own not in (None, size) for own, size in zip(takes, wanted, strict=True)):
         raise UserError(f"{path} takes inputs of shape {takes}, but the images are {wanted}; make them agree")
     gives = tuple(model_output.shape[1:])
-    if len(gives) != 1 or (num_classes is not None and gives != (num_classes,)):
+    two = gives == (1,) and num_classes in (None, 2)
+    if len(gives) != 1 or not (two or num_classes is None or gives == (num_classes,)):
         expected = "classes" if num_classes is None else num_classes
         raise UserError(f"{path} gives outputs of shape {gives}, expected ({expected},): a logit for each class")
-    model = _with_logits(model, path, wanted)
-    return layers.with_fused_layers(model)
+    return model, wanted
 
 
-def with_input_range(model: keras.Model, low: float, high: float) -> keras.Model:
-    """The same classifier for images in [0,1], where the model itself takes black for `low` and white for `high`.
+def own_image_size(path: str | Path) -> int | None:
+    """Return height and width of the images that a .keras file takes; None where they are open or differ.
 
     Raises:
-        ValueError: the two are equal.
+        UserError: The file is missing, unreadable or refused.
     """
-    if (low, high) == (0, 1):
-        return model
-    if low == high:
-        raise ValueError(f"Expected different values for black and white, got {low} and {high}.")
-    shape = model.input_shape[1:]
-    inputs = keras.Input(shape, name="image")
-    layer = keras.layers.DepthwiseConv2D(1, name="input_range", trainable=False)
-    outputs = model(layer(inputs))
-    layer.set_weights([np.full((1, 1, shape[-1], 1), high - low), np.full(shape[-1], low)])
-    return keras.Model(inputs, outputs, name=model.name)
+    inputs = getattr(load_model(Path(path)), "inputs", None) or []
+    sides = {*inputs[0].shape[1:3]} if len(inputs) == 1 and len(inputs[0].shape) == 4 else set()
+    return sides.pop() if len(sides) == 1 else None
 
 
-def _load(path: Path) -> Any:
+@functools.lru_cache(maxsize=8)
+def own_input_range(path: str, checksum: str) -> Range | None:
+    """Return the input range that a .keras file shows, see `spaces.recognise_input_range`; read once a content.
+
+    Args:
+        path: The file.
+        checksum: Of its content.
+    """
+    return recognise_input_range(load_model(Path(path)))
+
+
+def load_model(path: Path) -> Any:
+    """Return the model of a .keras file, of any kind, as Keras opens it in safe mode.
+
+    Raises:
+        UserError: The file is missing, unreadable or refused.
+    """
     if not path.is_file():
         raise UserError(f"no model file {path}; give the path of a .keras file")
     if not zipfile.is_zipfile(path):
@@ -159,34 +201,3 @@ def _foreign(config: Any) -> Iterator[Any]:
             waiting.extend(value.values())
         elif isinstance(value, list):
             waiting.extend(value)
-
-
-def _with_logits(model: keras.Model, path: str | Path, input_shape: tuple[int, ...]) -> keras.Model:
-    """The model itself, or a copy of fixed input size whose last activation is linear."""
-    last = _last_operation(model)
-    activation = getattr(getattr(last, "activation", None), "__name__", "linear")
-    softmax_layer = isinstance(last, keras.layers.Softmax)
-    softmax = softmax_layer or activation == "softmax"
-    squashed = activation in ("sigmoid", "log_softmax") or type(last).__name__ in ("Sigmoid", "LogSoftmax")
-    if squashed or (type(last).__name__ == "Softmax" and not softmax_layer):
-        raise UserError(f"{path} ends in {type(last).__name__}, expected logits; save it with a linear last layer")
-    if not softmax and None not in model.inputs[0].shape[1:]:
-        return model
-
-    def replace(layer: keras.Layer) -> keras.Layer:
-        if layer is not last or not softmax:
-            return layers.copy_layer(layer)
-        if softmax_layer:
-            return keras.layers.Activation("linear", name=layer.name)
-        return type(layer).from_config({**layer.get_config(), "activation": "linear"})
-
-    logits = layers.rebuild(model, replace, input_shape=input_shape)
-    layers.copy_weights(model, logits)
-    return logits
-
-
-def _last_operation(model: keras.Model) -> Any:
-    last: Any = model
-    while isinstance(last, keras.Model):
-        last = last.layers[-1] if isinstance(last, keras.Sequential) else last.outputs[0]._keras_history.operation
-    return last

@@ -17,6 +17,15 @@ Normalization = tuple[Sequence[float], Sequence[float]]
 """Mean and standard deviation of each channel, of values in [0,1]."""
 
 
+LARGEST_SMALL = 64
+"""Largest height or width of images that keep the strides for CIFAR; above it networks have those for ImageNet."""
+
+
+def is_large(input_shape: Sequence[int]) -> bool:
+    """Return whether images (H, W, C) are large enough for the strides of ImageNet."""
+    return max(input_shape[:2]) > LARGEST_SMALL
+
+
 def he_normal(mode: str) -> keras.initializers.Initializer:
     """He et al. (2015, arXiv 1502.01852) as PyTorch draws it: not truncated, unlike Keras's HeNormal."""
     return keras.initializers.VarianceScaling(2.0, mode=mode, distribution="untruncated_normal")

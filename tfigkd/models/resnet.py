@@ -1,4 +1,8 @@
-"""Residual networks for 32x32 images (He et al. 2015, arXiv 1512.03385, section 4.2)."""
+"""Residual networks for 32x32 images (He et al. 2015, arXiv 1512.03385, section 4.2).
+
+Above 64 pixels the stem halves the resolution twice before the first block, by its stride and by max pooling, as in the
+paper's networks for ImageNet (section 3.3).
+"""
 
 from collections.abc import Sequence
 from typing import Any
@@ -34,9 +38,13 @@ def resnet(
     if depth < 8 or (depth - 2) % 6:
         raise ValueError(f"depth must be 6n + 2 (20, 32, 44, 56, ...), got {depth}.")
     inputs, x = parts.image_input(input_shape, normalization)
-    x = parts.conv(x, 16, 3, name="block_00_conv", fan="fan_in")
+    large = parts.is_large(input_shape)
+    x = parts.conv(x, 16, 3, strides=2 if large else 1, name="block_00_conv", fan="fan_in")
     x = parts.batch_norm(x, "block_00_bn")
     x = keras.layers.ReLU(name="block_00")(x)
+    if large:
+        x, padding = parts.pad(x, 3, 2, "block_00_pool")
+        x = keras.layers.MaxPooling2D(3, 2, padding, name="block_00_pool")(x)
     index = 1
     for filters, first_stride in ((16, 1), (32, 2), (64, 2)):
         for repeat in range((depth - 2) // 6):

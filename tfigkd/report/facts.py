@@ -33,6 +33,7 @@ class Facts:
         histories: The logs of each epoch, by role.
         ledger: Entries of the loss ledger.
         gallery: Examples with their maps.
+        verdict: Sentences on what is wrong with the run, from `verdict.verdict`.
     """
 
     config: dict[str, Any]
@@ -51,3 +52,4 @@ class Facts:
     histories: dict[str, History] = field(default_factory=dict)
     ledger: list[dict[str, Any]] = field(default_factory=list)
     gallery: Gallery | None = None
+    verdict: list[str] = field(default_factory=list)

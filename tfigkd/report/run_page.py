@@ -7,7 +7,7 @@ from tfigkd.report.class_charts import agreement, confusions, recalls
 from tfigkd.report.facts import Facts
 from tfigkd.report.page import render
 from tfigkd.report.pictures import examples
-from tfigkd.report.table import ROLES, caveats, interval, lines, percent
+from tfigkd.report.table import GOOD, ROLES, caveats, interval, lines, percent
 from tfigkd.report.training_charts import accuracy_curves, completeness, ledger, loss_curves, rates
 
 
@@ -18,6 +18,7 @@ def page(facts: Facts) -> str:
     return render(
         "run.html",
         facts=facts,
+        good=GOOD,
         n_test=n_test,
         best="compressed" if "compressed" in facts.roles else "student",
         caveats=caveats(facts.row),

@@ -9,6 +9,9 @@ from tfigkd.measure.statistics import wilson
 
 ROLES = ("teacher", "student", "compressed")
 
+GOOD = "Nothing wrong was found with this run"
+"""The verdict of a run without remarks."""
+
 Roles = dict[str, dict[str, Any]]
 
 
@@ -80,13 +83,20 @@ def caveats(row: Mapping[str, Any]) -> str:
 
 
 def markdown(
-    config: Mapping[str, Any], row: Mapping[str, Any], header: list[str], found: list[list[str]], command: str
+    config: Mapping[str, Any],
+    row: Mapping[str, Any],
+    header: list[str],
+    found: list[list[str]],
+    command: str,
+    verdict: list[str],
 ) -> str:
-    """Return the text of `report.md`."""
+    """Return the text of `report.md`, which opens with the sentences of the verdict."""
     text = [
         f"# {row['experiment']}, seed {row['seed']}",
         "",
         f"{config['description']}." if config["description"] else "",
+        "",
+        *([f"- **{one}**" for one in verdict] or [f"{GOOD}."]),
         "",
         "| " + " | ".join(header) + " |",
         "|" + " --- |" + " ---: |" * (len(header) - 1),

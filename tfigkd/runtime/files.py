@@ -254,6 +254,8 @@ def fingerprint_values(part: Any) -> Any:
     values: dict[str, Any] = {}
     for field in dataclasses.fields(part):
         value = getattr(part, field.name)
+        if "settled" in field.metadata:
+            value = field.metadata["settled"](part)
         unset = value == field.default
         if unset and "late" in field.metadata:
             continue

@@ -50,7 +50,7 @@ def load_compressed(config: Config, workdir: Workdir) -> keras.Model:
     """
     folder, data = workdir.stage("compress"), dataset(config.data)
     require(folder, "compress")
-    return models.build(str(folder / FILE), num_classes=data.num_classes, input_shape=data.image_shape)
+    return models.load_written(folder / FILE, num_classes=data.num_classes, input_shape=data.image_shape)
 
 
 def students(config: Config, workdir: Workdir) -> dict[str, keras.Model]:

@@ -42,11 +42,12 @@ from tfigkd.stages.overlays import load_knowledge, load_views, store_folder, sto
 from tfigkd.stages.teacher import (
     build_network,
     build_teacher,
-    content_of,
     load_teacher,
+    network_values,
     teacher_fingerprint,
     teacher_folder,
     watched,
+    weights_path,
 )
 from tfigkd.stages.workdir import Workdir
 from tfigkd.training import checkpoint
@@ -81,7 +82,13 @@ def student_fingerprint(config: Config, workdir: Workdir, data: str | None = Non
     trained_on = [data or data_fingerprints(config.data)[0], *training_choice(config.data)]
     identity = [*trained_on, workdir.seed, teacher, store, views]
     identity += [attention] if attention else []
-    network = fingerprint_values(config.student) | {"model": content_of(config.student.model)}
+    network = fingerprint_values(config.student) | network_values(config.student, dataset(config.data))
+    if config.student.own_file or config.student.application:
+        network = {name: value for name, value in network.items() if name not in ("widths", "depth")}
+    if config.student.own_file:  # "random" took the weights of the file before "file" was a choice
+        network["init"] = {"file": "random", "random": "fresh"}.get(config.student.init, config.student.init)
+    if config.student.weights is not None:
+        network["weights"] = checksum(weights_path(config.student.weights))
     parts = [network, config.training, config.augment, config.overlay, config.control, config.view]
     parts.append({name: asdict(term) for name, term in config.losses.active().items()})
     return fingerprint("student", *identity, *parts)
@@ -139,7 +146,18 @@ def _initial(config: Config, workdir: Workdir, data: Dataset) -> keras.Model:
         student = models.truncate(teacher, config.student.drop_blocks, data.num_classes, **options)
     else:
         student = build_network(config.student, data)
+        if config.student.own_file:
+            console.say(f"  student: {_start(config, student, workdir.seed)}")
     return models.with_precision(with_fused_layers(student), config.training.precision)
+
+
+def _start(config: Config, student: keras.Model, seed: int) -> str:
+    """Say which weights a student from a file starts from."""
+    if config.student.init == "file":
+        return f"the weights of {config.student.model}, for every seed"
+    frozen = models.frozen_layers(student)
+    kept = f", its {frozen} frozen layers with the weights of the file" if frozen else ""
+    return f"{config.student.model} with fresh weights of seed {seed}{kept} (--student.init file starts from its own)"
 
 
 def make_distiller(config: Config, workdir: Workdir, student: keras.Model) -> Distiller:
@@ -227,7 +245,7 @@ def load_student(config: Config, workdir: Workdir) -> keras.Model:
     """
     folder, data = workdir.stage("distill"), dataset(config.data)
     require(folder, "distill")
-    return models.build(str(folder / FILE), num_classes=data.num_classes, input_shape=data.image_shape)
+    return models.load_written(folder / FILE, num_classes=data.num_classes, input_shape=data.image_shape)
 
 
 def _watched(config: Config, workdir: Workdir) -> Watched:

@@ -69,7 +69,7 @@ def _rough_seconds(config: Config, workdir: Workdir, stages: list[str]) -> float
     seconds = float(STAGE_SECONDS * len(stages))
     if config.needs_teacher and {"teacher", "overlays"} & {*stages}:
         folder, macs = teacher_folder(config, workdir), multiply_adds(build_teacher(config, data))
-        trained = config.teacher.train and config.teacher.weights is None
+        trained = config.teacher.trained
         if "teacher" in stages and trained and read_manifest(folder) is None:
             work = macs * BACKWARD * len(teacher_examples(config.data)) * config.teacher.training.epochs
             seconds += work / (rate * TRAINING_EFFICIENCY)

@@ -97,7 +97,7 @@ def verify(folder: Path, *, sample: int = 64, seed: int = 0) -> dict[str, float]
         raise UserError(f"overlay store {folder}: the data set is {found[0]} now, expected {expected}")
     settings = from_mapping(AttributionConfig, manifest["identity"]["attribution"])
     teacher = folder.parents[1] / FILE
-    model = models.build(str(teacher), num_classes=data.num_classes, input_shape=data.image_shape)
+    model = models.load_written(teacher, num_classes=data.num_classes, input_shape=data.image_shape)
     if weights_fingerprint(model) != manifest["identity"]["teacher"]:
         raise UserError(f"overlay store {folder}: {teacher} is another teacher; {REBUILD}")
     examples, mean_color = stored_examples(source), np.array(manifest["mean_color"], np.float32)

@@ -18,6 +18,15 @@ UNTRAINED = {"precision": "float32"}
 REMEDY = "delete it, and the run measures anew"
 
 
+def undecided(config: Config) -> Config:
+    """Return the config with float32 in the place of each "auto": for an estimate, before anything is measured."""
+    teacher, student = (
+        replace(one, precision="float32") if one.precision == "auto" else one
+        for one in (config.teacher.training, config.training)
+    )
+    return replace(config, teacher=replace(config.teacher, training=teacher), training=student)
+
+
 def resolve(config: Config, workdir: Workdir) -> Config:
     """Return the config with a precision in the place of each "auto".
 
@@ -30,7 +39,7 @@ def resolve(config: Config, workdir: Workdir) -> Config:
     path = workdir.run / PRECISION
     chosen: dict[str, Any] = read_signed(path, REMEDY) if path.is_file() else {}
     if teacher.precision == "auto":
-        trained = config.needs_teacher and config.teacher.train and config.teacher.weights is None
+        trained = config.needs_teacher and config.teacher.trained
         chosen.setdefault("teacher", _measured(config, config.teacher, teacher, workdir) if trained else UNTRAINED)
     if student.precision == "auto":
         chosen.setdefault("student", _measured(config, config.student, student, workdir))

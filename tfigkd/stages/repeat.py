@@ -2,6 +2,7 @@
 
 import shlex
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from tfigkd.config.experiment import Config, read_experiment, smoke, to_mapping
@@ -9,6 +10,7 @@ from tfigkd.config.reading import differences, value_at
 from tfigkd.runtime.errors import UserError
 from tfigkd.stages.workdir import Workdir
 
+AS_RUN = "_as_run"
 DEFAULT_TEACHERS = "runs/teachers"
 
 
@@ -21,7 +23,9 @@ def command(config: Config, run: Mapping[str, Any], workdir: Workdir | None = No
         workdir: Where the run wrote; its folders are named where they are not the defaults.
 
     Returns:
-        The command; and empty, or for an experiment that is not shipped its TOML, to be saved as NAME.toml.
+        The command; and empty, or for an experiment that is not shipped the content of the file `own_file` that the
+        command names. It holds what the run was given on the command line as well, and no file of the user's has its
+        name.
     """
     name, toml = run["experiment"], ""
     words = ["--experiment", name, "--seed", str(run["seed"])]
@@ -31,19 +35,26 @@ def command(config: Config, run: Mapping[str, Any], workdir: Workdir | None = No
         from tfigkd.config.toml import to_toml
 
         toml, base = to_toml(config, f"{name}, all fields that differ from the defaults"), config
-        words[1] = f"{name}.toml"
+        words[1] = str(own_file(name, workdir))
     if run["smoke"] and not toml:
         base = smoke(base)
     words += ["--smoke"] if run["smoke"] else []
     resolved = to_mapping(config)
     for field in differences(to_mapping(base), resolved):
         words += _flag(field, value_at(resolved, field))
-    if workdir is not None:
+    if workdir is not None and not toml:
         # the folder that run.py takes where it is given none
         default = f"runs/{name}{'-smoke' if run['smoke'] else ''}/{run['seed']}"
         words += [] if str(workdir.run) == default else ["--workdir", str(workdir.run)]
+    if workdir is not None:
         words += [] if str(workdir.teachers) == DEFAULT_TEACHERS else ["--teachers", str(workdir.teachers)]
     return f"python -m tfigkd.run {shlex.join(words)}", toml
+
+
+def own_file(experiment: str, workdir: Workdir | None) -> Path:
+    """Return where the resolved fields of an experiment that is not shipped are kept: in the run's folder."""
+    name = f"{experiment.removesuffix(AS_RUN)}{AS_RUN}.toml"
+    return workdir.run / name if workdir is not None else Path(name)
 
 
 def _flag(field: str, value: Any) -> list[str]:

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Mapping
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -16,14 +17,15 @@ from tfigkd.measure import gallery
 from tfigkd.measure.gallery import Gallery
 from tfigkd.report.facts import Facts, History, T
 from tfigkd.report.table import ROLES, Roles, lines, markdown
+from tfigkd.report.verdict import verdict
 from tfigkd.runtime import console
 from tfigkd.runtime.errors import UserError
 from tfigkd.runtime.files import fingerprint, read_manifest, require, sealed, write_text
 from tfigkd.runtime.provenance import as_csv, commit, hardware, versions
 from tfigkd.stages.overlays import store_folder
-from tfigkd.stages.repeat import command
+from tfigkd.stages.repeat import command, own_file
 from tfigkd.stages.teacher import require_teacher, teacher_folder
-from tfigkd.stages.workdir import Workdir
+from tfigkd.stages.workdir import VERDICT, Workdir
 from tfigkd.store.maps import parse_record
 from tfigkd.store.shards import open_store, read_all
 from tfigkd.training.fit import LEDGER
@@ -48,8 +50,14 @@ def report(config: Config, workdir: Workdir) -> None:
 
     settings = json.loads((workdir.run / "config.json").read_text(encoding="utf-8"))
     repeat = command(config, settings, workdir)
-    write_text(workdir.run / "report.md", markdown(to_mapping(config), row, header, found, repeat[0]))
-    _page(lambda: gather(config, workdir, row, roles, evaluated, repeat), workdir)
+    if repeat[1]:
+        write_text(own_file(settings["experiment"], workdir), repeat[1])
+    facts = gather(config, workdir, row, roles, evaluated, repeat)
+    remarks = verdict(facts)
+    write_text(workdir.run / VERDICT, json.dumps([asdict(remark) for remark in remarks], indent=1) + "\n")
+    said = [remark.sentence for remark in remarks]
+    write_text(workdir.run / "report.md", markdown(to_mapping(config), row, header, found, repeat[0], said))
+    _page(replace(facts, verdict=said), workdir)
     table = Table(title=f"{row['experiment']}, seed {row['seed']}", title_justify="left")
     table.add_column(header[0])
     for name in header[1:]:
@@ -59,13 +67,13 @@ def report(config: Config, workdir: Workdir) -> None:
     console.show(table)
 
 
-def _page(facts: Callable[[], Facts], workdir: Workdir) -> None:
+def _page(facts: Facts, workdir: Workdir) -> None:
     try:
         from tfigkd.report.run_page import page
     except ImportError as error:  # an accelerator machine with JAX alone
         console.say(f"  no report.html: {error}")
         return
-    write_text(workdir.run / "report.html", page(facts()))
+    write_text(workdir.run / "report.html", page(facts))
 
 
 def figures(workdir: Workdir, results: Mapping[str, Any]) -> Roles:

@@ -14,7 +14,7 @@ from tfigkd.config.reading import differences, from_mapping
 from tfigkd.runtime import console
 from tfigkd.runtime.errors import UserError
 from tfigkd.runtime.files import fingerprint, locked, read_manifest, write_text
-from tfigkd.stages.workdir import Workdir
+from tfigkd.stages.workdir import VERDICT, Workdir
 
 STAGES = ("data", "teacher", "overlays", "distill", "compress", "export", "evaluate", "benchmark", "report")
 SETTINGS = "config.json"
@@ -35,16 +35,17 @@ FREE = (
 )
 
 
-def _lines(table: dict[str, Any], prefix: str = "") -> list[str]:
-    """A config as one line a table, in TOML's words."""
+def _lines(table: dict[str, Any], unset: dict[str, Any], prefix: str = "") -> list[str]:
+    """Return a config as one line a table, in TOML's words, without the values that `unset` has as well."""
     own = {key: value for key, value in table.items() if not isinstance(value, dict) and value is not None}
     if own.get("weight") == 0 or own.get("method") == "none":  # a loss or a stage that is switched off
         return []
-    text = "  ".join(f"{key} = {json.dumps(value)}" for key, value in own.items())
-    lines = [f"[{prefix}]  {text}" if prefix else text] if own else []
+    shown = {key: value for key, value in own.items() if key not in unset or unset[key] != value}
+    text = "  ".join(f"{key} = {json.dumps(value)}" for key, value in shown.items())
+    lines = [f"[{prefix}]  {text}" if prefix else text] if shown else []
     for key, value in table.items():
         if isinstance(value, dict):
-            lines += _lines(value, f"{prefix}.{key}" if prefix else key)
+            lines += _lines(value, unset.get(key, {}), f"{prefix}.{key}" if prefix else key)
     return lines
 
 
@@ -85,10 +86,12 @@ def _claim(chosen: Run) -> None:
     if path.exists() and workdir.stage("distill").exists():
         changed = changed_settings(path, chosen)
         if changed:
-            raise UserError(
-                f"{workdir.run} holds a run with other settings ({', '.join(changed)}); choose another --workdir"
-            )
+            raise UserError(_other(workdir, changed))
     write_text(path, json.dumps(chosen.settings, indent=1) + "\n")
+
+
+def _other(workdir: Workdir, changed: Sequence[str]) -> str:
+    return f"{workdir.run} holds a run with other settings ({', '.join(changed)}); choose another --workdir"
 
 
 def changed_settings(path: Path, chosen: Run) -> list[str]:
@@ -103,13 +106,21 @@ def changed_settings(path: Path, chosen: Run) -> list[str]:
     try:
         before = json.loads(path.read_text(encoding="utf-8"))
         # a field that a newer version has brought stands at its default
-        before["config"] = to_mapping(from_mapping(Config, before["config"]))
-        changed = [field for field in differences(before, chosen.settings) if not _free(field)]
+        before["config"] = _settled(from_mapping(Config, before["config"]))
+        now = chosen.settings | {"config": _settled(chosen.config)}
+        changed = [field for field in differences(before, now) if not _free(field)]
     except (UserError, OSError, ValueError, AttributeError, KeyError, TypeError, RecursionError) as error:
         raise UserError(f"{path} is damaged ({error}); choose another --workdir or delete it") from error
     if DATA in changed and _same_data(path.parent, chosen.config):
         changed.remove(DATA)
     return changed
+
+
+def _settled(config: Config) -> dict[str, Any]:
+    """Return a config as plain values, with what is decided where nothing is given in its place."""
+    values = to_mapping(config)
+    values["teacher"]["train"] = config.teacher.trains
+    return values
 
 
 def _same_data(folder: Path, config: Config) -> bool:
@@ -127,44 +138,99 @@ def _free(field: str) -> bool:
     return field.removeprefix("config.").startswith(FREE)
 
 
-def run(chosen: Run) -> None:
+def run(chosen: Run, *, dry_run: bool = False) -> bool:
     """Run the chosen stages of an experiment.
+
+    Args:
+        chosen: What to run.
+        dry_run: Check the run, say what it would do and how long it takes, and write nothing.
+
+    Returns:
+        Whether nothing wrong was found with the result, as far as stage `report` judged it.
 
     Raises:
         UserError: anything the user can mend.
     """
-    config, workdir = chosen.config, chosen.workdir
+    workdir = chosen.workdir
+    if dry_run:
+        path = workdir.run / SETTINGS
+        changed = changed_settings(path, chosen) if path.exists() and workdir.stage("distill").exists() else []
+        if changed:
+            raise UserError(_other(workdir, changed))
+        os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+        with console.quiet_stderr():
+            from tfigkd.stages.precision import undecided
+        _prepare(chosen, undecided(chosen.config))
+        return True
+    with locked(workdir.run, wait=False):
+        _claim(chosen)
+        return _run(chosen)
+
+
+def _stages(chosen: Run) -> tuple[list[str], list[str]]:
+    """Return the stages that were asked for, and those that this config does not need."""
+    config = chosen.config
     unneeded = {"teacher": not config.needs_teacher, "compress": config.compress.method == "none"}
     unneeded["overlays"] = not any(each.needs_stored for each in trainings(config))
     asked = [stage for stage in STAGES if stage in chosen.stages]
-    needed = [stage for stage in asked if not unneeded.get(stage)]
-    with locked(workdir.run, wait=False):
-        _claim(chosen)
-        for line in _lines(to_mapping(config)):
-            console.say(line)
-        started = time.monotonic()
-        with console.quiet_stderr():  # TensorFlow greets when it is imported and when it looks for a GPU
-            os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "1" if console.is_verbose() else "2")
-            from tfigkd.stages import pipeline
-            from tfigkd.stages.distill import check, refuse_changed_inputs
-            from tfigkd.stages.estimate import estimate
-            from tfigkd.stages.precision import resolve
-        config = resolve(config, workdir)
-        console.say(f"{chosen.experiment}, seed {workdir.seed}, config {fingerprint(config)}, in {workdir.run}")
-        with console.quiet_stderr():
-            if any(STAGES.index(stage) >= STAGES.index("distill") for stage in needed):
-                refuse_changed_inputs(config, workdir, needed)
-            if config.needs_teacher and "distill" in needed:
-                check(config)
-            about = estimate(config, workdir, needed)
-        console.say(f"stages: {', '.join(needed)}; about {about} on this machine")
-        with console.stages(asked, skipped=[stage for stage in asked if stage not in needed]) as work:
-            for stage in needed:
-                with work(stage):
-                    pipeline.STAGES[stage](config, workdir)
-        console.say(f"done in {time.monotonic() - started:.0f} s; everything is in {workdir.run}", last=True)
-        for line in _last_lines(workdir, [stage for stage in STAGES if not unneeded.get(stage)], needed):
-            console.say(line, last=True)
+    return asked, [stage for stage in STAGES if unneeded.get(stage)]
+
+
+def _prepare(chosen: Run, config: Config) -> None:
+    """Check a config, and say what the run will do: all that is known before the first step."""
+    workdir = chosen.workdir
+    asked, unneeded = _stages(chosen)
+    needed = [stage for stage in asked if stage not in unneeded]
+    with console.quiet_stderr():
+        from tfigkd.stages.distill import check, refuse_changed_inputs
+        from tfigkd.stages.early import early_remarks
+        from tfigkd.stages.estimate import estimate
+    console.say(f"{chosen.experiment}, seed {workdir.seed}, config {fingerprint(config)}, in {workdir.run}")
+    with console.quiet_stderr():
+        if any(STAGES.index(stage) >= STAGES.index("distill") for stage in needed):
+            refuse_changed_inputs(config, workdir, needed)
+        if config.needs_teacher and "distill" in needed:
+            check(config)
+        early = [] if chosen.smoke or "distill" not in needed else early_remarks(config)
+        about = estimate(config, workdir, needed)
+    for remark in early:
+        console.say(f"warning: {remark.sentence}")
+    console.say(f"stages: {', '.join(needed)}; about {about} on this machine")
+
+
+def _run(chosen: Run) -> bool:
+    """Run the chosen stages of an experiment in a workdir that no other process writes to."""
+    workdir = chosen.workdir
+    asked, unneeded = _stages(chosen)
+    needed = [stage for stage in asked if stage not in unneeded]
+    for line in _lines(to_mapping(chosen.config), {} if console.is_verbose() else to_mapping(Config())):
+        console.say(line)
+    started = time.monotonic()
+    with console.quiet_stderr():  # TensorFlow greets when it is imported and when it looks for a GPU
+        os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "1" if console.is_verbose() else "2")
+        from tfigkd.stages import pipeline
+        from tfigkd.stages.precision import resolve
+    config = resolve(chosen.config, workdir)
+    _prepare(chosen, config)
+    with console.stages(asked, skipped=[stage for stage in asked if stage not in needed]) as work:
+        for stage in needed:
+            with work(stage):
+                pipeline.STAGES[stage](config, workdir)
+    console.say(f"done in {time.monotonic() - started:.0f} s; everything is in {workdir.run}", last=True)
+    for line in _last_lines(workdir, [stage for stage in STAGES if stage not in unneeded], needed):
+        console.say(line, last=True)
+    if "report" not in needed:
+        return True
+    remarks = _verdict(workdir)
+    for sentence in remarks or ["nothing wrong was found with this run"]:
+        console.say(f"verdict: {sentence}", last=True)
+    return chosen.smoke or not remarks
+
+
+def _verdict(workdir: Workdir) -> list[str]:
+    """Return what stage `report` found wrong with a run."""
+    remarks = json.loads((workdir.run / VERDICT).read_text(encoding="utf-8"))
+    return [f"{one['text']} Change: {one['flag']}." if one["flag"] else one["text"] for one in remarks]
 
 
 def _last_lines(workdir: Workdir, needed: Sequence[str], chosen: Sequence[str]) -> Iterator[str]:

@@ -3,10 +3,12 @@
 import json
 import os
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import keras
+import numpy as np
 
 from tfigkd import models
 from tfigkd.attribution import make_baseline
@@ -14,6 +16,8 @@ from tfigkd.batches.stream import training_batches
 from tfigkd.config.experiment import Config, experiments_folder
 from tfigkd.config.fields import NetworkConfig
 from tfigkd.data import Dataset, mean_color, to_model_input
+from tfigkd.data.spaces import RANGES, UNIT
+from tfigkd.measure.chance import looked_at, mean_recall, near_chance, what_helps
 from tfigkd.measure.metrics import accuracy, predict_logits
 from tfigkd.models.layers import with_fused_layers, with_stock_layers
 from tfigkd.models.weights import weights_fingerprint
@@ -38,26 +42,30 @@ from tfigkd.training.fit import fit
 from tfigkd.training.tensorboard import Watched
 
 FILE = "teacher.keras"
+ARCHITECTURE = ("drop_blocks", "width", "dropout", "normalization", "widths", "depth")
+NEUTRAL = {"drop_blocks": 0, "width": 1.0, "dropout": None, "normalization": "none"}
+"""What fingerprints hold of the architecture of a file, whatever the config says."""
 WHITENED = 5000  # training images that the stem of a convnet is made from
 SEEDS = 2**32  # of students: from 0 to here
 
 
 def build_network(config: NetworkConfig, data: Dataset) -> keras.Model:
-    """A network of a config for the classes and image shape of a data set; a .keras file comes with its weights."""
+    """Build a network of a config for the classes and image shape of a data set.
+
+    A .keras file comes with its weights, but for a student whose `init` is random.
+    """
+    spaces: dict[str, Any] = {"input_range": config.input_range, "outputs": config.outputs}
+    weights = getattr(config, "weights", None) if config.application else None
     model = models.build(
         config.model,
         num_classes=data.num_classes,
         input_shape=data.image_shape,
-        drop_blocks=config.drop_blocks,
-        width=config.width,
-        dropout=config.dropout,
-        normalization=config.normalization,
-        widths=config.widths,
-        depth=config.depth,
+        weights=None if weights is None else weights_path(weights),
+        images=looked_at(data).images if config.own_file else None,
+        **{name: getattr(config, name) for name in ARCHITECTURE},
+        **spaces,
     )
-    if config.model == "convnet":
-        models.set_whitening(model, to_model_input(data.train.images[:WHITENED]))
-    return model
+    return models.with_fresh_weights(model) if config.own_file and getattr(config, "init", "") == "random" else model
 
 
 def build_teacher(config: Config, data: Dataset) -> keras.Model:
@@ -74,7 +82,7 @@ def members(config: Config) -> list[Config]:
 
 
 def weights_path(name: str) -> Path:
-    """Where published weights lie: as given, or in the folder $TFIGKD_WEIGHTS_DIR.
+    """Where given weights lie: as given, or in the folder $TFIGKD_WEIGHTS_DIR.
 
     Raises:
         UserError: neither place has them.
@@ -85,7 +93,7 @@ def weights_path(name: str) -> Path:
         if place.is_file():
             return place
     where = " or ".join(map(str, places))
-    raise UserError(f"teacher.weights: no file {where}; give --teacher.weights PATH or set TFIGKD_WEIGHTS_DIR")
+    raise UserError(f"weights: no file {where}; give the path of a local file or set TFIGKD_WEIGHTS_DIR")
 
 
 def content_of(path: str | None) -> str | None:
@@ -103,13 +111,26 @@ def teacher_fingerprint(config: Config, data: str | None = None) -> str:
     if teacher.count > 1:
         each = [teacher_fingerprint(member, data) for member in members(config)]
         return fingerprint("teachers", teacher.weighting, each)
-    values, ours = fingerprint_values(teacher), NetworkConfig.__dataclass_fields__
-    network = {name: value for name, value in values.items() if name in ours}
-    network["model"] = content_of(teacher.model)
-    trained = teacher.train and teacher.weights is None
+    network = network_values(teacher, dataset(config.data))
     published = checksum(weights_path(teacher.weights)) if teacher.weights else None
-    recipe = [teacher.training, _draws(config), config.augment, config.data.train_split] if trained else []
+    recipe = [teacher.training, _draws(config), config.augment, config.data.train_split] if teacher.trained else []
     return fingerprint("teacher", data, network, published, *recipe)
+
+
+def network_values(network: NetworkConfig, data: Dataset) -> dict[str, Any]:
+    """Return what a fingerprint holds of a network: its architecture, or the content of its file."""
+    values, ours = fingerprint_values(network), NetworkConfig.__dataclass_fields__
+    values = {name: value for name, value in values.items() if name in ours}
+    values["model"] = content_of(network.model)
+    if network.own_file or network.application:  # settings of other architectures do not apply
+        values = {name: value for name, value in values.items() if name not in ARCHITECTURE} | NEUTRAL
+    if network.own_file and network.input_range is None:
+        shown = models.own_input_range(network.model, values["model"])
+        if shown not in (None, UNIT):  # it was taken for [0,1] before it was looked for
+            values["input_range"] = list(shown)
+    if max(data.image_shape[:2]) > models.LARGEST_SMALL and models.strided(network.model):
+        values["strides"] = "imagenet"
+    return values
 
 
 def _draws(config: Config) -> int:
@@ -144,9 +165,8 @@ def load_teacher(config: Config, workdir: Workdir) -> keras.Model:
     """
     require_teacher(config, workdir)
     data = dataset(config.data)
-    model = models.build(
-        str(teacher_folder(config, workdir) / FILE), num_classes=data.num_classes, input_shape=data.image_shape
-    )
+    path = teacher_folder(config, workdir) / FILE
+    model = models.load_written(path, num_classes=data.num_classes, input_shape=data.image_shape)
     model.trainable = False
     return model
 
@@ -209,6 +229,41 @@ def _saved(config: Config) -> Path | None:
     return folder / FILE if any(finished(folder, name) for name in names) else None
 
 
+def _check_given(config: Config, data: Dataset, model: keras.Model) -> None:
+    """Refuse a teacher that is taken as it is and right on no more images than by chance, with what makes it right.
+
+    Raises:
+        UserError: It is, and `teacher.accept_chance` is not set.
+    """
+    teacher, examples = config.teacher, looked_at(data)
+    logits = predict_logits(model, examples.images)
+    what = teacher.weights or teacher.model
+    shown = models.own_input_range(teacher.model, str(content_of(teacher.model))) if teacher.own_file else None
+    low, high = teacher.input_range or shown or UNIT
+    console.say(f"  taken as it is: {what}, for pixels from {low:g} to {high:g}")
+    if not near_chance(logits, examples.labels):
+        return
+
+    def in_range(other: tuple[float, float]) -> np.ndarray:
+        return predict_logits(build_network(replace(teacher, input_range=other), data), examples.images)
+
+    others = {}
+    if teacher.own_file:
+        ranges = [other for other in RANGES if other != (low, high)]
+        others = {f"--teacher.input_range {a:g} {b:g}": partial(in_range, (a, b)) for a, b in ranges}
+    score = (
+        f"{what} is right on {100 * mean_recall(logits, examples.labels):.1f} % of {len(examples)} images of "
+        f"{data.num_classes} classes, as chance would be"
+    )
+    if teacher.accept_chance:
+        console.say(f"  {score}")
+        return
+    other = "the values of its pixels (--teacher.input_range 0 255)" if others else "--teacher.normalization"
+    helps = what_helps(logits, examples.labels, data.class_names, others)
+    advice = helps or f"look at {other} and at the order of its classes"
+    raise UserError(f"{score}; {advice}; --teacher.accept_chance goes on with it all the same")
+
+
 def train_teacher(config: Config, workdir: Workdir) -> None:
     """Stage `teacher`: train, load or take over the teacher, once for all runs that share it."""
     data, folder = dataset(config.data), teacher_folder(config, workdir)
@@ -218,20 +273,21 @@ def train_teacher(config: Config, workdir: Workdir) -> None:
             console.say(f"  done before: {folder}")
             return
         history: list = []
-        trained = config.teacher.train and config.teacher.weights is None
+        trained = config.teacher.trained
         saved = _saved(config)
         if saved is not None:
             console.say(f"  taken from {saved}")
-            model = models.build(str(saved), num_classes=data.num_classes, input_shape=data.image_shape)
+            model = models.load_written(saved, num_classes=data.num_classes, input_shape=data.image_shape)
         elif config.teacher.count > 1:
             model = _train_members(config, workdir)
         elif trained:
             model, history = _train(config, data, folder)
         else:
             model = build_network(config.teacher, data)
-            if config.teacher.weights:
+            if config.teacher.weights and not config.teacher.application:
                 models.load_torch_weights(model, weights_path(config.teacher.weights))
             model = with_stock_layers(model)
+            _check_given(config, data, model)
         held_out = data.validation
         score = accuracy(predict_logits(model, held_out.images), held_out.labels)
         with atomic(folder / FILE) as temporary:

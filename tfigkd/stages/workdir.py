@@ -8,6 +8,9 @@ from tfigkd.runtime.files import MANIFEST
 PRECISION = "precision.json"
 """In a run's folder: what `precision = "auto"` stands for in the run."""
 
+VERDICT = "verdict.json"
+"""In a run's folder: what is wrong with the run, as stage `report` found it; an empty list where nothing is."""
+
 
 @dataclass(frozen=True)
 class Workdir:

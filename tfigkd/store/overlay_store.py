@@ -11,6 +11,9 @@ from tfigkd.batches.augment import overlay
 from tfigkd.config.fields import AttributionConfig
 from tfigkd.config.reading import from_mapping
 from tfigkd.data import Dataset, Examples, digest, identify, splits_fingerprint
+from tfigkd.data.spaces import Outputs, Range
+from tfigkd.measure.metrics import predict_logits
+from tfigkd.models import as_classifier
 from tfigkd.models.weights import weights_fingerprint
 from tfigkd.runtime.errors import UserError
 from tfigkd.runtime.files import MANIFEST, fingerprint, finished, locked, read_manifest
@@ -52,7 +55,16 @@ class OverlayStore:
         return len(self.knowledge.logits)
 
     @classmethod
-    def build(cls, folder: str | Path, teacher: keras.Model, pictures: Any, **settings: Any) -> "OverlayStore":
+    def build(
+        cls,
+        folder: str | Path,
+        teacher: keras.Model,
+        pictures: Any,
+        *,
+        input_range: Range | None = None,
+        outputs: Outputs | None = None,
+        **settings: Any,
+    ) -> "OverlayStore":
         """Open the store if it is finished; otherwise compute it, or resume an interrupted computation.
 
         Stores of several teachers, data sets or settings are subfolders of `folder`, each named by its fingerprint.
@@ -60,9 +72,12 @@ class OverlayStore:
 
         Args:
             folder: Parent folder of the store; created if missing.
-            teacher: A model from images float32 [B,H,W,3] in [0,1] to logits [B,C].
+            teacher: A classifier of images [B,H,W,3]. One that takes other values than [0,1] or gives probabilities is
+                converted as `tfigkd.models.as_classifier` does it; the store holds logits of at least two classes.
             pictures: A finite `tf.data.Dataset` of (uint8 [H,W,3], integer label), not batched and not augmented, or
                 a pair of arrays, uint8 [N,H,W,3] and integers [N].
+            input_range: The values of a black and of a white pixel that the teacher takes; by default what it shows.
+            outputs: "logits" or "probabilities", which the teacher gives; by default what it shows.
             settings: Fields of `tfigkd.config.fields.AttributionConfig`: `baseline`, `rule`, `n_steps`, `tolerance`, …
 
         Returns:
@@ -72,16 +87,17 @@ class OverlayStore:
             ValueError: `pictures` are not as above, or a label is none of the teacher's C outputs.
             UserError: A setting is unknown or out of range.
         """
+        teacher = as_classifier(teacher, input_range=input_range, outputs=outputs)
         examples = _collect(pictures)
-        outputs = int(teacher.output_shape[-1])
-        if examples.labels.max() >= outputs:
+        count = _classes(teacher, examples)
+        if examples.labels.max() >= count:
             raise ValueError(
-                f"labels must be from 0 to {outputs - 1}, the teacher's outputs; got {examples.labels.max()}"
+                f"labels must be from 0 to {count - 1}, the teacher's outputs; got {examples.labels.max()}"
             )
         config = from_mapping(AttributionConfig, settings, "attribution")
         nothing = examples.take(slice(0))
         pixels = splits_fingerprint({"train": examples})
-        classes = tuple(str(index) for index in range(teacher.output_shape[-1]))
+        classes = tuple(str(index) for index in range(count))
         data = Dataset("pictures", examples, nothing, nothing, class_names=classes, fingerprint=pixels)
         identity = store_identity(weights_fingerprint(teacher), pixels, config)
         place = Path(folder).resolve() / fingerprint(identity)
@@ -163,7 +179,16 @@ class OverlayStore:
 
         return overlay_batch
 
-    def verify(self, teacher: keras.Model, pictures: Any, *, sample: int = 64, seed: int = 0) -> dict[str, float]:
+    def verify(
+        self,
+        teacher: keras.Model,
+        pictures: Any,
+        *,
+        sample: int = 64,
+        seed: int = 0,
+        input_range: Range | None = None,
+        outputs: Outputs | None = None,
+    ) -> dict[str, float]:
         """Recompute the records of a random sample of the pictures; see `tfigkd.store.maps.deviation`.
 
         Args:
@@ -171,6 +196,8 @@ class OverlayStore:
             pictures: The pictures that the store was built from, as for `build`.
             sample: Number of pictures to recompute.
             seed: Seed of the sample.
+            input_range: As for `build`.
+            outputs: As for `build`.
 
         Returns:
             The largest deviations of logits and maps.
@@ -178,6 +205,7 @@ class OverlayStore:
         Raises:
             UserError: The teacher is another one, or the records are not those of the pictures.
         """
+        teacher = as_classifier(teacher, input_range=input_range, outputs=outputs)
         if weights_fingerprint(teacher) != self._teacher:
             raise UserError(f"overlay store {self.folder}: it belongs to another teacher; build a store for this one")
         examples = _collect(pictures)
@@ -200,6 +228,11 @@ class OverlayStore:
                 "from, before any augmentation"
             )
         return self._rows[name, label]
+
+
+def _classes(teacher: keras.Model, examples: Examples) -> int:
+    """Return how many classes a teacher gives; a subclassed one tells it only when it runs."""
+    return int(predict_logits(teacher, examples.images[:1]).shape[-1])
 
 
 def _collect(pictures: Any) -> Examples:

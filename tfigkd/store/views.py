@@ -16,6 +16,7 @@ from tfigkd.config.fields import AugmentConfig, ViewConfig
 from tfigkd.data import Examples
 from tfigkd.losses.attention import unit_attention
 from tfigkd.measure.metrics import predict_logits
+from tfigkd.models.taps import tap_outputs
 from tfigkd.runtime.errors import UserError
 from tfigkd.runtime.files import fingerprint_values
 from tfigkd.store.shards import Record
@@ -39,12 +40,13 @@ def with_attention(model: keras.Model, tap: str) -> keras.Model:
         UserError: The model has no such layer, or the layer's output is not a feature map.
     """
     try:
-        features = model.get_layer(tap).output
+        features = tap_outputs(model, [tap])
     except ValueError as error:
-        raise UserError(f"losses.at.teacher_layer: the teacher {model.name!r} has no layer {tap!r}") from error
-    if len(features.shape) != 4:
-        raise UserError(f"losses.at.teacher_layer: {tap!r} gives {tuple(features.shape)}, expected maps [B,h,w,D]")
-    return keras.Model(model.input, unit_attention(features))
+        raise UserError(f"losses.at.teacher_layer: the teacher {error}") from error
+    maps = features.outputs[1]
+    if len(maps.shape) != 4:
+        raise UserError(f"losses.at.teacher_layer: {tap!r} gives {tuple(maps.shape)}, expected maps [B,h,w,D]")
+    return keras.Model(features.inputs[0], unit_attention(maps))
 
 
 def view_outputs(model: keras.Model, examples: Examples, augment: AugmentConfig, view: ViewConfig) -> np.ndarray:

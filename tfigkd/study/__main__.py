@@ -3,9 +3,10 @@
 python -m tfigkd.study --experiment ablation --processes 4
 python -m tfigkd.study --experiment lowdata --teacher.weights weights/resnet56.npz
 python -m tfigkd.study collect
-python -m tfigkd.study report
+python -m tfigkd.study report --experiment my_study.toml
 """
 
+import shlex
 import sys
 from collections.abc import Sequence
 
@@ -13,7 +14,7 @@ from tfigkd.config.flags import read_all_options, read_options
 from tfigkd.runtime import console
 from tfigkd.runtime.command import command
 from tfigkd.runtime.errors import UserError
-from tfigkd.study.plan import PROG, Options, plan, read_study
+from tfigkd.study.plan import PROG, Options, Study, plan, read_study
 from tfigkd.study.runs import finished_row, run_all
 
 
@@ -36,9 +37,25 @@ def study(options: Options, flags: Sequence[str]) -> int:
         return 0
     ended = run_all(jobs, processes=options.processes, minutes=options.minutes)
     console.say(", ".join(f"{len(some)} {how}" for how, some in ended.items() if some))
+    if ended["done"] or ended["before"]:
+        _show(described, options)
     if ended["left"] or ended["busy"]:
         console.say("the same command continues with the remaining runs")
     return 1 if ended["failed"] else 0
+
+
+def _show(described: Study, options: Options) -> None:
+    """Print what the finished runs show, and the next command; runs without a row, and smoke runs, show nothing."""
+    try:
+        from tfigkd.study.report import show_results
+    except ImportError as error:  # an accelerator machine with JAX alone
+        console.say(f"no table of results: {error}")
+        return
+    if options.smoke or not show_results(described, options.workdir):
+        return
+    where = [] if options.workdir == Options.workdir else ["--workdir", str(options.workdir)]
+    words = shlex.join([*where, "--study", described.name])
+    console.say(f"next: {PROG} collect {words}  (its rows in one table)", last=True)
 
 
 @command(stopped="stopped; finished runs are kept. The same command continues with the remaining runs")

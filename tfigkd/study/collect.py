@@ -1,4 +1,4 @@
-"""Collection of finished runs: rows are copied to experiments/results, models to saved_models.
+"""Collection of finished runs: rows are copied to one table a study, models to saved_models.
 
 python -m tfigkd.study collect
 python -m tfigkd.study collect --study lowdata --models lowdata_kd,lowdata_ig_kd
@@ -45,20 +45,43 @@ FILES = {"distill": "student.keras", "export": "student.int8.tflite"}
 
 @dataclass(frozen=True)
 class Options:
-    """Copy finished rows of studies to experiments/results/STUDY.csv and chosen models to saved_models."""
+    """Copy finished rows of studies to one table each, and chosen models to saved_models.
+
+    Rows of shipped studies go to experiments/results/STUDY.csv of the checkout that contains this package; rows of
+    other studies, or without a checkout, to WORKDIR/STUDY/results.csv.
+    """
 
     workdir: Path = Path("runs/studies")
     """Folder of the studies' runs."""
     teachers: Path = Path("runs/teachers")
     """Folder of their teachers."""
     into: Path | None = None
-    """The checkout to write to. Default: the one that contains this package."""
+    """Folder to write experiments/results/STUDY.csv and saved_models to, instead."""
     study: str | None = None
     """Only this study."""
     models: str = ""
     """Experiments, separated by commas: their students go to saved_models/EXPERIMENT/SEED, and their teacher too."""
     replace: bool = False
     """Drop rows of the same arms that are of another config, instead of refusing to mix them."""
+
+
+def checkout() -> Path | None:
+    """Return the checkout that contains this package; None for an installed package."""
+    folder = experiments_folder().parent
+    return folder if (folder / "setup.cfg").is_file() else None
+
+
+def table_of(study: str, workdir: Path, into: Path | None = None) -> Path:
+    """Return the table that the rows of a study are collected in.
+
+    Args:
+        study: Its name.
+        workdir: Folder of the studies' runs.
+        into: The folder to write to instead of the checkout.
+    """
+    shipped = (experiments_folder() / "studies" / f"{study}.toml").is_file()
+    root = into or (checkout() if shipped else None)
+    return workdir / study / "results.csv" if root is None else root / "experiments" / "results" / f"{study}.csv"
 
 
 def read_rows(path: Path) -> list[dict[str, str]]:
@@ -210,13 +233,12 @@ def collect(options: Options) -> None:
     Raises:
         UserError: no run is finished, a requested model has no finished run, or a file is damaged.
     """
-    checkout = options.into or experiments_folder().parent
     runs = finished_runs(options.workdir, options.study)
     if not runs:
         raise UserError(f"no finished run of a study in {options.workdir}; run one first, or give --workdir")
     for name in sorted({row["study"] for _, row in runs}):
         rows = [row for _, row in runs if row["study"] == name]
-        path = checkout / "experiments" / "results" / f"{name}.csv"
+        path = table_of(name, options.workdir, options.into)
         new = merge_rows(path, rows, replace=options.replace)
         console.say(f"{name}: {len(rows)} finished runs, {new} new in {path}")
     wanted = {name for name in options.models.split(",") if name}
@@ -227,7 +249,8 @@ def collect(options: Options) -> None:
         if row["experiment"] not in wanted or row["size"]:
             continue
         if (run / "distill" / FILES["distill"]).is_file():
-            console.say(f"  {save_student(run, row, checkout / 'saved_models')}")
-            save_teacher(run, options.teachers, checkout / "saved_models")
+            saved = (options.into or checkout() or Path()) / "saved_models"
+            console.say(f"  {save_student(run, row, saved)}")
+            save_teacher(run, options.teachers, saved)
         else:
             console.say(f"  {row['experiment']}, seed {row['seed']}: skipped, its student is not in {run}")

@@ -1,6 +1,7 @@
 """`report.html` of a study: what its template shows, prepared from the rows; every figure comes from a row."""
 
 import math
+import shlex
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -10,7 +11,7 @@ from plotly import graph_objects as go
 from tfigkd.measure.statistics import LEVEL, Summary
 from tfigkd.report.charts import PALETTE, Chart, Table, cost_axis, label, make, rows_axis
 from tfigkd.report.page import render
-from tfigkd.study.plan import Study
+from tfigkd.study.plan import PROG, Study
 from tfigkd.study.tables import (
     Compared,
     Row,
@@ -24,6 +25,7 @@ from tfigkd.study.tables import (
     sentences,
     summarize,
 )
+from tfigkd.study.verdict import study_verdict
 
 
 def page(study: Study, rows: Sequence[Row], papers: Sequence[Row]) -> str:
@@ -43,6 +45,7 @@ def page(study: Study, rows: Sequence[Row], papers: Sequence[Row]) -> str:
         study=study,
         total=study.seeds * len(study.arms) * len(study.sizes),
         done=len(rows),
+        verdict=study_verdict(study, rows),
         provenance=provenance(rows),
         remarks=remarks,
         arms=(header, lines),
@@ -56,6 +59,9 @@ def page(study: Study, rows: Sequence[Row], papers: Sequence[Row]) -> str:
         published_chart=_published_chart(study, published),
         left=_left(study, rows),
         command=command_of(study),
+        after=f"{PROG} report --experiment {shlex.quote(study.source)}"
+        if study.source.endswith(".toml")
+        else f"{PROG} collect && {PROG} report",
         commands=list(dict.fromkeys(row["command"] for row in rows if row.get("command"))),
     )
 

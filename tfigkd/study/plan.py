@@ -33,6 +33,7 @@ class Study:
         sizes: Name to fields of a size; every arm runs at every size.
         seed_fields: Dotted fields that are set to the seed, such as the seed of a subset.
         comparisons: Pairs of arms to compare, chosen before any result is known.
+        source: What the study is called on the command line: its name, or the path of a file that is not shipped.
     """
 
     name: str = ""
@@ -44,6 +45,7 @@ class Study:
     sizes: dict[str, dict[str, Any]] = field(default_factory=lambda: {"": {}})
     seed_fields: tuple[str, ...] = ()
     comparisons: tuple[tuple[str, str], ...] = ()
+    source: str = ""
 
 
 @dataclass(frozen=True)
@@ -77,7 +79,7 @@ class Options:
 
 @dataclass(frozen=True)
 class Job:
-    """One run of a study."""
+    """One run of a study; `source` is what the study is called on the command line."""
 
     study: str
     arm: str
@@ -85,6 +87,7 @@ class Job:
     run: Run
     flags: tuple[str, ...] = ()
     seed_fields: tuple[str, ...] = ()
+    source: str = ""
 
     @property
     def folder(self) -> Path:
@@ -114,9 +117,11 @@ def read_study(name_or_file: str) -> Study:
         known = [file.stem for file in folder.glob("*.toml")]
         raise UserError(f"unknown study {name_or_file!r}; {closest(name_or_file, known)} (or a .toml file)")
     table, what = read_toml(path, "study"), f"study {path}"
-    if "name" in table:
-        raise UserError(f"{what}: a study is named by its file; remove the line `name`")
-    study = replace(from_mapping(Study, table, what=what), name=path.stem)
+    for given in {"name", "source"} & table.keys():
+        raise UserError(f"{what}: a study is named by its file; remove the line `{given}`")
+    shipped = path.resolve().parent == folder.resolve()
+    source = path.stem if shipped else str(path)
+    study = replace(from_mapping(Study, table, what=what), name=path.stem, source=source)
     if not study.arms or study.seeds < 1:
         raise UserError(f"{what}: expected at least one arm and one seed")
     for pair in study.comparisons:
@@ -160,5 +165,5 @@ def plan(study: Study, options: Options, flags: Sequence[str] = ()) -> list[Job]
                 config = with_flags(config, flags, PROG)
                 workdir = Workdir(root / (f"{arm}-{size}" if size else arm) / str(seed), options.teachers, seed)
                 run = Run(name, config, workdir, stages, smoke=options.smoke)
-                jobs.append(Job(study.name, arm, size, run, tuple(flags), study.seed_fields))
+                jobs.append(Job(study.name, arm, size, run, tuple(flags), study.seed_fields, study.source))
     return jobs

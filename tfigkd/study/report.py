@@ -5,22 +5,43 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rich.table import Table
+
 from tfigkd.config.experiment import experiments_folder
+from tfigkd.report.table import plural
 from tfigkd.runtime import console
 from tfigkd.runtime.errors import UserError
 from tfigkd.runtime.files import make_folder, write_text
-from tfigkd.study.collect import read_rows
+from tfigkd.study.collect import finished_runs, read_rows
 from tfigkd.study.page import page
 from tfigkd.study.plan import Study, read_study
-from tfigkd.study.tables import Row, command_of, compare, forest_plot, runs_of, section
+from tfigkd.study.tables import (
+    METRIC,
+    Row,
+    arms_lines,
+    command_of,
+    compare,
+    forest_plot,
+    runs_of,
+    section,
+    sentences,
+)
+from tfigkd.study.verdict import study_verdict
 
 BEGIN, END = "<!-- studies: written by `python -m tfigkd.study report` -->", "<!-- end of studies -->"
 
 
 @dataclass(frozen=True)
 class Options:
-    """Write the studies' part of experiments/README.md, forest plots and pages from experiments/results/*.csv."""
+    """Write the page of a study beside its runs; or, of all shipped studies, the tables, plots and pages of a checkout.
 
+    Without --experiment, the studies' part of experiments/README.md is written from experiments/results/*.csv.
+    """
+
+    experiment: str | None = None
+    """Name of a shipped study or a .toml file: show its results, and write WORKDIR/STUDY/report.html."""
+    workdir: Path = Path("runs/studies")
+    """Folder of the studies' runs."""
     into: Path | None = None
     """The checkout to write to. Default: the one that contains this package."""
 
@@ -57,11 +78,17 @@ def _write_page(study: Study, rows: Sequence[Row], papers: Sequence[Row], checko
 
 
 def write_report(options: Options) -> None:
-    """Write the studies' part of experiments/README.md, plots and pages.
+    """Write the page of one study, or the studies' part of experiments/README.md, plots and pages.
 
     Raises:
         UserError: the README lacks the two lines between which the text is written.
     """
+    if options.experiment is not None:
+        described = read_study(options.experiment)
+        if not show_results(described, options.workdir):
+            where = options.workdir / described.name
+            raise UserError(f"no finished run of {described.name} in {where}; {command_of(described)} runs it")
+        return
     checkout = options.into or experiments_folder().parent
     path = checkout / "experiments" / "README.md"
     text = path.read_text(encoding="utf-8") if path.is_file() else ""
@@ -71,6 +98,36 @@ def write_report(options: Options) -> None:
     after = rest.partition(END)[2]
     write_text(path, f"{before}{BEGIN}\n\n{report(checkout)}\n{END}{after}")
     console.say(f"written: {path}")
+
+
+def show_results(study: Study, workdir: Path) -> bool:
+    """Print the results of a study's finished runs, and write its page beside them.
+
+    Args:
+        study: The study.
+        workdir: Folder of the studies' runs.
+
+    Returns:
+        Whether there is a finished run with results.
+    """
+    rows = [row for _, row in finished_runs(workdir, study.name) if row.get(METRIC)]
+    if not rows:
+        return False
+    header, lines, remarks = arms_lines(study, rows, [])
+    table = Table(title=f"{study.name}: test accuracy of {plural(len(rows), 'run')}", title_justify="left")
+    for number, name in enumerate(header):
+        table.add_column(name, justify="right" if number else "left")
+    for cells in lines:
+        table.add_row(*(cell.strip("*") for cell in cells))
+    console.show(table)
+    for line in [remarks, *sentences(compare(study, runs_of(rows)))] if study.comparisons else [remarks]:
+        console.say(line)
+    for line in study_verdict(study, rows) or ["nothing wrong was found with the arms that have run"]:
+        console.say(f"verdict: {line}", last=True)
+    path = make_folder(workdir / study.name) / "report.html"
+    write_text(path, page(study, rows, []))
+    console.say(f"report: {path}", last=True)
+    return True
 
 
 def _left(study: Study, rows: Sequence[Row]) -> str | None:

@@ -56,7 +56,7 @@ def work(job: Job) -> int:
 
 def _label(job: Job) -> dict[str, Any]:
     """Return the columns that `collect` adds to the run's row, and the fields that the study sets to the seed."""
-    own = ["--experiment", job.study, "--arms", job.arm, "--seeds", str(job.seed + 1), *job.flags]
+    own = ["--experiment", job.source or job.study, "--arms", job.arm, "--seeds", str(job.seed + 1), *job.flags]
     command = f"{PROG} {shlex.join(own)}"
     label = {"study": job.study, "arm": job.arm, "size": job.size, "command": command}
     return {**label, "seed_fields": list(job.seed_fields)}

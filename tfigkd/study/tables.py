@@ -4,6 +4,7 @@
 """
 
 import math
+import shlex
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -331,4 +332,4 @@ def section(study: Study, rows: Sequence[Row], papers: Sequence[Row]) -> list[st
 
 def command_of(study: Study) -> str:
     """Return the command that runs a study, or its remaining runs."""
-    return f"python -m tfigkd.study --experiment {study.name}"
+    return f"python -m tfigkd.study --experiment {shlex.quote(study.source or study.name)}"

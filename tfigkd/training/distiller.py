@@ -9,10 +9,15 @@ import keras
 import numpy as np
 from keras import ops
 
+from tfigkd.data.spaces import UNIT, Range
 from tfigkd.losses import Loss, PerExampleLoss, adapted, hard_label_loss
 from tfigkd.losses.base import Tensor
+from tfigkd.models.spaces import logits_of, recognise_input_range
+from tfigkd.models.taps import tap_outputs
 
 LOGITS = "logits"
+OUTPUTS = "outputs"
+"""What a student itself gives: logits or probabilities."""
 RESERVED = ("loss", "hard")
 """Names that no loss may have: the logs hold the sum and the hard-label loss under them."""
 
@@ -93,9 +98,9 @@ def _labels(targets: Any) -> Tensor:
 
 
 def _classes(model: keras.Model) -> int | None:
-    """Return the number of a model's outputs; None where a subclassed model does not tell."""
+    """Return the number of a model's classes, two for one output; None where a subclassed model does not tell."""
     try:
-        return model.output_shape[-1]
+        return max(int(model.output_shape[-1]), 2)
     except AttributeError:
         return None
 
@@ -119,12 +124,47 @@ def _all_taps(losses: Mapping[str, Loss], side: int) -> list[str]:
     return sorted({tap for loss in losses.values() for tap in _flat(_loss_taps(loss)[side])} - {LOGITS})
 
 
-def _with_taps(model: keras.Model, taps: list[str]) -> Callable[..., dict[str, Tensor]]:
-    """A function from images to the logits and the outputs of named layers, in one forward pass."""
+def _with_taps(model: keras.Model, taps: list[str], input_range: Range | None) -> Callable[..., dict[str, Tensor]]:
+    """A function from images to the logits and the outputs of named layers, in one forward pass.
+
+    Args:
+        model: Of any range of pixels and any outputs; see `Distiller`.
+        taps: Names of its layers.
+        input_range: The values of a black and of a white pixel in the batches.
+    """
+    take, to_logits = _taking(model, input_range), logits_of(model)
     if not taps:
-        return lambda inputs, training: {LOGITS: model(inputs, training=training)}
-    tapped = keras.Model(model.input, [model.output, *(model.get_layer(tap).output for tap in taps)])
-    return lambda inputs, training: dict(zip([LOGITS, *taps], tapped(inputs, training=training), strict=True))
+        return lambda inputs, training: _named(model(take(inputs), training=training), to_logits)
+    tapped = tap_outputs(model, taps)
+
+    def run(inputs: Tensor, training: bool) -> dict[str, Tensor]:
+        outputs, *features = tapped(take(inputs), training=training)
+        return _named(outputs, to_logits) | dict(zip(taps, features, strict=True))
+
+    return run
+
+
+def _named(outputs: Tensor, to_logits: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
+    return {LOGITS: to_logits(outputs), OUTPUTS: outputs}
+
+
+def _taking(model: keras.Model, input_range: Range | None) -> Callable[[Tensor], Tensor]:
+    """A function from the images of a batch to those that a model takes.
+
+    Raises:
+        ValueError: the model shows that it takes other values than [0,1], and what the batches hold is not said.
+    """
+    shown = recognise_input_range(model)
+    if input_range is None and shown not in (None, UNIT):
+        raise ValueError(
+            f"{model.name} takes pixels from {shown[0]:g} to {shown[1]:g}; say which values the batches hold, "
+            f"input_range=(0, 1) or input_range=({shown[0]:g}, {shown[1]:g})"
+        )
+    if input_range is None or shown is None or shown == tuple(input_range):
+        return lambda images: images
+    scale = (shown[1] - shown[0]) / (input_range[1] - input_range[0])
+    offset = shown[0] - scale * input_range[0]
+    return lambda images: ops.cast(images, "float32") * scale + offset
 
 
 def _label_array(targets: Any) -> Any:
@@ -202,6 +242,12 @@ class Distiller(keras.Model):
         teacher_shapes: Tap to shape of the teacher's features, with the batch; only for losses with a projector, and
             only without a live teacher.
         label_smoothing: Of the hard label, in [0, 1).
+        input_range: The values of a black and of a white pixel in the batches; a model that shows another range (see
+            `tfigkd.models.spaces.recognise_input_range`) gets its own. Needed where a model shows one that is not
+            [0,1].
+
+    Probabilities, of a softmax at the end or such as the outputs on noise show, become their logarithms in the losses,
+    and one output, a sigmoid or a logit, the logits of two classes.
 
     Raises:
         ValueError: names of losses and weights differ, a weight is out of range, a tap is unknown, or teacher and
@@ -223,10 +269,12 @@ class Distiller(keras.Model):
         teacher: keras.Model | None = None,
         teacher_shapes: Mapping[str, tuple[int | None, ...]] | None = None,
         label_smoothing: float = 0.0,
+        input_range: Range | None = None,
         **kwargs: Any,
     ):
         super().__init__(**kwargs)
         self.student = student
+        self.input_range = None if input_range is None else (float(input_range[0]), float(input_range[1]))
         self._given_losses = dict(losses or {})
         self.distillation_losses = {name: adapted(loss) for name, loss in self._given_losses.items()}
         self.distillation_weights = {name: float(weight) for name, weight in (loss_weights or {}).items()}
@@ -234,13 +282,15 @@ class Distiller(keras.Model):
         self.label_smoothing = label_smoothing
         self._compiled_loss: Any = None
         self._check()
-        forward = _with_taps(student, _all_taps(self.distillation_losses, 1))
+        forward = _with_taps(student, _all_taps(self.distillation_losses, 1), self.input_range)
         self._student_outputs = lambda inputs, training: forward(inputs, training)
+        self._student_takes = _taking(student, self.input_range)
         self.attach_teacher(teacher)
         self.teacher_shapes = dict(teacher_shapes or {})
         if teacher is not None:
             taps = _all_taps(self.distillation_losses, 0)
-            self.teacher_shapes = {tap: tuple(teacher.get_layer(tap).output.shape) for tap in taps}
+            shapes = [tuple(output.shape) for output in tap_outputs(teacher, taps).outputs[1:]] if taps else []
+            self.teacher_shapes = dict(zip(taps, shapes, strict=True))
         self.projectors = self._build_projectors()
         self._trackers = {
             name: keras.metrics.Mean(name=name)
@@ -276,7 +326,8 @@ class Distiller(keras.Model):
                 continue
             if loss.teacher_layer not in self.teacher_shapes:
                 raise ValueError(f"loss {name!r} needs teacher=, or teacher_shapes={{{loss.teacher_layer!r}: shape}}")
-            loss.build(self.teacher_shapes[loss.teacher_layer], self.student.get_layer(loss.student_layer).output.shape)
+            features = tap_outputs(self.student, _flat(loss.student_layer)).outputs[1]
+            loss.build(self.teacher_shapes[loss.teacher_layer], features.shape)
             projectors.append(loss.projector)
         return projectors
 
@@ -304,7 +355,7 @@ class Distiller(keras.Model):
                 raise ValueError(f"teacher and student must have the same classes, got {classes[0]} and {classes[1]}")
             for loss in self.distillation_losses.values():
                 loss.check_taps(self.student, teacher)
-            forward = _with_taps(teacher, _all_taps(self.distillation_losses, 0))
+            forward = _with_taps(teacher, _all_taps(self.distillation_losses, 0), self.input_range)
         # closures: Keras tracks, saves and trains every model that is assigned to an attribute, even to a property
         self._get_teacher = lambda: teacher
         self._get_teacher_outputs = lambda: forward
@@ -314,8 +365,8 @@ class Distiller(keras.Model):
         self.built = True
 
     def call(self, inputs: Tensor, training: bool | None = None, mask: Tensor | None = None) -> Tensor:
-        """The student's logits."""
-        return self.student(inputs, training=training)
+        """The student's outputs."""
+        return self.student(self._student_takes(inputs), training=training)
 
     def compile(self, optimizer: Any = "rmsprop", loss: Any = None, metrics: Any = None, **options: Any) -> None:
         """Configure training, as on any Keras model.
@@ -425,6 +476,9 @@ class Distiller(keras.Model):
         hard: HardLoss = functools.partial(hard_label_loss, label_smoothing=self.label_smoothing)
         if self._compiled_loss is not None:
             hard = hard_loss_of(self._compiled_loss)
+            seen = self._seen_by_compiled_loss(outputs)
+            given = hard
+            hard = lambda labels, _: given(labels, seen)  # noqa: E731 - it takes the place of a function
         return loss_terms(
             _labels(targets),
             outputs[LOGITS],
@@ -436,12 +490,19 @@ class Distiller(keras.Model):
             sample_weight=sample_weight,
         )
 
+    def _seen_by_compiled_loss(self, outputs: Mapping[str, Tensor]) -> Tensor:
+        """Return what a loss of `compile` takes: the student's outputs, or logits where it is given by its name."""
+        own = outputs.get(OUTPUTS, outputs[LOGITS])
+        if not isinstance(self._compiled_loss, str):
+            return own
+        return outputs[LOGITS][:, 1:] if own.shape[-1] == 1 else outputs[LOGITS]
+
     def compute_terms(self, inputs: Tensor, targets: Any, sample_weight: Any = None, *, training: bool) -> tuple:
-        """Return the loss terms of a batch, regularization included in `"loss"`, and the student's logits."""
+        """Return the loss terms of a batch, regularization included in `"loss"`, and the student's outputs."""
         outputs = self._student_outputs(inputs, training=training)
         terms = self.compare(outputs, inputs, targets, sample_weight, training=training)
         total = terms["loss"] if training else terms["hard_loss"]
-        return {**terms, "loss": total + ops.cast(sum(self.student.losses), "float32")}, outputs[LOGITS]
+        return {**terms, "loss": total + ops.cast(sum(self.student.losses), "float32")}, outputs[OUTPUTS]
 
     def _run(self, data: Any, *, training: bool) -> tuple[Tensor, tuple]:
         """Return the loss of a batch `(x, y[, sample_weight])`, and what `_log` takes."""
@@ -528,6 +589,7 @@ class Distiller(keras.Model):
             "hard_weight": self.hard_weight,
             "teacher_shapes": self.teacher_shapes,
             "label_smoothing": self.label_smoothing,
+            "input_range": self.input_range,
         }
 
     @classmethod

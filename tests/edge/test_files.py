@@ -1,0 +1,100 @@
+"""Files of other tools, and class names of a contract against those of the data; Keras's own model is the measure."""
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from tfigkd.edge.contract import write_contract
+from tfigkd.edge.files import class_order, file_predictor, image_side, spaces
+from tfigkd.edge.litert import open_classifier
+from tfigkd.runtime.errors import UserError
+
+SHAPE = (8, 8, 3)
+NAMES = ("ant", "bee", "cat")
+
+
+@pytest.fixture(scope="module")
+def pixels() -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, (6, *SHAPE), dtype=np.uint8)
+
+
+def net(*head: Any, units: int = 3, activation: str | None = None) -> keras.Model:
+    keras.utils.set_random_seed(0)
+    last = keras.layers.Dense(units, activation=activation, kernel_initializer=keras.initializers.RandomNormal(0, 3))
+    return keras.Sequential([keras.Input(SHAPE), *head, keras.layers.GlobalAveragePooling2D(), last])
+
+
+def convert(model: keras.Model, path: Path, calibration: np.ndarray | None = None, dtype: Any = None) -> Path:
+    """As another tool would, with TensorFlow's converter alone."""
+    converter = tf.lite.TFLiteConverter.from_keras_model(model)
+    if calibration is not None:
+        converter.optimizations = [tf.lite.Optimize.DEFAULT]
+        converter.representative_dataset = lambda: ([one[None]] for one in calibration)
+        converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS_INT8]
+        converter.inference_input_type = converter.inference_output_type = dtype
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the converter misses statistics that it has just been given
+        path.write_bytes(converter.convert())
+    return path
+
+
+def shares(logits: np.ndarray) -> np.ndarray:
+    powers = np.exp(logits - logits.max(axis=1, keepdims=True))
+    return powers / powers.sum(axis=1, keepdims=True)
+
+
+def test_softmax_and_pixels_of_a_float_file(pixels: np.ndarray, tmp_path: Path) -> None:
+    model = net(keras.layers.Rescaling(1 / 255), activation="softmax")
+    path = convert(model, tmp_path / "m.tflite")
+    assert image_side(path) == 8
+    expected = model(pixels.astype("float32"))
+    predict = file_predictor(path, NAMES, input_range=(0, 255))
+    np.testing.assert_allclose(shares(predict(pixels)), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize(("low", "high"), [(0, 1), (0, 255), (-1, 1)])
+@pytest.mark.parametrize("dtype", [tf.uint8, tf.int8])
+def test_the_scale_of_an_integer_input_tells_its_range(
+    low: float, high: float, dtype: Any, pixels: np.ndarray, tmp_path: Path
+) -> None:
+    model = net(keras.layers.Rescaling(1 / (high - low), -low / (high - low)), activation="softmax")
+    images = (low + (high - low) * (pixels / np.float32(255))).astype("float32")
+    ends = np.stack([np.full(SHAPE, low), np.full(SHAPE, high)]).astype("float32")
+    path = convert(model, tmp_path / "m.tflite", np.concatenate([images, ends]), dtype)
+    assert spaces(open_classifier(path), None) == ((low, high), "probabilities")
+    np.testing.assert_allclose(shares(file_predictor(path, NAMES)(pixels)), model(images), atol=0.05)
+
+
+def test_one_output_is_the_second_of_two_classes(pixels: np.ndarray, tmp_path: Path) -> None:
+    images = pixels / np.float32(255)
+    for activation in ("sigmoid", None):
+        model = net(units=1, activation=activation)
+        second = keras.ops.convert_to_numpy(net(units=1, activation="sigmoid")(images)).ravel()
+        predict = file_predictor(convert(model, tmp_path / "m.tflite"), ("no", "yes"))
+        np.testing.assert_allclose(shares(predict(pixels))[:, 1], second, atol=1e-5)
+
+
+def test_classes_by_name(pixels: np.ndarray, tmp_path: Path) -> None:
+    """Another order, other capitals, fewer classes: the columns follow the names."""
+    model = net()
+    path = convert(model, tmp_path / "m.tflite")
+    write_contract(path, NAMES)
+    logits = keras.ops.convert_to_numpy(model(pixels / np.float32(255)))
+    for names, columns in ((("Cat", "ant", "bee"), [2, 0, 1]), (("bee", "cat"), [1, 2, 0]), (NAMES, [0, 1, 2])):
+        np.testing.assert_allclose(file_predictor(path, names)(pixels), logits[:, columns], atol=1e-4)
+    with pytest.raises(UserError, match="does not know the classes dog of the data; it knows ant, bee, cat"):
+        file_predictor(path, ("ant", "bee", "dog"))
+
+
+def test_classes_without_names() -> None:
+    path = Path("m.tflite")
+    assert class_order(path, 2, None, ("a", "b")) == [0, 1]
+    with pytest.raises(UserError, match="has 3 classes without names, the data have 2"):
+        class_order(path, 3, None, ("a", "b"))
+    with pytest.raises(UserError, match="names 2 classes, it has 3"):
+        class_order(path, 3, ("a", "b"), ("a", "b"))

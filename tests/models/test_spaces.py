@@ -1,0 +1,203 @@
+"""A user's classifier in its own spaces, against plain Keras opening the same file: pixels, dtype, outputs, classes."""
+
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+
+from tfigkd.data.spaces import output_kind
+from tfigkd.models import as_classifier, load_own, load_written, with_fresh_weights
+from tfigkd.models.cost import count_parameters
+from tfigkd.models.spaces import classifier, frozen_layers, recognise_input_range
+from tfigkd.runtime.errors import UserError
+
+SHAPE = (8, 8, 3)
+
+
+def own(*head: Any, end: list[Any] | None = None, dtype: str = "float32") -> keras.Model:
+    body = [keras.layers.Conv2D(4, 3, activation="relu"), keras.layers.GlobalAveragePooling2D()]
+    last = [keras.layers.Dense(3)] if end is None else end
+    return keras.Sequential([keras.Input(SHAPE, dtype=dtype), *head, *body, *last])
+
+
+def dense(units: int, activation: str | None = None) -> list[Any]:
+    """Of large weights, so that its probabilities are no even ones."""
+    return [keras.layers.Dense(units, activation=activation, kernel_initializer=keras.initializers.RandomNormal(0, 3))]
+
+
+@pytest.fixture(scope="module")
+def pixels() -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, (6, *SHAPE), dtype=np.uint8)
+
+
+def softmax(logits: Any) -> np.ndarray:
+    return keras.ops.convert_to_numpy(keras.ops.softmax(logits))
+
+
+def adapted(low: float, high: float) -> keras.layers.Layer:
+    layer = keras.layers.Normalization()
+    layer.adapt(np.random.default_rng(1).uniform(low, high, (32, *SHAPE)).astype("float32"))
+    return layer
+
+
+def scaling(*values: float) -> keras.layers.Layer:
+    return keras.layers.Rescaling(*values)
+
+
+@pytest.mark.parametrize(
+    ("head", "dtype", "expected"),
+    [
+        (lambda: [], "float32", None),
+        (lambda: [scaling(1 / 255)], "float32", (0, 255)),
+        (lambda: [scaling(1 / 127.5, -1)], "float32", (0, 255)),
+        (lambda: [keras.layers.RandomFlip(), scaling(1 / 255)], "float32", (0, 255)),
+        (lambda: [scaling(2.0, -1)], "float32", (0, 1)),
+        (lambda: [scaling(127.5, 127.5), own(scaling(1 / 127.5, -1), end=[])], "float32", (-1, 1)),
+        (lambda: [scaling(255.0), keras.Sequential([keras.Input(SHAPE), scaling(1 / 255)])], "float32", (0, 1)),
+        (lambda: [adapted(0, 1)], "float32", (0, 1)),
+        (lambda: [adapted(0, 255)], "float32", (0, 255)),
+        (lambda: [adapted(-1, 1)], "float32", (-1, 1)),
+        (lambda: [scaling(1 / 255), adapted(0, 1)], "float32", (0, 255)),
+        (lambda: [], "uint8", (0, 255)),
+    ],
+)
+def test_the_range_that_the_first_layers_tell(head: Any, dtype: str, expected: Any) -> None:
+    layers = head()
+    if layers and isinstance(layers[-1], keras.Sequential) and len(layers[-1].output_shape) == 2:
+        model = keras.Sequential([keras.Input(SHAPE), *layers, keras.layers.Dense(3)])
+    else:
+        model = own(*layers, dtype=dtype)
+    assert recognise_input_range(model) == expected
+
+
+@pytest.mark.parametrize("module", ["mobilenet_v2", "densenet", "vgg16"])
+def test_preprocessing_of_keras_inside_the_file(module: str, tmp_path: Path) -> None:
+    """Division, subtraction and RGB to BGR, as operations in the graph and as read back."""
+    inputs = keras.Input(SHAPE)
+    x = getattr(keras.applications, module).preprocess_input(inputs)
+    keras.Model(inputs, own()(x)).save(tmp_path / "m.keras")
+    assert recognise_input_range(keras.saving.load_model(tmp_path / "m.keras")) == (0, 255)
+
+
+@pytest.mark.parametrize("low_high", [None, (0.0, 255.0), (-1.0, 1.0)])
+def test_images_in_0_1_come_as_the_model_takes_them(low_high: Any, pixels: np.ndarray, tmp_path: Path) -> None:
+    own(scaling(1 / 255) if low_high is None else keras.layers.Identity(), end=dense(3, "softmax")).save(
+        tmp_path / "m.keras"
+    )
+    plain = keras.saving.load_model(tmp_path / "m.keras")
+    low, high = low_high or (0, 255)
+    expected = plain(low + (high - low) * (pixels / np.float32(255)))
+    loaded = load_own(tmp_path / "m.keras", num_classes=3, input_range=low_high)
+    np.testing.assert_allclose(softmax(loaded(pixels / np.float32(255))), expected, atol=1e-5)
+    assert loaded.input.dtype == "float32"
+    # a copy that is saved takes [0,1] and says so
+    loaded.save(tmp_path / "again.keras")
+    for again in (
+        load_own(tmp_path / "again.keras"),
+        load_written(tmp_path / "again.keras", num_classes=3, input_shape=SHAPE),
+    ):
+        np.testing.assert_allclose(softmax(again(pixels / np.float32(255))), expected, atol=1e-5)
+    assert count_parameters(loaded) == count_parameters(plain)
+
+
+def test_what_is_declared_against_the_layers_stays_so_in_a_copy(pixels: np.ndarray, tmp_path: Path) -> None:
+    own(scaling(1 / 255)).save(tmp_path / "m.keras")
+    plain = keras.saving.load_model(tmp_path / "m.keras")
+    load_own(tmp_path / "m.keras", input_range=(0, 1)).save(tmp_path / "again.keras")
+    np.testing.assert_allclose(
+        load_own(tmp_path / "again.keras")(pixels / np.float32(255)), plain(pixels / np.float32(255)), atol=1e-6
+    )
+
+
+def test_a_model_of_bytes(pixels: np.ndarray, tmp_path: Path) -> None:
+    """Its input is cast to float32 inside, so floats between 0 and 255 are no zeros."""
+    own(scaling(1 / 255), end=dense(3), dtype="uint8").save(tmp_path / "m.keras")
+    expected = keras.saving.load_model(tmp_path / "m.keras")(pixels)
+    loaded = load_own(tmp_path / "m.keras", num_classes=3)
+    np.testing.assert_allclose(loaded(pixels / np.float32(255)), expected, atol=1e-4)
+
+
+def test_outputs_by_their_look() -> None:
+    assert output_kind(np.array([[0.2, 0.8], [1.0, 0.0]])) == "probabilities"
+    assert output_kind(np.array([[0.2, 0.8], [1.0, 0.5]])) == "logits"
+    assert output_kind(np.array([[-0.5, 1.5]])) == "logits"
+    assert output_kind(np.array([[0.5], [1.0]])) == "probabilities"
+    assert output_kind(np.array([[0.5], [1.1]])) == "logits"
+
+
+def averaged() -> keras.Model:
+    """An ensemble of two softmaxes, which no structure shows."""
+    inputs = keras.Input(SHAPE)
+    return keras.Model(inputs, keras.layers.Average()([own(end=dense(3, "softmax"))(inputs) for _ in range(2)]))
+
+
+def by_operation() -> keras.Model:
+    inputs = keras.Input(SHAPE)
+    return keras.Model(inputs, keras.ops.softmax(own(end=dense(3))(inputs)))
+
+
+@pytest.mark.parametrize("make", [averaged, by_operation, lambda: own(end=dense(3, "log_softmax"))])
+def test_probabilities_become_logits(make: Any, pixels: np.ndarray, tmp_path: Path) -> None:
+    make().save(tmp_path / "m.keras")
+    expected = keras.saving.load_model(tmp_path / "m.keras")(pixels / np.float32(255))
+    expected = np.exp(expected) if np.min(expected) < 0 else expected
+    logits = load_own(tmp_path / "m.keras", num_classes=3)(pixels / np.float32(255))
+    assert np.ptp(expected) > 0.2  # even shares would hide a softmax of a softmax
+    np.testing.assert_allclose(softmax(logits), expected, atol=1e-5)
+
+
+def test_outputs_as_declared(pixels: np.ndarray) -> None:
+    model = averaged()
+    images = pixels / np.float32(255)
+    np.testing.assert_allclose(classifier(model, outputs="logits")(images), model(images), atol=1e-6)
+
+
+@pytest.mark.parametrize("activation", ["sigmoid", None])
+def test_one_output_is_two_classes(activation: Any, pixels: np.ndarray, tmp_path: Path) -> None:
+    own(end=dense(1, activation)).save(tmp_path / "m.keras")
+    images = pixels / np.float32(255)
+    second = keras.ops.convert_to_numpy(keras.saving.load_model(tmp_path / "m.keras")(images))
+    second = second if activation else 1 / (1 + np.exp(-second))
+    loaded = load_own(tmp_path / "m.keras", num_classes=2)
+    np.testing.assert_allclose(softmax(loaded(images)), np.concatenate([1 - second, second], axis=1), atol=1e-5)
+    with pytest.raises(UserError, match=r"gives outputs of shape \(1,\), expected \(3,\)"):
+        load_own(tmp_path / "m.keras", num_classes=3)
+
+
+def test_what_is_no_choice_among_classes(tmp_path: Path) -> None:
+    for end, message in ((dense(1, "tanh"), "ends in one tanh"), (dense(3, "sigmoid"), "ends in 3 sigmoids")):
+        own(end=end).save(tmp_path / "m.keras")
+        with pytest.raises(UserError, match=message):
+            load_own(tmp_path / "m.keras")
+
+
+def test_a_model_in_memory_is_converted_once_and_keeps_up(pixels: np.ndarray) -> None:
+    images = pixels / np.float32(255)
+    model, plain = own(scaling(1 / 255), end=dense(3, "softmax")), own()
+    assert as_classifier(plain) is plain
+    first = as_classifier(model)
+    np.testing.assert_allclose(softmax(first(images)), model(pixels.astype("float32")), atol=1e-5)
+    model.set_weights([0.5 * values for values in model.get_weights()])
+    assert as_classifier(model) is first
+    np.testing.assert_allclose(softmax(first(images)), model(pixels.astype("float32")), atol=1e-5)
+
+
+def test_fresh_weights_follow_the_seed_and_frozen_layers_stay() -> None:
+    fixed = keras.layers.Conv2D(4, 1, name="fixed", trainable=False)
+    seeded = keras.layers.Conv2D(4, 1, name="seeded", kernel_initializer=keras.initializers.GlorotUniform(seed=7))
+    model = own(adapted(0, 1), fixed, seeded)
+
+    def fresh(seed: int) -> keras.Model:
+        keras.utils.set_random_seed(seed)
+        return with_fresh_weights(model)
+
+    first, again, other = fresh(0), fresh(0), fresh(1)
+    assert frozen_layers(model) == 1 + 1  # the adapted normalization and the frozen convolution
+    for name in ("seeded", "conv2d", "dense"):
+        layer = next(each.name for each in model.layers if each.name.startswith(name))
+        kernels = [each.get_layer(layer).get_weights()[0] for each in (first, again, other, model)]
+        np.testing.assert_array_equal(kernels[0], kernels[1])
+        assert not np.allclose(kernels[0], kernels[2]) and not np.allclose(kernels[0], kernels[3])
+    np.testing.assert_array_equal(first.get_layer("fixed").get_weights()[0], fixed.get_weights()[0])

@@ -1,0 +1,125 @@
+"""A user's own teacher and student in a run: as they are or afresh, in their own pixels, refused at chance."""
+
+import keras
+import numpy as np
+import pytest
+
+from tfigkd.config.experiment import Config, override, to_mapping
+from tfigkd.config.flags import with_flags
+from tfigkd.evaluate import main as evaluate
+from tfigkd.measure.metrics import predict_logits
+from tfigkd.runtime.errors import UserError
+from tfigkd.runtime.files import fingerprint
+from tfigkd.stages import distill, teacher
+from tfigkd.stages.data import dataset
+from tfigkd.stages.workdir import Workdir
+
+SIZE = 8
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Pictures whose class is the brighter of two colors, and teachers that are right without training."""
+    folder = tmp_path_factory.mktemp("own")
+    generator = np.random.default_rng(0)
+    labels = np.arange(80) % 2
+    images = generator.integers(0, 100, (80, SIZE, SIZE, 3))
+    images[np.arange(80), ..., labels] += 100
+    parts = {"x_train": images[:60], "y_train": labels[:60], "x_test": images[60:], "y_test": labels[60:]}
+    names = {"class_names": np.array(["red", "green"])}
+    np.savez(folder / "data.npz", **{name: part.astype("uint8") for name, part in parts.items()}, **names)
+    # the red mean against the green one; the first adds a bias that pixels in [0,1] never overcome
+    kernels = {"signed": [[1, 0], [0, 1], [0, 0]], "turned": [[0, 1], [1, 0], [0, 0]]}
+    for name, scale, bias in (("signed", 0.2, 5.0), ("turned", 30.0, 0.0)):
+        dense = keras.layers.Dense(2, activation="softmax")
+        model = keras.Sequential([keras.Input((SIZE, SIZE, 3)), keras.layers.GlobalAveragePooling2D(), dense])
+        dense.set_weights([scale * np.array(kernels[name], float), np.array([bias, 0.0])])
+        model.save(folder / f"{name}.keras")
+    inputs = keras.Input((SIZE, SIZE, 3))
+    x = keras.layers.Conv2D(4, 3)(keras.layers.Rescaling(1 / 255)(inputs))
+    keras.Model(inputs, keras.layers.Dense(2)(keras.layers.GlobalAveragePooling2D()(x))).save(folder / "small.keras")
+    return folder
+
+
+def config_of(folder, **changes):
+    base = {"data.name": str(folder / "data.npz"), "teacher.model": str(folder / "signed.keras")}
+    base |= {"teacher.normalization": "none", "losses.kd.weight": 0.5}
+    return override(Config(), base | {name.replace("__", "."): value for name, value in changes.items()})
+
+
+def test_a_teacher_at_chance_is_refused_with_what_helps(folder, tmp_path):
+    workdir = Workdir(tmp_path / "run", tmp_path / "teachers")
+    with pytest.raises(UserError, match=r"signed\.keras is right on 50\.0 % .* as chance would be") as caught:
+        teacher.train_teacher(config_of(folder), workdir)
+    said = str(caught.value)
+    assert "with --teacher.input_range 0 255 it is right on 100.0 % of the same images" in said and "\n" not in said
+    accepted = config_of(folder, teacher__accept_chance=True)
+    teacher.train_teacher(accepted, workdir)
+    right = config_of(folder, teacher__input_range=[0.0, 255.0])
+    teacher.train_teacher(right, workdir)
+    data = dataset(right.data)
+    plain = keras.saving.load_model(folder / "signed.keras")(data.test.images.astype("float32"))
+    logits = predict_logits(teacher.load_teacher(right, workdir), data.test.images)
+    assert (np.argmax(plain, 1) == data.test.labels).all()
+    np.testing.assert_allclose(keras.ops.softmax(logits), plain, atol=1e-4)
+
+
+def test_classes_in_another_order_are_named(folder, tmp_path):
+    config = config_of(folder, teacher__model=str(folder / "turned.keras"))
+    with pytest.raises(UserError, match="classes seem to stand in the order green, red: name the class folders"):
+        teacher.train_teacher(config, Workdir(tmp_path / "run", tmp_path / "teachers"))
+
+
+def test_a_file_is_taken_as_it_is_unless_training_is_asked_for(folder):
+    named, own = Config().teacher, config_of(folder).teacher
+    assert (named.train, named.trained) == (None, True)
+    assert (own.train, own.trained) == (None, False)
+    assert config_of(folder, teacher__train=True).teacher.trained
+    # an old config says it with true and false, under the same fingerprints
+    assert fingerprint(override(Config(), {"teacher.train": True})) == fingerprint(Config())
+    assert fingerprint(config_of(folder, teacher__train=False)) == fingerprint(config_of(folder))
+    for flags, expected in (
+        (["--teacher.no_train"], False),
+        (["--teacher.train"], True),
+        (["--teacher.train", "false"], False),
+        (["--teacher.train=True"], True),
+        (["--teacher.train", "none"], None),
+    ):
+        assert with_flags(config_of(folder), flags, "test").teacher.train is expected
+    assert with_flags(config_of(folder), ["--input-range", "0", "255"], "test").teacher.input_range == (0.0, 255.0)
+    assert to_mapping(config_of(folder, teacher__input_range=[0, 255]))["teacher"]["input_range"] == [0.0, 255.0]
+
+
+def test_settings_of_the_experiments_own_network_do_not_apply_to_a_file(folder):
+    plain, other = config_of(folder), config_of(folder, teacher__width=0.25, teacher__normalization="cifar10")
+    assert teacher.teacher_fingerprint(plain) == teacher.teacher_fingerprint(other)
+    assert teacher.build_teacher(other, dataset(other.data)).output_shape == (None, 2)
+    with pytest.raises(UserError, match="resnet20 has no width"):
+        teacher.build_teacher(config_of(folder, teacher__model="resnet20", teacher__width=0.25), dataset(plain.data))
+
+
+def test_a_student_of_a_file_begins_afresh_with_each_seed(folder, tmp_path, capsys):
+    path = str(folder / "small.keras")
+    kernels = {}
+    for init, seed in (("random", 0), ("random", 1), ("file", 0), ("file", 1)):
+        config = config_of(folder, student__model=path, student__init=init)
+        workdir = Workdir(tmp_path, tmp_path, seed)
+        keras.utils.set_random_seed(seed)
+        student = distill._initial(config, workdir, dataset(config.data))
+        kernels[init, seed] = next(layer for layer in student.layers if layer.name.startswith("conv")).get_weights()[0]
+    said = capsys.readouterr().out
+    assert "fresh weights of seed 1" in said and "for every seed" in said
+    stored = keras.saving.load_model(path).layers[2].get_weights()[0]
+    np.testing.assert_array_equal(kernels["file", 0], stored)
+    np.testing.assert_array_equal(kernels["file", 1], stored)
+    assert not np.allclose(kernels["random", 0], stored)
+    assert not np.allclose(kernels["random", 0], kernels["random", 1])
+
+
+def test_evaluate_says_what_helps(folder, capsys):
+    options = ["--data", str(folder / "data.npz")]
+    assert evaluate([str(folder / "signed.keras"), *options]) == 0
+    said = capsys.readouterr().out
+    assert "accuracy 50.00 %" in said and "with --input-range 0 255 it is right on 100.0 %" in said
+    assert evaluate([str(folder / "signed.keras"), *options, "--input-range", "0", "255"]) == 0
+    assert "accuracy 100.00 %" in capsys.readouterr().out

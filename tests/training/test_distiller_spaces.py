@@ -1,0 +1,149 @@
+"""Teachers and students of other spaces in the library: softmax, one output, other pixels, layers of models inside."""
+
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+
+from tfigkd import Distiller, OverlayStore, integrated_gradients
+from tfigkd.losses import AttentionTransfer, KLDivergence
+
+SHAPE = (8, 8, 3)
+
+
+def net(*head: Any, units: int = 3, activation: str | None = None, seed: int = 0) -> keras.Model:
+    keras.utils.set_random_seed(seed)
+    init = keras.initializers.RandomNormal(0, 2)
+    last = keras.layers.Dense(units, activation=activation, kernel_initializer=init)
+    body = [keras.layers.Conv2D(4, 3, strides=2, name=f"conv_{seed}"), keras.layers.GlobalAveragePooling2D()]
+    return keras.Sequential([keras.Input(SHAPE), *head, *body, last])
+
+
+def same_with(model: keras.Model, **options: Any) -> keras.Model:
+    """The same weights in a model of another end or beginning."""
+    other = net(**options)
+    other.set_weights(model.get_weights())
+    return other
+
+
+@pytest.fixture(scope="module")
+def pixels() -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, (12, *SHAPE), dtype=np.uint8)
+
+
+def one_step(student: keras.Model, teacher: keras.Model, images: np.ndarray, labels: Any, **options: Any) -> Any:
+    distiller = Distiller(
+        student, losses={"kd": KLDivergence(2.0)}, loss_weights={"kd": 0.5}, teacher=teacher, **options
+    )
+    distiller.compile(keras.optimizers.SGD(0.1), metrics=["accuracy"], jit_compile=False)
+    logs = distiller.fit(images, labels, epochs=1, batch_size=12, verbose=0, shuffle=False).history
+    return logs["kd_loss"][0], student.get_weights()
+
+
+def test_softmax_at_the_end_of_either_is_no_logit(pixels: np.ndarray) -> None:
+    """The same step as with the logits under the softmax, for a teacher and for a student."""
+    images, labels = pixels / np.float32(255), np.arange(12) % 3
+    teacher = net(seed=1)
+    expected = one_step(net(), teacher, images, labels)
+    for student, taught in (
+        (net(), same_with(teacher, activation="softmax")),
+        (net(activation="softmax"), teacher),
+    ):
+        value, weights = one_step(student, taught, images, labels)
+        assert value == pytest.approx(expected[0], rel=1e-3)
+        for own, reference in zip(weights, expected[1], strict=True):
+            np.testing.assert_allclose(own, reference, atol=1e-4)
+
+
+def test_one_output_is_two_classes(pixels: np.ndarray) -> None:
+    """Binary cross-entropy by hand; one logit of a student moves as its sigmoid does."""
+    images, labels = pixels / np.float32(255), np.arange(12) % 2
+    for activation in ("sigmoid", None):
+        student, teacher = net(units=1, activation=activation), net(units=1, seed=1)
+        z = keras.ops.convert_to_numpy(net(units=1)(images)).ravel()
+        expected = np.mean(np.log1p(np.exp(-np.where(labels == 1, z, -z))))
+        distiller = Distiller(student, losses={"kd": KLDivergence(2.0)}, loss_weights={"kd": 0.5}, teacher=teacher)
+        distiller.compile(keras.optimizers.SGD(0.0), metrics=["accuracy"], jit_compile=False)
+        logs = distiller.evaluate(images, labels, verbose=0, return_dict=True)
+        assert logs["hard_loss"] == pytest.approx(expected, rel=1e-4)
+        if activation == "sigmoid":  # metrics see what the student itself gives
+            assert logs["accuracy"] == pytest.approx(np.mean((z > 0) == labels))
+
+
+def test_a_compiled_loss_sees_what_the_student_gives(pixels: np.ndarray) -> None:
+    """A loss of probabilities on a softmax student, as in plain Keras; a loss by its name takes logits."""
+    images, labels = pixels / np.float32(255), np.arange(12) % 3
+    expected = float(keras.losses.SparseCategoricalCrossentropy()(labels, net(activation="softmax")(images)))
+    for loss in (keras.losses.SparseCategoricalCrossentropy(), "sparse_categorical_crossentropy"):
+        distiller = Distiller(net(activation="softmax"))
+        distiller.compile("sgd", loss=loss, jit_compile=False)
+        logs = distiller.evaluate(images, labels, verbose=0, return_dict=True)
+        assert logs["hard_loss"] == pytest.approx(expected, rel=1e-4)
+
+
+def test_pixels_of_a_batch(pixels: np.ndarray) -> None:
+    """A teacher that shows 0 to 255 asks what the batches hold, and gets its own values."""
+    labels = np.arange(12) % 3
+    teacher = net(keras.layers.Rescaling(1 / 255), seed=1)
+    plain = same_with(teacher, seed=1)
+    expected = one_step(net(), plain, pixels / np.float32(255), labels)
+    with pytest.raises(ValueError, match=r"takes pixels from 0 to 255; say .* input_range=\(0, 1\) or"):
+        Distiller(net(), losses={"kd": KLDivergence(2.0)}, loss_weights={"kd": 0.5}, teacher=teacher)
+    found = one_step(net(), teacher, pixels / np.float32(255), labels, input_range=(0, 1))
+    assert found[0] == pytest.approx(expected[0], rel=1e-4)
+    both = net(keras.layers.Rescaling(1 / 255))
+    found = one_step(both, teacher, pixels.astype("float32"), labels, input_range=(0, 255))
+    assert found[0] == pytest.approx(expected[0], rel=1e-4)
+
+
+def test_maps_and_stores_are_of_logits_and_own_pixels(pixels: np.ndarray, tmp_path: Path) -> None:
+    """A softmax teacher of 0 to 255 has the maps and logits of the plain network under it."""
+    labels = np.arange(12) % 3
+    teacher = net(keras.layers.Rescaling(1 / 255), activation="softmax", seed=1)
+    plain = same_with(teacher, seed=1)
+    images = pixels / np.float32(255)
+    maps, delta = integrated_gradients(teacher, images, labels, n_steps=4)
+    reference, _ = integrated_gradients(plain, images, labels, n_steps=4)
+    np.testing.assert_allclose(maps, reference, atol=1e-5)
+    assert np.abs(delta).max() < 1e-4  # a linear network: exact
+    store = OverlayStore.build(tmp_path, teacher, (pixels, labels), n_steps=4)
+    row = store._row(pixels[0], 0)
+    np.testing.assert_allclose(store.knowledge.logits[row], plain(images[:1])[0], atol=1e-3)
+    assert store.verify(teacher, (pixels, labels))["logits"] < 1e-2
+
+
+def test_maps_of_one_sigmoid_explain_both_classes(pixels: np.ndarray) -> None:
+    """Class 1 by the logit under the sigmoid; class 0, whose logit is 0, by nothing."""
+    images = pixels / np.float32(255)
+    model = net(units=1, activation="sigmoid")
+    reference, _ = integrated_gradients(net(units=2), images, np.zeros(12, int), n_steps=4)
+    maps, _ = integrated_gradients(model, images, np.ones(12, int), n_steps=4)
+    z = keras.ops.convert_to_numpy(net(units=1)(images) - net(units=1)(0 * images)).ravel()
+    np.testing.assert_allclose(maps.sum(axis=(1, 2, 3)), z, atol=1e-4)
+    assert maps.shape == reference.shape
+    assert not integrated_gradients(model, images, np.zeros(12, int), n_steps=4)[0].any()
+
+
+def test_a_layer_of_a_model_inside_is_a_tap(pixels: np.ndarray) -> None:
+    def nested(seed: int) -> keras.Model:
+        keras.utils.set_random_seed(seed)
+        inner = keras.Input(SHAPE)
+        x = keras.layers.Conv2D(4 + seed, 3, name="block_01")(inner)
+        base = keras.Model(inner, keras.layers.Conv2D(5, 3)(x), name="backbone")
+        inputs = keras.Input(SHAPE)
+        return keras.Model(inputs, keras.layers.Dense(3)(keras.layers.Flatten()(base(inputs))))
+
+    student, teacher = nested(0), nested(1)
+    tap = "backbone/block_01"
+    distiller = Distiller(
+        student, losses={"at": AttentionTransfer(tap, tap)}, loss_weights={"at": 1.0}, teacher=teacher
+    )
+    distiller.compile("sgd", jit_compile=False)
+    images = pixels / np.float32(255)
+    logs = distiller.evaluate(images, np.arange(12) % 3, verbose=0, return_dict=True)
+    expected = AttentionTransfer(tap, tap).compute_loss(
+        *(model.get_layer("backbone").get_layer("block_01")(images) for model in (teacher, student))
+    )
+    assert logs["at_loss"] == pytest.approx(float(expected), rel=1e-4)

@@ -1,0 +1,59 @@
+"""Which values stand for black and white, and whether outputs are logits or probabilities; NumPy alone."""
+
+from typing import Literal
+
+import numpy as np
+
+Range = tuple[float, float]
+"""The values of a black and of a white pixel."""
+Outputs = Literal["logits", "probabilities"]
+
+UNIT: Range = (0.0, 1.0)
+PIXELS: Range = (0.0, 255.0)
+SIGNED: Range = (-1.0, 1.0)
+RANGES = (UNIT, PIXELS, SIGNED)
+"""The usual ones."""
+
+SMALLEST_PROBABILITY = 1e-7
+"""Smaller ones count as this, since zero has no logarithm."""
+SUM_TOLERANCE = 1e-2
+
+
+def in_range(images: np.ndarray, input_range: Range) -> np.ndarray:
+    """Return float32 images in [0,1] with the values of another range."""
+    low, high = input_range
+    return images if input_range == UNIT else (low + (high - low) * images).astype(np.float32)
+
+
+def look_images(shape: tuple[int, ...]) -> np.ndarray:
+    """Return float32 images in [0,1] on which outputs are looked at: noise [H,W,C], a black and a white image."""
+    noise = np.random.default_rng(0).random((4, *shape), np.float32)
+    return np.concatenate([noise, np.zeros((1, *shape), np.float32), np.ones((1, *shape), np.float32)])
+
+
+def output_kind(values: np.ndarray, tolerance: float = SUM_TOLERANCE) -> Outputs:
+    """Return whether outputs of a classifier are logits or probabilities.
+
+    Args:
+        values: [N,C]; with C = 1 the probability or the logit of the second of two classes.
+        tolerance: Largest deviation of a row's sum from one.
+
+    Returns:
+        "probabilities" where no value is negative and each row sums to 1; for one output where all are in [0, 1].
+    """
+    rows = np.asarray(values, np.float64)
+    if rows.shape[1] == 1:
+        return "probabilities" if rows.min() >= 0 and rows.max() <= 1 else "logits"
+    sums = bool((np.abs(rows.sum(axis=1) - 1) <= tolerance).all())
+    return "probabilities" if rows.min() >= 0 and sums else "logits"
+
+
+def to_logits(values: np.ndarray, outputs: Outputs) -> np.ndarray:
+    """Return outputs [N,C] as logits of at least two classes; one output z or p is that of the second of two."""
+    if outputs == "probabilities":
+        logits = np.log(np.maximum(values, SMALLEST_PROBABILITY))
+        if values.shape[1] == 1:
+            logits = logits - np.log(np.maximum(1 - values, SMALLEST_PROBABILITY))
+    else:
+        logits = values
+    return np.concatenate([np.zeros_like(logits), logits], axis=1) if logits.shape[1] == 1 else logits

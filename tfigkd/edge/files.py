@@ -1,0 +1,171 @@
+"""A LiteRT file of any origin as a function from pictures to the logits of a data set's classes; without TensorFlow."""
+
+import argparse
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tfigkd.data.spaces import PIXELS, SIGNED, SUM_TOLERANCE, UNIT, Outputs, Range, in_range, look_images, output_kind
+from tfigkd.edge.contract import admit
+from tfigkd.edge.litert import dequantize, litert_predictor, open_classifier, tensor_values
+from tfigkd.runtime.errors import UserError
+
+MEANS: dict[str, Outputs] = {"logits": "logits", "probabilities": "probabilities"}
+
+
+def image_side(path: Path) -> int | None:
+    """Return height and width of the images that a file takes; None where they differ.
+
+    Raises:
+        UserError: The file is damaged or is no classifier of images.
+    """
+    admit(path)
+    height, width = map(int, open_classifier(path).get_input_details()[0]["shape"][1:3])
+    return height if height == width else None
+
+
+def spaces(
+    interpreter: Any,
+    contract: Mapping[str, Any] | None,
+    input_range: Range | None = None,
+    outputs: Outputs | None = None,
+) -> tuple[Range, Outputs]:
+    """Return which values of pixels a file takes and what it gives.
+
+    What is given holds; else what the contract says; else the scale of an integer input, which shows its range, and
+    the outputs on noise, on black and on white.
+
+    Args:
+        interpreter: From `open_classifier`.
+        contract: From `admit`, or None.
+        input_range: As given by the user.
+        outputs: As given by the user.
+    """
+    source, sink = interpreter.get_input_details()[0], interpreter.get_output_details()[0]
+    about = contract or {}
+    described = about.get("input", {}).get("range") if isinstance(about.get("input"), Mapping) else None
+    shown = (float(described[0]), float(described[1])) if described else _range_of_integers(source)
+    taken = input_range or shown or UNIT
+    means = about.get("output", {}).get("means") if isinstance(about.get("output"), Mapping) else None
+    given = outputs or MEANS.get(str(means))
+    if given is None:
+        seen = []
+        for image in in_range(look_images(tuple(map(int, source["shape"][1:]))), taken):
+            interpreter.set_tensor(source["index"], tensor_values(image[None], source))
+            interpreter.invoke()
+            seen.append(dequantize(interpreter.get_tensor(sink["index"]), sink)[0])
+        # each of the quantized shares is off by up to half a step
+        rounding = len(seen[0]) * float(sink["quantization"][0]) / 2
+        given = output_kind(np.stack(seen), min(max(SUM_TOLERANCE, rounding), 0.5))
+    return taken, given
+
+
+def _range_of_integers(tensor: Mapping[str, Any]) -> Range | None:
+    """Return the usual range that the scale of an integer input shows; None for floats and for unusual scales."""
+    if np.issubdtype(tensor["dtype"], np.floating):
+        return None
+    scale, zero_point = tensor["quantization"]
+    limits = np.iinfo(tensor["dtype"])
+    if not scale:
+        return PIXELS if tensor["dtype"] == np.uint8 else None
+    low, high = (float(scale * (limit - zero_point)) for limit in (limits.min, limits.max))
+    if limits.bits > 8:  # always symmetric
+        return UNIT if high < 2 else PIXELS
+    if high > 16:
+        return PIXELS
+    return SIGNED if low < -0.5 else UNIT
+
+
+def file_predictor(
+    path: Path,
+    class_names: Sequence[str],
+    *,
+    input_range: Range | None = None,
+    outputs: Outputs | None = None,
+) -> Callable[[np.ndarray], np.ndarray]:
+    """Return a function from uint8 images [N,H,W,C] to logits [N,K], the columns in the order of a data set's classes.
+
+    Classes that the file knows and the data lack follow behind; an answer that names one of them is wrong.
+
+    Args:
+        path: A .tflite file, of this package or of another tool.
+        class_names: Of the data.
+        input_range: The values of a black and of a white pixel that it takes; see `spaces`.
+        outputs: What it gives; see `spaces`.
+
+    Raises:
+        UserError: The file is damaged, is no classifier, or has other classes.
+    """
+    contract = admit(path)
+    interpreter = open_classifier(path)
+    taken, given = spaces(interpreter, contract, input_range, outputs)
+    count = max(int(interpreter.get_output_details()[0]["shape"][-1]), 2)
+    order = class_order(path, count, (contract or {}).get("class_names"), class_names)
+    predict = litert_predictor(path, input_range=taken, outputs=given)
+    return lambda images: predict(images)[:, order]
+
+
+def class_order(path: Path, count: int, own: Sequence[str] | None, wanted: Sequence[str]) -> list[int]:
+    """Return the outputs of a file in the order of a data set's classes, then the others.
+
+    Names are compared as they are, and without regard to capitals where that is unambiguous.
+
+    Args:
+        path: The file.
+        count: Number of its classes.
+        own: Their names, or None.
+        wanted: The data's class names.
+
+    Raises:
+        UserError: It has no names and another number of classes, or it does not know a class of the data.
+    """
+    if own is None:
+        if count != len(wanted):
+            raise UserError(
+                f"{path} has {count} classes without names, the data have {len(wanted)} ({_listed(wanted)}); give the "
+                "data that it was made for, or export it with --data"
+            )
+        return list(range(count))
+    if len(own) != count:
+        raise UserError(f"the contract of {path} names {len(own)} classes, it has {count}; export it anew")
+    places = {name: index for index, name in enumerate(own)}
+    folded = [name.casefold() for name in own]
+    missing = []
+    order = []
+    for name in wanted:
+        place = places.get(name)
+        if place is None and folded.count(name.casefold()) == 1:
+            place = folded.index(name.casefold())
+        if place is None or place in order:
+            missing.append(name)
+        else:
+            order.append(place)
+    if missing:
+        raise UserError(
+            f"{path} does not know the classes {_listed(missing)} of the data; it knows {_listed(own)}: name the class "
+            "folders so"
+        )
+    return order + [index for index in range(count) if index not in order]
+
+
+def add_space_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of a command that opens files of other tools; `config.flags.SpaceOptions` has the same."""
+    parser.add_argument(
+        *("--input-range", "--input_range"),
+        type=float,
+        nargs=2,
+        metavar=("BLACK", "WHITE"),
+        help="values of a black and of a white pixel that the model takes, such as 0 255 (default: what its contract "
+        "or the scale of its input tells, else 0 1)",
+    )
+    parser.add_argument(
+        "--outputs",
+        choices=list(MEANS),
+        help="what the model gives (default: what its contract or its outputs on noise tell)",
+    )
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(names[:10]) + (" …" if len(names) > 10 else "")

@@ -1,0 +1,77 @@
+"""Whether a classifier is right on more images than by chance, and what makes one of another kind so."""
+
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+
+from tfigkd.data import Dataset, Examples, concatenate
+
+LOOKED_AT = 256
+"""Images that decide; more would make the decision little surer."""
+DEVIATIONS = 2.0
+"""Standard deviations of chance within which an accuracy is near it."""
+CLEARLY = 0.5
+"""Accuracy from which another reading of the same outputs is worth naming."""
+
+
+def looked_at(data: Dataset, count: int = LOOKED_AT) -> Examples:
+    """Return images that decide: validation, and some of train where validation has fewer than `count`."""
+    held_out = data.validation.take(slice(count))
+    missing = count - len(held_out)
+    return held_out if missing <= 0 else concatenate([held_out, data.train.take(slice(missing))])
+
+
+def mean_recall(logits: np.ndarray, labels: np.ndarray) -> float:
+    """Return the recall of the classes that occur, averaged, so that a constant answer has the one of chance."""
+    right = logits.argmax(axis=1) == labels
+    return float(np.mean([right[labels == label].mean() for label in np.unique(labels)]))
+
+
+def near_chance(logits: np.ndarray, labels: np.ndarray) -> bool:
+    """Return whether logits [N,C] are right on no more labels [N] than guessing explains."""
+    chance = 1 / len(np.unique(labels)) if len(labels) else 1.0
+    spread = np.sqrt(chance * (1 - chance) / max(len(labels), 1))
+    return mean_recall(logits, labels) < chance + DEVIATIONS * spread
+
+
+def what_helps(
+    logits: np.ndarray,
+    labels: np.ndarray,
+    class_names: Sequence[str],
+    others: Mapping[str, Callable[[], np.ndarray]],
+) -> str | None:
+    """Return what makes a classifier at chance right, in words; None where nothing that is tried does.
+
+    Args:
+        logits: Its logits [N,C].
+        labels: int [N].
+        class_names: Of the data, in the order of the labels.
+        others: What the user would give, such as "--input-range 0 255", to the logits [N,C] that it leads to.
+    """
+    found = {text: compute() for text, compute in others.items()}
+    scores = {text: mean_recall(other, labels) for text, other in found.items() if not near_chance(other, labels)}
+    if scores:
+        best = max(scores, key=lambda text: scores[text])
+        return f"with {best} it is right on {100 * scores[best]:.1f} % of the same images"
+    for text, other in {"": logits, **found}.items():
+        order = better_order(other, labels, len(class_names))
+        if order is not None:
+            listed = ", ".join(class_names[index] for index in order[:10]) + (" …" if len(order) > 10 else "")
+            also = f" and its pixels those of {text}" if text else ""
+            return f"its classes seem to stand in the order {listed}{also}: name the class folders so that they sort so"
+    return None
+
+
+def better_order(logits: np.ndarray, labels: np.ndarray, classes: int) -> list[int] | None:
+    """Return the label of each output in the order of classes that makes a model right; None where none does."""
+    from scipy.optimize import linear_sum_assignment
+
+    if logits.shape[1] != classes:
+        return None
+    counts = np.zeros((logits.shape[1], classes))
+    np.add.at(counts, (logits.argmax(axis=1), labels), 1)
+    outputs, order = linear_sum_assignment(-counts)
+    matched = np.full_like(logits, -np.inf)
+    matched[:, order] = logits[:, outputs]
+    clear = mean_recall(matched, labels) >= CLEARLY and not near_chance(matched, labels)
+    return [int(label) for label in order] if clear and len(np.unique(labels)) == classes else None

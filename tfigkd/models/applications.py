@@ -1,0 +1,177 @@
+"""Classifiers of keras.applications by name, with their own preprocessing inside: images in [0,1] to logits."""
+
+import difflib
+import functools
+import importlib
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import keras
+import numpy as np
+
+from tfigkd.models import layers
+from tfigkd.models.own import load_model
+from tfigkd.models.parts import IMAGENET_STD
+from tfigkd.models.spaces import INPUT_RANGE
+from tfigkd.runtime.errors import UserError
+
+PREFIX = "keras/"
+WEIGHTS = (".weights.h5", ".h5", ".keras")
+SHOWN = 5
+
+
+def applications() -> dict[str, Callable[..., keras.Model]]:
+    """Return the functions of keras.applications that build a classifier, by name."""
+    found = {name: getattr(keras.applications, name) for name in dir(keras.applications) if name[:1].isupper()}
+    return {name: function for name, function in found.items() if callable(function)}
+
+
+def application(
+    name: str, *, num_classes: int, input_shape: Sequence[int], weights: str | Path | None = None
+) -> keras.Model:
+    """Build a classifier of keras.applications.
+
+    Its layers have the names that Keras gives them, so they can be taps.
+
+    Args:
+        name: `keras/` and its name there, such as keras/MobileNetV3Small.
+        num_classes: Number of classes.
+        input_shape: (H, W, 3) of the images, float32 in [0,1]; any size that the network allows.
+        weights: A local file, .weights.h5, .h5 or .keras, of the same network with or without its head; a head that
+            is missing or has another number of classes stays random. None: random weights.
+
+    Returns:
+        A Functional model from images [B,H,W,3] to logits [B,num_classes]. Its first layer maps [0,1] to what the
+        network's `preprocess_input` would give it.
+
+    Raises:
+        UserError: No such network, a size that it does not allow, or weights that do not fit.
+    """
+    known = applications()
+    function = known.get(name.removeprefix(PREFIX))
+    if function is None:
+        near = difflib.get_close_matches(name.removeprefix(PREFIX), known, n=3, cutoff=0.4)
+        hint = f"did you mean {' or '.join(PREFIX + one for one in near)}?" if near else f"there are {', '.join(known)}"
+        raise UserError(f"no model {name!r} in keras.applications; {hint}")
+    if input_shape[-1] != 3:
+        raise UserError(f"{name} takes images of 3 channels, got {tuple(input_shape)}")
+    try:
+        model = function(weights=None, input_shape=tuple(input_shape), classes=num_classes, classifier_activation=None)
+    except ValueError as error:
+        raise UserError(f"cannot build {name}: {' '.join(str(error).split())[:200]}; try another image size") from error
+    if weights is not None:
+        bare = functools.partial(function, include_top=False, weights=None, input_shape=tuple(input_shape))
+        load_application_weights(model, weights, bare)
+    return _with_preprocessing(model, function, input_shape)
+
+
+def _with_preprocessing(model: keras.Model, function: Callable, input_shape: Sequence[int]) -> keras.Model:
+    """Return the network behind a frozen 1x1 convolution, which is what `preprocess_input` does to each pixel."""
+    matrix, offset = preprocessing(function)
+    inputs = keras.Input(tuple(input_shape), name="image")
+    if np.count_nonzero(matrix - np.diag(np.diag(matrix))):  # it swaps colors
+        layer: keras.layers.Layer = keras.layers.Conv2D(3, 1, name=INPUT_RANGE, trainable=False, dtype="float32")
+        kernel = 255 * matrix.reshape(1, 1, 3, 3)
+    else:
+        layer = keras.layers.DepthwiseConv2D(1, name=INPUT_RANGE, trainable=False, dtype="float32")
+        kernel = 255 * np.diag(matrix).reshape(1, 1, 3, 1)
+    prepared = layer(inputs)
+    layer.set_weights([kernel, offset])
+    joined = keras.Model(inputs, model._run_through_graph([prepared]), name=model.name)
+    result = layers.rebuild(joined)  # each layer in one graph alone
+    layers.copy_weights(joined, result)
+    return layers.with_fused_layers(result)
+
+
+def preprocessing(function: Callable) -> tuple[np.ndarray, np.ndarray]:
+    """Return what the `preprocess_input` of a network does to a pixel of 0 to 255: `pixel @ matrix + offset`.
+
+    Args:
+        function: One of `applications`.
+
+    Returns:
+        The matrix [3,3], colors in to colors out, and the offset [3].
+    """
+    module = importlib.import_module(function.__module__)
+    black = np.asarray(module.preprocess_input(np.zeros((1, 1, 1, 3), np.float64)), np.float64).reshape(3)
+    colors = 255 * np.eye(3).reshape(3, 1, 1, 3)
+    matrix = (np.asarray(module.preprocess_input(colors), np.float64).reshape(3, 3) - black) / 255
+    return matrix, black
+
+
+def load_application_weights(model: keras.Model, path: str | Path, bare: Callable[[], keras.Model]) -> None:
+    """Load weights of a network into one that may have another head.
+
+    Args:
+        model: From keras.applications, with `include_top`.
+        path: A local file, .weights.h5, .h5 or .keras.
+        bare: Builds the same network without its head.
+
+    Raises:
+        UserError: The file cannot be read, or it lacks weights of any layer but the head.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"no weights file {path}; give a local {', '.join(WEIGHTS)} file, or no weights")
+    if not path.name.endswith(WEIGHTS):
+        raise UserError(f"{path} must end in {', '.join(WEIGHTS)}: weights of a network of keras.applications")
+    fresh = {layer.name: layer.get_weights() for layer in model.layers if layer.weights}
+    for layer in model.layers:  # what is still not a number afterwards has not been loaded
+        layer.set_weights([np.full_like(values, np.nan) for values in layer.get_weights()])
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Keras warns of a head that does not fit
+            _read_weights(model, path, bare)
+    except UserError:
+        raise
+    except Exception as error:  # Keras raises many kinds of errors for files that do not fit
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"{path} does not fit {model.name} ({type(error).__name__}: {reason})") from error
+    missing = [name for name in fresh if any(np.isnan(one).any() for one in model.get_layer(name).get_weights())]
+    head = [layer.name for layer in model.layers if layer.weights][-1]
+    if set(missing) - {head}:
+        listed = ", ".join(missing[:SHOWN]) + (" …" if len(missing) > SHOWN else "")
+        raise UserError(f"{path} does not fit {model.name}: it lacks {listed}; give weights of this very network")
+    for name in missing:
+        model.get_layer(name).set_weights(fresh[name])
+
+
+def _read_weights(model: keras.Model, path: Path, bare: Callable[[], keras.Model]) -> None:
+    """Load what fits, layer by layer."""
+    if path.name.endswith(".weights.h5"):
+        model.load_weights(path, skip_mismatch=True)
+    elif path.suffix == ".h5":
+        try:
+            model.load_weights(path, skip_mismatch=True)
+        except ValueError:  # another number of layers: perhaps it has no head
+            body = bare()
+            body.load_weights(path)
+            _copy_in_order(body, model)
+    else:
+        donors = {layer.name: layer for layer in layers.flatten_layers(load_model(path)) if layer.weights}
+        for layer in model.layers:
+            values = donors[layer.name].get_weights() if layer.name in donors else []
+            if values and [one.shape for one in values] == [tuple(one.shape) for one in layer.weights]:
+                layer.set_weights(values)
+    for layer in model.layers:
+        if isinstance(layer, keras.layers.Normalization):
+            _mend_variance(layer)
+
+
+def _copy_in_order(source: keras.Model, target: keras.Model) -> None:
+    """Copy weights layer by layer in the order of the graph: names that Keras numbers differ between two models."""
+    pairs = zip(*([layer for layer in model.layers if layer.weights] for model in (source, target)), strict=False)
+    for before, after in pairs:
+        after.set_weights(before.get_weights())
+
+
+def _mend_variance(layer: keras.layers.Normalization) -> None:
+    """Square the deviations that EfficientNet's ImageNet weights hold in the place of variances.
+
+    Keras adds a Rescaling for it where it downloads these weights itself, and for no others.
+    """
+    mean, variance, *count = layer.get_weights()
+    if np.allclose(variance, IMAGENET_STD, atol=1e-4):
+        layer.set_weights([mean, np.square(variance), *count])
+    layer.finalize_state()

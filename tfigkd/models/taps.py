@@ -1,0 +1,114 @@
+"""Outputs of layers inside a model, of models inside it too: `block_09`, `backbone/block_13`."""
+
+import difflib
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+from keras import ops
+
+
+def tap_outputs(model: keras.Model, names: Sequence[str]) -> keras.Model:
+    """Return a model from the same images to the model's own output and those of named layers, in one forward pass.
+
+    The layers are the model's own, so that training the result trains them. A model inside is entered where a name
+    leads into it, `backbone/block_13` or deeper; then its layers stand in the result one by one. Nothing runs twice.
+
+    Args:
+        model: Functional, or Sequential and built.
+        names: Names of layers; of one in a model inside, the names on the way to it, separated by "/".
+
+    Returns:
+        A Functional model whose outputs are a list: the model's output, then that of each name.
+
+    Raises:
+        ValueError: The model is subclassed or not built, or has no such layer.
+    """
+    bare = _graph(model)
+    for name in names:
+        _check(model, name)
+    if not any("/" in name for name in names):
+        own = {operation.name: operation for operation in bare.operations}
+        return keras.Model(bare.inputs[0], [bare.outputs[0], *(_output(bare, own[name]) for name in names)])
+    found: dict[str, Any] = {}
+    source = bare.inputs[0]
+    inputs = keras.Input(batch_shape=source.shape, dtype=source.dtype, name=source._keras_history.operation.name)
+    output = _replay(bare, inputs, "", set(names), found, None)
+    return keras.Model(inputs, [output, *(found[name] for name in names)])
+
+
+def tap_names(model: keras.Model) -> list[str]:
+    """Return the names of all layers that can be taps, those of models inside with the names on the way.
+
+    Raises:
+        ValueError: The model is subclassed or not built.
+    """
+    names = []
+    for operation in _graph(model).operations:
+        names.append(operation.name)
+        if _is_graph(operation):
+            names += [f"{operation.name}/{inner}" for inner in tap_names(operation)]
+    return names
+
+
+def _graph(model: keras.Model) -> Any:
+    """Return the model as a plain graph of one input and one output."""
+    try:
+        (source,), (output,) = model.inputs, model.outputs
+        return keras.Model(source, output)
+    except (AttributeError, TypeError, ValueError) as error:
+        kind = "is not built" if isinstance(model, keras.Sequential) else "is a subclassed model"
+        raise ValueError(
+            f"{model.name} {kind}, so its layers cannot be looked into; build it as Functional, or as Sequential with "
+            "an Input, or leave out losses that compare layers"
+        ) from error
+
+
+def _is_graph(operation: Any) -> bool:
+    return isinstance(operation, keras.Model) and bool(getattr(operation, "inputs", None))
+
+
+def _check(model: keras.Model, name: str) -> None:
+    known = tap_names(model)
+    if name not in known:
+        near = difflib.get_close_matches(name, known, n=3, cutoff=0.4)
+        # a user often knows the layer and not the model that it stands in
+        inside = [each for each in known if each.endswith(f"/{name}")]
+        listed = ", ".join(inside[:3] or near or known[-3:])
+        raise ValueError(f"{model.name} has no layer {name!r}; its nearest: {listed}")
+
+
+def _output(bare: Any, operation: Any) -> Any:
+    """Return the output of an operation in this very graph: a layer may stand in several."""
+    for nodes in bare._nodes_by_depth.values():
+        for node in nodes:
+            if node.operation is operation:
+                return node.outputs[0]
+    raise ValueError(f"{operation.name} stands nowhere in the graph")
+
+
+def _replay(
+    model: Any, tensor: Any, prefix: str, wanted: set[str], found: dict[str, Any], training: bool | None
+) -> Any:
+    """Run the graph of a model on another tensor and keep the outputs of the wanted layers."""
+
+    def call_of(operation: Any) -> Any:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            name = prefix + operation.name
+            if training is not None and "training" in getattr(operation, "_call_context_args", ()):
+                kwargs["training"] = training  # as base(x, training=False) wants it of all inside
+            if _is_graph(operation) and any(each.startswith(f"{name}/") for each in wanted):
+                fixed = kwargs.get("training", training)
+                output = _replay(_graph(operation), args[0], f"{name}/", wanted, found, fixed)
+            else:
+                output = operation(*args, **kwargs)
+            if name in wanted:
+                found[name] = output
+            return output
+
+        return call
+
+    output = model._run_through_graph([tensor], operation_fn=call_of)
+    if prefix + model.inputs[0]._keras_history.operation.name in wanted:
+        found[prefix + model.inputs[0]._keras_history.operation.name] = ops.identity(tensor)
+    return output[0] if isinstance(output, list) else output

@@ -1,0 +1,28 @@
+"""A time limit of a command: at its end the command stops as at Ctrl-C, and the same command continues."""
+
+import contextlib
+import signal
+from collections.abc import Iterator
+
+from tfigkd.runtime.errors import UserError
+
+
+@contextlib.contextmanager
+def stop_after(minutes: float | None) -> Iterator[None]:
+    """Raise KeyboardInterrupt in the main thread when the minutes have passed; None sets no limit.
+
+    Raises:
+        UserError: the minutes are not positive.
+    """
+    if minutes is None:
+        yield
+        return
+    if not minutes > 0:
+        raise UserError(f"--minutes must be positive, got {minutes}")
+    before = signal.signal(signal.SIGALRM, signal.default_int_handler)
+    signal.setitimer(signal.ITIMER_REAL, 60 * minutes)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)

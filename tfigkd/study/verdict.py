@@ -1,0 +1,51 @@
+"""What is wrong with a study, in plain words, from its rows; an empty list means that nothing was found."""
+
+from collections.abc import Sequence
+
+from tfigkd.measure.statistics import FEWEST
+from tfigkd.report.table import percent, plural
+from tfigkd.study.plan import Study
+from tfigkd.study.tables import CONTROLS, METRIC, Row, runs_of
+
+AT_CHANCE = 0.05
+"""Cohen's kappa, which is 0 for guesses, below which an arm is at chance."""
+
+
+def _mean(rows: Sequence[Row], column: str) -> float | None:
+    values = [float(row[column]) for row in rows if row.get(column)]
+    return sum(values) / len(values) if values else None
+
+
+def study_verdict(study: Study, rows: Sequence[Row]) -> list[str]:
+    """Return one sentence for each thing that is wrong with the arms of a study."""
+    found = []
+    runs = runs_of(rows)
+    for size, arm in runs:
+        own = [row for row in rows if (row["size"], row["arm"]) == (size, arm)]
+        title = f"{arm} {size}".strip()
+        kappa, accuracy, teacher = (_mean(own, name) for name in ("student_kappa", METRIC, "teacher_accuracy"))
+        # placebos of the logits are meant to be near chance
+        if kappa is not None and kappa < AT_CHANCE and not arm.endswith(CONTROLS) and accuracy is not None:
+            found.append(
+                f"{title} is at chance: {percent(accuracy)}, kappa {kappa:.2f}. "
+                "Change: --training.epochs, --training.learning_rate."
+            )
+        if accuracy is not None and teacher is not None and teacher < accuracy:
+            found.append(
+                f"The teacher of {title} is worse than its students: {percent(teacher)} against {percent(accuracy)}. "
+                "Change: --teacher.model, --teacher.training.epochs."
+            )
+        large, small = _mean(own, "student_parameters"), _mean(own, "teacher_parameters")
+        if large is not None and small is not None and large >= small:
+            found.append(
+                f"The students of {title} are not smaller than their teacher: {large:,.0f} of {small:,.0f} parameters. "
+                "Change: --student.drop_blocks, --student.width."
+            )
+    few = sorted({len(own) for own in runs.values() if len(own) < FEWEST})
+    if few and study.comparisons:
+        counts = " and ".join(plural(count, "run") for count in few)
+        found.append(
+            f"Arms of {counts} cannot be compared: an interval needs {FEWEST}. "
+            f"Change: seeds = {max(FEWEST, study.seeds)} in the study's file."
+        )
+    return found
