@@ -82,3 +82,16 @@ def test_run_understands_the_same_options():
     config = with_flags(Config(), flags, "run")
     assert (config.data.background, config.data.group) == ("gray", "patient")
     assert config.data.splits == SplitsConfig("train[:90%]", test="test")
+
+
+def test_benchmark_measures_the_same_split(folder, capsys):
+    from tfigkd.benchmark import main as benchmark
+    from tfigkd.edge.convert import convert
+
+    model = keras.saving.load_model(folder / "own.keras", compile=False)
+    (folder / "own.tflite").write_bytes(convert(model, "float32", None))
+    with np.load(folder / "a.npz") as arrays:
+        expected = by_keras(folder, arrays["x_extra"], arrays["y_extra"])
+    arguments = ["--data", str(folder / "a.npz"), "--splits.train", "train", "--splits.test", "extra", "--runs", "3"]
+    assert benchmark([str(folder / "own.tflite"), *arguments, "--warmup", "1", "--threads", "1"]) == 0
+    assert f"accuracy {expected:.2f} %" in capsys.readouterr().out

@@ -55,6 +55,26 @@ def rows(tmp_path):
     )
 
 
+def run_row(config, accuracy, parameters=100):
+    return {
+        "arm": "kd", "seed": "0", "config": config, "student_int8_bytes": 500, "student_int8_accuracy": accuracy,
+        "student_int8_ms": 1.0, "student_parameters": parameters,
+    }  # fmt: skip
+
+
+def test_runs_of_several_configs_are_no_seeds_of_one_another(tmp_path):
+    """Two teachers' students of 29.17 % on average: two points, each of its own runs."""
+    lines = [run_row("aaaa", 0.25), run_row("bbbb", 0.33), run_row("aaaa", 0.27), run_row("aaaa", 0.9, 5000)]
+    points = read_points([write(tmp_path / "runs.csv", *lines)])
+    assert {(point.model, point.n, round(point.accuracy, 4)) for point in points} == {
+        ("kd (aaaa, 100 parameters)", 2, 0.26), ("kd (bbbb, 100 parameters)", 1, 0.33),
+        ("kd (aaaa, 5000 parameters)", 1, 0.9),
+    }  # fmt: skip
+    # configs that differ in places or the seed alone are one protocol
+    same = [{**line, "protocol": "cccc"} for line in lines[:3]]
+    assert [(point.model, point.n) for point in read_points([write(tmp_path / "same.csv", *same)])] == [("kd", 3)]
+
+
 def test_rows_of_one_model_and_format_are_one_point(rows):
     points = read_points([rows])
     assert [(point.model, point.format, point.n) for point in points] == [

@@ -191,6 +191,10 @@ def test_smoke_runs_all_stages_and_is_marked(smoke):
     for file in ("student.int8.tflite", "student.float32.tflite", "teacher.int8.tflite", "teacher.float32.tflite"):
         assert (run / "export" / file).stat().st_size > 1000
     assert list(run.glob("tensorboard/events.*"))
+    # one logdir shows the teacher's curves as well: the very events of its training
+    (events,) = run.glob("tensorboard/teacher/events.*")
+    (trained,) = (folder / "runs/teachers").glob("*/tensorboard/events.*")
+    assert events.name == trained.name and events.read_bytes() == trained.read_bytes()
 
 
 @pytest.mark.parametrize("value", ["False", "false", "=False", "=false"])

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from tfigkd.config.fields import BACKGROUND, SplitsConfig
 from tfigkd.config.measure_fields import BenchmarkConfig
 from tfigkd.edge.contract import admit
 from tfigkd.edge.files import add_space_options, file_predictor, image_side
@@ -99,6 +100,12 @@ def main(arguments: list[str]) -> None:
     )
     add_space_options(parser)
     parser.add_argument("--data-dir", "--data_dir", help="prepared tfds directory (default: TFDS_DATA_DIR)")
+    parser.add_argument(
+        "--background", default=BACKGROUND, help='color behind transparent pixels: white, gray, black or "#rrggbb"'
+    )
+    parser.add_argument("--group", help="what keeps pictures on one side of a split that is held out, as in data.group")
+    for role in ("train", "validation", "test"):
+        parser.add_argument(f"--splits.{role}", help=f"split of the source, as in data.splits.{role}")
     parser.add_argument("--rows", type=Path, help="append the results to this .csv")
     options = parser.parse_args(arguments)
     from tfigkd.data import load
@@ -106,9 +113,12 @@ def main(arguments: list[str]) -> None:
     config = BenchmarkConfig(options.runs, options.warmup, tuple(options.threads))
     spaces = {"input_range": options.input_range and tuple(options.input_range), "outputs": options.outputs}
 
+    splits = SplitsConfig(*(vars(options)[f"splits.{role}"] for role in ("train", "validation", "test")))
+    reading: dict[str, Any] = {"background": options.background, "group": options.group, "splits": splits}
+
     @cache
     def data(side: int | None) -> Any:
-        return load(options.data, directory=options.data_dir, image_size=options.image_size or side)
+        return load(options.data, directory=options.data_dir, image_size=options.image_size or side, **reading)
 
     named = {path: describe(path, data(image_side(path)) if options.data else None, **spaces) for path in options.files}
     for row in rows(named, config, f"python -m tfigkd.benchmark {shlex.join(arguments)}"):

@@ -93,7 +93,7 @@ def test_cached_knowledge_is_weighted_alike(examples):
     stream = training_batches(examples, augment=STILL, batch_size=48, seed=0, knowledge=known, class_weights=WEIGHTS)
     images, targets, weights = next(stream(0))
     model = Distiller(network(), losses={"kd": KLDivergence(2.5)}, loss_weights={"kd": 0.3})
-    terms, logits = model.compute_terms(images, targets, weights, training=False)
+    terms, logits = model.compute_terms(images, targets, weights, training=True)
     student, own = keras.ops.convert_to_numpy(logits).astype(np.float64), WEIGHTS[targets["label"]]
     hard = -log_softmax(student, axis=1)[np.arange(48), targets["label"]]
     teacher = targets["teacher_logits"] / 2.5

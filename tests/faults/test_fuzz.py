@@ -220,9 +220,9 @@ class Place:
 
 
 def parse_views(features):
-    from tfigkd.store.views import _parse
+    from tfigkd.store.views import parse_view
 
-    return _parse(features)
+    return parse_view(features)
 
 
 def small_network():

@@ -10,10 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from tfigkd.config.experiment import Config, experiments_folder, override, read_experiment
+from tfigkd.config.experiment import Config, experiments_folder, override, read_experiment, to_mapping
+from tfigkd.config.reading import value_at
 from tfigkd.config.toml import to_toml
 from tfigkd.runtime.errors import UserError
 from tfigkd.runtime.files import read_manifest
+from tfigkd.search.__main__ import main
 from tfigkd.search.space import Dimension, dimension, usual_space
 from tfigkd.search.tuner import Options, _oracle, trial_config
 from tfigkd.study.collect import read_rows
@@ -112,6 +114,62 @@ def test_the_usual_space_holds_what_the_experiment_switches_on():
     assert fields["ig_kd_at"] - fields["kd"] == {"overlay.probability", "overlay.max_exponent", "losses.at.weight"}
 
 
+@pytest.mark.filterwarnings("ignore")  # warnings of packages that KerasTuner imports
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("augment.flip=true,false", {True, False}),
+        ("training.ema=null,0.99", {None, 0.99}),
+        ("losses.kd.weight=0,0.5", {0.0, 0.5}),
+        ("training.schedule=constant,cosine", {"constant", "cosine"}),
+        ("student.drop_blocks=3,5", {3, 5}),
+    ],
+)
+def test_values_of_any_type_are_drawn_and_reach_the_config(text, expected):
+    """KerasTuner itself refuses true and false, null, and integers beside floats."""
+    config = read_experiment("ig_kd")[1]
+    oracle = _oracle(Options("ig_kd", tuner="random"), config, [dimension(text, config)])
+    field, drawn = text.partition("=")[0], set()
+    for number in range(40):
+        drawn.add(value_at(to_mapping(trial_config(config, oracle.populate_space(str(number))["values"])), field))
+        if drawn == expected:
+            break
+    assert drawn == expected
+
+
+def test_learning_rates_are_tried_at_the_optimizers_scale():
+    config = read_experiment("cifar10")[1]
+    assert (config.training.optimizer, config.training.learning_rate) == ("sgd", 0.1)
+    rates = {one.field: one.values for one in usual_space(config)}
+    assert rates["training.learning_rate"] == (0.01, 0.3)
+    adam = override(config, {"training.optimizer": "adam"})
+    assert {one.field: one.values for one in usual_space(adam)}["training.learning_rate"] == (3e-4, 1e-2)
+
+
+@pytest.mark.filterwarnings("ignore")  # warnings of packages that KerasTuner imports
+def test_no_rung_of_hyperband_is_shorter_than_its_warm_up():
+    config = override(read_experiment("ig_kd")[1], {"training.epochs": 90, "training.warmup_epochs": 9.0})
+    oracle = _oracle(Options("ig_kd", tuner="hyperband"), config, [dimension("losses.kd.weight=0.1:0.9", config)])
+    rungs = []
+    for number in range(5):
+        trained = trial_config(config, oracle.populate_space(str(number))["values"]).training
+        rungs.append(trained.epochs)
+        assert trained.warmup_epochs == pytest.approx(trained.epochs / 10)
+    assert min(rungs) < 9  # the warm-up as given would outlast it
+    # without hyperband, a searched number of epochs leaves the warm-up as it is
+    assert trial_config(config, {"training.epochs": 45}).training.warmup_epochs == 9
+
+
+def test_a_dry_run_of_a_search_writes_nothing(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(["--experiment", "kd", "--trials", "7", "--dry-run"]) == 0
+    said = capsys.readouterr().out
+    assert "losses.kd.weight: 0.01, 0.95 (linear)" in said and "bayesian: 7 trials" in said
+    assert not list(tmp_path.iterdir())
+    assert main(["--experiment", "kd", "--seeds", "2"]) == 1
+    assert "the number of students in each trial is --students" in capsys.readouterr().err
+
+
 def test_a_trial_sets_the_fields_and_hyperbands_epochs():
     values = {"losses.kd.weight": 0.5, "tuner/epochs": 7, "tuner/bracket": 2, "tuner/trial_id": "0003"}
     config = trial_config(read_experiment("kd")[1], values)
@@ -144,6 +202,8 @@ def test_a_killed_search_goes_on_and_leaves_the_best_as_an_experiment(tmp_path):
     assert (folder / "trials/0/0/distill/manifest.json").stat().st_mtime_ns == first
     assert "going on after epoch" in (folder / "trials/1/0/run.log").read_text()
     assert "2 trials, best first" in output
+    assert "trial 1 begins:  training.learning_rate" in output and "training student 1 of 1" in output
+    assert output.splitlines()[-1] == "next: python -m tfigkd.run --experiment runs/search/tiny-random/tiny_best.toml"
 
     scores = [read_manifest(folder / f"trials/{number}/0/distill")["validation_accuracy"] for number in (0, 1)]
     name, best = read_experiment(str(folder / "tiny_best.toml"))

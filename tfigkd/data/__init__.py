@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tfigkd.config.fields import BACKGROUND, SplitsConfig
+from tfigkd.config.fields import BACKGROUND, SplitsConfig, is_color
 from tfigkd.data import catalog, sources
 from tfigkd.data.pictures import one_line
 from tfigkd.runtime.errors import UserError
@@ -135,6 +135,8 @@ def load(
     for setting, value in (("image_size", image_size), ("limit", limit)):
         if value is not None and value < 1:
             raise UserError(f"data.{setting} must be at least 1, got {value}")
+    if not is_color(background):
+        raise UserError(f'data.background must be white, gray, black or "#rrggbb", got {background!r}')
     wanted = sources.Wanted(image_size, background, group, splits or SplitsConfig())
     try:
         source = _open(name, directory, wanted, download)

@@ -1,7 +1,7 @@
 """Accuracy against latency and size: read points from rows, find the Pareto front, write table and plot."""
 
 import csv
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean, median, stdev
@@ -46,11 +46,15 @@ def long_rows(row: Mapping[str, str]) -> Iterator[dict[str, str]]:
     for format in FORMATS:
         if row.get(f"student_{format}_bytes"):
             own = {name: row.get(f"student_{format}_{name}", "") for name in ("accuracy", "bytes", "ms")}
-            yield own | {"model": row["arm"], "format": format, "parameters": row.get("student_parameters", "")}
+            own |= {"model": row["arm"], "format": format, "parameters": row.get("student_parameters", "")}
+            # runs of other configs are other models, and no seeds of this one
+            yield own | {"kind": row.get("protocol") or row.get("config", "")}
 
 
 def read_points(paths: Sequence[Path]) -> list[Point]:
-    """Read the points of CSV files; rows of one model and format are one point, also from different files.
+    """Read the points of CSV files; rows of one model, format and config are one point, also from different files.
+
+    Models of one name that differ in config or number of parameters are points of their own, named by what differs.
 
     Accuracies measured on a part of the test images (`n_test` below the largest) are left out: their error could decide
     what is on the front.
@@ -58,18 +62,21 @@ def read_points(paths: Sequence[Path]) -> list[Point]:
     Raises:
         UserError: a file cannot be read, or no model has an accuracy and a size.
     """
-    groups: dict[tuple[str, str], list[dict[str, str]]] = {}
+    groups: dict[tuple[str, str, str, str], list[dict[str, str]]] = {}
     for path in paths:
         try:
             with open(path, newline="", encoding="utf-8") as file:
                 for row in csv.DictReader(file):
                     for one in long_rows(row):
-                        groups.setdefault((one["model"], one["format"]), []).append(one)
+                        key = one["model"], one["format"], one.get("kind", ""), one.get("parameters") or ""
+                        groups.setdefault(key, []).append(one)
         except (OSError, UnicodeDecodeError, csv.Error, KeyError) as error:
             raise UserError(f"cannot read rows from {path}: {error}; expected a .csv of tfigkd.benchmark") from error
     points = []
     largest = max((int(row["n_test"]) for rows in groups.values() for row in rows if row.get("n_test")), default=0)
-    for (model, format), rows in groups.items():
+    names = _names(groups)
+    for key, rows in groups.items():
+        model, format = names[key], key[1]
         for row in rows:
             if row.get("n_test") and int(row["n_test"]) < largest:
                 row["accuracy"] = ""
@@ -82,9 +89,23 @@ def read_points(paths: Sequence[Path]) -> list[Point]:
             count = int(parameters[0]) if parameters else None
             points.append(Point(model, format, fmean(scores), spread, len(scores), milliseconds, median(sizes), count))
     if not points:
-        names = ", ".join(map(str, paths))
-        raise UserError(f"{names}: no model has both an accuracy and a size; measure with tfigkd.benchmark --data")
+        files = ", ".join(map(str, paths))
+        raise UserError(f"{files}: no model has both an accuracy and a size; measure with tfigkd.benchmark --data")
     return sorted(points, key=lambda point: (-(point.parameters or 0), point.model, FORMATS.index(point.format)))
+
+
+def _names(keys: Iterable[tuple[str, str, str, str]]) -> dict[tuple[str, str, str, str], str]:
+    """Return the name to show for each model, format, config and number of parameters."""
+    same: dict[tuple[str, str], list[tuple[str, str, str, str]]] = {}
+    for key in keys:
+        same.setdefault(key[:2], []).append(key)
+    names = {}
+    for alike in same.values():
+        for key in alike:
+            several = [key[2]] * (len({one[2] for one in alike}) > 1)
+            several += [f"{key[3]} parameters"] * (len({one[3] for one in alike}) > 1)
+            names[key] = f"{key[0]} ({', '.join(one for one in several if one)})" if any(several) else key[0]
+    return names
 
 
 def front(costs: Sequence[float], accuracies: Sequence[float]) -> list[int]:

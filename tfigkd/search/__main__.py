@@ -13,6 +13,7 @@ import sys
 
 from tfigkd.config.flags import read_options
 from tfigkd.runtime.command import command
+from tfigkd.runtime.limit import stop_after
 from tfigkd.search.tuner import PROG, Options, search
 
 
@@ -20,7 +21,8 @@ from tfigkd.search.tuner import PROG, Options, search
 def main(arguments: list[str]) -> None:
     """Run `python -m tfigkd.search`."""
     options, flags = read_options(Options, arguments, prog=PROG)
-    search(options, flags, f"{PROG} {shlex.join(arguments)}")
+    with stop_after(options.minutes):
+        search(options, flags, f"{PROG} {shlex.join(arguments)}")
 
 
 if __name__ == "__main__":

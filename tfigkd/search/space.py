@@ -16,8 +16,10 @@ SPACE = (
     "overlay.probability=0.02:0.5:log",
     "overlay.max_exponent=1:3",
     "losses.at.weight=0.1:3000:log",
-    "training.learning_rate=3e-4:1e-2:log",
+    "training.learning_rate",
 )
+ADAM_RATES = "3e-4:1e-2:log"
+"""Learning rates to try with Adam and AdamW."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +76,21 @@ def usual_space(config: Config) -> list[Dimension]:
     off = {f"losses.{name}." for name in ("kd", "at") if name not in active}
     if config.overlay.probability == 0:
         off.add("overlay.")
-    return [dimension(text, config) for text in SPACE if not text.startswith(tuple(off))]
+    space = [f"{one}={_rates(config)}" if "=" not in one else one for one in SPACE]
+    return [dimension(text, config) for text in space if not text.startswith(tuple(off))]
+
+
+def _rates(config: Config) -> str:
+    """Return the learning rates to try: those of Adam, and with SGD or Muon values around the experiment's own."""
+    if config.training.optimizer in ("adam", "adamw"):
+        return ADAM_RATES
+    rate = config.training.learning_rate
+    return f"{rate / 10:g}:{3 * rate:g}:log"
+
+
+def decoded(value: Any) -> Any:
+    """Return a value that KerasTuner chose as the field takes it; `hyperparameters` writes some as text."""
+    return _value(value) if isinstance(value, str) else value
 
 
 def hyperparameters(space: Sequence[Dimension]) -> Any:
@@ -84,7 +100,9 @@ def hyperparameters(space: Sequence[Dimension]) -> Any:
     found = keras_tuner.HyperParameters()
     for one in space:
         if one.scale == "choice":
-            found.Choice(one.field, list(one.values))
+            # KerasTuner takes neither true and false, nor null, nor integers beside floats
+            plain = {type(value) for value in one.values} in ({int}, {float}, {str})
+            found.Choice(one.field, list(one.values) if plain else [json.dumps(value) for value in one.values])
         elif all(isinstance(value, int) for value in one.values):
             found.Int(one.field, *one.values, sampling=one.scale)
         else:

@@ -4,7 +4,9 @@ import dataclasses
 import json
 import math
 import os
+import shlex
 import sys
+import time
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -23,7 +25,7 @@ from tfigkd.runtime.errors import UserError, system_line
 from tfigkd.runtime.files import locked, read_signed, require, write_signed, write_text
 from tfigkd.runtime.processes import CONTEXT, settle
 from tfigkd.runtime.provenance import as_csv, origin
-from tfigkd.search.space import Dimension, dimension, hyperparameters, usual_space
+from tfigkd.search.space import Dimension, decoded, dimension, hyperparameters, usual_space
 from tfigkd.stages.runner import Run, run
 from tfigkd.stages.workdir import Workdir
 
@@ -44,8 +46,8 @@ class Options:
     """FIELD=LOW:HIGH, FIELD=LOW:HIGH:log or FIELD=A,B,C; may be repeated. Default: the usual fields."""
     trials: int = 20
     """Number of trials, those of earlier calls included; hyperband chooses its own number."""
-    seeds: int = 1
-    """Number of students in each trial; the objective is the mean of their accuracies."""
+    students: int = 1
+    """Number of students in each trial, with the seeds from 0; the objective is the mean of their accuracies."""
     workdir: Path | None = None
     """Folder of the search. Default: runs/search/EXPERIMENT-TUNER."""
     teachers: Path = Path("runs/teachers")
@@ -54,6 +56,10 @@ class Options:
     """Seed of the choice of trials."""
     smoke: bool = False
     """Shrink every trial to a few steps of a small slice."""
+    minutes: float | None = None
+    """Stop after this time, as at Ctrl-C; the same command continues the search."""
+    dry_run: bool = False
+    """Show the search space and the settings of the first trial, and stop; nothing is written."""
 
 
 def _oracle(options: Options, config: Config, space: Sequence[Dimension]) -> Any:
@@ -73,13 +79,20 @@ def _oracle(options: Options, config: Config, space: Sequence[Dimension]) -> Any
 
 def _changes(values: Mapping[str, Any]) -> dict[str, Any]:
     """Return the fields that a trial sets, including the number of epochs that hyperband gives it."""
-    changes = {name: value for name, value in values.items() if not name.startswith("tuner/")}
+    changes = {name: decoded(value) for name, value in values.items() if not name.startswith("tuner/")}
     return changes | ({"training.epochs": values["tuner/epochs"]} if "tuner/epochs" in values else {})
 
 
 def trial_config(config: Config, values: Mapping[str, Any]) -> Config:
-    """Return the config of one trial from its KerasTuner values."""
-    return override(config, _changes(values))
+    """Return the config of one trial from its KerasTuner values.
+
+    The warm-up keeps its share of the epochs that hyperband gives a trial, so that it never outlasts them.
+    """
+    chosen = override(config, _changes(values))
+    share = chosen.training.epochs / config.training.epochs
+    if share >= 1 or "tuner/epochs" not in values:
+        return chosen
+    return override(chosen, {"training.warmup_epochs": share * chosen.training.warmup_epochs})
 
 
 def _process(chosen: Run, ended: Any) -> None:
@@ -129,7 +142,10 @@ def _train(chosen: Run) -> None:
 def try_out(options: Options, name: str, config: Config, folder: Path) -> float:
     """Train the students of one trial, continuing from checkpoints, and return their mean validation accuracy."""
     scores = []
-    for seed in range(options.seeds):
+    for seed in range(options.students):
+        console.say(
+            f"    training student {seed + 1} of {options.students}; its progress: {folder / str(seed)}/run.log"
+        )
         workdir = Workdir(folder / str(seed), options.teachers, seed)
         stages = ("data", "teacher", "overlays", "distill")
         _train(Run(name, config, workdir, stages, smoke=options.smoke))
@@ -162,14 +178,20 @@ def _tuner(options: Options, name: str, config: Config, space: Sequence[Dimensio
         """A tuner that runs a trial through the stages of the pipeline."""
 
         def run_trial(self, trial: Any, **_: Any) -> dict[str, float]:
-            values = trial.hyperparameters.values
+            values, began = trial.hyperparameters.values, time.monotonic()
+            console.say(f"  trial {trial.trial_id} begins:  {_words(values)}")
             try:
                 score = try_out(options, name, trial_config(config, values), folder / "trials" / trial.trial_id)
             except UserError as error:  # such as a NaN loss; the next trial may succeed
                 console.say(f"  trial {trial.trial_id} failed: {error}")
                 return {OBJECTIVE: math.nan}
-            console.say(f"  trial {trial.trial_id}: {100 * score:.2f} %  {_words(values)}")
-            _log_hparams(folder / "tensorboard" / trial.trial_id, values, score)
+            seconds = time.monotonic() - began
+            ended = [one.score for one in self.oracle.trials.values() if one.score is not None]
+            best = max((one for one in [*ended, score] if not math.isnan(one)), default=score)
+            after = f"({seconds:.0f} s; best so far: {100 * best:.2f} %)"
+            console.say(f"  trial {trial.trial_id}: {100 * score:.2f} %  {_words(values)}  {after}")
+            with console.quiet_stderr():  # TensorFlow greets when it is imported
+                _log_hparams(folder / "tensorboard" / trial.trial_id, values, score)
             return {OBJECTIVE: score}
 
         def save(self) -> None:
@@ -238,8 +260,10 @@ def search(options: Options, flags: Sequence[str], command: str = "") -> Path | 
     Raises:
         UserError: an option is wrong, the folder holds another search, or the search failed.
     """
-    if options.trials < 1 or options.seeds < 1:
-        raise UserError("--trials and --seeds must be at least 1")
+    if options.trials < 1 or options.students < 1:
+        raise UserError("--trials and --students must be at least 1")
+    if "--seeds" in {flag.partition("=")[0] for flag in flags}:
+        raise UserError("unknown argument '--seeds'; the number of students in each trial is --students")
     require_seed(options.seed, "--seed")
     name, config = read_experiment(options.experiment)
     config = smoke(config) if options.smoke else config
@@ -251,12 +275,19 @@ def search(options: Options, flags: Sequence[str], command: str = "") -> Path | 
     folder = options.workdir or Path("runs/search") / f"{name}-{options.tuner}{'-smoke' if options.smoke else ''}"
     role = os.environ.get("KERASTUNER_TUNER_ID", "")
     settings = json.loads(json.dumps({"experiment": name, "config": to_mapping(config)}))
-    settings |= {"tuner": options.tuner, "seeds": options.seeds, "seed": options.seed}
+    settings |= {"tuner": options.tuner, "seeds": options.students, "seed": options.seed}
     settings["space"] = [[one.field, list(one.values), one.scale] for one in space]
     for one in space:
         console.say(f"  {one.field}: {', '.join(map(str, one.values))} ({one.scale})")
     if config.needs_teacher and config.teacher.weights is not None:
         console.say("  note: the published teacher was trained on validation; values that rely on it look too good")
+    if options.dry_run:
+        trials = "as many trials as hyperband chooses" if options.tuner == "hyperband" else f"{options.trials} trials"
+        console.say(
+            f"{options.tuner}: {trials} of {options.students} students and {config.training.epochs} epochs each"
+        )
+        console.say(f"it would write to {folder}")
+        return None
     with locked(folder / (role or "search"), wait=False):
         _claim(folder, settings)
         with console.quiet_stderr():
@@ -286,7 +317,7 @@ def _rows(trials: Sequence[Any], options: Options, folder: Path, name: str, comm
         seconds = sum(require(path.parent, "distill")["seconds"] for path in paths)
         rows.append(
             {"experiment": name, "tuner": options.tuner, "seed": options.seed, "trial": trial.trial_id}
-            | {"students": options.seeds, OBJECTIVE: trial.score, "train_seconds": round(seconds, 1)}
+            | {"students": options.students, OBJECTIVE: trial.score, "train_seconds": round(seconds, 1)}
             | _changes(trial.hyperparameters.values)
             | source
         )
@@ -306,11 +337,12 @@ def _finish(oracle: Any, options: Options, config: Config, folder: Path, name: s
     write_text(folder / "trials.csv", as_csv(_rows(trials, options, folder, name, command)))
     best = trials[0]
     values = {key: value for key, value in best.hyperparameters.values.items() if not key.startswith("tuner/")}
-    chosen = override(config, values)
-    students = f"{options.seeds} student{'s' if options.seeds > 1 else ''} a trial"
+    chosen = override(config, _changes(values))
+    students = f"{options.students} student{'s' if options.students > 1 else ''} a trial"
     description = f"{name}, the best of {len(trials)} trials on validation ({100 * best.score:.2f} %)"
     comment = f"python -m tfigkd.search --experiment {name} --tuner {options.tuner}: {students}, by {OBJECTIVE}."
     path = folder / f"{name}_best.toml"
     write_text(path, to_toml(dataclasses.replace(chosen, description=description), comment))
     console.say(f"best: {path}   all trials: {folder / 'trials.csv'}, tensorboard --logdir {folder / 'tensorboard'}")
+    console.say(f"next: python -m tfigkd.run --experiment {shlex.quote(str(path))}", last=True)
     return path

@@ -1,6 +1,7 @@
 """The student: built, joined to what the teacher knows of its examples, and distilled."""
 
 import json
+import os
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import asdict, replace
 
@@ -20,6 +21,7 @@ from tfigkd.runtime.errors import UserError
 from tfigkd.runtime.files import (
     atomic,
     checksum,
+    copy_file,
     fingerprint,
     fingerprint_values,
     finished,
@@ -43,6 +45,7 @@ from tfigkd.stages.teacher import (
     build_network,
     build_teacher,
     load_teacher,
+    members,
     network_values,
     teacher_fingerprint,
     teacher_folder,
@@ -277,6 +280,21 @@ def _watched(config: Config, workdir: Workdir) -> Watched:
     return replace(plain, teacher_maps=stored_maps(config, workdir, plain.shown)) if config.needs_store else plain
 
 
+def show_teachers_curves(config: Config, workdir: Workdir) -> None:
+    """Put the event files of the teacher's training beside the student's, so that one logdir shows both."""
+    for member in members(config):
+        source = teacher_folder(member, workdir) / "tensorboard"
+        name = "teacher" if config.teacher.count == 1 else f"teacher-{member.teacher.seed}"
+        for path in sorted(source.glob("events.*")):
+            target = make_folder(workdir.run / "tensorboard" / name) / path.name
+            if target.exists():
+                continue
+            try:
+                os.link(path, target)
+            except OSError:  # the teachers are on another disk
+                copy_file(path, target)
+
+
 def distill(config: Config, workdir: Workdir) -> None:
     """Stage `distill`: train the student to the last epoch, going on from a checkpoint where there is one."""
     folder, data = make_folder(workdir.stage("distill")), dataset(config.data)
@@ -291,6 +309,8 @@ def distill(config: Config, workdir: Workdir) -> None:
             f"{workdir.run} holds a student of other inputs; choose another --workdir, so that no finished student is "
             "overwritten"
         )
+    if config.needs_teacher:
+        show_teachers_curves(config, workdir)
     examples = training_examples(config.data)
     stream = training_stream(config, workdir)
     keras.utils.set_random_seed(workdir.seed)
