@@ -54,7 +54,7 @@ def train(name, folder, teachers=None, **changes):
     run(Run(name, config, workdir, STAGES))
     with open(workdir.run / "rows.csv", newline="") as file:
         (row,) = csv.DictReader(file)
-    return keras.saving.load_model(workdir / "distill" / "student.keras").get_weights(), row
+    return keras.saving.load_model(workdir.stage("distill") / "student.keras").get_weights(), row
 
 
 @pytest.fixture(scope="module")
