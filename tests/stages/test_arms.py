@@ -188,7 +188,7 @@ def quadrants(seed):
 
 
 def accuracy_on_overlaid(control):
-    """Train on overlaid images under a control, measure on held-out images with their own maps laid over."""
+    """Train on overlaid images under a control, measure on held-out images with their own maps overlaid."""
     examples, knowledge = quadrants(0)
     still = AugmentConfig(crop_padding=0, flip=False)
     always = OverlayConfig(probability=1.0)

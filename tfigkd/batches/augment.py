@@ -99,7 +99,7 @@ def augmented(
         pixels: uint8 [B,H,W,3], or [B,H,W,4] with the maps.
         rows: From `geometry`; so are `columns`.
         columns: [B,W].
-        exponents: From `overlay_exponents`; None lays no map.
+        exponents: From `overlay_exponents`; None overlays no map.
         padding: Pixels that the geometry reaches beyond the images.
         lay: `overlay_some`, or what does the same where it cannot run: of images, maps and exponents.
         border: As for `gather`.
