@@ -39,7 +39,7 @@ SHORTER = {
     "[overlay] ": f"{LESS}[overlay] ",
     # the teacher in plain Keras, and the second run
     "epochs=8": "epochs=2",
-    "--teacher.width 1": f"--teacher.width 1 {SMOKE}",
+    "--teacher.model my_teacher.keras": f"--teacher.model my_teacher.keras {SMOKE}",
 }
 
 

@@ -87,7 +87,7 @@ def _own_side(name: str) -> int | None:
 
 
 def _measure(options: Options) -> tuple[dict[str, Any], str | None]:
-    """What is known of the model: data, number of images and metrics, and what to try where it is at chance."""
+    """Return what is known of the model: data, number of images and metrics, and what to try where it is at chance."""
     from tfigkd.data import concatenate, load
     from tfigkd.data.spaces import RANGES
     from tfigkd.measure.chance import near_chance, what_helps

@@ -38,7 +38,7 @@ class Options(DataOptions, SpaceOptions):
 
 
 def _load(options: Options) -> tuple[Any, Any, Any]:
-    """The model, float32 [0,1] to logits, the same as plain Keras opens the file, and the data set or None."""
+    """Return the model, float32 [0,1] to logits, the same as plain Keras opens the file, and the data set or None."""
     from tfigkd import models
     from tfigkd.data import load
     from tfigkd.models.layers import with_stock_layers

@@ -61,7 +61,7 @@ def read_picture(
     drop_alpha: bool = False,
     background: str = BACKGROUND,
 ) -> np.ndarray:
-    """A picture as a model takes it: turned upright by its EXIF data, transparent pixels composited on the background.
+    """Read a picture as a model takes it: upright by its EXIF data, transparent pixels over the background.
 
     Args:
         path: One of `pictures.FORMATS`, whatever its name ends in.
@@ -92,7 +92,7 @@ def read_picture(
 
 
 def background_of(contract: Mapping[str, Any] | None, given: str | None) -> str:
-    """The color that transparent pictures are composited on: the given one, else that of the model's training.
+    """Return the color that transparent pictures are composited on: the given one, else that of the model's training.
 
     Raises:
         UserError: it is no color.

@@ -81,7 +81,7 @@ def refused(folder, *arguments, **options):
         (("--training.epochs", "1.5"), "--training.epochs: .*'1.5'"),
         (("--training.epochs",), "--training.epochs"),
         (("--training.optimizer", "adm"), "'adm'.*'adam', 'adamw', 'sgd'"),
-        (("--losses.kd.weight", "1.5"), r"losses.kd.weight must be in \[0, 1\], got 1.5"),
+        (("--losses.kd.weight", "1.5"), r"kd.weight must be in \[0, 1\], or training.hard_weight given, got 1.5"),
         (("--losses.kd.weight", "nan"), "weight .*got nan"),
         (("--data.limit", "0"), "data.limit must be positive, got 0"),
         (("--stages", "teach"), "unknown stage 'teach'; did you mean 'teacher'"),

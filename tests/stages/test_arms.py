@@ -54,7 +54,7 @@ def train(name, folder, teachers=None, **changes):
     run(Run(name, config, workdir, STAGES))
     with open(workdir.run / "rows.csv", newline="") as file:
         (row,) = csv.DictReader(file)
-    return keras.saving.load_model(workdir / "distill" / "student.keras").get_weights(), row
+    return keras.saving.load_model(workdir.stage("distill") / "student.keras").get_weights(), row
 
 
 @pytest.fixture(scope="module")
@@ -188,7 +188,7 @@ def quadrants(seed):
 
 
 def accuracy_on_overlaid(control):
-    """Train on overlaid images under a control, measure on held-out images with their own maps laid over."""
+    """Train on overlaid images under a control, measure on held-out images with their own maps overlaid."""
     examples, knowledge = quadrants(0)
     still = AugmentConfig(crop_padding=0, flip=False)
     always = OverlayConfig(probability=1.0)

@@ -19,7 +19,7 @@ _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
 
 def _mix(value: np.ndarray) -> np.ndarray:
-    """The finalizer of SplitMix64 (Steele, Lea, Flood 2014): every input bit moves every output bit."""
+    """Return the finalizer of SplitMix64 (Steele, Lea, Flood 2014): every input bit moves every output bit."""
     value = (value ^ (value >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     value = (value ^ (value >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return value ^ (value >> np.uint64(31))
@@ -43,7 +43,7 @@ def uniform(keys: np.ndarray, *, seed: int, epoch: int | np.ndarray, purpose: in
 def geometry(
     keys: np.ndarray, size: tuple[int, int], config: AugmentConfig, *, seed: int, epoch: int | np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Where each row and column of a moved image lies in the image padded by `crop_padding` on all sides.
+    """Return where each row and column of a moved image lies in the image padded by `crop_padding` on all sides.
 
     Args:
         keys: uint64 [B], from `example_keys`.
@@ -72,7 +72,7 @@ def geometry(
 
 
 def gather(pixels: Any, rows: Any, columns: Any, padding: int, border: str = "zeros") -> Any:
-    """The images [B,H,W,C] moved as `geometry` says; NumPy's arrays or JAX's.
+    """Return the images [B,H,W,C] moved as `geometry` says; NumPy's arrays or JAX's.
 
     At the border come in zeros, or with `border="reflect"` the image mirrored at its edge pixels.
     """
@@ -99,7 +99,7 @@ def augmented(
         pixels: uint8 [B,H,W,3], or [B,H,W,4] with the maps.
         rows: From `geometry`; so are `columns`.
         columns: [B,W].
-        exponents: From `overlay_exponents`; None lays no map.
+        exponents: From `overlay_exponents`; None overlays no map.
         padding: Pixels that the geometry reaches beyond the images.
         lay: `overlay_some`, or what does the same where it cannot run: of images, maps and exponents.
         border: As for `gather`.
@@ -211,7 +211,7 @@ def overlay(images: Any, maps: Any, exponents: Any) -> Any:
 def overlay_exponents(
     usable: np.ndarray, keys: np.ndarray, config: OverlayConfig, *, seed: int, epoch: int
 ) -> np.ndarray:
-    """Which images of a batch carry an overlay, each with probability `config.probability`, and how sharp its map is.
+    """Draw which images of a batch carry an overlay, with probability `config.probability`, and each map's exponent.
 
     Args:
         usable: bool [B]; false for maps over the completeness gate, which are never overlaid.

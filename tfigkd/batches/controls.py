@@ -15,7 +15,7 @@ ITERATIONS = 20
 
 
 def derangement(count: int, seed: int) -> np.ndarray:
-    """A random permutation of `count` >= 2 places that leaves nothing where it was (a cyclic shift in random order).
+    """Draw a permutation of `count` >= 2 places without fixed points (a cyclic shift in random order).
 
     Raises:
         ValueError: fewer than two places.
@@ -61,7 +61,7 @@ def shuffle_views(views: np.ndarray, config: ControlConfig) -> np.ndarray:
 
 
 def apply_control(knowledge: Knowledge, config: ControlConfig) -> Knowledge:
-    """What a control arm is given in place of the teacher's knowledge; the knowledge itself without a control."""
+    """Return the knowledge that a control arm is given; the teacher's own where there is no control."""
     if config.maps == "shuffled":
         order = derangement(len(knowledge.maps), config.seed)
         fields = {name: getattr(knowledge, name)[order] for name in ("maps", "scales", "errors", "usable")}

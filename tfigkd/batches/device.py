@@ -12,7 +12,7 @@ from tfigkd.batches.augment import augmented, overlay
 def on_device(
     pixels: np.ndarray, padding: int, dim_only: bool, border: str = "zeros"
 ) -> Callable[..., tuple[Any, Any, Any]]:
-    """`augmented` images of a data set that lies on the device.
+    """Return `augmented` images of a data set that lies on the device.
 
     The draws come from the host, so a batch is that of the other backends. One compiled function crops, flips and
     overlays; it runs ahead of the training step, as all work on the device does.

@@ -67,7 +67,7 @@ Batch = tuple[Any, ...]
 def _on_host(
     pixels: np.ndarray, padding: int, dim_only: bool, border: str = "zeros"
 ) -> Callable[..., tuple[np.ndarray, np.ndarray, Any]]:
-    """`augmented` images of a data set, from indices and draws; `device.py` does the same on JAX's device."""
+    """Return `augmented` images of a data set, from indices and draws; `device.py` does the same on JAX's device."""
 
     def lay(images: np.ndarray, maps: np.ndarray, exponents: np.ndarray) -> np.ndarray:
         return overlay_some(images, None if dim_only else maps, exponents)

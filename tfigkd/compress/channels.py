@@ -78,7 +78,7 @@ def channel_groups(model: keras.Model) -> list[Group]:
 
 
 def _group(first: Node, graph: dict[str, Node]) -> Group | None:
-    """The channels that a convolution writes, followed to all that reads them, and back to what gates them."""
+    """Return the channels that a convolution writes, followed to all that reads them, and back to what gates them."""
     if not _is_convolution(first.layer):
         return None
     writers, passed, readers = {first.layer.name}, set(), set()
@@ -114,7 +114,7 @@ def _group(first: Node, graph: dict[str, Node]) -> Group | None:
 
 
 def _followed_back(name: str, graph: dict[str, Node]) -> list[str] | None:
-    """The operations from this one back to the convolution that writes its channels; None where another one is met."""
+    """Return the operations back to the convolution that writes this one's channels; None if another one is met."""
     path = [name]
     while not _is_convolution(graph[path[-1]].layer):
         node = graph[path[-1]]
@@ -125,7 +125,7 @@ def _followed_back(name: str, graph: dict[str, Node]) -> list[str] | None:
 
 
 def _passes(node: Node, source: Node) -> bool:
-    """Whether an operation gives the channels of its source, each for itself."""
+    """Return whether an operation gives the channels of its source, each for itself."""
     layer = node.layer
     if not isinstance(layer, keras.Layer):
         numbers = all(np.ndim(value) == 0 for value in node.constants)
@@ -147,7 +147,7 @@ def _shape(node: Node) -> tuple[int, ...]:
 
 
 def _is_curved(layer: Any) -> bool:
-    """Whether an operation is or ends in an activation."""
+    """Return whether an operation is or ends in an activation."""
     if not isinstance(layer, keras.Layer):
         return type(layer).__name__ in ("Relu", "Relu6", "Sigmoid", "Silu")
     kinds = (keras.layers.ReLU, keras.layers.LeakyReLU, keras.layers.ELU)

@@ -75,7 +75,7 @@ def _hard_sigmoid(x: Any, name: str) -> Any:
 
 
 def _times(gate: Curve) -> Curve:
-    """The curve x · gate(x), of which an int8 file stores the gate as well."""
+    """Return the curve x · gate(x), of which an int8 file stores the gate as well."""
 
     def curve(x: Any, name: str) -> Any:
         product = keras.layers.Multiply(name=name)([x, gate(x, f"{name}_gate")])
@@ -171,7 +171,7 @@ def _rescaled(layer: keras.layers.Rescaling, inputs: Any) -> Any:
 
 
 def _curve(layer: Any) -> str | None:
-    """The name of a layer's activation, where it is one of `CURVES`."""
+    """Return the name of a layer's activation, where it is one of `CURVES`."""
     name = getattr(getattr(layer, "activation", None), "__name__", "")
     return name if name in CURVES else None
 
@@ -181,7 +181,7 @@ def _is_operation(layer: Any, names: tuple[str, ...]) -> bool:
 
 
 def _preparation(graph: dict[str, Node]) -> list[str]:
-    """The operations that only scale the image, one after the other, before anything else reads it."""
+    """Return the operations that only scale the image, one after the other, before anything else reads it."""
     found: list[str] = []
     node = next(iter(graph.values()))
     while len(node.readers) == 1:

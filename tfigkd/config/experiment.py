@@ -120,7 +120,7 @@ class Config:
 
 
 def fine_tuning(config: Config) -> Config:
-    """The experiment as stage `compress` trains it: with the losses, batches and teacher of `[compress]`."""
+    """Return the experiment as stage `compress` trains it: with the losses, batches and teacher of `[compress]`."""
     own = config.compress.teacher == "student"
     return replace(
         config,
@@ -133,17 +133,17 @@ def fine_tuning(config: Config) -> Config:
 
 
 def trainings(config: Config) -> tuple[Config, ...]:
-    """The experiment as each of its stages trains a student: once, or twice where the student is compressed."""
+    """Return the experiment as each of its stages trains a student: once, or twice where the student is compressed."""
     return (config,) if config.compress.method == "none" else (config, fine_tuning(config))
 
 
 def to_mapping(config: Config) -> dict[str, Any]:
-    """The resolved config as nested plain values, ready for JSON."""
+    """Return the resolved config as nested plain values, ready for JSON."""
     return json.loads(json.dumps(dataclasses.asdict(config)))  # as it reads back: lists, no tuples
 
 
 def override(config: Config, changes: Mapping[str, Any]) -> Config:
-    """The config with dotted fields replaced, e.g. `{"losses.kd.temperature": 4.0}`."""
+    """Return the config with dotted fields replaced, e.g. `{"losses.kd.temperature": 4.0}`."""
     nested: dict[str, Any] = {}
     for dotted, value in changes.items():
         *tables, last = dotted.split(".")
@@ -155,7 +155,7 @@ def override(config: Config, changes: Mapping[str, Any]) -> Config:
 
 
 def smoke(config: Config) -> Config:
-    """The same experiment, shrunk to a few steps of a small slice; the code path is the same."""
+    """Return the same experiment, shrunk to a few steps of a small slice; the code path is the same."""
     limit = min(config.data.limit or 128, 128)
     return override(
         config,
@@ -182,7 +182,7 @@ def smoke(config: Config) -> Config:
 
 
 def experiments_folder() -> Path:
-    """Where the shipped experiments lie: in the package when installed, beside it in a checkout."""
+    """Return where the shipped experiments lie: in the package when installed, beside it in a checkout."""
     here = Path(__file__).resolve().parents[1]
     return next(path for path in (here / "experiments", here.parent / "experiments") if path.is_dir())
 

@@ -345,7 +345,7 @@ class AttributionConfig:
 
 @dataclass(frozen=True)
 class OverlayConfig:
-    """How maps are laid over training images: 0.5 image + 0.5 map ** s, s log-uniform."""
+    """How maps are overlaid on training images: 0.5 image + 0.5 map ** s, s log-uniform."""
 
     probability: float = 0.0
     """Share of training images that carry an overlay (the papers' p = 0.1); 0 switches it off."""

@@ -31,7 +31,7 @@ def dotted_names(mapping: Mapping[str, Any], prefix: str = "") -> list[str]:
 
 
 def value_at(mapping: Mapping[str, Any], dotted: str) -> Any:
-    """The value of nested tables that a dotted name leads to.
+    """Return the value of nested tables that a dotted name leads to.
 
     Raises:
         KeyError: it leads to none.
@@ -57,7 +57,7 @@ def differences(left: Mapping[str, Any], right: Mapping[str, Any], prefix: str =
 
 
 def closest(name: str, known: Iterable[str]) -> str:
-    """A hint for a mistyped name, or all the names there are; of dotted ones the tables."""
+    """Return a hint for a mistyped name, or all the names there are; of dotted ones the tables."""
     known = sorted(known)
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     if near:
@@ -144,7 +144,7 @@ def from_mapping(cls: type, mapping: Mapping[str, Any], where: str = "", base: A
 
 
 def read_toml(path: Path, what: str) -> dict[str, Any]:
-    """The table of a TOML file.
+    """Return the table of a TOML file.
 
     Raises:
         UserError: it cannot be read, is too large or is malformed, as one that was half written is.

@@ -14,7 +14,7 @@ def _text(value: Any) -> str:
 
 
 def to_toml(config: Config, comment: str) -> str:
-    """An experiment file: the fields of a config that differ from the defaults."""
+    """Return an experiment file: the fields of a config that differ from the defaults."""
     default, changed = to_mapping(Config()), to_mapping(config)
     lines = [f"# {comment}"]
 

@@ -136,7 +136,7 @@ def export_file(
 
 
 def _calibration_count(examples: Examples, config: ExportConfig) -> int:
-    """How many examples calibrate: at most half of them, so that a file is compared on others."""
+    """Return how many examples calibrate: at most half of them, so that a file is compared on others."""
     return min(config.calibration_examples, max(1, len(examples) // 2))
 
 

@@ -88,7 +88,7 @@ SPACES = ("input_range", "outputs", "images")
 def build(
     name: str, *, num_classes: int, input_shape: Sequence[int], weights: str | Path | None = None, **options: Any
 ) -> keras.Model:
-    """The network of that name, one of keras.applications, or the one in a .keras file.
+    """Return the network of that name, one of keras.applications, or the one in a .keras file.
 
     Args:
         name: A key of `MODELS`, `keras/` and the name of a classifier of keras.applications, or a path that ends in

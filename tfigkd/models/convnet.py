@@ -27,7 +27,7 @@ def convnet(
     depth: int = 2,
     normalization: parts.Normalization | None = None,
 ) -> keras.Model:
-    """A whitening stem, blocks of 3x3 convolutions, global max pooling and a dense layer.
+    """Return a whitening stem, blocks of 3x3 convolutions, global max pooling and a dense layer.
 
     The stem is a frozen 2x2 convolution without bias; `set_whitening` fills it from training images, until then it is
     random. Since nothing below the first block learns, its input needs no gradient. Each block halves height and width

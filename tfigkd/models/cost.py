@@ -23,7 +23,7 @@ def multiply_adds(model: keras.Model) -> int:
 
 
 def _layer_multiply_adds(layer: keras.Layer) -> int:
-    """Every kernel weight is used once at each output position."""
+    """Return every kernel weight is used once at each output position."""
     shape = layer.output.shape
     channels_first = getattr(layer, "data_format", "channels_last") == "channels_first"
     positions = shape[2:] if channels_first else shape[1:-1]

@@ -33,7 +33,7 @@ def without_rounding() -> Iterator[None]:
 
 
 def fake_quantized_kernel(kernel: Any, axis: int | None = None) -> Any:
-    """A kernel rounded to 255 symmetric steps, with the gradient of the identity.
+    """Return a kernel rounded to 255 symmetric steps, with the gradient of the identity.
 
     Args:
         kernel: Of a convolution or dense layer.
@@ -52,7 +52,7 @@ class FakeQuantConv2D(keras.layers.Conv2D):
     """A convolution whose kernel is rounded to int8, each output channel on its own scale."""
 
     def call(self, inputs: Any) -> Any:
-        """[B,H,W,C] to [B,H',W',filters]."""
+        """Map [B,H,W,C] to [B,H',W',filters]."""
         kernel = fake_quantized_kernel(self.kernel, axis=3)
         outputs = ops.conv(
             inputs,
@@ -70,7 +70,7 @@ class FakeQuantDepthwiseConv2D(keras.layers.DepthwiseConv2D):
     """A depthwise convolution of multiplier 1 whose kernel is rounded to int8, each channel on its own scale."""
 
     def call(self, inputs: Any) -> Any:
-        """[B,H,W,C] to [B,H',W',C]."""
+        """Map [B,H,W,C] to [B,H',W',C]."""
         kernel = fake_quantized_kernel(self.kernel, axis=2)  # [height, width, channels, 1]
         outputs = ops.depthwise_conv(
             inputs,
@@ -88,7 +88,7 @@ class FakeQuantDense(keras.layers.Dense):
     """A dense layer whose kernel is rounded to int8 on one scale: a scale for each unit breaks the converter."""
 
     def call(self, inputs: Any, training: bool | None = None) -> Any:
-        """[B,features] to [B,units]."""
+        """Map [B,features] to [B,units]."""
         outputs = ops.matmul(inputs, fake_quantized_kernel(self.kernel))
         return self.activation(outputs + self.bias if self.use_bias else outputs)
 
@@ -119,7 +119,7 @@ class FakeQuantize(keras.layers.Layer):
         self.built = True
 
     def call(self, inputs: Any, training: bool | None = None) -> Any:
-        """The inputs, rounded; in training the range moves first."""
+        """Return the inputs, rounded; in training the range moves first."""
         if training and self.limits is None and self.trainable:
             self._follow(ops.cast(inputs, "float32"))
         if not _rounding:
@@ -147,5 +147,5 @@ def _constant(value: float) -> keras.initializers.Initializer:
 
 
 def is_fake_quantized(model: keras.Model) -> bool:
-    """Whether a model carries its own int8 ranges, and so converts without calibration images."""
+    """Return whether a model carries its own int8 ranges, and so converts without calibration images."""
     return any(isinstance(layer, FakeQuantize) for layer in flatten_layers(model))

@@ -11,7 +11,7 @@ from tfigkd.models.same import check_same
 
 
 def flattened(model: keras.Model) -> keras.Model:
-    """A copy in which the layers of the models inside stand in the outer graph; the same function.
+    """Return a copy in which the layers of the models inside stand in the outer graph; the same function.
 
     Args:
         model: Functional or Sequential; it is not altered. One without models inside is returned as it is.
@@ -102,7 +102,7 @@ class Node:
 
 
 def graph_nodes(model: keras.Model) -> dict[str, Node]:
-    """The operations of a flat model by name, each after its sources; readers and sources by name.
+    """Return the operations of a flat model by name, each after its sources; readers and sources by name.
 
     Raises:
         ValueError: The model is neither Functional nor Sequential, or an operation is called more than once.
@@ -127,7 +127,7 @@ def graph_nodes(model: keras.Model) -> dict[str, Node]:
 
 
 def block_ends(model: keras.Model) -> list[str]:
-    """The names of the layers whose feature map is all that the rest of a flat model reads: where it can be cut.
+    """Return the names of the layers whose feature map is all that the rest of a flat model reads: where it can be cut.
 
     Among these layers are those that end a block: a convolution reads them, or several layers, or the pooling or
     flattening before the head. So the ends of a residual network are its stem and its additions, those of a plain
@@ -164,7 +164,7 @@ def _begins_anew(node: Node, nodes: dict[str, Node]) -> bool:
 
 
 def _has_weights(name: str, nodes: dict[str, Node]) -> bool:
-    """Whether a convolution stands before an operation, so that it is more than a prepared image."""
+    """Return whether a convolution stands before an operation, so that it is more than a prepared image."""
     waiting, seen = [name], {name}
     while waiting:
         one = waiting.pop()

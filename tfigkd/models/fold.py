@@ -12,7 +12,7 @@ FOLDABLE = (keras.layers.Conv2D, keras.layers.DepthwiseConv2D, keras.layers.Dens
 
 
 def fold_batch_norm(model: keras.Model) -> keras.Model:
-    """A copy of a model with batch normalization folded into the convolution or dense layer before it.
+    """Return a copy of a model with batch normalization folded into the convolution or dense layer before it.
 
     Folded are those whose input has no other reader and is linear; the others stay. In the place of a folded
     layer stands a linear activation of its name, so that every name still leads to the same feature map.
@@ -81,7 +81,7 @@ def _find_folds(model: keras.Model) -> dict[keras.Layer, keras.Layer]:
 
 
 def layer_sources(model: keras.Model) -> tuple[dict[str, list[str]], list[str]]:
-    """The names that each layer of a Functional or Sequential model reads, and those that are its outputs."""
+    """Return the names that each layer of a Functional or Sequential model reads, and those that are its outputs."""
     if isinstance(model, keras.Sequential):
         names = [layer.name for layer in model.layers]
         return {name: [previous] for previous, name in zip([None, *names], names, strict=False)}, names[-1:]

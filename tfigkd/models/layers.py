@@ -68,7 +68,7 @@ class FusedBatchNormalization(keras.layers.BatchNormalization):
 
 
 def with_stock_layers(model: keras.Model) -> keras.Model:
-    """A copy of a model in which every fused layer is its stock twin, so that plain Keras opens its file.
+    """Return a copy of a model in which every fused layer is its stock twin, so that plain Keras opens its file.
 
     Args:
         model: Functional or Sequential; it is not altered. A model without fused layers, of whatever kind, is
@@ -92,7 +92,7 @@ def with_stock_layers(model: keras.Model) -> keras.Model:
 
 
 def with_fused_layers(model: keras.Model) -> keras.Model:
-    """A copy of a model in which every stock batch normalization is the fused one, so that it trains fast.
+    """Return a copy of a model in which every stock batch normalization is the fused one, so that it trains fast.
 
     Batch normalization inside a wrapper or a subclassed layer stays as it is.
 
@@ -121,7 +121,7 @@ def _exchange(model: keras.Model, old: type[keras.Layer], new: type[keras.Layer]
 
 
 def copy_layer(layer: keras.Layer) -> keras.Layer:
-    """A new layer of the same configuration, with its own fresh weights."""
+    """Return a new layer of the same configuration, with its own fresh weights."""
     return type(layer).from_config(layer.get_config())
 
 
@@ -134,7 +134,7 @@ def rebuilt(
     input_shape: Sequence[int] | None = None,
     through: Callable[[np.ndarray], np.ndarray] | None = None,
 ) -> keras.Model:
-    """The same function made of new layers, with the weights and all other state, compared with the model itself.
+    """Rebuild a model from new layers, with the weights and all other state, and compare it with the model itself.
 
     Args:
         model: Functional or Sequential, models inside it too; it is not altered.
@@ -164,7 +164,7 @@ def rebuild(
     skip: Sequence[str] = (),
     input_shape: Sequence[int] | None = None,
 ) -> keras.Model:
-    """The same graph made of new layers with fresh weights; not compiled.
+    """Return the same graph made of new layers with fresh weights; not compiled.
 
     Args:
         model: Functional or Sequential, models inside it too; it is not altered.
@@ -220,7 +220,7 @@ def _rebuild(
 
 
 def graph_of(model: keras.Model) -> keras.Model:
-    """A bare Functional container of the same layers: not compiled, and of no class of its own.
+    """Return a bare Functional container of the same layers: not compiled, and of no class of its own.
 
     Raises:
         ValueError: The model is neither Functional nor Sequential, or not built.
@@ -236,7 +236,7 @@ def graph_of(model: keras.Model) -> keras.Model:
 
 
 def is_graph(layer: Any) -> bool:
-    """Whether a layer is a Functional or Sequential model."""
+    """Return whether a layer is a Functional or Sequential model."""
     return isinstance(layer, keras.Model) and (isinstance(layer, keras.Sequential) or hasattr(layer, "operations"))
 
 
@@ -286,5 +286,5 @@ def copy_layer_state(source: keras.Layer, target: keras.Layer) -> None:
 
 
 def flatten_layers(model: keras.Model) -> list[keras.Layer]:
-    """Every layer of a model, at any depth; models and wrappers inside it come beside what they hold."""
+    """Return every layer of a model, at any depth; models and wrappers inside it come beside what they hold."""
     return list(model._flatten_layers(include_self=False))

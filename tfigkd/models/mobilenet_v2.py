@@ -39,7 +39,7 @@ def mobilenet_v2(
     dropout: float | None = None,
     normalization: parts.Normalization | None = None,
 ) -> keras.Model:
-    """The network, or a student that is its first 19 - `drop_blocks` feature blocks and a classifier.
+    """Return the network, or a student that is its first 19 - `drop_blocks` feature blocks and a classifier.
 
     The output of feature block N is the output of the layer `block_NN`, from `block_00`.
 
@@ -85,7 +85,7 @@ def mobilenet_v2(
 
 
 def scaled(channels: int, width: float) -> int:
-    """`channels` times `width`, to the nearest multiple of 8 that loses no more than a tenth."""
+    """Return `channels` times `width`, to the nearest multiple of 8 that loses no more than a tenth."""
     exact = channels * width
     rounded = max(8, int(exact + 4) // 8 * 8)
     return rounded if rounded >= 0.9 * exact else rounded + 8

@@ -92,7 +92,7 @@ def _check_against(plain: keras.Model, model: keras.Model, input_range: Range | 
 
 
 def _outputs(plain: keras.Model, images: np.ndarray, taken: Range) -> np.ndarray:
-    """The outputs of a model, float64, for images in [0,1]; it takes them in its own range and type."""
+    """Return the outputs of a model, float64, for images in [0,1]; it takes them in its own range and type."""
     values, dtype = taken[0] + images * (taken[1] - taken[0]), keras.backend.standardize_dtype(plain.inputs[0].dtype)
     values = np.round(values) if "int" in dtype else values
     return ops.convert_to_numpy(ops.cast(plain(values.astype(dtype), training=False), "float32")).astype("float64")
@@ -254,7 +254,7 @@ def load_model(path: Path) -> Any:
 
 
 def _with_config(path: Path, config: dict[str, Any], folder: Path) -> Path:
-    """A copy of a .keras file with another config, in a folder."""
+    """Return a copy of a .keras file with another config, in a folder."""
     copy = folder / path.name
     with zipfile.ZipFile(path) as old, zipfile.ZipFile(copy, "w") as new:
         for member in old.infolist():
@@ -297,7 +297,7 @@ def _inspect(path: Path) -> tuple[dict[str, Any], int]:
 
 
 def _values(config: dict[str, Any]) -> int:
-    """How many values the variables of a model would hold; nothing of that size is allocated."""
+    """Return how many values the variables of a model would hold; nothing of that size is allocated."""
     state = random.getstate()  # initializers draw their seeds from it: a look must not change what comes after
     try:
         with keras.StatelessScope(initialize_variables=False):
@@ -308,14 +308,14 @@ def _values(config: dict[str, Any]) -> int:
 
 
 def _not_compiled(config: Any) -> Any:
-    """A config without the compilation of the model and of the models inside it."""
+    """Return a config without the compilation of the model and of the models inside it."""
     if isinstance(config, dict):
         return {key: None if key == "compile_config" else _not_compiled(value) for key, value in config.items()}
     return [_not_compiled(value) for value in config] if isinstance(config, list) else config
 
 
 def _foreign(config: Any) -> Iterator[Any]:
-    """The Python modules that a config names for what is neither Keras's, ours nor registered by this process."""
+    """Return the Python modules that a config names for what is not Keras's, not ours and not registered."""
     waiting = [config]
     while waiting:
         value = waiting.pop()

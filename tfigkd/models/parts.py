@@ -48,7 +48,7 @@ def pad(x: Any, kernel_size: int, strides: int, name: str) -> tuple[Any, str]:
 
 
 def conv(x: Any, filters: int, kernel_size: int, *, name: str, fan: str, strides: int = 1) -> Any:
-    """A convolution without bias, He-normal by `fan` ("fan_in" or "fan_out")."""
+    """Return a convolution without bias, He-normal by `fan` ("fan_in" or "fan_out")."""
     x, padding = pad(x, kernel_size, strides, name)
     return keras.layers.Conv2D(
         filters,
@@ -62,7 +62,7 @@ def conv(x: Any, filters: int, kernel_size: int, *, name: str, fan: str, strides
 
 
 def depthwise_conv(x: Any, *, name: str, strides: int = 1) -> Any:
-    """A depthwise 3x3 convolution without bias.
+    """Return a depthwise 3x3 convolution without bias.
 
     Its initializer says fan_in, since PyTorch's fan_out of a depthwise kernel is 9C, and Keras calls that
     fan_in.
@@ -74,7 +74,7 @@ def depthwise_conv(x: Any, *, name: str, strides: int = 1) -> Any:
 
 
 def image_input(input_shape: Sequence[int], normalization: Normalization | None) -> tuple[Any, Any]:
-    """The input [B,H,W,C], float32 in [0,1], and the tensor that the first block reads.
+    """Return the input [B,H,W,C], float32 in [0,1], and the tensor that the first block reads.
 
     The normalization is a frozen depthwise 1x1 convolution: exact, and quantizers know it.
     `set_normalization` fills it once the model exists.

@@ -11,7 +11,7 @@ WITHOUT_WEIGHTS = (keras.layers.Activation, keras.layers.Softmax, keras.layers.R
 
 
 def with_precision(model: keras.Model, precision: str) -> keras.Model:
-    """A copy of a model whose layers compute in a precision; its weights stay float32.
+    """Return a copy of a model whose layers compute in a precision; its weights stay float32.
 
     In a mixed precision the layers of `float32_layers` stay float32. "float32" makes a plain model again, whose file
     any Keras opens, of one that has been trained in a mixed precision.
@@ -44,17 +44,17 @@ def with_precision(model: keras.Model, precision: str) -> keras.Model:
 
 
 def in_float32(layer: keras.Layer) -> keras.Layer:
-    """A new layer of the same configuration that computes in float32, with its own fresh weights."""
+    """Return a new layer of the same configuration that computes in float32, with its own fresh weights."""
     return type(layer).from_config(_float32(layer.get_config()))
 
 
 def computes_in_half(layer: keras.Layer) -> bool:
-    """Whether a layer, or one inside it, computes in float16 or bfloat16."""
+    """Return whether a layer, or one inside it, computes in float16 or bfloat16."""
     return any(one.compute_dtype in ("float16", "bfloat16") for one in layer._flatten_layers())
 
 
 def _float32(config: Any) -> Any:
-    """A layer's config with float32 in the place of every precision policy."""
+    """Return a layer's config with float32 in the place of every precision policy."""
     if isinstance(config, list | tuple):
         return type(config)(map(_float32, config))
     if not isinstance(config, dict):
@@ -67,7 +67,7 @@ def _float32(config: Any) -> Any:
 
 
 def float32_layers(model: keras.Model) -> set[str]:
-    """The names of the layers that stay float32 in a mixed precision.
+    """Return the names of the layers that stay float32 in a mixed precision.
 
     - What makes the logits: the last layer with weights, and all after it.
     - The normalization of the input, a 1x1 depthwise convolution, since half a precision rounds pixels.
@@ -88,13 +88,13 @@ def float32_layers(model: keras.Model) -> set[str]:
 
 
 def _clipped(layer: keras.Layer) -> bool:
-    """Whether a layer's activation is a ReLU with an upper bound."""
+    """Return whether a layer's activation is a ReLU with an upper bound."""
     bounded = isinstance(layer, keras.layers.ReLU) and layer.max_value is not None
     return bounded or getattr(layer, "activation", None) is keras.activations.relu6
 
 
 def head_layers(model: Any) -> set[str]:
-    """The layers from the last one with weights to the outputs; models inside included."""
+    """Return the layers from the last one with weights to the outputs; models inside included."""
     names: set[str] = set()
     for output in model.outputs:
         layer = output._keras_history.operation
@@ -112,7 +112,7 @@ def head_layers(model: Any) -> set[str]:
 
 
 def on_processor() -> bool:
-    """Whether training runs on the processor, without an accelerator."""
+    """Return whether training runs on the processor, without an accelerator."""
     if keras.backend.backend() == "jax":
         import jax
 

@@ -113,7 +113,7 @@ def _outputs_by_path(model: keras.Model, inputs: Sequence[Any]) -> Iterator[tupl
 
 
 def _visit(model: keras.Model, inputs: Sequence[Any], prefix: str) -> list[tuple[str, Any]]:
-    """The outputs of every layer of a model in order of their computation, by path."""
+    """Return the outputs of every layer of a model in order of their computation, by path."""
     seen: list[tuple[str, Any]] = []
 
     def call(operation: Any, *args: Any, **kwargs: Any) -> Any:
@@ -148,7 +148,7 @@ def _difference(found: np.ndarray, expected: np.ndarray) -> np.ndarray:
 
 
 def close(found: np.ndarray, expected: np.ndarray, tolerance: float, spread: Any = 0.0) -> bool:
-    """Whether outputs [B,...] differ by at most a share of each example's largest output, and the spread of it."""
+    """Check that outputs [B,...] differ by at most a share of each example's largest output and of its spread."""
     if found.shape != expected.shape:
         return False
     sizes = np.where(np.isfinite(expected), np.abs(expected), 0.0).reshape(len(expected), -1).max(axis=1, initial=0.0)

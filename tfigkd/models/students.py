@@ -17,7 +17,7 @@ def truncate(
     copy_weights: bool = False,
     keep_normalization: bool = False,
 ) -> keras.Model:
-    """A new student: the model's first blocks, global average pooling and a dense layer (arXiv 2503.13008).
+    """Return a new student: the model's first blocks, global average pooling and a dense layer (arXiv 2503.13008).
 
     Args:
         model: Functional or Sequential; it is not altered. Its blocks end in layers `block_00`, `block_01`, ...; in a
@@ -68,6 +68,6 @@ def truncate(
 
 
 def _is_constant(layer: keras.Layer) -> bool:
-    """Whether a layer prepares the image by constants that no training changes."""
+    """Return whether a layer prepares the image by constants that no training changes."""
     named = layer.name in ("normalization", "input_range") and isinstance(layer, keras.layers.DepthwiseConv2D)
     return named or isinstance(layer, keras.layers.Normalization)

@@ -69,7 +69,7 @@ def load_torch_weights(model: keras.Model, npz_path: str | Path) -> None:
 
 
 def _read(path: Path) -> dict[str, np.ndarray]:
-    """The arrays under their canonical names, counters of batches left out."""
+    """Return the arrays under their canonical names, counters of batches left out."""
     if not path.is_file():
         raise UserError(f"no weights file {path}; give the path of an .npz of PyTorch arrays")
     with reading(f"{path} as an .npz of PyTorch arrays", "fetch it anew"):
@@ -86,14 +86,14 @@ def _read(path: Path) -> dict[str, np.ndarray]:
 
 
 def _canonical(name: str, middle: int) -> str:
-    """The name with its feature blocks counted through; `middle` is the block that stands alone."""
+    """Return the name with its feature blocks counted through; `middle` is the block that stands alone."""
     name = re.sub(r"^front_layers\.", "features.", name)
     name = re.sub(r"^middle_layer\.", f"features.{middle}.", name)
     return re.sub(r"^end_layers\.(\d+)\.", lambda found: f"features.{middle + 1 + int(found[1])}.", name)
 
 
 def _places(model: keras.Model) -> Iterator[tuple[str, tuple[keras.Layer, keras.Variable]]]:
-    """Every PyTorch name that the model has a place for, with the layer and its variable."""
+    """Return every PyTorch name that the model has a place for, with the layer and its variable."""
     names = {layer.name for layer in model.layers}
     residual_blocks = sum(bool(re.fullmatch(r"block_\d+_conv1", name)) for name in names)
     for layer in model.layers:
@@ -166,7 +166,7 @@ def architecture_fingerprint(model: keras.Model) -> str:
 
 
 def _nameless(value: Any, numbers: Mapping[str, int]) -> Any:
-    """A config in which each name of a layer is its number."""
+    """Return a config in which each name of a layer is its number."""
     if isinstance(value, Mapping):
         kept = {
             key: item

@@ -43,7 +43,7 @@ def compress_fingerprint(config: Config, workdir: Workdir) -> str:
 
 
 def load_compressed(config: Config, workdir: Workdir) -> keras.Model:
-    """The student of a finished compress stage.
+    """Return the student of a finished compress stage.
 
     Raises:
         UserError: the stage has not run, or its file is damaged.
@@ -54,7 +54,7 @@ def load_compressed(config: Config, workdir: Workdir) -> keras.Model:
 
 
 def students(config: Config, workdir: Workdir) -> dict[str, keras.Model]:
-    """The student and, where the experiment compresses it, the compressed one, by role."""
+    """Return the student and, where the experiment compresses it, the compressed one, by role."""
     roles = {"student": load_student(config, workdir)}
     if config.compress.method != "none":
         roles["compressed"] = load_compressed(config, workdir)
@@ -62,7 +62,7 @@ def students(config: Config, workdir: Workdir) -> dict[str, keras.Model]:
 
 
 def _lessons(config: Config, workdir: Workdir, student: keras.Model, identity: str) -> Lessons:
-    """What fine-tuning teaches: the losses of `[compress.losses]`, from the teacher that it names."""
+    """Return what fine-tuning teaches: the losses of `[compress.losses]`, from the teacher that it names."""
     tuned = fine_tuning(config)
 
     def distiller(model: keras.Model) -> Distiller:

@@ -18,7 +18,7 @@ from tfigkd.stages.workdir import Workdir
 
 
 def dataset(config: DataConfig) -> Dataset:
-    """The data set of a config, read once a process."""
+    """Return the data set of a config, read once a process."""
     read = (config.background, config.group, config.splits)
     return _load(config.name, config.dir, config.image_size, config.limit, *read)
 
@@ -48,29 +48,29 @@ def data_fingerprints(config: DataConfig) -> tuple[str, str]:
 
 
 def holds_out_validation(config: DataConfig) -> bool:
-    """Whether nothing is trained on the validation split."""
+    """Return whether nothing is trained on the validation split."""
     return config.train_split == "train"
 
 
 def teacher_examples(config: DataConfig) -> Examples:
-    """What a teacher is trained on: all that may train."""
+    """Return what a teacher is trained on: all that may train."""
     data = dataset(config)
     return data.train if holds_out_validation(config) else covered(data)
 
 
 @functools.lru_cache(maxsize=2)
 def training_examples(config: DataConfig) -> Examples:
-    """What a student is trained on: all that may train, or a share of each class."""
+    """Return what a student is trained on: all that may train, or a share of each class."""
     return stratified_share(teacher_examples(config), config.train_fraction, config.subset_seed)
 
 
 def training_choice(config: DataConfig) -> list[Any]:
-    """What decides which examples of a data set train the student, for fingerprints."""
+    """Return what decides which examples of a data set train the student, for fingerprints."""
     return [config.train_split] + ([config.train_fraction, config.subset_seed] if config.train_fraction < 1 else [])
 
 
 def stratified_share(examples: Examples, fraction: float, seed: int) -> Examples:
-    """A share of each class, at least one example, in the order of the examples.
+    """Return a share of each class, at least one example, in the order of the examples.
 
     Each example's draw is a hash of (seed, id), so the share depends neither on the order of the source nor on what
     else is in it, and of one seed a smaller share is part of every larger one.
@@ -113,7 +113,7 @@ def class_weights(config: TrainingConfig, examples: Examples, class_names: Seque
 
 
 def stored_examples(config: DataConfig) -> Examples:
-    """What a store of the teacher's knowledge covers."""
+    """Return what a store of the teacher's knowledge covers."""
     return covered(dataset(config)) if config.stored == "all" else training_examples(config)
 
 

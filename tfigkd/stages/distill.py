@@ -62,7 +62,7 @@ FILE = "student.keras"
 
 
 def _losses(config: Config) -> tuple[dict[str, Loss], dict[str, float]]:
-    """The terms of a config: name to loss, name to weight."""
+    """Return the terms of a config: name to loss, name to weight."""
     terms, weights = {}, {}
     for name, term in config.losses.active().items():
         options = asdict(term)
@@ -72,7 +72,7 @@ def _losses(config: Config) -> tuple[dict[str, Loss], dict[str, float]]:
 
 
 def _tap(config: Config) -> str:
-    """The teacher's layer whose attention maps are stored."""
+    """Return the teacher's layer whose attention maps are stored."""
     return config.losses.at.teacher_layer
 
 
@@ -98,7 +98,7 @@ def student_fingerprint(config: Config, workdir: Workdir, data: str | None = Non
 
 
 def _identity(config: Config, workdir: Workdir) -> str:
-    """The fingerprint of the student: that of an earlier version where its student or checkpoint is there."""
+    """Return the fingerprint of the student: that of an earlier version where its student or checkpoint is there."""
     folder = workdir.stage("distill")
     there = (read_manifest(folder) or {}).get("fingerprint"), checkpoint.owner(folder)
     identities = [student_fingerprint(config, workdir, data) for data in data_fingerprints(config.data)]
@@ -142,7 +142,7 @@ def refuse_changed_inputs(config: Config, workdir: Workdir, stages: Collection[s
 
 
 def _initial(config: Config, workdir: Workdir, data: Dataset) -> keras.Model:
-    """The student before its first step."""
+    """Return the student before its first step."""
     if config.student.init == "teacher":
         student = _cut(load_teacher(config, workdir), config, data)
     else:
@@ -153,7 +153,7 @@ def _initial(config: Config, workdir: Workdir, data: Dataset) -> keras.Model:
 
 
 def _cut(teacher: keras.Model, config: Config, data: Dataset) -> keras.Model:
-    """A student that begins as the first blocks of a teacher."""
+    """Return a student that begins as the first blocks of a teacher."""
     options = {"copy_weights": True, "keep_normalization": True}
     try:
         return models.truncate(teacher, config.student.drop_blocks, data.num_classes, **options)
@@ -164,7 +164,7 @@ def _cut(teacher: keras.Model, config: Config, data: Dataset) -> keras.Model:
 
 
 def untrained_student(config: Config, data: Dataset, teacher: keras.Model | None = None) -> keras.Model:
-    """A student of the architecture of a config, for checks before anything is trained.
+    """Return a student of the architecture of a config, for checks before anything is trained.
 
     Args:
         config: The run's.
@@ -186,7 +186,7 @@ def _start(config: Config, student: keras.Model, seed: int) -> str:
 
 
 def make_distiller(config: Config, workdir: Workdir, student: keras.Model) -> Distiller:
-    """The student with its losses, and with the teacher where it runs in every step."""
+    """Return the student with its losses, and with the teacher where it runs in every step."""
     teacher = None
     if config.needs_live_teacher:
         teacher = models.fold_batch_norm(load_teacher(config, workdir))
@@ -195,7 +195,7 @@ def make_distiller(config: Config, workdir: Workdir, student: keras.Model) -> Di
 
 
 def assemble(config: Config, student: keras.Model, teacher: keras.Model | None) -> Distiller:
-    """The student with the losses of a config and this live teacher."""
+    """Return the student with the losses of a config and this live teacher."""
     terms, weights = _losses(config)
     try:
         return Distiller(
@@ -224,7 +224,7 @@ def check(config: Config) -> None:
 
 
 def _wanted(config: Config) -> set[str]:
-    """What the losses compare beside the student's own outputs."""
+    """Return what the losses compare beside the student's own outputs."""
     wanted = {"teacher_map"} if "ig_match" in config.losses.active() else set()
     if config.needs_live_teacher:
         wanted.add("teacher_inputs")
@@ -234,7 +234,7 @@ def _wanted(config: Config) -> set[str]:
 
 
 def training_stream(config: Config, workdir: Workdir) -> Callable[[int], Iterator[Batch]]:
-    """The batches of a student, with all that its losses compare; from first epoch to endless batches."""
+    """Return the batches of a student, with all that its losses compare; from first epoch to endless batches."""
     examples = training_examples(config.data)
     knowledge: Knowledge | None = None
     if config.needs_store:
@@ -264,7 +264,7 @@ def training_stream(config: Config, workdir: Workdir) -> Callable[[int], Iterato
 
 
 def load_student(config: Config, workdir: Workdir) -> keras.Model:
-    """The student of a finished distill stage.
+    """Return the student of a finished distill stage.
 
     Raises:
         UserError: the stage has not run, or its file is damaged.
@@ -275,7 +275,7 @@ def load_student(config: Config, workdir: Workdir) -> keras.Model:
 
 
 def _watched(config: Config, workdir: Workdir) -> Watched:
-    """What is looked at during training: validation, with the teacher's maps of the first examples where stored."""
+    """Return what TensorBoard shows of a training: validation, with stored maps of its first examples."""
     plain = watched(config)
     return replace(plain, teacher_maps=stored_maps(config, workdir, plain.shown)) if config.needs_store else plain
 

@@ -45,7 +45,7 @@ def _exported(config: Config, workdir: Workdir, weights: dict[str, str]) -> dict
 
 
 def _attribution_settings(config: Config) -> dict[str, Any]:
-    """What the attribution measures depend on; what bounds memory and files is left out."""
+    """Return what the attribution measures depend on; what bounds memory and files is left out."""
     sigma, left_out = blur_sigma(dataset(config.data).image_shape), ("batch_size", "shard_size")
     settings = {name: value for name, value in asdict(config.attribution).items() if name not in left_out}
     blurred = config.attribution.baseline == "blur" and sigma != FIRST_SIGMA
@@ -94,7 +94,7 @@ def _attributions(
 
 
 def _teacher(config: Config, workdir: Workdir) -> dict[str, keras.Model]:
-    """The teacher, where the student had one; a student from saved_models can be measured without it."""
+    """Return the teacher, where the student had one; a student from saved_models can be measured without it."""
     if not config.needs_teacher:
         return {}
     try:
@@ -164,7 +164,7 @@ def evaluate(config: Config, workdir: Workdir) -> None:
 
 
 def make_gallery(config: Config, workdir: Workdir, shown: Shown, explained: Mapping[str, Explained]) -> Gallery:
-    """The gallery of a finished student.
+    """Return the gallery of a finished student.
 
     Args:
         config: The run's.
@@ -187,7 +187,7 @@ def make_gallery(config: Config, workdir: Workdir, shown: Shown, explained: Mapp
 
 
 def _knowledge(config: Config, workdir: Workdir, examples: Examples, explained: Explained) -> Knowledge:
-    """What the store says of examples, or what it would say where there is none of them; the logits are left out."""
+    """Return the stored knowledge of examples, or the same computed anew; the logits are left out."""
     if config.needs_store and config.data.stored == "all":
         try:
             return load_knowledge(config, workdir, examples)
@@ -200,7 +200,7 @@ def _knowledge(config: Config, workdir: Workdir, examples: Examples, explained: 
 
 
 def _overlaid(config: Config, examples: Examples, knowledge: Knowledge) -> dict[str, np.ndarray]:
-    """The images as training overlays them, at the middle of the exponents and before any crop or flip."""
+    """Return the images as training overlays them, at the middle of the exponents and before any crop or flip."""
     treated = apply_control(knowledge, config.control) if len(examples) > 1 else knowledge
     middle = np.sqrt(config.overlay.min_exponent * config.overlay.max_exponent)
     maps = None if config.control.maps == "none" else treated.maps

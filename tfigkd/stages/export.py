@@ -37,7 +37,7 @@ def export_identity(config: Config, workdir: Workdir, weights: dict[str, str]) -
 
 
 def _saved(role: str, config: Config, workdir: Workdir) -> Path:
-    """The .keras file of a role."""
+    """Return the .keras file of a role."""
     if role == "teacher":
         return teacher_folder(config, workdir) / TEACHER
     return workdir.stage("distill") / STUDENT if role == "student" else workdir.stage("compress") / COMPRESSED

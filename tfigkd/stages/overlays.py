@@ -26,7 +26,7 @@ from tfigkd.store.views import SHARD_SIZE, parse_view, view_outputs, views_ident
 
 
 def store_folder(config: Config, workdir: Workdir) -> Path:
-    """Where this config's overlay store lies, or will lie; its teacher must be there."""
+    """Return where this config's overlay store lies, or will lie; its teacher must be there."""
     return teacher_folder(config, workdir) / "overlays" / fingerprint(_store_identity(config, workdir))
 
 
@@ -43,23 +43,23 @@ def _stored_data(config: Config) -> list[str]:
 
 
 def _known(identities: list[dict[str, Any]], parent: Path) -> dict[str, Any]:
-    """The first identity of which there is a store, or else the first."""
+    """Return the first identity of which there is a store, or else the first."""
     there = (identity for identity in identities if (parent / fingerprint(identity)).is_dir())
     return next(there, identities[0])
 
 
 def load_knowledge(config: Config, workdir: Workdir, examples: Examples) -> Knowledge:
-    """The store of a config, joined to examples."""
+    """Return the store of a config, joined to examples."""
     return read_store(store_folder(config, workdir), examples, _store_identity(config, workdir))
 
 
 def stored_maps(config: Config, workdir: Workdir, examples: Examples) -> np.ndarray | None:
-    """The stored maps of some examples, uint8 [N,H,W]; None where the store covers the student's training set alone."""
+    """Return the stored maps of examples, uint8 [N,H,W]; None if the store covers the student's training set only."""
     return load_knowledge(config, workdir, examples).maps if config.data.stored == "all" else None
 
 
 def build_overlays(config: Config, workdir: Workdir) -> None:
-    """The overlay store of a config: the teacher's logits and maps of every training example, computed once."""
+    """Compute the overlay store of a config once: the teacher's logits and maps of every training example."""
     data, folder, identity = dataset(config.data), store_folder(config, workdir), _store_identity(config, workdir)
     with locked(folder, wait=True):
         if finished(folder, folder.name) is None:
@@ -109,7 +109,7 @@ def verify(folder: Path, *, sample: int = 64, seed: int = 0) -> dict[str, float]
 
 
 def _drawn(config: Config, tap: str | None) -> tuple[AugmentConfig, ViewConfig]:
-    """The views that are stored; maps that will be moved with their image are of the unaugmented image alone."""
+    """Return the views that are stored; maps that will be moved with their image are of the unaugmented image alone."""
     if tap is not None and config.view.attention == "moved":
         return AugmentConfig(crop_padding=0, flip=False), replace(config.view, views=1, seed=0)
     return config.augment, config.view
@@ -122,12 +122,12 @@ def _views_identity(config: Config, workdir: Workdir, tap: str | None) -> dict[s
 
 
 def views_folder(config: Config, workdir: Workdir, tap: str | None = None) -> Path:
-    """Where this config's stored logits lie, or will lie, or the attention of a tap; its teacher must be there."""
+    """Return the folder of this config's stored logits, or of the attention of a tap; its teacher must exist."""
     return teacher_folder(config, workdir) / "views" / fingerprint(_views_identity(config, workdir, tap))
 
 
 def load_views(config: Config, workdir: Workdir, examples: Examples, tap: str | None = None) -> np.ndarray:
-    """The stored logits of examples, float16 [N,K,C], or the attention of a tap, [N,K,h,w]; joined by id."""
+    """Return the stored logits of examples, float16 [N,K,C], or the attention of a tap, [N,K,h,w]; joined by id."""
     folder = views_folder(config, workdir, tap)
     views = join_arrays(folder, open_store(folder, _views_identity(config, workdir, tap)), examples, parse_view)[
         "views"

@@ -54,7 +54,7 @@ def resolve(config: Config, workdir: Workdir) -> Config:
 
 
 def _measured(config: Config, network: NetworkConfig, recipe: TrainingConfig, workdir: Workdir) -> dict[str, Any]:
-    """The choice for a network, measured here or by another run that shares the teachers' folder."""
+    """Return the choice for a network, measured here or by another run that shares the teachers' folder."""
     data = dataset(config.data)
     values = {name: getattr(network, name) for name in NetworkConfig.__dataclass_fields__}
     key = fingerprint("precision", values, data.image_shape, data.num_classes, recipe.batch_size, hardware())

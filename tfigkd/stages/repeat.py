@@ -15,7 +15,7 @@ DEFAULT_TEACHERS = "runs/teachers"
 
 
 def command(config: Config, run: Mapping[str, Any], workdir: Workdir | None = None) -> tuple[str, str]:
-    """The command line of a run, and the experiment file it needs beside it.
+    """Return the command line of a run, and the experiment file it needs beside it.
 
     Args:
         config: The run's, as it was resolved.
@@ -58,7 +58,7 @@ def own_file(experiment: str, workdir: Workdir | None) -> Path:
 
 
 def _flag(field: str, value: Any) -> list[str]:
-    """A field as tyro takes it: switches have no value."""
+    """Return a field as tyro takes it: switches have no value."""
     if isinstance(value, bool):
         table, _, last = field.rpartition(".")
         return [f"--{field}" if value else f"--{table}.no_{last}"]

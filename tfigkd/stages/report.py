@@ -146,7 +146,7 @@ def gather(
 
 
 def _known(read: Callable[[], T], otherwise: T) -> T:
-    """What the teacher's folder tells, which may have been deleted since the training."""
+    """Return what the teacher's folder tells, which may have been deleted since the training."""
     try:
         return read()
     except UserError:
@@ -163,7 +163,7 @@ def _history(folder: Path) -> History:
 
 
 def _store(config: Config, workdir: Workdir) -> tuple[dict[str, Any] | None, np.ndarray]:
-    """The overlay store's manifest and the completeness error of each of its maps."""
+    """Return the overlay store's manifest and the completeness error of each of its maps."""
     nothing = None, np.empty(0, np.float32)
     if not config.needs_store:
         return nothing
@@ -189,7 +189,7 @@ def _study(path: Path) -> str:
 def row_of(
     config: Config, workdir: Workdir, roles: Roles, trained: Mapping[str, Any], teacher: Mapping[str, Any] | None
 ) -> dict[str, Any]:
-    """The run as one flat row; metrics are prefixed by their role.
+    """Return the run as one flat row; metrics are prefixed by their role.
 
     Args:
         config: The run's.

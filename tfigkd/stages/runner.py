@@ -236,7 +236,7 @@ def _verdict(workdir: Workdir) -> list[str]:
 
 
 def _last_lines(workdir: Workdir, needed: Sequence[str], chosen: Sequence[str]) -> Iterator[str]:
-    """Where things are, as far as they are there, and what to type next."""
+    """Return where things are, as far as they are there, and what to type next."""
     students = [workdir.stage("distill") / "student.keras", workdir.stage("compress") / "compressed.keras"]
     models = [path for path in students if path.is_file()]
     files = sorted(workdir.stage("export").glob("*.tflite"))

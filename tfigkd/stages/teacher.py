@@ -69,20 +69,20 @@ def build_network(config: NetworkConfig, data: Dataset) -> keras.Model:
 
 
 def build_teacher(config: Config, data: Dataset) -> keras.Model:
-    """The teacher of a config before its training; several are one model."""
+    """Return the teacher of a config before its training; several are one model."""
     networks = [build_network(config.teacher, data) for _ in range(config.teacher.count)]
     return networks[0] if len(networks) == 1 else models.ensemble(networks, weighting=config.teacher.weighting)
 
 
 def members(config: Config) -> list[Config]:
-    """A config for each of several teachers; each is a teacher in its own right, that other runs may share."""
+    """Return a config for each of several teachers; each is a teacher in its own right, that other runs may share."""
     teacher = config.teacher
     seeds = range(teacher.seed, teacher.seed + teacher.count)
     return [replace(config, teacher=replace(teacher, count=1, seed=seed)) for seed in seeds]
 
 
 def weights_path(name: str) -> Path:
-    """Where given weights lie: as given, or in the folder $TFIGKD_WEIGHTS_DIR.
+    """Return where given weights lie: as given, or in the folder $TFIGKD_WEIGHTS_DIR.
 
     Raises:
         UserError: neither place has them.
@@ -97,7 +97,7 @@ def weights_path(name: str) -> Path:
 
 
 def content_of(path: str | None) -> str | None:
-    """A file stands for its content, so that a teacher's identity does not depend on where the file lies."""
+    """Return a file stands for its content, so that a teacher's identity does not depend on where the file lies."""
     if path is None or not path.endswith((".keras", ".npz")):
         return path
     if not Path(path).is_file():
@@ -134,18 +134,18 @@ def network_values(network: NetworkConfig, data: Dataset) -> dict[str, Any]:
 
 
 def _draws(config: Config) -> int:
-    """The seed of the order and crops that a teacher trains on: never that of a student or of stored views."""
+    """Return the seed of the order and crops that a teacher trains on: never that of a student or of stored views."""
     return config.teacher.seed + SEEDS
 
 
 def teacher_folder(config: Config, workdir: Workdir) -> Path:
-    """Where this config's teacher lies, or will lie."""
+    """Return where this config's teacher lies, or will lie."""
     folders = [workdir.teachers / teacher_fingerprint(config, data) for data in data_fingerprints(config.data)]
     return next((folder for folder in folders if folder.is_dir()), folders[0])
 
 
 def require_teacher(config: Config, workdir: Workdir) -> dict[str, Any]:
-    """The manifest of a finished teacher stage.
+    """Return the manifest of a finished teacher stage.
 
     Raises:
         UserError: the stage has not run, or its file is damaged.
@@ -158,7 +158,7 @@ def require_teacher(config: Config, workdir: Workdir) -> dict[str, Any]:
 
 
 def load_teacher(config: Config, workdir: Workdir) -> keras.Model:
-    """The teacher of a finished teacher stage, with stock layers and frozen.
+    """Return the teacher of a finished teacher stage, with stock layers and frozen.
 
     Raises:
         UserError: the stage has not run, or its file is damaged.
@@ -182,7 +182,7 @@ def _train_members(config: Config, workdir: Workdir) -> keras.Model:
 
 
 def watched(config: Config) -> Watched:
-    """What TensorBoard shows of a training with this config: validation, and maps from its baseline."""
+    """Return what TensorBoard shows of a training with this config: validation, and maps from its baseline."""
     data = dataset(config.data)
     plain = Watched(data.validation, holds_out_validation(config.data), data.class_names, config.tensorboard)
     images = to_model_input(plain.shown.images)
@@ -223,7 +223,7 @@ def _train(config: Config, data: Dataset, folder: Path) -> tuple[keras.Model, li
 
 
 def _saved(config: Config) -> Path | None:
-    """The teacher in the checkout's saved_models, when it is this one."""
+    """Return the teacher in the checkout's saved_models, when it is this one."""
     folder = experiments_folder().parent / "saved_models" / "teacher"
     names = [teacher_fingerprint(config, data) for data in data_fingerprints(config.data)]
     return folder / FILE if any(finished(folder, name) for name in names) else None

@@ -21,7 +21,7 @@ class Workdir:
     seed: int = 0
 
     def stage(self, name: str) -> Path:
-        """The folder of one stage of this run; a run in saved_models keeps its student beside its manifest."""
+        """Return the folder of one stage of this run; a run in saved_models keeps its student beside its manifest."""
         return self.run if self.saved and name == "distill" else self.run / name
 
     @property

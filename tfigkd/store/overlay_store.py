@@ -118,7 +118,7 @@ class OverlayStore:
         return store
 
     def _is_of(self, teacher: keras.Model, examples: Examples) -> bool:
-        """Whether a few recomputed records are those of the store; equal weights may be of another function."""
+        """Return whether a few recomputed records are those of the store; equal weights may be of another function."""
         try:
             self._verify(teacher, examples, np.arange(min(CHECKED, len(examples))))
         except UserError:

@@ -106,7 +106,7 @@ def _classes(model: keras.Model) -> int | None:
 
 
 def _loss_taps(loss: Loss) -> tuple[Any, Any]:
-    """Where a loss looks at the teacher and at the student; the logits are a tap like any other."""
+    """Return where a loss looks at the teacher and at the student; the logits are a tap like any other."""
     return (loss.teacher_layer, loss.student_layer) if loss.needs_features else (LOGITS, LOGITS)
 
 
@@ -115,17 +115,17 @@ def _flat(taps: Any) -> list[str]:
 
 
 def _pick(outputs: Mapping[str, Tensor], taps: Any) -> Any:
-    """The output of one tap, or the outputs of several."""
+    """Return the output of one tap, or the outputs of several."""
     return outputs[taps] if isinstance(taps, str) else [outputs[tap] for tap in taps]
 
 
 def _all_taps(losses: Mapping[str, Loss], side: int) -> list[str]:
-    """All layers that the losses look at, on the teacher's side (0) or the student's (1)."""
+    """Return all layers that the losses look at, on the teacher's side (0) or the student's (1)."""
     return sorted({tap for loss in losses.values() for tap in _flat(_loss_taps(loss)[side])} - {LOGITS})
 
 
 def _with_taps(model: keras.Model, taps: list[str], input_range: Range | None) -> Callable[..., dict[str, Tensor]]:
-    """A function from images to the logits and the outputs of named layers, in one forward pass.
+    """Return a function from images to the logits and the outputs of named layers, in one forward pass.
 
     Args:
         model: Of any range of pixels and any outputs; see `Distiller`.
@@ -149,7 +149,7 @@ def _named(outputs: Tensor, to_logits: Callable[[Tensor], Tensor]) -> dict[str, 
 
 
 def _taking(model: keras.Model, input_range: Range | None) -> Callable[[Tensor], Tensor]:
-    """A function from the images of a batch to those that a model takes.
+    """Return a function from the images of a batch to those that a model takes.
 
     Raises:
         ValueError: the model shows that it takes other values than [0,1], and what the batches hold is not said.
@@ -319,7 +319,7 @@ class Distiller(keras.Model):
             loss.check_taps(self.student)
 
     def _build_projectors(self) -> list:
-        """The trainable layers that losses bring along; trained with the student and no part of it."""
+        """Return the trainable layers that losses bring along; trained with the student and no part of it."""
         projectors = []
         for name, loss in self.distillation_losses.items():
             if not hasattr(loss, "projector"):
@@ -361,11 +361,11 @@ class Distiller(keras.Model):
         self._get_teacher_outputs = lambda: forward
 
     def build(self, input_shape: Any) -> None:
-        """The student is built already; nothing else has weights."""
+        """Mark the model as built: the student is, and nothing else has weights."""
         self.built = True
 
     def call(self, inputs: Tensor, training: bool | None = None, mask: Tensor | None = None) -> Tensor:
-        """The student's outputs."""
+        """Return the student's outputs."""
         return self.student(self._student_takes(inputs), training=training)
 
     def compile(self, optimizer: Any = "rmsprop", loss: Any = None, metrics: Any = None, **options: Any) -> None:
@@ -434,7 +434,7 @@ class Distiller(keras.Model):
         return [*self._trackers.values(), *(m for m in super().metrics if m.name not in self._trackers)]
 
     def _sides(self, inputs: Tensor, targets: Any, outputs: Mapping[str, Tensor], *, training: bool) -> Sides:
-        """What each loss compares, the teacher's side first; without a teacher nothing is compared in evaluation."""
+        """Return what each loss compares, the teacher's side first; in evaluation only where a teacher is known."""
         known = targets if isinstance(targets, Mapping) else {}
         cached = {**known.get("teacher_features", {})}
         if "teacher_logits" in known:
@@ -567,7 +567,7 @@ class Distiller(keras.Model):
             return logs, (trainable, non_trainable, metrics_state)
 
         def _scope(self, trainable: list, non_trainable: list) -> keras.StatelessScope:
-            """The scope in which the variables have these values and every update stays inside."""
+            """Return the scope in which the variables have these values and every update stays inside."""
             variables = [*self.trainable_variables, *self.non_trainable_variables]
             mapping = list(zip(variables, [*trainable, *non_trainable], strict=True))
             return keras.StatelessScope(state_mapping=mapping, collect_losses=True)

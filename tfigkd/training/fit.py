@@ -43,7 +43,7 @@ class _Bar(keras.callbacks.Callback):
 
 
 def broken_terms(logs: Mapping[str, float], before: Mapping[str, float], weights: Mapping[str, float]) -> str:
-    """Which terms of the loss went wrong, in words.
+    """Return which terms of the loss went wrong, in words.
 
     A term that is NaN by itself makes the loss NaN and leaves its neighbors as they are. Where all are, the logits are,
     and what drove the weights there is most likely the largest term of the step before. Where none is, one of them was
@@ -113,7 +113,7 @@ class _Keeper(keras.callbacks.Callback):
         checkpoint.save(self.folder, self.model, self.fingerprint, self.history)
 
     def _averages_drawn(self, epoch: int) -> Averaged | None:
-        """The averaged weights, where pictures of them are due."""
+        """Return the averaged weights, where pictures of them are due."""
         watched = self.board.watched
         return self.averaged if watched is not None and watched.due(epoch, self.board.epochs) else None
 

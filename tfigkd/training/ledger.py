@@ -24,7 +24,7 @@ INERT = 0.01
 def gradient_norms(
     model: Distiller, inputs: np.ndarray, targets: dict[str, Any], sample_weight: np.ndarray | None = None
 ) -> dict[str, tuple[float, float]]:
-    """Value of each term, and L2 norm of its weighted gradient on the student's weights; changes no variable.
+    """Return value of each term, and L2 norm of its weighted gradient on the student's weights; changes no variable.
 
     Args:
         model: A distiller with at least one distillation loss.
@@ -127,7 +127,7 @@ class Ledger(keras.callbacks.Callback):
 
 
 def read_ledger(path: Path) -> list[dict[str, Any]]:
-    """The entries of a ledger; a line cut off by a crash, or damaged, is left out."""
+    """Return the entries of a ledger; a line cut off by a crash, or damaged, is left out."""
     entries: list[dict[str, Any]] = []
     for line in path.read_bytes().splitlines() if path.exists() else []:
         try:

@@ -27,7 +27,7 @@ def heat(maps: np.ndarray) -> np.ndarray:
 def gallery(
     images: np.ndarray, student_maps: np.ndarray, captions: Sequence[str], teacher_maps: np.ndarray | None = None
 ) -> bytes:
-    """A row for each example: picture, the teacher's map, the overlay of both, the student's map.
+    """Return a row for each example: picture, the teacher's map, the overlay of both, the student's map.
 
     Args:
         images: uint8 [N,H,W,3].
@@ -60,7 +60,7 @@ def gallery(
 
 
 def confusion(matrix: np.ndarray, names: Sequence[str]) -> bytes:
-    """A confusion matrix: a row for each true class, a column for each predicted one, colored by share of the row.
+    """Draw a confusion matrix: a row for each true class, a column for each predicted one, colored by row share.
 
     Args:
         matrix: Counts, integers [C,C].
@@ -135,7 +135,7 @@ def _characters(path: str) -> frozenset[int]:
 
 
 def _canvas(size: tuple[int, int]) -> tuple[Any, Any]:
-    """A white picture, and a function that writes text on it."""
+    """Return a white picture, and a function that writes text on it."""
     from PIL import Image, ImageDraw, ImageFont
 
     canvas = Image.new("RGB", size, "white")

@@ -59,7 +59,7 @@ class Watched:
         return self.examples.take(slice(self.config.examples))
 
     def due(self, epoch: int, epochs: int) -> bool:
-        """Whether pictures are drawn after an epoch, from 0: evenly over the epochs, the last one included."""
+        """Return whether pictures are drawn after an epoch, from 0: evenly over the epochs, the last one included."""
         times = self.config.pictures
         return (epoch + 1) * times // epochs > epoch * times // epochs
 
@@ -245,7 +245,7 @@ class Board(keras.callbacks.Callback):
 
 
 def model_graph(model: keras.Model, graph: Any) -> Any:
-    """The layers of a model as nodes of a TensorBoard graph, those of one block folded into one box.
+    """Return the layers of a model as nodes of a TensorBoard graph, those of one block folded into one box.
 
     Args:
         model: A Functional model.
@@ -270,7 +270,7 @@ def model_graph(model: keras.Model, graph: Any) -> Any:
 
 
 def _boxed(name: str) -> str:
-    """`block_03_expand_bn` as `block_03/expand_bn`; the box opens in TensorBoard."""
+    """Return `block_03_expand_bn` as `block_03/expand_bn`; the box opens in TensorBoard."""
     head, _, rest = name.partition("_")
     number, _, part = rest.partition("_")
     return f"{head}_{number}/{part or 'output'}" if number.isdigit() else name
