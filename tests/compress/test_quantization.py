@@ -4,6 +4,7 @@ import keras
 import numpy as np
 import pytest
 
+from tfigkd import models
 from tfigkd.compress.quantization import CURVES, fake_quantized
 from tfigkd.edge.convert import convert
 from tfigkd.edge.litert import float_tensors, litert_predictor
@@ -137,6 +138,20 @@ def test_curves_gates_scaling_and_backbones_become_an_int8_file(activation, tmp_
     path.write_bytes(convert(quantized, "int8"))
     assert float_tensors(path) == []
     np.testing.assert_allclose(litert_predictor(path)(pixels), rounded, atol=0.05 * np.abs(expected).max())
+
+
+def test_an_input_range_before_other_scaling_is_part_of_it():
+    """A model of pixels to 255, as this package loads it: its range, then its own layers that undo it."""
+    images = keras.Input((16, 16, 3))
+    users = users_network()
+    x = keras.layers.Rescaling(1 / 255)(images)
+    pixels = keras.Model(images, users(x), name="pixels")
+    model = models.with_input_range(pixels, 0.0, 255.0)
+    quantized = fake_quantized(model)
+    values = np.random.default_rng(0).random((2, 16, 16, 3), np.float32)
+    with without_rounding():
+        np.testing.assert_allclose(quantized(values), users(values), rtol=1e-3, atol=1e-3)
+    assert sum(isinstance(layer, keras.layers.DepthwiseConv2D) for layer in quantized.layers) == 1
 
 
 def test_scaling_in_front_is_one_frozen_convolution():

@@ -187,10 +187,17 @@ def _preparation(graph: dict[str, Node]) -> list[str]:
     while len(node.readers) == 1:
         node = graph[node.readers[0]]
         simple = _is_operation(node.layer, PREPARING_OPERATIONS) and len(node.sources) == 1
-        if not (simple or isinstance(node.layer, PREPARES)):
+        if not (simple or isinstance(node.layer, PREPARES) or _is_frozen_scaling(node.layer)):
             break
         found.append(node.layer.name)
-    return found
+    # a convolution alone is rounded as it stands, and keeps its exact weights
+    return found if any(not _is_frozen_scaling(graph[name].layer) for name in found) else []
+
+
+def _is_frozen_scaling(layer: Any) -> bool:
+    """Whether a layer is a frozen 1x1 depthwise convolution, as for an input range or a normalization."""
+    plain = isinstance(layer, keras.layers.DepthwiseConv2D) and not layer.trainable and is_linear(layer)
+    return plain and set(layer.kernel_size) | set(layer.strides) == {1} and layer.depth_multiplier == 1
 
 
 def _factor_and_offset(
