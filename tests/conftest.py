@@ -1,5 +1,6 @@
 """Fixtures shared by all rooms: where the real data lie, and a way to run the command line."""
 
+import gc
 import os
 from pathlib import Path
 
@@ -24,3 +25,10 @@ def weights_dir() -> Path:
     if not directory.is_dir():
         pytest.skip(f"NEEDS PUBLISHED WEIGHTS: no folder {directory}; set TFIGKD_WEIGHTS_DIR")
     return directory
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _memory_given_back():
+    """Collect the models of a test file when it has ended; their cycles are large."""
+    yield
+    gc.collect()

@@ -116,6 +116,7 @@ def test_a_finished_student_is_not_overwritten_by_another_teacher(pictures, tmp_
     )
     own.save(tmp_path / "own.keras")
     changes = {"teacher.model": str(tmp_path / "own.keras"), "teacher.train": False, "attribution.n_steps": 2}
+    changes["teacher.accept_chance"] = True
     config = experiment("kd", pictures, **changes)
     workdir, stages = Workdir(tmp_path / "w", tmp_path / "t"), ("data", "teacher", "overlays", "distill")
     run(Run("kd", config, workdir, stages))

@@ -86,7 +86,7 @@ def test_weights_are_found_in_the_named_folder(tmp_path, monkeypatch):
     monkeypatch.setenv("TFIGKD_WEIGHTS_DIR", str(tmp_path))
     assert weights_path("net.npz") == tmp_path / "net.npz"
     monkeypatch.delenv("TFIGKD_WEIGHTS_DIR")
-    with pytest.raises(UserError, match=r"no file net\.npz; give --teacher.weights PATH or set TFIGKD_WEIGHTS_DIR"):
+    with pytest.raises(UserError, match=r"no file net\.npz; give the path of a local file or set TFIGKD_WEIGHTS_DIR"):
         weights_path("net.npz")
 
 

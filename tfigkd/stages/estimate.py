@@ -115,7 +115,7 @@ def _epoch_seconds(step: float, examples: Examples, recipe: TrainingConfig, augm
 
 def _teacher_training(config: Config, data: Dataset, folder: Path) -> float:
     recipe, examples = config.teacher.training, teacher_examples(config.data)
-    if not config.teacher.train or config.teacher.weights is not None:
+    if not config.teacher.trained:
         return 0.0
     network = models.with_precision(with_fused_layers(build_network(config.teacher, data)), recipe.precision)
     (step,) = fastest([trial_step(Distiller(network), recipe)])
