@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from keras import ops
 
+from tfigkd import models
 from tfigkd.attribution import attribute, completeness_error, integrated_gradients, nodes_and_weights, saliency_map
 from tfigkd.attribution.quadrature import RULES
 
