@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from packaging.requirements import Requirement
 
-from experiments.accelerator.pack import WHEELS, as_npz
+from experiments.accelerator.pack import WHEELS, packed, unpacked
 from tfigkd.data import load
 from tfigkd.runtime.files import checksum, write_manifest
 
@@ -118,7 +118,7 @@ def pack(folder, *flags):
 
 def test_what_is_packed_is_the_same_data(tmp_path):
     data = load("digits")
-    (tmp_path / "digits.npz").write_bytes(as_npz(data))
+    np.savez(tmp_path / "digits.npz", **unpacked(packed(data)))
     again = load(str(tmp_path / "digits.npz"))
     assert (again.fingerprint, again.class_names) == (data.fingerprint, data.class_names)
 
@@ -148,8 +148,8 @@ def idle(tmp_path):
     (tmp_path / "bin/python3").write_text(IDLE)
     (tmp_path / "bin/python3").chmod(0o755)
     (tmp_path / "parts").mkdir()
-    (tmp_path / "parts/digits.npz.000").write_bytes(b"pictures")
-    (tmp_path / "parts/SHA256SUMS").write_text(f"{checksum(tmp_path / 'parts/digits.npz.000')}  digits.npz\n")
+    (tmp_path / "parts/digits.packed.000").write_bytes(b"pictures")
+    (tmp_path / "parts/SHA256SUMS").write_text(f"{checksum(tmp_path / 'parts/digits.packed.000')}  digits.packed\n")
     return {"path": tmp_path / "bin", "EVERY": "1", "PIECE": "30000"}
 
 
@@ -190,7 +190,7 @@ def test_what_comes_home_is_whole_and_goes_on_elsewhere(tmp_path, idle):
     for run in ("kd/0", "kd/1", "ig_kd/0"):
         names = ("rows.csv", "job.json", "config.json", "distill/history.json", "distill/manifest.json")
         own |= {f"studies/ablation/{run}/{name}" for name in names}
-    own |= {f"studies/ablation/{arm}/0/distill/student.keras" for arm in ("kd", "ig_kd")}
+    own |= {f"studies/ablation/{run}/distill/student.keras" for run in ("kd/0", "ig_kd/0")}
     assert brought == own | {f"teachers/1/{name}" for name in ("teacher.keras", "history.json", "manifest.json")}
 
     assert "continuing with" in finish(tmp_path, "parts", "out", "1", WORK="elsewhere", **idle)

@@ -16,7 +16,7 @@
 #    above 16 MB:
 #      rows.tar.gz          row, label, settings, histories and manifests of each finished run; the log of every run
 #      teacher.tar.gz       the finished teachers
-#      students.tar.gz.0-3  the students of seed 0, as many of the earliest as fit; complete if students.sha256 matches
+#      students.tar.gz.0-3  the students, by seed, as many as fit; complete if students.sha256 matches
 #      log                  the output of the study
 #    If the machine is lost, only the runs in progress are lost, and a teacher in training.
 # 4. On the next machine: copy the files of OUT to PARTS, or leave them in OUT, and run the same command. Finished runs
@@ -43,6 +43,8 @@ mkdir -p "$work" && work=$(realpath "$work") && cd "$work"
 export KERAS_BACKEND=jax PYTHONUNBUFFERED=1 PYTHONPATH="$here:$work/site${PYTHONPATH:+:$PYTHONPATH}"
 # several processes share the device, so none may reserve all of its memory at the start
 export XLA_PYTHON_CLIENT_PREALLOCATE=false
+# the runs of an arm compile the same program
+export JAX_COMPILATION_CACHE_DIR="$work/compiled" JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS=1
 [ ! -f "$parts/COMMIT" ] || export TFIGKD_COMMIT="${TFIGKD_COMMIT:-$(cat "$parts/COMMIT")}"
 
 if [ -d "$parts/wheels" ] && [ ! -d site ]; then
@@ -53,7 +55,7 @@ fi
 python3 - <<'PREFLIGHT' || exit 1
 import importlib, sys
 missing = []
-needed = "jax numpy scipy sklearn PIL rich h5py absl ml_dtypes packaging namex optree keras tyro google_crc32c"
+needed = "jax numpy scipy sklearn PIL rich h5py absl ml_dtypes packaging namex optree keras tyro jinja2 google_crc32c"
 for name in needed.split():
     try:
         importlib.import_module(name)
@@ -82,9 +84,8 @@ for from in "$out" "$parts"; do
 done
 mkdir -p runs/studies runs/teachers
 
-name=$(awk '{print $2}' "$parts/SHA256SUMS")
-[ -f "$name" ] || { cat "$parts/$name".[0-9]* >"$name.partial" && mv "$name.partial" "$name"; }
-sha256sum --check --quiet "$parts/SHA256SUMS"
+python3 "$here/experiments/accelerator/pack.py" --unpack "$parts"
+name=$(awk '{sub(/\.packed$/, ".npz", $2); print $2}' "$parts/SHA256SUMS")
 
 # archive NAME < FILES: write one file in OUT, replacing the old one when complete; a log may grow while it is read
 archive() {
@@ -106,7 +107,7 @@ bring() {
     find "$teacher" -maxdepth 1 \( -name teacher.keras -o -name history.json -o -name manifest.json \)
   done | archive teacher
   # a student is finished if its run has a row
-  { grep '/0$' finished || true; } | while read -r run; do
+  awk -F/ '{ print $NF, $0 }' finished | sort -s -n -k 1,1 | while read -r _ run; do
     find "$run/distill" -name student.keras -printf '%s %p\n' 2>/dev/null || true
   done | awk -v left=$((pieces * piece - 20000)) \
     '{ left -= $1 + 2000; if (left > 0) { sub(/^[0-9]+ /, ""); print } }' >students

@@ -23,6 +23,8 @@ from tfigkd.training.optimizers import make_optimizer
 from tfigkd.training.tensorboard import Board, Watched
 
 LEDGER = "ledger.jsonl"
+STEPS_UNSEEN = 1 if keras.backend.backend() == "tensorflow" else 50
+"""Steps between two looks for NaN: a look waits for the device, which JAX otherwise keeps busy ahead of time."""
 
 
 class _Bar(keras.callbacks.Callback):
@@ -70,24 +72,43 @@ def broken_terms(logs: Mapping[str, float], before: Mapping[str, float], weights
     return f"{', '.join(guilty or broken)} = NaN or infinity"
 
 
+class _Callbacks(keras.callbacks.CallbackList):
+    """Callbacks that get the logs of a step as they are.
+
+    Keras's own list makes floats of them, and so waits for the device at every step. TensorFlow's logs are on the host
+    already; those of JAX stay on the device until a callback looks at them.
+    """
+
+    def on_train_batch_end(self, batch: int, logs: dict | None = None) -> None:
+        for callback in self.callbacks:
+            callback.on_train_batch_end(batch, logs)
+
+
 class _Keeper(keras.callbacks.Callback):
-    """Refuse NaN at every step; after each epoch keep the history, show it in TensorBoard, write the checkpoint."""
+    """Refuse NaN in any step; after each epoch keep the history, show it in TensorBoard, write the checkpoint."""
 
     def __init__(self, folder: Path, fingerprint: str, history: list, board: Board, averaged: Averaged | None):
         super().__init__()
         self.averaged = averaged
         self.folder, self.fingerprint, self.history, self.board = folder, fingerprint, history, board
+        self.unseen: list[tuple[int, dict]] = []
         self.before: dict[str, float] = {}
 
     def on_epoch_begin(self, epoch: int, logs: dict | None = None) -> None:
         self.started = time.monotonic()
 
     def on_train_batch_end(self, batch: int, logs: dict | None = None) -> None:
-        # Keras has made floats of them already, for the progress bar: the look at each step costs nothing more, and
-        # shows the term that went wrong first; one step later all are NaN
-        values = dict(logs or {})
-        self._check(values, f"step {batch + 1} of epoch {len(self.history) + 1}")
-        self.before = values
+        self.unseen.append((batch, dict(logs or {})))
+        if len(self.unseen) >= STEPS_UNSEEN:
+            self._look()
+
+    def _look(self) -> None:
+        """Check the steps since the last look, in order: one step after the first NaN all terms are NaN."""
+        unseen, self.unseen = self.unseen, []
+        for batch, logs in unseen:
+            values = {name: float(value) for name, value in logs.items()}
+            self._check(values, f"step {batch + 1} of epoch {len(self.history) + 1}")
+            self.before = values
 
     def _check(self, values: Mapping[str, float], when: str) -> None:
         if all(map(math.isfinite, values.values())):
@@ -101,6 +122,7 @@ class _Keeper(keras.callbacks.Callback):
         )
 
     def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
+        self._look()
         values = {name: float(value) for name, value in (logs or {}).items()}
         self._check(values, f"epoch {epoch + 1}")
         rate = float(keras.ops.convert_to_numpy(self.model.optimizer.learning_rate))
@@ -189,7 +211,7 @@ def fit(
                     epochs=config.epochs,
                     validation_data=validation,
                     validation_batch_size=256,
-                    callbacks=watchers,
+                    callbacks=_Callbacks(watchers, add_history=True, model=model, epochs=config.epochs, steps=steps),
                     shuffle=False,
                     verbose=0,
                 )
