@@ -75,6 +75,34 @@ images, labels = np.random.default_rng(0).random((64, 8, 8, 3)).astype("float32"
 model.fit(images, labels, batch_size=16, epochs=3, verbose=0, callbacks=[MagnitudePruning(0.5, end=6, frequency=2)])
 print(sparsity(model)["prunable_sparsity"])
 """
+BROKEN = """
+import sys
+from pathlib import Path
+import keras, numpy as np
+from tfigkd.config.fields import TrainingConfig
+from tfigkd.losses import KLDivergence
+from tfigkd.runtime.errors import UserError
+from tfigkd.training.distiller import Distiller
+from tfigkd.training.fit import STEPS_UNSEEN, fit
+STEPS = STEPS_UNSEEN + 10
+def stream(epoch):
+    rng = np.random.default_rng(epoch)
+    for number in range(epoch * STEPS, 3 * STEPS):
+        targets = {"label": np.arange(8) % 3, "teacher_logits": rng.random((8, 3), np.float32)}
+        targets["teacher_logits"][0, 0] *= np.nan if number == STEPS + int(sys.argv[1]) - 1 else 1
+        yield rng.random((8, 6, 6, 3), np.float32), targets
+inputs = keras.Input((6, 6, 3))
+student = keras.Model(inputs, keras.layers.Dense(3)(keras.layers.Flatten()(inputs)))
+model = Distiller(student, losses={"kd": KLDivergence()}, loss_weights={"kd": 0.5})
+config = TrainingConfig(epochs=3, batch_size=8, schedule="constant")
+folder = Path("run")
+folder.mkdir()
+try:
+    options = {"examples": 8 * STEPS, "fingerprint": "f", "tensorboard": folder / "tb", "title": "t"}
+    fit(model, stream, config=config, folder=folder, **options)
+except UserError as error:
+    print(error)
+"""
 NEEDS_JAX = pytest.mark.skipif(importlib.util.find_spec("jax") is None, reason="NEEDS JAX: pip install tfigkd[jax]")
 
 
@@ -103,6 +131,13 @@ def test_the_ledger_measures_the_same_gradients(tmp_path):
     assert by_jax.keys() == by_tensorflow.keys() == {"hard_loss", "kd_loss", "hint_loss"}
     for name, value_and_norm in by_jax.items():
         assert value_and_norm == pytest.approx(by_tensorflow[name], rel=1e-3), name
+
+
+@NEEDS_JAX
+@pytest.mark.parametrize("step", [3, 55])
+def test_nan_names_its_step_and_term_though_steps_are_looked_at_later(step, tmp_path):
+    said = call(tmp_path, ["-c", BROKEN], str(step), KERAS_BACKEND="jax")
+    assert f"kd_loss = NaN or infinity, in step {step} of epoch 2; the checkpoint of epoch 1 is kept" in said
 
 
 @NEEDS_JAX

@@ -3,12 +3,13 @@
     python experiments/accelerator/pack.py cifar10 --data-dir DIR --wheels --output parts
     python experiments/accelerator/pack.py --unpack parts
 
-The first call writes the data set as NAME.packed.000, NAME.packed.001, … with SHA256SUMS; the second one, on the machine,
-makes NAME.npz of them in the current folder. The pictures are in lossless WebP, 100 MB for CIFAR-10 in place of 170 MB
-of an .npz. They keep the ids of the source, because an id is the hash of the pixels. COMMIT holds the commit that the
-rows measured on the machine will name. `--wheels` downloads to wheels/ the packages that such a machine lacks, 3.4 MB: keras 3.15.1,
-namex 0.1.0, packaging 26.3, tyro 1.0.17, docstring_parser 0.18.0, typeguard 4.6.0 and typing_extensions 4.16.0, which
-are pure Python, and optree 0.20.0 and google_crc32c 1.9.0, which are compiled, but not against NumPy.
+The first call writes the data set as NAME.packed.000, NAME.packed.001, … with SHA256SUMS; the second one, on the
+machine, makes NAME.npz of them in the current folder. The pictures are in lossless WebP, 100 MB for CIFAR-10 in place
+of 170 MB of an .npz. They keep the ids of the source, because an id is the hash of the pixels. COMMIT holds the
+commit that the rows measured on the machine will name. `--wheels` downloads to wheels/ the packages that such a
+machine lacks, 3.4 MB: keras 3.15.1, namex 0.1.0, packaging 26.3, tyro 1.0.17, docstring_parser 0.18.0, typeguard
+4.6.0 and typing_extensions 4.16.0, which are pure Python, and optree 0.20.0 and google_crc32c 1.9.0, which are
+compiled, but not against NumPy.
 """
 
 import argparse
