@@ -59,6 +59,7 @@ class Run:
         workdir: Where it writes; it has the seed.
         stages: Which stages to run.
         smoke: Whether the config was shrunk by `smoke`.
+        estimated: Whether the time of the run is estimated before it starts, by trial steps of half a minute.
     """
 
     experiment: str
@@ -66,6 +67,7 @@ class Run:
     workdir: Workdir
     stages: tuple[str, ...] = STAGES
     smoke: bool = False
+    estimated: bool = True
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -194,10 +196,10 @@ def _prepare(chosen: Run, config: Config) -> None:
         if "distill" in needed:
             check_ahead(config, needed)
         early = [] if chosen.smoke or "distill" not in needed else early_remarks(config)
-        about = estimate(config, workdir, needed)
+        about = f"; about {estimate(config, workdir, needed)} on this machine" if chosen.estimated else ""
     for remark in early:
         console.say(f"warning: {remark.sentence}")
-    console.say(f"stages: {', '.join(needed)}; about {about} on this machine")
+    console.say(f"stages: {', '.join(needed)}{about}")
 
 
 def _run(chosen: Run) -> bool:
