@@ -59,7 +59,8 @@ class Run:
         workdir: Where it writes; it has the seed.
         stages: Which stages to run.
         smoke: Whether the config was shrunk by `smoke`.
-        estimated: Whether the time of the run is estimated before it starts, by trial steps of half a minute.
+        foreseen: Whether the time of the run and remarks on its sizes are printed before it starts; the trial steps and
+            networks for it take half a minute.
     """
 
     experiment: str
@@ -67,7 +68,7 @@ class Run:
     workdir: Workdir
     stages: tuple[str, ...] = STAGES
     smoke: bool = False
-    estimated: bool = True
+    foreseen: bool = True
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -195,8 +196,8 @@ def _prepare(chosen: Run, config: Config) -> None:
             check(config)
         if "distill" in needed:
             check_ahead(config, needed)
-        early = [] if chosen.smoke or "distill" not in needed else early_remarks(config)
-        about = f"; about {estimate(config, workdir, needed)} on this machine" if chosen.estimated else ""
+        early = early_remarks(config) if chosen.foreseen and not chosen.smoke and "distill" in needed else []
+        about = f"; about {estimate(config, workdir, needed)} on this machine" if chosen.foreseen else ""
     for remark in early:
         console.say(f"warning: {remark.sentence}")
     console.say(f"stages: {', '.join(needed)}{about}")
