@@ -287,7 +287,7 @@ def test_a_lease_cut_off_goes_on_elsewhere_and_is_collected_and_measured_at_home
     assert "pair: 4 finished runs, 4 new" in output
     assert "slow, seed 1: skipped, its student is not in" in output
     assert {str(path.parent) for path in (checkout / "saved_models").rglob("*.keras")} == {
-        str(checkout / "saved_models" / name) for name in ("teacher", "slow/0", "fast/0")
+        str(checkout / "saved_models" / name) for name in ("teachers/mobilenet_v2", "slow/0", "fast/0")
     }
     saved = checkout / "saved_models/slow/0"
     call("tfigkd.run", "--experiment", tmp_path / "slow.toml", "--workdir", saved, "--stages", "teacher,evaluate")
