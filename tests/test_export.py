@@ -1,5 +1,6 @@
 """LiteRT files say what their Keras model says, and the gate stops those that do not."""
 
+import dataclasses
 import json
 import re
 
@@ -14,7 +15,7 @@ from tfigkd.edge.contract import read_contract
 from tfigkd.edge.convert import CALIBRATED, FORMATS, convert
 from tfigkd.edge.litert import dequantize, litert_predictor, open_litert, quantize
 from tfigkd.edge.parity import check_parity, export_file, parity
-from tfigkd.export import main
+from tfigkd.export import Options, main
 from tfigkd.measure.metrics import predict_logits
 from tfigkd.models.layers import with_stock_layers
 from tfigkd.runtime.errors import UserError
@@ -150,6 +151,19 @@ def test_the_command_exports_a_users_model(shop, capsys, format):
     logits = litert_predictor(output)(images)
     shares = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
     np.testing.assert_allclose(shares, expected, atol=0.02)
+
+
+def test_an_option_has_the_name_of_its_field(shop, capsys):
+    """The name of earlier versions, min-agreement, is still understood."""
+    own = [shop / "open.keras", "--format", "int8", "--data", "digits", "--output", shop / "strict.tflite"]
+    for name in ("--min-int8-agreement", "--min_int8_agreement", "--min-agreement", "--min_agreement"):
+        error = refusal(capsys, *own, "--image-size", "8", f"{name}=1.01")
+        assert "needed is export.min_int8_agreement = 1.01" in error
+    fields = {field.name for field in dataclasses.fields(ExportConfig)}
+    assert {field.name for field in dataclasses.fields(Options)} & fields == {
+        "calibration_examples",
+        "min_int8_agreement",
+    }
 
 
 def test_the_command_without_data(shop, capsys):
