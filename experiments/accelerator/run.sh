@@ -44,7 +44,7 @@ export KERAS_BACKEND=jax PYTHONUNBUFFERED=1 PYTHONPATH="$here:$work/site${PYTHON
 # several processes share the device, so none may reserve all of its memory at the start
 export XLA_PYTHON_CLIENT_PREALLOCATE=false
 # the runs of an arm compile the same program
-export JAX_COMPILATION_CACHE_DIR="$work/compiled" JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS=1
+export JAX_COMPILATION_CACHE_DIR="$work/compiled" JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS=0
 [ ! -f "$parts/COMMIT" ] || export TFIGKD_COMMIT="${TFIGKD_COMMIT:-$(cat "$parts/COMMIT")}"
 
 if [ -d "$parts/wheels" ] && [ ! -d site ]; then

@@ -65,6 +65,8 @@ def build_network(config: NetworkConfig, data: Dataset) -> keras.Model:
         **{name: getattr(config, name) for name in ARCHITECTURE},
         **spaces,
     )
+    if config.model == "convnet":
+        models.set_whitening(model, to_model_input(data.train.images[:WHITENED]))
     return models.with_fresh_weights(model) if config.own_file and getattr(config, "init", "") == "random" else model
 
 
