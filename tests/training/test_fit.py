@@ -181,6 +181,17 @@ def test_weight_decay_spares_biases_and_normalization(name):
     np.testing.assert_array_equal(layer.bias.numpy(), np.ones(3))
 
 
+def test_weight_decay_goes_by_the_variable_and_not_by_its_layers_name():
+    """Keras itself spares the kernel of a layer that is named beta_head, as "beta" stands in its path."""
+    optimizer = make_optimizer(TrainingConfig(optimizer="sgd", learning_rate=0.1, weight_decay=0.5), 10)
+    model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(3, name="beta_head"), keras.layers.Dense(3)])
+    before = [kernel.numpy() for kernel in model.trainable_variables[::2]]
+    optimizer.build(model.trainable_variables)
+    optimizer.apply([keras.ops.zeros_like(v) for v in model.trainable_variables])
+    for kernel, old in zip(model.trainable_variables[::2], before, strict=True):
+        np.testing.assert_allclose(kernel.numpy(), old * (1 - 0.1 * 0.5), rtol=1e-5)
+
+
 def test_the_moving_average_is_the_result_and_survives_a_stop(examples, knowledge, tmp_path):
     recipe = {"optimizer": "sgd", "learning_rate": 0.05, "ema": 0.9}
     averaged, history = train(examples, knowledge, tmp_path / "whole", 3, **recipe)
