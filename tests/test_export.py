@@ -88,11 +88,28 @@ def test_the_gate_stops_a_file_of_another_model(files, data):
 
 def test_what_breaks_its_bound_is_not_written(student, data, tmp_path):
     path = tmp_path / "student.tflite"
-    with pytest.raises(UserError, match=r"student\.tflite agrees .* export.min_int8_agreement = 1.1"):
-        export_file(path, student, "int8", data, ExportConfig(min_int8_agreement=1.1))
+    with pytest.raises(UserError, match=r"student\.tflite agrees .* export.min_int8_agreement = 1.2"):
+        export_file(path, student, "int8", data, ExportConfig(min_int8_agreement=1.2))
     with pytest.raises(UserError, match=r"export\.max_float16_difference = 0\.0"):
         export_file(path, student, "float16", data, ExportConfig(max_float16_difference=0.0))
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_single_image_of_few_decides_nothing():
+    """With 240 photographs eight images are left for the comparison: seven of eight are as good as nine of ten."""
+    reference = np.eye(4, dtype=np.float32)[np.arange(8) % 4]
+
+    def check(agreement, examples=8, keras_accuracy=0.9, needed=0.9):
+        report = {"agreement": agreement, "examples": examples, "keras_accuracy": keras_accuracy}
+        check_parity("x.tflite", "int8", report, reference, ExportConfig(min_int8_agreement=needed))
+
+    check(7 / 8)
+    check(0.8999, examples=10_000)
+    for agreement, more in ((6 / 8, {}), (0.8998, {"examples": 10_000}), (7 / 8, {"needed": 1.0})):
+        with pytest.raises(UserError, match=r"validation images; needed .* = [01]\.\d; try more"):
+            check(agreement, **more)
+    with pytest.raises(UserError, match=r"75\.0 % of 8 validation images; .* right on 25\.0 % of them, near chance"):
+        check(6 / 8, keras_accuracy=0.25)
 
 
 def test_the_report_is_written_beside_the_file(student, data, tmp_path):

@@ -55,7 +55,8 @@ def verdict(facts: Facts) -> list[Remark]:
     n_test, classes = evaluated["n_test"], len(evaluated["class_names"])
     counts = [one["examples"] for one in evaluated["per_class"].get("student", [])]
     chance = max(1 / classes, max(counts, default=0) / n_test)
-    trained_teacher = config["teacher"]["train"] and config["teacher"]["weights"] is None
+    teacher = config["teacher"]  # weights of keras/NAME are where its training starts; others are taken as they are
+    trained_teacher = teacher["train"] and (teacher["weights"] is None or teacher["model"].startswith("keras/"))
     found = level(roles, n_test, classes, chance, trained_teacher=trained_teacher)
     found += below_student(roles, evaluated.get("disagreement", {}))
     found += sizes(roles)
