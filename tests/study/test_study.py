@@ -263,7 +263,7 @@ def test_models_from_another_machine_are_collected_without_its_data(tmp_path, ca
     collect(collecting.Options(**places, models="slow"))
     saved = tmp_path / "checkout/saved_models"
     assert {str(path.relative_to(saved)) for path in saved.rglob("*.keras")} == {
-        "slow/0/student.keras", "teacher/teacher.keras",
+        "slow/0/student.keras", "teachers/mobilenet_v2/teacher.keras",
     }  # fmt: skip
     assert len(read_rows(tmp_path / "checkout/experiments/results/pair.csv")) == 2
     assert "slow, seed 1: skipped, its student is not in" in capsys.readouterr().out

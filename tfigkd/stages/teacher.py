@@ -227,10 +227,12 @@ def _train(config: Config, data: Dataset, folder: Path) -> tuple[keras.Model, li
 
 
 def _saved(config: Config) -> Path | None:
-    """Return the teacher in the checkout's saved_models, when it is this one."""
-    folder = experiments_folder().parent / "saved_models" / "teacher"
+    """Return the teacher in the checkout's saved_models/teachers, when it is this one."""
     names = [teacher_fingerprint(config, data) for data in data_fingerprints(config.data)]
-    return folder / FILE if any(finished(folder, name) for name in names) else None
+    for folder in sorted((experiments_folder().parent / "saved_models/teachers").glob("*/")):
+        if any(finished(folder, name) for name in names):
+            return folder / FILE
+    return None
 
 
 def _check_given(config: Config, data: Dataset, model: keras.Model) -> None:

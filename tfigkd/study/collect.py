@@ -202,7 +202,10 @@ def save_student(run: Path, row: dict[str, str], into: Path) -> Path:
 
 
 def save_teacher(run: Path, teachers: Path, into: Path) -> Path | None:
-    """Copy the teacher of a run to saved_models/teacher, if it was trained here and exists; otherwise return None."""
+    """Copy the teacher of a run, if it was trained here and exists, to saved_models/teachers; otherwise return None.
+
+    Its folder has the name of its architecture; a second teacher of the same architecture has its fingerprint too.
+    """
     try:
         settings = json.loads((run / SETTINGS).read_text(encoding="utf-8"))
         config = from_mapping(Config, settings["config"])
@@ -220,7 +223,11 @@ def save_teacher(run: Path, teachers: Path, into: Path) -> Path | None:
     if manifest is None:
         return None
     verify_files(source, manifest)
-    folder = make_folder(into / "teacher")
+    name = Path(config.teacher.model).stem
+    there = read_manifest(into / "teachers" / name)
+    if there is not None and there["fingerprint"] != manifest["fingerprint"]:
+        name = f"{name}-{manifest['fingerprint'][:8]}"
+    folder = make_folder(into / "teachers" / name)
     copied = copy_file(source / FILE, folder / FILE)
     outputs = {name: value for name, value in manifest.items() if name not in ("fingerprint", "files")}
     write_manifest(folder, manifest["fingerprint"], files={FILE: copied}, **outputs)

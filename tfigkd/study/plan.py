@@ -62,8 +62,9 @@ class Options:
     """Folder of the runs, which are in WORKDIR/STUDY/ARM[-SIZE]/SEED."""
     teachers: Path = Path("runs/teachers")
     """Folder of teachers and their stores, shared by all runs."""
-    processes: int = 1
-    """Number of runs at the same time; without an accelerator, one run keeps two cores busy."""
+    processes: int | None = None
+    """Number of runs at the same time; the cores are divided among them. Default: one for each core, as far as 4 GiB of
+    memory for each allow; 1 with an accelerator."""
     seeds: int | None = None
     """Number of seeds, from 0. Default: that of the study (1 with --smoke)."""
     arms: str | None = None
