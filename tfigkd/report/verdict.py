@@ -9,6 +9,8 @@ from typing import Any
 
 from scipy import stats
 
+from tfigkd.config.fields import TeacherConfig
+from tfigkd.config.reading import from_mapping
 from tfigkd.measure.statistics import LEVEL, wilson
 from tfigkd.report.facts import Facts, History
 from tfigkd.report.table import interval, percent, plural
@@ -55,8 +57,7 @@ def verdict(facts: Facts) -> list[Remark]:
     n_test, classes = evaluated["n_test"], len(evaluated["class_names"])
     counts = [one["examples"] for one in evaluated["per_class"].get("student", [])]
     chance = max(1 / classes, max(counts, default=0) / n_test)
-    teacher = config["teacher"]  # weights of keras/NAME are where its training starts; others are taken as they are
-    trained_teacher = teacher["train"] and (teacher["weights"] is None or teacher["model"].startswith("keras/"))
+    trained_teacher = from_mapping(TeacherConfig, config["teacher"]).trained
     found = level(roles, n_test, classes, chance, trained_teacher=trained_teacher)
     found += below_student(roles, evaluated.get("disagreement", {}))
     found += sizes(roles)
