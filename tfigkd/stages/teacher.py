@@ -12,7 +12,7 @@ import numpy as np
 
 from tfigkd import models
 from tfigkd.attribution import make_baseline
-from tfigkd.batches.stream import training_batches
+from tfigkd.batches.stream import evens_out, training_batches
 from tfigkd.config.experiment import Config, experiments_folder
 from tfigkd.config.fields import NetworkConfig
 from tfigkd.data import Dataset, mean_color, to_model_input
@@ -116,6 +116,8 @@ def teacher_fingerprint(config: Config, data: str | None = None) -> str:
     network = network_values(teacher, dataset(config.data))
     published = checksum(weights_path(teacher.weights)) if teacher.weights else None
     recipe = [teacher.training, _draws(config), config.augment, config.data.train_split] if teacher.trained else []
+    if teacher.trained and evens_out(len(teacher_examples(config.data)), teacher.training.batch_size):
+        recipe.append("even batches")
     return fingerprint("teacher", data, network, published, *recipe)
 
 

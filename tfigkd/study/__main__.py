@@ -59,7 +59,7 @@ def _show(described: Study, options: Options) -> None:
     if options.smoke or not show_results(described, options.workdir):
         return
     where = [] if options.workdir == Options.workdir else ["--workdir", str(options.workdir)]
-    words = shlex.join([*where, "--study", described.name])
+    words = shlex.join([*where, "--experiment", described.source])
     console.say(f"next: {PROG} collect {words}  (its rows in one table)", last=True)
 
 
@@ -69,7 +69,8 @@ def main(arguments: list[str]) -> int:
     if arguments[:1] == ["collect"]:
         from tfigkd.study import collect
 
-        collect.collect(read_all_options(collect.Options, arguments[1:], prog=f"{PROG} collect"))
+        former = {"--study": "--experiment"}
+        collect.collect(read_all_options(collect.Options, arguments[1:], prog=f"{PROG} collect", former=former))
         return 0
     if arguments[:1] == ["report"]:
         from tfigkd.study import report
