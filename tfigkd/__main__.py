@@ -10,7 +10,19 @@ from pathlib import Path
 from tfigkd.runtime.command import command
 from tfigkd.runtime.errors import UserError
 
-COMMANDS = ("run", "study", "search", "evaluate", "export", "predict", "benchmark", "verify", "pareto", "reference")
+COMMANDS = (
+    "run",
+    "study",
+    "search",
+    "evaluate",
+    "export",
+    "predict",
+    "web",
+    "benchmark",
+    "verify",
+    "pareto",
+    "reference",
+)
 """Commands, in the order in which most users need them."""
 
 

@@ -1,0 +1,173 @@
+"""`python -m tfigkd.web FILE.tflite… --output FOLDER`: a page that classifies pictures in the browser, offline.
+
+python -m tfigkd.web student.float32.tflite student.int8.tflite --output site
+python -m http.server --directory site --bind 127.0.0.1     # then open http://127.0.0.1:8000
+"""
+
+import argparse
+import json
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tfigkd.config.fields import rgb
+from tfigkd.data.spaces import Range
+from tfigkd.edge.contract import admit, contract_path
+from tfigkd.edge.files import add_space_options, spaces
+from tfigkd.edge.litert import open_classifier
+from tfigkd.edge.litert_js import VERSION, read_litert_js
+from tfigkd.predict import background_of, class_names
+from tfigkd.runtime.command import command
+from tfigkd.runtime.errors import UserError
+from tfigkd.runtime.files import atomic, checksum, copy_file, make_folder, write_text
+
+ASSETS = Path(__file__).parent / "edge" / "site"
+LIST = "models.json"
+MADE_BY = "tfigkd.web"
+
+
+def describe(
+    path: Path,
+    *,
+    labels: Path | None = None,
+    input_range: Range | None = None,
+    outputs: Any = None,
+    background: str | None = None,
+) -> dict[str, Any]:
+    """Return what the page has to know of a file: shape, values of pixels, kind of outputs, class names, contract.
+
+    Args:
+        path: A .tflite file with float32 input and output.
+        labels: Text file with one class name a line.
+        input_range: As in `tfigkd.edge.files.spaces`.
+        outputs: As in `tfigkd.edge.files.spaces`.
+        background: Color behind transparent pixels; by default that of the contract.
+
+    Raises:
+        UserError: the file is no classifier, its contract does not fit, or its input or output is not float32.
+    """
+    contract = admit(path)
+    interpreter = open_classifier(path)
+    source, sink = interpreter.get_input_details()[0], interpreter.get_output_details()[0]
+    kinds = sorted({np.dtype(tensor["dtype"]).name for tensor in (source, sink)} - {"float32"})
+    if kinds:
+        raise UserError(
+            f"{path} has {' and '.join(kinds)} at its input or output, LiteRT.js {VERSION} needs float32 there; export "
+            "it with --io float32, or the run with --export.io float32: the inside stays integer"
+        )
+    taken, given = spaces(interpreter, contract, input_range, outputs)
+    classes = max(int(sink["shape"][-1]), 2)  # one output is that of the second of two
+    about = contract or {}
+    parity = about.get("parity") or {}
+    return {
+        "name": path.name.removesuffix(".tflite"),
+        "bytes": path.stat().st_size,
+        "sha256": checksum(path),
+        "format": about.get("format"),
+        "shape": [int(size) for size in source["shape"][1:]],
+        "range": list(taken),
+        "outputs": given,
+        "count": int(sink["shape"][-1]),
+        "classes": class_names(path, classes, contract, labels),
+        "background": list(rgb(background_of(contract, background))),
+        "parity": {name: parity[name] for name in ("agreement", "accuracy", "examples", "on") if name in parity},
+    }
+
+
+def name_apart(models: Sequence[dict[str, Any]], paths: Sequence[Path]) -> None:
+    """Give models with equal names those of their paths, so that the page can tell them apart."""
+    names = [model["name"] for model in models]
+    for model, path in zip(models, paths, strict=True):
+        if names.count(model["name"]) > 1:
+            model["name"] = str(path.with_suffix(""))
+
+
+def write_site(
+    folder: Path, models: Sequence[dict[str, Any]], paths: Sequence[Path], litert: dict[str, bytes], command: str
+) -> int:
+    """Write the folder of the page, and return its size in bytes.
+
+    Args:
+        folder: It is made, or holds an earlier page.
+        models: From `describe`.
+        paths: Their files.
+        litert: From `read_litert_js`.
+        command: What builds the folder again.
+
+    Raises:
+        UserError: the folder holds another web page, or cannot be made.
+    """
+    if (folder / "index.html").exists() and not _is_ours(folder):
+        raise UserError(f"{folder} has an index.html of another page; choose another --output")
+    make_folder(folder / "litert")
+    for name, content in litert.items():
+        with atomic(folder / "litert" / name) as temporary:
+            temporary.write_bytes(content)
+    listed = []
+    for index, (model, path) in enumerate(zip(models, paths, strict=True)):
+        place = make_folder(folder / "models" / str(index))
+        copy_file(path, place / path.name)
+        about: dict[str, Any] = {"file": f"models/{index}/{path.name}"}
+        if contract_path(path).is_file():
+            copy_file(contract_path(path), contract_path(place / path.name))
+            about["contract"] = f"models/{index}/{contract_path(path).name}"
+        listed.append(model | about)
+    content = {"made_by": MADE_BY, "litert": VERSION, "models": listed}
+    write_text(folder / LIST, json.dumps(content, indent=1) + "\n")
+    for asset in sorted(ASSETS.iterdir()):  # index.html is among them: it is opened once all else is there
+        copy_file(asset, folder / asset.name)
+    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+
+
+def _is_ours(folder: Path) -> bool:
+    try:
+        content = json.loads((folder / LIST).read_text(encoding="utf-8"))
+        return isinstance(content, dict) and content.get("made_by") == MADE_BY
+    except (OSError, ValueError):
+        return False
+
+
+@command()
+def main(arguments: list[str]) -> None:
+    """Entry point of `python -m tfigkd.web`; like predict it needs neither TensorFlow nor tyro."""
+    parser = argparse.ArgumentParser(
+        prog="python -m tfigkd.web",
+        description="A page that classifies pictures in the browser with LiteRT files; it works offline from any "
+        "static server, and no picture leaves the browser.",
+    )
+    parser.add_argument(
+        "files", type=Path, nargs="+", metavar="FILE", help=".tflite classifiers with float32 input and output"
+    )
+    parser.add_argument("--output", type=Path, required=True, help="folder that is written")
+    parser.add_argument("--labels", type=Path, help="text file with one class name a line")
+    add_space_options(parser)
+    parser.add_argument(
+        "--background",
+        help='color behind transparent pixels: white, gray, black, "#rrggbb" (default: as in training)',
+    )
+    parser.add_argument(
+        "--litert",
+        type=Path,
+        metavar="FOLDER",
+        help=f"folder with the npm packages of LiteRT.js {VERSION} (default: fetched by npm)",
+    )
+    options = parser.parse_args(arguments)
+    given = None if options.input_range is None else (options.input_range[0], options.input_range[1])
+    about = {"labels": options.labels, "outputs": options.outputs, "background": options.background}
+    models = [describe(path, input_range=given, **about) for path in options.files]
+    name_apart(models, options.files)
+    litert = read_litert_js(options.litert)
+    repeat = f"python -m tfigkd.web {shlex.join(arguments)}"
+    size = write_site(options.output, models, options.files, litert, repeat)
+    print(
+        f"{options.output}: {len(models)} model{'s' * (len(models) > 1)}, {size / 1e6:.1f} MB; python -m http.server "
+        f"--bind 127.0.0.1 --directory {shlex.quote(str(options.output))}, then open http://127.0.0.1:8000"
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())
