@@ -33,7 +33,7 @@ class Options(DataOptions, SpaceOptions):
     """The .tflite file; its contract is written beside it."""
     calibration_examples: int = ExportConfig.calibration_examples
     """Validation images that calibrate int8 and int16x8, at most half of them."""
-    min_agreement: float = ExportConfig.min_int8_agreement
+    min_int8_agreement: float = ExportConfig.min_int8_agreement
     """Smallest share of validation images with the same top-1 class as in Keras, of files with int8 weights."""
 
 
@@ -84,7 +84,7 @@ def run(options: Options) -> str:
         raise UserError(f"no folder {options.output.parent}; make it or choose another --output")
     try:
         bounds = ExportConfig(
-            calibration_examples=options.calibration_examples, min_int8_agreement=options.min_agreement
+            calibration_examples=options.calibration_examples, min_int8_agreement=options.min_int8_agreement
         )
         model, plain, data = _load(options)
         report = export_file(options.output, model, options.format, data, bounds, original=plain)
@@ -106,7 +106,8 @@ def run(options: Options) -> str:
 @command()
 def main(arguments: list[str]) -> None:
     """Entry point of `python -m tfigkd.export`."""
-    options = read_all_options(Options, arguments, prog="python -m tfigkd.export")
+    former = {"--min-agreement": "--min-int8-agreement"}
+    options = read_all_options(Options, arguments, prog="python -m tfigkd.export", former=former)
     with console.quiet_stderr():  # TensorFlow greets when it is imported and when it looks for a GPU
         said = run(options)
     console.say(said)

@@ -143,6 +143,25 @@ def test_two_outputs_are_refused(tmp_path: Path) -> None:
         _load(keras.Model(inputs, [_dense()[0](pooled), _dense()[0](pooled)]), tmp_path)
 
 
+@pytest.mark.filterwarnings("ignore:You are saving your model as an HDF5 file")
+def test_files_of_earlier_keras_say_how_they_become_a_keras_file(tmp_path: Path) -> None:
+    model = _own(_dense())
+    model.save(tmp_path / "old.h5")
+    (tmp_path / "saved_model").mkdir()
+    for name, advice in {
+        "old.h5": r"is not a \.keras file but an HDF5 .*load_model\('old\.h5', compile=False\)\.save\('old\.keras'\)",
+        "saved_model": r"not a \.keras file but the folder of a SavedModel",
+    }.items():
+        for act in (models.load_own, lambda path: models.build(str(path), num_classes=4, input_shape=(8, 8, 3))):
+            with pytest.raises(UserError, match=advice) as caught:
+                act(tmp_path / name)
+            assert "\n" not in str(caught.value)
+    # the advice is followed
+    opened = keras.models.load_model(tmp_path / "old.h5", compile=False)
+    opened.save(tmp_path / "old.keras")
+    models.build(str(tmp_path / "old.keras"), num_classes=4, input_shape=(8, 8, 3))
+
+
 def test_broken_files(tmp_path: Path) -> None:
     _own(_dense()).save(tmp_path / "own.keras")
     whole = (tmp_path / "own.keras").read_bytes()

@@ -54,7 +54,7 @@ def test_a_saved_teacher_is_taken_over_and_a_damaged_one_is_refused(config, tmp_
     first = Workdir(tmp_path / "run", tmp_path / "first")
     teacher.train_teacher(config, first)
     trained = teacher.teacher_folder(config, first)
-    saved = shutil.copytree(trained, tmp_path / "checkout/saved_models/teacher")
+    saved = shutil.copytree(trained, tmp_path / "checkout/saved_models/teachers/mobilenet_v2")
     monkeypatch.setattr(teacher, "experiments_folder", lambda: tmp_path / "checkout/experiments")
 
     second = Workdir(tmp_path / "run", tmp_path / "second")

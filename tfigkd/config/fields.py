@@ -105,7 +105,8 @@ class TrainingConfig:
     epochs: int = 100
     """Passes over the training split; the last epoch's weights are the result."""
     batch_size: int = 64
-    """Examples a step; the last batch of an epoch may be smaller."""
+    """Examples a step. The last batch of an epoch may be smaller; where it would have fewer than 8, all are nearly
+    equal."""
     optimizer: Literal["adam", "adamw", "sgd", "muon"] = "adam"
     """Adam, AdamW, SGD with Nesterov momentum, or Muon for kernels of convolutions and hidden dense layers with AdamW
     for all else."""
