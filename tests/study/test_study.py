@@ -20,11 +20,12 @@ from tfigkd.runtime.files import checksum, locked, read_manifest, verify_files, 
 from tfigkd.study import collect as collecting
 from tfigkd.study.__main__ import main as study_command
 from tfigkd.study.collect import collect, finished_runs, merge_rows, read_rows, table_of
-from tfigkd.study.plan import Options, plan, read_study
+from tfigkd.study.page import page
+from tfigkd.study.plan import Options, Study, plan, read_study
 from tfigkd.study.protocol import protocol_of
 from tfigkd.study.report import BEGIN, END
 from tfigkd.study.runs import _label
-from tfigkd.study.tables import arms_table, compare, comparisons_lines, provenance, runs_of, sentences
+from tfigkd.study.tables import arms_lines, arms_table, compare, comparisons_lines, provenance, runs_of, sentences
 
 ROOT = Path(__file__).resolve().parents[2]
 STUDIES = sorted(path.stem for path in (experiments_folder() / "studies").glob("*.toml"))
@@ -294,6 +295,21 @@ def test_rows_are_merged_by_run_and_never_doubled(tmp_path):
     assert [(line["seed"], line["arm"], line["new"]) for line in table] == [
         ("9", "fast", ""), ("9", "slow", "column"), ("10", "slow", ""),
     ]  # fmt: skip
+
+
+def test_a_study_that_chooses_is_judged_on_validation():
+    study = Study("pair", arms={"slow": "kd", "fast": "kd"}, comparisons=(("fast", "slow"),), judged_on="validation")
+    rows = [
+        row(arm, seed, 50) | {"validation_accuracy": str((mean + seed) / 100)}
+        for arm, mean in (("slow", 70), ("fast", 72.5))
+        for seed in range(3)
+    ]
+    header, lines, _ = arms_lines(study, rows, [])
+    assert [header[2], *(line[2].strip("*") for line in lines)] == ["validation accuracy, %", "71.00", "73.50"]
+    (one,) = compare(study, runs_of(rows, study.judged_on))
+    assert one.lead.difference == pytest.approx(2.5)
+    shown = page(study, rows, [])
+    assert "Validation accuracy by arm" in shown and "Differences of mean validation accuracy" in shown
 
 
 def test_rows_of_two_protocols_are_not_averaged():
