@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.children import servers
+
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
 
@@ -32,3 +34,10 @@ def _memory_given_back():
     """Collect the models of a test file when it has ended; their cycles are large."""
     yield
     gc.collect()
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _children_ended():
+    """End the processes that fork children."""
+    yield
+    servers.close()
