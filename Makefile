@@ -6,8 +6,8 @@ PEERS := .venv-peers/bin
 TFDS_DATA_DIR ?= ../shared/tfds
 TFIGKD_WEIGHTS_DIR ?= ../shared/weights
 
-# TensorFlow frees no graph of a test: in one call two workers fill 24 GiB, so each of three calls has new ones.
-FAST := $(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow"
+# TensorFlow frees no graph of a test, so each of three calls has new workers. Long files start first: tests/conftest.py.
+FAST := $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not slow"
 UPPER := tests/compress tests/edge tests/store tests/training
 LOWER := tests/models tests/attribution tests/losses tests/data tests/batches tests/config tests/runtime tests/measure
 

@@ -70,8 +70,15 @@ def teachers(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory, teachers):
+    """Return a mapping from arm to its student's weights and its row; an arm is trained when it is first read."""
     folder = tmp_path_factory.mktemp("arms")
-    return {name: train(name, folder, teachers) for name in ARMS}
+
+    class Trained(dict):
+        def __missing__(self, name):
+            self[name] = train(name, folder, teachers)
+            return self[name]
+
+    return Trained()
 
 
 def same(left, right):
@@ -130,11 +137,11 @@ def test_stored_attention_trains_without_a_live_teacher(attention, teachers, tmp
 def test_several_teachers_teach_as_one(tmp_path):
     """Each is trained once and shared: the second run finds the teachers of the first."""
     several = {"teacher.count": 2, "losses.kd.weight": 0.5}
-    alone, _ = train("kd", tmp_path, **several | {"teacher.count": 1})
-    mean, _ = train("kd", tmp_path / "mean", teachers=tmp_path / "teachers", **several)
-    confident, _ = train(
-        "kd", tmp_path / "confident", teachers=tmp_path / "teachers", **several | {"teacher.weighting": "confidence"}
-    )
+    places = {"teachers": tmp_path / "teachers"}
+    alone, _ = train("kd", tmp_path, **places, measured=False, **several | {"teacher.count": 1})
+    mean, _ = train("kd", tmp_path / "mean", **places, **several)
+    weighted = several | {"teacher.weighting": "confidence"}
+    confident, _ = train("kd", tmp_path / "confident", **places, measured=False, **weighted)
     assert len(list(tmp_path.glob("teachers/*/history.json"))) == 2
     for left, right in itertools.combinations([alone, mean, confident], 2):
         assert not same(left, right)
