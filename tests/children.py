@@ -353,13 +353,16 @@ def _status(work: Callable[[], None]) -> int:
         if isinstance(exit.code, str):
             print(exit.code, file=sys.stderr)
         status = 1 if isinstance(exit.code, str) else int(exit.code or 0)
-    except BaseException:
+    except BaseException as error:
         sys.excepthook(*sys.exc_info())
-        status = 1
+        status = -signal.SIGINT if isinstance(error, KeyboardInterrupt) else 1
     threading._shutdown()
     atexit._run_exitfuncs()
     sys.stdout.flush()
     sys.stderr.flush()
+    if status == -signal.SIGINT:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        os.kill(os.getpid(), signal.SIGINT)
     return status
 
 
