@@ -11,10 +11,13 @@ FAST := $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "
 UPPER := tests/compress tests/edge tests/store tests/training
 LOWER := tests/models tests/attribution tests/losses tests/data tests/batches tests/config tests/runtime tests/measure
 
-.PHONY: quickstart test test-slow bench clean
+.PHONY: quickstart cifar10 test test-slow bench clean
 
 quickstart: .venv/.installed ## install, then the main job on the embedded digits
 	$(BIN)/python -m tfigkd.run --experiment quickstart
+
+cifar10: .venv/.installed ## all of CIFAR-10 in about an hour on 2 cores: teacher, maps, student, files, report
+	$(BIN)/python -m tfigkd.run --experiment cifar10 $(addprefix --data.dir ,$(wildcard $(TFDS_DATA_DIR)))
 
 test: .venv/.installed-test ## lint, types, import contracts, tests
 	$(BIN)/ruff check .

@@ -161,7 +161,10 @@ def write_runs(work):
         (run / "distill").mkdir(parents=True)
         for name in ("run.log", "config.json", "job.json", "distill/history.json"):
             (run / name).write_text("{}")
-        if size is not None:
+        if size is None:
+            for epoch in (9, 10):
+                (run / f"distill/checkpoint-{epoch:05d}.ckpt").write_text(f"after {epoch} epochs")
+        else:
             (run / "distill/student.keras").write_bytes(rng.bytes(size))
             named = {name: checksum(run / "distill" / name) for name in ("student.keras", "history.json")}
             write_manifest(run / "distill", "1", files=named)
@@ -191,6 +194,7 @@ def test_what_comes_home_is_whole_and_goes_on_elsewhere(tmp_path, idle):
         names = ("rows.csv", "job.json", "config.json", "distill/history.json", "distill/manifest.json")
         own |= {f"studies/ablation/{run}/{name}" for name in names}
     own |= {f"studies/ablation/{run}/distill/student.keras" for run in ("kd/0", "ig_kd/0")}
+    own.add("studies/ablation/ig_kd/1/distill/checkpoint-00010.ckpt")
     assert brought == own | {f"teachers/1/{name}" for name in ("teacher.keras", "history.json", "manifest.json")}
 
     assert "continuing with" in finish(tmp_path, "parts", "out", "1", WORK="elsewhere", **idle)
@@ -287,7 +291,7 @@ def test_a_lease_cut_off_goes_on_elsewhere_and_is_collected_and_measured_at_home
     assert "pair: 4 finished runs, 4 new" in output
     assert "slow, seed 1: skipped, its student is not in" in output
     assert {str(path.parent) for path in (checkout / "saved_models").rglob("*.keras")} == {
-        str(checkout / "saved_models" / name) for name in ("teacher", "slow/0", "fast/0")
+        str(checkout / "saved_models" / name) for name in ("teachers/mobilenet_v2", "slow/0", "fast/0")
     }
     saved = checkout / "saved_models/slow/0"
     call("tfigkd.run", "--experiment", tmp_path / "slow.toml", "--workdir", saved, "--stages", "teacher,evaluate")

@@ -6,6 +6,7 @@ import re
 import keras
 import numpy as np
 import pytest
+from PIL import Image
 
 from tfigkd import models
 from tfigkd.benchmark import main, rows
@@ -111,6 +112,37 @@ def test_the_command_writes_rows_with_their_origin(files, tmp_path, capsys):
     assert 0 <= float(second["accuracy"]) <= 1
     assert second["command"].startswith("python -m tfigkd.benchmark ")
     assert all(first[name] for name in ("hardware", "versions", "ms_p99_1t", "gzip_bytes", "nonzero_weights"))
+
+
+@pytest.fixture(scope="module")
+def shades(tmp_path_factory):
+    """Photographs of 30x20 in two classes, dark and light, and a file for pixels from 0 to 255 at 8x8 that is right."""
+    folder = tmp_path_factory.mktemp("shades")
+    for split in ("train", "test"):
+        for name, brightness in (("dark", 30), ("light", 180)):
+            (folder / "data" / split / name).mkdir(parents=True)
+            for number in range(10):
+                pixels = np.full((20, 30, 3), brightness + 4 * number, np.uint8)
+                Image.fromarray(pixels).save(folder / "data" / split / name / f"{number}.png")
+    images = keras.Input((8, 8, 3))
+    head = keras.layers.Dense(2)
+    model = keras.Model(images, head(keras.layers.GlobalAveragePooling2D()(images)))
+    head.set_weights([np.array([[-1, 1]] * 3, np.float32) / 3, np.array([128, -128], np.float32)])
+    (folder / "shades.tflite").write_bytes(convert(model, "float32"))
+    return folder
+
+
+def test_accuracy_on_photographs_of_another_size_and_range(shades, tmp_path, capsys):
+    quick = ["--runs", "2", "--warmup", "1", "--threads", "1", "--rows", str(tmp_path / "rows.csv")]
+    given = [str(shades / "shades.tflite"), "--data", str(shades / "data"), "--outputs", "logits", *quick]
+    for more in ([], ["--input-range", "0", "255"], ["--input-range", "0", "255", "--image-size", "8"]):
+        assert main([*given, *more]) == 0
+    unit, right, resized = csv.DictReader((tmp_path / "rows.csv").read_text().splitlines())
+    assert (unit["accuracy"], right["accuracy"], resized["accuracy"]) == ("0.5", "1.0", "1.0")
+    assert right["n_test"] == "20" and right["data_fingerprint"] == resized["data_fingerprint"]
+    capsys.readouterr()
+    assert main([*given, "--image-size", "16"]) == 1
+    assert re.fullmatch(r"error: [^\n]*takes[^\n]*8, 8[^\n]*16, 16[^\n]*\n", capsys.readouterr().err)
 
 
 def test_what_the_command_refuses(files, tmp_path, capsys):

@@ -11,6 +11,8 @@ from experiments.benchmarks import (
     input_pipeline,
     overlay_store,
     pictures,
+    precision_step,
+    processes_step,
     small_step,
     table,
     training_step,
@@ -100,10 +102,11 @@ def test_the_input_pipeline_is_measured(options):
 
 @pytest.mark.slow
 def test_training_and_distillation_run_at_tiny_size(options):
-    for subject in (training_step, distillation_step, small_step):
+    for subject in (training_step, precision_step, processes_step, distillation_step, small_step):
         subject.run(options)
     rows = rows_of(options)
-    assert {row["against"] for row in rows} >= {training_step.STOCK, distillation_step.KERAS, small_step.SINGLE}
+    named = {training_step.STOCK, "our float32", processes_step.ONE, distillation_step.KERAS, small_step.SINGLE}
+    assert {row["against"] for row in rows} >= named
     assert all(float(row["ours"]) > 0 and float(row["theirs"]) > 0 for row in rows)
 
 

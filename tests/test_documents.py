@@ -17,6 +17,7 @@ PAGES = (
     "experiments/tutorial/README.md",
     "experiments/reference.md",
     "saved_models/README.md",
+    "tests/README.md",
     "tests/faults/README.md",
 )
 
@@ -37,6 +38,17 @@ def test_links_lead_somewhere(page):
         linked = path.parent / name if name else path
         assert linked.exists(), target
         assert not anchor or anchor in anchors(linked), target
+
+
+def test_every_kind_of_fault_has_tests_that_exist():
+    text = (ROOT / "tests/README.md").read_text(encoding="utf-8")
+    kinds = [line for line in text.splitlines() if line.startswith("| ")][2:]
+    assert len(kinds) >= 30
+    for kind in kinds:
+        named = re.findall(r"`([\w/]+\.py)::(\w+)`", kind.split(" | ")[2])
+        assert named, kind
+        for file, test in named:
+            assert f"\ndef {test}(" in (ROOT / file).read_text(encoding="utf-8"), (file, test)
 
 
 def test_every_wing_and_command_has_its_line_in_the_readme():

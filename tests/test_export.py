@@ -1,5 +1,6 @@
 """LiteRT files say what their Keras model says, and the gate stops those that do not."""
 
+import dataclasses
 import json
 import re
 
@@ -14,7 +15,7 @@ from tfigkd.edge.contract import read_contract
 from tfigkd.edge.convert import CALIBRATED, FORMATS, convert
 from tfigkd.edge.litert import dequantize, litert_predictor, open_litert, quantize
 from tfigkd.edge.parity import check_parity, export_file, parity
-from tfigkd.export import main
+from tfigkd.export import Options, main
 from tfigkd.measure.metrics import predict_logits
 from tfigkd.models.layers import with_stock_layers
 from tfigkd.runtime.errors import UserError
@@ -87,11 +88,28 @@ def test_the_gate_stops_a_file_of_another_model(files, data):
 
 def test_what_breaks_its_bound_is_not_written(student, data, tmp_path):
     path = tmp_path / "student.tflite"
-    with pytest.raises(UserError, match=r"student\.tflite agrees .* export.min_int8_agreement = 1.1"):
-        export_file(path, student, "int8", data, ExportConfig(min_int8_agreement=1.1))
+    with pytest.raises(UserError, match=r"student\.tflite agrees .* export.min_int8_agreement = 1.2"):
+        export_file(path, student, "int8", data, ExportConfig(min_int8_agreement=1.2))
     with pytest.raises(UserError, match=r"export\.max_float16_difference = 0\.0"):
         export_file(path, student, "float16", data, ExportConfig(max_float16_difference=0.0))
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_single_image_of_few_decides_nothing():
+    """With 240 photographs eight images are left for the comparison: seven of eight are as good as nine of ten."""
+    reference = np.eye(4, dtype=np.float32)[np.arange(8) % 4]
+
+    def check(agreement, examples=8, keras_accuracy=0.9, needed=0.9):
+        report = {"agreement": agreement, "examples": examples, "keras_accuracy": keras_accuracy}
+        check_parity("x.tflite", "int8", report, reference, ExportConfig(min_int8_agreement=needed))
+
+    check(7 / 8)
+    check(0.8999, examples=10_000)
+    for agreement, more in ((6 / 8, {}), (0.8998, {"examples": 10_000}), (7 / 8, {"needed": 1.0})):
+        with pytest.raises(UserError, match=r"validation images; needed .* = [01]\.\d; try more"):
+            check(agreement, **more)
+    with pytest.raises(UserError, match=r"75\.0 % of 8 validation images; .* right on 25\.0 % of them, near chance"):
+        check(6 / 8, keras_accuracy=0.25)
 
 
 def test_the_report_is_written_beside_the_file(student, data, tmp_path):
@@ -150,6 +168,19 @@ def test_the_command_exports_a_users_model(shop, capsys, format):
     logits = litert_predictor(output)(images)
     shares = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
     np.testing.assert_allclose(shares, expected, atol=0.02)
+
+
+def test_an_option_has_the_name_of_its_field(shop, capsys):
+    """The name of earlier versions, min-agreement, is still understood."""
+    own = [shop / "open.keras", "--format", "int8", "--data", "digits", "--output", shop / "strict.tflite"]
+    for name in ("--min-int8-agreement", "--min_int8_agreement", "--min-agreement", "--min_agreement"):
+        error = refusal(capsys, *own, "--image-size", "8", f"{name}=1.01")
+        assert "needed is export.min_int8_agreement = 1.01" in error
+    fields = {field.name for field in dataclasses.fields(ExportConfig)}
+    assert {field.name for field in dataclasses.fields(Options)} & fields == {
+        "calibration_examples",
+        "min_int8_agreement",
+    }
 
 
 def test_the_command_without_data(shop, capsys):

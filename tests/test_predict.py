@@ -116,6 +116,36 @@ def test_pictures_that_do_not_fit(folder, capsys):
     assert opaque == plain == said(capsys, model, folder / "transparent.png", "--drop-alpha").splitlines()[1:]
 
 
+def test_a_folder_stands_for_all_pictures_below_it(folder, network, capsys):
+    """Nested folders are walked in the order of names; hidden files and other kinds of files are left out."""
+    pictures = folder / "pictures"
+    for index, name in enumerate(("a.png", "deep/er/b.JPG", "deep/c.png", ".hidden/d.png", "deep/.e.png")):
+        (pictures / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(PIXELS[index]).save(pictures / name, "PNG")
+    (pictures / "deep" / "notes.txt").write_text("no picture")
+    lines = said(capsys, folder / "float32.tflite", pictures, folder / "first.png", "--top", 1).splitlines()
+    shown = [line.split("  (")[0].removeprefix(f"{folder}/") for line in lines[::2]]
+    assert shown == ["pictures/a.png", "pictures/deep/c.png", "pictures/deep/er/b.JPG", "first.png"]
+    expected = network(to_model_input(PIXELS[[0, 2, 1, 0]]), training=False).numpy().argmax(axis=1)
+    assert [line.split()[1] for line in lines[1::2]] == [str(index) for index in expected]
+    (folder / "empty").mkdir()
+    assert "has no pictures; give pictures or a folder" in refusal(capsys, folder / "int8.tflite", folder / "empty")
+
+
+def test_all_broken_pictures_of_a_folder_are_named_at_once(folder, capsys):
+    pictures = folder / "pictures" / "inner"
+    pictures.mkdir(parents=True)
+    Image.fromarray(PIXELS[0]).save(pictures / "good.png")
+    for index in range(7):
+        (pictures / f"bad{index}.png").write_bytes(b"\x89PNG\r\n" + bytes(index))
+    error = refusal(capsys, folder / "int8.tflite", folder / "pictures")
+    assert error.startswith("error: 7 of 8 pictures cannot be used: ") and error.endswith("; and 2 more\n")
+    assert [f"bad{index}.png" in error for index in range(7)] == [True] * 5 + [False] * 2
+    for index in range(1, 7):
+        (pictures / f"bad{index}.png").unlink()
+    assert "cannot read picture" in refusal(capsys, folder / "int8.tflite", folder / "pictures")
+
+
 def test_transparent_pixels_have_the_color_that_training_gave_them(folder, capsys):
     model = folder / "float32.tflite"
     for name in ("white", "black"):

@@ -34,7 +34,7 @@ class Options(DataOptions, SpaceOptions):
     """Measure a model on the test split of a data set, or on all of one that no model was trained on."""
 
     model: Annotated[str, Positional, arg(metavar="MODEL")]
-    """mobilenet_v2, resnet20|32|44|56, convnet, keras/NAME, or a .keras or .tflite file."""
+    """mobilenet_v2, resnet8|20|32|44|56, convnet, keras/NAME, or a .keras or .tflite file."""
     data: str = "cifar10"
     """A tfds name, "digits", the path of an .npz file, of a .csv list or of an image folder."""
     weights: str | None = None
@@ -45,6 +45,8 @@ class Options(DataOptions, SpaceOptions):
     """Input normalization inside a named architecture."""
     split: Literal["test", "all"] = "test"
     """all: every picture of the data set."""
+    mirrored: bool = False
+    """Also show the accuracy of the mean of the logits of each image and its mirror image."""
     per_class: bool = False
     """Show the recall of each class."""
     rows: Path | None = None
@@ -92,12 +94,15 @@ def _measure(options: Options) -> tuple[dict[str, Any], str | None]:
     from tfigkd.data.spaces import RANGES
     from tfigkd.measure.chance import near_chance, what_helps
     from tfigkd.measure.explanation import measure
-    from tfigkd.measure.metrics import per_class
+    from tfigkd.measure.metrics import mirrored_accuracy, per_class
 
     side = options.image_size or _own_side(options.model)
     data = load(options.data, directory=options.data_dir, image_size=side, **options.reading)
     examples = data.test if options.split == "test" else concatenate([data.train, data.validation, data.test])
-    values, logits = measure(_predictor(options, data, options.input_range), examples)
+    predict = _predictor(options, data, options.input_range)
+    values, logits = measure(predict, examples)
+    if options.mirrored:
+        values["mirrored_accuracy"] = mirrored_accuracy(predict, examples.images, examples.labels)
     if options.per_class:
         recalls = per_class(logits, examples.labels, data.num_classes)[: data.num_classes]
         width = max(map(len, data.class_names))
@@ -134,6 +139,8 @@ def main(arguments: list[str]) -> None:
         append_row(options.rows, named | values | origin(f"{PROG} {shlex.join(arguments)}"))
     figures = f"accuracy {100 * values['accuracy']:.2f} %  balanced {100 * values['balanced_accuracy']:.2f} %"
     figures += f"  nll {values['nll']:.4f}  ece {100 * values['ece']:.2f} %"
+    if options.mirrored:
+        figures += f"  with mirror images {100 * values['mirrored_accuracy']:.2f} %"
     console.say(f"{figures}  ({values['n_test']:,} images)")
     if advice is not None:
         console.say(f"as chance would be; {advice}")

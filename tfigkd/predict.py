@@ -21,6 +21,9 @@ from tfigkd.edge.litert import dequantize, input_values, open_classifier
 from tfigkd.runtime.command import command
 from tfigkd.runtime.errors import UserError, plain
 
+NAMED = 5
+"""Unusable pictures that the error names."""
+
 
 def read_labels(path: Path) -> list[str]:
     """Class names from a text file, one a line.
@@ -134,6 +137,20 @@ def pictures_in(paths: Sequence[Path]) -> list[Path]:
     return found
 
 
+def refusal(unusable: Sequence[UserError], count: int) -> UserError:
+    """Return one error for all pictures that cannot be used, so that they can be replaced at once.
+
+    Args:
+        unusable: An error for each; at least one.
+        count: All pictures.
+    """
+    if len(unusable) == 1:
+        return unusable[0]
+    named = "; ".join(str(error) for error in unusable[:NAMED])
+    more = "" if len(unusable) <= NAMED else f"; and {len(unusable) - NAMED} more"
+    return UserError(f"{len(unusable)} of {count} pictures cannot be used: {named}{more}")
+
+
 def predictions(
     interpreter: Any, pictures: Sequence[np.ndarray], input_range: Range = UNIT, outputs: Outputs = "logits"
 ) -> Iterator[tuple[np.ndarray, float]]:
@@ -166,7 +183,14 @@ def run(options: argparse.Namespace) -> None:
     color = background_of(contract, options.background)
     adapt = {"resize": options.resize, "drop_alpha": options.drop_alpha}
     images = pictures_in(options.images)
-    pictures = [read_picture(path, shape, background=color, **adapt) for path in images]
+    pictures, unusable = [], []
+    for path in images:
+        try:
+            pictures.append(read_picture(path, shape, background=color, **adapt))
+        except UserError as error:
+            unusable.append(error)
+    if unusable:
+        raise refusal(unusable, len(images))
     width = max(map(len, names))
     for path, (shares, milliseconds) in zip(images, predictions(interpreter, pictures, *space), strict=True):
         print(f"{plain(str(path))}  ({milliseconds:.2f} ms)")
@@ -190,7 +214,9 @@ def main(arguments: list[str]) -> None:
         "--background",
         help='color behind transparent pixels: white, gray, black, "#rrggbb" (default: as in training)',
     )
-    parser.add_argument("--drop-alpha", action="store_true", help="read transparent pixels as if they were opaque")
+    parser.add_argument(
+        *("--drop-alpha", "--drop_alpha"), action="store_true", help="read transparent pixels as if they were opaque"
+    )
     parser.add_argument("--threads", type=int, help="threads of the interpreter (default: all cores)")
     run(parser.parse_args(arguments))
 

@@ -10,15 +10,18 @@
 # 2. Copy the checkout and parts/ to the machine, in as many transfers as needed; the parts go to one folder PARTS.
 # 3. On the machine, for example where a command may run ten minutes (stopping may take one minute after MINUTES):
 #      experiments/accelerator/run.sh PARTS OUT 8 ablation
-#    It first installs PARTS/wheels beside the runs, and prints one line if a package is missing. PROCESSES (default 6)
-#    runs work at the same time, because one small network does not use a whole GPU. The runs are in WORK (default
-#    /tmp/tfigkd), and a second call continues them. Every minute, and at the end, OUT gets at most eight files, none
+#    It first installs PARTS/wheels beside the runs, and prints one line if a package is missing. PROCESSES (default 10)
+#    runs work at the same time, because one small network does not use a whole GPU; NVIDIA's multi-process service,
+#    where it is installed, lets their kernels run side by side. The runs are in WORK (default /tmp/tfigkd), and a second
+#    call continues them. TensorBoard's pictures and the ledger compile programs of their own: --tensorboard.pictures 0
+#    --ledger.every 0 save half a minute a run. Every minute, and at the end, OUT gets at most eight files, none
 #    above 16 MB:
 #      rows.tar.gz          row, label, settings, histories and manifests of each finished run; the log of every run
 #      teacher.tar.gz       the finished teachers
-#      students.tar.gz.0-3  the students, by seed, as many as fit; complete if students.sha256 matches
+#      students.tar.gz.0-3  the students, by seed, then the last checkpoints of unfinished trainings, as many as fit;
+#                           complete if students.sha256 matches
 #      log                  the output of the study
-#    If the machine is lost, only the runs in progress are lost, and a teacher in training.
+#    If the machine is lost, what was trained since OUT was written is lost.
 # 4. On the next machine: copy the files of OUT to PARTS, or leave them in OUT, and run the same command. Finished runs
 #    and teachers are not repeated; the teachers' stores (maps, logits, views) are computed again.
 # 5. Back here, in the checkout:
@@ -43,8 +46,12 @@ mkdir -p "$work" && work=$(realpath "$work") && cd "$work"
 export KERAS_BACKEND=jax PYTHONUNBUFFERED=1 PYTHONPATH="$here:$work/site${PYTHONPATH:+:$PYTHONPATH}"
 # several processes share the device, so none may reserve all of its memory at the start
 export XLA_PYTHON_CLIENT_PREALLOCATE=false
+if command -v nvidia-cuda-mps-control >/dev/null && [ -z "${CUDA_MPS_PIPE_DIRECTORY:-}" ]; then
+  export CUDA_MPS_PIPE_DIRECTORY="$work/mps" CUDA_MPS_LOG_DIRECTORY="$work/mps"
+  mkdir -p mps && nvidia-cuda-mps-control -d && trap 'echo quit | nvidia-cuda-mps-control' EXIT
+fi
 # the runs of an arm compile the same program
-export JAX_COMPILATION_CACHE_DIR="$work/compiled" JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS=1
+export JAX_COMPILATION_CACHE_DIR="$work/compiled" JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS=0
 [ ! -f "$parts/COMMIT" ] || export TFIGKD_COMMIT="${TFIGKD_COMMIT:-$(cat "$parts/COMMIT")}"
 
 if [ -d "$parts/wheels" ] && [ ! -d site ]; then
@@ -107,10 +114,15 @@ bring() {
     find "$teacher" -maxdepth 1 \( -name teacher.keras -o -name history.json -o -name manifest.json \)
   done | archive teacher
   # a student is finished if its run has a row
-  awk -F/ '{ print $NF, $0 }' finished | sort -s -n -k 1,1 | while read -r _ run; do
-    find "$run/distill" -name student.keras -printf '%s %p\n' 2>/dev/null || true
-  done | awk -v left=$((pieces * piece - 20000)) \
-    '{ left -= $1 + 2000; if (left > 0) { sub(/^[0-9]+ /, ""); print } }' >students
+  {
+    awk -F/ '{ print $NF, $0 }' finished | sort -s -n -k 1,1 | while read -r _ run; do
+      find "$run/distill" -name student.keras -printf '%s %p\n' 2>/dev/null || true
+    done
+    find runs -name 'checkpoint-*.ckpt' -printf '%h\n' | sort -u | while read -r folder; do
+      find "$folder" -maxdepth 1 -name 'checkpoint-*.ckpt' -printf '%p %s\n' | sort | tail -n 1 | awk '{ print $2, $1 }'
+    done
+  } | awk -v left=$((pieces * piece - 20000)) \
+    '$1 + 2000 < left { left -= $1 + 2000; sub(/^[0-9]+ /, ""); print }' >students
   if [ -s students ] && ! { [ -f "$out/students.sha256" ] && cmp -s students carried; }; then
     tar czf students.tar.gz -T students
     rm -f .students.* && split -b "$piece" -d -a 1 students.tar.gz .students.
@@ -131,7 +143,7 @@ carry() {
 }
 
 rm -f "$out"/.rows "$out"/.teacher "$out"/.students.? "$out"/.sum
-python3 -m tfigkd.study --experiment "$study" --processes "${PROCESSES:-6}" --minutes "$minutes" \
+python3 -m tfigkd.study --experiment "$study" --processes "${PROCESSES:-10}" --minutes "$minutes" \
   --stages data,teacher,overlays,distill,evaluate,report --data.name "$name" --attribution.batch_size 1024 "$@" \
   > >(tee -a "$out/log") 2>&1 &
 worker=$!

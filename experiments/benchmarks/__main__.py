@@ -18,6 +18,8 @@ SUBJECTS = (
     "startup",
     "overlay_store",
     "training_step",
+    "precision_step",
+    "processes_step",
     "small_step",
     "pictures",
     "distillation_step",

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 from captum.attr import IntegratedGradients
-from peer_networks import MobileNetV2, ResNet
+from peer_networks import ConvNet, MobileNetV2, ResNet
 from saliency import core as saliency
 
 FORMATS = {"default": torch.contiguous_format, "channels_last": torch.channels_last}
@@ -33,21 +33,35 @@ def hello(threads: int) -> dict[str, Any]:
 
 
 @functools.cache
-def _trainer(drop_blocks: int, layout: str) -> tuple[Any, ...]:
-    model = MobileNetV2(10, drop_blocks).to(memory_format=FORMATS[layout]).train()
-    return model, torch.optim.Adam(model.parameters()), torch.nn.CrossEntropyLoss()
+def _trainer(network: str, layout: str, compiled: bool) -> tuple[Any, ...]:
+    makers = {
+        "student": lambda: MobileNetV2(10, 5),
+        "resnet20": lambda: ResNet(20, 10, IMAGENET_MEAN, IMAGENET_STD),
+        "convnet": ConvNet,
+    }
+    model = makers[network]().to(memory_format=FORMATS[layout]).train()
+    optimizer = (
+        torch.optim.Adam(model.parameters())
+        if network == "student"
+        else torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, nesterov=True, weight_decay=5e-4)
+    )
+    return torch.compile(model) if compiled else model, optimizer, torch.nn.CrossEntropyLoss()
 
 
-def train(drop_blocks: int, layout: str, batch: int, steps: int, size: int) -> dict[str, Any]:
-    """Run training steps with Adam on random images, and return their seconds."""
-    model, optimizer, loss = _trainer(drop_blocks, layout)
+def train(
+    network: str, layout: str, batch: int, steps: int, size: int, precision: str = "float32", compiled: bool = False
+) -> dict[str, Any]:
+    """Run training steps on random images, in float32 or under autocast to bfloat16, and return their seconds."""
+    model, optimizer, loss = _trainer(network, layout, compiled)
     generator = torch.Generator().manual_seed(0)
     images = torch.rand(batch, 3, size, size, generator=generator).to(memory_format=FORMATS[layout])
     labels = torch.randint(0, 10, (batch,), generator=generator)
     begin = time.perf_counter()
     for _ in range(steps):
         optimizer.zero_grad()
-        loss(model(images), labels).backward()
+        with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bfloat16"):
+            error = loss(model(images), labels)
+        error.backward()
         optimizer.step()
     return {"seconds": time.perf_counter() - begin}
 

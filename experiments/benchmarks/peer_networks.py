@@ -100,3 +100,34 @@ class ResNet(nn.Module):
         """Map images [B,3,H,W] to logits [B,classes]."""
         x = self.relu(self.bn1(self.conv1((x - self.mean) / self.std)))
         return self.linear(self.layer3(self.layer2(self.layer1(x))).mean((2, 3)))
+
+
+class ConvNet(nn.Module):
+    """A whitening stem that does not learn, three blocks of two 3x3 convolutions, global max pooling and a head.
+
+    The fast network of Jordan 2024 (arXiv 2404.00498) without its initialization, which costs no time.
+    """
+
+    def __init__(self, classes: int = 10, widths: Sequence[int] = (64, 256, 256)):
+        super().__init__()
+        self.whitening = nn.Conv2d(3, 24, 2, bias=False).requires_grad_(False)
+        channels, layers = 24, []
+        for width in widths:
+            layers += [nn.Conv2d(channels, width, 3, padding=1, bias=False), nn.MaxPool2d(2)]
+            layers += [_shifted_norm(width), nn.ReLU(), nn.Conv2d(width, width, 3, padding=1, bias=False)]
+            layers += [_shifted_norm(width), nn.ReLU()]
+            channels = width
+        self.blocks = nn.Sequential(*layers)
+        self.head = nn.Linear(channels, classes, bias=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Map images [B,3,H,W] to logits [B,classes]."""
+        x = self.blocks(torch.relu(self.whitening(x)))
+        return self.head(x.amax((2, 3))) / 9
+
+
+def _shifted_norm(channels: int) -> nn.BatchNorm2d:
+    """Return batch normalization whose scale does not learn."""
+    norm = nn.BatchNorm2d(channels, momentum=0.4)
+    norm.weight.requires_grad_(False)
+    return norm

@@ -60,7 +60,7 @@ def stock(student: keras.Model) -> keras.Model:
 
 def torch_block(process: Peer, layout: str, batch: int, steps: int, size: int) -> Block:
     """Return a block of the same training steps in PyTorch."""
-    options = {"drop_blocks": DROP_BLOCKS, "layout": layout, "batch": batch, "steps": steps, "size": size}
+    options = {"network": "student", "layout": layout, "batch": batch, "steps": steps, "size": size}
     return lambda: process.ask("train", **options)["seconds"]
 
 

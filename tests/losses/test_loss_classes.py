@@ -4,6 +4,8 @@ import keras
 import numpy as np
 import pytest
 
+from tfigkd.config.experiment import Config, override
+from tfigkd.config.loss_fields import LossConfig, LossesConfig
 from tfigkd.losses import DIST, DKD, FSP, LOSSES, RKD, AttentionTransfer, Hint, IGMatching, KLDivergence, PerExampleLoss
 
 EXAMPLES = {
@@ -50,6 +52,33 @@ def test_a_loss_says_what_it_needs(name):
     needs = [what for what in ("labels", "features", "inputs") if getattr(loss, f"needs_{what}")]
     assert needs == ([NEEDS[name]] if name in NEEDS else [])
     assert isinstance(loss, PerExampleLoss) == hasattr(loss, "per_example") == (name not in ("dist", "rkd"))
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_the_table_of_a_loss_says_what_the_loss_needs(name):
+    loss, table = RKD() if name == "rkd" else EXAMPLES[name], getattr(LossesConfig(), name)
+    expected = "features" if loss.needs_features else "map" if loss.needs_inputs else "logits"
+    assert table.compares == expected
+    live = override(Config(), {f"losses.{name}.weight": 1.0, "view.kind": "live", "training.hard_weight": 1.0})
+    assert live.needs_live_teacher == (name != "ig_match")
+    plain = override(Config(), {f"losses.{name}.weight": 1.0, "overlay.probability": 0.0})
+    assert plain.needs_teacher
+    assert plain.needs_store == plain.needs_single_images == (table.compares in ("logits", "map"))
+    assert plain.needs_live_teacher == (table.compares == "features")
+    views = override(plain, {"view.kind": "views"})
+    assert views.needs_views == (table.compares == "logits")
+
+
+def test_relations_of_layers_need_the_live_teacher():
+    changes = {"losses.rkd.weight": 1.0, "losses.rkd.student_layer": "a", "losses.rkd.teacher_layer": "b"}
+    assert override(Config(), changes).needs_live_teacher
+
+
+def test_a_table_that_does_not_say_it_cannot_be_defined():
+    with pytest.raises(TypeError, match="SilentConfig has to declare compares"):
+
+        class SilentConfig(LossConfig):
+            pass
 
 
 @pytest.mark.parametrize("name", LOSSES)

@@ -17,7 +17,15 @@ from tfigkd.data import Examples, to_model_input
 from tfigkd.edge.convert import convert
 from tfigkd.edge.litert import litert_predictor
 from tfigkd.measure.explanation import measure, similarity
-from tfigkd.measure.metrics import accuracy, calibration_error, comparison, metrics, per_class, predict_logits
+from tfigkd.measure.metrics import (
+    accuracy,
+    calibration_error,
+    comparison,
+    metrics,
+    mirrored_accuracy,
+    per_class,
+    predict_logits,
+)
 from tfigkd.runtime import provenance
 from tfigkd.runtime.errors import UserError
 from tfigkd.runtime.files import checksum, read_manifest
@@ -122,6 +130,20 @@ def test_comparison_by_hand():
     assert (equal["agreement"], equal["kl"]) == (1, pytest.approx(0, abs=1e-9))
 
 
+def test_mirror_images_are_averaged_in_logits():
+    images = np.zeros((3, 2, 2, 3), np.uint8)
+    images[0, :, 0], images[1, :, 1], images[2, :, 1] = 4, 4, 1
+
+    def predict(images):  # class 1 by what is on the left, class 0 by a constant
+        left = images[:, 0, 0, 0].astype(np.float32)
+        return np.stack([np.full(len(left), 1.5, np.float32), left], axis=1)
+
+    labels = np.array([1, 1, 1])
+    assert accuracy(predict(images), labels) == pytest.approx(1 / 3)
+    # the sums over both sides are 3 against 4, 4 and 1
+    assert mirrored_accuracy(predict, images, labels) == pytest.approx(2 / 3)
+
+
 def test_huge_logits_stay_finite():
     assert np.isfinite(dict(metrics(np.array([[1e30, -1e30]], np.float32), np.array([1])))["nll"])
 
@@ -182,8 +204,8 @@ def test_a_copy_without_git_gets_its_commit_from_the_environment(tmp_path, monke
 
     assert said() == ""
     assert said(TFIGKD_COMMIT="0123456789ab+changes") == "0123456789ab+changes"
-    monkeypatch.setenv("TFIGKD_COMMIT", "none")
-    assert provenance.commit() != "none"  # in a checkout its own commit is used
+    monkeypatch.setenv("TFIGKD_COMMIT", "0123456789ab")
+    assert provenance.commit() == "0123456789ab"  # a copy may lie in a repository that is at another commit
 
 
 TINY = {
@@ -266,6 +288,11 @@ def test_a_student_without_a_teacher_is_not_compared(tmp_path):
     }
     without = evaluated(override(config, {"evaluation.attribution_examples": 0}), workdir)["results"]
     assert without["student"] == {name: value for name, value in results["student"].items() if name not in OF_A_MAP}
+    mirrored = evaluated(override(config, {"evaluation.mirrored": True}), workdir)["results"]["student"]
+    test, model = dataset(config.data).test, keras.saving.load_model(workdir.stage("distill") / "student.keras")
+    logits = [np.asarray(model(images / np.float32(255))) for images in (test.images, test.images[:, :, ::-1])]
+    assert mirrored.pop("mirrored_accuracy") == np.mean(sum(logits).argmax(axis=1) == test.labels)
+    assert mirrored == results["student"]
 
 
 def test_similarity_comes_with_that_to_another_images_map():

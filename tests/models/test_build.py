@@ -56,7 +56,7 @@ def test_options_reach_the_network() -> None:
     [
         ("resnet-20", {}, "did you mean resnet20?"),
         ("mobilenetv2", {}, "did you mean mobilenet_v2?"),
-        ("vgg", {}, "there are mobilenet_v2, resnet20, resnet32, resnet44, resnet56, convnet, keras/NAME"),
+        ("vgg", {}, "there are mobilenet_v2, resnet8, resnet20, resnet32, resnet44, resnet56, convnet, keras/NAME"),
         ("resnet20", {"drop_blocks": 5}, "resnet20 has no drop_blocks"),
         ("absent.keras", {"width": 0.5}, "no model file absent.keras"),  # a setting of another network
         ("resnet20", {"input_range": (0.0, 255.0)}, "resnet20 takes images in [0,1]"),
@@ -141,6 +141,25 @@ def test_two_outputs_are_refused(tmp_path: Path) -> None:
     pooled = keras.layers.GlobalAveragePooling2D()(inputs)
     with pytest.raises(UserError, match="one output"):
         _load(keras.Model(inputs, [_dense()[0](pooled), _dense()[0](pooled)]), tmp_path)
+
+
+@pytest.mark.filterwarnings("ignore:You are saving your model as an HDF5 file")
+def test_files_of_earlier_keras_say_how_they_become_a_keras_file(tmp_path: Path) -> None:
+    model = _own(_dense())
+    model.save(tmp_path / "old.h5")
+    (tmp_path / "saved_model").mkdir()
+    for name, advice in {
+        "old.h5": r"is not a \.keras file but an HDF5 .*load_model\('old\.h5', compile=False\)\.save\('old\.keras'\)",
+        "saved_model": r"not a \.keras file but the folder of a SavedModel",
+    }.items():
+        for act in (models.load_own, lambda path: models.build(str(path), num_classes=4, input_shape=(8, 8, 3))):
+            with pytest.raises(UserError, match=advice) as caught:
+                act(tmp_path / name)
+            assert "\n" not in str(caught.value)
+    # the advice is followed
+    opened = keras.models.load_model(tmp_path / "old.h5", compile=False)
+    opened.save(tmp_path / "old.keras")
+    models.build(str(tmp_path / "old.keras"), num_classes=4, input_shape=(8, 8, 3))
 
 
 def test_broken_files(tmp_path: Path) -> None:

@@ -45,6 +45,19 @@ def test_what_to_change_of_a_teacher_depends_on_whether_it_is_trained():
         assert flag in remark.flag and "The teacher is at chance: 10.00 % of 1,000 test images" in remark.text
 
 
+def test_whether_a_teacher_was_trained_follows_from_its_fields():
+    for changes, trained in (
+        ({"teacher.weights": None}, True),  # a network by name
+        ({"teacher.weights": "resnet56.npz"}, False),  # published weights
+        ({"teacher.weights": "own.h5", "teacher.model": "keras/MobileNetV2"}, True),  # where its training starts
+        ({"teacher.weights": None, "teacher.model": "own.keras"}, False),
+        ({"teacher.weights": None, "teacher.model": "own.keras", "teacher.train": True}, True),
+    ):
+        run = facts(config=changes, roles={"teacher": network(0.25, 9000, 9000), "student": network(0.95)})
+        remark = next(remark for remark in verdict(run) if remark.kind == "at chance")
+        assert ("--teacher.training.epochs" in remark.flag) == trained, changes
+
+
 def test_a_teacher_is_worse_only_beyond_the_noise():
     roles = {"teacher": network(0.90), "student": network(0.95)}
     # 9 against 1 of 10 discordant images: exact two-sided p 22 / 1024; 8 against 2: 112 / 1024

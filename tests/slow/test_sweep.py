@@ -2,9 +2,16 @@
 
 The networks are those of keras.applications, with random weights and statistics as after training, and some built by
 hand. At each door a network either has Keras's own outputs, or is refused by an error of one line that names a reason.
+Each network has a process of its own, which gives its memory back.
+
+python -m pytest -p no:xdist -m slow -rP tests/slow/test_sweep.py
+python tests/slow/test_sweep.py NETWORK FOLDER
 """
 
+import json
 import os
+import subprocess
+import sys
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -265,16 +272,23 @@ REFUSED = {  # what cannot be done, by network; everything else must be the same
 }
 
 
-@pytest.mark.parametrize("name", [*BY_HAND, *NETWORKS])
-def test_every_door_gives_keras_own_function_or_one_line(name: str, tmp_path: Path) -> None:
+def take(name: str, folder: Path) -> dict[str, dict]:
+    """Build a network by its name and take it through every door; return what was seen, and the reasons of refusals."""
     keras.utils.set_random_seed(0)
     model = BY_HAND[name]() if name in BY_HAND else application(name)
-    seen = sweep(name, model, tmp_path)
-    COUNTS.update(seen)
-    keras.backend.clear_session()
-    refused = {key.split()[0] for key in seen if key.endswith("refused")}
-    reasons = {key: value for key, value in REASONS.items() if key.startswith(f"{name}: ")}
+    return {"seen": sweep(name, model, folder), "reasons": REASONS}
+
+
+@pytest.mark.parametrize("name", [*BY_HAND, *NETWORKS])
+def test_every_door_gives_keras_own_function_or_one_line(name: str, tmp_path: Path) -> None:
+    process = subprocess.run([sys.executable, __file__, name, str(tmp_path)], capture_output=True, text=True)
+    assert process.returncode == 0, process.stderr[-4000:]
+    found = json.loads(process.stdout.splitlines()[-1])
+    COUNTS.update(found["seen"])
+    refused = {key.split()[0] for key in found["seen"] if key.endswith("refused")}
+    reasons = found["reasons"]
     print(f"{name}: {len(DOORS) - len(refused)} doors of {len(DOORS)} same; {reasons or 'none refused'}")
+    assert len(found["seen"]) == len(DOORS)
     assert refused == REFUSED.get(name, set()), reasons
 
 
@@ -287,3 +301,7 @@ def test_counts_of_the_sweep() -> None:
     print(f"{same} doors gave Keras's function, {refused} refused in one line: {dict(sorted(COUNTS.items()))}")
     assert COUNTS["load same"] == len(BY_HAND) + len(NETWORKS) == 20
     assert refused == sum(map(len, REFUSED.values())) and same == 20 * len(DOORS) - refused
+
+
+if __name__ == "__main__":
+    print(json.dumps(take(sys.argv[1], Path(sys.argv[2]))))

@@ -9,6 +9,7 @@ import pytest
 from tfigkd.edge.litert import float_tensors
 from tfigkd.run import main
 from tfigkd.runtime.files import read_manifest
+from tfigkd.stages.early import slow_averages
 
 L = keras.layers
 SHORT = [
@@ -83,6 +84,8 @@ def files(tmp_path_factory):
         "plain": [L.ReLU()],
         "swish": [L.Activation("swish"), L.Rescaling(0.5)],
         "norm": [L.LayerNormalization(name="odd")],
+        "loose": [L.ReLU(), L.BatchNormalization(name="loose", momentum=0.5), L.Conv2D(8, 1)],
+        "separable": [L.SeparableConv2D(8, 3, name="two")],
         "nested": [keras.Sequential(inner)],
     }
     for name, stack in stacks.items():
@@ -100,6 +103,12 @@ def go(files: Path, workdir: Path, teacher: str, student: str, *arguments: str) 
     ("student", "arguments", "message"),
     [
         ("norm", ["--compress.method", "qat"], "layer 'odd': LayerNormalization is not a supported layer type"),
+        (
+            "loose",
+            ["--compress.method", "qat"],
+            "layer 'loose': it does not follow a convolution, so it cannot be folded",
+        ),
+        ("separable", ["--compress.method", "qat"], "layer 'two': SeparableConv2D is not a supported layer type"),
         ("norm", [], "cannot be converted to int8: NEG would stay in floats"),
         ("plain", ["--compress.method", "prune_channels"], "has no channels to cut"),
         ("swish", ["--compress.method", "qat_tfmot"], "tfmot does not support Activation"),
@@ -120,6 +129,24 @@ def test_refusals_come_before_anything_is_trained(files, tmp_path, capsys, stude
         return
     assert status == 1 and message in error and error.count("\n") == 1
     assert not list(tmp_path.glob("**/*.keras"))  # neither teacher nor student has been made
+
+
+def test_averages_that_training_does_not_reach_are_said_before_the_first_step(files, tmp_path, capsys):
+    """60 pictures of which 54 train, in batches of 16 for 10 epochs: 40 steps; Keras's momentum is 0.99."""
+    keras.utils.set_random_seed(0)
+    layers = [keras.Input((12, 12, 3)), L.Conv2D(4, 3), L.BatchNormalization(), L.GlobalAveragePooling2D(), L.Dense(3)]
+    keras.Sequential(layers).save(tmp_path / "slow.keras")
+    places = ["--data.name", files / "data.npz", "--workdir", tmp_path / "run", "--teachers", tmp_path / "teachers"]
+    given = [*SHORT, *map(str, places), "--teacher.model", str(files / "plain.keras"), "--training.epochs", "10"]
+    student = ["--student.model", str(tmp_path / "slow.keras"), "--dry_run"]
+    assert main([*given, *student]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    share = 0.99**40
+    assert f"momentum 0.99: after 40 steps {100 * share:.2f} % of its averages are still the initial ones." in said
+    for change in (["--training.ema", "0.99"], ["--student.init", "file"], ["--training.epochs", "100"]):
+        assert main([*given, *student, *change]) == 0
+        assert "still the initial ones" not in capsys.readouterr().out
+    assert slow_averages(keras.Sequential([keras.Input((3,)), L.Dense(2)]), 1) == []
 
 
 def test_a_teacher_that_int8_does_not_suit_blocks_nothing(files, tmp_path, capsys):

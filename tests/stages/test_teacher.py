@@ -32,11 +32,29 @@ def test_it_sees_other_crops_than_the_student_of_its_seed(config, tmp_path, monk
     assert not np.array_equal(images, others)
 
 
+def test_a_trained_convnet_keeps_the_whitening_of_its_training_images(config, tmp_path):
+    config = override(config, {"teacher.model": "convnet", "teacher.drop_blocks": 0, "teacher.width": 1.0})
+    config = override(config, {"teacher.widths": (4, 4), "teacher.normalization": "none"})
+    workdir = Workdir(tmp_path / "run", tmp_path / "teachers")
+    teacher.train_teacher(config, workdir)
+    whitening = teacher.load_teacher(config, workdir).get_layer("whitening")
+    images = dataset(config.data).train.images.astype(np.float64) / 255
+    rows, columns = images.shape[1] - 1, images.shape[2] - 1
+    patches = [images[:, y : y + rows, x : x + columns] for y in (0, 1) for x in (0, 1)]
+    patches = np.concatenate(patches, axis=-1).reshape(-1, 12)
+    # with filters F/sqrt(value + epsilon), the second moments of the outputs are value / (value + epsilon)
+    filters = whitening.get_weights()[0].reshape(12, -1)[:, :12]
+    moments = filters.T @ (patches.T @ patches / len(patches)) @ filters
+    values = np.linalg.eigvalsh(patches.T @ patches / len(patches))
+    np.testing.assert_allclose(np.sort(np.diag(moments)), values.clip(0) / (values.clip(0) + 5e-4), atol=1e-3)
+    np.testing.assert_allclose(moments, np.diag(np.diag(moments)), atol=1e-3)
+
+
 def test_a_saved_teacher_is_taken_over_and_a_damaged_one_is_refused(config, tmp_path, monkeypatch):
     first = Workdir(tmp_path / "run", tmp_path / "first")
     teacher.train_teacher(config, first)
     trained = teacher.teacher_folder(config, first)
-    saved = shutil.copytree(trained, tmp_path / "checkout/saved_models/teacher")
+    saved = shutil.copytree(trained, tmp_path / "checkout/saved_models/teachers/mobilenet_v2")
     monkeypatch.setattr(teacher, "experiments_folder", lambda: tmp_path / "checkout/experiments")
 
     second = Workdir(tmp_path / "run", tmp_path / "second")

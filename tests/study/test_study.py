@@ -20,11 +20,12 @@ from tfigkd.runtime.files import checksum, locked, read_manifest, verify_files, 
 from tfigkd.study import collect as collecting
 from tfigkd.study.__main__ import main as study_command
 from tfigkd.study.collect import collect, finished_runs, merge_rows, read_rows, table_of
-from tfigkd.study.plan import Options, plan, read_study
+from tfigkd.study.page import page
+from tfigkd.study.plan import Options, Study, plan, read_study
 from tfigkd.study.protocol import protocol_of
 from tfigkd.study.report import BEGIN, END
 from tfigkd.study.runs import _label
-from tfigkd.study.tables import arms_table, compare, comparisons_lines, provenance, runs_of, sentences
+from tfigkd.study.tables import arms_lines, arms_table, compare, comparisons_lines, provenance, runs_of, sentences
 
 ROOT = Path(__file__).resolve().parents[2]
 STUDIES = sorted(path.stem for path in (experiments_folder() / "studies").glob("*.toml"))
@@ -258,7 +259,7 @@ def test_models_from_another_machine_are_collected_without_its_data(tmp_path, ca
     collect(collecting.Options(**places, models="slow"))
     saved = tmp_path / "checkout/saved_models"
     assert {str(path.relative_to(saved)) for path in saved.rglob("*.keras")} == {
-        "slow/0/student.keras", "teacher/teacher.keras",
+        "slow/0/student.keras", "teachers/mobilenet_v2/teacher.keras",
     }  # fmt: skip
     assert len(read_rows(tmp_path / "checkout/experiments/results/pair.csv")) == 2
     assert "slow, seed 1: skipped, its student is not in" in capsys.readouterr().out
@@ -289,6 +290,21 @@ def test_rows_are_merged_by_run_and_never_doubled(tmp_path):
     assert [(line["seed"], line["arm"], line["new"]) for line in table] == [
         ("9", "fast", ""), ("9", "slow", "column"), ("10", "slow", ""),
     ]  # fmt: skip
+
+
+def test_a_study_that_chooses_is_judged_on_validation():
+    study = Study("pair", arms={"slow": "kd", "fast": "kd"}, comparisons=(("fast", "slow"),), judged_on="validation")
+    rows = [
+        row(arm, seed, 50) | {"validation_accuracy": str((mean + seed) / 100)}
+        for arm, mean in (("slow", 70), ("fast", 72.5))
+        for seed in range(3)
+    ]
+    header, lines, _ = arms_lines(study, rows, [])
+    assert [header[2], *(line[2].strip("*") for line in lines)] == ["validation accuracy, %", "71.00", "73.50"]
+    (one,) = compare(study, runs_of(rows, study.judged_on))
+    assert one.lead.difference == pytest.approx(2.5)
+    shown = page(study, rows, [])
+    assert "Validation accuracy by arm" in shown and "Differences of mean validation accuracy" in shown
 
 
 def test_rows_of_two_protocols_are_not_averaged():
@@ -408,12 +424,29 @@ def test_a_user_provided_study_is_reported_where_it_lies(tmp_path, monkeypatch, 
     assert "python -m tfigkd.study --experiment pair.toml" in page
     assert "python -m tfigkd.study report --experiment pair.toml" in page
     # collected without a checkout: beside the runs, and nothing in the package
-    assert study_command(["collect", "--study", "pair"]) == 0
+    assert study_command(["collect", "--experiment", "pair.toml"]) == 0
     assert len(read_rows(tmp_path / "runs/studies/pair/results.csv")) == 4
     assert not (experiments_folder() / "results/pair.csv").exists()
     assert table_of("lowdata", Path("w")) == experiments_folder() / "results/lowdata.csv"
     assert study_command(["report", "--experiment", "lowdata"]) == 1
     assert "no finished run of lowdata in runs/studies/lowdata" in capsys.readouterr().err
+
+
+def test_arms_and_bases_lie_beside_the_file_that_names_them(tmp_path, monkeypatch):
+    study, elsewhere = tmp_path / "studies", tmp_path / "elsewhere"
+    study.mkdir(), elsewhere.mkdir()
+    write_tiny(study)
+    (study / "faster.toml").write_text('base = "tiny.toml"\n[training]\nlearning_rate = 5e-3\n')
+    (elsewhere / "tiny.toml").write_text(TINY.replace("epochs = 12", "epochs = 99"))
+    monkeypatch.chdir(elsewhere)
+    jobs = plan(read_study("../studies/pair.toml"), Options("x", seeds=1))
+    assert {job.arm: job.run.experiment for job in jobs} == {"slow": "tiny", "fast": "faster"}
+    trained = {job.arm: job.run.config.training for job in jobs}
+    assert (trained["slow"].epochs, trained["fast"].epochs) == (12, 12)  # not the file in the current folder
+    assert trained["fast"].learning_rate == 5e-3
+    (study / "faster.toml").write_text('base = "tyni"\n')
+    with pytest.raises(UserError, match=r"faster\.toml: no base 'tyni' beside it or shipped; did you mean 'tiny'\?"):
+        plan(read_study("../studies/pair.toml"), Options("x", seeds=1))
 
 
 def test_the_label_of_a_run_names_the_study_as_it_was_given(tmp_path, monkeypatch):

@@ -64,6 +64,40 @@ Batch = tuple[Any, ...]
 """Images, targets by name and, with weights of classes, a weight for each image."""
 
 
+SMALLEST_BATCH = 8
+"""A last batch of fewer examples ruins a network with batch normalization: its moving averages take a tenth or more of
+their value from the statistics of these few, after a whole step of the optimizer in their direction."""
+
+
+def evens_out(examples: int, batch_size: int) -> bool:
+    """Return whether batches of a size would leave a last one that is too small to train on.
+
+    Fingerprints of trainings hold it, as earlier versions trained on that last batch.
+
+    Args:
+        examples: Examples of an epoch.
+        batch_size: Examples of a batch.
+    """
+    return examples > batch_size and 0 < examples % batch_size < min(SMALLEST_BATCH, batch_size / 2)
+
+
+def batch_sizes(examples: int, batch_size: int) -> list[int]:
+    """Return the examples of each batch of an epoch.
+
+    All batches are full and the last one has the rest. Where the rest is too small for batch normalization, the same
+    number of batches have nearly equal sizes. An epoch has two sizes at most, as JAX compiles a step for each.
+
+    Args:
+        examples: Examples of an epoch.
+        batch_size: The most examples of a batch.
+    """
+    steps = -(-examples // batch_size)
+    if evens_out(examples, batch_size):
+        small, larger = divmod(examples, steps)
+        return [small + 1] * larger + [small] * (steps - larger)
+    return [min(batch_size, examples - start) for start in range(0, examples, batch_size)]
+
+
 def _on_host(
     pixels: np.ndarray, padding: int, dim_only: bool, border: str = "zeros"
 ) -> Callable[..., tuple[np.ndarray, np.ndarray, Any]]:
@@ -103,7 +137,7 @@ def training_batches(
     Args:
         examples: What to train on; with `knowledge`, in the same order.
         augment: Crop and flip.
-        batch_size: Examples a batch; the last batch of an epoch may be smaller.
+        batch_size: The most examples of a batch; an epoch has the batches of `batch_sizes`.
         seed: The run's seed; draws depend on it, the epoch and the example's id only.
         knowledge: Where maps and logits come from.
         overlay: Overlays maps where its probability is above 0; needs `knowledge`.
@@ -186,11 +220,13 @@ def training_batches(
             weights = (shares * weights + (1 - shares) * weights[::-1]).astype(np.float32)
         return images, targets, weights
 
+    bounds = np.cumsum(batch_sizes(len(examples), batch_size))[:-1]
+
     def stream(epoch: int) -> Iterator[Batch]:
         while True:
             order = np.argsort(uniform(keys, seed=seed, epoch=epoch, purpose=ORDER), kind="stable")
-            for start in range(0, len(order), batch_size):
-                yield batch(order[start : start + batch_size], epoch)
+            for chosen in np.split(order, bounds):
+                yield batch(chosen, epoch)
             epoch += 1
 
     return stream

@@ -77,31 +77,28 @@ class Config:
     @property
     def needs_single_images(self) -> bool:
         """Whether a loss compares with what is stored of single images; maps that are only overlaid do not count."""
-        active = self.losses.active().keys()
-        of_logits = self.view.kind == "plain" and bool({"kd", "dkd", "dist", "rkd"} & active)
-        return "ig_match" in active or of_logits or self.needs_views or self.needs_attention
+        of_logits = self.view.kind == "plain" and self.losses.compare("logits")
+        return self.losses.compare("map") or of_logits or self.needs_views or self.needs_attention
 
     @property
     def needs_live_teacher(self) -> bool:
         """Whether the teacher runs in every step."""
         active = self.losses.active()
-        stored = {"at"} if self.needs_attention else set()
-        of_features = {"at", "fsp", "hint"} & active.keys() - stored
-        relations = "rkd" in active and self.losses.rkd.student_layer
-        of_outputs = active.keys() - stored - {"ig_match"}
-        return bool(of_features or relations or (self.view.kind == "live" and of_outputs))
+        if self.needs_attention:
+            del active["at"]
+        live = self.view.kind == "live"
+        return any(term.runs_teacher or (live and term.compares != "map") for term in active.values())
 
     @property
     def needs_store(self) -> bool:
         """Whether the student's training reads the overlay store."""
-        active = self.losses.active().keys()
-        of_logits = bool(active & {"kd", "dkd", "dist", "rkd"}) and self.view.kind == "plain"
-        return self.overlay.probability > 0 or "ig_match" in active or of_logits
+        of_logits = self.view.kind == "plain" and self.losses.compare("logits")
+        return self.overlay.probability > 0 or self.losses.compare("map") or of_logits
 
     @property
     def needs_views(self) -> bool:
         """Whether the student's training reads stored views."""
-        return self.view.kind == "views" and bool({"kd", "dkd", "dist", "rkd"} & self.losses.active().keys())
+        return self.view.kind == "views" and self.losses.compare("logits")
 
     @property
     def needs_attention(self) -> bool:
@@ -207,8 +204,13 @@ def read_experiment(name_or_file: str) -> tuple[str, Config]:
     if base is not None:
         if not isinstance(base, str):
             raise UserError(f"experiment {path}: base must be the name of an experiment, got {base!r}")
-        beside = path.parent / f"{base}.toml"
-        parent = read_toml(beside if beside.is_file() else folder / f"{base}.toml", "experiment")
+        file = base if base.endswith(".toml") else f"{base}.toml"
+        places = path.parent / file, folder / file
+        found = next((place for place in places if place.is_file()), None)
+        if found is None:
+            known = [one.stem for near in (path.parent, folder) for one in near.glob("*.toml")]
+            raise UserError(f"experiment {path}: no base {base!r} beside it or shipped; {closest(base, known)}")
+        parent = read_toml(found, "experiment")
         if "base" in parent:
             raise UserError(f"experiment {path}: base {base!r} has a base itself; one level is the most")
         config = from_mapping(Config, parent)

@@ -5,7 +5,7 @@ import dataclasses
 import io
 import re
 import typing
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -71,13 +71,25 @@ def read_options(
         raise UserError(" ".join(message.split())) from None
 
 
-def read_all_options(cls: type[T], arguments: Sequence[str], *, prog: str) -> T:
+def read_all_options(
+    cls: type[T], arguments: Sequence[str], *, prog: str, former: Mapping[str, str] | None = None
+) -> T:
     """Read the options of a command that takes nothing else.
+
+    Args:
+        cls: A dataclass of options; its docstrings are the help.
+        arguments: Of the command line.
+        prog: Name of the command, for the help.
+        former: Options under their names of earlier versions, with dashes, to those of today.
 
     Raises:
         UserError: as `read_options`, and an argument is unknown.
     """
-    options, unknown = read_options(cls, arguments, prog=prog, use_underscores=False)
+    renamed = []
+    for argument in arguments:
+        flag, equals, value = argument.partition("=")
+        renamed.append((former or {}).get(flag.replace("_", "-"), flag) + equals + value)
+    options, unknown = read_options(cls, renamed, prog=prog, use_underscores=False)
     if unknown:
         near = closest(unknown[0].lstrip("-"), [name.replace("_", "-") for name in vars(options)])
         hint = near if near.startswith("did you mean") else "--help shows all options"

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar, Literal
 
 from tfigkd.runtime.errors import UserError
 
@@ -35,10 +35,28 @@ def require_seed(seed: int, name: str) -> None:
 
 @dataclass(frozen=True)
 class LossConfig:
-    """A term beside the hard label."""
+    """A term beside the hard label; its class says what it compares, from which follows what has to be there.
+
+    Raises:
+        TypeError: A class does not say it.
+    """
+
+    compares: ClassVar[Literal["logits", "features", "map"]]
+    """What of the teacher and the student: their logits, which are stored, or of the live teacher with other views; the
+    outputs of taps, which need the live teacher; or the stored map of the teacher with the student's."""
 
     weight: float = 0.0
     """Weight of the term; 0 switches it off."""
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        if "compares" not in vars(cls):
+            raise TypeError(f'{cls.__name__} has to declare compares = "logits", "features" or "map"')
+
+    @property
+    def runs_teacher(self) -> bool:
+        """Whether the teacher has to run in every step."""
+        return self.compares == "features"
 
     def __post_init__(self) -> None:
         require(self.weight >= 0, "the weight of a loss must not be negative", self.weight)
@@ -51,6 +69,8 @@ class LossConfig:
 class KDConfig(LossConfig):
     """Knowledge distillation from softened logits (Hinton et al. 2015, arXiv 1503.02531)."""
 
+    compares = "logits"
+
     weight: float = 0.0
     """Weight of the term (the papers' alpha); the hard label's weight is 1 minus this, or training.hard_weight."""
     temperature: float = 2.5
@@ -62,6 +82,8 @@ class KDConfig(LossConfig):
 @dataclass(frozen=True)
 class DKDConfig(LossConfig):
     """Decoupled distillation (Zhao et al. 2022, arXiv 2203.08679). Start: weight 1."""
+
+    compares = "logits"
 
     alpha: float = 1.0
     """Weight of the target class's part."""
@@ -77,6 +99,8 @@ class DKDConfig(LossConfig):
 class DISTConfig(LossConfig):
     """Correlation of teacher and student (Huang et al. 2022, arXiv 2205.10536). Start: weight 1."""
 
+    compares = "logits"
+
     temperature: float = 4.0
     """Temperature of teacher and student."""
     inter: float = 2.0
@@ -91,6 +115,8 @@ class DISTConfig(LossConfig):
 class RKDConfig(LossConfig):
     """Relations between examples (Park et al. 2019, arXiv 1904.05068). Start: weight 1."""
 
+    compares = "logits"
+
     student_layer: str | None = None
     """Tap of the student; the logits when not given."""
     teacher_layer: str | None = None
@@ -100,10 +126,17 @@ class RKDConfig(LossConfig):
     angle: float = 50.0
     """Weight of the angles."""
 
+    @property
+    def runs_teacher(self) -> bool:
+        """Whether the teacher has to run in every step: for the outputs of layers, not for the logits."""
+        return bool(self.student_layer)
+
 
 @dataclass(frozen=True)
 class ATConfig(LossConfig):
     """Attention transfer (Zagoruyko, Komodakis 2017, arXiv 1612.03928). Usual weight 1000; the papers' 0.8 is inert."""
+
+    compares = "features"
 
     student_layer: str = "block_09"
     """Tap of the student."""
@@ -115,6 +148,8 @@ class ATConfig(LossConfig):
 class FSPConfig(LossConfig):
     """Flow between two layers (Yim et al. 2017). The two taps of teacher and student have the same channels."""
 
+    compares = "features"
+
     student_layer: tuple[str, str] = ("block_04", "block_09")
     """Taps of the student."""
     teacher_layer: tuple[str, str] = ("block_04", "block_09")
@@ -125,6 +160,8 @@ class FSPConfig(LossConfig):
 class HintConfig(LossConfig):
     """Features through a projector that is trained along (Romero et al. 2015, arXiv 1412.6550). Start: weight 100."""
 
+    compares = "features"
+
     student_layer: str = "block_09"
     """Tap of the student."""
     teacher_layer: str = "block_09"
@@ -134,6 +171,8 @@ class HintConfig(LossConfig):
 @dataclass(frozen=True)
 class IGMatchConfig(LossConfig):
     """The student's input gradient against the teacher's IG map. Start: weight 0.2 to 5."""
+
+    compares = "map"
 
     times_input: bool = True
     """Multiply the gradient by the image, which suits maps from a black baseline."""
@@ -158,3 +197,7 @@ class LossesConfig:
         """Name to config of the terms with a weight."""
         terms = {name: getattr(self, name) for name in self.__dataclass_fields__}
         return {name: term for name, term in terms.items() if term.weight > 0}
+
+    def compare(self, what: Literal["logits", "features", "map"]) -> bool:
+        """Return whether a term with a weight compares logits, features or maps."""
+        return any(term.compares == what for term in self.active().values())

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from tfigkd.config.loss_fields import require
+from tfigkd.config.loss_fields import late, require
 
 
 @dataclass(frozen=True)
@@ -47,6 +47,9 @@ class EvaluationConfig:
     """Share of the pixels that counts as highest in the overlap of two maps."""
     gallery_examples: int = 12
     """Validation images that the report shows with their maps; 0 leaves them out."""
+    mirrored: bool = late(False)
+    """Also measure the accuracy of the mean of the logits of each image and its mirror image, which costs a second
+    forward pass. It stands beside the accuracy, as mirrored_accuracy."""
 
     def __post_init__(self) -> None:
         count = self.attribution_examples

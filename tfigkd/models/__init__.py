@@ -56,6 +56,7 @@ __all__ = [
 
 MODELS: dict[str, Callable[..., keras.Model]] = {
     "mobilenet_v2": mobilenet_v2,
+    "resnet8": functools.partial(resnet, 8, projection=True),
     **{f"resnet{depth}": functools.partial(resnet, depth) for depth in (20, 32, 44, 56)},
     "convnet": convnet,
 }
@@ -113,7 +114,8 @@ def build(
             f"build() takes the options {', '.join((*NEUTRAL, *SPACES))}, got {', '.join(sorted(unknown))}."
         )
     spaces = {option: options.pop(option) for option in SPACES if option in options}
-    if name.endswith(".keras"):
+    other = name not in MODELS and (name.endswith((".h5", ".hdf5")) or Path(name).is_dir())
+    if name.endswith(".keras") or other:  # which is refused there, with what makes it a .keras file
         return load_own(name, num_classes=num_classes, input_shape=input_shape, **spaces)
     _refuse_spaces(name, spaces)
     if name.startswith(PREFIX):

@@ -19,6 +19,9 @@ from tfigkd.runtime.errors import UserError
 PREFIX = "keras/"
 WEIGHTS = (".weights.h5", ".h5", ".keras")
 SHOWN = 5
+MOMENTUM = 0.9
+"""The most of batch normalization. Those of keras.applications' MobileNets have 0.999, which suits the training on
+ImageNet: after the few hundred steps of a small data set most of the averages would still be their initial values."""
 
 
 def applications() -> dict[str, Callable[..., keras.Model]]:
@@ -32,7 +35,8 @@ def application(
 ) -> keras.Model:
     """Build a classifier of keras.applications.
 
-    Its layers have the names that Keras gives them, so they can be taps.
+    Its layers have the names that Keras gives them, so they can be taps. The momentum of batch normalization is at most
+    `MOMENTUM`.
 
     Args:
         name: `keras/` and its name there, such as keras/MobileNetV3Small.
@@ -60,6 +64,9 @@ def application(
         model = function(weights=None, input_shape=tuple(input_shape), classes=num_classes, classifier_activation=None)
     except ValueError as error:
         raise UserError(f"cannot build {name}: {' '.join(str(error).split())[:200]}; try another image size") from error
+    for layer in layers.flatten_layers(model):
+        if isinstance(layer, keras.layers.BatchNormalization):
+            layer.momentum = min(layer.momentum, MOMENTUM)
     if weights is not None:
         bare = functools.partial(function, include_top=False, weights=None, input_shape=tuple(input_shape))
         load_application_weights(model, weights, bare)

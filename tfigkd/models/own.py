@@ -27,6 +27,7 @@ from tfigkd.models.spaces import classifier, last_operation, logits_of, recognis
 from tfigkd.runtime.errors import UserError
 
 CONFIGS = ("config.json", "metadata.json")
+HDF5 = b"\x89HDF\r\n\x1a\n"
 MEMBER = re.compile(r"config\.json|metadata\.json|model\.weights\.(h5|npz)|assets/[\w./-]*", re.ASCII)
 PACKAGES = ("keras", "tfigkd", "builtins")
 ROUNDING = 1e-5
@@ -230,16 +231,28 @@ def own_input_range(path: str, checksum: str) -> Range | None:
     return recognise_input_range(load_model(Path(path)))
 
 
+def not_a_keras_file(path: Path) -> str:
+    """Return what a file or folder is that is no .keras file, and how it becomes one."""
+    if path.is_dir():
+        given = f"the folder of a SavedModel; open it where it was made and save it as {path.name}.keras"
+    elif path.read_bytes()[: len(HDF5)] == HDF5:
+        opened = f"keras.models.load_model({path.name!r}, compile=False)"
+        given = f"an HDF5 file of an earlier Keras; save it anew: {opened}.save({path.stem + '.keras'!r})"
+    else:
+        given = "damaged or of another kind; save the model anew with model.save('NAME.keras')"
+    return f"{path} is not a .keras file but {given}"
+
+
 def load_model(path: Path) -> Any:
     """Return the model of a .keras file, of any kind, as Keras opens it in safe mode.
 
     Raises:
         UserError: The file is missing, unreadable or refused.
     """
-    if not path.is_file():
+    if not path.exists():
         raise UserError(f"no model file {path}; give the path of a .keras file")
     if not zipfile.is_zipfile(path):
-        raise UserError(f"{path} is not a .keras file; save the model anew with model.save")
+        raise UserError(not_a_keras_file(path))
     config, stored = _inspect(path)
     try:
         if _values(config) > stored:  # a value takes a byte at least

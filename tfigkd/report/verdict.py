@@ -9,6 +9,8 @@ from typing import Any
 
 from scipy import stats
 
+from tfigkd.config.fields import TeacherConfig
+from tfigkd.config.reading import from_mapping
 from tfigkd.measure.statistics import LEVEL, wilson
 from tfigkd.report.facts import Facts, History
 from tfigkd.report.table import interval, percent, plural
@@ -55,7 +57,7 @@ def verdict(facts: Facts) -> list[Remark]:
     n_test, classes = evaluated["n_test"], len(evaluated["class_names"])
     counts = [one["examples"] for one in evaluated["per_class"].get("student", [])]
     chance = max(1 / classes, max(counts, default=0) / n_test)
-    trained_teacher = config["teacher"]["train"] and config["teacher"]["weights"] is None
+    trained_teacher = from_mapping(TeacherConfig, config["teacher"]).trained
     found = level(roles, n_test, classes, chance, trained_teacher=trained_teacher)
     found += below_student(roles, evaluated.get("disagreement", {}))
     found += sizes(roles)

@@ -7,14 +7,41 @@ import threading
 from pathlib import Path
 
 CONTEXT = multiprocessing.get_context("spawn")
+MEMORY = 4 * 2**30
+"""Bytes that a training process may need; CIFAR-10 with maps takes 2 to 3 GB."""
+ACCELERATOR = Path("/dev/nvidia0")
+THREADS = ("TF_NUM_INTRAOP_THREADS", "OMP_NUM_THREADS")
 
 
-def settle(log: Path) -> None:
+def processes_that_fit() -> int:
+    """Return how many training processes use this machine best: one for each core, as far as the memory allows.
+
+    Small networks train faster in processes of one thread each than in one process of many threads. An accelerator gets
+    one process.
+    """
+    if ACCELERATOR.exists():
+        return 1
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return max(1, min(cores(), memory // MEMORY))
+
+
+def cores() -> int:
+    """Return the number of cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def settle(log: Path, threads: int | None = None) -> None:
     """Set this process up as a child: write to a log, stop at SIGTERM as at Ctrl-C, end with the parent.
+
+    Args:
+        log: Where standard output and errors go.
+        threads: Threads of TensorFlow and NumPy, which must not be imported yet; None leaves them as they are.
 
     Raises:
         OSError: The log cannot be written.
     """
+    for name in THREADS if threads else ():
+        os.environ.setdefault(name, str(threads))
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     log.parent.mkdir(parents=True, exist_ok=True)

@@ -15,7 +15,7 @@ from typing import Any
 from tfigkd.runtime.errors import UserError
 from tfigkd.runtime.quiet import quiet_stderr
 
-COMMIT = "TFIGKD_COMMIT"  # the environment variable that names the commit of a copy without .git
+COMMIT = "TFIGKD_COMMIT"  # the environment variable that names the commit of a copy
 PACKAGES = ("tensorflow", "keras", "jax", "numpy", "ai-edge-litert")
 
 
@@ -62,8 +62,10 @@ def hardware() -> str:
 def commit() -> str:
     """Return the commit of the checkout, followed by "+changes" if files differ from it.
 
-    Outside a checkout this is the value of $TFIGKD_COMMIT, or empty.
+    $TFIGKD_COMMIT comes first: it names the commit of a copy. Outside a checkout without it this is empty.
     """
+    if os.environ.get(COMMIT):
+        return os.environ[COMMIT]
     here = Path(__file__).resolve().parents[1]
 
     def git(*words: str) -> str:
@@ -73,10 +75,10 @@ def commit() -> str:
     try:
         # only a checkout of this project counts, not another repository that contains an installed copy
         if Path(git("rev-parse", "--show-toplevel")) != here.parent:
-            return os.environ.get(COMMIT, "")
+            return ""
         return git("rev-parse", "--short=12", "HEAD") + ("+changes" if git("status", "--porcelain", "-uno") else "")
     except (OSError, subprocess.CalledProcessError):
-        return os.environ.get(COMMIT, "")
+        return ""
 
 
 def origin(command: str) -> dict[str, str]:

@@ -9,7 +9,7 @@ import keras
 
 from tfigkd import models
 from tfigkd.batches.controls import apply_control, shuffle_views
-from tfigkd.batches.stream import Batch, Knowledge, StoredAttention, training_batches
+from tfigkd.batches.stream import Batch, Knowledge, StoredAttention, evens_out, training_batches
 from tfigkd.config.experiment import Config
 from tfigkd.data import Dataset, to_model_input
 from tfigkd.losses import LOSSES, Loss
@@ -85,6 +85,8 @@ def student_fingerprint(config: Config, workdir: Workdir, data: str | None = Non
     trained_on = [data or data_fingerprints(config.data)[0], *training_choice(config.data)]
     identity = [*trained_on, workdir.seed, teacher, store, views]
     identity += [attention] if attention else []
+    if evens_out(len(training_examples(config.data)), config.training.batch_size):
+        identity.append("even batches")
     network = fingerprint_values(config.student) | network_values(config.student, dataset(config.data))
     if config.student.own_file or config.student.application:
         network = {name: value for name, value in network.items() if name not in ("widths", "depth")}
@@ -225,7 +227,7 @@ def check(config: Config) -> None:
 
 def _wanted(config: Config) -> set[str]:
     """Return what the losses compare beside the student's own outputs."""
-    wanted = {"teacher_map"} if "ig_match" in config.losses.active() else set()
+    wanted = {"teacher_map"} if config.losses.compare("map") else set()
     if config.needs_live_teacher:
         wanted.add("teacher_inputs")
     if config.view.kind == "plain":

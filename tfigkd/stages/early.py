@@ -2,25 +2,34 @@
 
 from collections.abc import Collection
 
+import keras
+
 from tfigkd.compress.methods import check_compressible
 from tfigkd.config.experiment import Config, fine_tuning
 from tfigkd.edge.convert import OperationError, check_convertible
 from tfigkd.models.cost import count_parameters, multiply_adds
 from tfigkd.models.fold import fold_batch_norm
-from tfigkd.models.layers import with_stock_layers
+from tfigkd.models.layers import flatten_layers, with_stock_layers
+from tfigkd.report.table import percent
 from tfigkd.report.verdict import Remark, few_images, sizes
 from tfigkd.runtime.errors import UserError
-from tfigkd.stages.data import dataset, holds_out_validation
+from tfigkd.stages.data import dataset, holds_out_validation, training_examples
 from tfigkd.stages.distill import assemble, untrained_student
 from tfigkd.stages.teacher import build_network, build_teacher
 
 GOOD_ACCURACY = 0.97
 """The accuracy for which the width of an interval is stated before any accuracy is known."""
+INITIAL_SHARE = 0.05
+"""Share of the initial values in the averages of batch normalization above which inference is not what training saw."""
 
 
 def early_remarks(config: Config) -> list[Remark]:
     """Return what is wrong with the sizes of networks and splits of a config, before anything is trained."""
     data, found = dataset(config.data), []
+    if config.student.own_file and config.student.init == "random":
+        steps = config.training.epochs * -(-len(training_examples(config.data)) // config.training.batch_size)
+        averaged = config.training.ema or config.training.lookahead  # statistics are then computed anew
+        found += [] if averaged else slow_averages(build_network(config.student, data), steps)
     if config.needs_teacher:
         networks = {"teacher": build_teacher(config, data), "student": build_network(config.student, data)}
         if config.student.init != "teacher":  # such a student has the teacher's own blocks
@@ -33,6 +42,26 @@ def early_remarks(config: Config) -> list[Remark]:
     found += few_images("test", len(data.test), GOOD_ACCURACY)
     held_out = len(data.validation) if holds_out_validation(config.data) else 0
     return found + few_images("validation", held_out, GOOD_ACCURACY)
+
+
+def slow_averages(student: keras.Model, steps: int) -> list[Remark]:
+    """Return what is wrong with the moving averages of a student with fresh weights.
+
+    Args:
+        student: With or without batch normalization.
+        steps: Of its training.
+    """
+    norms = [layer for layer in flatten_layers(student) if isinstance(layer, keras.layers.BatchNormalization)]
+    momentum = max((layer.momentum for layer in norms if layer.trainable), default=0.0)
+    if momentum**steps <= INITIAL_SHARE:
+        return []
+    text = (
+        f"Batch normalization of the student has momentum {momentum:g}: after {steps:,} steps "
+        f"{percent(momentum**steps)} of its averages are still the initial ones."
+    )
+    return [
+        Remark("slow averages", text, "--training.ema 0.99, which computes them anew; or momentum=0.9 in the model")
+    ]
 
 
 def check_ahead(config: Config, stages: Collection[str]) -> None:

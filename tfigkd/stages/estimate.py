@@ -164,7 +164,7 @@ def _student_step(config: Config, data: Dataset) -> float:
     count, known = config.training.batch_size, {}
     if not config.needs_live_teacher:
         known["teacher_logits"] = np.zeros((count, data.num_classes), np.float32)
-    if "ig_match" in config.losses.active():
+    if config.losses.compare("map"):
         known["teacher_map"] = np.ones((count, *data.image_shape[:2]), np.float32)
     try:
         model = assemble(config, student, teacher)

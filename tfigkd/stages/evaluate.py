@@ -19,7 +19,7 @@ from tfigkd.data import Examples, mean_color, to_model_input
 from tfigkd.edge.litert import litert_predictor
 from tfigkd.measure.explanation import faithfulness, measure, similarity
 from tfigkd.measure.gallery import FILE, OF_TEACHER, Explained, Gallery, Shown, choose_examples
-from tfigkd.measure.metrics import Predict, disagreement, per_class, predict_logits
+from tfigkd.measure.metrics import Predict, disagreement, mirrored_accuracy, per_class, predict_logits
 from tfigkd.models.cost import count_parameters, multiply_adds
 from tfigkd.models.weights import weights_fingerprint
 from tfigkd.runtime import console
@@ -127,6 +127,8 @@ def evaluate(config: Config, workdir: Workdir) -> None:
     with console.progress("evaluate", len(predictors)) as advance:
         for name, predict in predictors.items():
             results[name], logits[name] = measure(predict, data.test, logits.get("teacher"))
+            if settings.mirrored:
+                results[name]["mirrored_accuracy"] = mirrored_accuracy(predict, data.test.images, data.test.labels)
             advance()
     for role, model in roles.items():
         results[role] |= {"parameters": count_parameters(model), "multiply_adds": multiply_adds(model)}
@@ -160,7 +162,8 @@ def evaluate(config: Config, workdir: Workdir) -> None:
     )
     for name, values in results.items():
         agreement = f", agreement with the teacher {100 * values['agreement']:.2f} %" if "agreement" in values else ""
-        console.say(f"  {name}: test accuracy {100 * values['accuracy']:.2f} %{agreement}")
+        mirrored = f" ({100 * values['mirrored_accuracy']:.2f} % with mirror images)" if settings.mirrored else ""
+        console.say(f"  {name}: test accuracy {100 * values['accuracy']:.2f} %{mirrored}{agreement}")
 
 
 def make_gallery(config: Config, workdir: Workdir, shown: Shown, explained: Mapping[str, Explained]) -> Gallery:

@@ -31,7 +31,11 @@ def export_identity(config: Config, workdir: Workdir, weights: dict[str, str]) -
         workdir: Where the files lie.
         weights: Fingerprints of the models, by role.
     """
-    identities = [fingerprint("export", data, weights, config.export) for data in data_fingerprints(config.data)]
+    earlier = [("export", data, weights, config.export) for data in data_fingerprints(config.data)]
+    identities = [fingerprint(*parts) for parts in earlier]
+    if "teacher" in weights:  # its name holds the teacher's architecture: other layers may have the same weights
+        teacher = teacher_folder(config, workdir).name
+        identities = [*(fingerprint(*parts, teacher) for parts in earlier), *identities]
     before = (read_manifest(workdir.stage("export")) or {}).get("fingerprint")
     return next((identity for identity in identities if identity == before), identities[0])
 

@@ -59,6 +59,8 @@ class Run:
         workdir: Where it writes; it has the seed.
         stages: Which stages to run.
         smoke: Whether the config was shrunk by `smoke`.
+        foreseen: Whether the time of the run and remarks on its sizes are printed before it starts; the trial steps and
+            networks for it take half a minute.
     """
 
     experiment: str
@@ -66,6 +68,7 @@ class Run:
     workdir: Workdir
     stages: tuple[str, ...] = STAGES
     smoke: bool = False
+    foreseen: bool = True
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -193,11 +196,11 @@ def _prepare(chosen: Run, config: Config) -> None:
             check(config)
         if "distill" in needed:
             check_ahead(config, needed)
-        early = [] if chosen.smoke or "distill" not in needed else early_remarks(config)
-        about = estimate(config, workdir, needed)
+        early = early_remarks(config) if chosen.foreseen and not chosen.smoke and "distill" in needed else []
+        about = f"; about {estimate(config, workdir, needed)} on this machine" if chosen.foreseen else ""
     for remark in early:
         console.say(f"warning: {remark.sentence}")
-    console.say(f"stages: {', '.join(needed)}; about {about} on this machine")
+    console.say(f"stages: {', '.join(needed)}{about}")
 
 
 def _run(chosen: Run) -> bool:

@@ -12,7 +12,7 @@ import numpy as np
 
 from tfigkd import models
 from tfigkd.attribution import make_baseline
-from tfigkd.batches.stream import training_batches
+from tfigkd.batches.stream import evens_out, training_batches
 from tfigkd.config.experiment import Config, experiments_folder
 from tfigkd.config.fields import NetworkConfig
 from tfigkd.data import Dataset, mean_color, to_model_input
@@ -65,6 +65,8 @@ def build_network(config: NetworkConfig, data: Dataset) -> keras.Model:
         **{name: getattr(config, name) for name in ARCHITECTURE},
         **spaces,
     )
+    if config.model == "convnet":
+        models.set_whitening(model, to_model_input(data.train.images[:WHITENED]))
     return models.with_fresh_weights(model) if config.own_file and getattr(config, "init", "") == "random" else model
 
 
@@ -114,6 +116,8 @@ def teacher_fingerprint(config: Config, data: str | None = None) -> str:
     network = network_values(teacher, dataset(config.data))
     published = checksum(weights_path(teacher.weights)) if teacher.weights else None
     recipe = [teacher.training, _draws(config), config.augment, config.data.train_split] if teacher.trained else []
+    if teacher.trained and evens_out(len(teacher_examples(config.data)), teacher.training.batch_size):
+        recipe.append("even batches")
     return fingerprint("teacher", data, network, published, *recipe)
 
 
@@ -204,11 +208,12 @@ def _train(config: Config, data: Dataset, folder: Path) -> tuple[keras.Model, li
         num_classes=data.num_classes,
         class_weights=class_weights(config.teacher.training, examples, data.class_names),
     )
+    smoothing, hard_weight = config.teacher.training.label_smoothing, config.teacher.training.hard_weight
     validation = None
     if holds_out_validation(config.data):
         validation = (to_model_input(data.validation.images), data.validation.labels)
     history = fit(
-        Distiller(model, label_smoothing=config.teacher.training.label_smoothing),
+        Distiller(model, label_smoothing=smoothing, hard_weight=hard_weight),
         stream,
         examples=len(examples),
         config=config.teacher.training,
@@ -223,10 +228,12 @@ def _train(config: Config, data: Dataset, folder: Path) -> tuple[keras.Model, li
 
 
 def _saved(config: Config) -> Path | None:
-    """Return the teacher in the checkout's saved_models, when it is this one."""
-    folder = experiments_folder().parent / "saved_models" / "teacher"
+    """Return the teacher in the checkout's saved_models/teachers, when it is this one."""
     names = [teacher_fingerprint(config, data) for data in data_fingerprints(config.data)]
-    return folder / FILE if any(finished(folder, name) for name in names) else None
+    for folder in sorted((experiments_folder().parent / "saved_models/teachers").glob("*/")):
+        if any(finished(folder, name) for name in names):
+            return folder / FILE
+    return None
 
 
 def _check_given(config: Config, data: Dataset, model: keras.Model) -> None:

@@ -14,13 +14,14 @@ from tfigkd.config.flags import read_all_options, read_options
 from tfigkd.runtime import console
 from tfigkd.runtime.command import command
 from tfigkd.runtime.errors import UserError
+from tfigkd.runtime.processes import cores, processes_that_fit
 from tfigkd.study.plan import PROG, Options, Study, plan, read_study
 from tfigkd.study.runs import finished_row, run_all
 
 
 def study(options: Options, flags: Sequence[str]) -> int:
     """Run a study and return the exit status."""
-    if options.processes < 1:
+    if options.processes is not None and options.processes < 1:
         raise UserError(f"--processes must be at least 1, got {options.processes}")
     if options.seeds is not None and options.seeds < 1:
         raise UserError(f"--seeds must be at least 1, got {options.seeds}")
@@ -28,14 +29,18 @@ def study(options: Options, flags: Sequence[str]) -> int:
     jobs = plan(described, options, flags)
     console.say(f"{described.name}: {described.description}")
     stages = options.stages or described.stages
-    console.say(f"{len(jobs)} runs, stages {stages}, {options.processes} at once, in {options.workdir}")
+    processes = options.processes or processes_that_fit()
+    threads = max(1, cores() // processes)
+    console.say(
+        f"{len(jobs)} runs, stages {stages}, {processes} at once, threads of each: {threads}, in {options.workdir}"
+    )
     if options.dry_run:
         for job in jobs:
             console.say(
                 f"  {job.title}: {job.run.experiment}, {'finished' if finished_row(job) else 'to do'}, {job.folder}"
             )
         return 0
-    ended = run_all(jobs, processes=options.processes, minutes=options.minutes)
+    ended = run_all(jobs, processes=processes, threads=threads, minutes=options.minutes)
     console.say(", ".join(f"{len(some)} {how}" for how, some in ended.items() if some))
     if ended["done"] or ended["before"]:
         _show(described, options)
@@ -54,7 +59,7 @@ def _show(described: Study, options: Options) -> None:
     if options.smoke or not show_results(described, options.workdir):
         return
     where = [] if options.workdir == Options.workdir else ["--workdir", str(options.workdir)]
-    words = shlex.join([*where, "--study", described.name])
+    words = shlex.join([*where, "--experiment", described.source])
     console.say(f"next: {PROG} collect {words}  (its rows in one table)", last=True)
 
 
@@ -64,7 +69,8 @@ def main(arguments: list[str]) -> int:
     if arguments[:1] == ["collect"]:
         from tfigkd.study import collect
 
-        collect.collect(read_all_options(collect.Options, arguments[1:], prog=f"{PROG} collect"))
+        former = {"--study": "--experiment"}
+        collect.collect(read_all_options(collect.Options, arguments[1:], prog=f"{PROG} collect", former=former))
         return 0
     if arguments[:1] == ["report"]:
         from tfigkd.study import report

@@ -1,7 +1,7 @@
 """Collection of finished runs: rows are copied to one table a study, models to saved_models.
 
 python -m tfigkd.study collect
-python -m tfigkd.study collect --study lowdata --models lowdata_kd,lowdata_ig_kd
+python -m tfigkd.study collect --experiment lowdata --models lowdata_kd,lowdata_ig_kd
 
 Smoke runs and unfinished runs are ignored. Collecting twice adds nothing. Rows of one arm must be of one config, apart
 from the seed. Runs copied from another machine may lack their students: their rows are collected, and `--models` skips
@@ -57,8 +57,8 @@ class Options:
     """Folder of their teachers."""
     into: Path | None = None
     """Folder to write experiments/results/STUDY.csv and saved_models to, instead."""
-    study: str | None = None
-    """Only this study."""
+    experiment: str | None = None
+    """Only this study: its name, or its .toml file."""
     models: str = ""
     """Experiments, separated by commas: their students go to saved_models/EXPERIMENT/SEED, and their teacher too."""
     replace: bool = False
@@ -202,7 +202,10 @@ def save_student(run: Path, row: dict[str, str], into: Path) -> Path:
 
 
 def save_teacher(run: Path, teachers: Path, into: Path) -> Path | None:
-    """Copy the teacher of a run to saved_models/teacher, if it was trained here and exists; otherwise return None."""
+    """Copy the teacher of a run, if it was trained here and exists, to saved_models/teachers; otherwise return None.
+
+    Its folder has the name of its architecture; a second teacher of the same architecture has its fingerprint too.
+    """
     try:
         settings = json.loads((run / SETTINGS).read_text(encoding="utf-8"))
         config = from_mapping(Config, settings["config"])
@@ -220,7 +223,11 @@ def save_teacher(run: Path, teachers: Path, into: Path) -> Path | None:
     if manifest is None:
         return None
     verify_files(source, manifest)
-    folder = make_folder(into / "teacher")
+    name = Path(config.teacher.model).stem
+    there = read_manifest(into / "teachers" / name)
+    if there is not None and there["fingerprint"] != manifest["fingerprint"]:
+        name = f"{name}-{manifest['fingerprint'][:8]}"
+    folder = make_folder(into / "teachers" / name)
     copied = copy_file(source / FILE, folder / FILE)
     outputs = {name: value for name, value in manifest.items() if name not in ("fingerprint", "files")}
     write_manifest(folder, manifest["fingerprint"], files={FILE: copied}, **outputs)
@@ -233,7 +240,8 @@ def collect(options: Options) -> None:
     Raises:
         UserError: no run is finished, a requested model has no finished run, or a file is damaged.
     """
-    runs = finished_runs(options.workdir, options.study)
+    only = options.experiment and Path(options.experiment).name.removesuffix(".toml")
+    runs = finished_runs(options.workdir, only)
     if not runs:
         raise UserError(f"no finished run of a study in {options.workdir}; run one first, or give --workdir")
     for name in sorted({row["study"] for _, row in runs}):

@@ -7,7 +7,7 @@ they can be compared in pairs. Each run has its own folder.
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from tfigkd.config.experiment import Config, experiments_folder, override, read_experiment, smoke
 from tfigkd.config.flags import with_flags
@@ -26,13 +26,15 @@ class Study:
     Attributes:
         name: The file's stem.
         description: One line.
-        arms: Arm to experiment, in the order in which the arms of a seed run.
+        arms: Arm to experiment, in the order in which the arms of a seed run. The path of a .toml file is relative to
+            the folder of the study's file.
         seeds: Number of seeds, from 0.
         stages: Stages of each run.
         overrides: Fields set in every arm, as nested tables.
         sizes: Name to fields of a size; every arm runs at every size.
         seed_fields: Dotted fields that are set to the seed, such as the seed of a subset.
         comparisons: Pairs of arms to compare, chosen before any result is known.
+        judged_on: The split whose accuracies are shown and compared: test, or validation where something is chosen.
         source: What the study is called on the command line: its name, or the path of a file that is not shipped.
     """
 
@@ -45,6 +47,7 @@ class Study:
     sizes: dict[str, dict[str, Any]] = field(default_factory=lambda: {"": {}})
     seed_fields: tuple[str, ...] = ()
     comparisons: tuple[tuple[str, str], ...] = ()
+    judged_on: Literal["test", "validation"] = "test"
     source: str = ""
 
 
@@ -61,8 +64,9 @@ class Options:
     """Folder of the runs, which are in WORKDIR/STUDY/ARM[-SIZE]/SEED."""
     teachers: Path = Path("runs/teachers")
     """Folder of teachers and their stores, shared by all runs."""
-    processes: int = 1
-    """Number of runs at the same time; without an accelerator, one run keeps two cores busy."""
+    processes: int | None = None
+    """Number of runs at the same time; the cores are divided among them. Default: one for each core, as far as 4 GiB of
+    memory for each allow; 1 with an accelerator."""
     seeds: int | None = None
     """Number of seeds, from 0. Default: that of the study (1 with --smoke)."""
     arms: str | None = None
@@ -121,13 +125,24 @@ def read_study(name_or_file: str) -> Study:
         raise UserError(f"{what}: a study is named by its file; remove the line `{given}`")
     shipped = path.resolve().parent == folder.resolve()
     source = path.stem if shipped else str(path)
-    study = replace(from_mapping(Study, table, what=what), name=path.stem, source=source)
+    study = from_mapping(Study, table, what=what)
+    arms = {arm: _beside(path, experiment) for arm, experiment in study.arms.items()}
+    study = replace(study, arms=arms, name=path.stem, source=source)
     if not study.arms or study.seeds < 1:
         raise UserError(f"{what}: expected at least one arm and one seed")
     for pair in study.comparisons:
         if not {*pair} <= study.arms.keys():
             raise UserError(f"{what}: expected comparisons of two of its arms, got {list(pair)}")
     return study
+
+
+def _beside(path: Path, experiment: str) -> str:
+    """Return an arm's experiment as `read_experiment` finds it from any folder: its name, or the path of its file.
+
+    A file that is not beside the study is looked for in the current folder, as earlier versions did.
+    """
+    beside = path.parent / experiment
+    return str(beside) if experiment.endswith(".toml") and beside.is_file() else experiment
 
 
 def _config(experiment: str, study: Study, size: str, seed: int, *, small: bool) -> tuple[str, Config]:
@@ -164,6 +179,6 @@ def plan(study: Study, options: Options, flags: Sequence[str] = ()) -> list[Job]
                 name, config = _config(study.arms[arm], study, size, seed, small=options.smoke)
                 config = with_flags(config, flags, PROG)
                 workdir = Workdir(root / (f"{arm}-{size}" if size else arm) / str(seed), options.teachers, seed)
-                run = Run(name, config, workdir, stages, smoke=options.smoke)
+                run = Run(name, config, workdir, stages, smoke=options.smoke, foreseen=False)
                 jobs.append(Job(study.name, arm, size, run, tuple(flags), study.seed_fields, study.source))
     return jobs

@@ -62,10 +62,10 @@ def _label(job: Job) -> dict[str, Any]:
     return {**label, "seed_fields": list(job.seed_fields)}
 
 
-def _process(job: Job) -> None:
+def _process(job: Job, threads: int) -> None:
     """Do one run as a child process, with its output in run.log of the run's folder."""
     try:
-        settle(job.folder / "run.log")
+        settle(job.folder / "run.log", threads)
     except OSError as error:
         print(f"error: {system_line(error)}", file=sys.stderr)
         sys.exit(FAILED)
@@ -75,12 +75,15 @@ def _process(job: Job) -> None:
         sys.exit(130)
 
 
-def run_all(jobs: Sequence[Job], *, processes: int, minutes: float | None = None) -> Mapping[str, list[Job]]:
+def run_all(
+    jobs: Sequence[Job], *, processes: int, threads: int, minutes: float | None = None
+) -> Mapping[str, list[Job]]:
     """Run jobs in child processes, several at the same time, in order.
 
     Args:
         jobs: Jobs to run; finished ones are skipped.
         processes: Number of processes at the same time.
+        threads: Threads of each.
         minutes: Stop all runs after this time; the next call continues them. None: no limit.
 
     Returns:
@@ -100,7 +103,7 @@ def run_all(jobs: Sequence[Job], *, processes: int, minutes: float | None = None
         while pending or running:
             while pending and len(running) < processes:
                 job = pending.pop(0)
-                process = CONTEXT.Process(target=_process, args=(job,), name=job.title)
+                process = CONTEXT.Process(target=_process, args=(job, threads), name=job.title)
                 process.start()
                 running[process.sentinel] = (job, process, time.monotonic())
             left = None if deadline is None else deadline - time.monotonic()
