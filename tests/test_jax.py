@@ -89,6 +89,23 @@ try:
 except UserError as error:
     print(error)
 """
+FLOAT16 = """
+import keras, numpy as np
+from tfigkd import Distiller
+from tfigkd.losses import KLDivergence
+keras.mixed_precision.set_dtype_policy("mixed_float16")
+def network(seed):
+    keras.utils.set_random_seed(seed)
+    inputs = keras.Input((6,))
+    hidden = keras.layers.Dense(8, activation="relu")(inputs)
+    return keras.Model(inputs, keras.layers.Dense(5, dtype="float32")(hidden))
+model = Distiller(network(0), losses={"kd": KLDivergence(2.0)}, loss_weights={"kd": 0.5}, teacher=network(1))
+model.compile(keras.optimizers.SGD(0.5), metrics=["accuracy"])
+images, labels = np.random.default_rng(0).random((32, 6)).astype("float32"), np.arange(32) % 5
+history = model.fit(images, labels, epochs=20, batch_size=16, verbose=0).history
+assert np.isfinite(history["loss"]).all() and history["loss"][-1] < history["loss"][0], history["loss"]
+assert type(model.optimizer).__name__ == "LossScaleOptimizer"
+"""
 QUICK_TO_COMPILE = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
 NEEDS_JAX = pytest.mark.skipif(importlib.util.find_spec("jax") is None, reason="NEEDS JAX: pip install tfigkd[jax]")
 
@@ -135,6 +152,7 @@ PROGRAMS = {
     **{f"broken {step}": (BROKEN, step) for step in ("3", "55")},
     "gradients": (GRADIENTS, ""),
     "pruning": (PRUNING, ""),
+    "float16": (FLOAT16, ""),  # at the end: it sets the policy of the process
 }
 ALL = """
 import contextlib, io, json, sys, traceback
@@ -217,27 +235,6 @@ def test_jax_trains_where_there_is_no_tensorflow_and_tensorflow_exports_it(tmp_p
     assert (tmp_path / "runs/ig_kd-smoke/0/export/student.int8.tflite").stat().st_size > 1000
 
 
-FLOAT16 = """
-import keras, numpy as np
-from tfigkd import Distiller
-from tfigkd.losses import KLDivergence
-keras.mixed_precision.set_dtype_policy("mixed_float16")
-def network(seed):
-    keras.utils.set_random_seed(seed)
-    inputs = keras.Input((6,))
-    hidden = keras.layers.Dense(8, activation="relu")(inputs)
-    return keras.Model(inputs, keras.layers.Dense(5, dtype="float32")(hidden))
-model = Distiller(network(0), losses={"kd": KLDivergence(2.0)}, loss_weights={"kd": 0.5}, teacher=network(1))
-model.compile(keras.optimizers.SGD(0.5), metrics=["accuracy"])
-images, labels = np.random.default_rng(0).random((32, 6)).astype("float32"), np.arange(32) % 5
-history = model.fit(images, labels, epochs=20, batch_size=16, verbose=0).history
-assert np.isfinite(history["loss"]).all() and history["loss"][-1] < history["loss"][0], history["loss"]
-assert type(model.optimizer).__name__ == "LossScaleOptimizer"
-"""
-
-
-def test_float16_trains_on_jax():
-    pytest.importorskip("jax", reason="NEEDS JAX: pip install jax")
-    environment = os.environ | {"KERAS_BACKEND": "jax", "PYTHONPATH": str(HOME)}
-    done = subprocess.run([sys.executable, "-c", FLOAT16], capture_output=True, text=True, env=environment)
-    assert done.returncode == 0, done.stderr[-3000:]
+@NEEDS_JAX
+def test_float16_trains_on_jax(on_jax):
+    on_jax("float16")
