@@ -291,6 +291,7 @@ def _become(request: dict) -> None:
         os.close(stream)
     if request["new_session"]:
         os.setsid()
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell ignores SIGINT in background jobs
     os.environ.clear()
     os.environ.update(request["environment"])
     os.chdir(request["folder"])
