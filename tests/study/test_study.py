@@ -7,13 +7,13 @@ import os
 import shlex
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 from scipy import stats
 
+from tests import children
 from tfigkd.config.experiment import experiments_folder, override, read_experiment, to_mapping
 from tfigkd.runtime.errors import UserError
 from tfigkd.runtime.files import checksum, locked, read_manifest, verify_files, write_manifest, write_signed
@@ -69,11 +69,7 @@ def write_tiny(folder):
 
 
 def start(folder, *arguments):
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "160"}
-    command = [sys.executable, "-m", "tfigkd.study", *map(str, arguments)]
-    return subprocess.Popen(
-        command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
+    return children.fork(folder, "tfigkd.study", *arguments, environment={"COLUMNS": "160"}, merged=True)
 
 
 def succeed(folder, *arguments):
@@ -166,8 +162,8 @@ def test_a_kill_loses_no_row_and_repeats_none_and_collecting_moves_each_once(tmp
     second = tmp_path / "runs/studies/pair/fast/0/distill"
     while not list(second.glob("checkpoint-*.ckpt")) and time.monotonic() < deadline:
         time.sleep(0.05)
-    children = subprocess.run(["ps", "-o", "pid=", "--ppid", str(process.pid)], capture_output=True, text=True).stdout
-    for victim in (process.pid, *map(int, children.split())):
+    runs = subprocess.run(["ps", "-o", "pid=", "--ppid", str(process.pid)], capture_output=True, text=True).stdout
+    for victim in (process.pid, *map(int, runs.split())):
         try:
             os.kill(victim, signal.SIGKILL)
         except ProcessLookupError:
@@ -207,8 +203,7 @@ def test_a_kill_loses_no_row_and_repeats_none_and_collecting_moves_each_once(tmp
     manifest = read_manifest(saved)
     verify_files(saved, manifest)
     command = ["--experiment", "tiny.toml", "--seed", "1", "--workdir", str(saved), "--stages", "evaluate"]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    subprocess.run([sys.executable, "-m", "tfigkd.run", *command], cwd=tmp_path, env=environment, check=True)
+    children.run(tmp_path, "tfigkd.run", *command).check_returncode()
     measured = read_manifest(saved / "evaluate")["results"]["student"]["accuracy"]
     assert measured == pytest.approx(float(after["runs/studies/pair/slow/1"]["student_accuracy"]), abs=1e-12)
 
