@@ -7,17 +7,28 @@ import re
 import keras
 import numpy as np
 import pytest
+from PIL import Image
 
 from tfigkd import models
+from tfigkd.benchmark import main as benchmark
 from tfigkd.config.fields import ExportConfig
 from tfigkd.data import load
 from tfigkd.edge.contract import read_contract
 from tfigkd.edge.convert import CALIBRATED, FORMATS, convert
-from tfigkd.edge.litert import dequantize, litert_predictor, open_litert, quantize
+from tfigkd.edge.litert import (
+    dequantize,
+    float_operations,
+    inner_floats,
+    litert_predictor,
+    open_litert,
+    quantize,
+)
 from tfigkd.edge.parity import check_parity, export_file, parity
+from tfigkd.evaluate import main as evaluate
 from tfigkd.export import Options, main
 from tfigkd.measure.metrics import predict_logits
 from tfigkd.models.layers import with_stock_layers
+from tfigkd.predict import main as predict
 from tfigkd.runtime.errors import UserError
 from tfigkd.training.distiller import Distiller
 
@@ -62,6 +73,29 @@ def test_int8_is_integer_throughout_smaller_and_close(files, student, data):
     report = parity(files / "int8.tflite", data.validation, reference)
     assert report["agreement"] >= 0.9
     assert report["max_difference"] < 0.2 * np.abs(reference).max()
+
+
+@pytest.mark.parametrize("format", CALIBRATED)
+def test_float32_ends_leave_integers_inside_and_the_same_answers(format, files, student, data, tmp_path):
+    """Quantizing at the ends is the same arithmetic, in the file: logits are equal up to one step of the output."""
+    path = tmp_path / f"student.{format}.tflite"
+    report = export_file(path, student, format, data, ExportConfig(io="float32"))
+    interpreter = open_litert(path, delegates=False)
+    source, sink = interpreter.get_input_details()[0], interpreter.get_output_details()[0]
+    assert source["dtype"] == sink["dtype"] == np.float32
+    assert inner_floats(path) == [] and float_operations(path) == []
+    assert len(interpreter.get_tensor_details()) > 20
+    contract = read_contract(path)
+    assert (contract["format"], contract["io"]) == (format, "float32")
+    assert contract["input"]["dtype"] == contract["output"]["dtype"] == "float32"
+    assert "quantization" not in contract["input"] and contract["calibration"]["examples"] == 70
+    assert contract["parity"]["agreement"] == report["agreement"] >= 0.9
+    other = tmp_path / "integer.tflite"
+    export_file(other, student, format, data, ExportConfig())
+    assert read_contract(other)["io"] == "integer"
+    step = open_litert(other).get_output_details()[0]["quantization"][0]
+    images = data.validation.images
+    np.testing.assert_allclose(litert_predictor(path)(images), litert_predictor(other)(images), atol=1.01 * step)
 
 
 def test_batch_normalization_is_folded(files):
@@ -170,6 +204,21 @@ def test_the_command_exports_a_users_model(shop, capsys, format):
     np.testing.assert_allclose(shares, expected, atol=0.02)
 
 
+def test_a_file_with_float32_ends_works_in_every_command(shop, capsys, tmp_path):
+    output = tmp_path / "own.int8.tflite"
+    own = [str(shop / "own.keras"), "--format", "int8", "--data", "digits", "--input-range", "0", "255"]
+    assert main([*own, "--io", "float32", "--output", str(output)]) == 0
+    assert "kB, float32 input and output; on 70 validation images" in capsys.readouterr().out
+    picture = tmp_path / "one.png"
+    Image.fromarray(load("digits").test.images[0]).save(picture)
+    assert predict([str(output), str(picture)]) == 0
+    assert capsys.readouterr().out.count(" %") == 5
+    assert evaluate([str(output), "--data", "digits"]) == 0
+    assert "accuracy" in capsys.readouterr().out
+    assert benchmark([str(output), "--runs", "5", "--warmup", "1", "--threads", "1", "--data", "digits"]) == 0
+    assert "accuracy" in capsys.readouterr().out
+
+
 def test_an_option_has_the_name_of_its_field(shop, capsys):
     """The name of earlier versions, min-agreement, is still understood."""
     own = [shop / "open.keras", "--format", "int8", "--data", "digits", "--output", shop / "strict.tflite"]
@@ -180,6 +229,7 @@ def test_an_option_has_the_name_of_its_field(shop, capsys):
     assert {field.name for field in dataclasses.fields(Options)} & fields == {
         "calibration_examples",
         "min_int8_agreement",
+        "io",
     }
 
 

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 
 from tyro.conf import Positional, arg
 
-from tfigkd.config.fields import ExportConfig, Format
+from tfigkd.config.fields import Ends, ExportConfig, Format
 from tfigkd.config.flags import DataOptions, SpaceOptions, read_all_options
 from tfigkd.runtime import console
 from tfigkd.runtime.command import command
@@ -36,6 +36,8 @@ class Options(DataOptions, SpaceOptions):
     """Validation images that calibrate int8 and int16x8, at most half of them."""
     min_int8_agreement: float = ExportConfig.min_int8_agreement
     """Smallest share of validation images with the same top-1 class as in Keras, of files with int8 weights."""
+    io: Ends = "integer"
+    """Input and output of int8 and int16x8: integer, as inside, or float32, which LiteRT.js needs (tfigkd.web)."""
 
 
 def _load(options: Options) -> tuple[Any, Any, Any]:
@@ -77,6 +79,7 @@ def run(options: Options) -> str:
     Raises:
         UserError: the model or the data do not fit, or the file is not equal enough to the model.
     """
+    from tfigkd.edge.convert import CALIBRATED
     from tfigkd.edge.parity import export_file
 
     if options.format == "c":
@@ -87,13 +90,16 @@ def run(options: Options) -> str:
         raise UserError(f"no folder {options.output.parent}; make it or choose another --output")
     try:
         bounds = ExportConfig(
-            calibration_examples=options.calibration_examples, min_int8_agreement=options.min_int8_agreement
+            calibration_examples=options.calibration_examples,
+            min_int8_agreement=options.min_int8_agreement,
+            io=options.io,
         )
         model, plain, data = _load(options)
         report = export_file(options.output, model, options.format, data, bounds, original=plain)
     except ValueError as error:
         hint = "; give --data DATASET" if "calibration" in str(error) and not options.data else ""
         raise UserError(f"{str(error).rstrip('.')}{hint}") from error
+    ends = ", float32 input and output" if options.format in CALIBRATED and options.io == "float32" else ""
     size, on, scores = options.output.stat().st_size, "noise, as there is no --data", ""
     if data is not None:
         on, own = f"{report['examples']:,} validation images", report["keras_accuracy"]
@@ -101,8 +107,8 @@ def run(options: Options) -> str:
         if own < 2 / data.num_classes:
             scores += "; the Keras model itself is near chance: does it take images in [0,1]? (--input-range)"
     return (
-        f"{options.output}: {size / 1e3:,.1f} kB; on {on}: agreement with Keras {100 * report['agreement']:.2f} %, "
-        f"largest difference {report['max_difference']:.2g}{scores}"
+        f"{options.output}: {size / 1e3:,.1f} kB{ends}; on {on}: agreement with Keras "
+        f"{100 * report['agreement']:.2f} %, largest difference {report['max_difference']:.2g}{scores}"
     )
 
 

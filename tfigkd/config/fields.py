@@ -403,6 +403,7 @@ class ViewConfig:
 
 Format = Literal["float32", "float16", "dynamic", "int8", "int16x8"]
 FORMATS: tuple[Format, ...] = get_args(Format)
+Ends = Literal["integer", "float32"]
 
 
 @dataclass(frozen=True)
@@ -420,6 +421,9 @@ class ExportConfig:
     """The same of a file with float16 weights."""
     min_int8_agreement: float = 0.9
     """Smallest share of validation images with the same top-1 class; of files with int8 weights."""
+    io: Ends = late("integer")  # noqa: RUF009 - a text
+    """Input and output of int8 and int16x8 files: integer, as inside; float32, as LiteRT.js needs, with integer
+    operations inside."""
 
     def __post_init__(self) -> None:
         once = 0 < len(self.formats) == len({*self.formats})

@@ -8,10 +8,10 @@ from typing import Any
 import keras
 import numpy as np
 
-from tfigkd.config.fields import FORMATS, Format
+from tfigkd.config.fields import FORMATS, Ends, Format
 from tfigkd.data import to_model_input
 from tfigkd.data.pictures import one_line
-from tfigkd.edge.litert import float_operations, float_tensors
+from tfigkd.edge.litert import float_operations, float_tensors, inner_floats
 from tfigkd.runtime.errors import UserError
 from tfigkd.runtime.quiet import quiet_stderr
 
@@ -23,7 +23,9 @@ class OperationError(UserError):
 CALIBRATED: tuple[Format, ...] = ("int8", "int16x8")
 
 
-def convert(model: keras.Model, format: Format, calibration: np.ndarray | None = None) -> bytes:
+def convert(
+    model: keras.Model, format: Format, calibration: np.ndarray | None = None, *, io: Ends = "integer"
+) -> bytes:
     """Convert a Keras image classifier to a LiteRT file with a batch of one.
 
     Args:
@@ -33,6 +35,7 @@ def convert(model: keras.Model, format: Format, calibration: np.ndarray | None =
             activations, input and output; "int16x8": int8 weights, int16 activations, input and output.
         calibration: uint8 images [N,H,W,C] that set the activation ranges. They are preprocessed by `to_model_input`,
             as in training and evaluation.
+        io: Of "int8" and "int16x8": "integer", or "float32" input and output around integer operations.
 
     Returns:
         The content of a .tflite file.
@@ -51,11 +54,11 @@ def convert(model: keras.Model, format: Format, calibration: np.ndarray | None =
     if learned and format not in ("float32", "int8"):
         raise UserError(f"this model has fake quantization and cannot be converted to {format}; use int8 or float32")
     if format not in CALIBRATED or learned:
-        return _run(frozen, format)
+        return _run(frozen, format, io=io)
     if calibration is None:
         raise ValueError(f"{format} needs calibration images.")
     check_calibration(calibration, shape[1:])
-    return _run(frozen, format, calibration)
+    return _run(frozen, format, calibration, io=io)
 
 
 def check_calibration(images: np.ndarray, image_shape: tuple[int, ...]) -> None:
@@ -99,7 +102,7 @@ def _fake_quantized(frozen: Any) -> bool:
     return any(node.op.startswith("FakeQuant") for node in nodes)
 
 
-def _run(frozen: Any, format: Format, calibration: np.ndarray | None = None) -> bytes:
+def _run(frozen: Any, format: Format, calibration: np.ndarray | None = None, *, io: Ends) -> bytes:
     import tensorflow as tf
 
     converter = tf.lite.TFLiteConverter.from_concrete_functions([frozen], tf.Module())
@@ -107,7 +110,7 @@ def _run(frozen: Any, format: Format, calibration: np.ndarray | None = None) -> 
         converter.optimizations = [tf.lite.Optimize.DEFAULT]
     if format == "float16":
         converter.target_spec.supported_types = [tf.float16]
-    if format in CALIBRATED:
+    if format in CALIBRATED and io == "integer":
         converter.inference_input_type = converter.inference_output_type = tf.int8 if format == "int8" else tf.int16
     if calibration is not None:
         sets = tf.lite.OpsSet
@@ -129,7 +132,7 @@ def _run(frozen: Any, format: Format, calibration: np.ndarray | None = None) -> 
             kind = OperationError if known else UserError
             raise kind(f"this model cannot be converted to {format}: {reason}") from error
     try:
-        floats = float_tensors(content)
+        floats = float_tensors(content) if io == "integer" else inner_floats(content)
     except UserError as error:  # such as biases that overflow because an untrained network has tiny activations
         raise UserError(f"this model cannot be converted to {format}: {error}") from error
     if format in CALIBRATED and floats:

@@ -95,6 +95,21 @@ def float_tensors(model: Path | bytes) -> list[str]:
     return [tensor["name"] for tensor in details if np.issubdtype(tensor["dtype"], np.floating)]
 
 
+def inner_floats(model: Path | bytes) -> list[str]:
+    """Return the names of all float tensors but the input and the output; an int8 file with float32 ends has none.
+
+    Raises:
+        UserError: it is not a LiteRT model.
+    """
+    interpreter = open_litert(model, delegates=False)
+    ends = {tensor["index"] for tensor in [*interpreter.get_input_details(), *interpreter.get_output_details()]}
+    return [
+        tensor["name"]
+        for tensor in interpreter.get_tensor_details()
+        if np.issubdtype(tensor["dtype"], np.floating) and tensor["index"] not in ends
+    ]
+
+
 def float_operations(model: Path | bytes) -> list[str]:
     """Return the types of operations, such as SIN, with float outputs, without those that only convert types.
 

@@ -103,7 +103,7 @@ def export_file(
         data: Its validation split: the first examples, at most half of them, calibrate; a calibrated file is compared
             on the others, any other file on all. Without data, the file is compared on noise, and bounds are checked
             for float32 and float16 only.
-        config: Number of calibration examples, and bounds.
+        config: Number of calibration examples, type of input and output, and bounds.
         original: The model that the file must be equal to, as plain Keras opens it; by default `model` itself.
         reference: The original's logits of validation [N,K], if they are known already.
 
@@ -115,7 +115,7 @@ def export_file(
     """
     predict = partial(predict_logits, model) if original is None else original.logits
     calibration = None if data is None else data.validation.images[: _calibration_count(data.validation, config)]
-    content = convert(model, format, calibration)
+    content = convert(model, format, calibration, io=config.io)
     used = None
     if calibration is not None and format in CALIBRATED and not is_fake_quantized(model):
         used = {"split": "validation", "examples": len(calibration)}
@@ -138,6 +138,7 @@ def export_file(
         path,
         None if data is None else data.class_names,
         format=format,
+        io=config.io if format in CALIBRATED else "float32",
         parameters=count_parameters(model),
         data=None if data is None else {"name": data.name, "fingerprint": data.fingerprint},
         calibration=used,
