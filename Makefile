@@ -6,8 +6,9 @@ PEERS := .venv-peers/bin
 TFDS_DATA_DIR ?= ../shared/tfds
 TFIGKD_WEIGHTS_DIR ?= ../shared/weights
 
-# TensorFlow frees no graph of a test: in one call two workers fill 24 GiB, so each of three calls has new ones.
-FAST := $(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow"
+# TensorFlow frees no graph of a test, so each of three calls has new workers: two, of one thread each. Long files start
+# first (tests/conftest.py).
+FAST := $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not slow"
 UPPER := tests/compress tests/edge tests/store tests/training
 LOWER := tests/models tests/attribution tests/losses tests/data tests/batches tests/config tests/runtime tests/measure
 
@@ -19,6 +20,8 @@ quickstart: .venv/.installed ## install, then the main job on the embedded digit
 cifar10: .venv/.installed ## all of CIFAR-10 in about an hour on 2 cores: teacher, maps, student, files, report
 	$(BIN)/python -m tfigkd.run --experiment cifar10 $(addprefix --data.dir ,$(wildcard $(TFDS_DATA_DIR)))
 
+test: export TF_NUM_INTRAOP_THREADS = 1
+test: export OMP_NUM_THREADS = 1
 test: .venv/.installed-test ## lint, types, import contracts, tests
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .

@@ -6,7 +6,34 @@ from pathlib import Path
 
 import pytest
 
+from tests.children import servers
+
 SHARED = Path(__file__).resolve().parents[2] / "shared"
+# files that take longest, in processor time; `make test` starts them first, so that no worker waits long for another
+LONGEST = (
+    "test_tutorial",
+    "test_routes",
+    "test_arms",
+    "test_kill",
+    "test_jax",
+    "test_bad_input",
+    "test_early",
+    "test_recipes",
+    "test_run",
+    "test_pages",
+    "test_distiller_losses",
+    "test_distiller",
+    "test_study",
+    "test_search",
+    "test_metrics",
+    "test_integrated_gradients",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the tests of the longest files first; the order within a file stays."""
+    places = {name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: places.get(item.path.stem, len(places)))
 
 
 @pytest.fixture(scope="session")
@@ -32,3 +59,10 @@ def _memory_given_back():
     """Collect the models of a test file when it has ended; their cycles are large."""
     yield
     gc.collect()
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _children_ended():
+    """End the processes that fork children."""
+    yield
+    servers.close()

@@ -11,6 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests.children import run
+
 HOME = Path(__file__).resolve().parents[1]
 TRAIN = "data,teacher,overlays,distill,evaluate,report"
 BLOCKED = ("tensorflow", "tensorflow_datasets", "tf_keras", "tensorboard", "ai_edge_litert")
@@ -23,6 +25,7 @@ runpy.run_module("tfigkd.run", run_name="__main__", alter_sys=True)
 
 BATCHES = """
 import itertools, json, sys
+from unittest import mock
 import numpy as np
 from tfigkd.batches import stream as batches
 from tfigkd.data import Examples
@@ -37,8 +40,8 @@ options = {"augment": AugmentConfig(2), "batch_size": 16, "seed": 2, "overlay": 
 options |= {"wanted": {"teacher_logits", "teacher_inputs", "teacher_map"}, "knowledge": knowledge}
 options |= json.loads(sys.argv[1])
 device = list(itertools.islice(batches.training_batches(examples, **options)(0), 5))
-batches.on_device = batches._on_host
-host = list(itertools.islice(batches.training_batches(examples, **options)(0), 5))
+with mock.patch.object(batches, "on_device", batches._on_host):
+    host = list(itertools.islice(batches.training_batches(examples, **options)(0), 5))
 assert (host[0][0] != host[0][1]["teacher_inputs"]).any()
 for (images, targets), (again, targets_again) in zip(host, device, strict=True):
     assert type(images) is np.ndarray and type(again).__module__.startswith("jax")
@@ -46,23 +49,6 @@ for (images, targets), (again, targets_again) in zip(host, device, strict=True):
     assert targets.keys() == targets_again.keys()
     for name, values in targets.items():
         np.testing.assert_allclose(values, np.asarray(targets_again[name]), atol=1e-6, err_msg=name)
-"""
-GRADIENTS = """
-import json
-import keras, numpy as np
-from tfigkd import models
-from tfigkd.training.distiller import Distiller
-from tfigkd.training.ledger import gradient_norms
-from tfigkd.losses import Hint, KLDivergence
-rng = np.random.default_rng(0)
-student, teacher = (models.mobilenet_v2(4, drop, input_shape=(8, 8, 3), width=0.25) for drop in (16, 14))
-losses = {"kd": KLDivergence(), "hint": Hint("block_01", "block_04")}
-model = Distiller(student, losses=losses, loss_weights={"kd": 0.5, "hint": 0.5}, teacher=teacher)
-for variable in [*model.variables, *teacher.variables]:
-    if not variable.path.startswith("seed_generator") and "moving" not in variable.path:
-        variable.assign(rng.normal(size=variable.shape) / max(1, np.prod(variable.shape[:-1])) ** 0.5)
-images, labels = rng.random((16, 8, 8, 3)).astype("float32"), {"label": np.arange(16) % 4}
-print(json.dumps(gradient_norms(model, images, labels)))
 """
 PRUNING = """
 import keras, numpy as np
@@ -95,7 +81,7 @@ inputs = keras.Input((6, 6, 3))
 student = keras.Model(inputs, keras.layers.Dense(3)(keras.layers.Flatten()(inputs)))
 model = Distiller(student, losses={"kd": KLDivergence()}, loss_weights={"kd": 0.5})
 config = TrainingConfig(epochs=3, batch_size=8, schedule="constant")
-folder = Path("run")
+folder = Path("step" + sys.argv[1])
 folder.mkdir()
 try:
     options = {"examples": 8 * STEPS, "fingerprint": "f", "tensorboard": folder / "tb", "title": "t"}
@@ -103,73 +89,6 @@ try:
 except UserError as error:
     print(error)
 """
-NEEDS_JAX = pytest.mark.skipif(importlib.util.find_spec("jax") is None, reason="NEEDS JAX: pip install tfigkd[jax]")
-
-
-def call(folder, code, *arguments, **environment):
-    done = subprocess.run(
-        [sys.executable, *code, *arguments],
-        cwd=folder,
-        env=os.environ | {"PYTHONPATH": str(HOME)} | environment,
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
-
-
-@NEEDS_JAX
-@pytest.mark.parametrize("options", ["{}", '{"dim_only": true}', '{"swap_inputs": true}'], ids=["plain", "dim", "swap"])
-def test_batches_made_on_the_device_are_those_of_the_host(options, tmp_path):
-    call(tmp_path, ["-c", BATCHES], options, KERAS_BACKEND="jax")
-
-
-@NEEDS_JAX
-def test_the_ledger_measures_the_same_gradients(tmp_path):
-    printed = [call(tmp_path, ["-c", GRADIENTS], KERAS_BACKEND=backend) for backend in ("jax", "tensorflow")]
-    by_jax, by_tensorflow = (json.loads(text) for text in printed)
-    assert by_jax.keys() == by_tensorflow.keys() == {"hard_loss", "kd_loss", "hint_loss"}
-    for name, value_and_norm in by_jax.items():
-        assert value_and_norm == pytest.approx(by_tensorflow[name], rel=1e-3), name
-
-
-@NEEDS_JAX
-@pytest.mark.parametrize("step", [3, 55])
-def test_nan_names_its_step_and_term_though_steps_are_looked_at_later(step, tmp_path):
-    said = call(tmp_path, ["-c", BROKEN], str(step), KERAS_BACKEND="jax")
-    assert f"kd_loss = NaN or infinity, in step {step} of epoch 2; the checkpoint of epoch 1 is kept" in said
-
-
-@NEEDS_JAX
-def test_pruning_leaves_its_zeros(tmp_path):
-    assert float(call(tmp_path, ["-c", PRUNING], KERAS_BACKEND="jax")) == pytest.approx(0.5, abs=0.01)
-
-
-@NEEDS_JAX
-def test_jax_trains_where_there_is_no_tensorflow_and_tensorflow_exports_it(tmp_path):
-    rng = np.random.default_rng(0)
-    splits = {f"x_{split}": rng.integers(0, 256, (60, 8, 8, 3), np.uint8) for split in ("train", "test")}
-    labels = {f"y_{split}": np.arange(60) % 4 for split in ("train", "test")}
-    np.savez(tmp_path / "pictures.npz", **splits, **labels)
-    experiment = ["--experiment", "ig_kd", "--smoke", "--data.name", "pictures.npz"]
-    experiment += ["--data.train_split", "train", "--augment.crop_padding", "1", "--view.kind", "views"]
-    experiment += ["--teacher.drop_blocks", "15", "--teacher.width", "0.25", "--view.views", "2"]
-    experiment += ["--student.drop_blocks", "16", "--student.width", "0.25", "--losses.kd.weight", "0.5"]
-    call(tmp_path, ["-c", WITHOUT_TENSORFLOW], *experiment, "--stages", TRAIN, KERAS_BACKEND="jax")
-    rows = tmp_path / "runs/ig_kd-smoke/0/rows.csv"
-    by_jax = next(csv.DictReader(rows.read_text(encoding="utf-8").splitlines()))
-
-    call(tmp_path, ["-m", "tfigkd.run"], *experiment, KERAS_BACKEND="tensorflow")
-    by_tensorflow = next(csv.DictReader(rows.read_text(encoding="utf-8").splitlines()))
-    assert by_jax.keys() <= by_tensorflow.keys()
-    for column in ("config", "student_nll", "teacher_nll", "student_parameters", "n_train"):
-        if column.endswith("nll"):
-            assert float(by_jax[column]) == pytest.approx(float(by_tensorflow[column]), abs=1e-4)
-        else:
-            assert by_jax[column] == by_tensorflow[column]
-    assert (tmp_path / "runs/ig_kd-smoke/0/export/student.int8.tflite").stat().st_size > 1000
-
-
 FLOAT16 = """
 import keras, numpy as np
 from tfigkd import Distiller
@@ -187,10 +106,135 @@ history = model.fit(images, labels, epochs=20, batch_size=16, verbose=0).history
 assert np.isfinite(history["loss"]).all() and history["loss"][-1] < history["loss"][0], history["loss"]
 assert type(model.optimizer).__name__ == "LossScaleOptimizer"
 """
+QUICK_TO_COMPILE = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+NEEDS_JAX = pytest.mark.skipif(importlib.util.find_spec("jax") is None, reason="NEEDS JAX: pip install tfigkd[jax]")
 
 
-def test_float16_trains_on_jax():
-    pytest.importorskip("jax", reason="NEEDS JAX: pip install jax")
-    environment = os.environ | {"KERAS_BACKEND": "jax", "PYTHONPATH": str(HOME)}
-    done = subprocess.run([sys.executable, "-c", FLOAT16], capture_output=True, text=True, env=environment)
-    assert done.returncode == 0, done.stderr[-3000:]
+def call(folder, code, *arguments, **environment):
+    done = subprocess.run(
+        [sys.executable, *code, *arguments],
+        cwd=folder,
+        env=os.environ | {"PYTHONPATH": str(HOME), "XLA_FLAGS": QUICK_TO_COMPILE} | environment,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def gradients():
+    """Return value and gradient norm of each loss of a small student, for the Keras backend of this process."""
+
+    from tfigkd import models
+    from tfigkd.losses import Hint, KLDivergence
+    from tfigkd.training.distiller import Distiller
+    from tfigkd.training.ledger import gradient_norms
+
+    rng = np.random.default_rng(0)
+    student, teacher = (models.mobilenet_v2(4, drop, input_shape=(8, 8, 3), width=0.25) for drop in (16, 14))
+    losses = {"kd": KLDivergence(), "hint": Hint("block_01", "block_04")}
+    model = Distiller(student, losses=losses, loss_weights={"kd": 0.5, "hint": 0.5}, teacher=teacher)
+    for variable in [*model.variables, *teacher.variables]:
+        if not variable.path.startswith("seed_generator") and "moving" not in variable.path:
+            variable.assign(rng.normal(size=variable.shape) / max(1, np.prod(variable.shape[:-1])) ** 0.5)
+    images, labels = rng.random((16, 8, 8, 3)).astype("float32"), {"label": np.arange(16) % 4}
+    return gradient_norms(model, images, labels)
+
+
+GRADIENTS = """
+import json
+from tests.test_jax import gradients
+print(json.dumps(gradients()))
+"""
+VIEWS = {"plain": "{}", "dim": '{"dim_only": true}', "swap": '{"swap_inputs": true}'}
+PROGRAMS = {
+    **{f"batches {name}": (BATCHES, options) for name, options in VIEWS.items()},
+    **{f"broken {step}": (BROKEN, step) for step in ("3", "55")},
+    "gradients": (GRADIENTS, ""),
+    "pruning": (PRUNING, ""),
+    "float16": (FLOAT16, ""),  # at the end: it sets the policy of the process
+}
+ALL = """
+import contextlib, io, json, sys, traceback
+ended = {}
+for name, (program, argument) in json.loads(sys.argv[1]).items():
+    sys.argv, said, error = ["-c", argument], io.StringIO(), ""
+    try:
+        with contextlib.redirect_stdout(said):
+            exec(program, {"__name__": "__main__"})
+    except Exception:
+        error = traceback.format_exc()
+    ended[name] = said.getvalue(), error
+print(json.dumps(ended))
+"""
+
+
+@pytest.fixture(scope="module")
+def on_jax(tmp_path_factory):
+    """Return a function that returns what a program has printed; one process with JAX runs all of them."""
+    folder = tmp_path_factory.mktemp("jax")
+    ended = json.loads(call(folder, ["-c", ALL], json.dumps(PROGRAMS), KERAS_BACKEND="jax").splitlines()[-1])
+
+    def printed(name):
+        said, error = ended[name]
+        assert not error, error
+        return said
+
+    return printed
+
+
+@NEEDS_JAX
+@pytest.mark.parametrize("options", VIEWS)
+def test_batches_made_on_the_device_are_those_of_the_host(options, on_jax):
+    on_jax(f"batches {options}")
+
+
+@NEEDS_JAX
+def test_the_ledger_measures_the_same_gradients(on_jax):
+    by_jax, by_tensorflow = json.loads(on_jax("gradients")), gradients()
+    assert by_jax.keys() == by_tensorflow.keys() == {"hard_loss", "kd_loss", "hint_loss"}
+    for name, value_and_norm in by_jax.items():
+        assert value_and_norm == pytest.approx(by_tensorflow[name], rel=1e-3), name
+
+
+@NEEDS_JAX
+@pytest.mark.parametrize("step", ["3", "55"])
+def test_nan_names_its_step_and_term_though_steps_are_looked_at_later(step, on_jax):
+    said = on_jax(f"broken {step}")
+    assert f"kd_loss = NaN or infinity, in step {step} of epoch 2; the checkpoint of epoch 1 is kept" in said
+
+
+@NEEDS_JAX
+def test_pruning_leaves_its_zeros(on_jax):
+    assert float(on_jax("pruning")) == pytest.approx(0.5, abs=0.01)
+
+
+@NEEDS_JAX
+def test_jax_trains_where_there_is_no_tensorflow_and_tensorflow_exports_it(tmp_path):
+    rng = np.random.default_rng(0)
+    splits = {f"x_{split}": rng.integers(0, 256, (60, 8, 8, 3), np.uint8) for split in ("train", "test")}
+    labels = {f"y_{split}": np.arange(60) % 4 for split in ("train", "test")}
+    np.savez(tmp_path / "pictures.npz", **splits, **labels)
+    experiment = ["--experiment", "ig_kd", "--smoke", "--data.name", "pictures.npz"]
+    experiment += ["--data.train_split", "train", "--augment.crop_padding", "1", "--view.kind", "views"]
+    experiment += ["--teacher.drop_blocks", "15", "--teacher.width", "0.25", "--view.views", "2"]
+    experiment += ["--student.drop_blocks", "16", "--student.width", "0.25", "--losses.kd.weight", "0.5"]
+    call(tmp_path, ["-c", WITHOUT_TENSORFLOW], *experiment, "--stages", TRAIN, KERAS_BACKEND="jax")
+    rows = tmp_path / "runs/ig_kd-smoke/0/rows.csv"
+    by_jax = next(csv.DictReader(rows.read_text(encoding="utf-8").splitlines()))
+
+    done = run(tmp_path, "tfigkd.run", *experiment, environment={"KERAS_BACKEND": "tensorflow"})
+    assert done.returncode == 0, done.stdout + done.stderr
+    by_tensorflow = next(csv.DictReader(rows.read_text(encoding="utf-8").splitlines()))
+    assert by_jax.keys() <= by_tensorflow.keys()
+    for column in ("config", "student_nll", "teacher_nll", "student_parameters", "n_train"):
+        if column.endswith("nll"):
+            assert float(by_jax[column]) == pytest.approx(float(by_tensorflow[column]), abs=1e-4)
+        else:
+            assert by_jax[column] == by_tensorflow[column]
+    assert (tmp_path / "runs/ig_kd-smoke/0/export/student.int8.tflite").stat().st_size > 1000
+
+
+@NEEDS_JAX
+def test_float16_trains_on_jax(on_jax):
+    on_jax("float16")

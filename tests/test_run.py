@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests.children import run, smoke_run
 from tfigkd.config.experiment import Config, to_mapping
 from tfigkd.config.reading import differences, dotted_names, value_at
 from tfigkd.data import load
@@ -32,8 +33,10 @@ TINY = shlex.split("""
 """)
 
 
-def call(folder, *arguments, module="tfigkd.run", interpreter=(), **environment):
-    """Run a module of the package in a folder and wait for its end."""
+def call(folder, *arguments, module="tfigkd.run", fresh=False, interpreter=(), **environment):
+    """Run a module of the package in a folder and wait for its end; `fresh` for a new interpreter, not a forked one."""
+    if not fresh:
+        return run(folder, module, *arguments, environment={"COLUMNS": "100", **environment})
     return subprocess.run(
         [sys.executable, *interpreter, "-m", module, *map(str, arguments)],
         cwd=folder,
@@ -67,15 +70,14 @@ def without_none(table):
 
 @pytest.fixture(scope="module")
 def smoke(tmp_path_factory):
-    """An empty directory in which `--smoke` of quickstart has run, and what it printed."""
-    folder = tmp_path_factory.mktemp("smoke")
-    short = ("--teacher.drop_blocks", "14", "--student.drop_blocks", "16")
-    return folder, succeed(folder, "--experiment", "quickstart", "--smoke", *short)
+    """A directory in which only `--smoke` of quickstart has run, and what it printed."""
+    folder = smoke_run(tmp_path_factory)
+    return folder, (folder.parent / "smoke.txt").read_text()
 
 
 def test_the_commands_are_listed(tmp_path):
     for arguments in ((), ("--help",)):
-        lines = succeed(tmp_path, *arguments, module="tfigkd").splitlines()
+        lines = succeed(tmp_path, *arguments, module="tfigkd", fresh=True).splitlines()
         listed = {line.split()[0] for line in lines if line.startswith("  ")}
         modules = {path.stem for path in (ROOT / "tfigkd").glob("*.py")} - {"__init__", "__main__"}
         packages = {path.parent.name for path in (ROOT / "tfigkd").glob("*/__main__.py")}
@@ -86,7 +88,8 @@ def test_the_commands_are_listed(tmp_path):
 
 
 def test_a_dry_run_says_what_would_be_done_and_writes_nothing(tmp_path):
-    output = succeed(tmp_path, "--experiment", "quickstart", "--dry-run", "--student.width", "4", "--data.limit", "60")
+    widths = ("--teacher.width", "0.25", "--student.width", "1")
+    output = succeed(tmp_path, "--experiment", "quickstart", "--dry-run", *widths, "--data.limit", "60")
     assert "The student is not smaller than its teacher" in output and "--student.width" in output
     assert "60 validation images cannot tell more than" in output
     assert "stages: data, teacher, overlays, distill, export, evaluate, benchmark, report; about " in output
@@ -126,7 +129,7 @@ def test_a_run_stops_after_its_minutes_and_goes_on(tmp_path):
 
 
 def test_list_shows_each_experiment_on_one_line(tmp_path):
-    lines = succeed(tmp_path, "--list").splitlines()
+    lines = succeed(tmp_path, "--list", fresh=True).splitlines()
     assert [line.split()[0] for line in lines] == sorted(EXPERIMENTS)
     assert {"quickstart", "ig_kd", "student"} <= set(EXPERIMENTS)
     assert all(len(line.split()) > 3 for line in lines)
@@ -138,7 +141,7 @@ def test_help_is_readable_and_fast(tmp_path):
     subprocess.run([sys.executable, "-c", "import rich, tyro"], check=True)
     imports = time.monotonic() - began
     began = time.monotonic()
-    text = succeed(tmp_path, "--help")
+    text = succeed(tmp_path, "--help", fresh=True)
     assert time.monotonic() - began < 10 * imports + 1
     assert text.startswith("usage: python -m tfigkd.run ")
     for flag in ("--experiment", "--workdir", "--stages", "--smoke", "--seed", "--list", "--losses.kd.temperature"):
@@ -149,7 +152,7 @@ def test_help_is_readable_and_fast(tmp_path):
 
 @pytest.mark.parametrize("arguments", [("--help",), ("--list",), ("--experiment", "none"), ()], ids=str)
 def test_what_runs_nothing_imports_no_heavy_package(tmp_path, arguments):
-    times = call(tmp_path, *arguments, interpreter=("-X", "importtime")).stderr
+    times = call(tmp_path, *arguments, fresh=True, interpreter=("-X", "importtime")).stderr
     packages = set(re.findall(r"\| +([a-z_0-9]+)\b", times))
     assert {"tfigkd", "tyro"} <= packages
     assert packages.isdisjoint({"tensorflow", "keras", "jax", "sklearn", "scipy", "matplotlib", "numpy"})

@@ -2,12 +2,13 @@
 
 python -m tfigkd.export student.keras --format int8 --data cifar10 --output student.int8.tflite
 python -m tfigkd.export other.keras --format float16 --input-range 0 255 --output other.tflite
+python -m tfigkd.export student.int8.tflite --format c --output student.c
 """
 
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from tyro.conf import Positional, arg
 
@@ -26,11 +27,11 @@ class Options(DataOptions, SpaceOptions):
     """
 
     model: Annotated[str, Positional, arg(metavar="MODEL.keras")]
-    """A .keras file: images to logits or probabilities."""
-    format: Format
-    """Number format of the file."""
+    """A .keras file: images to logits or probabilities; for the format c an int8 .tflite file."""
+    format: Format | Literal["c"]
+    """Number format of the file; c: an int8 file as C source for microcontrollers."""
     output: Path
-    """The .tflite file; its contract is written beside it."""
+    """The .tflite file; its contract is written beside it. For the format c a .c file, with its header beside it."""
     calibration_examples: int = ExportConfig.calibration_examples
     """Validation images that calibrate int8 and int16x8, at most half of them."""
     min_int8_agreement: float = ExportConfig.min_int8_agreement
@@ -81,6 +82,8 @@ def run(options: Options) -> str:
     from tfigkd.edge.convert import CALIBRATED
     from tfigkd.edge.parity import export_file
 
+    if options.format == "c":
+        return _write_c(options)
     if options.output.suffix != ".tflite":
         raise UserError(f"--output must end in .tflite, got {options.output}")
     if not options.output.parent.is_dir():
@@ -106,6 +109,24 @@ def run(options: Options) -> str:
     return (
         f"{options.output}: {size / 1e3:,.1f} kB{ends}; on {on}: agreement with Keras "
         f"{100 * report['agreement']:.2f} %, largest difference {report['max_difference']:.2g}{scores}"
+    )
+
+
+def _write_c(options: Options) -> str:
+    from tfigkd.edge.microcontroller import write_c
+
+    if not options.model.endswith(".tflite"):
+        raise UserError(
+            f"--format c takes an int8 .tflite file, got {options.model}; export it with --format int8 first"
+        )
+    if options.output.suffix != ".c":
+        raise UserError(f"--output must end in .c for --format c, got {options.output}")
+    if not options.output.parent.is_dir():
+        raise UserError(f"no folder {options.output.parent}; make it or choose another --output")
+    about = write_c(Path(options.model), options.output)
+    return (
+        f"{options.output}, {options.output.with_suffix('.h')}: {about['bytes'] / 1e3:,.1f} kB of flash, "
+        f"{about['arena'] / 1e3:,.1f} kB of memory for tensors; operations: {', '.join(about['operations'])}"
     )
 
 

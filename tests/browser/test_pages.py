@@ -3,15 +3,13 @@
 Skipped loudly where there is no chromium; `.ci/run` installs it.
 """
 
-import os
 import shutil
-import subprocess
-import sys
 from html import unescape
 from pathlib import Path
 
 import pytest
 
+from tests.children import smoke_run
 from tests.stages.test_report import HOSTILE, make_facts
 from tfigkd.report.charts import label
 from tfigkd.report.run_page import page as run_page_of
@@ -21,8 +19,6 @@ from tfigkd.study.plan import read_study
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "experiments" / "results"
-# one of every stage's outputs, a few steps of digits
-QUICK = ("--smoke", "--teacher.drop_blocks", "14", "--student.drop_blocks", "16")
 # where each figure lies, the extent of its marks, lines, bars and cells, and what is written in it
 MEASURE = """() => [...document.querySelectorAll('.plot')].map((plot) => {
     const drawing = plot.querySelector('svg.main-svg');
@@ -54,17 +50,7 @@ def browser():
 @pytest.fixture(scope="module")
 def run_page(tmp_path_factory):
     """report.html of a small run of the command line."""
-    folder = tmp_path_factory.mktemp("run")
-    done = subprocess.run(
-        [sys.executable, "-m", "tfigkd.run", "--experiment", "quickstart", *QUICK],
-        cwd=folder,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert (done.returncode, done.stderr) == (0, "")
-    return folder / "runs/quickstart-smoke/0/report.html"
+    return smoke_run(tmp_path_factory) / "runs/quickstart-smoke/0/report.html"
 
 
 @pytest.fixture(scope="module")

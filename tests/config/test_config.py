@@ -57,6 +57,7 @@ def test_student_differs_from_ig_kd_in_the_teacher_alone():
         ({"export.formats": ["int8", "int8"]}, "export.formats must name at least one format, each once"),
         ({"student.init": "teacher", "student.width": 0.5}, "takes the teacher's width, got student.width"),
         ({"student.init": "teacher", "student.model": "resnet20"}, "takes the teacher's model, got student.model"),
+        ({"student.init": "teacher", "student.depth": 3}, "takes the teacher's depth, got student.depth"),
         ({"benchmark.threads": [1, 0]}, "benchmark.threads must be positive"),
         ({"benchmark.threads": [1.5]}, "benchmark.threads must be of type int"),
     ],

@@ -1,6 +1,6 @@
 """Runs that are killed, interrupted, repeated or started twice give the result of an undisturbed run.
 
-All tests use the real command line in child processes.
+All tests use the real command line in child processes; the undisturbed run has a new interpreter.
 """
 
 import csv
@@ -9,7 +9,6 @@ import json
 import os
 import random
 import re
-import resource
 import shlex
 import shutil
 import signal
@@ -21,6 +20,8 @@ from pathlib import Path
 import keras
 import numpy as np
 import pytest
+
+from tests.children import fork, once
 
 ROOT = Path(__file__).resolve().parents[2]
 EXPERIMENT = """
@@ -71,16 +72,21 @@ STARTED: list[subprocess.Popen] = []
 PASSING = re.compile(r"time|commit|checksum|train_seconds|.*_ms")  # columns of a row that differ between runs
 
 
-def start(folder, *arguments, file_size=None, module="tfigkd.run", **environment):
-    """Start the command line in a folder; `file_size` is the largest file that it can write, in bytes."""
+def start(folder, *arguments, file_size=None, module="tfigkd.run", fresh=False, **environment):
+    """Start the command line in a folder; `file_size` is the largest file that it can write, in bytes.
+
+    `fresh` starts a new interpreter, which imports everything and has hash seeds of its own; otherwise one is forked.
+    """
 
     def prepare():
         signal.signal(signal.SIGINT, signal.SIG_DFL)  # a shell ignores SIGINT in background jobs
-        if file_size is not None:
-            resource.setrlimit(resource.RLIMIT_FSIZE, (file_size, file_size))
 
     if module == "tfigkd.run" and "--experiment" not in arguments:
         arguments = ("--experiment", "tiny.toml", *arguments)
+    if not fresh:
+        process = fork(folder, module, *arguments, environment=environment, file_size=file_size)
+        STARTED.append(process)
+        return process
     process = subprocess.Popen(
         [sys.executable, "-m", module, *map(str, arguments)],
         cwd=folder,
@@ -124,13 +130,14 @@ def new_folder(folder):
 
 def finished_run(tmp_path_factory):
     """Return a folder with an undisturbed run, made once per session; tests must not change it."""
-    folder = tmp_path_factory.getbasetemp() / "finished"
-    if not folder.exists():
+
+    def make(folder):
         began = time.monotonic()
-        output = succeed(new_folder(folder))
+        output = succeed(new_folder(folder), fresh=True)
         (folder / "seconds").write_text(str(time.monotonic() - began))
         (folder / "output").write_text(output)
-    return folder
+
+    return once(tmp_path_factory, "finished", make)
 
 
 @pytest.fixture(scope="module")
@@ -173,9 +180,9 @@ def assert_same_run(folder, reference):
     assert not [path for path in folder.rglob("*") if ".partial" in path.name or path.suffix == ".ckpt"]
 
 
-def stop_when(folder, *patterns, how=signal.SIGKILL, arguments=()):
+def stop_when(folder, *patterns, how=signal.SIGKILL, arguments=(), fresh=False):
     """Start a run and send it a signal as soon as one of these files exists; return the ended process."""
-    process = start(folder, *arguments)
+    process = start(folder, *arguments, fresh=fresh)
     while not any(True for pattern in patterns for _ in folder.glob(pattern)):
         assert process.poll() is None, f"the run ended before {patterns}: {process.communicate()}"
         time.sleep(0.0005)
@@ -262,7 +269,7 @@ def test_ctrl_c_in_distillation_says_how_to_go_on(reference, tmp_path):
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_during_the_imports_leaves_no_traceback(tmp_path, how, tally):
     one = tally(f"{how.name} while TensorFlow is imported")
-    stopped = stop_when(new_folder(tmp_path), f"{RUN}/config.json", how=how)
+    stopped = stop_when(new_folder(tmp_path), f"{RUN}/config.json", how=how, fresh=True)
     assert stopped.returncode == 130
     one.check(stopped.errors, advised(stopped.errors) == ["--experiment", "tiny.toml"], said=True)
     one.end()

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from tfigkd.config.experiment import override, read_experiment
-from tfigkd.data import Examples
+from tfigkd.data import Examples, to_model_input
 from tfigkd.edge.convert import convert
 from tfigkd.edge.litert import litert_predictor
 from tfigkd.measure.explanation import measure, similarity
@@ -304,6 +304,19 @@ def test_similarity_comes_with_that_to_another_images_map():
         assert values[f"{name}_chance"] < 0.9
     shifted = dict(similarity(np.roll(maps, 1, axis=0), maps, top_fraction=0.1))
     assert shifted["attribution_cosine_chance"] == pytest.approx(1)
+
+
+@pytest.mark.parametrize(("count", "compiled"), [(32, False), (40, True), (100, True)])
+def test_only_small_batches_of_few_pixels_are_not_compiled(count, compiled, monkeypatch):
+    """Otherwise the outputs of all layers would be in memory together."""
+    keras.utils.set_random_seed(0)
+    model = keras.Sequential([keras.Input((32, 32, 3)), keras.layers.Flatten(), keras.layers.Dense(3)])
+    images = np.random.default_rng(0).integers(0, 256, (count, 32, 32, 3), np.uint8)
+    sizes, predict = [], model.predict_on_batch
+    monkeypatch.setattr(model, "predict_on_batch", lambda batch: sizes.append(len(batch)) or predict(batch))
+    logits = predict_logits(model, images, batch_size=64)
+    np.testing.assert_allclose(logits, model(to_model_input(images)), atol=1e-4)
+    assert sizes == ([min(count, 64)] * -(-count // 64) if compiled else [])
 
 
 def test_one_function_measures_a_model_and_its_file(tmp_path):

@@ -153,7 +153,17 @@ def test_mixed_precision_gives_float32_logits() -> None:
     assert model(_images(), training=True).dtype == "float32"
 
 
-@pytest.mark.parametrize("name", ["mobilenet_v2", "resnet20"])
+def test_resnet8_is_that_of_mlperf_tiny() -> None:
+    model = models.build("resnet8", num_classes=10, input_shape=(32, 32, 3))
+    # 78,666 there, with the moving statistics of 240 channels, and biases of 240 that the normalization takes out
+    assert cost.count_parameters(model) == 78_666 - 480 - 240
+    assert cost.multiply_adds(model) / 1e6 == pytest.approx(12.50, abs=0.01)
+    assert [model.get_layer(f"block_{index:02d}").output.shape[1:] for index in range(4)] == [
+        (32, 32, 16), (32, 32, 16), (16, 16, 32), (8, 8, 64),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["mobilenet_v2", "resnet8", "resnet20"])
 def test_files(name: str, tmp_path: Path) -> None:
     """A .keras file with stock layers, read back, and a LiteRT file say what the model says."""
     model = models.build(name, num_classes=10, input_shape=(16, 16, 3), normalization="imagenet")

@@ -47,10 +47,12 @@ def test_logits_equal_pytorchs(
 ) -> None:
     model = NETWORKS[name]()
     models.load_torch_weights(model, weights_dir / f"{name}.npz")
-    logits = model(images, training=False).numpy()
+    parts = np.split(images, 8)  # a call that is not compiled keeps the outputs of all layers
+    logits = np.concatenate([model(part, training=False) for part in parts])
     np.testing.assert_allclose(logits, reference[name], atol=1e-3)
     assert (logits.argmax(-1) == reference["label"]).mean() > 0.88
-    folded = models.fold_batch_norm(model)(images).numpy()
+    folded = models.fold_batch_norm(model)
+    folded = np.concatenate([folded(part) for part in parts])
     np.testing.assert_allclose(folded, logits, atol=1e-5 * np.abs(logits).max())
 
 

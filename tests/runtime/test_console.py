@@ -2,6 +2,7 @@
 
 import fcntl
 import io
+import logging
 import os
 import pty
 import re
@@ -161,6 +162,15 @@ def test_verbose_shows_every_epoch_and_messages_of_libraries(screen, capfd):
     with quiet_stderr():
         os.write(2, b"another")
     assert capfd.readouterr().err == "a library"
+
+
+def test_warnings_of_tensorflow_are_shown_by_verbose_alone():
+    logger = logging.getLogger("tensorflow")
+    for verbose in (False, True):
+        console.configure(verbose=verbose)
+        assert logger.isEnabledFor(logging.WARNING) == verbose
+        assert logger.isEnabledFor(logging.ERROR)
+    console.configure()
 
 
 def test_a_stage_that_fails_is_marked(screen):

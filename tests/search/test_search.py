@@ -3,13 +3,11 @@
 import os
 import signal
 import socket
-import subprocess
-import sys
 import time
-from pathlib import Path
 
 import pytest
 
+from tests.children import fork
 from tfigkd.config.experiment import Config, experiments_folder, override, read_experiment, to_mapping
 from tfigkd.config.reading import value_at
 from tfigkd.config.toml import to_toml
@@ -20,7 +18,6 @@ from tfigkd.search.space import Dimension, dimension, usual_space
 from tfigkd.search.tuner import Options, _oracle, trial_config
 from tfigkd.study.collect import read_rows
 
-ROOT = Path(__file__).resolve().parents[2]
 TINY = """
 [data]
 name = "digits"
@@ -44,11 +41,9 @@ VARIED = ("--vary", "training.learning_rate=1e-3:1e-2:log", "--vary", "training.
 
 def start(folder, *arguments, **environment):
     (folder / "tiny.toml").write_text(TINY)
-    command = [sys.executable, "-m", "tfigkd.search", "--experiment", "tiny.toml", *map(str, arguments)]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "160", **environment}
-    return subprocess.Popen(
-        command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
+    environment = {"COLUMNS": "160", **environment}
+    command = ("--experiment", "tiny.toml", *arguments)
+    return fork(folder, "tfigkd.search", *command, environment=environment, merged=True)
 
 
 def finish(process):

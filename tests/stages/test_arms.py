@@ -44,23 +44,41 @@ TINY = {
 STAGES = ("data", "teacher", "overlays", "distill", "evaluate", "report")
 
 
-def train(name, folder, teachers=None, **changes):
-    """Run an arm, shrunk, and return its student's weights and its row."""
+def train(name, folder, teachers=None, *, measured=True, **changes):
+    """Run an arm, shrunk, and return its student's weights and its row; without a row if it is not `measured`."""
+    if name != "ig_kd":  # maps of students are measured alike in all arms
+        changes = {"evaluation.attribution_examples": 0, "evaluation.gallery_examples": 0, **changes}
     config = override(read_experiment(name)[1], TINY | changes)
     # a student that starts from its teacher's blocks keeps two of five
     if config.student.init == "teacher":
         config = override(config, {"student.drop_blocks": 3})
     workdir = Workdir(folder / "runs" / name, teachers or folder / "teachers")
-    run(Run(name, config, workdir, STAGES))
+    run(Run(name, config, workdir, STAGES if measured else STAGES[: STAGES.index("distill") + 1]))
+    weights = keras.saving.load_model(workdir.stage("distill") / "student.keras").get_weights()
+    if not measured:
+        return weights, None
     with open(workdir.run / "rows.csv", newline="") as file:
         (row,) = csv.DictReader(file)
-    return keras.saving.load_model(workdir.stage("distill") / "student.keras").get_weights(), row
+    return weights, row
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory):
+def teachers(tmp_path_factory):
+    """Return the folder of the teachers that arms share, as runs do: each is trained once."""
+    return tmp_path_factory.mktemp("teachers")
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory, teachers):
+    """Return a mapping from arm to its student's weights and its row; an arm is trained when it is first read."""
     folder = tmp_path_factory.mktemp("arms")
-    return {name: train(name, folder) for name in ARMS}
+
+    class Trained(dict):
+        def __missing__(self, name):
+            self[name] = train(name, folder, teachers)
+            return self[name]
+
+    return Trained()
 
 
 def same(left, right):
@@ -86,29 +104,31 @@ def test_every_arm_fits_on_a_page():
         assert len(path.read_text().splitlines()) <= 40
 
 
-def test_the_views_of_the_teacher_are_three_treatments(tmp_path):
+def test_the_views_of_the_teacher_are_three_treatments(teachers, tmp_path):
     students = []
     for kind in ("plain", "views", "live"):
         changes = {"view.kind": kind, "view.views": 3, "losses.kd.weight": 0.5}
-        students.append(train("ig_kd", tmp_path / kind, **changes)[0])
+        students.append(train("ig_kd", tmp_path / kind, teachers, measured=False, **changes)[0])
     for left, right in itertools.combinations(students, 2):
         assert not same(left, right)
 
 
-def test_the_placebo_of_a_live_teacher_is_a_treatment_of_its_own(tmp_path):
+def test_the_placebo_of_a_live_teacher_is_a_treatment_of_its_own(teachers, tmp_path):
     live = {"view.kind": "live", "losses.kd.weight": 0.5}
-    own, shuffled = (train(name, tmp_path, **live)[0] for name in ("kd", "kd_shuffled"))
+    own, shuffled = (train(name, tmp_path, teachers, measured=False, **live)[0] for name in ("kd", "kd_shuffled"))
     assert not same(own, shuffled)
 
 
 @pytest.mark.parametrize("attention", ["views", "moved"])
-def test_stored_attention_trains_without_a_live_teacher(attention, tmp_path):
+def test_stored_attention_trains_without_a_live_teacher(attention, teachers, tmp_path):
     changes = {"losses.at.weight": 10.0, "view.views": 3, "view.attention": attention, "ledger.every": 2}
     changes |= {"view.kind": "views" if attention == "views" else "plain"}
     config = override(read_experiment("kd_at")[1], changes)
     assert not config.needs_live_teacher
-    live = train("kd_at", tmp_path / "live", **changes | {"view.attention": "live"})[0]
-    stored = train("kd_at", tmp_path / attention, **changes)[0]
+    live, stored = (
+        train("kd_at", tmp_path / kind, teachers, measured=False, **changes | {"view.attention": kind})[0]
+        for kind in ("live", attention)
+    )
     assert not same(live, stored)  # float16, or moved
     if attention == "views":  # the same but for rounding
         assert all(np.abs(a - b).max() < 0.1 for a, b in zip(live, stored, strict=True))
@@ -117,11 +137,11 @@ def test_stored_attention_trains_without_a_live_teacher(attention, tmp_path):
 def test_several_teachers_teach_as_one(tmp_path):
     """Each is trained once and shared: the second run finds the teachers of the first."""
     several = {"teacher.count": 2, "losses.kd.weight": 0.5}
-    alone, _ = train("kd", tmp_path, **several | {"teacher.count": 1})
-    mean, _ = train("kd", tmp_path / "mean", teachers=tmp_path / "teachers", **several)
-    confident, _ = train(
-        "kd", tmp_path / "confident", teachers=tmp_path / "teachers", **several | {"teacher.weighting": "confidence"}
-    )
+    places = {"teachers": tmp_path / "teachers"}
+    alone, _ = train("kd", tmp_path, **places, measured=False, **several | {"teacher.count": 1})
+    mean, _ = train("kd", tmp_path / "mean", **places, **several)
+    weighted = several | {"teacher.weighting": "confidence"}
+    confident, _ = train("kd", tmp_path / "confident", **places, measured=False, **weighted)
     assert len(list(tmp_path.glob("teachers/*/history.json"))) == 2
     for left, right in itertools.combinations([alone, mean, confident], 2):
         assert not same(left, right)
@@ -142,9 +162,9 @@ def test_teachers_that_cannot_teach_are_one_line(changes, message):
 
 
 @pytest.mark.parametrize("name", ["dkd", "dist", "rkd", "hint", "ig_match"])
-def test_every_other_loss_is_a_table_of_the_config(name, tmp_path):
+def test_every_other_loss_is_a_table_of_the_config(name, teachers, tmp_path):
     taps = {f"losses.hint.{side}_layer": "block_02" for side in ("student", "teacher")}
-    weights, _ = train("student", tmp_path, **{f"losses.{name}.weight": 1.0} | taps)
+    weights, _ = train("student", tmp_path, teachers, **{f"losses.{name}.weight": 1.0} | taps)
     assert all(np.isfinite(weight).all() for weight in weights)
 
 
@@ -165,7 +185,7 @@ def test_an_unknown_tap_is_one_line_before_any_training(changes, message, tmp_pa
 def test_without_weight_and_overlay_the_arm_is_plain_supervised_training(trained, tmp_path):
     """Bit for bit: the machinery of distillation costs a student without a teacher nothing."""
     off = {"losses.kd.weight": 0.0, "overlay.probability": 0.0}
-    weights, _ = train("ig_kd", tmp_path, **off)
+    weights, _ = train("ig_kd", tmp_path, measured=False, **off)
     assert same(weights, trained["student"][0])
 
 

@@ -6,8 +6,6 @@ killed after the first epoch of its student. Reports and event files are left ou
 
 import csv
 import re
-import subprocess
-import sys
 import tarfile
 from pathlib import Path
 
@@ -15,10 +13,10 @@ import keras
 import numpy as np
 import pytest
 
+from tests.children import run
 from tfigkd import OverlayStore
 
 HERE = Path(__file__).resolve().parent
-ROOT = HERE.parents[1]
 
 
 @pytest.fixture(scope="module")
@@ -30,9 +28,7 @@ def before(tmp_path_factory):
 
 
 def call(folder, *arguments):
-    command = [sys.executable, "-m", *arguments]
-    path = {"PATH": "/usr/bin:/bin", "PYTHONPATH": str(ROOT), "HOME": str(folder), "TF_CPP_MIN_LOG_LEVEL": "3"}
-    done = subprocess.run(command, cwd=folder, env=path, capture_output=True, text=True, check=False)
+    done = run(folder, *arguments, environment={"HOME": str(folder)})
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 

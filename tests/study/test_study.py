@@ -7,24 +7,25 @@ import os
 import shlex
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 from scipy import stats
 
+from tests import children
 from tfigkd.config.experiment import experiments_folder, override, read_experiment, to_mapping
 from tfigkd.runtime.errors import UserError
 from tfigkd.runtime.files import checksum, locked, read_manifest, verify_files, write_manifest, write_signed
 from tfigkd.study import collect as collecting
 from tfigkd.study.__main__ import main as study_command
 from tfigkd.study.collect import collect, finished_runs, merge_rows, read_rows, table_of
-from tfigkd.study.plan import Options, plan, read_study
+from tfigkd.study.page import page
+from tfigkd.study.plan import Options, Study, plan, read_study
 from tfigkd.study.protocol import protocol_of
 from tfigkd.study.report import BEGIN, END
 from tfigkd.study.runs import _label
-from tfigkd.study.tables import arms_table, compare, comparisons_lines, provenance, runs_of, sentences
+from tfigkd.study.tables import arms_lines, arms_table, compare, comparisons_lines, provenance, runs_of, sentences
 
 ROOT = Path(__file__).resolve().parents[2]
 STUDIES = sorted(path.stem for path in (experiments_folder() / "studies").glob("*.toml"))
@@ -68,11 +69,7 @@ def write_tiny(folder):
 
 
 def start(folder, *arguments):
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "160"}
-    command = [sys.executable, "-m", "tfigkd.study", *map(str, arguments)]
-    return subprocess.Popen(
-        command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
+    return children.fork(folder, "tfigkd.study", *arguments, environment={"COLUMNS": "160"}, merged=True)
 
 
 def succeed(folder, *arguments):
@@ -165,8 +162,8 @@ def test_a_kill_loses_no_row_and_repeats_none_and_collecting_moves_each_once(tmp
     second = tmp_path / "runs/studies/pair/fast/0/distill"
     while not list(second.glob("checkpoint-*.ckpt")) and time.monotonic() < deadline:
         time.sleep(0.05)
-    children = subprocess.run(["ps", "-o", "pid=", "--ppid", str(process.pid)], capture_output=True, text=True).stdout
-    for victim in (process.pid, *map(int, children.split())):
+    runs = subprocess.run(["ps", "-o", "pid=", "--ppid", str(process.pid)], capture_output=True, text=True).stdout
+    for victim in (process.pid, *map(int, runs.split())):
         try:
             os.kill(victim, signal.SIGKILL)
         except ProcessLookupError:
@@ -206,8 +203,7 @@ def test_a_kill_loses_no_row_and_repeats_none_and_collecting_moves_each_once(tmp
     manifest = read_manifest(saved)
     verify_files(saved, manifest)
     command = ["--experiment", "tiny.toml", "--seed", "1", "--workdir", str(saved), "--stages", "evaluate"]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    subprocess.run([sys.executable, "-m", "tfigkd.run", *command], cwd=tmp_path, env=environment, check=True)
+    children.run(tmp_path, "tfigkd.run", *command).check_returncode()
     measured = read_manifest(saved / "evaluate")["results"]["student"]["accuracy"]
     assert measured == pytest.approx(float(after["runs/studies/pair/slow/1"]["student_accuracy"]), abs=1e-12)
 
@@ -294,6 +290,21 @@ def test_rows_are_merged_by_run_and_never_doubled(tmp_path):
     assert [(line["seed"], line["arm"], line["new"]) for line in table] == [
         ("9", "fast", ""), ("9", "slow", "column"), ("10", "slow", ""),
     ]  # fmt: skip
+
+
+def test_a_study_that_chooses_is_judged_on_validation():
+    study = Study("pair", arms={"slow": "kd", "fast": "kd"}, comparisons=(("fast", "slow"),), judged_on="validation")
+    rows = [
+        row(arm, seed, 50) | {"validation_accuracy": str((mean + seed) / 100)}
+        for arm, mean in (("slow", 70), ("fast", 72.5))
+        for seed in range(3)
+    ]
+    header, lines, _ = arms_lines(study, rows, [])
+    assert [header[2], *(line[2].strip("*") for line in lines)] == ["validation accuracy, %", "71.00", "73.50"]
+    (one,) = compare(study, runs_of(rows, study.judged_on))
+    assert one.lead.difference == pytest.approx(2.5)
+    shown = page(study, rows, [])
+    assert "Validation accuracy by arm" in shown and "Differences of mean validation accuracy" in shown
 
 
 def test_rows_of_two_protocols_are_not_averaged():

@@ -67,7 +67,7 @@ class Config:
         several = self.student.init == "teacher" and self.teacher.count > 1
         require(not several, "student.init = teacher needs a single teacher, got teacher.count", self.teacher.count)
         if self.student.init == "teacher":
-            for name in ("model", "width", "dropout", "normalization"):
+            for name in ("model", "width", "dropout", "normalization", "widths", "depth", "input_range", "outputs"):
                 given, unset, theirs = (getattr(one, name) for one in (self.student, StudentConfig(), self.teacher))
                 message = f"student.init = teacher takes the teacher's {name}, got student.{name}"
                 require(given in (unset, theirs), message, given)

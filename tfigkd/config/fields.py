@@ -196,9 +196,9 @@ class NetworkConfig:
     """An architecture by name, or the user's own model."""
 
     model: str = "mobilenet_v2"
-    """mobilenet_v2, resnet20, resnet32, resnet44, resnet56, convnet; keras/NAME for a classifier of keras.applications,
-    such as keras/MobileNetV3Small, with its own preprocessing inside; or the path of a .keras file. The settings of the
-    architecture below do not apply to keras/NAME and files."""
+    """mobilenet_v2, resnet8, resnet20, resnet32, resnet44, resnet56, convnet; keras/NAME for a classifier of
+    keras.applications, such as keras/MobileNetV3Small, with its own preprocessing inside; or the path of a .keras file.
+    The settings of the architecture below do not apply to keras/NAME and files."""
     drop_blocks: int = 0
     """How many of MobileNet-V2's 19 feature blocks are dropped from the end."""
     width: float = 1.0

@@ -56,6 +56,7 @@ __all__ = [
 
 MODELS: dict[str, Callable[..., keras.Model]] = {
     "mobilenet_v2": mobilenet_v2,
+    "resnet8": functools.partial(resnet, 8, projection=True),
     **{f"resnet{depth}": functools.partial(resnet, depth) for depth in (20, 32, 44, 56)},
     "convnet": convnet,
 }

@@ -1,5 +1,7 @@
 """Residual networks for 32x32 images (He et al. 2015, arXiv 1512.03385, section 4.2).
 
+ResNet-8 with projection shortcuts is the image classifier of MLPerf Tiny (Banbury et al. 2021, arXiv 2106.07597).
+
 Above 64 pixels the stem halves the resolution twice before the first block, by its stride and by max pooling, as in the
 paper's networks for ImageNet (section 3.3).
 """
@@ -18,6 +20,7 @@ def resnet(
     *,
     input_shape: Sequence[int] = (32, 32, 3),
     normalization: parts.Normalization | None = None,
+    projection: bool = False,
 ) -> keras.Model:
     """ResNet-20, -32, -44, -56, ...: 16, 32 and 64 channels, shortcuts without parameters (option A).
 
@@ -28,6 +31,7 @@ def resnet(
         num_classes: Number of logits.
         input_shape: (H, W, C) of the images, float32 in [0,1].
         normalization: Mean and deviation of each channel, applied inside the model.
+        projection: Shortcuts that change shape are 1x1 convolutions with bias (option B), as in MLPerf Tiny.
 
     Returns:
         A Functional model from images [B,H,W,C] to logits [B,num_classes].
@@ -48,7 +52,7 @@ def resnet(
     index = 1
     for filters, first_stride in ((16, 1), (32, 2), (64, 2)):
         for repeat in range((depth - 2) // 6):
-            x = _residual(x, filters, first_stride if repeat == 0 else 1, f"block_{index:02d}")
+            x = _residual(x, filters, first_stride if repeat == 0 else 1, f"block_{index:02d}", projection)
             index += 1
     logits = parts.classifier(x, num_classes, parts.he_normal("fan_in"))
     model = keras.Model(inputs, logits, name=f"resnet{depth}")
@@ -56,8 +60,8 @@ def resnet(
     return model
 
 
-def _residual(x: Any, filters: int, strides: int, name: str) -> Any:
-    shortcut = _shortcut(x, filters, strides, name)
+def _residual(x: Any, filters: int, strides: int, name: str, projection: bool) -> Any:
+    shortcut = (_projection if projection else _shortcut)(x, filters, strides, name)
     x = parts.conv(x, filters, 3, strides=strides, name=f"{name}_conv1", fan="fan_in")
     x = parts.batch_norm(x, f"{name}_bn1")
     x = keras.layers.ReLU(name=f"{name}_relu1")(x)
@@ -81,3 +85,11 @@ def _shortcut(x: Any, filters: int, strides: int, name: str) -> Any:
             name=f"{name}_shortcut_pad",
         )(x)
     return x
+
+
+def _projection(x: Any, filters: int, strides: int, name: str) -> Any:
+    """Option B: a 1x1 convolution where the shape changes."""
+    if strides == 1 and x.shape[-1] == filters:
+        return x
+    initializer = parts.he_normal("fan_in")
+    return keras.layers.Conv2D(filters, 1, strides, kernel_initializer=initializer, name=f"{name}_shortcut_conv")(x)

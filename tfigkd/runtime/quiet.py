@@ -1,6 +1,7 @@
 """Suppression of what native code writes to standard error."""
 
 import contextlib
+import logging
 import os
 import sys
 import tempfile
@@ -12,8 +13,10 @@ _state = {"shown": False}
 
 
 def show_native(shown: bool) -> None:
-    """Set whether native code may write to standard error from now on."""
+    """Set whether native code, and TensorFlow with its warnings, may write to standard error from now on."""
     _state["shown"] = shown
+    # it warns of "retracing" where a run evaluates several networks one after the other
+    logging.getLogger("tensorflow").setLevel(logging.NOTSET if shown else logging.ERROR)
 
 
 @contextlib.contextmanager

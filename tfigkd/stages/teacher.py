@@ -208,11 +208,12 @@ def _train(config: Config, data: Dataset, folder: Path) -> tuple[keras.Model, li
         num_classes=data.num_classes,
         class_weights=class_weights(config.teacher.training, examples, data.class_names),
     )
+    smoothing, hard_weight = config.teacher.training.label_smoothing, config.teacher.training.hard_weight
     validation = None
     if holds_out_validation(config.data):
         validation = (to_model_input(data.validation.images), data.validation.labels)
     history = fit(
-        Distiller(model, label_smoothing=config.teacher.training.label_smoothing),
+        Distiller(model, label_smoothing=smoothing, hard_weight=hard_weight),
         stream,
         examples=len(examples),
         config=config.teacher.training,

@@ -37,7 +37,7 @@ def page(study: Study, rows: Sequence[Row], papers: Sequence[Row]) -> str:
         papers: What the papers' code says of its own runs, of any study.
     """
     published = [row for row in papers if row["study"] == study.name]
-    compared = compare(study, runs_of(rows)) if rows else []
+    compared = compare(study, runs_of(rows, study.judged_on)) if rows else []
     header, lines, remarks = arms_lines(study, rows, papers)
     counted, *said = sentences(compared)
     return render(
@@ -49,7 +49,7 @@ def page(study: Study, rows: Sequence[Row], papers: Sequence[Row]) -> str:
         provenance=provenance(rows),
         remarks=remarks,
         arms=(header, lines),
-        arms_chart=arms_chart("arms", study, runs_of(rows)) if rows else None,
+        arms_chart=arms_chart("arms", study, runs_of(rows, study.judged_on)) if rows else None,
         comparisons=comparisons_lines(compared) if compared else None,
         counted=counted,
         sentences=said,
@@ -101,7 +101,7 @@ def arms_chart(name: str, study: Study, runs: Runs) -> Chart:
         name,
         make(
             [dots, means],
-            xaxis={"title": {"text": "test accuracy, %"}},
+            xaxis={"title": {"text": f"{study.judged_on} accuracy, %"}},
             yaxis=rows_axis(len(order)),
             hovermode="closest",
             margin={"b": 70},
@@ -191,7 +191,7 @@ def size_chart(study: Study, rows: Sequence[Row]) -> Chart | None:
     parameters = {row["size"]: int(row["student_parameters"]) for row in rows if row.get("student_parameters")}
     if len(parameters) < 2:
         return None
-    runs = runs_of(rows)
+    runs = runs_of(rows, study.judged_on)
     sizes = sorted(parameters, key=parameters.__getitem__)
     traces, lines = [], []
     for number, arm in enumerate(study.arms):
@@ -212,7 +212,7 @@ def size_chart(study: Study, rows: Sequence[Row]) -> Chart | None:
     figure = make(
         traces,
         xaxis=cost_axis(list(parameters.values()), "parameters of the student"),
-        yaxis={"title": {"text": "test accuracy, %"}},
+        yaxis={"title": {"text": f"{study.judged_on} accuracy, %"}},
         margin={"b": 80},
     )
     header = ["arm", "parameters", "n", "mean, %", "sd", "95 % interval"]

@@ -7,7 +7,7 @@ they can be compared in pairs. Each run has its own folder.
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from tfigkd.config.experiment import Config, experiments_folder, override, read_experiment, smoke
 from tfigkd.config.flags import with_flags
@@ -34,6 +34,7 @@ class Study:
         sizes: Name to fields of a size; every arm runs at every size.
         seed_fields: Dotted fields that are set to the seed, such as the seed of a subset.
         comparisons: Pairs of arms to compare, chosen before any result is known.
+        judged_on: The split whose accuracies are shown and compared: test, or validation where something is chosen.
         source: What the study is called on the command line: its name, or the path of a file that is not shipped.
     """
 
@@ -46,6 +47,7 @@ class Study:
     sizes: dict[str, dict[str, Any]] = field(default_factory=lambda: {"": {}})
     seed_fields: tuple[str, ...] = ()
     comparisons: tuple[tuple[str, str], ...] = ()
+    judged_on: Literal["test", "validation"] = "test"
     source: str = ""
 
 

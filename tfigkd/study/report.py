@@ -16,7 +16,7 @@ from tfigkd.study.collect import finished_runs, read_rows
 from tfigkd.study.page import page
 from tfigkd.study.plan import Study, read_study
 from tfigkd.study.tables import (
-    METRIC,
+    METRICS,
     Row,
     arms_lines,
     command_of,
@@ -62,7 +62,8 @@ def report(checkout: Path) -> str:
         if rows:
             lines += section(described, rows, papers)
             title = described.description.partition(";")[0]
-            forest_plot(compare(described, runs_of(rows)), title, table.with_suffix(".svg"))
+            compared = compare(described, runs_of(rows, described.judged_on))
+            forest_plot(compared, title, table.with_suffix(".svg"), described.judged_on)
     missing: list[Any] = [one for one in left if one]
     if missing:
         lines += ["Still to be run:", "", *missing, ""]
@@ -110,17 +111,19 @@ def show_results(study: Study, workdir: Path) -> bool:
     Returns:
         Whether there is a finished run with results.
     """
-    rows = [row for _, row in finished_runs(workdir, study.name) if row.get(METRIC)]
+    rows = [row for _, row in finished_runs(workdir, study.name) if row.get(METRICS[study.judged_on])]
     if not rows:
         return False
     header, lines, remarks = arms_lines(study, rows, [])
-    table = Table(title=f"{study.name}: test accuracy of {plural(len(rows), 'run')}", title_justify="left")
+    table = Table(title=f"{study.name}: {study.judged_on} accuracy of {plural(len(rows), 'run')}", title_justify="left")
     for number, name in enumerate(header):
         table.add_column(name, justify="right" if number else "left")
     for cells in lines:
         table.add_row(*(cell.strip("*") for cell in cells))
     console.show(table)
-    for line in [remarks, *sentences(compare(study, runs_of(rows)))] if study.comparisons else [remarks]:
+    for line in (
+        [remarks, *sentences(compare(study, runs_of(rows, study.judged_on)))] if study.comparisons else [remarks]
+    ):
         console.say(line)
     for line in study_verdict(study, rows) or ["nothing wrong was found with the arms that have run"]:
         console.say(f"verdict: {line}", last=True)

@@ -31,7 +31,8 @@ from tfigkd.study.protocol import refuse_mixed, remarks
 TO_SEE = (0.2, 0.4)  # differences to detect, in points
 CONTROLS = ("shuffled", "noise", "dimmed")
 """Suffixes of the names of placebo arms."""
-METRIC = "student_accuracy"
+METRICS = {"test": "student_accuracy", "validation": "validation_accuracy"}
+"""The column of a row that a study is judged by."""
 
 Row = dict[str, str]
 Runs = dict[tuple[str, str], dict[int, float]]  # (size, arm) to seed to accuracy in points
@@ -63,8 +64,8 @@ class Compared:
         return f"{self.first} − {self.second}{f', {self.size}' if self.size else ''}"
 
 
-def runs_of(rows: Sequence[Row]) -> Runs:
-    """Return the accuracy in points of each run.
+def runs_of(rows: Sequence[Row], judged_on: str = "test") -> Runs:
+    """Return the accuracy in points of each run, on a split of `METRICS`.
 
     Raises:
         UserError: runs of one arm are of several configs or numbers of training examples, so that a mean would mix
@@ -76,7 +77,7 @@ def runs_of(rows: Sequence[Row]) -> Runs:
     runs: Runs = defaultdict(dict)
     trained: dict[tuple[str, str], set[str]] = defaultdict(set)
     for row in rows:
-        key, seed, accuracy = (row["size"], row["arm"]), int(row["seed"]), 100 * float(row[METRIC])
+        key, seed, accuracy = (row["size"], row["arm"]), int(row["seed"]), 100 * float(row[METRICS[judged_on]])
         if runs[key].setdefault(seed, accuracy) != accuracy:
             raise UserError(f"{row['study']}: two rows of {row['arm']}, seed {seed}, differ; keep one of them")
         trained[key].add(row["n_train"])
@@ -136,7 +137,7 @@ def arms_table(study: Study, rows: Sequence[Row], papers: Sequence[Row]) -> list
 
 def arms_lines(study: Study, rows: Sequence[Row], papers: Sequence[Row]) -> tuple[list[str], list[list[str]], str]:
     """Return header and lines of the table of arms, and remarks to print below it."""
-    runs, lines, remarks = runs_of(rows), [], []
+    runs, lines, remarks = runs_of(rows, study.judged_on), [], []
     published = {(row["size"], row["arm"]): row for row in papers if row["study"] == study.name}
     for size in study.sizes:
         arms = {arm: runs[size, arm] for arm in study.arms if (size, arm) in runs}
@@ -166,7 +167,7 @@ def arms_lines(study: Study, rows: Sequence[Row], papers: Sequence[Row]) -> tupl
                     _paper(paper, own[0]),
                 ]
             )
-    header = ["arm", "n", "test accuracy, %", "sd", "95 % interval", "agreement with the teacher, %"]
+    header = ["arm", "n", f"{study.judged_on} accuracy, %", "sd", "95 % interval", "agreement with the teacher, %"]
     header += ["training, minutes", "papers' mean (sd, n)"]
     if not published:
         header, lines = header[:-1], [line[:-1] for line in lines]
@@ -282,7 +283,7 @@ def provenance(rows: Sequence[Row]) -> str:
     return f"{text}Commits {distinct('commit')}; {distinct('versions')}. {remarks(rows)}".strip()
 
 
-def forest_plot(compared: Sequence[Compared], title: str, path: Path) -> None:
+def forest_plot(compared: Sequence[Compared], title: str, path: Path, judged_on: str = "test") -> None:
     """Plot each comparison's difference and 95 % interval; a filled mark is significant after Holm's correction."""
     import matplotlib
 
@@ -310,7 +311,9 @@ def forest_plot(compared: Sequence[Compared], title: str, path: Path) -> None:
             )
         axes.axvline(0, color="0.5", linewidth=0.8)
         axes.set_yticks(range(len(drawn)), [f"{one.title} ({_runs(one.lead)})" for one in reversed(drawn)])
-        axes.set_xlabel("difference of mean test accuracy, points, with 95 % interval (filled: p < 0.05 after Holm)")
+        axes.set_xlabel(
+            f"difference of mean {judged_on} accuracy, points, with 95 % interval (filled: p < 0.05 after Holm)"
+        )
         axes.set_title(title, loc="left")
         with atomic(path) as temporary:
             figure.savefig(temporary, metadata={"Date": None})
@@ -319,7 +322,7 @@ def forest_plot(compared: Sequence[Compared], title: str, path: Path) -> None:
 
 def section(study: Study, rows: Sequence[Row], papers: Sequence[Row]) -> list[str]:
     """Return the section of one study as Markdown lines."""
-    compared = compare(study, runs_of(rows))
+    compared = compare(study, runs_of(rows, study.judged_on))
     lines = [f"### {study.name}", "", f"{study.description}. {provenance(rows)}", ""]
     lines += [*arms_table(study, rows, papers), ""]
     if compared:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from tfigkd.measure.statistics import FEWEST
 from tfigkd.report.table import percent, plural
 from tfigkd.study.plan import Study
-from tfigkd.study.tables import CONTROLS, METRIC, Row, runs_of
+from tfigkd.study.tables import CONTROLS, METRICS, Row, runs_of
 
 AT_CHANCE = 0.05
 """Cohen's kappa, which is 0 for guesses, below which an arm is at chance."""
@@ -19,11 +19,11 @@ def _mean(rows: Sequence[Row], column: str) -> float | None:
 def study_verdict(study: Study, rows: Sequence[Row]) -> list[str]:
     """Return one sentence for each thing that is wrong with the arms of a study."""
     found = []
-    runs = runs_of(rows)
+    runs = runs_of(rows, study.judged_on)
     for size, arm in runs:
         own = [row for row in rows if (row["size"], row["arm"]) == (size, arm)]
         title = f"{arm} {size}".strip()
-        kappa, accuracy, teacher = (_mean(own, name) for name in ("student_kappa", METRIC, "teacher_accuracy"))
+        kappa, accuracy, teacher = (_mean(own, name) for name in ("student_kappa", METRICS["test"], "teacher_accuracy"))
         # placebos of the logits are meant to be near chance
         if kappa is not None and kappa < AT_CHANCE and not arm.endswith(CONTROLS) and accuracy is not None:
             found.append(

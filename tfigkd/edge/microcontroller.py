@@ -1,0 +1,168 @@
+"""LiteRT files as C sources for LiteRT for Microcontrollers. This module does not need TensorFlow."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tfigkd.edge.contract import admit
+from tfigkd.edge.litert import open_classifier, open_litert
+from tfigkd.runtime.errors import UserError
+from tfigkd.runtime.files import checksum, write_text
+
+ALIGNMENT = 16
+"""Bytes at whose multiples tensors begin in the arena."""
+BYTES_A_LINE = 16
+
+
+def write_c(model: Path, output: Path) -> dict[str, Any]:
+    """Write an int8 file as `NAME.c`, an array of its bytes, and `NAME.h`, its contract as constants.
+
+    Args:
+        model: A .tflite file whose input and output are int8.
+        output: The .c file; the header is written beside it.
+
+    Returns:
+        `bytes` of the file, `arena` (see `arena_bytes`) and `operations`, which the program has to register.
+
+    Raises:
+        UserError: The file is damaged, no image classifier, or not int8 at its ends.
+    """
+    contract = admit(model)
+    interpreter = open_classifier(model, threads=1)
+    source, sink = interpreter.get_input_details()[0], interpreter.get_output_details()[0]
+    if {source["dtype"], sink["dtype"]} != {np.int8}:
+        takes, gives = (np.dtype(tensor["dtype"]).name for tensor in (source, sink))
+        raise UserError(
+            f"{model} takes {takes} and gives {gives}; microcontrollers take an int8 file: export it with --format int8"
+        )
+    name = re.sub(r"\W", "_", output.stem)
+    name = f"_{name}" if name[0].isdigit() else name
+    arena, operations = arena_bytes(model), operation_names(model)
+    names = (contract or {}).get("class_names")
+    header = _header(name, model, source, sink, arena, operations, names)
+    write_text(output.with_suffix(".h"), header)
+    write_text(output, _source(name, output, model.read_bytes(), names))
+    return {"bytes": model.stat().st_size, "arena": arena, "operations": operations}
+
+
+def operation_names(model: Path) -> list[str]:
+    """Return the types of a file's operations, such as CONV_2D, each once, in alphabetical order."""
+    return sorted({operation["op_name"] for operation in _operations(open_litert(model, delegates=False))})
+
+
+def arena_bytes(model: Path) -> int:
+    """Return the bytes that the tensors of a file need while it runs, without the interpreter's own structures.
+
+    Placed as the planner of LiteRT for Microcontrollers does: the largest first, each at the lowest place that is free
+    while it is needed. The interpreter and the scratch buffers of its kernels come on top.
+    """
+    interpreter = open_litert(model, delegates=False)
+    details = {tensor["index"]: tensor for tensor in interpreter.get_tensor_details()}
+    operations = _operations(interpreter)
+    first = {tensor["index"]: -1 for tensor in interpreter.get_input_details()}
+    last = {tensor["index"]: len(operations) for tensor in interpreter.get_output_details()}
+    for number, operation in enumerate(operations):
+        for index in operation["outputs"]:
+            first.setdefault(int(index), number)
+        for index in operation["inputs"]:
+            if index in first:
+                last[int(index)] = max(number, last.get(int(index), number))
+    sizes = {index: _aligned(_bytes(details[index])) for index in first}
+    placed: list[tuple[int, int]] = []  # tensor and offset
+    for index in sorted(first, key=lambda index: (-sizes[index], first[index])):
+        begin, end = first[index], last.get(index, first[index])
+        beside = sorted(
+            (offset, offset + sizes[other])
+            for other, offset in placed
+            if first[other] <= end and last.get(other, first[other]) >= begin
+        )
+        place = 0
+        for low, high in beside:
+            if place + sizes[index] <= low:
+                break
+            place = max(place, high)
+        placed.append((index, place))
+    return max((offset + sizes[index] for index, offset in placed), default=0)
+
+
+def _operations(interpreter: Any) -> list[dict[str, Any]]:
+    return [operation for operation in interpreter._get_ops_details() if operation["op_name"] != "DELEGATE"]
+
+
+def _bytes(tensor: dict[str, Any]) -> int:
+    return int(np.prod(tensor["shape"])) * np.dtype(tensor["dtype"]).itemsize
+
+
+def _aligned(size: int) -> int:
+    return -(-size // ALIGNMENT) * ALIGNMENT
+
+
+def _header(
+    name: str,
+    model: Path,
+    source: dict[str, Any],
+    sink: dict[str, Any],
+    arena: int,
+    operations: list[str],
+    class_names: list[str] | None,
+) -> str:
+    constant = name.upper()
+    (_, height, width, channels), (_, classes) = source["shape"], sink["shape"]
+    values = {
+        "HEIGHT": height, "WIDTH": width, "CHANNELS": channels, "CLASSES": classes,
+        "INPUT_SCALE": f"{source['quantization'][0]!r}f", "INPUT_ZERO_POINT": source["quantization"][1],
+        "OUTPUT_SCALE": f"{sink['quantization'][0]!r}f", "OUTPUT_ZERO_POINT": sink["quantization"][1],
+    }  # fmt: skip
+    lines = [f"#define {constant}_{key} {value}" for key, value in values.items()]
+    named = f"extern const char *const {name}_class_names[{constant}_CLASSES];\n" if class_names else ""
+    return f"""/* {model.name} for LiteRT for Microcontrollers, made by tfigkd.
+   sha256 {checksum(model)}
+   Input: int8 [1][HEIGHT][WIDTH][CHANNELS], round(pixel / 255 / INPUT_SCALE) + INPUT_ZERO_POINT, at most 127.
+   Output: int8 [1][CLASSES], logit = (value - OUTPUT_ZERO_POINT) * OUTPUT_SCALE.
+   Operations to register: {", ".join(operations)}. */
+#ifndef {constant}_H_
+#define {constant}_H_
+
+{chr(10).join(lines)}
+/* Of the tensors alone; the interpreter and scratch buffers come on top. */
+#define {constant}_TENSOR_BYTES {arena}
+
+#ifdef __cplusplus
+extern "C" {{
+#endif
+extern const unsigned char {name}_model[];
+extern const unsigned int {name}_model_size;
+{named}#ifdef __cplusplus
+}}
+#endif
+
+#endif
+"""
+
+
+def _source(name: str, output: Path, content: bytes, class_names: list[str] | None) -> str:
+    lines = [content[start : start + BYTES_A_LINE] for start in range(0, len(content), BYTES_A_LINE)]
+    array = "\n".join("  " + " ".join(f"0x{byte:02x}," for byte in line) for line in lines)
+    named = ""
+    if class_names:
+        quoted = ", ".join(_quoted(one) for one in class_names)
+        named = f"\nconst char *const {name}_class_names[{name.upper()}_CLASSES] = {{{quoted}}};\n"
+    return f"""#include "{output.with_suffix(".h").name}"
+
+/* aligned as the flat buffer needs it */
+#if defined(__GNUC__)
+__attribute__((aligned({ALIGNMENT})))
+#endif
+const unsigned char {name}_model[] = {{
+{array}
+}};
+const unsigned int {name}_model_size = sizeof({name}_model);
+{named}"""
+
+
+def _quoted(text: str) -> str:
+    """Return a C string literal in UTF-8; octal escapes end after three digits, so that no digit joins them."""
+    plain = set(b" !#$%&()*+,-./:;<=>@[]^_`{|}~0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ")
+    return '"' + "".join(chr(byte) if byte in plain else f"\\{byte:03o}" for byte in text.encode()) + '"'
