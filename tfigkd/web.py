@@ -116,8 +116,8 @@ def write_site(
             copy_file(contract_path(path), contract_path(place / path.name))
             about["contract"] = f"models/{index}/{contract_path(path).name}"
         listed.append(model | about)
-    content = {"made_by": MADE_BY, "litert": VERSION, "models": listed}
-    write_text(folder / LIST, json.dumps(content, indent=1) + "\n")
+    about_page = {"made_by": MADE_BY, "litert": VERSION, "models": listed}
+    write_text(folder / LIST, json.dumps(about_page, indent=1) + "\n")
     for asset in sorted(ASSETS.iterdir()):  # index.html is among them: it is opened once all else is there
         copy_file(asset, folder / asset.name)
     return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
