@@ -7,6 +7,7 @@ const [models, pictures] = [[], []];
 // A picture is run again in blocks of some milliseconds, as browsers' clocks have steps of 0.1 ms.
 const [BLOCKS, TIMED] = [4, 2];
 const LIVE = 250; // milliseconds between two frames of the camera
+const SMALLEST = 5e-4; // largest fall of a probability below which a map shows nothing but rounding
 const LARGEST = 2 ** 25; // pixels; the browser reduces larger photographs, for which a phone lacks memory
 
 let litert;
@@ -114,12 +115,12 @@ function listModel(model) {
     "tr",
     {},
     make("th", { scope: "row" }, about.name),
-    make("td", {}, about.format ?? "–"),
+    model.cell,
+    make("td", examples ? { title: `${on}, ${examples} images` } : {}, kept),
     make("td", {}, `${(about.bytes / 1e3).toLocaleString("en", { maximumFractionDigits: 1 })} kB`),
+    make("td", {}, about.format ?? "–"),
     make("td", {}, `${model.width}×${model.height}${model.channels === 1 ? " gray" : ""}`),
     make("td", {}, String(about.classes.length)),
-    make("td", examples ? { title: `${on}, ${examples} images` } : {}, kept),
-    model.cell,
   );
   byId("models").append(row);
 }
@@ -279,11 +280,12 @@ async function showMaps(picture, button) {
 /** Draw what the model saw in gray, and in orange where hiding it lowers the probability. */
 function drawMap(answer, rgb, falls) {
   const { width, height } = answer.model;
-  const largest = Math.max(...falls);
+  const largest = falls.reduce((one, other) => Math.max(one, other));
+  const looks = largest >= SMALLEST;
   const back = gray(rgb);
   const pixels = new Uint8ClampedArray(4 * width * height);
   falls.forEach((fall, at) => {
-    const strength = largest > 0 ? 0.85 * Math.max(0, fall / largest) : 0;
+    const strength = looks ? 0.85 * Math.max(0, fall / largest) : 0;
     const pale = 90 + back[at] * 0.55;
     [255, 110, 0].forEach((color, channel) => {
       pixels[4 * at + channel] = pale * (1 - strength) + color * strength;
@@ -294,11 +296,9 @@ function drawMap(answer, rgb, falls) {
   const canvas = make("canvas", { width, height, role: "img", "aria-label": label });
   canvas.getContext("2d").putImageData(new ImageData(pixels, width, height), 0, 0);
   const points = (100 * largest).toFixed(largest < 0.01 ? 2 : 1);
-  const text =
-    largest > 0
-      ? `Orange: hiding this part lowers “${answer.name}”, by at most ${points} percentage points on average.`
-      : `Hiding a part never lowers “${answer.name}”.`;
-  answer.map = falls;
+  const text = looks
+    ? `Orange: hiding this part lowers “${answer.name}”, by at most ${points} percentage points on average.`
+    : `Hiding any part lowers “${answer.name}” by less than ${100 * SMALLEST} percentage points.`;
   return make("figure", { "data-map": [...falls].join(" ") }, canvas, make("figcaption", {}, text));
 }
 
