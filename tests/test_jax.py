@@ -146,7 +146,7 @@ import json
 from tests.test_jax import gradients
 print(json.dumps(gradients()))
 """
-VIEWS = {"plain": "{}", "dim": '{"dim_only": true}', "swap": '{"swap_inputs": true}'}
+VIEWS = {"plain": "{}", "dim": '{"dim_only": true}', "cut": '{"cutout": 3}', "swap": '{"swap_inputs": true}'}
 PROGRAMS = {
     **{f"batches {name}": (BATCHES, options) for name, options in VIEWS.items()},
     **{f"broken {step}": (BROKEN, step) for step in ("3", "55")},

@@ -13,7 +13,9 @@ import numpy as np
 from tfigkd.config.fields import AugmentConfig, OverlayConfig
 from tfigkd.data import to_model_input
 
-ORDER, CROP_Y, CROP_X, FLIP, OVERLAY, EXPONENT, VIEW, MIX = range(8)
+ORDER, CROP_Y, CROP_X, FLIP, OVERLAY, EXPONENT, VIEW, MIX, CUT_Y, CUT_X = range(10)
+GRAY = 122
+"""What fills a cut square: about the mean of natural images."""
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
@@ -83,6 +85,41 @@ def gather(pixels: Any, rows: Any, columns: Any, padding: int, border: str = "ze
     return pixels[xp.arange(len(pixels))[:, None, None], rows[:, :, None], columns[:, None, :]]
 
 
+def cut_square(
+    rows: np.ndarray, columns: np.ndarray, keys: np.ndarray, side: int, *, seed: int, epoch: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Mark a square in each moved image, as DeVries and Taylor (2017, arXiv 1708.04552): its rows and columns negative.
+
+    The center is anywhere in the image, so that a part of the square may be outside.
+
+    Args:
+        rows: [B,H], from `geometry`.
+        columns: [B,W].
+        keys: uint64 [B], from `example_keys`.
+        side: Side of the square in pixels.
+        seed: The run's seed.
+        epoch: The epoch, from 0.
+
+    Returns:
+        Rows and columns, those of the square as their complement -1 - index.
+    """
+    marked = []
+    for indices, purpose in ((rows, CUT_Y), (columns, CUT_X)):
+        size = indices.shape[1]
+        start = (uniform(keys, seed=seed, epoch=epoch, purpose=purpose) * size).astype(np.int32) - side // 2
+        places = np.arange(size, dtype=np.int32)
+        inside = (places >= start[:, None]) & (places < start[:, None] + side)
+        marked.append(np.where(inside, ~indices, indices))
+    return marked[0], marked[1]
+
+
+def _fill_cut(moved: Any, inside: Any) -> Any:
+    """Fill the pixels [B,H,W,3 or 4] that are inside the square with gray, and their map with zero."""
+    xp = moved.__array_namespace__()
+    fill = xp.asarray([GRAY, GRAY, GRAY, 0][: moved.shape[-1]], dtype=moved.dtype)
+    return xp.where(inside[..., None], fill, moved)
+
+
 def augmented(
     pixels: Any,
     rows: Any,
@@ -92,6 +129,7 @@ def augmented(
     padding: int,
     lay: Callable[[Any, Any, Any], Any],
     border: str = "zeros",
+    cut: bool = False,
 ) -> tuple[Any, Any, Any]:
     """Moved images, the same with overlays, and their maps; NumPy's arrays or JAX's.
 
@@ -103,11 +141,18 @@ def augmented(
         padding: Pixels that the geometry reaches beyond the images.
         lay: `overlay_some`, or what does the same where it cannot run: of images, maps and exponents.
         border: As for `gather`.
+        cut: Rows and columns are from `cut_square`, and the square is filled.
 
     Returns:
         Images float32 [B,H,W,3] in [0,1] without and with overlays, and maps float32 [B,H,W] or None.
     """
+    if cut:
+        xp = rows.__array_namespace__()
+        inside = (rows < 0)[:, :, None] & (columns < 0)[:, None, :]
+        rows, columns = (xp.where(indices < 0, ~indices, indices) for indices in (rows, columns))
     moved = gather(pixels, rows, columns, padding, border)
+    if cut:
+        moved = _fill_cut(moved, inside)
     clean = to_model_input(moved[..., :3])
     maps = moved[..., 3].astype(np.float32) if moved.shape[-1] == 4 else None
     return clean, clean if exponents is None else lay(clean, maps, exponents), maps

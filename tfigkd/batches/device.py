@@ -10,7 +10,7 @@ from tfigkd.batches.augment import augmented, overlay
 
 
 def on_device(
-    pixels: np.ndarray, padding: int, dim_only: bool, border: str = "zeros"
+    pixels: np.ndarray, padding: int, dim_only: bool, border: str = "zeros", cut: bool = False
 ) -> Callable[..., tuple[Any, Any, Any]]:
     """Return `augmented` images of a data set that lies on the device.
 
@@ -22,6 +22,7 @@ def on_device(
         padding: Pixels that the geometry reaches beyond the images.
         dim_only: Dim in place of an overlay (a control).
         border: As for `gather`.
+        cut: As for `augmented`.
 
     Returns:
         A function of indices [B], rows [B,H], columns [B,W] and exponents [B] or None, to JAX arrays.
@@ -37,6 +38,6 @@ def on_device(
 
     @jax.jit
     def made(resident: Any, chosen: Any, rows: Any, columns: Any, exponents: Any) -> tuple[Any, Any, Any]:
-        return augmented(resident[chosen], rows, columns, exponents, padding=padding, lay=lay, border=border)
+        return augmented(resident[chosen], rows, columns, exponents, padding=padding, lay=lay, border=border, cut=cut)
 
     return functools.partial(made, jax.device_put(pixels))

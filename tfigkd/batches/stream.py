@@ -11,6 +11,7 @@ from tfigkd.batches.augment import (
     ORDER,
     VIEW,
     augmented,
+    cut_square,
     example_keys,
     geometry,
     mix,
@@ -99,7 +100,7 @@ def batch_sizes(examples: int, batch_size: int) -> list[int]:
 
 
 def _on_host(
-    pixels: np.ndarray, padding: int, dim_only: bool, border: str = "zeros"
+    pixels: np.ndarray, padding: int, dim_only: bool, border: str = "zeros", cut: bool = False
 ) -> Callable[..., tuple[np.ndarray, np.ndarray, Any]]:
     """Return `augmented` images of a data set, from indices and draws; `device.py` does the same on JAX's device."""
 
@@ -107,7 +108,7 @@ def _on_host(
         return overlay_some(images, None if dim_only else maps, exponents)
 
     def make(chosen: np.ndarray, rows: np.ndarray, columns: np.ndarray, exponents: np.ndarray | None) -> tuple:
-        return augmented(pixels[chosen], rows, columns, exponents, padding=padding, lay=lay, border=border)
+        return augmented(pixels[chosen], rows, columns, exponents, padding=padding, lay=lay, border=border, cut=cut)
 
     return make
 
@@ -127,6 +128,7 @@ def training_batches(
     dim_only: bool = False,
     swap_inputs: bool = False,
     mixup: float = 0.0,
+    cutout: int = 0,
     num_classes: int | None = None,
     class_weights: np.ndarray | None = None,
 ) -> Callable[[int], Iterator[Batch]]:
@@ -152,6 +154,8 @@ def training_batches(
         swap_inputs: `"teacher_inputs"` are those of the next example of the batch (a control); a batch of one is left.
         mixup: Mix each image with another of its batch by a share from Beta(mixup, mixup). `"label_probabilities"`
             [B,C] are then the mixed labels, `"label"` is that of the larger share, and teacher inputs are mixed alike.
+        cutout: Side of a square that is filled with gray in each image, teacher inputs alike, and with zero in its map;
+            0 cuts none.
         num_classes: C of `"label_probabilities"`; not given: one more than the largest label.
         class_weights: Weight of each class in the loss, [C]; mixed images have the mixed weight.
 
@@ -176,7 +180,7 @@ def training_batches(
 
     side = pixels.shape[1], pixels.shape[2]
     make = (on_device if keras.backend.backend() == "jax" else _on_host)(
-        pixels, augment.crop_padding, dim_only, augment.crop_border
+        pixels, augment.crop_padding, dim_only, augment.crop_border, cutout > 0
     )
 
     def batch(chosen: np.ndarray, epoch: int) -> Batch:
@@ -192,6 +196,8 @@ def training_batches(
             usable = knowledge.usable[chosen]
             exponents = overlay_exponents(usable, keys[chosen], overlay, seed=seed, epoch=epoch)
         where = geometry(keys[chosen], side, augment, **drawn)
+        if cutout:
+            where = cut_square(*where, keys[chosen], cutout, seed=seed, epoch=epoch)
         clean, images, maps = make(chosen, *where, exponents)
         if views is not None:
             targets["teacher_logits"] = views[chosen, view].astype(np.float32)

@@ -149,6 +149,9 @@ class TrainingConfig:
     """Mix each image with another of its batch by a share drawn from Beta(mixup, mixup), labels alike; 1 draws it
     uniformly; 0 switches it off. A live teacher sees the very same mixed image (Zhang et al. 2017, arXiv 1710.09412;
     Beyer et al. 2021, arXiv 2106.05237)."""
+    cutout: int = late(0)
+    """Side in pixels of a square at a random place of each training image that is filled with gray, the same in what a
+    live teacher sees; the map is zero there. 0 switches it off (DeVries and Taylor 2017, arXiv 1708.04552)."""
     class_weight: str | dict[str, float] | None = late(None)  # noqa: RUF009
     """Weight of each class in the loss: "balanced" weighs it by the inverse of its share of what trains, so that the
     mean is 1; or a table of class name to weight, such as {cat = 2, dog = 1}, where a class not named has 1. It
@@ -185,6 +188,7 @@ class TrainingConfig:
             known = weights is None or weights == "balanced"
             require(known, 'training.class_weight must be "balanced" or a table of class name to weight', weights)
         require(self.mixup >= 0, "training.mixup must not be negative", self.mixup)
+        require(self.cutout >= 0, "training.cutout must not be negative", self.cutout)
         warm = self.schedule == "triangular" and self.warmup_epochs > 0
         require(not warm, "training.warmup_epochs must be 0 with the triangular schedule", self.warmup_epochs)
         plain = self.weight_decay_form == "decoupled" or self.optimizer == "sgd"

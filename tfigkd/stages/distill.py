@@ -260,6 +260,7 @@ def training_stream(config: Config, workdir: Workdir) -> Callable[[int], Iterato
         dim_only=config.control.maps == "none",
         swap_inputs=config.control.logits == "shuffled" and config.view.kind == "live",
         mixup=config.training.mixup,
+        cutout=config.training.cutout,
         num_classes=dataset(config.data).num_classes,
         class_weights=class_weights(config.training, examples, dataset(config.data).class_names),
     )

@@ -205,6 +205,7 @@ def _train(config: Config, data: Dataset, folder: Path) -> tuple[keras.Model, li
         batch_size=config.teacher.training.batch_size,
         seed=_draws(config),
         mixup=config.teacher.training.mixup,
+        cutout=config.teacher.training.cutout,
         num_classes=data.num_classes,
         class_weights=class_weights(config.teacher.training, examples, data.class_names),
     )
