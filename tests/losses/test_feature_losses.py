@@ -11,7 +11,9 @@ from tfigkd.losses import (
     attention_transfer,
     flow_distance,
     hint_distance,
+    probabilistic_distance,
     relational_distance,
+    similarity_distance,
     spatial_attention,
 )
 from tfigkd.losses.features import match_resolution, pool_to
@@ -111,6 +113,28 @@ def test_relations_of_maps_are_those_of_their_means():
     loss = relational_distance(teacher, student, distance=25.0, angle=50.0)
     pooled = relational_distance(teacher.mean((1, 2)), student, distance=25.0, angle=50.0)
     np.testing.assert_allclose(numpy_of(loss), numpy_of(pooled), rtol=1e-4)
+
+
+def test_similarities_by_hand():
+    teacher, student = np.array([[1.0, 0.0], [1.0, 1.0]], np.float32), np.eye(2, dtype=np.float32)
+    # inner products 1 1, 1 2, each row by its norm, against the identity
+    expected = ((0.5**0.5 - 1) ** 2 + 0.5 + 0.2 + (2 / 5**0.5 - 1) ** 2) / 4
+    np.testing.assert_allclose(numpy_of(similarity_distance(teacher, student)), expected, rtol=1e-5)
+    # maps count position by position: only where both examples are positive are they similar
+    apart = np.array([[[[1.0], [0.0]]], [[[0.0], [1.0]]]], np.float32)
+    np.testing.assert_allclose(numpy_of(similarity_distance(apart, student)), 0, atol=1e-7)
+
+
+def test_neighborhoods_by_hand():
+    teacher, student = np.array([[3.0, 0.0], [1.0, 1.0]], np.float32), np.eye(2, dtype=np.float32)
+    # cosines 0.7071 and 0 become 0.8536 and 0.5, beside 1 of each with itself; rows then sum to 1
+    near = (1 + 0.5**0.5) / 2
+    p, q = np.array([1, near]) / (1 + near), np.array([2, 1]) / 3
+    expected = (p * np.log(p / q)).sum() / 2
+    np.testing.assert_allclose(expected, 0.017317, rtol=1e-4)
+    np.testing.assert_allclose(numpy_of(probabilistic_distance(teacher, student)), expected, rtol=1e-4)
+    maps = teacher[:, None, None].repeat(2, axis=2) + np.array([[[[1.0], [-1.0]]]], np.float32)
+    np.testing.assert_allclose(numpy_of(probabilistic_distance(maps, student)), expected, rtol=1e-4)
 
 
 def test_flow_by_hand():

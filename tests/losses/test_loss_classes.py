@@ -6,13 +6,28 @@ import pytest
 
 from tfigkd.config.experiment import Config, override
 from tfigkd.config.loss_fields import LossConfig, LossesConfig
-from tfigkd.losses import DIST, DKD, FSP, LOSSES, RKD, AttentionTransfer, Hint, IGMatching, KLDivergence, PerExampleLoss
+from tfigkd.losses import (
+    DIST,
+    DKD,
+    FSP,
+    LOSSES,
+    PKT,
+    RKD,
+    SP,
+    AttentionTransfer,
+    Hint,
+    IGMatching,
+    KLDivergence,
+    PerExampleLoss,
+)
 
 EXAMPLES = {
     "kd": KLDivergence(2.0, standardize=True),
     "dkd": DKD(beta=8.0),
     "dist": DIST(inter=1.0, rank=0.5),
     "rkd": RKD("student_tap", "teacher_tap", angle=1.0),
+    "sp": SP("student_tap", "teacher_tap"),
+    "pkt": PKT("student_tap", "teacher_tap"),
     "at": AttentionTransfer("student_tap", "teacher_tap"),
     "fsp": FSP(["student_tap", "student_late"], ["teacher_tap", "teacher_late"]),
     "hint": Hint("student_tap", "teacher_tap"),
@@ -24,6 +39,8 @@ NEEDS = {
     "fsp": "features",
     "hint": "features",
     "rkd": "features",
+    "sp": "features",
+    "pkt": "features",
     "ig_match": "inputs",
 }
 
@@ -51,7 +68,9 @@ def test_a_loss_says_what_it_needs(name):
     loss = EXAMPLES[name]
     needs = [what for what in ("labels", "features", "inputs") if getattr(loss, f"needs_{what}")]
     assert needs == ([NEEDS[name]] if name in NEEDS else [])
-    assert isinstance(loss, PerExampleLoss) == hasattr(loss, "per_example") == (name not in ("dist", "rkd"))
+    assert (
+        isinstance(loss, PerExampleLoss) == hasattr(loss, "per_example") == (name not in ("dist", "rkd", "sp", "pkt"))
+    )
 
 
 @pytest.mark.parametrize("name", LOSSES)
@@ -90,7 +109,7 @@ def test_the_config_round_trips(name):
     assert restored.get_config() == EXAMPLES[name].get_config()
 
 
-@pytest.mark.parametrize("name", ["kd", "dist", "rkd", "rkd_on_logits", "at", "hint"])
+@pytest.mark.parametrize("name", ["kd", "dist", "rkd", "rkd_on_logits", "sp", "pkt", "at", "hint"])
 def test_it_trains_in_the_distiller_of_keras(name):
     loss = RKD() if name == "rkd_on_logits" else EXAMPLES[name]
     if name == "hint":

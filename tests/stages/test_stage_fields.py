@@ -131,7 +131,7 @@ VALUES = {
     "times_input": False,
     "grid": 2,
 }
-TAPS = {"at": "block_01", "hint": "block_01", "rkd": "block_01", "fsp": ("block_00", "block_01")}
+TAPS = {**dict.fromkeys(("at", "hint", "rkd", "sp", "pkt"), "block_01"), "fsp": ("block_00", "block_01")}
 
 
 @pytest.mark.parametrize("name", [field.name for field in fields(LossesConfig)])

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from tfigkd import models
-from tfigkd.losses import DIST, DKD, FSP, LOSSES, RKD, AttentionTransfer, Hint, IGMatching, KLDivergence
+from tfigkd.losses import DIST, DKD, FSP, LOSSES, PKT, RKD, SP, AttentionTransfer, Hint, IGMatching, KLDivergence
 from tfigkd.training.distiller import Distiller
 
 RNG = np.random.default_rng(0)
@@ -20,6 +20,8 @@ CASES = {
     "dkd": DKD(),
     "dist": DIST(),
     "rkd": RKD(),
+    "sp": SP("block_01", "block_02"),
+    "pkt": PKT("block_01", "block_02"),
     "at": AttentionTransfer("block_01", "block_02"),
     "fsp": FSP(("block_00", "block_01"), ("block_00", "block_01")),
     "hint": Hint("block_01", "block_04"),

@@ -133,6 +133,30 @@ class RKDConfig(LossConfig):
 
 
 @dataclass(frozen=True)
+class SPConfig(LossConfig):
+    """Similarity of the examples of a batch (Tung, Mori 2019, arXiv 1907.09682). Start: weight 3000 at batch 64."""
+
+    compares = "features"
+
+    student_layer: str = "block_09"
+    """Tap of the student."""
+    teacher_layer: str = "block_09"
+    """Tap of the teacher."""
+
+
+@dataclass(frozen=True)
+class PKTConfig(LossConfig):
+    """Neighborhoods in a batch (Passalis, Tefas 2018, arXiv 1803.10837). Start: weight 30,000."""
+
+    compares = "features"
+
+    student_layer: str = "block_09"
+    """Tap of the student."""
+    teacher_layer: str = "block_09"
+    """Tap of the teacher."""
+
+
+@dataclass(frozen=True)
 class ATConfig(LossConfig):
     """Attention transfer (Zagoruyko, Komodakis 2017, arXiv 1612.03928). Usual weight 1000; the papers' 0.8 is inert."""
 
@@ -192,6 +216,8 @@ class LossesConfig:
     fsp: FSPConfig = field(default_factory=FSPConfig)
     hint: HintConfig = field(default_factory=HintConfig)
     ig_match: IGMatchConfig = field(default_factory=IGMatchConfig)
+    sp: SPConfig = late(SPConfig())  # noqa: RUF009 - it is frozen
+    pkt: PKTConfig = late(PKTConfig())  # noqa: RUF009 - it is frozen
 
     def active(self) -> dict[str, LossConfig]:
         """Name to config of the terms with a weight."""

@@ -16,13 +16,24 @@ from tfigkd.losses.logits import (
     kl_divergence,
     standardize_logits,
 )
-from tfigkd.losses.relation import FSP, RKD, flow_distance, relational_distance
+from tfigkd.losses.relation import (
+    FSP,
+    PKT,
+    RKD,
+    SP,
+    flow_distance,
+    probabilistic_distance,
+    relational_distance,
+    similarity_distance,
+)
 
 LOSSES: dict[str, type[Loss]] = {
     "kd": KLDivergence,
     "dkd": DKD,
     "dist": DIST,
     "rkd": RKD,
+    "sp": SP,
+    "pkt": PKT,
     "at": AttentionTransfer,
     "fsp": FSP,
     "hint": Hint,
@@ -35,7 +46,9 @@ __all__ = [
     "DKD",
     "FSP",
     "LOSSES",
+    "PKT",
     "RKD",
+    "SP",
     "AttentionTransfer",
     "Hint",
     "IGMatching",
@@ -52,7 +65,9 @@ __all__ = [
     "input_gradient_map",
     "kl_divergence",
     "map_distance",
+    "probabilistic_distance",
     "relational_distance",
+    "similarity_distance",
     "spatial_attention",
     "standardize_logits",
 ]
