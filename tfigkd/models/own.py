@@ -249,7 +249,7 @@ def load_model(path: Path) -> Any:
     Raises:
         UserError: The file is missing, unreadable or refused.
     """
-    if not path.exists():
+    if not (path.is_file() or path.is_dir()):  # a pipe would wait for a writer
         raise UserError(f"no model file {path}; give the path of a .keras file")
     if not zipfile.is_zipfile(path):
         raise UserError(not_a_keras_file(path))
