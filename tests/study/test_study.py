@@ -157,7 +157,7 @@ def test_unknown_names_are_one_line():
 
 def test_a_kill_loses_no_row_and_repeats_none_and_collecting_moves_each_once(tmp_path):
     write_tiny(tmp_path)
-    process = start(tmp_path, "--experiment", "pair.toml", "--workdir", "runs/studies")
+    process = start(tmp_path, "--experiment", "pair.toml", "--workdir", "runs/studies", "--processes", "1")
     deadline = time.monotonic() + 240
     second = tmp_path / "runs/studies/pair/fast/0/distill"
     while not list(second.glob("checkpoint-*.ckpt")) and time.monotonic() < deadline:
