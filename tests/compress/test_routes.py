@@ -18,7 +18,7 @@ from tfigkd.models.fake_quant import is_fake_quantized
 from tfigkd.runtime.errors import UserError
 from tfigkd.training import checkpoint
 
-STEPS = 30
+STEPS = 45
 SPARSE = ("prune", "prune_tfmot", "prune_qat", "pqat")
 CLUSTERED = ("cluster", "cqat")
 QUANTIZED = ("qat", "prune_qat", "qat_tfmot", "pqat", "cqat")
