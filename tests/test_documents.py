@@ -51,6 +51,12 @@ def test_every_kind_of_fault_has_tests_that_exist():
             assert f"\ndef {test}(" in (ROOT / file).read_text(encoding="utf-8"), (file, test)
 
 
+def test_no_two_test_files_have_one_name():
+    """Pytest imports them by their names: `make test-slow` collects all of them in one call."""
+    names = [path.name for path in (ROOT / "tests").rglob("test_*.py")]
+    assert sorted(names) == sorted(set(names))
+
+
 def test_every_wing_and_command_has_its_line_in_the_readme():
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     table = text[text.index("| wing |") : text.index("Where one may look")]

@@ -18,7 +18,7 @@ from tfigkd.edge.convert import CALIBRATED, FORMATS, convert
 from tfigkd.edge.litert import (
     dequantize,
     float_operations,
-    inner_floats,
+    float_tensors,
     litert_predictor,
     open_litert,
     quantize,
@@ -83,7 +83,7 @@ def test_float32_ends_leave_integers_inside_and_the_same_answers(format, files, 
     interpreter = open_litert(path, delegates=False)
     source, sink = interpreter.get_input_details()[0], interpreter.get_output_details()[0]
     assert source["dtype"] == sink["dtype"] == np.float32
-    assert inner_floats(path) == [] and float_operations(path) == []
+    assert float_tensors(path, inside=True) == [] and float_operations(path) == []
     assert len(interpreter.get_tensor_details()) > 20
     contract = read_contract(path)
     assert (contract["format"], contract["io"]) == (format, "float32")

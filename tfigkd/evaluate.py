@@ -102,7 +102,7 @@ def _measure(options: Options) -> tuple[dict[str, Any], str | None]:
     predict = _predictor(options, data, options.input_range)
     values, logits = measure(predict, examples)
     if options.mirrored:
-        values["mirrored_accuracy"] = mirrored_accuracy(predict, examples.images, examples.labels)
+        values["mirrored_accuracy"] = mirrored_accuracy(predict, examples.images, logits, examples.labels)
     if options.per_class:
         recalls = per_class(logits, examples.labels, data.num_classes)[: data.num_classes]
         width = max(map(len, data.class_names))

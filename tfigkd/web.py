@@ -86,9 +86,7 @@ def name_apart(models: Sequence[dict[str, Any]], paths: Sequence[Path]) -> None:
             model["name"] = str(path.with_suffix(""))
 
 
-def write_site(
-    folder: Path, models: Sequence[dict[str, Any]], paths: Sequence[Path], litert: dict[str, bytes], command: str
-) -> int:
+def write_site(folder: Path, models: Sequence[dict[str, Any]], paths: Sequence[Path], litert: dict[str, bytes]) -> int:
     """Write the folder of the page, and return its size in bytes.
 
     Args:
@@ -96,7 +94,6 @@ def write_site(
         models: From `describe`.
         paths: Their files.
         litert: From `read_litert_js`.
-        command: What builds the folder again.
 
     Raises:
         UserError: the folder holds another web page, or cannot be made.
@@ -161,8 +158,7 @@ def main(arguments: list[str]) -> None:
     models = [describe(path, input_range=given, **about) for path in options.files]
     name_apart(models, options.files)
     litert = read_litert_js(options.litert)
-    repeat = f"python -m tfigkd.web {shlex.join(arguments)}"
-    size = write_site(options.output, models, options.files, litert, repeat)
+    size = write_site(options.output, models, options.files, litert)
     print(
         f"{options.output}: {len(models)} model{'s' * (len(models) > 1)}, {size / 1e6:.1f} MB; python -m http.server "
         f"--bind 127.0.0.1 --directory {shlex.quote(str(options.output))}, then open http://127.0.0.1:8000"

@@ -3,7 +3,6 @@
 Skipped loudly where there is no chromium; `.ci/run` installs it.
 """
 
-import shutil
 from html import unescape
 from pathlib import Path
 
@@ -32,19 +31,6 @@ MEASURE = """() => [...document.querySelectorAll('.plot')].map((plot) => {
     };
 })"""
 VIEWS = [(width, scheme) for width in (1440, 360) for scheme in ("light", "dark")]
-
-
-@pytest.fixture(scope="module")
-def browser():
-    chromium = shutil.which("chromium")
-    if chromium is None:
-        pytest.skip("NEEDS A BROWSER: no chromium; apt-get install chromium")
-    api = pytest.importorskip("playwright.sync_api", reason="NEEDS A BROWSER: pip install playwright")
-    with api.sync_playwright() as playwright:
-        # CI works as root, where Chromium's sandbox does not start; the pages are our own
-        opened = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox", "--disable-dev-shm-usage"])
-        yield opened
-        opened.close()
 
 
 @pytest.fixture(scope="module")

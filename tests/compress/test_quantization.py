@@ -7,7 +7,7 @@ import pytest
 from tfigkd import models
 from tfigkd.compress.quantization import CURVES, fake_quantized
 from tfigkd.edge.convert import convert
-from tfigkd.edge.litert import float_tensors, inner_floats, litert_predictor
+from tfigkd.edge.litert import float_tensors, litert_predictor
 from tfigkd.models.cost import count_parameters, multiply_adds
 from tfigkd.models.fake_quant import FakeQuantize, fake_quantized_kernel, without_rounding
 from tfigkd.runtime.errors import UserError
@@ -139,7 +139,7 @@ def test_curves_gates_scaling_and_backbones_become_an_int8_file(activation, tmp_
     assert float_tensors(path) == []
     np.testing.assert_allclose(litert_predictor(path)(pixels), rounded, atol=0.05 * np.abs(expected).max())
     path.write_bytes(convert(quantized, "int8", io="float32"))
-    assert len(float_tensors(path)) == 2 and inner_floats(path) == []
+    assert len(float_tensors(path)) == 2 and float_tensors(path, inside=True) == []
     np.testing.assert_allclose(litert_predictor(path)(pixels), rounded, atol=0.05 * np.abs(expected).max())
 
 

@@ -141,7 +141,7 @@ def test_mirror_images_are_averaged_in_logits():
     labels = np.array([1, 1, 1])
     assert accuracy(predict(images), labels) == pytest.approx(1 / 3)
     # the sums over both sides are 3 against 4, 4 and 1
-    assert mirrored_accuracy(predict, images, labels) == pytest.approx(2 / 3)
+    assert mirrored_accuracy(predict, images, predict(images), labels) == pytest.approx(2 / 3)
 
 
 def test_huge_logits_stay_finite():

@@ -50,7 +50,7 @@ class LossConfig:
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
-        if "compares" not in vars(cls):
+        if not hasattr(cls, "compares"):
             raise TypeError(f'{cls.__name__} has to declare compares = "logits", "features" or "map"')
 
     @property
@@ -63,6 +63,18 @@ class LossConfig:
         for name in ("temperature", "grid"):
             value = getattr(self, name, 1)
             require(value is None or value > 0, f"the {name} of a loss must be positive", value)
+
+
+@dataclass(frozen=True)
+class TapConfig(LossConfig):
+    """A term that compares one tap of each network."""
+
+    compares = "features"
+
+    student_layer: str = "block_09"
+    """Tap of the student."""
+    teacher_layer: str = "block_09"
+    """Tap of the teacher."""
 
 
 @dataclass(frozen=True)
@@ -133,39 +145,18 @@ class RKDConfig(LossConfig):
 
 
 @dataclass(frozen=True)
-class SPConfig(LossConfig):
+class SPConfig(TapConfig):
     """Similarity of the examples of a batch (Tung, Mori 2019, arXiv 1907.09682). Start: weight 3000 at batch 64."""
 
-    compares = "features"
-
-    student_layer: str = "block_09"
-    """Tap of the student."""
-    teacher_layer: str = "block_09"
-    """Tap of the teacher."""
-
 
 @dataclass(frozen=True)
-class PKTConfig(LossConfig):
+class PKTConfig(TapConfig):
     """Neighborhoods in a batch (Passalis, Tefas 2018, arXiv 1803.10837). Start: weight 30,000."""
 
-    compares = "features"
-
-    student_layer: str = "block_09"
-    """Tap of the student."""
-    teacher_layer: str = "block_09"
-    """Tap of the teacher."""
-
 
 @dataclass(frozen=True)
-class ATConfig(LossConfig):
+class ATConfig(TapConfig):
     """Attention transfer (Zagoruyko, Komodakis 2017, arXiv 1612.03928). Usual weight 1000; the papers' 0.8 is inert."""
-
-    compares = "features"
-
-    student_layer: str = "block_09"
-    """Tap of the student."""
-    teacher_layer: str = "block_09"
-    """Tap of the teacher."""
 
 
 @dataclass(frozen=True)
@@ -181,15 +172,8 @@ class FSPConfig(LossConfig):
 
 
 @dataclass(frozen=True)
-class HintConfig(LossConfig):
+class HintConfig(TapConfig):
     """Features through a projector that is trained along (Romero et al. 2015, arXiv 1412.6550). Start: weight 100."""
-
-    compares = "features"
-
-    student_layer: str = "block_09"
-    """Tap of the student."""
-    teacher_layer: str = "block_09"
-    """Tap of the teacher."""
 
 
 @dataclass(frozen=True)

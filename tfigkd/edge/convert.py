@@ -11,7 +11,7 @@ import numpy as np
 from tfigkd.config.fields import FORMATS, Ends, Format
 from tfigkd.data import to_model_input
 from tfigkd.data.pictures import one_line
-from tfigkd.edge.litert import float_operations, float_tensors, inner_floats
+from tfigkd.edge.litert import float_operations, float_tensors
 from tfigkd.runtime.errors import UserError
 from tfigkd.runtime.quiet import quiet_stderr
 
@@ -132,7 +132,7 @@ def _run(frozen: Any, format: Format, calibration: np.ndarray | None = None, *, 
             kind = OperationError if known else UserError
             raise kind(f"this model cannot be converted to {format}: {reason}") from error
     try:
-        floats = float_tensors(content) if io == "integer" else inner_floats(content)
+        floats = float_tensors(content, inside=io == "float32")
     except UserError as error:  # such as biases that overflow because an untrained network has tiny activations
         raise UserError(f"this model cannot be converted to {format}: {error}") from error
     if format in CALIBRATED and floats:

@@ -12,6 +12,7 @@ import numpy as np
 from tfigkd.data import to_model_input
 from tfigkd.data.spaces import UNIT, Outputs, Range, in_range, to_logits
 from tfigkd.runtime.errors import UserError
+from tfigkd.runtime.processes import cores
 from tfigkd.runtime.quiet import quiet_stderr
 
 IDENTIFIER = b"TFL3"
@@ -33,7 +34,7 @@ def open_litert(model: Path | bytes, *, threads: int | None = None, delegates: b
     """
     if isinstance(model, Path) and not model.is_file():
         raise UserError(f"no file {model}; give the path of a .tflite file")
-    options: dict[str, Any] = {"num_threads": threads or available_cores()}
+    options: dict[str, Any] = {"num_threads": threads or cores()}
     options |= {"model_content": model} if isinstance(model, bytes) else {"model_path": str(model)}
     with quiet_stderr():  # the delegate prints a line for each file
         from ai_edge_litert.interpreter import Interpreter, OpResolverType
@@ -80,33 +81,23 @@ def trial(path: Path) -> None:
         raise UserError(f"{path} is damaged: a trial run ended with status {done.returncode}; export it anew")
 
 
-def available_cores() -> int:
-    """Return the number of cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def float_tensors(model: Path | bytes) -> list[str]:
+def float_tensors(model: Path | bytes, *, inside: bool = False) -> list[str]:
     """Return the names of all float tensors of any width, weights included; a full int8 file has none.
 
-    Raises:
-        UserError: it is not a LiteRT model.
-    """
-    details = open_litert(model, delegates=False).get_tensor_details()
-    return [tensor["name"] for tensor in details if np.issubdtype(tensor["dtype"], np.floating)]
-
-
-def inner_floats(model: Path | bytes) -> list[str]:
-    """Return the names of all float tensors but the input and the output; an int8 file with float32 ends has none.
+    Args:
+        model: A .tflite file, or its content.
+        inside: Leave out the input and the output; an int8 file with float32 ends has none then.
 
     Raises:
         UserError: it is not a LiteRT model.
     """
     interpreter = open_litert(model, delegates=False)
-    ends = {tensor["index"] for tensor in [*interpreter.get_input_details(), *interpreter.get_output_details()]}
+    ends = [*interpreter.get_input_details(), *interpreter.get_output_details()] if inside else []
+    left_out = {tensor["index"] for tensor in ends}
     return [
         tensor["name"]
         for tensor in interpreter.get_tensor_details()
-        if np.issubdtype(tensor["dtype"], np.floating) and tensor["index"] not in ends
+        if np.issubdtype(tensor["dtype"], np.floating) and tensor["index"] not in left_out
     ]
 
 

@@ -209,8 +209,18 @@ class RKD(Loss):
         return relational_distance(teacher_outputs, student_outputs, distance=self.distance, angle=self.angle)
 
 
+class _OfOneTap(Loss):
+    """A loss of the batch that compares one tap of each network."""
+
+    needs_features = True
+
+    def __init__(self, student_layer: str, teacher_layer: str):
+        self.student_layer = student_layer
+        self.teacher_layer = teacher_layer
+
+
 @keras.saving.register_keras_serializable("tfigkd")
-class SP(Loss):
+class SP(_OfOneTap):
     """`similarity_distance` between one tap of each network.
 
     It is a loss of the batch and ignores sample weights. Suggested start: weight 3000, the published value for a batch
@@ -221,19 +231,13 @@ class SP(Loss):
         teacher_layer: Name of the teacher's tap; its channels and resolution may differ.
     """
 
-    needs_features = True
-
-    def __init__(self, student_layer: str, teacher_layer: str):
-        self.student_layer = student_layer
-        self.teacher_layer = teacher_layer
-
     def compute_loss(self, teacher_outputs: Tensor, student_outputs: Tensor, **kwargs: Any) -> Tensor:
         """Return the loss of the batch, a scalar."""
         return similarity_distance(teacher_outputs, student_outputs)
 
 
 @keras.saving.register_keras_serializable("tfigkd")
-class PKT(Loss):
+class PKT(_OfOneTap):
     """`probabilistic_distance` between one tap of each network, averaged over its positions.
 
     It is a loss of the batch and ignores sample weights. Suggested start: weight 30,000 on the last features, the value
@@ -243,12 +247,6 @@ class PKT(Loss):
         student_layer: Name of the student's tap.
         teacher_layer: Name of the teacher's tap; its channels may differ.
     """
-
-    needs_features = True
-
-    def __init__(self, student_layer: str, teacher_layer: str):
-        self.student_layer = student_layer
-        self.teacher_layer = teacher_layer
 
     def compute_loss(self, teacher_outputs: Tensor, student_outputs: Tensor, **kwargs: Any) -> Tensor:
         """Return the loss of the batch, a scalar."""

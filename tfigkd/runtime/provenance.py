@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from tfigkd.runtime.errors import UserError
+from tfigkd.runtime.processes import cores
 from tfigkd.runtime.quiet import quiet_stderr
 
 COMMIT = "TFIGKD_COMMIT"  # the environment variable that names the commit of a copy
@@ -55,8 +56,7 @@ def hardware() -> str:
             line.split(":", 1)[1].strip() for line in cpuinfo.read_text().splitlines() if line.startswith("model name")
         ]
         model = names[0] if names else model
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return ", ".join(part for part in (model, f"{cores} cores", accelerator()) if part)
+    return ", ".join(part for part in (model, f"{cores()} cores", accelerator()) if part)
 
 
 def commit() -> str:

@@ -26,19 +26,21 @@ INITIAL_SHARE = 0.05
 def early_remarks(config: Config) -> list[Remark]:
     """Return what is wrong with the sizes of networks and splits of a config, before anything is trained."""
     data, found = dataset(config.data), []
-    if config.student.own_file and config.student.init == "random":
+    compared = config.needs_teacher and config.student.init != "teacher"  # else it has the teacher's own blocks
+    averaged = config.training.ema or config.training.lookahead  # statistics are then computed anew
+    fresh = config.student.own_file and config.student.init == "random" and not averaged
+    student = build_network(config.student, data) if compared or fresh else None
+    if fresh:
         steps = config.training.epochs * -(-len(training_examples(config.data)) // config.training.batch_size)
-        averaged = config.training.ema or config.training.lookahead  # statistics are then computed anew
-        found += [] if averaged else slow_averages(build_network(config.student, data), steps)
-    if config.needs_teacher:
-        networks = {"teacher": build_teacher(config, data), "student": build_network(config.student, data)}
-        if config.student.init != "teacher":  # such a student has the teacher's own blocks
-            found += sizes(
-                {
-                    role: {"parameters": count_parameters(model), "multiply_adds": multiply_adds(model)}
-                    for role, model in networks.items()
-                }
-            )
+        found += slow_averages(student, steps)
+    if compared:
+        networks = {"teacher": build_teacher(config, data), "student": student}
+        found += sizes(
+            {
+                role: {"parameters": count_parameters(model), "multiply_adds": multiply_adds(model)}
+                for role, model in networks.items()
+            }
+        )
     found += few_images("test", len(data.test), GOOD_ACCURACY)
     held_out = len(data.validation) if holds_out_validation(config.data) else 0
     return found + few_images("validation", held_out, GOOD_ACCURACY)

@@ -128,7 +128,9 @@ def evaluate(config: Config, workdir: Workdir) -> None:
         for name, predict in predictors.items():
             results[name], logits[name] = measure(predict, data.test, logits.get("teacher"))
             if settings.mirrored:
-                results[name]["mirrored_accuracy"] = mirrored_accuracy(predict, data.test.images, data.test.labels)
+                tested = data.test
+                score = mirrored_accuracy(predict, tested.images, logits[name], tested.labels)
+                results[name]["mirrored_accuracy"] = score
             advance()
     for role, model in roles.items():
         results[role] |= {"parameters": count_parameters(model), "multiply_adds": multiply_adds(model)}

@@ -121,9 +121,8 @@ def show_results(study: Study, workdir: Path) -> bool:
     for cells in lines:
         table.add_row(*(cell.strip("*") for cell in cells))
     console.show(table)
-    for line in (
-        [remarks, *sentences(compare(study, runs_of(rows, study.judged_on)))] if study.comparisons else [remarks]
-    ):
+    compared = compare(study, runs_of(rows, study.judged_on))
+    for line in [remarks, *(sentences(compared) if study.comparisons else [])]:
         console.say(line)
     for line in study_verdict(study, rows) or ["nothing wrong was found with the arms that have run"]:
         console.say(f"verdict: {line}", last=True)
