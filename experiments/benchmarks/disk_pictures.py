@@ -67,7 +67,7 @@ def run(options: Options) -> None:
         first = child(folder, "disk", size, steps)
         rounds = 1 if options.tiny else min(3, options.pairs)
         pairs = [(child(folder, "disk", size, steps), child(folder, "memory", size, steps)) for _ in range(rounds)]
-    disk, memory = ({name: np.array([side[name] for side in sides]) for name in first} for sides in zip(*pairs))
+    disk, memory = ({name: np.array([pair[side][name] for pair in pairs]) for name in first} for side in range(2))
     what = f"{count:,} JPEG pictures of {size} pixels on disk"
     about: dict[str, Any] = {"note": f"a process of its own for each; decoding them to disk took {first['load']:.1f} s"}
     for title, key, scale, unit, bound in (
