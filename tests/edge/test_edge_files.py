@@ -93,6 +93,10 @@ def test_classes_by_name(pixels: np.ndarray, tmp_path: Path) -> None:
 
 def test_classes_without_names() -> None:
     path = Path("m.tflite")
+    apart, joined = "A\u0308pfel", "\u00c4pfel"  # as macOS stores the names of folders, and as others do
+    assert (
+        class_order(path, 2, (apart, "b"), ("b", joined)) == class_order(path, 2, (joined, "b"), ("b", apart)) == [1, 0]
+    )
     assert class_order(path, 2, None, ("a", "b")) == [0, 1]
     with pytest.raises(UserError, match="has 3 classes without names, the data have 2"):
         class_order(path, 3, None, ("a", "b"))

@@ -7,6 +7,7 @@ from tfds need TensorFlow.
 
 import functools
 import hashlib
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -275,6 +276,9 @@ def _check(name: str, source: sources.Source) -> None:
         nested = inside.is_dir() and any(child.is_dir() for child in inside.iterdir())
         hint = f"; are the classes the folders in {inside}?" if nested else ""
         raise UserError(f"data set {name!r} has {classes} class(es); a classifier needs at least 2{hint}")
+    twice = [one for one, count in Counter(source.class_names).items() if count > 1]
+    if twice:
+        raise UserError(f"data set {name!r} has two classes named {twice[0]!r}; give each class a name of its own")
     for split, part in (("train", source.train), ("validation", source.validation), ("test", source.test)):
         if part is None:
             continue

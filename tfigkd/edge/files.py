@@ -1,6 +1,7 @@
 """A LiteRT file of any origin as a function from pictures to the logits of a data set's classes; without TensorFlow."""
 
 import argparse
+import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -110,7 +111,8 @@ def file_predictor(
 def class_order(path: Path, count: int, own: Sequence[str] | None, wanted: Sequence[str]) -> list[int]:
     """Return the outputs of a file in the order of a data set's classes, then the others.
 
-    Names are compared as they are, and without regard to capitals where that is unambiguous.
+    Names are compared as they are, and without regard to capitals where that is unambiguous; an accent may be part of
+    a letter or follow it, as on macOS.
 
     Args:
         path: The file.
@@ -130,6 +132,7 @@ def class_order(path: Path, count: int, own: Sequence[str] | None, wanted: Seque
         return list(range(count))
     if len(own) != count:
         raise UserError(f"the contract of {path} names {len(own)} classes, it has {count}; export it anew")
+    own, wanted = ([unicodedata.normalize("NFC", name) for name in names] for names in (own, wanted))
     places = {name: index for index, name in enumerate(own)}
     folded = [name.casefold() for name in own]
     missing = []

@@ -199,14 +199,31 @@ def _fitting(
     wanted = takes if input_shape is None else tuple(input_shape)
     if None in wanted:
         raise UserError(f"{path} takes images of any size {takes}; give the size that it is meant for: --image-size")
-    if len(takes) != 3 or any(own not in (None, size) for own, size in zip(takes, wanted, strict=True)):
-        raise UserError(f"{path} takes inputs of shape {takes}, but the images are {wanted}; make them agree")
+    if len(takes) != 3:
+        raise UserError(
+            f"{path} takes inputs of shape {takes}, expected images (height, width, channels); save it with a Reshape "
+            "layer in front"
+        )
+    if any(own not in (None, size) for own, size in zip(takes, wanted, strict=True)):
+        raise UserError(f"{path} takes inputs of shape {takes}, but the images are {wanted}; {_remedy(takes, wanted)}")
     gives = tuple(model_output.shape[1:])
     two = gives == (1,) and num_classes in (None, 2)
     if len(gives) != 1 or not (two or num_classes is None or gives == (num_classes,)):
         expected = "classes" if num_classes is None else num_classes
-        raise UserError(f"{path} gives outputs of shape {gives}, expected ({expected},): a logit for each class")
+        remedy = "give the data that it was made for" if len(gives) == 1 else "save it with a Flatten layer at its end"
+        raise UserError(
+            f"{path} gives outputs of shape {gives}, expected ({expected},): a logit for each class; {remedy}"
+        )
     return model, wanted
+
+
+def _remedy(takes: Sequence[int | None], wanted: Sequence[int]) -> str:
+    """Return what makes images fit a model of another input shape (H, W, C)."""
+    height, width, channels = takes
+    if channels not in (None, wanted[2]):
+        first = takes[0] == wanted[2]
+        return f"save it for images of {wanted[2]} channels{', which come last' if first else ''}"
+    return f"give --image-size {height}" if height == width else "give images of that size"
 
 
 def own_image_size(path: str | Path) -> int | None:
@@ -244,7 +261,7 @@ def not_a_keras_file(path: Path) -> str:
 
 
 def load_model(path: Path) -> Any:
-    """Return the model of a .keras file, of any kind, as Keras opens it in safe mode.
+    """Return the model of a .keras file, of any kind, as Keras opens it in safe mode; see `_with_bare_ends`.
 
     Raises:
         UserError: The file is missing, unreadable or refused.
@@ -259,10 +276,11 @@ def load_model(path: Path) -> Any:
             raise ValueError(f"its layers have more values than the {stored:,} bytes of its weights can hold")
         bare = {**_not_compiled(config), "compile_config": None}
         if bare == {**config, "compile_config": None}:
-            return keras.saving.load_model(path, compile=False, safe_mode=True)
+            return _with_bare_ends(keras.saving.load_model(path, compile=False, safe_mode=True))
         # compile=False does not reach the models inside, whose optimizers may then be refused
         with tempfile.TemporaryDirectory() as folder:
-            return keras.saving.load_model(_with_config(path, bare, Path(folder)), compile=False, safe_mode=True)
+            copy = _with_config(path, bare, Path(folder))
+            return _with_bare_ends(keras.saving.load_model(copy, compile=False, safe_mode=True))
     except Exception as error:  # Keras raises whatever the file makes it stumble over
         message = " ".join(str(error).split())
         if "lambda" in message.lower():
@@ -272,6 +290,16 @@ def load_model(path: Path) -> Any:
         raise UserError(
             f"cannot load {path} ({type(error).__name__}: {message[:200]}); save the model anew with stock layers"
         ) from error
+
+
+def _with_bare_ends(model: Any) -> Any:
+    """Return a model of one input and one output that takes and gives tensors, not dictionaries or lists of one."""
+    inputs, outputs = (list(getattr(model, ends, None) or []) for ends in ("inputs", "outputs"))
+    if isinstance(model, keras.Sequential) or len(inputs) != 1 or len(outputs) != 1:
+        return model
+    if isinstance(model.input, keras.KerasTensor) and isinstance(model.output, keras.KerasTensor):
+        return model
+    return keras.Model(inputs[0], outputs[0], name=model.name)
 
 
 def _with_config(path: Path, config: dict[str, Any], folder: Path) -> Path:
