@@ -169,8 +169,11 @@ def test_two_outputs_are_refused(tmp_path: Path) -> None:
 def test_files_of_earlier_keras_say_how_they_become_a_keras_file(tmp_path: Path) -> None:
     model = _own(_dense())
     model.save(tmp_path / "old.h5")
+    model.save_weights(tmp_path / "own.weights.h5")
+    (tmp_path / "own.tflite").write_bytes(b"\x1c\0\0\0TFL3")
     (tmp_path / "saved_model").mkdir()
     for name, advice in {
+        "own.weights.h5": r"is not a \.keras file but weights alone; build its model, load_weights them",
         "old.h5": r"is not a \.keras file but an HDF5 .*load_model\('old\.h5', compile=False\)\.save\('old\.keras'\)",
         "saved_model": r"not a \.keras file but the folder of a SavedModel",
     }.items():
@@ -178,6 +181,8 @@ def test_files_of_earlier_keras_say_how_they_become_a_keras_file(tmp_path: Path)
             with pytest.raises(UserError, match=advice) as caught:
                 act(tmp_path / name)
             assert "\n" not in str(caught.value)
+    with pytest.raises(UserError, match=r"is not a \.keras file but a LiteRT file"):
+        models.load_own(tmp_path / "own.tflite")
     # the advice is followed
     opened = keras.models.load_model(tmp_path / "old.h5", compile=False)
     opened.save(tmp_path / "old.keras")

@@ -17,6 +17,7 @@ import numpy as np
 from tfigkd.config.fields import BACKGROUND, SplitsConfig, is_color
 from tfigkd.data import catalog, sources
 from tfigkd.data.pictures import one_line
+from tfigkd.data.spaces import to_gray
 from tfigkd.runtime.errors import UserError
 
 DIGEST_LENGTH = 16
@@ -212,6 +213,12 @@ def to_model_input(images: np.ndarray) -> np.ndarray:
     This is the only place where pixels are scaled, so all modules scale alike.
     """
     return images.astype(np.float32) / np.float32(255)
+
+
+def in_gray(data: Dataset) -> Dataset:
+    """Return a data set with gray pictures, uint8 [N,H,W,1], under the ids of the RGB ones."""
+    parts = {split: getattr(data, split) for split in ("train", "validation", "test")}
+    return replace(data, **{split: replace(part, images=to_gray(part.images)) for split, part in parts.items()})
 
 
 def mean_color(examples: Examples) -> np.ndarray:

@@ -19,11 +19,11 @@ from keras import ops
 import tfigkd.models.fake_quant  # noqa: F401 - registers what a quantized student is made of
 from tfigkd.data import to_model_input
 from tfigkd.data.pictures import reading
-from tfigkd.data.spaces import UNIT, Outputs, Range
+from tfigkd.data.spaces import UNIT, Outputs, Range, to_gray
 from tfigkd.models import layers
 from tfigkd.models.precision import computes_in_half, with_precision
 from tfigkd.models.same import TOLERANCE, close, tolerance_of
-from tfigkd.models.spaces import classifier, last_operation, logits_of, recognise_input_range
+from tfigkd.models.spaces import classifier, last_operation, logits_of, recognise_input_range, with_rgb
 from tfigkd.runtime.errors import UserError
 
 CONFIGS = ("config.json", "metadata.json")
@@ -48,7 +48,8 @@ def load_own(
 ) -> keras.Model:
     """Load a Functional or Sequential classifier as a model from images in [0,1] to logits; see `spaces.classifier`.
 
-    Stock batch normalization becomes the fused one, an open image size the size given.
+    Stock batch normalization becomes the fused one, an open image size the size given. A model of gray images takes RGB
+    images if these are asked for.
 
     Args:
         path: A .keras file, read in safe mode: code inside it is refused.
@@ -66,6 +67,9 @@ def load_own(
         UserError: The file is missing, unreadable or refused, or the model does not fit.
     """
     plain, wanted = _fitting(path, num_classes, input_shape)
+    gray = plain.inputs[0].shape[-1] == 1 and wanted[2] == 3
+    if gray:
+        wanted, images = (*wanted[:2], 1), None if images is None else to_gray(images)
     try:
         model = classifier(plain, input_shape=wanted, input_range=input_range, outputs=outputs, images=images)
     except ValueError as error:
@@ -75,7 +79,7 @@ def load_own(
     model = layers.with_fused_layers(model)
     if model is not plain:
         _check_against(plain, model, input_range, path)
-    return model
+    return with_rgb(model) if gray else model
 
 
 def _check_against(plain: keras.Model, model: keras.Model, input_range: Range | None, path: str | Path) -> None:
@@ -142,7 +146,9 @@ class PlainClassifier:
             self._convert = logits_of(self.model, outputs)
 
     def __call__(self, images: np.ndarray, training: bool = False) -> np.ndarray:
-        """Return the logits [B,C], float32, of images in [0,1]."""
+        """Return the logits [B,C], float32, of images in [0,1], gray ones or RGB."""
+        if images.shape[-1] == 3 and self.model.inputs[0].shape[-1] == 1:
+            images = to_gray(images)
         outputs = _outputs(self.model, images, self._range)
         if self._convert is not None:
             outputs = ops.convert_to_numpy(self._convert(outputs.astype("float32")))
@@ -204,7 +210,8 @@ def _fitting(
             f"{path} takes inputs of shape {takes}, expected images (height, width, channels); save it with a Reshape "
             "layer in front"
         )
-    if any(own not in (None, size) for own, size in zip(takes, wanted, strict=True)):
+    fitting = takes if (takes[2], wanted[2]) != (1, 3) else (*takes[:2], 3)  # gray is made of RGB
+    if any(own not in (None, size) for own, size in zip(fitting, wanted, strict=True)):
         raise UserError(f"{path} takes inputs of shape {takes}, but the images are {wanted}; {_remedy(takes, wanted)}")
     gives = tuple(model_output.shape[1:])
     two = gives == (1,) and num_classes in (None, 2)
@@ -237,6 +244,16 @@ def own_image_size(path: str | Path) -> int | None:
     return sides.pop() if len(sides) == 1 else None
 
 
+def own_channels(path: str | Path) -> int:
+    """Return the number of channels of the images that a .keras file takes; 3 where it is open.
+
+    Raises:
+        UserError: The file is missing, unreadable or refused.
+    """
+    inputs = getattr(load_model(Path(path)), "inputs", None) or []
+    return (inputs[0].shape[3] if len(inputs) == 1 and len(inputs[0].shape) == 4 else None) or 3
+
+
 @functools.lru_cache(maxsize=8)
 def own_input_range(path: str, checksum: str) -> Range | None:
     """Return the input range that a .keras file shows, see `spaces.recognise_input_range`; read once a content.
@@ -252,6 +269,10 @@ def not_a_keras_file(path: Path) -> str:
     """Return what a file or folder is that is no .keras file, and how it becomes one."""
     if path.is_dir():
         given = f"the folder of a SavedModel; open it where it was made and save it as {path.name}.keras"
+    elif path.name.endswith((".weights.h5", ".weights.hdf5")):
+        given = "weights alone; build its model, load_weights them and save it with model.save('NAME.keras')"
+    elif path.read_bytes()[4:8] == b"TFL3":
+        given = "a LiteRT file, which cannot be turned back; give the .keras file that it was made from"
     elif path.read_bytes()[: len(HDF5)] == HDF5:
         opened = f"keras.models.load_model({path.name!r}, compile=False)"
         given = f"an HDF5 file of an earlier Keras; save it anew: {opened}.save({path.stem + '.keras'!r})"
