@@ -233,6 +233,7 @@ def test_a_folder_above_the_classes_is_named(tmp_path):
         (np.full((4, 4, 4, 3), 254.0, np.float32), "its values go to 254 already: round and convert, without a factor"),
         (np.linspace(-2, 2, 192).reshape(4, 4, 4, 3), "from -2 to 2: undo the normalization"),
         (np.zeros((4, 3, 8, 8), np.uint8), r"channels come last: transpose\(0, 2, 3, 1\)"),
+        (np.zeros((4, 8, 8, 4), np.uint8), r"of RGBA take the first three channels, \[..., :3\]"),
         (np.full((4, 4, 4, 3), 200), r"go to 200 already: convert with astype\(numpy.uint8\)"),
         (np.full((4, 4, 4, 3), 9000, np.uint16), "from 9000 to 9000: scale them to 0 to 255"),
         (np.ones((4, 4, 4, 3), bool), "expected uint8 pixels 0 to 255; convert and multiply by 255"),

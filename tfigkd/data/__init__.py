@@ -296,7 +296,9 @@ def _check(name: str, source: sources.Source) -> None:
         if part.labels.min() < 0 or part.labels.max() >= classes:
             wrong = int(part.labels[(part.labels < 0) | (part.labels >= classes)][0])
             counted = part.labels.min() == 1 and part.labels.max() == classes
-            hint = "; they count from 1, so subtract 1" if counted else ""
+            hint = (
+                "; they count from 1, so subtract 1" if counted else "; add its class to train or remove its pictures"
+            )
             raise UserError(f"data set {name!r}: label {wrong} in {split}; expected 0 to {classes - 1}{hint}")
         if part.images.shape[1:] != source.train.images.shape[1:]:
             raise UserError(

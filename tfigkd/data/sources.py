@@ -469,6 +469,8 @@ def _check_headers(path: Path, archive: zipfile.ZipFile, split: str, group: str 
     if len(shape) not in (3, 4) or (len(shape) == 4 and shape[3] not in (1, 3)):
         first = len(shape) == 4 and shape[1] in (1, 3)
         hint = "; channels come last: transpose(0, 2, 3, 1)" if first else ""
+        if len(shape) == 4 and shape[3] == 4:
+            hint = "; of RGBA take the first three channels, [..., :3], or save the pictures as files"
         raise UserError(f"{path}: x_{split} is {list(shape)}; expected [N,H,W], [N,H,W,1] or [N,H,W,3]{hint}")
     if label_dtype.kind not in "iu" or label_shape not in ((shape[0],), (shape[0], 1)):
         raise UserError(
