@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from tfigkd.config.fields import BACKGROUND, SplitsConfig, is_color
-from tfigkd.data import catalog, sources
+from tfigkd.data import catalog, hints, sources
 from tfigkd.data.pictures import one_line
 from tfigkd.data.spaces import to_gray
 from tfigkd.runtime.errors import UserError
@@ -193,9 +193,11 @@ def identify(images: np.ndarray, labels: np.ndarray) -> Examples:
     """
     images, labels = np.asarray(images), np.asarray(labels)
     if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] != 3:
-        raise ValueError(f"images must be uint8 [N,H,W,3], got {images.dtype} of shape {images.shape}")
+        hint = "" if images.dtype == np.uint8 else hints.of_pixels(images.dtype, images)
+        raise ValueError(f"images must be uint8 [N,H,W,3], got {images.dtype} of shape {images.shape}{hint}")
     if labels.shape != (len(images),) or labels.dtype.kind not in "iu":
-        raise ValueError(f"labels must be integers [{len(images)}], got {labels.dtype} of shape {labels.shape}")
+        hint = hints.of_labels(labels.dtype, labels.shape, len(images))
+        raise ValueError(f"labels must be integers [{len(images)}], got {labels.dtype} of shape {labels.shape}{hint}")
     if len(labels) and labels.min() < 0:
         raise ValueError(f"labels must not be negative, got {labels.min()}")
     names = np.array([str(number) for number in range(len(images))])
