@@ -13,6 +13,7 @@ from tfigkd import models
 from tfigkd.benchmark import main as benchmark
 from tfigkd.config.fields import ExportConfig
 from tfigkd.data import load
+from tfigkd.data.spaces import to_gray
 from tfigkd.edge.contract import read_contract
 from tfigkd.edge.convert import CALIBRATED, FORMATS, convert
 from tfigkd.edge.litert import (
@@ -262,6 +263,21 @@ def test_what_the_command_refuses(shop, capsys, tmp_path):
     line = refusal(capsys, own, *int8, *output, "--data", "digits", "--calibration-examples", "0")
     assert "calibration_examples must be positive" in line
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_model_of_gray_images_stays_one(shop, capsys, tmp_path):
+    inputs = keras.Input((8, 8, 1))
+    hidden = keras.layers.GlobalAveragePooling2D()(keras.layers.Conv2D(8, 3, activation="relu")(inputs))
+    keras.Model(inputs, keras.layers.Dense(10, activation="softmax")(hidden)).save(tmp_path / "gray.keras")
+    output = tmp_path / "gray.tflite"
+    arguments = [str(tmp_path / "gray.keras"), "--format", "float32", "--output", str(output), "--data", "digits"]
+    assert main([*arguments, "--image-size", "8"]) == 0
+    assert "agreement with Keras 100.00 %" in capsys.readouterr().out
+    contract = read_contract(output)
+    assert contract["input"]["shape"] == [1, 8, 8, 1] and contract["input"]["colors"] == "gray"
+    images = to_gray(load("digits").validation.images)
+    expected = keras.saving.load_model(tmp_path / "gray.keras")(images / np.float32(255), training=False).numpy()
+    assert (litert_predictor(output)(images).argmax(1) == expected.argmax(1)).all()
 
 
 def test_the_command_refuses_data_that_do_not_fit(shop, capsys, tmp_path):

@@ -186,7 +186,7 @@ def test_class_names_are_escaped_where_the_console_cannot_show_them(folder):
 
 def test_labels(folder, capsys):
     model, picture, labels = folder / "int8.tflite", folder / "first.png", folder / "labels.txt"
-    labels.write_text("\n".join(f"name {index}" for index in range(10)) + "\n")
+    labels.write_text("\n".join(f"name {index}" for index in range(10)) + "\n\n")
     assert said(capsys, model, picture, "--labels", labels).count("name ") == 5
     labels.write_text("only\nthree\nlines\n")
     assert "labels.txt names 3 classes" in (line := refusal(capsys, model, picture, "--labels", labels))

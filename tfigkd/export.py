@@ -43,13 +43,13 @@ class Options(DataOptions, SpaceOptions):
 def _load(options: Options) -> tuple[Any, Any, Any]:
     """Return the model, float32 [0,1] to logits, the same as plain Keras opens the file, and the data set or None."""
     from tfigkd import models
-    from tfigkd.data import load
+    from tfigkd.data import in_gray, load
     from tfigkd.models.layers import with_stock_layers
 
     side = options.image_size
     own = models.load_own(
         options.model,
-        input_shape=None if side is None else (side, side, 3),
+        input_shape=None if side is None else (side, side, models.own_channels(options.model)),
         input_range=options.input_range,
         outputs=options.outputs,
     )
@@ -59,6 +59,8 @@ def _load(options: Options) -> tuple[Any, Any, Any]:
         square = height if height == width else None
         size = options.image_size or square
         data = load(options.data, directory=options.data_dir, image_size=size, **options.reading)
+        if channels == 1:
+            data = in_gray(data)
         if (height, width, channels) != data.image_shape:
             raise UserError(
                 f"{options.model} takes images {(height, width, channels)}, those of {options.data} are "

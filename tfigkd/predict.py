@@ -35,7 +35,7 @@ def read_labels(path: Path) -> list[str]:
     if not path.is_file():
         raise UserError(f"no label file {path}; give a text file with one class name a line")
     with reading(f"label file {path}", "save it as UTF-8 text with one class name a line"):
-        return path.read_text(encoding="utf-8-sig").splitlines()  # editors on Windows write a byte-order mark
+        return path.read_text(encoding="utf-8-sig").rstrip().splitlines()  # editors on Windows write a byte-order mark
 
 
 def class_names(

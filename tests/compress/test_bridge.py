@@ -3,6 +3,7 @@
 import subprocess
 import sys
 
+import keras
 import numpy as np
 import pytest
 
@@ -66,6 +67,22 @@ def test_the_twin_is_the_same_function_and_weights_come_back(case):
     np.testing.assert_allclose(
         predict_logits(back, case.data.validation.images), twin(images, training=False).numpy(), atol=1e-5
     )
+
+
+def test_weights_come_back_into_a_model_inside_another():
+    keras.utils.set_random_seed(0)
+    layers = keras.layers
+    base = [layers.Conv2D(8, 3, strides=2), layers.BatchNormalization(), layers.ReLU()]
+    inputs = keras.Input((16, 16, 3))
+    hidden = keras.Sequential([keras.Input((16, 16, 3)), *base], name="base")(inputs)
+    student = keras.Model(inputs, layers.Dense(3)(layers.GlobalAveragePooling2D()(hidden)))
+    images = np.random.default_rng(0).random((4, 16, 16, 3), np.float32)
+    expected = student(images)
+    back = bridge.weights_back(bridge.make_twin(student), student)
+    np.testing.assert_allclose(back(images), expected, atol=1e-5)
+    twin = bridge.quantization_twin(student)
+    quantized = bridge.from_quantization_twin(twin, student)(images)
+    np.testing.assert_allclose(quantized, expected, atol=2 * 12 / 255)  # two steps: tfmot's ranges begin at -6 to 6
 
 
 @pytest.mark.slow

@@ -333,7 +333,7 @@ def test_cifar10_has_its_splits(cifar10_dir):
         ({"y_train": np.arange(59)}, r"y_train is int64 \[59\]; expected one integer for each of the 60"),
         ({"y_train": np.zeros(60)}, "y_train is float64"),
         ({"y_train": np.array([None] * 60)}, "y_train is object"),
-        ({"y_test": np.full(20, 3)}, "label 3 in test; expected 0 to 2"),
+        ({"y_test": np.full(20, 3)}, "label 3 in test; expected 0 to 2; add its class to train"),
         ({"y_test": np.full(20, -1)}, "label -1 in test"),
         ({"x_test": np.zeros((0, 4, 4, 3), np.uint8), "y_test": np.zeros(0, int)}, "the test split is empty"),
         ({"y_train": np.arange(60)}, "the validation split is empty"),

@@ -1,6 +1,7 @@
 """Pictures are read as a viewer shows them, whatever their ending, and what is left out or broken is said."""
 
 import io
+import unicodedata
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 from PIL import Image, ImageOps
 
 from tfigkd import data
+from tfigkd.config.fields import SplitsConfig
 from tfigkd.data import pictures
 from tfigkd.runtime.errors import UserError
 
@@ -176,6 +178,39 @@ def test_a_class_may_be_called_test_or_train(tmp_path):
     assert data.load(str(root)).class_names == ("control", "test", "train")
 
 
+def test_split_folders_without_class_folders_are_no_classes(tmp_path):
+    """A folder train/ and a folder test/ full of pictures are not the two classes train and test."""
+    root = save_folder(tmp_path / "pictures", classes=("",))
+    with pytest.raises(UserError, match=r"test, train of .* have no class folders; expected test/<class>/<picture>"):
+        data.load(str(root))
+
+
+def test_names_of_classes_are_equal_however_their_accents_are_stored(tmp_path):
+    """As one letter, or as a letter and its accent, as macOS stores the names of folders."""
+    for split, form in (("train", "NFC"), ("test", "NFD")):
+        save_folder(tmp_path, 4, (unicodedata.normalize(form, "\u00c4pfel"), "bee"), splits=(split,))
+    loaded = data.load(str(tmp_path))
+    assert loaded.class_names == ("bee", "\u00c4pfel") and np.bincount(loaded.test.labels).tolist() == [4, 4]
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [("a.npy", "numpy.savez"), ("a.zip", "unpack it"), ("a.TXT", "as .csv"), ("a.jpg", "give the folder or the list")],
+)
+def test_files_of_other_kinds_say_what_to_give(tmp_path, name, hint):
+    (tmp_path / name).write_bytes(b"x")
+    with pytest.raises(UserError, match=f"{name} is a file, but no .npz or .csv file; .*{hint}"):
+        data.load(str(tmp_path / name))
+
+
+def test_a_folder_whose_pictures_cannot_be_decoded_names_their_ending(tmp_path):
+    for name in ("ant", "bee"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "0.HEIC").write_bytes(b"\0\0\0\x18ftypheic")
+    with pytest.raises(UserError, match=r"ant has no pictures of a known format; save those of .heic as .jpg"):
+        data.load(str(tmp_path))
+
+
 def test_a_test_folder_without_classes_is_left_out(tmp_path):
     root = save_folder(tmp_path / "pictures", splits=("train",))
     (root / "test").mkdir()
@@ -198,6 +233,11 @@ def test_a_folder_above_the_classes_is_named(tmp_path):
         (np.full((4, 4, 4, 3), 254.0, np.float32), "its values go to 254 already: round and convert, without a factor"),
         (np.linspace(-2, 2, 192).reshape(4, 4, 4, 3), "from -2 to 2: undo the normalization"),
         (np.zeros((4, 3, 8, 8), np.uint8), r"channels come last: transpose\(0, 2, 3, 1\)"),
+        (np.zeros((4, 8, 8, 4), np.uint8), r"of RGBA take the first three channels, \[..., :3\]"),
+        (np.full((4, 4, 4, 3), 200), r"go to 200 already: convert with astype\(numpy.uint8\)"),
+        (np.full((4, 4, 4, 3), 9000, np.uint16), "from 9000 to 9000: scale them to 0 to 255"),
+        (np.ones((4, 4, 4, 3), bool), "expected uint8 pixels 0 to 255; convert and multiply by 255"),
+        (np.full((4, 4, 4, 3), np.nan), "none of its values is a number"),
     ],
 )
 def test_hints_for_arrays_are_those_that_help(tmp_path, images, hint):
@@ -214,5 +254,30 @@ def test_hints_for_labels_and_masks(tmp_path):
         np.savez(path, x_train=images, y_train=wrong, x_test=images, y_test=wrong, class_names=names)
         with pytest.raises(UserError, match=hint):
             data.load(str(path))
+    texts = names[labels]
+    for wrong, hint in (
+        (labels == 1, r"convert with astype\(int\)"),
+        (labels.astype(float), r"convert with astype\(int\)"),
+        (texts, r"numpy.unique\(labels, return_inverse=True\)"),
+        (texts.astype(object), r"numpy.unique\(labels, return_inverse=True\)"),
+    ):
+        np.savez(path, x_train=images, y_train=wrong, x_test=images, y_test=labels)
+        with pytest.raises(UserError, match=hint):
+            data.load(str(path))
+    for wrong, hint in (
+        (np.array(["a"]), "labels to 1, class_names names 1 classes, 0 to 0; name each class"),
+        (np.array(["a", "a"]), "two classes named 'a'; give each class a name of its own"),
+        (np.array(["a", "b"], object), r"such as numpy.array\(names, dtype=str\)"),
+    ):
+        np.savez(path, x_train=images, y_train=labels, x_test=images, y_test=labels, class_names=wrong)
+        with pytest.raises(UserError, match=hint):
+            data.load(str(path))
+    np.savez(path, train_images=images, train_labels=labels)
+    with pytest.raises(UserError, match="it has train_images, train_labels, so save them under these names"):
+        data.load(str(path))
+    np.savez(path, x_train=images, y_train=labels)
+    with pytest.raises(UserError, match=r'no array x_test; .* or hold some of train out with data.splits.train = "'):
+        data.load(str(path))
+    assert len(data.load(str(path), splits=SplitsConfig(train="train")).test) == 8
     np.savez(path, x_train=images, y_train=labels, x_test=images, y_test=labels)
     assert "multiply pixels from 0 to 1 by 255" in said(data.load(str(path)), "warning")

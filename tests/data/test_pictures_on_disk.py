@@ -16,6 +16,7 @@ from tfigkd.config.fields import AugmentConfig, OverlayConfig
 from tfigkd.data import Examples, concatenate, load, mean_color
 from tfigkd.data import disk as module
 from tfigkd.data.disk import FOLDER, DiskPictures, blocks, join, pick
+from tfigkd.data.spaces import to_gray
 from tfigkd.measure.metrics import mirrored_accuracy, predict_logits
 from tfigkd.runtime.errors import UserError
 
@@ -238,6 +239,15 @@ def test_they_are_indexed_as_arrays_are(two, first, rest):
         assert picked.shape == array[first].shape and picked.size == array[first].size
         np.testing.assert_array_equal(picked[:], array[first])
         np.testing.assert_array_equal(join([picked, on_disk])[:], np.concatenate([array[first], array]))
+
+
+def test_gray_pictures_are_converted_when_they_are_read(two):
+    array, on_disk = two
+    gray = to_gray(on_disk)
+    assert isinstance(gray, DiskPictures) and gray.shape == (*array.shape[:3], 1)
+    for key in (3, slice(4), np.array([5, 1])):
+        np.testing.assert_array_equal(gray[key], to_gray(array)[key])
+    np.testing.assert_array_equal(join([pick(gray, slice(3)), gray])[2:5], to_gray(array[[2, 0, 1]]))
 
 
 def test_blocks_and_iteration(two):

@@ -94,6 +94,14 @@ def test_labels_that_are_numbers_are_sorted_by_number(tmp_path):
     assert data.load(table).class_names == ("1", "2", "10")
 
 
+def test_columns_may_begin_with_capitals(tmp_path):
+    table = Path(save_table(tmp_path, rows_of(40)))
+    text = table.read_text(encoding="utf-8-sig")
+    assert text.startswith("path,label")
+    table.write_text("Path,LABEL" + text[len("path,label") :], encoding="utf-8")
+    assert len(data.load(str(table)).train) == 30
+
+
 def test_tables_made_on_windows_are_read(tmp_path):
     rows = [row | {"path": row["path"].replace("/", "\\")} for row in rows_of(40)]
     assert len(data.load(save_table(tmp_path, rows)).test) == 8

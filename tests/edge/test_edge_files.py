@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from tfigkd.data.spaces import to_gray
 from tfigkd.edge.contract import write_contract
 from tfigkd.edge.files import class_order, file_predictor, image_side, spaces
 from tfigkd.edge.litert import open_classifier
@@ -91,8 +92,29 @@ def test_classes_by_name(pixels: np.ndarray, tmp_path: Path) -> None:
         file_predictor(path, ("ant", "bee", "dog"))
 
 
+def test_a_file_of_gray_images_gets_the_gray_of_rgb_images(pixels: np.ndarray, tmp_path: Path) -> None:
+    layers = [keras.layers.Conv2D(4, 3), keras.layers.GlobalAveragePooling2D(), keras.layers.Dense(3)]
+    model = keras.Sequential([keras.Input((8, 8, 1)), *layers])
+    path = convert(model, tmp_path / "m.tflite")
+    gray = to_gray(pixels)
+    expected = model(gray / np.float32(255))
+    for images in (pixels, gray):
+        np.testing.assert_allclose(file_predictor(path, NAMES)(images), expected, atol=1e-5)
+    with pytest.raises(UserError, match="--input-range: expected different values for black and white"):
+        file_predictor(path, NAMES, input_range=(float("nan"), 1.0))
+
+
+def test_a_keras_file_is_no_litert_file(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"m.keras is no .tflite file; make one of it: python -m tfigkd.export"):
+        image_side(tmp_path / "m.keras")
+
+
 def test_classes_without_names() -> None:
     path = Path("m.tflite")
+    apart, joined = "A\u0308pfel", "\u00c4pfel"  # as macOS stores the names of folders, and as others do
+    assert (
+        class_order(path, 2, (apart, "b"), ("b", joined)) == class_order(path, 2, (joined, "b"), ("b", apart)) == [1, 0]
+    )
     assert class_order(path, 2, None, ("a", "b")) == [0, 1]
     with pytest.raises(UserError, match="has 3 classes without names, the data have 2"):
         class_order(path, 3, None, ("a", "b"))

@@ -125,15 +125,37 @@ class _Custom(keras.layers.Layer):
     [
         (lambda: _own(_dense("sigmoid")), "ends in 4 sigmoids, expected one choice among the classes"),
         (lambda: _own(_dense(classes=5)), r"outputs of shape \(5,\), expected \(4,\)"),
-        (lambda: _own(_dense(), shape=(9, 9, 3)), r"takes inputs of shape \(9, 9, 3\)"),
+        (lambda: _own(_dense(), shape=(9, 9, 3)), r"takes inputs of shape \(9, 9, 3\), .*; give --image-size 9"),
+        (lambda: _own(_dense(), shape=(9, 5, 3)), "give images of that size"),
+        (lambda: _own(_dense(), shape=(8, 8, 4)), "save it for images of 3 channels$"),
+        (lambda: _own(_dense(), shape=(3, 8, 8)), "save it for images of 3 channels, which come last"),
+        (
+            lambda: keras.Sequential([keras.Input((8, 8, 3)), keras.layers.Conv2D(4, 8)]),
+            r"outputs of shape \(1, 1, 4\), .*; save it with a Flatten layer",
+        ),
         (lambda: _own([_Custom(), *_dense()]), "asks for code of .*test_build.*, which is refused"),
-        (lambda: keras.Sequential([keras.Input((8,)), *_dense()]), r"takes inputs of shape \(8,\)"),
+        (
+            lambda: keras.Sequential([keras.Input((8,)), *_dense()]),
+            r"inputs of shape \(8,\), expected images .* Reshape",
+        ),
     ],
 )
 def test_own_model_that_does_not_fit(model: Any, message: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=message) as caught:
         _load(model(), tmp_path)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.filterwarnings("error:The structure of")
+@pytest.mark.parametrize("wrap", [lambda name, tensor: {name: tensor}, lambda name, tensor: [tensor]])
+def test_inputs_and_outputs_in_a_dictionary_or_list_of_one(wrap: Any, tmp_path: Path) -> None:
+    image, layers = keras.Input((8, 8, 3), name="image"), keras.layers
+    shares = layers.Dense(4, activation="softmax")(layers.GlobalAveragePooling2D()(layers.Conv2D(6, 3)(image)))
+    bare, model = keras.Model(image, shares), keras.Model(wrap("image", image), wrap("shares", shares))
+    loaded = _load(model, tmp_path)
+    np.testing.assert_allclose(keras.ops.softmax(loaded(_images())), bare(_images()), atol=1e-6)
+    plain = models.load_plain(tmp_path / "own.keras")
+    np.testing.assert_allclose(plain(_images()), loaded(_images()), atol=1e-5)
 
 
 def test_two_outputs_are_refused(tmp_path: Path) -> None:
@@ -147,8 +169,11 @@ def test_two_outputs_are_refused(tmp_path: Path) -> None:
 def test_files_of_earlier_keras_say_how_they_become_a_keras_file(tmp_path: Path) -> None:
     model = _own(_dense())
     model.save(tmp_path / "old.h5")
+    model.save_weights(tmp_path / "own.weights.h5")
+    (tmp_path / "own.tflite").write_bytes(b"\x1c\0\0\0TFL3")
     (tmp_path / "saved_model").mkdir()
     for name, advice in {
+        "own.weights.h5": r"is not a \.keras file but weights alone; build its model, load_weights them",
         "old.h5": r"is not a \.keras file but an HDF5 .*load_model\('old\.h5', compile=False\)\.save\('old\.keras'\)",
         "saved_model": r"not a \.keras file but the folder of a SavedModel",
     }.items():
@@ -156,6 +181,8 @@ def test_files_of_earlier_keras_say_how_they_become_a_keras_file(tmp_path: Path)
             with pytest.raises(UserError, match=advice) as caught:
                 act(tmp_path / name)
             assert "\n" not in str(caught.value)
+    with pytest.raises(UserError, match=r"is not a \.keras file but a LiteRT file"):
+        models.load_own(tmp_path / "own.tflite")
     # the advice is followed
     opened = keras.models.load_model(tmp_path / "old.h5", compile=False)
     opened.save(tmp_path / "old.keras")

@@ -6,9 +6,10 @@ from typing import Any
 import keras
 import numpy as np
 import pytest
+from PIL import Image
 
-from tfigkd.data.spaces import output_kind
-from tfigkd.models import as_classifier, load_own, load_written, with_fresh_weights
+from tfigkd.data.spaces import output_kind, to_gray
+from tfigkd.models import as_classifier, load_own, load_plain, load_written, with_fresh_weights
 from tfigkd.models.cost import count_parameters
 from tfigkd.models.spaces import classifier, frozen_layers, recognise_input_range
 from tfigkd.runtime.errors import UserError
@@ -100,6 +101,37 @@ def test_images_in_0_1_come_as_the_model_takes_them(low_high: Any, pixels: np.nd
     ):
         np.testing.assert_allclose(softmax(again(pixels / np.float32(255))), expected, atol=1e-5)
     assert count_parameters(loaded) == count_parameters(plain)
+
+
+@pytest.mark.parametrize("head", [[], [keras.layers.Rescaling(1 / 255)]])
+def test_a_model_of_gray_images_takes_rgb_images(head: list[Any], pixels: np.ndarray, tmp_path: Path) -> None:
+    """As gray as Pillow and Keras make them; equal channels stay what they are."""
+    layers = [keras.layers.Conv2D(4, 3, activation="relu"), keras.layers.GlobalAveragePooling2D()]
+    keras.Sequential([keras.Input((8, 8, 1)), *head, *layers, *dense(3, "softmax")]).save(tmp_path / "m.keras")
+    plain, white = keras.saving.load_model(tmp_path / "m.keras"), 255 if head else 1
+    gray = np.stack([np.asarray(Image.fromarray(image).convert("L")) for image in pixels])[..., None]
+    np.testing.assert_array_equal(to_gray(pixels), gray)
+    loaded = load_own(tmp_path / "m.keras", num_classes=3, input_shape=SHAPE, images=pixels)
+    assert loaded.input_shape == (None, *SHAPE)
+    equal = np.repeat(gray, 3, axis=-1)
+    expected = plain(white * (gray / np.float32(255)))
+    np.testing.assert_allclose(softmax(loaded(equal / np.float32(255))), expected, atol=1e-5)
+    np.testing.assert_allclose(softmax(loaded(pixels / np.float32(255))), expected, atol=0.05)  # gray is not rounded
+    np.testing.assert_allclose(
+        load_plain(tmp_path / "m.keras").logits(pixels), loaded(pixels / np.float32(255)), atol=1e-3
+    )
+    assert load_own(tmp_path / "m.keras").input_shape == (None, 8, 8, 1)
+    assert count_parameters(loaded) == count_parameters(plain) and frozen_layers(loaded) == 0
+    loaded.save(tmp_path / "again.keras")
+    again = load_written(tmp_path / "again.keras", num_classes=3, input_shape=SHAPE)
+    np.testing.assert_allclose(again(equal / np.float32(255)), loaded(equal / np.float32(255)), atol=1e-5)
+
+
+@pytest.mark.parametrize("wrong", [(1.0, 1.0), (float("nan"), 1.0), (0.0, float("inf"))])
+def test_a_range_of_no_values_is_refused(wrong: tuple[float, float], tmp_path: Path) -> None:
+    own().save(tmp_path / "m.keras")
+    with pytest.raises(UserError, match="expected different values for black and white, such as 0 255, got"):
+        load_own(tmp_path / "m.keras", input_range=wrong)
 
 
 def test_what_is_declared_against_the_layers_stays_so_in_a_copy(pixels: np.ndarray, tmp_path: Path) -> None:

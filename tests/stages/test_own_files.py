@@ -66,8 +66,26 @@ def test_a_teacher_at_chance_is_refused_with_what_helps(folder, tmp_path):
 
 def test_classes_in_another_order_are_named(folder, tmp_path):
     config = config_of(folder, teacher__model=str(folder / "turned.keras"))
-    with pytest.raises(UserError, match="classes seem to stand in the order green, red: name the class folders"):
+    with pytest.raises(UserError, match=r"classes seem to stand in the order green, red .*: name the class folders"):
         teacher.train_teacher(config, Workdir(tmp_path / "run", tmp_path / "teachers"))
+
+
+def test_what_cannot_train_is_refused_before_anything_is_trained(folder, tmp_path):
+    frozen = keras.saving.load_model(folder / "small.keras")
+    frozen.trainable = False
+    path = str(tmp_path / "frozen.keras")
+    frozen.save(path)
+    small = str(folder / "small.keras")
+    for changes in (
+        {"student__model": path},
+        {"student__model": path, "student__init": "file"},
+        {"student__model": small, "teacher__model": path, "teacher__train": True},
+    ):
+        with pytest.raises(UserError, match=r"frozen.keras has no weights that train, all its layers are frozen; save"):
+            distill.check(config_of(folder, **changes))
+    distill.check(config_of(folder, student__model=small, teacher__model=path))  # a teacher that is taken as it is
+    with pytest.raises(UserError, match=r"at most the size of the images \(8x8\), else many crops are empty, got 9"):
+        distill.check(config_of(folder, student__model=small, augment__crop_padding=9))
 
 
 def test_a_file_is_taken_as_it_is_unless_training_is_asked_for(folder):

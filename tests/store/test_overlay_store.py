@@ -13,6 +13,8 @@ from tfigkd import OverlayStore
 from tfigkd.attribution import integrated_gradients, saliency_map
 from tfigkd.config.fields import AttributionConfig
 from tfigkd.data import Dataset, identify, splits_fingerprint
+from tfigkd.data.spaces import to_gray
+from tfigkd.models.spaces import with_rgb
 from tfigkd.models.weights import weights_fingerprint
 from tfigkd.runtime.errors import UserError
 from tfigkd.runtime.files import fingerprint
@@ -109,11 +111,33 @@ def test_an_unknown_or_augmented_picture_is_refused(store, arrays):
         ((np.zeros((4, 8, 8, 3), np.uint8), np.zeros(3, int)), "labels must be integers"),
         (tf.data.Dataset.from_tensor_slices((np.zeros((4, 8, 8, 3), np.uint8), np.zeros(4, int))).batch(2), "batch"),
         (tf.data.Dataset.from_tensor_slices((np.zeros((0, 8, 8, 3), np.uint8), np.zeros(0, int))), "no pictures"),
+        ((np.zeros((0, 8, 8, 3), np.uint8), np.zeros(0, int)), "no pictures"),
+        (np.zeros((4, 8, 8, 3), np.uint8), r"a pair of arrays \(images, labels\) or a tf.data.Dataset, got ndarray"),
+        ((np.ones((4, 8, 8, 3), np.float32), np.zeros(4, int)), "multiply by 255, round and convert"),
+        ((np.zeros((4, 8, 8, 3), np.uint8), np.eye(4)), r"take argmax\(axis=1\)"),
+        (
+            (np.zeros((4, 9, 9, 3), np.uint8), np.zeros(4, int)),
+            r"\(8, 8, 3\), the pictures are \(9, 9, 3\); resize them",
+        ),
     ],
 )
 def test_invalid_pictures_are_refused(teacher, pictures, message, tmp_path):
     with pytest.raises(ValueError, match=message):
         OverlayStore.build(tmp_path, teacher, pictures)
+
+
+def test_a_teacher_that_is_no_model_or_takes_gray_images_is_refused_with_what_helps(arrays, tmp_path):
+    with pytest.raises(ValueError, match=r"must be a Keras model, got str; keras.saving.load_model"):
+        OverlayStore.build(tmp_path, "teacher.keras", arrays)
+    layers = [keras.layers.Conv2D(4, 3), keras.layers.GlobalAveragePooling2D(), keras.layers.Dense(CLASSES)]
+    gray = keras.Sequential([keras.Input((SIDE, SIDE, 1)), *layers])
+    images, labels = arrays[0][:8], arrays[1][:8, None]
+    with pytest.raises(ValueError, match=r"with_rgb\(teacher\) is the same teacher for RGB pictures"):
+        OverlayStore.build(tmp_path, gray, (images, labels))
+    store = OverlayStore.build(tmp_path, with_rgb(gray), (images, labels), **SETTINGS)
+    expected = gray(to_gray(images / np.float32(255))).numpy()
+    rows = [store._row(image, label) for image, label in zip(images, labels[:, 0], strict=True)]
+    np.testing.assert_allclose(store.knowledge.logits[rows], expected, atol=1e-4)
 
 
 def test_unknown_settings_and_folders_without_a_store_are_refused(teacher, arrays, tmp_path):

@@ -46,6 +46,128 @@ def test_labels_that_are_no_class_are_refused():
     assert np.isnan(distiller(weight=0.0).fit(batches, shuffle=False, verbose=0).history["loss"]).all()
 
 
+@pytest.mark.parametrize(
+    ("labels", "said"),
+    [
+        (np.full(32, 5.0, np.float32), r"in 0\.\.4 for 5 classes, got 5\.\.5"),
+        (np.full((32, 1), 5), r"in 0\.\.4 for 5 classes, got 5\.\.5"),
+        (keras.ops.convert_to_tensor(np.full(32, -1)), r"got -1\.\.-1"),
+        (Y + 0.5, "whole numbers"),
+        (np.eye(6)[Y], "6 columns, expected one for each of 5 classes"),
+        (np.array(list("abcde"))[Y], r"numbers from 0 to 4, got '\w'; .*return_inverse"),
+    ],
+)
+def test_labels_of_any_kind_are_looked_at_wherever_they_are_given(labels, said):
+    model = distiller(weight=0.0, teacher=net(1))
+    for use in (
+        lambda: model.fit(X, labels, verbose=0),
+        lambda: model.fit(X, Y, validation_data=(X, labels), verbose=0),
+        lambda: model.evaluate(X, labels, verbose=0),
+    ):
+        with pytest.raises(ValueError, match=said):
+            use()
+
+
+def test_labels_of_any_number_type_are_classes():
+    losses = []
+    for labels in (Y, Y[:, None], Y.astype(np.float32), keras.ops.convert_to_tensor(Y), np.eye(5, dtype=int)[Y]):
+        losses += distiller(weight=0.5, teacher=net(1)).fit(X, labels, shuffle=False, verbose=0).history["hard_loss"]
+    np.testing.assert_allclose(losses, losses[0], rtol=1e-6)
+
+
+ONE_HOT = np.eye(5, dtype=np.float32)[Y]
+LOSSES = keras.losses
+
+
+@pytest.mark.parametrize(
+    ("loss", "labels"),
+    [
+        (LOSSES.SparseCategoricalCrossentropy(from_logits=True, reduction="sum"), Y),
+        (LOSSES.SparseCategoricalCrossentropy(from_logits=True, reduction="mean_with_sample_weight"), Y),
+        (LOSSES.SparseCategoricalCrossentropy(from_logits=True, ignore_class=0), Y),
+        (LOSSES.CategoricalFocalCrossentropy(from_logits=True), ONE_HOT),
+        (LOSSES.MeanSquaredError(), ONE_HOT),
+        ([LOSSES.MeanSquaredError()], ONE_HOT),
+        (lambda labels, outputs: keras.ops.mean(keras.ops.square(labels - outputs), axis=-1), ONE_HOT),
+    ],
+)
+def test_a_given_loss_has_the_value_that_keras_gives_it(loss, labels):
+    """Its own reduction and masks included, with sample weights too."""
+    plain, given = net(), distiller(weight=0.0, compile=False)
+    plain.compile("sgd", loss)
+    given.compile("sgd", loss=loss, jit_compile=False)
+    weights = np.linspace(0.5, 2, 32).astype(np.float32)
+    for options in ({}, {"sample_weight": weights}):
+        expected = plain.evaluate(X, labels, verbose=0, **options)
+        targets = {"label": labels, "teacher_logits": LOGITS}
+        found = given.evaluate(X, targets, verbose=0, return_dict=True, **options)["hard_loss"]
+        assert found == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("loss", [None, "binary_crossentropy", LOSSES.BinaryCrossentropy()])
+def test_one_sigmoid_takes_any_loss_and_any_form_of_its_two_labels(loss):
+    keras.utils.set_random_seed(0)
+    inputs = keras.Input((6,))
+    student = keras.Model(inputs, keras.layers.Dense(1, activation="sigmoid")(inputs))
+    two = (Y > 2).astype(int)
+    student.compile("sgd", "binary_crossentropy", metrics=["accuracy"])
+    expected = student.evaluate(X, two, verbose=0, return_dict=True)
+    for labels in (two, two[:, None], np.eye(2)[two]):
+        model = Distiller(student)
+        model.compile("sgd", loss=loss, metrics=["accuracy"], jit_compile=False)
+        found = model.evaluate(X, labels, verbose=0, return_dict=True)
+        assert found["loss"] == pytest.approx(expected["loss"], rel=1e-5)
+        assert found["accuracy"] == expected["accuracy"]
+
+
+def test_a_teacher_must_not_share_weights_that_train():
+    inputs = keras.Input((6,))
+    shared = keras.layers.Dense(8, name="shared")
+    teacher, student = (keras.Model(inputs, keras.layers.Dense(5)(shared(inputs))) for _ in range(2))
+    for one in (teacher, student):
+        with pytest.raises(ValueError, match=r"share the weights \S+, .*clone_model and set_weights"):
+            distiller(student, teacher=one)
+    shared.trainable = False  # a frozen backbone does not change
+    before = [weights.copy() for weights in teacher.get_weights()]
+    distiller(student, teacher=teacher).fit(X, Y, verbose=0)
+    assert all(np.array_equal(*pair) for pair in zip(before, teacher.get_weights(), strict=True))
+
+
+def named_outputs():
+    inputs = keras.Input((6,))
+    return keras.Model(inputs, {"logits": keras.layers.Dense(5)(inputs)})
+
+
+@pytest.mark.parametrize(
+    ("use", "said"),
+    [
+        (lambda: distiller(compile=False).compile(loss_weights=[2.0]), "hard_weight is that of this loss"),
+        (lambda: distiller(compile=False).compile(loss=["mse", "mse"]), "takes one loss, got 2"),
+        (lambda: distiller(weight=float("nan")), "must not be negative or NaN"),
+        (lambda: distiller(teacher="teacher.keras"), "got str; keras.saving.load_model"),
+        (lambda: distiller(teacher=[net(), net(1)]), "got list; several teachers become one"),
+        (lambda: distiller(named_outputs()), r"the student '\w+' has 1 outputs in a dict"),
+        (lambda: distiller(teacher=named_outputs()), r"the teacher '\w+' has 1 outputs in a dict"),
+        (lambda: Distiller(net(), losses=[KLDivergence()], loss_weights=[0.5]), "losses must be a dictionary"),
+        (lambda: distiller(teacher=net(1)).fit(X, Y, class_weight=[1, 1]), "dictionary of class number to weight"),
+        (lambda: distiller(teacher=net(1)).fit(X, Y, class_weight={"a": 1}), "dictionary of class number to weight"),
+        (lambda: distiller(teacher=net(1)).fit(X, verbose=0), "no labels; give y"),
+    ],
+)
+def test_what_cannot_be_used_is_said_in_one_sentence(use, said):
+    with pytest.raises(ValueError, match=said):
+        use()
+
+
+def test_a_frozen_student_is_refused_and_an_unbuilt_one_is_not():
+    frozen = net()
+    frozen.trainable = False
+    with pytest.raises(ValueError, match="no weights that train"):
+        distiller(frozen, teacher=net(1)).fit(X, Y, verbose=0)
+    history = distiller(keras.Sequential([keras.layers.Dense(5)]), teacher=net(1)).fit(X, Y, verbose=0).history
+    assert np.isfinite(history["loss"]).all()
+
+
 @pytest.mark.parametrize("loss", [CROSS_ENTROPY, "sparse_categorical_crossentropy"])
 def test_a_given_cross_entropy_trains_as_the_default_and_as_plain_keras(loss):
     plain, given, default = net(), distiller(weight=0.0, compile=False), distiller(weight=0.0)

@@ -21,6 +21,7 @@ from tfigkd.compress.quantization import fake_quantized
 from tfigkd.config.compress_fields import CompressConfig
 from tfigkd.losses import Loss
 from tfigkd.models.fake_quant import FakeQuantize
+from tfigkd.models.flat import flattened
 from tfigkd.models.layers import rebuilt
 from tfigkd.models.same import TOLERANCE, random_inputs
 from tfigkd.runtime import console
@@ -136,8 +137,8 @@ def _check(layer: keras.Layer, model: str) -> None:
 
 
 def weights_back(twin: Any, model: keras.Model) -> keras.Model:
-    """Return a copy of the Keras 3 model with the weights of its twin, wrapped layers included."""
-    result = rebuilt(model)
+    """Return a flattened copy of the Keras 3 model with the weights of its twin, wrapped layers included."""
+    result = rebuilt(flattened(model))
     for layer in twin.layers:
         layer = getattr(layer, "layer", layer)
         if layer.weights:
@@ -210,7 +211,7 @@ def from_quantization_twin(twin: Any, student: keras.Model, preserve: Preserve =
     The layers are those of `tfigkd.models.fake_quant`. tfmot rounds a depthwise kernel with one scale; the returned
     model has one scale for each channel, which is finer.
     """
-    trained = rebuilt(student)
+    trained = rebuilt(flattened(student))
     ranges: dict[str, list[np.ndarray]] = {}
     for wrapper in twin.layers:
         if not hasattr(wrapper, "layer"):

@@ -197,6 +197,11 @@ def read_experiment(name_or_file: str) -> tuple[str, Config]:
     path = Path(name_or_file) if name_or_file.endswith(".toml") else folder / f"{name_or_file}.toml"
     if not path.is_file():
         known = [file.stem for file in folder.glob("*.toml")]
+        if name_or_file.endswith(".toml"):
+            raise UserError(
+                f"unknown experiment {name_or_file!r}: no such file; give the path of a .toml file, or a name that "
+                "--list shows"
+            )
         raise UserError(f"unknown experiment {name_or_file!r}; {closest(name_or_file, known)} (or a .toml file)")
     table = read_toml(path, "experiment")
     config = Config()

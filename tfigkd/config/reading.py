@@ -7,6 +7,7 @@ by `override()`.
 
 import dataclasses
 import difflib
+import math
 import re
 import tomllib
 import types
@@ -105,6 +106,8 @@ def _convert(value: Any, expected: Any, where: str, what: str) -> Any:
         if composed and value is not None:
             return _convert(value, composed[0], where, what)
     options = typing.get_args(expected) if origin in (types.UnionType, typing.Union) else (expected,)
+    if float in options and type(value) is float and not math.isfinite(value):
+        raise UserError(f"{what}: {where} must be a finite number, got {value}")
     if type(value) in options and not (_NONE in options and str in options and _is_none(value)):
         return value
     if float in options and type(value) is int:

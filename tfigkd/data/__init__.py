@@ -8,6 +8,7 @@ from tfds need TensorFlow.
 import functools
 import hashlib
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,9 +17,10 @@ from typing import Literal
 import numpy as np
 
 from tfigkd.config.fields import BACKGROUND, SplitsConfig, is_color
-from tfigkd.data import catalog, sources
+from tfigkd.data import catalog, hints, sources
 from tfigkd.data.disk import DIGEST_LENGTH, DiskPictures, Pictures, blocks, digest, join, pick
 from tfigkd.data.pictures import one_line
+from tfigkd.data.spaces import to_gray
 from tfigkd.runtime.errors import UserError
 
 LOOKED_AT = 1024
@@ -205,9 +207,11 @@ def identify(images: np.ndarray, labels: np.ndarray) -> Examples:
     """
     images, labels = np.asarray(images), np.asarray(labels)
     if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] != 3:
-        raise ValueError(f"images must be uint8 [N,H,W,3], got {images.dtype} of shape {images.shape}")
+        hint = "" if images.dtype == np.uint8 else hints.of_pixels(images.dtype, images)
+        raise ValueError(f"images must be uint8 [N,H,W,3], got {images.dtype} of shape {images.shape}{hint}")
     if labels.shape != (len(images),) or labels.dtype.kind not in "iu":
-        raise ValueError(f"labels must be integers [{len(images)}], got {labels.dtype} of shape {labels.shape}")
+        hint = hints.of_labels(labels.dtype, labels.shape, len(images))
+        raise ValueError(f"labels must be integers [{len(images)}], got {labels.dtype} of shape {labels.shape}{hint}")
     if len(labels) and labels.min() < 0:
         raise ValueError(f"labels must not be negative, got {labels.min()}")
     names = np.array([str(number) for number in range(len(images))])
@@ -220,6 +224,12 @@ def to_model_input(images: np.ndarray) -> np.ndarray:
     This is the only place where pixels are scaled, so all modules scale alike.
     """
     return images.astype(np.float32) / np.float32(255)
+
+
+def in_gray(data: Dataset) -> Dataset:
+    """Return a data set with gray pictures, uint8 [N,H,W,1], under the ids of the RGB ones."""
+    parts = {split: getattr(data, split) for split in ("train", "validation", "test")}
+    return replace(data, **{split: replace(part, images=to_gray(part.images)) for split, part in parts.items()})
 
 
 def mean_color(examples: Examples) -> np.ndarray:
@@ -289,6 +299,9 @@ def _check(name: str, source: sources.Source) -> None:
         nested = inside.is_dir() and any(child.is_dir() for child in inside.iterdir())
         hint = f"; are the classes the folders in {inside}?" if nested else ""
         raise UserError(f"data set {name!r} has {classes} class(es); a classifier needs at least 2{hint}")
+    twice = [one for one, count in Counter(source.class_names).items() if count > 1]
+    if twice:
+        raise UserError(f"data set {name!r} has two classes named {twice[0]!r}; give each class a name of its own")
     for split, part in (("train", source.train), ("validation", source.validation), ("test", source.test)):
         if part is None:
             continue
@@ -299,7 +312,9 @@ def _check(name: str, source: sources.Source) -> None:
         if part.labels.min() < 0 or part.labels.max() >= classes:
             wrong = int(part.labels[(part.labels < 0) | (part.labels >= classes)][0])
             counted = part.labels.min() == 1 and part.labels.max() == classes
-            hint = "; they count from 1, so subtract 1" if counted else ""
+            hint = (
+                "; they count from 1, so subtract 1" if counted else "; add its class to train or remove its pictures"
+            )
             raise UserError(f"data set {name!r}: label {wrong} in {split}; expected 0 to {classes - 1}{hint}")
         if part.images.shape[1:] != source.train.images.shape[1:]:
             raise UserError(

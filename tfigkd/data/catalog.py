@@ -30,6 +30,12 @@ PROBE_SECONDS = 4.0
 LOOKED_AT = 256
 """How many records of a split are read to see whether it has labels."""
 NAME_PATTERN = re.compile(r"[A-Za-z_]\w*(/[A-Za-z0-9_][\w.\-]*)?(:\d+\.\d+\.\d+)?")
+OTHER_FILES = {
+    ".npy": "save pictures and labels in one file: numpy.savez('NAME.npz', x_train=..., y_train=..., ...)",
+    **dict.fromkeys((".zip", ".tar", ".gz", ".tgz", ".rar", ".7z"), "unpack it and give the folder"),
+    **dict.fromkeys((".txt", ".tsv", ".xlsx"), "save it as .csv with the columns path and label"),
+}
+"""What to do with files of other kinds, by their endings."""
 VERSION_PATTERN = re.compile(r"\d+\.\d+\.\d+")
 
 
@@ -46,6 +52,9 @@ def read(name: str, directory: str | None, wanted: Wanted, download: bool) -> So
         UserError: The data set does not exist, cannot be downloaded, is damaged, or lacks an image or label feature.
     """
     if not NAME_PATTERN.fullmatch(name):
+        if Path(name).expanduser().is_file():
+            remedy = OTHER_FILES.get(Path(name).suffix.lower(), "give the folder or the list of the pictures")
+            raise UserError(f"{name} is a file, but no .npz or .csv file; {remedy}")
         raise UserError(
             f"{name!r} is neither an existing folder nor a tfds name; expected digits, a tfds name (name or "
             f"name/config), the path of an .npz or .csv file or the path of an image folder{similar_folder(name)}"

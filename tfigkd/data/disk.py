@@ -27,6 +27,7 @@ BLOCK = 256
 """Pictures that are handled at once where all of them are needed."""
 AT_ONCE = 2**26
 """Bytes of pictures that are decoded before they are written."""
+Convert = Callable[[np.ndarray], np.ndarray]
 
 
 class DiskPictures:
@@ -36,15 +37,17 @@ class DiskPictures:
         files: Each with pictures of one shape, one after the other.
         shape: (H, W, C) of each picture.
         places: int64 [N,2], for each picture the index of its file and its number in it.
+        convert: What becomes of pictures uint8 [B,H,W,C] when they are read; None: nothing.
     """
 
     dtype = np.dtype(np.uint8)
     ndim = 4
 
-    def __init__(self, files: Sequence[Path], shape: Sequence[int], places: np.ndarray):
+    def __init__(self, files: Sequence[Path], shape: Sequence[int], places: np.ndarray, convert: Convert | None = None):
         self._files = tuple(files)
         self._one = tuple(int(side) for side in shape)
         self._places = np.asarray(places, np.int64).reshape(-1, 2)
+        self._convert = convert
         self._open: dict[int, int] = {}
 
     @classmethod
@@ -55,12 +58,12 @@ class DiskPictures:
     @property
     def shape(self) -> tuple[int, ...]:
         """(N, H, W, C)."""
-        return len(self), *self._one
+        return len(self), *(self._one if self._convert is None else self._read(self._places[:0]).shape[1:])
 
     @property
     def size(self) -> int:
         """Number of values."""
-        return len(self) * math.prod(self._one)
+        return math.prod(self.shape)
 
     def __len__(self) -> int:
         return len(self._places)
@@ -80,7 +83,12 @@ class DiskPictures:
 
     def pick(self, indices: Any) -> "DiskPictures":
         """Return some of the pictures, which are not read yet; indices as for an array's first axis."""
-        return DiskPictures(self._files, self._one, self._places[indices])
+        return DiskPictures(self._files, self._one, self._places[indices], self._convert)
+
+    def converted(self, convert: Convert) -> "DiskPictures":
+        """Return the pictures with a function of uint8 [B,H,W,C], also of none, applied whenever some are read."""
+        assert self._convert is None
+        return DiskPictures(self._files, self._one, self._places, convert)
 
     def _read(self, places: np.ndarray) -> np.ndarray:
         found = np.empty((len(places), *self._one), np.uint8)
@@ -88,7 +96,7 @@ class DiskPictures:
         for (which, number), picture in zip(places.tolist(), found, strict=True):
             if os.preadv(self._descriptor(which), [picture.reshape(-1).data], number * length) != length:
                 raise UserError(f"{self._files[which]} is cut short; delete it, so that the pictures are decoded again")
-        return found
+        return found if self._convert is None else self._convert(found)
 
     def _descriptor(self, which: int) -> int:
         if which not in self._open:
@@ -129,7 +137,8 @@ def join(parts: Sequence[Pictures]) -> Pictures:
         own[:, 0] += len(files)
         files += part._files
         places.append(own)
-    return DiskPictures(files, parts[0].shape[1:], np.concatenate(places))
+    first = on_disk[0]
+    return DiskPictures(files, first._one, np.concatenate(places), first._convert)
 
 
 def blocks(images: Pictures, size: int = BLOCK) -> Iterator[np.ndarray]:

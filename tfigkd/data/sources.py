@@ -7,6 +7,7 @@ import csv
 import io
 import math
 import os
+import unicodedata
 import zipfile
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -18,6 +19,7 @@ import numpy as np
 
 from tfigkd.config.fields import BACKGROUND, SplitsConfig
 from tfigkd.config.reading import closest
+from tfigkd.data import hints
 from tfigkd.data.disk import BLOCK, FOLDER, Pictures, decoded, join
 from tfigkd.data.pictures import (
     PICTURE_SUFFIXES,
@@ -43,7 +45,7 @@ HEADER_READERS = {
     (2, 0): np.lib.format.read_array_header_2_0,
 }
 LOOKED_AT = 2**20
-"""How many values of an array of floats are read to say what they are."""
+"""How many values of an array of another type are read to say what they are."""
 ROLES = {"train": ("train", "training"), "validation": ("validation", "valid", "val"), "test": ("test", "testing")}
 """Usual names of splits, in lower case."""
 UNREAD = frozenset({".heic", ".heif", ".avif", ".jxl", ".jp2", ".cr2", ".nef", ".dng", ".svg", ".psd"})
@@ -208,7 +210,10 @@ def read_npz(path: Path, wanted: Wanted) -> Source:
             if "class_names.npy" in names:
                 shape, _, dtype = _header(path, archive, "class_names")
                 if dtype.kind not in "USiu" or math.prod(map(int, (*shape, dtype.itemsize))) > MAX_NAMES:
-                    raise UserError(f"{path}: class_names is {dtype} {list(shape)}; expected one short text per class")
+                    raise UserError(
+                        f"{path}: class_names is {dtype} {list(shape)}; expected one short text per class, such as "
+                        "numpy.array(names, dtype=str)"
+                    )
         with np.load(path, allow_pickle=False) as arrays:
             parts = {
                 role: join_parts([_read_arrays(path, arrays, split, wanted) for split in splits])
@@ -218,6 +223,13 @@ def read_npz(path: Path, wanted: Wanted) -> Source:
     train = parts["train"]
     if class_names is not None:
         names = [str(name) for name in class_names.ravel()]
+        if len(train.labels) and train.labels.max() >= len(names):
+            most = train.labels.max()
+            counted = train.labels.min() == 1 and most == len(names)
+            raise UserError(
+                f"{path}: y_train has labels to {most}, class_names names {len(names)} classes, 0 to {len(names) - 1}; "
+                f"{'they count from 1, so subtract 1' if counted else 'name each class'}"
+            )
     else:
         present = np.unique(train.labels)
         if not np.array_equal(present, np.arange(len(present))):
@@ -320,11 +332,17 @@ def _folder_splits(root: Path, splits: SplitsConfig, notes: Notes) -> dict[str, 
         if test:
             chosen["test"] = (test[0],)
     if not chosen:
+        if folders and all(any(usual(role, [name]) for role in ROLES) for name in folders):
+            raise UserError(
+                f"the folders {', '.join(folders)} of {root} have no class folders; expected "
+                f"{folders[0]}/<class>/<picture>, or a .csv file with the columns path, label and split"
+            )
         return None
     if "train" not in chosen or not (asked or "test" in chosen or unlabeled):
+        only = sum(chosen.values(), ())[0]
         raise UserError(
-            f"folder {root} has only {sum(chosen.values(), ())[0]}; expected train/<class>/ "
-            "and test/<class>/ (or validation/ or val/), or only <class>/ folders"
+            f"folder {root} has only {only}; expected train/<class>/ and test/<class>/ (or validation/ or val/), or "
+            f"only <class>/ folders; {root / only} by itself is split into all three"
         )
     for name in folders:
         if name in unlabeled and name not in _taken(chosen):
@@ -381,8 +399,10 @@ def _rows(path: Path, group: str | None) -> list[dict[str, str]]:
     delimiter = max(",;\t", key=first.count)
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     header = [name.strip() for name in next(reader, [])]
+    header = [name.lower() if name.lower() in ("path", "label", "split") else name for name in header]
     if not {"path", "label"} <= {*header}:
-        raise UserError(f"{path} has the columns {', '.join(header)[:200]}; expected path and label")
+        found = f"has the columns {', '.join(header)[:200]}" if header else "is empty"
+        raise UserError(f"{path} {found}; expected path and label in its first line")
     columns = {name: header.index(name) for name in ("path", "label")}
     if "split" in header:
         columns["split"] = header.index("split")
@@ -396,6 +416,7 @@ def _rows(path: Path, group: str | None) -> list[dict[str, str]]:
         if not any(cell.strip() for cell in cells):
             continue
         row = {name: cells[at].strip() if at < len(cells) else "" for name, at in columns.items()}
+        row["label"] = unicodedata.normalize("NFC", row["label"])
         lacking = [header[columns[name]] for name, cell in row.items() if not cell]
         if lacking:
             raise UserError(f"{path}, line {reader.line_num}: the column {lacking[0]} is empty; fill it in")
@@ -485,11 +506,15 @@ def _check_headers(path: Path, archive: zipfile.ZipFile, split: str, group: str 
     headers = {}
     for key in (f"x_{split}", f"y_{split}"):
         if f"{key}.npy" not in archive.namelist():
-            raise UserError(f"{path} has no array {key}; expected x_train, y_train, x_test and y_test")
+            names = ", ".join(name.removesuffix(".npy") for name in archive.namelist())
+            remedy = f"it has {names[:200] or 'none'}, so save them under these names"
+            if split == "test":
+                remedy = 'save them, or hold some of train out with data.splits.train = "train"'
+            raise UserError(f"{path} has no array {key}; expected x_train, y_train, x_test and y_test; {remedy}")
         headers[key] = _header(path, archive, key)
     (shape, _, dtype), (label_shape, _, label_dtype) = headers.values()
     if dtype != np.uint8:
-        hint = _float_hint(archive, f"x_{split}") if dtype.kind == "f" else ""
+        hint = hints.of_pixels(dtype, _some_values(archive, f"x_{split}"))
         raise UserError(f"{path}: x_{split} is {dtype}; expected uint8 pixels 0 to 255{hint}")
     held, declared = archive.getinfo(f"x_{split}.npy").file_size, math.prod(map(int, shape))
     if held < declared:
@@ -497,12 +522,13 @@ def _check_headers(path: Path, archive: zipfile.ZipFile, split: str, group: str 
     if len(shape) not in (3, 4) or (len(shape) == 4 and shape[3] not in (1, 3)):
         first = len(shape) == 4 and shape[1] in (1, 3)
         hint = "; channels come last: transpose(0, 2, 3, 1)" if first else ""
+        if len(shape) == 4 and shape[3] == 4:
+            hint = "; of RGBA take the first three channels, [..., :3], or save the pictures as files"
         raise UserError(f"{path}: x_{split} is {list(shape)}; expected [N,H,W], [N,H,W,1] or [N,H,W,3]{hint}")
     if label_dtype.kind not in "iu" or label_shape not in ((shape[0],), (shape[0], 1)):
-        one_hot = len(label_shape) == 2 and label_shape[0] == shape[0] and label_shape[1] > 1
         raise UserError(
             f"{path}: y_{split} is {label_dtype} {list(label_shape)}; expected one integer for each of the "
-            f"{shape[0]} pictures{'; of one-hot labels take argmax(axis=1)' if one_hot else ''}"
+            f"{shape[0]} pictures{hints.of_labels(label_dtype, label_shape, shape[0])}"
         )
     if group is not None:
         key = f"{group}_{split}"
@@ -516,18 +542,14 @@ def _check_headers(path: Path, archive: zipfile.ZipFile, split: str, group: str 
             )
 
 
-def _float_hint(archive: zipfile.ZipFile, key: str) -> str:
-    """Say how an array of floats becomes pixels, from its first values."""
+def _some_values(archive: zipfile.ZipFile, key: str) -> np.ndarray:
+    """Return the first values of an array of numbers; nothing of objects, which are no plain values."""
     with archive.open(f"{key}.npy") as file:
         shape, _, dtype = HEADER_READERS[np.lib.format.read_magic(file)](file)
+        if dtype.hasobject:
+            return np.empty(0)
         count = min(math.prod(map(int, shape)), LOOKED_AT)
-        values = np.frombuffer(file.read(count * dtype.itemsize), dtype)
-    values = values[np.isfinite(values)]
-    if not len(values) or (values.min() >= 0 and values.max() <= 1):
-        return "; multiply by 255, round and convert"
-    if values.min() >= 0 and values.max() <= 255:
-        return f"; its values go to {values.max():g} already: round and convert, without a factor"
-    return f"; its values are from {values.min():g} to {values.max():g}: undo the normalization, round and convert"
+        return np.frombuffer(file.read(count * dtype.itemsize), dtype)
 
 
 def _header(path: Path, archive: zipfile.ZipFile, key: str) -> tuple[tuple[int, ...], bool, np.dtype]:
@@ -552,12 +574,18 @@ def _read_classes(
                 continue
             if not child.name.isprintable():
                 raise UserError(f"class folder {folder}/{child.name!a} is not named in printable UTF-8; rename it")
-            if expected is not None and child.name not in expected:
-                raise UserError(f"{child} is not a class of train ({', '.join(expected[:10])})")
+            name = unicodedata.normalize("NFC", child.name)  # macOS takes accents apart, others do not
+            if expected is not None and name not in expected:
+                raise UserError(
+                    f"{child} is not a class of train ({', '.join(expected[:10])}); rename or remove it, or add it to "
+                    "train"
+                )
             members = [(file, _group(child, file)) for file in _pictures(root, child, notes)]
             if not members:
-                raise UserError(f"class folder {child} has no pictures; add some or remove it")
-            found.setdefault(child.name, []).extend(members)
+                kinds = ", ".join(sorted(UNREAD & notes.endings.keys()))
+                remedy = f"save those of {kinds} as .jpg" if kinds else "add some or remove it"
+                raise UserError(f"class folder {child} has no pictures of a known format; {remedy}")
+            found.setdefault(name, []).extend(members)
         if loose:
             notes.lines.append(f"left out {loose:,} picture{'s' * (loose != 1)} of {folder} in no class folder")
     if not found:

@@ -1,8 +1,10 @@
-"""Which values stand for black and white, and whether outputs are logits or probabilities; NumPy alone."""
+"""Which values stand for black and white, and whether outputs are logits or probabilities."""
 
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
+
+from tfigkd.data.disk import DiskPictures
 
 Range = tuple[float, float]
 """The values of a black and of a white pixel."""
@@ -14,6 +16,9 @@ SIGNED: Range = (-1.0, 1.0)
 RANGES = (UNIT, PIXELS, SIGNED)
 """The usual ones."""
 
+LUMA = (0.299, 0.587, 0.114)
+"""Shares of red, green and blue in gray (ITU-R BT.601), as in Pillow and Keras."""
+
 SMALLEST_PROBABILITY = 1e-7
 """Smaller ones count as this, since zero has no logarithm."""
 SUM_TOLERANCE = 1e-2
@@ -23,6 +28,29 @@ def in_range(images: np.ndarray, input_range: Range) -> np.ndarray:
     """Return float32 images in [0,1] with the values of another range."""
     low, high = input_range
     return images if input_range == UNIT else (low + (high - low) * images).astype(np.float32)
+
+
+def check_range(given: Range) -> None:
+    """Check the values of a black and of a white pixel.
+
+    Raises:
+        ValueError: They are equal, or one is no number.
+    """
+    if given[0] == given[1] or not np.isfinite(given).all():
+        raise ValueError(f"expected different values for black and white, such as 0 255, got {given[0]} and {given[1]}")
+
+
+def to_gray(images: Any) -> Any:
+    """Return RGB images [...,3] as gray ones [...,1] of the same type; uint8 as Pillow's convert("L") rounds them.
+
+    Pictures on disk stay there.
+    """
+    if isinstance(images, DiskPictures):
+        return images.converted(to_gray)
+    if images.dtype == np.uint8:
+        shares = np.array([19595, 38470, 7471], np.uint32)  # of 2**16, in Pillow
+        return ((images @ shares + 0x8000) >> 16).astype(np.uint8)[..., None]
+    return (images @ np.array(LUMA, images.dtype))[..., None]
 
 
 def look_images(shape: tuple[int, ...]) -> np.ndarray:

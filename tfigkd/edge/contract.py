@@ -84,6 +84,8 @@ def admit(path: Path) -> dict[str, Any] | None:
     Raises:
         UserError: the file or its contract is damaged, or the contract describes another file.
     """
+    if path.suffix == ".keras":
+        raise UserError(f"{path} is no .tflite file; make one of it: python -m tfigkd.export {path} --format int8 ...")
     contract = read_contract(path)
     if contract is None and path.is_file():
         trial(path)

@@ -1,13 +1,26 @@
 """A LiteRT file of any origin as a function from pictures to the logits of a data set's classes; without TensorFlow."""
 
 import argparse
+import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from tfigkd.data.spaces import PIXELS, SIGNED, SUM_TOLERANCE, UNIT, Outputs, Range, in_range, look_images, output_kind
+from tfigkd.data.spaces import (
+    PIXELS,
+    SIGNED,
+    SUM_TOLERANCE,
+    UNIT,
+    Outputs,
+    Range,
+    check_range,
+    in_range,
+    look_images,
+    output_kind,
+    to_gray,
+)
 from tfigkd.edge.contract import admit
 from tfigkd.edge.litert import dequantize, litert_predictor, open_classifier, tensor_values
 from tfigkd.runtime.errors import UserError
@@ -42,7 +55,15 @@ def spaces(
         contract: From `admit`, or None.
         input_range: As given by the user.
         outputs: As given by the user.
+
+    Raises:
+        UserError: The given range is none.
     """
+    if input_range is not None:
+        try:
+            check_range(input_range)
+        except ValueError as error:
+            raise UserError(f"--input-range: {error}") from error
     source, sink = interpreter.get_input_details()[0], interpreter.get_output_details()[0]
     about = contract or {}
     described = about.get("input", {}).get("range") if isinstance(about.get("input"), Mapping) else None
@@ -87,6 +108,7 @@ def file_predictor(
 ) -> Callable[[Any], np.ndarray]:
     """Return a function from uint8 images [N,H,W,C] to logits [N,K], the columns in the order of a data set's classes.
 
+    A file of gray images gets the gray of RGB ones.
     Classes that the file knows and the data lack follow behind; an answer that names one of them is wrong.
 
     Args:
@@ -104,13 +126,19 @@ def file_predictor(
     count = max(int(interpreter.get_output_details()[0]["shape"][-1]), 2)
     order = class_order(path, count, (contract or {}).get("class_names"), class_names)
     predict = litert_predictor(path, input_range=taken, outputs=given)
-    return lambda images: predict(images)[:, order]
+    gray = int(interpreter.get_input_details()[0]["shape"][-1]) == 1
+
+    def in_order(images: np.ndarray) -> np.ndarray:
+        return predict(to_gray(images) if gray and images.shape[-1] == 3 else images)[:, order]
+
+    return in_order
 
 
 def class_order(path: Path, count: int, own: Sequence[str] | None, wanted: Sequence[str]) -> list[int]:
     """Return the outputs of a file in the order of a data set's classes, then the others.
 
-    Names are compared as they are, and without regard to capitals where that is unambiguous.
+    Names are compared as they are, and without regard to capitals where that is unambiguous; an accent may be part of
+    a letter or follow it, as on macOS.
 
     Args:
         path: The file.
@@ -130,6 +158,7 @@ def class_order(path: Path, count: int, own: Sequence[str] | None, wanted: Seque
         return list(range(count))
     if len(own) != count:
         raise UserError(f"the contract of {path} names {len(own)} classes, it has {count}; export it anew")
+    own, wanted = ([unicodedata.normalize("NFC", name) for name in names] for names in (own, wanted))
     places = {name: index for index, name in enumerate(own)}
     folded = [name.casefold() for name in own]
     missing = []

@@ -12,6 +12,11 @@ DEVIATIONS = 2.0
 """Standard deviations of chance within which an accuracy is near it."""
 CLEARLY = 0.5
 """Accuracy from which another reading of the same outputs is worth naming."""
+NEVER_RIGHT = 0.2
+"""Largest share of classes that a model in another order may never name rightly.
+
+An untrained model that happens to tell two of three classes apart is no model of another order.
+"""
 
 
 def looked_at(data: Dataset, count: int = LOOKED_AT) -> Examples:
@@ -58,8 +63,19 @@ def what_helps(
         if order is not None:
             listed = ", ".join(class_names[index] for index in order[:10]) + (" …" if len(order) > 10 else "")
             also = f" and its pixels those of {text}" if text else ""
-            return f"its classes seem to stand in the order {listed}{also}: name the class folders so that they sort so"
+            score = 100 * mean_recall(_in_order(other, order), labels)
+            return (
+                f"its classes seem to stand in the order {listed}{also} (so it is right on {score:.1f} %): name the "
+                "class folders so that they sort so"
+            )
     return None
+
+
+def _in_order(logits: np.ndarray, order: Sequence[int]) -> np.ndarray:
+    """Return logits [N,C] with each output in the column of its label."""
+    placed = np.empty_like(logits)
+    placed[:, list(order)] = logits
+    return placed
 
 
 def better_order(logits: np.ndarray, labels: np.ndarray, classes: int) -> list[int] | None:
@@ -70,8 +86,9 @@ def better_order(logits: np.ndarray, labels: np.ndarray, classes: int) -> list[i
         return None
     counts = np.zeros((logits.shape[1], classes))
     np.add.at(counts, (logits.argmax(axis=1), labels), 1)
-    outputs, order = linear_sum_assignment(-counts)
-    matched = np.full_like(logits, -np.inf)
-    matched[:, order] = logits[:, outputs]
-    clear = mean_recall(matched, labels) >= CLEARLY and not near_chance(matched, labels)
-    return [int(label) for label in order] if clear and len(np.unique(labels)) == classes else None
+    _, order = linear_sum_assignment(-counts)
+    placed, present = _in_order(logits, order), np.unique(labels)
+    right = labels[placed.argmax(axis=1) == labels]
+    clear = mean_recall(placed, labels) >= CLEARLY and not near_chance(placed, labels)
+    named = len(np.unique(right)) >= (1 - NEVER_RIGHT) * classes
+    return [int(label) for label in order] if clear and named and len(present) == classes else None

@@ -14,7 +14,7 @@ from tfigkd.models.convnet import convnet, set_whitening
 from tfigkd.models.ensemble import ensemble
 from tfigkd.models.fold import fold_batch_norm
 from tfigkd.models.mobilenet_v2 import mobilenet_v2
-from tfigkd.models.own import load_own, load_plain, load_written, own_image_size, own_input_range
+from tfigkd.models.own import load_own, load_plain, load_written, own_channels, own_image_size, own_input_range
 from tfigkd.models.parts import CIFAR10_MEAN, CIFAR10_STD, IMAGENET_MEAN, IMAGENET_STD, LARGEST_SMALL, Normalization
 from tfigkd.models.precision import with_precision
 from tfigkd.models.resnet import resnet
@@ -43,6 +43,7 @@ __all__ = [
     "load_torch_weights",
     "load_written",
     "mobilenet_v2",
+    "own_channels",
     "own_image_size",
     "own_input_range",
     "resnet",

@@ -20,11 +20,11 @@ import tfigkd.models.fake_quant  # noqa: F401 - registers what a quantized stude
 from tfigkd.data import to_model_input
 from tfigkd.data.disk import Pictures
 from tfigkd.data.pictures import reading
-from tfigkd.data.spaces import UNIT, Outputs, Range
+from tfigkd.data.spaces import UNIT, Outputs, Range, to_gray
 from tfigkd.models import layers
 from tfigkd.models.precision import computes_in_half, with_precision
 from tfigkd.models.same import TOLERANCE, close, tolerance_of
-from tfigkd.models.spaces import classifier, last_operation, logits_of, recognise_input_range
+from tfigkd.models.spaces import classifier, last_operation, logits_of, recognise_input_range, with_rgb
 from tfigkd.runtime.errors import UserError
 
 CONFIGS = ("config.json", "metadata.json")
@@ -49,7 +49,8 @@ def load_own(
 ) -> keras.Model:
     """Load a Functional or Sequential classifier as a model from images in [0,1] to logits; see `spaces.classifier`.
 
-    Stock batch normalization becomes the fused one, an open image size the size given.
+    Stock batch normalization becomes the fused one, an open image size the size given. A model of gray images takes RGB
+    images if these are asked for.
 
     Args:
         path: A .keras file, read in safe mode: code inside it is refused.
@@ -67,6 +68,9 @@ def load_own(
         UserError: The file is missing, unreadable or refused, or the model does not fit.
     """
     plain, wanted = _fitting(path, num_classes, input_shape)
+    gray = plain.inputs[0].shape[-1] == 1 and wanted[2] == 3
+    if gray:
+        wanted, images = (*wanted[:2], 1), None if images is None else to_gray(images)
     try:
         model = classifier(plain, input_shape=wanted, input_range=input_range, outputs=outputs, images=images)
     except ValueError as error:
@@ -76,7 +80,7 @@ def load_own(
     model = layers.with_fused_layers(model)
     if model is not plain:
         _check_against(plain, model, input_range, path)
-    return model
+    return with_rgb(model) if gray else model
 
 
 def _check_against(plain: keras.Model, model: keras.Model, input_range: Range | None, path: str | Path) -> None:
@@ -143,7 +147,9 @@ class PlainClassifier:
             self._convert = logits_of(self.model, outputs)
 
     def __call__(self, images: np.ndarray, training: bool = False) -> np.ndarray:
-        """Return the logits [B,C], float32, of images in [0,1]."""
+        """Return the logits [B,C], float32, of images in [0,1], gray ones or RGB."""
+        if images.shape[-1] == 3 and self.model.inputs[0].shape[-1] == 1:
+            images = to_gray(images)
         outputs = _outputs(self.model, images, self._range)
         if self._convert is not None:
             outputs = ops.convert_to_numpy(self._convert(outputs.astype("float32")))
@@ -200,14 +206,32 @@ def _fitting(
     wanted = takes if input_shape is None else tuple(input_shape)
     if None in wanted:
         raise UserError(f"{path} takes images of any size {takes}; give the size that it is meant for: --image-size")
-    if len(takes) != 3 or any(own not in (None, size) for own, size in zip(takes, wanted, strict=True)):
-        raise UserError(f"{path} takes inputs of shape {takes}, but the images are {wanted}; make them agree")
+    if len(takes) != 3:
+        raise UserError(
+            f"{path} takes inputs of shape {takes}, expected images (height, width, channels); save it with a Reshape "
+            "layer in front"
+        )
+    fitting = takes if (takes[2], wanted[2]) != (1, 3) else (*takes[:2], 3)  # gray is made of RGB
+    if any(own not in (None, size) for own, size in zip(fitting, wanted, strict=True)):
+        raise UserError(f"{path} takes inputs of shape {takes}, but the images are {wanted}; {_remedy(takes, wanted)}")
     gives = tuple(model_output.shape[1:])
     two = gives == (1,) and num_classes in (None, 2)
     if len(gives) != 1 or not (two or num_classes is None or gives == (num_classes,)):
         expected = "classes" if num_classes is None else num_classes
-        raise UserError(f"{path} gives outputs of shape {gives}, expected ({expected},): a logit for each class")
+        remedy = "give the data that it was made for" if len(gives) == 1 else "save it with a Flatten layer at its end"
+        raise UserError(
+            f"{path} gives outputs of shape {gives}, expected ({expected},): a logit for each class; {remedy}"
+        )
     return model, wanted
+
+
+def _remedy(takes: Sequence[int | None], wanted: Sequence[int]) -> str:
+    """Return what makes images fit a model of another input shape (H, W, C)."""
+    height, width, channels = takes
+    if channels not in (None, wanted[2]):
+        first = takes[0] == wanted[2]
+        return f"save it for images of {wanted[2]} channels{', which come last' if first else ''}"
+    return f"give --image-size {height}" if height == width else "give images of that size"
 
 
 def own_image_size(path: str | Path) -> int | None:
@@ -219,6 +243,16 @@ def own_image_size(path: str | Path) -> int | None:
     inputs = getattr(load_model(Path(path)), "inputs", None) or []
     sides = {*inputs[0].shape[1:3]} if len(inputs) == 1 and len(inputs[0].shape) == 4 else set()
     return sides.pop() if len(sides) == 1 else None
+
+
+def own_channels(path: str | Path) -> int:
+    """Return the number of channels of the images that a .keras file takes; 3 where it is open.
+
+    Raises:
+        UserError: The file is missing, unreadable or refused.
+    """
+    inputs = getattr(load_model(Path(path)), "inputs", None) or []
+    return (inputs[0].shape[3] if len(inputs) == 1 and len(inputs[0].shape) == 4 else None) or 3
 
 
 @functools.lru_cache(maxsize=8)
@@ -236,6 +270,10 @@ def not_a_keras_file(path: Path) -> str:
     """Return what a file or folder is that is no .keras file, and how it becomes one."""
     if path.is_dir():
         given = f"the folder of a SavedModel; open it where it was made and save it as {path.name}.keras"
+    elif path.name.endswith((".weights.h5", ".weights.hdf5")):
+        given = "weights alone; build its model, load_weights them and save it with model.save('NAME.keras')"
+    elif path.read_bytes()[4:8] == b"TFL3":
+        given = "a LiteRT file, which cannot be turned back; give the .keras file that it was made from"
     elif path.read_bytes()[: len(HDF5)] == HDF5:
         opened = f"keras.models.load_model({path.name!r}, compile=False)"
         given = f"an HDF5 file of an earlier Keras; save it anew: {opened}.save({path.stem + '.keras'!r})"
@@ -245,7 +283,7 @@ def not_a_keras_file(path: Path) -> str:
 
 
 def load_model(path: Path) -> Any:
-    """Return the model of a .keras file, of any kind, as Keras opens it in safe mode.
+    """Return the model of a .keras file, of any kind, as Keras opens it in safe mode; see `_with_bare_ends`.
 
     Raises:
         UserError: The file is missing, unreadable or refused.
@@ -260,10 +298,11 @@ def load_model(path: Path) -> Any:
             raise ValueError(f"its layers have more values than the {stored:,} bytes of its weights can hold")
         bare = {**_not_compiled(config), "compile_config": None}
         if bare == {**config, "compile_config": None}:
-            return keras.saving.load_model(path, compile=False, safe_mode=True)
+            return _with_bare_ends(keras.saving.load_model(path, compile=False, safe_mode=True))
         # compile=False does not reach the models inside, whose optimizers may then be refused
         with tempfile.TemporaryDirectory() as folder:
-            return keras.saving.load_model(_with_config(path, bare, Path(folder)), compile=False, safe_mode=True)
+            copy = _with_config(path, bare, Path(folder))
+            return _with_bare_ends(keras.saving.load_model(copy, compile=False, safe_mode=True))
     except Exception as error:  # Keras raises whatever the file makes it stumble over
         message = " ".join(str(error).split())
         if "lambda" in message.lower():
@@ -273,6 +312,16 @@ def load_model(path: Path) -> Any:
         raise UserError(
             f"cannot load {path} ({type(error).__name__}: {message[:200]}); save the model anew with stock layers"
         ) from error
+
+
+def _with_bare_ends(model: Any) -> Any:
+    """Return a model of one input and one output that takes and gives tensors, not dictionaries or lists of one."""
+    inputs, outputs = (list(getattr(model, ends, None) or []) for ends in ("inputs", "outputs"))
+    if isinstance(model, keras.Sequential) or len(inputs) != 1 or len(outputs) != 1:
+        return model
+    if isinstance(model.input, keras.KerasTensor) and isinstance(model.output, keras.KerasTensor):
+        return model
+    return keras.Model(inputs[0], outputs[0], name=model.name)
 
 
 def _with_config(path: Path, config: dict[str, Any], folder: Path) -> Path:

@@ -15,12 +15,14 @@ from keras import ops
 from scipy import special
 
 from tfigkd.data.spaces import (
+    LUMA,
     PIXELS,
     SIGNED,
     SMALLEST_PROBABILITY,
     UNIT,
     Outputs,
     Range,
+    check_range,
     look_images,
     output_kind,
 )
@@ -30,7 +32,9 @@ INPUT_RANGE = "input_range"
 """Name of the layer that maps [0,1] to the model's own range; a model that begins with it takes [0,1]."""
 TWO_CLASSES = "two_classes"
 """Name of the layer that turns one logit z into the two logits [0, z]."""
-ADDED = frozenset({INPUT_RANGE, TWO_CLASSES})
+RGB_TO_GRAY = "rgb_to_gray"
+"""Name of the layer that gives a model of gray images the gray of RGB images."""
+ADDED = frozenset({INPUT_RANGE, TWO_CLASSES, RGB_TO_GRAY})
 
 SMALLEST_SCALE = 0.1
 """A factor below this is one for pixels to 255: networks take values of about -3 to 3."""
@@ -256,8 +260,7 @@ def classifier(
         )
     known = recognise_input_range(model)
     taken = (known or UNIT) if input_range is None else (float(input_range[0]), float(input_range[1]))
-    if taken[0] == taken[1]:
-        raise ValueError(f"expected different values for black and white, got an input range of {taken}")
+    check_range(taken)
     result = _with_linear_end(model, outputs, input_shape)
     floats = keras.backend.standardize_dtype(bare.inputs[0].dtype) == "float32"
     # a layer of its own also where [0,1] is declared against what the model shows, so that a saved copy says so
@@ -354,10 +357,9 @@ def with_input_range(model: keras.Model, low: float, high: float) -> keras.Model
     """Return the same classifier for images in [0,1], where the model itself takes black for `low`, white for `high`.
 
     Raises:
-        ValueError: The two are equal.
+        ValueError: The two are equal, or one is no number.
     """
-    if low == high:
-        raise ValueError(f"expected different values for black and white, got {low} and {high}")
+    check_range((low, high))
     bare = keras.Model(model.inputs[0], model.outputs[0])
     shape = model.input_shape[1:]
     inputs = keras.Input(shape, name="image")
@@ -365,6 +367,16 @@ def with_input_range(model: keras.Model, low: float, high: float) -> keras.Model
     scaled = layer(inputs)
     layer.set_weights([np.full((1, 1, shape[-1], 1), high - low), np.full(shape[-1], low)])
     return _copy(keras.Model(inputs, bare._run_through_graph([scaled]), name=model.name))
+
+
+def with_rgb(model: keras.Model) -> keras.Model:
+    """Return a classifier of gray images [B,H,W,1] as one of RGB images [B,H,W,3], whose gray it looks at."""
+    bare = keras.Model(model.inputs[0], model.outputs[0])
+    inputs = keras.Input((*model.input_shape[1:3], 3), name="image")
+    layer = keras.layers.Conv2D(1, 1, use_bias=False, trainable=False, dtype="float32", name=RGB_TO_GRAY)
+    gray = layer(inputs)
+    layer.set_weights([np.reshape(LUMA, (1, 1, 3, 1))])
+    return _copy(keras.Model(inputs, bare._run_through_graph([gray]), name=model.name))
 
 
 def _copy(model: keras.Model) -> keras.Model:

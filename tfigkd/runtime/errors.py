@@ -1,5 +1,14 @@
 """The exceptions that the command line prints as a single line."""
 
+import errno
+
+REMEDIES = {
+    **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), "choose a place that you may write to"),
+    **dict.fromkeys((errno.ENOENT, errno.EISDIR, errno.ENOTDIR, errno.EEXIST), "give another path"),
+    **dict.fromkeys((errno.EMFILE, errno.ENFILE), "close other programs or raise ulimit -n"),
+}
+"""What to do next, by the number of an error of the operating system."""
+
 
 def plain(text: str) -> str:
     """Return the text with every non-printable character escaped, as in a Python string."""
@@ -26,4 +35,5 @@ def system_line(error: OSError) -> str:
     """Return one line for an error of the operating system, such as a full disk or a folder that is not writable."""
     where = f" ({error.filename})" if error.filename else ""
     reason = error.strerror or " ".join(str(error).split()) or type(error).__name__
-    return f"{plain(reason + where)}; free space or choose another --workdir, then repeat the command"
+    remedy = REMEDIES.get(error.errno or 0, "free space or choose another place for the output")
+    return f"{plain(reason + where)}; {remedy}, then repeat the command"

@@ -47,6 +47,7 @@ from tfigkd.stages.teacher import (
     load_teacher,
     members,
     network_values,
+    require_trainable,
     teacher_fingerprint,
     teacher_folder,
     watched,
@@ -198,6 +199,7 @@ def make_distiller(config: Config, workdir: Workdir, student: keras.Model) -> Di
 
 def assemble(config: Config, student: keras.Model, teacher: keras.Model | None) -> Distiller:
     """Return the student with the losses of a config and this live teacher."""
+    require_trainable(student, f"the student {config.student.model}")
     terms, weights = _losses(config)
     try:
         return Distiller(
@@ -216,12 +218,21 @@ def check(config: Config) -> None:
     """Put the networks and losses of a config together, untrained, so that what cannot work fails before hours of work.
 
     Raises:
-        UserError: a loss cannot be had with these networks, or a model does not fit the data.
+        UserError: a loss cannot be had with these networks, a model does not fit the data or has nothing that trains,
+            or crops would miss the images.
     """
     data = dataset(config.data)
+    height, width = data.image_shape[:2]
+    if config.augment.crop_padding > min(height, width):
+        raise UserError(
+            f"augment.crop_padding must be at most the size of the images ({width}x{height}), else many crops are "
+            f"empty, got {config.augment.crop_padding}; usual is an eighth of the size"
+        )
     class_weights(config.training, training_examples(config.data), data.class_names)
     class_weights(config.teacher.training, teacher_examples(config.data), data.class_names)
     teacher = build_teacher(config, data)
+    if config.teacher.trained:
+        require_trainable(teacher, f"the teacher {config.teacher.model}")
     assemble(config, untrained_student(config, data, teacher), teacher)
 
 

@@ -70,6 +70,12 @@ def build_network(config: NetworkConfig, data: Dataset) -> keras.Model:
     return models.with_fresh_weights(model) if config.own_file and getattr(config, "init", "") == "random" else model
 
 
+def require_trainable(model: keras.Model, what: str) -> None:
+    """Raise a UserError for a model that is to be trained and has no weights that train."""
+    if not model.trainable_variables:
+        raise UserError(f"{what} has no weights that train, all its layers are frozen; save it with trainable = True")
+
+
 def build_teacher(config: Config, data: Dataset) -> keras.Model:
     """Return the teacher of a config before its training; several are one model."""
     networks = [build_network(config.teacher, data) for _ in range(config.teacher.count)]

@@ -84,11 +84,16 @@ class OverlayStore:
             The finished store.
 
         Raises:
-            ValueError: `pictures` are not as above, or a label is none of the teacher's C outputs.
+            ValueError: `pictures` are not as above or do not fit the teacher, or a label is none of its C outputs.
             UserError: A setting is unknown or out of range.
         """
+        if not isinstance(teacher, keras.Model):
+            raise ValueError(
+                f"the teacher must be a Keras model, got {type(teacher).__name__}; keras.saving.load_model opens a file"
+            )
         teacher = as_classifier(teacher, input_range=input_range, outputs=outputs)
         examples = _collect(pictures)
+        _check_fit(teacher, examples)
         count = _classes(teacher, examples)
         if examples.labels.max() >= count:
             raise ValueError(
@@ -260,10 +265,32 @@ def _classes(teacher: keras.Model, examples: Examples) -> int:
     return int(predict_logits(teacher, examples.images[:1]).shape[-1])
 
 
+def _check_fit(teacher: keras.Model, examples: Examples) -> None:
+    """Raise a ValueError for pictures that a teacher of known input shape does not take."""
+    try:
+        takes = tuple(teacher.input_shape[1:])
+    except AttributeError:  # a subclassed model
+        return
+    has = examples.images.shape[1:]
+    if len(takes) == len(has) and all(size in (None, own) for size, own in zip(takes, has, strict=True)):
+        return
+    remedy = "resize them" if takes[-1] == has[-1] else "give a teacher of such pictures"
+    if len(takes) == len(has) and takes[-1] == 1:
+        remedy = "tfigkd.models.spaces.with_rgb(teacher) is the same teacher for RGB pictures"
+    raise ValueError(f"the teacher takes images {takes}, the pictures are {has}; {remedy}")
+
+
 def _collect(pictures: Any) -> Examples:
     """Load the pictures of a pair of arrays or of a `tf.data.Dataset` into memory, with their ids."""
-    if isinstance(pictures, tuple):
-        return identify(*pictures)
+    if isinstance(pictures, tuple | list) and len(pictures) == 2:
+        array, classes = map(np.asarray, pictures)
+        if not len(array):
+            raise ValueError("the arrays hold no pictures")
+        return identify(array, classes.reshape(-1) if classes.shape == (len(array), 1) else classes)
+    if not hasattr(pictures, "as_numpy_iterator"):
+        raise ValueError(
+            f"expected a pair of arrays (images, labels) or a tf.data.Dataset, got {type(pictures).__name__}"
+        )
     images, labels = [], []
     for image, label in pictures.as_numpy_iterator():
         if np.ndim(image) != 3 or np.ndim(label):

@@ -1,12 +1,10 @@
 """The Keras model that trains a student from hard labels and from a teacher's logits, cached or live."""
 
 import functools
-import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import keras
-import numpy as np
 from keras import ops
 
 from tfigkd.data.spaces import UNIT, Range
@@ -14,6 +12,17 @@ from tfigkd.losses import Loss, PerExampleLoss, adapted, hard_label_loss
 from tfigkd.losses.base import Tensor
 from tfigkd.models.spaces import logits_of, recognise_input_range
 from tfigkd.models.taps import tap_outputs
+from tfigkd.training.targets import (
+    HardLoss,
+    check_labels,
+    compiled_loss,
+    label_array,
+    labels_like,
+    labels_of,
+    single_loss,
+    weighted_mean,
+    with_class_weight,
+)
 
 LOGITS = "logits"
 OUTPUTS = "outputs"
@@ -22,7 +31,6 @@ RESERVED = ("loss", "hard")
 """Names that no loss may have: the logs hold the sum and the hard-label loss under them."""
 
 Sides = Mapping[str, tuple[Tensor, Tensor]]
-HardLoss = Callable[[Tensor, Tensor], Tensor]
 
 
 def loss_terms(
@@ -33,7 +41,7 @@ def loss_terms(
     losses: Mapping[str, Loss],
     weights: Mapping[str, float],
     hard_weight: float | None = None,
-    hard_loss: HardLoss = hard_label_loss,
+    hard_loss: HardLoss | None = None,
     sample_weight: Tensor | None = None,
 ) -> dict[str, Tensor]:
     """Return every term of the loss and their weighted sum `"loss"`, all scalars.
@@ -49,17 +57,15 @@ def loss_terms(
         losses: Name to loss.
         weights: Name to weight.
         hard_weight: Weight of the hard label; None is 1 minus that of `"kd"`.
-        hard_loss: Function of labels and logits to one value per example, [B].
+        hard_loss: Function of labels, logits and sample weight to the mean; None is `hard_label_loss`.
         sample_weight: [B], or None.
     """
 
-    def reduce(values: Tensor) -> Tensor:
-        if sample_weight is not None:
-            values = values * ops.cast(ops.reshape(sample_weight, (-1,)), values.dtype)
-        return ops.mean(values)
-
     sides = sides or {}
-    hard = reduce(hard_loss(labels, logits))
+    if hard_loss is None:
+        hard = weighted_mean(hard_label_loss(labels, logits), sample_weight)
+    else:
+        hard = hard_loss(labels, logits, sample_weight)
     terms = {"hard_loss": hard}
     rest = 1.0 - weights["kd"] if "kd" in sides else 1.0
     total = (rest if hard_weight is None else hard_weight) * hard
@@ -67,7 +73,7 @@ def loss_terms(
         loss = losses[name]
         if isinstance(loss, PerExampleLoss):
             extra = (labels,) if loss.needs_labels else ()
-            value = reduce(loss.per_example(teacher_side, student_side, *extra))
+            value = weighted_mean(loss.per_example(teacher_side, student_side, *extra), sample_weight)
         else:
             value = loss.compute_loss(teacher_side, student_side)
         terms[f"{name}_loss"] = value
@@ -75,26 +81,18 @@ def loss_terms(
     return {"loss": total, **terms}
 
 
-def hard_loss_of(loss: Any) -> HardLoss:
-    """Return the hard-label loss that `compile(loss=...)` asks for, as a function to one value per example.
-
-    Args:
-        loss: A Keras loss, a function of (labels, outputs), or the name of a Keras loss. A cross-entropy that is given
-            by its name takes logits, since logits are what a student gives.
-
-    Raises:
-        ValueError: there is no loss of that name.
-    """
-    if isinstance(loss, str):
-        known = keras.losses.get(loss)
-        takes_logits = "from_logits" in inspect.signature(known).parameters
-        return functools.partial(known, from_logits=True) if takes_logits else known
-    return loss.call if isinstance(loss, keras.losses.Loss) else loss
-
-
-def _labels(targets: Any) -> Tensor:
-    labels = targets["label"] if isinstance(targets, Mapping) else targets
-    return ops.squeeze(labels, -1) if len(labels.shape) == 2 and labels.shape[-1] == 1 else labels
+def _check_model(role: str, model: Any) -> None:
+    """Refuse what is no Keras model of one output."""
+    if not isinstance(model, keras.Model):
+        several = "several teachers become one with tfigkd.models.ensemble" if isinstance(model, list | tuple) else None
+        remedy = several or "keras.saving.load_model opens a file"
+        raise ValueError(f"the {role} must be a Keras model, got {type(model).__name__}; {remedy}")
+    output = getattr(model, "output", None) if getattr(model, "outputs", None) else None
+    if isinstance(output, dict) or (isinstance(output, list | tuple) and len(output) > 1):
+        raise ValueError(
+            f"the {role} {model.name!r} has {len(model.outputs)} outputs in a {type(output).__name__}, expected the "
+            "logits alone; make keras.Model(model.input, model.outputs[0])"
+        )
 
 
 def _classes(model: keras.Model) -> int | None:
@@ -167,53 +165,6 @@ def _taking(model: keras.Model, input_range: Range | None) -> Callable[[Tensor],
     return lambda images: ops.cast(images, "float32") * scale + offset
 
 
-def _label_array(targets: Any) -> Any:
-    """Return the labels of targets that are arrays."""
-    return targets.get("label") if isinstance(targets, Mapping) else targets
-
-
-def _with_class_weight(x: Any, y: Any, weights: Mapping[int, float], options: dict) -> tuple[Any, dict]:
-    """Return data and options of `fit` with sample weights in the place of class weights.
-
-    Keras itself refuses class weights where the targets are a dictionary.
-
-    Args:
-        x: Arrays, or a `tf.data.Dataset` of batches.
-        y: Labels or a dictionary, with arrays.
-        weights: Class to weight; a class that is not named has weight 1.
-        options: Further arguments of `fit`.
-
-    Raises:
-        ValueError: the data are neither of both.
-    """
-    labels = _label_array(y)
-    size = 1 + max(weights)
-
-    def table(classes: int) -> np.ndarray:
-        return np.array([weights.get(index, 1.0) for index in range(max(size, classes))], np.float32)
-
-    if labels is not None:
-        labels = np.asarray(labels)
-        classes = labels.argmax(-1) if labels.ndim == 2 and labels.shape[-1] > 1 else labels.reshape(-1)
-        own = table(int(classes.max()) + 1)[classes.astype(int)]
-        before = options.get("sample_weight")
-        return x, options | {"sample_weight": own if before is None else own * np.asarray(before).reshape(-1)}
-    if not hasattr(x, "element_spec"):
-        raise ValueError(
-            "class_weight needs arrays or a tf.data.Dataset; yield sample weights from a generator instead"
-        )
-    import tensorflow as tf
-
-    def weigh(inputs: Any, targets: Any, sample_weight: Any = None) -> tuple:
-        labels = tf.convert_to_tensor(_label_array(targets))
-        hot = labels.shape.rank == 2 and labels.shape[-1] != 1
-        classes = tf.argmax(labels, -1) if hot else tf.cast(tf.reshape(labels, [-1]), tf.int64)
-        own = tf.where(classes < size, tf.gather(table(size), tf.minimum(classes, size - 1)), 1.0)
-        return inputs, targets, own if sample_weight is None else own * tf.cast(sample_weight, tf.float32)
-
-    return x.map(weigh), options
-
-
 @keras.saving.register_keras_serializable("tfigkd")
 class Distiller(keras.Model):
     """Trains `student`; `fit`, `evaluate`, `predict` and `save` behave as on any Keras model, `export` exports it.
@@ -223,7 +174,8 @@ class Distiller(keras.Model):
     the losses look at. In evaluation `"loss"` is the hard-label loss plus regularization, so that it means the same
     with a live teacher, with cached knowledge and with labels alone; the terms whose teacher is known stand beside it.
 
-    `compile(loss=...)` replaces the hard-label loss, which is the cross-entropy of the logits (see `hard_loss_of`).
+    `compile(loss=...)` replaces the hard-label loss, which is the cross-entropy of the logits (see
+    `targets.compiled_loss`).
 
     Targets are labels (integers [B] or probabilities [B,C]), or a dictionary: `"label"`, with it or not
     `"label_probabilities"` [B,C], which the hard-label loss then takes (of mixed images), and what is known of the
@@ -250,8 +202,8 @@ class Distiller(keras.Model):
     and one output, a sigmoid or a logit, the logits of two classes.
 
     Raises:
-        ValueError: names of losses and weights differ, a weight is out of range, a tap is unknown, or teacher and
-            student have different numbers of classes.
+        ValueError: names of losses and weights differ, a weight is out of range, a tap is unknown, teacher or student
+            have several outputs, or the two have different numbers of classes or share weights that train.
 
     Example:
         distiller = Distiller(student, losses={"kd": KLDivergence(2.5)}, loss_weights={"kd": 0.5}, teacher=teacher)
@@ -273,6 +225,10 @@ class Distiller(keras.Model):
         **kwargs: Any,
     ):
         super().__init__(**kwargs)
+        _check_model("student", student)
+        for name, given in (("losses", losses), ("loss_weights", loss_weights)):
+            if not isinstance(given, Mapping | None):
+                raise ValueError(f"{name} must be a dictionary by name, such as {{'kd': ...}}, got {given!r}")
         self.student = student
         self.input_range = None if input_range is None else (float(input_range[0]), float(input_range[1]))
         self._given_losses = dict(losses or {})
@@ -308,8 +264,8 @@ class Distiller(keras.Model):
         for name in RESERVED:
             if name in names:
                 raise ValueError(f"a loss cannot be named {name!r}, the logs have another value under it; rename it")
-        if any(weight < 0 for weight in [*weights.values(), self.hard_weight or 0.0]):
-            raise ValueError(f"weights must not be negative, got {weights} and hard_weight {self.hard_weight}")
+        if not all(weight >= 0 for weight in [*weights.values(), self.hard_weight or 0.0]):  # NaN is not
+            raise ValueError(f"weights must not be negative or NaN, got {weights} and hard_weight {self.hard_weight}")
         if self.hard_weight is None and weights.get("kd", 0.0) > 1:
             raise ValueError(
                 f"the weight of 'kd' must be in [0, 1], got {weights['kd']}: the hard label has the rest; for a larger "
@@ -346,10 +302,19 @@ class Distiller(keras.Model):
         """Set or remove the live teacher, for example after loading a saved distiller.
 
         Raises:
-            ValueError: teacher and student have different numbers of classes, or a tap is unknown.
+            ValueError: teacher and student have different numbers of classes or share weights that train, or a tap is
+                unknown.
         """
         forward = None
         if teacher is not None:
+            _check_model("teacher", teacher)
+            own = {id(variable) for variable in teacher.variables}
+            shared = [one.path for one in self.student.trainable_variables if id(one) in own]
+            if shared:
+                raise ValueError(
+                    f"teacher and student share the weights {shared[0]}, so training would change the teacher; give "
+                    "the student a copy: keras.models.clone_model and set_weights"
+                )
             classes = [_classes(model) for model in (teacher, self.student)]
             if None not in classes and classes[0] != classes[1]:
                 raise ValueError(f"teacher and student must have the same classes, got {classes[0]} and {classes[1]}")
@@ -368,18 +333,33 @@ class Distiller(keras.Model):
         """Return the student's outputs."""
         return self.student(self._student_takes(inputs), training=training)
 
-    def compile(self, optimizer: Any = "rmsprop", loss: Any = None, metrics: Any = None, **options: Any) -> None:
+    def compile(
+        self,
+        optimizer: Any = "rmsprop",
+        loss: Any = None,
+        loss_weights: Any = None,
+        metrics: Any = None,
+        **options: Any,
+    ) -> None:
         """Configure training, as on any Keras model.
 
         Args:
             optimizer: As for `keras.Model.compile`.
-            loss: Replaces the hard-label loss, see `hard_loss_of`; None is the cross-entropy of the logits.
+            loss: Replaces the hard-label loss, see `targets.compiled_loss`; None is the cross-entropy of the logits.
+            loss_weights: Refused; the weights are those of the distiller.
             metrics: As for `keras.Model.compile`; they see labels and logits.
             options: As for `keras.Model.compile`.
 
         Raises:
-            ValueError: a metric has the name of a term of the loss, or label smoothing meets a given loss.
+            ValueError: a metric has the name of a term of the loss, label smoothing meets a given loss, or there are
+                several losses or weights of them.
         """
+        loss = single_loss(loss)
+        if loss_weights is not None:
+            raise ValueError(
+                "compile takes no loss_weights; give Distiller(loss_weights={'kd': ...}, hard_weight=...), where "
+                "hard_weight is that of this loss"
+            )
         if loss is not None and self.label_smoothing:
             raise ValueError("label_smoothing belongs to the cross-entropy; give it to the loss of compile() instead")
         for metric in keras.tree.flatten(metrics):
@@ -402,26 +382,32 @@ class Distiller(keras.Model):
         if self.optimizer is not None and self.built:
             self.optimizer.build(self.trainable_variables)
 
-    def fit(self, x: Any = None, y: Any = None, **options: Any) -> Any:
+    def fit(self, x: Any = None, y: Any = None, *arguments: Any, **options: Any) -> Any:
         """Train, as `keras.Model.fit` does; `class_weight` works with cached knowledge of the teacher too.
 
         Raises:
-            ValueError: labels are out of range, or `class_weight` meets a generator (yield sample weights instead).
+            ValueError: labels are out of range, nothing of the student trains, or `class_weight` meets a generator
+                (yield sample weights instead).
         """
-        if isinstance(_label_array(y), np.ndarray):
-            self._check_labels(_label_array(y))
+        if self.student.built and not self.trainable_variables:
+            raise ValueError(f"the student {self.student.name!r} has no weights that train; set its trainable to True")
+        held_out = options.get("validation_data")
+        pairs = [(x, y), held_out if isinstance(held_out, tuple | list) else ()]
+        for _, targets, *_ in (pair for pair in pairs if len(pair) > 1):
+            check_labels(label_array(targets), _classes(self.student))
         weights = options.pop("class_weight", None)
         if weights is not None:
-            x, options = _with_class_weight(x, y, weights, options)
-        return super().fit(x, y, **options)
+            x, options = with_class_weight(x, y, weights, options)
+        return super().fit(x, y, *arguments, **options)
 
-    def _check_labels(self, labels: np.ndarray) -> None:
-        classes = _classes(self.student)
-        integers = labels.size and (labels.ndim == 1 or labels.shape[-1] == 1) and labels.dtype.kind in "iu"
-        if classes and integers and not 0 <= labels.min() <= labels.max() < classes:
-            raise ValueError(
-                f"labels must be in 0..{classes - 1} for {classes} classes, got {labels.min()}..{labels.max()}"
-            )
+    def evaluate(self, x: Any = None, y: Any = None, *arguments: Any, **options: Any) -> Any:
+        """Return loss terms and metrics, as `keras.Model.evaluate` does.
+
+        Raises:
+            ValueError: labels are out of range.
+        """
+        check_labels(label_array(y), _classes(self.student))
+        return super().evaluate(x, y, *arguments, **options)
 
     def export(self, *arguments: Any, **options: Any) -> Any:
         """Export the student, as `keras.Model.export` does."""
@@ -454,7 +440,7 @@ class Distiller(keras.Model):
                 if training:
                     if "teacher_map" not in known:
                         raise ValueError(f"loss {name!r} needs targets {{'label': ..., 'teacher_map': ...}}")
-                    sides[name] = known["teacher_map"], loss.student_map(self.student, inputs, _labels(targets))
+                    sides[name] = known["teacher_map"], loss.student_map(self.student, inputs, labels_of(targets))
                 continue
             teacher_taps, student_taps = _loss_taps(loss)
             available = cached if cached.keys() >= {*_flat(teacher_taps)} else live()
@@ -473,20 +459,22 @@ class Distiller(keras.Model):
         """Return the loss terms of given outputs (logits and taps, by name) on a batch."""
         known = targets if isinstance(targets, Mapping) else {}
         mixed = known.get("label_probabilities")
-        hard: HardLoss = functools.partial(hard_label_loss, label_smoothing=self.label_smoothing)
-        if self._compiled_loss is not None:
-            hard = hard_loss_of(self._compiled_loss)
-            seen = self._seen_by_compiled_loss(outputs)
-            given = hard
-            hard = lambda labels, _: given(labels, seen)  # noqa: E731 - it takes the place of a function
+        labels = labels_of(targets)
+
+        def hard(labels: Tensor, logits: Tensor, weights: Tensor | None) -> Tensor:
+            labels = labels if mixed is None else mixed
+            if self._compiled_loss is not None:
+                return compiled_loss(self._compiled_loss)(labels, self._seen_by_compiled_loss(outputs), weights)
+            return weighted_mean(hard_label_loss(labels, logits, label_smoothing=self.label_smoothing), weights)
+
         return loss_terms(
-            _labels(targets),
+            labels,
             outputs[LOGITS],
             self._sides(inputs, targets, outputs, training=training),
             losses=self.distillation_losses,
             weights=self.distillation_weights,
             hard_weight=self.hard_weight,
-            hard_loss=hard if mixed is None else lambda _, logits: hard(mixed, logits),
+            hard_loss=hard,
             sample_weight=sample_weight,
         )
 
@@ -507,7 +495,7 @@ class Distiller(keras.Model):
     def _run(self, data: Any, *, training: bool) -> tuple[Tensor, tuple]:
         """Return the loss of a batch `(x, y[, sample_weight])`, and what `_log` takes."""
         inputs, targets, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
-        sample_weight = _label_array(sample_weight)  # Keras repeats it for each entry of a dictionary of targets
+        sample_weight = label_array(sample_weight)  # Keras repeats it for each entry of a dictionary of targets
         terms, logits = self.compute_terms(inputs, targets, sample_weight, training=training)
         return terms["loss"], (inputs, targets, logits, sample_weight, terms)
 
@@ -515,7 +503,7 @@ class Distiller(keras.Model):
         count = ops.shape(logits)[0]
         for name, value in terms.items():
             self._trackers[name].update_state(value, sample_weight=count)
-        logs = self.compute_metrics(inputs, _labels(targets), logits, sample_weight)
+        logs = self.compute_metrics(inputs, labels_like(labels_of(targets), logits), logits, sample_weight)
         return {name: value for name, value in logs.items() if name in terms or name not in self._trackers}
 
     if keras.backend.backend() == "tensorflow":

@@ -1,0 +1,174 @@
+"""What `fit` and `compile` are given beside images: labels, their weights, and the loss of the hard label."""
+
+import functools
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import keras
+import numpy as np
+from keras import ops
+
+from tfigkd.losses.base import Tensor
+
+HardLoss = Callable[[Tensor, Tensor, Tensor | None], Tensor]
+"""Labels, what the student gives, and sample weights or None to the mean over the batch."""
+
+
+def weighted_mean(values: Tensor, sample_weight: Tensor | None) -> Tensor:
+    """Return the sum of weighted values [B] divided by B, as Keras does; None stands for weights of one."""
+    if sample_weight is not None:
+        values = values * ops.cast(ops.reshape(sample_weight, (-1,)), values.dtype)
+    return ops.mean(values)
+
+
+def compiled_loss(loss: Any) -> HardLoss:
+    """Return the hard-label loss that `compile(loss=...)` asks for.
+
+    Args:
+        loss: A Keras loss, whose own reduction and masks apply; a function of (labels, outputs) to one value per
+            example; or the name of a Keras loss. A cross-entropy that is given by its name takes logits, since logits
+            are what a student gives.
+
+    Raises:
+        ValueError: There is no loss of that name.
+    """
+    if isinstance(loss, keras.losses.Loss):
+
+        def whole(labels: Tensor, outputs: Tensor, sample_weight: Tensor | None) -> Tensor:
+            labels = labels_like(labels, outputs)
+            return ops.mean(loss(labels, outputs, sample_weight=sample_weight))  # a scalar, but for no reduction
+
+        return whole
+    function = loss
+    if isinstance(loss, str):
+        function = keras.losses.get(loss)
+        if "from_logits" in inspect.signature(function).parameters:
+            function = functools.partial(function, from_logits=True)
+
+    def mean(labels: Tensor, outputs: Tensor, sample_weight: Tensor | None) -> Tensor:
+        values = function(labels_like(labels, outputs), outputs)
+        if len(values.shape) > 1:
+            values = ops.mean(ops.reshape(values, (ops.shape(values)[0], -1)), axis=1)
+        return weighted_mean(values, sample_weight) if len(values.shape) else values
+
+    return mean
+
+
+def single_loss(loss: Any) -> Any:
+    """Return the loss that `compile` was given, taken out of a list or dictionary of one.
+
+    Raises:
+        ValueError: They are several.
+    """
+    if not isinstance(loss, list | tuple | dict):
+        return loss
+    members = list(loss.values()) if isinstance(loss, dict) else list(loss)
+    if len(members) != 1:
+        raise ValueError(f"a student has one output and takes one loss, got {len(members)}; give a single loss")
+    return members[0]
+
+
+def labels_of(targets: Any) -> Tensor:
+    """Return the labels of a batch: classes [B], or probabilities [B,C].
+
+    Raises:
+        ValueError: There are none.
+    """
+    labels = targets.get("label") if isinstance(targets, Mapping) else targets
+    if labels is None:
+        raise ValueError("the batches hold no labels; give y, or targets with 'label'")
+    return ops.squeeze(labels, -1) if len(labels.shape) == 2 and labels.shape[-1] == 1 else labels
+
+
+def labels_like(labels: Tensor, outputs: Tensor) -> Tensor:
+    """Return labels of two classes as one output [B,1] is compared with: [B,1]; labels of more outputs as they are."""
+    if len(outputs.shape) != 2 or outputs.shape[-1] != 1:
+        return labels
+    return labels[:, None] if len(labels.shape) == 1 else labels[:, -1:]
+
+
+def label_array(targets: Any) -> Any:
+    """Return the labels of targets that are arrays."""
+    return targets.get("label") if isinstance(targets, Mapping) else targets
+
+
+def check_labels(labels: Any, classes: int | None) -> None:
+    """Check labels before the training; a data set or generator, whose labels are not known yet, passes.
+
+    Args:
+        labels: Arrays or tensors: whole numbers [N] or [N,1], or probabilities [N,C].
+        classes: Their number, or None where it is not known.
+
+    Raises:
+        ValueError: They are no classes.
+    """
+    if classes is None or not hasattr(labels, "__array__"):
+        return
+    values = np.asarray(labels)
+    if not values.size:
+        return
+    if values.dtype.kind not in "iubf":
+        raise ValueError(
+            f"labels must be numbers from 0 to {classes - 1}, got {str(values.reshape(-1)[0])!r}; "
+            "names, labels = numpy.unique(labels, return_inverse=True) turns texts into numbers"
+        )
+    if values.ndim == 2 and values.shape[1] != 1:
+        if values.shape[1] != classes:
+            raise ValueError(f"labels have {values.shape[1]} columns, expected one for each of {classes} classes")
+        return
+    whole = np.floor(values) if values.dtype.kind == "f" else values
+    if not np.array_equal(whole, values):
+        raise ValueError(f"labels must be whole numbers, got {values[whole != values].reshape(-1)[0]}; round them")
+    if not 0 <= values.min() <= values.max() < classes:
+        raise ValueError(
+            f"labels must be in 0..{classes - 1} for {classes} classes, got {values.min():g}..{values.max():g}"
+        )
+
+
+def with_class_weight(x: Any, y: Any, weights: Mapping[int, float], options: dict) -> tuple[Any, dict]:
+    """Return data and options of `fit` with sample weights in the place of class weights.
+
+    Keras itself refuses class weights where the targets are a dictionary.
+
+    Args:
+        x: Arrays, or a `tf.data.Dataset` of batches.
+        y: Labels or a dictionary, with arrays.
+        weights: Class to weight; a class that is not named has weight 1.
+        options: Further arguments of `fit`.
+
+    Raises:
+        ValueError: The weights are no dictionary of numbers, or the data are neither of both.
+    """
+    if not isinstance(weights, Mapping) or not all(isinstance(one, int | np.integer) and one >= 0 for one in weights):
+        raise ValueError(
+            f"class_weight must be a dictionary of class number to weight, such as {{0: 1.0, 1: 5.0}}, got {weights!r}"
+        )
+    if not weights:
+        return x, options
+    labels = label_array(y)
+    size = 1 + max(weights)
+
+    def table(classes: int) -> np.ndarray:
+        return np.array([weights.get(index, 1.0) for index in range(max(size, classes))], np.float32)
+
+    if labels is not None:
+        labels = np.asarray(labels)
+        classes = labels.argmax(-1) if labels.ndim == 2 and labels.shape[-1] > 1 else labels.reshape(-1)
+        own = table(int(classes.max()) + 1)[classes.astype(int)]
+        before = options.get("sample_weight")
+        return x, options | {"sample_weight": own if before is None else own * np.asarray(before).reshape(-1)}
+    if not hasattr(x, "element_spec"):
+        raise ValueError(
+            "class_weight needs arrays or a tf.data.Dataset; yield sample weights from a generator instead"
+        )
+    import tensorflow as tf
+
+    def weigh(inputs: Any, targets: Any, sample_weight: Any = None) -> tuple:
+        labels = tf.convert_to_tensor(label_array(targets))
+        hot = labels.shape.rank == 2 and labels.shape[-1] != 1
+        classes = tf.argmax(labels, -1) if hot else tf.cast(tf.reshape(labels, [-1]), tf.int64)
+        own = tf.where(classes < size, tf.gather(table(size), tf.minimum(classes, size - 1)), 1.0)
+        return inputs, targets, own if sample_weight is None else own * tf.cast(sample_weight, tf.float32)
+
+    return x.map(weigh), options
