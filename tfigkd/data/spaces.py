@@ -40,6 +40,7 @@ def check_range(given: Range) -> None:
 
 def to_gray(images: np.ndarray) -> np.ndarray:
     """Return RGB images [...,3] as gray ones [...,1] of the same type; uint8 as Pillow's convert("L") rounds them."""
+    images = np.asarray(images)  # pictures on disk are read
     if images.dtype == np.uint8:
         shares = np.array([19595, 38470, 7471], np.uint32)  # of 2**16, in Pillow
         return ((images @ shares + 0x8000) >> 16).astype(np.uint8)[..., None]

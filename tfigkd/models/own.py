@@ -18,12 +18,13 @@ from keras import ops
 
 import tfigkd.models.fake_quant  # noqa: F401 - registers what a quantized student is made of
 from tfigkd.data import to_model_input
+from tfigkd.data.disk import Pictures
 from tfigkd.data.pictures import reading
 from tfigkd.data.spaces import UNIT, Outputs, Range, to_gray
 from tfigkd.models import layers
 from tfigkd.models.precision import computes_in_half, with_precision
 from tfigkd.models.same import TOLERANCE, close, tolerance_of
-from tfigkd.models.spaces import classifier, last_operation, logits_of, recognise_input_range, with_rgb
+from tfigkd.models.spaces import LOOKED_AT, classifier, last_operation, logits_of, recognise_input_range, with_rgb
 from tfigkd.runtime.errors import UserError
 
 CONFIGS = ("config.json", "metadata.json")
@@ -69,7 +70,7 @@ def load_own(
     plain, wanted = _fitting(path, num_classes, input_shape)
     gray = plain.inputs[0].shape[-1] == 1 and wanted[2] == 3
     if gray:
-        wanted, images = (*wanted[:2], 1), None if images is None else to_gray(images)
+        wanted, images = (*wanted[:2], 1), None if images is None else to_gray(images[:LOOKED_AT])
     try:
         model = classifier(plain, input_shape=wanted, input_range=input_range, outputs=outputs, images=images)
     except ValueError as error:
@@ -156,7 +157,7 @@ class PlainClassifier:
             outputs = np.concatenate([np.zeros_like(outputs), outputs], axis=-1)
         return outputs.astype("float32")
 
-    def logits(self, pixels: np.ndarray, *, batch_size: int = 256) -> np.ndarray:
+    def logits(self, pixels: Pictures, *, batch_size: int = 256) -> np.ndarray:
         """Return the logits [N,C], float32, of uint8 images."""
         starts = range(0, len(pixels), batch_size)
         return np.concatenate([self(to_model_input(pixels[start : start + batch_size])) for start in starts])
