@@ -24,7 +24,7 @@ from tfigkd.data.spaces import UNIT, Outputs, Range, to_gray
 from tfigkd.models import layers
 from tfigkd.models.precision import computes_in_half, with_precision
 from tfigkd.models.same import TOLERANCE, close, tolerance_of
-from tfigkd.models.spaces import classifier, last_operation, logits_of, recognise_input_range, with_rgb
+from tfigkd.models.spaces import LOOKED_AT, classifier, last_operation, logits_of, recognise_input_range, with_rgb
 from tfigkd.runtime.errors import UserError
 
 CONFIGS = ("config.json", "metadata.json")
@@ -70,7 +70,7 @@ def load_own(
     plain, wanted = _fitting(path, num_classes, input_shape)
     gray = plain.inputs[0].shape[-1] == 1 and wanted[2] == 3
     if gray:
-        wanted, images = (*wanted[:2], 1), None if images is None else to_gray(images)
+        wanted, images = (*wanted[:2], 1), None if images is None else to_gray(images[:LOOKED_AT])
     try:
         model = classifier(plain, input_shape=wanted, input_range=input_range, outputs=outputs, images=images)
     except ValueError as error:
