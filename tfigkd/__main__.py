@@ -19,6 +19,7 @@ COMMANDS = (
     "predict",
     "web",
     "benchmark",
+    "profile",
     "verify",
     "pareto",
     "reference",
