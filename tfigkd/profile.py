@@ -50,8 +50,10 @@ def converted(model: Path, folder: Path, side: int | None) -> Path:
         side: Height and width of its images, for a model that leaves them open.
 
     Raises:
-        UserError: it cannot be converted.
+        UserError: it is missing or cannot be converted.
     """
+    if not model.is_file():
+        raise UserError(f"no file {model}; give the path of a .keras file")
     output = folder / f"{model.stem}.float32.tflite"
     words = [str(model), "--format", "float32", "--output", str(output)]
     words += [] if side is None else ["--image-size", str(side)]

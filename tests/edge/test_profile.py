@@ -17,6 +17,7 @@ import tensorflow as tf
 from tfigkd import models
 from tfigkd.config.measure_fields import BenchmarkConfig
 from tfigkd.edge import profiler
+from tfigkd.edge.contract import write_contract
 from tfigkd.edge.convert import convert
 from tfigkd.edge.layers import compare
 from tfigkd.edge.litert import open_classifier, open_litert
@@ -83,6 +84,17 @@ def pair(request, tmp_path_factory):
     folder, model = tmp_path_factory.mktemp(request.param), NETWORKS[request.param]()
     (folder / "m.float32.tflite").write_bytes(convert(model, "float32"))
     (folder / "m.int8.tflite").write_bytes(convert(model, "int8", PIXELS[:8]))
+    return model, folder
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
+    """The residual network's files with contracts, so that they are opened without a trial run."""
+    folder, model = tmp_path_factory.mktemp("written"), residual()
+    for format in ("float32", "int8"):
+        path = folder / f"m.{format}.tflite"
+        path.write_bytes(convert(model, format, PIXELS[:8]))
+        write_contract(path, None)
     return model, folder
 
 
@@ -347,7 +359,8 @@ def test_events_are_assigned_in_order():
     found = operation_times(chain, seen)
     assert found.milliseconds == {1: 1.0, 2: 1.0, 3: 1.0, 4: 2.0, 5: 2.0, 6: 1.0}
     assert (found.groups, found.unmatched) == (1, ())
-    strange = operation_times(chain, [*seen[:3], Event("Invalid Unary Op", 3, True, 0.5), *seen[3:]])
+    tags = [one.tag for one in seen]
+    strange = operation_times(chain, events(*tags[:3], "Invalid Unary Op", *tags[3:]))
     assert [one.tag for one in strange.unmatched] == ["Invalid Unary Op"]
     assert strange.milliseconds == found.milliseconds
 
@@ -384,11 +397,11 @@ def test_one_thread_and_two(tmp_path):
     assert max(event.milliseconds for event in one.events) > 0.1
 
 
-def test_without_a_profiler_the_whole_is_timed(pair, monkeypatch):
+def test_without_a_profiler_the_whole_is_timed(written, tmp_path, monkeypatch):
     """As with a version of LiteRT whose library lacks the functions."""
-    _, folder = pair
+    _, folder = written
     module = Path(profiler.__file__).read_text().replace("LiteRtCompiledModelGetProfiler", "LiteRtNoSuchFunction")
-    script = folder / "changed.py"
+    script = tmp_path / "changed.py"
     script.write_text(module)
     real = subprocess.run
 
@@ -404,8 +417,8 @@ def test_without_a_profiler_the_whole_is_timed(pair, monkeypatch):
     assert all(row["milliseconds"] is None and row["runs_on"] == "" for row in rows(found))
 
 
-def test_the_command_writes_tables(pair, tmp_path, capsys):
-    _, folder = pair
+def test_the_command_writes_tables(written, tmp_path, capsys):
+    model, folder = written
     given = [str(folder / "m.int8.tflite"), "--runs", "10", "--warmup", "1", "--images", "4", "--top", "2"]
     assert main([*given, "--output", str(tmp_path / "p.csv")]) == 0
     said = capsys.readouterr().out
@@ -423,7 +436,7 @@ def test_the_command_writes_tables(pair, tmp_path, capsys):
     assert main([*given, "--output", str(tmp_path / "p.json")]) == 0
     content = json.loads((tmp_path / "p.json").read_text())
     assert len(content["operations"]) == len(table) and content["compared_on"].startswith("4 images of noise")
-    assert sum(row["multiply_adds"] for row in content["operations"]) == multiply_adds(pair[0])
+    assert sum(row["multiply_adds"] for row in content["operations"]) == multiply_adds(model)
 
 
 def noise(count):
@@ -442,8 +455,8 @@ def test_data_and_a_keras_file(tmp_path, capsys):
     assert "Difference from m.keras, 9 validation images of digits" in capsys.readouterr().out
 
 
-def test_what_the_command_refuses(pair, tmp_path, capsys):
-    _, folder = pair
+def test_what_the_command_refuses(written, tmp_path, capsys):
+    _, folder = written
     integer, floating = str(folder / "m.int8.tflite"), str(folder / "m.float32.tflite")
     (tmp_path / "bad.tflite").write_bytes(b"nothing of the kind")
     (tmp_path / "alone.int8.tflite").write_bytes(Path(integer).read_bytes())
@@ -458,7 +471,7 @@ def test_what_the_command_refuses(pair, tmp_path, capsys):
         (str(tmp_path / "any.tflite"),): r"takes images of any size, \[\?,\?,\?,3\]; export it with a fixed size",
         (floating, "--float32", floating): "computes in floats; layers are compared of an int8 file",
         (integer, "--float32", integer): "computes in integers; --float32 takes the float32 file",
-        (integer, "--float32", str(tmp_path / "no.keras")): "no.keras",
+        (integer, "--float32", str(tmp_path / "no.keras")): "no file .*no.keras; give the path of a .keras file",
         (str(tmp_path / "alone.int8.tflite"), "--data", "digits"): "give --float32 FILE",
         (integer, "--data", "digits", "--image-size", "8"): r"takes images \(16, 16, 3\), got \(8, 8, 3\)",
         (integer, "--output", "table.txt"): "--output must end in .csv or .json",
