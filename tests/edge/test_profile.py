@@ -384,6 +384,10 @@ def test_groups_take_what_is_ready():
     found = operation_times(graph, seen)
     assert found.milliseconds == {0: 1.0, 1: 5.0, 2: 1.0, 3: 1.0, 4: 1.0}
     assert (found.builtin, found.groups) == (frozenset({1}), 2)
+    whole = [Event("TfLiteXNNPackDelegate", 5, False, 2.0), *seen]  # a delegate beside its operators counts once
+    assert operation_times(graph, whole) == found
+    other = operation_times(graph[:1], seen)  # of another file
+    assert other.milliseconds == {} and len(other.unmatched) == 4
 
 
 def test_one_thread_and_two(tmp_path):

@@ -76,8 +76,10 @@ def operation_times(operations: Sequence[Operation], events: Sequence[Event]) ->
         operations: All of the file, in its order.
         events: Of one inference, in the order in which they run.
     """
+    # the nodes behind those of the file are the delegates themselves, which hold what is counted already
+    events = [event for event in events if event.delegated or event.index < len(operations)]
     builtin = {event.index: event.milliseconds for event in events if not event.delegated}
-    if not all(index < len(operations) and operations[index].kind == _builtin(events, index) for index in builtin):
+    if not all(operations[event.index].kind == event.tag for event in events if not event.delegated):
         return Times({}, frozenset(), 0, tuple(events))
     found, groups = dict(builtin), _groups(events)
     parts = partition(operations, frozenset(builtin))
@@ -91,10 +93,6 @@ def operation_times(operations: Sequence[Operation], events: Sequence[Event]) ->
             else:
                 found[operation.index] = found.get(operation.index, 0.0) + event.milliseconds
     return Times(found, frozenset(builtin), len(groups), tuple(unmatched))
-
-
-def _builtin(events: Sequence[Event], index: int) -> str:
-    return next(event.tag for event in events if not event.delegated and event.index == index)
 
 
 def _groups(events: Sequence[Event]) -> list[list[Event]]:
