@@ -12,6 +12,7 @@ from tfigkd.config.fields import ExportConfig
 from tfigkd.data import load
 from tfigkd.edge.contract import read_contract
 from tfigkd.edge.convert import convert
+from tfigkd.edge.layers import compare
 from tfigkd.edge.litert import float_tensors, litert_predictor, open_litert
 from tfigkd.edge.operations import read_operations
 from tfigkd.edge.parity import export_file
@@ -68,6 +69,15 @@ def test_all_is_int8_and_near_keras(model, tmp_path):
     floating = quantize(convert(model, "float32"), PIXELS[:16], io="float32").content
     assert ends(floating) == [np.float32] * 2 and {*kinds(floating).values()} == {"int8"}
     assert noise(floating, model, tmp_path) < 0.05
+
+
+def test_no_calibration_image_is_clipped(model, tmp_path):
+    """One light image among dark ones sets the ranges; the package alone would average it away."""
+    images = np.concatenate([PIXELS[:15] // 8, PIXELS[16:17]])
+    quantized, reference = tmp_path / "m.int8.tflite", tmp_path / "m.float32.tflite"
+    reference.write_bytes(convert(model, "float32"))
+    quantized.write_bytes(quantize(reference.read_bytes(), images).content)
+    assert max(one.saturated for one in compare(quantized, reference, images[-1:]).differences) < 0.01
 
 
 @pytest.mark.parametrize(("keep_in", "stored"), [("float32", "float32"), ("int16", "int16")])

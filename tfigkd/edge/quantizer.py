@@ -5,10 +5,11 @@ Beside the converter of TensorFlow. The package is an extra: `pip install tfigkd
 
 import contextlib
 import io as streams
+import math
 import re
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -59,7 +60,8 @@ def quantize(
     """
     make, recipe = _package(), _recipe(io, (), keep_in)
     with _reported():
-        ranges = make(bytearray(content), recipe).calibrate(_samples(content, calibration), num_threads=1)
+        found = make(bytearray(content), recipe).calibrate(_sample(content, calibration[:1]), num_threads=1)
+        ranges = _widened(found, content, calibration)
         whole = bytes(make(bytearray(content), recipe).quantize(ranges).quantized_model)
     if not keep:
         return Quantized(whole, ())
@@ -116,11 +118,39 @@ def _reported() -> Iterator[None]:
             raise UserError(f"ai-edge-quantizer cannot quantize this model: {one_line(error)}") from error
 
 
-def _samples(content: bytes, calibration: np.ndarray) -> dict[str, list[dict[str, np.ndarray]]]:
-    """Return the calibration images as inputs of the file's only signature."""
+def _sample(content: bytes, image: np.ndarray) -> dict[str, list[dict[str, np.ndarray]]]:
+    """Return an image, uint8 [1,H,W,C], as an input of the file's only signature."""
     ((key, ends),) = open_litert(content, threads=1).get_signature_list().items()
     (name,) = ends["inputs"]
-    return {key: [{name: to_model_input(calibration[place : place + 1])} for place in range(len(calibration))]}
+    return {key: [{name: to_model_input(image)}]}
+
+
+def _widened(found: Mapping[str, Any], content: bytes, calibration: np.ndarray) -> dict[str, Any]:
+    """Return ranges from the smallest to the largest value of all calibration images.
+
+    The package averages the ends of the ranges over the images instead, so that every image that is above average
+    is clipped, most of all in the logits.
+
+    Args:
+        found: What the package has measured on one image: tensor's name to `min` and `max`.
+        content: Of the float32 file.
+        calibration: uint8 images [N,H,W,C].
+    """
+    interpreter = open_litert(content, threads=1, delegates=False, keep_tensors=True)
+    source = interpreter.get_input_details()[0]
+    tensors = {one["name"]: one["index"] for one in interpreter.get_tensor_details() if one["name"] in found}
+    ends = {name: (math.inf, -math.inf) for name in tensors}
+    for place in range(len(calibration)):
+        interpreter.set_tensor(source["index"], to_model_input(calibration[place : place + 1]))
+        interpreter.invoke()
+        for name, index in tensors.items():
+            values, (low, high) = interpreter.get_tensor(index), ends[name]
+            ends[name] = min(low, float(values.min())), max(high, float(values.max()))
+    widened = dict(found)
+    for name, (low, high) in ends.items():
+        about = dict(found[name])
+        widened[name] = about | {"min": np.full_like(about["min"], low), "max": np.full_like(about["max"], high)}
+    return widened
 
 
 def _recipe(io: Ends, kept: Sequence[Operation], keep_in: Kept) -> list[dict[str, Any]]:
