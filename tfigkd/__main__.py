@@ -20,6 +20,7 @@ COMMANDS = (
     "pack",
     "web",
     "benchmark",
+    "profile",
     "verify",
     "pareto",
     "reference",

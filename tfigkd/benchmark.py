@@ -13,10 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from tfigkd.config.fields import BACKGROUND, SplitsConfig
 from tfigkd.config.measure_fields import BenchmarkConfig
 from tfigkd.edge.contract import admit
-from tfigkd.edge.files import add_space_options, file_predictor, image_side
+from tfigkd.edge.files import add_data_options, add_space_options, file_predictor, image_side, load_data
 from tfigkd.edge.footprint import footprint
 from tfigkd.edge.latency import latencies
 from tfigkd.runtime import console
@@ -92,33 +91,16 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--threads", type=int, nargs="+", default=list(defaults.threads))
     parser.add_argument("--runs", type=int, default=defaults.runs, help="timed inferences of each file")
     parser.add_argument("--warmup", type=int, default=defaults.warmup, help="inferences before the clock starts")
-    parser.add_argument("--data", help="measure accuracy on the test split of this data set as well")
-    parser.add_argument(
-        *("--image-size", "--image_size"),
-        type=int,
-        help="stretch pictures to this height and width, antialiased (default: the size that each file takes)",
-    )
+    add_data_options(parser, "measure accuracy on the test split of this data set as well")
     add_space_options(parser)
-    parser.add_argument("--data-dir", "--data_dir", help="prepared tfds directory (default: TFDS_DATA_DIR)")
-    parser.add_argument(
-        "--background", default=BACKGROUND, help='color behind transparent pixels: white, gray, black or "#rrggbb"'
-    )
-    parser.add_argument("--group", help="what keeps pictures on one side of a split that is held out, as in data.group")
-    for role in ("train", "validation", "test"):
-        parser.add_argument(f"--splits.{role}", help=f"split of the source, as in data.splits.{role}")
     parser.add_argument("--rows", type=Path, help="append the results to this .csv")
     options = parser.parse_args(arguments)
-    from tfigkd.data import load
-
     config = BenchmarkConfig(options.runs, options.warmup, tuple(options.threads))
     spaces = {"input_range": options.input_range and tuple(options.input_range), "outputs": options.outputs}
 
-    splits = SplitsConfig(*(vars(options)[f"splits.{role}"] for role in ("train", "validation", "test")))
-    reading: dict[str, Any] = {"background": options.background, "group": options.group, "splits": splits}
-
     @cache
     def data(side: int | None) -> Any:
-        return load(options.data, directory=options.data_dir, image_size=options.image_size or side, **reading)
+        return load_data(options, side)
 
     named = {path: describe(path, data(image_side(path)) if options.data else None, **spaces) for path in options.files}
     for row in rows(named, config, f"python -m tfigkd.benchmark {shlex.join(arguments)}"):

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 
 from tyro.conf import Positional, arg
 
-from tfigkd.config.fields import Ends, ExportConfig, Format
+from tfigkd.config.fields import Ends, ExportConfig, Format, Kept, Quantizer
 from tfigkd.config.flags import DataOptions, SpaceOptions, read_all_options
 from tfigkd.runtime import console
 from tfigkd.runtime.command import command
@@ -38,6 +38,12 @@ class Options(DataOptions, SpaceOptions):
     """Smallest share of validation images with the same top-1 class as in Keras, of files with int8 weights."""
     io: Ends = "integer"
     """Input and output of int8 and int16x8: integer, as inside, or float32, which LiteRT.js needs (tfigkd.web)."""
+    quantizer: Quantizer = "converter"
+    """What makes int8 files: TensorFlow's converter, or ai-edge-quantizer, which is installed apart."""
+    keep: int = 0
+    """Layers that ai-edge does not quantize to int8: those that add most noise in tfigkd.profile."""
+    keep_in: Kept = "float32"
+    """What these layers compute in: float32, or int16 with int8 weights."""
 
 
 def _load(options: Options) -> tuple[Any, Any, Any]:
@@ -95,7 +101,12 @@ def run(options: Options) -> str:
             calibration_examples=options.calibration_examples,
             min_int8_agreement=options.min_int8_agreement,
             io=options.io,
+            quantizer=options.quantizer,
+            keep=options.keep,
+            keep_in=options.keep_in,
         )
+        if options.quantizer == "ai-edge" and options.format != "int8":
+            raise UserError(f"--quantizer ai-edge makes int8 files, got --format {options.format}; leave it out")
         model, plain, data = _load(options)
         report = export_file(options.output, model, options.format, data, bounds, original=plain)
     except ValueError as error:

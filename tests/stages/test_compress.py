@@ -41,7 +41,21 @@ def test_every_later_stage_has_student_and_compressed_student(folder):
     results = read_manifest(run / "evaluate")["results"]
     assert {"teacher", "student", "compressed", "compressed.int8.tflite"} <= results.keys()
     assert "attribution_cosine" in results["compressed"]
-    assert "compressed.int8.tflite" in read_manifest(run / "benchmark")["results"]
+    timed = read_manifest(run / "benchmark")
+    assert "compressed.int8.tflite" in timed["results"]
+    profiles = timed["profiles"]
+    assert {*profiles} == {"student.int8.tflite", "compressed.int8.tflite"}
+    for name, profile in profiles.items():
+        products = sum(operation["multiply_adds"] for operation in profile["operations"])
+        assert products == timed["results"][name]["multiply_adds"] > 0
+        # LiteRT counts whole microseconds, and this network needs fewer
+        assert all(one["milliseconds"] is not None for one in profile["operations"] if one["multiply_adds"])
+        assert sum(operation["share"] or 0 for operation in profile["operations"]) <= 1.001
+        assert "ms an image with 1 thread" in profile["times"][0]
+    student = profiles["student.int8.tflite"]
+    assert student["images"] == 32 and all(one["cosine"] > 0.5 for one in student["operations"] if one["cosine"])
+    assert profiles["compressed.int8.tflite"]["layers"] == []  # it has no float32 file
+    assert "Inside the int8 file" in (run / "report.html").read_text()
     assert "| teacher | student | compressed |" in (run / "report.md").read_text()
     (row,) = csv.DictReader((run / "rows.csv").read_text().splitlines())
     assert row["compressed_method"] == "qat" and row["compressed_sparsity"] == "0.0"

@@ -266,6 +266,32 @@ def test_the_tables_say_what_the_manifests_say(reader, facts):
         assert tables["Recall of each class"][name] == said
 
 
+def test_the_profile_of_the_int8_file_is_shown(facts):
+    """The slowest operations first, the noisiest first, names of layers as text; without profiles no section."""
+    about = {"operation": "CONV_2D", "runs_on": "XNNPACK", "weight_bytes": 2_368, "activation_bytes": 32_768}
+    nothing = dict.fromkeys(("milliseconds", "share", "cosine", "sqnr_db", "added_noise", "saturated"))
+    fast = about | {"index": 0, "layer": HOSTILE[1], "multiply_adds": 1_500_000, "milliseconds": 0.002, "share": 0.2}
+    fast |= {"cosine": 0.998, "sqnr_db": 24.94, "added_noise": 0.0016, "saturated": 0.0}
+    slow = about | {"index": 1, "layer": "slow", "multiply_adds": 0, "milliseconds": 0.008, "share": 0.8}
+    slow |= {"cosine": 1.0, "sqnr_db": None, "added_noise": 0.0, "saturated": 0.0}
+    fused = about | nothing | {"index": 2, "layer": "fused", "multiply_adds": 0, "runs_on": "fused"}
+    profile = {"operations": [fast, slow, fused], "times": ["0.010 ms an image"], "layers": [HOSTILE[2]], "images": 32}
+    found = Reader(page(replace(facts, timed=facts.timed | {"profiles": {"student.int8.tflite": profile}})))
+    assert "student, int8: 0.010 ms an image." in found.text and f"student, int8: {HOSTILE[2]}." in found.text
+    times = found.tables["student, int8: the 12 operations that take longest"][1:]
+    assert [line[0] for line in times] == ["1 slow", f"0 {HOSTILE[1]}", "2 fused"]
+    assert times[1][1:] == ["CONV_2D", "XNNPACK", "2.0", "20.00 %", "1.50", "2.4", "32.8"]
+    assert times[2][3:6] == ["", "", ""]
+    noise = found.tables["student, int8: the layers that add most noise, on 32 validation images"][1:]
+    assert noise == [
+        [f"0 {HOSTILE[1]}", "CONV_2D", "0.99800", "24.9", "0.160", "0"],
+        ["1 slow", "CONV_2D", "1.00000", "exact", "0.000", "0"],
+    ]
+    assert "#profile" in {attributes.get("href") for tag, attributes in found.elements if tag == "a"}
+    before = Reader(page(facts))  # benchmarked by a version without profiles
+    assert "#profile" not in {attributes.get("href") for tag, attributes in before.elements if tag == "a"}
+
+
 def test_the_words_name_what_a_reader_must_know(reader):
     for text in (
         "smoke run, not a result",

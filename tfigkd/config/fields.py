@@ -413,6 +413,8 @@ class ViewConfig:
 Format = Literal["float32", "float16", "dynamic", "int8", "int16x8"]
 FORMATS: tuple[Format, ...] = get_args(Format)
 Ends = Literal["integer", "float32"]
+Quantizer = Literal["converter", "ai-edge"]
+Kept = Literal["float32", "int16"]
 
 
 @dataclass(frozen=True)
@@ -433,9 +435,19 @@ class ExportConfig:
     io: Ends = late("integer")  # noqa: RUF009 - a text
     """Input and output of int8 and int16x8 files: integer, as inside; float32, as LiteRT.js needs, with integer
     operations inside."""
+    quantizer: Quantizer = late("converter")  # noqa: RUF009 - a text
+    """What makes int8 files: TensorFlow's converter, or ai-edge-quantizer, which is installed apart. Models with fake
+    quantization always go through the converter, which knows their ranges."""
+    keep: int = late(0)
+    """Layers of an int8 file that ai-edge does not quantize to int8: those that add most noise in tfigkd.profile."""
+    keep_in: Kept = late("float32")  # noqa: RUF009 - a text
+    """What these layers compute in: float32, or int16 with int8 weights."""
 
     def __post_init__(self) -> None:
         once = 0 < len(self.formats) == len({*self.formats})
         require(once, "export.formats must name at least one format, each once", self.formats)
         positive = self.calibration_examples > 0
         require(positive, "export.calibration_examples must be positive", self.calibration_examples)
+        require(self.keep >= 0, "export.keep must not be negative", self.keep)
+        able = not self.keep or self.quantizer == "ai-edge"
+        require(able, "export.keep needs export.quantizer = ai-edge, with the converter it must be 0", self.keep)

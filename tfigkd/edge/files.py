@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from tfigkd.config.fields import BACKGROUND, SplitsConfig
+from tfigkd.data import Dataset, load
 from tfigkd.data.spaces import (
     PIXELS,
     SIGNED,
@@ -24,6 +26,7 @@ from tfigkd.data.spaces import (
 from tfigkd.edge.contract import admit
 from tfigkd.edge.litert import dequantize, litert_predictor, open_classifier, tensor_values
 from tfigkd.runtime.errors import UserError
+from tfigkd.runtime.quiet import quiet_stderr
 
 MEANS: dict[str, Outputs] = {"logits": "logits", "probabilities": "probabilities"}
 
@@ -194,6 +197,47 @@ def add_space_options(parser: argparse.ArgumentParser) -> None:
         choices=list(MEANS),
         help="what the model gives (default: what its contract or its outputs on noise tell)",
     )
+
+
+def add_data_options(parser: argparse.ArgumentParser, purpose: str) -> None:
+    """Add the options that name a data set; `config.flags.DataOptions` has the same.
+
+    Args:
+        parser: It gets the options.
+        purpose: The help of `--data`.
+    """
+    parser.add_argument("--data", help=purpose)
+    parser.add_argument(
+        *("--image-size", "--image_size"),
+        type=int,
+        help="stretch pictures to this height and width, antialiased (default: the size that each file takes)",
+    )
+    parser.add_argument("--data-dir", "--data_dir", help="prepared tfds directory (default: TFDS_DATA_DIR)")
+    parser.add_argument(
+        "--background", default=BACKGROUND, help='color behind transparent pixels: white, gray, black or "#rrggbb"'
+    )
+    parser.add_argument("--group", help="what keeps pictures on one side of a split that is held out, as in data.group")
+    for role in ("train", "validation", "test"):
+        parser.add_argument(f"--splits.{role}", help=f"split of the source, as in data.splits.{role}")
+
+
+def load_data(options: argparse.Namespace, side: int | None) -> Dataset:
+    """Load the data set of `add_data_options`.
+
+    Args:
+        options: Parsed.
+        side: Height and width of the pictures where `--image-size` is not given.
+    """
+    splits = SplitsConfig(*(vars(options)[f"splits.{role}"] for role in ("train", "validation", "test")))
+    with quiet_stderr():  # tfds imports TensorFlow, which greets
+        return load(
+            options.data,
+            directory=options.data_dir,
+            image_size=options.image_size or side,
+            background=options.background,
+            group=options.group,
+            splits=splits,
+        )
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -2,7 +2,6 @@
 
 import gzip
 import json
-import math
 import os
 import subprocess
 import sys
@@ -13,10 +12,8 @@ from typing import Any
 import numpy as np
 
 from tfigkd.edge.litert import open_litert
+from tfigkd.edge.operations import kernel_tensors, operations_of
 from tfigkd.runtime.errors import UserError
-
-KERNELS = {"CONV_2D": (1, 2), "DEPTHWISE_CONV_2D": (1, 2), "FULLY_CONNECTED": (1, 2), "TRANSPOSE_CONV": (1, 3)}
-"""Operations with weights, and the positions of kernel and bias among their inputs."""
 
 
 @dataclass(frozen=True)
@@ -64,32 +61,10 @@ def count_weights(path: Path) -> tuple[int, int, int]:
     weights and twice in the multiply-adds.
     """
     interpreter = open_litert(path, delegates=False)
-    operations = interpreter._get_ops_details()
-    shapes = {tensor["index"]: tensor["shape"] for tensor in interpreter.get_tensor_details()}
-    # float16 and some int8 weights go through a conversion operation before they are used
-    origin = {
-        operation["outputs"][0]: operation["inputs"][0]
-        for operation in operations
-        if operation["op_name"] in ("DEQUANTIZE", "DENSIFY")
-    }
-    made = {output for operation in operations for output in operation["outputs"]} - origin.keys()
-    used, multiply_adds = set(), 0
-    for operation in operations:
-        places = KERNELS.get(operation["op_name"], ())
-        held = [operation["inputs"][place] for place in places if place < len(operation["inputs"])]
-        held = [index for index in held if index >= 0 and index not in made]
-        if places and held and operation["inputs"][places[0]] in held:
-            positions = math.prod(int(size) for size in shapes[operation["outputs"][0]][1:-1])
-            multiply_adds += math.prod(map(int, shapes[held[0]])) * positions
-        used |= {_resolve(index, origin) for index in held}
-    values = [interpreter.get_tensor(index) for index in sorted(used)]
-    return sum(value.size for value in values), sum(int(np.count_nonzero(value)) for value in values), multiply_adds
-
-
-def _resolve(index: int, origin: dict[int, int]) -> int:
-    while index in origin:
-        index = origin[index]
-    return index
+    operations = operations_of(interpreter)
+    values = [interpreter.get_tensor(index) for index in sorted(kernel_tensors(operations, interpreter))]
+    weights, nonzero = sum(value.size for value in values), sum(int(np.count_nonzero(value)) for value in values)
+    return weights, nonzero, sum(operation.multiply_adds for operation in operations)
 
 
 def peak_memory(path: Path, *, runs: int = 5) -> int | None:

@@ -21,7 +21,9 @@ TRIAL_SECONDS = 600
 """Time limit of a trial run; a file that needs longer for one image is refused."""
 
 
-def open_litert(model: Path | bytes, *, threads: int | None = None, delegates: bool = True) -> Any:
+def open_litert(
+    model: Path | bytes, *, threads: int | None = None, delegates: bool = True, keep_tensors: bool = False
+) -> Any:
     """Return a LiteRT interpreter, ready to run.
 
     Args:
@@ -29,28 +31,47 @@ def open_litert(model: Path | bytes, *, threads: int | None = None, delegates: b
         threads: Number of threads; by default all cores that this process may use.
         delegates: Use XNNPACK for the operations that it supports. Without it the interpreter has exactly the
             operations and tensors of the file.
+        keep_tensors: Keep the values between the operations, which otherwise overwrite each other.
 
     Raises:
-        UserError: it is not a LiteRT model.
+        UserError: it is not a LiteRT model, or it leaves the size of its images open.
     """
     if isinstance(model, Path) and not model.is_file():
         raise UserError(f"no file {model}; give the path of a .tflite file")
     options: dict[str, Any] = {"num_threads": threads or cores()}
+    options["experimental_preserve_all_tensors"] = keep_tensors
     options |= {"model_content": model} if isinstance(model, bytes) else {"model_path": str(model)}
     with quiet_stderr():  # the delegate prints a line for each file
         from ai_edge_litert.interpreter import Interpreter, OpResolverType
 
         if not delegates:
             options["experimental_op_resolver_type"] = OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES
+        interpreter = None
         try:
             interpreter = Interpreter(**options)
             interpreter.allocate_tensors()
         except (ValueError, RuntimeError) as error:
             reason = " ".join(str(error).split())
+            if interpreter is not None:
+                _require_size(model, interpreter)
             if isinstance(model, bytes):
                 raise UserError(f"LiteRT refuses the file: {reason}") from error
             raise UserError(f"{model} is not a LiteRT file: {reason}; export it anew") from error
     return interpreter
+
+
+def _require_size(model: Path | bytes, interpreter: Any) -> None:
+    """Check that a file says the size of its images; only the number of images may be open, which is one then.
+
+    Raises:
+        UserError: a height, width or number of channels is open.
+    """
+    for tensor in interpreter.get_input_details():
+        shape = [int(size) for size in tensor["shape_signature"]]
+        if -1 in shape[1:]:
+            open_ones = ",".join("?" if size < 0 else str(size) for size in shape)
+            name = model if isinstance(model, Path) else "the file"
+            raise UserError(f"{name} takes images of any size, [{open_ones}]; export it with a fixed size")
 
 
 def trial(path: Path) -> None:
@@ -128,6 +149,7 @@ def open_classifier(model: Path, *, threads: int | None = None) -> Any:
         UserError: the file is not a LiteRT model, or its inputs and outputs are not those of an image classifier.
     """
     interpreter = open_litert(model, threads=threads)
+    _require_size(model, interpreter)
     sources, sinks = interpreter.get_input_details(), interpreter.get_output_details()
     takes, gives = ([tuple(map(int, tensor["shape"])) for tensor in tensors] for tensors in (sources, sinks))
     image = len(takes) == 1 and len(takes[0]) == 4 and takes[0][0] == 1 and takes[0][3] in (1, 3)

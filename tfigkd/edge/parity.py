@@ -9,8 +9,9 @@ import numpy as np
 from tfigkd.config.fields import BACKGROUND, ExportConfig, Format
 from tfigkd.data import Dataset, Examples
 from tfigkd.edge.contract import write_contract
-from tfigkd.edge.convert import CALIBRATED, convert
+from tfigkd.edge.convert import CALIBRATED, check_calibration, convert
 from tfigkd.edge.litert import litert_predictor
+from tfigkd.edge.quantizer import quantize
 from tfigkd.measure.metrics import accuracy, comparison, predict_logits
 from tfigkd.models.cost import count_parameters
 from tfigkd.models.fake_quant import is_fake_quantized
@@ -115,9 +116,19 @@ def export_file(
     """
     predict = partial(predict_logits, model) if original is None else original.logits
     calibration = None if data is None else data.validation.images[: _calibration_count(data.validation, config)]
-    content = convert(model, format, calibration, io=config.io)
+    learned = is_fake_quantized(model)
+    kept: tuple[str, ...] = ()
     used = None
-    if calibration is not None and format in CALIBRATED and not is_fake_quantized(model):
+    own = format == "int8" and config.quantizer == "ai-edge" and not learned
+    if own:
+        if calibration is None:
+            raise ValueError(f"{format} needs calibration images.")
+        check_calibration(calibration, tuple(model.input_shape[1:]))
+        made = quantize(convert(model, "float32"), calibration, io=config.io, keep=config.keep, keep_in=config.keep_in)
+        content, kept = made.content, made.kept
+    else:
+        content = convert(model, format, calibration, io=config.io)
+    if calibration is not None and format in CALIBRATED and not learned:
         used = {"split": "validation", "examples": len(calibration)}
     with atomic(path) as temporary:
         temporary.write_bytes(content)
@@ -142,6 +153,7 @@ def export_file(
         parameters=count_parameters(model),
         data=None if data is None else {"name": data.name, "fingerprint": data.fingerprint},
         calibration=used,
+        **({"quantizer": config.quantizer, "kept": {"in": config.keep_in, "layers": list(kept)}} if own else {}),
         background=BACKGROUND if data is None else data.background,
         parity=report | {"on": on},
         versions=versions(),

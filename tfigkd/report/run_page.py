@@ -1,6 +1,8 @@
 """`report.html` of one run: what its template shows, prepared from the facts; nothing is read or measured here."""
 
 import json
+from collections.abc import Mapping
+from typing import Any
 
 from tfigkd.report.charts import Table, accuracies, latencies, title_of, trade_off
 from tfigkd.report.class_charts import agreement, confusions, recalls
@@ -9,6 +11,9 @@ from tfigkd.report.page import render
 from tfigkd.report.pictures import examples
 from tfigkd.report.table import GOOD, ROLES, caveats, interval, lines, percent
 from tfigkd.report.training_charts import accuracy_curves, completeness, ledger, loss_curves, rates
+
+LISTED = 12
+"""Operations of a profile that the page lists."""
 
 
 def page(facts: Facts) -> str:
@@ -42,7 +47,57 @@ def page(facts: Facts) -> str:
         else None,
         parity=_parity(facts),
         latencies=latencies(timed["results"], timed["threads"]) if timed else None,
+        profiles=[_profile(name, one) for name, one in (timed or {}).get("profiles", {}).items()],
     )
+
+
+def _profile(name: str, found: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what the page shows of a file's profile: sentences and two tables; the second is None without float32."""
+    operations = found["operations"]
+    times = [
+        [
+            f"{row['index']} {row['layer']}",
+            row["operation"],
+            row["runs_on"],
+            "" if row["milliseconds"] is None else f"{1e3 * row['milliseconds']:.1f}",
+            "" if row["share"] is None else percent(row["share"]),
+            f"{row['multiply_adds'] / 1e6:,.2f}" if row["multiply_adds"] else "",
+            f"{row['weight_bytes'] / 1e3:,.1f}",
+            f"{row['activation_bytes'] / 1e3:,.1f}",
+        ]
+        for row in sorted(operations, key=lambda row: -(row["milliseconds"] or 0.0))[:LISTED]
+    ]
+    compared = [row for row in operations if row["cosine"] is not None]
+    layers = [
+        [
+            f"{row['index']} {row['layer']}",
+            row["operation"],
+            f"{row['cosine']:.5f}",
+            "exact" if row["sqnr_db"] is None else f"{row['sqnr_db']:.1f}",
+            "" if row["added_noise"] is None else f"{100 * row['added_noise']:.3f}",
+            f"{100 * row['saturated']:.2g}",
+        ]
+        for row in sorted(compared, key=lambda row: -(row["added_noise"] or 0.0))[:LISTED]
+    ]
+    by_time = [
+        "layer",
+        "operation",
+        "runs on",
+        "µs",
+        "share of the time",
+        "M multiply-adds",
+        "kB weights",
+        "kB in, out",
+    ]
+    by_noise = ["layer", "operation", "cosine", "SQNR, dB", "noise added, %", "saturated, %"]
+    return {
+        "title": title_of(name),
+        "times": (by_time, times),
+        "layers": (by_noise, layers) if layers else None,
+        "said": [*found["times"], *found["layers"]],
+        "images": found["images"],
+        "listed": LISTED,
+    }
 
 
 def _parity(facts: Facts) -> Table | None:

@@ -114,6 +114,24 @@ def show(renderable: object) -> None:
         _console.print(renderable)
 
 
+def show_columns(header: Sequence[str], lines: Sequence[Sequence[str]], right: int) -> None:
+    """Print a table as plain lines, which a pipe gets whole; a terminal cuts its last column.
+
+    Args:
+        header: Names of the columns.
+        lines: A text for each column.
+        right: Number of columns, from the first on, that are flush right.
+    """
+    widths = [max(map(len, column)) for column in zip(header, *lines, strict=True)]
+    for line in (header, *lines):
+        cells = [
+            text.rjust(width) if place < right else text.ljust(width)
+            for place, (text, width) in enumerate(zip(line, widths, strict=True))
+        ]
+        text = "  ".join(cells).rstrip()
+        say(text[: _console.width] if _console.is_terminal else text)
+
+
 def _animated() -> bool:
     """Return whether to animate: on a terminal that can overwrite lines, and without `--quiet`."""
     # FORCE_COLOR, which notebooks and CI set, makes rich treat a pipe as a terminal

@@ -1,18 +1,30 @@
-"""Stage `benchmark`: latency, memory and size of the exported files on this machine."""
+"""Stage `benchmark`: latency, memory and size of the exported files on this machine, and the int8 files' profiles."""
 
 from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
 
 from tfigkd.config.experiment import Config
 from tfigkd.edge.footprint import footprint
 from tfigkd.edge.latency import latencies
+from tfigkd.edge.layers import compare
+from tfigkd.edge.parity import file_name
+from tfigkd.edge.profile import about_layers, about_times, profile, rows
 from tfigkd.runtime import console
+from tfigkd.runtime.errors import UserError
 from tfigkd.runtime.files import fingerprint, finished, make_folder, require, write_manifest
 from tfigkd.runtime.provenance import hardware
+from tfigkd.stages.data import dataset
 from tfigkd.stages.workdir import Workdir
+
+PROFILED = ("student", "compressed")
+"""Roles whose int8 files are profiled."""
+IMAGES = 32
+"""Validation images on which the layers of an int8 file are compared with float32."""
 
 
 def benchmark(config: Config, workdir: Workdir) -> None:
-    """Stage `benchmark`: latency, memory and size of the exported files on this machine."""
+    """Stage `benchmark`: latency, memory and size of the exported files on this machine, and profiles of int8 files."""
     folder = make_folder(workdir.stage("benchmark"))
     exported = require(workdir.stage("export"), "export")
     identity = fingerprint("benchmark", exported["files"], config.benchmark, hardware())
@@ -22,9 +34,38 @@ def benchmark(config: Config, workdir: Workdir) -> None:
     paths = [workdir.stage("export") / name for name in sorted(exported["parity"])]
     timed = latencies(paths, config.benchmark)
     files = {path.name: footprint(path).columns() | {"milliseconds": timed[path]} for path in paths}
-    write_manifest(folder, identity, results=files, hardware=hardware(), threads=config.benchmark.threads)
+    profiles = {
+        path.name: _profile(path, workdir.stage("export") / file_name(role, "float32"), config)
+        for role in PROFILED
+        for path in paths
+        if path.name == file_name(role, "int8")
+    }
+    about: dict[str, Any] = {"hardware": hardware(), "threads": config.benchmark.threads, "profiles": profiles}
+    write_manifest(folder, identity, results=files, **about)
     for path in paths:
         console.say(f"  {path.name}: {_line(timed[path])}")
+
+
+def _profile(path: Path, reference: Path, config: Config) -> dict[str, Any]:
+    """Return the operations of an int8 file with sentences on them; its layers are compared where the data are there.
+
+    Args:
+        path: The file.
+        reference: The float32 file of the same model, which need not exist.
+        config: The run's.
+    """
+    profiled, compared = profile(path, config.benchmark), None
+    if reference.is_file():
+        try:
+            compared = compare(path, reference, dataset(config.data).validation.images[-IMAGES:])
+        except UserError as error:  # benchmarked where the data are not
+            console.say(f"  {path.name}: layers not compared: {error}")
+    return {
+        "operations": rows(profiled, compared),
+        "times": about_times(profiled),
+        "layers": [] if compared is None else about_layers(compared),
+        "images": 0 if compared is None else compared.images,
+    }
 
 
 def _line(timed: Mapping[int, Mapping[str, float]]) -> str:
