@@ -6,9 +6,12 @@ import pytest
 from keras import ops
 
 from tfigkd.losses import (
+    SKT,
     Hint,
     attention_map,
     attention_transfer,
+    dense_flow_distance,
+    direction_distance,
     flow_distance,
     hint_distance,
     probabilistic_distance,
@@ -156,6 +159,46 @@ def test_flow_ignores_positions_and_resolution():
 def test_flow_needs_equal_channels():
     with pytest.raises(ValueError, match=r"equal channels, got \[2, 5\] of the teacher and \[2, 4\]"):
         flow_distance((normal(3, 4, 4, 2), normal(3, 4, 4, 5)), (normal(3, 4, 4, 2), normal(3, 4, 4, 4)))
+
+
+def test_directions_by_hand():
+    teacher = np.array([[[[3.0, 4.0], [0.0, 2.0], [0.0, 0.0], [1.0, 0.0]]]], np.float32)
+    student = np.array([[[[30.0, 40.0], [1.0, 1.0], [0.0, 0.0], [-2.0, 0.0]]]], np.float32)
+    # cosines 1, √½, both zero, -1
+    np.testing.assert_allclose(numpy_of(direction_distance(teacher, student)), [(1 - 0.5**0.5 + 2) / 4], rtol=1e-5)
+    coarse = np.array([[[[1.0, 0.0]]]], np.float32)
+    fine = np.array([[[[3.0, 0.0], [1.0, 4.0]]]], np.float32)  # their mean is [2, 2]
+    np.testing.assert_allclose(numpy_of(direction_distance(coarse, fine)), [1 - 0.5**0.5], rtol=1e-5)
+
+
+def test_relations_of_all_pairs_of_layers_by_hand():
+    up, down = np.array([-1.0, 1.0], np.float32), np.array([1.0, -1.0], np.float32)
+    teacher = [one.reshape(1, 1, 2, 1) for one in (5 * up + 7, up, 3 * down)]
+    student = [one.reshape(1, 1, 2, 1) for one in (up, 2 * up, 2 * up)]
+    # correlations of the pairs 01, 02, 12: 1, -1, -1 of the teacher, 1, 1, 1 of the student
+    np.testing.assert_allclose(numpy_of(dense_flow_distance(teacher, student)), [8 / 3], rtol=1e-4)
+    adjacent = dense_flow_distance(teacher, student, pairs="adjacent")
+    np.testing.assert_allclose(numpy_of(adjacent), [4 / 2], rtol=1e-4)
+    first = dense_flow_distance(teacher[:2], student[:2])
+    np.testing.assert_allclose(numpy_of(first), [0], atol=1e-6)
+
+
+def test_structure_is_the_weighted_sum_behind_projectors():
+    teacher = [normal(2, 4, 4, 3), normal(2, 2, 2, 5)]
+    student = [normal(2, 4, 4, 2), normal(2, 4, 4, 2)]
+    skt = SKT(["a", "b"], ["c", "d"], intra=0.5, inter=3.0)
+    skt.build([x.shape for x in teacher], [x.shape for x in student])
+    kernels = [normal(1, 1, 2, 3), normal(1, 1, 2, 5)]
+    for layer, kernel in zip(skt.projector.convolutions, kernels, strict=True):
+        layer.set_weights([kernel, np.zeros(kernel.shape[-1])])
+    projected = [x @ kernel[0, 0] for x, kernel in zip(student, kernels, strict=True)]
+    directions = sum(numpy_of(direction_distance(t, s)) for t, s in zip(teacher, projected, strict=True)) / 2
+    expected = 0.5 * directions + 3 * numpy_of(dense_flow_distance(teacher, projected))
+    np.testing.assert_allclose(numpy_of(skt.per_example(teacher, student)), expected, rtol=1e-4)
+    with pytest.raises(ValueError, match=r"built for channels \[\(2, 3\), \(2, 5\)\]"):
+        skt.build([(None, 4, 4, 3), (None, 2, 2, 4)], [x.shape for x in student])
+    with pytest.raises(ValueError, match=r"skt needs features \[B,H,W,D\]"):
+        SKT(["a", "b"], ["c", "d"]).build([(None, 4), (None, 4)], [(None, 4), (None, 4)])
 
 
 def test_hint_by_hand():

@@ -9,10 +9,12 @@ from tfigkd.config.loss_fields import LossConfig, LossesConfig
 from tfigkd.losses import (
     DIST,
     DKD,
+    E2KD,
     FSP,
     LOSSES,
     PKT,
     RKD,
+    SKT,
     SP,
     AttentionTransfer,
     Hint,
@@ -31,6 +33,8 @@ EXAMPLES = {
     "at": AttentionTransfer("student_tap", "teacher_tap"),
     "fsp": FSP(["student_tap", "student_late"], ["teacher_tap", "teacher_late"]),
     "hint": Hint("student_tap", "teacher_tap"),
+    "skt": SKT(["student_tap", "student_late"], ["teacher_tap", "teacher_late"], inter=2.0, pairs="adjacent"),
+    "e2kd": E2KD("student_late", "teacher_late", shuffled=True),
     "ig_match": IGMatching(times_input=False),
 }
 NEEDS = {
@@ -41,6 +45,8 @@ NEEDS = {
     "rkd": "features",
     "sp": "features",
     "pkt": "features",
+    "skt": "features",
+    "e2kd": "features",
     "ig_match": "inputs",
 }
 
@@ -131,7 +137,7 @@ def test_it_trains_in_the_distiller_of_keras(name):
         assert not any(variable is loss.projector.kernel for variable in model.student.variables)
 
 
-@pytest.mark.parametrize("name", ["dkd", "fsp", "ig_match"])
+@pytest.mark.parametrize("name", ["dkd", "fsp", "skt", "e2kd", "ig_match"])
 def test_losses_that_the_distiller_of_keras_cannot_feed_are_refused_there(name):
     with pytest.raises(ValueError, match=r"use tfigkd\.Distiller"):
         distiller(EXAMPLES[name])
@@ -150,3 +156,7 @@ def test_taps_that_do_not_pair_are_refused():
         RKD(student_layer="student_tap")
     with pytest.raises(ValueError, match="names of two layers as student_layer"):
         FSP("student_tap", ["a", "b"])
+    with pytest.raises(ValueError, match="two or more taps"):
+        SKT(["student_tap"], ["teacher_tap"])
+    with pytest.raises(ValueError, match="as many taps"):
+        SKT(["a", "b", "c"], ["a", "b"])

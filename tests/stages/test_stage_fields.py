@@ -130,8 +130,13 @@ VALUES = {
     "angle": 9.0,
     "times_input": False,
     "grid": 2,
+    "pairs": "adjacent",
 }
-TAPS = {**dict.fromkeys(("at", "hint", "rkd", "sp", "pkt"), "block_01"), "fsp": ("block_00", "block_01")}
+TAPS = {
+    **dict.fromkeys(("at", "hint", "rkd", "sp", "pkt", "e2kd"), "block_01"),
+    "fsp": ("block_00", "block_01"),
+    "skt": ("block_00", "block_01"),
+}
 
 
 @pytest.mark.parametrize("name", [field.name for field in fields(LossesConfig)])

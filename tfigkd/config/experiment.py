@@ -66,6 +66,8 @@ class Config:
         require(rest, "compress.losses.kd.weight must be in [0, 1]", self.compress.losses.kd.weight)
         several = self.student.init == "teacher" and self.teacher.count > 1
         require(not several, "student.init = teacher needs a single teacher, got teacher.count", self.teacher.count)
+        drawn = self.losses.e2kd.weight > 0 and self.control.maps in ("noise", "none")
+        require(not drawn, "control.maps must be own or shuffled with losses.e2kd", self.control.maps)
         if self.student.init == "teacher":
             for name in ("model", "width", "dropout", "normalization", "widths", "depth", "input_range", "outputs"):
                 given, unset, theirs = (getattr(one, name) for one in (self.student, StudentConfig(), self.teacher))

@@ -78,6 +78,24 @@ class TapConfig(LossConfig):
 
 
 @dataclass(frozen=True)
+class TapsConfig(LossConfig):
+    """A term that compares several taps of each network."""
+
+    compares = "features"
+
+    student_layer: tuple[str, ...] = ("block_03", "block_06", "block_09")
+    """Taps of the student, from shallow to deep."""
+    teacher_layer: tuple[str, ...] = ("block_03", "block_06", "block_09")
+    """As many taps of the teacher."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        several = len(self.student_layer) == len(self.teacher_layer) >= 2
+        taps = self.student_layer, self.teacher_layer
+        require(several, "a loss of several taps must have as many of the student as of the teacher, two or more", taps)
+
+
+@dataclass(frozen=True)
 class KDConfig(LossConfig):
     """Knowledge distillation from softened logits (Hinton et al. 2015, arXiv 1503.02531)."""
 
@@ -189,6 +207,30 @@ class IGMatchConfig(LossConfig):
 
 
 @dataclass(frozen=True)
+class SKTConfig(TapsConfig):
+    """Directions of features and relations of all pairs of layers (Liu et al. 2020, arXiv 2003.10120). Start: weight
+    1."""
+
+    intra: float = 1.0
+    """Weight of one minus the cosine of the channels at each position."""
+    inter: float = 10.0
+    """Weight of the difference of the layers' relations."""
+    pairs: Literal["all", "adjacent"] = "all"
+    """Layers that are related: each with each other one, or with the next one."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        given = self.intra, self.inter
+        require(min(given) >= 0 < max(given), "intra and inter of skt must not be negative, nor both zero", given)
+
+
+@dataclass(frozen=True)
+class E2KDConfig(TapConfig):
+    """Explanations of the teacher's decision (Parchami-Araghi et al. 2024, arXiv 2402.03119). Start: weight 0.2 to
+    5."""
+
+
+@dataclass(frozen=True)
 class LossesConfig:
     """The terms beside the hard label."""
 
@@ -202,6 +244,8 @@ class LossesConfig:
     ig_match: IGMatchConfig = field(default_factory=IGMatchConfig)
     sp: SPConfig = late(SPConfig())  # noqa: RUF009 - it is frozen
     pkt: PKTConfig = late(PKTConfig())  # noqa: RUF009 - it is frozen
+    skt: SKTConfig = late(SKTConfig())  # noqa: RUF009 - it is frozen
+    e2kd: E2KDConfig = late(E2KDConfig())  # noqa: RUF009 - it is frozen
 
     def active(self) -> dict[str, LossConfig]:
         """Name to config of the terms with a weight."""

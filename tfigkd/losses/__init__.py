@@ -3,7 +3,7 @@
 from tfigkd.losses.adapted import AdaptedLoss as AdaptedLoss
 from tfigkd.losses.adapted import adapted as adapted
 from tfigkd.losses.attention import AttentionTransfer, attention_map, attention_transfer, spatial_attention
-from tfigkd.losses.attribution import IGMatching, input_gradient_map, map_distance
+from tfigkd.losses.attribution import E2KD, IGMatching, grad_cam, input_gradient_map, map_distance
 from tfigkd.losses.base import Loss, PerExampleLoss
 from tfigkd.losses.features import Hint, hint_distance
 from tfigkd.losses.logits import (
@@ -26,6 +26,7 @@ from tfigkd.losses.relation import (
     relational_distance,
     similarity_distance,
 )
+from tfigkd.losses.structure import SKT, dense_flow_distance, direction_distance
 
 LOSSES: dict[str, type[Loss]] = {
     "kd": KLDivergence,
@@ -37,6 +38,8 @@ LOSSES: dict[str, type[Loss]] = {
     "at": AttentionTransfer,
     "fsp": FSP,
     "hint": Hint,
+    "skt": SKT,
+    "e2kd": E2KD,
     "ig_match": IGMatching,
 }
 """Name of a term, as in `[losses.NAME]`, to its class."""
@@ -44,10 +47,12 @@ LOSSES: dict[str, type[Loss]] = {
 __all__ = [
     "DIST",
     "DKD",
+    "E2KD",
     "FSP",
     "LOSSES",
     "PKT",
     "RKD",
+    "SKT",
     "SP",
     "AttentionTransfer",
     "Hint",
@@ -59,7 +64,10 @@ __all__ = [
     "attention_transfer",
     "correlation_distance",
     "decoupled_kl",
+    "dense_flow_distance",
+    "direction_distance",
     "flow_distance",
+    "grad_cam",
     "hard_label_loss",
     "hint_distance",
     "input_gradient_map",

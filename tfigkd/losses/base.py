@@ -9,7 +9,7 @@ from keras import ops
 from keras.distillation import DistillationLoss
 
 Tensor = Any  # a tensor of the Keras backend in use
-Taps = str | tuple[str, str] | None
+Taps = str | tuple[str, ...] | None
 
 SMALLEST_SQUARED_NORM = 1e-12
 """A vector whose squared norm is not above this counts as zero: division by its norm would give huge values."""
@@ -25,9 +25,11 @@ class Loss(DistillationLoss):
     needs_labels: bool = False
     """`per_example` takes integer labels [B] as a third argument."""
     needs_features: bool = False
-    """The loss takes the outputs of `teacher_layer` and `student_layer`; a pair of layers gives a pair of outputs."""
+    """The loss takes the outputs of `teacher_layer` and `student_layer`; several layers give several."""
     needs_inputs: bool = False
     """The loss computes the student's value from the student and the images, not from an output."""
+    needs_heads: bool = False
+    """The loss compares what `explain` makes of the features, the layers behind the tap and the teacher's decision."""
     student_layer: Taps = None
     teacher_layer: Taps = None
 
@@ -68,7 +70,7 @@ class Loss(DistillationLoss):
         Raises:
             ValueError: The loss needs more than that, or a tap is unknown.
         """
-        if self.needs_labels or self.needs_inputs or isinstance(self.student_layer, tuple):
+        if self.needs_labels or self.needs_inputs or self.needs_heads or isinstance(self.student_layer, tuple):
             raise ValueError(
                 f"{type(self).__name__} needs more than one output of each model, but keras.distillation.Distiller "
                 "passes only one; use tfigkd.Distiller"

@@ -67,6 +67,8 @@ def _losses(config: Config) -> tuple[dict[str, Loss], dict[str, float]]:
     for name, term in config.losses.active().items():
         options = asdict(term)
         weights[name] = options.pop("weight")
+        if name == "e2kd":
+            options["shuffled"] = config.control.maps == "shuffled"
         terms[name] = LOSSES[name](**options)
     return terms, weights
 

@@ -13,7 +13,7 @@ from tfigkd.data.spaces import UNIT, Range
 from tfigkd.losses import Loss, PerExampleLoss, adapted, hard_label_loss
 from tfigkd.losses.base import Tensor
 from tfigkd.models.spaces import logits_of, recognise_input_range
-from tfigkd.models.taps import tap_outputs
+from tfigkd.models.taps import head_behind, tap_outputs
 
 LOGITS = "logits"
 OUTPUTS = "outputs"
@@ -114,7 +114,7 @@ def _flat(taps: Any) -> list[str]:
     return [taps] if isinstance(taps, str) else list(taps)
 
 
-def _pick(outputs: Mapping[str, Tensor], taps: Any) -> Any:
+def _pick(outputs: Mapping[str, Any], taps: Any) -> Any:
     """Return the output of one tap, or the outputs of several."""
     return outputs[taps] if isinstance(taps, str) else [outputs[tap] for tap in taps]
 
@@ -142,6 +142,17 @@ def _with_taps(model: keras.Model, taps: list[str], input_range: Range | None) -
         return _named(outputs, to_logits) | dict(zip(taps, features, strict=True))
 
     return run
+
+
+def _heads(model: keras.Model, losses: Mapping[str, Loss], side: int) -> dict[str, Callable[[Tensor], Tensor]]:
+    """Return the name of each loss that needs it to a function from its tap's features to the model's logits."""
+    to_logits = logits_of(model)
+
+    def function(head: keras.Model) -> Callable[[Tensor], Tensor]:
+        return lambda features: to_logits(head(features, training=False))
+
+    needing = {name: _loss_taps(loss)[side] for name, loss in losses.items() if loss.needs_heads}
+    return {name: function(head_behind(model, tap)) for name, tap in needing.items()}
 
 
 def _named(outputs: Tensor, to_logits: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
@@ -285,6 +296,8 @@ class Distiller(keras.Model):
         forward = _with_taps(student, _all_taps(self.distillation_losses, 1), self.input_range)
         self._student_outputs = lambda inputs, training: forward(inputs, training)
         self._student_takes = _taking(student, self.input_range)
+        heads = _heads(student, self.distillation_losses, 1)
+        self._student_heads = lambda: heads
         self.attach_teacher(teacher)
         self.teacher_shapes = dict(teacher_shapes or {})
         if teacher is not None:
@@ -324,10 +337,13 @@ class Distiller(keras.Model):
         for name, loss in self.distillation_losses.items():
             if not hasattr(loss, "projector"):
                 continue
-            if loss.teacher_layer not in self.teacher_shapes:
-                raise ValueError(f"loss {name!r} needs teacher=, or teacher_shapes={{{loss.teacher_layer!r}: shape}}")
-            features = tap_outputs(self.student, _flat(loss.student_layer)).outputs[1]
-            loss.build(self.teacher_shapes[loss.teacher_layer], features.shape)
+            for tap in _flat(loss.teacher_layer):
+                if tap not in self.teacher_shapes:
+                    raise ValueError(f"loss {name!r} needs teacher=, or teacher_shapes={{{tap!r}: shape}}")
+            taps = _flat(loss.student_layer)
+            outputs = tap_outputs(self.student, taps).outputs[1:]
+            shapes = {tap: tuple(output.shape) for tap, output in zip(taps, outputs, strict=True)}
+            loss.build(_pick(self.teacher_shapes, loss.teacher_layer), _pick(shapes, loss.student_layer))
             projectors.append(loss.projector)
         return projectors
 
@@ -348,7 +364,7 @@ class Distiller(keras.Model):
         Raises:
             ValueError: teacher and student have different numbers of classes, or a tap is unknown.
         """
-        forward = None
+        forward, heads = None, {}
         if teacher is not None:
             classes = [_classes(model) for model in (teacher, self.student)]
             if None not in classes and classes[0] != classes[1]:
@@ -356,9 +372,11 @@ class Distiller(keras.Model):
             for loss in self.distillation_losses.values():
                 loss.check_taps(self.student, teacher)
             forward = _with_taps(teacher, _all_taps(self.distillation_losses, 0), self.input_range)
+            heads = _heads(teacher, self.distillation_losses, 0)
         # closures: Keras tracks, saves and trains every model that is assigned to an attribute, even to a property
         self._get_teacher = lambda: teacher
         self._get_teacher_outputs = lambda: forward
+        self._get_teacher_heads = lambda: heads
 
     def build(self, input_shape: Any) -> None:
         """Mark the model as built: the student is, and nothing else has weights."""
@@ -457,15 +475,25 @@ class Distiller(keras.Model):
                     sides[name] = known["teacher_map"], loss.student_map(self.student, inputs, _labels(targets))
                 continue
             teacher_taps, student_taps = _loss_taps(loss)
-            available = cached if cached.keys() >= {*_flat(teacher_taps)} else live()
-            if available:
+            stored = not loss.needs_heads and cached.keys() >= {*_flat(teacher_taps)}
+            available = cached if stored else live()
+            if available and loss.needs_heads:
+                sides[name] = self._explanations(name, available, outputs)
+            elif available:
                 sides[name] = _pick(available, teacher_taps), _pick(outputs, student_taps)
             elif training:
-                raise ValueError(
-                    f"loss {name!r} needs a teacher: Distiller(teacher=...), or targets with 'label' and "
-                    f"{'teacher_features' if loss.needs_features else 'teacher_logits'!r} from a store"
-                )
+                what = "teacher_features" if loss.needs_features else "teacher_logits"
+                other = "" if loss.needs_heads else f", or targets with 'label' and {what!r} from a store"
+                raise ValueError(f"loss {name!r} needs a teacher: Distiller(teacher=...){other}")
         return sides
+
+    def _explanations(self, name: str, taught: Mapping[str, Tensor], outputs: Mapping[str, Tensor]) -> tuple:
+        """Return the maps of the teacher and of the student that explain the teacher's decision."""
+        loss: Any = self.distillation_losses[name]
+        teacher_tap, student_tap = _loss_taps(loss)
+        classes = ops.argmax(taught[LOGITS], axis=-1)
+        teacher_map = loss.explain(self._get_teacher_heads()[name], taught[teacher_tap], classes)
+        return ops.stop_gradient(teacher_map), loss.explain(self._student_heads()[name], outputs[student_tap], classes)
 
     def compare(
         self, outputs: Mapping[str, Tensor], inputs: Tensor, targets: Any, sample_weight: Any = None, *, training: bool
