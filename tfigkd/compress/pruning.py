@@ -13,12 +13,13 @@ from tfigkd.models.layers import flatten_layers
 def prunable_kernels(model: keras.Model) -> Iterator[keras.Variable]:
     """Yield the kernels to prune: those of trainable convolutions and dense layers.
 
-    Depthwise kernels, biases and normalization have few but important weights and are not pruned, as in tfmot.
+    Depthwise kernels, biases and normalization have few but important weights and are not pruned, as in tfmot. Of a
+    layer with powerpropagation it is θ, which has the zeros and the order of the kernel.
     """
     for layer in flatten_layers(model):
         depthwise = isinstance(layer, keras.layers.DepthwiseConv2D)
         if isinstance(layer, keras.layers.Conv2D | keras.layers.Dense) and not depthwise and layer.trainable:
-            yield layer.kernel
+            yield getattr(layer, "theta", layer.kernel)
 
 
 def polynomial_sparsity(step: int, final: float, *, end: int) -> float:

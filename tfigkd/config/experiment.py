@@ -124,7 +124,14 @@ def fine_tuning(config: Config) -> Config:
     return replace(
         config,
         losses=config.compress.losses,
-        training=replace(config.training, batch_size=config.compress.batch_size, label_smoothing=0.0, hard_weight=None),
+        training=replace(
+            config.training,
+            batch_size=config.compress.batch_size,
+            label_smoothing=0.0,
+            hard_weight=None,
+            power=1.0,
+            l1=0.0,
+        ),
         view=replace(config.view, kind="live", attention="live") if own else config.view,
         control=replace(config.control, logits="own") if own else config.control,
         compress=CompressConfig(),

@@ -152,6 +152,13 @@ class TrainingConfig:
     cutout: int = late(0)
     """Side in pixels of a square at a random place of each training image that is filled with gray, the same in what a
     live teacher sees; the map is zero there. 0 switches it off (DeVries and Taylor 2017, arXiv 1708.04552)."""
+    power: float = late(1.0)
+    """Exponent of powerpropagation: the student's kernels are θ·|θ|^(power - 1), of which θ is trained and decayed, so
+    that small weights learn slowly and can be pruned later; files hold the kernels. 1 trains the kernels themselves
+    (Schwarz et al. 2021, arXiv 2110.00296). Start: 1.25 to 3."""
+    l1: float = late(0.0)
+    """Weight of the sum of the kernels' absolute values in the student's loss. The control of power = 2, whose decay of
+    θ is such a penalty, half as strong as the coupled decay."""
     class_weight: str | dict[str, float] | None = late(None)  # noqa: RUF009
     """Weight of each class in the loss: "balanced" weighs it by the inverse of its share of what trains, so that the
     mean is 1; or a table of class name to weight, such as {cat = 2, dog = 1}, where a class not named has 1. It
@@ -187,6 +194,8 @@ class TrainingConfig:
         else:
             known = weights is None or weights == "balanced"
             require(known, 'training.class_weight must be "balanced" or a table of class name to weight', weights)
+        require(self.power >= 1, "training.power must be at least 1", self.power)
+        require(self.l1 >= 0, "training.l1 must not be negative", self.l1)
         require(self.mixup >= 0, "training.mixup must not be negative", self.mixup)
         require(self.cutout >= 0, "training.cutout must not be negative", self.cutout)
         warm = self.schedule == "triangular" and self.warmup_epochs > 0
@@ -283,6 +292,9 @@ class TeacherConfig(NetworkConfig):
             "teacher.train = false needs teacher.weights or a .keras teacher.model",
             self.model,
         )
+        for name in ("power", "l1"):
+            given, unset = getattr(self.training, name), getattr(TrainingConfig(), name)
+            require(given == unset, f"teacher.training.{name} must be {unset}, it is of the student alone", given)
         require(self.count > 0, "teacher.count must be at least 1", self.count)
         require(
             self.count == 1 or self.trained,

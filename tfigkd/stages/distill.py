@@ -153,7 +153,8 @@ def _initial(config: Config, workdir: Workdir, data: Dataset) -> keras.Model:
         student = build_network(config.student, data)
         if config.student.own_file:
             console.say(f"  student: {_start(config, student, workdir.seed)}")
-    return models.with_precision(with_fused_layers(student), config.training.precision)
+    student = models.with_power(with_fused_layers(student), config.training.power)
+    return models.with_precision(student, config.training.precision)
 
 
 def _cut(teacher: keras.Model, config: Config, data: Dataset) -> keras.Model:
@@ -209,6 +210,7 @@ def assemble(config: Config, student: keras.Model, teacher: keras.Model | None) 
             hard_weight=config.training.hard_weight,
             teacher=teacher,
             label_smoothing=config.training.label_smoothing,
+            l1=config.training.l1,
         )
     except ValueError as error:
         raise UserError(f"losses: {error}") from error
@@ -224,7 +226,7 @@ def check(config: Config) -> None:
     class_weights(config.training, training_examples(config.data), data.class_names)
     class_weights(config.teacher.training, teacher_examples(config.data), data.class_names)
     teacher = build_teacher(config, data)
-    assemble(config, untrained_student(config, data, teacher), teacher)
+    assemble(config, models.with_power(untrained_student(config, data, teacher), config.training.power), teacher)
 
 
 def _wanted(config: Config) -> set[str]:
@@ -337,7 +339,7 @@ def distill(config: Config, workdir: Workdir) -> None:
         watched=_watched(config, workdir),
         ledger_steps=config.ledger.every,
     )
-    student = with_stock_layers(models.with_precision(model.student, "float32"))
+    student = with_stock_layers(models.with_plain_kernels(models.with_precision(model.student, "float32")))
     with atomic(folder / FILE) as temporary:
         student.save(temporary)
     write_text(folder / "history.json", json.dumps(history, indent=0) + "\n")

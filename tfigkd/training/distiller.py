@@ -12,6 +12,7 @@ from keras import ops
 from tfigkd.data.spaces import UNIT, Range
 from tfigkd.losses import Loss, PerExampleLoss, adapted, hard_label_loss
 from tfigkd.losses.base import Tensor
+from tfigkd.models.layers import flatten_layers
 from tfigkd.models.spaces import logits_of, recognise_input_range
 from tfigkd.models.taps import head_behind, tap_outputs
 
@@ -155,6 +156,12 @@ def _heads(model: keras.Model, losses: Mapping[str, Loss], side: int) -> dict[st
     return {name: function(head_behind(model, tap)) for name, tap in needing.items()}
 
 
+def _kernels(model: keras.Model) -> list[Tensor]:
+    """Return the kernels of a model's trainable convolutions and dense layers."""
+    kinds = keras.layers.Conv2D | keras.layers.DepthwiseConv2D | keras.layers.Dense
+    return [layer.kernel for layer in flatten_layers(model) if isinstance(layer, kinds) and layer.trainable]
+
+
 def _named(outputs: Tensor, to_logits: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
     return {LOGITS: to_logits(outputs), OUTPUTS: outputs}
 
@@ -253,6 +260,7 @@ class Distiller(keras.Model):
         teacher_shapes: Tap to shape of the teacher's features, with the batch; only for losses with a projector, and
             only without a live teacher.
         label_smoothing: Of the hard label, in [0, 1).
+        l1: Weight of the sum of absolute values of the student's trainable kernels, part of `"loss"` in training.
         input_range: The values of a black and of a white pixel in the batches; a model that shows another range (see
             `tfigkd.models.spaces.recognise_input_range`) gets its own. Needed where a model shows one that is not
             [0,1].
@@ -280,6 +288,7 @@ class Distiller(keras.Model):
         teacher: keras.Model | None = None,
         teacher_shapes: Mapping[str, tuple[int | None, ...]] | None = None,
         label_smoothing: float = 0.0,
+        l1: float = 0.0,
         input_range: Range | None = None,
         **kwargs: Any,
     ):
@@ -291,6 +300,7 @@ class Distiller(keras.Model):
         self.distillation_weights = {name: float(weight) for name, weight in (loss_weights or {}).items()}
         self.hard_weight = None if hard_weight is None else float(hard_weight)
         self.label_smoothing = label_smoothing
+        self.l1 = float(l1)
         self._compiled_loss: Any = None
         self._check()
         forward = _with_taps(student, _all_taps(self.distillation_losses, 1), self.input_range)
@@ -321,8 +331,10 @@ class Distiller(keras.Model):
         for name in RESERVED:
             if name in names:
                 raise ValueError(f"a loss cannot be named {name!r}, the logs have another value under it; rename it")
-        if any(weight < 0 for weight in [*weights.values(), self.hard_weight or 0.0]):
-            raise ValueError(f"weights must not be negative, got {weights} and hard_weight {self.hard_weight}")
+        if any(weight < 0 for weight in [*weights.values(), self.hard_weight or 0.0, self.l1]):
+            raise ValueError(
+                f"weights must not be negative, got {weights}, hard_weight {self.hard_weight} and l1 {self.l1}"
+            )
         if self.hard_weight is None and weights.get("kd", 0.0) > 1:
             raise ValueError(
                 f"the weight of 'kd' must be in [0, 1], got {weights['kd']}: the hard label has the rest; for a larger "
@@ -530,6 +542,8 @@ class Distiller(keras.Model):
         outputs = self._student_outputs(inputs, training=training)
         terms = self.compare(outputs, inputs, targets, sample_weight, training=training)
         total = terms["loss"] if training else terms["hard_loss"]
+        if self.l1 and training:
+            total = total + self.l1 * sum(ops.sum(ops.abs(ops.cast(k, "float32"))) for k in _kernels(self.student))
         return {**terms, "loss": total + ops.cast(sum(self.student.losses), "float32")}, outputs[OUTPUTS]
 
     def _run(self, data: Any, *, training: bool) -> tuple[Tensor, tuple]:
@@ -617,6 +631,7 @@ class Distiller(keras.Model):
             "hard_weight": self.hard_weight,
             "teacher_shapes": self.teacher_shapes,
             "label_smoothing": self.label_smoothing,
+            "l1": self.l1,
             "input_range": self.input_range,
         }
 
