@@ -20,7 +20,9 @@ from tfigkd.losses import (
     Hint,
     IGMatching,
     KLDivergence,
+    LogitRegression,
     PerExampleLoss,
+    ReviewKD,
 )
 
 EXAMPLES = {
@@ -34,6 +36,8 @@ EXAMPLES = {
     "fsp": FSP(["student_tap", "student_late"], ["teacher_tap", "teacher_late"]),
     "hint": Hint("student_tap", "teacher_tap"),
     "skt": SKT(["student_tap", "student_late"], ["teacher_tap", "teacher_late"], inter=2.0, pairs="adjacent"),
+    "reviewkd": ReviewKD(["student_tap", "student_late"], ["teacher_tap", "teacher_late"], fuse=False),
+    "regression": LogitRegression(),
     "e2kd": E2KD("student_late", "teacher_late", shuffled=True),
     "ig_match": IGMatching(times_input=False),
 }
@@ -46,6 +50,7 @@ NEEDS = {
     "sp": "features",
     "pkt": "features",
     "skt": "features",
+    "reviewkd": "features",
     "e2kd": "features",
     "ig_match": "inputs",
 }
@@ -137,7 +142,7 @@ def test_it_trains_in_the_distiller_of_keras(name):
         assert not any(variable is loss.projector.kernel for variable in model.student.variables)
 
 
-@pytest.mark.parametrize("name", ["dkd", "fsp", "skt", "e2kd", "ig_match"])
+@pytest.mark.parametrize("name", ["dkd", "fsp", "skt", "reviewkd", "e2kd", "ig_match"])
 def test_losses_that_the_distiller_of_keras_cannot_feed_are_refused_there(name):
     with pytest.raises(ValueError, match=r"use tfigkd\.Distiller"):
         distiller(EXAMPLES[name])
@@ -160,3 +165,5 @@ def test_taps_that_do_not_pair_are_refused():
         SKT(["student_tap"], ["teacher_tap"])
     with pytest.raises(ValueError, match="as many taps"):
         SKT(["a", "b", "c"], ["a", "b"])
+    with pytest.raises(ValueError, match="ReviewKD needs as many taps"):
+        ReviewKD(["a", "b", "c"], ["a", "b"])

@@ -59,6 +59,7 @@ def dense_flow(teacher, student):
 CASES = {
     "kd": Case(lambda t, s: losses.kl_divergence(t, s, temperature=2.5), normal(5, 6), normal(5, 6)),
     "standardized": Case(standardized, normal(5, 6), normal(5, 6)),
+    "regression": Case(losses.logit_distance, normal(5, 6), normal(5, 6)),
     "dkd": Case(
         lambda t, s: losses.decoupled_kl(t, s, LABELS, alpha=1.0, beta=2.0, temperature=4.0), normal(5, 6), normal(5, 6)
     ),
@@ -71,6 +72,7 @@ CASES = {
     "fsp": Case(flow, normal(5, 4, 4, 5), normal(5, 4, 4, 5)),
     "directions": Case(losses.direction_distance, normal(5, 6, 6, 4), normal(5, 3, 3, 4)),
     "dense_flow": Case(dense_flow, normal(5, 4, 4, 6), normal(5, 4, 4, 6)),
+    "context": Case(losses.context_distance, normal(5, 7, 7, 3), normal(5, 7, 7, 3)),
     "hint": Case(losses.hint_distance, normal(5, 4, 4, 3), normal(5, 4, 4, 3)),
     "e2kd": Case(explanations, normal(5, 4, 4, 4), normal(5, 4, 4, 4)),
     "ig_match": Case(losses.map_distance, normal(5, 6, 6) ** 2, normal(5, 6, 6) ** 2),

@@ -2,21 +2,42 @@
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
+from tfigkd.batches.stream import training_batches
 from tfigkd.config.experiment import fine_tuning, override, read_experiment
+from tfigkd.losses import kl_divergence
 from tfigkd.runtime.errors import UserError
 from tfigkd.stages import distill, teacher
-from tfigkd.stages.data import dataset
+from tfigkd.stages.data import dataset, training_examples
+from tfigkd.study.plan import Options, plan, read_study
 
 DIGITS = {"data.name": "digits", "data.limit": 64, "teacher.widths": (24, 24, 24)}
+PHASES = {
+    "losses.regression.weight": 0.0,
+    "losses.kd.weight": 0.9,
+    "training.hard_weight": None,
+    "training.finetune_epochs": 0,
+}
 OFF = {
+    "cifar10_sp": {"losses.sp.weight": 0.0},
+    "cifar10_pkt": {"losses.pkt.weight": 0.0},
+    "cifar10_dkd": {"losses.dkd.weight": 0.0, "losses.kd.weight": 0.9},
+    "cifar10_dist": {"losses.dist.weight": 0.0, "losses.kd.weight": 0.9},
     "cifar10_skt": {"losses.skt.weight": 0.0},
     "cifar10_skt_adjacent": {"losses.skt.weight": 0.0},
     "cifar10_e2kd": {"losses.e2kd.weight": 0.0},
     "cifar10_e2kd_shuffled": {"losses.e2kd.weight": 0.0, "control.maps": "own"},  # which nothing reads then
+    "cifar10_reviewkd": {"losses.reviewkd.weight": 0.0},
+    "cifar10_reviewkd_alone": {"losses.reviewkd.weight": 0.0},
     "cifar10_power": {"training.power": 1.0},
     "cifar10_power_l1": {"training.l1": 0.0, "training.weight_decay": 5e-3},
+    "cifar10_dot": {"training.dot": 0.0},
+    "cifar10_dagfm": PHASES,
+    "cifar10_dagfm_whole": PHASES,
+    "cifar10_function": {"training.mixup": 0.0, "losses.kd.weight": 0.9, "losses.kd.temperature": 4.0},
+    "cifar10_function_fixed": {"view.kind": "live", "losses.kd.weight": 0.9, "losses.kd.temperature": 4.0},
 }
 """Experiment to the fields that switch its method off."""
 
@@ -77,3 +98,41 @@ def test_powerpropagation_out_of_range_is_refused_in_one_line(changes, message):
 def test_pruning_after_powerpropagation_trains_the_kernels_themselves():
     assert fine_tuning(read_experiment("cifar10_power")[1]).training.power == 1.0
     assert fine_tuning(read_experiment("cifar10_power_l1")[1]).training.l1 == 0.0
+
+
+def test_function_matching_has_no_hard_label_and_its_teacher_sees_what_the_student_sees():
+    config, student, taught = networks("cifar10_function")
+    model = distill.assemble(config, student, taught)
+    assert model.term_weights == {"hard": 0.0, "kd": 1.0}
+    stream = training_batches(training_examples(config.data), augment=config.augment, batch_size=8, seed=0, mixup=1.0)
+    images, targets = next(stream(0))
+    assert "teacher_inputs" not in targets  # the student's own images, mixed
+    losses = []
+    for labels in (targets["label"], 9 - targets["label"]):
+        seen = {"label": labels, "label_probabilities": targets["label_probabilities"]}
+        terms, _ = model.compute_terms(images, seen, training=True)
+        losses.append(float(terms["loss"]))
+    teacher_logits = taught(images, training=False)
+    expected = kl_divergence(teacher_logits, student(images, training=True), temperature=1.0).numpy().mean()
+    np.testing.assert_allclose(losses, [expected, expected], rtol=1e-4)
+    assert read_experiment("cifar10_function_fixed")[1].needs_store
+
+
+def test_the_phases_of_a_schedule_are_counted_in_steps():
+    config, student, taught = networks("cifar10_dagfm")
+    examples = len(training_examples(config.data))
+    assert config.training.finetune_epochs == 5
+    assert distill.assemble(config, student, taught).finetune_from == 25 * -(-examples // 128)
+    with pytest.raises(UserError, match=r"training\.finetune_epochs must not be negative, and below training\.epochs"):
+        override(config, {"training.finetune_epochs": 30})
+    with pytest.raises(UserError, match=r"training\.dot must be 0 with finetune_epochs"):
+        override(config, {"training.dot": 0.05})
+
+
+def test_every_method_and_control_is_an_arm_of_the_study():
+    study = read_study("methods")
+    assert {*study.arms.values()} == {"cifar10_kd", *OFF}
+    jobs = plan(study, Options("methods"))
+    assert len(jobs) == study.seeds * len(study.arms)
+    configs = [replace(job.run.config, description="") for job in jobs[: len(study.arms)]]
+    assert all(a != b for index, a in enumerate(configs) for b in configs[:index])

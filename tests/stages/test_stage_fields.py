@@ -131,11 +131,12 @@ VALUES = {
     "times_input": False,
     "grid": 2,
     "pairs": "adjacent",
+    "fuse": False,
 }
 TAPS = {
     **dict.fromkeys(("at", "hint", "rkd", "sp", "pkt", "e2kd"), "block_01"),
     "fsp": ("block_00", "block_01"),
-    "skt": ("block_00", "block_01"),
+    **dict.fromkeys(("skt", "reviewkd"), ("block_00", "block_01")),
 }
 
 

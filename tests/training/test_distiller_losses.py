@@ -21,6 +21,8 @@ from tfigkd.losses import (
     Hint,
     IGMatching,
     KLDivergence,
+    LogitRegression,
+    ReviewKD,
 )
 from tfigkd.training.distiller import Distiller
 
@@ -40,6 +42,8 @@ CASES = {
     "fsp": FSP(("block_00", "block_01"), ("block_00", "block_01")),
     "hint": Hint("block_01", "block_04"),
     "skt": SKT(("block_00", "block_01", "block_02"), ("block_00", "block_02", "block_04")),
+    "reviewkd": ReviewKD(("block_00", "block_02"), ("block_00", "block_04")),
+    "regression": LogitRegression(),
     "e2kd": E2KD("block_02", "block_04"),
     "ig_match": IGMatching(grid=4),
 }
@@ -140,7 +144,7 @@ def test_the_live_teacher_sees_the_view_it_is_given(teacher):
     np.testing.assert_allclose(float(seen["kd_loss"]), float(cached["kd_loss"]), rtol=1e-5)
 
 
-@pytest.mark.parametrize(("name", "trained"), [("hint", 2), ("skt", 6)])
+@pytest.mark.parametrize(("name", "trained"), [("hint", 2), ("skt", 6), ("reviewkd", 22)])
 def test_the_projector_is_trained_saved_and_no_part_of_the_student(name, trained, teacher, tmp_path):
     model = distiller({name: CASES[name]}, teacher)
     (projector,) = model.projectors

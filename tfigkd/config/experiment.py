@@ -66,6 +66,8 @@ class Config:
         require(rest, "compress.losses.kd.weight must be in [0, 1]", self.compress.losses.kd.weight)
         several = self.student.init == "teacher" and self.teacher.count > 1
         require(not several, "student.init = teacher needs a single teacher, got teacher.count", self.teacher.count)
+        taught = not self.training.dot or bool(self.losses.active())
+        require(taught, "training.dot must be 0 without a term beside the hard label", self.training.dot)
         drawn = self.losses.e2kd.weight > 0 and self.control.maps in ("noise", "none")
         require(not drawn, "control.maps must be own or shuffled with losses.e2kd", self.control.maps)
         if self.student.init == "teacher":
@@ -131,6 +133,8 @@ def fine_tuning(config: Config) -> Config:
             hard_weight=None,
             power=1.0,
             l1=0.0,
+            dot=0.0,
+            finetune_epochs=0,
         ),
         view=replace(config.view, kind="live", attention="live") if own else config.view,
         control=replace(config.control, logits="own") if own else config.control,

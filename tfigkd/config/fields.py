@@ -156,6 +156,15 @@ class TrainingConfig:
     """Exponent of powerpropagation: the student's kernels are θ·|θ|^(power - 1), of which θ is trained and decayed, so
     that small weights learn slowly and can be pruned later; files hold the kernels. 1 trains the kernels themselves
     (Schwarz et al. 2021, arXiv 2110.00296). Start: 1.25 to 3."""
+    dot: float = late(0.0)
+    """Difference that the momentum of the distillation's gradient has above, and that of the hard label below
+    training.momentum, for sgd; the step then has two gradients. 0 has one momentum for their sum (Zhao et al. 2023,
+    arXiv 2307.08436; the authors' is 0.075)."""
+    finetune_epochs: int = late(0)
+    """Last epochs, in which the student learns from the hard label alone, at finetune_rate; the schedule ends before
+    them. With losses.regression and hard_weight = 0 it is that of KD-DAGFM (Tian et al. 2023, arXiv 2211.11159)."""
+    finetune_rate: float = late(0.01)
+    """Learning rate of these epochs as a share of the peak."""
     l1: float = late(0.0)
     """Weight of the sum of the kernels' absolute values in the student's loss. The control of power = 2, whose decay of
     θ is such a penalty, half as strong as the coupled decay."""
@@ -195,6 +204,15 @@ class TrainingConfig:
             known = weights is None or weights == "balanced"
             require(known, 'training.class_weight must be "balanced" or a table of class name to weight', weights)
         require(self.power >= 1, "training.power must be at least 1", self.power)
+        limit = min(self.momentum, 1 - self.momentum)
+        fits = 0 <= self.dot < limit if self.dot else True
+        require(fits, "training.dot must be 0, or below training.momentum and 1 minus it", self.dot)
+        own = not self.dot or (self.optimizer == "sgd" and self.precision != "mixed_float16")
+        require(own, "training.dot must be 0 but for sgd in float32 or bfloat16", self.dot)
+        some = 0 <= self.finetune_epochs < self.epochs
+        require(some, "training.finetune_epochs must not be negative, and below training.epochs", self.finetune_epochs)
+        require(self.finetune_rate > 0, "training.finetune_rate must be positive", self.finetune_rate)
+        require(not (self.dot and self.finetune_epochs), "training.dot must be 0 with finetune_epochs", self.dot)
         require(self.l1 >= 0, "training.l1 must not be negative", self.l1)
         require(self.mixup >= 0, "training.mixup must not be negative", self.mixup)
         require(self.cutout >= 0, "training.cutout must not be negative", self.cutout)
@@ -292,7 +310,7 @@ class TeacherConfig(NetworkConfig):
             "teacher.train = false needs teacher.weights or a .keras teacher.model",
             self.model,
         )
-        for name in ("power", "l1"):
+        for name in ("power", "l1", "dot", "finetune_epochs"):
             given, unset = getattr(self.training, name), getattr(TrainingConfig(), name)
             require(given == unset, f"teacher.training.{name} must be {unset}, it is of the student alone", given)
         require(self.count > 0, "teacher.count must be at least 1", self.count)

@@ -231,6 +231,22 @@ class E2KDConfig(TapConfig):
 
 
 @dataclass(frozen=True)
+class ReviewKDConfig(TapsConfig):
+    """Deep levels of the student fused into shallow ones (Chen et al. 2021, arXiv 2104.09044). Start: weight 1; taps of
+    the teacher before the activation."""
+
+    fuse: bool = True
+    """Fuse deeper levels into shallower ones; false, a control: each level is compared by itself."""
+
+
+@dataclass(frozen=True)
+class RegressionConfig(LossConfig):
+    """Regression of the teacher's logits, as in KD-DAGFM (Tian et al. 2023, arXiv 2211.11159). Start: weight 1."""
+
+    compares = "logits"
+
+
+@dataclass(frozen=True)
 class LossesConfig:
     """The terms beside the hard label."""
 
@@ -245,6 +261,8 @@ class LossesConfig:
     sp: SPConfig = late(SPConfig())  # noqa: RUF009 - it is frozen
     pkt: PKTConfig = late(PKTConfig())  # noqa: RUF009 - it is frozen
     skt: SKTConfig = late(SKTConfig())  # noqa: RUF009 - it is frozen
+    reviewkd: ReviewKDConfig = late(ReviewKDConfig())  # noqa: RUF009 - it is frozen
+    regression: RegressionConfig = late(RegressionConfig())  # noqa: RUF009 - it is frozen
     e2kd: E2KDConfig = late(E2KDConfig())  # noqa: RUF009 - it is frozen
 
     def active(self) -> dict[str, LossConfig]:

@@ -10,10 +10,12 @@ from tfigkd.losses.logits import (
     DIST,
     DKD,
     KLDivergence,
+    LogitRegression,
     correlation_distance,
     decoupled_kl,
     hard_label_loss,
     kl_divergence,
+    logit_distance,
     standardize_logits,
 )
 from tfigkd.losses.relation import (
@@ -26,6 +28,7 @@ from tfigkd.losses.relation import (
     relational_distance,
     similarity_distance,
 )
+from tfigkd.losses.review import ReviewKD, context_distance
 from tfigkd.losses.structure import SKT, dense_flow_distance, direction_distance
 
 LOSSES: dict[str, type[Loss]] = {
@@ -39,6 +42,8 @@ LOSSES: dict[str, type[Loss]] = {
     "fsp": FSP,
     "hint": Hint,
     "skt": SKT,
+    "reviewkd": ReviewKD,
+    "regression": LogitRegression,
     "e2kd": E2KD,
     "ig_match": IGMatching,
 }
@@ -58,10 +63,13 @@ __all__ = [
     "Hint",
     "IGMatching",
     "KLDivergence",
+    "LogitRegression",
     "Loss",
     "PerExampleLoss",
+    "ReviewKD",
     "attention_map",
     "attention_transfer",
+    "context_distance",
     "correlation_distance",
     "decoupled_kl",
     "dense_flow_distance",
@@ -72,6 +80,7 @@ __all__ = [
     "hint_distance",
     "input_gradient_map",
     "kl_divergence",
+    "logit_distance",
     "map_distance",
     "probabilistic_distance",
     "relational_distance",

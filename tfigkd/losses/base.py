@@ -30,6 +30,8 @@ class Loss(DistillationLoss):
     """The loss computes the student's value from the student and the images, not from an output."""
     needs_heads: bool = False
     """The loss compares what `explain` makes of the features, the layers behind the tap and the teacher's decision."""
+    projects: bool = False
+    """`per_example` takes what `project` makes of the student's outputs, told whether it is in training."""
     student_layer: Taps = None
     teacher_layer: Taps = None
 

@@ -92,6 +92,22 @@ def decoupled_kl(
     return temperature**2 * loss
 
 
+def logit_distance(teacher_logits: Tensor, student_logits: Tensor) -> Tensor:
+    """Return the mean squared difference of logits, from each of which the mean over the classes is taken off.
+
+    A number added to all logits changes no probability, so the student need not copy it.
+
+    Args:
+        teacher_logits: [B,C].
+        student_logits: [B,C].
+
+    Returns:
+        Loss of each example, [B].
+    """
+    difference = ops.cast(teacher_logits, "float32") - ops.cast(student_logits, "float32")
+    return ops.mean(ops.square(difference - ops.mean(difference, axis=-1, keepdims=True)), axis=-1)
+
+
 def standardize_logits(logits: Tensor) -> Tensor:
     """Return the z-scores of each example's logits, by the sample deviation (Sun et al. 2024, arXiv 2403.01427).
 
@@ -189,6 +205,18 @@ class KLDivergence(PerExampleLoss):
         if self.standardize:
             teacher_outputs, student_outputs = standardize_logits(teacher_outputs), standardize_logits(student_outputs)
         return kl_divergence(teacher_outputs, student_outputs, temperature=self.temperature)
+
+
+@keras.saving.register_keras_serializable("tfigkd")
+class LogitRegression(PerExampleLoss):
+    """`logit_distance` for Keras's own Distiller and for `tfigkd.Distiller`.
+
+    With a fine-tuning on the hard label after it, it is the schedule of KD-DAGFM (Tian et al. 2023, arXiv 2211.11159).
+    """
+
+    def per_example(self, teacher_outputs: Tensor, student_outputs: Tensor) -> Tensor:
+        """Return the loss of each example, [B]."""
+        return logit_distance(teacher_outputs, student_outputs)
 
 
 @keras.saving.register_keras_serializable("tfigkd")

@@ -9,6 +9,26 @@ from keras import ops
 from tfigkd.losses.base import Tensor
 
 
+def paired_taps(
+    name: str, student_layer: Sequence[str], teacher_layer: Sequence[str]
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Return the taps of both networks.
+
+    Args:
+        name: Of the loss, for the error.
+        student_layer: Names of the student's taps.
+        teacher_layer: Names of the teacher's taps.
+
+    Raises:
+        ValueError: They are not two or more, or not as many of both.
+    """
+    if isinstance(student_layer, str) or isinstance(teacher_layer, str) or len(student_layer) < 2:
+        raise ValueError(f"{name} needs two or more taps of each network, got {student_layer!r} and {teacher_layer!r}")
+    if len(student_layer) != len(teacher_layer):
+        raise ValueError(f"{name} needs as many taps of both networks, got {student_layer!r} and {teacher_layer!r}")
+    return tuple(student_layer), tuple(teacher_layer)
+
+
 def check_maps(name: str, *shapes: Sequence[tuple]) -> None:
     """Check that features are maps of known size and channels.
 

@@ -9,7 +9,7 @@ from keras import ops
 
 from tfigkd.losses.base import PerExampleLoss, Tensor, cosine_distance
 from tfigkd.losses.features import map_size, match_resolution, pool_to
-from tfigkd.losses.projectors import Projectors, check_maps
+from tfigkd.losses.projectors import Projectors, check_maps, paired_taps
 from tfigkd.losses.relation import flow_matrix
 
 EPSILON = 1e-5
@@ -108,16 +108,11 @@ class SKT(PerExampleLoss):
         inter: float = 10.0,
         pairs: Pairs = "all",
     ):
-        if isinstance(student_layer, str) or isinstance(teacher_layer, str) or len(student_layer) < 2:
-            raise ValueError(f"SKT needs two or more taps of each network, got {student_layer!r} and {teacher_layer!r}")
-        if len(student_layer) != len(teacher_layer):
-            raise ValueError(f"SKT needs as many taps of both networks, got {student_layer!r} and {teacher_layer!r}")
+        self.student_layer, self.teacher_layer = paired_taps("SKT", student_layer, teacher_layer)
         if not (min(intra, inter) >= 0 and max(intra, inter) > 0):
             raise ValueError(f"intra and inter must not be negative, nor both zero; got {intra} and {inter}")
         if pairs not in ("all", "adjacent"):
             raise ValueError(f"pairs must be 'all' or 'adjacent', got {pairs!r}")
-        self.student_layer = tuple(student_layer)
-        self.teacher_layer = tuple(teacher_layer)
         self.intra = intra
         self.inter = inter
         self.pairs = pairs

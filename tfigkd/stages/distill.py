@@ -1,6 +1,7 @@
 """The student: built, joined to what the teacher knows of its examples, and distilled."""
 
 import json
+import math
 import os
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import asdict, replace
@@ -202,6 +203,10 @@ def make_distiller(config: Config, workdir: Workdir, student: keras.Model) -> Di
 def assemble(config: Config, student: keras.Model, teacher: keras.Model | None) -> Distiller:
     """Return the student with the losses of a config and this live teacher."""
     terms, weights = _losses(config)
+    recipe, second = config.training, None
+    if recipe.finetune_epochs:
+        steps = math.ceil(len(training_examples(config.data)) / recipe.batch_size)
+        second = (recipe.epochs - recipe.finetune_epochs) * steps
     try:
         return Distiller(
             student,
@@ -210,6 +215,7 @@ def assemble(config: Config, student: keras.Model, teacher: keras.Model | None) 
             hard_weight=config.training.hard_weight,
             teacher=teacher,
             label_smoothing=config.training.label_smoothing,
+            finetune_from=second,
             l1=config.training.l1,
         )
     except ValueError as error:

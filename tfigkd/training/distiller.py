@@ -1,8 +1,9 @@
 """The Keras model that trains a student from hard labels and from a teacher's logits, cached or live."""
 
+import contextlib
 import functools
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import keras
@@ -15,6 +16,7 @@ from tfigkd.losses.base import Tensor
 from tfigkd.models.layers import flatten_layers
 from tfigkd.models.spaces import logits_of, recognise_input_range
 from tfigkd.models.taps import head_behind, tap_outputs
+from tfigkd.training.optimizers import TwoMomenta
 
 LOGITS = "logits"
 OUTPUTS = "outputs"
@@ -260,6 +262,8 @@ class Distiller(keras.Model):
         teacher_shapes: Tap to shape of the teacher's features, with the batch; only for losses with a projector, and
             only without a live teacher.
         label_smoothing: Of the hard label, in [0, 1).
+        finetune_from: Step of the optimizer, counted from 0, from which on the hard label alone counts, with weight
+            one; None has one phase.
         l1: Weight of the sum of absolute values of the student's trainable kernels, part of `"loss"` in training.
         input_range: The values of a black and of a white pixel in the batches; a model that shows another range (see
             `tfigkd.models.spaces.recognise_input_range`) gets its own. Needed where a model shows one that is not
@@ -288,6 +292,7 @@ class Distiller(keras.Model):
         teacher: keras.Model | None = None,
         teacher_shapes: Mapping[str, tuple[int | None, ...]] | None = None,
         label_smoothing: float = 0.0,
+        finetune_from: int | None = None,
         l1: float = 0.0,
         input_range: Range | None = None,
         **kwargs: Any,
@@ -300,6 +305,7 @@ class Distiller(keras.Model):
         self.distillation_weights = {name: float(weight) for name, weight in (loss_weights or {}).items()}
         self.hard_weight = None if hard_weight is None else float(hard_weight)
         self.label_smoothing = label_smoothing
+        self.finetune_from = finetune_from
         self.l1 = float(l1)
         self._compiled_loss: Any = None
         self._check()
@@ -362,8 +368,22 @@ class Distiller(keras.Model):
     @property
     def term_weights(self) -> dict[str, float]:
         """Name to weight of every term in training, `"hard"` among them."""
-        hard = 1.0 - self.distillation_weights.get("kd", 0.0) if self.hard_weight is None else self.hard_weight
-        return {"hard": hard, **self.distillation_weights}
+        weights = self.distillation_weights
+        hard = 1.0 - weights.get("kd", 0.0) if self.hard_weight is None else self.hard_weight
+        if self.finetune_from is not None and self.optimizer is not None:
+            second = int(ops.convert_to_numpy(self.optimizer.iterations)) >= self.finetune_from
+            hard, weights = (1.0, dict.fromkeys(weights, 0.0)) if second else (hard, weights)
+        return {"hard": hard, **weights}
+
+    def _phase(self) -> dict[str, Any]:
+        """Return the weights of `loss_terms` in this step of the training, which may depend on it."""
+        weights, hard = self.distillation_weights, self.hard_weight
+        if self.finetune_from is None or self.optimizer is None:
+            return {"weights": weights, "hard_weight": hard}
+        first = ops.cast(self.optimizer.iterations < self.finetune_from, "float32")
+        hard = 1.0 - weights.get("kd", 0.0) if hard is None else hard
+        now = {name: first * weight for name, weight in weights.items()}
+        return {"weights": now, "hard_weight": first * hard + (1.0 - first)}
 
     @property
     def teacher(self) -> keras.Model | None:
@@ -479,7 +499,8 @@ class Distiller(keras.Model):
             return {tap: ops.stop_gradient(value) for tap, value in seen.items()}
 
         sides: dict[str, tuple[Tensor, Tensor]] = {}
-        for name, loss in self.distillation_losses.items():
+        for name, each in self.distillation_losses.items():
+            loss: Any = each
             if loss.needs_inputs:  # the student's own input gradient is worked out in training alone
                 if training:
                     if "teacher_map" not in known:
@@ -492,7 +513,10 @@ class Distiller(keras.Model):
             if available and loss.needs_heads:
                 sides[name] = self._explanations(name, available, outputs)
             elif available:
-                sides[name] = _pick(available, teacher_taps), _pick(outputs, student_taps)
+                student_side = _pick(outputs, student_taps)
+                if loss.projects:
+                    student_side = loss.project(student_side, training=training)
+                sides[name] = _pick(available, teacher_taps), student_side
             elif training:
                 what = "teacher_features" if loss.needs_features else "teacher_logits"
                 other = "" if loss.needs_heads else f", or targets with 'label' and {what!r} from a store"
@@ -524,8 +548,7 @@ class Distiller(keras.Model):
             outputs[LOGITS],
             self._sides(inputs, targets, outputs, training=training),
             losses=self.distillation_losses,
-            weights=self.distillation_weights,
-            hard_weight=self.hard_weight,
+            **(self._phase() if training else {"weights": self.distillation_weights, "hard_weight": self.hard_weight}),
             hard_loss=hard if mixed is None else lambda _, logits: hard(mixed, logits),
             sample_weight=sample_weight,
         )
@@ -542,9 +565,25 @@ class Distiller(keras.Model):
         outputs = self._student_outputs(inputs, training=training)
         terms = self.compare(outputs, inputs, targets, sample_weight, training=training)
         total = terms["loss"] if training else terms["hard_loss"]
+        return {**terms, "loss": total + self._regularization(training=training)}, outputs[OUTPUTS]
+
+    def _regularization(self, *, training: bool) -> Tensor:
+        value = ops.cast(sum(self.student.losses), "float32")
         if self.l1 and training:
-            total = total + self.l1 * sum(ops.sum(ops.abs(ops.cast(k, "float32"))) for k in _kernels(self.student))
-        return {**terms, "loss": total + ops.cast(sum(self.student.losses), "float32")}, outputs[OUTPUTS]
+            value = value + self.l1 * sum(ops.sum(ops.abs(ops.cast(k, "float32"))) for k in _kernels(self.student))
+        return value
+
+    def _task_and_taught(self, terms: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """Return the parts of the loss in training: hard label and regularization, and all terms beside them."""
+        weights = self.distillation_weights
+        taught = sum((weight * terms[f"{name}_loss"] for name, weight in weights.items()), ops.zeros(()))
+        return self.term_weights["hard"] * terms["hard_loss"] + self._regularization(training=True), taught
+
+    @property
+    def _untasked(self) -> list[int]:
+        """The indices of the variables that losses train beside the student's."""
+        ours = {id(variable) for variable in self.student.trainable_variables}
+        return [index for index, variable in enumerate(self.trainable_variables) if id(variable) not in ours]
 
     def _run(self, data: Any, *, training: bool) -> tuple[Tensor, tuple]:
         """Return the loss of a batch `(x, y[, sample_weight])`, and what `_log` takes."""
@@ -566,11 +605,21 @@ class Distiller(keras.Model):
             """Take one step of gradient descent on a batch `(x, y[, sample_weight])`; return its logs."""
             import tensorflow as tf
 
-            with tf.GradientTape() as tape:
+            apart = isinstance(self.optimizer, TwoMomenta)
+            with tf.GradientTape(persistent=apart) as tape:
                 loss, seen = self._run(data, training=True)
+                parts = [*self._task_and_taught(seen[-1])] if apart else []
                 # the gradients of replicas are added up, each is the mean over its own part of the batch
-                scaled = self.optimizer.scale_loss(loss / tf.distribute.get_strategy().num_replicas_in_sync)
+                replicas = tf.distribute.get_strategy().num_replicas_in_sync
+                scaled = self.optimizer.scale_loss(loss / replicas)
+                parts = [part / replicas for part in parts]
             variables = self.trainable_variables
+            if apart:
+                task, taught = (tape.gradient(part, variables) for part in parts)
+                task = [ops.zeros_like(v) if g is None else g for g, v in zip(task, variables, strict=True)]
+                with self.optimizer.with_taught(taught, self._untasked):
+                    self.optimizer.apply_gradients(zip(task, variables, strict=True))
+                return self._log(*seen)
             self.optimizer.apply_gradients(zip(tape.gradient(scaled, variables), variables, strict=True))
             return self._log(*seen)
 
@@ -585,18 +634,32 @@ class Distiller(keras.Model):
             import jax
 
             trainable, non_trainable, optimizer_state, metrics_state = state
+            aside: Any
+            scope: Any = contextlib.nullcontext()
+            apart = isinstance(self.optimizer, TwoMomenta)
 
             def loss_function(trainable: list) -> tuple:
-                with self._scope(trainable, non_trainable) as scope:
+                with self._scope(trainable, non_trainable, optimizer_state) as inside:
                     loss, seen = self._run(data, training=True)
-                changed = [scope.get_current_value(variable) for variable in self.non_trainable_variables]
+                    parts = self._task_and_taught(seen[-1]) if apart else ()
+                changed = [inside.get_current_value(variable) for variable in self.non_trainable_variables]
                 mapping = list(zip(self.optimizer.variables, optimizer_state, strict=True))
+                if apart:
+                    return parts, (seen, changed)
                 with keras.StatelessScope(state_mapping=mapping):  # the loss scale of mixed_float16 is a variable
                     scaled = self.optimizer.scale_loss(loss)
                 return scaled, (seen, changed)
 
-            gradients, (seen, non_trainable) = jax.grad(loss_function, has_aux=True)(trainable)
-            trainable, optimizer_state = self.optimizer.stateless_apply(optimizer_state, gradients, trainable)
+            if apart:
+                _, backward, aside = jax.vjp(loss_function, trainable, has_aux=True)
+                one, zero = ops.ones(()), ops.zeros(())
+                (gradients,), (taught,) = backward((one, zero)), backward((zero, one))
+                scope = self.optimizer.with_taught(taught, self._untasked)
+            else:
+                gradients, aside = jax.grad(loss_function, has_aux=True)(trainable)
+            seen, non_trainable = aside
+            with scope:
+                trainable, optimizer_state = self.optimizer.stateless_apply(optimizer_state, gradients, trainable)
             logs, metrics_state = self._stateless_log(metrics_state, *seen)
             return logs, (trainable, non_trainable, optimizer_state, metrics_state)
 
@@ -608,10 +671,12 @@ class Distiller(keras.Model):
             logs, metrics_state = self._stateless_log(metrics_state, *seen)
             return logs, (trainable, non_trainable, metrics_state)
 
-        def _scope(self, trainable: list, non_trainable: list) -> keras.StatelessScope:
+        def _scope(self, trainable: list, non_trainable: list, optimizer_state: Sequence = ()) -> keras.StatelessScope:
             """Return the scope in which the variables have these values and every update stays inside."""
             variables = [*self.trainable_variables, *self.non_trainable_variables]
             mapping = list(zip(variables, [*trainable, *non_trainable], strict=True))
+            if optimizer_state:  # which step it is
+                mapping += list(zip(self.optimizer.variables, optimizer_state, strict=True))
             return keras.StatelessScope(state_mapping=mapping, collect_losses=True)
 
         def _stateless_log(self, metrics_state: list, *batch: Any) -> tuple[dict, list]:
@@ -631,6 +696,7 @@ class Distiller(keras.Model):
             "hard_weight": self.hard_weight,
             "teacher_shapes": self.teacher_shapes,
             "label_smoothing": self.label_smoothing,
+            "finetune_from": self.finetune_from,
             "l1": self.l1,
             "input_range": self.input_range,
         }
