@@ -17,6 +17,7 @@ COMMANDS = (
     "evaluate",
     "export",
     "predict",
+    "pack",
     "web",
     "benchmark",
     "verify",

@@ -18,6 +18,7 @@ from tfigkd.data.spaces import UNIT, Outputs, Range, to_logits
 from tfigkd.edge.contract import admit, contract_path
 from tfigkd.edge.files import add_space_options, spaces
 from tfigkd.edge.litert import dequantize, input_values, open_classifier
+from tfigkd.edge.package import model_file
 from tfigkd.runtime.command import command
 from tfigkd.runtime.errors import UserError, plain
 
@@ -173,13 +174,23 @@ def run(options: argparse.Namespace) -> None:
     """
     if options.top < 1 or (options.threads is not None and options.threads < 1):
         raise UserError("--top and --threads must be at least 1")
-    contract = admit(options.model)
-    interpreter = open_classifier(options.model, threads=options.threads)
+    with model_file(options.model, options.file) as model:
+        classify(model, options)
+
+
+def classify(model: Path, options: argparse.Namespace) -> None:
+    """Print the likeliest classes of each picture by a .tflite file.
+
+    Raises:
+        UserError: as `run`.
+    """
+    contract = admit(model)
+    interpreter = open_classifier(model, threads=options.threads)
     shape = interpreter.get_input_details()[0]["shape"][1:]
     classes = max(int(interpreter.get_output_details()[0]["shape"][-1]), 2)  # one output is that of the second of two
     given = None if options.input_range is None else (options.input_range[0], options.input_range[1])
     space = spaces(interpreter, contract, given, options.outputs)
-    names = class_names(options.model, classes, contract, options.labels)
+    names = class_names(model, classes, contract, options.labels)
     color = background_of(contract, options.background)
     adapt = {"resize": options.resize, "drop_alpha": options.drop_alpha}
     images = pictures_in(options.images)
@@ -204,9 +215,10 @@ def main(arguments: list[str]) -> None:
     parser = argparse.ArgumentParser(
         prog="python -m tfigkd.predict", description="The likeliest classes of pictures, by a LiteRT file."
     )
-    parser.add_argument("model", type=Path, help="a .tflite classifier; class names come from the .json beside it")
+    parser.add_argument("model", type=Path, help="a .tflite classifier, beside its .json, or a .zip of tfigkd.pack")
     parser.add_argument("images", type=Path, nargs="+", metavar="IMAGE", help="pictures, or folders of them")
     add_space_options(parser)
+    parser.add_argument("--file", metavar="NAME", help="which .tflite file of a .zip (default: its smallest)")
     parser.add_argument("--top", type=int, default=5, help="classes shown a picture")
     parser.add_argument("--labels", type=Path, help="text file with one class name a line")
     parser.add_argument("--resize", action="store_true", help="stretch pictures to the size that the model takes")

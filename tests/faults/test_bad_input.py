@@ -74,7 +74,7 @@ def refused(folder, *arguments, **options):
         (("--experiment", "quickstat"), "unknown experiment 'quickstat'; did you mean 'quickstart'"),
         (("--experiment", "none.toml"), "unknown experiment 'none.toml'"),
         (("--experiment",), "--experiment NAME_OR_FILE is missing"),
-        (("--losses.kd.temprature", "4"), "unknown argument '--losses.kd.temprature'; did you mean .*temperature"),
+        (("--losses.kd.temprature", "4"), "unknown argument '--losses.kd.temprature'; did you mean '--losses.*temp"),
         (("--frobnicate",), "unknown argument '--frobnicate'"),
         (("surplus",), "unknown argument 'surplus'"),
         (("--losses.kd.temperature", "hot"), "--losses.kd.temperature: .* float: 'hot'"),

@@ -5,6 +5,7 @@ from datetime import timedelta
 import pytest
 
 from tfigkd.config.experiment import override, read_experiment
+from tfigkd.runtime.files import write_manifest
 from tfigkd.stages import estimate as module
 from tfigkd.stages.workdir import Workdir
 
@@ -54,3 +55,12 @@ def test_only_a_long_run_is_measured(config, tmp_path, monkeypatch):
 def test_trial_steps_of_small_networks_take_time_and_run(config, tmp_path):
     found = module._measured_seconds(config, Workdir(tmp_path / "run", tmp_path / "teachers"), STAGES)
     assert all(seconds > module.STAGE_SECONDS for seconds in found.values())
+
+
+def test_finished_stages_do_not_count(config, tmp_path):
+    workdir, stages = Workdir(tmp_path / "run", tmp_path / "teachers"), ["distill", "export", "evaluate", "report"]
+    for stage in stages[:3]:
+        workdir.stage(stage).mkdir(parents=True)
+        write_manifest(workdir.stage(stage), "1")
+    assert module.estimate(config, workdir, stages) == timedelta(seconds=module.STAGE_SECONDS)
+    assert module._measured_seconds(config, workdir, stages)["evaluate"] == 0

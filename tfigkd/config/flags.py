@@ -91,7 +91,7 @@ def read_all_options(
         renamed.append((former or {}).get(flag.replace("_", "-"), flag) + equals + value)
     options, unknown = read_options(cls, renamed, prog=prog, use_underscores=False)
     if unknown:
-        near = closest(unknown[0].lstrip("-"), [name.replace("_", "-") for name in vars(options)])
+        near = closest(unknown[0].lstrip("-"), [name.replace("_", "-") for name in vars(options)], "--")
         hint = near if near.startswith("did you mean") else "--help shows all options"
         raise UserError(f"unknown argument {unknown[0]!r}; {hint}")
     return options
@@ -163,7 +163,7 @@ def refuse_unknown(unknown: Sequence[str], arguments: Sequence[str], config: Con
     if unknown:
         # a switch that is given a value comes back as the value alone
         whole = next((one for one in arguments if one == unknown[0] or one.endswith(f"={unknown[0]}")), unknown[0])
-        near = closest(whole.removeprefix("--"), dotted_names(to_mapping(config)))
+        near = closest(whole.removeprefix("--"), dotted_names(to_mapping(config)), "--")
         hint = near if near.startswith("did you mean") else "--help shows them all"
         raise UserError(f"unknown argument {whole!r}; {hint}")
 

@@ -56,12 +56,12 @@ def differences(left: Mapping[str, Any], right: Mapping[str, Any], prefix: str =
     return names
 
 
-def closest(name: str, known: Iterable[str]) -> str:
-    """Return a hint for a mistyped name, or all the names there are; of dotted ones the tables."""
+def closest(name: str, known: Iterable[str], prefix: str = "") -> str:
+    """Return a hint for a mistyped name, with `prefix` before it, or all known names; of dotted ones the tables."""
     known = sorted(known)
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     if near:
-        return f"did you mean {near[0]!r}?"
+        return f"did you mean {prefix + near[0]!r}?"
     tables = dict.fromkeys(re.sub(r"\..*", ".*", one) for one in known)
     return f"known: {', '.join(tables)}"
 

@@ -6,6 +6,7 @@ installed (for example one defined in a user's script) can be read too.
 
 import difflib
 import http.client
+import json
 import os
 import re
 import threading
@@ -83,6 +84,27 @@ def find_prepared(folder: Path, version: str = "") -> Path | None:
         if VERSION_PATTERN.fullmatch(info.parent.name) and version in ("", info.parent.name)
     ]
     return max(versions, key=lambda path: tuple(map(int, path.name.split("."))), default=None)
+
+
+def about(name: str, directory: str | None) -> dict[str, Any]:
+    """Return where a data set comes from: `version`, `urls` and `citation`, empty for one of the user's own.
+
+    Args:
+        name: As in `read`.
+        directory: As in `read`.
+    """
+    if name == "digits":
+        return {"version": "", "urls": ["https://doi.org/10.24432/C50P49"], "citation": ""}
+    plain, _, version = name.partition(":")
+    named = NAME_PATTERN.fullmatch(name) is not None
+    folders = (find_prepared(parent / plain, version) for parent in data_directories(directory) if named)
+    folder = next((found for found in folders if found), None)
+    if folder is None:
+        return {"version": version, "urls": [], "citation": ""}
+    with reading(f"tfds data in {folder}", "restore that folder or prepare it again"):
+        info = json.loads((folder / "dataset_info.json").read_text(encoding="utf-8"))
+        urls = [url for url in info.get("location", {}).get("urls", []) if url.startswith("http")]
+        return {"version": folder.name, "urls": urls, "citation": info.get("citation", "")}
 
 
 def has_network(url: str = PROBE_URL, seconds: float = PROBE_SECONDS) -> bool:

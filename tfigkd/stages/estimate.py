@@ -63,10 +63,14 @@ def estimate(config: Config, workdir: Workdir, stages: list[str]) -> timedelta:
     return timedelta(seconds=round(seconds))
 
 
+def _done(workdir: Workdir, stage: str) -> bool:
+    return read_manifest(workdir.stage(stage)) is not None
+
+
 def _rough_seconds(config: Config, workdir: Workdir, stages: list[str]) -> float:
     data, rate = dataset(config.data), matrix_rate()
     examples = len(training_examples(config.data))
-    seconds = float(STAGE_SECONDS * len(stages))
+    seconds = float(STAGE_SECONDS * sum(not _done(workdir, stage) for stage in stages))
     if config.needs_teacher and {"teacher", "overlays"} & {*stages}:
         folder, macs = teacher_folder(config, workdir), multiply_adds(build_teacher(config, data))
         trained = config.teacher.trained
@@ -76,10 +80,10 @@ def _rough_seconds(config: Config, workdir: Workdir, stages: list[str]) -> float
         if "overlays" in stages and not list(folder.glob("overlays/*/manifest.json")):
             steps = config.attribution.n_steps or min(TYPICAL_STEPS, config.attribution.max_steps)
             seconds += macs * 2 * steps * len(stored_examples(config.data)) / (rate * GRADIENT_EFFICIENCY)
-    if "distill" in stages and read_manifest(workdir.stage("distill")) is None:
+    if "distill" in stages and not _done(workdir, "distill"):
         work = multiply_adds(build_network(config.student, data)) * BACKWARD * examples * config.training.epochs
         seconds += work / (rate * TRAINING_EFFICIENCY)
-    if "compress" in stages and read_manifest(workdir.stage("compress")) is None:
+    if "compress" in stages and not _done(workdir, "compress"):
         # the teacher runs forward alone
         work = multiply_adds(build_network(config.student, data)) * (BACKWARD + 1)
         seconds += work * config.compress.batch_size * config.compress.steps / (rate * TRAINING_EFFICIENCY)
@@ -89,18 +93,18 @@ def _rough_seconds(config: Config, workdir: Workdir, stages: list[str]) -> float
 def _measured_seconds(config: Config, workdir: Workdir, stages: list[str]) -> dict[str, float]:
     """Return the seconds of each stage, from trial steps of its networks."""
     data = dataset(config.data)
-    seconds = dict.fromkeys(stages, float(STAGE_SECONDS))
+    seconds = {stage: 0.0 if _done(workdir, stage) else float(STAGE_SECONDS) for stage in stages}
     folder = teacher_folder(config, workdir) if config.needs_teacher else None
     if folder is not None and "teacher" in seconds and read_manifest(folder) is None:
         seconds["teacher"] += _teacher_training(config, data, folder)
     if folder is not None and "overlays" in seconds and config.needs_stored:
         seconds["overlays"] += _stores(config, data, folder)
-    if "distill" in seconds and read_manifest(workdir.stage("distill")) is None:
+    if "distill" in seconds and not _done(workdir, "distill"):
         seconds["distill"] += _distillation(config, data, workdir)
-    if "compress" in seconds and read_manifest(workdir.stage("compress")) is None:
+    if "compress" in seconds and not _done(workdir, "compress"):
         step = _student_step(config, data)
         seconds["compress"] += step * config.compress.batch_size / config.training.batch_size * config.compress.steps
-    if "evaluate" in seconds:
+    if "evaluate" in seconds and not _done(workdir, "evaluate"):
         networks = [build_network(config.student, data)] + ([build_teacher(config, data)] if folder else [])
         seconds["evaluate"] += sum(_evaluation(config, data, network) for network in networks)
     return seconds

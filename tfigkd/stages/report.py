@@ -25,7 +25,7 @@ from tfigkd.runtime.provenance import as_csv, commit, hardware, versions
 from tfigkd.stages.overlays import store_folder
 from tfigkd.stages.repeat import command, own_file
 from tfigkd.stages.teacher import require_teacher, teacher_folder
-from tfigkd.stages.workdir import VERDICT, Workdir
+from tfigkd.stages.workdir import ROWS, SETTINGS, VERDICT, Workdir
 from tfigkd.store.maps import parse_record
 from tfigkd.store.shards import open_store, read_all
 from tfigkd.training.fit import LEDGER
@@ -46,9 +46,9 @@ def report(config: Config, workdir: Workdir) -> None:
     found = lines(roles, evaluated["n_test"])
     header = ["", *(role for role in ROLES if role in roles)]
     row = row_of(config, workdir, roles, trained, teacher)
-    write_text(workdir.run / "rows.csv", as_csv([sealed(row)]))
+    write_text(workdir.run / ROWS, as_csv([sealed(row)]))
 
-    settings = json.loads((workdir.run / "config.json").read_text(encoding="utf-8"))
+    settings = json.loads((workdir.run / SETTINGS).read_text(encoding="utf-8"))
     repeat = command(config, settings, workdir)
     if repeat[1]:
         write_text(own_file(settings["experiment"], workdir), repeat[1])
@@ -198,7 +198,7 @@ def row_of(
         trained: The manifest of stage `distill`.
         teacher: The manifest of stage `teacher`, where there is one.
     """
-    run = json.loads((workdir.run / "config.json").read_text(encoding="utf-8"))
+    run = json.loads((workdir.run / SETTINGS).read_text(encoding="utf-8"))
     compressed = read_manifest(workdir.stage("compress")) if config.compress.method != "none" else None
     row = {
         "experiment": run["experiment"],

@@ -14,10 +14,9 @@ from tfigkd.config.reading import differences, from_mapping
 from tfigkd.runtime import console
 from tfigkd.runtime.errors import UserError
 from tfigkd.runtime.files import fingerprint, locked, read_manifest, write_text
-from tfigkd.stages.workdir import VERDICT, Workdir
+from tfigkd.stages.workdir import SETTINGS, VERDICT, Workdir
 
 STAGES = ("data", "teacher", "overlays", "distill", "compress", "export", "evaluate", "benchmark", "report")
-SETTINGS = "config.json"
 DATA = "config.data.name"
 
 

@@ -8,6 +8,12 @@ from tfigkd.runtime.files import MANIFEST
 PRECISION = "precision.json"
 """In a run's folder: what `precision = "auto"` stands for in the run."""
 
+SETTINGS = "config.json"
+"""In a run's folder: experiment, seed, smoke and the config, as plain values."""
+
+ROWS = "rows.csv"
+"""In a run's folder: every figure of the run, one row."""
+
 VERDICT = "verdict.json"
 """In a run's folder: what is wrong with the run, as stage `report` found it; an empty list where nothing is."""
 

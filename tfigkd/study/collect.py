@@ -32,11 +32,10 @@ from tfigkd.runtime.files import (
     write_text,
 )
 from tfigkd.runtime.provenance import as_csv
-from tfigkd.stages.runner import SETTINGS
-from tfigkd.stages.workdir import PRECISION, Workdir
+from tfigkd.stages.workdir import PRECISION, ROWS, SETTINGS, Workdir
 from tfigkd.study.plan import read_study
 from tfigkd.study.protocol import COLUMN, mixed_arms, protocol_of, refuse_mixed
-from tfigkd.study.runs import LABEL, ROWS
+from tfigkd.study.runs import LABEL
 
 KEY = ("study", "arm", "size", "seed")
 JOB = ("study", "arm", "size", "command")

@@ -14,7 +14,8 @@ from tfigkd.config.experiment import Config, override, to_mapping
 from tfigkd.config.reading import differences, from_mapping, value_at
 from tfigkd.runtime.errors import UserError
 from tfigkd.runtime.files import fingerprint, read_manifest
-from tfigkd.stages.runner import FREE, SETTINGS
+from tfigkd.stages.runner import FREE
+from tfigkd.stages.workdir import SETTINGS
 
 COLUMN = "protocol"
 DATA = ("data.name", "data.image_size", "data.limit", "data.background", "data.group", "data.splits.")

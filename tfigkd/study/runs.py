@@ -11,10 +11,10 @@ from tfigkd.runtime import console
 from tfigkd.runtime.errors import InUseError, UserError, system_line
 from tfigkd.runtime.files import locked, write_signed
 from tfigkd.runtime.processes import CONTEXT, settle
-from tfigkd.stages.runner import SETTINGS, changed_settings, run
+from tfigkd.stages.runner import changed_settings, run
+from tfigkd.stages.workdir import ROWS, SETTINGS
 from tfigkd.study.plan import PROG, Job
 
-ROWS = "rows.csv"
 LABEL = "job.json"
 DONE, FAILED, BUSY = 0, 1, 3  # exit statuses of the process of one run
 

@@ -1,0 +1,99 @@
+"""The content of a package, from what a finished run has left: models, contracts, class names, report, model card."""
+
+import csv
+import json
+from pathlib import Path
+
+from tfigkd.config.experiment import Config, to_mapping
+from tfigkd.config.reading import from_mapping
+from tfigkd.data.catalog import about
+from tfigkd.edge.contract import contract_path
+from tfigkd.report.facts import Facts
+from tfigkd.report.model_card import model_card
+from tfigkd.report.verdict import Remark
+from tfigkd.runtime.errors import UserError
+from tfigkd.runtime.files import read_manifest, require, unsealed
+from tfigkd.stages import repeat
+from tfigkd.stages.report import figures
+from tfigkd.stages.workdir import ROWS, SETTINGS, VERDICT, Workdir
+
+REPORT, CARD = "report.html", "README.md"
+
+
+def read_facts(run: Path) -> Facts:
+    """Return what the model card says of a finished run.
+
+    Args:
+        run: Its folder.
+
+    Raises:
+        UserError: There is no run, it is not finished, or one of its files is damaged.
+    """
+    if not (run / SETTINGS).is_file():
+        raise UserError(f"no run in {run}: it has no {SETTINGS}; give the folder of a run, such as runs/quickstart/0")
+    workdir = Workdir(run, run)  # teachers are not read
+    data, exported, evaluated = (require(run / stage, stage) for stage in ("data", "export", "evaluate"))
+    if not (run / VERDICT).is_file():
+        raise UserError(f"stage 'report' has not run in {run}; add it to --stages")
+    try:
+        settings = json.loads((run / SETTINGS).read_text(encoding="utf-8"))
+        config = from_mapping(Config, settings["config"])
+        remarks = [Remark(**remark) for remark in json.loads((run / VERDICT).read_text(encoding="utf-8"))]
+        with open(run / ROWS, newline="", encoding="utf-8") as file:
+            (cells,) = csv.DictReader(file)
+        row = {
+            **unsealed(run / ROWS, cells),
+            "experiment": settings["experiment"],
+            "smoke": settings["smoke"],
+            "n_train": int(cells["n_train"]),
+            "train_seconds": float(cells["train_seconds"]),
+            "saw_validation": cells["saw_validation"] == "True",
+            "teacher_saw_validation": cells["teacher_saw_validation"] == "True",
+        }
+        command, toml = repeat.command(config, settings)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, csv.Error) as error:
+        raise UserError(f"a file of {run} is damaged ({error}); run its stage report again") from error
+    return Facts(
+        config=to_mapping(config),
+        row=row,
+        roles=figures(workdir, evaluated["results"]),
+        evaluated=evaluated,
+        command=command,
+        toml=toml,
+        taught=config.needs_teacher,
+        data=data,
+        exported=exported,
+        timed=read_manifest(run / "benchmark"),
+        verdict=[remark.sentence for remark in remarks],
+    )
+
+
+def contents(run: Path, facts: Facts, package: str, *, license: str | None, report: bool) -> dict[str, bytes]:
+    """Return the files of a package: names to contents.
+
+    Args:
+        run: Folder of the run.
+        facts: From `read_facts`.
+        package: File name of the package.
+        license: Of the weights, an SPDX identifier; None where nobody stated it.
+        report: Whether the report, which shows pictures of the data set, is one of them.
+
+    Raises:
+        UserError: A file is missing.
+    """
+    exported = [run / "export" / name for name in (facts.exported or {})["files"] if not name.startswith("teacher.")]
+    litert = [path for path in exported if path.suffix == ".tflite"]
+    if not litert:
+        raise UserError(f"{run} has no exported file of its student; run its stage export again")
+    models = [*litert, run / "distill" / "student.keras"]
+    beside = [contract_path(path) for path in litert] + [run / SETTINGS, run / ROWS]
+    beside += [run / REPORT] if report and (run / REPORT).is_file() else []
+    config, names = facts.config["data"], (facts.data or {})["class_names"]
+    source = about(config["name"], config["dir"])
+    sizes = {path.name: path.stat().st_size for path in models}
+    files = {CARD: model_card(facts, package, sizes, license=license, source=source).encode()}
+    files |= {path.name: path.read_bytes() for path in [*models, *beside]}
+    files["labels.txt"] = "".join(f"{name}\n" for name in names).encode()
+    if facts.toml:
+        files[repeat.own_file(facts.row["experiment"], None).name] = facts.toml.encode()
+    return files
