@@ -12,6 +12,7 @@ from tfigkd.losses import (
     E2KD,
     FSP,
     LOSSES,
+    OSAKD,
     PKT,
     RKD,
     SKT,
@@ -38,6 +39,7 @@ EXAMPLES = {
     "skt": SKT(["student_tap", "student_late"], ["teacher_tap", "teacher_late"], inter=2.0, pairs="adjacent"),
     "reviewkd": ReviewKD(["student_tap", "student_late"], ["teacher_tap", "teacher_late"], fuse=False),
     "regression": LogitRegression(),
+    "osakd": OSAKD(neighbors=3, queue=8),
     "e2kd": E2KD("student_late", "teacher_late", shuffled=True),
     "ig_match": IGMatching(times_input=False),
 }
@@ -88,11 +90,11 @@ def test_a_loss_says_what_it_needs(name):
 def test_the_table_of_a_loss_says_what_the_loss_needs(name):
     loss, table = RKD() if name == "rkd" else EXAMPLES[name], getattr(LossesConfig(), name)
     expected = "features" if loss.needs_features else "map" if loss.needs_inputs else "logits"
-    assert table.compares == expected
+    assert table.compares == (expected if loss.needs_teacher else "labels")
     live = override(Config(), {f"losses.{name}.weight": 1.0, "view.kind": "live", "training.hard_weight": 1.0})
-    assert live.needs_live_teacher == (name != "ig_match")
+    assert live.needs_live_teacher == (name not in ("ig_match", "osakd"))
     plain = override(Config(), {f"losses.{name}.weight": 1.0, "overlay.probability": 0.0})
-    assert plain.needs_teacher
+    assert plain.needs_teacher == loss.needs_teacher
     assert plain.needs_store == plain.needs_single_images == (table.compares in ("logits", "map"))
     assert plain.needs_live_teacher == (table.compares == "features")
     views = override(plain, {"view.kind": "views"})
@@ -142,7 +144,7 @@ def test_it_trains_in_the_distiller_of_keras(name):
         assert not any(variable is loss.projector.kernel for variable in model.student.variables)
 
 
-@pytest.mark.parametrize("name", ["dkd", "fsp", "skt", "reviewkd", "e2kd", "ig_match"])
+@pytest.mark.parametrize("name", ["dkd", "fsp", "skt", "reviewkd", "e2kd", "osakd", "ig_match"])
 def test_losses_that_the_distiller_of_keras_cannot_feed_are_refused_there(name):
     with pytest.raises(ValueError, match=r"use tfigkd\.Distiller"):
         distiller(EXAMPLES[name])

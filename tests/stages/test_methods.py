@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from tfigkd.batches.stream import training_batches
-from tfigkd.config.experiment import fine_tuning, override, read_experiment
+from tfigkd.config.experiment import fine_tuning, override, read_experiment, smoke
 from tfigkd.losses import kl_divergence
 from tfigkd.runtime.errors import UserError
 from tfigkd.stages import distill, teacher
@@ -36,6 +36,7 @@ OFF = {
     "cifar10_dot": {"training.dot": 0.0},
     "cifar10_dagfm": PHASES,
     "cifar10_dagfm_whole": PHASES,
+    "cifar10_osakd": {"losses.osakd.weight": 0.0, "losses.kd.weight": 0.9},
     "cifar10_function": {"training.mixup": 0.0, "losses.kd.weight": 0.9, "losses.kd.temperature": 4.0},
     "cifar10_function_fixed": {"view.kind": "live", "losses.kd.weight": 0.9, "losses.kd.temperature": 4.0},
 }
@@ -131,8 +132,30 @@ def test_the_phases_of_a_schedule_are_counted_in_steps():
 
 def test_every_method_and_control_is_an_arm_of_the_study():
     study = read_study("methods")
-    assert {*study.arms.values()} == {"cifar10_kd", *OFF}
+    assert {*study.arms.values()} == {"cifar10_kd", "cifar10_student", "cifar10_label_smoothing", *OFF}
     jobs = plan(study, Options("methods"))
     assert len(jobs) == study.seeds * len(study.arms)
     configs = [replace(job.run.config, description="") for job in jobs[: len(study.arms)]]
     assert all(a != b for index, a in enumerate(configs) for b in configs[:index])
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"training.mixup": 0.2}, r"training\.mixup must be 0 with losses\.osakd"),
+        ({"losses.osakd.queue": 64}, r"losses\.osakd\.queue must be at least training\.batch_size, got 64"),
+        ({"losses.osakd.queue": 8}, r"losses\.osakd\.queue must be at least its neighbors, got 8"),
+        ({"losses.osakd.neighbors": 0}, r"losses\.osakd\.neighbors must be positive"),
+    ],
+)
+def test_self_acquired_labels_that_cannot_be_are_refused_in_one_line(changes, message):
+    config = read_experiment("cifar10_osakd")[1]
+    assert not config.needs_teacher
+    with pytest.raises(UserError, match=message) as caught:
+        override(config, changes)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_smoke_run_has_both_phases():
+    small = smoke(read_experiment("cifar10_dagfm")[1])
+    assert (small.training.epochs, small.training.finetune_epochs) == (2, 1)

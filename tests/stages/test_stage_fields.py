@@ -132,6 +132,8 @@ VALUES = {
     "grid": 2,
     "pairs": "adjacent",
     "fuse": False,
+    "neighbors": 5,
+    "queue": 77,
 }
 TAPS = {
     **dict.fromkeys(("at", "hint", "rkd", "sp", "pkt", "e2kd"), "block_01"),

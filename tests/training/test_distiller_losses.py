@@ -13,6 +13,7 @@ from tfigkd.losses import (
     E2KD,
     FSP,
     LOSSES,
+    OSAKD,
     PKT,
     RKD,
     SKT,
@@ -44,6 +45,7 @@ CASES = {
     "skt": SKT(("block_00", "block_01", "block_02"), ("block_00", "block_02", "block_04")),
     "reviewkd": ReviewKD(("block_00", "block_02"), ("block_00", "block_04")),
     "regression": LogitRegression(),
+    "osakd": OSAKD(neighbors=3, queue=24),
     "e2kd": E2KD("block_02", "block_04"),
     "ig_match": IGMatching(grid=4),
 }
@@ -235,6 +237,28 @@ def test_explanations_are_of_the_class_that_the_teacher_predicts(teacher):
     expected = np.maximum(np.einsum("bhwd,db->bhw", features, kernel), 0) / np.prod(features.shape[1:3])
     assert expected.max() > 0
     np.testing.assert_allclose(student_map, expected, rtol=1e-3, atol=1e-6)
+
+
+def test_soft_labels_of_neighbors_need_no_teacher_and_remember_the_batches_of_training(tmp_path):
+    model = distiller({"osakd": OSAKD(neighbors=3, queue=24)})
+    (queue,) = model.projectors
+    model.evaluate(IMAGES, LABELS, verbose=0)
+    assert int(queue.count) == 0
+    logs = model.train_on_batch(IMAGES, LABELS, return_dict=True)
+    assert logs["osakd_loss"] > 0
+    assert int(queue.count) == 16
+    np.testing.assert_array_equal(queue.labels[:16], LABELS)
+    model.save(tmp_path / "d.keras")
+    loaded = keras.saving.load_model(tmp_path / "d.keras")
+    np.testing.assert_array_equal(loaded.projectors[0].logits, queue.logits)
+    for each in (model, loaded):
+        each.train_on_batch(IMAGES, LABELS)
+    # the last 8 places, then the first 8 again
+    np.testing.assert_array_equal(queue.labels[:24], np.concatenate([LABELS[8:], LABELS[8:], LABELS[:8]]))
+    for a, b in zip(model.get_weights(), loaded.get_weights(), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-6)
+    with pytest.raises(ValueError, match="osakd needs one label per example"):
+        model.train_on_batch(IMAGES, np.eye(10, dtype=np.float32)[LABELS])
 
 
 def test_negative_weights_are_refused():

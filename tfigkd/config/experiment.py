@@ -68,6 +68,11 @@ class Config:
         require(not several, "student.init = teacher needs a single teacher, got teacher.count", self.teacher.count)
         taught = not self.training.dot or bool(self.losses.active())
         require(taught, "training.dot must be 0 without a term beside the hard label", self.training.dot)
+        own = self.losses.osakd
+        single = not (own.weight and self.training.mixup)
+        require(single, "training.mixup must be 0 with losses.osakd, which needs one label", self.training.mixup)
+        least = not own.weight or own.queue >= self.training.batch_size
+        require(least, "losses.osakd.queue must be at least training.batch_size", own.queue)
         drawn = self.losses.e2kd.weight > 0 and self.control.maps in ("noise", "none")
         require(not drawn, "control.maps must be own or shuffled with losses.e2kd", self.control.maps)
         if self.student.init == "teacher":
@@ -91,7 +96,7 @@ class Config:
         if self.needs_attention:
             del active["at"]
         live = self.view.kind == "live"
-        return any(term.runs_teacher or (live and term.compares != "map") for term in active.values())
+        return any(term.runs_teacher or (live and term.compares == "logits") for term in active.values())
 
     @property
     def needs_store(self) -> bool:
@@ -175,6 +180,7 @@ def smoke(config: Config) -> Config:
             "teacher.training.batch_size": 32,
             "teacher.training.warmup_epochs": 0.0,
             "training.epochs": 2,
+            "training.finetune_epochs": min(config.training.finetune_epochs, 1),
             "training.batch_size": 32,
             "training.warmup_epochs": 0.0,
             "attribution.max_steps": min(config.attribution.max_steps, 16),

@@ -41,9 +41,10 @@ class LossConfig:
         TypeError: A class does not say it.
     """
 
-    compares: ClassVar[Literal["logits", "features", "map"]]
+    compares: ClassVar[Literal["logits", "features", "map", "labels"]]
     """What of the teacher and the student: their logits, which are stored, or of the live teacher with other views; the
-    outputs of taps, which need the live teacher; or the stored map of the teacher with the student's."""
+    outputs of taps, which need the live teacher; the stored map of the teacher with the student's; or labels, without a
+    teacher."""
 
     weight: float = 0.0
     """Weight of the term; 0 switches it off."""
@@ -51,7 +52,7 @@ class LossConfig:
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
         if not hasattr(cls, "compares"):
-            raise TypeError(f'{cls.__name__} has to declare compares = "logits", "features" or "map"')
+            raise TypeError(f'{cls.__name__} has to declare compares = "logits", "features", "map" or "labels"')
 
     @property
     def runs_teacher(self) -> bool:
@@ -247,6 +248,24 @@ class RegressionConfig(LossConfig):
 
 
 @dataclass(frozen=True)
+class OSAKDConfig(LossConfig):
+    """Soft labels from the nearest neighbors of the student's logits, without a teacher (Tzelepi, Tefas 2021, arXiv
+    2108.11798). Start: weight 0.1 to 1."""
+
+    compares = "labels"
+
+    neighbors: int = 16
+    """Neighbors of an example."""
+    queue: int = 1024
+    """Last training examples among which they are looked for, beside the batch."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(self.neighbors > 0, "losses.osakd.neighbors must be positive", self.neighbors)
+        require(self.queue >= self.neighbors, "losses.osakd.queue must be at least its neighbors", self.queue)
+
+
+@dataclass(frozen=True)
 class LossesConfig:
     """The terms beside the hard label."""
 
@@ -263,6 +282,7 @@ class LossesConfig:
     skt: SKTConfig = late(SKTConfig())  # noqa: RUF009 - it is frozen
     reviewkd: ReviewKDConfig = late(ReviewKDConfig())  # noqa: RUF009 - it is frozen
     regression: RegressionConfig = late(RegressionConfig())  # noqa: RUF009 - it is frozen
+    osakd: OSAKDConfig = late(OSAKDConfig())  # noqa: RUF009 - it is frozen
     e2kd: E2KDConfig = late(E2KDConfig())  # noqa: RUF009 - it is frozen
 
     def active(self) -> dict[str, LossConfig]:

@@ -18,6 +18,7 @@ from tfigkd.losses.logits import (
     logit_distance,
     standardize_logits,
 )
+from tfigkd.losses.neighbors import OSAKD, neighbor_posteriors
 from tfigkd.losses.relation import (
     FSP,
     PKT,
@@ -44,6 +45,7 @@ LOSSES: dict[str, type[Loss]] = {
     "skt": SKT,
     "reviewkd": ReviewKD,
     "regression": LogitRegression,
+    "osakd": OSAKD,
     "e2kd": E2KD,
     "ig_match": IGMatching,
 }
@@ -55,6 +57,7 @@ __all__ = [
     "E2KD",
     "FSP",
     "LOSSES",
+    "OSAKD",
     "PKT",
     "RKD",
     "SKT",
@@ -82,6 +85,7 @@ __all__ = [
     "kl_divergence",
     "logit_distance",
     "map_distance",
+    "neighbor_posteriors",
     "probabilistic_distance",
     "relational_distance",
     "similarity_distance",

@@ -32,6 +32,8 @@ class Loss(DistillationLoss):
     """The loss compares what `explain` makes of the features, the layers behind the tap and the teacher's decision."""
     projects: bool = False
     """`per_example` takes what `project` makes of the student's outputs, told whether it is in training."""
+    needs_teacher: bool = True
+    """Whether the teacher's side is of a teacher; else it is what `soft_labels` makes of the student's own logits."""
     student_layer: Taps = None
     teacher_layer: Taps = None
 
@@ -72,7 +74,8 @@ class Loss(DistillationLoss):
         Raises:
             ValueError: The loss needs more than that, or a tap is unknown.
         """
-        if self.needs_labels or self.needs_inputs or self.needs_heads or isinstance(self.student_layer, tuple):
+        more = self.needs_labels or self.needs_inputs or self.needs_heads or not self.needs_teacher
+        if more or isinstance(self.student_layer, tuple):
             raise ValueError(
                 f"{type(self).__name__} needs more than one output of each model, but keras.distillation.Distiller "
                 "passes only one; use tfigkd.Distiller"

@@ -355,6 +355,10 @@ class Distiller(keras.Model):
         for name, loss in self.distillation_losses.items():
             if not hasattr(loss, "projector"):
                 continue
+            if not loss.needs_teacher:
+                loss.build(_classes(self.student))
+                projectors.append(loss.projector)
+                continue
             for tap in _flat(loss.teacher_layer):
                 if tap not in self.teacher_shapes:
                     raise ValueError(f"loss {name!r} needs teacher=, or teacher_shapes={{{tap!r}: shape}}")
@@ -506,6 +510,10 @@ class Distiller(keras.Model):
                     if "teacher_map" not in known:
                         raise ValueError(f"loss {name!r} needs targets {{'label': ..., 'teacher_map': ...}}")
                     sides[name] = known["teacher_map"], loss.student_map(self.student, inputs, _labels(targets))
+                continue
+            if not loss.needs_teacher:
+                soft = loss.soft_labels(outputs[LOGITS], _labels(targets), training=training)
+                sides[name] = soft, outputs[LOGITS]
                 continue
             teacher_taps, student_taps = _loss_taps(loss)
             stored = not loss.needs_heads and cached.keys() >= {*_flat(teacher_taps)}
