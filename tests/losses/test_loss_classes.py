@@ -14,7 +14,9 @@ from tfigkd.losses import (
     LOSSES,
     OSAKD,
     PKT,
+    R2KD,
     RKD,
+    RTK,
     SKT,
     SP,
     AttentionTransfer,
@@ -39,7 +41,9 @@ EXAMPLES = {
     "skt": SKT(["student_tap", "student_late"], ["teacher_tap", "teacher_late"], inter=2.0, pairs="adjacent"),
     "reviewkd": ReviewKD(["student_tap", "student_late"], ["teacher_tap", "teacher_late"], fuse=False),
     "regression": LogitRegression(),
+    "r2kd": R2KD(rank=0.5, pruned=0.25),
     "osakd": OSAKD(neighbors=3, queue=8),
+    "rtk": RTK(["student_tap", "student_late"], ["teacher_tap", "teacher_late"], keys=1, width=3),
     "e2kd": E2KD("student_late", "teacher_late", shuffled=True),
     "ig_match": IGMatching(times_input=False),
 }
@@ -53,6 +57,7 @@ NEEDS = {
     "pkt": "features",
     "skt": "features",
     "reviewkd": "features",
+    "rtk": "features",
     "e2kd": "features",
     "ig_match": "inputs",
 }
@@ -93,7 +98,8 @@ def test_the_table_of_a_loss_says_what_the_loss_needs(name):
     assert table.compares == (expected if loss.needs_teacher else "labels")
     live = override(Config(), {f"losses.{name}.weight": 1.0, "view.kind": "live", "training.hard_weight": 1.0})
     assert live.needs_live_teacher == (name not in ("ig_match", "osakd"))
-    plain = override(Config(), {f"losses.{name}.weight": 1.0, "overlay.probability": 0.0})
+    alone = {"losses.r2kd.pruned": 0.0}  # a pruned teacher needs the view of the live one
+    plain = override(Config(), {f"losses.{name}.weight": 1.0, "overlay.probability": 0.0} | alone)
     assert plain.needs_teacher == loss.needs_teacher
     assert plain.needs_store == plain.needs_single_images == (table.compares in ("logits", "map"))
     assert plain.needs_live_teacher == (table.compares == "features")
@@ -144,7 +150,7 @@ def test_it_trains_in_the_distiller_of_keras(name):
         assert not any(variable is loss.projector.kernel for variable in model.student.variables)
 
 
-@pytest.mark.parametrize("name", ["dkd", "fsp", "skt", "reviewkd", "e2kd", "osakd", "ig_match"])
+@pytest.mark.parametrize("name", ["dkd", "fsp", "skt", "reviewkd", "e2kd", "osakd", "r2kd", "rtk", "ig_match"])
 def test_losses_that_the_distiller_of_keras_cannot_feed_are_refused_there(name):
     with pytest.raises(ValueError, match=r"use tfigkd\.Distiller"):
         distiller(EXAMPLES[name])

@@ -59,6 +59,7 @@ def dense_flow(teacher, student):
 CASES = {
     "kd": Case(lambda t, s: losses.kl_divergence(t, s, temperature=2.5), normal(5, 6), normal(5, 6)),
     "standardized": Case(standardized, normal(5, 6), normal(5, 6)),
+    "r2kd": Case(losses.R2KD(pruned=0.0).per_example, normal(5, 6), normal(5, 6)),
     "regression": Case(losses.logit_distance, normal(5, 6), normal(5, 6)),
     "dkd": Case(
         lambda t, s: losses.decoupled_kl(t, s, LABELS, alpha=1.0, beta=2.0, temperature=4.0), normal(5, 6), normal(5, 6)

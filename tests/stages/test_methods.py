@@ -36,6 +36,10 @@ OFF = {
     "cifar10_dot": {"training.dot": 0.0},
     "cifar10_dagfm": PHASES,
     "cifar10_dagfm_whole": PHASES,
+    "cifar10_r2kd": {"losses.r2kd.weight": 0.0, "losses.kd.weight": 0.9},
+    "cifar10_r2kd_one": {"losses.r2kd.weight": 0.0, "losses.kd.weight": 0.9},
+    "cifar10_rtk": {"losses.rtk.weight": 0.0},
+    "cifar10_rtk_uniform": {"losses.rtk.weight": 0.0},
     "cifar10_osakd": {"losses.osakd.weight": 0.0, "losses.kd.weight": 0.9},
     "cifar10_function": {"training.mixup": 0.0, "losses.kd.weight": 0.9, "losses.kd.temperature": 4.0},
     "cifar10_function_fixed": {"view.kind": "live", "losses.kd.weight": 0.9, "losses.kd.temperature": 4.0},
@@ -159,3 +163,16 @@ def test_self_acquired_labels_that_cannot_be_are_refused_in_one_line(changes, me
 def test_a_smoke_run_has_both_phases():
     small = smoke(read_experiment("cifar10_dagfm")[1])
     assert (small.training.epochs, small.training.finetune_epochs) == (2, 1)
+
+
+def test_a_pruned_teacher_has_to_see_what_the_student_sees():
+    with pytest.raises(UserError, match=r"losses\.r2kd\.pruned must be 0 unless view\.kind = live"):
+        override(read_experiment("cifar10_r2kd")[1], {"view.kind": "plain"})
+    with pytest.raises(UserError, match=r"losses\.r2kd\.pruned must be in \[0, 1\), got 1\.0"):
+        override(read_experiment("cifar10_r2kd")[1], {"losses.r2kd.pruned": 1.0})
+    assert not override(read_experiment("cifar10_r2kd_one")[1], {"view.kind": "plain"}).needs_live_teacher
+
+
+def test_more_keys_than_taps_are_refused():
+    with pytest.raises(UserError, match=r"losses\.rtk\.keys must be positive, and at most the taps .*, got 4"):
+        override(read_experiment("cifar10_rtk")[1], {"losses.rtk.keys": 4})

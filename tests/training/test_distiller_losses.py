@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from tfigkd import models
+from tfigkd.compress.pruning import sparsity
 from tfigkd.losses import (
     DIST,
     DKD,
@@ -15,7 +16,9 @@ from tfigkd.losses import (
     LOSSES,
     OSAKD,
     PKT,
+    R2KD,
     RKD,
+    RTK,
     SKT,
     SP,
     AttentionTransfer,
@@ -25,6 +28,7 @@ from tfigkd.losses import (
     LogitRegression,
     ReviewKD,
 )
+from tfigkd.models.pruned import pruned_copy
 from tfigkd.training.distiller import Distiller
 
 RNG = np.random.default_rng(0)
@@ -45,7 +49,9 @@ CASES = {
     "skt": SKT(("block_00", "block_01", "block_02"), ("block_00", "block_02", "block_04")),
     "reviewkd": ReviewKD(("block_00", "block_02"), ("block_00", "block_04")),
     "regression": LogitRegression(),
+    "r2kd": R2KD(pruned=0.5),
     "osakd": OSAKD(neighbors=3, queue=24),
+    "rtk": RTK(("block_00", "block_02"), ("block_00", "block_02", "block_04"), keys=3),
     "e2kd": E2KD("block_02", "block_04"),
     "ig_match": IGMatching(grid=4),
 }
@@ -146,7 +152,7 @@ def test_the_live_teacher_sees_the_view_it_is_given(teacher):
     np.testing.assert_allclose(float(seen["kd_loss"]), float(cached["kd_loss"]), rtol=1e-5)
 
 
-@pytest.mark.parametrize(("name", "trained"), [("hint", 2), ("skt", 6), ("reviewkd", 22)])
+@pytest.mark.parametrize(("name", "trained"), [("hint", 2), ("skt", 6), ("reviewkd", 22), ("rtk", 11)])
 def test_the_projector_is_trained_saved_and_no_part_of_the_student(name, trained, teacher, tmp_path):
     model = distiller({name: CASES[name]}, teacher)
     (projector,) = model.projectors
@@ -237,6 +243,27 @@ def test_explanations_are_of_the_class_that_the_teacher_predicts(teacher):
     expected = np.maximum(np.einsum("bhwd,db->bhw", features, kernel), 0) / np.prod(features.shape[1:3])
     assert expected.max() > 0
     np.testing.assert_allclose(student_map, expected, rtol=1e-3, atol=1e-6)
+
+
+def test_the_second_teacher_is_a_pruned_copy_of_the_first(teacher):
+    loss = R2KD(pruned=0.5, second=2.0)
+    model = distiller({"r2kd": loss}, teacher)
+    before = teacher.get_weights()
+    terms, _ = model.compute_terms(IMAGES, LABELS, training=False)
+    pruned = pruned_copy(teacher, 0.5)
+    for a, b in zip(teacher.get_weights(), before, strict=True):
+        np.testing.assert_array_equal(a, b)
+    logits = [network(IMAGES, training=False) for network in (teacher, pruned, model.student)]
+    assert np.abs(logits[0] - logits[1]).max() > 0.1 * np.abs(logits[0]).max()
+    first, second = (R2KD(pruned=0.0).per_example(one, logits[2]) for one in logits[:2])
+    np.testing.assert_allclose(terms["r2kd_loss"], np.mean(first + 2 * second), rtol=1e-4)
+    assert sparsity(pruned)["prunable_sparsity"] == pytest.approx(0.5, abs=0.01)
+    cached = {"label": LABELS, "teacher_logits": np.asarray(logits[0])}
+    with pytest.raises(ValueError, match=r"'r2kd' needs a teacher: Distiller\(teacher=\.\.\.\)$"):
+        distiller({"r2kd": loss}).train_on_batch(IMAGES, cached)
+    alone = distiller({"r2kd": R2KD(pruned=0.0)})
+    found = alone.train_on_batch(IMAGES, cached, return_dict=True)["r2kd_loss"]
+    assert found > 0
 
 
 def test_soft_labels_of_neighbors_need_no_teacher_and_remember_the_batches_of_training(tmp_path):

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from tfigkd import models
-from tfigkd.losses import E2KD, OSAKD, SKT, Hint, KLDivergence, ReviewKD
+from tfigkd.losses import E2KD, OSAKD, RTK, SKT, Hint, KLDivergence, ReviewKD
 from tfigkd.training.distiller import Distiller
 from tfigkd.training.optimizers import DOT, SGD
 
@@ -18,6 +18,7 @@ IMAGES = np.random.default_rng(0).random((8, 8, 8, 3)).astype(np.float32)
 LABELS = np.arange(8) % 4
 TAPS = {"student_layer": ("first", "second"), "teacher_layer": ("first", "second")}
 LOSSES = {"kd": KLDivergence(2.0), "skt": SKT(**TAPS), "reviewkd": ReviewKD(**TAPS), "e2kd": E2KD("second", "second")}
+LOSSES["rtk"] = RTK(**TAPS, keys=1, width=3)
 LOSSES["osakd"] = OSAKD(neighbors=3, queue=6)
 CASES = {
     "losses": {"losses": LOSSES},

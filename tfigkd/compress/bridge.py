@@ -117,7 +117,7 @@ def check_losses(losses: Iterable[Loss]) -> None:
     Raises:
         UserError: one of them compares features or input gradients, or has no teacher.
     """
-    if any(loss.needs_features or loss.needs_inputs or not loss.needs_teacher for loss in losses):
+    if any(loss.needs_features or loss.needs_inputs or not loss.needs_teacher or loss.pruned for loss in losses):
         raise UserError("tfmot methods can distill only from logits; set compress.losses to kd, dkd or dist")
 
 

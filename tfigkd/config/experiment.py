@@ -68,6 +68,9 @@ class Config:
         require(not several, "student.init = teacher needs a single teacher, got teacher.count", self.teacher.count)
         taught = not self.training.dot or bool(self.losses.active())
         require(taught, "training.dot must be 0 without a term beside the hard label", self.training.dot)
+        pruned = self.losses.r2kd.pruned if self.losses.r2kd.weight else 0.0
+        live = not pruned or self.view.kind == "live"
+        require(live, "losses.r2kd.pruned must be 0 unless view.kind = live, in which both teachers run", pruned)
         own = self.losses.osakd
         single = not (own.weight and self.training.mixup)
         require(single, "training.mixup must be 0 with losses.osakd, which needs one label", self.training.mixup)

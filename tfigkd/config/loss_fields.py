@@ -266,6 +266,57 @@ class OSAKDConfig(LossConfig):
 
 
 @dataclass(frozen=True)
+class R2KDConfig(LossConfig):
+    """Correlations of values and ranks with the teacher and a pruned copy of it (Kim et al. 2024, arXiv 2311.13934).
+    Start: weight 1."""
+
+    compares = "logits"
+
+    temperature: float = 4.0
+    """Temperature of teacher and student."""
+    value: float = 1.0
+    """Weight of the correlation of probabilities over the classes."""
+    rank: float = 1.0
+    """Weight of the correlation of soft ranks."""
+    pruned: float = 0.3
+    """Share of each kernel that the second teacher lacks, without retraining; above 0 it needs view.kind = live. 0: the
+    teacher alone."""
+    second: float = 1.0
+    """Weight of the second teacher."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(0 <= self.pruned < 1, "losses.r2kd.pruned must be in [0, 1)", self.pruned)
+        weights = self.value, self.rank, self.second
+        require(min(weights) >= 0, "value, rank and second of losses.r2kd must not be negative", weights)
+
+
+@dataclass(frozen=True)
+class RTKConfig(LossConfig):
+    """Attention over the teacher's taps (Yang et al. 2022, arXiv 2206.12788). Start: weight 10."""
+
+    compares = "features"
+
+    student_layer: tuple[str, ...] = ("block_03", "block_06", "block_09")
+    """Taps of the student."""
+    teacher_layer: tuple[str, ...] = ("block_03", "block_06", "block_09")
+    """Taps of the teacher, of any number."""
+    keys: int = 2
+    """Taps of the teacher that count for each of the student's."""
+    width: int = 32
+    """Length of queries and keys."""
+    uniform: bool = False
+    """A control: all taps of the teacher count alike."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(len(self.student_layer) > 0, "losses.rtk.student_layer must name a tap", self.student_layer)
+        fits = 0 < self.keys <= len(self.teacher_layer)
+        require(fits, "losses.rtk.keys must be positive, and at most the taps of the teacher", self.keys)
+        require(self.width > 0, "losses.rtk.width must be positive", self.width)
+
+
+@dataclass(frozen=True)
 class LossesConfig:
     """The terms beside the hard label."""
 
@@ -283,6 +334,8 @@ class LossesConfig:
     reviewkd: ReviewKDConfig = late(ReviewKDConfig())  # noqa: RUF009 - it is frozen
     regression: RegressionConfig = late(RegressionConfig())  # noqa: RUF009 - it is frozen
     osakd: OSAKDConfig = late(OSAKDConfig())  # noqa: RUF009 - it is frozen
+    r2kd: R2KDConfig = late(R2KDConfig())  # noqa: RUF009 - it is frozen
+    rtk: RTKConfig = late(RTKConfig())  # noqa: RUF009 - it is frozen
     e2kd: E2KDConfig = late(E2KDConfig())  # noqa: RUF009 - it is frozen
 
     def active(self) -> dict[str, LossConfig]:

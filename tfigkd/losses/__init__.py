@@ -6,9 +6,11 @@ from tfigkd.losses.attention import AttentionTransfer, attention_map, attention_
 from tfigkd.losses.attribution import E2KD, IGMatching, grad_cam, input_gradient_map, map_distance
 from tfigkd.losses.base import Loss, PerExampleLoss
 from tfigkd.losses.features import Hint, hint_distance
+from tfigkd.losses.keys import RTK, attention_difference
 from tfigkd.losses.logits import (
     DIST,
     DKD,
+    R2KD,
     KLDivergence,
     LogitRegression,
     correlation_distance,
@@ -46,6 +48,8 @@ LOSSES: dict[str, type[Loss]] = {
     "reviewkd": ReviewKD,
     "regression": LogitRegression,
     "osakd": OSAKD,
+    "r2kd": R2KD,
+    "rtk": RTK,
     "e2kd": E2KD,
     "ig_match": IGMatching,
 }
@@ -59,7 +63,9 @@ __all__ = [
     "LOSSES",
     "OSAKD",
     "PKT",
+    "R2KD",
     "RKD",
+    "RTK",
     "SKT",
     "SP",
     "AttentionTransfer",
@@ -70,6 +76,7 @@ __all__ = [
     "Loss",
     "PerExampleLoss",
     "ReviewKD",
+    "attention_difference",
     "attention_map",
     "attention_transfer",
     "context_distance",

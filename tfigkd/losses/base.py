@@ -34,6 +34,8 @@ class Loss(DistillationLoss):
     """`per_example` takes what `project` makes of the student's outputs, told whether it is in training."""
     needs_teacher: bool = True
     """Whether the teacher's side is of a teacher; else it is what `soft_labels` makes of the student's own logits."""
+    pruned: float = 0.0
+    """Share of the weights that a second teacher lacks; above 0 the teacher's side is both teachers' logits."""
     student_layer: Taps = None
     teacher_layer: Taps = None
 
@@ -74,7 +76,7 @@ class Loss(DistillationLoss):
         Raises:
             ValueError: The loss needs more than that, or a tap is unknown.
         """
-        more = self.needs_labels or self.needs_inputs or self.needs_heads or not self.needs_teacher
+        more = self.needs_labels or self.needs_inputs or self.needs_heads or not self.needs_teacher or self.pruned
         if more or isinstance(self.student_layer, tuple):
             raise ValueError(
                 f"{type(self).__name__} needs more than one output of each model, but keras.distillation.Distiller "

@@ -14,6 +14,7 @@ from tfigkd.data.spaces import UNIT, Range
 from tfigkd.losses import Loss, PerExampleLoss, adapted, hard_label_loss
 from tfigkd.losses.base import Tensor
 from tfigkd.models.layers import flatten_layers
+from tfigkd.models.pruned import pruned_copy
 from tfigkd.models.spaces import logits_of, recognise_input_range
 from tfigkd.models.taps import head_behind, tap_outputs
 from tfigkd.training.optimizers import TwoMomenta
@@ -366,7 +367,7 @@ class Distiller(keras.Model):
             outputs = tap_outputs(self.student, taps).outputs[1:]
             shapes = {tap: tuple(output.shape) for tap, output in zip(taps, outputs, strict=True)}
             loss.build(_pick(self.teacher_shapes, loss.teacher_layer), _pick(shapes, loss.student_layer))
-            projectors.append(loss.projector)
+            projectors += [] if loss.projector is None else [loss.projector]
         return projectors
 
     @property
@@ -401,6 +402,7 @@ class Distiller(keras.Model):
             ValueError: teacher and student have different numbers of classes, or a tap is unknown.
         """
         forward, heads = None, {}
+        pruned: dict[float, Callable] = {}
         if teacher is not None:
             classes = [_classes(model) for model in (teacher, self.student)]
             if None not in classes and classes[0] != classes[1]:
@@ -409,10 +411,13 @@ class Distiller(keras.Model):
                 loss.check_taps(self.student, teacher)
             forward = _with_taps(teacher, _all_taps(self.distillation_losses, 0), self.input_range)
             heads = _heads(teacher, self.distillation_losses, 0)
+            for share in {loss.pruned for loss in self.distillation_losses.values()} - {0.0}:
+                pruned[share] = _with_taps(pruned_copy(teacher, share), [], self.input_range)
         # closures: Keras tracks, saves and trains every model that is assigned to an attribute, even to a property
         self._get_teacher = lambda: teacher
         self._get_teacher_outputs = lambda: forward
         self._get_teacher_heads = lambda: heads
+        self._get_pruned_outputs = lambda: pruned
 
     def build(self, input_shape: Any) -> None:
         """Mark the model as built: the student is, and nothing else has weights."""
@@ -516,10 +521,15 @@ class Distiller(keras.Model):
                 sides[name] = soft, outputs[LOGITS]
                 continue
             teacher_taps, student_taps = _loss_taps(loss)
-            stored = not loss.needs_heads and cached.keys() >= {*_flat(teacher_taps)}
+            alone = loss.needs_heads or loss.pruned  # a live teacher is needed, and not its outputs alone
+            stored = not alone and cached.keys() >= {*_flat(teacher_taps)}
             available = cached if stored else live()
             if available and loss.needs_heads:
                 sides[name] = self._explanations(name, available, outputs)
+            elif available and loss.pruned:
+                second = self._get_pruned_outputs()[loss.pruned]
+                seen = second(known.get("teacher_inputs", inputs), training=False)[LOGITS]
+                sides[name] = (available[LOGITS], ops.stop_gradient(seen)), outputs[LOGITS]
             elif available:
                 student_side = _pick(outputs, student_taps)
                 if loss.projects:
@@ -527,7 +537,7 @@ class Distiller(keras.Model):
                 sides[name] = _pick(available, teacher_taps), student_side
             elif training:
                 what = "teacher_features" if loss.needs_features else "teacher_logits"
-                other = "" if loss.needs_heads else f", or targets with 'label' and {what!r} from a store"
+                other = "" if alone else f", or targets with 'label' and {what!r} from a store"
                 raise ValueError(f"loss {name!r} needs a teacher: Distiller(teacher=...){other}")
         return sides
 
