@@ -69,5 +69,7 @@ def test_scores_are_products_of_query_and_key():
 def test_keys_that_are_not_there_are_refused():
     with pytest.raises(ValueError, match=r"keys in 1\.\.2, the teacher's taps"):
         RTK(["a"], ["b", "c"], keys=3)
+    with pytest.raises(ValueError, match=r"maps of several positions, got \(None, 1, 1, 3\)"):
+        RTK(["a"], ["b"], keys=1).build([(None, 1, 1, 3)], [(None, 4, 4, 3)])
     with pytest.raises(ValueError, match="lists of taps"):
         RTK("a", ["b", "c"])

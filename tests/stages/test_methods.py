@@ -13,7 +13,7 @@ from tfigkd.stages import distill, teacher
 from tfigkd.stages.data import dataset, training_examples
 from tfigkd.study.plan import Options, plan, read_study
 
-DIGITS = {"data.name": "digits", "data.limit": 64, "teacher.widths": (24, 24, 24)}
+DIGITS = {"data.name": "digits", "data.limit": 64, "data.image_size": 24, "teacher.widths": (24, 24, 24)}
 PHASES = {
     "losses.regression.weight": 0.0,
     "losses.kd.weight": 0.9,

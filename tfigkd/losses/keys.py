@@ -134,9 +134,13 @@ class RTK(PerExampleLoss):
             student_shapes: The same of the student's.
 
         Raises:
-            ValueError: The features are not maps, or the channels differ from those of an earlier call.
+            ValueError: The features are not maps of several positions, or the channels differ from those of an earlier
+                call.
         """
         check_maps("rtk", teacher_shapes, student_shapes)
+        for shape in (*teacher_shapes, *student_shapes):
+            if shape[1] * shape[2] == 1:  # all such maps are alike, and attention would prefer them
+                raise ValueError(f"rtk needs maps of several positions, got {tuple(shape)}; tap earlier layers")
         channels = tuple(shape[-1] for shape in student_shapes), tuple(shape[-1] for shape in teacher_shapes)
         if self.uniform:
             return
