@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from experiments.benchmarks import (
+    disk_pictures,
     distillation_step,
     input_pipeline,
     overlay_store,
@@ -91,6 +92,15 @@ def test_the_cost_of_pictures_is_measured(options):
     (row,) = rows_of(options)
     assert row["subject"] == "TensorBoard's pictures, 5 times in 100 epochs"
     assert float(row["ours"]) > 0 and float(row["theirs"]) > 0
+
+
+def test_pictures_on_disk_are_measured(options):
+    disk_pictures.run(options)
+    rows = rows_of(options)
+    assert [row["target"] for row in rows] == ["<= 0.5", "<= 0.5", ">= 0.9"]
+    assert all(
+        float(row["ours"]) > 0 and row["subject"].endswith("60 JPEG pictures of 8 pixels on disk") for row in rows
+    )
 
 
 def test_the_input_pipeline_is_measured(options):

@@ -23,7 +23,7 @@ from tfigkd.runtime.command import command
 from tfigkd.runtime.provenance import append_row, origin
 
 PROG = "python -m tfigkd.evaluate"
-Predict = Callable[[np.ndarray], np.ndarray]
+Predict = Callable[[Any], np.ndarray]
 PREFIX = "keras/"
 TRIED = 256
 """Images on which another reading of a model at chance is tried."""
@@ -57,6 +57,7 @@ def _predictor(options: Options, data: Any, input_range: Range | None) -> Predic
     """Return the model as a function from uint8 images to the logits of the data's classes."""
     from tfigkd import models
     from tfigkd.edge.files import file_predictor
+    from tfigkd.measure.chance import looked_at
     from tfigkd.measure.metrics import predict_logits
 
     spaces: dict[str, Any] = {"input_range": input_range, "outputs": options.outputs}
@@ -70,7 +71,7 @@ def _predictor(options: Options, data: Any, input_range: Range | None) -> Predic
         weights=None if published else options.weights,
         drop_blocks=options.drop_blocks,
         normalization=options.normalization,
-        images=data.test.images if options.model.endswith(".keras") else None,
+        images=looked_at(data).images[:] if options.model.endswith(".keras") else None,
         **spaces,
     )
     if published:
@@ -116,7 +117,7 @@ def _measure(options: Options) -> tuple[dict[str, Any], str | None]:
         if options.model.endswith((".tflite", ".keras")):
             ranges = [one for one in RANGES if one != options.input_range]
             others = {
-                f"--input-range {one[0]:g} {one[1]:g}": partial(_logits_in, options, data, one, some.images)
+                f"--input-range {one[0]:g} {one[1]:g}": partial(_logits_in, options, data, one, some.images[:])
                 for one in ranges
             }
         helps = what_helps(logits[: len(some)], some.labels, data.class_names, others)

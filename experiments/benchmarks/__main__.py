@@ -22,6 +22,7 @@ SUBJECTS = (
     "processes_step",
     "small_step",
     "pictures",
+    "disk_pictures",
     "distillation_step",
     "input_pipeline",
     "attribution_speed",

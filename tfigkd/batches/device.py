@@ -10,7 +10,7 @@ from tfigkd.batches.augment import augmented, overlay
 
 
 def on_device(
-    pixels: np.ndarray, padding: int, dim_only: bool, border: str = "zeros", cut: bool = False
+    images: np.ndarray, maps: np.ndarray | None, padding: int, dim_only: bool, border: str = "zeros", cut: bool = False
 ) -> Callable[..., tuple[Any, Any, Any]]:
     """Return `augmented` images of a data set that lies on the device.
 
@@ -18,7 +18,8 @@ def on_device(
     overlays; it runs ahead of the training step, as all work on the device does.
 
     Args:
-        pixels: uint8 [N,H,W,3], or [N,H,W,4] with the maps.
+        images: uint8 [N,H,W,3].
+        maps: uint8 [N,H,W], or None.
         padding: Pixels that the geometry reaches beyond the images.
         dim_only: Dim in place of an overlay (a control).
         border: As for `gather`.
@@ -40,4 +41,5 @@ def on_device(
     def made(resident: Any, chosen: Any, rows: Any, columns: Any, exponents: Any) -> tuple[Any, Any, Any]:
         return augmented(resident[chosen], rows, columns, exponents, padding=padding, lay=lay, border=border, cut=cut)
 
+    pixels = images if maps is None else np.concatenate([images, maps[..., None]], axis=-1)
     return functools.partial(made, jax.device_put(pixels))

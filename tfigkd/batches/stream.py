@@ -24,6 +24,7 @@ from tfigkd.batches.augment import (
 from tfigkd.batches.device import on_device
 from tfigkd.config.fields import AugmentConfig, OverlayConfig
 from tfigkd.data import Examples
+from tfigkd.data.disk import Pictures
 
 
 @dataclass(frozen=True)
@@ -100,7 +101,7 @@ def batch_sizes(examples: int, batch_size: int) -> list[int]:
 
 
 def _on_host(
-    pixels: np.ndarray, padding: int, dim_only: bool, border: str = "zeros", cut: bool = False
+    images: Pictures, maps: np.ndarray | None, padding: int, dim_only: bool, border: str = "zeros", cut: bool = False
 ) -> Callable[..., tuple[np.ndarray, np.ndarray, Any]]:
     """Return `augmented` images of a data set, from indices and draws; `device.py` does the same on JAX's device."""
 
@@ -108,7 +109,10 @@ def _on_host(
         return overlay_some(images, None if dim_only else maps, exponents)
 
     def make(chosen: np.ndarray, rows: np.ndarray, columns: np.ndarray, exponents: np.ndarray | None) -> tuple:
-        return augmented(pixels[chosen], rows, columns, exponents, padding=padding, lay=lay, border=border, cut=cut)
+        pixels = images[chosen]
+        if maps is not None:
+            pixels = np.concatenate([pixels, maps[chosen][..., None]], axis=-1)
+        return augmented(pixels, rows, columns, exponents, padding=padding, lay=lay, border=border, cut=cut)
 
     return make
 
@@ -167,21 +171,22 @@ def training_batches(
     keys = example_keys(examples.ids)
     overlaid = knowledge is not None and overlay is not None and overlay.probability > 0
     mapped = knowledge is not None and (overlaid or "teacher_map" in wanted)
-    pixels = examples.images
+    pixels, maps = examples.images, None
     if mapped:
         assert knowledge is not None
         # a map over the completeness gate explains nothing: it is never overlaid, and never matched
         maps = np.where(knowledge.usable[:, None, None], knowledge.maps, 0).astype(knowledge.maps.dtype)
-        pixels = np.concatenate([pixels, maps[..., None]], axis=-1)
     labels = examples.labels.astype(np.int32)
     per_view = views
     if per_view is None and attention is not None and not attention.moved:
         per_view = attention.maps
 
     side = pixels.shape[1], pixels.shape[2]
-    make = (on_device if keras.backend.backend() == "jax" else _on_host)(
-        pixels, augment.crop_padding, dim_only, augment.crop_border, cutout > 0
-    )
+    move = augment.crop_padding, dim_only, augment.crop_border, cutout > 0
+    if keras.backend.backend() == "jax" and isinstance(pixels, np.ndarray):
+        make = on_device(pixels, maps, *move)
+    else:
+        make = _on_host(pixels, maps, *move)
 
     def batch(chosen: np.ndarray, epoch: int) -> Batch:
         targets: dict[str, Any] = {"label": labels[chosen]}
@@ -198,7 +203,7 @@ def training_batches(
         where = geometry(keys[chosen], side, augment, **drawn)
         if cutout:
             where = cut_square(*where, keys[chosen], cutout, seed=seed, epoch=epoch)
-        clean, images, maps = make(chosen, *where, exponents)
+        clean, images, moved_maps = make(chosen, *where, exponents)
         if views is not None:
             targets["teacher_logits"] = views[chosen, view].astype(np.float32)
         if attention is not None and attention.moved:
@@ -209,7 +214,7 @@ def training_batches(
         if knowledge is not None and "teacher_logits" in wanted:
             targets["teacher_logits"] = knowledge.logits[chosen]
         if mapped and "teacher_map" in wanted:
-            targets["teacher_map"] = maps
+            targets["teacher_map"] = moved_maps
         if mixup:
             shares = mixup_shares(keys[chosen], mixup, seed=seed, epoch=epoch)
             clean, images = mix(clean, shares), mix(images, shares)

@@ -67,6 +67,11 @@ class DataConfig:
     file (not given: its column group), a feature of a tfds set, arrays NAME_train (and NAME_test) of an .npz file, or
     "folder": the folder below the class folder."""
     splits: SplitsConfig = late(SplitsConfig())  # noqa: RUF009 - it is frozen
+    resident: Literal["auto", "memory", "disk"] = late("auto")
+    """Where decoded pictures are kept; batches are the same. auto: in memory if a split fits into a quarter of what is
+    free, else on disk."""
+    cache: str | None = late(None)
+    """Folder of the pictures that are kept on disk; not given: the folder .tfigkd beside the data."""
 
     def __post_init__(self) -> None:
         require(is_color(self.background), 'data.background must be white, gray, black or "#rrggbb"', self.background)

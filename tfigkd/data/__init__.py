@@ -7,18 +7,22 @@ from tfds need TensorFlow.
 
 import functools
 import hashlib
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
 from tfigkd.config.fields import BACKGROUND, SplitsConfig, is_color
 from tfigkd.data import catalog, sources
+from tfigkd.data.disk import DIGEST_LENGTH, DiskPictures, Pictures, blocks, digest, join, pick
 from tfigkd.data.pictures import one_line
 from tfigkd.runtime.errors import UserError
 
-DIGEST_LENGTH = 16
+LOOKED_AT = 1024
+"""Pictures of which one has to be brighter than 1."""
 VALIDATION_DIVISOR = 10
 TEST_DIVISOR = 5
 
@@ -29,14 +33,14 @@ class Examples:
 
     Args:
         ids: Unicode [N], unique within the split.
-        images: uint8 RGB [N,H,W,3], 0 to 255.
+        images: uint8 RGB [N,H,W,3], 0 to 255; an array, or pictures on disk, which give arrays when they are indexed.
         labels: int64 [N], class indices.
         source_ids: Unicode [N], name of each example in its source; for messages only.
         groups: Unicode [N], what each example has in common with others, such as a patient; None without groups.
     """
 
     ids: np.ndarray
-    images: np.ndarray
+    images: Pictures
     labels: np.ndarray
     source_ids: np.ndarray
     groups: np.ndarray | None = None
@@ -47,7 +51,12 @@ class Examples:
     def take(self, indices: np.ndarray | slice) -> "Examples":
         """Return the examples at `indices` (integers, a boolean mask or a slice), in that order."""
         groups = None if self.groups is None else self.groups[indices]
-        return Examples(self.ids[indices], self.images[indices], self.labels[indices], self.source_ids[indices], groups)
+        images = pick(self.images, indices)
+        return Examples(self.ids[indices], images, self.labels[indices], self.source_ids[indices], groups)
+
+    def loaded(self) -> "Examples":
+        """Return the same examples with their pictures in memory."""
+        return self if isinstance(self.images, np.ndarray) else replace(self, images=self.images[:])
 
 
 @dataclass(frozen=True, eq=False)
@@ -107,6 +116,8 @@ def load(
     background: str = BACKGROUND,
     group: str | None = None,
     splits: SplitsConfig | None = None,
+    resident: Literal["auto", "memory", "disk"] = "auto",
+    cache: str | None = None,
 ) -> Dataset:
     """Load a data set and split it by id.
 
@@ -122,6 +133,9 @@ def load(
         group: What keeps pictures on one side of every split that is held out: a column of a CSV file, a feature of a
             tfds set, the arrays `<group>_<split>` of an `.npz` file, or "folder", the folder below the class folder.
         splits: Which splits of the source train, validate and test.
+        resident: Where decoded pictures are kept: in memory; on disk; "auto": on disk if a split needs more than a
+            quarter of the free memory.
+        cache: Folder of the pictures on disk; by default .tfigkd beside the data.
 
     Returns:
         The splits. Without a test split in the source, the test split is, per class, the fifth whose ids sort last;
@@ -137,7 +151,7 @@ def load(
             raise UserError(f"data.{setting} must be at least 1, got {value}")
     if not is_color(background):
         raise UserError(f'data.background must be white, gray, black or "#rrggbb", got {background!r}')
-    wanted = sources.Wanted(image_size, background, group, splits or SplitsConfig())
+    wanted = sources.Wanted(image_size, background, group, splits or SplitsConfig(), resident, cache)
     try:
         source = _open(name, directory, wanted, download)
     except ImportError as error:
@@ -147,7 +161,7 @@ def load(
         ) from error
     _check(name, source)
     notes = list(source.notes)
-    if source.train.images.max() <= 1:
+    if source.train.images[:LOOKED_AT].max() <= 1:
         notes.append("warning: no pixel of train is above 1, expected 0 to 255; multiply pixels from 0 to 1 by 255")
     if source.validation is None:
         train = _identify(source.train)
@@ -200,11 +214,6 @@ def identify(images: np.ndarray, labels: np.ndarray) -> Examples:
     return _identify(sources.Part(np.ascontiguousarray(images), labels.astype(np.int64), names))
 
 
-def digest(image: np.ndarray) -> str:
-    """Return the id of a picture, uint8 [H,W,3]: 16 hex digits of the SHA-256 of its pixels in C order."""
-    return hashlib.sha256(image.tobytes()).hexdigest()[:DIGEST_LENGTH]
-
-
 def to_model_input(images: np.ndarray) -> np.ndarray:
     """Convert pixels to the input of models: uint8 [...] from 0 to 255 becomes float32 [...] in [0,1].
 
@@ -215,7 +224,9 @@ def to_model_input(images: np.ndarray) -> np.ndarray:
 
 def mean_color(examples: Examples) -> np.ndarray:
     """Return the mean of each channel over all images, float32 [3] in [0,1]."""
-    return examples.images.mean(axis=(0, 1, 2), dtype=np.float64).astype(np.float32) / 255
+    totals = sum(block.sum(axis=(0, 1, 2), dtype=np.float64) for block in blocks(examples.images))
+    mean = totals / math.prod(examples.images.shape[:3])
+    return mean.astype(np.float32) / 255
 
 
 def concatenate(parts: Sequence[Examples]) -> Examples:
@@ -238,13 +249,16 @@ class _Joined(Examples):
         object.__setattr__(self, "_order", order)
 
     @property
-    def images(self) -> np.ndarray:
-        """All pictures, as a new array."""
+    def images(self) -> Pictures:
+        """All pictures; where they are in memory, as a new array."""
         return self.take(slice(None)).images
 
     def take(self, indices: np.ndarray | slice) -> Examples:
         """Return the examples at `indices`, in that order."""
         positions = self._order[indices]
+        if isinstance(self._parts[0].images, DiskPictures):
+            on_disk = pick(join([part.images for part in self._parts]), positions)
+            return Examples(self.ids[indices], on_disk, self.labels[indices], self.source_ids[indices])
         images = np.empty((len(positions), *self._parts[0].images.shape[1:]), np.uint8)
         start = 0
         for part in self._parts:
@@ -304,7 +318,9 @@ def _identify(part: "sources.Part | Examples") -> Examples:
 
     Pictures with equal pixels are numbered in the order of their labels, not in the source's order.
     """
-    digests = np.array([digest(image) for image in part.images])
+    digests = getattr(part, "digests", None)
+    if digests is None:
+        digests = np.array([digest(image) for image in part.images])
     order = np.lexsort((part.source_ids, part.labels, digests))
     _, starts, counts = np.unique(digests[order], return_index=True, return_counts=True)
     ordinals = np.arange(len(order)) - np.repeat(starts, counts)
@@ -314,7 +330,7 @@ def _identify(part: "sources.Part | Examples") -> Examples:
     by_id = np.argsort(ids, kind="stable")
     order = order[by_id]
     groups = None if part.groups is None else part.groups[order]
-    return Examples(ids[by_id], part.images[order], part.labels[order], part.source_ids[order], groups)
+    return Examples(ids[by_id], pick(part.images, order), part.labels[order], part.source_ids[order], groups)
 
 
 def _identify_together(train: sources.Part, validation: sources.Part) -> tuple[Examples, Examples]:

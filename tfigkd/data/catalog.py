@@ -12,14 +12,17 @@ import re
 import threading
 import urllib.error
 import urllib.request
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from tfigkd.data.disk import Pictures, decoded
 from tfigkd.data.pictures import check_memory, decode_all, one_line, reading
 from tfigkd.data.sources import ROLES, Notes, Part, Source, Wanted, unused, usual
 from tfigkd.runtime.errors import UserError
+from tfigkd.runtime.files import checksum
 
 # The host of the files of TensorFlow Datasets. Without a network tfds itself would wait for minutes.
 PROBE_URL = "https://storage.googleapis.com"
@@ -264,22 +267,47 @@ def _read_split(builder: Any, split: str, keys: tuple[str, str], wanted: Wanted,
     features, size = builder.info.features, wanted.image_size
     expected = builder.info.splits[split].num_examples
     height, width = (size, size) if size else features[image_key].shape[:2]
-    check_memory(f"{builder.data_dir} {split}", (expected, height or 1, width or 1, 3))
+    on_disk = wanted.on_disk(expected, (height or 1, width or 1, 3))
+    if not on_disk:
+        check_memory(f"{builder.data_dir} {split}", (expected, height or 1, width or 1, 3))
     texts = ["id"] if "id" in features and type(features["id"]) is tfds.features.Text else []
     texts += [] if wanted.group is None else [wanted.group]
     encoded: list[bytes] = []
     labels: list[np.ndarray] = []
     found: dict[str, list[str]] = {key: [] for key in texts}
-    for batch in _records(builder, split, (*keys, *texts)).as_numpy_iterator():
-        encoded.extend(batch[image_key])
+    for batch in _records(builder, split, (label_key, *texts, *([] if on_disk else [image_key]))).as_numpy_iterator():
+        encoded.extend(batch.get(image_key, ()))
         labels.append(batch[label_key])
         for key in found:
             values = batch[key]
             found[key].extend(one.decode(errors="replace") if isinstance(one, bytes) else str(one) for one in values)
-    ids = found.get("id") or [f"{split}-{index:06d}" for index in range(len(encoded))]
+    all_labels = np.concatenate(labels).astype(np.int64) if labels else np.empty(0, np.int64)
+    ids = found.get("id") or [f"{split}-{index:06d}" for index in range(len(all_labels))]
     names = [f"{id_} of {builder.data_dir}" for id_ in ids]
-    images, done = decode_all(encoded, names, size, wanted.background)
+    images: Pictures
+    digests = None
+    if on_disk:
+
+        def read(start: int) -> Iterator[tuple[list[bytes], list[str]]]:
+            position = 0
+            for batch in _records(builder, split, (image_key,)).as_numpy_iterator():
+                last, pictures = position + len(batch[image_key]), batch[image_key]
+                if last > start:
+                    first = max(start - position, 0)
+                    yield list(pictures[first:]), names[position + first : last]
+                position = last
+
+        folder = Path(builder.data_dir)
+        version = checksum(folder / "dataset_info.json")
+        images, digests, done = decoded(
+            wanted.folder(folder),
+            [f"{version} {split} {index}" for index in range(len(names))],
+            read,
+            image_size=size,
+            background=wanted.background,
+        )
+    else:
+        images, done = decode_all(encoded, names, size, wanted.background)
     notes.done += done
     groups = None if wanted.group is None else np.array(found[wanted.group])
-    all_labels = np.concatenate(labels) if labels else np.empty(0)
-    return Part(images, all_labels.astype(np.int64), np.array(ids), groups)
+    return Part(images, all_labels, np.array(ids), groups, digests)

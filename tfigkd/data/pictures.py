@@ -5,6 +5,7 @@ and Pillow differ by up to 5 in every one of 11,000 pictures), so another decode
 """
 
 import io
+import math
 import os
 import re
 import warnings
@@ -20,7 +21,6 @@ import numpy as np
 from tfigkd.config.fields import BACKGROUND, rgb
 from tfigkd.runtime.errors import UserError, plain
 
-MAX_BYTES = 8 * 2**30
 PICTURE_SUFFIXES = frozenset(
     {".bmp", ".dib", ".gif", ".jfif", ".jif", ".jpe", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".pnm", ".ppm", ".tif"}
     | {".tiff", ".webp"}
@@ -178,15 +178,15 @@ def decode_all(
         return np.empty((0, image_size or 1, image_size or 1, 3), np.uint8), done
     unusable: dict[int, UserError] = {}
 
-    def attempt(index: int) -> tuple[np.ndarray | None, list[str]]:
-        try:
-            return _decode(encoded[index], names[index], image_size, background)
-        except UserError as error:
-            unusable[index] = error
+    def tried(index: int) -> tuple[np.ndarray | None, list[str]]:
+        found = attempt(encoded[index], names[index], image_size=image_size, background=background)
+        if isinstance(found, UserError):
+            unusable[index] = found
             return None, []
+        return found
 
     with bombs_refused():
-        good = (index for index in range(len(encoded)) if attempt(index)[0] is not None)
+        good = (index for index in range(len(encoded)) if tried(index)[0] is not None)
         start = next(good, None)
         if start is None:
             raise refusal(unusable, len(encoded))
@@ -197,14 +197,10 @@ def decode_all(
         def fill(begin: int) -> Counter[str]:
             counted: Counter[str] = Counter()
             for index in range(max(begin, start), min(begin + 256, len(encoded))):
-                picture, what = attempt(index)
+                picture, what = tried(index)
                 if picture is None:
                     continue
-                if picture.shape != first.shape:
-                    raise UserError(
-                        f"pictures differ in size: {names[start]} is {first.shape[1]}x{first.shape[0]}, "
-                        f"{names[index]} is {picture.shape[1]}x{picture.shape[0]}; set data.image_size"
-                    )
+                check_size(first.shape, names[start], picture.shape, names[index])
                 images[index] = picture
                 counted.update(what)
             return counted
@@ -215,6 +211,30 @@ def decode_all(
     if unusable:
         raise refusal(unusable, len(encoded))
     return images, done
+
+
+def attempt(
+    encoded: bytes | Path | np.ndarray, name: str, *, image_size: int | None, background: str
+) -> tuple[np.ndarray, list[str]] | UserError:
+    """Decode a picture; return it with what was done to it, or the error of one that cannot be used.
+
+    Pixels uint8 [H,W,3] in place of an encoded picture are resized alone.
+    """
+    if isinstance(encoded, np.ndarray):
+        return resize(encoded[None], image_size)[0], []
+    try:
+        return _decode(encoded, name, image_size, background)
+    except UserError as error:
+        return error
+
+
+def check_size(expected: Sequence[int], first: str, shape: Sequence[int], name: str) -> None:
+    """Raise a UserError for a picture whose shape is not that of the first one."""
+    if tuple(shape) != tuple(expected):
+        raise UserError(
+            f"pictures differ in size: {first} is {expected[1]}x{expected[0]}, {name} is {shape[1]}x{shape[0]}; set "
+            "data.image_size"
+        )
 
 
 def refusal(unusable: dict[int, UserError], count: int) -> UserError:
@@ -232,17 +252,24 @@ def refusal(unusable: dict[int, UserError], count: int) -> UserError:
     )
 
 
-def check_memory(what: str, shape: tuple[int, ...]) -> None:
-    """Raise a UserError for uint8 arrays above `MAX_BYTES`, before they are allocated."""
+def check_memory(what: str, shape: Sequence[int]) -> None:
+    """Raise a UserError for uint8 arrays above the memory that is free, before they are allocated."""
     # Python integers do not overflow, so a forged header cannot pass the check.
-    size = 1
-    for length in shape:
-        size *= int(length)
-    if size > MAX_BYTES:
+    size, limit = math.prod(map(int, shape)), free_memory()
+    if size > limit:
         raise UserError(
-            f"{what}: {' x '.join(map(str, shape))} bytes are {size / 2**30:.1f} GiB of pictures; at most "
-            f"{MAX_BYTES >> 30} GiB fit; set a smaller data.image_size or give fewer pictures"
+            f"{what}: {' x '.join(map(str, shape))} bytes are {size / 2**30:.1f} GiB of pictures, {limit / 2**30:.1f} "
+            "GiB of memory are free; set a smaller data.image_size, or --data.resident disk"
         )
+
+
+def free_memory() -> int:
+    """Return the bytes of memory that programs can still use."""
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+        return next(1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable:"))
+    except (OSError, StopIteration):  # no Linux
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
 
 
 @contextmanager

@@ -12,16 +12,21 @@ from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 
 from tfigkd.config.fields import BACKGROUND, SplitsConfig
 from tfigkd.config.reading import closest
+from tfigkd.data.disk import BLOCK, FOLDER, Pictures, decoded, join
 from tfigkd.data.pictures import (
     PICTURE_SUFFIXES,
+    bombs_refused,
     check_memory,
     decode_all,
+    free_memory,
     is_picture,
+    open_picture,
     reading,
     refusal,
     resize,
@@ -29,6 +34,8 @@ from tfigkd.data.pictures import (
 )
 from tfigkd.runtime.errors import UserError
 
+SHARE = 0.25
+"""Share of the free memory that the pictures of a split may take: they are copied when they are sorted and cropped."""
 MAX_NAMES = 2**24
 """Largest size of the names of all classes, in bytes."""
 HEADER_READERS = {
@@ -49,13 +56,15 @@ SYSTEM_FOLDERS = frozenset({"__MACOSX", "@eaDir"})
 class Part:
     """One split in the order of its source: uint8 images [N,H,W,3], int64 labels [N], source ids [N].
 
-    Pictures with the same text in `groups` [N] stay on one side of every split that is held out.
+    Pictures with the same text in `groups` [N] stay on one side of every split that is held out. `digests` [N] are the
+    hashes of their pixels, where they are known.
     """
 
-    images: np.ndarray
+    images: Pictures
     labels: np.ndarray
     source_ids: np.ndarray
     groups: np.ndarray | None = None
+    digests: np.ndarray | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,6 +89,18 @@ class Wanted:
     background: str = BACKGROUND
     group: str | None = None
     splits: SplitsConfig = field(default_factory=SplitsConfig)
+    resident: Literal["auto", "memory", "disk"] = "auto"
+    cache: str | None = None
+
+    def on_disk(self, pictures: int, shape: Sequence[int]) -> bool:
+        """Return whether decoded pictures of a shape (H, W, 3) are kept on disk."""
+        if self.resident == "auto":
+            return pictures * math.prod(shape) > free_memory() * SHARE
+        return self.resident == "disk"
+
+    def folder(self, beside: Path) -> Path:
+        """Return where they are kept: the folder of the config, or one in the folder of the data."""
+        return Path(self.cache).expanduser() if self.cache else beside / FOLDER
 
 
 @dataclass
@@ -190,17 +211,7 @@ def read_npz(path: Path, wanted: Wanted) -> Source:
                     raise UserError(f"{path}: class_names is {dtype} {list(shape)}; expected one short text per class")
         with np.load(path, allow_pickle=False) as arrays:
             parts = {
-                role: join_parts(
-                    [
-                        _part(
-                            resize(to_rgb(arrays[f"x_{split}"]), wanted.image_size),
-                            arrays[f"y_{split}"],
-                            split,
-                            None if wanted.group is None else arrays[f"{wanted.group}_{split}"],
-                        )
-                        for split in splits
-                    ]
-                )
+                role: join_parts([_read_arrays(path, arrays, split, wanted) for split in splits])
                 for role, splits in chosen.items()
             }
             class_names = arrays.get("class_names")
@@ -232,11 +243,16 @@ def join_parts(parts: Sequence[Part]) -> Part:
     if len(sizes) > 1:
         texts = " and ".join(sorted(f"{width}x{height}" for height, width, _ in sizes))
         raise UserError(f"pictures of one split are {texts}; set data.image_size to resize them")
-    images, labels, ids = (
-        np.concatenate([getattr(part, name) for part in parts]) for name in ("images", "labels", "source_ids")
-    )
+    labels, ids = (np.concatenate([getattr(part, name) for part in parts]) for name in ("labels", "source_ids"))
     groups = [part.groups for part in parts if part.groups is not None]
-    return Part(images, labels, ids, np.concatenate(groups) if groups else None)
+    digests = [part.digests for part in parts if part.digests is not None]
+    return Part(
+        join([part.images for part in parts]),
+        labels,
+        ids,
+        np.concatenate(groups) if groups else None,
+        np.concatenate(digests) if len(digests) == len(parts) else None,
+    )
 
 
 def unused(kind: str, what: str, split: str) -> str:
@@ -418,16 +434,50 @@ def _read_rows(
         paths.append(place)
     if missing:
         raise refusal(missing, len(rows))
-    images, done = decode_all(paths, [str(path) for path in paths], wanted.image_size, wanted.background)
-    notes.done += done
+    source_ids = [row["path"] for row in rows]
+    images, digests = _open_pictures(paths, source_ids, table.parent, wanted, notes)
     labels = np.array([class_names.index(row["label"]) for row in rows], np.int64)
     groups = np.array([row["group"] for row in rows]) if rows and "group" in rows[0] else None
-    return Part(images, labels, np.array([row["path"] for row in rows]), groups)
+    return Part(images, labels, np.array(source_ids), groups, digests)
 
 
-def _part(images: np.ndarray, labels: np.ndarray, name: str, groups: np.ndarray | None = None) -> Part:
+def _part(
+    images: Pictures,
+    labels: np.ndarray,
+    name: str,
+    groups: np.ndarray | None = None,
+    digests: np.ndarray | None = None,
+) -> Part:
     source_ids = np.array([f"{name}-{index:06d}" for index in range(len(labels))], dtype=str)
-    return Part(images, labels.reshape(-1).astype(np.int64), source_ids, None if groups is None else groups.astype(str))
+    groups = None if groups is None else groups.astype(str)
+    return Part(images, labels.reshape(-1).astype(np.int64), source_ids, groups, digests)
+
+
+def _read_arrays(path: Path, arrays: Any, split: str, wanted: Wanted) -> Part:
+    """Return the arrays of a split of an `.npz` file, whose headers have been checked."""
+    labels = arrays[f"y_{split}"]
+    groups = None if wanted.group is None else arrays[f"{wanted.group}_{split}"]
+    key, side = f"x_{split}", wanted.image_size
+    shape, transposed, _ = _header(path, arrays.zip, key)
+    if transposed or not wanted.on_disk(shape[0], (side or shape[1], side or shape[2], 3)):
+        check_memory(f"{path}: {key}", (*shape[:3], 3))
+        return _part(resize(to_rgb(arrays[key]), side), labels, split, groups)
+
+    def read(start: int) -> Iterator[tuple[np.ndarray, Sequence[str]]]:
+        with arrays.zip.open(f"{key}.npy") as file:
+            HEADER_READERS[np.lib.format.read_magic(file)](file)
+            length = math.prod(shape[1:])
+            file.seek(file.tell() + start * length)
+            for first in range(start, shape[0], BLOCK):
+                count = min(BLOCK, shape[0] - first)
+                block = np.frombuffer(file.read(count * length), np.uint8).reshape(count, *shape[1:])
+                yield to_rgb(block), [f"{index} of {key}" for index in range(first, first + count)]
+
+    state = path.stat()
+    lines = [f"{path.name} {key} {index} {state.st_size} {state.st_mtime_ns}" for index in range(shape[0])]
+    where = wanted.folder(path.parent)
+    images, digests, _ = decoded(where, lines, read, image_size=side, background=wanted.background)
+    return _part(images, labels, split, groups, digests)
 
 
 def _check_headers(path: Path, archive: zipfile.ZipFile, split: str, group: str | None = None) -> None:
@@ -441,6 +491,9 @@ def _check_headers(path: Path, archive: zipfile.ZipFile, split: str, group: str 
     if dtype != np.uint8:
         hint = _float_hint(archive, f"x_{split}") if dtype.kind == "f" else ""
         raise UserError(f"{path}: x_{split} is {dtype}; expected uint8 pixels 0 to 255{hint}")
+    held, declared = archive.getinfo(f"x_{split}.npy").file_size, math.prod(map(int, shape))
+    if held < declared:
+        raise UserError(f"{path}: x_{split} is {list(shape)} by its header, but has {held:,} bytes; save it again")
     if len(shape) not in (3, 4) or (len(shape) == 4 and shape[3] not in (1, 3)):
         first = len(shape) == 4 and shape[1] in (1, 3)
         hint = "; channels come last: transpose(0, 2, 3, 1)" if first else ""
@@ -461,7 +514,6 @@ def _check_headers(path: Path, archive: zipfile.ZipFile, split: str, group: str 
                 f"{path}: {key} is {group_dtype} {list(group_shape)}; expected a text or an integer for each of the "
                 f"{shape[0]} pictures"
             )
-    check_memory(f"{path}: x_{split}", (*shape[:3], 3))
 
 
 def _float_hint(archive: zipfile.ZipFile, key: str) -> str:
@@ -514,11 +566,41 @@ def _read_classes(
     labels = [class_names.index(name) for name, members in found.items() for _ in members]
     members = [member for each in found.values() for member in each]
     paths = [path for path, _ in members]
-    images, done = decode_all(paths, [str(path) for path in paths], wanted.image_size, wanted.background)
-    notes.done += done
-    source_ids = np.array([path.relative_to(root).as_posix() for path in paths])
+    source_ids = [path.relative_to(root).as_posix() for path in paths]
+    images, digests = _open_pictures(paths, source_ids, root, wanted, notes)
     groups = np.array([group for _, group in members]) if wanted.group == "folder" else None
-    return class_names, Part(images, np.array(labels, np.int64), source_ids, groups)
+    return class_names, Part(images, np.array(labels, np.int64), np.array(source_ids), groups, digests)
+
+
+def _open_pictures(
+    paths: Sequence[Path], source_ids: Sequence[str], beside: Path, wanted: Wanted, notes: Notes
+) -> tuple[Pictures, np.ndarray | None]:
+    """Return decoded pictures, in memory or on disk, and the hashes of their pixels where they are known."""
+    names = [str(path) for path in paths]
+    side = wanted.image_size
+    if not paths or not wanted.on_disk(len(paths), (side, side, 3) if side else _shape_of(paths[0])):
+        images, done = decode_all(paths, names, side, wanted.background)
+        notes.done += done
+        return images, None
+
+    def read(start: int) -> Iterator[tuple[Sequence[Path], Sequence[str]]]:
+        for first in range(start, len(paths), BLOCK):
+            yield paths[first : first + BLOCK], names[first : first + BLOCK]
+
+    states = [path.stat() for path in paths]
+    lines = [f"{id_} {state.st_size} {state.st_mtime_ns}" for id_, state in zip(source_ids, states, strict=True)]
+    found, digests, done = decoded(wanted.folder(beside), lines, read, image_size=side, background=wanted.background)
+    notes.done += done
+    return found, digests
+
+
+def _shape_of(path: Path) -> tuple[int, int, int]:
+    """Return (H, W, 3) of a picture; of one that cannot be read (1, 1, 3)."""
+    try:
+        with bombs_refused(), open_picture(path, str(path)) as file:
+            return file.height, file.width, 3
+    except UserError:
+        return 1, 1, 3
 
 
 def _group(folder: Path, file: Path) -> str:

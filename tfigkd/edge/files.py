@@ -84,7 +84,7 @@ def file_predictor(
     *,
     input_range: Range | None = None,
     outputs: Outputs | None = None,
-) -> Callable[[np.ndarray], np.ndarray]:
+) -> Callable[[Any], np.ndarray]:
     """Return a function from uint8 images [N,H,W,C] to logits [N,K], the columns in the order of a data set's classes.
 
     Classes that the file knows and the data lack follow behind; an answer that names one of them is wrong.

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from tfigkd.data import to_model_input
+from tfigkd.data.disk import Pictures
 from tfigkd.data.spaces import UNIT, Outputs, Range, in_range, to_logits
 from tfigkd.runtime.errors import UserError
 from tfigkd.runtime.processes import cores
@@ -145,7 +146,7 @@ def open_classifier(model: Path, *, threads: int | None = None) -> Any:
 
 def litert_predictor(
     path: Path, *, input_range: Range = UNIT, outputs: Outputs = "logits"
-) -> Callable[[np.ndarray], np.ndarray]:
+) -> Callable[[Any], np.ndarray]:
     """Return a function from uint8 images [N,H,W,C] to float32 logits [N,K], run by LiteRT one image at a time.
 
     Args:
@@ -160,13 +161,12 @@ def litert_predictor(
     interpreter = open_classifier(path)
     source, sink = interpreter.get_input_details()[0], interpreter.get_output_details()[0]
 
-    def predict(images: np.ndarray) -> np.ndarray:
+    def predict(images: Pictures) -> np.ndarray:
         if images.shape[1:] != tuple(source["shape"][1:]):
             raise UserError(f"{path} takes images {tuple(map(int, source['shape'][1:]))}, got {images.shape[1:]}")
-        values = input_values(images, source, input_range)
         logits = np.empty((len(images), sink["shape"][-1]), np.float32)
         for index in range(len(images)):
-            interpreter.set_tensor(source["index"], values[index : index + 1])
+            interpreter.set_tensor(source["index"], input_values(images[index][None], source, input_range))
             interpreter.invoke()
             logits[index] = dequantize(interpreter.get_tensor(sink["index"]), sink)[0]
         return to_logits(logits, outputs)

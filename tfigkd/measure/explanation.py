@@ -56,7 +56,8 @@ def faithfulness(
     predict: Predict, examples: Examples, maps: np.ndarray, *, mean_color: np.ndarray, steps: int
 ) -> Iterator[tuple[str, float]]:
     """Yield the mean area under the insertion curve (from the blurred image) and the deletion curve (to mean color)."""
-    arguments = predict, examples.images, maps, examples.labels
+    images = examples.images[:]
+    arguments = predict, images, maps, examples.labels
     yield "attribution_insertion", float(insertion(*arguments, steps=steps).auc.mean())
-    color = np.broadcast_to(mean_color, examples.images.shape[1:])
+    color = np.broadcast_to(mean_color, images.shape[1:])
     yield "attribution_deletion", float(deletion(*arguments, baseline=color, steps=steps).auc.mean())

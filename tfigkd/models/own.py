@@ -18,6 +18,7 @@ from keras import ops
 
 import tfigkd.models.fake_quant  # noqa: F401 - registers what a quantized student is made of
 from tfigkd.data import to_model_input
+from tfigkd.data.disk import Pictures
 from tfigkd.data.pictures import reading
 from tfigkd.data.spaces import UNIT, Outputs, Range
 from tfigkd.models import layers
@@ -150,7 +151,7 @@ class PlainClassifier:
             outputs = np.concatenate([np.zeros_like(outputs), outputs], axis=-1)
         return outputs.astype("float32")
 
-    def logits(self, pixels: np.ndarray, *, batch_size: int = 256) -> np.ndarray:
+    def logits(self, pixels: Pictures, *, batch_size: int = 256) -> np.ndarray:
         """Return the logits [N,C], float32, of uint8 images."""
         starts = range(0, len(pixels), batch_size)
         return np.concatenate([self(to_model_input(pixels[start : start + batch_size])) for start in starts])

@@ -19,7 +19,7 @@ from tfigkd.stages.workdir import Workdir
 
 def dataset(config: DataConfig) -> Dataset:
     """Return the data set of a config, read once a process."""
-    read = (config.background, config.group, config.splits)
+    read = (config.background, config.group, config.splits, config.resident, config.cache)
     return _load(config.name, config.dir, config.image_size, config.limit, *read)
 
 
@@ -32,8 +32,10 @@ def _load(
     background: str,
     group: str | None,
     splits: SplitsConfig,
+    resident: str,
+    cache: str | None,
 ) -> Dataset:
-    chosen = {"background": background, "group": group, "splits": splits}
+    chosen = {"background": background, "group": group, "splits": splits, "resident": resident, "cache": cache}
     return load(name, directory=directory, image_size=image_size, limit=limit, **chosen)  # type: ignore[arg-type]
 
 

@@ -12,7 +12,7 @@ from tfigkd import models
 from tfigkd.batches.controls import apply_control, shuffle_views
 from tfigkd.batches.stream import Batch, Knowledge, StoredAttention, evens_out, training_batches
 from tfigkd.config.experiment import Config
-from tfigkd.data import Dataset, to_model_input
+from tfigkd.data import Dataset
 from tfigkd.losses import LOSSES, Loss
 from tfigkd.measure.metrics import accuracy, predict_logits
 from tfigkd.models.layers import with_fused_layers, with_stock_layers
@@ -329,9 +329,6 @@ def distill(config: Config, workdir: Workdir) -> None:
     keras.utils.set_random_seed(workdir.seed)
     model = make_distiller(config, workdir, _initial(config, workdir, data))
     held_out = data.validation
-    validation = None
-    if holds_out_validation(config.data):
-        validation = (to_model_input(held_out.images), held_out.labels)
     history = fit(
         model,
         stream,
@@ -341,7 +338,7 @@ def distill(config: Config, workdir: Workdir) -> None:
         fingerprint=identity,
         tensorboard=workdir.run / "tensorboard",
         title="student",
-        validation=validation,
+        validation=held_out if holds_out_validation(config.data) else None,
         watched=_watched(config, workdir),
         ledger_steps=config.ledger.every,
     )

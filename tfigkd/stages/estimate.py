@@ -142,7 +142,7 @@ def _stores(config: Config, data: Dataset, folder: Path) -> float:
 def _gradient_seconds(model: keras.Model, examples: Examples, batch_size: int) -> float:
     """Return the seconds of a gradient with respect to one image."""
     few = examples.take(slice(max(1, min(batch_size // 4, len(examples)))))
-    images, steps = to_model_input(few.images), 8
+    images, steps = to_model_input(few.images[:]), 8
 
     def run() -> Any:
         return attribute(model, images, few.labels, n_steps=steps, batch_size=batch_size)

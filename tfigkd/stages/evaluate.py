@@ -178,7 +178,7 @@ def make_gallery(config: Config, workdir: Workdir, shown: Shown, explained: Mapp
         explained: Maps and completeness errors of its examples, by role.
     """
     examples, maps = shown.examples, explained["student"][0].astype(np.float32)
-    own: dict[str, Any] = {"ids": examples.ids.astype(str), "images": examples.images, "labels": examples.labels}
+    own: dict[str, Any] = {"ids": examples.ids.astype(str), "images": examples.images[:], "labels": examples.labels}
     own |= {"predicted": shown.predicted["student"], "maps": maps}
     own |= dict.fromkeys(OF_TEACHER, np.empty(0))
     if "teacher" in explained:
@@ -209,5 +209,5 @@ def _overlaid(config: Config, examples: Examples, knowledge: Knowledge) -> dict[
     treated = apply_control(knowledge, config.control) if len(examples) > 1 else knowledge
     middle = np.sqrt(config.overlay.min_exponent * config.overlay.max_exponent)
     maps = None if config.control.maps == "none" else treated.maps
-    laid = overlay_some(to_model_input(examples.images), maps, np.where(treated.usable, middle, 0))
+    laid = overlay_some(to_model_input(examples.images[:]), maps, np.where(treated.usable, middle, 0))
     return {"overlays": np.round(255 * laid).astype(np.uint8), "overlaid": treated.usable}

@@ -23,6 +23,8 @@ DATA = "config.data.name"
 # fields that a finished run may be repeated with: they name places, or concern only stages that are cheap to redo
 FREE = (
     "data.dir",
+    "data.resident",
+    "data.cache",
     "description",
     "compress.",
     "export.",

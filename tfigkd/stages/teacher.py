@@ -61,7 +61,7 @@ def build_network(config: NetworkConfig, data: Dataset) -> keras.Model:
         num_classes=data.num_classes,
         input_shape=data.image_shape,
         weights=None if weights is None else weights_path(weights),
-        images=looked_at(data).images if config.own_file else None,
+        images=looked_at(data).images[:] if config.own_file else None,
         **{name: getattr(config, name) for name in ARCHITECTURE},
         **spaces,
     )
@@ -189,7 +189,7 @@ def watched(config: Config) -> Watched:
     """Return what TensorBoard shows of a training with this config: validation, and maps from its baseline."""
     data = dataset(config.data)
     plain = Watched(data.validation, holds_out_validation(config.data), data.class_names, config.tensorboard)
-    images = to_model_input(plain.shown.images)
+    images = to_model_input(plain.shown.images[:])
     color = mean_color(data.train)
     return replace(plain, baseline=make_baseline(config.attribution.baseline, images, mean_color=color))
 
@@ -210,9 +210,6 @@ def _train(config: Config, data: Dataset, folder: Path) -> tuple[keras.Model, li
         class_weights=class_weights(config.teacher.training, examples, data.class_names),
     )
     smoothing, hard_weight = config.teacher.training.label_smoothing, config.teacher.training.hard_weight
-    validation = None
-    if holds_out_validation(config.data):
-        validation = (to_model_input(data.validation.images), data.validation.labels)
     history = fit(
         Distiller(model, label_smoothing=smoothing, hard_weight=hard_weight),
         stream,
@@ -222,7 +219,7 @@ def _train(config: Config, data: Dataset, folder: Path) -> tuple[keras.Model, li
         fingerprint=folder.name,
         tensorboard=folder / "tensorboard",
         title="teacher",
-        validation=validation,
+        validation=data.validation if holds_out_validation(config.data) else None,
         watched=watched(config),
     )
     return with_stock_layers(models.with_precision(model, "float32")), history

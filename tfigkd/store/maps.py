@@ -52,7 +52,7 @@ def attribute_examples(
     model: keras.Model, examples: Examples, config: AttributionConfig, mean_color: np.ndarray
 ) -> Attribution:
     """Attribute the label's logit of each example with a store's settings; `mean_color` is for the baseline "mean"."""
-    images = to_model_input(examples.images)
+    images = to_model_input(examples.images[:])
     return attribute(
         model,
         images,

@@ -51,9 +51,9 @@ def with_attention(model: keras.Model, tap: str) -> keras.Model:
 
 def view_outputs(model: keras.Model, examples: Examples, augment: AugmentConfig, view: ViewConfig) -> np.ndarray:
     """Return a model's outputs, logits or attention, of the K views of each example, float32 [N,K,...]."""
-    keys = example_keys(examples.ids)
+    keys, images = example_keys(examples.ids), examples.images[:]
     views = [
-        predict_logits(model, crop_and_flip(examples.images, keys, augment, seed=view.seed, epoch=number))
+        predict_logits(model, crop_and_flip(images, keys, augment, seed=view.seed, epoch=number))
         for number in range(view.views)
     ]
     return np.stack(views, axis=1)

@@ -12,6 +12,7 @@ import numpy as np
 
 from tfigkd.batches.stream import Batch
 from tfigkd.config.fields import TrainingConfig
+from tfigkd.data import Examples, to_model_input
 from tfigkd.models.precision import head_layers
 from tfigkd.runtime import console
 from tfigkd.runtime.errors import UserError
@@ -23,6 +24,8 @@ from tfigkd.training.optimizers import make_optimizer
 from tfigkd.training.tensorboard import Board, Watched
 
 LEDGER = "ledger.jsonl"
+MEASURED = 256
+"""Validation examples that are measured at once."""
 STEPS_UNSEEN = 1 if keras.backend.backend() == "tensorflow" else 50
 """Steps between two looks for NaN: a look waits for the device, which JAX otherwise keeps busy ahead of time."""
 
@@ -140,6 +143,21 @@ class _Keeper(keras.callbacks.Callback):
         return self.averaged if watched is not None and watched.due(epoch, self.board.epochs) else None
 
 
+class _Measured(keras.utils.PyDataset):
+    """Examples in batches of 256 as Keras measures them, read as they are needed."""
+
+    def __init__(self, examples: Examples):
+        super().__init__()
+        self._examples = examples
+
+    def __len__(self) -> int:
+        return math.ceil(len(self._examples) / MEASURED)
+
+    def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+        batch = self._examples.take(slice(index * MEASURED, (index + 1) * MEASURED))
+        return to_model_input(batch.images[:]), batch.labels
+
+
 def fit(
     model: Distiller,
     stream: Callable[[int], Iterator[Batch]],
@@ -150,7 +168,7 @@ def fit(
     fingerprint: str,
     tensorboard: Path,
     title: str,
-    validation: tuple[np.ndarray, np.ndarray] | None = None,
+    validation: Examples | None = None,
     watched: Watched | None = None,
     ledger_steps: int = 0,
     callbacks: Sequence[keras.callbacks.Callback] = (),
@@ -169,7 +187,7 @@ def fit(
         fingerprint: Of everything the weights depend on; a checkpoint of another is refused.
         tensorboard: Folder of the event files.
         title: For the progress bar.
-        validation: Images float32 [N,H,W,3] and labels, measured after each epoch.
+        validation: Examples that are measured after each epoch.
         watched: What TensorBoard's pictures are drawn of.
         ledger_steps: Steps between two entries of the loss ledger; 0 keeps none.
         callbacks: Further callbacks; what they change between two steps must follow from the model's variables.
@@ -209,8 +227,7 @@ def fit(
                     steps_per_epoch=steps,
                     initial_epoch=done,
                     epochs=config.epochs,
-                    validation_data=validation,
-                    validation_batch_size=256,
+                    validation_data=None if validation is None else _Measured(validation),
                     callbacks=_Callbacks(watchers, add_history=True, model=model, epochs=config.epochs, steps=steps),
                     shuffle=False,
                     verbose=0,

@@ -209,7 +209,7 @@ class Board(keras.callbacks.Callback):
         model, shown = with_precision(self.model.student, "float32"), watched.shown
         result = attribute(
             model,
-            to_model_input(shown.images),
+            to_model_input(shown.images[:]),
             shown.labels,
             baseline=watched.baseline,
             n_steps=MAP_STEPS,
@@ -219,7 +219,7 @@ class Board(keras.callbacks.Callback):
         says = [names[index] for index in result.logits.argmax(axis=1)]
         captions = [f"{names[label]}, says {said}" for label, said in zip(shown.labels, says, strict=True)]
         maps = saliency_map(result.attributions)
-        self._image("examples", panels.gallery(shown.images, maps, captions, watched.teacher_maps))
+        self._image("examples", panels.gallery(shown.images[:], maps, captions, watched.teacher_maps))
         if watched.held_out:
             predicted = predict_logits(model, watched.examples.images).argmax(axis=1)
             matrix = np.zeros((len(names), len(names)), np.int64)

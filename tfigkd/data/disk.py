@@ -1,0 +1,275 @@
+"""Pictures that are larger than memory: decoded once into a file, and read from it where they are used.
+
+`DiskPictures` is indexed by its first axis as an array is, and gives arrays. The file is named after everything that
+its pixels depend on, so the next run finds it; an interrupted decoding goes on where it ended.
+"""
+
+import hashlib
+import io
+import json
+import math
+import os
+import shutil
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from tfigkd.data.pictures import attempt, bombs_refused, check_size, refusal
+from tfigkd.runtime.errors import UserError
+from tfigkd.runtime.files import checksum, locked, make_folder, read_signed, write_signed
+
+BLOCK = 256
+"""Pictures that are handled at once where all of them are needed."""
+AT_ONCE = 2**26
+"""Bytes of pictures that are decoded before they are written."""
+
+
+class DiskPictures:
+    """Pictures uint8 [N,H,W,C] in one file or several; few of them are in memory at a time.
+
+    Args:
+        files: Each with pictures of one shape, one after the other.
+        shape: (H, W, C) of each picture.
+        places: int64 [N,2], for each picture the index of its file and its number in it.
+    """
+
+    dtype = np.dtype(np.uint8)
+    ndim = 4
+
+    def __init__(self, files: Sequence[Path], shape: Sequence[int], places: np.ndarray):
+        self._files = tuple(files)
+        self._one = tuple(int(side) for side in shape)
+        self._places = np.asarray(places, np.int64).reshape(-1, 2)
+        self._open: dict[int, int] = {}
+
+    @classmethod
+    def of(cls, file: Path, shape: Sequence[int], count: int) -> "DiskPictures":
+        """Return all pictures of one file, in its order."""
+        return cls([file], shape, np.stack([np.zeros(count, np.int64), np.arange(count)], axis=1))
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(N, H, W, C)."""
+        return len(self), *self._one
+
+    @property
+    def size(self) -> int:
+        """Number of values."""
+        return len(self) * math.prod(self._one)
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def __getitem__(self, key: Any) -> np.ndarray:
+        first, *rest = key if isinstance(key, tuple) else (key,)
+        chosen = self._places[first]
+        found = self._read(chosen[None])[0] if chosen.ndim == 1 else self._read(chosen)
+        return found[(slice(None),) * (found.ndim - 3) + tuple(rest)] if rest else found
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        for start in range(0, len(self), BLOCK):
+            yield from self[start : start + BLOCK]
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        return self[:] if dtype is None else self[:].astype(dtype)
+
+    def pick(self, indices: Any) -> "DiskPictures":
+        """Return some of the pictures, which are not read yet; indices as for an array's first axis."""
+        return DiskPictures(self._files, self._one, self._places[indices])
+
+    def _read(self, places: np.ndarray) -> np.ndarray:
+        found = np.empty((len(places), *self._one), np.uint8)
+        length = math.prod(self._one)
+        for (which, number), picture in zip(places.tolist(), found, strict=True):
+            if os.preadv(self._descriptor(which), [picture.reshape(-1).data], number * length) != length:
+                raise UserError(f"{self._files[which]} is cut short; delete it, so that the pictures are decoded again")
+        return found
+
+    def _descriptor(self, which: int) -> int:
+        if which not in self._open:
+            try:
+                self._open[which] = os.open(self._files[which], os.O_RDONLY)
+            except OSError as error:
+                raise UserError(
+                    f"cannot read {self._files[which]}: {error.strerror}; start the command again"
+                ) from error
+        return self._open[which]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_open": {}}  # another process opens the files itself
+
+    def __del__(self) -> None:
+        for descriptor in self.__dict__.get("_open", {}).values():
+            os.close(descriptor)
+
+
+Pictures = np.ndarray | DiskPictures
+
+
+def pick(images: Pictures, indices: Any) -> Pictures:
+    """Return some pictures: of an array an array, of pictures on disk those on disk."""
+    return images.pick(indices) if isinstance(images, DiskPictures) else images[indices]
+
+
+def join(parts: Sequence[Pictures]) -> Pictures:
+    """Return pictures of several splits one after the other; on disk if they are."""
+    on_disk = [part for part in parts if isinstance(part, DiskPictures)]
+    if not on_disk:
+        return np.concatenate([part for part in parts if isinstance(part, np.ndarray)])
+    assert len(on_disk) == len(parts)
+    files: list[Path] = []
+    places = []
+    for part in on_disk:
+        own = part._places.copy()
+        own[:, 0] += len(files)
+        files += part._files
+        places.append(own)
+    return DiskPictures(files, parts[0].shape[1:], np.concatenate(places))
+
+
+def blocks(images: Pictures, size: int = BLOCK) -> Iterator[np.ndarray]:
+    """Yield the pictures as arrays of at most `size` of them."""
+    for start in range(0, len(images), size):
+        yield images[start : start + size]
+
+
+FOLDER = ".tfigkd"
+"""Beside the data: the decoded pictures; readers of folders ignore hidden ones."""
+DIGEST_LENGTH = 16
+FORMAT = 1
+
+
+def digest(image: np.ndarray) -> str:
+    """Return the id of a picture, uint8 [H,W,3]: 16 hex digits of the SHA-256 of its pixels in C order."""
+    return hashlib.sha256(image.tobytes()).hexdigest()[:DIGEST_LENGTH]
+
+
+Encoded = tuple[Sequence[bytes] | Sequence[Path] | np.ndarray, Sequence[str]]
+"""Some pictures, encoded or as pixels uint8 [N,H,W,3], and their names in messages."""
+
+
+def decoded(
+    folder: Path,
+    sources: Sequence[str],
+    read: Callable[[int], Iterator[Encoded]],
+    *,
+    image_size: int | None,
+    background: str,
+) -> tuple[DiskPictures, np.ndarray, Counter[str]]:
+    """Return the pictures of a split on disk, decoded before or now.
+
+    Args:
+        folder: Where the files are.
+        sources: A line for each picture, which changes whenever its pixels may change.
+        read: From the number of the first picture that is wanted to blocks of encoded pictures.
+        image_size: As for `decode`.
+        background: As for `decode`.
+
+    Returns:
+        The pictures; the hash of the pixels of each, unicode [N]; and what was done to how many of them.
+
+    Raises:
+        UserError: As for `decode_all`; or the disk has too little space, or the folder cannot be written.
+    """
+    lines = hashlib.sha256("\n".join(sources).encode("utf-8", "surrogateescape")).hexdigest()
+    name = hashlib.sha256(json.dumps([FORMAT, image_size, background, lines]).encode()).hexdigest()[:DIGEST_LENGTH]
+    pixels, journal, finished = (folder / f"{name}.{kind}" for kind in ("pixels", "journal", "json"))
+    again = f"delete {finished} and {journal}, so that the pictures are decoded again"
+    with locked(make_folder(folder), wait=True):
+        if not finished.is_file():
+            _decode(pixels, journal, len(sources), read, image_size, background)
+            write_signed(finished, {"journal": checksum(journal)})
+        known = read_signed(finished, again, names=("journal",))
+        shape, digests, done = _written(journal)
+        size = len(sources) * math.prod(shape)
+        if checksum(journal) != known["journal"] or not pixels.is_file() or pixels.stat().st_size != size:
+            raise UserError(f"{pixels} is damaged; {again}")
+    return DiskPictures.of(pixels, shape, len(sources)), np.array(digests), done
+
+
+def _written(journal: Path) -> tuple[tuple[int, ...], list[str], Counter[str]]:
+    """Return what is known of the pictures that are on disk: their shape, hashes and what was done to how many.
+
+    The last line of a process that was killed is taken off the journal.
+    """
+    shape: tuple[int, ...] = ()
+    digests: list[str] = []
+    done: Counter[str] = Counter()
+    whole = 0
+    with open(journal, "rb") if journal.is_file() else io.BytesIO() as file:
+        for line in file:
+            if not line.endswith(b"\n"):
+                break
+            entry = json.loads(line)
+            shape = tuple(entry["shape"])
+            digests += entry["digests"]
+            done.update(entry["done"])
+            whole += len(line)
+    if journal.is_file() and journal.stat().st_size > whole:
+        os.truncate(journal, whole)
+    return shape, digests, done
+
+
+def _decode(
+    pixels: Path,
+    journal: Path,
+    count: int,
+    read: Callable[[int], Iterator[Encoded]],
+    image_size: int | None,
+    background: str,
+) -> None:
+    """Decode the pictures that are not written yet; each block is a line of the journal once its pixels are on disk."""
+    shape, digests, _ = _written(journal)
+    position, first = len(digests), "the first picture"
+    if image_size is not None:
+        _check_space(pixels.parent, count - position, (image_size, image_size, 3))
+    unusable: dict[int, UserError] = {}
+    with bombs_refused(), ThreadPoolExecutor(os.cpu_count()) as pool, open(pixels, "ab") as file:
+        file.truncate(position * math.prod(shape) if shape else 0)
+        for encoded, names in read(position):
+            end = 0
+            while end < len(names):
+                start = end
+                end = start + (max(1, AT_ONCE // math.prod(shape)) if shape else 1)
+                decode = partial(attempt, image_size=image_size, background=background)
+                found = [*pool.map(decode, encoded[start:end], names[start:end])]
+                good = [one for one in found if not isinstance(one, UserError)]
+                unusable |= {position + index: one for index, one in enumerate(found) if isinstance(one, UserError)}
+                position += len(found)
+                if unusable:
+                    continue  # all of them are named at once
+                if not shape:
+                    shape, first = good[0][0].shape, names[0]
+                    _check_space(pixels.parent, count, shape)
+                for (picture, _), name in zip(good, names[start:end], strict=True):
+                    check_size(shape, first, picture.shape, name)
+                    file.write(picture.tobytes())
+                _note(journal, file, shape, good)
+    if unusable:
+        raise refusal(unusable, count)
+
+
+def _note(
+    journal: Path, pixels: BinaryIO, shape: Sequence[int], written: Sequence[tuple[np.ndarray, list[str]]]
+) -> None:
+    """Add a line for pictures to the journal, once their pixels are on disk."""
+    pixels.flush()
+    os.fsync(pixels.fileno())
+    done = Counter(word for _, words in written for word in words)
+    entry = {"shape": shape, "digests": [digest(picture) for picture, _ in written], "done": done}
+    with open(journal, "a", encoding="utf-8") as lines:
+        lines.write(json.dumps(entry) + "\n")
+
+
+def _check_space(folder: Path, count: int, shape: Sequence[int]) -> None:
+    wanted, free = count * math.prod(shape), shutil.disk_usage(folder).free
+    if wanted > free:
+        raise UserError(
+            f"{count:,} pictures of {shape[1]}x{shape[0]} take {wanted / 2**30:.1f} GiB on disk, {folder} has "
+            f"{free / 2**30:.1f}; make room, set a smaller data.image_size, or another folder in data.cache"
+        )
