@@ -6,9 +6,14 @@ import pytest
 from keras import ops
 
 from tfigkd.losses import (
+    SKT,
     Hint,
+    ReviewKD,
     attention_map,
     attention_transfer,
+    context_distance,
+    dense_flow_distance,
+    direction_distance,
     flow_distance,
     hint_distance,
     probabilistic_distance,
@@ -18,6 +23,7 @@ from tfigkd.losses import (
 )
 from tfigkd.losses.features import match_resolution, pool_to
 from tfigkd.losses.relation import flow_matrix, pairwise_angles, pairwise_distances
+from tfigkd.losses.review import adaptive_mean
 
 RNG = np.random.default_rng(0)
 
@@ -156,6 +162,108 @@ def test_flow_ignores_positions_and_resolution():
 def test_flow_needs_equal_channels():
     with pytest.raises(ValueError, match=r"equal channels, got \[2, 5\] of the teacher and \[2, 4\]"):
         flow_distance((normal(3, 4, 4, 2), normal(3, 4, 4, 5)), (normal(3, 4, 4, 2), normal(3, 4, 4, 4)))
+
+
+def test_directions_by_hand():
+    teacher = np.array([[[[3.0, 4.0], [0.0, 2.0], [0.0, 0.0], [1.0, 0.0]]]], np.float32)
+    student = np.array([[[[30.0, 40.0], [1.0, 1.0], [0.0, 0.0], [-2.0, 0.0]]]], np.float32)
+    # cosines 1, √½, both zero, -1
+    np.testing.assert_allclose(numpy_of(direction_distance(teacher, student)), [(1 - 0.5**0.5 + 2) / 4], rtol=1e-5)
+    coarse = np.array([[[[1.0, 0.0]]]], np.float32)
+    fine = np.array([[[[3.0, 0.0], [1.0, 4.0]]]], np.float32)  # their mean is [2, 2]
+    np.testing.assert_allclose(numpy_of(direction_distance(coarse, fine)), [1 - 0.5**0.5], rtol=1e-5)
+
+
+def test_relations_of_all_pairs_of_layers_by_hand():
+    up, down = np.array([-1.0, 1.0], np.float32), np.array([1.0, -1.0], np.float32)
+    teacher = [one.reshape(1, 1, 2, 1) for one in (5 * up + 7, up, 3 * down)]
+    student = [one.reshape(1, 1, 2, 1) for one in (up, 2 * up, 2 * up)]
+    # correlations of the pairs 01, 02, 12: 1, -1, -1 of the teacher, 1, 1, 1 of the student
+    np.testing.assert_allclose(numpy_of(dense_flow_distance(teacher, student)), [8 / 3], rtol=1e-4)
+    adjacent = dense_flow_distance(teacher, student, pairs="adjacent")
+    np.testing.assert_allclose(numpy_of(adjacent), [4 / 2], rtol=1e-4)
+    first = dense_flow_distance(teacher[:2], student[:2])
+    np.testing.assert_allclose(numpy_of(first), [0], atol=1e-6)
+
+
+def test_structure_is_the_weighted_sum_behind_projectors():
+    teacher = [normal(2, 4, 4, 3), normal(2, 2, 2, 5)]
+    student = [normal(2, 4, 4, 2), normal(2, 4, 4, 2)]
+    skt = SKT(["a", "b"], ["c", "d"], intra=0.5, inter=3.0)
+    skt.build([x.shape for x in teacher], [x.shape for x in student])
+    kernels = [normal(1, 1, 2, 3), normal(1, 1, 2, 5)]
+    for layer, kernel in zip(skt.projector.convolutions, kernels, strict=True):
+        layer.set_weights([kernel, np.zeros(kernel.shape[-1])])
+    projected = [x @ kernel[0, 0] for x, kernel in zip(student, kernels, strict=True)]
+    directions = sum(numpy_of(direction_distance(t, s)) for t, s in zip(teacher, projected, strict=True)) / 2
+    expected = 0.5 * directions + 3 * numpy_of(dense_flow_distance(teacher, projected))
+    np.testing.assert_allclose(numpy_of(skt.per_example(teacher, student)), expected, rtol=1e-4)
+    with pytest.raises(ValueError, match=r"built for channels \[\(2, 3\), \(2, 5\)\]"):
+        skt.build([(None, 4, 4, 3), (None, 2, 2, 4)], [x.shape for x in student])
+    with pytest.raises(ValueError, match=r"skt needs features \[B,H,W,D\]"):
+        SKT(["a", "b"], ["c", "d"]).build([(None, 4), (None, 4)], [(None, 4), (None, 4)])
+
+
+def test_adaptive_means_cover_the_map():
+    ramp = np.broadcast_to(np.arange(5, dtype=np.float32)[None, :, None, None], (1, 5, 4, 1))
+    means = numpy_of(adaptive_mean(ramp, 2))
+    # rows 0 to 2 and 2 to 4, since two windows of 2.5 rows are widened to whole ones
+    np.testing.assert_allclose(means[0, :, :, 0], [[1, 1], [3, 3]], rtol=1e-6)
+    np.testing.assert_allclose(numpy_of(adaptive_mean(normal(2, 4, 4, 3), 4)).shape, (2, 4, 4, 3))
+
+
+def test_context_distance_by_hand():
+    teacher = np.zeros((1, 3, 3, 1), np.float32)
+    student = np.zeros((1, 3, 3, 1), np.float32)
+    student[0, 0, 0, 0] = 6.0
+    # the map: 36 / 9; 2x2 windows: 6 / 4 in one of four, at ½; the mean: 6 / 9, at ¼; 4x4 windows are left out
+    expected = (4 + 0.5 * 1.5**2 / 4 + 0.25 * (2 / 3) ** 2) / 1.75
+    np.testing.assert_allclose(numpy_of(context_distance(teacher, student)), [expected], rtol=1e-5)
+    one = np.full((1, 1, 1, 2), 3.0, np.float32)
+    np.testing.assert_allclose(numpy_of(context_distance(one, 0 * one)), [9], rtol=1e-6)
+
+
+def test_review_by_hand():
+    """Two levels and the pooled one, each kernel a number, of networks with one channel."""
+    review = ReviewKD(["a", "b"], ["c", "d"])
+    review.build([(None, 4, 4, 1), (None, 2, 2, 1)], [(None, 4, 4, 1), (None, 2, 2, 1)])
+    for level, scale in zip(review.projector.levels, (2.0, 3.0, 5.0), strict=True):
+        level.first.kernel.assign(np.full((1, 1, 1, 1), scale))
+        last = np.zeros((3, 3, 1, 1))
+        last[1, 1] = 1.0
+        level.last.kernel.assign(last)
+        if level.attention is not None:
+            # sigmoid(0) = ½ of the level itself, sigmoid(log 3) = ¾ of the deeper one
+            level.attention.set_weights([np.zeros((1, 1, 2, 2)), np.array([0.0, np.log(3.0)])])
+    shallow, deep = normal(2, 4, 4, 1), normal(2, 2, 2, 1)
+    pooled = 5 * deep.mean((1, 2), keepdims=True)
+    middle = 0.5 * 3 * deep + 0.75 * pooled
+    top = 0.5 * 2 * shallow + 0.75 * enlarged(middle, 2)
+    compared = review.project([shallow, deep], training=False)
+    for found, expected in zip(compared, (top, middle, pooled), strict=True):
+        np.testing.assert_allclose(numpy_of(found), expected, rtol=1e-3, atol=1e-4)  # the moving variance is 1
+    teacher = [normal(2, 4, 4, 1), normal(2, 2, 2, 1)]
+    levels = [*teacher, teacher[1].mean((1, 2), keepdims=True)]
+    loss = sum(numpy_of(context_distance(t, s)) for t, s in zip(levels, compared, strict=True))
+    np.testing.assert_allclose(numpy_of(review.per_example(teacher, compared)), loss, rtol=1e-5)
+    alone = ReviewKD(["a", "b"], ["c", "d"], fuse=False)
+    alone.build([(None, 4, 4, 1), (None, 2, 2, 1)], [(None, 4, 4, 1), (None, 2, 2, 1)])
+    assert all(level.attention is None for level in alone.projector.levels)
+    with pytest.raises(ValueError, match="reviewkd needs features"):
+        alone.build([(None, 4), (None, 2)], [(None, 4), (None, 2)])
+
+
+def test_the_normalization_of_a_review_learns_in_training_alone():
+    review = ReviewKD(["a", "b"], ["c", "d"])
+    review.build([(None, 4, 4, 3), (None, 2, 2, 5)], [(None, 4, 4, 2), (None, 2, 2, 4)])
+    student = [normal(6, 4, 4, 2), normal(6, 2, 2, 4)]
+    before = review.projector.levels[0].first_norm.moving_mean.numpy()
+    review.project(student, training=False)
+    np.testing.assert_array_equal(review.projector.levels[0].first_norm.moving_mean, before)
+    compared = review.project(student, training=True)
+    assert (review.projector.levels[0].first_norm.moving_mean.numpy() != before).all()
+    assert [x.shape for x in compared] == [(6, 4, 4, 3), (6, 2, 2, 5), (6, 1, 1, 5)]
+    np.testing.assert_allclose(numpy_of(compared[0]).mean((0, 1, 2)), 0, atol=1e-5)
 
 
 def test_hint_by_hand():

@@ -8,7 +8,7 @@ from keras import ops
 from tfigkd.batches.stream import Knowledge, training_batches
 from tfigkd.config.fields import AugmentConfig
 from tfigkd.data import Examples
-from tfigkd.losses import IGMatching, input_gradient_map, map_distance
+from tfigkd.losses import E2KD, IGMatching, grad_cam, input_gradient_map, map_distance
 from tfigkd.models.layers import with_fused_layers
 
 RNG = np.random.default_rng(0)
@@ -52,6 +52,24 @@ def test_the_map_of_a_linear_model_by_hand():
     np.testing.assert_allclose(gradients, [[6, 0.5], [27, 3]], rtol=1e-6)
     products = numpy_of(input_gradient_map(model, images, labels, times_input=True))[..., 0]
     np.testing.assert_allclose(products, [[2.5, 0.5], [13.5, 3]], rtol=1e-6)
+
+
+def test_grad_cam_by_hand():
+    features = np.array([[[[1.0, 2.0], [3.0, 0.0]]], [[[1.0, 2.0], [3.0, 0.0]]]], np.float32)
+    kernel = np.array([[2.0, -1.0], [-1.0, 4.0]], np.float32)
+    # the logits are those of the squared mean, [4, 1], whose derivatives are [2, 1] for each position's half
+    maps = grad_cam(lambda f: ops.matmul(ops.square(ops.mean(f, (1, 2))), kernel), features, np.array([0, 1]))
+    # class 0: weights [4, -2] · ½ · mean [2, 1] -> [4, -1]; class 1: [-2, 4]
+    np.testing.assert_allclose(numpy_of(maps)[:, 0], [[2, 12], [6, 0]], rtol=1e-6)
+
+
+def test_explanations_are_compared_at_the_larger_resolution():
+    teacher = np.array([[[1.0]], [[2.0]], [[0.0]]], np.float32)
+    student = np.array([[[1.0, 0.0]], [[1.0, 1.0]], [[1.0, 1.0]]], np.float32)
+    loss = E2KD("a", "b")
+    np.testing.assert_allclose(numpy_of(loss.per_example(teacher, student)), [1 - 0.5**0.5, 0, 0], atol=1e-6)
+    shuffled = E2KD("a", "b", shuffled=True)
+    np.testing.assert_allclose(numpy_of(shuffled.per_example(teacher, student)), [0, 0, 0], atol=1e-6, err_msg="")
 
 
 def test_map_distance_by_hand():

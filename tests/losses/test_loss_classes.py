@@ -9,16 +9,23 @@ from tfigkd.config.loss_fields import LossConfig, LossesConfig
 from tfigkd.losses import (
     DIST,
     DKD,
+    E2KD,
     FSP,
     LOSSES,
+    OSAKD,
     PKT,
+    R2KD,
     RKD,
+    RTK,
+    SKT,
     SP,
     AttentionTransfer,
     Hint,
     IGMatching,
     KLDivergence,
+    LogitRegression,
     PerExampleLoss,
+    ReviewKD,
 )
 
 EXAMPLES = {
@@ -31,6 +38,13 @@ EXAMPLES = {
     "at": AttentionTransfer("student_tap", "teacher_tap"),
     "fsp": FSP(["student_tap", "student_late"], ["teacher_tap", "teacher_late"]),
     "hint": Hint("student_tap", "teacher_tap"),
+    "skt": SKT(["student_tap", "student_late"], ["teacher_tap", "teacher_late"], inter=2.0, pairs="adjacent"),
+    "reviewkd": ReviewKD(["student_tap", "student_late"], ["teacher_tap", "teacher_late"], fuse=False),
+    "regression": LogitRegression(),
+    "r2kd": R2KD(rank=0.5, pruned=0.25),
+    "osakd": OSAKD(neighbors=3, queue=8),
+    "rtk": RTK(["student_tap", "student_late"], ["teacher_tap", "teacher_late"], keys=1, width=3),
+    "e2kd": E2KD("student_late", "teacher_late", shuffled=True),
     "ig_match": IGMatching(times_input=False),
 }
 NEEDS = {
@@ -41,6 +55,10 @@ NEEDS = {
     "rkd": "features",
     "sp": "features",
     "pkt": "features",
+    "skt": "features",
+    "reviewkd": "features",
+    "rtk": "features",
+    "e2kd": "features",
     "ig_match": "inputs",
 }
 
@@ -77,11 +95,12 @@ def test_a_loss_says_what_it_needs(name):
 def test_the_table_of_a_loss_says_what_the_loss_needs(name):
     loss, table = RKD() if name == "rkd" else EXAMPLES[name], getattr(LossesConfig(), name)
     expected = "features" if loss.needs_features else "map" if loss.needs_inputs else "logits"
-    assert table.compares == expected
+    assert table.compares == (expected if loss.needs_teacher else "labels")
     live = override(Config(), {f"losses.{name}.weight": 1.0, "view.kind": "live", "training.hard_weight": 1.0})
-    assert live.needs_live_teacher == (name != "ig_match")
-    plain = override(Config(), {f"losses.{name}.weight": 1.0, "overlay.probability": 0.0})
-    assert plain.needs_teacher
+    assert live.needs_live_teacher == (name not in ("ig_match", "osakd"))
+    alone = {"losses.r2kd.pruned": 0.0}  # a pruned teacher needs the view of the live one
+    plain = override(Config(), {f"losses.{name}.weight": 1.0, "overlay.probability": 0.0} | alone)
+    assert plain.needs_teacher == loss.needs_teacher
     assert plain.needs_store == plain.needs_single_images == (table.compares in ("logits", "map"))
     assert plain.needs_live_teacher == (table.compares == "features")
     views = override(plain, {"view.kind": "views"})
@@ -131,7 +150,7 @@ def test_it_trains_in_the_distiller_of_keras(name):
         assert not any(variable is loss.projector.kernel for variable in model.student.variables)
 
 
-@pytest.mark.parametrize("name", ["dkd", "fsp", "ig_match"])
+@pytest.mark.parametrize("name", ["dkd", "fsp", "skt", "reviewkd", "e2kd", "osakd", "r2kd", "rtk", "ig_match"])
 def test_losses_that_the_distiller_of_keras_cannot_feed_are_refused_there(name):
     with pytest.raises(ValueError, match=r"use tfigkd\.Distiller"):
         distiller(EXAMPLES[name])
@@ -150,3 +169,9 @@ def test_taps_that_do_not_pair_are_refused():
         RKD(student_layer="student_tap")
     with pytest.raises(ValueError, match="names of two layers as student_layer"):
         FSP("student_tap", ["a", "b"])
+    with pytest.raises(ValueError, match="two or more taps"):
+        SKT(["student_tap"], ["teacher_tap"])
+    with pytest.raises(ValueError, match="as many taps"):
+        SKT(["a", "b", "c"], ["a", "b"])
+    with pytest.raises(ValueError, match="ReviewKD needs as many taps"):
+        ReviewKD(["a", "b", "c"], ["a", "b"])

@@ -39,9 +39,28 @@ def flow(teacher, student):
     return losses.flow_distance((teacher[..., :3], teacher[..., 3:]), (student[..., :3], student[..., 3:]))
 
 
+HEAD = normal(4, 6)
+
+
+def explanations(teacher, student):
+    # the head is not linear, so that the map has a gradient through the gradient
+    maps = [
+        losses.grad_cam(lambda f: ops.matmul(ops.tanh(ops.mean(f, (1, 2))), HEAD), x, LABELS)
+        for x in (teacher, student)
+    ]
+    return losses.E2KD("s", "t").per_example(*maps)
+
+
+def dense_flow(teacher, student):
+    # one tensor of three taps, so that it has one gradient
+    return losses.dense_flow_distance(*([x[..., :2], x[:, ::2, ::2, 2:3], x[..., 3:]] for x in (teacher, student)))
+
+
 CASES = {
     "kd": Case(lambda t, s: losses.kl_divergence(t, s, temperature=2.5), normal(5, 6), normal(5, 6)),
     "standardized": Case(standardized, normal(5, 6), normal(5, 6)),
+    "r2kd": Case(losses.R2KD(pruned=0.0).per_example, normal(5, 6), normal(5, 6)),
+    "regression": Case(losses.logit_distance, normal(5, 6), normal(5, 6)),
     "dkd": Case(
         lambda t, s: losses.decoupled_kl(t, s, LABELS, alpha=1.0, beta=2.0, temperature=4.0), normal(5, 6), normal(5, 6)
     ),
@@ -52,7 +71,11 @@ CASES = {
     "at_pooled": Case(losses.attention_transfer, normal(5, 8, 8, 3), normal(5, 4, 4, 6)),
     "at_resized": Case(losses.attention_transfer, normal(5, 5, 4, 3), normal(5, 3, 8, 2)),
     "fsp": Case(flow, normal(5, 4, 4, 5), normal(5, 4, 4, 5)),
+    "directions": Case(losses.direction_distance, normal(5, 6, 6, 4), normal(5, 3, 3, 4)),
+    "dense_flow": Case(dense_flow, normal(5, 4, 4, 6), normal(5, 4, 4, 6)),
+    "context": Case(losses.context_distance, normal(5, 7, 7, 3), normal(5, 7, 7, 3)),
     "hint": Case(losses.hint_distance, normal(5, 4, 4, 3), normal(5, 4, 4, 3)),
+    "e2kd": Case(explanations, normal(5, 4, 4, 4), normal(5, 4, 4, 4)),
     "ig_match": Case(losses.map_distance, normal(5, 6, 6) ** 2, normal(5, 6, 6) ** 2),
     "ig_match_grid": Case(losses.IGMatching(grid=4).per_example, normal(5, 8, 6) ** 2, normal(5, 8, 6) ** 2),
 }

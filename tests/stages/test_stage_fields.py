@@ -130,8 +130,22 @@ VALUES = {
     "angle": 9.0,
     "times_input": False,
     "grid": 2,
+    "pairs": "adjacent",
+    "fuse": False,
+    "neighbors": 5,
+    "keys": 1,
+    "width": 5,
+    "uniform": True,
+    "value": 0.5,
+    "pruned": 0.6,
+    "second": 0.75,
+    "queue": 77,
 }
-TAPS = {**dict.fromkeys(("at", "hint", "rkd", "sp", "pkt"), "block_01"), "fsp": ("block_00", "block_01")}
+TAPS = {
+    **dict.fromkeys(("at", "hint", "rkd", "sp", "pkt", "e2kd"), "block_01"),
+    "fsp": ("block_00", "block_01"),
+    **dict.fromkeys(("skt", "reviewkd", "rtk"), ("block_00", "block_01")),
+}
 
 
 @pytest.mark.parametrize("name", [field.name for field in fields(LossesConfig)])
@@ -143,7 +157,8 @@ def test_every_setting_of_a_loss_reaches_its_term(name, config):
     assert values.keys() | {"weight"} == names
     assert all(getattr(table, field) != value for field, value in values.items())
     changes = {f"losses.{name}.{field}": value for field, value in values.items()} | {f"losses.{name}.weight": 0.375}
-    chosen = override(config, {"losses.kd.weight": 0.0} | changes)
+    view = {"view.kind": "live"} if name == "r2kd" else {}
+    chosen = override(config, {"losses.kd.weight": 0.0} | view | changes)
     chosen = override(
         chosen, {f"student.{one}": getattr(config.teacher, one) for one in ("model", "drop_blocks", "widths")}
     )

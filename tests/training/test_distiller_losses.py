@@ -7,7 +7,28 @@ import numpy as np
 import pytest
 
 from tfigkd import models
-from tfigkd.losses import DIST, DKD, FSP, LOSSES, PKT, RKD, SP, AttentionTransfer, Hint, IGMatching, KLDivergence
+from tfigkd.compress.pruning import sparsity
+from tfigkd.losses import (
+    DIST,
+    DKD,
+    E2KD,
+    FSP,
+    LOSSES,
+    OSAKD,
+    PKT,
+    R2KD,
+    RKD,
+    RTK,
+    SKT,
+    SP,
+    AttentionTransfer,
+    Hint,
+    IGMatching,
+    KLDivergence,
+    LogitRegression,
+    ReviewKD,
+)
+from tfigkd.models.pruned import pruned_copy
 from tfigkd.training.distiller import Distiller
 
 RNG = np.random.default_rng(0)
@@ -25,6 +46,13 @@ CASES = {
     "at": AttentionTransfer("block_01", "block_02"),
     "fsp": FSP(("block_00", "block_01"), ("block_00", "block_01")),
     "hint": Hint("block_01", "block_04"),
+    "skt": SKT(("block_00", "block_01", "block_02"), ("block_00", "block_02", "block_04")),
+    "reviewkd": ReviewKD(("block_00", "block_02"), ("block_00", "block_04")),
+    "regression": LogitRegression(),
+    "r2kd": R2KD(pruned=0.5),
+    "osakd": OSAKD(neighbors=3, queue=24),
+    "rtk": RTK(("block_00", "block_02"), ("block_00", "block_02", "block_04"), keys=3),
+    "e2kd": E2KD("block_02", "block_04"),
     "ig_match": IGMatching(grid=4),
 }
 
@@ -61,6 +89,22 @@ def test_each_loss_trains_with_a_live_teacher_and_its_gradient_reaches_the_stude
     np.testing.assert_allclose(logs["loss"], factor * logs["hard_loss"] + 0.5 * logs[f"{name}_loss"], rtol=1e-4)
     pairs = zip(model.student.get_weights(), plain.student.get_weights(), strict=True)
     assert any(not np.array_equal(a, b) for a, b in pairs)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_at_weight_zero_the_student_is_that_of_training_without_the_loss(name, teacher):
+    """Bit for bit, and what a loss trains of its own does not disturb the optimizer of the student."""
+    targets = {"label": LABELS, "teacher_map": MAPS}
+    models_ = []
+    for losses in ({name: CASES[name]}, {}):
+        losses = {key: type(loss).from_config(loss.get_config()) for key, loss in losses.items()}
+        model = Distiller(network(16), losses=losses, loss_weights=dict.fromkeys(losses, 0.0), teacher=teacher)
+        model.compile(keras.optimizers.SGD(0.05, momentum=0.9), jit_compile=False)
+        for _ in range(2):
+            model.train_on_batch(IMAGES, targets)
+        models_.append(model)
+    for a, b in zip(*(model.student.get_weights() for model in models_), strict=True):
+        np.testing.assert_array_equal(a, b)
 
 
 def test_all_losses_together_run_the_student_once_a_step(teacher):
@@ -108,16 +152,21 @@ def test_the_live_teacher_sees_the_view_it_is_given(teacher):
     np.testing.assert_allclose(float(seen["kd_loss"]), float(cached["kd_loss"]), rtol=1e-5)
 
 
-def test_the_projector_is_trained_saved_and_no_part_of_the_student(teacher, tmp_path):
-    model = distiller({"hint": CASES["hint"]}, teacher)
+@pytest.mark.parametrize(("name", "trained"), [("hint", 2), ("skt", 6), ("reviewkd", 22), ("rtk", 11)])
+def test_the_projector_is_trained_saved_and_no_part_of_the_student(name, trained, teacher, tmp_path):
+    model = distiller({name: CASES[name]}, teacher)
     (projector,) = model.projectors
-    before = projector.get_weights()[0].copy()
+    before = [variable.numpy() for variable in projector.trainable_variables]
     model.train_on_batch(IMAGES, LABELS)
-    assert (projector.get_weights()[0] != before).any()
-    assert len(model.trainable_variables) == len(model.student.trainable_variables) + 2
+    for variable, value in zip(projector.trainable_variables, before, strict=True):
+        # the normalization of relations takes off a bias, which the directions still need
+        assert (variable.numpy() != value).any(), variable.path
+    assert len(model.trainable_variables) == len(model.student.trainable_variables) + trained
+    assert model.student.count_params() == network(16).count_params()
     model.save(tmp_path / "d.keras")
     loaded = keras.saving.load_model(tmp_path / "d.keras")
-    np.testing.assert_array_equal(loaded.projectors[0].get_weights()[0], projector.get_weights()[0])
+    for left, right in zip(loaded.projectors[0].get_weights(), projector.get_weights(), strict=True):
+        np.testing.assert_array_equal(left, right)
 
 
 def test_save_load_and_go_on_gives_the_same_numbers(teacher, tmp_path):
@@ -152,6 +201,7 @@ def test_mixed_precision_trains(teacher):
     ("losses", "message"),
     [
         ({"at": AttentionTransfer("block_99", "block_02")}, "student .* has no layer 'block_99'"),
+        ({"skt": SKT(("block_00", "block_99"), ("block_00", "block_02"))}, "student .* has no layer 'block_99'"),
         ({"at": AttentionTransfer("block_01", "blok_02")}, "teacher .* has no layer 'blok_02'; its nearest: block_02"),
     ],
 )
@@ -164,6 +214,78 @@ def test_missing_knowledge_is_named():
     for name, key in (("at", "teacher_features"), ("dkd", "teacher_logits"), ("ig_match", "teacher_map")):
         with pytest.raises(ValueError, match=key):
             distiller({name: CASES[name]}).train_on_batch(IMAGES, LABELS)
+
+
+def test_explanations_need_a_live_teacher_and_a_tap_that_the_output_passes_through(teacher):
+    cached = {"label": LABELS, "teacher_logits": np.zeros((16, 10), np.float32)}
+    cached["teacher_features"] = {"block_04": np.zeros((16, 1, 1, 8), np.float32)}
+    with pytest.raises(ValueError, match=r"'e2kd' needs a teacher: Distiller\(teacher=\.\.\.\)$"):
+        distiller({"e2kd": CASES["e2kd"]}).train_on_batch(IMAGES, cached)
+    inputs = keras.Input((8, 8, 3))
+    x = keras.layers.Conv2D(4, 3, padding="same", name="stem")(inputs)
+    y = keras.layers.Conv2D(4, 3, padding="same", name="branch")(x)
+    pooled = keras.layers.GlobalAveragePooling2D()(keras.layers.Add()([x, y]))
+    student = keras.Model(inputs, keras.layers.Dense(10)(pooled), name="skipping")
+    with pytest.raises(ValueError, match="skipping leads around its layer 'branch'"):
+        Distiller(student, losses={"e2kd": E2KD("branch", "block_04")}, loss_weights={"e2kd": 1.0}, teacher=teacher)
+
+
+def test_explanations_are_of_the_class_that_the_teacher_predicts(teacher):
+    """On a student whose last layers are a mean and a product, Grad-CAM is known from its kernel."""
+    model = distiller({"e2kd": E2KD("block_02", "block_04")}, teacher)
+    tapped = keras.Model(model.student.input, model.student.get_layer("block_02").output)
+    outputs = {"block_02": tapped(IMAGES), "logits": model.student(IMAGES)}
+    seen = {"block_04": np.ones((16, *teacher.get_layer("block_04").output.shape[1:]), np.float32)}
+    seen["logits"] = np.eye(10, dtype=np.float32)[(LABELS + 3) % 10]
+    _, student_map = model._explanations("e2kd", seen, outputs)
+    kernel = model.student.get_layer("logits").kernel.numpy()[:, (LABELS + 3) % 10]
+    features = outputs["block_02"].numpy()
+    expected = np.maximum(np.einsum("bhwd,db->bhw", features, kernel), 0) / np.prod(features.shape[1:3])
+    assert expected.max() > 0
+    np.testing.assert_allclose(student_map, expected, rtol=1e-3, atol=1e-6)
+
+
+def test_the_second_teacher_is_a_pruned_copy_of_the_first(teacher):
+    loss = R2KD(pruned=0.5, second=2.0)
+    model = distiller({"r2kd": loss}, teacher)
+    before = teacher.get_weights()
+    terms, _ = model.compute_terms(IMAGES, LABELS, training=False)
+    pruned = pruned_copy(teacher, 0.5)
+    for a, b in zip(teacher.get_weights(), before, strict=True):
+        np.testing.assert_array_equal(a, b)
+    logits = [network(IMAGES, training=False) for network in (teacher, pruned, model.student)]
+    assert np.abs(logits[0] - logits[1]).max() > 0.1 * np.abs(logits[0]).max()
+    first, second = (R2KD(pruned=0.0).per_example(one, logits[2]) for one in logits[:2])
+    np.testing.assert_allclose(terms["r2kd_loss"], np.mean(first + 2 * second), rtol=1e-4)
+    assert sparsity(pruned)["prunable_sparsity"] == pytest.approx(0.5, abs=0.01)
+    cached = {"label": LABELS, "teacher_logits": np.asarray(logits[0])}
+    with pytest.raises(ValueError, match=r"'r2kd' needs a teacher: Distiller\(teacher=\.\.\.\)$"):
+        distiller({"r2kd": loss}).train_on_batch(IMAGES, cached)
+    alone = distiller({"r2kd": R2KD(pruned=0.0)})
+    found = alone.train_on_batch(IMAGES, cached, return_dict=True)["r2kd_loss"]
+    assert found > 0
+
+
+def test_soft_labels_of_neighbors_need_no_teacher_and_remember_the_batches_of_training(tmp_path):
+    model = distiller({"osakd": OSAKD(neighbors=3, queue=24)})
+    (queue,) = model.projectors
+    model.evaluate(IMAGES, LABELS, verbose=0)
+    assert int(queue.count) == 0
+    logs = model.train_on_batch(IMAGES, LABELS, return_dict=True)
+    assert logs["osakd_loss"] > 0
+    assert int(queue.count) == 16
+    np.testing.assert_array_equal(queue.labels[:16], LABELS)
+    model.save(tmp_path / "d.keras")
+    loaded = keras.saving.load_model(tmp_path / "d.keras")
+    np.testing.assert_array_equal(loaded.projectors[0].logits, queue.logits)
+    for each in (model, loaded):
+        each.train_on_batch(IMAGES, LABELS)
+    # the last 8 places, then the first 8 again
+    np.testing.assert_array_equal(queue.labels[:24], np.concatenate([LABELS[8:], LABELS[8:], LABELS[:8]]))
+    for a, b in zip(model.get_weights(), loaded.get_weights(), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-6)
+    with pytest.raises(ValueError, match="osakd needs one label per example"):
+        model.train_on_batch(IMAGES, np.eye(10, dtype=np.float32)[LABELS])
 
 
 def test_negative_weights_are_refused():

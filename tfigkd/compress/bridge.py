@@ -113,12 +113,12 @@ def _check_twin(twin: Any, model: keras.Model) -> None:
 
 
 def check_losses(losses: Iterable[Loss]) -> None:
-    """Check that the losses of fine-tuning compare logits alone, since a twin has no other outputs.
+    """Check that the losses of fine-tuning compare logits with a teacher's alone, since a twin has no other outputs.
 
     Raises:
-        UserError: one of them compares features or input gradients.
+        UserError: one of them compares features or input gradients, or has no teacher.
     """
-    if any(loss.needs_features or loss.needs_inputs for loss in losses):
+    if any(loss.needs_features or loss.needs_inputs or not loss.needs_teacher or loss.pruned for loss in losses):
         raise UserError("tfmot methods can distill only from logits; set compress.losses to kd, dkd or dist")
 
 

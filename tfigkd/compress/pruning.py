@@ -1,37 +1,16 @@
 """Magnitude pruning during training (Zhu, Gupta 2017, arXiv 1710.01878), as a Keras callback."""
 
-from collections.abc import Iterator
-
 import keras
 import numpy as np
 from keras import ops
 
 from tfigkd.models.cost import count_parameters
-from tfigkd.models.layers import flatten_layers
-
-
-def prunable_kernels(model: keras.Model) -> Iterator[keras.Variable]:
-    """Yield the kernels to prune: those of trainable convolutions and dense layers.
-
-    Depthwise kernels, biases and normalization have few but important weights and are not pruned, as in tfmot.
-    """
-    for layer in flatten_layers(model):
-        depthwise = isinstance(layer, keras.layers.DepthwiseConv2D)
-        if isinstance(layer, keras.layers.Conv2D | keras.layers.Dense) and not depthwise and layer.trainable:
-            yield layer.kernel
+from tfigkd.models.pruned import magnitude_mask, prunable_kernels
 
 
 def polynomial_sparsity(step: int, final: float, *, end: int) -> float:
     """Return the sparsity after `step` steps: from 0, fast at first, to `final` at `end` (equation 1, exponent 3)."""
     return final * (1 - (1 - min(step / end, 1.0)) ** 3)
-
-
-def magnitude_mask(kernel: np.ndarray, sparsity: float) -> np.ndarray:
-    """Return a mask: zeros for the smallest weights of a kernel, exactly the share `sparsity`, ones elsewhere."""
-    zeros = round(sparsity * kernel.size)
-    mask = np.ones(kernel.size, kernel.dtype)
-    mask[np.argsort(np.abs(kernel), axis=None, kind="stable")[:zeros]] = 0
-    return mask.reshape(kernel.shape)
 
 
 class MagnitudePruning(keras.callbacks.Callback):

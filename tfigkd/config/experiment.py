@@ -66,6 +66,18 @@ class Config:
         require(rest, "compress.losses.kd.weight must be in [0, 1]", self.compress.losses.kd.weight)
         several = self.student.init == "teacher" and self.teacher.count > 1
         require(not several, "student.init = teacher needs a single teacher, got teacher.count", self.teacher.count)
+        taught = not self.training.dot or bool(self.losses.active())
+        require(taught, "training.dot must be 0 without a term beside the hard label", self.training.dot)
+        pruned = self.losses.r2kd.pruned if self.losses.r2kd.weight else 0.0
+        live = not pruned or self.view.kind == "live"
+        require(live, "losses.r2kd.pruned must be 0 unless view.kind = live, in which both teachers run", pruned)
+        own = self.losses.osakd
+        single = not (own.weight and self.training.mixup)
+        require(single, "training.mixup must be 0 with losses.osakd, which needs one label", self.training.mixup)
+        least = not own.weight or own.queue >= self.training.batch_size
+        require(least, "losses.osakd.queue must be at least training.batch_size", own.queue)
+        drawn = self.losses.e2kd.weight > 0 and self.control.maps in ("noise", "none")
+        require(not drawn, "control.maps must be own or shuffled with losses.e2kd", self.control.maps)
         if self.student.init == "teacher":
             for name in ("model", "width", "dropout", "normalization", "widths", "depth", "input_range", "outputs"):
                 given, unset, theirs = (getattr(one, name) for one in (self.student, StudentConfig(), self.teacher))
@@ -87,7 +99,7 @@ class Config:
         if self.needs_attention:
             del active["at"]
         live = self.view.kind == "live"
-        return any(term.runs_teacher or (live and term.compares != "map") for term in active.values())
+        return any(term.runs_teacher or (live and term.compares == "logits") for term in active.values())
 
     @property
     def needs_store(self) -> bool:
@@ -122,7 +134,16 @@ def fine_tuning(config: Config) -> Config:
     return replace(
         config,
         losses=config.compress.losses,
-        training=replace(config.training, batch_size=config.compress.batch_size, label_smoothing=0.0, hard_weight=None),
+        training=replace(
+            config.training,
+            batch_size=config.compress.batch_size,
+            label_smoothing=0.0,
+            hard_weight=None,
+            power=1.0,
+            l1=0.0,
+            dot=0.0,
+            finetune_epochs=0,
+        ),
         view=replace(config.view, kind="live", attention="live") if own else config.view,
         control=replace(config.control, logits="own") if own else config.control,
         compress=CompressConfig(),
@@ -162,6 +183,7 @@ def smoke(config: Config) -> Config:
             "teacher.training.batch_size": 32,
             "teacher.training.warmup_epochs": 0.0,
             "training.epochs": 2,
+            "training.finetune_epochs": min(config.training.finetune_epochs, 1),
             "training.batch_size": 32,
             "training.warmup_epochs": 0.0,
             "attribution.max_steps": min(config.attribution.max_steps, 16),

@@ -157,6 +157,22 @@ class TrainingConfig:
     cutout: int = late(0)
     """Side in pixels of a square at a random place of each training image that is filled with gray, the same in what a
     live teacher sees; the map is zero there. 0 switches it off (DeVries and Taylor 2017, arXiv 1708.04552)."""
+    power: float = late(1.0)
+    """Exponent of powerpropagation: the student's kernels are θ·|θ|^(power - 1), of which θ is trained and decayed, so
+    that small weights learn slowly and can be pruned later; files hold the kernels. 1 trains the kernels themselves
+    (Schwarz et al. 2021, arXiv 2110.00296). Start: 1.25 to 3."""
+    dot: float = late(0.0)
+    """Difference that the momentum of the distillation's gradient has above, and that of the hard label below
+    training.momentum, for sgd; the step then has two gradients. 0 has one momentum for their sum (Zhao et al. 2023,
+    arXiv 2307.08436; the authors' is 0.075)."""
+    finetune_epochs: int = late(0)
+    """Last epochs, in which the student learns from the hard label alone, at finetune_rate; the schedule ends before
+    them. With losses.regression and hard_weight = 0 it is that of KD-DAGFM (Tian et al. 2023, arXiv 2211.11159)."""
+    finetune_rate: float = late(0.01)
+    """Learning rate of these epochs as a share of the peak."""
+    l1: float = late(0.0)
+    """Weight of the sum of the kernels' absolute values in the student's loss. The control of power = 2, whose decay of
+    θ is such a penalty, half as strong as the coupled decay."""
     class_weight: str | dict[str, float] | None = late(None)  # noqa: RUF009
     """Weight of each class in the loss: "balanced" weighs it by the inverse of its share of what trains, so that the
     mean is 1; or a table of class name to weight, such as {cat = 2, dog = 1}, where a class not named has 1. It
@@ -192,6 +208,17 @@ class TrainingConfig:
         else:
             known = weights is None or weights == "balanced"
             require(known, 'training.class_weight must be "balanced" or a table of class name to weight', weights)
+        require(self.power >= 1, "training.power must be at least 1", self.power)
+        limit = min(self.momentum, 1 - self.momentum)
+        fits = 0 <= self.dot < limit if self.dot else True
+        require(fits, "training.dot must be 0, or below training.momentum and 1 minus it", self.dot)
+        own = not self.dot or (self.optimizer == "sgd" and self.precision != "mixed_float16")
+        require(own, "training.dot must be 0 but for sgd in float32 or bfloat16", self.dot)
+        some = 0 <= self.finetune_epochs < self.epochs
+        require(some, "training.finetune_epochs must not be negative, and below training.epochs", self.finetune_epochs)
+        require(self.finetune_rate > 0, "training.finetune_rate must be positive", self.finetune_rate)
+        require(not (self.dot and self.finetune_epochs), "training.dot must be 0 with finetune_epochs", self.dot)
+        require(self.l1 >= 0, "training.l1 must not be negative", self.l1)
         require(self.mixup >= 0, "training.mixup must not be negative", self.mixup)
         require(self.cutout >= 0, "training.cutout must not be negative", self.cutout)
         warm = self.schedule == "triangular" and self.warmup_epochs > 0
@@ -288,6 +315,9 @@ class TeacherConfig(NetworkConfig):
             "teacher.train = false needs teacher.weights or a .keras teacher.model",
             self.model,
         )
+        for name in ("power", "l1", "dot", "finetune_epochs"):
+            given, unset = getattr(self.training, name), getattr(TrainingConfig(), name)
+            require(given == unset, f"teacher.training.{name} must be {unset}, it is of the student alone", given)
         require(self.count > 0, "teacher.count must be at least 1", self.count)
         require(
             self.count == 1 or self.trained,
@@ -375,8 +405,8 @@ class ControlConfig:
     """Placebo arms: the same treatment without the information."""
 
     maps: Literal["own", "shuffled", "noise", "none"] = "own"
-    """own; shuffled across images; noise with each map's pixel values and power spectrum; none: no map, dimmed as by an
-    overlay."""
+    """own; shuffled across images, those of losses.e2kd within the batch; noise with each map's pixel values and power
+    spectrum; none: no map, dimmed as by an overlay."""
     logits: Literal["own", "shuffled"] = "own"
     """own; shuffled across images. With view.kind live, all that the live teacher says is shuffled within the batch."""
     seed: int = 77

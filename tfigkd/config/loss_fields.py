@@ -41,9 +41,10 @@ class LossConfig:
         TypeError: A class does not say it.
     """
 
-    compares: ClassVar[Literal["logits", "features", "map"]]
+    compares: ClassVar[Literal["logits", "features", "map", "labels"]]
     """What of the teacher and the student: their logits, which are stored, or of the live teacher with other views; the
-    outputs of taps, which need the live teacher; or the stored map of the teacher with the student's."""
+    outputs of taps, which need the live teacher; the stored map of the teacher with the student's; or labels, without a
+    teacher."""
 
     weight: float = 0.0
     """Weight of the term; 0 switches it off."""
@@ -51,7 +52,7 @@ class LossConfig:
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
         if not hasattr(cls, "compares"):
-            raise TypeError(f'{cls.__name__} has to declare compares = "logits", "features" or "map"')
+            raise TypeError(f'{cls.__name__} has to declare compares = "logits", "features", "map" or "labels"')
 
     @property
     def runs_teacher(self) -> bool:
@@ -75,6 +76,24 @@ class TapConfig(LossConfig):
     """Tap of the student."""
     teacher_layer: str = "block_09"
     """Tap of the teacher."""
+
+
+@dataclass(frozen=True)
+class TapsConfig(LossConfig):
+    """A term that compares several taps of each network."""
+
+    compares = "features"
+
+    student_layer: tuple[str, ...] = ("block_03", "block_06", "block_09")
+    """Taps of the student, from shallow to deep."""
+    teacher_layer: tuple[str, ...] = ("block_03", "block_06", "block_09")
+    """As many taps of the teacher."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        several = len(self.student_layer) == len(self.teacher_layer) >= 2
+        taps = self.student_layer, self.teacher_layer
+        require(several, "a loss of several taps must have as many of the student as of the teacher, two or more", taps)
 
 
 @dataclass(frozen=True)
@@ -189,6 +208,115 @@ class IGMatchConfig(LossConfig):
 
 
 @dataclass(frozen=True)
+class SKTConfig(TapsConfig):
+    """Directions of features and relations of all pairs of layers (Liu et al. 2020, arXiv 2003.10120). Start: weight
+    1."""
+
+    intra: float = 1.0
+    """Weight of one minus the cosine of the channels at each position."""
+    inter: float = 10.0
+    """Weight of the difference of the layers' relations."""
+    pairs: Literal["all", "adjacent"] = "all"
+    """Layers that are related: each with each other one, or with the next one."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        given = self.intra, self.inter
+        require(min(given) >= 0 < max(given), "intra and inter of skt must not be negative, nor both zero", given)
+
+
+@dataclass(frozen=True)
+class E2KDConfig(TapConfig):
+    """Explanations of the teacher's decision (Parchami-Araghi et al. 2024, arXiv 2402.03119). Start: weight 0.2 to
+    5."""
+
+
+@dataclass(frozen=True)
+class ReviewKDConfig(TapsConfig):
+    """Deep levels of the student fused into shallow ones (Chen et al. 2021, arXiv 2104.09044). Start: weight 1; taps of
+    the teacher before the activation."""
+
+    fuse: bool = True
+    """Fuse deeper levels into shallower ones; false, a control: each level is compared by itself."""
+
+
+@dataclass(frozen=True)
+class RegressionConfig(LossConfig):
+    """Regression of the teacher's logits, as in KD-DAGFM (Tian et al. 2023, arXiv 2211.11159). Start: weight 1."""
+
+    compares = "logits"
+
+
+@dataclass(frozen=True)
+class OSAKDConfig(LossConfig):
+    """Soft labels from the nearest neighbors of the student's logits, without a teacher (Tzelepi, Tefas 2021, arXiv
+    2108.11798). Start: weight 0.1 to 1."""
+
+    compares = "labels"
+
+    neighbors: int = 16
+    """Neighbors of an example."""
+    queue: int = 1024
+    """Last training examples among which they are looked for, beside the batch."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(self.neighbors > 0, "losses.osakd.neighbors must be positive", self.neighbors)
+        require(self.queue >= self.neighbors, "losses.osakd.queue must be at least its neighbors", self.queue)
+
+
+@dataclass(frozen=True)
+class R2KDConfig(LossConfig):
+    """Correlations of values and ranks with the teacher and a pruned copy of it (Kim et al. 2024, arXiv 2311.13934).
+    Start: weight 1."""
+
+    compares = "logits"
+
+    temperature: float = 4.0
+    """Temperature of teacher and student."""
+    value: float = 1.0
+    """Weight of the correlation of probabilities over the classes."""
+    rank: float = 1.0
+    """Weight of the correlation of soft ranks."""
+    pruned: float = 0.3
+    """Share of each kernel that the second teacher lacks, without retraining; above 0 it needs view.kind = live. 0: the
+    teacher alone."""
+    second: float = 1.0
+    """Weight of the second teacher."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(0 <= self.pruned < 1, "losses.r2kd.pruned must be in [0, 1)", self.pruned)
+        weights = self.value, self.rank, self.second
+        require(min(weights) >= 0, "value, rank and second of losses.r2kd must not be negative", weights)
+
+
+@dataclass(frozen=True)
+class RTKConfig(LossConfig):
+    """Attention over the teacher's taps (Yang et al. 2022, arXiv 2206.12788). Start: weight 10."""
+
+    compares = "features"
+
+    student_layer: tuple[str, ...] = ("block_03", "block_06", "block_09")
+    """Taps of the student."""
+    teacher_layer: tuple[str, ...] = ("block_03", "block_06", "block_09")
+    """Taps of the teacher, of any number."""
+    keys: int = 2
+    """Taps of the teacher that count for each of the student's."""
+    width: int = 32
+    """Length of queries and keys."""
+    uniform: bool = False
+    """A control: all taps of the teacher count alike."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(len(self.student_layer) > 0, "losses.rtk.student_layer must name a tap", self.student_layer)
+        fits = 0 < self.keys <= len(self.teacher_layer)
+        require(fits, "losses.rtk.keys must be positive, and at most the taps of the teacher", self.keys)
+        require(self.width > 0, "losses.rtk.width must be positive", self.width)
+
+
+@dataclass(frozen=True)
 class LossesConfig:
     """The terms beside the hard label."""
 
@@ -202,6 +330,13 @@ class LossesConfig:
     ig_match: IGMatchConfig = field(default_factory=IGMatchConfig)
     sp: SPConfig = late(SPConfig())  # noqa: RUF009 - it is frozen
     pkt: PKTConfig = late(PKTConfig())  # noqa: RUF009 - it is frozen
+    skt: SKTConfig = late(SKTConfig())  # noqa: RUF009 - it is frozen
+    reviewkd: ReviewKDConfig = late(ReviewKDConfig())  # noqa: RUF009 - it is frozen
+    regression: RegressionConfig = late(RegressionConfig())  # noqa: RUF009 - it is frozen
+    osakd: OSAKDConfig = late(OSAKDConfig())  # noqa: RUF009 - it is frozen
+    r2kd: R2KDConfig = late(R2KDConfig())  # noqa: RUF009 - it is frozen
+    rtk: RTKConfig = late(RTKConfig())  # noqa: RUF009 - it is frozen
+    e2kd: E2KDConfig = late(E2KDConfig())  # noqa: RUF009 - it is frozen
 
     def active(self) -> dict[str, LossConfig]:
         """Name to config of the terms with a weight."""

@@ -3,19 +3,24 @@
 from tfigkd.losses.adapted import AdaptedLoss as AdaptedLoss
 from tfigkd.losses.adapted import adapted as adapted
 from tfigkd.losses.attention import AttentionTransfer, attention_map, attention_transfer, spatial_attention
-from tfigkd.losses.attribution import IGMatching, input_gradient_map, map_distance
+from tfigkd.losses.attribution import E2KD, IGMatching, grad_cam, input_gradient_map, map_distance
 from tfigkd.losses.base import Loss, PerExampleLoss
 from tfigkd.losses.features import Hint, hint_distance
+from tfigkd.losses.keys import RTK, attention_difference
 from tfigkd.losses.logits import (
     DIST,
     DKD,
+    R2KD,
     KLDivergence,
+    LogitRegression,
     correlation_distance,
     decoupled_kl,
     hard_label_loss,
     kl_divergence,
+    logit_distance,
     standardize_logits,
 )
+from tfigkd.losses.neighbors import OSAKD, neighbor_posteriors
 from tfigkd.losses.relation import (
     FSP,
     PKT,
@@ -26,6 +31,8 @@ from tfigkd.losses.relation import (
     relational_distance,
     similarity_distance,
 )
+from tfigkd.losses.review import ReviewKD, context_distance
+from tfigkd.losses.structure import SKT, dense_flow_distance, direction_distance
 
 LOSSES: dict[str, type[Loss]] = {
     "kd": KLDivergence,
@@ -37,6 +44,13 @@ LOSSES: dict[str, type[Loss]] = {
     "at": AttentionTransfer,
     "fsp": FSP,
     "hint": Hint,
+    "skt": SKT,
+    "reviewkd": ReviewKD,
+    "regression": LogitRegression,
+    "osakd": OSAKD,
+    "r2kd": R2KD,
+    "rtk": RTK,
+    "e2kd": E2KD,
     "ig_match": IGMatching,
 }
 """Name of a term, as in `[losses.NAME]`, to its class."""
@@ -44,27 +58,41 @@ LOSSES: dict[str, type[Loss]] = {
 __all__ = [
     "DIST",
     "DKD",
+    "E2KD",
     "FSP",
     "LOSSES",
+    "OSAKD",
     "PKT",
+    "R2KD",
     "RKD",
+    "RTK",
+    "SKT",
     "SP",
     "AttentionTransfer",
     "Hint",
     "IGMatching",
     "KLDivergence",
+    "LogitRegression",
     "Loss",
     "PerExampleLoss",
+    "ReviewKD",
+    "attention_difference",
     "attention_map",
     "attention_transfer",
+    "context_distance",
     "correlation_distance",
     "decoupled_kl",
+    "dense_flow_distance",
+    "direction_distance",
     "flow_distance",
+    "grad_cam",
     "hard_label_loss",
     "hint_distance",
     "input_gradient_map",
     "kl_divergence",
+    "logit_distance",
     "map_distance",
+    "neighbor_posteriors",
     "probabilistic_distance",
     "relational_distance",
     "similarity_distance",

@@ -9,7 +9,7 @@ from keras import ops
 from keras.distillation import DistillationLoss
 
 Tensor = Any  # a tensor of the Keras backend in use
-Taps = str | tuple[str, str] | None
+Taps = str | tuple[str, ...] | None
 
 SMALLEST_SQUARED_NORM = 1e-12
 """A vector whose squared norm is not above this counts as zero: division by its norm would give huge values."""
@@ -25,9 +25,17 @@ class Loss(DistillationLoss):
     needs_labels: bool = False
     """`per_example` takes integer labels [B] as a third argument."""
     needs_features: bool = False
-    """The loss takes the outputs of `teacher_layer` and `student_layer`; a pair of layers gives a pair of outputs."""
+    """The loss takes the outputs of `teacher_layer` and `student_layer`; several layers give several."""
     needs_inputs: bool = False
     """The loss computes the student's value from the student and the images, not from an output."""
+    needs_heads: bool = False
+    """The loss compares what `explain` makes of the features, the layers behind the tap and the teacher's decision."""
+    projects: bool = False
+    """`per_example` takes what `project` makes of the student's outputs, told whether it is in training."""
+    needs_teacher: bool = True
+    """Whether the teacher's side is of a teacher; else it is what `soft_labels` makes of the student's own logits."""
+    pruned: float = 0.0
+    """Share of the weights that a second teacher lacks; above 0 the teacher's side is both teachers' logits."""
     student_layer: Taps = None
     teacher_layer: Taps = None
 
@@ -68,7 +76,8 @@ class Loss(DistillationLoss):
         Raises:
             ValueError: The loss needs more than that, or a tap is unknown.
         """
-        if self.needs_labels or self.needs_inputs or isinstance(self.student_layer, tuple):
+        more = self.needs_labels or self.needs_inputs or self.needs_heads or not self.needs_teacher or self.pruned
+        if more or isinstance(self.student_layer, tuple):
             raise ValueError(
                 f"{type(self).__name__} needs more than one output of each model, but keras.distillation.Distiller "
                 "passes only one; use tfigkd.Distiller"

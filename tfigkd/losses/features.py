@@ -20,7 +20,7 @@ def pool_to(features: Tensor, height: int, width: int) -> Tensor:
     Raises:
         ValueError: The features are not maps, or their size is unknown.
     """
-    (rows, columns), channels = _size(features), features.shape[-1]
+    (rows, columns), channels = map_size(features), features.shape[-1]
     if (rows, columns) == (height, width):
         return features
     if rows % height or columns % width:
@@ -31,7 +31,7 @@ def pool_to(features: Tensor, height: int, width: int) -> Tensor:
 
 def match_resolution(left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
     """Resize both feature maps to the smaller height and the smaller width of the two; see `pool_to`."""
-    height, width = (min(sizes) for sizes in zip(_size(left), _size(right), strict=True))
+    height, width = (min(sizes) for sizes in zip(map_size(left), map_size(right), strict=True))
     return pool_to(left, height, width), pool_to(right, height, width)
 
 
@@ -131,7 +131,12 @@ class Hint(PerExampleLoss):
         return hint_distance(teacher_outputs, self.projector(ops.cast(student_outputs, "float32")))
 
 
-def _size(features: Tensor) -> tuple[int, int]:
+def map_size(features: Tensor) -> tuple[int, int]:
+    """Return height and width of feature maps [B,H,W,D].
+
+    Raises:
+        ValueError: They are not maps, or their size is unknown.
+    """
     if len(features.shape) != 4 or None in features.shape[1:3]:
         raise ValueError(f"expected feature maps [B,H,W,D] of known height and width, got {tuple(features.shape)}")
     return features.shape[1], features.shape[2]

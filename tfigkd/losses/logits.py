@@ -92,6 +92,22 @@ def decoupled_kl(
     return temperature**2 * loss
 
 
+def logit_distance(teacher_logits: Tensor, student_logits: Tensor) -> Tensor:
+    """Return the mean squared difference of logits, from each of which the mean over the classes is taken off.
+
+    A number added to all logits changes no probability, so the student need not copy it.
+
+    Args:
+        teacher_logits: [B,C].
+        student_logits: [B,C].
+
+    Returns:
+        Loss of each example, [B].
+    """
+    difference = ops.cast(teacher_logits, "float32") - ops.cast(student_logits, "float32")
+    return ops.mean(ops.square(difference - ops.mean(difference, axis=-1, keepdims=True)), axis=-1)
+
+
 def standardize_logits(logits: Tensor) -> Tensor:
     """Return the z-scores of each example's logits, by the sample deviation (Sun et al. 2024, arXiv 2403.01427).
 
@@ -192,6 +208,18 @@ class KLDivergence(PerExampleLoss):
 
 
 @keras.saving.register_keras_serializable("tfigkd")
+class LogitRegression(PerExampleLoss):
+    """`logit_distance` for Keras's own Distiller and for `tfigkd.Distiller`.
+
+    With a fine-tuning on the hard label after it, it is the schedule of KD-DAGFM (Tian et al. 2023, arXiv 2211.11159).
+    """
+
+    def per_example(self, teacher_outputs: Tensor, student_outputs: Tensor) -> Tensor:
+        """Return the loss of each example, [B]."""
+        return logit_distance(teacher_outputs, student_outputs)
+
+
+@keras.saving.register_keras_serializable("tfigkd")
 class DKD(PerExampleLoss):
     """`decoupled_kl`, for `tfigkd.Distiller` only: Keras's own Distiller passes no labels.
 
@@ -228,6 +256,59 @@ class DKD(PerExampleLoss):
     def compute_loss(self, teacher_outputs: Tensor, student_outputs: Tensor, **kwargs: Any) -> Tensor:
         """Return the mean loss of the batch, a scalar; `labels` is a keyword argument."""
         return ops.mean(self.per_example(teacher_outputs, student_outputs, kwargs.get("labels")))
+
+
+@keras.saving.register_keras_serializable("tfigkd")
+class R2KD(PerExampleLoss):
+    """Correlations of values and ranks with the teacher and a pruned copy of it, for `tfigkd.Distiller` only.
+
+    For each of the two the loss is value · (1 - r of the probabilities) + rank · (1 - r of the logits' soft ranks),
+    with Pearson's r over the classes; that of the pruned teacher, which is not retrained, is multiplied by `second`
+    (Kim et al. 2024, arXiv 2311.13934). The pruning by magnitude in each kernel, its share, the soft ranks and the
+    weights are our reading, since the abstract alone was available to us. DIST has the values, and correlations over
+    the batch.
+
+    Args:
+        temperature: T > 0, of the probabilities. Defaults to `4.0`.
+        value: Weight of the values. Defaults to `1.0`.
+        rank: Weight of the ranks. Defaults to `1.0`.
+        softness: Softness of the ranks, in logits, > 0. Defaults to `1.0`.
+        pruned: Share of the weights that the second teacher lacks; 0 has the teacher alone. Defaults to `0.3`.
+        second: Weight of the second teacher. Defaults to `1.0`.
+    """
+
+    def __init__(
+        self,
+        temperature: float = 4.0,
+        value: float = 1.0,
+        rank: float = 1.0,
+        softness: float = 1.0,
+        pruned: float = 0.3,
+        second: float = 1.0,
+    ):
+        _check_positive(temperature=temperature, softness=softness)
+        _check_not_negative(value=value, rank=rank, second=second)
+        if not 0 <= pruned < 1:
+            raise ValueError(f"pruned must be in [0, 1), got {pruned}")
+        self.temperature = temperature
+        self.value = value
+        self.rank = rank
+        self.softness = softness
+        self.pruned = pruned
+        self.second = second
+
+    def per_example(self, teacher_outputs: Any, student_outputs: Tensor) -> Tensor:
+        """Return the loss of each example, [B]; with a pruned teacher, the teacher's outputs are a pair of logits."""
+        if not self.pruned:
+            return self._distance(teacher_outputs, student_outputs)
+        first, second = (self._distance(logits, student_outputs) for logits in teacher_outputs)
+        return first + self.second * second
+
+    def _distance(self, teacher_logits: Tensor, student_logits: Tensor) -> Tensor:
+        both = teacher_logits, student_logits
+        values = pearson_distance(*(ops.softmax(ops.cast(one, "float32") / self.temperature) for one in both))
+        ranks = pearson_distance(*(soft_ranks(one, softness=self.softness) for one in both))
+        return self.value * values + self.rank * ranks
 
 
 @keras.saving.register_keras_serializable("tfigkd")

@@ -16,6 +16,7 @@ from tfigkd.models.fold import fold_batch_norm
 from tfigkd.models.mobilenet_v2 import mobilenet_v2
 from tfigkd.models.own import load_own, load_plain, load_written, own_channels, own_image_size, own_input_range
 from tfigkd.models.parts import CIFAR10_MEAN, CIFAR10_STD, IMAGENET_MEAN, IMAGENET_STD, LARGEST_SMALL, Normalization
+from tfigkd.models.power import with_plain_kernels, with_power
 from tfigkd.models.precision import with_precision
 from tfigkd.models.resnet import resnet
 from tfigkd.models.spaces import as_classifier, frozen_layers, with_fresh_weights, with_input_range
@@ -52,6 +53,8 @@ __all__ = [
     "truncate",
     "with_fresh_weights",
     "with_input_range",
+    "with_plain_kernels",
+    "with_power",
     "with_precision",
 ]
 

@@ -37,6 +37,29 @@ def tap_outputs(model: keras.Model, names: Sequence[str]) -> keras.Model:
     return keras.Model(inputs, [output, *(found[name] for name in names)])
 
 
+def head_behind(model: keras.Model, name: str) -> keras.Model:
+    """Return the layers between a named layer and a model's output, as a model from that layer's output.
+
+    Args:
+        model: Functional, or Sequential and built.
+        name: Of a layer; of one in a model inside, the names on the way to it, separated by "/".
+
+    Returns:
+        A Functional model of the model's own layers.
+
+    Raises:
+        ValueError: The model is subclassed or not built, has no such layer, or leads around it to its output.
+    """
+    tapped = tap_outputs(model, [name])
+    output, features = tapped.outputs
+    try:
+        return keras.Model(features, output)
+    except ValueError as error:
+        raise ValueError(
+            f"{model.name} leads around its layer {name!r} to the output; choose a layer that all of it passes through"
+        ) from error
+
+
 def tap_names(model: keras.Model) -> list[str]:
     """Return the names of all layers that can be taps, those of models inside with the names on the way.
 

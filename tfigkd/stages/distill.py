@@ -1,6 +1,7 @@
 """The student: built, joined to what the teacher knows of its examples, and distilled."""
 
 import json
+import math
 import os
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import asdict, replace
@@ -68,6 +69,8 @@ def _losses(config: Config) -> tuple[dict[str, Loss], dict[str, float]]:
     for name, term in config.losses.active().items():
         options = asdict(term)
         weights[name] = options.pop("weight")
+        if name == "e2kd":
+            options["shuffled"] = config.control.maps == "shuffled"
         terms[name] = LOSSES[name](**options)
     return terms, weights
 
@@ -152,7 +155,8 @@ def _initial(config: Config, workdir: Workdir, data: Dataset) -> keras.Model:
         student = build_network(config.student, data)
         if config.student.own_file:
             console.say(f"  student: {_start(config, student, workdir.seed)}")
-    return models.with_precision(with_fused_layers(student), config.training.precision)
+    student = models.with_power(with_fused_layers(student), config.training.power)
+    return models.with_precision(student, config.training.precision)
 
 
 def _cut(teacher: keras.Model, config: Config, data: Dataset) -> keras.Model:
@@ -201,6 +205,10 @@ def assemble(config: Config, student: keras.Model, teacher: keras.Model | None) 
     """Return the student with the losses of a config and this live teacher."""
     require_trainable(student, f"the student {config.student.model}")
     terms, weights = _losses(config)
+    recipe, second = config.training, None
+    if recipe.finetune_epochs:
+        steps = math.ceil(len(training_examples(config.data)) / recipe.batch_size)
+        second = (recipe.epochs - recipe.finetune_epochs) * steps
     try:
         return Distiller(
             student,
@@ -209,6 +217,8 @@ def assemble(config: Config, student: keras.Model, teacher: keras.Model | None) 
             hard_weight=config.training.hard_weight,
             teacher=teacher,
             label_smoothing=config.training.label_smoothing,
+            finetune_from=second,
+            l1=config.training.l1,
         )
     except ValueError as error:
         raise UserError(f"losses: {error}") from error
@@ -233,7 +243,7 @@ def check(config: Config) -> None:
     teacher = build_teacher(config, data)
     if config.teacher.trained:
         require_trainable(teacher, f"the teacher {config.teacher.model}")
-    assemble(config, untrained_student(config, data, teacher), teacher)
+    assemble(config, models.with_power(untrained_student(config, data, teacher), config.training.power), teacher)
 
 
 def _wanted(config: Config) -> set[str]:
@@ -343,7 +353,7 @@ def distill(config: Config, workdir: Workdir) -> None:
         watched=_watched(config, workdir),
         ledger_steps=config.ledger.every,
     )
-    student = with_stock_layers(models.with_precision(model.student, "float32"))
+    student = with_stock_layers(models.with_plain_kernels(models.with_precision(model.student, "float32")))
     with atomic(folder / FILE) as temporary:
         student.save(temporary)
     write_text(folder / "history.json", json.dumps(history, indent=0) + "\n")

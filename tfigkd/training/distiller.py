@@ -1,7 +1,8 @@
 """The Keras model that trains a student from hard labels and from a teacher's logits, cached or live."""
 
+import contextlib
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import keras
@@ -10,8 +11,11 @@ from keras import ops
 from tfigkd.data.spaces import UNIT, Range
 from tfigkd.losses import Loss, PerExampleLoss, adapted, hard_label_loss
 from tfigkd.losses.base import Tensor
+from tfigkd.models.layers import flatten_layers
+from tfigkd.models.pruned import pruned_copy
 from tfigkd.models.spaces import logits_of, recognise_input_range
-from tfigkd.models.taps import tap_outputs
+from tfigkd.models.taps import head_behind, tap_outputs
+from tfigkd.training.optimizers import TwoMomenta
 from tfigkd.training.targets import (
     HardLoss,
     check_labels,
@@ -112,7 +116,7 @@ def _flat(taps: Any) -> list[str]:
     return [taps] if isinstance(taps, str) else list(taps)
 
 
-def _pick(outputs: Mapping[str, Tensor], taps: Any) -> Any:
+def _pick(outputs: Mapping[str, Any], taps: Any) -> Any:
     """Return the output of one tap, or the outputs of several."""
     return outputs[taps] if isinstance(taps, str) else [outputs[tap] for tap in taps]
 
@@ -140,6 +144,23 @@ def _with_taps(model: keras.Model, taps: list[str], input_range: Range | None) -
         return _named(outputs, to_logits) | dict(zip(taps, features, strict=True))
 
     return run
+
+
+def _heads(model: keras.Model, losses: Mapping[str, Loss], side: int) -> dict[str, Callable[[Tensor], Tensor]]:
+    """Return the name of each loss that needs it to a function from its tap's features to the model's logits."""
+    to_logits = logits_of(model)
+
+    def function(head: keras.Model) -> Callable[[Tensor], Tensor]:
+        return lambda features: to_logits(head(features, training=False))
+
+    needing = {name: _loss_taps(loss)[side] for name, loss in losses.items() if loss.needs_heads}
+    return {name: function(head_behind(model, tap)) for name, tap in needing.items()}
+
+
+def _kernels(model: keras.Model) -> list[Tensor]:
+    """Return the kernels of a model's trainable convolutions and dense layers."""
+    kinds = keras.layers.Conv2D | keras.layers.DepthwiseConv2D | keras.layers.Dense
+    return [layer.kernel for layer in flatten_layers(model) if isinstance(layer, kinds) and layer.trainable]
 
 
 def _named(outputs: Tensor, to_logits: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
@@ -194,6 +215,9 @@ class Distiller(keras.Model):
         teacher_shapes: Tap to shape of the teacher's features, with the batch; only for losses with a projector, and
             only without a live teacher.
         label_smoothing: Of the hard label, in [0, 1).
+        finetune_from: Step of the optimizer, counted from 0, from which on the hard label alone counts, with weight
+            one; None has one phase.
+        l1: Weight of the sum of absolute values of the student's trainable kernels, part of `"loss"` in training.
         input_range: The values of a black and of a white pixel in the batches; a model that shows another range (see
             `tfigkd.models.spaces.recognise_input_range`) gets its own. Needed where a model shows one that is not
             [0,1].
@@ -221,6 +245,8 @@ class Distiller(keras.Model):
         teacher: keras.Model | None = None,
         teacher_shapes: Mapping[str, tuple[int | None, ...]] | None = None,
         label_smoothing: float = 0.0,
+        finetune_from: int | None = None,
+        l1: float = 0.0,
         input_range: Range | None = None,
         **kwargs: Any,
     ):
@@ -236,11 +262,15 @@ class Distiller(keras.Model):
         self.distillation_weights = {name: float(weight) for name, weight in (loss_weights or {}).items()}
         self.hard_weight = None if hard_weight is None else float(hard_weight)
         self.label_smoothing = label_smoothing
+        self.finetune_from = finetune_from
+        self.l1 = float(l1)
         self._compiled_loss: Any = None
         self._check()
         forward = _with_taps(student, _all_taps(self.distillation_losses, 1), self.input_range)
         self._student_outputs = lambda inputs, training: forward(inputs, training)
         self._student_takes = _taking(student, self.input_range)
+        heads = _heads(student, self.distillation_losses, 1)
+        self._student_heads = lambda: heads
         self.attach_teacher(teacher)
         self.teacher_shapes = dict(teacher_shapes or {})
         if teacher is not None:
@@ -264,8 +294,10 @@ class Distiller(keras.Model):
         for name in RESERVED:
             if name in names:
                 raise ValueError(f"a loss cannot be named {name!r}, the logs have another value under it; rename it")
-        if not all(weight >= 0 for weight in [*weights.values(), self.hard_weight or 0.0]):  # NaN is not
-            raise ValueError(f"weights must not be negative or NaN, got {weights} and hard_weight {self.hard_weight}")
+        if not all(weight >= 0 for weight in [*weights.values(), self.hard_weight or 0.0, self.l1]):  # NaN is not
+            raise ValueError(
+                f"weights must not be negative or NaN, got {weights}, hard_weight {self.hard_weight} and l1 {self.l1}"
+            )
         if self.hard_weight is None and weights.get("kd", 0.0) > 1:
             raise ValueError(
                 f"the weight of 'kd' must be in [0, 1], got {weights['kd']}: the hard label has the rest; for a larger "
@@ -280,18 +312,39 @@ class Distiller(keras.Model):
         for name, loss in self.distillation_losses.items():
             if not hasattr(loss, "projector"):
                 continue
-            if loss.teacher_layer not in self.teacher_shapes:
-                raise ValueError(f"loss {name!r} needs teacher=, or teacher_shapes={{{loss.teacher_layer!r}: shape}}")
-            features = tap_outputs(self.student, _flat(loss.student_layer)).outputs[1]
-            loss.build(self.teacher_shapes[loss.teacher_layer], features.shape)
-            projectors.append(loss.projector)
+            if not loss.needs_teacher:
+                loss.build(_classes(self.student))
+                projectors.append(loss.projector)
+                continue
+            for tap in _flat(loss.teacher_layer):
+                if tap not in self.teacher_shapes:
+                    raise ValueError(f"loss {name!r} needs teacher=, or teacher_shapes={{{tap!r}: shape}}")
+            taps = _flat(loss.student_layer)
+            outputs = tap_outputs(self.student, taps).outputs[1:]
+            shapes = {tap: tuple(output.shape) for tap, output in zip(taps, outputs, strict=True)}
+            loss.build(_pick(self.teacher_shapes, loss.teacher_layer), _pick(shapes, loss.student_layer))
+            projectors += [] if loss.projector is None else [loss.projector]
         return projectors
 
     @property
     def term_weights(self) -> dict[str, float]:
         """Name to weight of every term in training, `"hard"` among them."""
-        hard = 1.0 - self.distillation_weights.get("kd", 0.0) if self.hard_weight is None else self.hard_weight
-        return {"hard": hard, **self.distillation_weights}
+        weights = self.distillation_weights
+        hard = 1.0 - weights.get("kd", 0.0) if self.hard_weight is None else self.hard_weight
+        if self.finetune_from is not None and self.optimizer is not None:
+            second = int(ops.convert_to_numpy(self.optimizer.iterations)) >= self.finetune_from
+            hard, weights = (1.0, dict.fromkeys(weights, 0.0)) if second else (hard, weights)
+        return {"hard": hard, **weights}
+
+    def _phase(self) -> dict[str, Any]:
+        """Return the weights of `loss_terms` in this step of the training, which may depend on it."""
+        weights, hard = self.distillation_weights, self.hard_weight
+        if self.finetune_from is None or self.optimizer is None:
+            return {"weights": weights, "hard_weight": hard}
+        first = ops.cast(self.optimizer.iterations < self.finetune_from, "float32")
+        hard = 1.0 - weights.get("kd", 0.0) if hard is None else hard
+        now = {name: first * weight for name, weight in weights.items()}
+        return {"weights": now, "hard_weight": first * hard + (1.0 - first)}
 
     @property
     def teacher(self) -> keras.Model | None:
@@ -305,7 +358,8 @@ class Distiller(keras.Model):
             ValueError: teacher and student have different numbers of classes or share weights that train, or a tap is
                 unknown.
         """
-        forward = None
+        forward, heads = None, {}
+        pruned: dict[float, Callable] = {}
         if teacher is not None:
             _check_model("teacher", teacher)
             own = {id(variable) for variable in teacher.variables}
@@ -321,9 +375,14 @@ class Distiller(keras.Model):
             for loss in self.distillation_losses.values():
                 loss.check_taps(self.student, teacher)
             forward = _with_taps(teacher, _all_taps(self.distillation_losses, 0), self.input_range)
+            heads = _heads(teacher, self.distillation_losses, 0)
+            for share in {loss.pruned for loss in self.distillation_losses.values()} - {0.0}:
+                pruned[share] = _with_taps(pruned_copy(teacher, share), [], self.input_range)
         # closures: Keras tracks, saves and trains every model that is assigned to an attribute, even to a property
         self._get_teacher = lambda: teacher
         self._get_teacher_outputs = lambda: forward
+        self._get_teacher_heads = lambda: heads
+        self._get_pruned_outputs = lambda: pruned
 
     def build(self, input_shape: Any) -> None:
         """Mark the model as built: the student is, and nothing else has weights."""
@@ -435,23 +494,46 @@ class Distiller(keras.Model):
             return {tap: ops.stop_gradient(value) for tap, value in seen.items()}
 
         sides: dict[str, tuple[Tensor, Tensor]] = {}
-        for name, loss in self.distillation_losses.items():
+        for name, each in self.distillation_losses.items():
+            loss: Any = each
             if loss.needs_inputs:  # the student's own input gradient is worked out in training alone
                 if training:
                     if "teacher_map" not in known:
                         raise ValueError(f"loss {name!r} needs targets {{'label': ..., 'teacher_map': ...}}")
                     sides[name] = known["teacher_map"], loss.student_map(self.student, inputs, labels_of(targets))
                 continue
+            if not loss.needs_teacher:
+                soft = loss.soft_labels(outputs[LOGITS], labels_of(targets), training=training)
+                sides[name] = soft, outputs[LOGITS]
+                continue
             teacher_taps, student_taps = _loss_taps(loss)
-            available = cached if cached.keys() >= {*_flat(teacher_taps)} else live()
-            if available:
-                sides[name] = _pick(available, teacher_taps), _pick(outputs, student_taps)
+            alone = loss.needs_heads or loss.pruned  # a live teacher is needed, and not its outputs alone
+            stored = not alone and cached.keys() >= {*_flat(teacher_taps)}
+            available = cached if stored else live()
+            if available and loss.needs_heads:
+                sides[name] = self._explanations(name, available, outputs)
+            elif available and loss.pruned:
+                second = self._get_pruned_outputs()[loss.pruned]
+                seen = second(known.get("teacher_inputs", inputs), training=False)[LOGITS]
+                sides[name] = (available[LOGITS], ops.stop_gradient(seen)), outputs[LOGITS]
+            elif available:
+                student_side = _pick(outputs, student_taps)
+                if loss.projects:
+                    student_side = loss.project(student_side, training=training)
+                sides[name] = _pick(available, teacher_taps), student_side
             elif training:
-                raise ValueError(
-                    f"loss {name!r} needs a teacher: Distiller(teacher=...), or targets with 'label' and "
-                    f"{'teacher_features' if loss.needs_features else 'teacher_logits'!r} from a store"
-                )
+                what = "teacher_features" if loss.needs_features else "teacher_logits"
+                other = "" if alone else f", or targets with 'label' and {what!r} from a store"
+                raise ValueError(f"loss {name!r} needs a teacher: Distiller(teacher=...){other}")
         return sides
+
+    def _explanations(self, name: str, taught: Mapping[str, Tensor], outputs: Mapping[str, Tensor]) -> tuple:
+        """Return the maps of the teacher and of the student that explain the teacher's decision."""
+        loss: Any = self.distillation_losses[name]
+        teacher_tap, student_tap = _loss_taps(loss)
+        classes = ops.argmax(taught[LOGITS], axis=-1)
+        teacher_map = loss.explain(self._get_teacher_heads()[name], taught[teacher_tap], classes)
+        return ops.stop_gradient(teacher_map), loss.explain(self._student_heads()[name], outputs[student_tap], classes)
 
     def compare(
         self, outputs: Mapping[str, Tensor], inputs: Tensor, targets: Any, sample_weight: Any = None, *, training: bool
@@ -472,8 +554,7 @@ class Distiller(keras.Model):
             outputs[LOGITS],
             self._sides(inputs, targets, outputs, training=training),
             losses=self.distillation_losses,
-            weights=self.distillation_weights,
-            hard_weight=self.hard_weight,
+            **(self._phase() if training else {"weights": self.distillation_weights, "hard_weight": self.hard_weight}),
             hard_loss=hard,
             sample_weight=sample_weight,
         )
@@ -490,7 +571,25 @@ class Distiller(keras.Model):
         outputs = self._student_outputs(inputs, training=training)
         terms = self.compare(outputs, inputs, targets, sample_weight, training=training)
         total = terms["loss"] if training else terms["hard_loss"]
-        return {**terms, "loss": total + ops.cast(sum(self.student.losses), "float32")}, outputs[OUTPUTS]
+        return {**terms, "loss": total + self._regularization(training=training)}, outputs[OUTPUTS]
+
+    def _regularization(self, *, training: bool) -> Tensor:
+        value = ops.cast(sum(self.student.losses), "float32")
+        if self.l1 and training:
+            value = value + self.l1 * sum(ops.sum(ops.abs(ops.cast(k, "float32"))) for k in _kernels(self.student))
+        return value
+
+    def _task_and_taught(self, terms: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """Return the parts of the loss in training: hard label and regularization, and all terms beside them."""
+        weights = self.distillation_weights
+        taught = sum((weight * terms[f"{name}_loss"] for name, weight in weights.items()), ops.zeros(()))
+        return self.term_weights["hard"] * terms["hard_loss"] + self._regularization(training=True), taught
+
+    @property
+    def _untasked(self) -> list[int]:
+        """The indices of the variables that losses train beside the student's."""
+        ours = {id(variable) for variable in self.student.trainable_variables}
+        return [index for index, variable in enumerate(self.trainable_variables) if id(variable) not in ours]
 
     def _run(self, data: Any, *, training: bool) -> tuple[Tensor, tuple]:
         """Return the loss of a batch `(x, y[, sample_weight])`, and what `_log` takes."""
@@ -512,11 +611,21 @@ class Distiller(keras.Model):
             """Take one step of gradient descent on a batch `(x, y[, sample_weight])`; return its logs."""
             import tensorflow as tf
 
-            with tf.GradientTape() as tape:
+            apart = isinstance(self.optimizer, TwoMomenta)
+            with tf.GradientTape(persistent=apart) as tape:
                 loss, seen = self._run(data, training=True)
+                parts = [*self._task_and_taught(seen[-1])] if apart else []
                 # the gradients of replicas are added up, each is the mean over its own part of the batch
-                scaled = self.optimizer.scale_loss(loss / tf.distribute.get_strategy().num_replicas_in_sync)
+                replicas = tf.distribute.get_strategy().num_replicas_in_sync
+                scaled = self.optimizer.scale_loss(loss / replicas)
+                parts = [part / replicas for part in parts]
             variables = self.trainable_variables
+            if apart:
+                task, taught = (tape.gradient(part, variables) for part in parts)
+                task = [ops.zeros_like(v) if g is None else g for g, v in zip(task, variables, strict=True)]
+                with self.optimizer.with_taught(taught, self._untasked):
+                    self.optimizer.apply_gradients(zip(task, variables, strict=True))
+                return self._log(*seen)
             self.optimizer.apply_gradients(zip(tape.gradient(scaled, variables), variables, strict=True))
             return self._log(*seen)
 
@@ -531,18 +640,32 @@ class Distiller(keras.Model):
             import jax
 
             trainable, non_trainable, optimizer_state, metrics_state = state
+            aside: Any
+            scope: Any = contextlib.nullcontext()
+            apart = isinstance(self.optimizer, TwoMomenta)
 
             def loss_function(trainable: list) -> tuple:
-                with self._scope(trainable, non_trainable) as scope:
+                with self._scope(trainable, non_trainable, optimizer_state) as inside:
                     loss, seen = self._run(data, training=True)
-                changed = [scope.get_current_value(variable) for variable in self.non_trainable_variables]
+                    parts = self._task_and_taught(seen[-1]) if apart else ()
+                changed = [inside.get_current_value(variable) for variable in self.non_trainable_variables]
                 mapping = list(zip(self.optimizer.variables, optimizer_state, strict=True))
+                if apart:
+                    return parts, (seen, changed)
                 with keras.StatelessScope(state_mapping=mapping):  # the loss scale of mixed_float16 is a variable
                     scaled = self.optimizer.scale_loss(loss)
                 return scaled, (seen, changed)
 
-            gradients, (seen, non_trainable) = jax.grad(loss_function, has_aux=True)(trainable)
-            trainable, optimizer_state = self.optimizer.stateless_apply(optimizer_state, gradients, trainable)
+            if apart:
+                _, backward, aside = jax.vjp(loss_function, trainable, has_aux=True)
+                one, zero = ops.ones(()), ops.zeros(())
+                (gradients,), (taught,) = backward((one, zero)), backward((zero, one))
+                scope = self.optimizer.with_taught(taught, self._untasked)
+            else:
+                gradients, aside = jax.grad(loss_function, has_aux=True)(trainable)
+            seen, non_trainable = aside
+            with scope:
+                trainable, optimizer_state = self.optimizer.stateless_apply(optimizer_state, gradients, trainable)
             logs, metrics_state = self._stateless_log(metrics_state, *seen)
             return logs, (trainable, non_trainable, optimizer_state, metrics_state)
 
@@ -554,10 +677,12 @@ class Distiller(keras.Model):
             logs, metrics_state = self._stateless_log(metrics_state, *seen)
             return logs, (trainable, non_trainable, metrics_state)
 
-        def _scope(self, trainable: list, non_trainable: list) -> keras.StatelessScope:
+        def _scope(self, trainable: list, non_trainable: list, optimizer_state: Sequence = ()) -> keras.StatelessScope:
             """Return the scope in which the variables have these values and every update stays inside."""
             variables = [*self.trainable_variables, *self.non_trainable_variables]
             mapping = list(zip(variables, [*trainable, *non_trainable], strict=True))
+            if optimizer_state:  # which step it is
+                mapping += list(zip(self.optimizer.variables, optimizer_state, strict=True))
             return keras.StatelessScope(state_mapping=mapping, collect_losses=True)
 
         def _stateless_log(self, metrics_state: list, *batch: Any) -> tuple[dict, list]:
@@ -577,6 +702,8 @@ class Distiller(keras.Model):
             "hard_weight": self.hard_weight,
             "teacher_shapes": self.teacher_shapes,
             "label_smoothing": self.label_smoothing,
+            "finetune_from": self.finetune_from,
+            "l1": self.l1,
             "input_range": self.input_range,
         }
 

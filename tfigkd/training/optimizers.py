@@ -4,7 +4,9 @@ The subclasses add a learning rate of its own for normalization biases, coupled 
 an average of the weights as an optimizer variable, so that a checkpoint holds it.
 """
 
-from collections.abc import Collection
+import contextlib
+import dataclasses
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
 import keras
@@ -40,6 +42,28 @@ class Triangular(keras.optimizers.schedules.LearningRateSchedule):
     def get_config(self) -> dict[str, Any]:
         """Return the constructor's arguments."""
         return {"peak": self.peak, "steps": self.steps, "start": self.start, "at": self.at, "end": self.end}
+
+
+class ThenConstant(keras.optimizers.schedules.LearningRateSchedule):
+    """A schedule, and after its last step a constant learning rate.
+
+    Args:
+        first: The schedule, or a number.
+        steps: Steps that it has.
+        rate: Learning rate after them.
+    """
+
+    def __init__(self, first: Any, steps: int, rate: float):
+        self.first, self.steps, self.rate = first, steps, rate
+
+    def __call__(self, step: Any) -> Any:
+        """Return the learning rate of a step, counted from 0."""
+        before = self.first(step) if callable(self.first) else self.first
+        return ops.where(step < self.steps, ops.cast(before, "float32"), self.rate)
+
+    def get_config(self) -> dict[str, Any]:
+        """Return the constructor's arguments."""
+        return {"first": self.first, "steps": self.steps, "rate": self.rate}
 
 
 class Extended:
@@ -96,6 +120,73 @@ class SGD(Extended, keras.optimizers.SGD):
     """`keras.optimizers.SGD` with the additions of `Extended`."""
 
 
+class TwoMomenta(keras.optimizers.SGD):
+    """SGD with a momentum for the gradient of the task and another for that of the distillation.
+
+    See Zhao et al. 2023, "DOT: A Distillation-Oriented Trainer" (arXiv 2307.08436): the task has the momentum less
+    `delta`, the distillation the momentum plus `delta`, and the steps of both are added up. With `delta` 0 it is SGD.
+    What has no gradient of the task, such as the projector of a loss, keeps the momentum as it is. Weight decay belongs
+    to the task. The authors have no Nesterov momentum; here both parts have it where SGD has.
+
+    Args:
+        learning_rate: As in SGD.
+        delta: Half the difference of the two momenta.
+        options: As in SGD.
+    """
+
+    def __init__(self, learning_rate: Any = 0.01, *, delta: float = 0.075, **options: Any):
+        super().__init__(learning_rate, **options)
+        if not 0 <= delta <= min(self.momentum, 1 - self.momentum):
+            raise ValueError(f"delta must be in [0, {min(self.momentum, 1 - self.momentum):g}], got {delta}")
+        self.delta = delta
+        self.taught: list[Any] = []
+        self.untasked: frozenset[int] = frozenset()
+
+    def build(self, variables: Any) -> None:
+        """Create the variables, one more momentum for each than SGD."""
+        if self.built:
+            return
+        super().build(variables)
+        self.taught_momentums = self.add_optimizer_variables(variables, "taught_momentum")
+
+    @contextlib.contextmanager
+    def with_taught(self, gradients: Sequence[Any], untasked: Collection[int]) -> Iterator[None]:
+        """Within this, an update takes these gradients beside those that it is given.
+
+        Args:
+            gradients: Of the distillation, one for each trainable variable; None where it has none.
+            untasked: Indices of the variables that only the distillation has a gradient for.
+        """
+        self.taught, self.untasked = [*gradients], frozenset(untasked)
+        try:
+            yield
+        finally:  # they belong to one step, and on a graph to one trace
+            self.taught, self.untasked = [], frozenset()
+
+    def update_step(self, gradient: Any, variable: Any, learning_rate: Any) -> None:
+        """Update one variable by its gradients."""
+        index = self._get_variable_index(variable)
+        taught = self.taught[index] if self.taught else None
+        delta = 0.0 if index in self.untasked or not self.taught else self.delta
+        parts = [(gradient, self.momentums[index], self.momentum - delta)]
+        if taught is not None:
+            parts.append((taught, self.taught_momentums[index], self.momentum + delta))
+        rate = ops.cast(learning_rate, variable.dtype)
+        for part, velocity, momentum in parts:
+            step = rate * ops.cast(part, variable.dtype)
+            moved = momentum * velocity - step
+            self.assign(velocity, moved)
+            self.assign_add(variable, momentum * moved - step if self.nesterov else moved)
+
+    def get_config(self) -> dict[str, Any]:
+        """Return the constructor's arguments."""
+        return {**super().get_config(), "delta": self.delta}
+
+
+class DOT(Extended, TwoMomenta):
+    """`TwoMomenta` with the additions of `Extended`."""
+
+
 class Adam(Extended, keras.optimizers.Adam):
     """`keras.optimizers.Adam` with the additions of `Extended`."""
 
@@ -137,6 +228,10 @@ def extend(optimizer: Any, config: TrainingConfig, steps: int) -> Any:
 
 def make_schedule(config: TrainingConfig, steps_per_epoch: int) -> Any:
     """Return the learning rate of a recipe: a number or a schedule over the steps."""
+    if config.finetune_epochs:
+        first = dataclasses.replace(config, epochs=config.epochs - config.finetune_epochs, finetune_epochs=0)
+        rate = config.finetune_rate * config.learning_rate
+        return ThenConstant(make_schedule(first, steps_per_epoch), first.epochs * steps_per_epoch, rate)
     warmup = round(config.warmup_epochs * steps_per_epoch)
     if config.schedule == "triangular":
         shape = {"start": config.schedule_start, "at": config.schedule_peak, "end": config.schedule_end}
@@ -172,8 +267,11 @@ def make_optimizer(
         options |= {"use_ema": True, "ema_momentum": config.ema}
     elif config.lookahead:
         options |= {"use_ema": True, "ema_overwrite_frequency": config.lookahead}
-    if config.optimizer == "sgd":
-        optimizer: Any = SGD(rate, momentum=config.momentum, nesterov=config.momentum > 0, **options)
+    if config.dot:
+        options |= {"momentum": config.momentum, "nesterov": config.momentum > 0, "delta": config.dot}
+        optimizer: Any = DOT(rate, **options)
+    elif config.optimizer == "sgd":
+        optimizer = SGD(rate, momentum=config.momentum, nesterov=config.momentum > 0, **options)
     elif config.optimizer == "adamw":
         optimizer = AdamW(rate, **options | {"weight_decay": config.weight_decay})
     elif config.optimizer == "muon":

@@ -1,0 +1,178 @@
+"""The methods beside the papers', as shipped for CIFAR-10: their networks, taps and fields fit; off is the control."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from tfigkd.batches.stream import training_batches
+from tfigkd.config.experiment import fine_tuning, override, read_experiment, smoke
+from tfigkd.losses import kl_divergence
+from tfigkd.runtime.errors import UserError
+from tfigkd.stages import distill, teacher
+from tfigkd.stages.data import dataset, training_examples
+from tfigkd.study.plan import Options, plan, read_study
+
+DIGITS = {"data.name": "digits", "data.limit": 64, "data.image_size": 24, "teacher.widths": (24, 24, 24)}
+PHASES = {
+    "losses.regression.weight": 0.0,
+    "losses.kd.weight": 0.9,
+    "training.hard_weight": None,
+    "training.finetune_epochs": 0,
+}
+OFF = {
+    "cifar10_sp": {"losses.sp.weight": 0.0},
+    "cifar10_pkt": {"losses.pkt.weight": 0.0},
+    "cifar10_dkd": {"losses.dkd.weight": 0.0, "losses.kd.weight": 0.9},
+    "cifar10_dist": {"losses.dist.weight": 0.0, "losses.kd.weight": 0.9},
+    "cifar10_skt": {"losses.skt.weight": 0.0},
+    "cifar10_skt_adjacent": {"losses.skt.weight": 0.0},
+    "cifar10_e2kd": {"losses.e2kd.weight": 0.0},
+    "cifar10_e2kd_shuffled": {"losses.e2kd.weight": 0.0, "control.maps": "own"},  # which nothing reads then
+    "cifar10_reviewkd": {"losses.reviewkd.weight": 0.0},
+    "cifar10_reviewkd_alone": {"losses.reviewkd.weight": 0.0},
+    "cifar10_power": {"training.power": 1.0},
+    "cifar10_power_l1": {"training.l1": 0.0, "training.weight_decay": 5e-3},
+    "cifar10_dot": {"training.dot": 0.0},
+    "cifar10_dagfm": PHASES,
+    "cifar10_dagfm_whole": PHASES,
+    "cifar10_r2kd": {"losses.r2kd.weight": 0.0, "losses.kd.weight": 0.9},
+    "cifar10_r2kd_one": {"losses.r2kd.weight": 0.0, "losses.kd.weight": 0.9},
+    "cifar10_rtk": {"losses.rtk.weight": 0.0},
+    "cifar10_rtk_uniform": {"losses.rtk.weight": 0.0},
+    "cifar10_osakd": {"losses.osakd.weight": 0.0, "losses.kd.weight": 0.9},
+    "cifar10_function": {"training.mixup": 0.0, "losses.kd.weight": 0.9, "losses.kd.temperature": 4.0},
+    "cifar10_function_fixed": {"view.kind": "live", "losses.kd.weight": 0.9, "losses.kd.temperature": 4.0},
+}
+"""Experiment to the fields that switch its method off."""
+
+
+def networks(name):
+    """Return the config of an experiment on digits, its student and its teacher."""
+    config = override(read_experiment(name)[1], DIGITS)
+    data = dataset(config.data)
+    return config, distill.untrained_student(config, data), teacher.build_teacher(config, data)
+
+
+@pytest.mark.parametrize("name", OFF)
+def test_the_networks_and_taps_of_a_method_fit(name):
+    distill.check(override(read_experiment(name)[1], DIGITS))
+
+
+@pytest.mark.parametrize("name", OFF)
+def test_a_method_that_is_switched_off_is_the_arm_that_it_is_compared_with(name):
+    kd, method = read_experiment("cifar10_kd")[1], read_experiment(name)[1]
+    assert method != kd
+    off = override(method, OFF[name])
+    assert off.losses.active() == kd.losses.active()
+    assert replace(off, description="", losses=kd.losses) == replace(kd, description="")
+
+
+def test_the_control_of_explanations_reaches_the_loss():
+    for name, shuffled in (("cifar10_e2kd", False), ("cifar10_e2kd_shuffled", True)):
+        model = distill.assemble(*networks(name))
+        assert model.distillation_losses["e2kd"].shuffled == shuffled
+
+
+def test_explanations_that_are_drawn_are_refused():
+    with pytest.raises(UserError, match=r"control\.maps must be own or shuffled with losses\.e2kd, got 'noise'"):
+        override(read_experiment("cifar10_e2kd")[1], {"control.maps": "noise"})
+
+
+def test_a_loss_of_several_taps_needs_as_many_of_both():
+    with pytest.raises(UserError, match="as many of the student as of the teacher"):
+        override(read_experiment("cifar10_skt")[1], {"losses.skt.student_layer": ["block_01", "block_02"]})
+    with pytest.raises(UserError, match="nor both zero"):
+        override(read_experiment("cifar10_skt")[1], {"losses.skt.intra": 0.0, "losses.skt.inter": 0.0})
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"training.power": 0.5}, r"training\.power must be at least 1, got 0\.5"),
+        ({"training.l1": -1.0}, r"training\.l1 must not be negative"),
+        ({"teacher.training.power": 2.0}, r"teacher\.training\.power must be 1\.0, it is of the student alone"),
+    ],
+)
+def test_powerpropagation_out_of_range_is_refused_in_one_line(changes, message):
+    with pytest.raises(UserError, match=message) as caught:
+        override(read_experiment("cifar10_power")[1], changes)
+    assert "\n" not in str(caught.value)
+
+
+def test_pruning_after_powerpropagation_trains_the_kernels_themselves():
+    assert fine_tuning(read_experiment("cifar10_power")[1]).training.power == 1.0
+    assert fine_tuning(read_experiment("cifar10_power_l1")[1]).training.l1 == 0.0
+
+
+def test_function_matching_has_no_hard_label_and_its_teacher_sees_what_the_student_sees():
+    config, student, taught = networks("cifar10_function")
+    model = distill.assemble(config, student, taught)
+    assert model.term_weights == {"hard": 0.0, "kd": 1.0}
+    stream = training_batches(training_examples(config.data), augment=config.augment, batch_size=8, seed=0, mixup=1.0)
+    images, targets = next(stream(0))
+    assert "teacher_inputs" not in targets  # the student's own images, mixed
+    losses = []
+    for labels in (targets["label"], 9 - targets["label"]):
+        seen = {"label": labels, "label_probabilities": targets["label_probabilities"]}
+        terms, _ = model.compute_terms(images, seen, training=True)
+        losses.append(float(terms["loss"]))
+    teacher_logits = taught(images, training=False)
+    expected = kl_divergence(teacher_logits, student(images, training=True), temperature=1.0).numpy().mean()
+    np.testing.assert_allclose(losses, [expected, expected], rtol=1e-4)
+    assert read_experiment("cifar10_function_fixed")[1].needs_store
+
+
+def test_the_phases_of_a_schedule_are_counted_in_steps():
+    config, student, taught = networks("cifar10_dagfm")
+    examples = len(training_examples(config.data))
+    assert config.training.finetune_epochs == 5
+    assert distill.assemble(config, student, taught).finetune_from == 25 * -(-examples // 128)
+    with pytest.raises(UserError, match=r"training\.finetune_epochs must not be negative, and below training\.epochs"):
+        override(config, {"training.finetune_epochs": 30})
+    with pytest.raises(UserError, match=r"training\.dot must be 0 with finetune_epochs"):
+        override(config, {"training.dot": 0.05})
+
+
+def test_every_method_and_control_is_an_arm_of_the_study():
+    study = read_study("methods")
+    assert {*study.arms.values()} == {"cifar10_kd", "cifar10_student", "cifar10_label_smoothing", *OFF}
+    jobs = plan(study, Options("methods"))
+    assert len(jobs) == study.seeds * len(study.arms)
+    configs = [replace(job.run.config, description="") for job in jobs[: len(study.arms)]]
+    assert all(a != b for index, a in enumerate(configs) for b in configs[:index])
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"training.mixup": 0.2}, r"training\.mixup must be 0 with losses\.osakd"),
+        ({"losses.osakd.queue": 64}, r"losses\.osakd\.queue must be at least training\.batch_size, got 64"),
+        ({"losses.osakd.queue": 8}, r"losses\.osakd\.queue must be at least its neighbors, got 8"),
+        ({"losses.osakd.neighbors": 0}, r"losses\.osakd\.neighbors must be positive"),
+    ],
+)
+def test_self_acquired_labels_that_cannot_be_are_refused_in_one_line(changes, message):
+    config = read_experiment("cifar10_osakd")[1]
+    assert not config.needs_teacher
+    with pytest.raises(UserError, match=message) as caught:
+        override(config, changes)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_smoke_run_has_both_phases():
+    small = smoke(read_experiment("cifar10_dagfm")[1])
+    assert (small.training.epochs, small.training.finetune_epochs) == (2, 1)
+
+
+def test_a_pruned_teacher_has_to_see_what_the_student_sees():
+    with pytest.raises(UserError, match=r"losses\.r2kd\.pruned must be 0 unless view\.kind = live"):
+        override(read_experiment("cifar10_r2kd")[1], {"view.kind": "plain"})
+    with pytest.raises(UserError, match=r"losses\.r2kd\.pruned must be in \[0, 1\), got 1\.0"):
+        override(read_experiment("cifar10_r2kd")[1], {"losses.r2kd.pruned": 1.0})
+    assert not override(read_experiment("cifar10_r2kd_one")[1], {"view.kind": "plain"}).needs_live_teacher
+
+
+def test_more_keys_than_taps_are_refused():
+    with pytest.raises(UserError, match=r"losses\.rtk\.keys must be positive, and at most the taps .*, got 4"):
+        override(read_experiment("cifar10_rtk")[1], {"losses.rtk.keys": 4})

@@ -1,0 +1,86 @@
+"""The methods that change a training step give the same student on JAX: losses with layers, momenta, phases."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+
+from tfigkd import models
+from tfigkd.losses import E2KD, OSAKD, RTK, SKT, Hint, KLDivergence, ReviewKD
+from tfigkd.training.distiller import Distiller
+from tfigkd.training.optimizers import DOT, SGD
+
+IMAGES = np.random.default_rng(0).random((8, 8, 8, 3)).astype(np.float32)
+LABELS = np.arange(8) % 4
+TAPS = {"student_layer": ("first", "second"), "teacher_layer": ("first", "second")}
+LOSSES = {"kd": KLDivergence(2.0), "skt": SKT(**TAPS), "reviewkd": ReviewKD(**TAPS), "e2kd": E2KD("second", "second")}
+LOSSES["rtk"] = RTK(**TAPS, keys=1, width=3)
+LOSSES["osakd"] = OSAKD(neighbors=3, queue=6)
+CASES = {
+    "losses": {"losses": LOSSES},
+    "dot": {"losses": {"kd": KLDivergence(2.0), "hint": Hint("first", "second")}, "delta": 0.1},
+    "phases": {"losses": {"kd": KLDivergence(2.0)}, "finetune_from": 2},
+    "power": {"losses": {"kd": KLDivergence(2.0)}, "alpha": 1.5, "l1": 1e-3},
+}
+
+
+def network(name, width, seed):
+    """Return a small network whose weights do not depend on the backend."""
+    inputs = keras.Input((8, 8, 3))
+    x = keras.layers.Conv2D(width, 3, padding="same", activation="tanh", name="first")(inputs)
+    x = keras.layers.Conv2D(width, 3, 2, padding="same", activation="relu", name="second")(x)
+    model = keras.Model(inputs, keras.layers.Dense(4)(keras.layers.GlobalAveragePooling2D()(x)), name=name)
+    fill(model.weights, seed)
+    return model
+
+
+def fill(variables, seed):
+    rng = np.random.default_rng(seed)
+    for variable in variables:
+        variable.assign(0.3 * rng.normal(size=variable.shape))
+
+
+def student_of(name):
+    """Train a case for four steps and return the weights of the student and of what its losses train."""
+    case = {"delta": None, "alpha": 1.0, **CASES[name]}
+    delta, alpha, losses = case.pop("delta"), case.pop("alpha"), case.pop("losses")
+    losses = {key: type(loss).from_config(loss.get_config()) for key, loss in losses.items()}
+    student = models.with_power(network("student", 4, 1), alpha)
+    weights = dict.fromkeys(losses, 0.5)
+    model = Distiller(student, losses=losses, loss_weights=weights, teacher=network("teacher", 6, 2), **case)
+    fill([v for v in model.trainable_variables if all(v is not own for own in student.trainable_variables)], 3)
+    recipe = {"momentum": 0.8, "nesterov": True}
+    model.compile(SGD(0.05, **recipe) if delta is None else DOT(0.05, **recipe, delta=delta))
+    model.fit(IMAGES, LABELS, batch_size=4, epochs=2, shuffle=False, verbose=0)
+    return [keras.ops.convert_to_numpy(variable) for variable in model.variables if "seed" not in variable.path]
+
+
+PROGRAM = """
+import sys, keras, numpy as np
+sys.path.insert(0, {tests!r})
+assert keras.backend.backend() == "jax"
+from test_methods_on_jax import CASES, student_of
+for name in CASES:
+    np.savez({folder!r} + f"/{{name}}.npz", *student_of(name))
+"""
+
+
+@pytest.fixture(scope="module")
+def on_jax(tmp_path_factory):
+    pytest.importorskip("jax", reason="NEEDS JAX: pip install jax")
+    folder = tmp_path_factory.mktemp("jax")
+    program = PROGRAM.format(tests=str(Path(__file__).parent), folder=str(folder))
+    subprocess.run([sys.executable, "-c", program], check=True, env=os.environ | {"KERAS_BACKEND": "jax"})
+    return folder
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_method_gives_the_same_student_on_jax(name, on_jax):
+    with np.load(on_jax / f"{name}.npz", allow_pickle=False) as archive:
+        theirs = list(archive.values())
+    for a, b in zip(student_of(name), theirs, strict=True):
+        np.testing.assert_allclose(a, b, rtol=2e-3, atol=2e-4)

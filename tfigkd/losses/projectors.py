@@ -1,0 +1,77 @@
+"""Linear maps from the student's channels to the teacher's at several taps, which a loss trains with the student."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+from keras import ops
+
+from tfigkd.losses.base import Tensor
+
+
+def paired_taps(
+    name: str, student_layer: Sequence[str], teacher_layer: Sequence[str]
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Return the taps of both networks.
+
+    Args:
+        name: Of the loss, for the error.
+        student_layer: Names of the student's taps.
+        teacher_layer: Names of the teacher's taps.
+
+    Raises:
+        ValueError: They are not two or more, or not as many of both.
+    """
+    if isinstance(student_layer, str) or isinstance(teacher_layer, str) or len(student_layer) < 2:
+        raise ValueError(f"{name} needs two or more taps of each network, got {student_layer!r} and {teacher_layer!r}")
+    if len(student_layer) != len(teacher_layer):
+        raise ValueError(f"{name} needs as many taps of both networks, got {student_layer!r} and {teacher_layer!r}")
+    return tuple(student_layer), tuple(teacher_layer)
+
+
+def check_maps(name: str, *shapes: Sequence[tuple]) -> None:
+    """Check that features are maps of known size and channels.
+
+    Args:
+        name: Of the loss, for the error.
+        shapes: Shapes of a network's features, with the batch axis.
+
+    Raises:
+        ValueError: One of them is not (None, H, W, D).
+    """
+    for shape in (one for each in shapes for one in each):
+        if len(shape) != 4 or None in shape[1:]:
+            raise ValueError(f"{name} needs features [B,H,W,D] of known size at each tap, got {tuple(shape)}")
+
+
+class Projectors(keras.layers.Layer):
+    """A 1x1 convolution with bias for each tap, computed in float32.
+
+    Args:
+        channels: Channels of the student's and of the teacher's features, one pair for each tap.
+    """
+
+    def __init__(self, channels: Sequence[tuple[int, int]], **options: Any):
+        super().__init__(dtype="float32", **options)
+        self.channels = [tuple(pair) for pair in channels]
+        self.convolutions = []
+        for index, (given, wanted) in enumerate(self.channels):
+            layer = keras.layers.Conv2D(
+                wanted, 1, data_format="channels_last", dtype="float32", name=f"{self.name}_{index}"
+            )
+            layer.build((None, None, None, given))
+            self.convolutions.append(layer)
+        self.built = True
+
+    def check(self, channels: Sequence[tuple[int, int]]) -> None:
+        """Check that the channels are those of these projectors.
+
+        Raises:
+            ValueError: They are others.
+        """
+        if self.channels != [tuple(pair) for pair in channels]:
+            raise ValueError(f"the projectors were built for channels {self.channels}, got {list(channels)}")
+
+    def call(self, features: Sequence[Tensor]) -> list[Tensor]:
+        """Return the features of each tap [B,H,W,D] with the teacher's channels, float32."""
+        return [layer(ops.cast(one, "float32")) for layer, one in zip(self.convolutions, features, strict=True)]

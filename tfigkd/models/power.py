@@ -1,0 +1,174 @@
+"""Powerpropagation: layers trained by θ whose kernel is θ·|θ|^(α-1), so that small weights learn slowly.
+
+See Schwarz et al. 2021 (arXiv 2110.00296). The gradient for θ is that for the kernel times α·|θ|^(α-1): weights near
+zero stay there, and can be pruned. Biases and normalization are as usual.
+"""
+
+from typing import Any
+
+import keras
+import numpy as np
+from keras import ops
+
+from tfigkd.models.layers import copy_layer, flatten_layers, rebuilt
+from tfigkd.runtime.errors import UserError
+
+MOST_ZEROS = 0.01
+"""Share of zeros above which a kernel was set to them on purpose; one zero may be drawn by chance."""
+
+
+def powered(theta: Any, alpha: float) -> Any:
+    """Return θ·|θ|^(α-1).
+
+    It is computed as sign(θ)·|θ|^α, whose derivative at zero is zero for every α above 1; that of the product is NaN
+    for α below 2.
+    """
+    return theta if alpha == 1.0 else ops.sign(theta) * ops.power(ops.abs(theta), alpha)
+
+
+def root(kernel: np.ndarray, alpha: float) -> np.ndarray:
+    """Return the θ of a kernel."""
+    return kernel if alpha == 1.0 else np.sign(kernel) * np.abs(kernel) ** (1.0 / alpha)
+
+
+class _Power(keras.layers.Layer):
+    """What is added to a layer with a kernel; comes before it among the base classes.
+
+    Its saved state holds the kernel and not θ, in the places of the plain layer, so that `copy_layer_state` takes
+    either for the other. Keras itself would save the kernel and load it as θ.
+    """
+
+    def __init__(self, *arguments: Any, alpha: float = 2.0, **options: Any):
+        super().__init__(*arguments, **options)
+        if not alpha >= 1:
+            raise ValueError(f"alpha must be at least 1, got {alpha}")
+        self.alpha = float(alpha)
+
+    def build(self, input_shape: Any) -> None:
+        """Create θ so that the kernel is what the initializer draws."""
+        super().build(input_shape)
+        self.theta.assign(root(ops.convert_to_numpy(self.theta), self.alpha))
+
+    @property
+    def theta(self) -> Any:
+        """The variable that is trained, of the kernel's shape."""
+        return self._kernel
+
+    @property
+    def kernel(self) -> Any:
+        """The kernel, a tensor."""
+        return powered(self._kernel, self.alpha)
+
+    @kernel.setter
+    def kernel(self, variable: Any) -> None:
+        # depthwise convolutions assign their variable to it, the others have a property of it too
+        self._kernel = variable
+
+    def _saved(self) -> list[Any]:
+        return [self._kernel, *([self.bias] if self.use_bias else [])]
+
+    def save_own_variables(self, store: dict) -> None:
+        """Write the kernel and the bias, as the plain layer does."""
+        if self.built:
+            for index, variable in enumerate(self._saved()):
+                store[str(index)] = self.kernel if index == 0 else variable
+
+    def load_own_variables(self, store: dict) -> None:
+        """Read the kernel and the bias, as the plain layer does."""
+        if not self.built:
+            return
+        if len(store.keys()) != len(self._saved()):
+            raise ValueError(f"expected {len(self._saved())} variables for {self.name}, got {len(store.keys())}")
+        for index, variable in enumerate(self._saved()):
+            value = np.asarray(ops.convert_to_numpy(store[str(index)]))
+            variable.assign(root(value, self.alpha) if index == 0 else value)
+
+    def get_config(self) -> dict:
+        """Return the constructor's arguments."""
+        return {**super().get_config(), "alpha": self.alpha}
+
+
+@keras.saving.register_keras_serializable("tfigkd")
+class PowerConv2D(_Power, keras.layers.Conv2D):
+    """`keras.layers.Conv2D` with powerpropagation; `alpha` is the exponent, 1 the plain layer."""
+
+
+@keras.saving.register_keras_serializable("tfigkd")
+class PowerDepthwiseConv2D(_Power, keras.layers.DepthwiseConv2D):
+    """`keras.layers.DepthwiseConv2D` with powerpropagation; `alpha` is the exponent, 1 the plain layer."""
+
+
+@keras.saving.register_keras_serializable("tfigkd")
+class PowerDense(_Power, keras.layers.Dense):
+    """`keras.layers.Dense` with powerpropagation; `alpha` is the exponent, 1 the plain layer."""
+
+
+POWERED: dict[type[keras.Layer], type[keras.Layer]] = {
+    keras.layers.Conv2D: PowerConv2D,
+    keras.layers.DepthwiseConv2D: PowerDepthwiseConv2D,
+    keras.layers.Dense: PowerDense,
+}
+"""Plain layer to the one with powerpropagation."""
+
+
+def with_power(model: keras.Model, alpha: float) -> keras.Model:
+    """Return a copy of a model whose trainable convolutions and dense layers have powerpropagation.
+
+    Args:
+        model: Functional or Sequential, models inside it too; it is not altered.
+        alpha: The exponent, at least 1; with 1 the model itself is returned.
+
+    Returns:
+        A Functional model with the same layer names and the same function, not compiled.
+
+    Raises:
+        UserError: A kernel has zeros, which would never learn, or the copy is not the same function.
+    """
+    if alpha == 1.0:
+        return model
+    for layer in flatten_layers(model):
+        if _trained(layer):
+            zeros = float(np.mean(ops.convert_to_numpy(layer.kernel) == 0))
+            if zeros > MOST_ZEROS:
+                raise UserError(
+                    f"powerpropagation: {zeros:.0%} of the kernel of {layer.name} are zero and would never learn; "
+                    "choose a student that starts without zeros, or training.power = 1"
+                )
+
+    def replace(layer: keras.Layer) -> keras.Layer:
+        if not _trained(layer):
+            return copy_layer(layer)
+        return POWERED[type(layer)].from_config({**layer.get_config(), "alpha": alpha})
+
+    return rebuilt(model, replace)
+
+
+def with_plain_kernels(model: keras.Model) -> keras.Model:
+    """Return a copy of a model in which every layer with powerpropagation is the plain one with its kernel.
+
+    Args:
+        model: From `with_power`, or a copy; another one is returned as it is.
+
+    Returns:
+        A Functional model with the same layer names and the same function, not compiled.
+
+    Raises:
+        UserError: The copy is not the same function.
+    """
+    plain = {new: old for old, new in POWERED.items()}
+    if not any(type(layer) in plain for layer in flatten_layers(model)):
+        return model
+
+    def replace(layer: keras.Layer) -> keras.Layer:
+        if type(layer) not in plain:
+            return copy_layer(layer)
+        config = layer.get_config()
+        config.pop("alpha")
+        return plain[type(layer)].from_config(config)
+
+    return rebuilt(model, replace)
+
+
+def _trained(layer: keras.Layer) -> bool:
+    # exact types: a subclass may transform its kernel; the normalization of the input is a frozen convolution
+    return type(layer) in POWERED and layer.trainable
