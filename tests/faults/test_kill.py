@@ -302,7 +302,7 @@ def test_a_finished_run_is_not_run_again(reference, tmp_path):
 def test_a_second_process_in_a_workdir_is_refused(reference, tmp_path, tally):
     one = tally("a second process in the same workdir")
     shutil.copytree(reference, tmp_path, dirs_exist_ok=True)
-    first = start(tmp_path, "--workdir", "new", "--stages", "data,teacher")
+    first = start(tmp_path, "--workdir", "new", "--stages", "data,teacher,overlays,distill")
     while not (tmp_path / "new/config.json").exists():
         time.sleep(0.01)
     before = hashes(tmp_path / "new")

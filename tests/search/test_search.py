@@ -177,7 +177,7 @@ def test_an_experiment_survives_being_written(name, tmp_path):
     path = tmp_path / "written.toml"
     path.write_text(to_toml(config, "as read"))
     assert read_experiment(str(path)) == ("written", config)
-    changed = override(config, {"losses.fsp.student_layer": ["a", 'b"'], "data.name": "a \\ b", "training.epochs": 3})
+    changed = override(config, {"losses.fsp.student_layer": ["a", 'b"'], "data.name": "a \\ b", "training.epochs": 7})
     path.write_text(to_toml(changed, "changed"))
     assert read_experiment(str(path))[1] == changed
 

@@ -11,6 +11,7 @@ import unicodedata
 import zipfile
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -35,6 +36,7 @@ from tfigkd.data.pictures import (
     to_rgb,
 )
 from tfigkd.runtime.errors import UserError
+from tfigkd.runtime.files import checksum
 
 SHARE = 0.25
 """Share of the free memory that the pictures of a split may take: they are copied when they are sorted and cropped."""
@@ -494,8 +496,8 @@ def _read_arrays(path: Path, arrays: Any, split: str, wanted: Wanted) -> Part:
                 block = np.frombuffer(file.read(count * length), np.uint8).reshape(count, *shape[1:])
                 yield to_rgb(block), [f"{index} of {key}" for index in range(first, first + count)]
 
-    state = path.stat()
-    lines = [f"{path.name} {key} {index} {state.st_size} {state.st_mtime_ns}" for index in range(shape[0])]
+    content = checksum(path)
+    lines = [f"{content} {key} {index}" for index in range(shape[0])]
     where = wanted.folder(path.parent)
     images, digests, _ = decoded(where, lines, read, image_size=side, background=wanted.background)
     return _part(images, labels, split, groups, digests)
@@ -615,8 +617,8 @@ def _open_pictures(
         for first in range(start, len(paths), BLOCK):
             yield paths[first : first + BLOCK], names[first : first + BLOCK]
 
-    states = [path.stat() for path in paths]
-    lines = [f"{id_} {state.st_size} {state.st_mtime_ns}" for id_, state in zip(source_ids, states, strict=True)]
+    with ThreadPoolExecutor(os.cpu_count()) as pool:  # what is in a file decides, and not its time
+        lines = [f"{id_} {content}" for id_, content in zip(source_ids, pool.map(checksum, paths), strict=True)]
     found, digests, done = decoded(wanted.folder(beside), lines, read, image_size=side, background=wanted.background)
     notes.done += done
     return found, digests
