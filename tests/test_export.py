@@ -231,6 +231,9 @@ def test_an_option_has_the_name_of_its_field(shop, capsys):
         "calibration_examples",
         "min_int8_agreement",
         "io",
+        "keep",
+        "keep_in",
+        "quantizer",
     }
 
 

@@ -51,14 +51,13 @@ def train(data, folder, *, look=None, epochs=EPOCHS):
 
     model = Distiller(network())
     options = {"examples": STEPS * 16, "config": TrainingConfig(epochs=epochs, batch_size=16), "folder": folder}
-    held_out = data.validation.images / np.float32(255), data.validation.labels
     fit(
         model,
         stream,
         fingerprint="f",
         tensorboard=folder / "tb",
         title="test",
-        validation=held_out,
+        validation=data.validation,
         watched=look,
         **options,
     )
