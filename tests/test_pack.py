@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import zipfile
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -18,8 +19,10 @@ from tfigkd.data.catalog import about
 from tfigkd.edge.package import SUMS, model_file, write_package
 from tfigkd.pack import main
 from tfigkd.predict import main as predict
+from tfigkd.report.model_card import model_card
 from tfigkd.runtime.errors import UserError
-from tfigkd.runtime.files import read_manifest
+from tfigkd.runtime.files import read_manifest, write_manifest
+from tfigkd.stages.package import read_facts
 
 
 @pytest.fixture(scope="module")
@@ -108,17 +111,16 @@ def test_a_report_with_pictures_can_be_left_out(finished, tmp_path, capsys):
 
 def test_an_experiment_of_the_users_own_is_in_it(copied, tmp_path):
     settings = json.loads((copied / "config.json").read_text())
-    (copied / "config.json").write_text(json.dumps(settings | {"experiment": "mine"}))
+    (copied / "config.json").write_text(json.dumps(settings | {"experiment": "my étude"}))
     assert main([str(copied)]) == 0
     with zipfile.ZipFile(copied / "student.zip") as archive:
-        assert "[training]" in archive.read("mine_as_run.toml").decode()
-        assert "--experiment mine_as_run.toml" in archive.read("README.md").decode()
+        assert "[training]" in archive.read("my étude_as_run.toml").decode()
+        assert "--experiment 'my étude_as_run.toml'" in archive.read("README.md").decode()
+    with model_file(copied / "student.zip") as model:
+        assert model.name == "student.int8.tflite"
 
 
 def test_signs_of_markdown_in_names_are_shown_as_they_are(copied):
-    from tfigkd.report.model_card import model_card
-    from tfigkd.stages.package import read_facts
-
     facts = read_facts(copied)
     facts.data["class_names"][0] = "<b>`a|b`"
     assert r"\<b\>\`a\|b\`, 1, 2" in model_card(facts, "student.zip", {})
@@ -133,6 +135,31 @@ def test_a_run_that_is_not_finished_is_refused(copied, tmp_path, capsys):
     assert "student.int8.tflite is corrupt" in refusal(capsys, main, copied)
     shutil.rmtree(copied / "export")
     assert "stage 'export' has not run" in refusal(capsys, main, copied)
+
+
+def test_files_that_were_exported_anew_are_not_given_the_old_figures(copied, capsys):
+    manifest = read_manifest(copied / "evaluate")
+    files = {name: "0" * 64 for name in manifest["exported"]}
+    outputs = {name: value for name, value in manifest.items() if name not in ("fingerprint", "files")}
+    write_manifest(
+        copied / "evaluate", manifest["fingerprint"], files=manifest["files"], **outputs | {"exported": files}
+    )
+    assert "not those that were measured" in refusal(capsys, main, copied)
+
+
+def test_a_damaged_student_is_not_packed(copied, capsys):
+    (copied / "distill" / "student.keras").write_bytes(b"other")
+    assert "student.keras is corrupt" in refusal(capsys, main, copied)
+
+
+def test_the_card_names_no_folder_of_the_users_own_data(copied):
+    settings = json.loads((copied / "config.json").read_text())
+    settings["config"]["data"]["name"] = "/home/ann/xray"
+    (copied / "config.json").write_text(json.dumps(settings))
+    facts = read_facts(copied)
+    text = model_card(replace(facts, command=""), "student.zip", {"student.keras": 1})
+    assert "/home" not in text and "Data set: xray" in text
+    assert ModelCard(text).data.datasets is None
 
 
 def test_damaged_rows_and_settings_are_refused(copied, capsys):

@@ -42,6 +42,7 @@ def main(arguments: list[str]) -> None:
     if output.suffix.lower() != SUFFIX:
         raise UserError(f"--output must end in {SUFFIX}, got {output}")
     with console.quiet_stderr():  # TensorFlow greets when it is imported
+        from tfigkd.data.catalog import about
         from tfigkd.stages.package import REPORT, contents, read_facts
 
     facts = read_facts(options.run)
@@ -53,6 +54,8 @@ def main(arguments: list[str]) -> None:
         console.say("no licence is named in it: give --license, such as --license apache-2.0")
     if REPORT in files:
         console.say(f"its {REPORT} shows pictures of the data set; --no-report leaves it out")
+    if not about(facts.config["data"]["name"], facts.config["data"]["dir"])["urls"]:
+        console.say("config.json and the command in README.md name the folder of the data")
     console.say(f"next: python -m tfigkd.predict {shlex.quote(str(output))} PICTURE.png --resize", last=True)
 
 

@@ -182,6 +182,28 @@ def test_a_file_that_is_cut_while_it_is_read(folder):
         data.train.images[:]
 
 
+@pytest.mark.parametrize("deleted", ["pixels", "journal"])
+def test_deleted_files_are_made_anew(folder, small_blocks, deleted):
+    expected = load(str(folder))
+    load(str(folder), resident="disk")
+    for path in (folder / FOLDER).iterdir():
+        if path.suffix in (".json", f".{deleted}"):
+            path.unlink()
+    same(expected, load(str(folder), resident="disk"))
+
+
+def test_a_finished_cache_needs_no_place_to_write(folder, small_blocks, monkeypatch):
+    expected = load(str(folder), resident="disk").fingerprint
+    monkeypatch.setattr(module, "locked", None)
+    assert load(str(folder), resident="disk").fingerprint == expected
+
+
+def test_arrays_in_fortran_order_are_refused(folder, pixels):
+    arrays = {"x_train": np.asfortranarray(pixels), "y_train": np.arange(COUNT) % 3}
+    np.savez(folder / "f.npz", **arrays, x_test=pixels, y_test=np.arange(COUNT) % 3)
+    refused(folder / "f.npz", "Fortran order")
+
+
 def test_unusable_pictures_are_named_as_in_memory(folder, small_blocks, capsys):
     for name in ("01", "32", "88"):
         (path,) = folder.rglob(f"{name}.png")
@@ -202,7 +224,7 @@ def test_pictures_of_other_sizes_are_refused(folder, small_blocks):
 
 def test_a_full_disk_and_a_folder_that_cannot_be_made(folder, tmp_path, monkeypatch):
     (tmp_path / "file").touch()
-    refused(folder, "cannot make the folder", cache=str(tmp_path / "file" / "x"))
+    refused(folder, "cannot be kept in .*; name a folder in data.cache", cache=str(tmp_path / "file" / "x"))
     usage = shutil.disk_usage(folder)._replace(free=100)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
     refused(folder, "on disk, .* has 0.0; make room")

@@ -10,6 +10,8 @@ from tfigkd.config.fields import AugmentConfig
 from tfigkd.data import Examples
 from tfigkd.losses import E2KD, IGMatching, grad_cam, input_gradient_map, map_distance
 from tfigkd.models.layers import with_fused_layers
+from tfigkd.models.spaces import logits_of
+from tfigkd.training.distiller import Distiller
 
 RNG = np.random.default_rng(0)
 IMAGES = RNG.random((6, 8, 8, 3)).astype(np.float32)
@@ -164,3 +166,29 @@ def test_a_map_over_the_completeness_gate_is_not_matched() -> None:
     student = np.random.default_rng(1).random((4, 8, 8)).astype(np.float32)
     losses = np.asarray(IGMatching(grid=None).per_example(given, student))
     assert (losses[~usable[order]] == 0).all() and (losses[usable[order]] > 0).all()
+
+
+def test_a_student_of_other_pixels_has_the_map_of_its_plain_twin() -> None:
+    """The map is by the pixels of the batch, whatever the student takes; of probabilities, of their logarithm."""
+    keras.utils.set_random_seed(0)
+    inputs = keras.Input((4, 4, 3))
+    hidden = keras.layers.Conv2D(5, 3, activation="tanh")(inputs)
+    plain = keras.Model(inputs, keras.layers.Dense(3)(keras.layers.Flatten()(hidden)))
+    scaled = keras.Sequential([keras.Input((4, 4, 3)), keras.layers.Rescaling(1 / 255), plain])
+    rng = np.random.default_rng(0)
+    images, maps = rng.random((6, 4, 4, 3)).astype("f"), rng.random((6, 4, 4)).astype("f")
+    targets = {"label": np.arange(6) % 3, "teacher_map": maps}
+    found = []
+    for student in (plain, scaled):
+        losses = {"map": IGMatching(grid=None)}
+        model = Distiller(student, losses=losses, loss_weights={"map": 1.0}, input_range=(0, 1))
+        terms, _ = model.compute_terms(images, targets, training=True)
+        found.append({name: float(value) for name, value in terms.items()})
+    assert found[0] == pytest.approx(found[1], rel=1e-4)
+    assert found[0]["map_loss"] > 0.01
+    shares = keras.Sequential([scaled, keras.layers.Softmax()])
+    of_shares = {"take": lambda pixels: 255 * pixels, "to_logits": logits_of(shares)}
+    expected = input_gradient_map(plain, images, targets["label"], to_logits=ops.log_softmax)
+    np.testing.assert_allclose(
+        input_gradient_map(shares, images, targets["label"], **of_shares), expected, rtol=1e-3, atol=1e-6
+    )

@@ -134,3 +134,11 @@ def test_what_cannot_hold_is_refused_in_one_line(changes, message):
     with pytest.raises(UserError, match=message) as caught:
         override(Config(), base | changes)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "options", [{"momentum": 0.0}, {"clipnorm": 1.0}, {"clipvalue": 1.0}, {"gradient_accumulation_steps": 2}]
+)
+def test_what_would_change_only_one_of_the_gradients_is_refused(options):
+    with pytest.raises(ValueError, match="separate momenta need a momentum, and take none of clipnorm"):
+        DOT(0.1, **{"momentum": 0.5, "delta": 0.0, **options})

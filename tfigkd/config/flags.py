@@ -113,6 +113,10 @@ class DataOptions:
     """What keeps pictures on one side of every split that is held out; see data.group in the reference."""
     splits: SplitsConfig = field(default_factory=SplitsConfig)
     """Which splits of the source train, validate and test."""
+    resident: Literal["auto", "memory", "disk"] = "auto"
+    """Where decoded pictures are kept; see data.resident in the reference."""
+    cache: str | None = None
+    """Folder of the pictures that are kept on disk. Default: .tfigkd beside the data."""
 
     @property
     def reading(self) -> dict[str, Any]:
@@ -122,7 +126,8 @@ class DataOptions:
             UserError: A value is out of range.
         """
         checked = DataConfig(image_size=self.image_size, background=self.background, group=self.group)
-        return {"background": checked.background, "group": checked.group, "splits": self.splits}
+        where = {"resident": self.resident, "cache": self.cache}
+        return {"background": checked.background, "group": checked.group, "splits": self.splits, **where}
 
 
 @dataclass(frozen=True, kw_only=True)

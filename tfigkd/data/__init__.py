@@ -23,8 +23,6 @@ from tfigkd.data.pictures import one_line
 from tfigkd.data.spaces import to_gray
 from tfigkd.runtime.errors import UserError
 
-LOOKED_AT = 1024
-"""Pictures of which one has to be brighter than 1."""
 VALIDATION_DIVISOR = 10
 TEST_DIVISOR = 5
 
@@ -163,7 +161,7 @@ def load(
         ) from error
     _check(name, source)
     notes = list(source.notes)
-    if source.train.images[:LOOKED_AT].max() <= 1:
+    if next(blocks(source.train.images)).max() <= 1:
         notes.append("warning: no pixel of train is above 1, expected 0 to 255; multiply pixels from 0 to 1 by 255")
     if source.validation is None:
         train = _identify(source.train)
@@ -333,7 +331,7 @@ def _identify(part: "sources.Part | Examples") -> Examples:
 
     Pictures with equal pixels are numbered in the order of their labels, not in the source's order.
     """
-    digests = getattr(part, "digests", None)
+    digests = _digests(part) if isinstance(part, Examples) else part.digests
     if digests is None:
         digests = np.array([digest(image) for image in part.images])
     order = np.lexsort((part.source_ids, part.labels, digests))

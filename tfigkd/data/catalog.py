@@ -276,7 +276,7 @@ def _read_split(builder: Any, split: str, keys: tuple[str, str], wanted: Wanted,
     features, size = builder.info.features, wanted.image_size
     expected = builder.info.splits[split].num_examples
     height, width = (size, size) if size else features[image_key].shape[:2]
-    on_disk = wanted.on_disk(expected, (height or 1, width or 1, 3))
+    on_disk = expected > 0 and wanted.on_disk(expected, (height or 1, width or 1, 3))
     if not on_disk:
         check_memory(f"{builder.data_dir} {split}", (expected, height or 1, width or 1, 3))
     texts = ["id"] if "id" in features and type(features["id"]) is tfds.features.Text else []

@@ -4,6 +4,7 @@
 its pixels depend on, so the next run finds it; an interrupted decoding goes on where it ended.
 """
 
+import contextlib
 import hashlib
 import io
 import json
@@ -14,6 +15,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from importlib import metadata
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -141,8 +143,9 @@ def join(parts: Sequence[Pictures]) -> Pictures:
     return DiskPictures(files, first._one, np.concatenate(places), first._convert)
 
 
-def blocks(images: Pictures, size: int = BLOCK) -> Iterator[np.ndarray]:
-    """Yield the pictures as arrays of at most `size` of them."""
+def blocks(images: Pictures, size: int | None = None) -> Iterator[np.ndarray]:
+    """Yield the pictures as arrays of `size` of them; not given: of at most `AT_ONCE` bytes."""
+    size = size or max(1, AT_ONCE // math.prod(images.shape[1:]))
     for start in range(0, len(images), size):
         yield images[start : start + size]
 
@@ -151,6 +154,7 @@ FOLDER = ".tfigkd"
 """Beside the data: the decoded pictures; readers of folders ignore hidden ones."""
 DIGEST_LENGTH = 16
 FORMAT = 1
+PILLOW = metadata.version("pillow")
 
 
 def digest(image: np.ndarray) -> str:
@@ -186,10 +190,11 @@ def decoded(
         UserError: As for `decode_all`; or the disk has too little space, or the folder cannot be written.
     """
     lines = hashlib.sha256("\n".join(sources).encode("utf-8", "surrogateescape")).hexdigest()
-    name = hashlib.sha256(json.dumps([FORMAT, image_size, background, lines]).encode()).hexdigest()[:DIGEST_LENGTH]
+    identity = json.dumps([FORMAT, PILLOW, image_size, background, lines])  # another Pillow may decode otherwise
+    name = hashlib.sha256(identity.encode()).hexdigest()[:DIGEST_LENGTH]
     pixels, journal, finished = (folder / f"{name}.{kind}" for kind in ("pixels", "journal", "json"))
     again = f"delete {finished} and {journal}, so that the pictures are decoded again"
-    with locked(make_folder(folder), wait=True):
+    with _prepared(folder, finished):
         if not finished.is_file():
             _decode(pixels, journal, len(sources), read, image_size, background)
             write_signed(finished, {"journal": checksum(journal)})
@@ -199,6 +204,21 @@ def decoded(
         if checksum(journal) != known["journal"] or not pixels.is_file() or pixels.stat().st_size != size:
             raise UserError(f"{pixels} is damaged; {again}")
     return DiskPictures.of(pixels, shape, len(sources)), np.array(digests), done
+
+
+@contextlib.contextmanager
+def _prepared(folder: Path, finished: Path) -> Iterator[None]:
+    """Lock the folder where something has yet to be written; another process may be at it."""
+    if finished.is_file():
+        yield
+        return
+    try:
+        lock = contextlib.ExitStack()
+        lock.enter_context(locked(make_folder(folder), wait=True))
+    except UserError as error:
+        raise UserError(f"decoded pictures cannot be kept in {folder}; name a folder in data.cache") from error
+    with lock:
+        yield
 
 
 def _written(journal: Path) -> tuple[tuple[int, ...], list[str], Counter[str]]:
@@ -234,6 +254,9 @@ def _decode(
 ) -> None:
     """Decode the pictures that are not written yet; each block is a line of the journal once its pixels are on disk."""
     shape, digests, _ = _written(journal)
+    if digests and (not pixels.is_file() or pixels.stat().st_size < len(digests) * math.prod(shape)):
+        journal.unlink()  # the pixels that it speaks of were deleted
+        shape, digests = (), []
     position, first = len(digests), "the first picture"
     if image_size is not None:
         _check_space(pixels.parent, count - position, (image_size, image_size, 3))
@@ -280,5 +303,6 @@ def _check_space(folder: Path, count: int, shape: Sequence[int]) -> None:
     if wanted > free:
         raise UserError(
             f"{count:,} pictures of {shape[1]}x{shape[0]} take {wanted / 2**30:.1f} GiB on disk, {folder} has "
-            f"{free / 2**30:.1f}; make room, set a smaller data.image_size, or another folder in data.cache"
+            f"{free / 2**30:.1f}; make room (it may hold files of earlier states of the data), set a smaller "
+            "data.image_size, or another folder in data.cache"
         )

@@ -259,7 +259,7 @@ def check_memory(what: str, shape: Sequence[int]) -> None:
     if size > limit:
         raise UserError(
             f"{what}: {' x '.join(map(str, shape))} bytes are {size / 2**30:.1f} GiB of pictures, {limit / 2**30:.1f} "
-            "GiB of memory are free; set a smaller data.image_size, or --data.resident disk"
+            "GiB of memory are free; set a smaller data.image_size, or keep them on disk (data.resident)"
         )
 
 

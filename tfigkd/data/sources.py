@@ -482,7 +482,10 @@ def _read_arrays(path: Path, arrays: Any, split: str, wanted: Wanted) -> Part:
     groups = None if wanted.group is None else arrays[f"{wanted.group}_{split}"]
     key, side = f"x_{split}", wanted.image_size
     shape, transposed, _ = _header(path, arrays.zip, key)
-    if transposed or not wanted.on_disk(shape[0], (side or shape[1], side or shape[2], 3)):
+    on_disk = shape[0] > 0 and wanted.on_disk(shape[0], (side or shape[1], side or shape[2], 3))
+    if on_disk and transposed:
+        raise UserError(f"{path}: {key} is in Fortran order and cannot be read in parts; save numpy.ascontiguousarray")
+    if not on_disk:
         check_memory(f"{path}: {key}", (*shape[:3], 3))
         return _part(resize(to_rgb(arrays[key]), side), labels, split, groups)
 

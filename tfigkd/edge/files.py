@@ -217,6 +217,9 @@ def add_data_options(parser: argparse.ArgumentParser, purpose: str) -> None:
         "--background", default=BACKGROUND, help='color behind transparent pixels: white, gray, black or "#rrggbb"'
     )
     parser.add_argument("--group", help="what keeps pictures on one side of a split that is held out, as in data.group")
+    kinds = ("auto", "memory", "disk")
+    parser.add_argument("--resident", choices=kinds, default="auto", help="where decoded pictures are kept")
+    parser.add_argument("--cache", help="folder of pictures that are kept on disk (default: .tfigkd beside the data)")
     for role in ("train", "validation", "test"):
         parser.add_argument(f"--splits.{role}", help=f"split of the source, as in data.splits.{role}")
 
@@ -237,6 +240,8 @@ def load_data(options: argparse.Namespace, side: int | None) -> Dataset:
             background=options.background,
             group=options.group,
             splits=splits,
+            resident=options.resident,
+            cache=options.cache,
         )
 
 

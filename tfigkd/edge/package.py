@@ -20,7 +20,7 @@ SUMS = "SHA256SUMS"
 SUFFIX = ".zip"
 LARGEST = 2**31
 """Bytes of a file in a package; a LiteRT file cannot be larger."""
-LINE = re.compile(r"([0-9a-f]{64})  ([\w.\-]+)")
+LINE = re.compile(r"([0-9a-f]{64})  ([^/\\\n]+)")
 WHEN = (1980, 1, 1, 0, 0, 0)  # the same files give the same package, byte by byte
 
 
@@ -95,7 +95,7 @@ def _read(path: Path, archive: zipfile.ZipFile, name: str, sizes: Mapping[str, i
 
 def _sums(path: Path, content: bytes) -> dict[str, str]:
     """Return the checksum of each file of a package by its name, which has no folder."""
-    lines = [LINE.fullmatch(line) for line in content.decode("ascii", "replace").splitlines()]
+    lines = [LINE.fullmatch(line) for line in content.decode("utf-8", "replace").rstrip("\n").split("\n")]
     if None in lines:
         raise UserError(f"{path} is damaged: {SUMS} has a line that is no checksum; copy or pack it anew")
     return {line[2]: line[1] for line in lines if line}

@@ -97,7 +97,10 @@ def record(path: Path, *, runs: int = 200, warmup: int = 20, threads: int = 1) -
     if done.returncode:
         last = (done.stderr.strip().splitlines() or [f"it ended with status {done.returncode}"])[-1]
         raise UserError(f"{UNREACHABLE}: {last}")
-    answer = json.loads(done.stdout)
+    try:
+        answer = json.loads(done.stdout.splitlines()[-1])
+    except (ValueError, IndexError) as error:
+        raise UserError(f"{UNREACHABLE}: its answer cannot be read") from error
     times = np.array([one["microseconds"] for one in answer], float) / 1e3
     tags = {tuple(map(tuple, one["events"])) for one in answer}
     if len(tags) != 1:

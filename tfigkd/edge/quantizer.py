@@ -92,6 +92,8 @@ def worst_operations(content: bytes, whole: bytes, images: np.ndarray, count: in
         reference.write_bytes(content)
         compared = compare(quantized, reference, images)
     own = [one for one in compared.differences if one.operation.name in named]
+    if len(own) < count:
+        raise UserError(f"export.keep is {count}, but only {len(own)} layers can be compared; choose fewer")
     ordered = sorted(own, key=lambda one: (-one.added, one.sqnr))
     return [named[one.operation.name] for one in ordered[:count]]
 

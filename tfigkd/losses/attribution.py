@@ -14,7 +14,19 @@ from tfigkd.losses.base import PerExampleLoss, Tensor, cosine_distance
 from tfigkd.losses.features import map_size, match_resolution, pool_to
 
 
-def input_gradient_map(model: keras.Model, images: Tensor, labels: Tensor, *, times_input: bool = True) -> Tensor:
+def _same(values: Tensor) -> Tensor:
+    return values
+
+
+def input_gradient_map(
+    model: keras.Model,
+    images: Tensor,
+    labels: Tensor,
+    *,
+    times_input: bool = True,
+    take: Callable[[Tensor], Tensor] = _same,
+    to_logits: Callable[[Tensor], Tensor] = _same,
+) -> Tensor:
     """Return the effect of each pixel on the label's logit: Σ_channels |∂z_y/∂x|, or Σ_channels |x · ∂z_y/∂x|.
 
     Multiplied by the input it is Integrated Gradients from black with a single step, at the image. It can be
@@ -26,10 +38,12 @@ def input_gradient_map(model: keras.Model, images: Tensor, labels: Tensor, *, ti
     that maps the model's variables to the differentiated arguments.
 
     Args:
-        model: A built model, from images to logits [B,C].
-        images: float [B,H,W,C], in the input range of the model.
+        model: A built model.
+        images: float [B,H,W,C].
         labels: Index of the logit, integers [B].
         times_input: Whether to multiply the gradient by the image.
+        take: From images to those that the model takes. Defaults to images in the input range of the model.
+        to_logits: From the model's outputs to logits [B,C]. Defaults to outputs that are logits.
 
     Returns:
         float32 [B,H,W], non-negative.
@@ -41,9 +55,11 @@ def input_gradient_map(model: keras.Model, images: Tensor, labels: Tensor, *, ti
         raise ValueError(f"IG matching needs one label per example, integers [B]; got shape {tuple(labels.shape)}")
     images = ops.convert_to_tensor(images, dtype="float32")
     if keras.config.backend() == "jax":
-        gradient = _gradients_jax(model, images, labels)
+        variables = [[v.value for v in group] for group in (model.trainable_variables, model.non_trainable_variables)]
+        forward = lambda x: model.stateless_call(*variables, x, training=False)[0]  # noqa: E731 - one of two
     else:
-        gradient = _gradients(lambda x: model(x, training=False), images, labels)
+        forward = lambda x: model(x, training=False)  # noqa: E731
+    gradient = _gradients(lambda x: to_logits(forward(take(x))), images, labels)
     return ops.sum(ops.abs(gradient * images if times_input else gradient), axis=-1)
 
 
@@ -107,9 +123,9 @@ class IGMatching(PerExampleLoss):
         self.times_input = times_input
         self.grid = grid
 
-    def student_map(self, student: keras.Model, images: Tensor, labels: Tensor) -> Tensor:
-        """Return the student's map, see `input_gradient_map`, float32 [B,H,W]."""
-        return input_gradient_map(student, images, labels, times_input=self.times_input)
+    def student_map(self, student: keras.Model, images: Tensor, labels: Tensor, **spaces: Any) -> Tensor:
+        """Return the student's map, float32 [B,H,W]; `spaces` are `take` and `to_logits` of `input_gradient_map`."""
+        return input_gradient_map(student, images, labels, times_input=self.times_input, **spaces)
 
     def per_example(self, teacher_outputs: Tensor, student_outputs: Tensor) -> Tensor:
         """Return the loss of each example, [B]; the outputs are maps [B,H,W], the teacher's from the store.
@@ -191,8 +207,3 @@ def _gradients(function: Callable[[Any], Any], inputs: Any, labels: Any) -> Any:
         tape.watch(inputs)
         score = _label_score(function(inputs), labels)
     return tape.gradient(score, inputs, unconnected_gradients="zero")
-
-
-def _gradients_jax(model: keras.Model, images: Any, labels: Any) -> Any:
-    variables = [[v.value for v in group] for group in (model.trainable_variables, model.non_trainable_variables)]
-    return _gradients(lambda x: model.stateless_call(*variables, x, training=False)[0], images, labels)

@@ -15,8 +15,6 @@ Predict = Callable[[Pictures], np.ndarray]
 
 
 # pixels of a batch; a call that is not compiled keeps the outputs of all layers, in MobileNet-V2 17 KB for each pixel
-MIRRORED = 4096
-"""Images that are mirrored at once."""
 UNCOMPILED = 2**15
 
 
@@ -62,7 +60,7 @@ def mirrored_accuracy(predict: Predict, images: Pictures, logits: np.ndarray, la
         logits: What `predict` gave for them.
         labels: int [N].
     """
-    mirrored = [predict(np.ascontiguousarray(block[:, :, ::-1])) for block in blocks(images, MIRRORED)]
+    mirrored = [predict(np.ascontiguousarray(block[:, :, ::-1])) for block in blocks(images)]
     return accuracy(logits + np.concatenate(mirrored), labels)
 
 

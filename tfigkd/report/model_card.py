@@ -4,6 +4,7 @@ import functools
 import json
 import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -35,6 +36,7 @@ def model_card(
     """
     results, names = facts.evaluated["results"], facts.data["class_names"] if facts.data else []
     known = {name: results.get(name) or results.get(name.removesuffix(".keras")) for name in sizes}
+    public = str(facts.config["data"]["name"])
     listed = ", ".join(names[:NAMED]) + (f" and {len(names) - NAMED} more" if len(names) > NAMED else "")
     return (
         _environment()
@@ -45,6 +47,7 @@ def model_card(
             sizes=sizes,
             license=license,
             source=source,
+            data_name=public if source["urls"] else Path(public).name,  # of the user's own data no folder is named
             accuracies={name: found["accuracy"] for name, found in known.items() if found},
             names=names,
             named=listed,

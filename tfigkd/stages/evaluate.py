@@ -161,6 +161,7 @@ def evaluate(config: Config, workdir: Workdir) -> None:
         },
         class_names=data.class_names,
         n_test=len(data.test),
+        exported=files,
     )
     for name, values in results.items():
         agreement = f", agreement with the teacher {100 * values['agreement']:.2f} %" if "agreement" in values else ""

@@ -32,7 +32,10 @@ def read_facts(run: Path) -> Facts:
     if not (run / SETTINGS).is_file():
         raise UserError(f"no run in {run}: it has no {SETTINGS}; give the folder of a run, such as runs/quickstart/0")
     workdir = Workdir(run, run)  # teachers are not read
-    data, exported, evaluated = (require(run / stage, stage) for stage in ("data", "export", "evaluate"))
+    data, _, exported, evaluated = (require(run / stage, stage) for stage in ("data", "distill", "export", "evaluate"))
+    litert = {name: content for name, content in exported["files"].items() if name.endswith(".tflite")}
+    if evaluated.get("exported", litert) != litert:  # earlier versions did not write it
+        raise UserError(f"the files of {run}/export are not those that were measured; run evaluate and report again")
     if not (run / VERDICT).is_file():
         raise UserError(f"stage 'report' has not run in {run}; add it to --stages")
     try:

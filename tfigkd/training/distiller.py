@@ -269,6 +269,8 @@ class Distiller(keras.Model):
         forward = _with_taps(student, _all_taps(self.distillation_losses, 1), self.input_range)
         self._student_outputs = lambda inputs, training: forward(inputs, training)
         self._student_takes = _taking(student, self.input_range)
+        explained = any(loss.needs_inputs for loss in self.distillation_losses.values())
+        self._student_spaces = {"take": self._student_takes, "to_logits": logits_of(student)} if explained else {}
         heads = _heads(student, self.distillation_losses, 1)
         self._student_heads = lambda: heads
         self.attach_teacher(teacher)
@@ -500,7 +502,8 @@ class Distiller(keras.Model):
                 if training:
                     if "teacher_map" not in known:
                         raise ValueError(f"loss {name!r} needs targets {{'label': ..., 'teacher_map': ...}}")
-                    sides[name] = known["teacher_map"], loss.student_map(self.student, inputs, labels_of(targets))
+                    own = loss.student_map(self.student, inputs, labels_of(targets), **self._student_spaces)
+                    sides[name] = known["teacher_map"], own
                 continue
             if not loss.needs_teacher:
                 soft = loss.soft_labels(outputs[LOGITS], labels_of(targets), training=training)

@@ -136,6 +136,9 @@ class TwoMomenta(keras.optimizers.SGD):
 
     def __init__(self, learning_rate: Any = 0.01, *, delta: float = 0.075, **options: Any):
         super().__init__(learning_rate, **options)
+        unfit = ("clipnorm", "clipvalue", "global_clipnorm", "gradient_accumulation_steps")
+        if not self.momentum or any(getattr(self, name) for name in unfit):
+            raise ValueError(f"separate momenta need a momentum, and take none of {', '.join(unfit)}")
         if not 0 <= delta <= min(self.momentum, 1 - self.momentum):
             raise ValueError(f"delta must be in [0, {min(self.momentum, 1 - self.momentum):g}], got {delta}")
         self.delta = delta
