@@ -5,6 +5,7 @@ import json
 import re
 import shutil
 import subprocess
+import sys
 import zipfile
 from dataclasses import replace
 
@@ -220,7 +221,7 @@ with model_file(Path({str(package)!r})) as path:
 assert not path.exists()
 assert not {{"tensorflow", "keras", "rich", "tyro"}} & {{*sys.modules}}
 """
-    subprocess.run(["python", "-c", program], check=True)
+    subprocess.run([sys.executable, "-c", program], check=True)
 
 
 def test_a_file_that_would_fill_the_memory_is_refused(tmp_path, monkeypatch):
