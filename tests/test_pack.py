@@ -18,12 +18,12 @@ from tests.children import run, smoke_run
 from tfigkd.data import load
 from tfigkd.data.catalog import about
 from tfigkd.edge.package import SUMS, model_file, write_package
-from tfigkd.pack import main
+from tfigkd.pack.__main__ import main
+from tfigkd.pack.content import read_facts
+from tfigkd.pack.model_card import model_card
 from tfigkd.predict import main as predict
-from tfigkd.report.model_card import model_card
 from tfigkd.runtime.errors import UserError
 from tfigkd.runtime.files import read_manifest, write_manifest
-from tfigkd.stages.package import read_facts
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,6 @@ python -m tfigkd.profile student.int8.tflite --float32 student.keras --data cifa
 import argparse
 import json
 import shlex
-import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -27,6 +26,7 @@ from tfigkd.runtime import console
 from tfigkd.runtime.command import command
 from tfigkd.runtime.errors import UserError
 from tfigkd.runtime.files import write_text
+from tfigkd.runtime.processes import call_module, last_line
 from tfigkd.runtime.provenance import as_csv, origin
 
 IMAGES, TOP = 64, 15
@@ -57,10 +57,9 @@ def converted(model: Path, folder: Path, side: int | None) -> Path:
     output = folder / f"{model.stem}.float32.tflite"
     words = [str(model), "--format", "float32", "--output", str(output)]
     words += [] if side is None else ["--image-size", str(side)]
-    done = subprocess.run([sys.executable, "-m", "tfigkd.export", *words], capture_output=True, text=True)
+    done = call_module("tfigkd.export", *words)
     if done.returncode:
-        last = (done.stderr.strip().splitlines() or [f"the conversion ended with status {done.returncode}"])[-1]
-        raise UserError(last.removeprefix("error: "))
+        raise UserError(last_line(done).removeprefix("error: "))
     return output
 
 

@@ -19,10 +19,10 @@ from tfigkd.data import load
 from tfigkd.edge.contract import write_contract
 from tfigkd.edge.convert import convert
 from tfigkd.edge.litert import open_classifier
-from tfigkd.edge.litert_js import read_litert_js
 from tfigkd.predict import predictions, read_picture
 from tfigkd.runtime.errors import UserError
-from tfigkd.web import main
+from tfigkd.web.__main__ import main
+from tfigkd.web.litert_js import read_litert_js
 
 NAMES = ["zero", "one", "two", "<img src=x onerror=alert(1)>", *map(str, range(4, 10))]
 FILES = ("small.float32", "small.int8", "gray.float32")

@@ -54,10 +54,6 @@ class Examples:
         images = pick(self.images, indices)
         return Examples(self.ids[indices], images, self.labels[indices], self.source_ids[indices], groups)
 
-    def loaded(self) -> "Examples":
-        """Return the same examples with their pictures in memory."""
-        return self if isinstance(self.images, np.ndarray) else replace(self, images=self.images[:])
-
 
 @dataclass(frozen=True, eq=False)
 class Dataset:

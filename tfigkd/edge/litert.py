@@ -1,6 +1,5 @@
 """Inference and inspection of LiteRT files, with ai-edge-litert and NumPy only."""
 
-import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -13,7 +12,7 @@ from tfigkd.data import to_model_input
 from tfigkd.data.disk import Pictures
 from tfigkd.data.spaces import UNIT, Outputs, Range, in_range, to_logits
 from tfigkd.runtime.errors import UserError
-from tfigkd.runtime.processes import cores
+from tfigkd.runtime.processes import call_module, cores
 from tfigkd.runtime.quiet import quiet_stderr
 
 IDENTIFIER = b"TFL3"
@@ -84,17 +83,8 @@ def trial(path: Path) -> None:
         head = file.read(8)
     if head[4:] != IDENTIFIER:
         raise UserError(f"{path} is not a LiteRT file: its identifier is not {IDENTIFIER.decode()}; export it anew")
-    # so that the child imports the same package as the parent
-    places = [str(Path(__file__).resolve().parents[2]), os.environ.get("PYTHONPATH", "")]
     try:
-        done = subprocess.run(
-            [sys.executable, "-m", "tfigkd.edge.litert", str(path)],
-            env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, places))},
-            capture_output=True,
-            text=True,
-            errors="replace",
-            timeout=TRIAL_SECONDS,
-        )
+        done = call_module("tfigkd.edge.litert", path, seconds=TRIAL_SECONDS)
     except subprocess.TimeoutExpired as error:
         raise UserError(f"{path} did not run once in {TRIAL_SECONDS} s; it may be damaged, export it anew") from error
     if done.returncode == 1 and done.stderr.startswith(str(path)):

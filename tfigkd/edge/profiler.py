@@ -18,6 +18,7 @@ import numpy as np
 
 from tfigkd.edge.litert import input_values, open_classifier
 from tfigkd.runtime.errors import UserError
+from tfigkd.runtime.processes import call_module, last_line
 from tfigkd.runtime.quiet import quiet_stderr
 
 BUILTIN, DELEGATED = 2, 8
@@ -81,22 +82,12 @@ def record(path: Path, *, runs: int = 200, warmup: int = 20, threads: int = 1) -
     Raises:
         UserError: the installed version of LiteRT does not report times, or the child process fails on the file.
     """
-    # so that the child imports the same package as the parent
-    places = [str(Path(__file__).resolve().parents[2]), os.environ.get("PYTHONPATH", "")]
     try:
-        done = subprocess.run(
-            [sys.executable, "-m", "tfigkd.edge.profiler", str(path), str(runs), str(warmup), str(threads)],
-            env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, places))},
-            capture_output=True,
-            text=True,
-            errors="replace",
-            timeout=SECONDS,
-        )
+        done = call_module("tfigkd.edge.profiler", path, runs, warmup, threads, seconds=SECONDS)
     except subprocess.TimeoutExpired as error:
         raise UserError(f"{UNREACHABLE}: no answer within {SECONDS} s") from error
     if done.returncode:
-        last = (done.stderr.strip().splitlines() or [f"it ended with status {done.returncode}"])[-1]
-        raise UserError(f"{UNREACHABLE}: {last}")
+        raise UserError(f"{UNREACHABLE}: {last_line(done)}")
     try:
         answer = json.loads(done.stdout.splitlines()[-1])
     except (ValueError, IndexError) as error:

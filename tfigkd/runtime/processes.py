@@ -1,8 +1,10 @@
-"""Child processes: their output goes to a log, and they end with the process that started them."""
+"""Child processes: runs that write to a log and end with the process that started them, and short calls of a module."""
 
 import multiprocessing
 import os
 import signal
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
@@ -28,6 +30,33 @@ def processes_that_fit() -> int:
 def cores() -> int:
     """Return the number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def call_module(module: str, *arguments: object, seconds: float | None = None) -> subprocess.CompletedProcess[str]:
+    """Run a module of this package in a child process, with the text that it prints.
+
+    Args:
+        module: Such as `tfigkd.export`; the child imports the package from where this process has it.
+        arguments: Of its command line.
+        seconds: Time after which it is killed; None waits.
+
+    Raises:
+        subprocess.TimeoutExpired: It was killed.
+    """
+    places = [str(Path(__file__).resolve().parents[2]), os.environ.get("PYTHONPATH", "")]
+    return subprocess.run(
+        [sys.executable, "-m", module, *map(str, arguments)],
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, places))},
+        capture_output=True,
+        text=True,
+        errors="replace",
+        timeout=seconds,
+    )
+
+
+def last_line(done: subprocess.CompletedProcess[str]) -> str:
+    """Return the last line of the errors that a process printed, or its exit status."""
+    return (done.stderr.strip().splitlines() or [f"it ended with status {done.returncode}"])[-1]
 
 
 def settle(log: Path, threads: int | None = None) -> None:

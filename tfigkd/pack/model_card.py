@@ -63,7 +63,7 @@ def model_card(
 @functools.cache
 def _environment() -> Environment:
     made = Environment(
-        loader=PackageLoader("tfigkd.report"), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        loader=PackageLoader("tfigkd.pack"), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     made.filters |= {
         "json": functools.partial(json.dumps, ensure_ascii=False),  # JSON is YAML

@@ -9,9 +9,9 @@ import tarfile
 
 import pytest
 
-from tfigkd.edge import litert_js
-from tfigkd.edge.litert_js import PARTS, SPECS, VERSION, read_litert_js
 from tfigkd.runtime.errors import UserError
+from tfigkd.web import litert_js
+from tfigkd.web.litert_js import PARTS, SPECS, VERSION, read_litert_js
 
 INDEX = b'import { createWasmLib } from "@litertjs/wasm-utils";\nawait Environment.create()\n'
 

@@ -16,7 +16,7 @@ from PIL import Image
 from tfigkd.data import to_model_input
 from tfigkd.data.spaces import in_range, to_logits
 from tfigkd.predict import probabilities
-from tfigkd.web import ASSETS
+from tfigkd.web.__main__ import ASSETS
 
 RNG = np.random.default_rng(0)
 # from width, height to width, height: smaller, larger, one axis alone, extreme, equal

@@ -12,14 +12,14 @@ import keras
 import numpy as np
 import pytest
 
-from tfigkd import web
 from tfigkd.edge.contract import contract_path, read_contract, write_contract
 from tfigkd.edge.convert import convert
-from tfigkd.edge.litert_js import PARTS
 from tfigkd.runtime.files import checksum
-from tfigkd.web import ASSETS, main
+from tfigkd.web import __main__ as web
+from tfigkd.web.__main__ import ASSETS, main
+from tfigkd.web.litert_js import PARTS
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 NAMES = ["ant", "bee", "<b>cat</b>"]
 PIXELS = np.random.default_rng(0).integers(0, 256, (16, 8, 8, 3), dtype=np.uint8)
 
@@ -120,14 +120,14 @@ def test_what_the_command_refuses(folder, capsys):
 
 
 def test_neither_tensorflow_nor_keras_is_imported():
-    program = "import sys, tfigkd.web; assert not {'tensorflow', 'keras', 'rich', 'tyro'} & {*sys.modules}"
+    program = "import sys, tfigkd.web.__main__; assert not {'tensorflow', 'keras', 'rich', 'tyro'} & {*sys.modules}"
     subprocess.run([sys.executable, "-c", program], check=True)
 
 
 def test_the_wheel_contains_the_page():
     setup = configparser.ConfigParser()
     setup.read(ROOT / "setup.cfg")
-    patterns = setup["options.package_data"]["tfigkd.edge"].split(", ")
+    patterns = setup["options.package_data"]["tfigkd.web"].split(", ")
     for asset in ASSETS.iterdir():
         assert any(fnmatch.fnmatch(f"site/{asset.name}", pattern) for pattern in patterns), asset.name
 

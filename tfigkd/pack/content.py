@@ -8,8 +8,8 @@ from tfigkd.config.experiment import Config, to_mapping
 from tfigkd.config.reading import from_mapping
 from tfigkd.data.catalog import about
 from tfigkd.edge.contract import contract_path
+from tfigkd.pack.model_card import model_card
 from tfigkd.report.facts import Facts
-from tfigkd.report.model_card import model_card
 from tfigkd.report.verdict import Remark
 from tfigkd.runtime.errors import UserError
 from tfigkd.runtime.files import read_manifest, require, unsealed

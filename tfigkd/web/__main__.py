@@ -19,13 +19,13 @@ from tfigkd.data.spaces import Range
 from tfigkd.edge.contract import admit, contract_path
 from tfigkd.edge.files import add_space_options, spaces
 from tfigkd.edge.litert import open_classifier
-from tfigkd.edge.litert_js import VERSION, read_litert_js
 from tfigkd.predict import background_of, class_names
 from tfigkd.runtime.command import command
 from tfigkd.runtime.errors import UserError
 from tfigkd.runtime.files import atomic, checksum, copy_file, make_folder, write_text
+from tfigkd.web.litert_js import VERSION, read_litert_js
 
-ASSETS = Path(__file__).parent / "edge" / "site"
+ASSETS = Path(__file__).parent / "site"
 LIST = "models.json"
 MADE_BY = "tfigkd.web"
 

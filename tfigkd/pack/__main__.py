@@ -43,7 +43,7 @@ def main(arguments: list[str]) -> None:
         raise UserError(f"--output must end in {SUFFIX}, got {output}")
     with console.quiet_stderr():  # TensorFlow greets when it is imported
         from tfigkd.data.catalog import about
-        from tfigkd.stages.package import REPORT, contents, read_facts
+        from tfigkd.pack.content import REPORT, contents, read_facts
 
     facts = read_facts(options.run)
     files = contents(options.run, facts, output.name, license=options.license, report=options.report)
