@@ -27,7 +27,7 @@ from tfigkd.models.same import TOLERANCE, random_inputs
 from tfigkd.runtime import console
 from tfigkd.runtime.errors import UserError
 from tfigkd.training import checkpoint
-from tfigkd.training.distiller import LOGITS
+from tfigkd.training.seen import LOGITS
 
 LEGACY = "TF_USE_LEGACY_KERAS"
 Preserve = Literal["nothing", "zeros", "clusters"]

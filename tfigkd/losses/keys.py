@@ -8,9 +8,9 @@ import keras
 from keras import ops
 
 from tfigkd.losses.attention import attention_map, spatial_attention
-from tfigkd.losses.base import PerExampleLoss, Tensor
+from tfigkd.losses.base import Tensor
 from tfigkd.losses.features import match_resolution
-from tfigkd.losses.projectors import check_maps
+from tfigkd.losses.projectors import ProjectedLoss
 
 LEFT_OUT = -1e9
 """Score of a key that is left out."""
@@ -83,7 +83,7 @@ class KeyAttention(keras.layers.Layer):
 
 
 @keras.saving.register_keras_serializable("tfigkd")
-class RTK(PerExampleLoss):
+class RTK(ProjectedLoss):
     """Representative teacher keys of Yang, Kao and Huang 2022 (arXiv 2206.12788), for `tfigkd.Distiller` only.
 
     The loss is the mean over the student's taps s of Σ_t α_st · `attention_difference`, with α of `KeyAttention` over
@@ -101,8 +101,6 @@ class RTK(PerExampleLoss):
         width: Length of queries and keys. Defaults to `32`.
         uniform: A control: all keys count alike for each tap. Defaults to `False`.
     """
-
-    needs_features = True
 
     def __init__(
         self,
@@ -124,30 +122,22 @@ class RTK(PerExampleLoss):
         self.keys = keys
         self.width = width
         self.uniform = uniform
-        self.projector: KeyAttention | None = None
 
-    def build(self, teacher_shapes: Sequence[tuple], student_shapes: Sequence[tuple]) -> None:
-        """Create the attention; a second call with the same channels changes nothing.
-
-        Args:
-            teacher_shapes: Shapes (None, H, W, D) of the teacher's features.
-            student_shapes: The same of the student's.
+    def channels(self, teacher_shapes: Sequence[tuple], student_shapes: Sequence[tuple]) -> tuple:
+        """Return the channels of the student's taps, and those of the teacher's.
 
         Raises:
-            ValueError: The features are not maps of several positions, or the channels differ from those of an earlier
-                call.
+            ValueError: Features have a single position.
         """
-        check_maps("rtk", teacher_shapes, student_shapes)
         for shape in (*teacher_shapes, *student_shapes):
             if shape[1] * shape[2] == 1:  # all such maps are alike, and attention would prefer them
                 raise ValueError(f"rtk needs maps of several positions, got {tuple(shape)}; tap earlier layers")
-        channels = tuple(shape[-1] for shape in student_shapes), tuple(shape[-1] for shape in teacher_shapes)
-        if self.uniform:
-            return
-        if self.projector is None:
-            self.projector = KeyAttention(*channels, self.width, name="rtk_attention")
-        if self.projector.channels != channels:
-            raise ValueError(f"the attention was built for channels {self.projector.channels}, got {channels}")
+        return tuple(shape[-1] for shape in student_shapes), tuple(shape[-1] for shape in teacher_shapes)
+
+    def make_projector(self, channels: tuple) -> KeyAttention | None:
+        """Return the attention, where not all keys count alike."""
+        queries, keys = channels
+        return None if self.uniform else KeyAttention(queries, keys, self.width, name="rtk_attention")
 
     def per_example(self, teacher_outputs: Sequence[Tensor], student_outputs: Sequence[Tensor]) -> Tensor:
         """Return the loss of each example, [B]; the outputs are features, one for each tap."""

@@ -6,7 +6,7 @@ from typing import Any
 import keras
 from keras import ops
 
-from tfigkd.losses.base import Tensor
+from tfigkd.losses.base import PerExampleLoss, Tensor
 
 
 def paired_taps(
@@ -44,6 +44,43 @@ def check_maps(name: str, *shapes: Sequence[tuple]) -> None:
             raise ValueError(f"{name} needs features [B,H,W,D] of known size at each tap, got {tuple(shape)}")
 
 
+class ProjectedLoss(PerExampleLoss):
+    """A loss of the features at several taps with a layer of its own, which is trained with the student.
+
+    The layer, `projector`, is no part of the student. It is None until `build` is called with the shapes.
+    """
+
+    needs_features = True
+    projector: Any = None
+
+    def build(self, teacher_shapes: Sequence[tuple], student_shapes: Sequence[tuple]) -> None:
+        """Create the layer; a second call with the same channels changes nothing.
+
+        Args:
+            teacher_shapes: Shapes (None, H, W, D) of the teacher's features.
+            student_shapes: The same of the student's.
+
+        Raises:
+            ValueError: The features are not maps that the loss takes, or the channels differ from those of an earlier
+                call.
+        """
+        name = type(self).__name__
+        check_maps(name.lower(), teacher_shapes, student_shapes)
+        channels = self.channels(teacher_shapes, student_shapes)
+        if self.projector is None:
+            self.projector = self.make_projector(channels)
+        if self.projector is not None and self.projector.channels != channels:
+            raise ValueError(f"this {name} was built for channels {self.projector.channels}, got {channels}")
+
+    def channels(self, teacher_shapes: Sequence[tuple], student_shapes: Sequence[tuple]) -> Any:
+        """Return the channels that the layer is made for: of the student and of the teacher, a pair for each tap."""
+        return [(student[-1], teacher[-1]) for student, teacher in zip(student_shapes, teacher_shapes, strict=True)]
+
+    def make_projector(self, channels: Any) -> Any:
+        """Return the layer, whose `channels` are these; None for a loss without one."""
+        return Projectors(channels, name=f"{type(self).__name__.lower()}_projectors")
+
+
 class Projectors(keras.layers.Layer):
     """A 1x1 convolution with bias for each tap, computed in float32.
 
@@ -62,15 +99,6 @@ class Projectors(keras.layers.Layer):
             layer.build((None, None, None, given))
             self.convolutions.append(layer)
         self.built = True
-
-    def check(self, channels: Sequence[tuple[int, int]]) -> None:
-        """Check that the channels are those of these projectors.
-
-        Raises:
-            ValueError: They are others.
-        """
-        if self.channels != [tuple(pair) for pair in channels]:
-            raise ValueError(f"the projectors were built for channels {self.channels}, got {list(channels)}")
 
     def call(self, features: Sequence[Tensor]) -> list[Tensor]:
         """Return the features of each tap [B,H,W,D] with the teacher's channels, float32."""

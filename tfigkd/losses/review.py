@@ -8,9 +8,9 @@ import keras
 import numpy as np
 from keras import ops
 
-from tfigkd.losses.base import PerExampleLoss, Tensor
+from tfigkd.losses.base import Tensor
 from tfigkd.losses.features import hint_distance, map_size
-from tfigkd.losses.projectors import check_maps, paired_taps
+from tfigkd.losses.projectors import ProjectedLoss, paired_taps
 
 LARGEST_MIDDLE = 512
 """Most channels of the fused features."""
@@ -164,7 +164,7 @@ class Review(keras.layers.Layer):
 
 
 @keras.saving.register_keras_serializable("tfigkd")
-class ReviewKD(PerExampleLoss):
+class ReviewKD(ProjectedLoss):
     """Distillation by knowledge review of Chen et al. 2021 (arXiv 2104.09044), for `tfigkd.Distiller` only.
 
     From the deepest level to the shallowest, the student's features are fused with those of the deeper level by two
@@ -183,33 +183,26 @@ class ReviewKD(PerExampleLoss):
             itself. Defaults to `True`.
     """
 
-    needs_features = True
     projects = True
 
     def __init__(self, student_layer: Sequence[str], teacher_layer: Sequence[str], fuse: bool = True):
         self.student_layer, self.teacher_layer = paired_taps("ReviewKD", student_layer, teacher_layer)
         self.fuse = fuse
-        self.projector: Review | None = None
         self._sizes: list[tuple[int, int]] = []
 
     def build(self, teacher_shapes: Sequence[tuple], student_shapes: Sequence[tuple]) -> None:
-        """Create the fusing layers; a second call with the same channels changes nothing.
-
-        Args:
-            teacher_shapes: Shapes (None, H, W, D) of the teacher's features.
-            student_shapes: The same of the student's.
-
-        Raises:
-            ValueError: The features are not maps, or the channels differ from those of an earlier call.
-        """
-        check_maps("reviewkd", teacher_shapes, student_shapes)
-        channels = [(student[-1], teacher[-1]) for student, teacher in zip(student_shapes, teacher_shapes, strict=True)]
-        channels.append(channels[-1])
-        if self.projector is None:
-            self.projector = Review(channels, fuse=self.fuse, name="review")
-        if self.projector.channels != channels:
-            raise ValueError(f"the review was built for channels {self.projector.channels}, got {channels}")
+        """Create the fusing layers, as `ProjectedLoss.build` does."""
+        super().build(teacher_shapes, student_shapes)
         self._sizes = [*((shape[1], shape[2]) for shape in teacher_shapes), (1, 1)]
+
+    def channels(self, teacher_shapes: Sequence[tuple], student_shapes: Sequence[tuple]) -> list[tuple[int, int]]:
+        """Return the channels of each tap, and those of the deepest one again for the level of its mean."""
+        pairs = super().channels(teacher_shapes, student_shapes)
+        return [*pairs, pairs[-1]]
+
+    def make_projector(self, channels: list[tuple[int, int]]) -> Review:
+        """Return the fusing layers."""
+        return Review(channels, fuse=self.fuse, name="review")
 
     def project(self, student_outputs: Sequence[Tensor], *, training: bool) -> list[Tensor]:
         """Return what is compared with the teacher's features, one for each level, shallow to deep."""

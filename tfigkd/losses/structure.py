@@ -7,9 +7,9 @@ from typing import Literal
 import keras
 from keras import ops
 
-from tfigkd.losses.base import PerExampleLoss, Tensor, cosine_distance
+from tfigkd.losses.base import Tensor, cosine_distance
 from tfigkd.losses.features import map_size, match_resolution, pool_to
-from tfigkd.losses.projectors import Projectors, check_maps, paired_taps
+from tfigkd.losses.projectors import ProjectedLoss, paired_taps
 from tfigkd.losses.relation import flow_matrix
 
 EPSILON = 1e-5
@@ -79,7 +79,7 @@ def dense_flow_distance(
 
 
 @keras.saving.register_keras_serializable("tfigkd")
-class SKT(PerExampleLoss):
+class SKT(ProjectedLoss):
     """Structured knowledge transfer of Liu et al. 2020 (arXiv 2003.10120), for `tfigkd.Distiller` only.
 
     The loss is intra · mean over taps of `direction_distance` + inter · `dense_flow_distance`, both after a 1x1
@@ -98,8 +98,6 @@ class SKT(PerExampleLoss):
         pairs: Related layers: "all" pairs, or "adjacent" ones. Defaults to `"all"`.
     """
 
-    needs_features = True
-
     def __init__(
         self,
         student_layer: Sequence[str],
@@ -116,23 +114,6 @@ class SKT(PerExampleLoss):
         self.intra = intra
         self.inter = inter
         self.pairs = pairs
-        self.projector: Projectors | None = None
-
-    def build(self, teacher_shapes: Sequence[tuple], student_shapes: Sequence[tuple]) -> None:
-        """Create the projectors; a second call with the same channels changes nothing.
-
-        Args:
-            teacher_shapes: Shapes (None, H, W, D) of the teacher's features.
-            student_shapes: The same of the student's.
-
-        Raises:
-            ValueError: The features are not maps, or the channels differ from those of an earlier call.
-        """
-        check_maps("skt", teacher_shapes, student_shapes)
-        channels = [(student[-1], teacher[-1]) for student, teacher in zip(student_shapes, teacher_shapes, strict=True)]
-        if self.projector is None:
-            self.projector = Projectors(channels, name="skt_projectors")
-        self.projector.check(channels)
 
     def per_example(self, teacher_outputs: Sequence[Tensor], student_outputs: Sequence[Tensor]) -> Tensor:
         """Return the loss of each example, [B]; the outputs are features, one for each tap."""

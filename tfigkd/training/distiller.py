@@ -2,20 +2,32 @@
 
 import contextlib
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import keras
 from keras import ops
 
-from tfigkd.data.spaces import UNIT, Range
+from tfigkd.data.spaces import Range
 from tfigkd.losses import Loss, PerExampleLoss, adapted, hard_label_loss
 from tfigkd.losses.base import Tensor
 from tfigkd.models.layers import flatten_layers
 from tfigkd.models.pruned import pruned_copy
-from tfigkd.models.spaces import logits_of, recognise_input_range
-from tfigkd.models.taps import head_behind, tap_outputs
+from tfigkd.models.taps import tap_outputs
 from tfigkd.training.optimizers import TwoMomenta
+from tfigkd.training.seen import (
+    LOGITS,
+    OUTPUTS,
+    STUDENT,
+    TEACHER,
+    SeenNetwork,
+    all_taps,
+    check_model,
+    flat,
+    loss_taps,
+    number_of_classes,
+    pick,
+)
 from tfigkd.training.targets import (
     HardLoss,
     check_labels,
@@ -28,9 +40,6 @@ from tfigkd.training.targets import (
     with_class_weight,
 )
 
-LOGITS = "logits"
-OUTPUTS = "outputs"
-"""What a student itself gives: logits or probabilities."""
 RESERVED = ("loss", "hard")
 """Names that no loss may have: the logs hold the sum and the hard-label loss under them."""
 
@@ -85,105 +94,10 @@ def loss_terms(
     return {"loss": total, **terms}
 
 
-def _check_model(role: str, model: Any) -> None:
-    """Refuse what is no Keras model of one output."""
-    if not isinstance(model, keras.Model):
-        several = "several teachers become one with tfigkd.models.ensemble" if isinstance(model, list | tuple) else None
-        remedy = several or "keras.saving.load_model opens a file"
-        raise ValueError(f"the {role} must be a Keras model, got {type(model).__name__}; {remedy}")
-    output = getattr(model, "output", None) if getattr(model, "outputs", None) else None
-    if isinstance(output, dict) or (isinstance(output, list | tuple) and len(output) > 1):
-        raise ValueError(
-            f"the {role} {model.name!r} has {len(model.outputs)} outputs in a {type(output).__name__}, expected the "
-            "logits alone; make keras.Model(model.input, model.outputs[0])"
-        )
-
-
-def _classes(model: keras.Model) -> int | None:
-    """Return the number of a model's classes, two for one output; None where a subclassed model does not tell."""
-    try:
-        return max(int(model.output_shape[-1]), 2)
-    except AttributeError:
-        return None
-
-
-def _loss_taps(loss: Loss) -> tuple[Any, Any]:
-    """Return where a loss looks at the teacher and at the student; the logits are a tap like any other."""
-    return (loss.teacher_layer, loss.student_layer) if loss.needs_features else (LOGITS, LOGITS)
-
-
-def _flat(taps: Any) -> list[str]:
-    return [taps] if isinstance(taps, str) else list(taps)
-
-
-def _pick(outputs: Mapping[str, Any], taps: Any) -> Any:
-    """Return the output of one tap, or the outputs of several."""
-    return outputs[taps] if isinstance(taps, str) else [outputs[tap] for tap in taps]
-
-
-def _all_taps(losses: Mapping[str, Loss], side: int) -> list[str]:
-    """Return all layers that the losses look at, on the teacher's side (0) or the student's (1)."""
-    return sorted({tap for loss in losses.values() for tap in _flat(_loss_taps(loss)[side])} - {LOGITS})
-
-
-def _with_taps(model: keras.Model, taps: list[str], input_range: Range | None) -> Callable[..., dict[str, Tensor]]:
-    """Return a function from images to the logits and the outputs of named layers, in one forward pass.
-
-    Args:
-        model: Of any range of pixels and any outputs; see `Distiller`.
-        taps: Names of its layers.
-        input_range: The values of a black and of a white pixel in the batches.
-    """
-    take, to_logits = _taking(model, input_range), logits_of(model)
-    if not taps:
-        return lambda inputs, training: _named(model(take(inputs), training=training), to_logits)
-    tapped = tap_outputs(model, taps)
-
-    def run(inputs: Tensor, training: bool) -> dict[str, Tensor]:
-        outputs, *features = tapped(take(inputs), training=training)
-        return _named(outputs, to_logits) | dict(zip(taps, features, strict=True))
-
-    return run
-
-
-def _heads(model: keras.Model, losses: Mapping[str, Loss], side: int) -> dict[str, Callable[[Tensor], Tensor]]:
-    """Return the name of each loss that needs it to a function from its tap's features to the model's logits."""
-    to_logits = logits_of(model)
-
-    def function(head: keras.Model) -> Callable[[Tensor], Tensor]:
-        return lambda features: to_logits(head(features, training=False))
-
-    needing = {name: _loss_taps(loss)[side] for name, loss in losses.items() if loss.needs_heads}
-    return {name: function(head_behind(model, tap)) for name, tap in needing.items()}
-
-
 def _kernels(model: keras.Model) -> list[Tensor]:
     """Return the kernels of a model's trainable convolutions and dense layers."""
     kinds = keras.layers.Conv2D | keras.layers.DepthwiseConv2D | keras.layers.Dense
     return [layer.kernel for layer in flatten_layers(model) if isinstance(layer, kinds) and layer.trainable]
-
-
-def _named(outputs: Tensor, to_logits: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
-    return {LOGITS: to_logits(outputs), OUTPUTS: outputs}
-
-
-def _taking(model: keras.Model, input_range: Range | None) -> Callable[[Tensor], Tensor]:
-    """Return a function from the images of a batch to those that a model takes.
-
-    Raises:
-        ValueError: the model shows that it takes other values than [0,1], and what the batches hold is not said.
-    """
-    shown = recognise_input_range(model)
-    if input_range is None and shown not in (None, UNIT):
-        raise ValueError(
-            f"{model.name} takes pixels from {shown[0]:g} to {shown[1]:g}; say which values the batches hold, "
-            f"input_range=(0, 1) or input_range=({shown[0]:g}, {shown[1]:g})"
-        )
-    if input_range is None or shown is None or shown == tuple(input_range):
-        return lambda images: images
-    scale = (shown[1] - shown[0]) / (input_range[1] - input_range[0])
-    offset = shown[0] - scale * input_range[0]
-    return lambda images: ops.cast(images, "float32") * scale + offset
 
 
 @keras.saving.register_keras_serializable("tfigkd")
@@ -251,7 +165,7 @@ class Distiller(keras.Model):
         **kwargs: Any,
     ):
         super().__init__(**kwargs)
-        _check_model("student", student)
+        check_model("student", student)
         for name, given in (("losses", losses), ("loss_weights", loss_weights)):
             if not isinstance(given, Mapping | None):
                 raise ValueError(f"{name} must be a dictionary by name, such as {{'kd': ...}}, got {given!r}")
@@ -266,17 +180,11 @@ class Distiller(keras.Model):
         self.l1 = float(l1)
         self._compiled_loss: Any = None
         self._check()
-        forward = _with_taps(student, _all_taps(self.distillation_losses, 1), self.input_range)
-        self._student_outputs = lambda inputs, training: forward(inputs, training)
-        self._student_takes = _taking(student, self.input_range)
-        explained = any(loss.needs_inputs for loss in self.distillation_losses.values())
-        self._student_spaces = {"take": self._student_takes, "to_logits": logits_of(student)} if explained else {}
-        heads = _heads(student, self.distillation_losses, 1)
-        self._student_heads = lambda: heads
+        self._seen_student = SeenNetwork(student, self.distillation_losses, STUDENT, self.input_range)
         self.attach_teacher(teacher)
         self.teacher_shapes = dict(teacher_shapes or {})
         if teacher is not None:
-            taps = _all_taps(self.distillation_losses, 0)
+            taps = all_taps(self.distillation_losses, 0)
             shapes = [tuple(output.shape) for output in tap_outputs(teacher, taps).outputs[1:]] if taps else []
             self.teacher_shapes = dict(zip(taps, shapes, strict=True))
         self.projectors = self._build_projectors()
@@ -315,16 +223,16 @@ class Distiller(keras.Model):
             if not hasattr(loss, "projector"):
                 continue
             if not loss.needs_teacher:
-                loss.build(_classes(self.student))
+                loss.build(number_of_classes(self.student))
                 projectors.append(loss.projector)
                 continue
-            for tap in _flat(loss.teacher_layer):
+            for tap in flat(loss.teacher_layer):
                 if tap not in self.teacher_shapes:
                     raise ValueError(f"loss {name!r} needs teacher=, or teacher_shapes={{{tap!r}: shape}}")
-            taps = _flat(loss.student_layer)
+            taps = flat(loss.student_layer)
             outputs = tap_outputs(self.student, taps).outputs[1:]
             shapes = {tap: tuple(output.shape) for tap, output in zip(taps, outputs, strict=True)}
-            loss.build(_pick(self.teacher_shapes, loss.teacher_layer), _pick(shapes, loss.student_layer))
+            loss.build(pick(self.teacher_shapes, loss.teacher_layer), pick(shapes, loss.student_layer))
             projectors += [] if loss.projector is None else [loss.projector]
         return projectors
 
@@ -351,7 +259,7 @@ class Distiller(keras.Model):
     @property
     def teacher(self) -> keras.Model | None:
         """The live teacher, if any."""
-        return self._get_teacher()
+        return None if self._seen_teacher is None else self._seen_teacher.model
 
     def attach_teacher(self, teacher: keras.Model | None) -> None:
         """Set or remove the live teacher, for example after loading a saved distiller.
@@ -360,10 +268,10 @@ class Distiller(keras.Model):
             ValueError: teacher and student have different numbers of classes or share weights that train, or a tap is
                 unknown.
         """
-        forward, heads = None, {}
-        pruned: dict[float, Callable] = {}
+        self._seen_teacher: SeenNetwork | None = None
+        self._seen_pruned: dict[float, SeenNetwork] = {}
         if teacher is not None:
-            _check_model("teacher", teacher)
+            check_model("teacher", teacher)
             own = {id(variable) for variable in teacher.variables}
             shared = [one.path for one in self.student.trainable_variables if id(one) in own]
             if shared:
@@ -371,20 +279,14 @@ class Distiller(keras.Model):
                     f"teacher and student share the weights {shared[0]}, so training would change the teacher; give "
                     "the student a copy: keras.models.clone_model and set_weights"
                 )
-            classes = [_classes(model) for model in (teacher, self.student)]
+            classes = [number_of_classes(model) for model in (teacher, self.student)]
             if None not in classes and classes[0] != classes[1]:
                 raise ValueError(f"teacher and student must have the same classes, got {classes[0]} and {classes[1]}")
             for loss in self.distillation_losses.values():
                 loss.check_taps(self.student, teacher)
-            forward = _with_taps(teacher, _all_taps(self.distillation_losses, 0), self.input_range)
-            heads = _heads(teacher, self.distillation_losses, 0)
+            self._seen_teacher = SeenNetwork(teacher, self.distillation_losses, TEACHER, self.input_range)
             for share in {loss.pruned for loss in self.distillation_losses.values()} - {0.0}:
-                pruned[share] = _with_taps(pruned_copy(teacher, share), [], self.input_range)
-        # closures: Keras tracks, saves and trains every model that is assigned to an attribute, even to a property
-        self._get_teacher = lambda: teacher
-        self._get_teacher_outputs = lambda: forward
-        self._get_teacher_heads = lambda: heads
-        self._get_pruned_outputs = lambda: pruned
+                self._seen_pruned[share] = SeenNetwork(pruned_copy(teacher, share), {}, TEACHER, self.input_range)
 
     def build(self, input_shape: Any) -> None:
         """Mark the model as built: the student is, and nothing else has weights."""
@@ -392,7 +294,7 @@ class Distiller(keras.Model):
 
     def call(self, inputs: Tensor, training: bool | None = None, mask: Tensor | None = None) -> Tensor:
         """Return the student's outputs."""
-        return self.student(self._student_takes(inputs), training=training)
+        return self.student(self._seen_student.take(inputs), training=training)
 
     def compile(
         self,
@@ -455,7 +357,7 @@ class Distiller(keras.Model):
         held_out = options.get("validation_data")
         pairs = [(x, y), held_out if isinstance(held_out, tuple | list) else ()]
         for _, targets, *_ in (pair for pair in pairs if len(pair) > 1):
-            check_labels(label_array(targets), _classes(self.student))
+            check_labels(label_array(targets), number_of_classes(self.student))
         weights = options.pop("class_weight", None)
         if weights is not None:
             x, options = with_class_weight(x, y, weights, options)
@@ -467,7 +369,7 @@ class Distiller(keras.Model):
         Raises:
             ValueError: labels are out of range.
         """
-        check_labels(label_array(y), _classes(self.student))
+        check_labels(label_array(y), number_of_classes(self.student))
         return super().evaluate(x, y, *arguments, **options)
 
     def export(self, *arguments: Any, **options: Any) -> Any:
@@ -489,10 +391,9 @@ class Distiller(keras.Model):
 
         @functools.cache
         def live() -> dict[str, Tensor]:
-            forward = self._get_teacher_outputs()
-            if forward is None:
+            if self._seen_teacher is None:
                 return {}
-            seen = forward(known.get("teacher_inputs", inputs), training=False)
+            seen = self._seen_teacher(known.get("teacher_inputs", inputs), training=False)
             return {tap: ops.stop_gradient(value) for tap, value in seen.items()}
 
         sides: dict[str, tuple[Tensor, Tensor]] = {}
@@ -502,28 +403,28 @@ class Distiller(keras.Model):
                 if training:
                     if "teacher_map" not in known:
                         raise ValueError(f"loss {name!r} needs targets {{'label': ..., 'teacher_map': ...}}")
-                    own = loss.student_map(self.student, inputs, labels_of(targets), **self._student_spaces)
+                    spaces = {"take": self._seen_student.take, "to_logits": self._seen_student.to_logits}
+                    own = loss.student_map(self.student, inputs, labels_of(targets), **spaces)
                     sides[name] = known["teacher_map"], own
                 continue
             if not loss.needs_teacher:
                 soft = loss.soft_labels(outputs[LOGITS], labels_of(targets), training=training)
                 sides[name] = soft, outputs[LOGITS]
                 continue
-            teacher_taps, student_taps = _loss_taps(loss)
+            teacher_taps, student_taps = loss_taps(loss)
             alone = loss.needs_heads or loss.pruned  # a live teacher is needed, and not its outputs alone
-            stored = not alone and cached.keys() >= {*_flat(teacher_taps)}
+            stored = not alone and cached.keys() >= {*flat(teacher_taps)}
             available = cached if stored else live()
             if available and loss.needs_heads:
                 sides[name] = self._explanations(name, available, outputs)
             elif available and loss.pruned:
-                second = self._get_pruned_outputs()[loss.pruned]
-                seen = second(known.get("teacher_inputs", inputs), training=False)[LOGITS]
+                seen = self._seen_pruned[loss.pruned](known.get("teacher_inputs", inputs), training=False)[LOGITS]
                 sides[name] = (available[LOGITS], ops.stop_gradient(seen)), outputs[LOGITS]
             elif available:
-                student_side = _pick(outputs, student_taps)
+                student_side = pick(outputs, student_taps)
                 if loss.projects:
                     student_side = loss.project(student_side, training=training)
-                sides[name] = _pick(available, teacher_taps), student_side
+                sides[name] = pick(available, teacher_taps), student_side
             elif training:
                 what = "teacher_features" if loss.needs_features else "teacher_logits"
                 other = "" if alone else f", or targets with 'label' and {what!r} from a store"
@@ -533,10 +434,14 @@ class Distiller(keras.Model):
     def _explanations(self, name: str, taught: Mapping[str, Tensor], outputs: Mapping[str, Tensor]) -> tuple:
         """Return the maps of the teacher and of the student that explain the teacher's decision."""
         loss: Any = self.distillation_losses[name]
-        teacher_tap, student_tap = _loss_taps(loss)
+        teacher_tap, student_tap = loss_taps(loss)
         classes = ops.argmax(taught[LOGITS], axis=-1)
-        teacher_map = loss.explain(self._get_teacher_heads()[name], taught[teacher_tap], classes)
-        return ops.stop_gradient(teacher_map), loss.explain(self._student_heads()[name], outputs[student_tap], classes)
+        assert self._seen_teacher is not None  # it is what `taught` comes from
+        heads = self._seen_teacher.heads[name], self._seen_student.heads[name]
+        teacher_map = loss.explain(heads[0], taught[teacher_tap], classes)
+        return ops.stop_gradient(teacher_map), loss.explain(
+            self._seen_student.heads[name], outputs[student_tap], classes
+        )
 
     def compare(
         self, outputs: Mapping[str, Tensor], inputs: Tensor, targets: Any, sample_weight: Any = None, *, training: bool
@@ -571,7 +476,7 @@ class Distiller(keras.Model):
 
     def compute_terms(self, inputs: Tensor, targets: Any, sample_weight: Any = None, *, training: bool) -> tuple:
         """Return the loss terms of a batch, regularization included in `"loss"`, and the student's outputs."""
-        outputs = self._student_outputs(inputs, training=training)
+        outputs = self._seen_student(inputs, training=training)
         terms = self.compare(outputs, inputs, targets, sample_weight, training=training)
         total = terms["loss"] if training else terms["hard_loss"]
         return {**terms, "loss": total + self._regularization(training=training)}, outputs[OUTPUTS]

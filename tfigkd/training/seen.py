@@ -1,0 +1,120 @@
+"""A network as the losses see it: its logits, its taps and the layers behind them, for the pixels of the batches."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import keras
+from keras import ops
+
+from tfigkd.data.spaces import UNIT, Range
+from tfigkd.losses import Loss
+from tfigkd.losses.base import Tensor
+from tfigkd.models.spaces import logits_of, recognise_input_range
+from tfigkd.models.taps import head_behind, tap_outputs
+
+LOGITS = "logits"
+OUTPUTS = "outputs"
+"""What a network itself gives: logits or probabilities."""
+TEACHER, STUDENT = 0, 1
+"""The sides of a loss, in the order of what it compares."""
+
+
+def check_model(role: str, model: Any) -> None:
+    """Refuse what is no Keras model of one output."""
+    if not isinstance(model, keras.Model):
+        several = "several teachers become one with tfigkd.models.ensemble" if isinstance(model, list | tuple) else None
+        remedy = several or "keras.saving.load_model opens a file"
+        raise ValueError(f"the {role} must be a Keras model, got {type(model).__name__}; {remedy}")
+    output = getattr(model, "output", None) if getattr(model, "outputs", None) else None
+    if isinstance(output, dict) or (isinstance(output, list | tuple) and len(output) > 1):
+        raise ValueError(
+            f"the {role} {model.name!r} has {len(model.outputs)} outputs in a {type(output).__name__}, expected the "
+            "logits alone; make keras.Model(model.input, model.outputs[0])"
+        )
+
+
+def number_of_classes(model: keras.Model) -> int | None:
+    """Return the number of a model's classes, two for one output; None where a subclassed model does not tell."""
+    try:
+        return max(int(model.output_shape[-1]), 2)
+    except AttributeError:
+        return None
+
+
+def loss_taps(loss: Loss) -> tuple[Any, Any]:
+    """Return where a loss looks at the teacher and at the student; the logits are a tap like any other."""
+    return (loss.teacher_layer, loss.student_layer) if loss.needs_features else (LOGITS, LOGITS)
+
+
+def flat(taps: Any) -> list[str]:
+    """Return one tap or several as a list."""
+    return [taps] if isinstance(taps, str) else list(taps)
+
+
+def pick(outputs: Mapping[str, Any], taps: Any) -> Any:
+    """Return the output of one tap, or the outputs of several."""
+    return outputs[taps] if isinstance(taps, str) else [outputs[tap] for tap in taps]
+
+
+def all_taps(losses: Mapping[str, Loss], side: int) -> list[str]:
+    """Return all layers that the losses look at, on the teacher's side or the student's."""
+    return sorted({tap for loss in losses.values() for tap in flat(loss_taps(loss)[side])} - {LOGITS})
+
+
+def taking(model: keras.Model, input_range: Range | None) -> Callable[[Tensor], Tensor]:
+    """Return a function from the images of a batch to those that a model takes.
+
+    Raises:
+        ValueError: the model shows that it takes other values than [0,1], and what the batches hold is not said.
+    """
+    shown = recognise_input_range(model)
+    if input_range is None and shown not in (None, UNIT):
+        raise ValueError(
+            f"{model.name} takes pixels from {shown[0]:g} to {shown[1]:g}; say which values the batches hold, "
+            f"input_range=(0, 1) or input_range=({shown[0]:g}, {shown[1]:g})"
+        )
+    if input_range is None or shown is None or shown == tuple(input_range):
+        return lambda images: images
+    scale = (shown[1] - shown[0]) / (input_range[1] - input_range[0])
+    offset = shown[0] - scale * input_range[0]
+    return lambda images: ops.cast(images, "float32") * scale + offset
+
+
+class SeenNetwork:
+    """A teacher or a student in the eyes of its losses; called on images, it gives all that they look at.
+
+    It is a plain object: Keras tracks, saves and trains every model that is assigned to an attribute of a model.
+
+    Args:
+        model: Of any range of pixels and any outputs; see `Distiller`.
+        losses: Name to loss.
+        side: `TEACHER` or `STUDENT`.
+        input_range: The values of a black and of a white pixel in the batches.
+
+    Attributes:
+        model: The network.
+        take: From the images of a batch to those that it takes.
+        to_logits: From its outputs to logits [B,C].
+        heads: Name of each loss that needs it to a function from its tap's features to the logits.
+    """
+
+    def __init__(self, model: keras.Model, losses: Mapping[str, Loss], side: int, input_range: Range | None):
+        self.model = model
+        self.take, self.to_logits = taking(model, input_range), logits_of(model)
+        self._taps = all_taps(losses, side)
+        self._tapped = tap_outputs(model, self._taps) if self._taps else None
+        needing = {name: loss_taps(loss)[side] for name, loss in losses.items() if loss.needs_heads}
+        self.heads = {name: self._behind(tap) for name, tap in needing.items()}
+
+    def __call__(self, inputs: Tensor, *, training: bool) -> dict[str, Tensor]:
+        """Return the logits, the outputs, and the features of each tap by its name, in one forward pass."""
+        images, features = self.take(inputs), []
+        if self._tapped is None:
+            outputs = self.model(images, training=training)
+        else:
+            outputs, *features = self._tapped(images, training=training)
+        return {LOGITS: self.to_logits(outputs), OUTPUTS: outputs, **dict(zip(self._taps, features, strict=True))}
+
+    def _behind(self, tap: str) -> Callable[[Tensor], Tensor]:
+        head = head_behind(self.model, tap)
+        return lambda features: self.to_logits(head(features, training=False))
