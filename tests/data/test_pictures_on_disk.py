@@ -44,6 +44,7 @@ def folder(tmp_path, pixels):
 def small_blocks(monkeypatch):
     monkeypatch.setattr(module, "AT_ONCE", 16 * 9 * 7 * 3)
     monkeypatch.setattr("tfigkd.data.sources.BLOCK", 16)
+    monkeypatch.setattr("tfigkd.data.npz.BLOCK", 16)
 
 
 def as_table(folder):

@@ -17,7 +17,7 @@ from typing import Literal
 import numpy as np
 
 from tfigkd.config.fields import BACKGROUND, SplitsConfig, is_color
-from tfigkd.data import catalog, hints, sources
+from tfigkd.data import catalog, folders, hints, npz, sources, tables
 from tfigkd.data.disk import DIGEST_LENGTH, DiskPictures, Pictures, blocks, digest, join, pick
 from tfigkd.data.pictures import one_line
 from tfigkd.data.spaces import to_gray
@@ -277,11 +277,11 @@ def _open(name: str, directory: str | None, wanted: sources.Wanted, download: bo
     if name == "digits":
         return sources.read_digits(wanted)
     if path.suffix == ".npz":
-        return sources.read_npz(path, wanted)
+        return npz.read_npz(path, wanted)
     if name and path.is_dir():
-        return sources.read_folder(path, wanted)
+        return folders.read_folder(path, wanted)
     if path.suffix == ".csv":
-        return sources.read_csv(path, wanted)
+        return tables.read_csv(path, wanted)
     return catalog.read(name, directory, wanted, download)
 
 

@@ -1,0 +1,139 @@
+"""Reader of `.csv` lists of pictures."""
+
+import csv
+import io
+import unicodedata
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from tfigkd.config.fields import SplitsConfig
+from tfigkd.config.reading import closest
+from tfigkd.data.pictures import (
+    reading,
+    refusal,
+)
+from tfigkd.data.sources import (
+    ROLES,
+    Notes,
+    Part,
+    Source,
+    Wanted,
+    given_splits,
+    open_pictures,
+    taken,
+    unused,
+    usual,
+)
+from tfigkd.runtime.errors import UserError
+
+
+def read_csv(path: Path, wanted: Wanted) -> Source:
+    """Read the pictures that a table lists: columns path and label and, where they are given, split and group.
+
+    Paths are relative to the table's folder. Without a split column, validation and test are held out. The classes are
+    the labels of train in sorted order, by number if all are integers.
+
+    Args:
+        path: UTF-8 text, its cells separated by commas, semicolons or tabs.
+        wanted: Size, background; splits by the values of the column split; the column that groups pictures.
+
+    Raises:
+        UserError: The file is missing or is no such table, or a picture is missing, listed twice or unreadable.
+    """
+    if not path.is_file():
+        raise UserError(f"no file {path}; expected a .csv with the columns path and label")
+    with reading(str(path), "save it as UTF-8 text with the columns path and label"):
+        rows = _rows(path, wanted.group)
+        notes = Notes()
+        values = [row["split"] for row in rows if "split" in row]
+        chosen = given_splits([*dict.fromkeys(values)] or ["train"], wanted.splits, f"column split of {path}")
+        for role in ROLES:
+            found = usual(role, {*values}, but=taken(chosen))
+            if role not in chosen and found:
+                chosen[role] = tuple(found)
+        if not values:
+            chosen["train"] = ("train",)
+        unknown = sorted({*values} - taken(chosen))
+        if unknown and wanted.splits == SplitsConfig():
+            raise UserError(
+                f"{path}: split {unknown[0]!r} is none of train, validation and test; rename it or set data.splits"
+            )
+        if "train" not in chosen:
+            raise UserError(f"{path}: no row has the split train; add some or set data.splits.train")
+        notes.lines += [unused("rows of split", name, name) for name in unknown]
+        by_role = {role: [row for row in rows if row.get("split", "train") in names] for role, names in chosen.items()}
+        class_names = _class_names({row["label"] for row in by_role["train"]})
+        parts = {role: _read_rows(path, listed, class_names, wanted, notes) for role, listed in by_role.items()}
+        return Source(parts["train"], parts.get("test"), class_names, parts.get("validation"), notes.said())
+
+
+def _rows(path: Path, group: str | None) -> list[dict[str, str]]:
+    """Return the rows of a table as path, label and, where they are there, split and group, with the number `line`."""
+    text = path.read_text(encoding="utf-8-sig")  # spreadsheets write a byte-order mark
+    first = text.partition("\n")[0]
+    delimiter = max(",;\t", key=first.count)
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    header = [name.strip() for name in next(reader, [])]
+    header = [name.lower() if name.lower() in ("path", "label", "split") else name for name in header]
+    if not {"path", "label"} <= {*header}:
+        found = f"has the columns {', '.join(header)[:200]}" if header else "is empty"
+        raise UserError(f"{path} {found}; expected path and label in its first line")
+    columns = {name: header.index(name) for name in ("path", "label")}
+    if "split" in header:
+        columns["split"] = header.index("split")
+    if group is not None and group not in header:
+        raise UserError(f"data.group: {path} has no column {group!r}; {closest(group, header)}")
+    if group is not None or "group" in header:
+        columns["group"] = header.index(group or "group")
+    rows: list[dict[str, str]] = []
+    before: dict[str, int] = {}
+    for cells in reader:
+        if not any(cell.strip() for cell in cells):
+            continue
+        row = {name: cells[at].strip() if at < len(cells) else "" for name, at in columns.items()}
+        row["label"] = unicodedata.normalize("NFC", row["label"])
+        lacking = [header[columns[name]] for name, cell in row.items() if not cell]
+        if lacking:
+            raise UserError(f"{path}, line {reader.line_num}: the column {lacking[0]} is empty; fill it in")
+        if row["path"] in before:
+            first_line = before[row["path"]]
+            raise UserError(f"{path}, line {reader.line_num}: {row['path']} is listed in line {first_line} as well")
+        before[row["path"]] = reader.line_num
+        rows.append(row)
+    if not rows:
+        raise UserError(f"{path} lists no pictures; expected a row for each")
+    return rows
+
+
+def _class_names(labels: set[str]) -> tuple[str, ...]:
+    """Return labels in sorted order: by number if all are integers, else as text."""
+    unprintable = [label for label in labels if not label.isprintable()]
+    if unprintable:
+        raise UserError(f"label {unprintable[0]!a} is not printable; rename it")
+    numbers = all(label.isascii() and label.isdigit() for label in labels)
+    return tuple(sorted(labels, key=lambda label: (int(label), label))) if numbers else tuple(sorted(labels))
+
+
+def _read_rows(
+    table: Path, rows: Sequence[Mapping[str, str]], class_names: tuple[str, ...], wanted: Wanted, notes: Notes
+) -> Part:
+    """Read the pictures of rows."""
+    paths, missing = [], {}
+    for index, row in enumerate(rows):
+        if row["label"] not in class_names:
+            raise UserError(f"{table}: {row['path']} has the label {row['label']!r}, which no picture of train has")
+        place = table.parent / Path(row["path"]).expanduser()
+        if not place.is_file():
+            place = table.parent / row["path"].replace("\\", "/")  # of a table that was made on Windows
+        if not place.is_file():
+            missing[index] = UserError(f"{table}: no picture {place}; correct its path or remove its row")
+        paths.append(place)
+    if missing:
+        raise refusal(missing, len(rows))
+    source_ids = [row["path"] for row in rows]
+    images, digests = open_pictures(paths, source_ids, table.parent, wanted, notes)
+    labels = np.array([class_names.index(row["label"]) for row in rows], np.int64)
+    groups = np.array([row["group"] for row in rows]) if rows and "group" in rows[0] else None
+    return Part(images, labels, np.array(source_ids), groups, digests)
