@@ -5,6 +5,7 @@ installed (for example one defined in a user's script) can be read too.
 """
 
 import difflib
+import functools
 import http.client
 import json
 import os
@@ -268,6 +269,19 @@ def _records(builder: Any, split: str, keys: tuple[str, ...]) -> Any:
     return records.map(lambda record: {key: record[key] for key in keys}).batch(1024)
 
 
+def _encoded(
+    builder: Any, split: str, image_key: str, names: list[str], start: int
+) -> Iterator[tuple[list[bytes], list[str]]]:
+    """Yield blocks of the encoded pictures of a split, with their names, from one picture on."""
+    position = 0
+    for batch in _records(builder, split, (image_key,)).as_numpy_iterator():
+        pictures = batch[image_key]
+        first, last = max(start - position, 0), position + len(pictures)
+        if last > start:
+            yield list(pictures[first:]), names[position + first : last]
+        position = last
+
+
 def _read_split(builder: Any, split: str, keys: tuple[str, str], wanted: Wanted, notes: Notes) -> Part:
     """Read one split; the pictures stay encoded and are decoded like those of other sources."""
     import tensorflow_datasets as tfds
@@ -296,22 +310,12 @@ def _read_split(builder: Any, split: str, keys: tuple[str, str], wanted: Wanted,
     images: Pictures
     digests = None
     if on_disk:
-
-        def read(start: int) -> Iterator[tuple[list[bytes], list[str]]]:
-            position = 0
-            for batch in _records(builder, split, (image_key,)).as_numpy_iterator():
-                last, pictures = position + len(batch[image_key]), batch[image_key]
-                if last > start:
-                    first = max(start - position, 0)
-                    yield list(pictures[first:]), names[position + first : last]
-                position = last
-
         folder = Path(builder.data_dir)
         version = checksum(folder / "dataset_info.json")
         images, digests, done = decoded(
             wanted.folder(folder),
             [f"{version} {split} {index}" for index in range(len(names))],
-            read,
+            functools.partial(_encoded, builder, split, image_key, names),
             image_size=size,
             background=wanted.background,
         )
