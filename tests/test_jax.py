@@ -39,6 +39,8 @@ knowledge = batches.Knowledge(logits, images[..., 0].copy(), ones, 0 * ones, np.
 options = {"augment": AugmentConfig(2), "batch_size": 16, "seed": 2, "overlay": OverlayConfig(probability=0.5)}
 options |= {"wanted": {"teacher_logits", "teacher_inputs", "teacher_map"}, "knowledge": knowledge}
 options |= json.loads(sys.argv[1])
+if isinstance(options["augment"], dict):
+    options["augment"] = AugmentConfig(**options["augment"])
 device = list(itertools.islice(batches.training_batches(examples, **options)(0), 5))
 with mock.patch.object(batches, "on_device", batches._on_host):
     host = list(itertools.islice(batches.training_batches(examples, **options)(0), 5))
@@ -147,6 +149,7 @@ from tests.test_jax import gradients
 print(json.dumps(gradients()))
 """
 VIEWS = {"plain": "{}", "dim": '{"dim_only": true}', "cut": '{"cutout": 3}', "swap": '{"swap_inputs": true}'}
+VIEWS |= {"resized": '{"augment": {"crop_padding": 0, "crop_area": [0.3, 1]}, "cutout": 2}', "cutmix": '{"cutmix": 1}'}
 PROGRAMS = {
     **{f"batches {name}": (BATCHES, options) for name, options in VIEWS.items()},
     **{f"broken {step}": (BROKEN, step) for step in ("3", "55")},

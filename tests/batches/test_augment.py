@@ -4,9 +4,22 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
-from tfigkd.batches.augment import crop_and_flip, example_keys, overlay, overlay_exponents, overlay_some, uniform
+from tfigkd.batches.augment import (
+    FINE,
+    crop_and_flip,
+    cut_square,
+    example_keys,
+    geometry,
+    overlay,
+    overlay_exponents,
+    overlay_some,
+    pasted_boxes,
+    uniform,
+)
 from tfigkd.config.fields import AugmentConfig, OverlayConfig
+from tfigkd.runtime.errors import UserError
 
 KEYS = np.arange(1, 4001, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
 
@@ -128,3 +141,104 @@ def test_a_reflected_border_repeats_the_image_and_brings_no_zeros():
     left = next(index for index in range(len(KEYS)) if not zeros[index, :, :2].any() and zeros[index, :, 2].any())
     np.testing.assert_array_equal(moved[left, :, 0], moved[left, :, 4])
     np.testing.assert_array_equal(moved[left, :, 1], moved[left, :, 3])
+
+
+RESIZED = AugmentConfig(crop_padding=0, flip=False, crop_area=(0.2, 1.0))
+
+
+def crops(config, height, width, **drawn):
+    """Return top, left, height and width of the crops in pixels, [B] each, from where the resized pixels lie."""
+    rows, columns = (places / FINE for places in geometry(KEYS, (height, width), config, seed=0, epoch=0, **drawn))
+    found = []
+    for places, side in ((rows, height), (columns, width)):
+        step = places[:, side // 2 + 1] - places[:, side // 2 - 1]  # at the border places are held inside
+        middle = (places[:, side // 2] + places[:, side // 2 - 1]) / 2 + 0.5
+        found.append((middle - step * side / 4, step * side / 2))
+    return found[0][0], found[1][0], found[0][1], found[1][1]
+
+
+def test_resized_crops_are_those_of_pillow():
+    rng = np.random.default_rng(0)
+    smooth = Image.fromarray(rng.integers(0, 256, (9, 7, 3), dtype=np.uint8)).resize((24, 32), Image.Resampling.BICUBIC)
+    image = np.asarray(smooth)
+    moved = crop_and_flip(np.repeat(image[None], len(KEYS), 0), KEYS, RESIZED, seed=0, epoch=0)
+    assert moved.dtype == np.uint8 and moved.shape[1:] == image.shape
+    for index, (top, left, height, width) in enumerate(np.transpose(crops(RESIZED, 32, 24))[:200]):
+        box = left, top, left + width, top + height
+        assert min(left, top) > -0.2 and box[2] < 24.2 and box[3] < 32.2
+        box = np.clip(box, 0, (24, 32, 24, 32))
+        expected = np.asarray(smooth.resize((24, 32), Image.Resampling.BILINEAR, box=tuple(box))).astype(int)
+        inside = np.s_[2:-2, 2:-2]  # at its border Pillow does not look beyond the box
+        assert np.abs(moved[index].astype(int) - expected)[inside].max() <= 4
+
+
+def test_areas_and_aspects_of_resized_crops_are_drawn_as_they_say():
+    _, _, height, width = crops(AugmentConfig(0, False, crop_area=(0.2, 0.6)), 64, 64)
+    area, aspect = height * width / 64**2, width / height
+    assert 0.19 < area.min() < 0.22 and 0.58 < area.max() < 0.61 and abs(area.mean() - 0.4) < 0.01
+    assert 0.74 < aspect.min() < 0.77 and 1.3 < aspect.max() < 1.35 and abs(np.log(aspect).mean()) < 0.02
+    top, _, height, _ = crops(AugmentConfig(0, False, crop_area=(0.25, 0.25), crop_aspect=(1.0, 1.0)), 64, 64)
+    np.testing.assert_allclose(height, 32, atol=0.3)
+    assert top.min() < 0.5 and top.max() > 31.5 and abs(top.mean() - 16) < 0.6
+
+
+def test_a_crop_of_the_whole_image_is_the_image():
+    images = np.random.default_rng(0).integers(0, 256, (5, 8, 8, 3), dtype=np.uint8)
+    config = AugmentConfig(0, False, crop_area=(0.999, 1.0), crop_aspect=(1.0, 1.0))
+    moved = crop_and_flip(images, KEYS[:5], config, seed=0, epoch=0).astype(int)
+    assert np.abs(moved - images).max() <= 2
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(1, 6), st.integers(1, 9), st.integers(1, 9), st.booleans(), st.integers(0, 99))
+def test_a_map_is_resized_with_its_image_and_a_flip_mirrors_both(batch, height, width, flip, epoch):
+    images = np.random.default_rng(epoch).integers(1, 255, (batch, height, width, 3), dtype=np.uint8)
+    four = np.concatenate([images, images[..., :1]], axis=-1)
+    config = AugmentConfig(0, flip, flip_order="alternate", crop_area=(0.3, 0.9))
+    drawn = {"seed": 0, "epoch": epoch}
+    moved = crop_and_flip(four, KEYS[:batch], config, **drawn)
+    np.testing.assert_array_equal(moved[..., 3], moved[..., 0])
+    still = crop_and_flip(four, KEYS[:batch], AugmentConfig(0, False, crop_area=(0.3, 0.9)), **drawn)
+    for one, other in zip(moved, still, strict=True):
+        assert np.array_equal(one, other) or (flip and np.array_equal(one, other[:, ::-1]))
+
+
+def test_floats_are_resized_without_rounding():
+    images = np.random.default_rng(0).integers(0, 256, (50, 6, 6, 1), dtype=np.uint8)
+    drawn = {"seed": 0, "epoch": 0}
+    whole = crop_and_flip(images, KEYS[:50], RESIZED, **drawn)
+    fine = crop_and_flip(images.astype(np.float32), KEYS[:50], RESIZED, **drawn)
+    np.testing.assert_allclose(fine, whole, atol=0.51)
+    assert (fine != whole).any()
+
+
+def test_a_cut_square_of_a_resized_crop_has_its_side_in_pixels_of_the_result():
+    places = geometry(KEYS, (12, 12), RESIZED, seed=0, epoch=0)
+    rows, columns = cut_square(*places, KEYS, 4, seed=0, epoch=0)
+    assert max((rows < 0).sum(axis=1)) == max((columns < 0).sum(axis=1)) == 4
+
+
+def test_pasted_boxes_have_the_area_of_their_share():
+    shares = np.full(len(KEYS), 0.75, np.float32)
+    boxes = pasted_boxes(shares, KEYS, (32, 64), seed=0, epoch=0)
+    assert set(np.unique(boxes)) == {0.0, 1.0}
+    own = boxes.mean(axis=(1, 2))
+    assert own.min() == pytest.approx(0.75)  # the whole box is inside: 16 of 32 rows, 32 of 64 columns
+    assert (boxes[own == own.min()] == 0).sum() == (own == own.min()).sum() * 16 * 32
+    # a box over an edge has less: the mean over all places of the center is 1 - (1/2 - 1/16)^2, by integration
+    assert own.mean() == pytest.approx(1 - (1 / 2 - 1 / 16) ** 2, abs=0.01)
+    assert pasted_boxes(np.ones(3), KEYS[:3], (4, 4), seed=0, epoch=0).all()
+
+
+@pytest.mark.parametrize(
+    ("fields", "named"),
+    [
+        ({"crop_area": (0.08, 1.0)}, "crop_padding must be 0 with augment.crop_area"),
+        ({"crop_area": (0.0, 1.0)}, r"crop_area must be two numbers in \(0, 1\]"),
+        ({"crop_area": (0.9, 0.2)}, "crop_area"),
+        ({"crop_aspect": (-1.0, 1.0)}, "crop_aspect"),
+    ],
+)
+def test_crops_that_make_no_sense_are_refused(fields, named):
+    with pytest.raises(UserError, match=named):
+        AugmentConfig(**fields)

@@ -82,6 +82,16 @@ def test_a_split_of_one_class(predicted, expected):
     assert all(np.isfinite(list(values.values())))
 
 
+@pytest.mark.parametrize("classes", [10, 11, 100])
+def test_top_5_is_given_for_more_than_ten_classes_and_is_that_of_keras(classes):
+    rng = np.random.default_rng(classes)
+    logits, labels = rng.normal(size=(300, classes)).astype(np.float32), rng.integers(0, classes, 300)
+    logits[np.arange(300), labels] += 1
+    found = dict(metrics(logits, labels))
+    top5 = keras.metrics.sparse_top_k_categorical_accuracy(labels, logits, k=5)
+    assert found.get("top5_accuracy") == (None if classes == 10 else pytest.approx(float(np.mean(top5))))
+
+
 def test_calibration_error_by_hand():
     # five bins: 0.55 and 0.6 share (0.4, 0.6], 0.9 and 1 share (0.8, 1]
     top = np.array([0.55, 0.6 - 1e-9, 0.75, 0.9, 1 - 1e-9])

@@ -20,6 +20,7 @@ from tfigkd.runtime import tfrecord
 from tfigkd.runtime.errors import UserError
 from tfigkd.runtime.files import MANIFEST, checksum, finished, write_manifest
 from tfigkd.stages.data import dataset, training_examples
+from tfigkd.stages.distill import training_stream
 from tfigkd.stages.overlays import build_views, load_views, views_folder
 from tfigkd.stages.teacher import FILE, teacher_folder
 from tfigkd.stages.workdir import Workdir
@@ -71,6 +72,14 @@ def test_the_logits_that_are_looked_up_are_those_that_a_live_teacher_computes(te
     for images, targets in itertools.islice(stream(0), 8):  # two epochs
         live = keras.ops.convert_to_numpy(teacher(images, training=False))
         np.testing.assert_allclose(targets["teacher_logits"], live, atol=2e-3 * max(1, scale))
+
+
+def test_a_student_without_a_teacher_gets_the_crops_of_one_with_a_teacher(workdir):
+    taught = training_stream(CONFIG, workdir)(0)
+    alone = training_stream(override(CONFIG, {"losses.kd.weight": 0.0}), workdir)(0)
+    for (images, targets), (own, without) in itertools.islice(zip(taught, alone, strict=True), 8):
+        np.testing.assert_array_equal(images, own)
+        assert {*targets} - {*without} == {"teacher_logits"}
 
 
 def test_the_views_of_an_image_differ_and_all_are_used(workdir):

@@ -243,8 +243,24 @@ def test_the_loss_scale_of_float16_is_at_work(examples, tmp_path):
     np.testing.assert_allclose([e["loss"] for e in history], [e["loss"] for e in reference], rtol=0.05)
 
 
-def batches(examples, **options):
-    stream = training_batches(examples, augment=AugmentConfig(1), batch_size=BATCH, seed=3, num_classes=4, **options)
+@pytest.mark.parametrize("precision", ["float32", "mixed_float16"])
+def test_a_long_gradient_is_shortened_to_its_norm(precision):
+    config = TrainingConfig(optimizer="sgd", momentum=0.0, learning_rate=1.0, clip_norm=0.5, precision=precision)
+    weights = [keras.Variable(np.zeros(2, np.float32)), keras.Variable(np.zeros((1, 1), np.float32))]
+    optimizer = make_optimizer(config, 10)
+    optimizer.build(weights)
+    scale = float(optimizer.dynamic_scale) if precision == "mixed_float16" else 1.0
+    long, short = ([2.0, 1.0], [[2.0]]), ([0.1, 0.0], [[0.2]])
+    for gradients, factor in ((long, 0.5 / 3), (short, 1.0)):  # norms 3 and 0.22
+        before = [np.array(weight) for weight in weights]
+        optimizer.apply([keras.ops.array(np.float32(gradient) * scale) for gradient in gradients])
+        for old, weight, gradient in zip(before, weights, gradients, strict=True):
+            np.testing.assert_allclose(old - np.array(weight), factor * np.array(gradient), rtol=1e-5)
+
+
+def batches(examples, padding=1, **options):
+    options |= {"augment": AugmentConfig(padding), "batch_size": BATCH, "seed": 3, "num_classes": 4}
+    stream = training_batches(examples, **options)
     return [batch for batch, _ in zip(stream(0), range(4), strict=False)]
 
 
@@ -264,7 +280,43 @@ def test_mixup_mixes_images_and_labels_by_the_same_share(examples):
             assert mixed_targets["label"][i] == targets["label"][i if own else partner]
 
 
-def test_the_teacher_sees_the_very_same_mixed_image(examples):
+def test_cutmix_pastes_a_box_of_the_partner_and_labels_by_its_area(examples):
+    boxes = 0
+    pairs = zip(batches(examples, padding=0), batches(examples, padding=0, cutmix=1.0), strict=True)
+    for (plain, targets), (mixed, mixed_targets) in pairs:
+        hot = np.eye(4)[targets["label"]]
+        for i, partner in enumerate(reversed(range(len(plain)))):
+            own = (mixed[i] == plain[i]).all(axis=-1)
+            pasted = (mixed[i] == plain[partner]).all(axis=-1)
+            assert (own | pasted).all()
+            if i != partner and not own.all():
+                rows, columns = np.nonzero(~own)
+                assert (~own).sum() == (np.ptp(rows) + 1) * (np.ptp(columns) + 1)  # one rectangle
+                boxes += 1
+            share = 1.0 if i == partner else own.mean()
+            expected = share * hot[i] + (1 - share) * hot[partner]
+            np.testing.assert_allclose(mixed_targets["label_probabilities"][i], expected, atol=1e-6)
+    assert boxes > 20
+
+
+def test_with_mixup_and_cutmix_each_image_has_one_of_the_two(examples):
+    pasted = blended = 0
+    both = batches(examples, padding=0, mixup=1.0, cutmix=1.0)
+    for (plain, _), (mixed, _) in zip(batches(examples, padding=0), both, strict=True):
+        for i, partner in enumerate(reversed(range(len(plain)))):
+            own = (mixed[i] == plain[i]).all(axis=-1)
+            if i == partner:
+                continue
+            if own.any() or (mixed[i] == plain[partner]).all(axis=-1).any():
+                pasted += 1
+                assert (own | (mixed[i] == plain[partner]).all(axis=-1)).all()
+            else:
+                blended += 1
+    assert min(pasted, blended) > 10
+
+
+@pytest.mark.parametrize("mixing", [{"mixup": 0.5}, {"cutmix": 1.0}])
+def test_the_teacher_sees_the_very_same_mixed_image(examples, mixing):
     seen = []
 
     class Spy(keras.layers.Layer):
@@ -278,7 +330,7 @@ def test_the_teacher_sees_the_very_same_mixed_image(examples):
     inputs = keras.Input((6, 6, 3))
     teacher = keras.Model(inputs, keras.layers.Dense(4)(keras.layers.GlobalAveragePooling2D()(Spy()(inputs))))
     model = Distiller(network(0), losses={"kd": KLDivergence()}, loss_weights={"kd": 0.5}, teacher=teacher)
-    for images, targets in batches(examples, mixup=0.5, wanted={"teacher_inputs"}):
+    for images, targets in batches(examples, **mixing, wanted={"teacher_inputs"}):
         seen.clear()
         model.compute_terms(images, targets, training=True)
         np.testing.assert_array_equal(np.asarray(seen[-1]), images)
@@ -316,6 +368,9 @@ def test_new_fields_at_their_default_leave_fingerprints_as_they_were():
         ({"schedule_peak": 1.5}, "schedule_peak"),
         ({"bias_factor": 0.0}, "bias_factor"),
         ({"mixup": -1.0}, "mixup"),
+        ({"cutmix": -1.0}, "cutmix"),
+        ({"clip_norm": 0.0}, "clip_norm"),
+        ({"clip_norm": 1.0, "dot": 0.05, "optimizer": "sgd"}, "clip_norm"),
     ],
 )
 def test_recipes_that_make_no_sense_are_refused(recipe, named):

@@ -14,8 +14,11 @@ from tfigkd.config.fields import AugmentConfig, OverlayConfig
 from tfigkd.data import to_model_input
 
 ORDER, CROP_Y, CROP_X, FLIP, OVERLAY, EXPONENT, VIEW, MIX, CUT_Y, CUT_X = range(10)
+AREA, ASPECT, PASTE_Y, PASTE_X, WHICH = range(10, 15)
 GRAY = 122
 """What fills a cut square: about the mean of natural images."""
+FINE = 256
+"""Places in a pixel between which `gather` interpolates: whole numbers, so that every backend gives the same pixels."""
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
@@ -47,6 +50,8 @@ def geometry(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return where each row and column of a moved image lies in the image padded by `crop_padding` on all sides.
 
+    Where crops are resized (`config.resizes`), places are counted in parts of a pixel, `FINE` to one.
+
     Args:
         keys: uint64 [B], from `example_keys`.
         size: Height and width of the images.
@@ -58,14 +63,13 @@ def geometry(
         Rows [B,H] and columns [B,W], int32.
     """
     height, width = size
+    if config.resizes:
+        rows, columns = _resized_crop(keys, size, config, seed=seed, epoch=epoch)
+        return rows, np.where(_flipped(keys, config, seed=seed, epoch=epoch)[:, None], columns[:, ::-1], columns)
     rows = np.broadcast_to(np.arange(height, dtype=np.int32), (len(keys), height))
     columns = np.broadcast_to(np.arange(width, dtype=np.int32), (len(keys), width))
     if config.flip:
-        alternate = config.flip_order == "alternate"
-        flipped = uniform(keys, seed=seed, epoch=0 if alternate else epoch, purpose=FLIP) < 0.5
-        if alternate:
-            flipped = flipped ^ (np.asarray(epoch) % 2 == 1)
-        columns = np.where(flipped[:, None], width - 1 - columns, columns)
+        columns = np.where(_flipped(keys, config, seed=seed, epoch=epoch)[:, None], width - 1 - columns, columns)
     if config.crop_padding:
         span = 2 * config.crop_padding + 1
         rows = rows + (uniform(keys, seed=seed, epoch=epoch, purpose=CROP_Y) * span).astype(np.int32)[:, None]
@@ -73,16 +77,69 @@ def geometry(
     return rows, columns
 
 
-def gather(pixels: Any, rows: Any, columns: Any, padding: int, border: str = "zeros") -> Any:
+def _flipped(keys: np.ndarray, config: AugmentConfig, *, seed: int, epoch: int | np.ndarray) -> np.ndarray:
+    """Return which images are flipped left to right, bool [B]."""
+    if not config.flip:
+        return np.zeros(len(keys), bool)
+    if config.flip_order == "random":
+        return uniform(keys, seed=seed, epoch=epoch, purpose=FLIP) < 0.5
+    return (uniform(keys, seed=seed, epoch=0, purpose=FLIP) < 0.5) ^ (np.asarray(epoch) % 2 == 1)
+
+
+def _resized_crop(
+    keys: np.ndarray, size: tuple[int, int], config: AugmentConfig, *, seed: int, epoch: int | np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Draw a crop of another size, and return where the pixels of the image that is made of it lie: `FINE` to a pixel.
+
+    A side that would be longer than the image's is cut to it; torchvision's `RandomResizedCrop` draws again.
+    """
+    drawn = {
+        purpose: uniform(keys, seed=seed, epoch=epoch, purpose=purpose) for purpose in (AREA, ASPECT, CROP_Y, CROP_X)
+    }
+    least, most = config.crop_area
+    narrow, wide = np.log(config.crop_aspect)
+    area = (least + (most - least) * drawn[AREA]) * size[0] * size[1]
+    aspect = np.exp(narrow + (wide - narrow) * drawn[ASPECT])
+    places = []
+    for length, side, purpose in ((np.sqrt(area / aspect), size[0], CROP_Y), (np.sqrt(area * aspect), size[1], CROP_X)):
+        length = np.minimum(length, side)
+        centers = (np.arange(side) + 0.5) * (length / side)[:, None] + (drawn[purpose] * (side - length))[:, None]
+        places.append(np.rint(np.clip(centers - 0.5, 0, side - 1) * FINE).astype(np.int32))
+    return places[0], places[1]
+
+
+def gather(pixels: Any, rows: Any, columns: Any, config: AugmentConfig) -> Any:
     """Return the images [B,H,W,C] moved as `geometry` says; NumPy's arrays or JAX's.
 
-    At the border come in zeros, or with `border="reflect"` the image mirrored at its edge pixels.
+    At the border come in zeros, or with `crop_border="reflect"` the image mirrored at its edge pixels. Resized crops
+    are interpolated between the four nearest pixels, and integers are rounded.
     """
     xp = pixels.__array_namespace__()
+    if config.resizes:
+        return _interpolated(pixels, rows, columns)
+    padding = config.crop_padding
     if padding:
-        mode = "constant" if border == "zeros" else border
+        mode = "constant" if config.crop_border == "zeros" else config.crop_border
         pixels = xp.pad(pixels, ((0, 0), (padding, padding), (padding, padding), (0, 0)), mode=mode)
     return pixels[xp.arange(len(pixels))[:, None, None], rows[:, :, None], columns[:, None, :]]
+
+
+def _interpolated(pixels: Any, rows: Any, columns: Any) -> Any:
+    """Return the images [B,H,W,C] between pixels, at places that are counted `FINE` to one."""
+    xp = pixels.__array_namespace__()
+    whole = xp.issubdtype(pixels.dtype, xp.integer)
+    values = pixels.astype(xp.int32) if whole else pixels
+    batch, (height, width) = xp.arange(len(pixels)), pixels.shape[1:3]
+    top, left = rows // FINE, columns // FINE
+    low, right = rows % FINE, columns % FINE
+    upper, lower = values[batch[:, None], top], values[batch[:, None], xp.minimum(top + 1, height - 1)]
+    lines = upper * (FINE - low)[..., None, None] + lower * low[..., None, None]
+    before = lines[batch[:, None, None], xp.arange(height)[None, :, None], left[:, None, :]]
+    after = lines[batch[:, None, None], xp.arange(height)[None, :, None], xp.minimum(left + 1, width - 1)[:, None, :]]
+    weighted = before * (FINE - right)[:, None, :, None] + after * right[:, None, :, None]
+    if not whole:
+        return weighted / FINE**2
+    return ((weighted + FINE**2 // 2) // FINE**2).astype(pixels.dtype)
 
 
 def cut_square(
@@ -126,9 +183,8 @@ def augmented(
     columns: Any,
     exponents: Any,
     *,
-    padding: int,
+    config: AugmentConfig,
     lay: Callable[[Any, Any, Any], Any],
-    border: str = "zeros",
     cut: bool = False,
 ) -> tuple[Any, Any, Any]:
     """Moved images, the same with overlays, and their maps; NumPy's arrays or JAX's.
@@ -138,9 +194,8 @@ def augmented(
         rows: From `geometry`; so are `columns`.
         columns: [B,W].
         exponents: From `overlay_exponents`; None overlays no map.
-        padding: Pixels that the geometry reaches beyond the images.
+        config: What rows and columns were drawn with.
         lay: `overlay_some`, or what does the same where it cannot run: of images, maps and exponents.
-        border: As for `gather`.
         cut: Rows and columns are from `cut_square`, and the square is filled.
 
     Returns:
@@ -150,7 +205,7 @@ def augmented(
         xp = rows.__array_namespace__()
         inside = (rows < 0)[:, :, None] & (columns < 0)[:, None, :]
         rows, columns = (xp.where(indices < 0, ~indices, indices) for indices in (rows, columns))
-    moved = gather(pixels, rows, columns, padding, border)
+    moved = gather(pixels, rows, columns, config)
     if cut:
         moved = _fill_cut(moved, inside)
     clean = to_model_input(moved[..., :3])
@@ -161,7 +216,7 @@ def augmented(
 def crop_and_flip(
     pixels: np.ndarray, keys: np.ndarray, config: AugmentConfig, *, seed: int, epoch: int | np.ndarray
 ) -> np.ndarray:
-    """Shift by up to `crop_padding` pixels and flip left to right; at the border comes in what `crop_border` says.
+    """Crop and flip left to right, as `config` says.
 
     Args:
         pixels: [B,H,W,C]; a map that rides along as a further channel gets the image's geometry.
@@ -171,7 +226,7 @@ def crop_and_flip(
         An array of the shape and dtype of `pixels`.
     """
     rows, columns = geometry(keys, pixels.shape[1:3], config, seed=seed, epoch=epoch)
-    return gather(pixels, rows, columns, config.crop_padding, config.crop_border)
+    return gather(pixels, rows, columns, config)
 
 
 def mixup_shares(keys: np.ndarray, alpha: float, *, seed: int, epoch: int) -> np.ndarray:
@@ -185,13 +240,58 @@ def mixup_shares(keys: np.ndarray, alpha: float, *, seed: int, epoch: int) -> np
     return np.random.default_rng(words).beta(alpha, alpha, len(keys)).astype(np.float32)
 
 
-def mix(images: Any, shares: np.ndarray) -> Any:
-    """Mix each image [B,H,W,C] with its partner, `shares` [B] of its own; NumPy's arrays or JAX's.
+def pasted_boxes(shares: np.ndarray, keys: np.ndarray, size: tuple[int, int], *, seed: int, epoch: int) -> np.ndarray:
+    """Return the box that comes from the partner, of the aspect of the image: 0 in it and 1 elsewhere, float32 [B,H,W].
+
+    Its center is anywhere in the image, so that a part may be outside (Yun et al. 2019, arXiv 1905.04899).
+
+    Args:
+        shares: Share of the area that stays the image's own, where all of the box is inside, [B].
+        keys: uint64 [B], from `example_keys`.
+        size: Height and width of the images.
+        seed: The run's seed.
+        epoch: The epoch, from 0.
+    """
+    inside = []
+    for side, purpose in zip(size, (PASTE_Y, PASTE_X), strict=True):
+        center = uniform(keys, seed=seed, epoch=epoch, purpose=purpose) * side
+        half = np.sqrt(1 - shares) * side / 2
+        places = np.arange(side) + 0.5
+        inside.append(np.abs(places - center[:, None]) < half[:, None])
+    return 1 - (inside[0][:, :, None] & inside[1][:, None, :]).astype(np.float32)
+
+
+def own_parts(
+    keys: np.ndarray, size: tuple[int, int], mixup: float, cutmix: float, *, seed: int, epoch: int
+) -> np.ndarray:
+    """Return how much of each pixel is the image's own, for `mix`: float32 [B,1,1], or with cutmix [B,H,W].
+
+    Args:
+        keys: uint64 [B], from `example_keys`.
+        size: Height and width of the images.
+        mixup: Shares are from Beta(mixup, mixup); 0: no image is mixed so.
+        cutmix: The same for boxes. With both, each image has one of the two at even odds.
+        seed: The run's seed.
+        epoch: The epoch, from 0.
+    """
+    even = mixup_shares(keys, mixup, seed=seed, epoch=epoch)[:, None, None] if mixup else None
+    if not cutmix:
+        assert even is not None
+        return even
+    boxes = pasted_boxes(mixup_shares(keys, cutmix, seed=seed, epoch=epoch), keys, size, seed=seed, epoch=epoch)
+    if even is None:
+        return boxes
+    blended = uniform(keys, seed=seed, epoch=epoch, purpose=WHICH) < 0.5
+    return np.where(blended[:, None, None], even, boxes)
+
+
+def mix(images: Any, own: np.ndarray) -> Any:
+    """Mix each image [B,H,W,C] with its partner, `own` from `own_parts`; NumPy's arrays or JAX's.
 
     The partner of image i is image B - 1 - i: batches are shuffled, and a control that moves images on by one within
     the batch meets other pairs.
     """
-    own = shares[:, None, None, None]
+    own = own[..., None]
     return own * images + (1 - own) * images[::-1]
 
 

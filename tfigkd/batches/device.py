@@ -7,10 +7,11 @@ from typing import Any
 import numpy as np
 
 from tfigkd.batches.augment import augmented, overlay
+from tfigkd.config.fields import AugmentConfig
 
 
 def on_device(
-    images: np.ndarray, maps: np.ndarray | None, padding: int, dim_only: bool, border: str = "zeros", cut: bool = False
+    images: np.ndarray, maps: np.ndarray | None, augment: AugmentConfig, dim_only: bool, cut: bool = False
 ) -> Callable[..., tuple[Any, Any, Any]]:
     """Return `augmented` images of a data set that lies on the device.
 
@@ -20,9 +21,8 @@ def on_device(
     Args:
         images: uint8 [N,H,W,3].
         maps: uint8 [N,H,W], or None.
-        padding: Pixels that the geometry reaches beyond the images.
+        augment: What rows and columns are drawn with.
         dim_only: Dim in place of an overlay (a control).
-        border: As for `gather`.
         cut: As for `augmented`.
 
     Returns:
@@ -39,7 +39,7 @@ def on_device(
 
     @jax.jit
     def made(resident: Any, chosen: Any, rows: Any, columns: Any, exponents: Any) -> tuple[Any, Any, Any]:
-        return augmented(resident[chosen], rows, columns, exponents, padding=padding, lay=lay, border=border, cut=cut)
+        return augmented(resident[chosen], rows, columns, exponents, config=augment, lay=lay, cut=cut)
 
     pixels = images if maps is None else np.concatenate([images, maps[..., None]], axis=-1)
     return functools.partial(made, jax.device_put(pixels))

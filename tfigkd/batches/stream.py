@@ -15,10 +15,10 @@ from tfigkd.batches.augment import (
     example_keys,
     geometry,
     mix,
-    mixup_shares,
     move_coarse,
     overlay_exponents,
     overlay_some,
+    own_parts,
     uniform,
 )
 from tfigkd.batches.device import on_device
@@ -101,7 +101,7 @@ def batch_sizes(examples: int, batch_size: int) -> list[int]:
 
 
 def _on_host(
-    images: Pictures, maps: np.ndarray | None, padding: int, dim_only: bool, border: str = "zeros", cut: bool = False
+    images: Pictures, maps: np.ndarray | None, augment: AugmentConfig, dim_only: bool, cut: bool = False
 ) -> Callable[..., tuple[np.ndarray, np.ndarray, Any]]:
     """Return `augmented` images of a data set, from indices and draws; `device.py` does the same on JAX's device."""
 
@@ -112,7 +112,7 @@ def _on_host(
         pixels = images[chosen]
         if maps is not None:
             pixels = np.concatenate([pixels, maps[chosen][..., None]], axis=-1)
-        return augmented(pixels, rows, columns, exponents, padding=padding, lay=lay, border=border, cut=cut)
+        return augmented(pixels, rows, columns, exponents, config=augment, lay=lay, cut=cut)
 
     return make
 
@@ -127,11 +127,13 @@ def training_batches(
     overlay: OverlayConfig | None = None,
     views: np.ndarray | None = None,
     attention: StoredAttention | None = None,
+    view_count: int | None = None,
     view_seed: int = 0,
     wanted: Collection[str] = ("teacher_logits",),
     dim_only: bool = False,
     swap_inputs: bool = False,
     mixup: float = 0.0,
+    cutmix: float = 0.0,
     cutout: int = 0,
     num_classes: int | None = None,
     class_weights: np.ndarray | None = None,
@@ -150,6 +152,8 @@ def training_batches(
         views: The teacher's logits of K stored views, [N,K,C]; each image is then moved as one of them, and the
             targets hold the logits of that view.
         attention: The teacher's stored attention maps; they come as `"teacher_features"`, by their tap.
+        view_count: Without any stored views: move each image as one of so many. A student without a teacher then sees
+            the crops of one with a teacher.
         view_seed: The seed that the stored views were drawn with.
         wanted: What the losses compare: `"teacher_logits"` and `"teacher_map"` (zero where it is not usable), where
             there is knowledge, and
@@ -158,6 +162,7 @@ def training_batches(
         swap_inputs: `"teacher_inputs"` are those of the next example of the batch (a control); a batch of one is left.
         mixup: Mix each image with another of its batch by a share from Beta(mixup, mixup). `"label_probabilities"`
             [B,C] are then the mixed labels, `"label"` is that of the larger share, and teacher inputs are mixed alike.
+        cutmix: The same with a box of the other image, its share from Beta(cutmix, cutmix); labels by area.
         cutout: Side of a square that is filled with gray in each image, teacher inputs alike, and with zero in its map;
             0 cuts none.
         num_classes: C of `"label_probabilities"`; not given: one more than the largest label.
@@ -177,12 +182,13 @@ def training_batches(
         # a map over the completeness gate explains nothing: it is never overlaid, and never matched
         maps = np.where(knowledge.usable[:, None, None], knowledge.maps, 0).astype(knowledge.maps.dtype)
     labels = examples.labels.astype(np.int32)
-    per_view = views
-    if per_view is None and attention is not None and not attention.moved:
-        per_view = attention.maps
+    if views is not None:
+        view_count = views.shape[1]
+    elif attention is not None and not attention.moved:
+        view_count = attention.maps.shape[1]
 
     side = pixels.shape[1], pixels.shape[2]
-    move = augment.crop_padding, dim_only, augment.crop_border, cutout > 0
+    move = augment, dim_only, cutout > 0
     if keras.backend.backend() == "jax" and isinstance(pixels, np.ndarray):
         make = on_device(pixels, maps, *move)
     else:
@@ -191,9 +197,9 @@ def training_batches(
     def batch(chosen: np.ndarray, epoch: int) -> Batch:
         targets: dict[str, Any] = {"label": labels[chosen]}
         drawn: dict[str, Any] = {"seed": seed, "epoch": epoch}
-        if per_view is not None:
+        if view_count is not None:
             draws = uniform(keys[chosen], seed=seed, epoch=epoch, purpose=VIEW)
-            view = (draws * per_view.shape[1]).astype(np.int64)
+            view = (draws * view_count).astype(np.int64)
             drawn = {"seed": view_seed, "epoch": view}
         exponents = None
         if overlaid:
@@ -215,9 +221,9 @@ def training_batches(
             targets["teacher_logits"] = knowledge.logits[chosen]
         if mapped and "teacher_map" in wanted:
             targets["teacher_map"] = moved_maps
-        if mixup:
-            shares = mixup_shares(keys[chosen], mixup, seed=seed, epoch=epoch)
-            clean, images = mix(clean, shares), mix(images, shares)
+        if mixup or cutmix:
+            own = own_parts(keys[chosen], side, mixup, cutmix, seed=seed, epoch=epoch)
+            clean, images, shares = mix(clean, own), mix(images, own), own.mean(axis=(1, 2))
             hot = np.eye(num_classes or labels.max() + 1, dtype=np.float32)[labels[chosen]]
             targets["label_probabilities"] = shares[:, None] * hot + (1 - shares[:, None]) * hot[::-1]
             targets["label"] = np.where(shares >= 0.5, labels[chosen], labels[chosen][::-1])
@@ -227,7 +233,7 @@ def training_batches(
         if class_weights is None:
             return images, targets
         weights = class_weights[labels[chosen]].astype(np.float32)
-        if mixup:
+        if mixup or cutmix:
             weights = (shares * weights + (1 - shares) * weights[::-1]).astype(np.float32)
         return images, targets, weights
 

@@ -29,9 +29,9 @@ from tfigkd.config.measure_fields import BenchmarkConfig, EvaluationConfig, Ledg
 from tfigkd.config.reading import closest, from_mapping, read_toml
 from tfigkd.runtime.errors import UserError
 
-MIXUP = (
-    "training.mixup must be 0 with what is stored of single images; view.kind = live gives the teacher's logits of the "
-    "mixed ones"
+MIXED = (
+    "training.mixup and training.cutmix must be 0 with what is stored of single images; view.kind = live gives the "
+    "teacher's logits of the mixed ones"
 )
 
 
@@ -59,7 +59,8 @@ class Config:
     benchmark: BenchmarkConfig = field(default_factory=BenchmarkConfig)
 
     def __post_init__(self) -> None:
-        require(not (self.training.mixup and self.needs_single_images), MIXUP, self.training.mixup)
+        mixed = {name: share for name in ("mixup", "cutmix") if (share := getattr(self.training, name))}
+        require(not (mixed and self.needs_single_images), MIXED, mixed)
         rest = self.training.hard_weight is not None or self.losses.kd.weight <= 1
         require(rest, "losses.kd.weight must be in [0, 1], or training.hard_weight given", self.losses.kd.weight)
         rest = self.compress.losses.kd.weight <= 1
@@ -72,8 +73,8 @@ class Config:
         live = not pruned or self.view.kind == "live"
         require(live, "losses.r2kd.pruned must be 0 unless view.kind = live, in which both teachers run", pruned)
         own = self.losses.osakd
-        single = not (own.weight and self.training.mixup)
-        require(single, "training.mixup must be 0 with losses.osakd, which needs one label", self.training.mixup)
+        single = not (own.weight and mixed)
+        require(single, "training.mixup and cutmix must be 0 with losses.osakd, which needs one label", mixed)
         least = not own.weight or own.queue >= self.training.batch_size
         require(least, "losses.osakd.queue must be at least training.batch_size", own.queue)
         drawn = self.losses.e2kd.weight > 0 and self.control.maps in ("noise", "none")

@@ -98,9 +98,26 @@ class AugmentConfig:
     """random: a draw in each epoch; alternate: in exactly every other epoch, a random half of the images first."""
     crop_border: Literal["zeros", "reflect"] = late("zeros")
     """What comes in at the border of a crop: zeros, or the image mirrored at its edge."""
+    crop_area: tuple[float, float] = late((1.0, 1.0))
+    """For photographs, in place of crop_padding: the crop has a share of the image's area between these two, and is
+    resized to the whole image (Szegedy et al. 2015, arXiv 1409.4842; usual for ImageNet: 0.08 to 1). 1 and 1 switch it
+    off."""
+    crop_aspect: tuple[float, float] = late((0.75, 4 / 3))
+    """Least and largest width of such a crop as a multiple of its height; drawn evenly on a logarithmic scale."""
+
+    @property
+    def resizes(self) -> bool:
+        """Whether crops have another size than the image, and are resized."""
+        return self.crop_area != (1.0, 1.0)
 
     def __post_init__(self) -> None:
         require(self.crop_padding >= 0, "augment.crop_padding must not be negative", self.crop_padding)
+        least, most = self.crop_area
+        require(0 < least <= most <= 1, "augment.crop_area must be two numbers in (0, 1], rising", self.crop_area)
+        narrow, wide = self.crop_aspect
+        require(0 < narrow <= wide, "augment.crop_aspect must be two positive numbers, rising", self.crop_aspect)
+        one = not (self.resizes and self.crop_padding)
+        require(one, "augment.crop_padding must be 0 with augment.crop_area, which replaces it", self.crop_padding)
 
 
 @dataclass(frozen=True)
@@ -154,9 +171,15 @@ class TrainingConfig:
     """Mix each image with another of its batch by a share drawn from Beta(mixup, mixup), labels alike; 1 draws it
     uniformly; 0 switches it off. A live teacher sees the very same mixed image (Zhang et al. 2017, arXiv 1710.09412;
     Beyer et al. 2021, arXiv 2106.05237)."""
+    cutmix: float = late(0.0)
+    """Paste a box of another image of its batch into each image, labels by area; its share is drawn from Beta(cutmix,
+    cutmix), and 1 is usual. 0 switches it off; with mixup, each image has one of the two. A live teacher sees the very
+    same mixed image (Yun et al. 2019, arXiv 1905.04899)."""
     cutout: int = late(0)
     """Side in pixels of a square at a random place of each training image that is filled with gray, the same in what a
     live teacher sees; the map is zero there. 0 switches it off (DeVries and Taylor 2017, arXiv 1708.04552)."""
+    clip_norm: float | None = late(None)
+    """Largest L2 norm of the gradient of all weights together; a longer one is scaled down to it."""
     power: float = late(1.0)
     """Exponent of powerpropagation: the student's kernels are θ·|θ|^(power - 1), of which θ is trained and decayed, so
     that small weights learn slowly and can be pruned later; files hold the kernels. 1 trains the kernels themselves
@@ -220,6 +243,9 @@ class TrainingConfig:
         require(not (self.dot and self.finetune_epochs), "training.dot must be 0 with finetune_epochs", self.dot)
         require(self.l1 >= 0, "training.l1 must not be negative", self.l1)
         require(self.mixup >= 0, "training.mixup must not be negative", self.mixup)
+        require(self.cutmix >= 0, "training.cutmix must not be negative", self.cutmix)
+        require(self.clip_norm is None or self.clip_norm > 0, "training.clip_norm must be positive", self.clip_norm)
+        require(not (self.dot and self.clip_norm), "training.clip_norm must be unset with training.dot", self.clip_norm)
         require(self.cutout >= 0, "training.cutout must not be negative", self.cutout)
         warm = self.schedule == "triangular" and self.warmup_epochs > 0
         require(not warm, "training.warmup_epochs must be 0 with the triangular schedule", self.warmup_epochs)
@@ -422,8 +448,9 @@ class ViewConfig:
 
     kind: Literal["plain", "views", "live"] = "plain"
     """plain: the stored logits of the unaugmented image, as the papers intend; views: stored logits of K fixed crops
-    and flips, one of which the student gets; live: the teacher runs on the student's own crop and flip, never on the
-    overlay. Losses of features take the live teacher, attention transfer where `attention` says so."""
+    and flips, one of which the student gets, also one without a teacher; live: the teacher runs on the student's own
+    crop and flip, never on the overlay. Losses of features take the live teacher, attention transfer where `attention`
+    says so."""
     attention: Literal["live", "views", "moved"] = "live"
     """Where attention transfer takes the teacher's maps from. live: the teacher runs in every step; views: stored of
     the K views; moved: stored of the unaugmented image, cropped and flipped with it, which is close but not the same

@@ -13,6 +13,8 @@ from tfigkd.runtime.errors import UserError
 
 Predict = Callable[[Pictures], np.ndarray]
 
+MANY_CLASSES = 10
+"""With more classes than these, being among the five most likely says something."""
 
 # pixels of a batch; a call that is not compiled keeps the outputs of all layers, in MobileNet-V2 17 KB for each pixel
 UNCOMPILED = 2**15
@@ -73,14 +75,18 @@ def log_softmax(logits: np.ndarray) -> np.ndarray:
 def metrics(logits: np.ndarray, labels: np.ndarray) -> Iterator[tuple[str, float]]:
     """Yield the metrics of logits [N,C] for labels [N], by name.
 
-    `accuracy`; `balanced_accuracy`, the mean recall of the classes that occur; `kappa`, Cohen's kappa, 0 if labels and
-    predictions are all of one class; `nll`, the negative log-likelihood in nats; `ece`, see `calibration_error`.
+    `accuracy`; with more than 10 classes `top5_accuracy`, the share of labels among the five largest logits;
+    `balanced_accuracy`, the mean recall of the classes that occur; `kappa`, Cohen's kappa, 0 if labels and predictions
+    are all of one class; `nll`, the negative log-likelihood in nats; `ece`, see `calibration_error`.
     """
     # imported here, because training alone does not need scikit-learn
-    from sklearn.metrics import cohen_kappa_score, recall_score
+    from sklearn.metrics import cohen_kappa_score, recall_score, top_k_accuracy_score
 
     predicted = logits.argmax(axis=1)
     yield "accuracy", accuracy(logits, labels)
+    if logits.shape[1] > MANY_CLASSES:
+        every = np.arange(logits.shape[1])
+        yield "top5_accuracy", float(top_k_accuracy_score(labels, logits, k=5, labels=every))
     # equals balanced_accuracy_score, without its warning about predicted classes that do not occur
     yield "balanced_accuracy", float(recall_score(labels, predicted, labels=np.unique(labels), average="macro"))
     one_class = len(np.unique([labels, predicted])) == 1

@@ -50,6 +50,7 @@ def lines(roles: Roles, n_test: int) -> list[list[str]]:
         line("multiply-adds", lambda value: f"{value / 1e6:,.2f} M", "multiply_adds"),
         line("test accuracy", percent, "accuracy"),
         line(f"95 % interval ({plural(n_test, 'test image')})", lambda value: interval(value, n_test), "accuracy"),
+        line("top-5 test accuracy", percent, "top5_accuracy"),
         line("with the mirror image averaged", percent, "mirrored_accuracy"),
         line("balanced accuracy", percent, "balanced_accuracy"),
         line("calibration error (ECE)", percent, "ece"),

@@ -89,6 +89,8 @@ def student_fingerprint(config: Config, workdir: Workdir, data: str | None = Non
     trained_on = [data or data_fingerprints(config.data)[0], *training_choice(config.data)]
     identity = [*trained_on, workdir.seed, teacher, store, views]
     identity += [attention] if attention else []
+    if config.view.kind == "views" and not (views or attention):
+        identity.append("crops of the views")  # in earlier versions, a student without a teacher had others
     if evens_out(len(training_examples(config.data)), config.training.batch_size):
         identity.append("even batches")
     network = fingerprint_values(config.student) | network_values(config.student, dataset(config.data))
@@ -276,11 +278,13 @@ def training_stream(config: Config, workdir: Workdir) -> Callable[[int], Iterato
         overlay=config.overlay,
         views=views,
         attention=attention,
+        view_count=config.view.views if config.view.kind == "views" else None,
         view_seed=config.view.seed,
         wanted=_wanted(config),
         dim_only=config.control.maps == "none",
         swap_inputs=config.control.logits == "shuffled" and config.view.kind == "live",
         mixup=config.training.mixup,
+        cutmix=config.training.cutmix,
         cutout=config.training.cutout,
         num_classes=dataset(config.data).num_classes,
         class_weights=class_weights(config.training, examples, dataset(config.data).class_names),

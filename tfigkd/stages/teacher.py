@@ -211,6 +211,7 @@ def _train(config: Config, data: Dataset, folder: Path) -> tuple[keras.Model, li
         batch_size=config.teacher.training.batch_size,
         seed=_draws(config),
         mixup=config.teacher.training.mixup,
+        cutmix=config.teacher.training.cutmix,
         cutout=config.teacher.training.cutout,
         num_classes=data.num_classes,
         class_weights=class_weights(config.teacher.training, examples, data.class_names),

@@ -270,6 +270,8 @@ def make_optimizer(
         options |= {"use_ema": True, "ema_momentum": config.ema}
     elif config.lookahead:
         options |= {"use_ema": True, "ema_overwrite_frequency": config.lookahead}
+    if config.clip_norm:
+        options["global_clipnorm"] = config.clip_norm
     if config.dot:
         options |= {"momentum": config.momentum, "nesterov": config.momentum > 0, "delta": config.dot}
         optimizer: Any = DOT(rate, **options)
