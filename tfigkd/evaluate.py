@@ -34,7 +34,7 @@ class Options(DataOptions, SpaceOptions):
     """Measure a model on the test split of a data set, or on all of one that no model was trained on."""
 
     model: Annotated[str, Positional, arg(metavar="MODEL")]
-    """mobilenet_v2, resnet8|20|32|44|56, convnet, keras/NAME, or a .keras or .tflite file."""
+    """mobilenet_v2, resnet8|14|20|32|44|56, convnet, keras/NAME, or a .keras or .tflite file."""
     data: str = "cifar10"
     """A tfds name, "digits", the path of an .npz file, of a .csv list or of an image folder."""
     weights: str | None = None

@@ -56,8 +56,10 @@ def test_options_reach_the_network() -> None:
     [
         ("resnet-20", {}, "did you mean resnet20?"),
         ("mobilenetv2", {}, "did you mean mobilenet_v2?"),
-        ("vgg", {}, "there are mobilenet_v2, resnet8, resnet20, resnet32, resnet44, resnet56, convnet, keras/NAME"),
+        ("vgg", {}, "there are mobilenet_v2, resnet8, resnet14, resnet20, resnet32, resnet44, resnet56, convnet, keras/NAME"),
         ("resnet20", {"drop_blocks": 5}, "resnet20 has no drop_blocks"),
+        ("convnet", {"stem_stride": 2}, "convnet has no stem_stride"),
+        ("resnet20", {"width": -1.0}, "width must be positive"),
         ("absent.keras", {"width": 0.5}, "no model file absent.keras"),  # a setting of another network
         ("resnet20", {"input_range": (0.0, 255.0)}, "resnet20 takes images in [0,1]"),
         ("keras/MobileNetV9", {}, "did you mean keras/MobileNetV"),

@@ -78,5 +78,5 @@ def test_options_of_other_networks_are_refused():
         models.build("resnet20", depth=3, **build)
     with pytest.raises(UserError, match="convnet has no drop_blocks"):
         models.build("convnet", drop_blocks=3, **build)
-    with pytest.raises(UserError, match="widths and depth must be positive"):
+    with pytest.raises(UserError, match="widths, depth and width must be positive"):
         models.build("convnet", widths=(), **build)

@@ -8,7 +8,7 @@ import pytest
 
 from tfigkd import models
 from tfigkd.models import cost, layers
-from tfigkd.models.mobilenet_v2 import scaled
+from tfigkd.models.parts import scaled
 
 PARAMETERS = {
     0: 2_236_682,
@@ -183,3 +183,28 @@ def test_files(name: str, tmp_path: Path) -> None:
     runner.set_tensor(given, images)
     runner.invoke()
     np.testing.assert_allclose(runner.get_tensor(gives), expected, atol=1e-3)
+
+
+def test_width_multiplies_the_channels_of_every_network() -> None:
+    """Parameters of the wide ResNet by hand: 16 becomes 32 and so on; 0.5 gives convnet half of its channels."""
+    wide = models.resnet(14, width=2.0)
+    channels, before, expected = (32, 64, 128), 32, 9 * 3 * 32 + 2 * 32 + 128 * 10 + 10
+    for filters in channels:
+        for _ in range(2):
+            expected += 9 * (before + filters) * filters + 4 * filters
+            before = filters
+    assert cost.count_parameters(wide) == expected
+    narrow, halved = models.convnet(width=0.5), models.convnet(widths=(32, 128, 128))
+    assert [layer.output.shape for layer in narrow.layers] == [layer.output.shape for layer in halved.layers]
+    assert models.convnet(widths=(10,)).get_layer("block_01").output.shape[-1] == 10  # at 1 nothing is rounded
+
+
+@pytest.mark.parametrize("name", ["mobilenet_v2", "resnet8", "resnet14"])
+def test_the_stride_of_the_stem_halves_every_map(name: str) -> None:
+    build = {"num_classes": 10, "input_shape": (32, 32, 3)}
+    plain, strided = models.build(name, **build), models.build(name, **build, stem_stride=2)
+    sizes = [(model.get_layer("block_00").output.shape[1], cost.count_parameters(model)) for model in (plain, strided)]
+    assert sizes == [(32, sizes[0][1]), (16, sizes[0][1])]
+    assert 3.9 < cost.multiply_adds(plain) / cost.multiply_adds(strided) < 4.1
+    large = models.build(name, num_classes=10, input_shape=(96, 96, 3), stem_stride=1)
+    assert large.get_layer("block_00_conv").strides == (1, 1)

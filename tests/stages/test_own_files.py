@@ -112,8 +112,8 @@ def test_settings_of_the_experiments_own_network_do_not_apply_to_a_file(folder):
     plain, other = config_of(folder), config_of(folder, teacher__width=0.25, teacher__normalization="cifar10")
     assert teacher.teacher_fingerprint(plain) == teacher.teacher_fingerprint(other)
     assert teacher.build_teacher(other, dataset(other.data)).output_shape == (None, 2)
-    with pytest.raises(UserError, match="resnet20 has no width"):
-        teacher.build_teacher(config_of(folder, teacher__model="resnet20", teacher__width=0.25), dataset(plain.data))
+    with pytest.raises(UserError, match="resnet20 has no drop_blocks"):
+        teacher.build_teacher(config_of(folder, teacher__model="resnet20", teacher__drop_blocks=3), dataset(plain.data))
 
 
 def test_a_student_of_a_file_begins_afresh_with_each_seed(folder, tmp_path, capsys):

@@ -80,7 +80,8 @@ class Config:
         drawn = self.losses.e2kd.weight > 0 and self.control.maps in ("noise", "none")
         require(not drawn, "control.maps must be own or shuffled with losses.e2kd", self.control.maps)
         if self.student.init == "teacher":
-            for name in ("model", "width", "dropout", "normalization", "widths", "depth", "input_range", "outputs"):
+            network = ("model", "width", "dropout", "normalization", "widths", "depth", "stem_stride")
+            for name in (*network, "input_range", "outputs"):
                 given, unset, theirs = (getattr(one, name) for one in (self.student, StudentConfig(), self.teacher))
                 message = f"student.init = teacher takes the teacher's {name}, got student.{name}"
                 require(given in (unset, theirs), message, given)

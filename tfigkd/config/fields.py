@@ -258,13 +258,13 @@ class NetworkConfig:
     """An architecture by name, or the user's own model."""
 
     model: str = "mobilenet_v2"
-    """mobilenet_v2, resnet8, resnet20, resnet32, resnet44, resnet56, convnet; keras/NAME for a classifier of
+    """mobilenet_v2, resnet8, resnet14, resnet20, resnet32, resnet44, resnet56, convnet; keras/NAME for a classifier of
     keras.applications, such as keras/MobileNetV3Small, with its own preprocessing inside; or the path of a .keras file.
     The settings of the architecture below do not apply to keras/NAME and files."""
     drop_blocks: int = 0
     """How many of MobileNet-V2's 19 feature blocks are dropped from the end."""
     width: float = 1.0
-    """Multiplies MobileNet-V2's channels."""
+    """Multiplies the channels of MobileNet-V2, of a resnet and of convnet, rounded to multiples of 8."""
     dropout: float | None = None
     """Dropout before the classifier; not given: 0.2 for the whole MobileNet-V2, none for a truncated one."""
     normalization: Literal["none", "cifar10", "imagenet"] = "none"
@@ -273,6 +273,9 @@ class NetworkConfig:
     """Channels of each block of convnet."""
     depth: int = late(2)
     """Convolutions a block of convnet; with three or more the block has a shortcut."""
+    stem_stride: int | None = late(None)
+    """Stride of the first convolution of MobileNet-V2 or a resnet, 1 or 2; not given: 1, and 2 for images above 64
+    pixels."""
     input_range: tuple[float, float] | None = late(None)
     """The values of a black and of a white pixel that a .keras file takes, such as 0 255 or -1 1; not given: what its
     first layers tell (Rescaling, Normalization, preprocessing of keras.applications, an integer input), else 0 1."""
@@ -287,6 +290,7 @@ class NetworkConfig:
         wide = len(self.widths) > 0 and min(self.widths) > 0
         require(wide, "widths must be positive", self.widths)
         require(self.depth > 0, "depth must be positive", self.depth)
+        require(self.stem_stride in (None, 1, 2), "stem_stride must be 1 or 2", self.stem_stride)
         distinct = self.input_range is None or self.input_range[0] != self.input_range[1]
         require(distinct, "input_range must be two different numbers", self.input_range)
 

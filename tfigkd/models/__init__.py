@@ -61,7 +61,7 @@ __all__ = [
 MODELS: dict[str, Callable[..., keras.Model]] = {
     "mobilenet_v2": mobilenet_v2,
     "resnet8": functools.partial(resnet, 8, projection=True),
-    **{f"resnet{depth}": functools.partial(resnet, depth) for depth in (20, 32, 44, 56)},
+    **{f"resnet{depth}": functools.partial(resnet, depth) for depth in (14, 20, 32, 44, 56)},
     "convnet": convnet,
 }
 
@@ -78,12 +78,16 @@ NEUTRAL: dict[str, Any] = {
     "normalization": None,
     "widths": (64, 256, 256),
     "depth": 2,
+    "stem_stride": None,
 }
 """The options of all networks, with the values that a network without such an option accepts."""
 
-
-OWN_OPTIONS = {"mobilenet_v2": ("drop_blocks", "width", "dropout"), "convnet": ("widths", "depth")}
-"""The options that only one network has."""
+OWN_OPTIONS = {
+    "mobilenet_v2": ("drop_blocks", "width", "dropout", "stem_stride"),
+    **{name: ("width", "stem_stride") for name in MODELS if name.startswith("resnet")},
+    "convnet": ("widths", "depth", "width"),
+}
+"""The options that not all networks have."""
 
 
 SPACES = ("input_range", "outputs", "images")
@@ -101,8 +105,9 @@ def build(
         num_classes: Number of classes.
         input_shape: (H, W, C) of the images, float32 in [0,1].
         weights: A local file with weights of a network of keras.applications; see `applications.application`.
-        options: `drop_blocks`, `width` and `dropout` of MobileNet-V2; `widths` and `depth` of convnet; `normalization`
-            (mean and deviation, or a key of `NORMALIZATIONS`) of all in `MODELS`. Where an option is unknown its
+        options: `width` and `normalization` (mean and deviation, or a key of `NORMALIZATIONS`) of all in `MODELS`;
+            `stem_stride` of all but convnet; `drop_blocks` and `dropout` of MobileNet-V2; `widths` and `depth` of
+            convnet. Where an option is unknown its
             neutral value is accepted; to files and keras.applications these options do not apply, whatever their
             values. `input_range`, `outputs` and `images` of a file, see `load_own`.
 

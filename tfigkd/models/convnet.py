@@ -25,6 +25,7 @@ def convnet(
     input_shape: Sequence[int] = (32, 32, 3),
     widths: Sequence[int] = (64, 256, 256),
     depth: int = 2,
+    width: float = 1.0,
     normalization: parts.Normalization | None = None,
 ) -> keras.Model:
     """Return a whitening stem, blocks of 3x3 convolutions, global max pooling and a dense layer.
@@ -42,6 +43,7 @@ def convnet(
         input_shape: (H, W, C) of the images, float32 in [0,1].
         widths: Channels of each block.
         depth: Convolutions a block.
+        width: Factor of the channels of the blocks, then rounded to multiples of 8; 1 leaves them as they are.
         normalization: Mean and deviation of each channel, applied inside the model.
 
     Returns:
@@ -51,16 +53,17 @@ def convnet(
         ValueError: no block, a width or depth that is not positive, images smaller than 2x2, or a `normalization` that
             does not fit.
     """
-    if not widths or min(widths) < 1 or depth < 1:
-        raise ValueError(f"widths and depth must be positive, got {tuple(widths)} and {depth}.")
+    if not widths or min(widths) < 1 or depth < 1 or width <= 0:
+        raise ValueError(f"widths, depth and width must be positive, got {tuple(widths)}, {depth} and {width}.")
     if min(input_shape[:2]) < PATCH:
         raise ValueError(f"images must be {PATCH}x{PATCH} or larger, got {tuple(input_shape)}.")
     inputs, x = parts.image_input(input_shape, normalization)
     filters = 2 * PATCH * PATCH * input_shape[-1]
     x = keras.layers.Conv2D(filters, PATCH, use_bias=False, trainable=False, name="whitening")(x)
     x = keras.layers.ReLU(name="block_00")(x)
-    for number, width in enumerate(widths, 1):
-        x = _block(x, width, depth, f"block_{number:02d}")
+    for number, channels in enumerate(widths, 1):
+        filters = channels if width == 1 else parts.scaled(channels, width)
+        x = _block(x, filters, depth, f"block_{number:02d}")
     x = keras.layers.GlobalMaxPooling2D(name="pool")(x)
     x = keras.layers.Rescaling(LOGIT_SCALE, name="scale")(x)
     options = {"use_bias": False, "kernel_initializer": _uniform(), "dtype": "float32", "name": "logits"}

@@ -12,6 +12,7 @@ from typing import Any
 import keras
 
 from tfigkd.models import parts
+from tfigkd.models.parts import scaled
 
 STAGES = (
     (1, 16, 1, 1),
@@ -37,6 +38,7 @@ def mobilenet_v2(
     input_shape: Sequence[int] = (32, 32, 3),
     width: float = 1.0,
     dropout: float | None = None,
+    stem_stride: int | None = None,
     normalization: parts.Normalization | None = None,
 ) -> keras.Model:
     """Return the network, or a student that is its first 19 - `drop_blocks` feature blocks and a classifier.
@@ -49,6 +51,7 @@ def mobilenet_v2(
         input_shape: (H, W, C) of the images, float32 in [0,1].
         width: Factor of all channels, rounded to multiples of 8; the last convolution has 1280 or more.
         dropout: Rate before the classifier; by default 0.2 for the whole network and 0 for a student.
+        stem_stride: Stride of the first convolution; by default 1, and 2 for large images.
         normalization: Mean and deviation of each channel, applied inside the model.
 
     Returns:
@@ -66,7 +69,7 @@ def mobilenet_v2(
     kept = BLOCKS - drop_blocks
     inputs, x = parts.image_input(input_shape, normalization)
     large = parts.is_large(input_shape)
-    x = _conv_block(x, scaled(32, width), 3, "block_00", strides=LARGE_STEM if large else 1)
+    x = _conv_block(x, scaled(32, width), 3, "block_00", strides=stem_stride or (LARGE_STEM if large else 1))
     index = 1
     for stage, (expansion, channels, repeats, first_stride) in enumerate(STAGES):
         if large and stage == 1:
@@ -82,13 +85,6 @@ def mobilenet_v2(
     model = keras.Model(inputs, logits, name="mobilenet_v2")
     parts.set_normalization(model, normalization)
     return model
-
-
-def scaled(channels: int, width: float) -> int:
-    """Return `channels` times `width`, to the nearest multiple of 8 that loses no more than a tenth."""
-    exact = channels * width
-    rounded = max(8, int(exact + 4) // 8 * 8)
-    return rounded if rounded >= 0.9 * exact else rounded + 8
 
 
 def _conv_block(x: Any, filters: int, kernel_size: int, name: str, *, strides: int = 1) -> Any:

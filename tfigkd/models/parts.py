@@ -26,6 +26,13 @@ def is_large(input_shape: Sequence[int]) -> bool:
     return max(input_shape[:2]) > LARGEST_SMALL
 
 
+def scaled(channels: int, width: float) -> int:
+    """Return `channels` times `width`, to the nearest multiple of 8 that loses no more than a tenth."""
+    exact = channels * width
+    rounded = max(8, int(exact + 4) // 8 * 8)
+    return rounded if rounded >= 0.9 * exact else rounded + 8
+
+
 def he_normal(mode: str) -> keras.initializers.Initializer:
     """He et al. (2015, arXiv 1502.01852) as PyTorch draws it: not truncated, unlike Keras's HeNormal."""
     return keras.initializers.VarianceScaling(2.0, mode=mode, distribution="untruncated_normal")

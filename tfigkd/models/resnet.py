@@ -21,8 +21,10 @@ def resnet(
     input_shape: Sequence[int] = (32, 32, 3),
     normalization: parts.Normalization | None = None,
     projection: bool = False,
+    width: float = 1.0,
+    stem_stride: int | None = None,
 ) -> keras.Model:
-    """ResNet-20, -32, -44, -56, ...: 16, 32 and 64 channels, shortcuts without parameters (option A).
+    """ResNet-14, -20, -32, -44, -56, ...: 16, 32 and 64 channels, shortcuts without parameters (option A).
 
     The output of residual block N is the output of the layer `block_NN`; `block_00` is the stem.
 
@@ -32,18 +34,23 @@ def resnet(
         input_shape: (H, W, C) of the images, float32 in [0,1].
         normalization: Mean and deviation of each channel, applied inside the model.
         projection: Shortcuts that change shape are 1x1 convolutions with bias (option B), as in MLPerf Tiny.
+        width: Factor of all channels, rounded to multiples of 8 (Zagoruyko and Komodakis 2016, arXiv 1605.07146).
+        stem_stride: Stride of the first convolution; by default 1, and 2 for large images.
 
     Returns:
         A Functional model from images [B,H,W,C] to logits [B,num_classes].
 
     Raises:
-        ValueError: `depth` is not 6n + 2 or `normalization` does not fit.
+        ValueError: `depth` is not 6n + 2, `width` is not positive or `normalization` does not fit.
     """
     if depth < 8 or (depth - 2) % 6:
         raise ValueError(f"depth must be 6n + 2 (20, 32, 44, 56, ...), got {depth}.")
+    if width <= 0:
+        raise ValueError(f"width must be positive, got {width}.")
     inputs, x = parts.image_input(input_shape, normalization)
     large = parts.is_large(input_shape)
-    x = parts.conv(x, 16, 3, strides=2 if large else 1, name="block_00_conv", fan="fan_in")
+    strides = stem_stride or (2 if large else 1)
+    x = parts.conv(x, parts.scaled(16, width), 3, strides=strides, name="block_00_conv", fan="fan_in")
     x = parts.batch_norm(x, "block_00_bn")
     x = keras.layers.ReLU(name="block_00")(x)
     if large:
@@ -52,7 +59,8 @@ def resnet(
     index = 1
     for filters, first_stride in ((16, 1), (32, 2), (64, 2)):
         for repeat in range((depth - 2) // 6):
-            x = _residual(x, filters, first_stride if repeat == 0 else 1, f"block_{index:02d}", projection)
+            strides = first_stride if repeat == 0 else 1
+            x = _residual(x, parts.scaled(filters, width), strides, f"block_{index:02d}", projection)
             index += 1
     logits = parts.classifier(x, num_classes, parts.he_normal("fan_in"))
     model = keras.Model(inputs, logits, name=f"resnet{depth}")

@@ -95,7 +95,7 @@ def student_fingerprint(config: Config, workdir: Workdir, data: str | None = Non
         identity.append("even batches")
     network = fingerprint_values(config.student) | network_values(config.student, dataset(config.data))
     if config.student.own_file or config.student.application:
-        network = {name: value for name, value in network.items() if name not in ("widths", "depth")}
+        network = {name: value for name, value in network.items() if name not in ("widths", "depth", "stem_stride")}
     if config.student.own_file:  # "random" took the weights of the file before "file" was a choice
         network["init"] = {"file": "random", "random": "fresh"}.get(config.student.init, config.student.init)
     if config.student.weights is not None:

@@ -42,7 +42,7 @@ from tfigkd.training.fit import fit
 from tfigkd.training.tensorboard import Watched
 
 FILE = "teacher.keras"
-ARCHITECTURE = ("drop_blocks", "width", "dropout", "normalization", "widths", "depth")
+ARCHITECTURE = ("drop_blocks", "width", "dropout", "normalization", "widths", "depth", "stem_stride")
 NEUTRAL = {"drop_blocks": 0, "width": 1.0, "dropout": None, "normalization": "none"}
 """What fingerprints hold of the architecture of a file, whatever the config says."""
 WHITENED = 5000  # training images that the stem of a convnet is made from
