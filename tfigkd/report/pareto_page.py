@@ -16,13 +16,19 @@ COSTS = {
 }
 
 
-def page(points: Sequence[Point]) -> str:
-    """Return the page of some points; equal points give an equal page."""
-    return render("pareto.html", points=points, charts=[one for name in COSTS if (one := chart(points, name))])
+def page(points: Sequence[Point], accuracy: str = "test accuracy") -> str:
+    """Return the page of some points; equal points give an equal page.
+
+    Args:
+        points: At least one.
+        accuracy: What their accuracy is called.
+    """
+    charts = [one for name in COSTS if (one := chart(points, name, accuracy))]
+    return render("pareto.html", points=points, charts=charts)
 
 
-def chart(points: Sequence[Point], cost: str) -> Chart | None:
-    """Draw accuracy against one cost, with the front; None where no point has it."""
+def chart(points: Sequence[Point], cost: str, accuracy: str) -> Chart | None:
+    """Draw accuracy, by this name, against one cost, with the front; None where no point has it."""
     name, axis, unit, words = COSTS[cost]
     shown = [point for point in points if getattr(point, cost) is not None]
     if not shown:
@@ -68,11 +74,11 @@ def chart(points: Sequence[Point], cost: str) -> Chart | None:
     figure = make(
         traces,
         xaxis=cost_axis(list(costs.values()), axis),
-        yaxis={"title": {"text": "test accuracy, %"}},
+        yaxis={"title": {"text": f"{accuracy}, %"}},
         hovermode="closest",
         margin={"b": 90},
     )
-    header = ["file", f"{name}, {words}", "test accuracy, %", "sd", "n", "on the front"]
+    header = ["file", f"{name}, {words}", f"{accuracy}, %", "sd", "n", "on the front"]
     ends = [f"{p.model} {p.format} ({costs[id(p)]:,.2f} {words}, {percent(p.accuracy)})" for p in (best[0], best[-1])]
     says = {"front": len(best), "files": len(shown), "first": ends[0], "last": ends[1]}
     return Chart(name, figure, (header, lines), height=440, says=says)

@@ -1,8 +1,8 @@
-"""The search space: fields of an experiment and their ranges or values, as given by `--vary`."""
+"""The search space: fields of an experiment and their ranges or values, as given by `--vary` or `--student`."""
 
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from tfigkd.config.experiment import Config, override, to_mapping
@@ -21,14 +21,35 @@ SPACE = (
 ADAM_RATES = "3e-4:1e-2:log"
 """Learning rates to try with Adam and AdamW."""
 
+BLOCKS = "student.model"
+RESIDUAL = ("resnet8", "resnet14", "resnet20")
+STUDENTS: tuple[tuple[str, tuple[str, ...]], ...] = (
+    (f"{BLOCKS}=mobilenet_v2,{','.join(RESIDUAL)},convnet", ()),
+    ("student.width=0.25,0.375,0.5,0.75,1.0,1.5", ()),
+    ("student.stem_stride=1,2", ("mobilenet_v2", *RESIDUAL)),
+    ("student.drop_blocks=3,5,7,9,11,13", ("mobilenet_v2",)),
+    ("student.depth=2,3", ("convnet",)),
+)
+"""The space of `--student`: kind of block, width, stride of the stem and depth, with the networks that have them."""
+PLAIN = {"student.drop_blocks": 0, "student.dropout": None, "student.depth": 2, "student.stem_stride": None}
+"""What a student is set to before it is searched: options that not all networks of `STUDENTS` have."""
+
 
 @dataclass(frozen=True)
 class Dimension:
-    """The values to try for one field: a range of numbers, on a linear or logarithmic scale, or a list of values."""
+    """The values to try for one field: a range of numbers, on a linear or logarithmic scale, or a list of values.
+
+    Attributes:
+        field: Dotted name.
+        values: The lowest and the highest, or all.
+        scale: Of a range; "choice" for a list.
+        networks: Values of `student.model` with which the field is varied; none: with all.
+    """
 
     field: str
     values: tuple[Any, ...]
     scale: Literal["choice", "linear", "log"]
+    networks: tuple[str, ...] = ()
 
 
 def _value(text: str) -> Any:
@@ -80,6 +101,22 @@ def usual_space(config: Config) -> list[Dimension]:
     return [dimension(text, config) for text in space if not text.startswith(tuple(off))]
 
 
+def student_space(config: Config, vary: Sequence[str]) -> list[Dimension]:
+    """Return the search space of the student's architecture, with what `--vary` adds or sets in its place.
+
+    Args:
+        config: The experiment, with the student's options as in `PLAIN`.
+        vary: Options `--vary`.
+    """
+    given = {one.field: one for one in (dimension(text, config) for text in vary)}
+    space = []
+    for text, networks in STUDENTS:
+        one = dimension(text, config)
+        space.append(replace(given.pop(one.field, one), networks=networks))
+    models = space[0].values
+    return [one for one in space if not one.networks or {*one.networks} & {*models}] + list(given.values())
+
+
 def _rates(config: Config) -> str:
     """Return the learning rates to try: those of Adam, and with SGD or Muon values around the experiment's own."""
     if config.training.optimizer in ("adam", "adamw"):
@@ -99,12 +136,37 @@ def hyperparameters(space: Sequence[Dimension]) -> Any:
 
     found = keras_tuner.HyperParameters()
     for one in space:
+        only: dict[str, Any] = {"parent_name": BLOCKS, "parent_values": list(one.networks)} if one.networks else {}
         if one.scale == "choice":
             # KerasTuner takes neither true and false, nor null, nor integers beside floats
             plain = {type(value) for value in one.values} in ({int}, {float}, {str})
-            found.Choice(one.field, list(one.values) if plain else [json.dumps(value) for value in one.values])
+            found.Choice(one.field, list(one.values) if plain else [json.dumps(value) for value in one.values], **only)
         elif all(isinstance(value, int) for value in one.values):
-            found.Int(one.field, *one.values, sampling=one.scale)
+            found.Int(one.field, *one.values, sampling=one.scale, **only)
         else:
-            found.Float(one.field, *one.values, sampling=one.scale)
+            found.Float(one.field, *one.values, sampling=one.scale, **only)
     return found
+
+
+def changes(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the fields that a trial sets, including the number of epochs that hyperband gives it."""
+    fields = {name: decoded(value) for name, value in values.items() if not name.startswith("tuner/")}
+    return fields | ({"training.epochs": values["tuner/epochs"]} if "tuner/epochs" in values else {})
+
+
+def trial_config(config: Config, values: Mapping[str, Any]) -> Config:
+    """Return the config of one trial from its KerasTuner values.
+
+    The warm-up keeps its share of the epochs that hyperband gives a trial, so that it never outlasts them.
+    """
+    chosen = override(config, changes(values))
+    share = chosen.training.epochs / config.training.epochs
+    if share >= 1 or "tuner/epochs" not in values:
+        return chosen
+    return override(chosen, {"training.warmup_epochs": share * chosen.training.warmup_epochs})
+
+
+def words(values: Mapping[str, Any]) -> str:
+    """Return the values of a trial on one line."""
+    shown = {key: f"{value:.4g}" if isinstance(value, float) else str(value) for key, value in values.items()}
+    return "  ".join(f"{key} {value}" for key, value in shown.items())

@@ -1,65 +1,42 @@
 """Search with KerasTuner: each trial runs stages of the pipeline, and the objective is its validation accuracy."""
 
-import dataclasses
 import json
 import math
 import os
-import shlex
 import sys
 import time
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
-
-import tyro
+from typing import Any
 
 from tfigkd.config.experiment import Config, override, read_experiment, smoke, to_mapping
 from tfigkd.config.flags import with_flags
 from tfigkd.config.loss_fields import require_seed
 from tfigkd.config.reading import differences
-from tfigkd.config.toml import to_toml
 from tfigkd.runtime import console
 from tfigkd.runtime.errors import UserError, system_line
-from tfigkd.runtime.files import locked, read_signed, require, write_signed, write_text
+from tfigkd.runtime.files import locked, read_signed, require, write_signed
 from tfigkd.runtime.processes import CONTEXT, settle
-from tfigkd.runtime.provenance import as_csv, origin
-from tfigkd.search.space import Dimension, decoded, dimension, hyperparameters, usual_space
+from tfigkd.runtime.provenance import origin
+from tfigkd.search.budget import in_words, read_budget
+from tfigkd.search.options import OBJECTIVE, PROG, Options
+from tfigkd.search.space import (
+    PLAIN,
+    Dimension,
+    dimension,
+    hyperparameters,
+    student_space,
+    trial_config,
+    usual_space,
+    words,
+)
 from tfigkd.stages.runner import Run, run
 from tfigkd.stages.workdir import Workdir
 
-PROG = "python -m tfigkd.search"
-OBJECTIVE = "validation_accuracy"
 PROJECT = "tuner"  # the folder of KerasTuner's own files
-
-
-@dataclass(frozen=True)
-class Options:
-    """Search an experiment's fields for the best validation accuracy; any other flag sets a field to a fixed value."""
-
-    experiment: str
-    """Name of a shipped experiment or path of a .toml file."""
-    tuner: Literal["hyperband", "bayesian", "random"] = "bayesian"
-    """Method by which KerasTuner chooses the next trial."""
-    vary: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
-    """FIELD=LOW:HIGH, FIELD=LOW:HIGH:log or FIELD=A,B,C; may be repeated. Default: the usual fields."""
-    trials: int = 20
-    """Number of trials, those of earlier calls included; hyperband chooses its own number."""
-    students: int = 1
-    """Number of students in each trial, with the seeds from 0; the objective is the mean of their accuracies."""
-    workdir: Path | None = None
-    """Folder of the search. Default: runs/search/EXPERIMENT-TUNER."""
-    teachers: Path = Path("runs/teachers")
-    """Folder of teachers and their stores, shared with all runs."""
-    seed: int = 0
-    """Seed of the choice of trials."""
-    smoke: bool = False
-    """Shrink every trial to a few steps of a small slice."""
-    minutes: float | None = None
-    """Stop after this time, as at Ctrl-C; the same command continues the search."""
-    dry_run: bool = False
-    """Show the search space and the settings of the first trial, and stop; nothing is written."""
+REFUSALS = 50
+"""Students refused in a row after which a search with a budget ends."""
 
 
 def _oracle(options: Options, config: Config, space: Sequence[Dimension]) -> Any:
@@ -75,24 +52,6 @@ def _oracle(options: Options, config: Config, space: Sequence[Dimension]) -> Any
     if options.tuner == "bayesian":
         return keras_tuner.oracles.BayesianOptimizationOracle(max_trials=options.trials, **settings)
     return keras_tuner.oracles.RandomSearchOracle(max_trials=options.trials, **settings)
-
-
-def _changes(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the fields that a trial sets, including the number of epochs that hyperband gives it."""
-    changes = {name: decoded(value) for name, value in values.items() if not name.startswith("tuner/")}
-    return changes | ({"training.epochs": values["tuner/epochs"]} if "tuner/epochs" in values else {})
-
-
-def trial_config(config: Config, values: Mapping[str, Any]) -> Config:
-    """Return the config of one trial from its KerasTuner values.
-
-    The warm-up keeps its share of the epochs that hyperband gives a trial, so that it never outlasts them.
-    """
-    chosen = override(config, _changes(values))
-    share = chosen.training.epochs / config.training.epochs
-    if share >= 1 or "tuner/epochs" not in values:
-        return chosen
-    return override(chosen, {"training.warmup_epochs": share * chosen.training.warmup_epochs})
 
 
 def _process(chosen: Run, ended: Any) -> None:
@@ -165,13 +124,9 @@ def _log_hparams(folder: Path, values: Mapping[str, Any], score: float) -> None:
         tf.summary.scalar(OBJECTIVE, score, step=1)
 
 
-def _words(values: Mapping[str, Any]) -> str:
-    """Return the values of a trial on one line."""
-    shown = {key: f"{value:.4g}" if isinstance(value, float) else str(value) for key, value in values.items()}
-    return "  ".join(f"{key} {value}" for key, value in shown.items())
-
-
-def _tuner(options: Options, name: str, config: Config, space: Sequence[Dimension], folder: Path) -> Any:
+def _tuner(
+    options: Options, name: str, config: Config, space: Sequence[Dimension], folder: Path, candidates: Any
+) -> Any:
     import keras_tuner
 
     class Tuner(keras_tuner.engine.base_tuner.BaseTuner):
@@ -179,7 +134,7 @@ def _tuner(options: Options, name: str, config: Config, space: Sequence[Dimensio
 
         def run_trial(self, trial: Any, **_: Any) -> dict[str, float]:
             values, began = trial.hyperparameters.values, time.monotonic()
-            console.say(f"  trial {trial.trial_id} begins:  {_words(values)}")
+            console.say(f"  trial {trial.trial_id} begins:  {words(values)}")
             try:
                 score = try_out(options, name, trial_config(config, values), folder / "trials" / trial.trial_id)
             except UserError as error:  # such as a NaN loss; the next trial may succeed
@@ -189,7 +144,7 @@ def _tuner(options: Options, name: str, config: Config, space: Sequence[Dimensio
             ended = [one.score for one in self.oracle.trials.values() if one.score is not None]
             best = max((one for one in [*ended, score] if not math.isnan(one)), default=score)
             after = f"({seconds:.0f} s; best so far: {100 * best:.2f} %)"
-            console.say(f"  trial {trial.trial_id}: {100 * score:.2f} %  {_words(values)}  {after}")
+            console.say(f"  trial {trial.trial_id}: {100 * score:.2f} %  {words(values)}  {after}")
             with console.quiet_stderr():  # TensorFlow greets when it is imported
                 _log_hparams(folder / "tensorboard" / trial.trial_id, values, score)
             return {OBJECTIVE: score}
@@ -205,6 +160,13 @@ def _tuner(options: Options, name: str, config: Config, space: Sequence[Dimensio
     oracle._save_trial = lambda trial: write_signed(
         Path(oracle._get_trial_dir(trial.trial_id)) / "trial.json", trial.get_state()
     )
+    if candidates is not None:
+        from tfigkd.search.candidates import propose_within
+
+        def admits(values: Mapping[str, Any]) -> bool:
+            return not candidates.measure(trial_config(config, values), values).refused
+
+        propose_within(oracle, admits, REFUSALS)
     tuner = Tuner(oracle, directory=str(folder), project_name=PROJECT)
     if tuner.oracle is oracle:  # not a worker: a search killed in its first trial needs a saved state to continue
         tuner.save()
@@ -265,20 +227,29 @@ def search(options: Options, flags: Sequence[str], command: str = "") -> Path | 
     if "--seeds" in {flag.partition("=")[0] for flag in flags}:
         raise UserError("unknown argument '--seeds'; the number of students in each trial is --students")
     require_seed(options.seed, "--seed")
+    budget = read_budget(options.budget) if options.budget else {}
+    role = os.environ.get("KERASTUNER_TUNER_ID", "")
+    if budget and role:
+        raise UserError("--budget measures on one quiet machine; search in one process, without KERASTUNER_TUNER_ID")
     name, config = read_experiment(options.experiment)
+    config = override(config, PLAIN) if options.student else config
     config = smoke(config) if options.smoke else config
     config = with_flags(config, flags, PROG)
     final = config
     # trials are compared on validation, so validation must not be used for training
     config = override(config, {"data.train_split": "train"})
-    space = [dimension(text, config) for text in options.vary] or usual_space(config)
-    folder = options.workdir or Path("runs/search") / f"{name}-{options.tuner}{'-smoke' if options.smoke else ''}"
-    role = os.environ.get("KERASTUNER_TUNER_ID", "")
+    space = _space(options, config)
+    ending = f"{'-budget' if budget else ''}{'-smoke' if options.smoke else ''}"
+    folder = options.workdir or Path("runs/search") / f"{name}-{options.tuner}{ending}"
     settings = json.loads(json.dumps({"experiment": name, "config": to_mapping(config)}))
     settings |= {"tuner": options.tuner, "seeds": options.students, "seed": options.seed}
     settings["space"] = [[one.field, list(one.values), one.scale] for one in space]
+    settings |= {"budget": budget, "format": options.format} if budget else {}
     for one in space:
-        console.say(f"  {one.field}: {', '.join(map(str, one.values))} ({one.scale})")
+        only = f", with {', '.join(one.networks)}" if one.networks else ""
+        console.say(f"  {one.field}: {', '.join(map(str, one.values))} ({one.scale}{only})")
+    if budget:
+        console.say(f"  budget of the {options.format} file: {in_words(budget)}")
     if config.needs_teacher and config.teacher.weights is not None:
         console.say("  note: the published teacher was trained on validation; values that rely on it look too good")
     if options.dry_run:
@@ -296,7 +267,11 @@ def search(options: Options, flags: Sequence[str], command: str = "") -> Path | 
                 warnings.simplefilter("ignore")
                 if role in ("", "chief"):
                     _check_state(folder / PROJECT)
-                tuner = _tuner(options, name, config, space, folder)
+                from tfigkd.search.candidates import Candidates
+                from tfigkd.search.outcome import Search, finish
+
+                candidates = Candidates(folder, config, budget, options.format) if budget else None
+                tuner = _tuner(options, name, config, space, folder, candidates)
                 import keras_tuner
         try:
             tuner.search(verbose=0)
@@ -306,43 +281,12 @@ def search(options: Options, flags: Sequence[str], command: str = "") -> Path | 
             raise UserError(f"the search stopped: {str(error).strip().splitlines()[-1]}") from error
         if role and role != "chief":
             return None
-        return _finish(tuner.oracle, options, final, folder, name, command)
+        searched = Search(name, options, final, space, folder, origin(command), candidates)
+        return finish(searched, list(tuner.oracle.trials.values()))
 
 
-def _rows(trials: Sequence[Any], options: Options, folder: Path, name: str, command: str) -> list[dict[str, Any]]:
-    """Return one row for each trial: its values, training time and score."""
-    source, rows = origin(command), []
-    for trial in trials:
-        paths = (folder / "trials" / trial.trial_id).glob("*/distill/manifest.json")
-        seconds = sum(require(path.parent, "distill")["seconds"] for path in paths)
-        rows.append(
-            {"experiment": name, "tuner": options.tuner, "seed": options.seed, "trial": trial.trial_id}
-            | {"students": options.students, OBJECTIVE: trial.score, "train_seconds": round(seconds, 1)}
-            | _changes(trial.hyperparameters.values)
-            | source
-        )
-    return rows
-
-
-def _finish(oracle: Any, options: Options, config: Config, folder: Path, name: str, command: str) -> Path:
-    """Print the trials, write their rows and the experiment file of the best trial."""
-    # a continued search loads its trials in any order; of equal scores, the first trial is the best
-    ended = [trial for trial in oracle.trials.values() if trial.score is not None]
-    trials = sorted(ended, key=lambda one: (math.isnan(one.score), -one.score, one.trial_id))
-    if not trials:
-        raise UserError(f"no trial of the search in {folder} finished; see {folder}/trials/*/*/run.log")
-    console.say(f"{len(trials)} trials, best first:")
-    for trial in trials:
-        console.say(f"  trial {trial.trial_id}: {100 * trial.score:.2f} %  {_words(trial.hyperparameters.values)}")
-    write_text(folder / "trials.csv", as_csv(_rows(trials, options, folder, name, command)))
-    best = trials[0]
-    values = {key: value for key, value in best.hyperparameters.values.items() if not key.startswith("tuner/")}
-    chosen = override(config, _changes(values))
-    students = f"{options.students} student{'s' if options.students > 1 else ''} a trial"
-    description = f"{name}, the best of {len(trials)} trials on validation ({100 * best.score:.2f} %)"
-    comment = f"python -m tfigkd.search --experiment {name} --tuner {options.tuner}: {students}, by {OBJECTIVE}."
-    path = folder / f"{name}_best.toml"
-    write_text(path, to_toml(dataclasses.replace(chosen, description=description), comment))
-    console.say(f"best: {path}   all trials: {folder / 'trials.csv'}, tensorboard --logdir {folder / 'tensorboard'}")
-    console.say(f"next: python -m tfigkd.run --experiment {shlex.quote(str(path))}", last=True)
-    return path
+def _space(options: Options, config: Config) -> list[Dimension]:
+    """Return the search space of a command."""
+    if options.student:
+        return student_space(config, options.vary)
+    return [dimension(text, config) for text in options.vary] or usual_space(config)

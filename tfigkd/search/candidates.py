@@ -1,0 +1,210 @@
+"""The candidates of a search with a budget: measured before they are trained, and refused where they exceed it.
+
+A candidate is built with random weights, converted to LiteRT and timed. The latency of a file does not depend on the
+values of its weights, and its size hardly does, so no training is needed for either; the file of the trained winner is
+measured again. An int8 file is calibrated on noise, because its ranges are values as well.
+
+The machine may be busy with other work, so a candidate takes turns with a reference file, MobileNet-V2 in float32, and
+its latency is stated as its share of the reference's, times the reference's latency at the start of the search.
+"""
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import keras
+import numpy as np
+
+from tfigkd import models
+from tfigkd.config.experiment import Config
+from tfigkd.config.fields import Format
+from tfigkd.config.measure_fields import BenchmarkConfig
+from tfigkd.edge.convert import convert
+from tfigkd.edge.latency import latencies
+from tfigkd.edge.parity import export_file
+from tfigkd.models.cost import count_parameters, multiply_adds
+from tfigkd.models.layers import with_stock_layers
+from tfigkd.runtime import console
+from tfigkd.runtime.errors import UserError
+from tfigkd.runtime.files import atomic, make_folder, read_signed, write_signed
+from tfigkd.search.budget import QUANTITIES, Budget, excess, largest_share
+from tfigkd.search.space import words
+from tfigkd.stages.data import dataset
+from tfigkd.stages.distill import untrained_student
+
+REFERENCE = "mobilenet_v2"
+"""The network of the reference file, whole and in float32: the teacher of the papers."""
+TIMING = BenchmarkConfig(runs=50, warmup=5, threads=(1,))
+REPEATS = 3
+"""Measurements of a latency; the share of the reference is their median, the reference's own latency the lowest."""
+NOISE = 2
+"""Images of noise that calibrate a candidate."""
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A student that was measured.
+
+    Attributes:
+        student: Its fields that are searched or fixed, as plain values.
+        values: What the search has chosen, by dotted name.
+        measured: The quantities of `budget.QUANTITIES`; those that need a file are missing where none was made.
+        refused: Why it is not trained; empty where it is.
+    """
+
+    student: dict[str, Any]
+    values: dict[str, Any]
+    measured: dict[str, float]
+    refused: str
+
+
+class Candidates:
+    """Measures students, each of them once, and keeps what it measured in a file.
+
+    Args:
+        folder: Of the search.
+        config: Its experiment.
+        budget: Limits.
+        format: Of the files that are measured.
+
+    Raises:
+        UserError: What an earlier call has measured is damaged.
+    """
+
+    def __init__(self, folder: Path, config: Config, budget: Budget, format: Format):
+        self.budget, self.format = budget, format
+        self._folder, self._data = make_folder(folder / "candidates"), dataset(config.data)
+        self._reference, self._state = self._folder / f"{REFERENCE}.float32.tflite", self._folder / "candidates.json"
+        if not self._reference.is_file():
+            network = models.build(REFERENCE, num_classes=self._data.num_classes, input_shape=self._data.image_shape)
+            _write(self._reference, convert(with_stock_layers(network), "float32"))
+        try:
+            before = read_signed(self._state, f"delete {folder} to search anew", names=("reference_ms", "candidates"))
+        except FileNotFoundError:
+            paths = [self._reference]
+            self.reference_ms = min(latencies(paths, TIMING)[self._reference][1]["p50"] for _ in range(REPEATS))
+            self.all: list[Candidate] = []
+        else:
+            self.reference_ms = before["reference_ms"]
+            self.all = [Candidate(**one) for one in before["candidates"]]
+
+    def measure(self, config: Config, values: Mapping[str, Any]) -> Candidate:
+        """Return the student of a config, measured now or by an earlier call.
+
+        Args:
+            config: Of a trial.
+            values: What the search has chosen for it.
+        """
+        student = json.loads(json.dumps(asdict(config.student)))  # as it reads back
+        known = next((one for one in self.all if one.student == student), None)
+        if known is None:
+            known = Candidate(student, dict(values), *self._measured(config))
+            self.all.append(known)
+            kept = {"reference_ms": self.reference_ms, "candidates": [asdict(one) for one in self.all]}
+            write_signed(self._state, kept)
+            taken = ", ".join(f"{name} {QUANTITIES[name].words(value)}" for name, value in known.measured.items())
+            console.say(f"  {f'refused: {known.refused}' if known.refused else f'measured: {taken}'}:  {words(values)}")
+        return known
+
+    def _measured(self, config: Config) -> tuple[dict[str, float], str]:
+        """Return what a student takes, and why it is refused; no file is made where the network exceeds the budget."""
+        measured: dict[str, float] = {}
+        try:
+            keras.utils.set_random_seed(0)
+            student = with_stock_layers(untrained_student(config, self._data))
+            measured |= {"multiply_adds": multiply_adds(student), "parameters": count_parameters(student)}
+            if not excess(measured, self.budget):
+                _set_distinct(student)
+                noise = np.random.default_rng(0).integers(0, 256, (NOISE, *self._data.image_shape), dtype=np.uint8)
+                path = self._folder / f"candidate.{self.format}.tflite"
+                _write(path, convert(student, self.format, noise, io=config.export.io))
+                measured |= self.measure_file(path)
+        except UserError as error:
+            return measured, str(error)
+        return measured, excess(measured, self.budget)
+
+    def measure_file(self, path: Path) -> dict[str, float]:
+        """Return latency in milliseconds, speedup over the reference, and size in bytes of a file."""
+        timed = [latencies([self._reference, path], TIMING) for _ in range(REPEATS)]
+        taken = median(one[path][1]["p50"] / one[self._reference][1]["p50"] for one in timed)
+        size = float(path.stat().st_size)
+        return {"latency": taken * self.reference_ms, "speedup": 1 / taken, "size": size}
+
+    def measure_trained(self, student: Path, config: Config, path: Path) -> tuple[dict[str, float], dict[str, float]]:
+        """Write the file of a trained student, calibrated on validation images, and measure it.
+
+        Args:
+            student: Its .keras file.
+            config: Of its trial.
+            path: Where to write the .tflite file.
+
+        Returns:
+            What `measure_file` returns, and the comparison of the file with Keras on validation images that have not
+            calibrated it.
+
+        Raises:
+            UserError: The student cannot be converted.
+        """
+        data = self._data
+        model = models.load_written(student, num_classes=data.num_classes, input_shape=data.image_shape)
+        bounds = replace(config.export, min_int8_agreement=0.0)  # after a short training it is reported, not required
+        report = export_file(path, with_stock_layers(model), self.format, data, bounds)
+        return self.measure_file(path), report
+
+    def nearest(self) -> Candidate | None:
+        """Return the candidate that comes nearest to the budget."""
+        return min(self.all, key=lambda one: largest_share(one.measured, self.budget), default=None)
+
+
+def _set_distinct(model: keras.Model) -> None:
+    """Give biases and normalizations distinct values, as after training; a file stores equal ones once and is smaller.
+
+    Args:
+        model: With initial values; it is altered.
+    """
+    generator = np.random.default_rng(0)
+    for variable in model.weights:
+        if len(variable.shape) == 1:
+            variable.assign(generator.uniform(0.5, 1.5, variable.shape))
+
+
+def _write(path: Path, content: bytes) -> None:
+    with atomic(path) as temporary:
+        temporary.write_bytes(content)
+
+
+def propose_within(oracle: Any, admits: Callable[[Mapping[str, Any]], bool], most: int) -> None:
+    """Let an oracle of KerasTuner propose only what a function admits.
+
+    What is not admitted becomes no trial: it does not count among the trials, nor towards the failed trials in a row
+    at which KerasTuner gives up. It is not drawn again. Where a Bayesian oracle's best guess is not admitted, or was a
+    trial before, a random candidate takes its place.
+
+    Args:
+        oracle: It is altered.
+        admits: Called with the values of a candidate.
+        most: Candidates refused in a row after which the search ends, as when the space is exhausted.
+    """
+    draw, propose = oracle._random_values, oracle.populate_space
+
+    def random_values() -> dict[str, Any] | None:
+        for _ in range(most):
+            values = draw()
+            if values is None or admits(values):
+                return values
+            oracle._tried_so_far.add(oracle._compute_values_hash(values))
+        return None
+
+    def populate_space(trial_id: str) -> dict[str, Any]:
+        response = propose(trial_id)
+        values = response.get("values")
+        if values is None or (admits(values) and not oracle._duplicate(values)):
+            return response
+        return oracle._random_populate_space()
+
+    oracle._random_values = random_values
+    if hasattr(oracle, "_random_populate_space"):
+        oracle.populate_space = populate_space
