@@ -56,7 +56,11 @@ def test_options_reach_the_network() -> None:
     [
         ("resnet-20", {}, "did you mean resnet20?"),
         ("mobilenetv2", {}, "did you mean mobilenet_v2?"),
-        ("vgg", {}, "there are mobilenet_v2, resnet8, resnet14, resnet20, resnet32, resnet44, resnet56, convnet, keras/NAME"),
+        (
+            "vgg",
+            {},
+            "there are mobilenet_v2, resnet8, resnet14, resnet20, resnet32, resnet44, resnet56, convnet,",
+        ),
         ("resnet20", {"drop_blocks": 5}, "resnet20 has no drop_blocks"),
         ("convnet", {"stem_stride": 2}, "convnet has no stem_stride"),
         ("resnet20", {"width": -1.0}, "width must be positive"),

@@ -2,6 +2,7 @@
 
 python -m tfigkd.search --experiment ig_kd --tuner bayesian --trials 30
 python -m tfigkd.search --experiment kd --tuner hyperband --vary losses.kd.weight=0.1:0.9 --vary view.kind=plain,views
+python -m tfigkd.search --student --budget latency=0.2ms,size=300kB --training.epochs 5
 
 The same command continues a stopped search, and extends a finished one if --trials is larger. A search can use several
 processes or machines: start the same command in each, with KerasTuner's environment variables KERASTUNER_TUNER_ID

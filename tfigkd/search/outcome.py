@@ -116,9 +116,7 @@ def _finish_within(search: Search, candidates: Candidates, ended: Sequence[Any])
     return _write_best(search, best, len(ended))
 
 
-def _measure_again(
-    search: Search, candidates: Candidates, trial: Any, before: Candidate
-) -> tuple[dict[str, Any], str]:
+def _measure_again(search: Search, candidates: Candidates, trial: Any, before: Candidate) -> tuple[dict[str, Any], str]:
     """Return the row of a trained student's file, and what of it exceeds the budget."""
     run = Workdir(search.folder / "trials" / trial.trial_id / "0", search.options.teachers)
     path = search.folder / file_name(f"trial_{trial.trial_id}", candidates.format)
