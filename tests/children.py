@@ -36,6 +36,7 @@ PRELOADED = (
     "matplotlib.backends.backend_agg",
     "tensorboard.plugins.hparams.api",
     "tfigkd.report.run_page",
+    "tfigkd.search.outcome",
     "tfigkd.search.tuner",
     "tfigkd.stages.distill",
     "tfigkd.stages.early",

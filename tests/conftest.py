@@ -25,6 +25,7 @@ LONGEST = (
     "test_distiller",
     "test_study",
     "test_search",
+    "test_budget",
     "test_metrics",
     "test_integrated_gradients",
 )

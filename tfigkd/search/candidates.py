@@ -91,6 +91,11 @@ class Candidates:
             self.reference_ms = before["reference_ms"]
             self.all = [Candidate(**one) for one in before["candidates"]]
 
+    @property
+    def n_validation(self) -> int:
+        """Number of validation images, on which trained students are compared."""
+        return len(self._data.validation)
+
     def measure(self, config: Config, values: Mapping[str, Any]) -> Candidate:
         """Return the student of a config, measured now or by an earlier call.
 

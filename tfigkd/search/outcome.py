@@ -166,13 +166,15 @@ def _settings(search: Search) -> dict[str, Any]:
 
 
 def _row(search: Search, trial: Any) -> dict[str, Any]:
-    """Return the row of a trial: its values, training time and score."""
+    """Return the row of a trial: its values, training time, number of training images and score."""
     paths = (search.folder / "trials" / trial.trial_id).glob("*/distill/manifest.json")
-    seconds = sum(require(path.parent, "distill")["seconds"] for path in paths)
+    trained = [require(path.parent, "distill") for path in paths]
+    seconds = sum(one["seconds"] for one in trained)
     return (
         _settings(search)
         | {"trial": trial.trial_id, "students": search.options.students}
         | {OBJECTIVE: trial.score, "train_seconds": round(seconds, 1)}
+        | {"n_train": trained[0]["n_train"] if trained else ""}
         | dict.fromkeys((one.field for one in search.space), "")
         | changes(_values(trial))
     )
@@ -183,6 +185,7 @@ def _columns(candidates: Candidates, measured: Mapping[str, float], outcome: str
     taken = {name: round(measured[name], PLACES.get(name)) if name in measured else "" for name in QUANTITIES}
     scored = dict.fromkeys(("file_accuracy", "file_agreement", "file_n"), "")
     about = {"format": candidates.format, "reference_ms": round(candidates.reference_ms, 4)}
+    about |= {"n_validation": candidates.n_validation}
     return taken | about | {"budget": in_words(candidates.budget), "outcome": outcome} | scored
 
 
