@@ -135,7 +135,7 @@ class TrainingConfig:
     learning_rate: float = 1e-3
     """The peak learning rate."""
     momentum: float = 0.9
-    """Momentum of SGD; Adam ignores it."""
+    """Momentum of SGD and Muon; Adam and AdamW ignore it."""
     weight_decay: float = 0.0
     """Decoupled weight decay (AdamW, SGD) of kernels; biases and normalization are left alone."""
     weight_decay_form: Literal["decoupled", "coupled"] = late("decoupled")
