@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from tfigkd.config.fields import AttributionConfig
 from tfigkd.data import Dataset, Examples, covered, mean_color, to_model_input
 from tfigkd.runtime.errors import UserError
 from tfigkd.runtime.files import fingerprint, write_manifest
-from tfigkd.store.shards import REBUILD, Record, join_arrays, open_store, read_all, write_shards
+from tfigkd.store.shards import REBUILD, Record, Shards, join_arrays, open_store, read_all, write_shards
 
 FORMAT = 1
 NAMES = {"scale": "map_scale", "error": "completeness_error", "steps": "n_steps"}  # names now and in earlier versions
@@ -66,7 +67,7 @@ def attribute_examples(
     )
 
 
-def _features(model: keras.Model, examples: Examples, config: AttributionConfig, mean_color: np.ndarray) -> Iterator:
+def features(model: keras.Model, examples: Examples, config: AttributionConfig, mean_color: np.ndarray) -> Iterator:
     """Yield the features of each example's record."""
     result = attribute_examples(model, examples, config, mean_color)
     maps = saliency_map(result.attributions)
@@ -134,14 +135,8 @@ def write_store(
     examples = covered(data) if examples is None else examples
     folded = models.fold_batch_norm(model)
     color = mean_color(data.train)
-    files = write_shards(
-        folder,
-        examples,
-        config.shard_size,
-        store=fingerprint(identity),
-        parse=parse_record,
-        make=lambda chosen: _features(folded, chosen, config, color),
-    )
+    make = partial(features, folded, config=config, mean_color=color)
+    files = write_shards(Shards(folder, examples, config.shard_size, parse_record, make))
     # Record by record, so that the memory does not grow with the number of images.
     sample = np.arange(min(CHECKED, len(examples)))
     checked, columns = [], np.empty((len(examples), 2))
