@@ -25,6 +25,7 @@ from tfigkd.batches.device import on_device
 from tfigkd.config.fields import AugmentConfig, OverlayConfig
 from tfigkd.data import Examples
 from tfigkd.data.disk import Pictures
+from tfigkd.data.grid import spread
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,7 @@ class Knowledge:
 
     Attributes:
         logits: The teacher's, float32 [N,C], of the unaugmented image.
-        maps: uint8 [N,H,W], each scaled by its own maximum.
+        maps: uint8 [N,H,W], each scaled by its own maximum; of a coarser grid where `attribution.grid` says so.
         scales: That maximum, float32 [N], in logits.
         errors: Completeness errors, float32 [N].
         usable: bool [N], false for maps over the completeness gate.
@@ -111,7 +112,8 @@ def _on_host(
     def make(chosen: np.ndarray, rows: np.ndarray, columns: np.ndarray, exponents: np.ndarray | None) -> tuple:
         pixels = images[chosen]
         if maps is not None:
-            pixels = np.concatenate([pixels, maps[chosen][..., None]], axis=-1)
+            shown = spread(maps[chosen], pixels.shape[1:3])
+            pixels = np.concatenate([pixels, shown[..., None]], axis=-1)
         return augmented(pixels, rows, columns, exponents, padding=padding, lay=lay, border=border, cut=cut)
 
     return make

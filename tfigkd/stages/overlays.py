@@ -16,6 +16,7 @@ from tfigkd.config.experiment import Config, trainings
 from tfigkd.config.fields import AttributionConfig, AugmentConfig, DataConfig, ViewConfig
 from tfigkd.config.reading import from_mapping
 from tfigkd.data import Examples, mean_color
+from tfigkd.data.grid import spread
 from tfigkd.models.weights import weights_fingerprint
 from tfigkd.runtime import console
 from tfigkd.runtime.errors import UserError
@@ -59,7 +60,9 @@ def load_knowledge(config: Config, workdir: Workdir, examples: Examples) -> Know
 
 def stored_maps(config: Config, workdir: Workdir, examples: Examples) -> np.ndarray | None:
     """Return the stored maps of examples, uint8 [N,H,W]; None if the store covers the student's training set only."""
-    return load_knowledge(config, workdir, examples).maps if config.data.stored == "all" else None
+    if config.data.stored != "all":
+        return None
+    return spread(load_knowledge(config, workdir, examples).maps, examples.images.shape[1:3])
 
 
 def _folded_teacher(config: Config, workdir: Workdir) -> keras.Model:

@@ -14,6 +14,7 @@ from tfigkd.attribution import Attribution, attribute, blur_sigma, completeness_
 from tfigkd.batches.stream import Knowledge
 from tfigkd.config.fields import AttributionConfig
 from tfigkd.data import Dataset, Examples, covered, mean_color, to_model_input
+from tfigkd.data.grid import cell_means
 from tfigkd.runtime.errors import UserError
 from tfigkd.runtime.files import fingerprint, write_manifest
 from tfigkd.store.shards import REBUILD, Record, Shards, join_arrays, open_store, read_all, write_shards
@@ -43,6 +44,8 @@ def store_identity(
         architecture: From `architecture_fingerprint`, where the folder does not belong to one teacher's file.
     """
     settings = {name: getattr(config, name) for name in config.__dataclass_fields__ if name != "batch_size"}
+    if config.grid is None:  # as in stores of versions without it
+        del settings["grid"]
     identity = {"format": FORMAT, "teacher": teacher_weights, "data": data, "attribution": settings}
     if config.baseline == "blur" and image_shape is not None and blur_sigma(image_shape) != FIRST_SIGMA:
         identity["sigma"] = blur_sigma(image_shape)
@@ -70,7 +73,7 @@ def attribute_examples(
 def features(model: keras.Model, examples: Examples, config: AttributionConfig, mean_color: np.ndarray) -> Iterator:
     """Yield the features of each example's record."""
     result = attribute_examples(model, examples, config, mean_color)
-    maps = saliency_map(result.attributions)
+    maps = cell_means(saliency_map(result.attributions), config.grid)
     stored, scales = to_stored(maps)
     errors = completeness_error(result.attributions, result.convergence_delta)
     for index in range(len(examples)):
@@ -183,7 +186,7 @@ def deviation(
     by_id = {record["id"]: record for record in records}
     chosen = examples.take(sample)
     result = attribute_examples(models.fold_batch_norm(model), chosen, config, mean_color)
-    maps = saliency_map(result.attributions)
+    maps = cell_means(saliency_map(result.attributions), config.grid)
     logits = maps_off = 0.0
     flat = 0
     for index, example_id in enumerate(chosen.ids):
