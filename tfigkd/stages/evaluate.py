@@ -187,7 +187,7 @@ def make_gallery(config: Config, workdir: Workdir, shown: Shown, explained: Mapp
     own |= dict.fromkeys(OF_TEACHER, np.empty(0))
     if "teacher" in explained:
         knowledge = _knowledge(config, workdir, examples, explained["teacher"])
-        known = spread(knowledge.maps, examples.images.shape[1:3])
+        known = spread(knowledge.maps[:], examples.images.shape[1:3])
         own |= {"teacher_predicted": shown.predicted["teacher"], "teacher_maps": known}
         own["alike"] = rank_correlation(maps, known)
         own["chance"] = rank_correlation(maps, np.roll(known, 1, axis=0))
@@ -213,6 +213,6 @@ def _overlaid(config: Config, examples: Examples, knowledge: Knowledge) -> dict[
     """Return the images as training overlays them, at the middle of the exponents and before any crop or flip."""
     treated = apply_control(knowledge, config.control) if len(examples) > 1 else knowledge
     middle = np.sqrt(config.overlay.min_exponent * config.overlay.max_exponent)
-    maps = None if config.control.maps == "none" else spread(treated.maps, examples.images.shape[1:3])
+    maps = None if config.control.maps == "none" else spread(treated.maps[:], examples.images.shape[1:3])
     laid = overlay_some(to_model_input(examples.images[:]), maps, np.where(treated.usable, middle, 0))
     return {"overlays": np.round(255 * laid).astype(np.uint8), "overlaid": treated.usable}

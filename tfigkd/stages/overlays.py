@@ -16,7 +16,9 @@ from tfigkd.config.experiment import Config, trainings
 from tfigkd.config.fields import AttributionConfig, AugmentConfig, DataConfig, ViewConfig
 from tfigkd.config.reading import from_mapping
 from tfigkd.data import Examples, mean_color
+from tfigkd.data.disk import blocks
 from tfigkd.data.grid import spread
+from tfigkd.data.stored import StoredArrays
 from tfigkd.models.weights import weights_fingerprint
 from tfigkd.runtime import console
 from tfigkd.runtime.errors import UserError
@@ -62,7 +64,7 @@ def stored_maps(config: Config, workdir: Workdir, examples: Examples) -> np.ndar
     """Return the stored maps of examples, uint8 [N,H,W]; None if the store covers the student's training set only."""
     if config.data.stored != "all":
         return None
-    return spread(load_knowledge(config, workdir, examples).maps, examples.images.shape[1:3])
+    return spread(load_knowledge(config, workdir, examples).maps[:], examples.images.shape[1:3])
 
 
 def _folded_teacher(config: Config, workdir: Workdir) -> keras.Model:
@@ -156,13 +158,14 @@ def views_folder(config: Config, workdir: Workdir, tap: str | None = None) -> Pa
     return teacher_folder(config, workdir) / "views" / fingerprint(_views_identity(config, workdir, tap))
 
 
-def load_views(config: Config, workdir: Workdir, examples: Examples, tap: str | None = None) -> np.ndarray:
+def load_views(
+    config: Config, workdir: Workdir, examples: Examples, tap: str | None = None
+) -> np.ndarray | StoredArrays:
     """Return the stored logits of examples, float16 [N,K,C], or the attention of a tap, [N,K,h,w]; joined by id."""
     folder = views_folder(config, workdir, tap)
-    views = join_arrays(folder, open_store(folder, _views_identity(config, workdir, tap)), examples, parse_view)[
-        "views"
-    ]
-    broken = ~np.isfinite(views).all(axis=tuple(range(1, views.ndim)))
+    manifest = open_store(folder, _views_identity(config, workdir, tap))
+    views = join_arrays(folder, manifest, examples, parse_view, large="views")["views"]
+    broken = np.concatenate([~np.isfinite(block).reshape(len(block), -1).all(axis=1) for block in blocks(views)])
     if broken.any():
         first = examples.ids[int(broken.argmax())]
         raise UserError(f"store {folder}: {broken.sum()} records hold NaN or infinity, the first {first}; {REBUILD}")

@@ -217,17 +217,18 @@ def read_store(folder: Path, examples: Examples, identity: dict[str, Any]) -> Kn
         identity: The identity that the store must have, from `store_identity`.
 
     Returns:
-        Logits and maps in the order of the examples.
+        Logits and maps in the order of the examples; the maps are left in the store where the examples' pictures are
+        on disk.
 
     Raises:
         UserError: The store is unfinished or damaged, belongs to another teacher, data set or setting, lacks ids, or
             its labels are not those of the examples.
     """
-    found = join_arrays(folder, open_store(folder, identity), examples, parse_record)
+    found = join_arrays(folder, open_store(folder, identity), examples, parse_record, large="map")
     return to_knowledge(folder, found, examples.ids, identity["attribution"]["tolerance"])
 
 
-def to_knowledge(folder: Path, found: Mapping[str, np.ndarray], ids: np.ndarray, tolerance: float) -> Knowledge:
+def to_knowledge(folder: Path, found: Mapping[str, Any], ids: np.ndarray, tolerance: float) -> Knowledge:
     """Turn the columns of a store's records into `Knowledge`; maps with an error above the tolerance are not usable.
 
     Raises:

@@ -13,6 +13,8 @@ from typing import Any
 import numpy as np
 
 from tfigkd.data import Examples
+from tfigkd.data.disk import DiskPictures
+from tfigkd.data.stored import StoredArrays
 from tfigkd.runtime import console, tfrecord
 from tfigkd.runtime.errors import InUseError, UserError
 from tfigkd.runtime.files import checksum, fingerprint, locked, read_manifest, verify_files
@@ -154,16 +156,16 @@ def write_part(shards: Shards, numbers: Sequence[int]) -> None:
 
 
 def read_shard(path: Path, store: str, parse: Parse) -> Iterator[Record]:
-    """Yield the records of a shard one by one, each with its `"id"` and `"label"`.
+    """Yield the records of a shard one by one, each with its `"id"`, its `"label"` and its `"offset"` in the file.
 
     Raises:
         UserError: The shard is damaged, or a record is of another kind or store.
     """
-    for number, raw in enumerate(tfrecord.read_records(path)):
+    for number, (offset, raw) in enumerate(tfrecord.read_placed(path)):
         features = tfrecord.decode_example(raw)
         try:
             origin, id_ = (features[name][0].decode() for name in ("store", "id"))
-            record = {"id": id_, "label": int(features["label"][0]), **parse(features)}
+            record = {"id": id_, "label": int(features["label"][0]), "offset": offset, **parse(features)}
         except (KeyError, IndexError, ValueError, UnicodeDecodeError, AttributeError) as error:
             raise UserError(f"{path}: record {number} is not a record of this store ({error}); {REBUILD}") from error
         if origin != store:
@@ -172,9 +174,13 @@ def read_shard(path: Path, store: str, parse: Parse) -> Iterator[Record]:
 
 
 def read_all(folder: Path, files: Iterable[str], parse: Parse) -> Iterator[Record]:
-    """Yield the records of all shards of a store one by one; the folder's name is the store's fingerprint."""
-    for name in files:
-        yield from read_shard(folder / name, folder.name, parse)
+    """Yield the records of all shards of a store one by one, with the number of their `"shard"`.
+
+    The folder's name is the store's fingerprint.
+    """
+    for shard, name in enumerate(files):
+        for record in read_shard(folder / name, folder.name, parse):
+            yield {**record, "shard": shard}
 
 
 def open_store(folder: Path, identity: Mapping[str, Any]) -> dict[str, Any]:
@@ -226,17 +232,33 @@ def join(folder: Path, manifest: Mapping[str, Any], examples: Examples, parse: P
         )
 
 
-def join_arrays(folder: Path, manifest: Mapping[str, Any], examples: Examples, parse: Parse) -> dict[str, np.ndarray]:
+def join_arrays(
+    folder: Path, manifest: Mapping[str, Any], examples: Examples, parse: Parse, large: str
+) -> dict[str, Any]:
     """Return the parsed records of the examples as arrays [N,...] by name, in the order of the examples.
+
+    Args:
+        folder: A finished store.
+        manifest: Its manifest.
+        examples: The examples to look up.
+        parse: Reads a record.
+        large: Name of what a record has most of. Where the pictures of the examples are on disk, it stays in the
+            shards, as `StoredArrays`.
 
     Raises:
         UserError: As for `join`.
     """
-    arrays: dict[str, np.ndarray] = {}
+    arrays: dict[str, Any] = {}
+    places = np.empty((len(examples), 2), np.int64)
+    on_disk = {large} if isinstance(examples.images, DiskPictures) else set()
     for position, record in join(folder, manifest, examples, parse):
-        for name in record.keys() - {"id", "label"}:
+        places[position] = record["shard"], record["offset"]
+        for name in record.keys() - {"id", "label", "shard", "offset"} - on_disk:
             value = np.asarray(record[name])
             if name not in arrays:
                 arrays[name] = np.empty((len(examples), *value.shape), value.dtype)
             arrays[name][position] = value
+    if on_disk:
+        paths = [folder / name for name in manifest["files"]]
+        arrays[large] = StoredArrays(paths, places, lambda raw: parse(tfrecord.decode_example(raw))[large])
     return arrays
