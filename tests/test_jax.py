@@ -35,10 +35,13 @@ images = rng.integers(0, 256, (count, 6, 6, 3), np.uint8)
 ids = np.array([f"{index * 0x9E3779B97F4A7C15 % 2**64:016x}" for index in range(count)])
 examples = Examples(ids, images, np.arange(count) % 4, ids)
 logits, ones = rng.normal(size=(count, 4)).astype(np.float32), np.ones(count, np.float32)
-knowledge = batches.Knowledge(logits, images[..., 0].copy(), ones, 0 * ones, np.arange(count) % 3 > 0)
+given = json.loads(sys.argv[1])
+step = given.pop("step", 1)  # of maps on a coarser grid
+maps = images[:, ::step, ::step, 0].copy()
+knowledge = batches.Knowledge(logits, maps, ones, 0 * ones, np.arange(count) % 3 > 0)
 options = {"augment": AugmentConfig(2), "batch_size": 16, "seed": 2, "overlay": OverlayConfig(probability=0.5)}
 options |= {"wanted": {"teacher_logits", "teacher_inputs", "teacher_map"}, "knowledge": knowledge}
-options |= json.loads(sys.argv[1])
+options |= given
 if isinstance(options["augment"], dict):
     options["augment"] = AugmentConfig(**options["augment"])
 device = list(itertools.islice(batches.training_batches(examples, **options)(0), 5))
@@ -150,6 +153,7 @@ print(json.dumps(gradients()))
 """
 VIEWS = {"plain": "{}", "dim": '{"dim_only": true}', "cut": '{"cutout": 3}', "swap": '{"swap_inputs": true}'}
 VIEWS |= {"resized": '{"augment": {"crop_padding": 0, "crop_area": [0.3, 1]}, "cutout": 2}', "cutmix": '{"cutmix": 1}'}
+VIEWS["cells"] = '{"step": 2}'
 PROGRAMS = {
     **{f"batches {name}": (BATCHES, options) for name, options in VIEWS.items()},
     **{f"broken {step}": (BROKEN, step) for step in ("3", "55")},

@@ -20,7 +20,8 @@ from tfigkd.runtime import console
 from tfigkd.runtime.command import command
 from tfigkd.runtime.errors import UserError
 from tfigkd.runtime.limit import stop_after
-from tfigkd.stages.runner import STAGES, Run, default_folder, run
+from tfigkd.stages.parts import read_part
+from tfigkd.stages.runner import STAGES, Run, default_folder, run, run_part
 from tfigkd.stages.workdir import Workdir
 
 PROG = "python -m tfigkd.run"
@@ -49,6 +50,9 @@ class Options:
     """Seed of the student: initial weights, order, crops, overlays. The teacher has its own."""
     minutes: float | None = None
     """Stop after this time, as at Ctrl-C; the same command continues from the last finished epoch."""
+    part: str | None = None
+    """With --stages overlays: compute only one part of the stores, such as 2/8 in the second of eight processes that
+    share the folders. Whoever comes last writes the manifest; the result is that of one process."""
     dry_run: bool = False
     """Check the run, show what it would do and how long it takes, and stop; nothing is written."""
     strict: bool = False
@@ -97,6 +101,10 @@ def parse(arguments: Sequence[str]) -> tuple[Options, Run]:
     for stage in stages:
         if stage not in STAGES:
             raise UserError(f"unknown stage {stage!r}; {closest(stage, STAGES)}")
+    if options.part is not None:
+        read_part(options.part)
+        if stages != ("overlays",):
+            raise UserError(f"--part needs --stages overlays, got --stages {options.stages}; the teacher comes before")
     folder = options.workdir or default_folder(name, options.seed, smoke=options.smoke)
     workdir = Workdir(folder, options.teachers, options.seed)
     return options, Run(name, options.config, workdir, stages, smoke=options.smoke)
@@ -111,6 +119,9 @@ def main(arguments: list[str]) -> int:
     options, chosen = parse(arguments)
     console.configure(quiet=options.quiet, verbose=options.verbose)
     with stop_after(options.minutes):
+        if options.part is not None and not options.dry_run:
+            run_part(chosen, read_part(options.part))
+            return 0
         good = run(chosen, dry_run=options.dry_run)
     return BAD_VERDICT if options.strict and not good else 0
 

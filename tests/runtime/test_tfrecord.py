@@ -226,3 +226,20 @@ def test_an_absurd_length_is_refused_before_anything_is_allocated(path: Path, le
 def test_a_missing_file_is_a_user_error(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="cannot read"):
         list(tfrecord.read_records(tmp_path / "missing"))
+
+
+def test_single_records_are_read_where_they_begin(path: Path) -> None:
+    content = path.read_bytes()
+    with open(path, "rb") as file:
+        places = [offset for offset, _ in tfrecord.read_placed(path)]
+        assert [tfrecord.read_record(path, file.fileno(), offset) for offset in reversed(places)] == RECORDS[::-1]
+        for offset in {*range(len(content) + 2)} - {*places}:
+            with pytest.raises(UserError, match=f"record at {offset} is damaged"):
+                tfrecord.read_record(path, file.fileno(), offset)
+    for position in range(places[1], places[2]):
+        path.write_bytes(content[:position] + bytes([content[position] ^ 1]) + content[position + 1 :])
+        with open(path, "rb") as file, pytest.raises(UserError, match="damaged"):
+            tfrecord.read_record(path, file.fileno(), places[1])
+    path.write_bytes(content[: places[2] - 1])
+    with open(path, "rb") as file, pytest.raises(UserError, match="it is cut off"):
+        tfrecord.read_record(path, file.fileno(), places[1])

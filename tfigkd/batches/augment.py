@@ -12,6 +12,7 @@ import numpy as np
 
 from tfigkd.config.fields import AugmentConfig, OverlayConfig
 from tfigkd.data import to_model_input
+from tfigkd.data.grid import spread
 
 ORDER, CROP_Y, CROP_X, FLIP, OVERLAY, EXPONENT, VIEW, MIX, CUT_Y, CUT_X = range(10)
 AREA, ASPECT, PASTE_Y, PASTE_X, WHICH = range(10, 15)
@@ -320,13 +321,10 @@ def move_coarse(
     Raises:
         ValueError: `side` is no multiple of the grid.
     """
-    _, rows, columns = maps.shape
-    if side[0] % rows or side[1] % columns:
-        raise ValueError(f"images of {side} are no multiple of maps of {maps.shape[1:]}")
-    tall, wide = side[0] // rows, side[1] // columns
-    pixels = maps.astype(np.float32).repeat(tall, axis=1).repeat(wide, axis=2)[..., None]
+    pixels = spread(maps.astype(np.float32), side)[..., None]
     moved = crop_and_flip(pixels, keys, config, seed=seed, epoch=epoch)
-    return moved.reshape(len(maps), rows, tall, columns, wide).mean(axis=(2, 4))
+    _, rows, columns = maps.shape
+    return moved.reshape(len(maps), rows, side[0] // rows, columns, side[1] // columns).mean(axis=(2, 4))
 
 
 def overlay(images: Any, maps: Any, exponents: Any) -> Any:

@@ -5,11 +5,13 @@ config and so in every manifest and row. An arm and its placebo differ in nothin
 """
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
 from tfigkd.batches.stream import Knowledge
 from tfigkd.config.fields import ControlConfig
+from tfigkd.data.stored import StoredArrays, permuted
 
 ITERATIONS = 20
 
@@ -55,19 +57,24 @@ def surrogate_noise(maps: np.ndarray, seed: int) -> np.ndarray:
     return result
 
 
-def shuffle_views(views: np.ndarray, config: ControlConfig) -> np.ndarray:
+def shuffle_views(views: np.ndarray | StoredArrays, config: ControlConfig) -> np.ndarray | StoredArrays:
     """Stored views [N,K,C], permuted across images where the control says so."""
-    return views[derangement(len(views), config.seed)] if config.logits == "shuffled" else views
+    return permuted(views, derangement(len(views), config.seed)) if config.logits == "shuffled" else views
 
 
 def apply_control(knowledge: Knowledge, config: ControlConfig) -> Knowledge:
-    """Return the knowledge that a control arm is given; the teacher's own where there is no control."""
+    """Return the knowledge that a control arm is given; the teacher's own where there is no control.
+
+    Noise is made of all maps at once, and so held in memory.
+    """
     if config.maps == "shuffled":
         order = derangement(len(knowledge.maps), config.seed)
-        fields = {name: getattr(knowledge, name)[order] for name in ("maps", "scales", "errors", "usable")}
+        fields: dict[str, Any] = {
+            name: permuted(getattr(knowledge, name), order) for name in ("maps", "scales", "errors", "usable")
+        }
         knowledge = replace(knowledge, **fields)
     elif config.maps == "noise":
-        knowledge = replace(knowledge, maps=surrogate_noise(knowledge.maps, config.seed))
+        knowledge = replace(knowledge, maps=surrogate_noise(knowledge.maps[:], config.seed))
     if config.logits == "shuffled":
         knowledge = replace(knowledge, logits=knowledge.logits[derangement(len(knowledge.logits), config.seed)])
     return knowledge

@@ -8,6 +8,7 @@ import numpy as np
 
 from tfigkd.batches.augment import augmented, overlay
 from tfigkd.config.fields import AugmentConfig
+from tfigkd.data.grid import spread
 
 
 def on_device(
@@ -20,7 +21,7 @@ def on_device(
 
     Args:
         images: uint8 [N,H,W,3].
-        maps: uint8 [N,H,W], or None.
+        maps: uint8 [N,H,W], or of a coarser grid, or None.
         augment: What rows and columns are drawn with.
         dim_only: Dim in place of an overlay (a control).
         cut: As for `augmented`.
@@ -37,9 +38,14 @@ def on_device(
         changed = images * 0.5 if dim_only else overlay(images, maps, jnp.where(laid, exponents, 1))
         return jnp.where(laid[:, None, None, None], changed, images)
 
-    @jax.jit
-    def made(resident: Any, chosen: Any, rows: Any, columns: Any, exponents: Any) -> tuple[Any, Any, Any]:
-        return augmented(resident[chosen], rows, columns, exponents, config=augment, lay=lay, cut=cut)
+    coarse = None if maps is None or maps.shape[1:] == images.shape[1:3] else jax.device_put(maps)
 
-    pixels = images if maps is None else np.concatenate([images, maps[..., None]], axis=-1)
-    return functools.partial(made, jax.device_put(pixels))
+    @jax.jit
+    def made(resident: Any, coarse: Any, chosen: Any, rows: Any, columns: Any, exponents: Any) -> tuple[Any, Any, Any]:
+        pixels = resident[chosen]
+        if coarse is not None:  # maps of a coarser grid lie beside the pixels, and are spread over those of a batch
+            pixels = jnp.concatenate([pixels, spread(coarse[chosen], images.shape[1:3])[..., None]], axis=-1)
+        return augmented(pixels, rows, columns, exponents, config=augment, lay=lay, cut=cut)
+
+    pixels = images if maps is None or coarse is not None else np.concatenate([images, maps[..., None]], axis=-1)
+    return functools.partial(made, jax.device_put(pixels), coarse)

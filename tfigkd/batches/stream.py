@@ -25,6 +25,8 @@ from tfigkd.batches.device import on_device
 from tfigkd.config.fields import AugmentConfig, OverlayConfig
 from tfigkd.data import Examples
 from tfigkd.data.disk import Pictures
+from tfigkd.data.grid import spread
+from tfigkd.data.stored import StoredArrays, masked
 
 
 @dataclass(frozen=True)
@@ -33,14 +35,15 @@ class Knowledge:
 
     Attributes:
         logits: The teacher's, float32 [N,C], of the unaugmented image.
-        maps: uint8 [N,H,W], each scaled by its own maximum.
+        maps: uint8 [N,H,W], each scaled by its own maximum; of a coarser grid where `attribution.grid` says so; in the
+            files of their store where the pictures are on disk.
         scales: That maximum, float32 [N], in logits.
         errors: Completeness errors, float32 [N].
         usable: bool [N], false for maps over the completeness gate.
     """
 
     logits: np.ndarray
-    maps: np.ndarray
+    maps: np.ndarray | StoredArrays
     scales: np.ndarray
     errors: np.ndarray
     usable: np.ndarray
@@ -58,7 +61,7 @@ class StoredAttention:
     """
 
     tap: str
-    maps: np.ndarray
+    maps: np.ndarray | StoredArrays
     moved: bool
 
 
@@ -101,7 +104,11 @@ def batch_sizes(examples: int, batch_size: int) -> list[int]:
 
 
 def _on_host(
-    images: Pictures, maps: np.ndarray | None, augment: AugmentConfig, dim_only: bool, cut: bool = False
+    images: Pictures,
+    maps: np.ndarray | StoredArrays | None,
+    augment: AugmentConfig,
+    dim_only: bool,
+    cut: bool = False,
 ) -> Callable[..., tuple[np.ndarray, np.ndarray, Any]]:
     """Return `augmented` images of a data set, from indices and draws; `device.py` does the same on JAX's device."""
 
@@ -111,7 +118,8 @@ def _on_host(
     def make(chosen: np.ndarray, rows: np.ndarray, columns: np.ndarray, exponents: np.ndarray | None) -> tuple:
         pixels = images[chosen]
         if maps is not None:
-            pixels = np.concatenate([pixels, maps[chosen][..., None]], axis=-1)
+            shown = spread(maps[chosen], pixels.shape[1:3])
+            pixels = np.concatenate([pixels, shown[..., None]], axis=-1)
         return augmented(pixels, rows, columns, exponents, config=augment, lay=lay, cut=cut)
 
     return make
@@ -125,7 +133,7 @@ def training_batches(
     seed: int,
     knowledge: Knowledge | None = None,
     overlay: OverlayConfig | None = None,
-    views: np.ndarray | None = None,
+    views: np.ndarray | StoredArrays | None = None,
     attention: StoredAttention | None = None,
     view_count: int | None = None,
     view_seed: int = 0,
@@ -176,11 +184,12 @@ def training_batches(
     keys = example_keys(examples.ids)
     overlaid = knowledge is not None and overlay is not None and overlay.probability > 0
     mapped = knowledge is not None and (overlaid or "teacher_map" in wanted)
-    pixels, maps = examples.images, None
+    pixels = examples.images
+    maps: np.ndarray | StoredArrays | None = None
     if mapped:
         assert knowledge is not None
         # a map over the completeness gate explains nothing: it is never overlaid, and never matched
-        maps = np.where(knowledge.usable[:, None, None], knowledge.maps, 0).astype(knowledge.maps.dtype)
+        maps = masked(knowledge.maps, knowledge.usable)
     labels = examples.labels.astype(np.int32)
     if views is not None:
         view_count = views.shape[1]
@@ -189,7 +198,7 @@ def training_batches(
 
     side = pixels.shape[1], pixels.shape[2]
     move = augment, dim_only, cutout > 0
-    if keras.backend.backend() == "jax" and isinstance(pixels, np.ndarray):
+    if keras.backend.backend() == "jax" and isinstance(pixels, np.ndarray) and not isinstance(maps, StoredArrays):
         make = on_device(pixels, maps, *move)
     else:
         make = _on_host(pixels, maps, *move)

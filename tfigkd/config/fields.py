@@ -404,6 +404,9 @@ class AttributionConfig:
     """Gradient evaluations at once; bounds the memory and nothing else."""
     shard_size: int = 512
     """Examples a shard of the overlay store; an interrupted store loses at most one."""
+    grid: int | None = late(None)
+    """Rows and columns of the stored maps, such as 56 for images of 224: each cell has the mean of its pixels, maps
+    take a sixteenth of the space, and overlays show cells instead of pixels. Not given: every pixel."""
 
     def __post_init__(self) -> None:
         require(self.n_steps is None or self.n_steps > 0, "attribution.n_steps must be positive", self.n_steps)
@@ -411,6 +414,7 @@ class AttributionConfig:
         require(self.max_steps > 0, "attribution.max_steps must be positive", self.max_steps)
         require(self.batch_size > 0, "attribution.batch_size must be positive", self.batch_size)
         require(self.shard_size > 0, "attribution.shard_size must be positive", self.shard_size)
+        require(self.grid is None or self.grid > 0, "attribution.grid must be positive", self.grid)
 
 
 @dataclass(frozen=True)

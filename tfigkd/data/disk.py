@@ -32,6 +32,36 @@ AT_ONCE = 2**26
 Convert = Callable[[np.ndarray], np.ndarray]
 
 
+class OpenFiles:
+    """Files that are opened when they are first read, and by each process for itself."""
+
+    def __init__(self, paths: Sequence[Path]):
+        self.paths = tuple(paths)
+        self._open: dict[int, int] = {}
+
+    def descriptor(self, which: int) -> int:
+        """Return the descriptor of an open file.
+
+        Raises:
+            UserError: the file cannot be read.
+        """
+        if which not in self._open:
+            try:
+                self._open[which] = os.open(self.paths[which], os.O_RDONLY)
+            except OSError as error:
+                raise UserError(
+                    f"cannot read {self.paths[which]}: {error.strerror}; start the command again"
+                ) from error
+        return self._open[which]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_open": {}}  # another process opens the files itself
+
+    def __del__(self) -> None:
+        for descriptor in self.__dict__.get("_open", {}).values():
+            os.close(descriptor)
+
+
 class DiskPictures:
     """Pictures uint8 [N,H,W,C] in one file or several; few of them are in memory at a time.
 
@@ -46,11 +76,10 @@ class DiskPictures:
     ndim = 4
 
     def __init__(self, files: Sequence[Path], shape: Sequence[int], places: np.ndarray, convert: Convert | None = None):
-        self._files = tuple(files)
+        self._files = OpenFiles(files)
         self._one = tuple(int(side) for side in shape)
         self._places = np.asarray(places, np.int64).reshape(-1, 2)
         self._convert = convert
-        self._open: dict[int, int] = {}
 
     @classmethod
     def of(cls, file: Path, shape: Sequence[int], count: int) -> "DiskPictures":
@@ -85,37 +114,21 @@ class DiskPictures:
 
     def pick(self, indices: Any) -> "DiskPictures":
         """Return some of the pictures, which are not read yet; indices as for an array's first axis."""
-        return DiskPictures(self._files, self._one, self._places[indices], self._convert)
+        return DiskPictures(self._files.paths, self._one, self._places[indices], self._convert)
 
     def converted(self, convert: Convert) -> "DiskPictures":
         """Return the pictures with a function of uint8 [B,H,W,C], also of none, applied whenever some are read."""
         assert self._convert is None
-        return DiskPictures(self._files, self._one, self._places, convert)
+        return DiskPictures(self._files.paths, self._one, self._places, convert)
 
     def _read(self, places: np.ndarray) -> np.ndarray:
         found = np.empty((len(places), *self._one), np.uint8)
         length = math.prod(self._one)
         for (which, number), picture in zip(places.tolist(), found, strict=True):
-            if os.preadv(self._descriptor(which), [picture.reshape(-1).data], number * length) != length:
-                raise UserError(f"{self._files[which]} is cut short; delete it, so that the pictures are decoded again")
+            if os.preadv(self._files.descriptor(which), [picture.reshape(-1).data], number * length) != length:
+                path = self._files.paths[which]
+                raise UserError(f"{path} is cut short; delete it, so that the pictures are decoded again")
         return found if self._convert is None else self._convert(found)
-
-    def _descriptor(self, which: int) -> int:
-        if which not in self._open:
-            try:
-                self._open[which] = os.open(self._files[which], os.O_RDONLY)
-            except OSError as error:
-                raise UserError(
-                    f"cannot read {self._files[which]}: {error.strerror}; start the command again"
-                ) from error
-        return self._open[which]
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_open": {}}  # another process opens the files itself
-
-    def __del__(self) -> None:
-        for descriptor in self.__dict__.get("_open", {}).values():
-            os.close(descriptor)
 
 
 Pictures = np.ndarray | DiskPictures
@@ -137,7 +150,7 @@ def join(parts: Sequence[Pictures]) -> Pictures:
     for part in on_disk:
         own = part._places.copy()
         own[:, 0] += len(files)
-        files += part._files
+        files += part._files.paths
         places.append(own)
     first = on_disk[0]
     return DiskPictures(files, first._one, np.concatenate(places), first._convert)

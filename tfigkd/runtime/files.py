@@ -18,6 +18,7 @@ from typing import Any
 from tfigkd.runtime.errors import InUseError, UserError
 
 MANIFEST = "manifest.json"
+LOCK = ".lock"
 
 
 def make_folder(folder: Path) -> Path:
@@ -213,12 +214,14 @@ def require(folder: Path, stage: str) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def locked(folder: Path, *, wait: bool) -> Iterator[None]:
+def locked(folder: Path, *, wait: bool, name: str = LOCK, shared: bool = False) -> Iterator[None]:
     """Lock a folder for this process; the lock ends with the process, even after kill -9.
 
     Args:
         folder: The folder; it is created if missing.
         wait: Whether to wait for a process that holds the lock, instead of raising an error.
+        name: File of the lock, where a lock is of a part of the folder.
+        shared: Whether others may share the lock; it then keeps out those that ask for it alone.
 
     Raises:
         InUseError: Another process holds the lock and `wait` is false.
@@ -226,18 +229,20 @@ def locked(folder: Path, *, wait: bool) -> Iterator[None]:
     """
     make_folder(folder)
     try:
-        file = open(folder / ".lock", "a")  # noqa: SIM115 - closed below, the lock must outlive this line
+        # closed below, the lock must outlive this line; a shared lock on NFS needs a file that is open for reading
+        file = open(folder / name, "a+")  # noqa: SIM115
     except OSError as error:
         raise UserError(f"cannot write in {folder}: {error.strerror}; choose another --workdir") from error
+    kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
     with file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(file, kind | fcntl.LOCK_NB)
         except BlockingIOError:
             if not wait:
                 raise InUseError(
                     f"{folder} is in use by another process; wait for it or choose another --workdir"
                 ) from None
-            fcntl.flock(file, fcntl.LOCK_EX)
+            fcntl.flock(file, kind)
         yield
 
 

@@ -65,6 +65,11 @@ def read_records(path: Path) -> Iterator[bytes]:
     Raises:
         UserError: The file cannot be read, or a record is cut off or has a changed byte.
     """
+    return (data for _, data in read_placed(path))
+
+
+def read_placed(path: Path) -> Iterator[tuple[int, bytes]]:
+    """Yield the offset of each record in a TFRecord file, for `read_record`, with its data; else as `read_records`."""
     try:
         with open(path, "rb") as file:
             size, position, number = os.fstat(file.fileno()).st_size, 0, 0
@@ -72,25 +77,57 @@ def read_records(path: Path) -> Iterator[bytes]:
                 header = file.read(HEADER.size)
                 if len(header) < HEADER.size:
                     raise _damaged(path, number, "it is cut off")
-                length, expected = HEADER.unpack(header)
-                if _masked_crc(header[: LENGTH.size]) != expected:
-                    raise _damaged(path, number, "the checksum of its length does not fit")
-                position += HEADER.size + length + CHECKSUM.size
+                length = _length(path, number, header)
+                offset, position = position, position + HEADER.size + length + CHECKSUM.size
                 if position > size:  # before anything of that length is allocated
                     raise _damaged(path, number, f"it is cut off: {length} bytes announced, but the file ends earlier")
                 data = file.read(length)
-                footer = file.read(CHECKSUM.size)
-                if len(footer) < CHECKSUM.size:
-                    raise _damaged(path, number, "it is cut off")
-                if _masked_crc(data) != CHECKSUM.unpack(footer)[0]:
-                    raise _damaged(path, number, "the checksum of its data does not fit")
-                yield data
+                yield offset, _checked(path, number, data, file.read(CHECKSUM.size))
                 number += 1
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}; check the path") from error
 
 
-def _damaged(path: Path, number: int, reason: str) -> UserError:
+def read_record(path: Path, descriptor: int, offset: int) -> bytes:
+    """Return the data of one record of an open TFRecord file after checking its checksums.
+
+    Args:
+        path: The file, for messages.
+        descriptor: Of the open file; its position does not matter.
+        offset: Where the record begins, from `read_placed`.
+
+    Raises:
+        UserError: No intact record begins there.
+    """
+    where = f"at {offset}"
+    header = os.pread(descriptor, HEADER.size, offset)
+    if len(header) < HEADER.size:
+        raise _damaged(path, where, "it is cut off")
+    length = _length(path, where, header)
+    if offset + HEADER.size + length + CHECKSUM.size > os.fstat(descriptor).st_size:
+        raise _damaged(path, where, "it is cut off")
+    data = os.pread(descriptor, length + CHECKSUM.size, offset + HEADER.size)
+    return _checked(path, where, data[:length], data[length:])
+
+
+def _length(path: Path, number: int | str, header: bytes) -> int:
+    """Return the length that the header of a record announces."""
+    length, expected = HEADER.unpack(header)
+    if _masked_crc(header[: LENGTH.size]) != expected:
+        raise _damaged(path, number, "the checksum of its length does not fit")
+    return length
+
+
+def _checked(path: Path, number: int | str, data: bytes, footer: bytes) -> bytes:
+    """Return the data of a record if the checksum behind them fits."""
+    if len(footer) < CHECKSUM.size:
+        raise _damaged(path, number, "it is cut off")
+    if _masked_crc(data) != CHECKSUM.unpack(footer)[0]:
+        raise _damaged(path, number, "the checksum of its data does not fit")
+    return data
+
+
+def _damaged(path: Path, number: int | str, reason: str) -> UserError:
     return UserError(f"{path}: record {number} is damaged, {reason}; delete the file and write it again")
 
 

@@ -13,6 +13,7 @@ from tfigkd.batches.controls import apply_control, shuffle_views
 from tfigkd.batches.stream import Batch, Knowledge, StoredAttention, evens_out, training_batches
 from tfigkd.config.experiment import Config
 from tfigkd.data import Dataset
+from tfigkd.data.grid import check_grid
 from tfigkd.losses import LOSSES, Loss
 from tfigkd.measure.metrics import accuracy, predict_logits
 from tfigkd.models.layers import with_fused_layers, with_stock_layers
@@ -240,6 +241,7 @@ def check(config: Config) -> None:
             f"augment.crop_padding must be at most the size of the images ({width}x{height}), else many crops are "
             f"empty, got {config.augment.crop_padding}; usual is an eighth of the size"
         )
+    check_grid(config.attribution.grid, (height, width))
     class_weights(config.training, training_examples(config.data), data.class_names)
     class_weights(config.teacher.training, teacher_examples(config.data), data.class_names)
     teacher = build_teacher(config, data)

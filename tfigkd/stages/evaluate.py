@@ -16,6 +16,7 @@ from tfigkd.batches.controls import apply_control
 from tfigkd.batches.stream import Knowledge
 from tfigkd.config.experiment import Config
 from tfigkd.data import Examples, mean_color, to_model_input
+from tfigkd.data.grid import cell_means, spread
 from tfigkd.edge.litert import litert_predictor
 from tfigkd.measure.explanation import faithfulness, measure, similarity
 from tfigkd.measure.gallery import FILE, OF_TEACHER, Explained, Gallery, Shown, choose_examples
@@ -46,7 +47,9 @@ def _exported(config: Config, workdir: Workdir, weights: dict[str, str]) -> dict
 
 def _attribution_settings(config: Config) -> dict[str, Any]:
     """Return what the attribution measures depend on; what bounds memory and files is left out."""
-    sigma, left_out = blur_sigma(dataset(config.data).image_shape), ("batch_size", "shard_size")
+    sigma, left_out = blur_sigma(dataset(config.data).image_shape), {"batch_size", "shard_size"}
+    if config.attribution.grid is None:  # as in versions without it
+        left_out.add("grid")
     settings = {name: value for name, value in asdict(config.attribution).items() if name not in left_out}
     blurred = config.attribution.baseline == "blur" and sigma != FIRST_SIGMA
     return settings | {"sigma": sigma} if blurred else settings
@@ -184,9 +187,10 @@ def make_gallery(config: Config, workdir: Workdir, shown: Shown, explained: Mapp
     own |= dict.fromkeys(OF_TEACHER, np.empty(0))
     if "teacher" in explained:
         knowledge = _knowledge(config, workdir, examples, explained["teacher"])
-        own |= {"teacher_predicted": shown.predicted["teacher"], "teacher_maps": knowledge.maps}
-        own["alike"] = rank_correlation(maps, knowledge.maps)
-        own["chance"] = rank_correlation(maps, np.roll(knowledge.maps, 1, axis=0))
+        known = spread(knowledge.maps[:], examples.images.shape[1:3])
+        own |= {"teacher_predicted": shown.predicted["teacher"], "teacher_maps": known}
+        own["alike"] = rank_correlation(maps, known)
+        own["chance"] = rank_correlation(maps, np.roll(known, 1, axis=0))
         if config.overlay.probability > 0:
             own |= _overlaid(config, examples, knowledge)
     return Gallery(**own)
@@ -200,7 +204,7 @@ def _knowledge(config: Config, workdir: Workdir, examples: Examples, explained: 
         except UserError:  # the store may have been deleted since the training
             pass
     maps, errors = explained
-    stored, scales = to_stored(maps)
+    stored, scales = to_stored(cell_means(maps, config.attribution.grid))
     usable = errors <= config.attribution.tolerance
     return Knowledge(np.zeros((len(examples), 0), np.float32), stored, scales, errors, usable)
 
@@ -209,6 +213,6 @@ def _overlaid(config: Config, examples: Examples, knowledge: Knowledge) -> dict[
     """Return the images as training overlays them, at the middle of the exponents and before any crop or flip."""
     treated = apply_control(knowledge, config.control) if len(examples) > 1 else knowledge
     middle = np.sqrt(config.overlay.min_exponent * config.overlay.max_exponent)
-    maps = None if config.control.maps == "none" else treated.maps
+    maps = None if config.control.maps == "none" else spread(treated.maps[:], examples.images.shape[1:3])
     laid = overlay_some(to_model_input(examples.images[:]), maps, np.where(treated.usable, middle, 0))
     return {"overlays": np.round(255 * laid).astype(np.uint8), "overlaid": treated.usable}

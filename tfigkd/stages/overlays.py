@@ -1,10 +1,13 @@
 """Stage `overlays`: store the teacher's logits, Integrated Gradients maps and attention of every example."""
 
-from collections.abc import Iterator
-from dataclasses import asdict, replace
+import functools
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import keras
 import numpy as np
 
 from tfigkd import models
@@ -12,16 +15,20 @@ from tfigkd.batches.stream import Knowledge
 from tfigkd.config.experiment import Config, trainings
 from tfigkd.config.fields import AttributionConfig, AugmentConfig, DataConfig, ViewConfig
 from tfigkd.config.reading import from_mapping
-from tfigkd.data import Examples
+from tfigkd.data import Examples, mean_color
+from tfigkd.data.disk import blocks
+from tfigkd.data.grid import spread
+from tfigkd.data.stored import StoredArrays
 from tfigkd.models.weights import weights_fingerprint
 from tfigkd.runtime import console
 from tfigkd.runtime.errors import UserError
 from tfigkd.runtime.files import fingerprint, finished, locked, read_manifest, write_manifest
 from tfigkd.stages.data import data_fingerprints, dataset, stored_examples, stored_fingerprint
+from tfigkd.stages.parts import Part
 from tfigkd.stages.teacher import FILE, load_teacher, require_teacher, teacher_folder
 from tfigkd.stages.workdir import Workdir
-from tfigkd.store.maps import deviation, parse_record, read_store, store_identity, write_store
-from tfigkd.store.shards import REBUILD, join, join_arrays, open_store, write_shards
+from tfigkd.store.maps import deviation, features, parse_record, read_store, store_identity, write_store
+from tfigkd.store.shards import REBUILD, Shards, join, join_arrays, open_store, write_part, write_shards
 from tfigkd.store.views import SHARD_SIZE, parse_view, view_outputs, views_identity, with_attention
 
 
@@ -55,7 +62,32 @@ def load_knowledge(config: Config, workdir: Workdir, examples: Examples) -> Know
 
 def stored_maps(config: Config, workdir: Workdir, examples: Examples) -> np.ndarray | None:
     """Return the stored maps of examples, uint8 [N,H,W]; None if the store covers the student's training set only."""
-    return load_knowledge(config, workdir, examples).maps if config.data.stored == "all" else None
+    if config.data.stored != "all":
+        return None
+    return spread(load_knowledge(config, workdir, examples).maps[:], examples.images.shape[1:3])
+
+
+def _folded_teacher(config: Config, workdir: Workdir) -> keras.Model:
+    with console.quiet_stderr():  # TensorFlow greets when it looks for a GPU
+        return models.fold_batch_norm(load_teacher(config, workdir))
+
+
+def _overlay_shards(config: Config, workdir: Workdir) -> Shards:
+    """Return the shards of a config's overlay store; the teacher is loaded when the first is computed."""
+
+    @functools.cache
+    def prepared() -> tuple[keras.Model, np.ndarray]:
+        # only this baseline needs the color, for which all pictures are read
+        needed = config.attribution.baseline == "mean"
+        color = mean_color(dataset(config.data).train) if needed else np.zeros(3, np.float32)
+        return _folded_teacher(config, workdir), color
+
+    def make(chosen: Examples) -> Iterator[dict[str, Any]]:
+        model, color = prepared()
+        return features(model, chosen, config.attribution, color)
+
+    size = config.attribution.shard_size
+    return Shards(store_folder(config, workdir), stored_examples(config.data), size, parse_record, make)
 
 
 def build_overlays(config: Config, workdir: Workdir) -> None:
@@ -101,11 +133,11 @@ def verify(folder: Path, *, sample: int = 64, seed: int = 0) -> dict[str, float]
     model = models.load_written(teacher, num_classes=data.num_classes, input_shape=data.image_shape)
     if weights_fingerprint(model) != manifest["identity"]["teacher"]:
         raise UserError(f"overlay store {folder}: {teacher} is another teacher; {REBUILD}")
-    examples, mean_color = stored_examples(source), np.array(manifest["mean_color"], np.float32)
+    examples, color = stored_examples(source), np.array(manifest["mean_color"], np.float32)
     chosen = np.random.default_rng(seed).choice(len(examples), min(sample, len(examples)), replace=False)
     wanted = {int(position) for position in chosen}
     records = [record for position, record in join(folder, manifest, examples, parse_record) if position in wanted]
-    return deviation(model, examples, records, settings, mean_color, chosen)
+    return deviation(model, examples, records, settings, color, chosen)
 
 
 def _drawn(config: Config, tap: str | None) -> tuple[AugmentConfig, ViewConfig]:
@@ -126,45 +158,96 @@ def views_folder(config: Config, workdir: Workdir, tap: str | None = None) -> Pa
     return teacher_folder(config, workdir) / "views" / fingerprint(_views_identity(config, workdir, tap))
 
 
-def load_views(config: Config, workdir: Workdir, examples: Examples, tap: str | None = None) -> np.ndarray:
+def load_views(
+    config: Config, workdir: Workdir, examples: Examples, tap: str | None = None
+) -> np.ndarray | StoredArrays:
     """Return the stored logits of examples, float16 [N,K,C], or the attention of a tap, [N,K,h,w]; joined by id."""
     folder = views_folder(config, workdir, tap)
-    views = join_arrays(folder, open_store(folder, _views_identity(config, workdir, tap)), examples, parse_view)[
-        "views"
-    ]
-    broken = ~np.isfinite(views).all(axis=tuple(range(1, views.ndim)))
+    manifest = open_store(folder, _views_identity(config, workdir, tap))
+    views = join_arrays(folder, manifest, examples, parse_view, large="views")["views"]
+    broken = np.concatenate([~np.isfinite(block).reshape(len(block), -1).all(axis=1) for block in blocks(views)])
     if broken.any():
         first = examples.ids[int(broken.argmax())]
         raise UserError(f"store {folder}: {broken.sum()} records hold NaN or infinity, the first {first}; {REBUILD}")
     return views
 
 
+def _view_shards(config: Config, workdir: Workdir, tap: str | None = None) -> Shards:
+    """Return the shards of the stored views; the teacher is loaded when the first is computed."""
+    augment, view = _drawn(config, tap)
+
+    @functools.cache
+    def prepared() -> keras.Model:
+        model = _folded_teacher(config, workdir)
+        return model if tap is None else with_attention(model, tap)
+
+    def make(chosen: Examples) -> Iterator[dict[str, Any]]:
+        for views in view_outputs(prepared(), chosen, augment, view):
+            yield {"view_values": views.astype("<f2").tobytes(), "view_shape": list(views.shape)}
+
+    folder = views_folder(config, workdir, tap)
+    return Shards(folder, stored_examples(config.data), SHARD_SIZE, parse_view, make)
+
+
 def build_views(config: Config, workdir: Workdir, tap: str | None = None) -> None:
     """Compute and store the logits of the views, or the attention of a tap, going on after the shards there are."""
     folder, identity = views_folder(config, workdir, tap), _views_identity(config, workdir, tap)
-    augment, view = _drawn(config, tap)
     with locked(folder, wait=True):
         if finished(folder, folder.name) is None:
-            model = models.fold_batch_norm(load_teacher(config, workdir))
-            model = model if tap is None else with_attention(model, tap)
-
-            def make(chosen: Examples) -> Iterator[dict[str, Any]]:
-                for views in view_outputs(model, chosen, augment, view):
-                    yield {"view_values": views.astype("<f2").tobytes(), "view_shape": list(views.shape)}
-
-            examples = stored_examples(config.data)
-            files = write_shards(folder, examples, SHARD_SIZE, store=folder.name, parse=parse_view, make=make)
-            write_manifest(folder, folder.name, files=files, identity=identity, examples=len(examples))
+            shards = _view_shards(config, workdir, tap)
+            files = write_shards(shards)
+            write_manifest(folder, folder.name, files=files, identity=identity, examples=len(shards.examples))
     what = "logits" if tap is None else f"attention of {tap}"
-    console.say(f"  {what}: {view.views} view{'s' * (view.views > 1)} of each image  ({folder})")
+    views = _drawn(config, tap)[1].views
+    console.say(f"  {what}: {views} view{'s' * (views > 1)} of each image  ({folder})")
+
+
+@dataclass(frozen=True)
+class Store:
+    """A store that a config asks for.
+
+    Attributes:
+        shards: Its shards.
+        build: Computes the shards that are missing and writes the manifest.
+    """
+
+    shards: Shards
+    build: Callable[[], None]
+
+
+def stores(config: Config, workdir: Workdir) -> list[Store]:
+    """Return all that the student's arm and its fine-tuning ask for of what the teacher knows."""
+    runs = trainings(config)
+    found = []
+    if any(each.needs_store for each in runs):
+        found.append(Store(_overlay_shards(config, workdir), partial(build_overlays, config, workdir)))
+    taps = sorted({each.losses.at.teacher_layer for each in runs if each.needs_attention})
+    for tap in [None] * any(each.needs_views for each in runs) + taps:
+        found.append(Store(_view_shards(config, workdir, tap), partial(build_views, config, workdir, tap)))
+    return found
 
 
 def store_knowledge(config: Config, workdir: Workdir) -> None:
     """Stage `overlays`: store what the teacher knows and the student's arm and its fine-tuning ask for."""
-    runs = trainings(config)
-    if any(each.needs_store for each in runs):
-        build_overlays(config, workdir)
-    if any(each.needs_views for each in runs):
-        build_views(config, workdir)
-    for tap in sorted({each.losses.at.teacher_layer for each in runs if each.needs_attention}):
-        build_views(config, workdir, tap=tap)
+    for store in stores(config, workdir):
+        store.build()
+
+
+def store_part(config: Config, workdir: Workdir, part: Part) -> None:
+    """Stage `overlays` of one of several processes or machines: write its shards of each store.
+
+    Whoever finds all shards of a store written builds it, which then checks them and writes the manifest: the result
+    is that of one process.
+    """
+    for store in stores(config, workdir):
+        write_part(store.shards, part.of(len(store.shards)))
+        finish_store(store)
+
+
+def finish_store(store: Store) -> None:
+    """Finish a store if all its shards are there; otherwise say how many are."""
+    shards, there = store.shards, store.shards.there()
+    if there == len(shards):
+        store.build()
+    else:
+        console.say(f"  {shards.title}: {there} of {len(shards)} shards are there; the last part finishes the store")

@@ -37,14 +37,15 @@ def resolve(config: Config, workdir: Workdir) -> Config:
     if "auto" not in (teacher.precision, student.precision):
         return config
     path = workdir.run / PRECISION
-    chosen: dict[str, Any] = read_signed(path, REMEDY) if path.is_file() else {}
-    if teacher.precision == "auto":
-        trained = config.needs_teacher and config.teacher.trained
-        chosen.setdefault("teacher", _measured(config, config.teacher, teacher, workdir) if trained else UNTRAINED)
-    if student.precision == "auto":
-        chosen.setdefault("student", _measured(config, config.student, student, workdir))
-    chosen.pop("checksum", None)
-    write_signed(path, chosen)
+    with locked(workdir.run, wait=True, name=".precision.lock"):  # parts of a store start at the same time
+        chosen: dict[str, Any] = read_signed(path, REMEDY) if path.is_file() else {}
+        if teacher.precision == "auto":
+            trained = config.needs_teacher and config.teacher.trained
+            chosen.setdefault("teacher", _measured(config, config.teacher, teacher, workdir) if trained else UNTRAINED)
+        if student.precision == "auto":
+            chosen.setdefault("student", _measured(config, config.student, student, workdir))
+        chosen.pop("checksum", None)
+        write_signed(path, chosen)
     if "teacher" in chosen:
         precision = chosen["teacher"]["precision"]
         config = replace(config, teacher=replace(config.teacher, training=replace(teacher, precision=precision)))

@@ -14,6 +14,7 @@ from tfigkd.config.reading import differences, from_mapping
 from tfigkd.runtime import console
 from tfigkd.runtime.errors import UserError
 from tfigkd.runtime.files import fingerprint, locked, read_manifest, write_text
+from tfigkd.stages.parts import Part
 from tfigkd.stages.workdir import SETTINGS, VERDICT, Workdir
 
 STAGES = ("data", "teacher", "overlays", "distill", "compress", "export", "evaluate", "benchmark", "report")
@@ -171,6 +172,33 @@ def run(chosen: Run, *, dry_run: bool = False) -> bool:
         return _run(chosen)
 
 
+def run_part(chosen: Run, part: Part) -> None:
+    """Compute one part of the stores of a run; the other parts run as other processes or on other machines.
+
+    Nothing is written into the workdir, which the parts share.
+
+    Raises:
+        UserError: anything the user can mend.
+    """
+    started = time.monotonic()
+    if "overlays" in _stages(chosen)[1]:
+        raise UserError(f"{chosen.experiment} stores nothing of its teacher; give the command without --part")
+    config = _resolved(chosen)
+    console.say(f"{chosen.experiment}, part {part.number} of {part.count} of the stores")
+    with console.quiet_stderr():
+        from tfigkd.stages.overlays import store_part
+    store_part(config, chosen.workdir, part)
+    console.say(f"done in {time.monotonic() - started:.0f} s", last=True)
+
+
+def _resolved(chosen: Run) -> Config:
+    """Import TensorFlow without its greetings, and return the config with what is measured at the first start."""
+    with console.quiet_stderr():  # TensorFlow greets when it is imported and when it looks for a GPU
+        os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "1" if console.is_verbose() else "2")
+        from tfigkd.stages.precision import resolve
+    return resolve(chosen.config, chosen.workdir)
+
+
 def _stages(chosen: Run) -> tuple[list[str], list[str]]:
     """Return the stages that were asked for, and those that this config does not need."""
     config = chosen.config
@@ -212,11 +240,9 @@ def _run(chosen: Run) -> bool:
     for line in _lines(to_mapping(chosen.config), {} if console.is_verbose() else to_mapping(Config())):
         console.say(line)
     started = time.monotonic()
-    with console.quiet_stderr():  # TensorFlow greets when it is imported and when it looks for a GPU
-        os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "1" if console.is_verbose() else "2")
+    config = _resolved(chosen)
+    with console.quiet_stderr():
         from tfigkd.stages import pipeline
-        from tfigkd.stages.precision import resolve
-    config = resolve(chosen.config, workdir)
     _prepare(chosen, config)
     with console.stages(asked, skipped=[stage for stage in asked if stage not in needed]) as work:
         for stage in needed:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,10 @@ from tfigkd.attribution import Attribution, attribute, blur_sigma, completeness_
 from tfigkd.batches.stream import Knowledge
 from tfigkd.config.fields import AttributionConfig
 from tfigkd.data import Dataset, Examples, covered, mean_color, to_model_input
+from tfigkd.data.grid import cell_means
 from tfigkd.runtime.errors import UserError
 from tfigkd.runtime.files import fingerprint, write_manifest
-from tfigkd.store.shards import REBUILD, Record, join_arrays, open_store, read_all, write_shards
+from tfigkd.store.shards import REBUILD, Record, Shards, join_arrays, open_store, read_all, write_shards
 
 FORMAT = 1
 NAMES = {"scale": "map_scale", "error": "completeness_error", "steps": "n_steps"}  # names now and in earlier versions
@@ -42,6 +44,8 @@ def store_identity(
         architecture: From `architecture_fingerprint`, where the folder does not belong to one teacher's file.
     """
     settings = {name: getattr(config, name) for name in config.__dataclass_fields__ if name != "batch_size"}
+    if config.grid is None:  # as in stores of versions without it
+        del settings["grid"]
     identity = {"format": FORMAT, "teacher": teacher_weights, "data": data, "attribution": settings}
     if config.baseline == "blur" and image_shape is not None and blur_sigma(image_shape) != FIRST_SIGMA:
         identity["sigma"] = blur_sigma(image_shape)
@@ -66,10 +70,10 @@ def attribute_examples(
     )
 
 
-def _features(model: keras.Model, examples: Examples, config: AttributionConfig, mean_color: np.ndarray) -> Iterator:
+def features(model: keras.Model, examples: Examples, config: AttributionConfig, mean_color: np.ndarray) -> Iterator:
     """Yield the features of each example's record."""
     result = attribute_examples(model, examples, config, mean_color)
-    maps = saliency_map(result.attributions)
+    maps = cell_means(saliency_map(result.attributions), config.grid)
     stored, scales = to_stored(maps)
     errors = completeness_error(result.attributions, result.convergence_delta)
     for index in range(len(examples)):
@@ -134,14 +138,8 @@ def write_store(
     examples = covered(data) if examples is None else examples
     folded = models.fold_batch_norm(model)
     color = mean_color(data.train)
-    files = write_shards(
-        folder,
-        examples,
-        config.shard_size,
-        store=fingerprint(identity),
-        parse=parse_record,
-        make=lambda chosen: _features(folded, chosen, config, color),
-    )
+    make = partial(features, folded, config=config, mean_color=color)
+    files = write_shards(Shards(folder, examples, config.shard_size, parse_record, make))
     # Record by record, so that the memory does not grow with the number of images.
     sample = np.arange(min(CHECKED, len(examples)))
     checked, columns = [], np.empty((len(examples), 2))
@@ -188,7 +186,7 @@ def deviation(
     by_id = {record["id"]: record for record in records}
     chosen = examples.take(sample)
     result = attribute_examples(models.fold_batch_norm(model), chosen, config, mean_color)
-    maps = saliency_map(result.attributions)
+    maps = cell_means(saliency_map(result.attributions), config.grid)
     logits = maps_off = 0.0
     flat = 0
     for index, example_id in enumerate(chosen.ids):
@@ -219,17 +217,18 @@ def read_store(folder: Path, examples: Examples, identity: dict[str, Any]) -> Kn
         identity: The identity that the store must have, from `store_identity`.
 
     Returns:
-        Logits and maps in the order of the examples.
+        Logits and maps in the order of the examples; the maps are left in the store where the examples' pictures are
+        on disk.
 
     Raises:
         UserError: The store is unfinished or damaged, belongs to another teacher, data set or setting, lacks ids, or
             its labels are not those of the examples.
     """
-    found = join_arrays(folder, open_store(folder, identity), examples, parse_record)
+    found = join_arrays(folder, open_store(folder, identity), examples, parse_record, large="map")
     return to_knowledge(folder, found, examples.ids, identity["attribution"]["tolerance"])
 
 
-def to_knowledge(folder: Path, found: Mapping[str, np.ndarray], ids: np.ndarray, tolerance: float) -> Knowledge:
+def to_knowledge(folder: Path, found: Mapping[str, Any], ids: np.ndarray, tolerance: float) -> Knowledge:
     """Turn the columns of a store's records into `Knowledge`; maps with an error above the tolerance are not usable.
 
     Raises:

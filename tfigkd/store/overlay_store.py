@@ -11,6 +11,7 @@ from tfigkd.batches.augment import overlay
 from tfigkd.config.fields import AttributionConfig
 from tfigkd.config.reading import from_mapping
 from tfigkd.data import Dataset, Examples, digest, identify, splits_fingerprint
+from tfigkd.data.grid import check_grid, spread
 from tfigkd.data.spaces import Outputs, Range
 from tfigkd.measure.metrics import predict_logits
 from tfigkd.models import as_classifier
@@ -105,6 +106,7 @@ class OverlayStore:
         classes = tuple(str(index) for index in range(count))
         data = Dataset("pictures", examples, nothing, nothing, class_names=classes, fingerprint=pixels)
         shape = examples.images.shape[1:]
+        check_grid(config.grid, shape)
         earlier = store_identity(weights_fingerprint(teacher), pixels, config, image_shape=shape)
         identity = earlier | {"architecture": architecture_fingerprint(teacher)}
         before = Path(folder).resolve() / fingerprint(earlier)  # a store without the architecture in its name
@@ -145,17 +147,17 @@ class OverlayStore:
         """
         import tensorflow as tf
 
-        height, width = self.knowledge.maps.shape[1:]
         classes = self.knowledge.logits.shape[1]
 
         def find(image: np.ndarray, label: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
             row = self._row(image, int(label))
-            shown = self.knowledge.maps[row] * self.knowledge.usable[row]
+            shown = spread(self.knowledge.maps[row][None], image.shape[:2])[0] * self.knowledge.usable[row]
             return np.concatenate([image, shown[..., None]], axis=-1), self.knowledge.logits[row]
 
         def attach(image: Any, label: Any) -> tuple[Any, dict[str, Any]]:
             pixels, logits = tf.numpy_function(find, [image, label], [tf.uint8, tf.float32])
-            pixels.set_shape((height, width, 4))
+            # the maps of a coarser grid do not tell the size of their pictures
+            pixels.set_shape((*(image.shape[:2] if self.settings.grid else self.knowledge.maps.shape[1:]), 4))
             logits.set_shape((classes,))
             return pixels, {"label": tf.cast(label, tf.int32), "teacher_logits": logits}
 

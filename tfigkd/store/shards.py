@@ -4,102 +4,168 @@ Records are joined to examples by id, never by position. The published code of t
 shuffle and so trains every image with the map of another image (arXiv 2503.13008; see the README).
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from tfigkd.data import Examples
+from tfigkd.data.disk import DiskPictures
+from tfigkd.data.stored import StoredArrays
 from tfigkd.runtime import console, tfrecord
-from tfigkd.runtime.errors import UserError
-from tfigkd.runtime.files import checksum, fingerprint, read_manifest, verify_files
+from tfigkd.runtime.errors import InUseError, UserError
+from tfigkd.runtime.files import checksum, fingerprint, locked, read_manifest, verify_files
 
 REBUILD = "delete the folder and make the store again: --stages overlays, or OverlayStore.build"
+
+SHARD_LOCKS = ".*.lock"
+"""The locks of single shards, beside that of the folder."""
 
 Record = dict[str, Any]
 Parse = Callable[[Mapping[str, Any]], Record]
 
 
-def write_shards(
-    folder: Path,
-    examples: Examples,
-    shard_size: int,
-    *,
-    store: str,
-    parse: Parse,
-    make: Callable[[Examples], Iterable[Mapping[str, Any]]],
-) -> dict[str, str]:
-    """Write the missing shards of a store.
+@dataclass(frozen=True)
+class Shards:
+    """The shards of a store: which examples are in which file, and how their records are made.
 
-    A batch never spans two shards, so a resumed store equals an uninterrupted one.
+    A batch never spans two shards, so a shard is the same whoever writes it, and a resumed store equals an
+    uninterrupted one.
 
-    Args:
-        folder: Folder of the store; the name of its parent is the prefix of the shards' names.
+    Attributes:
+        folder: Folder of the store, named by the store's fingerprint, which is part of every record; the name of its
+            parent is the prefix of the shards' names.
         examples: The examples to store, sorted by id.
-        shard_size: Number of examples per shard.
-        store: The store's fingerprint, which is part of every record.
+        size: Number of examples per shard.
         parse: Reads a record, to check existing shards.
         make: Computes the features of given examples, in their order; id, label and store are added here.
-
-    Returns:
-        File name to SHA-256.
     """
-    title, starts = folder.parent.name, range(0, len(examples), shard_size)
+
+    folder: Path
+    examples: Examples
+    size: int
+    parse: Parse
+    make: Callable[[Examples], Iterable[Mapping[str, Any]]]
+
+    def __len__(self) -> int:
+        return -(-len(self.examples) // self.size)
+
+    @property
+    def title(self) -> str:
+        """What the shards' names begin with."""
+        return self.folder.parent.name
+
+    def path(self, number: int) -> Path:
+        """Return the file of a shard, numbered from 0."""
+        return self.folder / f"{self.title}-{number:05d}-of-{len(self):05d}.tfrecord"
+
+    def chosen(self, number: int) -> Examples:
+        """Return the examples of a shard."""
+        start = number * self.size
+        return self.examples.take(np.arange(start, min(start + self.size, len(self.examples))))
+
+    def there(self) -> int:
+        """Return how many shards have been written, which are not read for it."""
+        return sum(self.path(number).is_file() for number in range(len(self)))
+
+    def complete(self, number: int, chosen: Examples) -> bool:
+        """Return whether a shard of an unfinished store is intact and has exactly the chosen examples."""
+        path = self.path(number)
+        if not path.is_file():
+            return False
+        try:
+            return [record["id"] for record in read_shard(path, self.folder.name, self.parse)] == list(chosen.ids)
+        except UserError as error:
+            console.say(f"  {error}; writing this shard again")
+            return False
+
+    def write(self, number: int, chosen: Examples, features: Iterable[Mapping[str, Any]]) -> None:
+        """Write the records of a shard's examples."""
+        identified = zip(chosen.ids, chosen.labels, features, strict=True)
+        records = (
+            tfrecord.encode_example({"store": self.folder.name, "id": str(id_), "label": [int(label)], **values})
+            for id_, label, values in identified
+        )
+        tfrecord.write_records(self.path(number), records)
+
+
+def write_shards(shards: Shards) -> dict[str, str]:
+    """Write the missing shards of a store, and return file name to SHA-256 of all of them."""
     files: dict[str, str] = {}
     writing: Future | None = None
 
-    def write(path: Path, chosen: Examples, features: list[Mapping[str, Any]]) -> None:
-        identified = zip(chosen.ids, chosen.labels, features, strict=True)
-        records = (
-            tfrecord.encode_example({"store": store, "id": str(id_), "label": [int(label)], **values})
-            for id_, label, values in identified
-        )
-        tfrecord.write_records(path, records)
+    def write(number: int, chosen: Examples, features: list[Mapping[str, Any]]) -> None:
+        shards.write(number, chosen, features)
+        note(number, chosen)
+
+    def note(number: int, chosen: Examples) -> None:
+        path = shards.path(number)
         files[path.name] = checksum(path)
         advance(len(chosen))
 
     # One shard is written while the next is computed; at most one waits to be written.
-    with console.progress(title, len(examples)) as advance, ThreadPoolExecutor(1) as writer:
-        for number, start in enumerate(starts):
-            chosen = examples.take(np.arange(start, min(start + shard_size, len(examples))))
-            path = folder / f"{title}-{number:05d}-of-{len(starts):05d}.tfrecord"
-            if _complete(path, chosen, store, parse):
-                files[path.name] = checksum(path)
-                advance(len(chosen))
+    with console.progress(shards.title, len(shards.examples)) as advance, ThreadPoolExecutor(1) as writer:
+        for number in range(len(shards)):
+            chosen = shards.chosen(number)
+            if shards.complete(number, chosen):
+                note(number, chosen)
                 continue
-            features = list(make(chosen))
+            features = list(shards.make(chosen))
             if writing is not None:
                 writing.result()
-            writing = writer.submit(write, path, chosen, features)
+            writing = writer.submit(write, number, chosen, features)
         if writing is not None:
             writing.result()
+    for path in shards.folder.glob(SHARD_LOCKS):
+        path.unlink()
     return dict(sorted(files.items()))
 
 
-def _complete(path: Path, examples: Examples, store: str, parse: Parse) -> bool:
-    """Return whether a shard of an interrupted store is intact and has exactly these examples."""
-    if not path.is_file():
-        return False
-    try:
-        return [record["id"] for record in read_shard(path, store, parse)] == list(examples.ids)
-    except UserError as error:
-        console.say(f"  {error}; writing this shard again")
-        return False
+def write_part(shards: Shards, numbers: Sequence[int]) -> None:
+    """Write some shards of a store that other processes may be writing as well; each one once, under its lock.
+
+    A shard that another process is writing is left to it. At the end this process waits for it, and writes the shard
+    itself if the other one was killed. Who writes the whole store waits meanwhile.
+
+    Args:
+        shards: The shards of the store; its folder is created if missing.
+        numbers: Which of them to write.
+    """
+    folder, busy = shards.folder, []
+
+    def write(number: int, *, wait: bool) -> None:
+        with locked(folder, wait=wait, name=f".{shards.path(number).stem}.lock"):
+            chosen = shards.chosen(number)
+            if not shards.complete(number, chosen):
+                shards.write(number, chosen, shards.make(chosen))
+            advance()
+
+    with locked(folder, wait=True, shared=True), console.progress(shards.title, len(numbers)) as advance:
+        if read_manifest(folder) is not None:  # another process has finished the store
+            return
+        for number in numbers:
+            try:
+                write(number, wait=False)
+            except InUseError:
+                busy.append(number)
+        for number in busy:
+            write(number, wait=True)
 
 
 def read_shard(path: Path, store: str, parse: Parse) -> Iterator[Record]:
-    """Yield the records of a shard one by one, each with its `"id"` and `"label"`.
+    """Yield the records of a shard one by one, each with its `"id"`, its `"label"` and its `"offset"` in the file.
 
     Raises:
         UserError: The shard is damaged, or a record is of another kind or store.
     """
-    for number, raw in enumerate(tfrecord.read_records(path)):
+    for number, (offset, raw) in enumerate(tfrecord.read_placed(path)):
         features = tfrecord.decode_example(raw)
         try:
             origin, id_ = (features[name][0].decode() for name in ("store", "id"))
-            record = {"id": id_, "label": int(features["label"][0]), **parse(features)}
+            record = {"id": id_, "label": int(features["label"][0]), "offset": offset, **parse(features)}
         except (KeyError, IndexError, ValueError, UnicodeDecodeError, AttributeError) as error:
             raise UserError(f"{path}: record {number} is not a record of this store ({error}); {REBUILD}") from error
         if origin != store:
@@ -108,9 +174,13 @@ def read_shard(path: Path, store: str, parse: Parse) -> Iterator[Record]:
 
 
 def read_all(folder: Path, files: Iterable[str], parse: Parse) -> Iterator[Record]:
-    """Yield the records of all shards of a store one by one; the folder's name is the store's fingerprint."""
-    for name in files:
-        yield from read_shard(folder / name, folder.name, parse)
+    """Yield the records of all shards of a store one by one, with the number of their `"shard"`.
+
+    The folder's name is the store's fingerprint.
+    """
+    for shard, name in enumerate(files):
+        for record in read_shard(folder / name, folder.name, parse):
+            yield {**record, "shard": shard}
 
 
 def open_store(folder: Path, identity: Mapping[str, Any]) -> dict[str, Any]:
@@ -162,17 +232,33 @@ def join(folder: Path, manifest: Mapping[str, Any], examples: Examples, parse: P
         )
 
 
-def join_arrays(folder: Path, manifest: Mapping[str, Any], examples: Examples, parse: Parse) -> dict[str, np.ndarray]:
+def join_arrays(
+    folder: Path, manifest: Mapping[str, Any], examples: Examples, parse: Parse, large: str
+) -> dict[str, Any]:
     """Return the parsed records of the examples as arrays [N,...] by name, in the order of the examples.
+
+    Args:
+        folder: A finished store.
+        manifest: Its manifest.
+        examples: The examples to look up.
+        parse: Reads a record.
+        large: Name of what a record has most of. Where the pictures of the examples are on disk, it stays in the
+            shards, as `StoredArrays`.
 
     Raises:
         UserError: As for `join`.
     """
-    arrays: dict[str, np.ndarray] = {}
+    arrays: dict[str, Any] = {}
+    places = np.empty((len(examples), 2), np.int64)
+    on_disk = {large} if isinstance(examples.images, DiskPictures) else set()
     for position, record in join(folder, manifest, examples, parse):
-        for name in record.keys() - {"id", "label"}:
+        places[position] = record["shard"], record["offset"]
+        for name in record.keys() - {"id", "label", "shard", "offset"} - on_disk:
             value = np.asarray(record[name])
             if name not in arrays:
                 arrays[name] = np.empty((len(examples), *value.shape), value.dtype)
             arrays[name][position] = value
+    if on_disk:
+        paths = [folder / name for name in manifest["files"]]
+        arrays[large] = StoredArrays(paths, places, lambda raw: parse(tfrecord.decode_example(raw))[large])
     return arrays
