@@ -263,6 +263,11 @@ def test_models_from_another_machine_are_collected_without_its_data(tmp_path, ca
     }  # fmt: skip
     assert len(read_rows(tmp_path / "checkout/experiments/results/pair.csv")) == 2
     assert "slow, seed 1: skipped, its student is not in" in capsys.readouterr().out
+    manifest = saved / "teachers/mobilenet_v2/manifest.json"
+    before = manifest.stat().st_mtime_ns
+    write_manifest(teacher, "2", files={"teacher.keras": checksum(teacher / "teacher.keras")}, trained_here=False)
+    collect(collecting.Options(**places, models="slow"))
+    assert manifest.stat().st_mtime_ns == before  # a teacher that was taken from there is not copied back
 
 
 @pytest.mark.slow

@@ -200,6 +200,10 @@ def save_student(run: Path, row: dict[str, str], into: Path) -> Path:
     return folder
 
 
+def _same_teacher(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    return all(one.get(name) == other.get(name) for name in ("fingerprint", "weights"))
+
+
 def save_teacher(run: Path, teachers: Path, into: Path) -> Path | None:
     """Copy the teacher of a run, if it was trained here and exists, to saved_models/teachers; otherwise return None.
 
@@ -224,6 +228,8 @@ def save_teacher(run: Path, teachers: Path, into: Path) -> Path | None:
     verify_files(source, manifest)
     name = Path(config.teacher.model).stem
     there = read_manifest(into / "teachers" / name)
+    if there is not None and _same_teacher(there, manifest):
+        return into / "teachers" / name  # the runs took theirs from there
     if there is not None and there["fingerprint"] != manifest["fingerprint"]:
         name = f"{name}-{manifest['fingerprint'][:8]}"
     folder = make_folder(into / "teachers" / name)
