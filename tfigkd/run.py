@@ -17,11 +17,12 @@ from tfigkd.config.flags import first_value, plain_flags, read_options, refuse_u
 from tfigkd.config.loss_fields import require_seed
 from tfigkd.config.reading import closest
 from tfigkd.runtime import console
+from tfigkd.runtime.cluster import connected
 from tfigkd.runtime.command import command
 from tfigkd.runtime.errors import UserError
 from tfigkd.runtime.limit import stop_after
 from tfigkd.stages.parts import read_part
-from tfigkd.stages.runner import STAGES, Run, default_folder, run, run_part
+from tfigkd.stages.runner import STAGES, Run, default_folder, run, run_part, run_shards
 from tfigkd.stages.workdir import Workdir
 
 PROG = "python -m tfigkd.run"
@@ -53,6 +54,9 @@ class Options:
     part: str | None = None
     """With --stages overlays: compute only one part of the stores, such as 2/8 in the second of eight processes that
     share the folders. Whoever comes last writes the manifest; the result is that of one process."""
+    cluster: str | None = None
+    """With --stages overlays: compute the shards of the stores on a Ray cluster that shares the folders. auto: that of
+    this machine, or this machine alone; or HOST:PORT of the cluster's head. Needs tfigkd[cluster]."""
     dry_run: bool = False
     """Check the run, show what it would do and how long it takes, and stop; nothing is written."""
     strict: bool = False
@@ -103,8 +107,13 @@ def parse(arguments: Sequence[str]) -> tuple[Options, Run]:
             raise UserError(f"unknown stage {stage!r}; {closest(stage, STAGES)}")
     if options.part is not None:
         read_part(options.part)
-        if stages != ("overlays",):
-            raise UserError(f"--part needs --stages overlays, got --stages {options.stages}; the teacher comes before")
+        if options.cluster is not None:
+            raise UserError("--part and --cluster exclude each other; give one of them")
+    for flag in ("part", "cluster"):
+        if getattr(options, flag) is not None and stages != ("overlays",):
+            raise UserError(
+                f"--{flag} needs --stages overlays, got --stages {options.stages}; the teacher comes before"
+            )
     folder = options.workdir or default_folder(name, options.seed, smoke=options.smoke)
     workdir = Workdir(folder, options.teachers, options.seed)
     return options, Run(name, options.config, workdir, stages, smoke=options.smoke)
@@ -121,6 +130,10 @@ def main(arguments: list[str]) -> int:
     with stop_after(options.minutes):
         if options.part is not None and not options.dry_run:
             run_part(chosen, read_part(options.part))
+            return 0
+        if options.cluster is not None and not options.dry_run:
+            with connected(options.cluster) as cluster:
+                run_shards(chosen, cluster)
             return 0
         good = run(chosen, dry_run=options.dry_run)
     return BAD_VERDICT if options.strict and not good else 0

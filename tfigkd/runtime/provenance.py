@@ -69,7 +69,9 @@ def commit() -> str:
     here = Path(__file__).resolve().parents[1]
 
     def git(*words: str) -> str:
-        done = subprocess.run(["git", "-C", str(here), *words], capture_output=True, text=True, check=True)
+        # without a lock of its index, which a killed process would leave behind
+        command = ["git", "--no-optional-locks", "-C", str(here), *words]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
         return done.stdout.strip()
 
     try:

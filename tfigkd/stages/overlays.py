@@ -1,6 +1,8 @@
 """Stage `overlays`: store the teacher's logits, Integrated Gradients maps and attention of every example."""
 
 import functools
+import pickle
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -21,6 +23,7 @@ from tfigkd.data.grid import spread
 from tfigkd.data.stored import StoredArrays
 from tfigkd.models.weights import weights_fingerprint
 from tfigkd.runtime import console
+from tfigkd.runtime.cluster import Cluster
 from tfigkd.runtime.errors import UserError
 from tfigkd.runtime.files import fingerprint, finished, locked, read_manifest, write_manifest
 from tfigkd.stages.data import data_fingerprints, dataset, stored_examples, stored_fingerprint
@@ -242,6 +245,34 @@ def store_part(config: Config, workdir: Workdir, part: Part) -> None:
     for store in stores(config, workdir):
         write_part(store.shards, part.of(len(store.shards)))
         finish_store(store)
+
+
+def store_on_cluster(config: Config, workdir: Workdir, cluster: Cluster) -> None:
+    """Stage `overlays` on the machines of a cluster: each shard that is missing is a call of its own."""
+    described = pickle.dumps((config, workdir))
+    for which, store in enumerate(stores(config, workdir)):
+        shards, counts = store.shards, Counter[str]()
+        missing = [number for number in range(len(shards)) if not shards.path(number).is_file()]
+        with console.progress(shards.title, len(shards), len(shards) - len(missing)) as advance:
+            for ended in cluster.call(store_shard, [(described, which, number) for number in missing]):
+                counts[ended.node] += 1
+                done = ", ".join(f"{node}: {count}" for node, count in sorted(counts.items()))
+                advance(note=done)
+        if missing:
+            console.say(f"  {shards.title}: {len(missing)} shards ({done})")
+        finish_store(store)
+
+
+def store_shard(described: bytes, which: int, number: int) -> None:
+    """Write one shard of one of the stores of a pickled config and workdir, as a part of so many parts as shards."""
+    write_part(_stores_of(described)[which].shards, [number])
+
+
+@functools.lru_cache(maxsize=1)
+def _stores_of(described: bytes) -> list[Store]:
+    """Return the stores of a pickled config and workdir; data and teacher are loaded once a process."""
+    with console.quiet_stderr():
+        return stores(*pickle.loads(described))
 
 
 def finish_store(store: Store) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 from tfigkd.config.experiment import Config, to_mapping, trainings
 from tfigkd.config.reading import differences, from_mapping
 from tfigkd.runtime import console
+from tfigkd.runtime.cluster import Cluster
 from tfigkd.runtime.errors import UserError
 from tfigkd.runtime.files import fingerprint, locked, read_manifest, write_text
 from tfigkd.stages.parts import Part
@@ -181,14 +182,36 @@ def run_part(chosen: Run, part: Part) -> None:
         UserError: anything the user can mend.
     """
     started = time.monotonic()
-    if "overlays" in _stages(chosen)[1]:
-        raise UserError(f"{chosen.experiment} stores nothing of its teacher; give the command without --part")
-    config = _resolved(chosen)
+    config = _storing(chosen)
     console.say(f"{chosen.experiment}, part {part.number} of {part.count} of the stores")
     with console.quiet_stderr():
         from tfigkd.stages.overlays import store_part
     store_part(config, chosen.workdir, part)
     console.say(f"done in {time.monotonic() - started:.0f} s", last=True)
+
+
+def run_shards(chosen: Run, cluster: Cluster) -> None:
+    """Compute the stores of a run on the machines of a cluster, one shard a call, and finish them here.
+
+    Nothing is written into the workdir.
+
+    Raises:
+        UserError: anything the user can mend.
+    """
+    started = time.monotonic()
+    config = _storing(chosen)
+    console.say(f"{chosen.experiment}, shards of the stores on {cluster}")
+    with console.quiet_stderr():
+        from tfigkd.stages.overlays import store_on_cluster
+    store_on_cluster(config, chosen.workdir, cluster)
+    console.say(f"done in {time.monotonic() - started:.0f} s", last=True)
+
+
+def _storing(chosen: Run) -> Config:
+    """Return the resolved config of a run that has something to store."""
+    if "overlays" in _stages(chosen)[1]:
+        raise UserError(f"{chosen.experiment} stores nothing of its teacher; leave the stage overlays out")
+    return _resolved(chosen)
 
 
 def _resolved(chosen: Run) -> Config:

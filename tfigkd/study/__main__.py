@@ -9,14 +9,16 @@ python -m tfigkd.study report --experiment my_study.toml
 import shlex
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 from tfigkd.config.flags import read_all_options, read_options
 from tfigkd.runtime import console
+from tfigkd.runtime.cluster import Cluster, connected
 from tfigkd.runtime.command import command
 from tfigkd.runtime.errors import UserError
 from tfigkd.runtime.processes import cores, processes_that_fit
-from tfigkd.study.plan import PROG, Options, Study, plan, read_study
-from tfigkd.study.runs import finished_row, run_all
+from tfigkd.study.plan import PROG, Job, Options, Study, plan, read_study
+from tfigkd.study.runs import finished_row, run_all, run_on_cluster
 
 
 def study(options: Options, flags: Sequence[str]) -> int:
@@ -28,11 +30,22 @@ def study(options: Options, flags: Sequence[str]) -> int:
     described = read_study(options.experiment)
     jobs = plan(described, options, flags)
     console.say(f"{described.name}: {described.description}")
+    if options.cluster is None or options.dry_run:
+        return _do(described, jobs, options, None)
+    with connected(options.cluster) as cluster:
+        return _do(described, jobs, options, cluster)
+
+
+def _do(described: Study, jobs: Sequence[Job], options: Options, cluster: Cluster | None) -> int:
+    """Do the runs on this machine or on a cluster, show what they show, and return the exit status."""
     stages = options.stages or described.stages
-    processes = options.processes or processes_that_fit()
-    threads = max(1, cores() // processes)
+    at_once = processes_that_fit() if cluster is None else cluster.accelerators or cluster.cores
+    processes = options.processes or at_once
+    threads = max(1, cores() // processes if cluster is None else min(cluster.largest, cluster.cores // processes))
+    where = "" if cluster is None else f" on {cluster}"
     console.say(
-        f"{len(jobs)} runs, stages {stages}, {processes} at once, threads of each: {threads}, in {options.workdir}"
+        f"{len(jobs)} runs, stages {stages}, {processes} at once{where}, threads of each: {threads}, in "
+        f"{options.workdir}"
     )
     if options.dry_run:
         for job in jobs:
@@ -40,7 +53,8 @@ def study(options: Options, flags: Sequence[str]) -> int:
                 f"  {job.title}: {job.run.experiment}, {'finished' if finished_row(job) else 'to do'}, {job.folder}"
             )
         return 0
-    ended = run_all(jobs, processes=processes, threads=threads, minutes=options.minutes)
+    given: dict[str, Any] = {"processes": processes, "threads": threads, "minutes": options.minutes}
+    ended = run_all(jobs, **given) if cluster is None else run_on_cluster(jobs, cluster, **given)
     console.say(", ".join(f"{len(some)} {how}" for how, some in ended.items() if some))
     if ended["done"] or ended["before"]:
         _show(described, options)

@@ -66,7 +66,7 @@ class Options:
     """Folder of teachers and their stores, shared by all runs."""
     processes: int | None = None
     """Number of runs at the same time; the cores are divided among them. Default: one for each core, as far as 4 GiB of
-    memory for each allow; 1 with an accelerator."""
+    memory for each allow; 1 with an accelerator. With --cluster: one for each of its GPUs, or cores."""
     seeds: int | None = None
     """Number of seeds, from 0. Default: that of the study (1 with --smoke)."""
     arms: str | None = None
@@ -77,6 +77,9 @@ class Options:
     """Stop after this time; the next call continues an interrupted run from its last epoch."""
     smoke: bool = False
     """Shrink every run to a few steps of a small slice."""
+    cluster: str | None = None
+    """Do the runs on a Ray cluster whose machines share the folders. auto: that of this machine, or this machine alone;
+    or HOST:PORT of the cluster's head. Needs tfigkd[cluster]."""
     dry_run: bool = False
     """Print the runs without running them."""
 

@@ -8,6 +8,7 @@ from multiprocessing.connection import wait
 from typing import Any
 
 from tfigkd.runtime import console
+from tfigkd.runtime.cluster import Cluster
 from tfigkd.runtime.errors import InUseError, UserError, system_line
 from tfigkd.runtime.files import locked, write_signed
 from tfigkd.runtime.processes import CONTEXT, settle
@@ -75,6 +76,71 @@ def _process(job: Job, threads: int) -> None:
         sys.exit(130)
 
 
+def _process_of(job: Job, threads: int) -> Any:
+    return CONTEXT.Process(target=_process, args=(job, threads), name=job.title)
+
+
+def run_job(job: Job, threads: int) -> int:
+    """Do one run in a child process of this one, and return its exit status."""
+    process = _process_of(job, threads)
+    process.start()
+    process.join()
+    return process.exitcode
+
+
+def sort_jobs(jobs: Sequence[Job]) -> tuple[dict[str, list[Job]], list[Job]]:
+    """Return the jobs by result, so far those that were finished before, and those that are left."""
+    ended: dict[str, list[Job]] = {"done": [], "before": [], "busy": [], "failed": [], "left": []}
+    pending: list[Job] = []
+    for job in jobs:
+        (ended["before"] if finished_row(job) else pending).append(job)
+    if ended["before"]:
+        console.say(f"{len(ended['before'])} of {len(jobs)} runs were finished before")
+    return ended, pending
+
+
+def _how(status: int | None) -> str:
+    """Return what an exit status says of a run."""
+    return "done" if status == DONE else "busy" if status == BUSY else "failed"
+
+
+def _line(job: Job, how: str, seconds: float, left: int, at_once: int) -> str:
+    """Return the line for a run that has ended."""
+    note = f" (see {job.folder / 'run.log'})" if how == "failed" else ""
+    rest = seconds * left / at_once / 60
+    return f"{job.title}: {how}, {seconds:.0f} s{note}; {left} to go, about {rest:.0f} min"
+
+
+def run_on_cluster(
+    jobs: Sequence[Job], cluster: Cluster, *, processes: int, threads: int, minutes: float | None = None
+) -> Mapping[str, list[Job]]:
+    """Run jobs on the machines of a cluster, each as a call, in order; as `run_all` on this machine.
+
+    A run whose machine dies goes on elsewhere from its last checkpoint.
+
+    Args:
+        jobs: Jobs to run; finished ones are skipped.
+        cluster: Where they run.
+        processes: Number of runs at the same time, for the estimate of the time.
+        threads: Cores and threads of each.
+        minutes: Stop after this time; the next call continues them. None: no limit.
+
+    Returns:
+        As for `run_all`.
+    """
+    ended, pending = sort_jobs(jobs)
+    left = {index: job for index, job in enumerate(pending)}
+    seconds = None if minutes is None else 60 * minutes
+    try:
+        for end in cluster.call(run_job, [(job, threads) for job in pending], cores=threads, seconds=seconds):
+            job, how = left.pop(end.index), _how(end.value)
+            ended[how].append(job)
+            console.say(_line(job, how, end.seconds, len(left), processes) + f"; on {end.node}")
+    finally:
+        ended["left"] += left.values()
+    return ended
+
+
 def run_all(
     jobs: Sequence[Job], *, processes: int, threads: int, minutes: float | None = None
 ) -> Mapping[str, list[Job]]:
@@ -92,18 +158,13 @@ def run_all(
     """
     started = time.monotonic()
     deadline = None if minutes is None else started + 60 * minutes
-    ended: dict[str, list[Job]] = {"done": [], "before": [], "busy": [], "failed": [], "left": []}
-    pending: list[Job] = []
-    for job in jobs:
-        (ended["before"] if finished_row(job) else pending).append(job)
-    if ended["before"]:
-        console.say(f"{len(ended['before'])} of {len(jobs)} runs were finished before")
+    ended, pending = sort_jobs(jobs)
     running: dict[Any, tuple[Job, Any, float]] = {}
     try:
         while pending or running:
             while pending and len(running) < processes:
                 job = pending.pop(0)
-                process = CONTEXT.Process(target=_process, args=(job, threads), name=job.title)
+                process = _process_of(job, threads)
                 process.start()
                 running[process.sentinel] = (job, process, time.monotonic())
             left = None if deadline is None else deadline - time.monotonic()
@@ -112,12 +173,9 @@ def run_all(
             for sentinel in wait(list(running), left):
                 job, process, begun = running.pop(sentinel)
                 process.join()
-                how = {DONE: "done", BUSY: "busy"}.get(process.exitcode, "failed")
+                how = _how(process.exitcode)
                 ended[how].append(job)
-                seconds = time.monotonic() - begun
-                rest = seconds * len(pending) / processes / 60
-                note = f" (see {job.folder / 'run.log'})" if how == "failed" else ""
-                console.say(f"{job.title}: {how}, {seconds:.0f} s{note}; {len(pending)} to go, about {rest:.0f} min")
+                console.say(_line(job, how, time.monotonic() - begun, len(pending), processes))
     finally:
         for job, process, _ in running.values():
             process.terminate()
