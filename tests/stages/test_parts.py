@@ -176,9 +176,13 @@ def test_what_is_no_part_is_one_line(text):
         read_part(text)
 
 
-def test_a_part_is_of_the_stores_alone():
-    with pytest.raises(UserError, match="--part needs --stages overlays, got teacher,overlays"):
-        parse(["--experiment", "ig_kd", "--stages", "teacher,overlays", "--part", "1/2"])
+@pytest.mark.parametrize("given", [("--part", "1/2"), ("--cluster", "auto")])
+def test_a_part_is_of_the_stores_alone(given):
+    arguments = ["--experiment", "ig_kd", "--stages"]
+    with pytest.raises(UserError, match=f"{given[0]} needs --stages overlays, got --stages teacher,overlays"):
+        parse([*arguments, "teacher,overlays", *given])
+    with pytest.raises(UserError, match="--part and --cluster exclude each other"):
+        parse([*arguments, "overlays", "--part", "1/2", "--cluster", "auto"])
 
 
 def test_a_part_of_an_experiment_without_a_store_is_one_line(tmp_path):
