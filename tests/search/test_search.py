@@ -133,7 +133,7 @@ def test_values_of_any_type_are_drawn_and_reach_the_config(text, expected):
 
 
 def test_learning_rates_are_tried_at_the_optimizers_scale():
-    config = read_experiment("cifar10")[1]
+    config = read_experiment("cifar10_sgd")[1]
     assert (config.training.optimizer, config.training.learning_rate) == ("sgd", 0.1)
     rates = {one.field: one.values for one in usual_space(config)}
     assert rates["training.learning_rate"] == (0.01, 0.3)
