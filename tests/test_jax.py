@@ -29,7 +29,8 @@ from unittest import mock
 import numpy as np
 from tfigkd.batches import stream as batches
 from tfigkd.data import Examples
-from tfigkd.config.fields import AugmentConfig, OverlayConfig
+from tfigkd.config.fields import OverlayConfig
+from tfigkd.config.training_fields import AugmentConfig
 count, rng = 50, np.random.default_rng(1)
 images = rng.integers(0, 256, (count, 6, 6, 3), np.uint8)
 ids = np.array([f"{index * 0x9E3779B97F4A7C15 % 2**64:016x}" for index in range(count)])
@@ -70,7 +71,7 @@ BROKEN = """
 import sys
 from pathlib import Path
 import keras, numpy as np
-from tfigkd.config.fields import TrainingConfig
+from tfigkd.config.training_fields import TrainingConfig
 from tfigkd.losses import KLDivergence
 from tfigkd.runtime.errors import UserError
 from tfigkd.training.distiller import Distiller

@@ -22,7 +22,7 @@ from tfigkd.runtime.command import command
 from tfigkd.runtime.errors import UserError
 from tfigkd.runtime.limit import stop_after
 from tfigkd.stages.parts import read_part
-from tfigkd.stages.runner import STAGES, Run, default_folder, run, run_part, run_shards
+from tfigkd.stages.runner import STAGES, Run, default_folder, run, run_stores
 from tfigkd.stages.workdir import Workdir
 
 PROG = "python -m tfigkd.run"
@@ -129,11 +129,11 @@ def main(arguments: list[str]) -> int:
     console.configure(quiet=options.quiet, verbose=options.verbose)
     with stop_after(options.minutes):
         if options.part is not None and not options.dry_run:
-            run_part(chosen, read_part(options.part))
+            run_stores(chosen, read_part(options.part))
             return 0
         if options.cluster is not None and not options.dry_run:
             with connected(options.cluster) as cluster:
-                run_shards(chosen, cluster)
+                run_stores(chosen, cluster)
             return 0
         good = run(chosen, dry_run=options.dry_run)
     return BAD_VERDICT if options.strict and not good else 0

@@ -15,7 +15,8 @@ import numpy as np
 
 from tfigkd import data, models
 from tfigkd.batches.augment import crop_and_flip, example_keys, move_coarse
-from tfigkd.config.fields import AugmentConfig, ViewConfig
+from tfigkd.config.fields import ViewConfig
+from tfigkd.config.training_fields import AugmentConfig
 from tfigkd.runtime import provenance
 from tfigkd.store.views import view_outputs, with_attention
 

@@ -27,8 +27,8 @@ from tfigkd.batches.stream import training_batches
 from tfigkd.compress import methods
 from tfigkd.compress.pruning import sparsity
 from tfigkd.config.compress_fields import CompressConfig
-from tfigkd.config.fields import AugmentConfig
 from tfigkd.config.measure_fields import BenchmarkConfig
+from tfigkd.config.training_fields import AugmentConfig
 from tfigkd.edge.convert import convert
 from tfigkd.edge.latency import latencies
 from tfigkd.edge.litert import float_tensors, litert_predictor

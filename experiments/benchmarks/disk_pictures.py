@@ -27,7 +27,7 @@ def measure(folder: Path, resident: Any, size: int, steps: int) -> dict[str, flo
         `peak`: peak memory in bytes above that of the imports; `load`: seconds to load; `rate`: images a second.
     """
     from tfigkd.batches.stream import training_batches
-    from tfigkd.config.fields import AugmentConfig
+    from tfigkd.config.training_fields import AugmentConfig
     from tfigkd.data import load
 
     reset_peak()

@@ -10,7 +10,8 @@ from experiments.benchmarks.distillation_step import distiller
 from experiments.benchmarks.harness import Options, record, take_turns, timed
 from experiments.benchmarks.training_step import step_block
 from tfigkd.batches.stream import Batch, Knowledge, training_batches
-from tfigkd.config.fields import AugmentConfig, OverlayConfig
+from tfigkd.config.fields import OverlayConfig
+from tfigkd.config.training_fields import AugmentConfig
 from tfigkd.data import Examples
 
 PROBABILITY = 0.1  # as in the papers

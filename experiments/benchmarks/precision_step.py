@@ -8,7 +8,7 @@ import keras
 from experiments.benchmarks.harness import Block, Options, Peer, faster, peer, take_turns
 from experiments.benchmarks.training_step import random_batch, step_block
 from tfigkd import models
-from tfigkd.config.fields import TrainingConfig
+from tfigkd.config.training_fields import TrainingConfig
 from tfigkd.models.layers import with_fused_layers
 from tfigkd.training.distiller import Distiller
 from tfigkd.training.optimizers import make_optimizer

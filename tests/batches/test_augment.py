@@ -18,7 +18,8 @@ from tfigkd.batches.augment import (
     pasted_boxes,
     uniform,
 )
-from tfigkd.config.fields import AugmentConfig, OverlayConfig
+from tfigkd.config.fields import OverlayConfig
+from tfigkd.config.training_fields import AugmentConfig
 from tfigkd.runtime.errors import UserError
 
 KEYS = np.arange(1, 4001, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)

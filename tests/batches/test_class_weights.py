@@ -8,7 +8,7 @@ from sklearn.utils.class_weight import compute_class_weight
 
 from tfigkd.batches.stream import Knowledge, training_batches
 from tfigkd.config.experiment import Config, override
-from tfigkd.config.fields import AugmentConfig, TrainingConfig
+from tfigkd.config.training_fields import AugmentConfig, TrainingConfig
 from tfigkd.data import Examples, identify, to_model_input
 from tfigkd.losses import KLDivergence
 from tfigkd.runtime.errors import UserError

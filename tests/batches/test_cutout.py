@@ -6,7 +6,8 @@ import pytest
 from tfigkd.batches import augment
 from tfigkd.batches.stream import Knowledge, training_batches
 from tfigkd.config.experiment import override, read_experiment, smoke
-from tfigkd.config.fields import AugmentConfig, OverlayConfig
+from tfigkd.config.fields import OverlayConfig
+from tfigkd.config.training_fields import AugmentConfig
 from tfigkd.data import Examples
 from tfigkd.stages import distill, teacher
 from tfigkd.stages.data import dataset

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tfigkd.batches.stream import batch_sizes, evens_out, training_batches
-from tfigkd.config.fields import AugmentConfig
+from tfigkd.config.training_fields import AugmentConfig
 from tfigkd.data import identify
 
 

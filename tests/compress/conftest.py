@@ -10,7 +10,7 @@ import pytest
 from tfigkd import models
 from tfigkd.batches.stream import training_batches
 from tfigkd.compress.finetune import Lessons
-from tfigkd.config.fields import AugmentConfig
+from tfigkd.config.training_fields import AugmentConfig
 from tfigkd.data import Dataset, load
 from tfigkd.losses import KLDivergence
 from tfigkd.measure.metrics import predict_logits

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from tfigkd.batches.stream import Knowledge, training_batches
-from tfigkd.config.fields import AugmentConfig, OverlayConfig
+from tfigkd.config.fields import OverlayConfig
+from tfigkd.config.training_fields import AugmentConfig
 from tfigkd.data import Examples, concatenate, load, mean_color
 from tfigkd.data import disk as module
 from tfigkd.data.disk import FOLDER, DiskPictures, blocks, join, pick

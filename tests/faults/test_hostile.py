@@ -18,7 +18,7 @@ import pytest
 from PIL import Image
 from test_fuzz import published_network, small_network
 
-from tfigkd.config.fields import TrainingConfig
+from tfigkd.config.training_fields import TrainingConfig
 from tfigkd.data import load
 from tfigkd.data.pictures import decode
 from tfigkd.models import load_own, load_torch_weights

@@ -8,7 +8,7 @@ import pytest
 from test_bad_input import one_line
 from test_kill import new_folder, no_process_left_behind, start, succeed
 
-from tfigkd.config.fields import TrainingConfig
+from tfigkd.config.training_fields import TrainingConfig
 from tfigkd.losses import FSP, KLDivergence
 from tfigkd.runtime.errors import UserError
 from tfigkd.training import checkpoint

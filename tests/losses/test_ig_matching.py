@@ -6,7 +6,7 @@ import pytest
 from keras import ops
 
 from tfigkd.batches.stream import Knowledge, training_batches
-from tfigkd.config.fields import AugmentConfig
+from tfigkd.config.training_fields import AugmentConfig
 from tfigkd.data import Examples
 from tfigkd.losses import E2KD, IGMatching, grad_cam, input_gradient_map, map_distance
 from tfigkd.models.layers import with_fused_layers

@@ -9,7 +9,7 @@ from tfigkd.batches.stream import training_batches
 from tfigkd.compress import CompressConfig, sparsity
 from tfigkd.compress.finetune import Lessons
 from tfigkd.compress.methods import PHASES, compress_student
-from tfigkd.config.fields import AugmentConfig
+from tfigkd.config.training_fields import AugmentConfig
 from tfigkd.data import load
 from tfigkd.edge.convert import convert
 from tfigkd.edge.litert import float_tensors

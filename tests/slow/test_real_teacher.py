@@ -7,7 +7,8 @@ import pytest
 from tfigkd import models
 from tfigkd.batches.controls import apply_control
 from tfigkd.batches.stream import Knowledge, training_batches
-from tfigkd.config.fields import AugmentConfig, ControlConfig
+from tfigkd.config.fields import ControlConfig
+from tfigkd.config.training_fields import AugmentConfig
 from tfigkd.data import load
 from tfigkd.losses import KLDivergence
 from tfigkd.measure.metrics import accuracy, predict_logits

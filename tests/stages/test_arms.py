@@ -10,7 +10,8 @@ import pytest
 from tfigkd.batches.controls import apply_control
 from tfigkd.batches.stream import Knowledge, training_batches
 from tfigkd.config.experiment import experiments_folder, override, read_experiment
-from tfigkd.config.fields import AugmentConfig, ControlConfig, OverlayConfig
+from tfigkd.config.fields import ControlConfig, OverlayConfig
+from tfigkd.config.training_fields import AugmentConfig
 from tfigkd.data import Examples
 from tfigkd.runtime.errors import UserError
 from tfigkd.stages.runner import Run, run

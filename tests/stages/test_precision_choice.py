@@ -7,7 +7,7 @@ import pytest
 
 from tfigkd import models
 from tfigkd.config.experiment import override, read_experiment, smoke
-from tfigkd.config.fields import TrainingConfig
+from tfigkd.config.training_fields import TrainingConfig
 from tfigkd.runtime.errors import UserError
 from tfigkd.stages import precision
 from tfigkd.stages.distill import student_fingerprint

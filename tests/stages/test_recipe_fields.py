@@ -6,7 +6,7 @@ import pytest
 import tensorflow as tf
 
 from tfigkd.config.experiment import override, read_experiment
-from tfigkd.config.fields import TrainingConfig
+from tfigkd.config.training_fields import TrainingConfig
 from tfigkd.data import to_model_input
 from tfigkd.stages import distill, teacher
 from tfigkd.stages.data import dataset

@@ -12,7 +12,8 @@ from tfigkd import OverlayStore
 from tfigkd.batches.augment import overlay
 from tfigkd.batches.stream import Knowledge, training_batches
 from tfigkd.config.experiment import override, read_experiment
-from tfigkd.config.fields import AttributionConfig, AugmentConfig, OverlayConfig
+from tfigkd.config.fields import AttributionConfig, OverlayConfig
+from tfigkd.config.training_fields import AugmentConfig
 from tfigkd.data import Examples, identify
 from tfigkd.data.grid import cell_means, spread
 from tfigkd.losses.features import pool_to

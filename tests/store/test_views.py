@@ -12,7 +12,8 @@ from tfigkd.batches.augment import ORDER, example_keys, uniform
 from tfigkd.batches.controls import shuffle_views
 from tfigkd.batches.stream import StoredAttention, training_batches
 from tfigkd.config.experiment import Config, override
-from tfigkd.config.fields import AugmentConfig, ControlConfig
+from tfigkd.config.fields import ControlConfig
+from tfigkd.config.training_fields import AugmentConfig
 from tfigkd.data import covered
 from tfigkd.losses.attention import attention_transfer, unit_attention
 from tfigkd.models.weights import weights_fingerprint

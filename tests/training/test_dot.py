@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from tfigkd.config.experiment import Config, override
-from tfigkd.config.fields import TrainingConfig
+from tfigkd.config.training_fields import TrainingConfig
 from tfigkd.losses import Hint, KLDivergence
 from tfigkd.runtime.errors import UserError
 from tfigkd.training.distiller import Distiller

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from tfigkd.batches.stream import Knowledge, training_batches
-from tfigkd.config.fields import AugmentConfig, OverlayConfig, TrainingConfig
+from tfigkd.config.fields import OverlayConfig
+from tfigkd.config.training_fields import AugmentConfig, TrainingConfig
 from tfigkd.data import Examples
 from tfigkd.losses import KLDivergence
 from tfigkd.runtime.errors import UserError

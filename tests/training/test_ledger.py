@@ -9,7 +9,7 @@ import pytest
 
 from tfigkd import models
 from tfigkd.batches.stream import training_batches
-from tfigkd.config.fields import AugmentConfig, TrainingConfig
+from tfigkd.config.training_fields import AugmentConfig, TrainingConfig
 from tfigkd.data import load
 from tfigkd.losses import AttentionTransfer, KLDivergence
 from tfigkd.training.distiller import Distiller

@@ -3,7 +3,7 @@
 import keras
 import numpy as np
 
-from tfigkd.config.fields import TrainingConfig
+from tfigkd.config.training_fields import TrainingConfig
 from tfigkd.losses import LogitRegression, logit_distance
 from tfigkd.training.distiller import Distiller
 from tfigkd.training.optimizers import SGD, make_optimizer, make_schedule

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from tfigkd.batches.stream import training_batches
-from tfigkd.config.fields import AugmentConfig, TeacherConfig, TrainingConfig
+from tfigkd.config.fields import TeacherConfig
+from tfigkd.config.training_fields import AugmentConfig, TrainingConfig
 from tfigkd.data import Examples
 from tfigkd.losses import KLDivergence
 from tfigkd.models import with_precision

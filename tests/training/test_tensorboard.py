@@ -11,8 +11,8 @@ from PIL import Image
 
 from tfigkd.batches.augment import overlay
 from tfigkd.batches.stream import training_batches
-from tfigkd.config.fields import AugmentConfig, TrainingConfig
 from tfigkd.config.measure_fields import TensorBoardConfig
+from tfigkd.config.training_fields import AugmentConfig, TrainingConfig
 from tfigkd.data import load
 from tfigkd.runtime.errors import UserError
 from tfigkd.training import panels

@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from tfigkd.config.fields import AugmentConfig, OverlayConfig
+from tfigkd.config.fields import OverlayConfig
+from tfigkd.config.training_fields import AugmentConfig
 from tfigkd.data import to_model_input
 from tfigkd.data.grid import spread
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from tfigkd.batches.augment import augmented, overlay
-from tfigkd.config.fields import AugmentConfig
+from tfigkd.config.training_fields import AugmentConfig
 from tfigkd.data.grid import spread
 
 

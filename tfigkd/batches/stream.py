@@ -22,7 +22,8 @@ from tfigkd.batches.augment import (
     uniform,
 )
 from tfigkd.batches.device import on_device
-from tfigkd.config.fields import AugmentConfig, OverlayConfig
+from tfigkd.config.fields import OverlayConfig
+from tfigkd.config.training_fields import AugmentConfig
 from tfigkd.data import Examples
 from tfigkd.data.disk import Pictures
 from tfigkd.data.grid import spread

@@ -10,7 +10,7 @@ import keras
 
 from tfigkd.batches.stream import Batch
 from tfigkd.config.compress_fields import CompressConfig
-from tfigkd.config.fields import TrainingConfig
+from tfigkd.config.training_fields import TrainingConfig
 from tfigkd.training import checkpoint
 from tfigkd.training.distiller import Distiller
 from tfigkd.training.fit import fit

@@ -14,19 +14,18 @@ from typing import Any
 from tfigkd.config.compress_fields import CompressConfig
 from tfigkd.config.fields import (
     AttributionConfig,
-    AugmentConfig,
     ControlConfig,
     DataConfig,
     ExportConfig,
     OverlayConfig,
     StudentConfig,
     TeacherConfig,
-    TrainingConfig,
     ViewConfig,
 )
 from tfigkd.config.loss_fields import LossesConfig, require
 from tfigkd.config.measure_fields import BenchmarkConfig, EvaluationConfig, LedgerConfig, TensorBoardConfig
 from tfigkd.config.reading import closest, from_mapping, read_toml
+from tfigkd.config.training_fields import AugmentConfig, TrainingConfig
 from tfigkd.runtime.errors import UserError
 
 MIXED = (

@@ -1,11 +1,11 @@
 """Every field of an experiment: frozen dataclasses with defaults, units and ranges. The defaults are the papers'."""
 
-import math
 import re
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
-from tfigkd.config.loss_fields import late, require, require_seed, revised, settled
+from tfigkd.config.loss_fields import late, require, require_seed, settled
+from tfigkd.config.training_fields import TrainingConfig
 
 COLORS = {"white": (255, 255, 255), "gray": (128, 128, 128), "black": (0, 0, 0)}
 BACKGROUND = "white"
@@ -84,173 +84,6 @@ class DataConfig:
             "data.image_size must be positive",
             self.image_size,
         )
-
-
-@dataclass(frozen=True)
-class AugmentConfig:
-    """Random geometry, drawn once per (seed, epoch, id) and applied to image and map alike."""
-
-    crop_padding: int = 4
-    """Zero padding in pixels before a random crop of the original size; 0 switches cropping off."""
-    flip: bool = True
-    """Flip left to right with probability one half."""
-    flip_order: Literal["random", "alternate"] = late("random")
-    """random: a draw in each epoch; alternate: in exactly every other epoch, a random half of the images first."""
-    crop_border: Literal["zeros", "reflect"] = late("zeros")
-    """What comes in at the border of a crop: zeros, or the image mirrored at its edge."""
-    crop_area: tuple[float, float] = late((1.0, 1.0))
-    """For photographs, in place of crop_padding: the crop has a share of the image's area between these two, and is
-    resized to the whole image (Szegedy et al. 2015, arXiv 1409.4842; usual for ImageNet: 0.08 to 1). 1 and 1 switch it
-    off."""
-    crop_aspect: tuple[float, float] = late((0.75, 4 / 3))
-    """Least and largest width of such a crop as a multiple of its height; drawn evenly on a logarithmic scale."""
-
-    @property
-    def resizes(self) -> bool:
-        """Whether crops have another size than the image, and are resized."""
-        return self.crop_area != (1.0, 1.0)
-
-    def __post_init__(self) -> None:
-        require(self.crop_padding >= 0, "augment.crop_padding must not be negative", self.crop_padding)
-        least, most = self.crop_area
-        require(0 < least <= most <= 1, "augment.crop_area must be two numbers in (0, 1], rising", self.crop_area)
-        narrow, wide = self.crop_aspect
-        require(0 < narrow <= wide, "augment.crop_aspect must be two positive numbers, rising", self.crop_aspect)
-        one = not (self.resizes and self.crop_padding)
-        require(one, "augment.crop_padding must be 0 with augment.crop_area, which replaces it", self.crop_padding)
-
-
-@dataclass(frozen=True)
-class TrainingConfig:
-    """How a network is trained. The defaults are the papers' recipe."""
-
-    epochs: int = 100
-    """Passes over the training split; the last epoch's weights are the result."""
-    batch_size: int = 64
-    """Examples a step. The last batch of an epoch may be smaller; where it would have fewer than 8, all are nearly
-    equal."""
-    optimizer: Literal["adam", "adamw", "sgd", "muon"] = "adam"
-    """Adam, AdamW, SGD with Nesterov momentum, or Muon for kernels of convolutions and hidden dense layers with AdamW
-    for all else."""
-    learning_rate: float = 1e-3
-    """The peak learning rate."""
-    momentum: float = 0.9
-    """Momentum of SGD and Muon; Adam and AdamW ignore it."""
-    weight_decay: float = 0.0
-    """Decoupled weight decay (AdamW, SGD) of kernels; biases and normalization are left alone."""
-    weight_decay_form: Literal["decoupled", "coupled"] = late("decoupled")
-    """decoupled: shrinks kernels by learning rate times weight decay; coupled: added to the gradient of every weight,
-    biases and normalization included, as in PyTorch's SGD."""
-    bias_factor: float = late(1.0)
-    """Learning rate of the biases of normalization layers as a multiple of the others'; their coupled weight decay is
-    divided by it (airbench: 64)."""
-    schedule: Literal["constant", "cosine", "triangular"] = "constant"
-    """Learning rate over the steps after warm-up; triangular: linear from schedule_start up to the peak and down to
-    schedule_end."""
-    schedule_start: float = late(0.2)
-    """First learning rate of the triangular schedule, as a share of the peak."""
-    schedule_peak: float = late(0.23)
-    """Where the triangular schedule has its peak, as a share of all steps."""
-    schedule_end: float = late(0.07)
-    """Last learning rate of the triangular schedule, as a share of the peak."""
-    warmup_epochs: float = 0.0
-    """Linear warm-up from zero, in epochs."""
-    label_smoothing: float = 0.0
-    """Share of the hard label's mass spread evenly over the classes."""
-    hard_weight: float | None = late(None)
-    """Weight of the hard label; not given: 1 minus losses.kd.weight, which is then at most 1."""
-    ema: float | None = revised(None, 2)
-    """Decay, such as 0.999, of a moving average of the weights over the steps; its last value, with batch-normalization
-    statistics of its own, is then the result. In step n the decay is at most (1 + n) / (10 + n)."""
-    lookahead: int = late(0)
-    """Every so many steps the weights are set to their slow average, which is the result (Zhang et al. 2019, arXiv
-    1907.08610; airbench: 5); 0 switches it off."""
-    lookahead_decay: float = late(0.95)
-    """Decay a step of the slow average at the end; before, times the cube of the share of steps done."""
-    mixup: float = late(0.0)
-    """Mix each image with another of its batch by a share drawn from Beta(mixup, mixup), labels alike; 1 draws it
-    uniformly; 0 switches it off. A live teacher sees the very same mixed image (Zhang et al. 2017, arXiv 1710.09412;
-    Beyer et al. 2021, arXiv 2106.05237)."""
-    cutmix: float = late(0.0)
-    """Paste a box of another image of its batch into each image, labels by area; its share is drawn from Beta(cutmix,
-    cutmix), and 1 is usual. 0 switches it off; with mixup, each image has one of the two. A live teacher sees the very
-    same mixed image (Yun et al. 2019, arXiv 1905.04899)."""
-    cutout: int = late(0)
-    """Side in pixels of a square at a random place of each training image that is filled with gray, the same in what a
-    live teacher sees; the map is zero there. 0 switches it off (DeVries and Taylor 2017, arXiv 1708.04552)."""
-    clip_norm: float | None = late(None)
-    """Largest L2 norm of the gradient of all weights together; a longer one is scaled down to it."""
-    power: float = late(1.0)
-    """Exponent of powerpropagation: the student's kernels are θ·|θ|^(power - 1), of which θ is trained and decayed, so
-    that small weights learn slowly and can be pruned later; files hold the kernels. 1 trains the kernels themselves
-    (Schwarz et al. 2021, arXiv 2110.00296). Start: 1.25 to 3."""
-    dot: float = late(0.0)
-    """Difference that the momentum of the distillation's gradient has above, and that of the hard label below
-    training.momentum, for sgd; the step then has two gradients. 0 has one momentum for their sum (Zhao et al. 2023,
-    arXiv 2307.08436; the authors' is 0.075)."""
-    finetune_epochs: int = late(0)
-    """Last epochs, in which the student learns from the hard label alone, at finetune_rate; the schedule ends before
-    them. With losses.regression and hard_weight = 0 it is that of KD-DAGFM (Tian et al. 2023, arXiv 2211.11159)."""
-    finetune_rate: float = late(0.01)
-    """Learning rate of these epochs as a share of the peak."""
-    l1: float = late(0.0)
-    """Weight of the sum of the kernels' absolute values in the student's loss. The control of power = 2, whose decay of
-    θ is such a penalty, half as strong as the coupled decay."""
-    class_weight: str | dict[str, float] | None = late(None)  # noqa: RUF009
-    """Weight of each class in the loss: "balanced" weighs it by the inverse of its share of what trains, so that the
-    mean is 1; or a table of class name to weight, such as {cat = 2, dog = 1}, where a class not named has 1. It
-    multiplies every term that has a value an example."""
-    precision: Literal["float32", "mixed_bfloat16", "mixed_float16", "auto"] = late("float32")
-    """What the layers compute in while training; weights, logits and saved models are float32. auto: mixed_bfloat16
-    where a short measurement finds this network's training step faster in it, else float32; the choice is written to
-    the run's precision.json, and holds for every start of that run."""
-
-    def __post_init__(self) -> None:
-        require(self.epochs > 0, "training.epochs must be positive", self.epochs)
-        require(self.batch_size > 0, "training.batch_size must be positive", self.batch_size)
-        require(self.learning_rate > 0, "training.learning_rate must be positive", self.learning_rate)
-        require(0 <= self.momentum < 1, "training.momentum must be in [0, 1)", self.momentum)
-        require(self.weight_decay >= 0, "training.weight_decay must not be negative", self.weight_decay)
-        require(self.warmup_epochs >= 0, "training.warmup_epochs must not be negative", self.warmup_epochs)
-        given = self.hard_weight is None or self.hard_weight >= 0
-        require(given, "training.hard_weight must not be negative", self.hard_weight)
-        require(0 <= self.label_smoothing < 1, "training.label_smoothing must be in [0, 1)", self.label_smoothing)
-        require(self.ema is None or 0 < self.ema < 1, "training.ema must be in (0, 1)", self.ema)
-        for name in ("schedule_start", "schedule_peak", "schedule_end"):
-            value = getattr(self, name)
-            require(0 <= value <= 1, f"training.{name} must be in [0, 1]", value)
-        require(self.bias_factor > 0, "training.bias_factor must be positive", self.bias_factor)
-        require(self.lookahead >= 0, "training.lookahead must not be negative", self.lookahead)
-        decay = self.lookahead_decay
-        require(0 <= decay < 1, "training.lookahead_decay must be in [0, 1)", decay)
-        require(not (self.lookahead and self.ema), "training.lookahead must be 0 with training.ema", self.lookahead)
-        weights = self.class_weight
-        if isinstance(weights, dict):
-            sound = weights and all(math.isfinite(one) and one >= 0 for one in weights.values())
-            require(bool(sound), "training.class_weight must name weights that are finite and not negative", weights)
-        else:
-            known = weights is None or weights == "balanced"
-            require(known, 'training.class_weight must be "balanced" or a table of class name to weight', weights)
-        require(self.power >= 1, "training.power must be at least 1", self.power)
-        limit = min(self.momentum, 1 - self.momentum)
-        fits = 0 <= self.dot < limit if self.dot else True
-        require(fits, "training.dot must be 0, or below training.momentum and 1 minus it", self.dot)
-        own = not self.dot or (self.optimizer == "sgd" and self.precision != "mixed_float16")
-        require(own, "training.dot must be 0 but for sgd in float32 or bfloat16", self.dot)
-        some = 0 <= self.finetune_epochs < self.epochs
-        require(some, "training.finetune_epochs must not be negative, and below training.epochs", self.finetune_epochs)
-        require(self.finetune_rate > 0, "training.finetune_rate must be positive", self.finetune_rate)
-        require(not (self.dot and self.finetune_epochs), "training.dot must be 0 with finetune_epochs", self.dot)
-        require(self.l1 >= 0, "training.l1 must not be negative", self.l1)
-        require(self.mixup >= 0, "training.mixup must not be negative", self.mixup)
-        require(self.cutmix >= 0, "training.cutmix must not be negative", self.cutmix)
-        require(self.clip_norm is None or self.clip_norm > 0, "training.clip_norm must be positive", self.clip_norm)
-        require(not (self.dot and self.clip_norm), "training.clip_norm must be unset with training.dot", self.clip_norm)
-        require(self.cutout >= 0, "training.cutout must not be negative", self.cutout)
-        warm = self.schedule == "triangular" and self.warmup_epochs > 0
-        require(not warm, "training.warmup_epochs must be 0 with the triangular schedule", self.warmup_epochs)
-        plain = self.weight_decay_form == "decoupled" or self.optimizer == "sgd"
-        require(plain, "training.weight_decay_form must be decoupled but for sgd", self.weight_decay_form)
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 
 from tfigkd.config.experiment import Config
-from tfigkd.config.fields import DataConfig, SplitsConfig, TrainingConfig
+from tfigkd.config.fields import DataConfig, SplitsConfig
 from tfigkd.config.reading import closest
+from tfigkd.config.training_fields import TrainingConfig
 from tfigkd.data import Dataset, Examples, covered, load
 from tfigkd.runtime import console
 from tfigkd.runtime.errors import UserError

@@ -16,7 +16,7 @@ from tfigkd import models
 from tfigkd.attribution import attribute
 from tfigkd.batches.stream import training_batches
 from tfigkd.config.experiment import Config
-from tfigkd.config.fields import AugmentConfig, TrainingConfig
+from tfigkd.config.training_fields import AugmentConfig, TrainingConfig
 from tfigkd.data import Dataset, Examples, to_model_input
 from tfigkd.measure.metrics import predict_logits
 from tfigkd.models.cost import multiply_adds

@@ -15,8 +15,9 @@ import numpy as np
 from tfigkd import models
 from tfigkd.batches.stream import Knowledge
 from tfigkd.config.experiment import Config, trainings
-from tfigkd.config.fields import AttributionConfig, AugmentConfig, DataConfig, ViewConfig
+from tfigkd.config.fields import AttributionConfig, DataConfig, ViewConfig
 from tfigkd.config.reading import from_mapping
+from tfigkd.config.training_fields import AugmentConfig
 from tfigkd.data import Examples, mean_color
 from tfigkd.data.disk import blocks
 from tfigkd.data.grid import spread
@@ -244,7 +245,7 @@ def store_part(config: Config, workdir: Workdir, part: Part) -> None:
     """
     for store in stores(config, workdir):
         write_part(store.shards, part.of(len(store.shards)))
-        finish_store(store)
+        _finish(store)
 
 
 def store_on_cluster(config: Config, workdir: Workdir, cluster: Cluster) -> None:
@@ -260,7 +261,7 @@ def store_on_cluster(config: Config, workdir: Workdir, cluster: Cluster) -> None
                 advance(note=done)
         if missing:
             console.say(f"  {shards.title}: {len(missing)} shards ({done})")
-        finish_store(store)
+        _finish(store)
 
 
 def store_shard(described: bytes, which: int, number: int) -> None:
@@ -275,7 +276,7 @@ def _stores_of(described: bytes) -> list[Store]:
         return stores(*pickle.loads(described))
 
 
-def finish_store(store: Store) -> None:
+def _finish(store: Store) -> None:
     """Finish a store if all its shards are there; otherwise say how many are."""
     shards, there = store.shards, store.shards.there()
     if there == len(shards):

@@ -4,7 +4,8 @@ from dataclasses import replace
 from typing import Any
 
 from tfigkd.config.experiment import Config
-from tfigkd.config.fields import NetworkConfig, TrainingConfig
+from tfigkd.config.fields import NetworkConfig
+from tfigkd.config.training_fields import TrainingConfig
 from tfigkd.models.layers import with_fused_layers
 from tfigkd.runtime import console
 from tfigkd.runtime.files import fingerprint, locked, read_signed, write_signed

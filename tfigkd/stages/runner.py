@@ -173,45 +173,30 @@ def run(chosen: Run, *, dry_run: bool = False) -> bool:
         return _run(chosen)
 
 
-def run_part(chosen: Run, part: Part) -> None:
-    """Compute one part of the stores of a run; the other parts run as other processes or on other machines.
+def run_stores(chosen: Run, share: Part | Cluster) -> None:
+    """Compute the stores of a run together with others. Nothing is written into the workdir, which they share.
 
-    Nothing is written into the workdir, which the parts share.
-
-    Raises:
-        UserError: anything the user can mend.
-    """
-    started = time.monotonic()
-    config = _storing(chosen)
-    console.say(f"{chosen.experiment}, part {part.number} of {part.count} of the stores")
-    with console.quiet_stderr():
-        from tfigkd.stages.overlays import store_part
-    store_part(config, chosen.workdir, part)
-    console.say(f"done in {time.monotonic() - started:.0f} s", last=True)
-
-
-def run_shards(chosen: Run, cluster: Cluster) -> None:
-    """Compute the stores of a run on the machines of a cluster, one shard a call, and finish them here.
-
-    Nothing is written into the workdir.
+    Args:
+        chosen: The run.
+        share: The part of this process, while others compute the other parts; or the machines that do it all, one
+            shard a call.
 
     Raises:
         UserError: anything the user can mend.
     """
     started = time.monotonic()
-    config = _storing(chosen)
-    console.say(f"{chosen.experiment}, shards of the stores on {cluster}")
-    with console.quiet_stderr():
-        from tfigkd.stages.overlays import store_on_cluster
-    store_on_cluster(config, chosen.workdir, cluster)
-    console.say(f"done in {time.monotonic() - started:.0f} s", last=True)
-
-
-def _storing(chosen: Run) -> Config:
-    """Return the resolved config of a run that has something to store."""
     if "overlays" in _stages(chosen)[1]:
         raise UserError(f"{chosen.experiment} stores nothing of its teacher; leave the stage overlays out")
-    return _resolved(chosen)
+    config = _resolved(chosen)
+    with console.quiet_stderr():
+        from tfigkd.stages import overlays
+    if isinstance(share, Part):
+        console.say(f"{chosen.experiment}, part {share.number} of {share.count} of the stores")
+        overlays.store_part(config, chosen.workdir, share)
+    else:
+        console.say(f"{chosen.experiment}, shards of the stores on {share}")
+        overlays.store_on_cluster(config, chosen.workdir, share)
+    console.say(f"done in {time.monotonic() - started:.0f} s", last=True)
 
 
 def _resolved(chosen: Run) -> Config:

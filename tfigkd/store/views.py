@@ -12,7 +12,8 @@ import keras
 import numpy as np
 
 from tfigkd.batches.augment import crop_and_flip, example_keys
-from tfigkd.config.fields import AugmentConfig, ViewConfig
+from tfigkd.config.fields import ViewConfig
+from tfigkd.config.training_fields import AugmentConfig
 from tfigkd.data import Examples
 from tfigkd.losses.attention import unit_attention
 from tfigkd.measure.metrics import predict_logits

@@ -11,7 +11,7 @@ import keras
 import numpy as np
 
 from tfigkd.batches.stream import Batch
-from tfigkd.config.fields import TrainingConfig
+from tfigkd.config.training_fields import TrainingConfig
 from tfigkd.data import Examples, to_model_input
 from tfigkd.models.precision import head_layers
 from tfigkd.runtime import console

@@ -12,7 +12,7 @@ from typing import Any
 import keras
 from keras import ops
 
-from tfigkd.config.fields import TrainingConfig
+from tfigkd.config.training_fields import TrainingConfig
 
 SPARED = ["bias", "gamma", "beta"]
 """Variables that decoupled weight decay leaves alone."""

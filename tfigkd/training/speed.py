@@ -8,7 +8,7 @@ from typing import Any, cast
 import keras
 import numpy as np
 
-from tfigkd.config.fields import TrainingConfig
+from tfigkd.config.training_fields import TrainingConfig
 from tfigkd.models.precision import with_precision
 from tfigkd.training.distiller import Distiller
 from tfigkd.training.optimizers import make_optimizer
