@@ -19,8 +19,10 @@ from tfigkd.data import load
 from tfigkd.edge.contract import write_contract
 from tfigkd.edge.convert import convert
 from tfigkd.edge.litert import open_classifier
+from tfigkd.measure.gallery import FILE, Gallery
 from tfigkd.predict import predictions, read_picture
 from tfigkd.runtime.errors import UserError
+from tfigkd.runtime.files import write_manifest
 from tfigkd.web.__main__ import main
 from tfigkd.web.litert_js import read_litert_js
 
@@ -230,6 +232,37 @@ def test_the_map_of_where_it_looks(visit, site, folder):
     np.testing.assert_allclose(np.array(values.split(), float).reshape(8, 8), wanted, atol=1e-4)
     assert page.locator("figcaption").first.text_content().startswith("Orange: hiding this part lowers “")
     assert page.locator("figure canvas").first.get_attribute("aria-label").startswith("Map of small.float32: where")
+
+
+def test_examples_of_a_run_come_with_their_stored_maps(visit, folder, litert, tmp_path):
+    """A map is drawn over its picture: the gray picture where it is zero, orange where it has its maximum."""
+    image = np.random.default_rng(2).integers(0, 256, (1, 8, 8, 3), dtype=np.uint8)
+    teacher, student = np.zeros((1, 8, 8), np.uint8), np.zeros((1, 8, 8), np.float32)
+    teacher[0, 2, 5], student[0, 6, 1] = 255, 0.7
+    one, none = np.array([3]), np.zeros(0)
+    (tmp_path / "evaluate").mkdir()
+    stored = Gallery(one, image, one, one, student, one, teacher, none, none, none, none)
+    write_manifest(
+        tmp_path / "evaluate", "f", files={FILE: stored.save(tmp_path / "evaluate" / FILE)}, class_names=NAMES
+    )
+    path = folder / "small.float32.tflite"
+    assert main([str(path), "--output", str(tmp_path / "site"), "--examples", str(tmp_path)]) == 0
+    page = visit(tmp_path / "site")
+    page.get_by_role("button", name=f"Example 1, “{NAMES[3]}”").click()
+    page.locator("article").wait_for()
+    seen = shown(page, 1)[0, 0]
+    ((wanted, _),) = predictions(open_classifier(path), [image[0]])
+    np.testing.assert_allclose(seen, wanted, atol=BOUND)
+    read = """canvas => [...canvas.getContext('2d').getImageData(0, 0, 8, 8).data]"""
+    gray = np.asarray(Image.fromarray(image[0]).convert("L")).astype(float)
+    for role, place in (("teacher", (2, 5)), ("student", (6, 1))):
+        drawn = np.array(page.locator(f"figure[data-of={role}] canvas").evaluate(read)).reshape(8, 8, 4)[..., :3]
+        wanted = np.repeat(90 + 0.55 * gray[..., None], 3, axis=2)
+        wanted[place] = 0.15 * wanted[place] + 0.85 * np.array([255, 110, 0])
+        np.testing.assert_allclose(drawn, wanted, atol=1)
+    page.get_by_role("button", name="Where the model looks").click()
+    page.locator("figure[data-map]").wait_for()
+    assert page.locator("article figure").count() == 3  # what is hidden, beside the two stored maps
 
 
 def test_the_keyboard_does_everything(visit, site, folder):

@@ -14,7 +14,8 @@ import pytest
 from jinja2 import UndefinedError
 
 from tfigkd.config.experiment import override, read_experiment, to_mapping
-from tfigkd.measure.gallery import Gallery, choose
+from tfigkd.measure.examples import choose
+from tfigkd.measure.gallery import Gallery
 from tfigkd.measure.metrics import disagreement
 from tfigkd.measure.statistics import wilson
 from tfigkd.report.charts import label

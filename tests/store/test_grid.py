@@ -17,7 +17,7 @@ from tfigkd.config.training_fields import AugmentConfig
 from tfigkd.data import Examples, identify
 from tfigkd.data.grid import cell_means, spread
 from tfigkd.losses.features import pool_to
-from tfigkd.measure.gallery import Shown
+from tfigkd.measure.examples import Shown
 from tfigkd.runtime.errors import UserError
 from tfigkd.runtime.files import fingerprint
 from tfigkd.stages import distill, overlays

@@ -11,10 +11,12 @@ from pathlib import Path
 import keras
 import numpy as np
 import pytest
+from PIL import Image
 
 from tfigkd.edge.contract import contract_path, read_contract, write_contract
 from tfigkd.edge.convert import convert
-from tfigkd.runtime.files import checksum
+from tfigkd.measure.gallery import FILE, Gallery
+from tfigkd.runtime.files import checksum, write_manifest
 from tfigkd.web import __main__ as web
 from tfigkd.web.__main__ import ASSETS, main
 from tfigkd.web.litert_js import PARTS
@@ -117,6 +119,36 @@ def test_what_the_command_refuses(folder, capsys):
     line = refusal(capsys, folder / "float32.tflite", "--output", folder / "other")
     assert "has an index.html of another page; choose another --output" in line
     assert (folder / "other" / "index.html").read_text() == "my page"
+
+
+def test_examples_of_a_run_and_their_maps(folder, capsys):
+    """The stored values come back from the PNG files: pictures exactly, maps to a half of 1/255 of their maximum."""
+    run, site, files = folder / "run", folder / "site", ["--output", str(folder / "site")]
+    random = np.random.default_rng(1)
+    maps = random.random((2, 8, 8)).astype(np.float32)
+    stored = random.integers(0, 256, (2, 8, 8), dtype=np.uint8)
+    stored[:, 0, 0], maps[1] = 255, 0
+    twos, none = np.array([2, 0]), np.zeros(0)
+    gallery = Gallery(twos, PIXELS[:2], twos, twos, maps, twos, stored, none, none, none, none)
+    (run / "evaluate").mkdir(parents=True)
+    line = refusal(capsys, folder / "float32.tflite", *files, "--examples", run)
+    assert "has no stage evaluate; give --examples the folder of a finished run" in line
+    write_manifest(run / "evaluate", "f", class_names=NAMES)
+    assert "has no example pictures" in refusal(capsys, folder / "float32.tflite", *files, "--examples", run)
+    sums = {FILE: gallery.save(run / "evaluate" / FILE)}
+    write_manifest(run / "evaluate", "f", files=sums, class_names=NAMES)
+    assert main([str(folder / "float32.tflite"), *files, "--examples", str(run)]) == 0
+    examples = json.loads((site / "models.json").read_text())["examples"]
+    assert [example["label"] for example in examples] == [NAMES[2], NAMES[0]]
+    for index, example in enumerate(examples):
+        np.testing.assert_array_equal(np.asarray(Image.open(site / example["picture"])), PIXELS[index])
+        teacher, student = (np.asarray(Image.open(site / one["file"])) for one in example["maps"])
+        np.testing.assert_array_equal(teacher, stored[index])
+        np.testing.assert_allclose(student / 255, maps[index] / max(maps[index].max(), 1e-9), atol=0.5001 / 255)
+    assert main([str(folder / "float32.tflite"), *files]) == 0
+    assert not (site / "examples").exists() and json.loads((site / "models.json").read_text())["examples"] == []
+    (run / "evaluate" / FILE).write_bytes(b"damaged")
+    assert "is corrupt" in refusal(capsys, folder / "float32.tflite", *files, "--examples", run)
 
 
 def test_neither_tensorflow_nor_keras_is_imported():

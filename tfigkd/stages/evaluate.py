@@ -18,8 +18,9 @@ from tfigkd.config.experiment import Config
 from tfigkd.data import Examples, mean_color, to_model_input
 from tfigkd.data.grid import cell_means, spread
 from tfigkd.edge.litert import litert_predictor
+from tfigkd.measure.examples import Explained, Shown, choose_examples
 from tfigkd.measure.explanation import faithfulness, measure, similarity
-from tfigkd.measure.gallery import FILE, OF_TEACHER, Explained, Gallery, Shown, choose_examples
+from tfigkd.measure.gallery import FILE, OF_TEACHER, Gallery
 from tfigkd.measure.metrics import Predict, disagreement, mirrored_accuracy, per_class, predict_logits
 from tfigkd.models.cost import count_parameters, multiply_adds
 from tfigkd.models.weights import weights_fingerprint

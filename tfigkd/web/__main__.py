@@ -1,12 +1,13 @@
 """`python -m tfigkd.web FILE.tflite… --output FOLDER`: a page that classifies pictures in the browser, offline.
 
-python -m tfigkd.web student.float32.tflite student.int8.tflite --output site
+python -m tfigkd.web student.float32.tflite student.int8.tflite --output site --examples RUN
 python -m http.server --directory site --bind 127.0.0.1     # then open http://127.0.0.1:8000
 """
 
 import argparse
 import json
 import shlex
+import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,10 +20,13 @@ from tfigkd.data.spaces import Range
 from tfigkd.edge.contract import admit, contract_path
 from tfigkd.edge.files import add_space_options, spaces
 from tfigkd.edge.litert import open_classifier
+from tfigkd.measure.gallery import Gallery
 from tfigkd.predict import background_of, class_names
 from tfigkd.runtime.command import command
 from tfigkd.runtime.errors import UserError
 from tfigkd.runtime.files import atomic, checksum, copy_file, make_folder, write_text
+from tfigkd.web.examples import FOLDER as EXAMPLES
+from tfigkd.web.examples import list_examples, read_examples
 from tfigkd.web.litert_js import VERSION, read_litert_js
 
 ASSETS = Path(__file__).parent / "site"
@@ -86,7 +90,14 @@ def name_apart(models: Sequence[dict[str, Any]], paths: Sequence[Path]) -> None:
             model["name"] = str(path.with_suffix(""))
 
 
-def write_site(folder: Path, models: Sequence[dict[str, Any]], paths: Sequence[Path], litert: dict[str, bytes]) -> int:
+def write_site(
+    folder: Path,
+    models: Sequence[dict[str, Any]],
+    paths: Sequence[Path],
+    litert: dict[str, bytes],
+    examples: Gallery | None = None,
+    classes: Sequence[str] = (),
+) -> int:
     """Write the folder of the page, and return its size in bytes.
 
     Args:
@@ -94,15 +105,20 @@ def write_site(folder: Path, models: Sequence[dict[str, Any]], paths: Sequence[P
         models: From `describe`.
         paths: Their files.
         litert: From `read_litert_js`.
+        examples: Pictures that the page offers, with their stored maps.
+        classes: Names of their labels.
 
     Raises:
         UserError: the folder holds another web page, or cannot be made.
     """
     if (folder / "index.html").exists() and not _is_ours(folder):
         raise UserError(f"{folder} has an index.html of another page; choose another --output")
-    make_folder(folder / "litert")
-    for name, content in litert.items():
-        with atomic(folder / "litert" / name) as temporary:
+    shutil.rmtree(folder / EXAMPLES, ignore_errors=True)  # those of an earlier page
+    shown, pictures = ([], {}) if examples is None else list_examples(examples, classes)
+    contents = {f"litert/{name}": content for name, content in litert.items()} | pictures
+    for name, content in contents.items():
+        make_folder((folder / name).parent)
+        with atomic(folder / name) as temporary:
             temporary.write_bytes(content)
     listed = []
     for index, (model, path) in enumerate(zip(models, paths, strict=True)):
@@ -113,7 +129,7 @@ def write_site(folder: Path, models: Sequence[dict[str, Any]], paths: Sequence[P
             copy_file(contract_path(path), contract_path(place / path.name))
             about["contract"] = f"models/{index}/{contract_path(path).name}"
         listed.append(model | about)
-    about_page = {"made_by": MADE_BY, "litert": VERSION, "models": listed}
+    about_page = {"made_by": MADE_BY, "litert": VERSION, "models": listed, "examples": shown}
     write_text(folder / LIST, json.dumps(about_page, indent=1) + "\n")
     for asset in sorted(ASSETS.iterdir()):  # index.html is among them: it is opened once all else is there
         copy_file(asset, folder / asset.name)
@@ -152,13 +168,21 @@ def main(arguments: list[str]) -> None:
         metavar="FOLDER",
         help=f"folder with the npm packages of LiteRT.js {VERSION} (default: fetched by npm)",
     )
+    parser.add_argument(
+        "--examples",
+        type=Path,
+        metavar="RUN",
+        help="folder of a finished run: the page offers its example pictures, with their Integrated Gradients maps; "
+        "the folder then holds pictures of the data set",
+    )
     options = parser.parse_args(arguments)
     given = None if options.input_range is None else (options.input_range[0], options.input_range[1])
     about = {"labels": options.labels, "outputs": options.outputs, "background": options.background}
     models = [describe(path, input_range=given, **about) for path in options.files]
     name_apart(models, options.files)
+    examples = () if options.examples is None else read_examples(options.examples)
     litert = read_litert_js(options.litert)
-    size = write_site(options.output, models, options.files, litert)
+    size = write_site(options.output, models, options.files, litert, *examples)
     print(
         f"{options.output}: {len(models)} model{'s' * (len(models) > 1)}, {size / 1e6:.1f} MB; python -m http.server "
         f"--bind 127.0.0.1 --directory {shlex.quote(str(options.output))}, then open http://127.0.0.1:8000"

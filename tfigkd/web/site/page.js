@@ -166,7 +166,8 @@ function add(files) {
       say(`Classifying picture ${index + 1} of ${files.length} …`);
       let decoded;
       try {
-        decoded = file.rgba ? file : await decode(file);
+        if (file.about) decoded = await readExample(file.about);
+        else decoded = file.rgba ? file : await decode(file);
       } catch (error) {
         complain(`Cannot read ${file.name}: it is no picture that this browser knows; choose a PNG, JPEG or WebP file.`);
         continue;
@@ -225,6 +226,7 @@ function cardOf(picture) {
     byId(pictures.length ? "clear" : "choose").focus(); // the button that had the focus is no longer there
   });
   const body = make("div", { class: "body" }, preview(picture), answers);
+  if (picture.figures?.length) answers.append(make("div", {}, make("h4", {}, "Stored with the run"), ...picture.figures));
   return make("article", { class: picture.apart ? "apart" : "", "aria-label": picture.name }, head, body);
 }
 
@@ -277,29 +279,65 @@ async function showMaps(picture, button) {
   say(ready());
 }
 
-/** Draw what the model saw in gray, and in orange where hiding it lowers the probability. */
+/** Draw what a model saw in gray, and in orange where hiding it lowers the probability. */
 function drawMap(answer, rgb, falls) {
   const { width, height } = answer.model;
   const largest = falls.reduce((one, other) => Math.max(one, other));
   const looks = largest >= SMALLEST;
-  const back = gray(rgb);
-  const pixels = new Uint8ClampedArray(4 * width * height);
-  falls.forEach((fall, at) => {
-    const strength = looks ? 0.85 * Math.max(0, fall / largest) : 0;
-    const pale = 90 + back[at] * 0.55;
-    [255, 110, 0].forEach((color, channel) => {
-      pixels[4 * at + channel] = pale * (1 - strength) + color * strength;
-    });
-    pixels[4 * at + 3] = 255;
-  });
-  const label = `Map of ${answer.model.about.name}: where hiding the picture lowers “${answer.name}”`;
-  const canvas = make("canvas", { width, height, role: "img", "aria-label": label });
-  canvas.getContext("2d").putImageData(new ImageData(pixels, width, height), 0, 0);
   const points = (100 * largest).toFixed(largest < 0.01 ? 2 : 1);
   const text = looks
     ? `Orange: hiding this part lowers “${answer.name}”, by at most ${points} percentage points on average.`
     : `Hiding any part lowers “${answer.name}” by less than ${100 * SMALLEST} percentage points.`;
+  const label = `Map of ${answer.model.about.name}: where hiding the picture lowers “${answer.name}”`;
+  const canvas = overlaid(rgb, width, height, falls.map((fall) => (looks ? Math.max(0, fall / largest) : 0)), label);
   return make("figure", { "data-map": [...falls].join(" ") }, canvas, make("figcaption", {}, text));
+}
+
+/** Draw pixels in gray, the more orange the larger a value from 0 to 1 is. */
+function overlaid(rgb, width, height, strengths, label) {
+  const back = gray(rgb);
+  const pixels = new Uint8ClampedArray(4 * width * height);
+  strengths.forEach((strength, at) => {
+    const pale = 90 + back[at] * 0.55;
+    [255, 110, 0].forEach((color, channel) => {
+      pixels[4 * at + channel] = pale * (1 - 0.85 * strength) + color * 0.85 * strength;
+    });
+    pixels[4 * at + 3] = 255;
+  });
+  const canvas = make("canvas", { width, height, role: "img", "aria-label": label });
+  canvas.getContext("2d").putImageData(new ImageData(pixels, width, height), 0, 0);
+  return canvas;
+}
+
+// ---------------------------------------------------------------------------------------------- examples of the run
+
+/** Offer the example pictures of the run; each comes with the Integrated Gradients maps that the run has stored. */
+function offer(examples) {
+  for (const [index, about] of examples.entries()) {
+    const name = `Example ${index + 1}, “${about.label}”`;
+    const image = make("img", { src: about.picture, alt: name, width: 64, height: 64 });
+    const button = make("button", { type: "button", class: "example" }, image);
+    button.addEventListener("click", () => add([{ name, about }]));
+    byId("example-list").append(button);
+  }
+  byId("examples").hidden = examples.length === 0;
+}
+
+/** Return the pixels of an example, and a figure of each of its stored maps. */
+async function readExample(about) {
+  const pixels = async (path) => decode(await (await fetched(path)).blob());
+  const picture = await pixels(about.picture);
+  const rgb = opaque(picture.rgba, [255, 255, 255]);
+  const figures = [];
+  for (const { of, file } of about.maps) {
+    const map = await pixels(file);
+    const strengths = [...gray(opaque(map.rgba, [0, 0, 0]))].map((value) => value / 255);
+    const label = `Integrated Gradients map of the ${of} for “${about.label}”`;
+    const text = `Orange: these pixels contribute to “${about.label}” by the ${of}'s Integrated Gradients.`;
+    const canvas = overlaid(rgb, picture.width, picture.height, strengths, label);
+    figures.push(make("figure", { "data-of": of }, canvas, make("figcaption", {}, text)));
+  }
+  return { ...picture, figures };
 }
 
 // ---------------------------------------------------------------------------------------------- camera
@@ -445,7 +483,10 @@ async function start() {
     byId("top").append(make("option", { value: count, selected: count === Math.min(5, most) }, `${count}`));
   }
   byId("only").hidden = models.length < 2;
-  if (models.length) listen();
+  if (models.length) {
+    listen();
+    offer(list.examples);
+  }
   say(ready());
   document.documentElement.dataset.ready = String(models.length);
 }
