@@ -9,6 +9,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 import keras
+import numpy as np
 
 from tfigkd import models
 from tfigkd.batches.controls import apply_control, shuffle_views
@@ -75,6 +76,9 @@ def _losses(config: Config) -> tuple[dict[str, Loss], dict[str, float]]:
         weights[name] = options.pop("weight")
         if name == "e2kd":
             options["shuffled"] = config.control.maps == "shuffled"
+        if name == "bkd":
+            classes = dataset(config.data).num_classes
+            options["counts"] = np.bincount(training_examples(config.data).labels, minlength=classes)
         terms[name] = LOSSES[name](**options)
     return terms, weights
 
