@@ -20,6 +20,7 @@ from tfigkd.losses import (
     SKT,
     SP,
     AttentionTransfer,
+    BalancedKL,
     Hint,
     IGMatching,
     KLDivergence,
@@ -41,6 +42,7 @@ EXAMPLES = {
     "skt": SKT(["student_tap", "student_late"], ["teacher_tap", "teacher_late"], inter=2.0, pairs="adjacent"),
     "reviewkd": ReviewKD(["student_tap", "student_late"], ["teacher_tap", "teacher_late"], fuse=False),
     "regression": LogitRegression(),
+    "bkd": BalancedKL(3.0, beta=0.9, counts=(4, 2, 0)),
     "r2kd": R2KD(rank=0.5, pruned=0.25),
     "osakd": OSAKD(neighbors=3, queue=8),
     "rtk": RTK(["student_tap", "student_late"], ["teacher_tap", "teacher_late"], keys=1, width=3),
@@ -128,7 +130,7 @@ def test_the_config_round_trips(name):
     assert restored.get_config() == EXAMPLES[name].get_config()
 
 
-@pytest.mark.parametrize("name", ["kd", "dist", "rkd", "rkd_on_logits", "sp", "pkt", "at", "hint"])
+@pytest.mark.parametrize("name", ["kd", "bkd", "dist", "rkd", "rkd_on_logits", "sp", "pkt", "at", "hint"])
 def test_it_trains_in_the_distiller_of_keras(name):
     loss = RKD() if name == "rkd_on_logits" else EXAMPLES[name]
     if name == "hint":

@@ -41,6 +41,8 @@ TINY = {
     "training.batch_size": 32,
     "losses.at.student_layer": "block_02",
     "losses.at.teacher_layer": "block_03",
+    "features.student_layer": "block_02",
+    "features.teacher_layer": "block_02",
 }
 STAGES = ("data", "teacher", "overlays", "distill", "evaluate", "report")
 
@@ -53,6 +55,8 @@ def train(name, folder, teachers=None, *, measured=True, **changes):
     # a student that starts from its teacher's blocks keeps two of five
     if config.student.init == "teacher":
         config = override(config, {"student.drop_blocks": 3})
+    if config.features.epochs:
+        config = override(config, {"features.epochs": 1, "features.head_epochs": 1})
     workdir = Workdir(folder / "runs" / name, teachers or folder / "teachers")
     run(Run(name, config, workdir, STAGES if measured else STAGES[: STAGES.index("distill") + 1]))
     weights = keras.saving.load_model(workdir.stage("distill") / "student.keras").get_weights()

@@ -1,12 +1,13 @@
 """The methods beside the papers', as shipped for CIFAR-10: their networks, taps and fields fit; off is the control."""
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
 
 from tfigkd.batches.stream import training_batches
 from tfigkd.config.experiment import fine_tuning, override, read_experiment, smoke
+from tfigkd.config.training_fields import FeaturesConfig
 from tfigkd.losses import kl_divergence
 from tfigkd.runtime.errors import UserError
 from tfigkd.stages import distill, teacher
@@ -42,6 +43,7 @@ OFF = {
     "cifar10_rtk": {"losses.rtk.weight": 0.0},
     "cifar10_rtk_uniform": {"losses.rtk.weight": 0.0},
     "cifar10_osakd": {"losses.osakd.weight": 0.0, "losses.kd.weight": 0.9},
+    "cifar10_spirit": {"losses.kd.weight": 0.9, "training.epochs": 30, "features": asdict(FeaturesConfig())},
     "cifar10_function": {"training.mixup": 0.0, "view.kind": "views", **TERM},
     "cifar10_function_fixed": {"view.kind": "views", **TERM},
 }

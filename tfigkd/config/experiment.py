@@ -22,10 +22,10 @@ from tfigkd.config.fields import (
     TeacherConfig,
     ViewConfig,
 )
-from tfigkd.config.loss_fields import LossesConfig, require
+from tfigkd.config.loss_fields import HintConfig, LossesConfig, late, require
 from tfigkd.config.measure_fields import BenchmarkConfig, EvaluationConfig, LedgerConfig, TensorBoardConfig
 from tfigkd.config.reading import closest, from_mapping, read_toml
-from tfigkd.config.training_fields import AugmentConfig, TrainingConfig
+from tfigkd.config.training_fields import AugmentConfig, FeaturesConfig, TrainingConfig
 from tfigkd.runtime.errors import UserError
 
 MIXED = (
@@ -49,6 +49,7 @@ class Config:
     control: ControlConfig = field(default_factory=ControlConfig)
     view: ViewConfig = field(default_factory=ViewConfig)
     losses: LossesConfig = field(default_factory=LossesConfig)
+    features: FeaturesConfig = late(FeaturesConfig())  # noqa: RUF009 - it is frozen
     training: TrainingConfig = field(default_factory=TrainingConfig)
     ledger: LedgerConfig = field(default_factory=LedgerConfig)
     tensorboard: TensorBoardConfig = field(default_factory=TensorBoardConfig)
@@ -78,6 +79,10 @@ class Config:
         require(least, "losses.osakd.queue must be at least training.batch_size", own.queue)
         drawn = self.losses.e2kd.weight > 0 and self.control.maps in ("noise", "none")
         require(not drawn, "control.maps must be own or shuffled with losses.e2kd", self.control.maps)
+        fresh = not self.features.epochs or self.student.init != "teacher"
+        require(
+            fresh, "features.epochs must be 0 with student.init = teacher, whose front it has", self.features.epochs
+        )
         if self.student.init == "teacher":
             network = ("model", "width", "dropout", "normalization", "widths", "depth", "stem_stride")
             for name in (*network, "input_range", "outputs"):
@@ -126,7 +131,8 @@ class Config:
     @property
     def needs_teacher(self) -> bool:
         """Whether the student learns anything from a teacher."""
-        return self.needs_stored or self.needs_live_teacher or self.student.init == "teacher"
+        taught = self.needs_stored or self.needs_live_teacher
+        return taught or self.student.init == "teacher" or self.features.epochs > 0
 
 
 def fine_tuning(config: Config) -> Config:
@@ -147,8 +153,31 @@ def fine_tuning(config: Config) -> Config:
         ),
         view=replace(config.view, kind="live", attention="live") if own else config.view,
         control=replace(config.control, logits="own") if own else config.control,
+        features=FeaturesConfig(),
         compress=CompressConfig(),
     )
+
+
+def early_phases(config: Config) -> dict[str, Config]:
+    """Return the experiment as each phase of `[features]` trains the student: `"features"`, and `"head"` after it."""
+    chosen = config.features
+    if not chosen.epochs:
+        return {}
+    hint = HintConfig(weight=1.0, student_layer=chosen.student_layer, teacher_layer=chosen.teacher_layer)
+    plain = replace(config.training, finetune_epochs=0)
+    unlabeled = replace(
+        config,
+        data=replace(config.data, train_fraction=1.0) if chosen.pictures == "all" else config.data,
+        overlay=OverlayConfig(),
+        losses=LossesConfig(hint=hint),
+        training=replace(plain, epochs=chosen.epochs, hard_weight=0.0, class_weight=None, dot=0.0),
+        features=FeaturesConfig(),
+    )
+    found = {"features": unlabeled}
+    if chosen.head_epochs:
+        recipe = replace(plain, epochs=chosen.head_epochs)
+        found["head"] = replace(config, training=recipe, features=FeaturesConfig())
+    return found
 
 
 def trainings(config: Config) -> tuple[Config, ...]:
@@ -183,6 +212,8 @@ def smoke(config: Config) -> Config:
             "teacher.training.epochs": 1,
             "teacher.training.batch_size": 32,
             "teacher.training.warmup_epochs": 0.0,
+            "features.epochs": min(config.features.epochs, 1),
+            "features.head_epochs": min(config.features.head_epochs, 1),
             "training.epochs": 2,
             "training.finetune_epochs": min(config.training.finetune_epochs, 1),
             "training.batch_size": 32,

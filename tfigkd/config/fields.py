@@ -58,6 +58,10 @@ class DataConfig:
     """Share of each class of what trains that the student gets; the teacher, validation and test keep everything."""
     subset_seed: int = 0
     """Seed of that share, drawn by id; --seed does not move it."""
+    imbalance: float = late(1.0)
+    """How many times as many examples the first class has as the last in what trains, teacher and student: from class
+    to class their number falls by one factor (Cui et al. 2019, arXiv 1901.05555; usual: 10 to 100). They are drawn by
+    subset_seed; train_fraction is a share of them. 1 leaves the classes as they are."""
     stored: Literal["all", "training"] = "all"
     """What the stores cover: train and validation, so that every subset shares them, or what the student trains on."""
     background: str = late(BACKGROUND)
@@ -78,6 +82,7 @@ class DataConfig:
         require(self.group != "", "data.group must name a column, a feature or an array", self.group)
         require(self.limit is None or self.limit > 0, "data.limit must be positive", self.limit)
         require(0 < self.train_fraction <= 1, "data.train_fraction must be in (0, 1]", self.train_fraction)
+        require(self.imbalance >= 1, "data.imbalance must be at least 1", self.imbalance)
         require_seed(self.subset_seed, "data.subset_seed")
         require(
             self.image_size is None or self.image_size > 0,

@@ -248,6 +248,24 @@ class RegressionConfig(LossConfig):
 
 
 @dataclass(frozen=True)
+class BKDConfig(LossConfig):
+    """Distillation whose targets are weighted by the effective number of examples of each class, as in FOSTER (Wang et
+    al. 2022, arXiv 2204.04662). Start: weight 0.9 with hard_weight = 0.1."""
+
+    compares = "logits"
+
+    temperature: float = 2.0
+    """Temperature T of teacher and student; the term is multiplied by T squared."""
+    beta: float = 0.97
+    """The weight of a class with n examples is (1 - beta) / (1 - beta^n); 0 weighs all classes alike, which is plain
+    distillation. Usual: 0.97 for some dozens of examples a class, 0.999 to 0.9999 for thousands."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(0 <= self.beta < 1, "losses.bkd.beta must be in [0, 1)", self.beta)
+
+
+@dataclass(frozen=True)
 class OSAKDConfig(LossConfig):
     """Soft labels from the nearest neighbors of the student's logits, without a teacher (Tzelepi, Tefas 2021, arXiv
     2108.11798). Start: weight 0.1 to 1."""
@@ -333,6 +351,7 @@ class LossesConfig:
     skt: SKTConfig = late(SKTConfig())  # noqa: RUF009 - it is frozen
     reviewkd: ReviewKDConfig = late(ReviewKDConfig())  # noqa: RUF009 - it is frozen
     regression: RegressionConfig = late(RegressionConfig())  # noqa: RUF009 - it is frozen
+    bkd: BKDConfig = late(BKDConfig())  # noqa: RUF009 - it is frozen
     osakd: OSAKDConfig = late(OSAKDConfig())  # noqa: RUF009 - it is frozen
     r2kd: R2KDConfig = late(R2KDConfig())  # noqa: RUF009 - it is frozen
     rtk: RTKConfig = late(RTKConfig())  # noqa: RUF009 - it is frozen

@@ -172,3 +172,28 @@ class TrainingConfig:
         require(not warm, "training.warmup_epochs must be 0 with the triangular schedule", self.warmup_epochs)
         plain = self.weight_decay_form == "decoupled" or self.optimizer == "sgd"
         require(plain, "training.weight_decay_form must be decoupled but for sgd", self.weight_decay_form)
+
+
+@dataclass(frozen=True)
+class FeaturesConfig:
+    """Phases before the student's training: its front learns the teacher's features without labels, then the rest of it
+    learns labels (Spirit Distillation, Wu et al. 2021, arXiv 2103.13733 and 2104.14696)."""
+
+    epochs: int = 0
+    """Epochs in which the layers up to student_layer alone are trained, to give the features of teacher_layer behind a
+    1x1 convolution, which is dropped afterwards; no label is used. The recipe is that of [training]; 0 switches the
+    phases off."""
+    head_epochs: int = 0
+    """Epochs after them, where there are any, in which the layers behind student_layer alone are trained, with labels;
+    training.epochs follow."""
+    student_layer: str = "block_09"
+    """Where the student is cut."""
+    teacher_layer: str = "block_09"
+    """Where the teacher is cut."""
+    pictures: Literal["all", "labeled"] = "all"
+    """What the first phase sees. all: all that may train, of which data.train_fraction have labels; labeled, a control:
+    these alone."""
+
+    def __post_init__(self) -> None:
+        require(self.epochs >= 0, "features.epochs must not be negative", self.epochs)
+        require(self.head_epochs >= 0, "features.head_epochs must not be negative", self.head_epochs)

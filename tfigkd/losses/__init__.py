@@ -4,6 +4,7 @@ from tfigkd.losses.adapted import AdaptedLoss as AdaptedLoss
 from tfigkd.losses.adapted import adapted as adapted
 from tfigkd.losses.attention import AttentionTransfer, attention_map, attention_transfer, spatial_attention
 from tfigkd.losses.attribution import E2KD, IGMatching, grad_cam, input_gradient_map, map_distance
+from tfigkd.losses.balanced import BalancedKL, balanced_kl, effective_weights
 from tfigkd.losses.base import Loss, PerExampleLoss
 from tfigkd.losses.features import Hint, hint_distance
 from tfigkd.losses.keys import RTK, attention_difference
@@ -47,6 +48,7 @@ LOSSES: dict[str, type[Loss]] = {
     "skt": SKT,
     "reviewkd": ReviewKD,
     "regression": LogitRegression,
+    "bkd": BalancedKL,
     "osakd": OSAKD,
     "r2kd": R2KD,
     "rtk": RTK,
@@ -69,6 +71,7 @@ __all__ = [
     "SKT",
     "SP",
     "AttentionTransfer",
+    "BalancedKL",
     "Hint",
     "IGMatching",
     "KLDivergence",
@@ -79,11 +82,13 @@ __all__ = [
     "attention_difference",
     "attention_map",
     "attention_transfer",
+    "balanced_kl",
     "context_distance",
     "correlation_distance",
     "decoupled_kl",
     "dense_flow_distance",
     "direction_distance",
+    "effective_weights",
     "flow_distance",
     "grad_cam",
     "hard_label_loss",

@@ -1,11 +1,14 @@
 """Outputs of layers inside a model, of models inside it too: `block_09`, `backbone/block_13`."""
 
+import contextlib
 import difflib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import keras
 from keras import ops
+
+from tfigkd.models.layers import flatten_layers
 
 
 def tap_outputs(model: keras.Model, names: Sequence[str]) -> keras.Model:
@@ -58,6 +61,44 @@ def head_behind(model: keras.Model, name: str) -> keras.Model:
         raise ValueError(
             f"{model.name} leads around its layer {name!r} to the output; choose a layer that all of it passes through"
         ) from error
+
+
+def cut_at(model: keras.Model, name: str) -> tuple[list[keras.Layer], list[keras.Layer]]:
+    """Return the layers that train up to a named layer, and those that train behind it.
+
+    Args:
+        model: Functional, or Sequential and built.
+        name: Of the layer at the cut, as for `tap_outputs`.
+
+    Returns:
+        Layers that a named layer's output depends on, and all others; models inside come as their layers.
+
+    Raises:
+        ValueError: The model is subclassed or not built, has no such layer, or has no weights that train on a side.
+    """
+    tapped = tap_outputs(model, [name])
+    before = {id(layer) for layer in flatten_layers(keras.Model(tapped.inputs[0], tapped.outputs[1]))}
+    parts = [layer for layer in flatten_layers(model) if not isinstance(layer, keras.Model) and layer.trainable]
+    front = [layer for layer in parts if id(layer) in before]
+    behind = [layer for layer in parts if id(layer) not in before]
+    for where, layers in (("up to", front), ("behind", behind)):
+        if not any(layer.trainable_variables for layer in layers):
+            raise ValueError(f"{model.name} has no weights that train {where} its layer {name!r}; choose another layer")
+    return front, behind
+
+
+@contextlib.contextmanager
+def frozen(layers: Sequence[keras.Layer]) -> Iterator[None]:
+    """Freeze layers for a while; afterwards each trains, or does not, as before."""
+    inside = [inner for layer in layers for inner in [layer, *layer._flatten_layers(include_self=False)]]
+    before = [(layer, layer.trainable) for layer in inside]
+    for layer in layers:
+        layer.trainable = False
+    try:
+        yield
+    finally:
+        for layer, trained in before:  # a layer sets those inside it, which come after it
+            layer.trainable = trained
 
 
 def tap_names(model: keras.Model) -> list[str]:

@@ -56,9 +56,10 @@ def holds_out_validation(config: DataConfig) -> bool:
 
 
 def teacher_examples(config: DataConfig) -> Examples:
-    """Return what a teacher is trained on: all that may train."""
+    """Return what a teacher is trained on: all that may train, of each class a share where `data.imbalance` says so."""
     data = dataset(config)
-    return data.train if holds_out_validation(config) else covered(data)
+    whole = data.train if holds_out_validation(config) else covered(data)
+    return long_tailed(whole, data.num_classes, config.imbalance, config.subset_seed)
 
 
 @functools.lru_cache(maxsize=2)
@@ -69,7 +70,22 @@ def training_examples(config: DataConfig) -> Examples:
 
 def training_choice(config: DataConfig) -> list[Any]:
     """Return what decides which examples of a data set train the student, for fingerprints."""
-    return [config.train_split] + ([config.train_fraction, config.subset_seed] if config.train_fraction < 1 else [])
+    choice: list[Any] = [config.train_split]
+    if config.train_fraction < 1:
+        choice += [config.train_fraction, config.subset_seed]
+    return [*choice, *teacher_choice(config)]
+
+
+def teacher_choice(config: DataConfig) -> list[Any]:
+    """Return what decides, beside `data.train_split`, which examples train the teacher, for fingerprints."""
+    return ["imbalance", config.imbalance, config.subset_seed] if config.imbalance > 1 else []
+
+
+def long_tailed(examples: Examples, num_classes: int, imbalance: float, seed: int) -> Examples:
+    """Return all examples of the first class, and of class c a share of imbalance^(-c / (num_classes - 1))."""
+    if imbalance <= 1:
+        return examples
+    return _share(examples, imbalance ** -(np.arange(num_classes) / max(num_classes - 1, 1)), seed)
 
 
 def stratified_share(examples: Examples, fraction: float, seed: int) -> Examples:
@@ -80,11 +96,16 @@ def stratified_share(examples: Examples, fraction: float, seed: int) -> Examples
     """
     if fraction >= 1:
         return examples
+    return _share(examples, np.full(examples.labels.max() + 1, fraction), seed)
+
+
+def _share(examples: Examples, fractions: np.ndarray, seed: int) -> Examples:
+    """Return a share of each class, at least one example; `fractions` [C] has that of each label."""
     draws = np.array([hashlib.sha256(f"subset {seed} {id_}".encode()).hexdigest() for id_ in examples.ids])
     kept = np.zeros(len(examples), bool)
     for label in np.unique(examples.labels):
         members = np.flatnonzero(examples.labels == label)
-        count = max(1, round(fraction * len(members)))
+        count = max(1, round(fractions[label] * len(members)))
         kept[members[np.argsort(draws[members], kind="stable")[:count]]] = True
     return examples.take(kept)
 
@@ -133,6 +154,9 @@ def prepare(config: Config, workdir: Workdir) -> None:
     sizes = ", ".join(f"{count:,} {split}" for split, count in counts.items())
     height, width, _ = data.image_shape
     console.say(f"  {data.name}: {sizes}, {data.num_classes} classes, {height}x{width}, fingerprint {data.fingerprint}")
+    if config.data.imbalance > 1:
+        counts_of = np.bincount(teacher_examples(config.data).labels)
+        console.say(f"  what trains has {counts_of.max():,} to {counts_of.min():,} examples a class")
     if config.data.train_fraction < 1:
         share = f"{100 * config.data.train_fraction:g} % of each class, subset seed {config.data.subset_seed}"
         console.say(f"  the student trains on {len(training_examples(config.data)):,} examples: {share}")

@@ -4,19 +4,23 @@ import json
 import math
 import os
 from collections.abc import Callable, Collection, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import asdict, replace
+from pathlib import Path
 
 import keras
+import numpy as np
 
 from tfigkd import models
 from tfigkd.batches.controls import apply_control, shuffle_views
 from tfigkd.batches.stream import Batch, Knowledge, StoredAttention, evens_out, training_batches
-from tfigkd.config.experiment import Config
+from tfigkd.config.experiment import Config, early_phases
 from tfigkd.data import Dataset
 from tfigkd.data.grid import check_grid
 from tfigkd.losses import LOSSES, Loss
 from tfigkd.measure.metrics import accuracy, predict_logits
 from tfigkd.models.layers import with_fused_layers, with_stock_layers
+from tfigkd.models.taps import cut_at, frozen
 from tfigkd.models.weights import weights_fingerprint
 from tfigkd.runtime import console
 from tfigkd.runtime.errors import UserError
@@ -72,6 +76,9 @@ def _losses(config: Config) -> tuple[dict[str, Loss], dict[str, float]]:
         weights[name] = options.pop("weight")
         if name == "e2kd":
             options["shuffled"] = config.control.maps == "shuffled"
+        if name == "bkd":
+            classes = dataset(config.data).num_classes
+            options["counts"] = np.bincount(training_examples(config.data).labels, minlength=classes)
         terms[name] = LOSSES[name](**options)
     return terms, weights
 
@@ -103,6 +110,7 @@ def student_fingerprint(config: Config, workdir: Workdir, data: str | None = Non
         network["weights"] = checksum(weights_path(config.student.weights))
     parts = [network, config.training, config.augment, config.overlay, config.control, config.view]
     parts.append({name: asdict(term) for name, term in config.losses.active().items()})
+    parts += [config.features] if config.features.epochs else []
     return fingerprint("student", *identity, *parts)
 
 
@@ -247,7 +255,24 @@ def check(config: Config) -> None:
     teacher = build_teacher(config, data)
     if config.teacher.trained:
         require_trainable(teacher, f"the teacher {config.teacher.model}")
-    assemble(config, models.with_power(untrained_student(config, data, teacher), config.training.power), teacher)
+    student = models.with_power(untrained_student(config, data, teacher), config.training.power)
+    for name, phase in early_phases(config).items():
+        with _trained_part(config, student, name):
+            assemble(phase, student, teacher)
+    assemble(config, student, teacher)
+
+
+def _trained_part(config: Config, student: keras.Model, phase: str) -> AbstractContextManager:
+    """Return a context in which what a phase of `[features]` trains is all that trains.
+
+    Raises:
+        UserError: the student has no such layer.
+    """
+    try:
+        front, behind = cut_at(student, config.features.student_layer)
+    except ValueError as error:
+        raise UserError(f"features.student_layer: {error}") from error
+    return frozen(front if phase == "head" else behind)
 
 
 def _wanted(config: Config) -> set[str]:
@@ -325,12 +350,38 @@ def show_teachers_curves(config: Config, workdir: Workdir) -> None:
                 copy_file(path, target)
 
 
+def _early_training(config: Config, workdir: Workdir, student: keras.Model, identity: str) -> float:
+    """Train the student through the phases of `[features]`, going on from their checkpoints; return the seconds."""
+    seconds = 0.0
+    for name, phase in early_phases(config).items():
+        with _trained_part(config, student, name):
+            history = fit(
+                make_distiller(phase, workdir, student),
+                training_stream(phase, workdir),
+                examples=len(training_examples(phase.data)),
+                config=phase.training,
+                folder=make_folder(workdir.stage("distill") / name),
+                fingerprint=identity,
+                tensorboard=workdir.run / "tensorboard" / name,
+                title=f"student, {name}",
+            )
+        seconds += sum(entry["seconds"] for entry in history)
+    return seconds
+
+
+def _remove_checkpoints(folder: Path, config: Config) -> None:
+    """Delete the checkpoints of a finished student, those of its early phases too."""
+    for phase in early_phases(config):
+        checkpoint.remove(folder / phase)
+    checkpoint.remove(folder)
+
+
 def distill(config: Config, workdir: Workdir) -> None:
     """Stage `distill`: train the student to the last epoch, going on from a checkpoint where there is one."""
     folder, data = make_folder(workdir.stage("distill")), dataset(config.data)
     identity = _identity(config, workdir)
     if finished(folder, identity):
-        checkpoint.remove(folder)  # a kill right after the manifest leaves them
+        _remove_checkpoints(folder, config)  # a kill right after the manifest leaves them
         console.say(f"  done before: {folder}")
         return
     if read_manifest(folder) is not None:
@@ -344,7 +395,9 @@ def distill(config: Config, workdir: Workdir) -> None:
     examples = training_examples(config.data)
     stream = training_stream(config, workdir)
     keras.utils.set_random_seed(workdir.seed)
-    model = make_distiller(config, workdir, _initial(config, workdir, data))
+    student = _initial(config, workdir, data)
+    early = _early_training(config, workdir, student, identity)
+    model = make_distiller(config, workdir, student)
     held_out = data.validation
     history = fit(
         model,
@@ -374,9 +427,9 @@ def distill(config: Config, workdir: Workdir) -> None:
         trained_on=data.training_fingerprint,
         teacher=teacher_folder(config, workdir).name if config.needs_teacher else None,
         n_train=len(examples),
-        seconds=sum(entry["seconds"] for entry in history),
+        seconds=early + sum(entry["seconds"] for entry in history),
         saw_validation=not holds_out_validation(config.data),
         validation_accuracy=score,
     )
-    checkpoint.remove(folder)
+    _remove_checkpoints(folder, config)
     console.say(f"  validation accuracy {100 * score:.2f} %")

@@ -15,7 +15,7 @@ import numpy as np
 from tfigkd import models
 from tfigkd.attribution import attribute
 from tfigkd.batches.stream import training_batches
-from tfigkd.config.experiment import Config
+from tfigkd.config.experiment import Config, early_phases
 from tfigkd.config.training_fields import AugmentConfig, TrainingConfig
 from tfigkd.data import Dataset, Examples, to_model_input
 from tfigkd.measure.metrics import predict_logits
@@ -69,7 +69,6 @@ def _done(workdir: Workdir, stage: str) -> bool:
 
 def _rough_seconds(config: Config, workdir: Workdir, stages: list[str]) -> float:
     data, rate = dataset(config.data), matrix_rate()
-    examples = len(training_examples(config.data))
     seconds = float(STAGE_SECONDS * sum(not _done(workdir, stage) for stage in stages))
     if config.needs_teacher and {"teacher", "overlays"} & {*stages}:
         folder, macs = teacher_folder(config, workdir), multiply_adds(build_teacher(config, data))
@@ -81,7 +80,9 @@ def _rough_seconds(config: Config, workdir: Workdir, stages: list[str]) -> float
             steps = config.attribution.n_steps or min(TYPICAL_STEPS, config.attribution.max_steps)
             seconds += macs * 2 * steps * len(stored_examples(config.data)) / (rate * GRADIENT_EFFICIENCY)
     if "distill" in stages and not _done(workdir, "distill"):
-        work = multiply_adds(build_network(config.student, data)) * BACKWARD * examples * config.training.epochs
+        phases = [config, *early_phases(config).values()]
+        seen = sum(len(training_examples(phase.data)) * phase.training.epochs for phase in phases)
+        work = multiply_adds(build_network(config.student, data)) * BACKWARD * seen
         seconds += work / (rate * TRAINING_EFFICIENCY)
     if "compress" in stages and not _done(workdir, "compress"):
         # the teacher runs forward alone
@@ -178,9 +179,12 @@ def _student_step(config: Config, data: Dataset) -> float:
 
 
 def _distillation(config: Config, data: Dataset, workdir: Workdir) -> float:
-    left = config.training.epochs - checkpoint.epochs_done(workdir.stage("distill"))
-    step = _student_step(config, data)
-    return left * _epoch_seconds(step, training_examples(config.data), config.training, config.augment)
+    seconds, folder = 0.0, workdir.stage("distill")
+    for name, phase in {"": config, **early_phases(config)}.items():
+        left = phase.training.epochs - checkpoint.epochs_done(folder / name)
+        step = _student_step(phase, data)
+        seconds += left * _epoch_seconds(step, training_examples(phase.data), phase.training, phase.augment)
+    return seconds
 
 
 def _evaluation(config: Config, data: Dataset, model: keras.Model) -> float:

@@ -34,7 +34,14 @@ from tfigkd.runtime.files import (
     write_manifest,
     write_text,
 )
-from tfigkd.stages.data import class_weights, data_fingerprints, dataset, holds_out_validation, teacher_examples
+from tfigkd.stages.data import (
+    class_weights,
+    data_fingerprints,
+    dataset,
+    holds_out_validation,
+    teacher_choice,
+    teacher_examples,
+)
 from tfigkd.stages.workdir import Workdir
 from tfigkd.training import checkpoint
 from tfigkd.training.distiller import Distiller
@@ -122,6 +129,7 @@ def teacher_fingerprint(config: Config, data: str | None = None) -> str:
     network = network_values(teacher, dataset(config.data))
     published = checksum(weights_path(teacher.weights)) if teacher.weights else None
     recipe = [teacher.training, _draws(config), config.augment, config.data.train_split] if teacher.trained else []
+    recipe += teacher_choice(config.data) if teacher.trained else []
     if teacher.trained and evens_out(len(teacher_examples(config.data)), teacher.training.batch_size):
         recipe.append("even batches")
     return fingerprint("teacher", data, network, published, *recipe)
