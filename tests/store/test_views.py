@@ -19,10 +19,10 @@ from tfigkd.losses.attention import attention_transfer, unit_attention
 from tfigkd.models.weights import weights_fingerprint
 from tfigkd.runtime import tfrecord
 from tfigkd.runtime.errors import UserError
-from tfigkd.runtime.files import MANIFEST, checksum, finished, write_manifest
+from tfigkd.runtime.files import MANIFEST, checksum, finished, read_manifest, write_manifest
 from tfigkd.stages.data import dataset, training_examples
 from tfigkd.stages.distill import training_stream
-from tfigkd.stages.overlays import build_views, load_views, views_folder
+from tfigkd.stages.overlays import build_views, load_views, verify, views_folder
 from tfigkd.stages.teacher import FILE, teacher_folder
 from tfigkd.stages.workdir import Workdir
 
@@ -181,6 +181,30 @@ def test_the_attention_of_another_tap_is_another_store(workdir, attention):
     assert len(folders) == 3
     with pytest.raises(UserError, match="no layer 'block_77'"):
         build_views(config, workdir, "block_77")
+
+
+@pytest.mark.parametrize(("tap", "kind"), [(None, "logits"), (TAP, "attention")])
+def test_verify_tells_exchanged_views_from_those_of_their_images(workdir, attention, tap, kind):
+    folder = views_folder(attention[0], workdir, tap)
+    assert verify(folder, sample=8).keys() == {kind, "flat"}
+    assert verify(folder, sample=8)[kind] < 1e-3
+    path = next(folder.glob("*.tfrecord"))
+    whole, manifest = path.read_bytes(), (folder / MANIFEST).read_text()
+    first, second, *others = (tfrecord.decode_example(raw) for raw in tfrecord.read_records(path))
+    first["view_values"], second["view_values"] = second["view_values"], first["view_values"]
+    content = {name: value for name, value in read_manifest(folder).items() if name not in ("files", "fingerprint")}
+    try:
+        tfrecord.write_records(path, (tfrecord.encode_example(record) for record in (first, second, *others)))
+        write_manifest(folder, folder.name, files={path.name: checksum(path)}, **content)
+        with pytest.raises(UserError, match="do not belong to their images or teacher"):
+            verify(folder, sample=60)
+        del content["source"]  # as versions before wrote it
+        write_manifest(folder, folder.name, files={path.name: checksum(path)}, **content)
+        with pytest.raises(UserError, match="does not say where its images are; to verify it, delete the folder"):
+            verify(folder)
+    finally:
+        path.write_bytes(whole)
+        (folder / MANIFEST).write_text(manifest)
 
 
 def test_nan_in_a_stored_view_is_refused_before_any_training(workdir, attention):

@@ -33,7 +33,14 @@ from tfigkd.stages.teacher import FILE, load_teacher, require_teacher, teacher_f
 from tfigkd.stages.workdir import Workdir
 from tfigkd.store.maps import deviation, features, parse_record, read_store, store_identity, write_store
 from tfigkd.store.shards import REBUILD, Shards, join, join_arrays, open_store, write_part, write_shards
-from tfigkd.store.views import SHARD_SIZE, parse_view, view_outputs, views_identity, with_attention
+from tfigkd.store.views import (
+    SHARD_SIZE,
+    parse_view,
+    view_outputs,
+    views_deviation,
+    views_identity,
+    with_attention,
+)
 
 
 def store_folder(config: Config, workdir: Workdir) -> Path:
@@ -115,33 +122,48 @@ def verify(folder: Path, *, sample: int = 64, seed: int = 0) -> dict[str, float]
     """Recompute a random sample of a store from the images and the teacher beside it.
 
     Args:
-        folder: A finished store, inside its teacher's folder.
+        folder: A finished store, inside its teacher's folder: of maps, of views, or of attention.
         sample: How many records.
         seed: Of the sample.
 
     Returns:
-        The largest deviations of `"logits"` (relative to the largest logit) and `"maps"` (to the map's maximum), and
-        the number of `"flat"` maps, which hold nothing to compare.
+        The largest deviations of what the store has: `"logits"` (relative to the largest logit), `"maps"` and
+        `"attention"` (to a map's maximum), and the number of `"flat"` maps, which hold nothing to compare.
 
     Raises:
         UserError: no finished store, a damaged one, or one whose records are not those of their images.
     """
     manifest = open_store(folder, {})
+    identity = manifest["identity"]
+    if "source" not in manifest:
+        raise UserError(
+            f"store {folder} of an earlier version does not say where its images are; to verify it, {REBUILD}"
+        )
     source = from_mapping(DataConfig, manifest["source"])
-    data, expected = dataset(source), manifest["identity"]["data"]
+    data, expected = dataset(source), identity["data"]
     found = [stored_fingerprint(source, one) for one in data_fingerprints(source)]
     if expected not in found:
-        raise UserError(f"overlay store {folder}: the data set is {found[0]} now, expected {expected}")
-    settings = from_mapping(AttributionConfig, manifest["identity"]["attribution"])
+        raise UserError(f"store {folder}: the data set is {found[0]} now, expected {expected}")
     teacher = folder.parents[1] / FILE
     model = models.load_written(teacher, num_classes=data.num_classes, input_shape=data.image_shape)
-    if weights_fingerprint(model) != manifest["identity"]["teacher"]:
-        raise UserError(f"overlay store {folder}: {teacher} is another teacher; {REBUILD}")
-    examples, color = stored_examples(source), np.array(manifest["mean_color"], np.float32)
+    if weights_fingerprint(model) != identity["teacher"]:
+        raise UserError(f"store {folder}: {teacher} is another teacher; {REBUILD}")
+    examples = stored_examples(source)
     chosen = np.random.default_rng(seed).choice(len(examples), min(sample, len(examples)), replace=False)
+    parse = parse_record if "attribution" in identity else parse_view
     wanted = {int(position) for position in chosen}
-    records = [record for position, record in join(folder, manifest, examples, parse_record) if position in wanted]
-    return deviation(model, examples, records, settings, color, chosen)
+    records = [record for position, record in join(folder, manifest, examples, parse) if position in wanted]
+    if "attribution" in identity:
+        settings = from_mapping(AttributionConfig, identity["attribution"])
+        color = np.array(manifest["mean_color"], np.float32)
+        return deviation(model, examples, records, settings, color, chosen)
+    augment = from_mapping(AugmentConfig, identity["augment"])
+    view = ViewConfig(views=identity["views"], seed=identity["seed"])
+    seen, tap = models.fold_batch_norm(model), identity.get("tap")
+    outputs = view_outputs(seen if tap is None else with_attention(seen, tap), examples.take(chosen), augment, view)
+    by_id = {record["id"]: record["views"] for record in records}
+    stored = np.stack([by_id[each] for each in examples.ids[chosen]])
+    return {"logits" if tap is None else "attention": views_deviation(stored, outputs), "flat": 0}
 
 
 def _drawn(config: Config, tap: str | None) -> tuple[AugmentConfig, ViewConfig]:
@@ -200,7 +222,8 @@ def build_views(config: Config, workdir: Workdir, tap: str | None = None) -> Non
         if finished(folder, folder.name) is None:
             shards = _view_shards(config, workdir, tap)
             files = write_shards(shards)
-            write_manifest(folder, folder.name, files=files, identity=identity, examples=len(shards.examples))
+            source, count = asdict(config.data), len(shards.examples)
+            write_manifest(folder, folder.name, files=files, identity=identity, source=source, examples=count)
     what = "logits" if tap is None else f"attention of {tap}"
     views = _drawn(config, tap)[1].views
     console.say(f"  {what}: {views} view{'s' * (views > 1)} of each image  ({folder})")

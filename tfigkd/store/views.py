@@ -20,10 +20,14 @@ from tfigkd.measure.metrics import predict_logits
 from tfigkd.models.taps import tap_outputs
 from tfigkd.runtime.errors import UserError
 from tfigkd.runtime.files import fingerprint_values
-from tfigkd.store.shards import Record
+from tfigkd.store.shards import REBUILD, Record
 
 FORMAT = 2
 SHARD_SIZE = 512
+FLAT = 1e-2
+"""What stands for the largest value of an image where that is smaller."""
+TOLERANCE = 5e-3
+"""Largest deviation of a stored view from a recomputed one; the rounding of float16 alone is 5e-4."""
 
 
 def views_identity(
@@ -58,6 +62,27 @@ def view_outputs(model: keras.Model, examples: Examples, augment: AugmentConfig,
         for number in range(view.views)
     ]
     return np.stack(views, axis=1)
+
+
+def views_deviation(stored: np.ndarray, outputs: np.ndarray) -> float:
+    """Return the largest deviation of stored views from recomputed ones, relative to the largest value of each image.
+
+    Args:
+        stored: float16 [N,K,...].
+        outputs: float32 of the same shape, from `view_outputs`.
+
+    Raises:
+        UserError: It is larger than the rounding of float16, so the records are not those of the images.
+    """
+    axes = tuple(range(1, outputs.ndim))
+    largest = np.maximum(FLAT, np.abs(outputs).max(axis=axes))
+    worst = float((np.abs(stored.astype(np.float32) - outputs).max(axis=axes) / largest).max())
+    if not worst <= TOLERANCE:
+        raise UserError(
+            f"views: recomputed records deviate by {worst:.2g} of the largest value: they do not belong to their "
+            f"images or teacher; {REBUILD}"
+        )
+    return worst
 
 
 def parse_view(features: Mapping[str, Any]) -> Record:
