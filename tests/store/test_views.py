@@ -6,6 +6,7 @@ import json
 import keras
 import numpy as np
 import pytest
+from scipy.special import softmax
 
 from tfigkd import models
 from tfigkd.batches.augment import ORDER, example_keys, uniform
@@ -94,6 +95,27 @@ def test_the_views_of_an_image_differ_and_all_are_used(workdir):
     for _, targets in itertools.islice(stream(0), 12):
         seen |= {tuple(np.flatnonzero((views == row).all(axis=2).any(axis=0))) for row in targets["teacher_logits"][:5]}
     assert {view for views_ in seen for view in views_} == set(range(5))
+
+
+def test_the_largest_logits_stand_for_all(workdir):
+    examples = training_examples(CONFIG.data)
+    views = load_views(CONFIG, workdir, examples)
+    for count in (10, 3):
+        config = override(CONFIG, {"view.top_logits": count})
+        build_views(config, workdir)
+        assert verify(views_folder(config, workdir), sample=8)["logits"] < 1e-3
+        largest = load_views(config, workdir, examples)
+        assert largest.packed.nbytes == views.nbytes * (2 * count + 2) / 10
+        if count == 10:
+            np.testing.assert_array_equal(largest[:], views)
+    _, targets = next(training_stream(config, workdir)(0))
+    _, expected = next(training_stream(CONFIG, workdir)(0))
+    got, full = targets["teacher_logits"], expected["teacher_logits"]
+    assert got.dtype == np.float32
+    np.testing.assert_array_equal(np.sort(got, axis=1)[:, -3:], np.sort(full, axis=1)[:, -3:])
+    np.testing.assert_allclose(softmax(got, axis=1).max(axis=1), softmax(full, axis=1).max(axis=1), rtol=2e-3)
+    shuffled = shuffle_views(largest, ControlConfig(logits="shuffled"))
+    assert (shuffled[:] != largest[:]).any(axis=(1, 2)).all()
 
 
 def test_a_store_of_other_views_is_another_store(workdir):

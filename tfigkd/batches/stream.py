@@ -28,6 +28,7 @@ from tfigkd.data import Examples
 from tfigkd.data.disk import Pictures
 from tfigkd.data.grid import spread
 from tfigkd.data.stored import StoredArrays, masked
+from tfigkd.data.top_logits import StoredViews, TopLogits
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,7 @@ class Knowledge:
     """What an overlay store says of N examples, in the order of those examples.
 
     Attributes:
-        logits: The teacher's, float32 [N,C], of the unaugmented image.
+        logits: The teacher's, float32 [N,C], of the unaugmented image; filled up where `view.top_logits` says so.
         maps: uint8 [N,H,W], each scaled by its own maximum; of a coarser grid where `attribution.grid` says so; in the
             files of their store where the pictures are on disk.
         scales: That maximum, float32 [N], in logits.
@@ -43,7 +44,7 @@ class Knowledge:
         usable: bool [N], false for maps over the completeness gate.
     """
 
-    logits: np.ndarray
+    logits: np.ndarray | TopLogits
     maps: np.ndarray | StoredArrays
     scales: np.ndarray
     errors: np.ndarray
@@ -62,7 +63,7 @@ class StoredAttention:
     """
 
     tap: str
-    maps: np.ndarray | StoredArrays
+    maps: StoredViews
     moved: bool
 
 
@@ -138,7 +139,7 @@ def training_batches(
     seed: int,
     knowledge: Knowledge | None = None,
     overlay: OverlayConfig | None = None,
-    views: np.ndarray | StoredArrays | None = None,
+    views: StoredViews | None = None,
     attention: StoredAttention | None = None,
     view_count: int | None = None,
     view_seed: int = 0,
@@ -234,7 +235,7 @@ def training_batches(
         elif attention is not None:
             targets["teacher_features"] = {attention.tap: attention.maps[chosen, view].astype(np.float32)}
         if knowledge is not None and "teacher_logits" in wanted:
-            targets["teacher_logits"] = knowledge.logits[chosen]
+            targets["teacher_logits"] = knowledge.logits[chosen].astype(np.float32, copy=False)
         if mapped and "teacher_map" in wanted:
             targets["teacher_map"] = moved_maps
         if mixup or cutmix:

@@ -244,6 +244,11 @@ def check(config: Config) -> None:
             f"empty, got {config.augment.crop_padding}; usual is an eighth of the size"
         )
     check_grid(config.attribution.grid, (height, width))
+    if (config.view.top_logits or 0) > data.num_classes:
+        raise UserError(
+            f"view.top_logits must be at most the {data.num_classes} classes, got {config.view.top_logits}; leave it "
+            "out to store all logits"
+        )
     class_weights(config.training, training_examples(config.data), data.class_names)
     class_weights(config.teacher.training, teacher_examples(config.data), data.class_names)
     check_devices(config.training, len(training_examples(config.data)))

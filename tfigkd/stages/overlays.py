@@ -21,7 +21,7 @@ from tfigkd.config.training_fields import AugmentConfig
 from tfigkd.data import Examples, mean_color
 from tfigkd.data.disk import blocks
 from tfigkd.data.grid import spread
-from tfigkd.data.stored import StoredArrays
+from tfigkd.data.top_logits import StoredViews, TopLogits, finite
 from tfigkd.models.weights import weights_fingerprint
 from tfigkd.runtime import console
 from tfigkd.runtime.cluster import Cluster
@@ -37,6 +37,7 @@ from tfigkd.store.views import (
     SHARD_SIZE,
     parse_view,
     view_outputs,
+    view_record,
     views_deviation,
     views_identity,
     with_attention,
@@ -51,7 +52,8 @@ def store_folder(config: Config, workdir: Workdir) -> Path:
 def _store_identity(config: Config, workdir: Workdir) -> dict[str, Any]:
     weights = require_teacher(config, workdir)["weights"]
     shape = dataset(config.data).image_shape
-    identities = [store_identity(weights, data, config.attribution, image_shape=shape) for data in _stored_data(config)]
+    options: dict[str, Any] = {"image_shape": shape, "top_logits": config.view.top_logits}
+    identities = [store_identity(weights, data, config.attribution, **options) for data in _stored_data(config)]
     return _known(identities, teacher_folder(config, workdir) / "overlays")
 
 
@@ -95,7 +97,7 @@ def _overlay_shards(config: Config, workdir: Workdir) -> Shards:
 
     def make(chosen: Examples) -> Iterator[dict[str, Any]]:
         model, color = prepared()
-        return features(model, chosen, config.attribution, color)
+        return features(model, chosen, config.attribution, color, config.view.top_logits)
 
     size = config.attribution.shard_size
     return Shards(store_folder(config, workdir), stored_examples(config.data), size, parse_record, make)
@@ -184,18 +186,22 @@ def views_folder(config: Config, workdir: Workdir, tap: str | None = None) -> Pa
     return teacher_folder(config, workdir) / "views" / fingerprint(_views_identity(config, workdir, tap))
 
 
-def load_views(
-    config: Config, workdir: Workdir, examples: Examples, tap: str | None = None
-) -> np.ndarray | StoredArrays:
+def load_views(config: Config, workdir: Workdir, examples: Examples, tap: str | None = None) -> StoredViews:
     """Return the stored logits of examples, float16 [N,K,C], or the attention of a tap, [N,K,h,w]; joined by id."""
     folder = views_folder(config, workdir, tap)
     manifest = open_store(folder, _views_identity(config, workdir, tap))
     views = join_arrays(folder, manifest, examples, parse_view, large="views")["views"]
-    broken = np.concatenate([~np.isfinite(block).reshape(len(block), -1).all(axis=1) for block in blocks(views)])
+    top = views.dtype == np.uint16
+    sound = finite if top else _finite
+    broken = np.concatenate([~sound(block) for block in blocks(views)])
     if broken.any():
         first = examples.ids[int(broken.argmax())]
         raise UserError(f"store {folder}: {broken.sum()} records hold NaN or infinity, the first {first}; {REBUILD}")
-    return views
+    return TopLogits(views) if top else views
+
+
+def _finite(values: np.ndarray) -> np.ndarray:
+    return np.isfinite(values).reshape(len(values), -1).all(axis=1)
 
 
 def _view_shards(config: Config, workdir: Workdir, tap: str | None = None) -> Shards:
@@ -209,7 +215,7 @@ def _view_shards(config: Config, workdir: Workdir, tap: str | None = None) -> Sh
 
     def make(chosen: Examples) -> Iterator[dict[str, Any]]:
         for views in view_outputs(prepared(), chosen, augment, view):
-            yield {"view_values": views.astype("<f2").tobytes(), "view_shape": list(views.shape)}
+            yield view_record(views, view.top_logits if tap is None else None)
 
     folder = views_folder(config, workdir, tap)
     return Shards(folder, stored_examples(config.data), SHARD_SIZE, parse_view, make)
