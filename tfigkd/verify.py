@@ -1,4 +1,4 @@
-"""`python -m tfigkd.verify STORE`: recompute a random sample of an overlay store and print the largest deviation."""
+"""`python -m tfigkd.verify STORE`: recompute a random sample of a store and print the largest deviation."""
 
 import sys
 from dataclasses import dataclass
@@ -14,10 +14,10 @@ from tfigkd.runtime.command import command
 
 @dataclass(frozen=True)
 class Options:
-    """Verify an overlay store: recompute a random sample of its records from the images and the teacher."""
+    """Verify a store of maps, views or attention: recompute a sample of its records from the images and the teacher."""
 
     store: Annotated[Path, Positional, arg(metavar="STORE")]
-    """Folder of the store: runs/teachers/<teacher>/overlays/<store>."""
+    """Folder of the store: runs/teachers/<teacher>/overlays/<store>, or views/<store> beside it."""
     sample: int = 64
     """How many records to recompute."""
     seed: int = 0
@@ -33,9 +33,11 @@ def main(arguments: list[str]) -> None:
 
         deviation = verify(options.store, sample=options.sample, seed=options.seed)
     flat = f"; {deviation['flat']} maps are flat and hold nothing to compare" if deviation["flat"] else ""
+    units = {"logits": "", "maps": " of their maximum", "attention": " of its maximum"}
+    parts = [f"{name} {deviation[name]:.1e}{unit}" for name, unit in units.items() if name in deviation]
     console.say(
         f"{options.store}: every record belongs to its image; largest deviation of {options.sample} recomputed: "
-        f"logits {deviation['logits']:.1e}, maps {deviation['maps']:.1e} of their maximum{flat}"
+        f"{', '.join(parts)}{flat}"
     )
 
 

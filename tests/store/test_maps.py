@@ -9,7 +9,8 @@ import pytest
 
 from tfigkd import models, verify
 from tfigkd.attribution import attribute, saliency_map
-from tfigkd.config.fields import AttributionConfig
+from tfigkd.batches.controls import apply_control
+from tfigkd.config.fields import AttributionConfig, ControlConfig
 from tfigkd.data import Dataset, concatenate, load, to_model_input
 from tfigkd.models.weights import weights_fingerprint
 from tfigkd.runtime import tfrecord
@@ -67,6 +68,23 @@ def rewrite(folder, change):
     tfrecord.write_records(folder / name, map(tfrecord.encode_example, records))
     content = {key: value for key, value in manifest.items() if key not in ("files", "fingerprint")}
     write_manifest(folder, manifest["fingerprint"], files={name: checksum(folder / name)}, **content)
+
+
+def test_the_largest_logits_of_a_store_stand_for_all(store, data, tmp_path):
+    few = data.train.take(slice(12))
+    knowledge = read_store(store[0], few, store[1])
+    settings = dataclasses.replace(SETTINGS, n_steps=2)
+    for count in (10, 2):
+        identity = store_identity("weights", data.fingerprint, settings, top_logits=count)
+        folder = make_folder(tmp_path / "overlays" / fingerprint(identity))
+        write_store(folder, teacher(), data, settings, identity, SOURCE, examples=few)
+        largest = read_store(folder, few, identity)
+        got = largest.logits[:].astype(np.float32)
+        scale = np.abs(knowledge.logits).max()
+        if count == 10:
+            np.testing.assert_allclose(got, knowledge.logits, atol=5e-4 * scale)
+        assert (got.argmax(axis=1) == knowledge.logits.argmax(axis=1)).all()
+    assert apply_control(largest, ControlConfig(logits="shuffled")).logits.shape == (12, 10)
 
 
 def test_every_record_is_that_of_its_image(store, data):

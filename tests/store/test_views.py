@@ -6,6 +6,7 @@ import json
 import keras
 import numpy as np
 import pytest
+from scipy.special import softmax
 
 from tfigkd import models
 from tfigkd.batches.augment import ORDER, example_keys, uniform
@@ -19,10 +20,10 @@ from tfigkd.losses.attention import attention_transfer, unit_attention
 from tfigkd.models.weights import weights_fingerprint
 from tfigkd.runtime import tfrecord
 from tfigkd.runtime.errors import UserError
-from tfigkd.runtime.files import MANIFEST, checksum, finished, write_manifest
+from tfigkd.runtime.files import MANIFEST, checksum, finished, read_manifest, write_manifest
 from tfigkd.stages.data import dataset, training_examples
 from tfigkd.stages.distill import training_stream
-from tfigkd.stages.overlays import build_views, load_views, views_folder
+from tfigkd.stages.overlays import build_views, load_views, verify, views_folder
 from tfigkd.stages.teacher import FILE, teacher_folder
 from tfigkd.stages.workdir import Workdir
 
@@ -94,6 +95,27 @@ def test_the_views_of_an_image_differ_and_all_are_used(workdir):
     for _, targets in itertools.islice(stream(0), 12):
         seen |= {tuple(np.flatnonzero((views == row).all(axis=2).any(axis=0))) for row in targets["teacher_logits"][:5]}
     assert {view for views_ in seen for view in views_} == set(range(5))
+
+
+def test_the_largest_logits_stand_for_all(workdir):
+    examples = training_examples(CONFIG.data)
+    views = load_views(CONFIG, workdir, examples)
+    for count in (10, 3):
+        config = override(CONFIG, {"view.top_logits": count})
+        build_views(config, workdir)
+        assert verify(views_folder(config, workdir), sample=8)["logits"] < 1e-3
+        largest = load_views(config, workdir, examples)
+        assert largest.packed.nbytes == views.nbytes * (2 * count + 2) / 10
+        if count == 10:
+            np.testing.assert_array_equal(largest[:], views)
+    _, targets = next(training_stream(config, workdir)(0))
+    _, expected = next(training_stream(CONFIG, workdir)(0))
+    got, full = targets["teacher_logits"], expected["teacher_logits"]
+    assert got.dtype == np.float32
+    np.testing.assert_array_equal(np.sort(got, axis=1)[:, -3:], np.sort(full, axis=1)[:, -3:])
+    np.testing.assert_allclose(softmax(got, axis=1).max(axis=1), softmax(full, axis=1).max(axis=1), rtol=2e-3)
+    shuffled = shuffle_views(largest, ControlConfig(logits="shuffled"))
+    assert (shuffled[:] != largest[:]).any(axis=(1, 2)).all()
 
 
 def test_a_store_of_other_views_is_another_store(workdir):
@@ -181,6 +203,30 @@ def test_the_attention_of_another_tap_is_another_store(workdir, attention):
     assert len(folders) == 3
     with pytest.raises(UserError, match="no layer 'block_77'"):
         build_views(config, workdir, "block_77")
+
+
+@pytest.mark.parametrize(("tap", "kind"), [(None, "logits"), (TAP, "attention")])
+def test_verify_tells_exchanged_views_from_those_of_their_images(workdir, attention, tap, kind):
+    folder = views_folder(attention[0], workdir, tap)
+    assert verify(folder, sample=8).keys() == {kind, "flat"}
+    assert verify(folder, sample=8)[kind] < 1e-3
+    path = next(folder.glob("*.tfrecord"))
+    whole, manifest = path.read_bytes(), (folder / MANIFEST).read_text()
+    first, second, *others = (tfrecord.decode_example(raw) for raw in tfrecord.read_records(path))
+    first["view_values"], second["view_values"] = second["view_values"], first["view_values"]
+    content = {name: value for name, value in read_manifest(folder).items() if name not in ("files", "fingerprint")}
+    try:
+        tfrecord.write_records(path, (tfrecord.encode_example(record) for record in (first, second, *others)))
+        write_manifest(folder, folder.name, files={path.name: checksum(path)}, **content)
+        with pytest.raises(UserError, match="do not belong to their images or teacher"):
+            verify(folder, sample=60)
+        del content["source"]  # as versions before wrote it
+        write_manifest(folder, folder.name, files={path.name: checksum(path)}, **content)
+        with pytest.raises(UserError, match="does not say where its images are; to verify it, delete the folder"):
+            verify(folder)
+    finally:
+        path.write_bytes(whole)
+        (folder / MANIFEST).write_text(manifest)
 
 
 def test_nan_in_a_stored_view_is_refused_before_any_training(workdir, attention):

@@ -39,12 +39,12 @@ def knowledge(examples):
     )
 
 
-def network(seed):
+def network(seed, dropout=0.3):
     keras.utils.set_random_seed(seed)
     inputs = keras.Input((6, 6, 3))
     x = keras.layers.Conv2D(4, 3)(inputs)
     x = keras.layers.BatchNormalization()(x)
-    x = keras.layers.Dropout(0.3)(x)
+    x = keras.layers.Dropout(dropout)(x)
     x = keras.layers.GlobalAveragePooling2D()(x)
     return keras.Model(inputs, keras.layers.Dense(4)(x))
 

@@ -11,7 +11,8 @@ import numpy as np
 
 from tfigkd.batches.stream import Knowledge
 from tfigkd.config.fields import ControlConfig
-from tfigkd.data.stored import StoredArrays, permuted
+from tfigkd.data.stored import permuted
+from tfigkd.data.top_logits import StoredViews
 
 ITERATIONS = 20
 
@@ -57,7 +58,7 @@ def surrogate_noise(maps: np.ndarray, seed: int) -> np.ndarray:
     return result
 
 
-def shuffle_views(views: np.ndarray | StoredArrays, config: ControlConfig) -> np.ndarray | StoredArrays:
+def shuffle_views(views: StoredViews, config: ControlConfig) -> StoredViews:
     """Stored views [N,K,C], permuted across images where the control says so."""
     return permuted(views, derangement(len(views), config.seed)) if config.logits == "shuffled" else views
 
@@ -76,5 +77,6 @@ def apply_control(knowledge: Knowledge, config: ControlConfig) -> Knowledge:
     elif config.maps == "noise":
         knowledge = replace(knowledge, maps=surrogate_noise(knowledge.maps[:], config.seed))
     if config.logits == "shuffled":
-        knowledge = replace(knowledge, logits=knowledge.logits[derangement(len(knowledge.logits), config.seed)])
+        order = derangement(len(knowledge.logits), config.seed)
+        knowledge = replace(knowledge, logits=permuted(knowledge.logits, order))
     return knowledge

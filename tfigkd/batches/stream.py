@@ -28,6 +28,7 @@ from tfigkd.data import Examples
 from tfigkd.data.disk import Pictures
 from tfigkd.data.grid import spread
 from tfigkd.data.stored import StoredArrays, masked
+from tfigkd.data.top_logits import StoredViews, TopLogits
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,7 @@ class Knowledge:
     """What an overlay store says of N examples, in the order of those examples.
 
     Attributes:
-        logits: The teacher's, float32 [N,C], of the unaugmented image.
+        logits: The teacher's, float32 [N,C], of the unaugmented image; filled up where `view.top_logits` says so.
         maps: uint8 [N,H,W], each scaled by its own maximum; of a coarser grid where `attribution.grid` says so; in the
             files of their store where the pictures are on disk.
         scales: That maximum, float32 [N], in logits.
@@ -43,7 +44,7 @@ class Knowledge:
         usable: bool [N], false for maps over the completeness gate.
     """
 
-    logits: np.ndarray
+    logits: np.ndarray | TopLogits
     maps: np.ndarray | StoredArrays
     scales: np.ndarray
     errors: np.ndarray
@@ -62,7 +63,7 @@ class StoredAttention:
     """
 
     tap: str
-    maps: np.ndarray | StoredArrays
+    maps: StoredViews
     moved: bool
 
 
@@ -87,7 +88,7 @@ def evens_out(examples: int, batch_size: int) -> bool:
     return examples > batch_size and 0 < examples % batch_size < min(SMALLEST_BATCH, batch_size / 2)
 
 
-def batch_sizes(examples: int, batch_size: int) -> list[int]:
+def batch_sizes(examples: int, batch_size: int, devices: int = 1) -> list[int]:
     """Return the examples of each batch of an epoch.
 
     All batches are full and the last one has the rest. Where the rest is too small for batch normalization, the same
@@ -95,13 +96,17 @@ def batch_sizes(examples: int, batch_size: int) -> list[int]:
 
     Args:
         examples: Examples of an epoch.
-        batch_size: The most examples of a batch.
+        batch_size: The most examples of a batch; a multiple of `devices`.
+        devices: How many devices share a batch evenly; what is left of an epoch is in no batch.
     """
-    steps = -(-examples // batch_size)
-    if evens_out(examples, batch_size):
-        small, larger = divmod(examples, steps)
-        return [small + 1] * larger + [small] * (steps - larger)
-    return [min(batch_size, examples - start) for start in range(0, examples, batch_size)]
+    of_each, most = examples // devices, batch_size // devices
+    if evens_out(of_each * devices, batch_size):
+        steps = -(-of_each // most)
+        small, larger = divmod(of_each, steps)
+        parts = [small + 1] * larger + [small] * (steps - larger)
+    else:
+        parts = [min(most, of_each - start) for start in range(0, of_each, most)]
+    return [devices * part for part in parts]
 
 
 def _on_host(
@@ -134,7 +139,7 @@ def training_batches(
     seed: int,
     knowledge: Knowledge | None = None,
     overlay: OverlayConfig | None = None,
-    views: np.ndarray | StoredArrays | None = None,
+    views: StoredViews | None = None,
     attention: StoredAttention | None = None,
     view_count: int | None = None,
     view_seed: int = 0,
@@ -146,6 +151,7 @@ def training_batches(
     cutout: int = 0,
     num_classes: int | None = None,
     class_weights: np.ndarray | None = None,
+    devices: int = 1,
 ) -> Callable[[int], Iterator[Batch]]:
     """Endless shuffled, augmented batches, from the epoch on that the returned function is given.
 
@@ -176,6 +182,7 @@ def training_batches(
             0 cuts none.
         num_classes: C of `"label_probabilities"`; not given: one more than the largest label.
         class_weights: Weight of each class in the loss, [C]; mixed images have the mixed weight.
+        devices: How many devices share a batch, see `batch_sizes`.
 
     Returns:
         A function from first epoch to an iterator of (images float32 [B,H,W,3], {"label": int32 [B], ...}), and with
@@ -228,7 +235,7 @@ def training_batches(
         elif attention is not None:
             targets["teacher_features"] = {attention.tap: attention.maps[chosen, view].astype(np.float32)}
         if knowledge is not None and "teacher_logits" in wanted:
-            targets["teacher_logits"] = knowledge.logits[chosen]
+            targets["teacher_logits"] = knowledge.logits[chosen].astype(np.float32, copy=False)
         if mapped and "teacher_map" in wanted:
             targets["teacher_map"] = moved_maps
         if mixup or cutmix:
@@ -247,12 +254,12 @@ def training_batches(
             weights = (shares * weights + (1 - shares) * weights[::-1]).astype(np.float32)
         return images, targets, weights
 
-    bounds = np.cumsum(batch_sizes(len(examples), batch_size))[:-1]
+    *bounds, used = np.cumsum(batch_sizes(len(examples), batch_size, devices))
 
     def stream(epoch: int) -> Iterator[Batch]:
         while True:
             order = np.argsort(uniform(keys, seed=seed, epoch=epoch, purpose=ORDER), kind="stable")
-            for chosen in np.split(order, bounds):
+            for chosen in np.split(order[:used], bounds):
                 yield batch(chosen, epoch)
             epoch += 1
 

@@ -305,12 +305,17 @@ class ViewConfig:
     """K, stored views an image."""
     seed: int = 0
     """Seed of the stored views; it belongs to the teacher, not to the student."""
+    top_logits: int | None = late(None)
+    """For many classes: stores keep only so many of the largest logits, as float16, and the mass of all others, which
+    is spread evenly over them where a loss reads it. Not given: all logits."""
 
     def __post_init__(self) -> None:
         require(self.views > 0, "view.views must be positive", self.views)
         fits = self.attention != "views" or self.kind == "views"
         require(fits, "view.attention = views needs the student's images to be those: view.kind = views", self.kind)
         require_seed(self.seed, "view.seed")
+        some = self.top_logits is None or self.top_logits > 0
+        require(some, "view.top_logits must be positive", self.top_logits)
 
 
 Format = Literal["float32", "float16", "dynamic", "int8", "int16x8"]

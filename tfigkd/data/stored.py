@@ -81,6 +81,6 @@ def masked(arrays: "np.ndarray | StoredArrays", shown: np.ndarray) -> "np.ndarra
     return np.where(shown.reshape(-1, *[1] * (arrays.ndim - 1)), arrays, 0).astype(arrays.dtype)
 
 
-def permuted(arrays: "np.ndarray | StoredArrays", order: np.ndarray) -> "np.ndarray | StoredArrays":
-    """Return arrays [N,...] in another order; those of a store stay there."""
-    return arrays.pick(order) if isinstance(arrays, StoredArrays) else arrays[order]
+def permuted(arrays: Any, order: np.ndarray) -> Any:
+    """Return arrays [N,...], `StoredArrays` or `TopLogits` in another order; those of a store stay there."""
+    return arrays[order] if isinstance(arrays, np.ndarray) else arrays.pick(order)

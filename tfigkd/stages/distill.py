@@ -1,7 +1,6 @@
 """The student: built, joined to what the teacher knows of its examples, and distilled."""
 
 import json
-import math
 import os
 from collections.abc import Callable, Collection, Iterator
 from contextlib import AbstractContextManager
@@ -13,7 +12,7 @@ import numpy as np
 
 from tfigkd import models
 from tfigkd.batches.controls import apply_control, shuffle_views
-from tfigkd.batches.stream import Batch, Knowledge, StoredAttention, evens_out, training_batches
+from tfigkd.batches.stream import Batch, Knowledge, StoredAttention, batch_sizes, evens_out, training_batches
 from tfigkd.config.experiment import Config, early_phases
 from tfigkd.data import Dataset
 from tfigkd.data.grid import check_grid
@@ -61,6 +60,7 @@ from tfigkd.stages.teacher import (
 )
 from tfigkd.stages.workdir import Workdir
 from tfigkd.training import checkpoint
+from tfigkd.training.devices import check_devices, check_losses, device_count, on_devices
 from tfigkd.training.distiller import Distiller
 from tfigkd.training.fit import LEDGER, fit
 from tfigkd.training.tensorboard import Watched
@@ -218,8 +218,10 @@ def assemble(config: Config, student: keras.Model, teacher: keras.Model | None) 
     terms, weights = _losses(config)
     recipe, second = config.training, None
     if recipe.finetune_epochs:
-        steps = math.ceil(len(training_examples(config.data)) / recipe.batch_size)
+        count = len(training_examples(config.data))
+        steps = len(batch_sizes(count, recipe.batch_size, device_count(recipe.devices)))
         second = (recipe.epochs - recipe.finetune_epochs) * steps
+    check_losses(terms, recipe.devices)
     try:
         return Distiller(
             student,
@@ -250,8 +252,16 @@ def check(config: Config) -> None:
             f"empty, got {config.augment.crop_padding}; usual is an eighth of the size"
         )
     check_grid(config.attribution.grid, (height, width))
+    if (config.view.top_logits or 0) > data.num_classes:
+        raise UserError(
+            f"view.top_logits must be at most the {data.num_classes} classes, got {config.view.top_logits}; leave it "
+            "out to store all logits"
+        )
     class_weights(config.training, training_examples(config.data), data.class_names)
     class_weights(config.teacher.training, teacher_examples(config.data), data.class_names)
+    check_devices(config.training, len(training_examples(config.data)))
+    if config.teacher.trained:
+        check_devices(config.teacher.training, len(teacher_examples(config.data)), "teacher.training")
     teacher = build_teacher(config, data)
     if config.teacher.trained:
         require_trainable(teacher, f"the teacher {config.teacher.model}")
@@ -315,6 +325,7 @@ def training_stream(config: Config, workdir: Workdir) -> Callable[[int], Iterato
         cutout=config.training.cutout,
         num_classes=dataset(config.data).num_classes,
         class_weights=class_weights(config.training, examples, dataset(config.data).class_names),
+        devices=device_count(config.training.devices),
     )
 
 
@@ -395,23 +406,24 @@ def distill(config: Config, workdir: Workdir) -> None:
     examples = training_examples(config.data)
     stream = training_stream(config, workdir)
     keras.utils.set_random_seed(workdir.seed)
-    student = _initial(config, workdir, data)
-    early = _early_training(config, workdir, student, identity)
-    model = make_distiller(config, workdir, student)
     held_out = data.validation
-    history = fit(
-        model,
-        stream,
-        examples=len(examples),
-        config=config.training,
-        folder=folder,
-        fingerprint=identity,
-        tensorboard=workdir.run / "tensorboard",
-        title="student",
-        validation=held_out if holds_out_validation(config.data) else None,
-        watched=_watched(config, workdir),
-        ledger_steps=config.ledger.every,
-    )
+    with on_devices(config.training.devices):
+        student = _initial(config, workdir, data)
+        early = _early_training(config, workdir, student, identity)
+        model = make_distiller(config, workdir, student)
+        history = fit(
+            model,
+            stream,
+            examples=len(examples),
+            config=config.training,
+            folder=folder,
+            fingerprint=identity,
+            tensorboard=workdir.run / "tensorboard",
+            title="student",
+            validation=held_out if holds_out_validation(config.data) else None,
+            watched=_watched(config, workdir),
+            ledger_steps=config.ledger.every,
+        )
     student = with_stock_layers(models.with_plain_kernels(models.with_precision(model.student, "float32")))
     with atomic(folder / FILE) as temporary:
         student.save(temporary)

@@ -21,7 +21,7 @@ from tfigkd.config.training_fields import AugmentConfig
 from tfigkd.data import Examples, mean_color
 from tfigkd.data.disk import blocks
 from tfigkd.data.grid import spread
-from tfigkd.data.stored import StoredArrays
+from tfigkd.data.top_logits import StoredViews, TopLogits, finite
 from tfigkd.models.weights import weights_fingerprint
 from tfigkd.runtime import console
 from tfigkd.runtime.cluster import Cluster
@@ -33,7 +33,15 @@ from tfigkd.stages.teacher import FILE, load_teacher, require_teacher, teacher_f
 from tfigkd.stages.workdir import Workdir
 from tfigkd.store.maps import deviation, features, parse_record, read_store, store_identity, write_store
 from tfigkd.store.shards import REBUILD, Shards, join, join_arrays, open_store, write_part, write_shards
-from tfigkd.store.views import SHARD_SIZE, parse_view, view_outputs, views_identity, with_attention
+from tfigkd.store.views import (
+    SHARD_SIZE,
+    parse_view,
+    view_outputs,
+    view_record,
+    views_deviation,
+    views_identity,
+    with_attention,
+)
 
 
 def store_folder(config: Config, workdir: Workdir) -> Path:
@@ -44,7 +52,8 @@ def store_folder(config: Config, workdir: Workdir) -> Path:
 def _store_identity(config: Config, workdir: Workdir) -> dict[str, Any]:
     weights = require_teacher(config, workdir)["weights"]
     shape = dataset(config.data).image_shape
-    identities = [store_identity(weights, data, config.attribution, image_shape=shape) for data in _stored_data(config)]
+    options: dict[str, Any] = {"image_shape": shape, "top_logits": config.view.top_logits}
+    identities = [store_identity(weights, data, config.attribution, **options) for data in _stored_data(config)]
     return _known(identities, teacher_folder(config, workdir) / "overlays")
 
 
@@ -88,7 +97,7 @@ def _overlay_shards(config: Config, workdir: Workdir) -> Shards:
 
     def make(chosen: Examples) -> Iterator[dict[str, Any]]:
         model, color = prepared()
-        return features(model, chosen, config.attribution, color)
+        return features(model, chosen, config.attribution, color, config.view.top_logits)
 
     size = config.attribution.shard_size
     return Shards(store_folder(config, workdir), stored_examples(config.data), size, parse_record, make)
@@ -115,33 +124,48 @@ def verify(folder: Path, *, sample: int = 64, seed: int = 0) -> dict[str, float]
     """Recompute a random sample of a store from the images and the teacher beside it.
 
     Args:
-        folder: A finished store, inside its teacher's folder.
+        folder: A finished store, inside its teacher's folder: of maps, of views, or of attention.
         sample: How many records.
         seed: Of the sample.
 
     Returns:
-        The largest deviations of `"logits"` (relative to the largest logit) and `"maps"` (to the map's maximum), and
-        the number of `"flat"` maps, which hold nothing to compare.
+        The largest deviations of what the store has: `"logits"` (relative to the largest logit), `"maps"` and
+        `"attention"` (to a map's maximum), and the number of `"flat"` maps, which hold nothing to compare.
 
     Raises:
         UserError: no finished store, a damaged one, or one whose records are not those of their images.
     """
     manifest = open_store(folder, {})
+    identity = manifest["identity"]
+    if "source" not in manifest:
+        raise UserError(
+            f"store {folder} of an earlier version does not say where its images are; to verify it, {REBUILD}"
+        )
     source = from_mapping(DataConfig, manifest["source"])
-    data, expected = dataset(source), manifest["identity"]["data"]
+    data, expected = dataset(source), identity["data"]
     found = [stored_fingerprint(source, one) for one in data_fingerprints(source)]
     if expected not in found:
-        raise UserError(f"overlay store {folder}: the data set is {found[0]} now, expected {expected}")
-    settings = from_mapping(AttributionConfig, manifest["identity"]["attribution"])
+        raise UserError(f"store {folder}: the data set is {found[0]} now, expected {expected}")
     teacher = folder.parents[1] / FILE
     model = models.load_written(teacher, num_classes=data.num_classes, input_shape=data.image_shape)
-    if weights_fingerprint(model) != manifest["identity"]["teacher"]:
-        raise UserError(f"overlay store {folder}: {teacher} is another teacher; {REBUILD}")
-    examples, color = stored_examples(source), np.array(manifest["mean_color"], np.float32)
+    if weights_fingerprint(model) != identity["teacher"]:
+        raise UserError(f"store {folder}: {teacher} is another teacher; {REBUILD}")
+    examples = stored_examples(source)
     chosen = np.random.default_rng(seed).choice(len(examples), min(sample, len(examples)), replace=False)
+    parse = parse_record if "attribution" in identity else parse_view
     wanted = {int(position) for position in chosen}
-    records = [record for position, record in join(folder, manifest, examples, parse_record) if position in wanted]
-    return deviation(model, examples, records, settings, color, chosen)
+    records = [record for position, record in join(folder, manifest, examples, parse) if position in wanted]
+    if "attribution" in identity:
+        settings = from_mapping(AttributionConfig, identity["attribution"])
+        color = np.array(manifest["mean_color"], np.float32)
+        return deviation(model, examples, records, settings, color, chosen)
+    augment = from_mapping(AugmentConfig, identity["augment"])
+    view = ViewConfig(views=identity["views"], seed=identity["seed"])
+    seen, tap = models.fold_batch_norm(model), identity.get("tap")
+    outputs = view_outputs(seen if tap is None else with_attention(seen, tap), examples.take(chosen), augment, view)
+    by_id = {record["id"]: record["views"] for record in records}
+    stored = np.stack([by_id[each] for each in examples.ids[chosen]])
+    return {"logits" if tap is None else "attention": views_deviation(stored, outputs), "flat": 0}
 
 
 def _drawn(config: Config, tap: str | None) -> tuple[AugmentConfig, ViewConfig]:
@@ -162,18 +186,22 @@ def views_folder(config: Config, workdir: Workdir, tap: str | None = None) -> Pa
     return teacher_folder(config, workdir) / "views" / fingerprint(_views_identity(config, workdir, tap))
 
 
-def load_views(
-    config: Config, workdir: Workdir, examples: Examples, tap: str | None = None
-) -> np.ndarray | StoredArrays:
+def load_views(config: Config, workdir: Workdir, examples: Examples, tap: str | None = None) -> StoredViews:
     """Return the stored logits of examples, float16 [N,K,C], or the attention of a tap, [N,K,h,w]; joined by id."""
     folder = views_folder(config, workdir, tap)
     manifest = open_store(folder, _views_identity(config, workdir, tap))
     views = join_arrays(folder, manifest, examples, parse_view, large="views")["views"]
-    broken = np.concatenate([~np.isfinite(block).reshape(len(block), -1).all(axis=1) for block in blocks(views)])
+    top = views.dtype == np.uint16
+    sound = finite if top else _finite
+    broken = np.concatenate([~sound(block) for block in blocks(views)])
     if broken.any():
         first = examples.ids[int(broken.argmax())]
         raise UserError(f"store {folder}: {broken.sum()} records hold NaN or infinity, the first {first}; {REBUILD}")
-    return views
+    return TopLogits(views) if top else views
+
+
+def _finite(values: np.ndarray) -> np.ndarray:
+    return np.isfinite(values).reshape(len(values), -1).all(axis=1)
 
 
 def _view_shards(config: Config, workdir: Workdir, tap: str | None = None) -> Shards:
@@ -187,7 +215,7 @@ def _view_shards(config: Config, workdir: Workdir, tap: str | None = None) -> Sh
 
     def make(chosen: Examples) -> Iterator[dict[str, Any]]:
         for views in view_outputs(prepared(), chosen, augment, view):
-            yield {"view_values": views.astype("<f2").tobytes(), "view_shape": list(views.shape)}
+            yield view_record(views, view.top_logits if tap is None else None)
 
     folder = views_folder(config, workdir, tap)
     return Shards(folder, stored_examples(config.data), SHARD_SIZE, parse_view, make)
@@ -200,7 +228,8 @@ def build_views(config: Config, workdir: Workdir, tap: str | None = None) -> Non
         if finished(folder, folder.name) is None:
             shards = _view_shards(config, workdir, tap)
             files = write_shards(shards)
-            write_manifest(folder, folder.name, files=files, identity=identity, examples=len(shards.examples))
+            source, count = asdict(config.data), len(shards.examples)
+            write_manifest(folder, folder.name, files=files, identity=identity, source=source, examples=count)
     what = "logits" if tap is None else f"attention of {tap}"
     views = _drawn(config, tap)[1].views
     console.say(f"  {what}: {views} view{'s' * (views > 1)} of each image  ({folder})")

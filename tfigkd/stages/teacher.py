@@ -44,6 +44,7 @@ from tfigkd.stages.data import (
 )
 from tfigkd.stages.workdir import Workdir
 from tfigkd.training import checkpoint
+from tfigkd.training.devices import device_count, on_devices
 from tfigkd.training.distiller import Distiller
 from tfigkd.training.fit import fit
 from tfigkd.training.tensorboard import Watched
@@ -209,27 +210,28 @@ def watched(config: Config) -> Watched:
 
 
 def _train(config: Config, data: Dataset, folder: Path) -> tuple[keras.Model, list]:
+    recipe = config.teacher.training
     keras.utils.set_random_seed(config.teacher.seed)
     model = with_fused_layers(build_network(config.teacher, data))
-    model = models.with_precision(model, config.teacher.training.precision)
+    model = models.with_precision(model, recipe.precision)
     examples = teacher_examples(config.data)
     stream = training_batches(
         examples,
         augment=config.augment,
-        batch_size=config.teacher.training.batch_size,
+        batch_size=recipe.batch_size,
         seed=_draws(config),
-        mixup=config.teacher.training.mixup,
-        cutmix=config.teacher.training.cutmix,
-        cutout=config.teacher.training.cutout,
+        mixup=recipe.mixup,
+        cutmix=recipe.cutmix,
+        cutout=recipe.cutout,
         num_classes=data.num_classes,
-        class_weights=class_weights(config.teacher.training, examples, data.class_names),
+        class_weights=class_weights(recipe, examples, data.class_names),
+        devices=device_count(recipe.devices),
     )
-    smoothing, hard_weight = config.teacher.training.label_smoothing, config.teacher.training.hard_weight
     history = fit(
-        Distiller(model, label_smoothing=smoothing, hard_weight=hard_weight),
+        Distiller(model, label_smoothing=recipe.label_smoothing, hard_weight=recipe.hard_weight),
         stream,
         examples=len(examples),
-        config=config.teacher.training,
+        config=recipe,
         folder=folder,
         fingerprint=folder.name,
         tensorboard=folder / "tensorboard",
@@ -237,7 +239,7 @@ def _train(config: Config, data: Dataset, folder: Path) -> tuple[keras.Model, li
         validation=data.validation if holds_out_validation(config.data) else None,
         watched=watched(config),
     )
-    return with_stock_layers(models.with_precision(model, "float32")), history
+    return model, history
 
 
 def _saved(config: Config) -> Path | None:
@@ -301,7 +303,9 @@ def train_teacher(config: Config, workdir: Workdir) -> None:
         elif config.teacher.count > 1:
             model = _train_members(config, workdir)
         elif trained:
-            model, history = _train(config, data, folder)
+            with on_devices(config.teacher.training.devices):
+                network, history = _train(config, data, folder)
+            model = with_stock_layers(models.with_precision(network, "float32"))
         else:
             model = build_network(config.teacher, data)
             if config.teacher.weights and not config.teacher.application:

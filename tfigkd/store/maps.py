@@ -15,6 +15,7 @@ from tfigkd.batches.stream import Knowledge
 from tfigkd.config.fields import AttributionConfig
 from tfigkd.data import Dataset, Examples, covered, mean_color, to_model_input
 from tfigkd.data.grid import cell_means
+from tfigkd.data.top_logits import TopLogits, chosen_classes, finite, pack, spread_rest, unpack
 from tfigkd.runtime.errors import UserError
 from tfigkd.runtime.files import fingerprint, write_manifest
 from tfigkd.store.shards import REBUILD, Record, Shards, join_arrays, open_store, read_all, write_shards
@@ -33,6 +34,7 @@ def store_identity(
     *,
     image_shape: Sequence[int] | None = None,
     architecture: str | None = None,
+    top_logits: int | None = None,
 ) -> dict[str, Any]:
     """Return everything that the records depend on; `batch_size` does not change them and is left out.
 
@@ -42,6 +44,7 @@ def store_identity(
         config: Settings of the attribution.
         image_shape: (H, W, C) of the images, which the width of the blur follows.
         architecture: From `architecture_fingerprint`, where the folder does not belong to one teacher's file.
+        top_logits: How many logits of each image are stored; None stands for all.
     """
     settings = {name: getattr(config, name) for name in config.__dataclass_fields__ if name != "batch_size"}
     if config.grid is None:  # as in stores of versions without it
@@ -49,6 +52,8 @@ def store_identity(
     identity = {"format": FORMAT, "teacher": teacher_weights, "data": data, "attribution": settings}
     if config.baseline == "blur" and image_shape is not None and blur_sigma(image_shape) != FIRST_SIGMA:
         identity["sigma"] = blur_sigma(image_shape)
+    if top_logits is not None:
+        identity["top_logits"] = top_logits
     return identity if architecture is None else identity | {"architecture": architecture}
 
 
@@ -70,15 +75,22 @@ def attribute_examples(
     )
 
 
-def features(model: keras.Model, examples: Examples, config: AttributionConfig, mean_color: np.ndarray) -> Iterator:
-    """Yield the features of each example's record."""
+def features(
+    model: keras.Model,
+    examples: Examples,
+    config: AttributionConfig,
+    mean_color: np.ndarray,
+    top_logits: int | None = None,
+) -> Iterator:
+    """Yield the features of each example's record, with all logits or only some of the largest."""
     result = attribute_examples(model, examples, config, mean_color)
     maps = cell_means(saliency_map(result.attributions), config.grid)
     stored, scales = to_stored(maps)
     errors = completeness_error(result.attributions, result.convergence_delta)
     for index in range(len(examples)):
+        logits = result.logits[index].astype(np.float32)
         yield {
-            "logits": result.logits[index].astype(np.float32),
+            **({"logits": logits} if top_logits is None else {"top_logits": pack(logits, top_logits).tobytes()}),
             "map": stored[index].tobytes(),
             "scale": [float(scales[index])],
             "error": [float(errors[index])],
@@ -100,13 +112,14 @@ def _shape(stored: np.ndarray) -> dict[str, list[int]]:
 
 
 def parse_record(features: Mapping[str, Any]) -> Record:
-    """Return the logits, map, scale, error and number of steps of a record."""
+    """Return the logits (or uint16 of `pack`), map, scale, error and number of steps of a record."""
     flat = np.frombuffer(features["map"][0], np.uint8)
     shape = features.get("map_shape", (math.isqrt(len(flat)),) * 2)
     # stores of earlier versions have longer feature names
     scale, error, steps = (features[new if new in features else old][0] for new, old in NAMES.items())
+    packed = features.get("top_logits")
     return {
-        "logits": features["logits"],
+        "logits": features["logits"] if packed is None else np.frombuffer(packed[0], "<u2"),
         "map": flat.reshape(tuple(int(side) for side in shape)),
         "scale": float(scale),
         "error": float(error),
@@ -138,7 +151,7 @@ def write_store(
     examples = covered(data) if examples is None else examples
     folded = models.fold_batch_norm(model)
     color = mean_color(data.train)
-    make = partial(features, folded, config=config, mean_color=color)
+    make = partial(features, folded, config=config, mean_color=color, top_logits=identity.get("top_logits"))
     files = write_shards(Shards(folder, examples, config.shard_size, parse_record, make))
     # Record by record, so that the memory does not grow with the number of images.
     sample = np.arange(min(CHECKED, len(examples)))
@@ -190,11 +203,11 @@ def deviation(
     logits = maps_off = 0.0
     flat = 0
     for index, example_id in enumerate(chosen.ids):
-        record = by_id[example_id]
-        logits = max(
-            logits,
-            float(np.abs(record["logits"] - result.logits[index]).max() / max(1, np.abs(result.logits[index]).max())),
-        )
+        record, expected = by_id[example_id], result.logits[index]
+        known = record["logits"]
+        if known.dtype == np.uint16:
+            known, expected = unpack(known), spread_rest(expected, chosen_classes(known))
+        logits = max(logits, float(np.abs(known - expected).max() / max(1, np.abs(expected).max())))
         stored = record["map"].astype(np.float32) * (record["scale"] / 255)
         if maps[index].max() < FLAT:
             flat += 1
@@ -234,13 +247,15 @@ def to_knowledge(folder: Path, found: Mapping[str, Any], ids: np.ndarray, tolera
     Raises:
         UserError: A record has NaN or infinity.
     """
-    broken = ~np.isfinite(found["logits"]).all(axis=1) | ~np.isfinite(found["error"])
+    top = found["logits"].dtype == np.uint16
+    broken = ~(finite(found["logits"]) if top else np.isfinite(found["logits"]).all(axis=1))
+    broken |= ~np.isfinite(found["error"])
     if broken.any():
         first = ids[int(broken.argmax())]
         raise UserError(f"store {folder}: {broken.sum()} records hold NaN or infinity, the first {first}; {REBUILD}")
     errors = found["error"].astype(np.float32)
     return Knowledge(
-        logits=found["logits"].astype(np.float32),
+        logits=TopLogits(found["logits"]) if top else found["logits"].astype(np.float32),
         maps=found["map"],
         scales=found["scale"].astype(np.float32),
         errors=errors,

@@ -13,6 +13,7 @@ from tfigkd.config.reading import from_mapping
 from tfigkd.data import Dataset, Examples, digest, identify, splits_fingerprint
 from tfigkd.data.grid import check_grid, spread
 from tfigkd.data.spaces import Outputs, Range
+from tfigkd.data.top_logits import TopLogits
 from tfigkd.measure.metrics import predict_logits
 from tfigkd.models import as_classifier
 from tfigkd.models.weights import architecture_fingerprint, weights_fingerprint
@@ -152,7 +153,7 @@ class OverlayStore:
         def find(image: np.ndarray, label: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
             row = self._row(image, int(label))
             shown = spread(self.knowledge.maps[row][None], image.shape[:2])[0] * self.knowledge.usable[row]
-            return np.concatenate([image, shown[..., None]], axis=-1), self.knowledge.logits[row]
+            return np.concatenate([image, shown[..., None]], axis=-1), self.knowledge.logits[row].astype(np.float32)
 
         def attach(image: Any, label: Any) -> tuple[Any, dict[str, Any]]:
             pixels, logits = tf.numpy_function(find, [image, label], [tf.uint8, tf.float32])
@@ -243,8 +244,9 @@ class OverlayStore:
 
     def _verify(self, teacher: keras.Model, examples: Examples, chosen: np.ndarray) -> dict[str, float]:
         known = self.knowledge
+        logits = known.logits.packed if isinstance(known.logits, TopLogits) else known.logits
         records = [
-            {"id": examples.ids[index], "logits": known.logits[row], "map": known.maps[row], "scale": known.scales[row]}
+            {"id": examples.ids[index], "logits": logits[row], "map": known.maps[row], "scale": known.scales[row]}
             for index in chosen
             for row in [self._row(examples.images[index], int(examples.labels[index]))]
         ]

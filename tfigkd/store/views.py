@@ -15,15 +15,20 @@ from tfigkd.batches.augment import crop_and_flip, example_keys
 from tfigkd.config.fields import ViewConfig
 from tfigkd.config.training_fields import AugmentConfig
 from tfigkd.data import Examples
+from tfigkd.data.top_logits import chosen_classes, pack, spread_rest, unpack
 from tfigkd.losses.attention import unit_attention
 from tfigkd.measure.metrics import predict_logits
 from tfigkd.models.taps import tap_outputs
 from tfigkd.runtime.errors import UserError
 from tfigkd.runtime.files import fingerprint_values
-from tfigkd.store.shards import Record
+from tfigkd.store.shards import REBUILD, Record
 
 FORMAT = 2
 SHARD_SIZE = 512
+FLAT = 1e-2
+"""What stands for the largest value of an image where that is smaller."""
+TOLERANCE = 5e-3
+"""Largest deviation of a stored view from a recomputed one; the rounding of float16 alone is 5e-4."""
 
 
 def views_identity(
@@ -31,7 +36,11 @@ def views_identity(
 ) -> dict[str, Any]:
     """Return everything that the values depend on; `tap` is the layer whose attention is stored, None for logits."""
     drawn = {"augment": fingerprint_values(augment), "views": view.views, "seed": view.seed}
-    return {"format": FORMAT, "teacher": teacher_weights, "data": data, **drawn, **({"tap": tap} if tap else {})}
+    if tap:
+        drawn["tap"] = tap
+    elif view.top_logits:
+        drawn["top_logits"] = view.top_logits
+    return {"format": FORMAT, "teacher": teacher_weights, "data": data, **drawn}
 
 
 def with_attention(model: keras.Model, tap: str) -> keras.Model:
@@ -60,7 +69,40 @@ def view_outputs(model: keras.Model, examples: Examples, augment: AugmentConfig,
     return np.stack(views, axis=1)
 
 
+def views_deviation(stored: np.ndarray, outputs: np.ndarray) -> float:
+    """Return the largest deviation of stored views from recomputed ones, relative to the largest value of each image.
+
+    Args:
+        stored: float16 [N,K,...], or uint16 of `pack`.
+        outputs: float32 [N,K,...], from `view_outputs`.
+
+    Raises:
+        UserError: It is larger than the rounding of float16, so the records are not those of the images.
+    """
+    if stored.dtype == np.uint16:
+        stored, outputs = unpack(stored), spread_rest(outputs, chosen_classes(stored))
+    axes = tuple(range(1, outputs.ndim))
+    largest = np.maximum(FLAT, np.abs(outputs).max(axis=axes))
+    worst = float((np.abs(stored.astype(np.float32) - outputs).max(axis=axes) / largest).max())
+    if not worst <= TOLERANCE:
+        raise UserError(
+            f"views: recomputed records deviate by {worst:.2g} of the largest value: they do not belong to their "
+            f"images or teacher; {REBUILD}"
+        )
+    return worst
+
+
+def view_record(outputs: np.ndarray, top_logits: int | None = None) -> dict[str, Any]:
+    """Return the features of the record of an image's views: float32 [K,...], or of logits only the largest."""
+    if top_logits is None:
+        return {"view_values": outputs.astype("<f2").tobytes(), "view_shape": list(outputs.shape)}
+    packed = pack(outputs, top_logits)
+    return {"view_top": packed.tobytes(), "view_shape": list(packed.shape)}
+
+
 def parse_view(features: Mapping[str, Any]) -> Record:
-    """Return the views of a record: float16 [K,...]."""
+    """Return the views of a record: float16 [K,...], or uint16 of `pack`."""
     shape = tuple(int(side) for side in features["view_shape"])
+    if "view_top" in features:
+        return {"views": np.frombuffer(features["view_top"][0], "<u2").reshape(shape)}
     return {"views": np.frombuffer(features["view_values"][0], "<f2").reshape(shape)}

@@ -531,6 +531,11 @@ class Distiller(keras.Model):
             if apart:
                 task, taught = (tape.gradient(part, variables) for part in parts)
                 task = [ops.zeros_like(v) if g is None else g for g, v in zip(task, variables, strict=True)]
+                if replicas > 1:  # the optimizer itself adds up what it is given, and not these
+                    total = tf.distribute.get_replica_context().all_reduce(
+                        tf.distribute.ReduceOp.SUM, [g for g in taught if g is not None]
+                    )
+                    taught = [None if g is None else total.pop(0) for g in taught]
                 with self.optimizer.with_taught(taught, self._untasked):
                     self.optimizer.apply_gradients(zip(task, variables, strict=True))
                 return self._log(*seen)

@@ -10,7 +10,7 @@ from pathlib import Path
 import keras
 import numpy as np
 
-from tfigkd.batches.stream import Batch
+from tfigkd.batches.stream import Batch, batch_sizes
 from tfigkd.config.training_fields import TrainingConfig
 from tfigkd.data import Examples, to_model_input
 from tfigkd.models.precision import head_layers
@@ -18,6 +18,7 @@ from tfigkd.runtime import console
 from tfigkd.runtime.errors import UserError
 from tfigkd.training import checkpoint
 from tfigkd.training.averaging import Averaged
+from tfigkd.training.devices import check_devices, check_losses, device_count, repeatable, whole_batch_statistics
 from tfigkd.training.distiller import Distiller
 from tfigkd.training.ledger import Ledger
 from tfigkd.training.optimizers import make_optimizer
@@ -25,7 +26,7 @@ from tfigkd.training.tensorboard import Board, Watched
 
 LEDGER = "ledger.jsonl"
 MEASURED = 256
-"""Validation examples that are measured at once."""
+"""Most validation examples that are measured at once."""
 STEPS_UNSEEN = 1 if keras.backend.backend() == "tensorflow" else 50
 """Steps between two looks for NaN: a look waits for the device, which JAX otherwise keeps busy ahead of time."""
 
@@ -144,17 +145,21 @@ class _Keeper(keras.callbacks.Callback):
 
 
 class _Measured(keras.utils.PyDataset):
-    """Examples in batches of 256 as Keras measures them, read as they are needed."""
+    """Examples in batches of at most 256 as Keras measures them, read as they are needed.
 
-    def __init__(self, examples: Examples):
+    Several devices share each batch evenly: fewer examples than there are devices are left out at the end.
+    """
+
+    def __init__(self, examples: Examples, devices: int):
         super().__init__()
-        self._examples = examples
+        self._examples = examples.take(slice(len(examples) - len(examples) % devices))
+        self._size = MEASURED - MEASURED % devices
 
     def __len__(self) -> int:
-        return math.ceil(len(self._examples) / MEASURED)
+        return math.ceil(len(self._examples) / self._size)
 
     def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray]:
-        batch = self._examples.take(slice(index * MEASURED, (index + 1) * MEASURED))
+        batch = self._examples.take(slice(index * self._size, (index + 1) * self._size))
         return to_model_input(batch.images[:]), batch.labels
 
 
@@ -179,7 +184,8 @@ def fit(
     the epoch, and the checkpoint holds every variable, those of random generators included.
 
     Args:
-        model: Not compiled; a teacher is trained as a Distiller without distillation losses.
+        model: Not compiled; a teacher is trained as a Distiller without distillation losses. Where `config.devices`
+            are several, it was built, and this is called, inside `on_devices`.
         stream: From first epoch to endless batches (`training_batches`).
         examples: Examples an epoch.
         config: The recipe.
@@ -187,7 +193,7 @@ def fit(
         fingerprint: Of everything the weights depend on; a checkpoint of another is refused.
         tensorboard: Folder of the event files.
         title: For the progress bar.
-        validation: Examples that are measured after each epoch.
+        validation: Examples that are measured after each epoch, those that several devices can share.
         watched: What TensorBoard's pictures are drawn of.
         ledger_steps: Steps between two entries of the loss ledger; 0 keeps none.
         callbacks: Further callbacks; what they change between two steps must follow from the model's variables.
@@ -196,9 +202,15 @@ def fit(
         The logs of each epoch.
 
     Raises:
-        UserError: a loss term became NaN or infinite, or the checkpoint belongs to another run.
+        UserError: a loss term became NaN or infinite, the checkpoint belongs to another run, or the devices cannot
+            share the batches or the losses.
     """
-    steps = math.ceil(examples / config.batch_size)
+    check_devices(config, examples)
+    check_losses(model.distillation_losses, config.devices)
+    devices = device_count(config.devices)
+    if validation is not None and len(validation) < devices:
+        validation = None
+    steps = len(batch_sizes(examples, config.batch_size, devices))
     # XLA on a CPU takes minutes to compile and then trains several times slower
     jit = False if keras.backend.backend() == "tensorflow" else "auto"
     optimizer = make_optimizer(config, steps, head=head_layers(model.student))
@@ -222,16 +234,19 @@ def fit(
                 watchers.append(ledger)
             failure: BaseException | None = None
             try:
-                model.fit(
-                    stream(done),
-                    steps_per_epoch=steps,
-                    initial_epoch=done,
-                    epochs=config.epochs,
-                    validation_data=None if validation is None else _Measured(validation),
-                    callbacks=_Callbacks(watchers, add_history=True, model=model, epochs=config.epochs, steps=steps),
-                    shuffle=False,
-                    verbose=0,
-                )
+                with whole_batch_statistics(model.student, config.devices):
+                    model.fit(
+                        stream(done) if devices == 1 else repeatable(stream, done),
+                        steps_per_epoch=steps,
+                        initial_epoch=done,
+                        epochs=config.epochs,
+                        validation_data=None if validation is None else _Measured(validation, devices),
+                        callbacks=_Callbacks(
+                            watchers, add_history=True, model=model, epochs=config.epochs, steps=steps
+                        ),
+                        shuffle=False,
+                        verbose=0,
+                    )
             except (UserError, OSError, KeyboardInterrupt) as error:
                 failure = error
             if failure is not None:  # its frames hold TensorFlow's iterator, which would speak at exit

@@ -53,6 +53,8 @@ def _tensorflow_gradients(model: Distiller, batch: tuple[Any, Any, Any], names: 
     inputs = tf.constant(inputs)
     targets = keras.tree.map_structure(tf.constant, targets)
     variables = model.student.trainable_variables
+    if tf.distribute.get_strategy().num_replicas_in_sync > 1:  # all devices have the same; the first one computes
+        variables = [tf.distribute.get_strategy().experimental_local_results(v.value)[0] for v in variables]
     with tf.GradientTape(persistent=True) as tape:
         terms, _ = model.compute_terms(inputs, targets, sample_weight, training=True)
     result = {}
