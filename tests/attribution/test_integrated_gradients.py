@@ -150,6 +150,13 @@ def test_adaptive_results_do_not_depend_on_the_other_images(model: keras.Model) 
         np.testing.assert_allclose(apart.attributions, together.attributions[chosen], atol=1e-4)
 
 
+def test_labels_of_keras_datasets_are_targets(model: keras.Model) -> None:
+    """They are uint8 [B,1]."""
+    expected, _ = integrated_gradients(model, IMAGES, TARGETS, n_steps=4)
+    found, _ = integrated_gradients(model, IMAGES, TARGETS[:, None].astype(np.uint8), n_steps=4)
+    np.testing.assert_array_equal(found, expected)
+
+
 def test_logits_are_returned(model: keras.Model) -> None:
     result = attribute(model, IMAGES, TARGETS, n_steps=2)
     np.testing.assert_allclose(result.logits, model(IMAGES, training=False).numpy(), atol=1e-4)

@@ -243,6 +243,29 @@ def test_npz_may_name_its_classes_and_miss_some(tmp_path):
     assert data.load(_save_npz(tmp_path / "a.npz", arrays)).class_names == ("cat", "no such", "dog", "frog")
 
 
+def test_names_of_classes_in_bytes_are_their_text(tmp_path):
+    """As h5py and older NumPy files give them."""
+    arrays = _arrays() | {"class_names": np.array([b"cat", "Käfer".encode(), b"dog"])}
+    assert data.load(_save_npz(tmp_path / "a.npz", arrays)).class_names == ("cat", "Käfer", "dog")
+
+
+def test_names_of_classes_are_one_line_each(tmp_path):
+    """A file of labels has one name a line."""
+    arrays = _arrays() | {"class_names": np.array(["cat", "big\ndog", "cow"])}
+    with pytest.raises(UserError, match=r"a class named 'big\\ndog', which is not printable; rename it"):
+        data.load(_save_npz(tmp_path / "a.npz", arrays))
+
+
+def test_endings_in_capitals_are_the_same_endings(tmp_path):
+    """Windows and cameras write them."""
+    lower = _save_npz(tmp_path / "a.npz", _arrays())
+    shutil.copy(lower, tmp_path / "B.NPZ")
+    assert data.load(str(tmp_path / "B.NPZ")).fingerprint == data.load(lower).fingerprint
+    (tmp_path / "T.CSV").write_text("path,label\n")
+    with pytest.raises(UserError, match="lists no pictures"):
+        data.load(str(tmp_path / "T.CSV"))
+
+
 def test_digits_and_their_export_give_the_same_dataset(tmp_path):
     digits = data.load("digits")
     train = data.concatenate([digits.train, digits.validation])

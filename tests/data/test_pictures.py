@@ -144,6 +144,29 @@ def test_pictures_outside_of_class_folders_are_counted(tmp_path):
     assert "left out 1 picture of" in said(data.load(str(root)), "class folder")
 
 
+def test_hidden_folders_of_pictures_are_named(tmp_path):
+    """A class may be called .net; folders such as .git hold no pictures."""
+    root = save_folder(tmp_path / "pictures", classes=("ant", "bee", ".net"))
+    (root / "train/.git").mkdir()
+    dataset = data.load(str(root))
+    assert dataset.class_names == ("ant", "bee")
+    assert said(dataset, "train/.net") == f"left out {root}/train/.net, a hidden folder of pictures"
+
+
+def test_a_class_may_have_no_pictures_to_test_on(tmp_path):
+    """Its folder may be there, as the empty one that a script makes for every class."""
+    root = save_folder(tmp_path / "pictures", classes=("ant", "bee", "cat"))
+    for picture in (root / "test/bee").iterdir():
+        picture.unlink()
+    dataset = data.load(str(root))
+    assert np.bincount(dataset.test.labels, minlength=3)[1] == 0 and dataset.class_names == ("ant", "bee", "cat")
+    assert said(dataset, "test has no pictures") == "warning: test has no pictures of bee"
+    for picture in (root / "train/bee").iterdir():
+        picture.unlink()
+    with pytest.raises(UserError, match="bee has no pictures of a known format; add some or remove it"):
+        data.load(str(root))
+
+
 def test_all_broken_pictures_are_named_at_once(tmp_path, capsys):
     root = save_folder(tmp_path / "pictures")
     broken = [root / f"train/bee/{index:02d}.png" for index in (0, 5, 9)]

@@ -11,7 +11,7 @@ from PIL import Image
 from tfigkd.data.spaces import output_kind, to_gray
 from tfigkd.models import as_classifier, load_own, load_plain, load_written, with_fresh_weights
 from tfigkd.models.cost import count_parameters
-from tfigkd.models.spaces import classifier, frozen_layers, recognise_input_range
+from tfigkd.models.spaces import classifier, frozen_layers, logits_of, recognise_input_range
 from tfigkd.runtime.errors import UserError
 
 SHAPE = (8, 8, 3)
@@ -23,7 +23,7 @@ def own(*head: Any, end: list[Any] | None = None, dtype: str = "float32") -> ker
     return keras.Sequential([keras.Input(SHAPE, dtype=dtype), *head, *body, *last])
 
 
-def dense(units: int, activation: str | None = None) -> list[Any]:
+def dense(units: int, activation: Any = None) -> list[Any]:
     """Of large weights, so that its probabilities are no even ones."""
     return [keras.layers.Dense(units, activation=activation, kernel_initializer=keras.initializers.RandomNormal(0, 8))]
 
@@ -197,6 +197,51 @@ def test_one_output_is_two_classes(activation: Any, pixels: np.ndarray, tmp_path
     np.testing.assert_allclose(softmax(loaded(images)), np.concatenate([1 - second, second], axis=1), atol=1e-5)
     with pytest.raises(UserError, match=r"gives outputs of shape \(1,\), expected \(3,\)"):
         load_own(tmp_path / "m.keras", num_classes=3)
+
+
+POSITIVE = keras.initializers.RandomUniform(0, 0.008)
+
+
+def small_logit(*end: Any) -> keras.Model:
+    """One logit that is between 0 and 1 for every image, as that of an untrained network often is."""
+    return keras.Sequential([keras.Input(SHAPE), keras.layers.Conv2D(1, 8, kernel_initializer=POSITIVE), *end])
+
+
+@pytest.mark.parametrize(
+    "end",
+    [
+        [keras.layers.Flatten()],
+        [keras.layers.GlobalAveragePooling2D()],
+        [keras.layers.Flatten(), keras.layers.Dense(1, kernel_initializer="ones")],
+        [keras.layers.Flatten(), keras.layers.Activation("linear", dtype="float32")],
+    ],
+)
+def test_a_logit_between_0_and_1_is_none_the_less_one(end: list[Any], pixels: np.ndarray) -> None:
+    """The last is the end that Keras recommends for mixed precision."""
+    model, images = small_logit(*end), pixels / np.float32(255)
+    second = keras.ops.convert_to_numpy(model(images))
+    assert second.min() > 0 and second.max() < 1
+    expected = np.concatenate([np.zeros_like(second), second], axis=1)
+    np.testing.assert_allclose(as_classifier(model)(images), expected, atol=1e-6)
+    np.testing.assert_allclose(logits_of(model)(model(images)), expected, atol=1e-6)
+
+
+@keras.saving.register_keras_serializable("tests")
+def warm_softmax(values: Any) -> Any:
+    return keras.ops.softmax(values / 3.0)
+
+
+def test_an_activation_of_the_users_is_looked_at(pixels: np.ndarray, tmp_path: Path) -> None:
+    """Its name tells nothing; the losses, the file and the model as plain Keras opens it agree on its probabilities."""
+    model, images = own(end=dense(3, warm_softmax)), pixels / np.float32(255)
+    expected = keras.ops.convert_to_numpy(model(images))
+    model.save(tmp_path / "m.keras")
+    for logits in (
+        logits_of(model)(expected),
+        load_own(tmp_path / "m.keras")(images),
+        load_plain(tmp_path / "m.keras")(images),
+    ):
+        np.testing.assert_allclose(softmax(logits), expected, atol=1e-5)
 
 
 def test_what_is_no_choice_among_classes(tmp_path: Path) -> None:

@@ -104,6 +104,39 @@ def test_an_unknown_or_augmented_picture_is_refused(store, arrays):
             next(joined.as_numpy_iterator())
 
 
+def test_labels_of_keras_datasets_have_a_column(store, teacher, arrays):
+    """A data set of cifar10.load_data() has labels uint8 [1]; the store is that of the same labels without it."""
+    images, labels = arrays
+    pictures = tf.data.Dataset.from_tensor_slices((images, labels[:, None].astype(np.uint8)))
+    assert OverlayStore.build(store.folder.parent, teacher, pictures, **SETTINGS).folder == store.folder
+    targets = [targets["label"] for _, targets in store.join(pictures).as_numpy_iterator()]
+    np.testing.assert_array_equal(targets, labels)
+
+
+class Subclassed(keras.Model):
+    """A teacher without a graph."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner = [keras.layers.Flatten(), keras.layers.Dense(CLASSES)]
+
+    def call(self, inputs):
+        return self.inner[1](self.inner[0](inputs))
+
+
+def test_a_subclassed_teacher_has_the_maps_of_its_twin_with_a_graph(arrays, tmp_path):
+    images, labels = arrays[0][:8], arrays[1][:8]
+    subclassed = Subclassed()
+    subclassed(images / np.float32(255))
+    twin = keras.Sequential([keras.Input((SIDE, SIDE, 3)), keras.layers.Flatten(), keras.layers.Dense(CLASSES)])
+    twin.set_weights(subclassed.get_weights())
+    mine, its = (OverlayStore.build(tmp_path, one, (images, labels), **SETTINGS) for one in (subclassed, twin))
+    assert mine.folder != its.folder
+    np.testing.assert_allclose(mine.knowledge.logits, its.knowledge.logits, atol=1e-5)
+    np.testing.assert_allclose(mine.knowledge.maps, its.knowledge.maps, atol=1)
+    assert mine.verify(subclassed, (images, labels), sample=4)["logits"] < 1e-4
+
+
 @pytest.mark.parametrize(
     ("pictures", "message"),
     [

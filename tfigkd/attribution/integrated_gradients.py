@@ -61,7 +61,7 @@ def integrated_gradients(
             gives probabilities is converted as `tfigkd.models.as_classifier` does it, so the logits under its softmax
             are attributed; one output is that of the second of two classes, whose logits are [0, z].
         images: float [B,H,W,C] in [0,1].
-        targets: Index of the logit to explain, int [B].
+        targets: Index of the logit to explain, int [B] or [B,1].
         baseline: "black", "blur", or an array that broadcasts to the images, such as `make_baseline` gives.
         n_steps: Number of gradient evaluations along each path. With None the number is doubled for each image until
             its completeness error is at most `tolerance` or `max_steps` are used.
@@ -177,6 +177,7 @@ def _check_images(images: np.ndarray) -> np.ndarray:
 
 def _check_targets(targets: np.ndarray | Sequence[int], count: int) -> np.ndarray:
     targets = np.asarray(targets)
+    targets = targets[:, 0] if targets.shape == (count, 1) else targets  # the labels of keras.datasets are [B,1]
     if targets.shape != (count,) or targets.dtype.kind not in "iu" or targets.min() < 0:
         raise ValueError(
             f"targets must be the index of a logit, from 0, for each of the {count} images, an int array [{count}]; "

@@ -274,13 +274,14 @@ class _Joined(Examples):
 
 def _open(name: str, directory: str | None, wanted: sources.Wanted, download: bool) -> sources.Source:
     path = Path(name).expanduser()
+    ending = path.suffix.lower()
     if name == "digits":
         return sources.read_digits(wanted)
-    if path.suffix == ".npz":
+    if ending == ".npz":
         return npz.read_npz(path, wanted)
     if name and path.is_dir():
         return folders.read_folder(path, wanted)
-    if path.suffix == ".csv":
+    if ending == ".csv":
         return tables.read_csv(path, wanted)
     return catalog.read(name, directory, wanted, download)
 
@@ -293,6 +294,9 @@ def _check(name: str, source: sources.Source) -> None:
         nested = inside.is_dir() and any(child.is_dir() for child in inside.iterdir())
         hint = f"; are the classes the folders in {inside}?" if nested else ""
         raise UserError(f"data set {name!r} has {classes} class(es); a classifier needs at least 2{hint}")
+    unprintable = [one for one in source.class_names if not one.isprintable()]
+    if unprintable:
+        raise UserError(f"data set {name!r} has a class named {unprintable[0]!a}, which is not printable; rename it")
     twice = [one for one, count in Counter(source.class_names).items() if count > 1]
     if twice:
         raise UserError(f"data set {name!r} has two classes named {twice[0]!r}; give each class a name of its own")

@@ -36,9 +36,9 @@ def read_folder(root: Path, wanted: Wanted) -> Source:
     """Read `train/<class>/*` with `test/`, `validation/` or `val/`, or only `<class>/*` without a test split.
 
     Classes are the folders of train in sorted order, with the pictures in them and in deeper folders. Hidden files are
-    ignored; files that are pictures neither by ending nor by content are left out and counted. If there is a test
-    folder, a validation folder is left out unless `wanted.splits` names it. Train, Test, valid, training and the like
-    are understood.
+    ignored, hidden folders of pictures named; files that are pictures neither by ending nor by content are left out and
+    counted. If there is a test folder, a validation folder is left out unless `wanted.splits` names it; a class may
+    have no pictures in it. Train, Test, valid, training and the like are understood.
 
     Args:
         root: The folder.
@@ -131,15 +131,18 @@ def _read_classes(
                     "train"
                 )
             members = [(file, _group(child, file)) for file in _pictures(root, child, notes)]
+            if not members and expected is not None:
+                continue  # a class without pictures to test on; train decides which classes there are
             if not members:
                 kinds = ", ".join(sorted(UNREAD & notes.endings.keys()))
                 remedy = f"save those of {kinds} as .jpg" if kinds else "add some or remove it"
                 raise UserError(f"class folder {child} has no pictures of a known format; {remedy}")
             found.setdefault(name, []).extend(members)
+        notes.lines += [f"left out {hidden}, a hidden folder of pictures" for hidden in _hidden_classes(folder)]
         if loose:
             notes.lines.append(f"left out {loose:,} picture{'s' * (loose != 1)} of {folder} in no class folder")
     if not found:
-        raise UserError(f"{folders[0]} has no class folders; expected <class>/<picture> in it")
+        raise UserError(f"{folders[0]} has no class folders with pictures; expected <class>/<picture> in it")
     class_names = tuple(sorted(found)) if expected is None else expected
     labels = [class_names.index(name) for name, members in found.items() for _ in members]
     members = [member for each in found.values() for member in each]
@@ -171,6 +174,12 @@ def _pictures(root: Path, folder: Path, notes: Notes, above: frozenset[str] = fr
             yield child
         else:
             notes.endings[child.suffix.lower() or "without an ending"] += 1
+
+
+def _hidden_classes(folder: Path) -> list[Path]:
+    """Return the hidden folders that hold pictures, such as .net among names of languages."""
+    hidden = [child for child in folder.glob(".*") if child.is_dir() and not child.is_symlink()]
+    return sorted(child for child in hidden if any(file.suffix.lower() in PICTURE_SUFFIXES for file in child.iterdir()))
 
 
 def _visible_children(root: Path, folder: Path) -> list[Path]:

@@ -77,7 +77,7 @@ def read_npz(path: Path, wanted: Wanted) -> Source:
             class_names = arrays.get("class_names")
     train = parts["train"]
     if class_names is not None:
-        names = [str(name) for name in class_names.ravel()]
+        names = [name.decode() if isinstance(name, bytes) else str(name) for name in class_names.ravel()]
         if len(train.labels) and train.labels.max() >= len(names):
             most = train.labels.max()
             counted = train.labels.min() == 1 and most == len(names)

@@ -47,6 +47,10 @@ PASSED = (
 )
 """Layers that leave the range of the pixels as it is; so do those whose name begins with Random."""
 PASSED_OPERATIONS = ("GetItem", "Stack", "Concatenate", "Cast", "Flip")
+WEIGHTED = (keras.layers.Dense, keras.layers.EinsumDense, keras.layers.Conv2D)
+"""Layers whose outputs are logits where they end in no activation."""
+PASSES_VALUES = (keras.layers.Flatten, keras.layers.Reshape, keras.layers.Dropout, keras.layers.GlobalAveragePooling2D)
+"""Layers that give what they take, or means of it."""
 OPERATIONS = {"Softmax": "softmax", "LogSoftmax": "log_softmax", "Sigmoid": "sigmoid"}
 """Functions of keras.ops, and the activations of their name."""
 SQUASHES: dict[str, Callable[[np.ndarray], np.ndarray]] = {
@@ -268,12 +272,9 @@ def classifier(
         result = with_input_range(result, *taken)
     if len(result.output_shape) != 2:
         return result
-    squashed = last_operation(model)[1] in SQUASHED
-    if not squashed or outputs == "probabilities":
-        kind = outputs or output_kind(_look(result, images))
-        already_logits = squashed  # the squashing is off by now
-        if kind == "probabilities" and not already_logits:
-            result = _with_logarithm(result)
+    squashed = last_operation(model)[1] in SQUASHED  # it is off by now
+    if not squashed and (outputs or _given_by(result, images)) == "probabilities":
+        result = _with_logarithm(result)
     return _with_two_classes(result) if result.output_shape[-1] == 1 else result
 
 
@@ -322,12 +323,9 @@ def logits_of(model: keras.Model, outputs: Outputs | None = None) -> Callable[[A
     """
     if _bare(model) is None or len(model.output_shape) != 2:
         return (lambda values: values) if outputs != "probabilities" else _logarithm
-    activation, single = last_operation(model)[1], model.output_shape[-1] == 1
+    single = model.output_shape[-1] == 1
     _refuse_end(model)
-    given: Outputs | None = outputs
-    if given is None:
-        shares = activation in ("softmax", "sigmoid")
-        given = "probabilities" if shares else "logits" if activation != "linear" else output_kind(_look(model, None))
+    given = outputs or _given_by(model, None)
 
     def convert(values: Any) -> Any:
         logits = _logarithm(values) if given == "probabilities" else values
@@ -384,6 +382,25 @@ def _copy(model: keras.Model) -> keras.Model:
     return layers.rebuilt(model)
 
 
+def _given_by(model: keras.Model, images: np.ndarray | None) -> Outputs:
+    """Return what a model gives: its last operation tells, else its outputs on noise and on some images."""
+    last, activation = last_operation(model)
+    if activation in ("softmax", "sigmoid"):
+        return "probabilities"
+    while _passes_values(last) and last._inbound_nodes[0].input_tensors:
+        last = last._inbound_nodes[0].input_tensors[0]._keras_history.operation
+        activation = _activation_of(last)
+    # a single logit of an untrained network is often between 0 and 1
+    if activation == "log_softmax" or (activation == "linear" and isinstance(last, WEIGHTED)):
+        return "logits"
+    return output_kind(_look(model, images))
+
+
+def _passes_values(operation: Any) -> bool:
+    linear = isinstance(operation, keras.layers.Activation) and _activation_of(operation) == "linear"
+    return linear or isinstance(operation, PASSES_VALUES)
+
+
 def _look(model: keras.Model, images: np.ndarray | None) -> np.ndarray:
     """Return the outputs of noise, of black and white images, and of some real ones."""
     shape = tuple(model.input_shape[1:])
@@ -400,11 +417,15 @@ def last_operation(model: keras.Model) -> tuple[Any, str]:
     last: Any = model
     while isinstance(last, keras.Model):
         last = last.layers[-1] if isinstance(last, keras.Sequential) else last.outputs[0]._keras_history.operation
-    if isinstance(last, keras.layers.Softmax):
-        return last, "softmax"
-    if isinstance(last, keras.layers.Layer):
-        return last, str(getattr(getattr(last, "activation", None), "__name__", "linear"))
-    return last, OPERATIONS.get(type(last).__name__, "linear")
+    return last, _activation_of(last)
+
+
+def _activation_of(operation: Any) -> str:
+    if isinstance(operation, keras.layers.Softmax):
+        return "softmax"
+    if isinstance(operation, keras.layers.Layer):
+        return str(getattr(getattr(operation, "activation", None), "__name__", "linear"))
+    return OPERATIONS.get(type(operation).__name__, "linear")
 
 
 def _refuse_end(model: keras.Model) -> None:

@@ -16,6 +16,7 @@ from tfigkd.config.fields import AttributionConfig
 from tfigkd.data import Dataset, Examples, covered, mean_color, to_model_input
 from tfigkd.data.grid import cell_means
 from tfigkd.data.top_logits import TopLogits, chosen_classes, finite, pack, spread_rest, unpack
+from tfigkd.models.layers import is_graph
 from tfigkd.runtime.errors import UserError
 from tfigkd.runtime.files import fingerprint, write_manifest
 from tfigkd.store.shards import REBUILD, Record, Shards, join_arrays, open_store, read_all, write_shards
@@ -149,7 +150,7 @@ def write_store(
         examples: The examples to store; by default train and validation.
     """
     examples = covered(data) if examples is None else examples
-    folded = models.fold_batch_norm(model)
+    folded = _folded(model)
     color = mean_color(data.train)
     make = partial(features, folded, config=config, mean_color=color, top_logits=identity.get("top_logits"))
     files = write_shards(Shards(folder, examples, config.shard_size, parse_record, make))
@@ -181,6 +182,11 @@ def write_store(
     )
 
 
+def _folded(model: keras.Model) -> keras.Model:
+    """Return a model with less work in it; a subclassed one, whose graph is not known, as it is."""
+    return models.fold_batch_norm(model) if is_graph(model) else model
+
+
 def deviation(
     model: keras.Model,
     examples: Examples,
@@ -198,7 +204,7 @@ def deviation(
     """
     by_id = {record["id"]: record for record in records}
     chosen = examples.take(sample)
-    result = attribute_examples(models.fold_batch_norm(model), chosen, config, mean_color)
+    result = attribute_examples(_folded(model), chosen, config, mean_color)
     maps = cell_means(saliency_map(result.attributions), config.grid)
     logits = maps_off = 0.0
     flat = 0

@@ -77,7 +77,7 @@ class OverlayStore:
             teacher: A classifier of images [B,H,W,3]. One that takes other values than [0,1] or gives probabilities is
                 converted as `tfigkd.models.as_classifier` does it; the store holds logits of at least two classes.
             pictures: A finite `tf.data.Dataset` of (uint8 [H,W,3], integer label), not batched and not augmented, or
-                a pair of arrays, uint8 [N,H,W,3] and integers [N].
+                a pair of arrays, uint8 [N,H,W,3] and integers [N] or [N,1].
             input_range: The values of a black and of a white pixel that the teacher takes; by default what it shows.
             outputs: "logits" or "probabilities", which the teacher gives; by default what it shows.
             settings: Fields of `tfigkd.config.fields.AttributionConfig`: `baseline`, `rule`, `n_steps`, `tolerance`, …
@@ -156,6 +156,7 @@ class OverlayStore:
             return np.concatenate([image, shown[..., None]], axis=-1), self.knowledge.logits[row].astype(np.float32)
 
         def attach(image: Any, label: Any) -> tuple[Any, dict[str, Any]]:
+            label = tf.reshape(label, [])  # those of keras.datasets are [1]
             pixels, logits = tf.numpy_function(find, [image, label], [tf.uint8, tf.float32])
             # the maps of a coarser grid do not tell the size of their pictures
             pixels.set_shape((*(image.shape[:2] if self.settings.grid else self.knowledge.maps.shape[1:]), 4))
@@ -297,13 +298,13 @@ def _collect(pictures: Any) -> Examples:
         )
     images, labels = [], []
     for image, label in pictures.as_numpy_iterator():
-        if np.ndim(image) != 3 or np.ndim(label):
+        if np.ndim(image) != 3 or np.size(label) != 1:
             raise ValueError(
                 f"expected single pictures, uint8 [H,W,3], with a label each, got shapes {np.shape(image)} and "
                 f"{np.shape(label)}; pass the data set before batch()"
             )
         images.append(image)
-        labels.append(label)
+        labels.append(np.reshape(label, ()))
     if not images:
         raise ValueError("the data set has no pictures")
     return identify(np.stack(images), np.array(labels))
