@@ -14,6 +14,7 @@ COMMANDS = (
     "run",
     "study",
     "search",
+    "incremental",
     "evaluate",
     "export",
     "predict",

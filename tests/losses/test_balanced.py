@@ -22,7 +22,7 @@ def test_the_weights_by_hand():
 
 @pytest.mark.parametrize(("counts", "beta"), [([1, 2], 1.0), ([1, 2], -0.1), ([0, 0], 0.5)])
 def test_weights_that_cannot_be_are_refused(counts, beta):
-    with pytest.raises(ValueError, match="must be in|at least one class"):
+    with pytest.raises(ValueError, match=r"beta must be in|at least one class"):
         effective_weights(counts, beta)
 
 

@@ -22,6 +22,7 @@ from tfigkd.config.fields import (
     TeacherConfig,
     ViewConfig,
 )
+from tfigkd.config.incremental_fields import IncrementalConfig
 from tfigkd.config.loss_fields import HintConfig, LossesConfig, late, require
 from tfigkd.config.measure_fields import BenchmarkConfig, EvaluationConfig, LedgerConfig, TensorBoardConfig
 from tfigkd.config.reading import closest, from_mapping, read_toml
@@ -51,6 +52,7 @@ class Config:
     losses: LossesConfig = field(default_factory=LossesConfig)
     features: FeaturesConfig = late(FeaturesConfig())  # noqa: RUF009 - it is frozen
     training: TrainingConfig = field(default_factory=TrainingConfig)
+    incremental: IncrementalConfig = late(IncrementalConfig())  # noqa: RUF009 - it is frozen
     ledger: LedgerConfig = field(default_factory=LedgerConfig)
     tensorboard: TensorBoardConfig = field(default_factory=TensorBoardConfig)
     compress: CompressConfig = field(default_factory=CompressConfig)
@@ -214,6 +216,8 @@ def smoke(config: Config) -> Config:
             "teacher.training.warmup_epochs": 0.0,
             "features.epochs": min(config.features.epochs, 1),
             "features.head_epochs": min(config.features.head_epochs, 1),
+            "incremental.memory": min(config.incremental.memory, 40),
+            "incremental.compression_epochs": 1,
             "training.epochs": 2,
             "training.finetune_epochs": min(config.training.finetune_epochs, 1),
             "training.batch_size": 32,

@@ -29,14 +29,14 @@ def effective_weights(counts: Sequence[int], beta: float) -> np.ndarray:
     Raises:
         ValueError: beta is out of range, or no class has examples.
     """
-    counts = np.asarray(counts, np.float64)
+    examples = np.asarray(counts, np.float64)
+    present = examples > 0
     if not 0 <= beta < 1:
         raise ValueError(f"beta must be in [0, 1), got {beta}")
-    if not (counts > 0).any():
+    if not present.any():
         raise ValueError(f"expected examples of at least one class, got counts {counts}")
-    present = counts > 0
     # 1 - beta^n by expm1: the difference itself is inexact for a beta near 1
-    effective = -np.expm1(np.where(present, counts, 1.0) * np.log(beta)) if beta else np.ones_like(counts)
+    effective = -np.expm1(np.where(present, examples, 1.0) * np.log(beta)) if beta else np.ones_like(examples)
     weights = np.where(present, 1.0 / effective, 0.0)
     return weights * present.sum() / weights.sum()
 

@@ -158,6 +158,11 @@ def run(chosen: Run, *, dry_run: bool = False) -> bool:
         UserError: anything the user can mend.
     """
     workdir = chosen.workdir
+    if chosen.config.incremental.steps:
+        raise UserError(
+            f"the classes of {chosen.experiment} come in steps; python -m tfigkd.incremental --experiment "
+            f"{chosen.experiment} trains it, or set incremental.steps = 0"
+        )
     if dry_run:
         path = workdir.run / SETTINGS
         changed = changed_settings(path, chosen) if path.exists() and workdir.stage("distill").exists() else []

@@ -1,0 +1,156 @@
+"""Classes that come in steps: what each step sees and keeps, its rows, what is done before, and what is refused."""
+
+import csv
+
+import keras
+import numpy as np
+import pytest
+
+from tfigkd import incremental as command
+from tfigkd.config.experiment import override, read_experiment
+from tfigkd.runtime.errors import UserError
+from tfigkd.runtime.files import read_manifest
+from tfigkd.stages import distill, incremental
+from tfigkd.stages.data import dataset, training_examples
+from tfigkd.stages.runner import Run, run
+from tfigkd.stages.workdir import Workdir
+
+TINY = {
+    "data.name": "digits",
+    "data.limit": 150,
+    "data.train_split": "train",
+    "augment.crop_padding": 1,
+    "student.model": "convnet",
+    "student.widths": (8,),
+    "student.depth": 1,
+    "student.normalization": "none",
+    "incremental.steps": 2,
+    "incremental.memory": 20,
+    "incremental.compression_epochs": 1,
+    "training.epochs": 2,
+    "training.batch_size": 32,
+    "training.precision": "float32",
+}
+
+
+def tiny(**changes):
+    return override(read_experiment("cifar10_foster")[1], TINY | changes)
+
+
+def method(config, name, root, **options):
+    said = {"experiment": "cifar10_foster", "smoke": False, "command": "python"}
+    return incremental.run_method(config, name, root, 0, **said | options)
+
+
+@pytest.fixture(scope="module")
+def foster(tmp_path_factory):
+    root = tmp_path_factory.mktemp("incremental")
+    return root, method(tiny(), "foster", root)
+
+
+def test_a_step_sees_its_classes_and_the_memory_alone(foster):
+    root, rows = foster
+    examples = training_examples(tiny().data)
+    first, second = (read_manifest(root / folder) for folder in ("first", "foster/step_2"))
+    assert [(row["step"], row["classes"], row["n_memory"]) for row in rows] == [(1, 5, 0), (2, 10, 20)]
+    old = int((examples.labels < 5).sum())
+    assert [row["n_train"] for row in rows] == [old, len(examples) - old + 20]
+    labels = dict(zip(examples.ids, examples.labels, strict=True))
+    for manifest, share, classes in ((first, 4, 5), (second, 2, 10)):
+        assert [len(ids) for ids in manifest["memory"].values()] == [share] * classes
+        assert all(labels[one] == int(label) for label, ids in manifest["memory"].items() for one in ids)
+    for label, ids in first["memory"].items():
+        assert second["memory"][label] == ids[:2]  # the first ones of those chosen before
+
+
+def test_the_student_of_a_step_is_a_plain_network_and_its_accuracies_are_those_of_its_file(foster):
+    root, rows = foster
+    data = dataset(tiny().data)
+    student = keras.saving.load_model(root / "foster/step_2/student.keras")
+    assert student.count_params() == distill.untrained_student(tiny(), data).count_params()
+    right = student(data.test.images[:] / np.float32(255)).numpy().argmax(axis=1) == data.test.labels
+    known = data.test.labels < 5
+    found = [rows[1][f"{name}_accuracy"] for name in ("student", "known", "new")]
+    np.testing.assert_allclose(found, [right.mean(), right[known].mean(), right[~known].mean()])
+    assert (rows[0]["known_accuracy"], rows[0]["joint_accuracy"]) == ("", "")
+    assert 0 <= rows[1]["joint_accuracy"] <= 1
+    assert not list(root.glob("**/*.ckpt"))
+
+
+def test_finished_steps_are_skipped_and_the_controls_share_the_first(foster, tmp_path, monkeypatch, capsys):
+    root, rows = foster
+    first = (root / "first/student.keras").stat().st_mtime_ns
+    trained = []
+    real = incremental.fit
+    monkeypatch.setattr(incremental, "fit", lambda *a, **options: trained.append(options) or real(*a, **options))
+    assert method(tiny(), "foster", root)[1]["student_accuracy"] == rows[1]["student_accuracy"]
+    assert trained == []
+    method(tiny(), "kd", root)
+    flags = [word for name, value in TINY.items() for word in (f"--{name}", *map(str, np.atleast_1d(value)))]
+    arguments = ["--experiment", "cifar10_foster", "--method", "finetune", "--workdir", str(root), *flags]
+    assert command.main(arguments) == 0
+    assert [options["title"] for options in trained] == ["10 classes, kd", "10 classes, finetune"]
+    assert [options["config"].epochs for options in trained] == [3, 3]  # as many as the two phases of foster
+    assert (root / "first/student.keras").stat().st_mtime_ns == first
+    said = capsys.readouterr().out
+    for name in incremental.METHODS:
+        with open(root / name / "rows.csv", newline="") as file:
+            lines = list(csv.DictReader(file))
+        scores = [100 * float(line["student_accuracy"]) for line in lines]
+        assert [line["arm"] for line in lines] == [name] * 2
+        assert " ".join(next(line for line in said.splitlines() if name in line.split()).split()) == (
+            f"{name} {scores[0]:.2f} {scores[1]:.2f} {np.mean(scores):.2f}"
+        )
+    with pytest.raises(UserError, match="holds a step of other settings; choose another --workdir"):
+        method(tiny(**{"incremental.temperature": 3.0}), "foster", root)
+
+
+@pytest.mark.slow  # four trainings; the checkpoints of a phase are those that tests/faults kills
+def test_a_step_that_is_interrupted_between_its_phases_ends_with_the_same_network(foster, tmp_path, monkeypatch):
+    real = incremental.fit
+
+    def stop(*arguments, **options):
+        if options["title"] == "10 classes, compression":
+            raise KeyboardInterrupt
+        return real(*arguments, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(incremental, "fit", stop)
+        with pytest.raises(KeyboardInterrupt):
+            method(tiny(), "foster", tmp_path)
+    method(tiny(), "foster", tmp_path)
+    students = [keras.saving.load_model(folder / "foster/step_2/student.keras") for folder in (foster[0], tmp_path)]
+    for left, right in zip(*(student.get_weights() for student in students), strict=True):
+        np.testing.assert_array_equal(left, right)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"incremental.steps": 11}, r"incremental\.steps must be at most the number of classes, 10, got 11"),
+        ({"incremental.steps": 0}, r"has no steps; set --incremental\.steps 5"),
+        ({"losses.kd.weight": 0.5}, "has no teacher but its own earlier network"),
+        ({"training.mixup": 1.0}, r"needs training\.mixup at its default 0\.0"),
+    ],
+)
+def test_an_experiment_that_does_not_fit_is_refused_in_one_line(changes, message, tmp_path):
+    with pytest.raises(UserError, match=message) as caught:
+        method(tiny(**changes), "kd", tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("steps", 1), ("memory", -1), ("temperature", 0.0), ("known_weight", -1.0), ("boosting_beta", 1.0)],
+)
+def test_a_field_out_of_range_is_refused(field, value):
+    with pytest.raises(UserError, match=rf"incremental\.{field} must"):
+        tiny(**{f"incremental.{field}": value})
+
+
+def test_the_other_command_is_named(tmp_path, capsys):
+    config = tiny()
+    with pytest.raises(UserError, match=r"python -m tfigkd\.incremental --experiment cifar10_foster"):
+        run(Run("cifar10_foster", config, Workdir(tmp_path, tmp_path)))
+    assert command.main(["--method", "kd"]) == 1
+    assert "--experiment NAME_OR_FILE is missing" in capsys.readouterr().err

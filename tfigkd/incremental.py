@@ -1,0 +1,98 @@
+"""`python -m tfigkd.incremental`: let classes come in steps, and train through them by FOSTER or by a control.
+
+python -m tfigkd.incremental --experiment cifar10_foster --method foster
+python -m tfigkd.incremental --experiment cifar10_foster --method kd --seed 1
+"""
+
+import os
+import shlex
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from tfigkd.config.experiment import Config, read_experiment, smoke
+from tfigkd.config.flags import first_value, plain_flags, read_options, refuse_unknown
+from tfigkd.config.loss_fields import require_seed
+from tfigkd.runtime import console
+from tfigkd.runtime.command import command
+from tfigkd.runtime.errors import UserError
+from tfigkd.stages.runner import default_folder
+from tfigkd.stages.workdir import Workdir
+
+PROG = "python -m tfigkd.incremental"
+
+
+@dataclass(frozen=True)
+class Options:
+    """Let the classes of an experiment come in steps, and train one network through them, with a small memory.
+
+    Every field of the experiment can be overridden by its dotted name. Each finished step is kept; the same command
+    goes on in the step, and after the epoch, in which it was interrupted.
+    """
+
+    experiment: str
+    """Name of a shipped experiment or path of a .toml file, with incremental.steps."""
+    method: Literal["foster", "kd", "finetune"] = "foster"
+    """How a step learns. foster: a sibling beside the frozen network, both compressed into one; kd: hard labels and the
+    old network's logits; finetune: hard labels alone. All have the same memory and as many epochs."""
+    workdir: Path | None = None
+    """Where all methods of a seed write. Default: runs/EXPERIMENT/SEED (runs/EXPERIMENT-smoke/SEED with --smoke)."""
+    teachers: Path = Path("runs/teachers")
+    """Folder in which runs share what they measured of a network's precision."""
+    smoke: bool = False
+    """Shrink the experiment to a few steps of a small slice."""
+    seed: int = 0
+    """Seed of weights, order and crops."""
+    quiet: bool = False
+    """Show errors and the last lines only."""
+    verbose: bool = False
+    """Show every epoch, and what libraries warn of."""
+    config: Annotated[Config, tyro.conf.arg(name="")] = field(default_factory=Config)
+
+
+def parse(arguments: list[str]) -> Options:
+    """Return the options, with the resolved experiment.
+
+    Raises:
+        UserError: an unknown experiment, flag or field, or a value of the wrong type or range.
+    """
+    given = first_value(arguments, "--experiment")
+    if not given and not {"-h", "--help"} & {*arguments}:
+        raise UserError("--experiment NAME_OR_FILE is missing; cifar10_foster is the shipped one")
+    name, config = read_experiment(given) if given else ("EXPERIMENT", Config())
+    config = smoke(config) if "--smoke" in arguments else config
+    default = Options(name, config=config)
+    options, unknown = read_options(Options, plain_flags(arguments, config), prog=PROG, default=default)
+    refuse_unknown(unknown, arguments, config)
+    require_seed(options.seed, "--seed")
+    return options
+
+
+@command(stopped=f"stopped; nothing finished is lost. Go on with: {PROG} {{arguments}}")
+def main(arguments: list[str]) -> None:
+    """Entry point of `python -m tfigkd.incremental`."""
+    options = parse(arguments)
+    console.configure(quiet=options.quiet, verbose=options.verbose)
+    name = Path(options.experiment).stem
+    root = options.workdir or default_folder(name, options.seed, smoke=options.smoke)
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    with console.quiet_stderr():  # TensorFlow greets when it is imported and when it looks for a GPU
+        from tfigkd.stages import incremental
+        from tfigkd.stages.precision import resolve
+    incremental.check(options.config)
+    config = resolve(options.config, Workdir(root, options.teachers, options.seed))
+    said = shlex.join(["python", "-m", "tfigkd.incremental", *arguments])
+    incremental.run_method(
+        config, options.method, root, options.seed, experiment=name, smoke=options.smoke, command=said
+    )
+    header, lines = incremental.table(incremental.read_rows(root))
+    console.say("test accuracy in percent, of all classes so far:", last=True)
+    console.show_columns(header, lines, right=len(header))
+    console.say(f"rows: {root / options.method / 'rows.csv'}", last=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
