@@ -87,6 +87,7 @@ def run(options: Options) -> str:
     Raises:
         UserError: the model or the data do not fit, or the file is not equal enough to the model.
     """
+    from tfigkd.edge.contract import contract_path, is_foreign
     from tfigkd.edge.convert import CALIBRATED
     from tfigkd.edge.parity import export_file
 
@@ -96,6 +97,11 @@ def run(options: Options) -> str:
         raise UserError(f"--output must end in .tflite, got {options.output}")
     if not options.output.parent.is_dir():
         raise UserError(f"no folder {options.output.parent}; make it or choose another --output")
+    if is_foreign(options.output):
+        raise UserError(
+            f"{contract_path(options.output)}, where the contract goes, is a file of another tool; choose another "
+            "--output"
+        )
     try:
         bounds = ExportConfig(
             calibration_examples=options.calibration_examples,

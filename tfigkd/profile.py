@@ -17,7 +17,7 @@ import numpy as np
 
 from tfigkd.config.measure_fields import BenchmarkConfig
 from tfigkd.data.spaces import Range
-from tfigkd.edge.contract import admit
+from tfigkd.edge.contract import admit, contract_path
 from tfigkd.edge.files import add_data_options, add_space_options, image_side, load_data, spaces
 from tfigkd.edge.layers import Comparison, compare, is_integer
 from tfigkd.edge.litert import open_classifier
@@ -169,6 +169,8 @@ def main(arguments: list[str]) -> None:
         raise UserError(f"--output must end in .csv or .json, got {options.output}")
     if options.output and not options.output.parent.is_dir():
         raise UserError(f"no folder {options.output.parent}; make it or choose another --output")
+    if options.output and options.output.resolve() == contract_path(options.file).resolve():
+        raise UserError(f"{options.output} is the contract of {options.file}; choose another --output")
     if options.images < 1:
         raise UserError(f"--images must be at least 1, got {options.images}")
     if options.top < 0:

@@ -10,9 +10,11 @@ import pytest
 import tensorflow as tf
 
 from tfigkd.data.spaces import to_gray
-from tfigkd.edge.contract import write_contract
+from tfigkd.edge.contract import read_contract, write_contract
 from tfigkd.edge.files import class_order, file_predictor, image_side, spaces
 from tfigkd.edge.litert import open_classifier
+from tfigkd.export import Options
+from tfigkd.export import run as export
 from tfigkd.runtime.errors import UserError
 
 SHAPE = (8, 8, 3)
@@ -78,6 +80,37 @@ def test_one_output_is_the_second_of_two_classes(pixels: np.ndarray, tmp_path: P
         second = keras.ops.convert_to_numpy(net(units=1, activation="sigmoid")(images)).ravel()
         predict = file_predictor(convert(model, tmp_path / "m.tflite"), ("no", "yes"))
         np.testing.assert_allclose(shares(predict(pixels))[:, 1], second, atol=1e-5)
+
+
+def test_one_logit_between_0_and_1_is_no_probability(pixels: np.ndarray, tmp_path: Path) -> None:
+    """Float and int8, whose outputs are made wider by another operation."""
+    model, images = net(units=1), pixels / np.float32(255)
+    model.set_weights([np.full((3, 1), 0.3), np.zeros(1)])
+    second = 1 / (1 + np.exp(-model(images).numpy().ravel()))
+    assert second.min() > 0.5 and model(np.ones((1, *SHAPE))).numpy().max() < 1
+    for path in (
+        convert(model, tmp_path / "m.tflite"),
+        convert(model, tmp_path / "m.int8.tflite", images, tf.int8),
+        convert(model, tmp_path / "m.float.tflite", images, tf.float32),
+    ):
+        assert spaces(open_classifier(path), None)[1] == "logits"
+        np.testing.assert_allclose(shares(file_predictor(path, ("no", "yes"))(pixels))[:, 1], second, atol=0.01)
+
+
+def test_json_of_another_tool_is_no_contract(pixels: np.ndarray, tmp_path: Path) -> None:
+    """The files model.json and model.tflite of one model; the contract goes nowhere else, so export leaves it alone."""
+    model = net()
+    path, beside = convert(model, tmp_path / "model.tflite"), tmp_path / "model.json"
+    beside.write_text(model.to_json())
+    np.testing.assert_allclose(file_predictor(path, NAMES)(pixels), model(pixels / np.float32(255)), atol=1e-4)
+    model.save(tmp_path / "model.keras")
+    options = Options(model=str(tmp_path / "model.keras"), format="float32", output=path)
+    with pytest.raises(UserError, match=r"model.json, where the contract goes, is a file of another tool; choose"):
+        export(options)
+    assert beside.read_text() == model.to_json()
+    beside.unlink()
+    export(options)
+    assert read_contract(path) is not None
 
 
 def test_classes_by_name(pixels: np.ndarray, tmp_path: Path) -> None:

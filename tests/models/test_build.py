@@ -152,6 +152,22 @@ def test_own_model_that_does_not_fit(model: Any, message: str, tmp_path: Path) -
     assert "\n" not in str(caught.value)
 
 
+def test_a_registered_layer_whose_code_is_not_there_is_named(tmp_path: Path) -> None:
+    """A file of one program is read by another, which has not imported the layer."""
+    registered = keras.saving.register_keras_serializable("elsewhere", "Custom")(_Registered)
+    _load(_own([registered(), *_dense()]), tmp_path)
+    del keras.saving.get_custom_objects()["elsewhere>Custom"]
+    with pytest.raises(UserError, match="asks for code of 'elsewhere>Custom', which is refused; use stock layers"):
+        models.load_own(tmp_path / "own.keras")
+
+
+class _Registered(keras.layers.Layer):
+    __module__ = "__main__"  # of a script or a notebook, which the file does not name
+
+    def call(self, x: Any) -> Any:
+        return x
+
+
 @pytest.mark.filterwarnings("error:The structure of")
 @pytest.mark.parametrize("wrap", [lambda name, tensor: {name: tensor}, lambda name, tensor: [tensor]])
 def test_inputs_and_outputs_in_a_dictionary_or_list_of_one(wrap: Any, tmp_path: Path) -> None:
@@ -178,10 +194,12 @@ def test_files_of_earlier_keras_say_how_they_become_a_keras_file(tmp_path: Path)
     model.save_weights(tmp_path / "own.weights.h5")
     (tmp_path / "own.tflite").write_bytes(b"\x1c\0\0\0TFL3")
     (tmp_path / "saved_model").mkdir()
+    model.save(tmp_path / "parts", zipped=False)
     for name, advice in {
         "own.weights.h5": r"is not a \.keras file but weights alone; build its model, load_weights them",
         "old.h5": r"is not a \.keras file but an HDF5 .*load_model\('old\.h5', compile=False\)\.save\('old\.keras'\)",
         "saved_model": r"not a \.keras file but the folder of a SavedModel",
+        "parts": r"not a \.keras file but its content in a folder; .*load_model\('parts', .*save\('parts.keras'\)",
     }.items():
         for act in (models.load_own, lambda path: models.build(str(path), num_classes=4, input_shape=(8, 8, 3))):
             with pytest.raises(UserError, match=advice) as caught:

@@ -73,6 +73,19 @@ def test_the_range_that_the_first_layers_tell(head: Any, dtype: str, expected: A
     assert recognise_input_range(model) == expected
 
 
+def test_the_range_that_all_models_of_an_ensemble_tell(pixels: np.ndarray, tmp_path: Path) -> None:
+    inputs = keras.Input(SHAPE)
+    heads = [scaling(1 / 255), scaling(1 / 127.5, -1), scaling(2.0, -1)]
+    members = [own(head, end=dense(3, "softmax"))(inputs) for head in heads]
+    assert recognise_input_range(keras.Model(inputs, keras.layers.Average()([members[0], members[2]]))) is None
+    model = keras.Model(inputs, keras.layers.Average()(members[:2]))
+    assert recognise_input_range(model) == (0, 255)
+    model.save(tmp_path / "m.keras")
+    expected = model(pixels.astype("float32"))
+    assert np.ptp(expected) > 0.1
+    np.testing.assert_allclose(softmax(load_own(tmp_path / "m.keras")(pixels / np.float32(255))), expected, atol=1e-4)
+
+
 @pytest.mark.parametrize("module", ["mobilenet_v2", "densenet", "vgg16"])
 def test_preprocessing_of_keras_inside_the_file(module: str, tmp_path: Path) -> None:
     """Division, subtraction and RGB to BGR, as operations in the graph and as read back."""

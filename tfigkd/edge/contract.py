@@ -3,6 +3,7 @@
 The contract of `student.int8.tflite` is `student.int8.json`. This module does not need TensorFlow.
 """
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,15 @@ from tfigkd.runtime.files import checksum, read_signed, write_signed
 def contract_path(model: Path) -> Path:
     """Return the path of the contract of a .tflite file."""
     return model.with_suffix(".json")
+
+
+def is_foreign(path: Path) -> bool:
+    """Return whether the file in the place of a model's contract is JSON of another tool, such as `model.to_json()`."""
+    try:
+        content = json.loads(contract_path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return False
+    return not isinstance(content, dict) or not content.keys() & {"file", "sha256", "class_names"}
 
 
 def write_contract(path: Path, class_names: Sequence[str] | None, **about: Any) -> None:
@@ -55,12 +65,14 @@ def _tensor(details: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def read_contract(path: Path) -> dict[str, Any] | None:
-    """Return the contract of a .tflite file, or None if the file has no contract beside it.
+    """Return the contract of a .tflite file, or None if the file has no contract beside it, or JSON of another tool.
 
     Raises:
         UserError: the contract is damaged, or it describes another file.
     """
     beside, remedy = contract_path(path), "delete it or export anew"
+    if is_foreign(path):
+        return None
     try:
         content = read_signed(beside, remedy, names=("sha256", "class_names"), unsigned=True)
     except FileNotFoundError:

@@ -28,6 +28,12 @@ from tfigkd.edge.litert import dequantize, litert_predictor, open_classifier, te
 from tfigkd.runtime.errors import UserError
 from tfigkd.runtime.quiet import quiet_stderr
 
+GIVES: dict[str, Outputs] = {
+    **dict.fromkeys(("SOFTMAX", "LOGISTIC"), "probabilities"),
+    **dict.fromkeys(("FULLY_CONNECTED", "CONV_2D", "LOG_SOFTMAX"), "logits"),
+}
+"""What the last operation of a file tells of its outputs; a single logit is often between 0 and 1."""
+PASSES = ("QUANTIZE", "DEQUANTIZE", "RESHAPE")
 MEANS: dict[str, Outputs] = {"logits": "logits", "probabilities": "probabilities"}
 
 
@@ -51,7 +57,7 @@ def spaces(
     """Return which values of pixels a file takes and what it gives.
 
     What is given holds; else what the contract says; else the scale of an integer input, which shows its range, and
-    the outputs on noise, on black and on white.
+    the last operation or the outputs on noise, on black and on white.
 
     Args:
         interpreter: From `open_classifier`.
@@ -73,7 +79,7 @@ def spaces(
     shown = (float(described[0]), float(described[1])) if described else _range_of_integers(source)
     taken = input_range or shown or UNIT
     means = about.get("output", {}).get("means") if isinstance(about.get("output"), Mapping) else None
-    given = outputs or MEANS.get(str(means))
+    given = outputs or MEANS.get(str(means)) or _told_by_the_end(interpreter, int(sink["index"]))
     if given is None:
         seen = []
         for image in in_range(look_images(tuple(map(int, source["shape"][1:]))), taken):
@@ -84,6 +90,15 @@ def spaces(
         rounding = len(seen[0]) * float(sink["quantization"][0]) / 2
         given = output_kind(np.stack(seen), min(max(SUM_TOLERANCE, rounding), 0.5))
     return taken, given
+
+
+def _told_by_the_end(interpreter: Any, tensor: int) -> Outputs | None:
+    """Return what the operation that computes a tensor tells of it; None where it tells nothing."""
+    operations = [one for one in interpreter._get_ops_details() if one["op_name"] != "DELEGATE"]
+    writers = {int(index): one for one in operations for index in one["outputs"]}
+    while tensor in writers and writers[tensor]["op_name"] in PASSES:
+        tensor = int(writers[tensor]["inputs"][0])
+    return GIVES.get(writers[tensor]["op_name"]) if tensor in writers else None
 
 
 def _range_of_integers(tensor: Mapping[str, Any]) -> Range | None:

@@ -268,7 +268,10 @@ def own_input_range(path: str, checksum: str) -> Range | None:
 
 def not_a_keras_file(path: Path) -> str:
     """Return what a file or folder is that is no .keras file, and how it becomes one."""
-    if path.is_dir():
+    if (path / "model.weights.h5").is_file():
+        opened = f"keras.saving.load_model({path.name!r}, compile=False)"
+        given = f"its content in a folder; save it as one file: {opened}.save({path.name + '.keras'!r})"
+    elif path.is_dir():
         given = f"the folder of a SavedModel; open it where it was made and save it as {path.name}.keras"
     elif path.name.endswith((".weights.h5", ".weights.hdf5")):
         given = "weights alone; build its model, load_weights them and save it with model.save('NAME.keras')"
@@ -386,15 +389,18 @@ def _not_compiled(config: Any) -> Any:
 
 
 def _foreign(config: Any) -> Iterator[Any]:
-    """Return the Python modules that a config names for what is not Keras's, not ours and not registered."""
+    """Return modules, or names of registered objects, that a config asks for and that are neither known nor Keras's."""
     waiting = [config]
     while waiting:
         value = waiting.pop()
         if isinstance(value, dict):
             package = str(value.get("module") or "builtins").partition(".")[0]
-            registered = keras.saving.get_registered_object(value.get("registered_name"))
+            name = value.get("registered_name")
+            registered = keras.saving.get_registered_object(name)
             if "class_name" in value and package not in PACKAGES and registered is None:
                 yield value["module"]
+            if "class_name" in value and value.get("module") is None and name and registered is None:
+                yield name
             waiting.extend(value.values())
         elif isinstance(value, list):
             waiting.extend(value)

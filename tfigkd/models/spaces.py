@@ -85,7 +85,7 @@ def recognise_input_range(model: keras.Model) -> Range | None:
 
     Read are an integer input and the operations that a single image passes first: Rescaling, Normalization, batch
     normalization, 1x1 depthwise convolutions and arithmetic with constants, as keras.applications' `preprocess_input`
-    does it; models inside the model are read too.
+    does it; models inside the model are read too. Where several read the image, as in an ensemble, all have to agree.
 
     Args:
         model: Functional or Sequential, built.
@@ -96,9 +96,17 @@ def recognise_input_range(model: keras.Model) -> Range | None:
     first = _bare(model)
     if first is None:
         return None
-    found = _range_of([part for part in _affine_parts(first) if not part.neutral])
+    readers = _reading(first, first.inputs[0])
+    found = _told_by(first)
+    if found is None and len(readers) > 1:
+        told = {_told_by(first, node) for node in readers}
+        found = told.pop() if len(told) == 1 else None
     integer = "int" in keras.backend.standardize_dtype(first.inputs[0].dtype)
     return PIXELS if integer and found is None else found
+
+
+def _told_by(model: keras.Model, start: Any = None) -> Range | None:
+    return _range_of([part for part in _affine_parts(model, start) if not part.neutral])
 
 
 def _range_of(parts: list[_Affine]) -> Range | None:
@@ -128,8 +136,8 @@ def _range_of(parts: list[_Affine]) -> Range | None:
     return UNIT if np.mean(np.abs(scale)) >= SMALLEST_SCALE else PIXELS
 
 
-def _affine_parts(model: keras.Model) -> Iterator[_Affine]:
-    for operation, node in _leading(model):
+def _affine_parts(model: keras.Model, start: Any = None) -> Iterator[_Affine]:
+    for operation, node in _leading(model, start):
         if operation.name == INPUT_RANGE:  # written by `with_input_range`
             yield _Affine(_scalar(1), _scalar(-0.5))
             return
@@ -139,19 +147,30 @@ def _affine_parts(model: keras.Model) -> Iterator[_Affine]:
         yield part
 
 
-def _leading(model: keras.Model) -> Iterator[tuple[Any, Any]]:
-    """Yield the operations, with their nodes, that the image passes one after the other; models inside are entered."""
+def _reading(bare: keras.Model, tensor: Any) -> list[Any]:
+    """Return the nodes of a graph that read a tensor."""
+    nodes = [node for depth in bare._nodes_by_depth.values() for node in depth if not node.is_input]
+    return [node for node in nodes if any(source is tensor for source in node.input_tensors)]
+
+
+def _leading(model: keras.Model, start: Any = None) -> Iterator[tuple[Any, Any]]:
+    """Yield the operations, with their nodes, that the image passes one after the other; models inside are entered.
+
+    Args:
+        model: Functional or Sequential.
+        start: Which of the nodes that read the image is the first one; needed where there are several.
+    """
     bare = _bare(model)
     if bare is None:
         return
-    nodes = [node for depth in bare._nodes_by_depth.values() for node in depth if not node.is_input]
     tensor = bare.inputs[0]
     while tensor is not bare.outputs[0]:
-        reading = [node for node in nodes if any(source is tensor for source in node.input_tensors)]
+        reading = _reading(bare, tensor) if start is None else [start]
+        start = None
         if len(reading) > 1 and all(type(node.operation).__name__ == "GetItem" for node in reading):
             # channels taken apart, as keras.applications turns RGB into BGR, until one operation joins them
             picked = [node.outputs[0] for node in reading]
-            reading = [node for node in nodes if any(source is picked[0] for source in node.input_tensors)]
+            reading = _reading(bare, picked[0])
         if len(reading) != 1:
             return
         node = reading[0]

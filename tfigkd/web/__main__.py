@@ -17,7 +17,7 @@ import numpy as np
 
 from tfigkd.config.fields import rgb
 from tfigkd.data.spaces import Range
-from tfigkd.edge.contract import admit, contract_path
+from tfigkd.edge.contract import admit, contract_path, is_foreign
 from tfigkd.edge.files import add_space_options, spaces
 from tfigkd.edge.litert import open_classifier
 from tfigkd.measure.gallery import Gallery
@@ -125,7 +125,7 @@ def write_site(
         place = make_folder(folder / "models" / str(index))
         copy_file(path, place / path.name)
         about: dict[str, Any] = {"file": f"models/{index}/{path.name}"}
-        if contract_path(path).is_file():
+        if contract_path(path).is_file() and not is_foreign(path):
             copy_file(contract_path(path), contract_path(place / path.name))
             about["contract"] = f"models/{index}/{contract_path(path).name}"
         listed.append(model | about)
