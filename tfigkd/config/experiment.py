@@ -83,6 +83,10 @@ class Config:
         require(
             fresh, "features.epochs must be 0 with student.init = teacher, whose front it has", self.features.epochs
         )
+        chained = self.training.chain > 0 or not self.losses.opdf.weight
+        require(chained, "losses.opdf.weight must be 0 without training.chain", self.losses.opdf.weight)
+        contracted = self.compress.losses.opdf.weight
+        require(not contracted, "compress.losses.opdf.weight must be 0, as kernels are contracted then", contracted)
         if self.student.init == "teacher":
             network = ("model", "width", "dropout", "normalization", "widths", "depth", "stem_stride")
             for name in (*network, "input_range", "outputs"):
@@ -100,7 +104,7 @@ class Config:
 
     @property
     def needs_live_teacher(self) -> bool:
-        """Whether the teacher runs in every step."""
+        """Whether the teacher runs in every step, or has its weights compared in it."""
         active = self.losses.active()
         if self.needs_attention:
             del active["at"]
@@ -149,6 +153,7 @@ def fine_tuning(config: Config) -> Config:
             power=1.0,
             l1=0.0,
             dot=0.0,
+            chain=0,
             finetune_epochs=0,
         ),
         view=replace(config.view, kind="live", attention="live") if own else config.view,

@@ -183,7 +183,7 @@ class TeacherConfig(NetworkConfig):
             "teacher.train = false needs teacher.weights or a .keras teacher.model",
             self.model,
         )
-        for name in ("power", "l1", "dot", "finetune_epochs"):
+        for name in ("power", "chain", "l1", "dot", "finetune_epochs"):
             given, unset = getattr(self.training, name), getattr(TrainingConfig(), name)
             require(given == unset, f"teacher.training.{name} must be {unset}, it is of the student alone", given)
         require(self.count > 0, "teacher.count must be at least 1", self.count)

@@ -109,7 +109,7 @@ def student_fingerprint(config: Config, workdir: Workdir, data: str | None = Non
     if config.student.weights is not None:
         network["weights"] = checksum(weights_path(config.student.weights))
     parts = [network, config.training, config.augment, config.overlay, config.control, config.view]
-    parts.append({name: asdict(term) for name, term in config.losses.active().items()})
+    parts.append({name: fingerprint_values(term) for name, term in config.losses.active().items()})
     parts += [config.features] if config.features.epochs else []
     return fingerprint("student", *identity, *parts)
 
@@ -166,8 +166,12 @@ def _initial(config: Config, workdir: Workdir, data: Dataset) -> keras.Model:
         student = build_network(config.student, data)
         if config.student.own_file:
             console.say(f"  student: {_start(config, student, workdir.seed)}")
-    student = models.with_power(with_fused_layers(student), config.training.power)
-    return models.with_precision(student, config.training.precision)
+    return models.with_precision(reparameterized(with_fused_layers(student), config), config.training.precision)
+
+
+def reparameterized(student: keras.Model, config: Config) -> keras.Model:
+    """Return a student whose kernels are trained by other variables, where the recipe asks for it."""
+    return models.with_chain(models.with_power(student, config.training.power), config.training.chain)
 
 
 def _cut(teacher: keras.Model, config: Config, data: Dataset) -> keras.Model:
@@ -207,7 +211,9 @@ def make_distiller(config: Config, workdir: Workdir, student: keras.Model) -> Di
     """Return the student with its losses, and with the teacher where it runs in every step."""
     teacher = None
     if config.needs_live_teacher:
-        teacher = models.fold_batch_norm(load_teacher(config, workdir))
+        teacher = load_teacher(config, workdir)
+        if not config.losses.compare("weights"):  # folding changes them
+            teacher = models.fold_batch_norm(teacher)
         teacher = models.with_precision(teacher, config.training.precision)
     return assemble(config, student, teacher)
 
@@ -265,7 +271,7 @@ def check(config: Config) -> None:
     teacher = build_teacher(config, data)
     if config.teacher.trained:
         require_trainable(teacher, f"the teacher {config.teacher.model}")
-    student = models.with_power(untrained_student(config, data, teacher), config.training.power)
+    student = reparameterized(untrained_student(config, data, teacher), config)
     for name, phase in early_phases(config).items():
         with _trained_part(config, student, name):
             assemble(phase, student, teacher)

@@ -21,6 +21,7 @@ from tfigkd.training.seen import (
     STUDENT,
     TEACHER,
     SeenNetwork,
+    SeenTensors,
     all_taps,
     check_model,
     flat,
@@ -265,11 +266,12 @@ class Distiller(keras.Model):
         """Set or remove the live teacher, for example after loading a saved distiller.
 
         Raises:
-            ValueError: teacher and student have different numbers of classes or share weights that train, or a tap is
-                unknown.
+            ValueError: teacher and student have different numbers of classes or share weights that train, a tap is
+                unknown, or kernels that are compared have no shape in common.
         """
         self._seen_teacher: SeenNetwork | None = None
         self._seen_pruned: dict[float, SeenNetwork] = {}
+        self._seen_tensors: dict[str, SeenTensors] = {}
         if teacher is not None:
             check_model("teacher", teacher)
             own = {id(variable) for variable in teacher.variables}
@@ -287,6 +289,9 @@ class Distiller(keras.Model):
             self._seen_teacher = SeenNetwork(teacher, self.distillation_losses, TEACHER, self.input_range)
             for share in {loss.pruned for loss in self.distillation_losses.values()} - {0.0}:
                 self._seen_pruned[share] = SeenNetwork(pruned_copy(teacher, share), {}, TEACHER, self.input_range)
+            for name, loss in self.distillation_losses.items():
+                if loss.needs_tensors:
+                    self._seen_tensors[name] = SeenTensors(self.student, teacher, loss.permuted)
 
     def build(self, input_shape: Any) -> None:
         """Mark the model as built: the student is, and nothing else has weights."""
@@ -410,6 +415,12 @@ class Distiller(keras.Model):
             if not loss.needs_teacher:
                 soft = loss.soft_labels(outputs[LOGITS], labels_of(targets), training=training)
                 sides[name] = soft, outputs[LOGITS]
+                continue
+            if loss.needs_tensors:
+                if name in self._seen_tensors:
+                    sides[name] = self._seen_tensors[name]()
+                elif training:
+                    raise ValueError(f"loss {name!r} needs a teacher: Distiller(teacher=...)")
                 continue
             teacher_taps, student_taps = loss_taps(loss)
             alone = loss.needs_heads or loss.pruned  # a live teacher is needed, and not its outputs alone
