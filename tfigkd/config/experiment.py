@@ -67,6 +67,8 @@ class Config:
         require(rest, "compress.losses.kd.weight must be in [0, 1]", self.compress.losses.kd.weight)
         several = self.student.init == "teacher" and self.teacher.count > 1
         require(not several, "student.init = teacher needs a single teacher, got teacher.count", self.teacher.count)
+        stored = self.view.kind == "views" or not self.teacher.by_label
+        require(stored, "teacher.weighting = label needs view.kind = views, logits of each teacher", self.view.kind)
         taught = not self.training.dot or bool(self.losses.active())
         require(taught, "training.dot must be 0 without a term beside the hard label", self.training.dot)
         pruned = self.losses.r2kd.pruned if self.losses.r2kd.weight else 0.0
@@ -151,9 +153,9 @@ def fine_tuning(config: Config) -> Config:
             label_smoothing=0.0,
             hard_weight=None,
             power=1.0,
+            chain=0,
             l1=0.0,
             dot=0.0,
-            chain=0,
             finetune_epochs=0,
         ),
         view=replace(config.view, kind="live", attention="live") if own else config.view,

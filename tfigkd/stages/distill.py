@@ -41,11 +41,10 @@ from tfigkd.stages.data import (
     data_fingerprints,
     dataset,
     holds_out_validation,
-    teacher_examples,
     training_choice,
     training_examples,
 )
-from tfigkd.stages.overlays import load_knowledge, load_views, store_folder, stored_maps, views_folder
+from tfigkd.stages.overlays import load_knowledge, load_views, store_folder, stored_maps, views_folder, views_name
 from tfigkd.stages.teacher import (
     build_network,
     build_teacher,
@@ -53,6 +52,7 @@ from tfigkd.stages.teacher import (
     members,
     network_values,
     require_trainable,
+    taught_examples,
     teacher_fingerprint,
     teacher_folder,
     watched,
@@ -91,7 +91,7 @@ def _tap(config: Config) -> str:
 def student_fingerprint(config: Config, workdir: Workdir, data: str | None = None) -> str:
     """Hash of everything the student's weights depend on; `data` is one of `data_fingerprints`, else the first."""
     store = store_folder(config, workdir).name if config.needs_store else None
-    views = views_folder(config, workdir).name if config.needs_views else None
+    views = views_name(config, workdir) if config.needs_views else None
     attention = views_folder(config, workdir, _tap(config)).name if config.needs_attention else None
     teacher = teacher_folder(config, workdir).name if config.needs_teacher else None
     trained_on = [data or data_fingerprints(config.data)[0], *training_choice(config.data)]
@@ -264,10 +264,10 @@ def check(config: Config) -> None:
             "out to store all logits"
         )
     class_weights(config.training, training_examples(config.data), data.class_names)
-    class_weights(config.teacher.training, teacher_examples(config.data), data.class_names)
+    class_weights(config.teacher.training, taught_examples(config), data.class_names)
     check_devices(config.training, len(training_examples(config.data)))
     if config.teacher.trained:
-        check_devices(config.teacher.training, len(teacher_examples(config.data)), "teacher.training")
+        check_devices(config.teacher.training, len(taught_examples(config)), "teacher.training")
     teacher = build_teacher(config, data)
     if config.teacher.trained:
         require_trainable(teacher, f"the teacher {config.teacher.model}")
