@@ -14,7 +14,7 @@ from tfigkd.stages import distill, teacher
 from tfigkd.stages.data import dataset, training_examples
 from tfigkd.study.plan import Options, plan, read_study
 
-DIGITS = {"data.name": "digits", "data.limit": 64, "data.image_size": 24, "teacher.widths": (24, 24, 24)}
+DIGITS = {"data.name": "digits", "data.limit": 96, "data.image_size": 24, "teacher.widths": (24, 24, 24)}
 PHASES = {
     "losses.regression.weight": 0.0,
     "losses.kd.weight": 0.9,
@@ -24,6 +24,7 @@ PHASES = {
 CHAIN = {"training.chain": 0, "losses.opdf.weight": 0.0}
 BASES = {"cifar10_dot": "cifar10_sgd", "cifar10_power": "cifar10_sgd", "cifar10_opdf": "cifar10_opdf_kd"}
 """Beginning of a name to the arm that is compared with; of all others it is cifar10_kd."""
+ONE_TEACHER = {"teacher.count": 1, "teacher.shards": 1, "teacher.weighting": "mean"}
 TERM = {"losses.kd.weight": 0.9, "losses.kd.temperature": 4.0}
 OFF = {
     "cifar10_sp": {"losses.sp.weight": 0.0},
@@ -50,6 +51,9 @@ OFF = {
     "cifar10_opdf_chain": CHAIN,
     "cifar10_osakd": {"losses.osakd.weight": 0.0, "losses.kd.weight": 0.9},
     "cifar10_spirit": {"losses.kd.weight": 0.9, "training.epochs": 30, "features": asdict(FeaturesConfig())},
+    "cifar10_osakd_teacher": {"losses.osakd.weight": 0.0, "losses.kd.weight": 0.9},
+    "cifar10_shards": ONE_TEACHER,
+    "cifar10_shards_mean": ONE_TEACHER,
     "cifar10_function": {"training.mixup": 0.0, "view.kind": "views", **TERM},
     "cifar10_function_fixed": {"view.kind": "views", **TERM},
 }

@@ -77,7 +77,10 @@ class Config:
         own = self.losses.osakd
         single = not (own.weight and mixed)
         require(single, "training.mixup and cutmix must be 0 with losses.osakd, which needs one label", mixed)
-        least = not own.weight or own.queue >= self.training.batch_size
+        taught = own.weight > 0 and own.space == "teacher"
+        stored = not taught or self.view.kind != "live"
+        require(stored, "losses.osakd.space = teacher needs stored logits, view.kind = plain or views", self.view.kind)
+        least = not own.weight or taught or own.queue >= self.training.batch_size
         require(least, "losses.osakd.queue must be at least training.batch_size", own.queue)
         drawn = self.losses.e2kd.weight > 0 and self.control.maps in ("noise", "none")
         require(not drawn, "control.maps must be own or shuffled with losses.e2kd", self.control.maps)
@@ -111,7 +114,7 @@ class Config:
         if self.needs_attention:
             del active["at"]
         live = self.view.kind == "live"
-        return any(term.runs_teacher or (live and term.compares == "logits") for term in active.values())
+        return any(term.runs_teacher or (live and term.looks_at == "logits") for term in active.values())
 
     @property
     def needs_store(self) -> bool:

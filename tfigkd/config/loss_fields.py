@@ -57,6 +57,11 @@ class LossConfig:
             )
 
     @property
+    def looks_at(self) -> str:
+        """What it compares with these settings, which may ask for more than the class says."""
+        return self.compares
+
+    @property
     def runs_teacher(self) -> bool:
         """Whether the teacher has to be there in every step."""
         return self.compares in ("features", "weights")
@@ -269,8 +274,8 @@ class BKDConfig(LossConfig):
 
 @dataclass(frozen=True)
 class OSAKDConfig(LossConfig):
-    """Soft labels from the nearest neighbors of the student's logits, without a teacher (Tzelepi, Tefas 2021, arXiv
-    2108.11798). Start: weight 0.1 to 1."""
+    """Soft labels from the nearest neighbors in the student's logits, without a teacher, or in the teacher's (Tzelepi,
+    Tefas 2021, arXiv 2108.11798). Start: weight 0.1 to 1."""
 
     compares = "labels"
 
@@ -278,11 +283,19 @@ class OSAKDConfig(LossConfig):
     """Neighbors of an example."""
     queue: int = 1024
     """Last training examples among which they are looked for, beside the batch."""
+    space: Literal["student", "teacher"] = late("student")
+    """student: neighbors by the student's logits, in each step; teacher: by the teacher's stored logits, among all that
+    trains, once. Of several views of an image it is their mean."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         require(self.neighbors > 0, "losses.osakd.neighbors must be positive", self.neighbors)
         require(self.queue >= self.neighbors, "losses.osakd.queue must be at least its neighbors", self.queue)
+
+    @property
+    def looks_at(self) -> str:
+        """Logits of the teacher in its space, else labels."""
+        return "logits" if self.space == "teacher" else self.compares
 
 
 @dataclass(frozen=True)
@@ -378,4 +391,4 @@ class LossesConfig:
 
     def compare(self, what: Literal["logits", "features", "map", "weights"]) -> bool:
         """Return whether a term with a weight compares logits, features, maps or weights."""
-        return any(term.compares == what for term in self.active().values())
+        return any(term.looks_at == what for term in self.active().values())

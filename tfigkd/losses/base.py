@@ -37,6 +37,8 @@ class Loss(DistillationLoss):
     """`per_example` takes what `project` makes of the student's outputs, told whether it is in training."""
     needs_teacher: bool = True
     """Whether the teacher's side is of a teacher; else it is what `soft_labels` makes of the student's own logits."""
+    stored_as: str | None = None
+    """Name of the target that holds the teacher's side, worked out before the training; else none does."""
     pruned: float = 0.0
     """Share of the weights that a second teacher lacks; above 0 the teacher's side is both teachers' logits."""
     student_layer: Taps = None

@@ -44,6 +44,7 @@ from tfigkd.stages.data import (
     training_choice,
     training_examples,
 )
+from tfigkd.stages.neighbors import load_posteriors
 from tfigkd.stages.overlays import load_knowledge, load_views, store_folder, stored_maps, views_folder, views_name
 from tfigkd.stages.teacher import (
     build_network,
@@ -312,6 +313,9 @@ def training_stream(config: Config, workdir: Workdir) -> Callable[[int], Iterato
     if config.needs_attention:
         maps = load_views(config, workdir, examples, _tap(config))
         attention = StoredAttention(_tap(config), maps, moved=config.view.attention == "moved")
+    posteriors = None
+    if config.losses.osakd.weight and config.losses.osakd.space == "teacher":
+        posteriors = shuffle_views(load_posteriors(config, workdir, examples), config.control)[:]
     return training_batches(
         examples,
         augment=config.augment,
@@ -321,6 +325,7 @@ def training_stream(config: Config, workdir: Workdir) -> Callable[[int], Iterato
         overlay=config.overlay,
         views=views,
         attention=attention,
+        posteriors=posteriors,
         view_count=config.view.views if config.view.kind == "views" else None,
         view_seed=config.view.seed,
         wanted=_wanted(config),

@@ -115,7 +115,8 @@ class Distiller(keras.Model):
 
     Targets are labels (integers [B] or probabilities [B,C]), or a dictionary: `"label"`, with it or not
     `"label_probabilities"` [B,C], which the hard-label loss then takes (of mixed images), and what is known of the
-    teacher: `"teacher_logits"` [B,C], `"teacher_map"` [B,H,W], `"teacher_features"` (tap to features or attention).
+    teacher: `"teacher_logits"` [B,C], `"teacher_map"` [B,H,W], `"teacher_features"` (tap to features or attention),
+    `"teacher_posteriors"` [B,C].
     Where they hold all that the losses need, no teacher runs. Otherwise the live teacher runs in inference mode on
     `"teacher_inputs"`, or on the student's own batch. It is neither tracked nor saved with the distiller, and its
     `trainable` flag is left alone.
@@ -225,7 +226,7 @@ class Distiller(keras.Model):
                 continue
             if not loss.needs_teacher:
                 loss.build(number_of_classes(self.student))
-                projectors.append(loss.projector)
+                projectors += [] if loss.projector is None else [loss.projector]
                 continue
             for tap in flat(loss.teacher_layer):
                 if tap not in self.teacher_shapes:
@@ -411,6 +412,12 @@ class Distiller(keras.Model):
                     spaces = {"take": self._seen_student.take, "to_logits": self._seen_student.to_logits}
                     own = loss.student_map(self.student, inputs, labels_of(targets), **spaces)
                     sides[name] = known["teacher_map"], own
+                continue
+            if loss.stored_as:
+                if loss.stored_as in known:
+                    sides[name] = known[loss.stored_as], outputs[LOGITS]
+                elif training:
+                    raise ValueError(f"loss {name!r} needs targets {{'label': ..., {loss.stored_as!r}: ...}}")
                 continue
             if not loss.needs_teacher:
                 soft = loss.soft_labels(outputs[LOGITS], labels_of(targets), training=training)
