@@ -12,6 +12,7 @@ from tfigkd.losses import (
     E2KD,
     FSP,
     LOSSES,
+    OPDF,
     OSAKD,
     PKT,
     R2KD,
@@ -46,6 +47,7 @@ EXAMPLES = {
     "r2kd": R2KD(rank=0.5, pruned=0.25),
     "osakd": OSAKD(neighbors=3, queue=8),
     "rtk": RTK(["student_tap", "student_late"], ["teacher_tap", "teacher_late"], keys=1, width=3),
+    "opdf": OPDF(permuted=True),
     "e2kd": E2KD("student_late", "teacher_late", shuffled=True),
     "ig_match": IGMatching(times_input=False),
 }
@@ -60,9 +62,12 @@ NEEDS = {
     "skt": "features",
     "reviewkd": "features",
     "rtk": "features",
+    "opdf": "tensors",
     "e2kd": "features",
     "ig_match": "inputs",
 }
+
+ALONE = {"training.hard_weight": 1.0, "training.chain": 3}  # what a loss of weight 1, and one of tensors, asks for
 
 
 def network(name: str, filters: int, strides: int):
@@ -86,25 +91,28 @@ def test_every_loss_has_an_example():
 @pytest.mark.parametrize("name", LOSSES)
 def test_a_loss_says_what_it_needs(name):
     loss = EXAMPLES[name]
-    needs = [what for what in ("labels", "features", "inputs") if getattr(loss, f"needs_{what}")]
+    needs = [what for what in ("labels", "features", "inputs", "tensors") if getattr(loss, f"needs_{what}")]
     assert needs == ([NEEDS[name]] if name in NEEDS else [])
     assert (
-        isinstance(loss, PerExampleLoss) == hasattr(loss, "per_example") == (name not in ("dist", "rkd", "sp", "pkt"))
+        isinstance(loss, PerExampleLoss)
+        == hasattr(loss, "per_example")
+        == (name not in ("dist", "rkd", "sp", "pkt", "opdf"))
     )
 
 
 @pytest.mark.parametrize("name", LOSSES)
 def test_the_table_of_a_loss_says_what_the_loss_needs(name):
     loss, table = RKD() if name == "rkd" else EXAMPLES[name], getattr(LossesConfig(), name)
-    expected = "features" if loss.needs_features else "map" if loss.needs_inputs else "logits"
+    needed = {"features": loss.needs_features, "map": loss.needs_inputs, "weights": loss.needs_tensors}
+    expected = next((what for what, needs in needed.items() if needs), "logits")
     assert table.compares == (expected if loss.needs_teacher else "labels")
-    live = override(Config(), {f"losses.{name}.weight": 1.0, "view.kind": "live", "training.hard_weight": 1.0})
+    live = override(Config(), {f"losses.{name}.weight": 1.0, "view.kind": "live"} | ALONE)
     assert live.needs_live_teacher == (name not in ("ig_match", "osakd"))
-    alone = {"losses.r2kd.pruned": 0.0}  # a pruned teacher needs the view of the live one
+    alone = {**ALONE, "losses.r2kd.pruned": 0.0}  # a pruned teacher needs the view of the live one
     plain = override(Config(), {f"losses.{name}.weight": 1.0, "overlay.probability": 0.0} | alone)
     assert plain.needs_teacher == loss.needs_teacher
     assert plain.needs_store == plain.needs_single_images == (table.compares in ("logits", "map"))
-    assert plain.needs_live_teacher == (table.compares == "features")
+    assert plain.needs_live_teacher == (table.compares in ("features", "weights"))
     views = override(plain, {"view.kind": "views"})
     assert views.needs_views == (table.compares == "logits")
 
@@ -152,7 +160,7 @@ def test_it_trains_in_the_distiller_of_keras(name):
         assert not any(variable is loss.projector.kernel for variable in model.student.variables)
 
 
-@pytest.mark.parametrize("name", ["dkd", "fsp", "skt", "reviewkd", "e2kd", "osakd", "r2kd", "rtk", "ig_match"])
+@pytest.mark.parametrize("name", ["dkd", "fsp", "skt", "reviewkd", "e2kd", "osakd", "r2kd", "rtk", "opdf", "ig_match"])
 def test_losses_that_the_distiller_of_keras_cannot_feed_are_refused_there(name):
     with pytest.raises(ValueError, match=r"use tfigkd\.Distiller"):
         distiller(EXAMPLES[name])

@@ -14,13 +14,17 @@ from tfigkd.stages import distill, teacher
 from tfigkd.stages.data import dataset, training_examples
 from tfigkd.study.plan import Options, plan, read_study
 
-DIGITS = {"data.name": "digits", "data.limit": 64, "data.image_size": 24, "teacher.widths": (24, 24, 24)}
+DIGITS = {"data.name": "digits", "data.limit": 96, "data.image_size": 24, "teacher.widths": (24, 24, 24)}
 PHASES = {
     "losses.regression.weight": 0.0,
     "losses.kd.weight": 0.9,
     "training.hard_weight": None,
     "training.finetune_epochs": 0,
 }
+CHAIN = {"training.chain": 0, "losses.opdf.weight": 0.0}
+BASES = {"cifar10_dot": "cifar10_sgd", "cifar10_power": "cifar10_sgd", "cifar10_opdf": "cifar10_opdf_kd"}
+"""Beginning of a name to the arm that is compared with; of all others it is cifar10_kd."""
+ONE_TEACHER = {"teacher.count": 1, "teacher.shards": 1, "teacher.weighting": "mean"}
 TERM = {"losses.kd.weight": 0.9, "losses.kd.temperature": 4.0}
 OFF = {
     "cifar10_sp": {"losses.sp.weight": 0.0},
@@ -42,30 +46,42 @@ OFF = {
     "cifar10_r2kd_one": {"view.kind": "views", "losses.r2kd.weight": 0.0, "losses.kd.weight": 0.9},
     "cifar10_rtk": {"losses.rtk.weight": 0.0},
     "cifar10_rtk_uniform": {"losses.rtk.weight": 0.0},
+    "cifar10_opdf": CHAIN,
+    "cifar10_opdf_permuted": CHAIN,
+    "cifar10_opdf_chain": CHAIN,
     "cifar10_osakd": {"losses.osakd.weight": 0.0, "losses.kd.weight": 0.9},
     "cifar10_spirit": {"losses.kd.weight": 0.9, "training.epochs": 30, "features": asdict(FeaturesConfig())},
+    "cifar10_osakd_teacher": {"losses.osakd.weight": 0.0, "losses.kd.weight": 0.9},
+    "cifar10_shards": ONE_TEACHER,
+    "cifar10_shards_mean": ONE_TEACHER,
     "cifar10_function": {"training.mixup": 0.0, "view.kind": "views", **TERM},
     "cifar10_function_fixed": {"view.kind": "views", **TERM},
 }
 """Experiment to the fields that switch its method off."""
 
 
+def on_digits(name):
+    """Return the config of an experiment on digits; a student of the teacher's kind has the teacher's channels."""
+    config = override(read_experiment(name)[1], DIGITS)
+    return override(config, {"student.widths": (24, 24, 24)}) if config.student.model == "convnet" else config
+
+
 def networks(name):
     """Return the config of an experiment on digits, its student and its teacher."""
-    config = override(read_experiment(name)[1], DIGITS)
+    config = on_digits(name)
     data = dataset(config.data)
     return config, distill.untrained_student(config, data), teacher.build_teacher(config, data)
 
 
 @pytest.mark.parametrize("name", OFF)
 def test_the_networks_and_taps_of_a_method_fit(name):
-    distill.check(override(read_experiment(name)[1], DIGITS))
+    distill.check(on_digits(name))
 
 
 @pytest.mark.parametrize("name", OFF)
 def test_a_method_that_is_switched_off_is_the_arm_that_it_is_compared_with(name):
-    of_sgd = name.startswith(("cifar10_dot", "cifar10_power"))
-    kd, method = read_experiment("cifar10_sgd" if of_sgd else "cifar10_kd")[1], read_experiment(name)[1]
+    base = next((base for start, base in BASES.items() if name.startswith(start)), "cifar10_kd")
+    kd, method = read_experiment(base)[1], read_experiment(name)[1]
     assert method != kd
     off = override(method, OFF[name])
     assert off.losses.active() == kd.losses.active()
@@ -140,7 +156,8 @@ def test_the_phases_of_a_schedule_are_counted_in_steps():
 
 def test_every_method_and_control_is_an_arm_of_the_study():
     study = read_study("methods")
-    assert {*study.arms.values()} == {"cifar10_kd", "cifar10_sgd", "cifar10_student", "cifar10_label_smoothing", *OFF}
+    controls = {"cifar10_kd", "cifar10_student", "cifar10_label_smoothing", *BASES.values()}
+    assert {*study.arms.values()} == controls | {*OFF}
     jobs = plan(study, Options("methods"))
     assert len(jobs) == study.seeds * len(study.arms)
     configs = [replace(job.run.config, description="") for job in jobs[: len(study.arms)]]
@@ -180,3 +197,36 @@ def test_a_pruned_teacher_has_to_see_what_the_student_sees():
 def test_more_keys_than_taps_are_refused():
     with pytest.raises(UserError, match=r"losses\.rtk\.keys must be positive, and at most the taps .*, got 4"):
         override(read_experiment("cifar10_rtk")[1], {"losses.rtk.keys": 4})
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"training.chain": 4}, r"training\.chain must be 0, or odd and at least 3, got 4"),
+        ({"training.power": 2.0}, r"training\.power must be 1 with training\.chain, got 2\.0"),
+        ({"training.chain": 0}, r"losses\.opdf\.weight must be 0 without training\.chain"),
+        (
+            {"teacher.training.chain": 3, "teacher.training.weight_decay_form": "decoupled"},
+            r"teacher\.training\.chain must be 0, it is of the student alone",
+        ),
+        ({"compress.losses.opdf.weight": 1.0}, r"compress\.losses\.opdf\.weight must be 0"),
+        (
+            {"training.optimizer": "sgd", "training.weight_decay_form": "coupled"},
+            r"training\.weight_decay_form must be decoupled with training\.chain",
+        ),
+    ],
+)
+def test_chains_that_cannot_be_are_refused_in_one_line(changes, message):
+    with pytest.raises(UserError, match=message) as caught:
+        override(read_experiment("cifar10_opdf")[1], changes)
+    assert "\n" not in str(caught.value)
+
+
+def test_the_tensor_loss_needs_kernels_of_the_teachers_shapes():
+    with pytest.raises(UserError, match=r"losses: no kernel of the student .* has the shape of one of the teacher"):
+        distill.check(
+            override(read_experiment("cifar10_opdf")[1], {**DIGITS, "student.model": "resnet8", "student.depth": 2})
+        )
+    config = override(read_experiment("cifar10_opdf")[1], {"losses.opdf.weight": 0.0})
+    assert not config.needs_live_teacher and config.needs_views
+    assert fine_tuning(config).training.chain == 0

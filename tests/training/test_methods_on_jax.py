@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from tfigkd import models
-from tfigkd.losses import E2KD, OSAKD, RTK, SKT, Hint, KLDivergence, ReviewKD
+from tfigkd.losses import E2KD, OPDF, OSAKD, RTK, SKT, Hint, KLDivergence, ReviewKD
 from tfigkd.training.distiller import Distiller
 from tfigkd.training.optimizers import DOT, SGD
 
@@ -25,6 +25,7 @@ CASES = {
     "dot": {"losses": {"kd": KLDivergence(2.0), "hint": Hint("first", "second")}, "delta": 0.1},
     "phases": {"losses": {"kd": KLDivergence(2.0)}, "finetune_from": 2},
     "power": {"losses": {"kd": KLDivergence(2.0)}, "alpha": 1.5, "l1": 1e-3},
+    "chain": {"losses": {"kd": KLDivergence(2.0), "opdf": OPDF()}, "tensors": 3},
 }
 
 
@@ -46,12 +47,14 @@ def fill(variables, seed):
 
 def student_of(name):
     """Train a case for four steps and return the weights of the student and of what its losses train."""
-    case = {"delta": None, "alpha": 1.0, **CASES[name]}
-    delta, alpha, losses = case.pop("delta"), case.pop("alpha"), case.pop("losses")
+    case = {"delta": None, "alpha": 1.0, "tensors": 0, **CASES[name]}
+    delta, alpha, tensors, losses = (case.pop(key) for key in ("delta", "alpha", "tensors", "losses"))
     losses = {key: type(loss).from_config(loss.get_config()) for key, loss in losses.items()}
-    student = models.with_power(network("student", 4, 1), alpha)
+    student = models.with_chain(models.with_power(network("student", 4, 1), alpha), tensors)
     weights = dict.fromkeys(losses, 0.5)
-    model = Distiller(student, losses=losses, loss_weights=weights, teacher=network("teacher", 6, 2), **case)
+    model = Distiller(
+        student, losses=losses, loss_weights=weights, teacher=network("teacher", 4 if tensors else 6, 2), **case
+    )
     fill([v for v in model.trainable_variables if all(v is not own for own in student.trainable_variables)], 3)
     recipe = {"momentum": 0.8, "nesterov": True}
     model.compile(SGD(0.05, **recipe) if delta is None else DOT(0.05, **recipe, delta=delta))

@@ -141,6 +141,7 @@ def training_batches(
     overlay: OverlayConfig | None = None,
     views: StoredViews | None = None,
     attention: StoredAttention | None = None,
+    posteriors: np.ndarray | None = None,
     view_count: int | None = None,
     view_seed: int = 0,
     wanted: Collection[str] = ("teacher_logits",),
@@ -167,6 +168,7 @@ def training_batches(
         views: The teacher's logits of K stored views, [N,K,C]; each image is then moved as one of them, and the
             targets hold the logits of that view.
         attention: The teacher's stored attention maps; they come as `"teacher_features"`, by their tap.
+        posteriors: Soft labels of the examples, [N,C], which come as `"teacher_posteriors"`.
         view_count: Without any stored views: move each image as one of so many. A student without a teacher then sees
             the crops of one with a teacher.
         view_seed: The seed that the stored views were drawn with.
@@ -234,6 +236,8 @@ def training_batches(
             targets["teacher_features"] = {attention.tap: coarse}
         elif attention is not None:
             targets["teacher_features"] = {attention.tap: attention.maps[chosen, view].astype(np.float32)}
+        if posteriors is not None:
+            targets["teacher_posteriors"] = posteriors[chosen]
         if knowledge is not None and "teacher_logits" in wanted:
             targets["teacher_logits"] = knowledge.logits[chosen].astype(np.float32, copy=False)
         if mapped and "teacher_map" in wanted:

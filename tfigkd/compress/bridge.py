@@ -118,7 +118,8 @@ def check_losses(losses: Iterable[Loss]) -> None:
     Raises:
         UserError: one of them compares features or input gradients, or has no teacher.
     """
-    if any(loss.needs_features or loss.needs_inputs or not loss.needs_teacher or loss.pruned for loss in losses):
+    others = ("needs_features", "needs_inputs", "needs_tensors", "pruned")
+    if any(not loss.needs_teacher or any(getattr(loss, name) for name in others) for loss in losses):
         raise UserError("tfmot methods can distill only from logits; set compress.losses to kd, dkd or dist")
 
 

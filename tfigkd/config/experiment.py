@@ -69,6 +69,8 @@ class Config:
         require(rest, "compress.losses.kd.weight must be in [0, 1]", self.compress.losses.kd.weight)
         several = self.student.init == "teacher" and self.teacher.count > 1
         require(not several, "student.init = teacher needs a single teacher, got teacher.count", self.teacher.count)
+        stored = self.view.kind == "views" or not self.teacher.by_label
+        require(stored, "teacher.weighting = label needs view.kind = views, logits of each teacher", self.view.kind)
         taught = not self.training.dot or bool(self.losses.active())
         require(taught, "training.dot must be 0 without a term beside the hard label", self.training.dot)
         pruned = self.losses.r2kd.pruned if self.losses.r2kd.weight else 0.0
@@ -77,7 +79,10 @@ class Config:
         own = self.losses.osakd
         single = not (own.weight and mixed)
         require(single, "training.mixup and cutmix must be 0 with losses.osakd, which needs one label", mixed)
-        least = not own.weight or own.queue >= self.training.batch_size
+        taught = own.weight > 0 and own.space == "teacher"
+        stored = not taught or self.view.kind != "live"
+        require(stored, "losses.osakd.space = teacher needs stored logits, view.kind = plain or views", self.view.kind)
+        least = not own.weight or taught or own.queue >= self.training.batch_size
         require(least, "losses.osakd.queue must be at least training.batch_size", own.queue)
         drawn = self.losses.e2kd.weight > 0 and self.control.maps in ("noise", "none")
         require(not drawn, "control.maps must be own or shuffled with losses.e2kd", self.control.maps)
@@ -85,6 +90,10 @@ class Config:
         require(
             fresh, "features.epochs must be 0 with student.init = teacher, whose front it has", self.features.epochs
         )
+        chained = self.training.chain > 0 or not self.losses.opdf.weight
+        require(chained, "losses.opdf.weight must be 0 without training.chain", self.losses.opdf.weight)
+        contracted = self.compress.losses.opdf.weight
+        require(not contracted, "compress.losses.opdf.weight must be 0, as kernels are contracted then", contracted)
         if self.student.init == "teacher":
             network = ("model", "width", "dropout", "normalization", "widths", "depth", "stem_stride")
             for name in (*network, "input_range", "outputs"):
@@ -102,12 +111,12 @@ class Config:
 
     @property
     def needs_live_teacher(self) -> bool:
-        """Whether the teacher runs in every step."""
+        """Whether the teacher runs in every step, or has its weights compared in it."""
         active = self.losses.active()
         if self.needs_attention:
             del active["at"]
         live = self.view.kind == "live"
-        return any(term.runs_teacher or (live and term.compares == "logits") for term in active.values())
+        return any(term.runs_teacher or (live and term.looks_at == "logits") for term in active.values())
 
     @property
     def needs_store(self) -> bool:
@@ -149,6 +158,7 @@ def fine_tuning(config: Config) -> Config:
             label_smoothing=0.0,
             hard_weight=None,
             power=1.0,
+            chain=0,
             l1=0.0,
             dot=0.0,
             finetune_epochs=0,

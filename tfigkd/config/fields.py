@@ -161,8 +161,15 @@ class TeacherConfig(NetworkConfig):
     """Seed of the teacher's own training; --seed moves only the student."""
     count: int = 1
     """Teachers trained with the seeds from `seed` on; several teach together, as one model that averages logits."""
-    weighting: Literal["mean", "confidence"] = "mean"
-    """Several teachers count alike, or image by image by their confidence (negative entropy)."""
+    weighting: Literal["mean", "confidence", "label"] = "mean"
+    """Several teachers count alike; or image by image by their confidence (negative entropy); or, in what the student
+    learns from, by the label (negative cross-entropy; needs view.kind = views), and alike elsewhere."""
+    label_temperature: float = late(1.0)
+    """With weighting = label: what cross-entropies are divided by before the softmax over the teachers; with a small
+    one the best teacher of an image counts alone."""
+    shards: int = late(1)
+    """Parts that what trains is divided into, class by class; the teacher of seed s learns from part s modulo this
+    number alone. With count = shards, all teachers together cost as much as a single one (after arXiv 2303.09494)."""
     training: TrainingConfig = field(
         default_factory=lambda: TrainingConfig(
             batch_size=128,
@@ -183,16 +190,25 @@ class TeacherConfig(NetworkConfig):
             "teacher.train = false needs teacher.weights or a .keras teacher.model",
             self.model,
         )
-        for name in ("power", "l1", "dot", "finetune_epochs"):
+        for name in ("power", "chain", "l1", "dot", "finetune_epochs"):
             given, unset = getattr(self.training, name), getattr(TrainingConfig(), name)
             require(given == unset, f"teacher.training.{name} must be {unset}, it is of the student alone", given)
         require(self.count > 0, "teacher.count must be at least 1", self.count)
+        warm = self.label_temperature > 0
+        require(warm, "teacher.label_temperature must be positive", self.label_temperature)
+        divided = self.shards == 1 or (self.shards > 1 and self.trained)
+        require(divided, "teacher.shards must be at least 1, and 1 for a teacher that is not trained here", self.shards)
         require(
             self.count == 1 or self.trained,
             "teacher.count above 1 trains its teachers; models that are there are joined by models.ensemble into one "
             ".keras file for teacher.model",
             self.count,
         )
+
+    @property
+    def by_label(self) -> bool:
+        """Whether several teachers are weighted by the label."""
+        return self.count > 1 and self.weighting == "label"
 
     @property
     def trains(self) -> bool:

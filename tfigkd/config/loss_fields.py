@@ -41,10 +41,10 @@ class LossConfig:
         TypeError: A class does not say it.
     """
 
-    compares: ClassVar[Literal["logits", "features", "map", "labels"]]
+    compares: ClassVar[Literal["logits", "features", "map", "weights", "labels"]]
     """What of the teacher and the student: their logits, which are stored, or of the live teacher with other views; the
-    outputs of taps, which need the live teacher; the stored map of the teacher with the student's; or labels, without a
-    teacher."""
+    outputs of taps, which need the live teacher; the stored map of the teacher with the student's; their weights, for
+    which the teacher is there but does not run; or labels, without a teacher."""
 
     weight: float = 0.0
     """Weight of the term; 0 switches it off."""
@@ -52,12 +52,19 @@ class LossConfig:
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
         if not hasattr(cls, "compares"):
-            raise TypeError(f'{cls.__name__} has to declare compares = "logits", "features", "map" or "labels"')
+            raise TypeError(
+                f'{cls.__name__} has to declare compares = "logits", "features", "map", "weights" or "labels"'
+            )
+
+    @property
+    def looks_at(self) -> str:
+        """What it compares with these settings, which may ask for more than the class says."""
+        return self.compares
 
     @property
     def runs_teacher(self) -> bool:
-        """Whether the teacher has to run in every step."""
-        return self.compares == "features"
+        """Whether the teacher has to be there in every step."""
+        return self.compares in ("features", "weights")
 
     def __post_init__(self) -> None:
         require(self.weight >= 0, "the weight of a loss must not be negative", self.weight)
@@ -267,8 +274,8 @@ class BKDConfig(LossConfig):
 
 @dataclass(frozen=True)
 class OSAKDConfig(LossConfig):
-    """Soft labels from the nearest neighbors of the student's logits, without a teacher (Tzelepi, Tefas 2021, arXiv
-    2108.11798). Start: weight 0.1 to 1."""
+    """Soft labels from the nearest neighbors in the student's logits, without a teacher, or in the teacher's (Tzelepi,
+    Tefas 2021, arXiv 2108.11798). Start: weight 0.1 to 1."""
 
     compares = "labels"
 
@@ -276,11 +283,19 @@ class OSAKDConfig(LossConfig):
     """Neighbors of an example."""
     queue: int = 1024
     """Last training examples among which they are looked for, beside the batch."""
+    space: Literal["student", "teacher"] = late("student")
+    """student: neighbors by the student's logits, in each step; teacher: by the teacher's stored logits, among all that
+    trains, once. Of several views of an image it is their mean."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         require(self.neighbors > 0, "losses.osakd.neighbors must be positive", self.neighbors)
         require(self.queue >= self.neighbors, "losses.osakd.queue must be at least its neighbors", self.queue)
+
+    @property
+    def looks_at(self) -> str:
+        """Logits of the teacher in its space, else labels."""
+        return "logits" if self.space == "teacher" else self.compares
 
 
 @dataclass(frozen=True)
@@ -335,6 +350,17 @@ class RTKConfig(LossConfig):
 
 
 @dataclass(frozen=True)
+class OPDFConfig(LossConfig):
+    """Tensors of the kernels, all but the central ones, where kernels of student and teacher have the same shape (Zhan
+    et al. 2024, arXiv 2411.06448). It needs training.chain. Start: weight 10 to 100."""
+
+    compares = "weights"
+
+    permuted: bool = False
+    """A control: each layer is compared with another of the teacher's."""
+
+
+@dataclass(frozen=True)
 class LossesConfig:
     """The terms beside the hard label."""
 
@@ -355,6 +381,7 @@ class LossesConfig:
     osakd: OSAKDConfig = late(OSAKDConfig())  # noqa: RUF009 - it is frozen
     r2kd: R2KDConfig = late(R2KDConfig())  # noqa: RUF009 - it is frozen
     rtk: RTKConfig = late(RTKConfig())  # noqa: RUF009 - it is frozen
+    opdf: OPDFConfig = late(OPDFConfig())  # noqa: RUF009 - it is frozen
     e2kd: E2KDConfig = late(E2KDConfig())  # noqa: RUF009 - it is frozen
 
     def active(self) -> dict[str, LossConfig]:
@@ -362,6 +389,6 @@ class LossesConfig:
         terms = {name: getattr(self, name) for name in self.__dataclass_fields__}
         return {name: term for name, term in terms.items() if term.weight > 0}
 
-    def compare(self, what: Literal["logits", "features", "map"]) -> bool:
-        """Return whether a term with a weight compares logits, features or maps."""
-        return any(term.compares == what for term in self.active().values())
+    def compare(self, what: Literal["logits", "features", "map", "weights"]) -> bool:
+        """Return whether a term with a weight compares logits, features, maps or weights."""
+        return any(term.looks_at == what for term in self.active().values())

@@ -107,6 +107,10 @@ class TrainingConfig:
     """Exponent of powerpropagation: the student's kernels are θ·|θ|^(power - 1), of which θ is trained and decayed, so
     that small weights learn slowly and can be pruned later; files hold the kernels. 1 trains the kernels themselves
     (Schwarz et al. 2021, arXiv 2110.00296). Start: 1.25 to 3."""
+    chain: int = late(0)
+    """Tensors whose product each of the student's kernels is in training, but for depthwise ones; files hold the
+    kernels. Odd and at least 3; 0 trains the kernels themselves (Zhan et al. 2024, arXiv 2411.06448). Start: 3 or 5,
+    with 1, 0.3 and 0.1 times the plain learning rate."""
     dot: float = late(0.0)
     """Difference that the momentum of the distillation's gradient has above, and that of the hard label below
     training.momentum, for sgd; the step then has two gradients. 0 has one momentum for their sum (Zhao et al. 2023,
@@ -159,6 +163,9 @@ class TrainingConfig:
             known = weights is None or weights == "balanced"
             require(known, 'training.class_weight must be "balanced" or a table of class name to weight', weights)
         require(self.power >= 1, "training.power must be at least 1", self.power)
+        odd = self.chain == 0 or (self.chain >= 3 and self.chain % 2 == 1)
+        require(odd, "training.chain must be 0, or odd and at least 3", self.chain)
+        require(not self.chain or self.power == 1, "training.power must be 1 with training.chain", self.power)
         limit = min(self.momentum, 1 - self.momentum)
         fits = 0 <= self.dot < limit if self.dot else True
         require(fits, "training.dot must be 0, or below training.momentum and 1 minus it", self.dot)
@@ -178,6 +185,9 @@ class TrainingConfig:
         require(not warm, "training.warmup_epochs must be 0 with the triangular schedule", self.warmup_epochs)
         plain = self.weight_decay_form == "decoupled" or self.optimizer == "sgd"
         require(plain, "training.weight_decay_form must be decoupled but for sgd", self.weight_decay_form)
+        # decay of the center alone is that of the kernel, but as a part of the gradient it is not
+        apart = not self.chain or self.weight_decay_form == "decoupled"
+        require(apart, "training.weight_decay_form must be decoupled with training.chain", self.weight_decay_form)
 
 
 @dataclass(frozen=True)

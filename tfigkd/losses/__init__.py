@@ -34,6 +34,7 @@ from tfigkd.losses.relation import (
 )
 from tfigkd.losses.review import ReviewKD, context_distance
 from tfigkd.losses.structure import SKT, dense_flow_distance, direction_distance
+from tfigkd.losses.tensors import OPDF, tensor_distance
 
 LOSSES: dict[str, type[Loss]] = {
     "kd": KLDivergence,
@@ -52,6 +53,7 @@ LOSSES: dict[str, type[Loss]] = {
     "osakd": OSAKD,
     "r2kd": R2KD,
     "rtk": RTK,
+    "opdf": OPDF,
     "e2kd": E2KD,
     "ig_match": IGMatching,
 }
@@ -63,6 +65,7 @@ __all__ = [
     "E2KD",
     "FSP",
     "LOSSES",
+    "OPDF",
     "OSAKD",
     "PKT",
     "R2KD",
@@ -103,4 +106,5 @@ __all__ = [
     "similarity_distance",
     "spatial_attention",
     "standardize_logits",
+    "tensor_distance",
 ]

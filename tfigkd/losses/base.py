@@ -30,10 +30,15 @@ class Loss(DistillationLoss):
     """The loss computes the student's value from the student and the images, not from an output."""
     needs_heads: bool = False
     """The loss compares what `explain` makes of the features, the layers behind the tap and the teacher's decision."""
+    needs_tensors: bool = False
+    """The loss compares the tensors of kernels, the student's with the teacher's, and no outputs; its `permuted` says
+    whether those of other layers."""
     projects: bool = False
     """`per_example` takes what `project` makes of the student's outputs, told whether it is in training."""
     needs_teacher: bool = True
     """Whether the teacher's side is of a teacher; else it is what `soft_labels` makes of the student's own logits."""
+    stored_as: str | None = None
+    """Name of the target that holds the teacher's side, worked out before the training; else none does."""
     pruned: float = 0.0
     """Share of the weights that a second teacher lacks; above 0 the teacher's side is both teachers' logits."""
     student_layer: Taps = None
@@ -77,7 +82,7 @@ class Loss(DistillationLoss):
             ValueError: The loss needs more than that, or a tap is unknown.
         """
         more = self.needs_labels or self.needs_inputs or self.needs_heads or not self.needs_teacher or self.pruned
-        if more or isinstance(self.student_layer, tuple):
+        if more or self.needs_tensors or isinstance(self.student_layer, tuple):
             raise ValueError(
                 f"{type(self).__name__} needs more than one output of each model, but keras.distillation.Distiller "
                 "passes only one; use tfigkd.Distiller"

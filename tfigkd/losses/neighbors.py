@@ -1,6 +1,6 @@
 """Self-acquired soft labels: the classes among the nearest neighbors of an example, in the network's own outputs."""
 
-from typing import Any
+from typing import Any, Literal
 
 import keras
 from keras import ops
@@ -10,6 +10,8 @@ from tfigkd.losses.logits import hard_label_loss
 
 FAR = 1e30
 """Squared distance of what is no neighbor."""
+POSTERIORS = "teacher_posteriors"
+"""Target of a batch: `neighbor_posteriors` in the teacher's space, [B,C]."""
 EPSILON = 1e-12
 """Smallest probability of which the logarithm is taken."""
 
@@ -78,28 +80,36 @@ class Queue(keras.layers.Layer):
 class OSAKD(PerExampleLoss):
     """Online self-acquired distillation of Tzelepi and Tefas 2021 (arXiv 2108.11798), for `tfigkd.Distiller` only.
 
-    There is no teacher: the soft label of an example is `neighbor_posteriors` among the other examples of its batch and
-    the last `queue` training examples, whose logits are those of the step in which they were seen. The loss is
-    KL(soft label ‖ student); no gradient passes through the soft label. The number of neighbors, the distance and the
-    queue are our reading, since the abstract alone was available to us.
+    In the student's space there is no teacher: the soft label of an example is `neighbor_posteriors` among the other
+    examples of its batch and the last `queue` training examples, whose logits are those of the step in which they were
+    seen. The loss is KL(soft label ‖ student); no gradient passes through the soft label. The number of neighbors, the
+    distance and the queue are our reading, since the abstract alone was available to us.
+
+    In the teacher's space the neighbors are those among all training examples in the teacher's logits, as worked out
+    before the training and given by the targets as `"teacher_posteriors"`.
 
     Args:
         neighbors: k, neighbors of an example. Defaults to `16`.
-        queue: Examples that are kept, at least the batch size. Defaults to `1024`.
+        queue: Examples that are kept, at least the batch size; in the student's space. Defaults to `1024`.
+        space: "student" or "teacher". Defaults to `"student"`.
     """
 
     needs_teacher = False
 
-    def __init__(self, neighbors: int = 16, queue: int = 1024):
+    def __init__(self, neighbors: int = 16, queue: int = 1024, space: Literal["student", "teacher"] = "student"):
         if not 0 < neighbors <= queue:
             raise ValueError(f"neighbors must be positive and at most the queue, got {neighbors} and {queue}")
+        if space not in ("student", "teacher"):
+            raise ValueError(f"space must be 'student' or 'teacher', got {space!r}")
         self.neighbors = neighbors
         self.queue = queue
+        self.space = space
+        self.stored_as = POSTERIORS if space == "teacher" else None
         self.projector: Queue | None = None
 
     def build(self, classes: int) -> None:
-        """Create the queue; a second call changes nothing."""
-        if self.projector is None:
+        """Create the queue, in the student's space; a second call changes nothing."""
+        if self.projector is None and self.space == "student":
             self.projector = Queue(self.queue, classes, name="osakd_queue")
 
     def soft_labels(self, logits: Tensor, labels: Tensor, *, training: bool) -> Tensor:

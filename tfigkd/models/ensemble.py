@@ -1,10 +1,12 @@
-"""Several teachers as one model."""
+"""Several teachers as one model, and their logits weighted by the labels."""
 
 from collections.abc import Sequence
 from typing import Literal
 
 import keras
+import numpy as np
 from keras import ops
+from scipy.special import log_softmax, softmax
 
 Weighting = Literal["mean", "confidence"]
 
@@ -41,3 +43,23 @@ def ensemble(models: Sequence[keras.Model], *, weighting: Weighting = "mean") ->
     entropy = -ops.sum(ops.softmax(logits) * ops.log_softmax(logits), axis=-1, keepdims=True)
     weights = ops.softmax(-entropy, axis=1)
     return keras.Model(images, ops.sum(weights * logits, axis=1), name="ensemble")
+
+
+def weighted_by_label(logits: Sequence[np.ndarray], labels: np.ndarray, temperature: float = 1.0) -> np.ndarray:
+    """Return the mean of several models' logits, each weighted by how well it knows the label.
+
+    The weights of an image are the softmax, over the models, of their negative cross-entropies on its label, divided by
+    the temperature. They tell the label, and so are for training alone.
+
+    Args:
+        logits: Of each model, [N,...,C].
+        labels: Integers [N].
+        temperature: A small one makes the best model of an image count alone, a large one all alike.
+
+    Returns:
+        float32 [N,...,C].
+    """
+    each = np.stack([np.asarray(one, np.float32) for one in logits])
+    chosen = labels.reshape(1, -1, *[1] * (each.ndim - 2))
+    known = np.take_along_axis(log_softmax(each, axis=-1), chosen, axis=-1)
+    return np.sum(softmax(known / temperature, axis=0) * each, axis=0)

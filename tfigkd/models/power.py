@@ -10,6 +10,7 @@ import keras
 import numpy as np
 from keras import ops
 
+from tfigkd.models.kernels import Reparameterized
 from tfigkd.models.layers import copy_layer, flatten_layers, rebuilt
 from tfigkd.runtime.errors import UserError
 
@@ -31,12 +32,10 @@ def root(kernel: np.ndarray, alpha: float) -> np.ndarray:
     return kernel if alpha == 1.0 else np.sign(kernel) * np.abs(kernel) ** (1.0 / alpha)
 
 
-class _Power(keras.layers.Layer):
-    """What is added to a layer with a kernel; comes before it among the base classes.
+class _Power(Reparameterized):
+    """What is added to a layer with a kernel; comes before it among the base classes."""
 
-    Its saved state holds the kernel and not θ, in the places of the plain layer, so that `copy_layer_state` takes
-    either for the other. Keras itself would save the kernel and load it as θ.
-    """
+    own = ("alpha",)
 
     def __init__(self, *arguments: Any, alpha: float = 2.0, **options: Any):
         super().__init__(*arguments, **options)
@@ -47,66 +46,55 @@ class _Power(keras.layers.Layer):
     def build(self, input_shape: Any) -> None:
         """Create θ so that the kernel is what the initializer draws."""
         super().build(input_shape)
-        self.theta.assign(root(ops.convert_to_numpy(self.theta), self.alpha))
+        self.set_kernel(ops.convert_to_numpy(self.theta))
 
     @property
     def theta(self) -> Any:
         """The variable that is trained, of the kernel's shape."""
         return self._kernel
 
+    def kernel_value(self) -> Any:
+        """Return θ·|θ|^(α-1)."""
+        return powered(self._kernel, self.alpha)
+
+    def set_kernel(self, kernel: np.ndarray) -> None:
+        """Set θ so that the kernel is this one."""
+        self._kernel.assign(root(kernel, self.alpha))
+
     @property
     def kernel(self) -> Any:
         """The kernel, a tensor."""
-        return powered(self._kernel, self.alpha)
+        return self.kernel_value()
 
     @kernel.setter
     def kernel(self, variable: Any) -> None:
         # depthwise convolutions assign their variable to it, the others have a property of it too
         self._kernel = variable
 
-    def _saved(self) -> list[Any]:
-        return [self._kernel, *([self.bias] if self.use_bias else [])]
-
-    def save_own_variables(self, store: dict) -> None:
-        """Write the kernel and the bias, as the plain layer does."""
-        if self.built:
-            for index, variable in enumerate(self._saved()):
-                store[str(index)] = self.kernel if index == 0 else variable
-
-    def load_own_variables(self, store: dict) -> None:
-        """Read the kernel and the bias, as the plain layer does."""
-        if not self.built:
-            return
-        if len(store.keys()) != len(self._saved()):
-            raise ValueError(f"expected {len(self._saved())} variables for {self.name}, got {len(store.keys())}")
-        for index, variable in enumerate(self._saved()):
-            value = np.asarray(ops.convert_to_numpy(store[str(index)]))
-            variable.assign(root(value, self.alpha) if index == 0 else value)
-
-    def get_config(self) -> dict:
-        """Return the constructor's arguments."""
-        return {**super().get_config(), "alpha": self.alpha}
-
 
 @keras.saving.register_keras_serializable("tfigkd")
 class PowerConv2D(_Power, keras.layers.Conv2D):
     """`keras.layers.Conv2D` with powerpropagation; `alpha` is the exponent, 1 the plain layer."""
+
+    plain = keras.layers.Conv2D
 
 
 @keras.saving.register_keras_serializable("tfigkd")
 class PowerDepthwiseConv2D(_Power, keras.layers.DepthwiseConv2D):
     """`keras.layers.DepthwiseConv2D` with powerpropagation; `alpha` is the exponent, 1 the plain layer."""
 
+    plain = keras.layers.DepthwiseConv2D
+
 
 @keras.saving.register_keras_serializable("tfigkd")
 class PowerDense(_Power, keras.layers.Dense):
     """`keras.layers.Dense` with powerpropagation; `alpha` is the exponent, 1 the plain layer."""
 
+    plain = keras.layers.Dense
+
 
 POWERED: dict[type[keras.Layer], type[keras.Layer]] = {
-    keras.layers.Conv2D: PowerConv2D,
-    keras.layers.DepthwiseConv2D: PowerDepthwiseConv2D,
-    keras.layers.Dense: PowerDense,
+    kind.plain: kind for kind in (PowerConv2D, PowerDepthwiseConv2D, PowerDense)
 }
 """Plain layer to the one with powerpropagation."""
 
@@ -139,32 +127,6 @@ def with_power(model: keras.Model, alpha: float) -> keras.Model:
         if not _trained(layer):
             return copy_layer(layer)
         return POWERED[type(layer)].from_config({**layer.get_config(), "alpha": alpha})
-
-    return rebuilt(model, replace)
-
-
-def with_plain_kernels(model: keras.Model) -> keras.Model:
-    """Return a copy of a model in which every layer with powerpropagation is the plain one with its kernel.
-
-    Args:
-        model: From `with_power`, or a copy; another one is returned as it is.
-
-    Returns:
-        A Functional model with the same layer names and the same function, not compiled.
-
-    Raises:
-        UserError: The copy is not the same function.
-    """
-    plain = {new: old for old, new in POWERED.items()}
-    if not any(type(layer) in plain for layer in flatten_layers(model)):
-        return model
-
-    def replace(layer: keras.Layer) -> keras.Layer:
-        if type(layer) not in plain:
-            return copy_layer(layer)
-        config = layer.get_config()
-        config.pop("alpha")
-        return plain[type(layer)].from_config(config)
 
     return rebuilt(model, replace)
 

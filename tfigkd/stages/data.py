@@ -101,12 +101,34 @@ def stratified_share(examples: Examples, fraction: float, seed: int) -> Examples
 
 def _share(examples: Examples, fractions: np.ndarray, seed: int) -> Examples:
     """Return a share of each class, at least one example; `fractions` [C] has that of each label."""
-    draws = np.array([hashlib.sha256(f"subset {seed} {id_}".encode()).hexdigest() for id_ in examples.ids])
+    draws = _draws(examples, f"subset {seed}")
     kept = np.zeros(len(examples), bool)
     for label in np.unique(examples.labels):
         members = np.flatnonzero(examples.labels == label)
         count = max(1, round(fractions[label] * len(members)))
         kept[members[np.argsort(draws[members], kind="stable")[:count]]] = True
+    return examples.take(kept)
+
+
+def _draws(examples: Examples, purpose: str) -> np.ndarray:
+    """Return a draw for each example, a text by which they can be sorted."""
+    return np.array([hashlib.sha256(f"{purpose} {id_}".encode()).hexdigest() for id_ in examples.ids])
+
+
+def shard(examples: Examples, shards: int, which: int) -> Examples:
+    """Return one of several parts of examples, which have nearly the same number of each class.
+
+    Raises:
+        UserError: A class has fewer examples than there are parts.
+    """
+    if shards == 1:
+        return examples
+    draws, kept = _draws(examples, "shard"), np.zeros(len(examples), bool)
+    for label, count in zip(*np.unique(examples.labels, return_counts=True), strict=True):
+        if count < shards:
+            raise UserError(f"teacher.shards must be at most {count}, the training images of a class, got {shards}")
+        members = np.flatnonzero(examples.labels == label)
+        kept[members[np.argsort(draws[members], kind="stable")[which::shards]]] = True
     return examples.take(kept)
 
 

@@ -41,11 +41,11 @@ from tfigkd.stages.data import (
     data_fingerprints,
     dataset,
     holds_out_validation,
-    teacher_examples,
     training_choice,
     training_examples,
 )
-from tfigkd.stages.overlays import load_knowledge, load_views, store_folder, stored_maps, views_folder
+from tfigkd.stages.neighbors import load_posteriors
+from tfigkd.stages.overlays import load_knowledge, load_views, store_folder, stored_maps, views_folder, views_name
 from tfigkd.stages.teacher import (
     build_network,
     build_teacher,
@@ -53,6 +53,7 @@ from tfigkd.stages.teacher import (
     members,
     network_values,
     require_trainable,
+    taught_examples,
     teacher_fingerprint,
     teacher_folder,
     watched,
@@ -91,7 +92,7 @@ def _tap(config: Config) -> str:
 def student_fingerprint(config: Config, workdir: Workdir, data: str | None = None) -> str:
     """Hash of everything the student's weights depend on; `data` is one of `data_fingerprints`, else the first."""
     store = store_folder(config, workdir).name if config.needs_store else None
-    views = views_folder(config, workdir).name if config.needs_views else None
+    views = views_name(config, workdir) if config.needs_views else None
     attention = views_folder(config, workdir, _tap(config)).name if config.needs_attention else None
     teacher = teacher_folder(config, workdir).name if config.needs_teacher else None
     trained_on = [data or data_fingerprints(config.data)[0], *training_choice(config.data)]
@@ -109,7 +110,7 @@ def student_fingerprint(config: Config, workdir: Workdir, data: str | None = Non
     if config.student.weights is not None:
         network["weights"] = checksum(weights_path(config.student.weights))
     parts = [network, config.training, config.augment, config.overlay, config.control, config.view]
-    parts.append({name: asdict(term) for name, term in config.losses.active().items()})
+    parts.append({name: fingerprint_values(term) for name, term in config.losses.active().items()})
     parts += [config.features] if config.features.epochs else []
     return fingerprint("student", *identity, *parts)
 
@@ -166,8 +167,12 @@ def _initial(config: Config, workdir: Workdir, data: Dataset) -> keras.Model:
         student = build_network(config.student, data)
         if config.student.own_file:
             console.say(f"  student: {_start(config, student, workdir.seed)}")
-    student = models.with_power(with_fused_layers(student), config.training.power)
-    return models.with_precision(student, config.training.precision)
+    return models.with_precision(reparameterized(with_fused_layers(student), config), config.training.precision)
+
+
+def reparameterized(student: keras.Model, config: Config) -> keras.Model:
+    """Return a student whose kernels are trained by other variables, where the recipe asks for it."""
+    return models.with_chain(models.with_power(student, config.training.power), config.training.chain)
 
 
 def _cut(teacher: keras.Model, config: Config, data: Dataset) -> keras.Model:
@@ -207,7 +212,9 @@ def make_distiller(config: Config, workdir: Workdir, student: keras.Model) -> Di
     """Return the student with its losses, and with the teacher where it runs in every step."""
     teacher = None
     if config.needs_live_teacher:
-        teacher = models.fold_batch_norm(load_teacher(config, workdir))
+        teacher = load_teacher(config, workdir)
+        if not config.losses.compare("weights"):  # folding changes them
+            teacher = models.fold_batch_norm(teacher)
         teacher = models.with_precision(teacher, config.training.precision)
     return assemble(config, student, teacher)
 
@@ -258,14 +265,14 @@ def check(config: Config) -> None:
             "out to store all logits"
         )
     class_weights(config.training, training_examples(config.data), data.class_names)
-    class_weights(config.teacher.training, teacher_examples(config.data), data.class_names)
+    class_weights(config.teacher.training, taught_examples(config), data.class_names)
     check_devices(config.training, len(training_examples(config.data)))
     if config.teacher.trained:
-        check_devices(config.teacher.training, len(teacher_examples(config.data)), "teacher.training")
+        check_devices(config.teacher.training, len(taught_examples(config)), "teacher.training")
     teacher = build_teacher(config, data)
     if config.teacher.trained:
         require_trainable(teacher, f"the teacher {config.teacher.model}")
-    student = models.with_power(untrained_student(config, data, teacher), config.training.power)
+    student = reparameterized(untrained_student(config, data, teacher), config)
     for name, phase in early_phases(config).items():
         with _trained_part(config, student, name):
             assemble(phase, student, teacher)
@@ -306,6 +313,9 @@ def training_stream(config: Config, workdir: Workdir) -> Callable[[int], Iterato
     if config.needs_attention:
         maps = load_views(config, workdir, examples, _tap(config))
         attention = StoredAttention(_tap(config), maps, moved=config.view.attention == "moved")
+    posteriors = None
+    if config.losses.osakd.weight and config.losses.osakd.space == "teacher":
+        posteriors = shuffle_views(load_posteriors(config, workdir, examples), config.control)[:]
     return training_batches(
         examples,
         augment=config.augment,
@@ -315,6 +325,7 @@ def training_stream(config: Config, workdir: Workdir) -> Callable[[int], Iterato
         overlay=config.overlay,
         views=views,
         attention=attention,
+        posteriors=posteriors,
         view_count=config.view.views if config.view.kind == "views" else None,
         view_seed=config.view.seed,
         wanted=_wanted(config),

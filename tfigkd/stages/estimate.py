@@ -22,9 +22,9 @@ from tfigkd.measure.metrics import predict_logits
 from tfigkd.models.cost import multiply_adds
 from tfigkd.models.layers import with_fused_layers
 from tfigkd.runtime.files import read_manifest
-from tfigkd.stages.data import dataset, stored_examples, teacher_examples, training_examples
-from tfigkd.stages.distill import assemble
-from tfigkd.stages.teacher import build_network, build_teacher, teacher_folder
+from tfigkd.stages.data import dataset, stored_examples, training_examples
+from tfigkd.stages.distill import assemble, reparameterized
+from tfigkd.stages.teacher import build_network, build_teacher, members, taught_examples, teacher_folder
 from tfigkd.stages.workdir import Workdir
 from tfigkd.training import checkpoint
 from tfigkd.training.distiller import Distiller
@@ -74,7 +74,7 @@ def _rough_seconds(config: Config, workdir: Workdir, stages: list[str]) -> float
         folder, macs = teacher_folder(config, workdir), multiply_adds(build_teacher(config, data))
         trained = config.teacher.trained
         if "teacher" in stages and trained and read_manifest(folder) is None:
-            work = macs * BACKWARD * len(teacher_examples(config.data)) * config.teacher.training.epochs
+            work = macs * BACKWARD * len(taught_examples(members(config)[0])) * config.teacher.training.epochs
             seconds += work / (rate * TRAINING_EFFICIENCY)
         if "overlays" in stages and not list(folder.glob("overlays/*/manifest.json")):
             steps = config.attribution.n_steps or min(TYPICAL_STEPS, config.attribution.max_steps)
@@ -119,7 +119,7 @@ def _epoch_seconds(step: float, examples: Examples, recipe: TrainingConfig, augm
 
 
 def _teacher_training(config: Config, data: Dataset, folder: Path) -> float:
-    recipe, examples = config.teacher.training, teacher_examples(config.data)
+    recipe, examples = config.teacher.training, taught_examples(members(config)[0])
     if not config.teacher.trained:
         return 0.0
     network = models.with_precision(with_fused_layers(build_network(config.teacher, data)), recipe.precision)
@@ -162,12 +162,13 @@ def _forward_seconds(model: keras.Model, examples: Examples) -> float:
 def _student_step(config: Config, data: Dataset) -> float:
     """Return the seconds of a training step of the student, with the live teacher where there is one."""
     precision = config.training.precision
-    student = models.with_precision(with_fused_layers(build_network(config.student, data)), precision)
+    student = reparameterized(with_fused_layers(build_network(config.student, data)), config)
+    student = models.with_precision(student, precision)
     teacher = None
     if config.needs_live_teacher:
         teacher = models.with_precision(models.fold_batch_norm(build_teacher(config, data)), precision)
     count, known = config.training.batch_size, {}
-    if not config.needs_live_teacher:
+    if config.needs_views or not config.needs_live_teacher:
         known["teacher_logits"] = np.zeros((count, data.num_classes), np.float32)
     if config.losses.compare("map"):
         known["teacher_map"] = np.ones((count, *data.image_shape[:2]), np.float32)

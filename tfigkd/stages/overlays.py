@@ -29,7 +29,7 @@ from tfigkd.runtime.errors import UserError
 from tfigkd.runtime.files import fingerprint, finished, locked, read_manifest, write_manifest
 from tfigkd.stages.data import data_fingerprints, dataset, stored_examples, stored_fingerprint
 from tfigkd.stages.parts import Part
-from tfigkd.stages.teacher import FILE, load_teacher, require_teacher, teacher_folder
+from tfigkd.stages.teacher import FILE, load_teacher, members, require_teacher, teacher_folder
 from tfigkd.stages.workdir import Workdir
 from tfigkd.store.maps import deviation, features, parse_record, read_store, store_identity, write_store
 from tfigkd.store.shards import REBUILD, Shards, join, join_arrays, open_store, write_part, write_shards
@@ -186,8 +186,22 @@ def views_folder(config: Config, workdir: Workdir, tap: str | None = None) -> Pa
     return teacher_folder(config, workdir) / "views" / fingerprint(_views_identity(config, workdir, tap))
 
 
+def views_name(config: Config, workdir: Workdir) -> str:
+    """Return what identifies the stored logits that a student learns from, of one teacher or of several."""
+    if not config.teacher.by_label:
+        return views_folder(config, workdir).name
+    each = [views_folder(member, workdir).name for member in members(config)]
+    return fingerprint("views by label", config.teacher.label_temperature, each)
+
+
 def load_views(config: Config, workdir: Workdir, examples: Examples, tap: str | None = None) -> StoredViews:
-    """Return the stored logits of examples, float16 [N,K,C], or the attention of a tap, [N,K,h,w]; joined by id."""
+    """Return the stored logits of examples, [N,K,C], or the attention of a tap, [N,K,h,w]; joined by id.
+
+    They are float16; logits of several teachers that are weighted by the label are float32 and in memory.
+    """
+    if tap is None and config.teacher.by_label:
+        each = [load_views(member, workdir, examples)[:] for member in members(config)]
+        return models.weighted_by_label(each, examples.labels, config.teacher.label_temperature)
     folder = views_folder(config, workdir, tap)
     manifest = open_store(folder, _views_identity(config, workdir, tap))
     views = join_arrays(folder, manifest, examples, parse_view, large="views")["views"]
@@ -255,8 +269,10 @@ def stores(config: Config, workdir: Workdir) -> list[Store]:
     if any(each.needs_store for each in runs):
         found.append(Store(_overlay_shards(config, workdir), partial(build_overlays, config, workdir)))
     taps = sorted({each.losses.at.teacher_layer for each in runs if each.needs_attention})
-    for tap in [None] * any(each.needs_views for each in runs) + taps:
-        found.append(Store(_view_shards(config, workdir, tap), partial(build_views, config, workdir, tap)))
+    logits = members(config) if config.teacher.by_label else [config]
+    views = [(one, None) for one in logits * any(each.needs_views for each in runs)]
+    for one, tap in [*views, *((config, tap) for tap in taps)]:
+        found.append(Store(_view_shards(one, workdir, tap), partial(build_views, one, workdir, tap)))
     return found
 
 

@@ -2,10 +2,11 @@
 
 import json
 import os
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import keras
 import numpy as np
@@ -15,7 +16,7 @@ from tfigkd.attribution import make_baseline
 from tfigkd.batches.stream import evens_out, training_batches
 from tfigkd.config.experiment import Config, experiments_folder
 from tfigkd.config.fields import NetworkConfig
-from tfigkd.data import Dataset, mean_color, to_model_input
+from tfigkd.data import Dataset, Examples, mean_color, to_model_input
 from tfigkd.data.spaces import RANGES, UNIT
 from tfigkd.measure.chance import looked_at, mean_recall, near_chance, what_helps
 from tfigkd.measure.metrics import accuracy, predict_logits
@@ -39,6 +40,7 @@ from tfigkd.stages.data import (
     data_fingerprints,
     dataset,
     holds_out_validation,
+    shard,
     teacher_choice,
     teacher_examples,
 )
@@ -87,7 +89,22 @@ def require_trainable(model: keras.Model, what: str) -> None:
 def build_teacher(config: Config, data: Dataset) -> keras.Model:
     """Return the teacher of a config before its training; several are one model."""
     networks = [build_network(config.teacher, data) for _ in range(config.teacher.count)]
-    return networks[0] if len(networks) == 1 else models.ensemble(networks, weighting=config.teacher.weighting)
+    return networks[0] if len(networks) == 1 else _joined(networks, config)
+
+
+def _joined(networks: Sequence[keras.Model], config: Config) -> keras.Model:
+    """Return several teachers as one model, which sees no labels."""
+    return models.ensemble(networks, weighting=_weighting(config))
+
+
+def _weighting(config: Config) -> Literal["mean", "confidence"]:
+    return "confidence" if config.teacher.weighting == "confidence" else "mean"
+
+
+def taught_examples(config: Config) -> Examples:
+    """Return what the teacher of a config is trained on: all that may train, as several teachers are, or its part."""
+    teacher, examples = config.teacher, teacher_examples(config.data)
+    return examples if teacher.count > 1 else shard(examples, teacher.shards, teacher.seed % teacher.shards)
 
 
 def members(config: Config) -> list[Config]:
@@ -126,12 +143,14 @@ def teacher_fingerprint(config: Config, data: str | None = None) -> str:
     teacher, data = config.teacher, data or data_fingerprints(config.data)[0]
     if teacher.count > 1:
         each = [teacher_fingerprint(member, data) for member in members(config)]
-        return fingerprint("teachers", teacher.weighting, each)
+        return fingerprint("teachers", _weighting(config), each)
     network = network_values(teacher, dataset(config.data))
     published = checksum(weights_path(teacher.weights)) if teacher.weights else None
     recipe = [teacher.training, _draws(config), config.augment, config.data.train_split] if teacher.trained else []
     recipe += teacher_choice(config.data) if teacher.trained else []
-    if teacher.trained and evens_out(len(teacher_examples(config.data)), teacher.training.batch_size):
+    if teacher.shards > 1:
+        recipe.append(["shard", teacher.seed % teacher.shards, teacher.shards])
+    if teacher.trained and evens_out(len(taught_examples(config)), teacher.training.batch_size):
         recipe.append("even batches")
     return fingerprint("teacher", data, network, published, *recipe)
 
@@ -197,7 +216,7 @@ def _train_members(config: Config, workdir: Workdir) -> keras.Model:
         console.say(f"  teacher of seed {member.teacher.seed}")
         train_teacher(member, workdir)
         networks.append(load_teacher(member, workdir))
-    return with_stock_layers(models.ensemble(networks, weighting=config.teacher.weighting))
+    return with_stock_layers(_joined(networks, config))
 
 
 def watched(config: Config) -> Watched:
@@ -214,7 +233,7 @@ def _train(config: Config, data: Dataset, folder: Path) -> tuple[keras.Model, li
     keras.utils.set_random_seed(config.teacher.seed)
     model = with_fused_layers(build_network(config.teacher, data))
     model = models.with_precision(model, recipe.precision)
-    examples = teacher_examples(config.data)
+    examples = taught_examples(config)
     stream = training_batches(
         examples,
         augment=config.augment,
@@ -328,7 +347,7 @@ def train_teacher(config: Config, workdir: Workdir) -> None:
             data=data.fingerprint,
             trained_here=trained and saved is None,
             saw_validation=not (trained and holds_out_validation(config.data)),
-            n_train=len(teacher_examples(config.data)) if trained else None,
+            n_train=len(taught_examples(config)) if trained else None,
             validation_accuracy=score,
         )
         checkpoint.remove(folder)

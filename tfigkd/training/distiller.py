@@ -21,6 +21,7 @@ from tfigkd.training.seen import (
     STUDENT,
     TEACHER,
     SeenNetwork,
+    SeenTensors,
     all_taps,
     check_model,
     flat,
@@ -114,7 +115,8 @@ class Distiller(keras.Model):
 
     Targets are labels (integers [B] or probabilities [B,C]), or a dictionary: `"label"`, with it or not
     `"label_probabilities"` [B,C], which the hard-label loss then takes (of mixed images), and what is known of the
-    teacher: `"teacher_logits"` [B,C], `"teacher_map"` [B,H,W], `"teacher_features"` (tap to features or attention).
+    teacher: `"teacher_logits"` [B,C], `"teacher_map"` [B,H,W], `"teacher_features"` (tap to features or attention),
+    `"teacher_posteriors"` [B,C].
     Where they hold all that the losses need, no teacher runs. Otherwise the live teacher runs in inference mode on
     `"teacher_inputs"`, or on the student's own batch. It is neither tracked nor saved with the distiller, and its
     `trainable` flag is left alone.
@@ -224,7 +226,7 @@ class Distiller(keras.Model):
                 continue
             if not loss.needs_teacher:
                 loss.build(number_of_classes(self.student))
-                projectors.append(loss.projector)
+                projectors += [] if loss.projector is None else [loss.projector]
                 continue
             for tap in flat(loss.teacher_layer):
                 if tap not in self.teacher_shapes:
@@ -265,11 +267,12 @@ class Distiller(keras.Model):
         """Set or remove the live teacher, for example after loading a saved distiller.
 
         Raises:
-            ValueError: teacher and student have different numbers of classes or share weights that train, or a tap is
-                unknown.
+            ValueError: teacher and student have different numbers of classes or share weights that train, a tap is
+                unknown, or kernels that are compared have no shape in common.
         """
         self._seen_teacher: SeenNetwork | None = None
         self._seen_pruned: dict[float, SeenNetwork] = {}
+        self._seen_tensors: dict[str, SeenTensors] = {}
         if teacher is not None:
             check_model("teacher", teacher)
             own = {id(variable) for variable in teacher.variables}
@@ -287,6 +290,9 @@ class Distiller(keras.Model):
             self._seen_teacher = SeenNetwork(teacher, self.distillation_losses, TEACHER, self.input_range)
             for share in {loss.pruned for loss in self.distillation_losses.values()} - {0.0}:
                 self._seen_pruned[share] = SeenNetwork(pruned_copy(teacher, share), {}, TEACHER, self.input_range)
+            for name, loss in self.distillation_losses.items():
+                if loss.needs_tensors:
+                    self._seen_tensors[name] = SeenTensors(self.student, teacher, loss.permuted)
 
     def build(self, input_shape: Any) -> None:
         """Mark the model as built: the student is, and nothing else has weights."""
@@ -407,9 +413,21 @@ class Distiller(keras.Model):
                     own = loss.student_map(self.student, inputs, labels_of(targets), **spaces)
                     sides[name] = known["teacher_map"], own
                 continue
+            if loss.stored_as:
+                if loss.stored_as in known:
+                    sides[name] = known[loss.stored_as], outputs[LOGITS]
+                elif training:
+                    raise ValueError(f"loss {name!r} needs targets {{'label': ..., {loss.stored_as!r}: ...}}")
+                continue
             if not loss.needs_teacher:
                 soft = loss.soft_labels(outputs[LOGITS], labels_of(targets), training=training)
                 sides[name] = soft, outputs[LOGITS]
+                continue
+            if loss.needs_tensors:
+                if name in self._seen_tensors:
+                    sides[name] = self._seen_tensors[name]()
+                elif training:
+                    raise ValueError(f"loss {name!r} needs a teacher: Distiller(teacher=...)")
                 continue
             teacher_taps, student_taps = loss_taps(loss)
             alone = loss.needs_heads or loss.pruned  # a live teacher is needed, and not its outputs alone

@@ -13,9 +13,10 @@ import keras
 from keras import ops
 
 from tfigkd.config.training_fields import TrainingConfig
+from tfigkd.models.chain import AUXILIARY
 
-SPARED = ["bias", "gamma", "beta"]
-"""Variables that decoupled weight decay leaves alone."""
+SPARED = ["bias", "gamma", "beta", AUXILIARY]
+"""Variables that decoupled weight decay leaves alone; of a chain of tensors it takes the center."""
 
 
 class Triangular(keras.optimizers.schedules.LearningRateSchedule):

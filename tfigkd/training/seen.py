@@ -9,6 +9,7 @@ from keras import ops
 from tfigkd.data.spaces import UNIT, Range
 from tfigkd.losses import Loss
 from tfigkd.losses.base import Tensor
+from tfigkd.models.chain import taught_tensors
 from tfigkd.models.spaces import logits_of, recognise_input_range
 from tfigkd.models.taps import head_behind, tap_outputs
 
@@ -118,3 +119,27 @@ class SeenNetwork:
     def _behind(self, tap: str) -> Callable[[Tensor], Tensor]:
         head = head_behind(self.model, tap)
         return lambda features: self.to_logits(head(features, training=False))
+
+
+class SeenTensors:
+    """The tensors of kernels that a loss compares; called, it gives the teacher's and the student's of each layer.
+
+    It is a plain object, as `SeenNetwork`.
+
+    Args:
+        student: From `models.with_chain`.
+        teacher: The teacher.
+        permuted: See `taught_tensors`.
+
+    Raises:
+        ValueError: There is nothing to compare.
+    """
+
+    def __init__(self, student: keras.Model, teacher: keras.Model, permuted: bool):
+        pairs = taught_tensors(student, teacher, permuted=permuted)
+        self._layers = [layer for layer, _ in pairs]
+        self._taught = [[ops.convert_to_tensor(one) for one in taught] for _, taught in pairs]
+
+    def __call__(self) -> tuple[list[list[Tensor]], list[list[Tensor]]]:
+        """Return the tensors of each layer, the teacher's first."""
+        return self._taught, [layer.auxiliary for layer in self._layers]

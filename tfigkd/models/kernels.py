@@ -1,0 +1,83 @@
+"""Layers whose kernel is computed in every step from what is trained in its place, and the plain ones again."""
+
+from typing import Any, ClassVar
+
+import keras
+import numpy as np
+from keras import ops
+
+from tfigkd.models.layers import copy_layer, flatten_layers, rebuilt
+
+
+class Reparameterized(keras.layers.Layer):
+    """What is added to a layer with a kernel; comes before it among the base classes.
+
+    Its saved state holds the kernel and not what is trained, in the places of the plain layer, so that
+    `copy_layer_state` takes either for the other. Keras itself would save the kernel and load it into what is trained.
+    """
+
+    plain: ClassVar[type[keras.Layer]]
+    """The layer of Keras with the same function."""
+    own: ClassVar[tuple[str, ...]]
+    """Arguments of the constructor that the plain layer lacks."""
+
+    def kernel_value(self) -> Any:
+        """Return the kernel, a tensor in the precision of the variables."""
+        raise NotImplementedError
+
+    def set_kernel(self, kernel: np.ndarray) -> None:
+        """Set what is trained so that the kernel is this one."""
+        raise NotImplementedError
+
+    @property
+    def kernel(self) -> Any:
+        """The kernel, a tensor."""
+        return self.kernel_value()
+
+    def save_own_variables(self, store: dict) -> None:
+        """Write the kernel and the bias, as the plain layer does."""
+        if self.built:
+            for index, value in enumerate([self.kernel_value(), *self._biases()]):
+                store[str(index)] = value
+
+    def load_own_variables(self, store: dict) -> None:
+        """Read the kernel and the bias, as the plain layer does."""
+        if not self.built:
+            return
+        biases = self._biases()
+        if len(store.keys()) != 1 + len(biases):
+            raise ValueError(f"expected {1 + len(biases)} variables for {self.name}, got {len(store.keys())}")
+        self.set_kernel(np.asarray(ops.convert_to_numpy(store["0"])))
+        for index, variable in enumerate(biases, 1):
+            variable.assign(np.asarray(ops.convert_to_numpy(store[str(index)])))
+
+    def _biases(self) -> list[Any]:
+        return [self.bias] if self.use_bias else []
+
+    def get_config(self) -> dict:
+        """Return the constructor's arguments."""
+        return {**super().get_config(), **{name: getattr(self, name) for name in self.own}}
+
+
+def with_plain_kernels(model: keras.Model) -> keras.Model:
+    """Return a copy of a model in which every reparameterized layer is the plain one with its kernel.
+
+    Args:
+        model: From `with_power` or `with_chain`, or a copy; another one is returned as it is.
+
+    Returns:
+        A Functional model with the same layer names and the same function, not compiled.
+
+    Raises:
+        UserError: The copy is not the same function.
+    """
+    if not any(isinstance(layer, Reparameterized) for layer in flatten_layers(model)):
+        return model
+
+    def replace(layer: keras.Layer) -> keras.Layer:
+        if not isinstance(layer, Reparameterized):
+            return copy_layer(layer)
+        config = {name: value for name, value in layer.get_config().items() if name not in layer.own}
+        return layer.plain.from_config(config)
+
+    return rebuilt(model, replace)
