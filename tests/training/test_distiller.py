@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from tfigkd.losses import KLDivergence, hard_label_loss, kl_divergence
-from tfigkd.training.distiller import Distiller, loss_terms
+from tfigkd.training.distiller import Distiller
+from tfigkd.training.terms import loss_terms
 
 RNG = np.random.default_rng(0)
 IMAGES = RNG.random((48, 6, 6, 3)).astype(np.float32)

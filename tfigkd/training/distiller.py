@@ -1,7 +1,6 @@
 """The Keras model that trains a student from hard labels and from a teacher's logits, cached or live."""
 
 import contextlib
-import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -9,28 +8,23 @@ import keras
 from keras import ops
 
 from tfigkd.data.spaces import Range
-from tfigkd.losses import Loss, PerExampleLoss, adapted, hard_label_loss
+from tfigkd.losses import Loss, adapted, hard_label_loss
 from tfigkd.losses.base import Tensor
 from tfigkd.models.layers import flatten_layers
-from tfigkd.models.pruned import pruned_copy
 from tfigkd.models.taps import tap_outputs
 from tfigkd.training.optimizers import TwoMomenta
 from tfigkd.training.seen import (
     LOGITS,
     OUTPUTS,
     STUDENT,
-    TEACHER,
     SeenNetwork,
-    SeenTensors,
     all_taps,
     check_model,
     flat,
-    loss_taps,
     number_of_classes,
     pick,
 )
 from tfigkd.training.targets import (
-    HardLoss,
     check_labels,
     compiled_loss,
     label_array,
@@ -40,59 +34,10 @@ from tfigkd.training.targets import (
     weighted_mean,
     with_class_weight,
 )
+from tfigkd.training.terms import Compared, LiveTeacher, loss_terms
 
 RESERVED = ("loss", "hard")
 """Names that no loss may have: the logs hold the sum and the hard-label loss under them."""
-
-Sides = Mapping[str, tuple[Tensor, Tensor]]
-
-
-def loss_terms(
-    labels: Tensor,
-    logits: Tensor,
-    sides: Sides | None = None,
-    *,
-    losses: Mapping[str, Loss],
-    weights: Mapping[str, float],
-    hard_weight: float | None = None,
-    hard_loss: HardLoss | None = None,
-    sample_weight: Tensor | None = None,
-) -> dict[str, Tensor]:
-    """Return every term of the loss and their weighted sum `"loss"`, all scalars.
-
-    As in Keras, a sample weight multiplies its example's loss and the sum is divided by the batch size. A loss of the
-    whole batch (of relations between examples) has no value for one example, and is not weighted.
-
-    Args:
-        labels: Integers [B], or probabilities [B,C].
-        logits: The student's, [B,C].
-        sides: Name of a loss to what it compares, the teacher's side first; a loss without sides is left out, and
-            without that of `"kd"` the hard label counts with weight one.
-        losses: Name to loss.
-        weights: Name to weight.
-        hard_weight: Weight of the hard label; None is 1 minus that of `"kd"`.
-        hard_loss: Function of labels, logits and sample weight to the mean; None is `hard_label_loss`.
-        sample_weight: [B], or None.
-    """
-
-    sides = sides or {}
-    if hard_loss is None:
-        hard = weighted_mean(hard_label_loss(labels, logits), sample_weight)
-    else:
-        hard = hard_loss(labels, logits, sample_weight)
-    terms = {"hard_loss": hard}
-    rest = 1.0 - weights["kd"] if "kd" in sides else 1.0
-    total = (rest if hard_weight is None else hard_weight) * hard
-    for name, (teacher_side, student_side) in sides.items():
-        loss = losses[name]
-        if isinstance(loss, PerExampleLoss):
-            extra = (labels,) if loss.needs_labels else ()
-            value = weighted_mean(loss.per_example(teacher_side, student_side, *extra), sample_weight)
-        else:
-            value = loss.compute_loss(teacher_side, student_side)
-        terms[f"{name}_loss"] = value
-        total = total + weights[name] * value
-    return {"loss": total, **terms}
 
 
 def _kernels(model: keras.Model) -> list[Tensor]:
@@ -116,10 +61,9 @@ class Distiller(keras.Model):
     Targets are labels (integers [B] or probabilities [B,C]), or a dictionary: `"label"`, with it or not
     `"label_probabilities"` [B,C], which the hard-label loss then takes (of mixed images), and what is known of the
     teacher: `"teacher_logits"` [B,C], `"teacher_map"` [B,H,W], `"teacher_features"` (tap to features or attention),
-    `"teacher_posteriors"` [B,C].
-    Where they hold all that the losses need, no teacher runs. Otherwise the live teacher runs in inference mode on
-    `"teacher_inputs"`, or on the student's own batch. It is neither tracked nor saved with the distiller, and its
-    `trainable` flag is left alone.
+    `"teacher_posteriors"` [B,C]. Where they hold all that the losses need, no teacher runs. Otherwise the live teacher
+    runs in inference mode on `"teacher_inputs"`, or on the student's own batch. It is neither tracked nor saved with
+    the distiller, and its `trainable` flag is left alone.
 
     Args:
         student: A built Keras model, images to logits [B,C].
@@ -261,7 +205,7 @@ class Distiller(keras.Model):
     @property
     def teacher(self) -> keras.Model | None:
         """The live teacher, if any."""
-        return None if self._seen_teacher is None else self._seen_teacher.model
+        return None if self._live is None else self._live.network.model
 
     def attach_teacher(self, teacher: keras.Model | None) -> None:
         """Set or remove the live teacher, for example after loading a saved distiller.
@@ -270,9 +214,7 @@ class Distiller(keras.Model):
             ValueError: teacher and student have different numbers of classes or share weights that train, a tap is
                 unknown, or kernels that are compared have no shape in common.
         """
-        self._seen_teacher: SeenNetwork | None = None
-        self._seen_pruned: dict[float, SeenNetwork] = {}
-        self._seen_tensors: dict[str, SeenTensors] = {}
+        self._live: LiveTeacher | None = None
         if teacher is not None:
             check_model("teacher", teacher)
             own = {id(variable) for variable in teacher.variables}
@@ -287,12 +229,7 @@ class Distiller(keras.Model):
                 raise ValueError(f"teacher and student must have the same classes, got {classes[0]} and {classes[1]}")
             for loss in self.distillation_losses.values():
                 loss.check_taps(self.student, teacher)
-            self._seen_teacher = SeenNetwork(teacher, self.distillation_losses, TEACHER, self.input_range)
-            for share in {loss.pruned for loss in self.distillation_losses.values()} - {0.0}:
-                self._seen_pruned[share] = SeenNetwork(pruned_copy(teacher, share), {}, TEACHER, self.input_range)
-            for name, loss in self.distillation_losses.items():
-                if loss.needs_tensors:
-                    self._seen_tensors[name] = SeenTensors(self.student, teacher, loss.permuted)
+            self._live = LiveTeacher(teacher, self.student, self.distillation_losses, self.input_range)
 
     def build(self, input_shape: Any) -> None:
         """Mark the model as built: the student is, and nothing else has weights."""
@@ -388,79 +325,6 @@ class Distiller(keras.Model):
         # Keras keeps a tracker "loss" of its own, which only its own train_step updates
         return [*self._trackers.values(), *(m for m in super().metrics if m.name not in self._trackers)]
 
-    def _sides(self, inputs: Tensor, targets: Any, outputs: Mapping[str, Tensor], *, training: bool) -> Sides:
-        """Return what each loss compares, the teacher's side first; in evaluation only where a teacher is known."""
-        known = targets if isinstance(targets, Mapping) else {}
-        cached = {**known.get("teacher_features", {})}
-        if "teacher_logits" in known:
-            cached[LOGITS] = known["teacher_logits"]
-
-        @functools.cache
-        def live() -> dict[str, Tensor]:
-            if self._seen_teacher is None:
-                return {}
-            seen = self._seen_teacher(known.get("teacher_inputs", inputs), training=False)
-            return {tap: ops.stop_gradient(value) for tap, value in seen.items()}
-
-        sides: dict[str, tuple[Tensor, Tensor]] = {}
-        for name, each in self.distillation_losses.items():
-            loss: Any = each
-            if loss.needs_inputs:  # the student's own input gradient is worked out in training alone
-                if training:
-                    if "teacher_map" not in known:
-                        raise ValueError(f"loss {name!r} needs targets {{'label': ..., 'teacher_map': ...}}")
-                    spaces = {"take": self._seen_student.take, "to_logits": self._seen_student.to_logits}
-                    own = loss.student_map(self.student, inputs, labels_of(targets), **spaces)
-                    sides[name] = known["teacher_map"], own
-                continue
-            if loss.stored_as:
-                if loss.stored_as in known:
-                    sides[name] = known[loss.stored_as], outputs[LOGITS]
-                elif training:
-                    raise ValueError(f"loss {name!r} needs targets {{'label': ..., {loss.stored_as!r}: ...}}")
-                continue
-            if not loss.needs_teacher:
-                soft = loss.soft_labels(outputs[LOGITS], labels_of(targets), training=training)
-                sides[name] = soft, outputs[LOGITS]
-                continue
-            if loss.needs_tensors:
-                if name in self._seen_tensors:
-                    sides[name] = self._seen_tensors[name]()
-                elif training:
-                    raise ValueError(f"loss {name!r} needs a teacher: Distiller(teacher=...)")
-                continue
-            teacher_taps, student_taps = loss_taps(loss)
-            alone = loss.needs_heads or loss.pruned  # a live teacher is needed, and not its outputs alone
-            stored = not alone and cached.keys() >= {*flat(teacher_taps)}
-            available = cached if stored else live()
-            if available and loss.needs_heads:
-                sides[name] = self._explanations(name, available, outputs)
-            elif available and loss.pruned:
-                seen = self._seen_pruned[loss.pruned](known.get("teacher_inputs", inputs), training=False)[LOGITS]
-                sides[name] = (available[LOGITS], ops.stop_gradient(seen)), outputs[LOGITS]
-            elif available:
-                student_side = pick(outputs, student_taps)
-                if loss.projects:
-                    student_side = loss.project(student_side, training=training)
-                sides[name] = pick(available, teacher_taps), student_side
-            elif training:
-                what = "teacher_features" if loss.needs_features else "teacher_logits"
-                other = "" if alone else f", or targets with 'label' and {what!r} from a store"
-                raise ValueError(f"loss {name!r} needs a teacher: Distiller(teacher=...){other}")
-        return sides
-
-    def _explanations(self, name: str, taught: Mapping[str, Tensor], outputs: Mapping[str, Tensor]) -> tuple:
-        """Return the maps of the teacher and of the student that explain the teacher's decision."""
-        loss: Any = self.distillation_losses[name]
-        teacher_tap, student_tap = loss_taps(loss)
-        classes = ops.argmax(taught[LOGITS], axis=-1)
-        assert self._seen_teacher is not None  # it is what `taught` comes from
-        heads = self._seen_teacher.heads[name], self._seen_student.heads[name]
-        teacher_map = loss.explain(heads[0], taught[teacher_tap], classes)
-        return ops.stop_gradient(teacher_map), loss.explain(
-            self._seen_student.heads[name], outputs[student_tap], classes
-        )
-
     def compare(
         self, outputs: Mapping[str, Tensor], inputs: Tensor, targets: Any, sample_weight: Any = None, *, training: bool
     ) -> dict[str, Tensor]:
@@ -475,10 +339,11 @@ class Distiller(keras.Model):
                 return compiled_loss(self._compiled_loss)(labels, self._seen_by_compiled_loss(outputs), weights)
             return weighted_mean(hard_label_loss(labels, logits, label_smoothing=self.label_smoothing), weights)
 
+        compared = Compared(self._seen_student, self._live, inputs, targets, outputs, training=training)
         return loss_terms(
             labels,
             outputs[LOGITS],
-            self._sides(inputs, targets, outputs, training=training),
+            compared.sides(self.distillation_losses),
             losses=self.distillation_losses,
             **(self._phase() if training else {"weights": self.distillation_weights, "hard_weight": self.hard_weight}),
             hard_loss=hard,

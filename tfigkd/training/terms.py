@@ -1,0 +1,219 @@
+"""The terms of the loss: what each loss compares in a step, their values and their sum."""
+
+import functools
+from collections.abc import Mapping
+from typing import Any
+
+import keras
+from keras import ops
+
+from tfigkd.data.spaces import Range
+from tfigkd.losses import Loss, PerExampleLoss, hard_label_loss
+from tfigkd.losses.base import Tensor
+from tfigkd.models.pruned import pruned_copy
+from tfigkd.training.seen import LOGITS, TEACHER, SeenNetwork, SeenTensors, flat, loss_taps, pick
+from tfigkd.training.targets import HardLoss, labels_of, weighted_mean
+
+Sides = Mapping[str, tuple[Tensor, Tensor]]
+
+
+def loss_terms(
+    labels: Tensor,
+    logits: Tensor,
+    sides: Sides | None = None,
+    *,
+    losses: Mapping[str, Loss],
+    weights: Mapping[str, float],
+    hard_weight: float | None = None,
+    hard_loss: HardLoss | None = None,
+    sample_weight: Tensor | None = None,
+) -> dict[str, Tensor]:
+    """Return every term of the loss and their weighted sum `"loss"`, all scalars.
+
+    As in Keras, a sample weight multiplies its example's loss and the sum is divided by the batch size. A loss of the
+    whole batch (of relations between examples) has no value for one example, and is not weighted.
+
+    Args:
+        labels: Integers [B], or probabilities [B,C].
+        logits: The student's, [B,C].
+        sides: Name of a loss to what it compares, the teacher's side first; a loss without sides is left out, and
+            without that of `"kd"` the hard label counts with weight one.
+        losses: Name to loss.
+        weights: Name to weight.
+        hard_weight: Weight of the hard label; None is 1 minus that of `"kd"`.
+        hard_loss: Function of labels, logits and sample weight to the mean; None is `hard_label_loss`.
+        sample_weight: [B], or None.
+    """
+
+    sides = sides or {}
+    if hard_loss is None:
+        hard = weighted_mean(hard_label_loss(labels, logits), sample_weight)
+    else:
+        hard = hard_loss(labels, logits, sample_weight)
+    terms = {"hard_loss": hard}
+    rest = 1.0 - weights["kd"] if "kd" in sides else 1.0
+    total = (rest if hard_weight is None else hard_weight) * hard
+    for name, (teacher_side, student_side) in sides.items():
+        loss = losses[name]
+        if isinstance(loss, PerExampleLoss):
+            extra = (labels,) if loss.needs_labels else ()
+            value = weighted_mean(loss.per_example(teacher_side, student_side, *extra), sample_weight)
+        else:
+            value = loss.compute_loss(teacher_side, student_side)
+        terms[f"{name}_loss"] = value
+        total = total + weights[name] * value
+    return {"loss": total, **terms}
+
+
+class LiveTeacher:
+    """A teacher that runs in training, in the eyes of the losses.
+
+    It is a plain object, as `SeenNetwork`.
+
+    Args:
+        teacher: A Keras model, images to logits [B,C].
+        student: The model that is trained.
+        losses: Name to loss.
+        input_range: The values of a black and of a white pixel in the batches.
+
+    Attributes:
+        network: The teacher.
+        pruned: Share of pruned weights to a copy of the teacher without them.
+        tensors: Name of each loss of kernels to their tensors.
+
+    Raises:
+        ValueError: A tap is unknown, or kernels that are compared have no shape in common.
+    """
+
+    def __init__(
+        self, teacher: keras.Model, student: keras.Model, losses: Mapping[str, Loss], input_range: Range | None
+    ):
+        self.network = SeenNetwork(teacher, losses, TEACHER, input_range)
+        self.pruned = {
+            share: SeenNetwork(pruned_copy(teacher, share), {}, TEACHER, input_range)
+            for share in {loss.pruned for loss in losses.values()} - {0.0}
+        }
+        self.tensors = {
+            name: SeenTensors(student, teacher, loss.permuted) for name, loss in losses.items() if loss.needs_tensors
+        }
+
+
+class NotKnownError(ValueError):
+    """What a loss compares with is known neither from the targets nor from a live teacher."""
+
+
+class Compared:
+    """What the losses compare in one step.
+
+    Args:
+        student: The student.
+        teacher: The live teacher, if any.
+        inputs: The images of the batch, [B,H,W,C].
+        targets: See `Distiller`; what they hold of the teacher is taken before a live teacher runs.
+        outputs: The student's outputs by tap, from `student`.
+        training: In evaluation a loss whose teacher is not known is left out.
+    """
+
+    def __init__(
+        self,
+        student: SeenNetwork,
+        teacher: LiveTeacher | None,
+        inputs: Tensor,
+        targets: Any,
+        outputs: Mapping[str, Tensor],
+        *,
+        training: bool,
+    ):
+        self._student, self._teacher, self._inputs, self._outputs = student, teacher, inputs, outputs
+        self._known = targets if isinstance(targets, Mapping) else {}
+        self._labels, self._training = labels_of(targets), training
+
+    def sides(self, losses: Mapping[str, Loss]) -> dict[str, tuple[Any, Any]]:
+        """Return what each loss compares, the teacher's side first; a loss whose teacher is not known is left out.
+
+        Raises:
+            NotKnownError: In training, neither the targets nor a live teacher have what a loss needs.
+        """
+        found = {}
+        for name, loss in losses.items():
+            try:
+                found[name] = self._sides_of(name, loss)
+            except NotKnownError:
+                if self._training:
+                    raise
+        return found
+
+    def _sides_of(self, name: str, loss: Any) -> tuple[Any, Any]:
+        if loss.needs_inputs:
+            return self._maps(name, loss)
+        if loss.stored_as:
+            return self._stored(name, loss)
+        if not loss.needs_teacher:
+            soft = loss.soft_labels(self._outputs[LOGITS], self._labels, training=self._training)
+            return soft, self._outputs[LOGITS]
+        if loss.needs_tensors:
+            return self._live(name).tensors[name]()
+        if loss.needs_heads:
+            return self._explanations(name, loss)
+        if loss.pruned:
+            return self._two_teachers(name, loss)
+        return self._taps(name, loss)
+
+    @functools.cached_property
+    def _teacher_inputs(self) -> Tensor:
+        return self._known.get("teacher_inputs", self._inputs)
+
+    def _live(self, name: str, instead: str = "") -> LiveTeacher:
+        if self._teacher is None:
+            raise NotKnownError(f"loss {name!r} needs a teacher: Distiller(teacher=...){instead}")
+        return self._teacher
+
+    @functools.cached_property
+    def _taught(self) -> dict[str, Tensor]:
+        """The outputs of the live teacher by tap; it runs once, and not at all where no loss asks for them."""
+        assert self._teacher is not None
+        seen = self._teacher.network(self._teacher_inputs, training=False)
+        return {tap: ops.stop_gradient(value) for tap, value in seen.items()}
+
+    def _maps(self, name: str, loss: Any) -> tuple[Any, Any]:
+        """The stored map, and the student's own, whose gradient is worked out in training alone."""
+        if not self._training or "teacher_map" not in self._known:
+            raise NotKnownError(f"loss {name!r} needs targets {{'label': ..., 'teacher_map': ...}}")
+        student = self._student
+        spaces = {"take": student.take, "to_logits": student.to_logits}
+        return self._known["teacher_map"], loss.student_map(student.model, self._inputs, self._labels, **spaces)
+
+    def _stored(self, name: str, loss: Any) -> tuple[Any, Any]:
+        """What was worked out of the teacher before the training, and the student's logits."""
+        if loss.stored_as not in self._known:
+            raise NotKnownError(f"loss {name!r} needs targets {{'label': ..., {loss.stored_as!r}: ...}}")
+        return self._known[loss.stored_as], self._outputs[LOGITS]
+
+    def _explanations(self, name: str, loss: Any) -> tuple[Any, Any]:
+        """The maps of the live teacher and of the student that explain the teacher's decision."""
+        teacher = self._live(name)
+        classes = ops.argmax(self._taught[LOGITS], axis=-1)
+        teacher_tap, student_tap = loss_taps(loss)
+        of_teacher = loss.explain(teacher.network.heads[name], self._taught[teacher_tap], classes)
+        of_student = loss.explain(self._student.heads[name], self._outputs[student_tap], classes)
+        return ops.stop_gradient(of_teacher), of_student
+
+    def _two_teachers(self, name: str, loss: Any) -> tuple[Any, Any]:
+        """The logits of the live teacher and of its pruned copy, and the student's."""
+        pruned = self._live(name).pruned[loss.pruned](self._teacher_inputs, training=False)[LOGITS]
+        return (self._taught[LOGITS], ops.stop_gradient(pruned)), self._outputs[LOGITS]
+
+    def _taps(self, name: str, loss: Any) -> tuple[Any, Any]:
+        """The outputs of the teacher at the loss's taps, cached or live, and the student's."""
+        teacher_taps, student_taps = loss_taps(loss)
+        cached = {**self._known.get("teacher_features", {})}
+        if "teacher_logits" in self._known:
+            cached[LOGITS] = self._known["teacher_logits"]
+        if not cached.keys() >= {*flat(teacher_taps)}:
+            what = "teacher_features" if loss.needs_features else "teacher_logits"
+            self._live(name, f", or targets with 'label' and {what!r} from a store")
+            cached = self._taught
+        of_student = pick(self._outputs, student_taps)
+        if loss.projects:
+            of_student = loss.project(of_student, training=self._training)
+        return pick(cached, teacher_taps), of_student
