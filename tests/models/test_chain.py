@@ -8,6 +8,7 @@ from tfigkd import models
 from tfigkd.config.training_fields import TrainingConfig
 from tfigkd.losses import OPDF, KLDivergence, tensor_distance
 from tfigkd.models.chain import ChainConv2D, ChainDense, contract, decompose, split, taught_tensors
+from tfigkd.models.cost import trained_parameters
 from tfigkd.models.layers import copy_layer_state, with_fused_layers, with_stock_layers
 from tfigkd.runtime.errors import UserError
 from tfigkd.training.distiller import Distiller
@@ -155,6 +156,9 @@ def test_weight_decay_shrinks_the_kernel_as_it_does_a_plain_one(optimizer):
 def test_without_tensors_it_is_the_plain_student_and_at_weight_zero_the_chain_alone():
     start = network()
     assert models.with_chain(start, 0) is start
+    # kernels [27,8], [72,8] twice and [8,4] as 36x6, 36x16 and 8x4: the sides, the centers, less the kernels
+    added = (36 * 6 + 36 + 36 - 216) + 2 * (36 * 16 + 256 + 256 - 576) + (8 * 4 + 16 + 16 - 32)
+    assert trained_parameters(models.with_chain(start, 3)) == start.count_params() + added
     teacher = network(seed=1, name="teacher")
     alone = trained(models.with_chain(network(), 3))
     off = trained(models.with_chain(network(), 3), losses={"opdf": OPDF()}, weight=0.0, teacher=teacher)

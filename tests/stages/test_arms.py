@@ -96,6 +96,7 @@ def test_every_arm_runs_and_leaves_a_row(trained, name):
     assert all(np.isfinite(weight).all() for weight in weights)
     assert row["experiment"] == name
     assert 0 <= float(row["student_accuracy"]) <= 1
+    assert row["extra_parameters"] == "0" and 0 < float(row["step_ms"]) < 1e3 * float(row["train_seconds"])
 
 
 def test_no_two_arms_are_the_same_treatment(trained):

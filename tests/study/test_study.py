@@ -528,3 +528,30 @@ def test_the_report_is_written_between_its_markers(tmp_path):
     (folder / "README.md").write_text("no markers\n")
     process = start(tmp_path, "report", "--into", tmp_path)
     assert "expected the lines" in process.communicate()[0]
+
+
+def test_what_a_method_costs_is_shown_where_rows_tell_it():
+    study = Study("pair", arms={"slow": "kd", "fast": "kd"})
+    rows = [row(arm, seed, 70) for arm in ("slow", "fast") for seed in range(2)]
+    plain, _, _ = arms_lines(study, rows, [])
+    rows[0] |= {"extra_parameters": "1500", "step_ms": "20.0"}
+    rows[1] |= {"extra_parameters": "1500", "step_ms": "30.0"}
+    header, lines, _ = arms_lines(study, rows, [])
+    assert header == [*plain, "parameters that training adds", "training step, ms"]
+    assert [line[-2:] for line in lines] == [["1,500", "25.0"], ["–", "–"]]
+
+
+def test_a_study_of_compression_is_judged_by_the_compressed_student():
+    study = read_study("sparsity")
+    assert {job.run.config.compress.sparsity for job in plan(study, Options("sparsity"))} == {0.5, 0.75, 0.9}
+    zeros = {"compressed_prunable_sparsity": "0.9"}
+    rows = [
+        row(arm, seed, 90, size="90%", study="sparsity") | zeros | {"compressed_accuracy": str((mean + seed) / 100)}
+        for arm, mean in (("power", 80), ("sgd", 77.5))
+        for seed in range(3)
+    ]
+    header, lines, _ = arms_lines(study, rows, [])
+    assert header[2] == "compressed accuracy, %" and header[-1] == "zeros in the compressed kernels, %"
+    assert [(line[2].strip("*"), line[-1]) for line in lines] == [("81.00", "90.0"), ("78.50", "90.0")]
+    (one,) = compare(study, runs_of(rows, study.judged_on))
+    assert one.lead.difference == pytest.approx(2.5)

@@ -47,6 +47,11 @@ def count_parameters(model: keras.Model) -> int:
     )
 
 
+def trained_parameters(model: keras.Model) -> int:
+    """Number of values that training changes by gradient; of a Distiller, with those that its losses train."""
+    return sum(math.prod(variable.shape) for variable in model.trainable_variables)
+
+
 def _own_weights(layer: keras.Layer) -> list[keras.Variable]:
     inner = {id(weight) for child in layer._flatten_layers(include_self=False) for weight in child.weights}
     return [weight for weight in layer.weights if id(weight) not in inner]

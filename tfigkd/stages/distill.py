@@ -1,11 +1,13 @@
 """The student: built, joined to what the teacher knows of its examples, and distilled."""
 
 import json
+import math
 import os
 from collections.abc import Callable, Collection, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import asdict, replace
 from pathlib import Path
+from statistics import median
 
 import keras
 import numpy as np
@@ -18,6 +20,7 @@ from tfigkd.data import Dataset
 from tfigkd.data.grid import check_grid
 from tfigkd.losses import LOSSES, Loss
 from tfigkd.measure.metrics import accuracy, predict_logits
+from tfigkd.models.cost import trained_parameters
 from tfigkd.models.layers import with_fused_layers, with_stock_layers
 from tfigkd.models.taps import cut_at, frozen
 from tfigkd.models.weights import weights_fingerprint
@@ -417,7 +420,7 @@ def distill(config: Config, workdir: Workdir) -> None:
     examples = training_examples(config.data)
     stream = training_stream(config, workdir)
     keras.utils.set_random_seed(workdir.seed)
-    held_out = data.validation
+    held_out, recipe = data.validation, config.training
     with on_devices(config.training.devices):
         student = _initial(config, workdir, data)
         early = _early_training(config, workdir, student, identity)
@@ -426,7 +429,7 @@ def distill(config: Config, workdir: Workdir) -> None:
             model,
             stream,
             examples=len(examples),
-            config=config.training,
+            config=recipe,
             folder=folder,
             fingerprint=identity,
             tensorboard=workdir.run / "tensorboard",
@@ -451,6 +454,8 @@ def distill(config: Config, workdir: Workdir) -> None:
         teacher=teacher_folder(config, workdir).name if config.needs_teacher else None,
         n_train=len(examples),
         seconds=early + sum(entry["seconds"] for entry in history),
+        extra_parameters=trained_parameters(model) - trained_parameters(student),
+        step_ms=1e3 * median(entry["seconds"] for entry in history) / math.ceil(len(examples) / recipe.batch_size),
         saw_validation=not holds_out_validation(config.data),
         validation_accuracy=score,
     )

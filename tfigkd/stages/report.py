@@ -217,6 +217,9 @@ def row_of(
         "teacher_saw_validation": teacher["saw_validation"] if teacher else "",
         "train_seconds": round(trained["seconds"], 1),
         "validation_accuracy": trained["validation_accuracy"],
+        # students of earlier versions have neither
+        "extra_parameters": trained.get("extra_parameters", ""),
+        "step_ms": round(trained["step_ms"], 2) if "step_ms" in trained else "",
     }
     if compressed:
         names = ("method", "sparsity", "prunable_sparsity", "nonzero_parameters", "validation_accuracy")

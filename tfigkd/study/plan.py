@@ -34,7 +34,8 @@ class Study:
         sizes: Name to fields of a size; every arm runs at every size.
         seed_fields: Dotted fields that are set to the seed, such as the seed of a subset.
         comparisons: Pairs of arms to compare, chosen before any result is known.
-        judged_on: The split whose accuracies are shown and compared: test, or validation where something is chosen.
+        judged_on: Whose accuracies are shown and compared: the student's on test, or on validation where something is
+            chosen; or the compressed student's on test.
         source: What the study is called on the command line: its name, or the path of a file that is not shipped.
     """
 
@@ -47,7 +48,7 @@ class Study:
     sizes: dict[str, dict[str, Any]] = field(default_factory=lambda: {"": {}})
     seed_fields: tuple[str, ...] = ()
     comparisons: tuple[tuple[str, str], ...] = ()
-    judged_on: Literal["test", "validation"] = "test"
+    judged_on: Literal["test", "validation", "compressed"] = "test"
     source: str = ""
 
 

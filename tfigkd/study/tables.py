@@ -31,8 +31,14 @@ from tfigkd.study.protocol import refuse_mixed, remarks
 TO_SEE = (0.2, 0.4)  # differences to detect, in points
 CONTROLS = ("shuffled", "noise", "dimmed")
 """Suffixes of the names of placebo arms."""
-METRICS = {"test": "student_accuracy", "validation": "validation_accuracy"}
+METRICS = {"test": "student_accuracy", "validation": "validation_accuracy", "compressed": "compressed_accuracy"}
 """The column of a row that a study is judged by."""
+COSTS = (
+    ("parameters that training adds", "extra_parameters", 1.0, 0),
+    ("training step, ms", "step_ms", 1.0, 1),
+    ("zeros in the compressed kernels, %", "compressed_prunable_sparsity", 100.0, 1),
+)
+"""Columns of the table of arms that are shown where rows have them: title, column of a row, factor and digits."""
 
 Row = dict[str, str]
 Runs = dict[tuple[str, str], dict[int, float]]  # (size, arm) to seed to accuracy in points
@@ -139,6 +145,7 @@ def arms_lines(study: Study, rows: Sequence[Row], papers: Sequence[Row]) -> tupl
     """Return header and lines of the table of arms, and remarks to print below it."""
     runs, lines, remarks = runs_of(rows, study.judged_on), [], []
     published = {(row["size"], row["arm"]): row for row in papers if row["study"] == study.name}
+    costs = [cost for cost in COSTS if any(row.get(cost[1]) for row in rows)]
     for size in study.sizes:
         arms = {arm: runs[size, arm] for arm in study.arms if (size, arm) in runs}
         if not arms:
@@ -164,14 +171,21 @@ def arms_lines(study: Study, rows: Sequence[Row], papers: Sequence[Row]) -> tupl
                     _interval(summary.low, summary.high),
                     _number(sum(agreement) / len(agreement)) if agreement else "–",
                     f"{minutes:.1f}",
+                    *(_mean_of(own, column, factor, digits) for _, column, factor, digits in costs),
                     _paper(paper, own[0]),
                 ]
             )
     header = ["arm", "n", f"{study.judged_on} accuracy, %", "sd", "95 % interval", "agreement with the teacher, %"]
-    header += ["training, minutes", "papers' mean (sd, n)"]
+    header += ["training, minutes", *(title for title, *_ in costs), "papers' mean (sd, n)"]
     if not published:
         header, lines = header[:-1], [line[:-1] for line in lines]
     return header, lines, " ".join([*remarks, *_normality(study, runs)]).strip()
+
+
+def _mean_of(rows: Sequence[Row], column: str, factor: float, digits: int) -> str:
+    """Return the mean of a column over the rows that have it; a dash without any."""
+    values = [factor * float(row[column]) for row in rows if row.get(column)]
+    return f"{sum(values) / len(values):,.{digits}f}" if values else "–"
 
 
 def _paper(paper: Row | None, own: Row) -> str:
