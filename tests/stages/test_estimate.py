@@ -30,7 +30,7 @@ def parts(config, folder, monkeypatch):
 
 def test_what_is_measured_is_multiplied_by_what_is_left(config, tmp_path, monkeypatch):
     found = parts(config, tmp_path, monkeypatch)
-    examples = len(module.teacher_examples(config.data))
+    examples = len(module.taught_examples(config))
     steps = -(-examples // 32)
     assert found["teacher"] == pytest.approx(10 * steps * 3)
     assert found["distill"] == pytest.approx(20 * -(-examples // config.training.batch_size) * 3)
@@ -64,3 +64,9 @@ def test_finished_stages_do_not_count(config, tmp_path):
         write_manifest(workdir.stage(stage), "1")
     assert module.estimate(config, workdir, stages) == timedelta(seconds=module.STAGE_SECONDS)
     assert module._measured_seconds(config, workdir, stages)["evaluate"] == 0
+
+
+def test_limited_teachers_together_take_the_time_of_one(config, tmp_path, monkeypatch):
+    one = parts(config, tmp_path, monkeypatch)["teacher"]
+    several = override(config, {"teacher.count": 2, "teacher.shards": 2})
+    assert parts(several, tmp_path, monkeypatch)["teacher"] == pytest.approx(one, rel=0.1)

@@ -72,6 +72,8 @@ def test_each_teacher_learns_from_its_part(taught):
     for member, examples in zip(members(config), seen, strict=True):
         manifest = read_manifest(workdir.teachers / teacher_fingerprint(member))
         assert manifest["n_train"] == len(examples)
+    stems = [load_teacher(member, workdir).get_layer("whitening").get_weights()[0] for member in members(config)]
+    assert not np.allclose(*stems)  # each of its own images
     assert sum(map(len, seen)) == len(training_examples(config.data))
     whole = replace(config.teacher, shards=1, count=1)
     assert teacher_fingerprint(replace(config, teacher=whole)) != teacher_fingerprint(members(config)[0])

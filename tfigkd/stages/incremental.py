@@ -48,6 +48,7 @@ PLAIN = (
     "training.ema",
     "training.lookahead",
     "training.power",
+    "training.chain",
     "training.l1",
     "training.class_weight",
     "training.finetune_epochs",

@@ -234,6 +234,8 @@ def _train(config: Config, data: Dataset, folder: Path) -> tuple[keras.Model, li
     model = with_fused_layers(build_network(config.teacher, data))
     model = models.with_precision(model, recipe.precision)
     examples = taught_examples(config)
+    if config.teacher.shards > 1:  # nor does the stem see other images
+        models.set_whitening(model, to_model_input(examples.images[:WHITENED]))
     stream = training_batches(
         examples,
         augment=config.augment,
