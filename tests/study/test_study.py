@@ -96,7 +96,8 @@ def test_every_shipped_study_can_be_planned(name):
     assert len({job.folder for job in jobs}) == len(jobs)
     # seed 0 of every arm comes before seed 1 of any
     assert [job.seed for job in jobs] == sorted(job.seed for job in jobs)
-    assert len(((experiments_folder() / "studies") / f"{name}.toml").read_text().splitlines()) <= 40
+    lines = ((experiments_folder() / "studies") / f"{name}.toml").read_text().splitlines()
+    assert len(lines) - len(study.arms) <= 35  # beside the arms, of which each has a line
 
 
 def test_the_compression_study_is_the_papers_sweep():
