@@ -48,6 +48,8 @@ PLAIN = (
     "training.ema",
     "training.lookahead",
     "training.power",
+    "training.chain",
+    "training.devices",
     "training.l1",
     "training.class_weight",
     "training.finetune_epochs",
