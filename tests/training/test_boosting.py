@@ -46,7 +46,7 @@ def step(model):
 
 
 def test_a_wider_network_says_of_known_classes_what_the_old_one_said(old):
-    wide, fresh = make(), None
+    wide = make()
     fresh = weights_of(wide)
     boosting.widened(old, wide)
     np.testing.assert_array_equal(wide(IMAGES)[:, :KNOWN], old(IMAGES))

@@ -11,6 +11,7 @@ import pytest
 
 from tfigkd import models
 from tfigkd.losses import E2KD, OPDF, OSAKD, RTK, SKT, Hint, KLDivergence, ReviewKD
+from tfigkd.training import boosting
 from tfigkd.training.distiller import Distiller
 from tfigkd.training.optimizers import DOT, SGD
 
@@ -26,6 +27,7 @@ CASES = {
     "phases": {"losses": {"kd": KLDivergence(2.0)}, "finetune_from": 2},
     "power": {"losses": {"kd": KLDivergence(2.0)}, "alpha": 1.5, "l1": 1e-3},
     "chain": {"losses": {"kd": KLDivergence(2.0), "opdf": OPDF()}, "tensors": 3},
+    "boosting": {},
 }
 
 
@@ -45,8 +47,28 @@ def fill(variables, seed):
         variable.assign(0.3 * rng.normal(size=variable.shape))
 
 
-def student_of(name):
-    """Train a case for four steps and return the weights of the student and of what its losses train."""
+def boosted():
+    """Return the training of a sibling that starts as its old network; only the classifiers are filled."""
+
+    def network_of(classes):
+        inputs = keras.Input((8, 8, 3), name="image")
+        x = keras.layers.Conv2D(4, 3, activation="tanh", name="first")(inputs)
+        x = keras.layers.GlobalAveragePooling2D(name="pool")(x)
+        model = keras.Model(inputs, keras.layers.Dense(classes, name="logits")(x))
+        fill(model.weights, classes)
+        return model
+
+    options = {"beta": 0.9, "known_weight": 0.5, "temperature": 2.0}
+    model, _ = boosting.boosting(network_of(2), lambda: network_of(4), (1, 1, 8, 8), **options)
+    fill([variable for variable in model.trainable_variables if "joint_logits" in variable.path], 3)
+    return model
+
+
+def distiller_of(name):
+    """Return the distiller of a case, and its optimizer."""
+    recipe = {"momentum": 0.8, "nesterov": True}
+    if name == "boosting":
+        return boosted(), SGD(0.05, **recipe)
     case = {"delta": None, "alpha": 1.0, "tensors": 0, **CASES[name]}
     delta, alpha, tensors, losses = (case.pop(key) for key in ("delta", "alpha", "tensors", "losses"))
     losses = {key: type(loss).from_config(loss.get_config()) for key, loss in losses.items()}
@@ -56,8 +78,13 @@ def student_of(name):
         student, losses=losses, loss_weights=weights, teacher=network("teacher", 4 if tensors else 6, 2), **case
     )
     fill([v for v in model.trainable_variables if all(v is not own for own in student.trainable_variables)], 3)
-    recipe = {"momentum": 0.8, "nesterov": True}
-    model.compile(SGD(0.05, **recipe) if delta is None else DOT(0.05, **recipe, delta=delta))
+    return model, SGD(0.05, **recipe) if delta is None else DOT(0.05, **recipe, delta=delta)
+
+
+def student_of(name):
+    """Train a case for four steps and return the weights of the student and of what its losses train."""
+    model, optimizer = distiller_of(name)
+    model.compile(optimizer)
     model.fit(IMAGES, LABELS, batch_size=4, epochs=2, shuffle=False, verbose=0)
     return [keras.ops.convert_to_numpy(variable) for variable in model.variables if "seed" not in variable.path]
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from tfigkd.config.code_fields import CodeConfig
 from tfigkd.config.compress_fields import CompressConfig
 from tfigkd.config.fields import (
     AttributionConfig,
@@ -52,6 +53,7 @@ class Config:
     losses: LossesConfig = field(default_factory=LossesConfig)
     features: FeaturesConfig = late(FeaturesConfig())  # noqa: RUF009 - it is frozen
     training: TrainingConfig = field(default_factory=TrainingConfig)
+    code: CodeConfig = late(CodeConfig())  # noqa: RUF009 - it is frozen
     incremental: IncrementalConfig = late(IncrementalConfig())  # noqa: RUF009 - it is frozen
     ledger: LedgerConfig = field(default_factory=LedgerConfig)
     tensorboard: TensorBoardConfig = field(default_factory=TensorBoardConfig)

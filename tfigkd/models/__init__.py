@@ -11,6 +11,7 @@ import keras
 from tfigkd.data.spaces import UNIT
 from tfigkd.models.applications import PREFIX, application
 from tfigkd.models.chain import with_chain
+from tfigkd.models.code import with_code, without_code
 from tfigkd.models.convnet import convnet, set_whitening
 from tfigkd.models.ensemble import ensemble, weighted_by_label
 from tfigkd.models.fold import fold_batch_norm
@@ -55,11 +56,13 @@ __all__ = [
     "truncate",
     "weighted_by_label",
     "with_chain",
+    "with_code",
     "with_fresh_weights",
     "with_input_range",
     "with_plain_kernels",
     "with_power",
     "with_precision",
+    "without_code",
 ]
 
 MODELS: dict[str, Callable[..., keras.Model]] = {

@@ -115,6 +115,7 @@ def student_fingerprint(config: Config, workdir: Workdir, data: str | None = Non
     parts = [network, config.training, config.augment, config.overlay, config.control, config.view]
     parts.append({name: fingerprint_values(term) for name, term in config.losses.active().items()})
     parts += [config.features] if config.features.epochs else []
+    parts += [config.code] if config.code.weight else []
     return fingerprint("student", *identity, *parts)
 
 
@@ -170,7 +171,8 @@ def _initial(config: Config, workdir: Workdir, data: Dataset) -> keras.Model:
         student = build_network(config.student, data)
         if config.student.own_file:
             console.say(f"  student: {_start(config, student, workdir.seed)}")
-    return models.with_precision(reparameterized(with_fused_layers(student), config), config.training.precision)
+    student = models.with_precision(reparameterized(with_fused_layers(student), config), config.training.precision)
+    return models.with_code(student, config.code.weight, config.code.step)
 
 
 def reparameterized(student: keras.Model, config: Config) -> keras.Model:
@@ -276,6 +278,7 @@ def check(config: Config) -> None:
     if config.teacher.trained:
         require_trainable(teacher, f"the teacher {config.teacher.model}")
     student = reparameterized(untrained_student(config, data, teacher), config)
+    student = models.with_code(student, config.code.weight, config.code.step)
     for name, phase in early_phases(config).items():
         with _trained_part(config, student, name):
             assemble(phase, student, teacher)
@@ -438,7 +441,8 @@ def distill(config: Config, workdir: Workdir) -> None:
             watched=_watched(config, workdir),
             ledger_steps=config.ledger.every,
         )
-    student = with_stock_layers(models.with_plain_kernels(models.with_precision(model.student, "float32")))
+    student = models.with_precision(models.without_code(model.student), "float32")
+    student = with_stock_layers(models.with_plain_kernels(student))
     with atomic(folder / FILE) as temporary:
         student.save(temporary)
     write_text(folder / "history.json", json.dumps(history, indent=0) + "\n")

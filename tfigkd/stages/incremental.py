@@ -49,6 +49,7 @@ PLAIN = (
     "training.lookahead",
     "training.power",
     "training.chain",
+    "training.devices",
     "training.l1",
     "training.class_weight",
     "training.finetune_epochs",

@@ -54,7 +54,8 @@ def widened(old: keras.Model, wider: keras.Model) -> keras.Model:
 
     def values(layer: keras.Layer) -> list[np.ndarray] | None:
         if layer.name != LOGITS:
-            return None
+            # copies: on JAX two networks with the same arrays cannot be trained as parts of one
+            return [weight.copy() for weight in layer.get_weights()] or None
         known = layer.units
         kept = [weight.copy() for weight in wider.get_layer(LOGITS).get_weights()]
         for weight, before in zip(kept, layer.get_weights(), strict=True):
