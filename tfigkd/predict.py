@@ -8,12 +8,12 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 
-from tfigkd.config.fields import BACKGROUND, is_color
-from tfigkd.data.pictures import bombs_refused, decode, is_picture, reading
+from tfigkd.config.fields import BACKGROUND, Fit, is_color
+from tfigkd.data.pictures import bombs_refused, decode, is_picture, reading, scaled
 from tfigkd.data.spaces import UNIT, Outputs, Range, to_logits
 from tfigkd.edge.contract import admit, contract_path
 from tfigkd.edge.files import add_space_options, spaces
@@ -64,15 +64,17 @@ def read_picture(
     resize: bool = False,
     drop_alpha: bool = False,
     background: str = BACKGROUND,
+    fit: Fit = "stretch",
 ) -> np.ndarray:
     """Read a picture as a model takes it: upright by its EXIF data, transparent pixels over the background.
 
     Args:
         path: One of `pictures.FORMATS`, whatever its name ends in.
         shape: (H, W, C), with one channel or three.
-        resize: Stretch a picture of another size; without it such a one is refused.
+        resize: Bring a picture of another size to that of the model; without it such a one is refused.
         drop_alpha: Read the colors of transparent pixels as if they were opaque.
         background: Color behind transparent pixels: white, gray, black or "#rrggbb".
+        fit: How a picture is resized, as for `tfigkd.data.pictures.scaled`.
 
     Returns:
         uint8 [H,W,C].
@@ -90,8 +92,8 @@ def read_picture(
     if picture.size != (width, height):
         if not resize:
             size = f"{picture.width}x{picture.height}"
-            raise UserError(f"picture {path} is {size}, the model takes {width}x{height}; give --resize to stretch it")
-        picture = picture.resize((width, height), Image.Resampling.BILINEAR)
+            raise UserError(f"picture {path} is {size}, the model takes {width}x{height}; give --resize to {fit} it")
+        picture = scaled(picture, (width, height), fit)
     return np.asarray(picture.convert("L"))[..., None] if channels == 1 else np.asarray(picture)
 
 
@@ -106,6 +108,18 @@ def background_of(contract: Mapping[str, Any] | None, given: str | None) -> str:
         where = "the contract's background" if given is None else "--background"
         raise UserError(f'{where} must be white, gray, black or "#rrggbb", got {color!r}')
     return color
+
+
+def fit_of(contract: Mapping[str, Any] | None) -> Fit:
+    """Return how pictures came to the size of a model in its training; "stretch" where the contract does not say it.
+
+    Raises:
+        UserError: the contract says something else.
+    """
+    fit = (contract or {}).get("fit", "stretch")
+    if fit not in get_args(Fit):
+        raise UserError(f"the contract's fit must be {' or '.join(get_args(Fit))}, got {fit!r}")
+    return fit
 
 
 def probabilities(logits: np.ndarray) -> np.ndarray:
@@ -192,7 +206,7 @@ def classify(model: Path, options: argparse.Namespace) -> None:
     space = spaces(interpreter, contract, given, options.outputs)
     names = class_names(model, classes, contract, options.labels)
     color = background_of(contract, options.background)
-    adapt = {"resize": options.resize, "drop_alpha": options.drop_alpha}
+    adapt = {"resize": options.resize, "drop_alpha": options.drop_alpha, "fit": fit_of(contract)}
     images = pictures_in(options.images)
     pictures, unusable = [], []
     for path in images:
@@ -221,7 +235,7 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--file", metavar="NAME", help="which .tflite file of a .zip (default: its smallest)")
     parser.add_argument("--top", type=int, default=5, help="classes shown a picture")
     parser.add_argument("--labels", type=Path, help="text file with one class name a line")
-    parser.add_argument("--resize", action="store_true", help="stretch pictures to the size that the model takes")
+    parser.add_argument("--resize", action="store_true", help="stretch (or crop, as in training) to the model's size")
     parser.add_argument(
         "--background",
         help='color behind transparent pixels: white, gray, black, "#rrggbb" (default: as in training)',

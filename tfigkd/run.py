@@ -22,7 +22,7 @@ from tfigkd.runtime.command import command
 from tfigkd.runtime.errors import UserError
 from tfigkd.runtime.limit import stop_after
 from tfigkd.stages.parts import read_part
-from tfigkd.stages.runner import STAGES, Run, default_folder, run, run_stores
+from tfigkd.stages.runner import STAGES, Run, default_folder, foresee, run, run_stores
 from tfigkd.stages.workdir import Workdir
 
 PROG = "python -m tfigkd.run"
@@ -59,6 +59,10 @@ class Options:
     this machine, or this machine alone; or HOST:PORT of the cluster's head. Needs tfigkd[cluster]."""
     dry_run: bool = False
     """Check the run, show what it would do and how long it takes, and stop; nothing is written."""
+    estimate: bool = False
+    """Print time, memory, disk and network of each stage, from a few trial steps on this machine, and stop."""
+    workers: int = 1
+    """With --estimate: machines like this one that share the stores (--cluster, --part)."""
     strict: bool = False
     """End with exit status 2 if the verdict finds anything wrong with the result."""
     list: bool = False
@@ -114,6 +118,8 @@ def parse(arguments: Sequence[str]) -> tuple[Options, Run]:
             raise UserError(
                 f"--{flag} needs --stages overlays, got --stages {options.stages}; the teacher comes before"
             )
+    if options.workers < 1 or (options.workers > 1 and not options.estimate):
+        raise UserError(f"--workers must be at least 1 and needs --estimate, got {options.workers}")
     folder = options.workdir or default_folder(name, options.seed, smoke=options.smoke)
     workdir = Workdir(folder, options.teachers, options.seed)
     return options, Run(name, options.config, workdir, stages, smoke=options.smoke)
@@ -127,6 +133,9 @@ def main(arguments: list[str]) -> int:
         return 0
     options, chosen = parse(arguments)
     console.configure(quiet=options.quiet, verbose=options.verbose)
+    if options.estimate:
+        foresee(chosen, options.workers)
+        return 0
     with stop_after(options.minutes):
         if options.part is not None and not options.dry_run:
             run_stores(chosen, read_part(options.part))

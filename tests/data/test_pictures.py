@@ -304,3 +304,27 @@ def test_hints_for_labels_and_masks(tmp_path):
     assert len(data.load(str(path), splits=SplitsConfig(train="train")).test) == 8
     np.savez(path, x_train=images, y_train=labels, x_test=images, y_test=labels)
     assert "multiply pixels from 0 to 1 by 255" in said(data.load(str(path)), "warning")
+
+
+def test_photographs_are_cropped_in_the_middle_and_not_distorted(tmp_path):
+    wide = RNG.integers(0, 256, (8, 20, 3), dtype=np.uint8)
+    cropped = pictures.decode(encoded(Image.fromarray(wide)), "wide", 8, fit="crop")
+    np.testing.assert_array_equal(cropped, wide[:, 6:14])
+    np.testing.assert_array_equal(pictures.resize(wide[None], 8, "crop")[0], cropped)
+    tall = np.swapaxes(wide, 0, 1)
+    smaller = np.asarray(Image.fromarray(tall).resize((4, 10), Image.Resampling.BILINEAR))[3:7]
+    found = pictures.decode(encoded(Image.fromarray(tall)), "tall", 4, fit="crop")
+    np.testing.assert_allclose(found.astype(int), smaller, atol=1)
+    for split, side in (("train", 20), ("test", 12)):
+        for name in ("ant", "bee"):
+            (tmp_path / split / name).mkdir(parents=True)
+            for index in range(12):
+                pixels = RNG.integers(0, 256, (8, side, 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(tmp_path / split / name / f"{index:02d}.png")
+    stretched, in_memory, on_disk = (
+        data.load(str(tmp_path), image_size=8, fit=fit, resident=resident)
+        for fit, resident in (("stretch", "memory"), ("crop", "memory"), ("crop", "disk"))
+    )
+    assert on_disk.fingerprint == in_memory.fingerprint != stretched.fingerprint
+    np.testing.assert_array_equal(on_disk.train.images[:], in_memory.train.images)
+    assert data.load(str(tmp_path), image_size=8, resident="disk").fingerprint == stretched.fingerprint  # its own cache

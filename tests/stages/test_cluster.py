@@ -6,8 +6,10 @@ import json
 import os
 import re
 import shutil
+import socket
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -236,6 +238,30 @@ def test_an_address_without_a_cluster_is_one_line(folder, address, message):
     done = run(folder, "tfigkd.run", *OPTIONS, "--stages", "overlays", "--cluster", address)
     assert done.returncode == 1
     assert done.stderr.startswith(f"error: {message}") and done.stderr.count("\n") == 1, done.stderr
+
+
+@NEEDS_RAY
+@pytest.mark.parametrize("says", [b"", b"HTTP/1.1 400 Bad Request\r\n\r\n"])
+def test_an_address_of_something_else_is_one_line_within_seconds(says, monkeypatch):
+    monkeypatch.setattr("tfigkd.runtime.cluster.ANSWERS", 0.5)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def answer():
+            connection = server.accept()[0]
+            with connection:
+                connection.sendall(says)
+                connection.recv(64)
+                done.wait(10)  # a service that says no more keeps the line open
+
+        done, address = threading.Event(), f"127.0.0.1:{server.getsockname()[1]}"
+        thread = threading.Thread(target=answer)
+        thread.start()
+        began = time.monotonic()
+        with pytest.raises(UserError, match=f"--cluster {address} answers, but not as a Ray cluster; give the address"):
+            connected(address).__enter__()
+        assert time.monotonic() - began < 5
+        done.set()
+        thread.join()
 
 
 def test_without_ray_one_line_says_how_to_install_it(monkeypatch):

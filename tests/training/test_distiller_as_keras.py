@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import keras
@@ -39,11 +40,30 @@ def largest_difference(left, right):
 def test_labels_that_are_no_class_are_refused():
     with pytest.raises(ValueError, match=r"labels must be in 0\.\.4 for 5 classes, got 5\.\.5"):
         distiller(weight=0.0).fit(X, {"label": np.full(32, 5), "teacher_logits": LOGITS}, verbose=0)
-    # a data set is not looked at before the training: its loss is NaN, not 0
+
+
+@pytest.mark.parametrize("wrong", [5, -1])
+def test_labels_of_a_data_set_that_are_no_class_end_the_training(wrong):
     import tensorflow as tf
 
-    batches = tf.data.Dataset.from_tensor_slices((X, {"label": np.full(32, 5), "teacher_logits": LOGITS})).batch(32)
-    assert np.isnan(distiller(weight=0.0).fit(batches, shuffle=False, verbose=0).history["loss"]).all()
+    labels = np.where(np.arange(32) == 20, wrong, Y)
+    sound, *broken = (
+        tf.data.Dataset.from_tensor_slices((X, targets)).batch(8)
+        for targets in (Y, labels, labels[:, None], {"label": labels, "teacher_logits": LOGITS})
+    )
+
+    def fit(data, **options):
+        model = distiller(weight=0.0, teacher=net(1))
+        return model.fit(data, shuffle=False, verbose=0, **options).history["loss"]
+
+    for use in (*(partial(fit, data) for data in broken), partial(fit, sound, validation_data=broken[0])):
+        with pytest.raises(ValueError, match=r"^labels must be in 0\.\.4 for 5 classes, got -?\d\.\.\d$"):
+            use()
+    found = [*labels[16:24]]
+    with pytest.raises(ValueError, match=f"got {min(found)}..{max(found)}$"):
+        distiller(weight=0.0, teacher=net(1)).evaluate(broken[0], verbose=0)
+    hot = tf.data.Dataset.from_tensor_slices((X, np.eye(5, dtype=np.float32)[Y])).batch(8)
+    assert np.isfinite(fit(sound)).all() and np.isfinite(fit(hot)).all()
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from tfigkd.data import to_model_input
 from tfigkd.data.grid import spread
 
 ORDER, CROP_Y, CROP_X, FLIP, OVERLAY, EXPONENT, VIEW, MIX, CUT_Y, CUT_X = range(10)
-AREA, ASPECT, PASTE_Y, PASTE_X, WHICH = range(10, 15)
+AREA, ASPECT, PASTE_Y, PASTE_X, WHICH, STRENGTH, OPERATION = range(10, 17)  # more follow OPERATION
 GRAY = 122
 """What fills a cut square: about the mean of natural images."""
 FINE = 256
@@ -188,6 +188,7 @@ def augmented(
     config: AugmentConfig,
     lay: Callable[[Any, Any, Any], Any],
     cut: bool = False,
+    change: Callable[[Any], Any] | None = None,
 ) -> tuple[Any, Any, Any]:
     """Moved images, the same with overlays, and their maps; NumPy's arrays or JAX's.
 
@@ -199,6 +200,7 @@ def augmented(
         config: What rows and columns were drawn with.
         lay: `overlay_some`, or what does the same where it cannot run: of images, maps and exponents.
         cut: Rows and columns are from `cut_square`, and the square is filled.
+        change: What else is done to the moved images, before any overlay, or None.
 
     Returns:
         Images float32 [B,H,W,3] in [0,1] without and with overlays, and maps float32 [B,H,W] or None.
@@ -211,6 +213,7 @@ def augmented(
     if cut:
         moved = _fill_cut(moved, inside)
     clean = to_model_input(moved[..., :3])
+    clean = clean if change is None else change(clean)
     maps = moved[..., 3].astype(np.float32) if moved.shape[-1] == 4 else None
     return clean, clean if exponents is None else lay(clean, maps, exponents), maps
 

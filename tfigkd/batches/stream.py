@@ -1,5 +1,6 @@
 """The stream of training batches: examples, and what the teacher knows of them, augmented together."""
 
+import functools
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -22,6 +23,7 @@ from tfigkd.batches.augment import (
     uniform,
 )
 from tfigkd.batches.device import on_device
+from tfigkd.batches.randaugment import Change
 from tfigkd.config.fields import OverlayConfig
 from tfigkd.config.training_fields import AugmentConfig
 from tfigkd.data import Examples
@@ -121,12 +123,18 @@ def _on_host(
     def lay(images: np.ndarray, maps: np.ndarray, exponents: np.ndarray) -> np.ndarray:
         return overlay_some(images, None if dim_only else maps, exponents)
 
-    def make(chosen: np.ndarray, rows: np.ndarray, columns: np.ndarray, exponents: np.ndarray | None) -> tuple:
+    def make(
+        chosen: np.ndarray,
+        rows: np.ndarray,
+        columns: np.ndarray,
+        exponents: np.ndarray | None,
+        change: Callable[[np.ndarray], np.ndarray] | None = None,
+    ) -> tuple:
         pixels = images[chosen]
         if maps is not None:
             shown = spread(maps[chosen], pixels.shape[1:3])
             pixels = np.concatenate([pixels, shown[..., None]], axis=-1)
-        return augmented(pixels, rows, columns, exponents, config=augment, lay=lay, cut=cut)
+        return augmented(pixels, rows, columns, exponents, config=augment, lay=lay, cut=cut, change=change)
 
     return make
 
@@ -150,6 +158,7 @@ def training_batches(
     mixup: float = 0.0,
     cutmix: float = 0.0,
     cutout: int = 0,
+    randaugment: Change | None = None,
     num_classes: int | None = None,
     class_weights: np.ndarray | None = None,
     devices: int = 1,
@@ -182,6 +191,8 @@ def training_batches(
         cutmix: The same with a box of the other image, its share from Beta(cutmix, cutmix); labels by area.
         cutout: Side of a square that is filled with gray in each image, teacher inputs alike, and with zero in its map;
             0 cuts none.
+        randaugment: From `rand_augment`: changes each image after crop, flip and cutout, teacher inputs alike, before
+            the overlay; the map stays where it is. Images are then made on the host.
         num_classes: C of `"label_probabilities"`; not given: one more than the largest label.
         class_weights: Weight of each class in the loss, [C]; mixed images have the mixed weight.
         devices: How many devices share a batch, see `batch_sizes`.
@@ -208,7 +219,8 @@ def training_batches(
 
     side = pixels.shape[1], pixels.shape[2]
     move = augment, dim_only, cutout > 0
-    if keras.backend.backend() == "jax" and isinstance(pixels, np.ndarray) and not isinstance(maps, StoredArrays):
+    on_jax = keras.backend.backend() == "jax" and randaugment is None
+    if on_jax and isinstance(pixels, np.ndarray) and not isinstance(maps, StoredArrays):
         make = on_device(pixels, maps, *move)
     else:
         make = _on_host(pixels, maps, *move)
@@ -228,7 +240,10 @@ def training_batches(
         where = geometry(keys[chosen], side, augment, **drawn)
         if cutout:
             where = cut_square(*where, keys[chosen], cutout, seed=seed, epoch=epoch)
-        clean, images, moved_maps = make(chosen, *where, exponents)
+        changed: list[Any] = []
+        if randaugment is not None:
+            changed = [functools.partial(randaugment, keys=keys[chosen], seed=seed, epoch=epoch)]
+        clean, images, moved_maps = make(chosen, *where, exponents, *changed)
         if views is not None:
             targets["teacher_logits"] = views[chosen, view].astype(np.float32)
         if attention is not None and attention.moved:

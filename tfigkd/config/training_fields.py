@@ -101,6 +101,13 @@ class TrainingConfig:
     cutout: int = late(0)
     """Side in pixels of a square at a random place of each training image that is filled with gray, the same in what a
     live teacher sees; the map is zero there. 0 switches it off (DeVries and Taylor 2017, arXiv 1708.04552)."""
+    randaugment: int = late(0)
+    """Operations of Keras's RandAugment (rotation, shear, contrast, solarization and others; usual for photographs: 2)
+    on each training image after crop and flip, the same in what a live teacher sees; stored logits and maps are of the
+    image without them, and the overlay is laid where the map was. 0 switches it off (Cubuk et al. 2019, arXiv
+    1909.13719)."""
+    randaugment_strength: float = late(0.5)
+    """Largest strength of these operations, 0 to 1."""
     clip_norm: float | None = late(None)
     """Largest L2 norm of the gradient of all weights together; a longer one is scaled down to it."""
     power: float = late(1.0)
@@ -181,6 +188,9 @@ class TrainingConfig:
         require(self.clip_norm is None or self.clip_norm > 0, "training.clip_norm must be positive", self.clip_norm)
         require(not (self.dot and self.clip_norm), "training.clip_norm must be unset with training.dot", self.clip_norm)
         require(self.cutout >= 0, "training.cutout must not be negative", self.cutout)
+        require(self.randaugment >= 0, "training.randaugment must not be negative", self.randaugment)
+        strength = self.randaugment_strength
+        require(0 < strength <= 1, "training.randaugment_strength must be in (0, 1]", strength)
         warm = self.schedule == "triangular" and self.warmup_epochs > 0
         require(not warm, "training.warmup_epochs must be 0 with the triangular schedule", self.warmup_epochs)
         plain = self.weight_decay_form == "decoupled" or self.optimizer == "sgd"

@@ -16,7 +16,7 @@ from typing import Literal
 
 import numpy as np
 
-from tfigkd.config.fields import BACKGROUND, SplitsConfig, is_color
+from tfigkd.config.fields import BACKGROUND, Fit, SplitsConfig, is_color
 from tfigkd.data import catalog, folders, hints, npz, sources, tables
 from tfigkd.data.disk import DIGEST_LENGTH, DiskPictures, Pictures, blocks, digest, join, pick
 from tfigkd.data.pictures import one_line
@@ -68,6 +68,7 @@ class Dataset:
         fingerprint: 16 hex digits over the ids and labels of the three splits.
         notes: Lines on what was left out of the source, or changed, and how often.
         background: Color that transparent pictures were composited on.
+        fit: How pictures came to their size.
     """
 
     name: str
@@ -78,6 +79,7 @@ class Dataset:
     fingerprint: str
     notes: tuple[str, ...] = ()
     background: str = BACKGROUND
+    fit: Fit = "stretch"
 
     @functools.cached_property
     def training_fingerprint(self) -> str:
@@ -114,6 +116,7 @@ def load(
     splits: SplitsConfig | None = None,
     resident: Literal["auto", "memory", "disk"] = "auto",
     cache: str | None = None,
+    fit: Fit = "stretch",
 ) -> Dataset:
     """Load a data set and split it by id.
 
@@ -121,7 +124,7 @@ def load(
         name: "digits" (embedded, 8x8), the path of an `.npz` or `.csv` file, the path of an image folder, or a
             tfds name such as "cifar10" or "name/config". An existing folder wins over a tfds name.
         directory: Folder of tfds data, searched before $TFDS_DATA_DIR and tfds's own default; downloads go there.
-        image_size: Height and width to stretch every picture to, with antialiasing; None keeps the
+        image_size: Height and width to bring every picture to, with antialiasing; None keeps the
             source's size. Ids are those of the resized pixels.
         limit: Largest number of examples of each split, for a quick trial run; those whose ids sort first are kept.
         download: Whether to download a tfds data set that is not prepared.
@@ -132,6 +135,7 @@ def load(
         resident: Where decoded pictures are kept: in memory; on disk; "auto": on disk if a split needs more than a
             quarter of the free memory.
         cache: Folder of the pictures on disk; by default .tfigkd beside the data.
+        fit: "stretch" each side of a picture to image_size, or "crop" the middle, so that nothing is distorted.
 
     Returns:
         The splits. Without a test split in the source, the test split is, per class, the fifth whose ids sort last;
@@ -147,7 +151,7 @@ def load(
             raise UserError(f"data.{setting} must be at least 1, got {value}")
     if not is_color(background):
         raise UserError(f'data.background must be white, gray, black or "#rrggbb", got {background!r}')
-    wanted = sources.Wanted(image_size, background, group, splits or SplitsConfig(), resident, cache)
+    wanted = sources.Wanted(image_size, background, group, splits or SplitsConfig(), resident, cache, fit)
     try:
         source = _open(name, directory, wanted, download)
     except ImportError as error:
@@ -185,7 +189,7 @@ def load(
         if lacking:
             notes.append(f"warning: {split} has no pictures of {', '.join(lacking[:10])}")
     parts = {split: examples.take(slice(limit)) for split, examples in parts.items()}
-    about = {"fingerprint": splits_fingerprint(parts), "notes": tuple(notes), "background": background}
+    about = {"fingerprint": splits_fingerprint(parts), "notes": tuple(notes), "background": background, "fit": fit}
     return Dataset(name, **parts, class_names=source.class_names, **about)  # type: ignore[arg-type]
 
 

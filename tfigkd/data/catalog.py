@@ -316,11 +316,10 @@ def _read_split(builder: Any, split: str, keys: tuple[str, str], wanted: Wanted,
             wanted.folder(folder),
             [f"{version} {split} {index}" for index in range(len(names))],
             functools.partial(_encoded, builder, split, image_key, names),
-            image_size=size,
-            background=wanted.background,
+            **wanted.shown,
         )
     else:
-        images, done = decode_all(encoded, names, size, wanted.background)
+        images, done = decode_all(encoded, names, size, wanted.background, wanted.fit)
     notes.done += done
     groups = None if wanted.group is None else np.array(found[wanted.group])
     return Part(images, all_labels, np.array(ids), groups, digests)

@@ -21,6 +21,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from tfigkd.config.fields import Fit
 from tfigkd.data.pictures import attempt, bombs_refused, check_size, refusal
 from tfigkd.runtime.errors import UserError
 from tfigkd.runtime.files import checksum, locked, make_folder, read_signed, write_signed
@@ -186,6 +187,7 @@ def decoded(
     *,
     image_size: int | None,
     background: str,
+    fit: Fit = "stretch",
 ) -> tuple[DiskPictures, np.ndarray, Counter[str]]:
     """Return the pictures of a split on disk, decoded before or now.
 
@@ -195,6 +197,7 @@ def decoded(
         read: From the number of the first picture that is wanted to blocks of encoded pictures.
         image_size: As for `decode`.
         background: As for `decode`.
+        fit: As for `decode`.
 
     Returns:
         The pictures; the hash of the pixels of each, unicode [N]; and what was done to how many of them.
@@ -203,13 +206,15 @@ def decoded(
         UserError: As for `decode_all`; or the disk has too little space, or the folder cannot be written.
     """
     lines = hashlib.sha256("\n".join(sources).encode("utf-8", "surrogateescape")).hexdigest()
-    identity = json.dumps([FORMAT, PILLOW, image_size, background, lines])  # another Pillow may decode otherwise
+    how = [] if fit == "stretch" else [fit]  # as in versions without it
+    identity = json.dumps([FORMAT, PILLOW, image_size, background, *how, lines])  # another Pillow may decode otherwise
     name = hashlib.sha256(identity.encode()).hexdigest()[:DIGEST_LENGTH]
     pixels, journal, finished = (folder / f"{name}.{kind}" for kind in ("pixels", "journal", "json"))
     again = f"delete {finished} and {journal}, so that the pictures are decoded again"
     with _prepared(folder, finished):
         if not finished.is_file():
-            _decode(pixels, journal, len(sources), read, image_size, background)
+            show = partial(attempt, image_size=image_size, background=background, fit=fit)
+            _decode(pixels, journal, len(sources), read, image_size, show)
             write_signed(finished, {"journal": checksum(journal)})
         known = read_signed(finished, again, names=("journal",))
         shape, digests, done = _written(journal)
@@ -263,7 +268,7 @@ def _decode(
     count: int,
     read: Callable[[int], Iterator[Encoded]],
     image_size: int | None,
-    background: str,
+    decode: Callable[[bytes | Path | np.ndarray, str], tuple[np.ndarray, list[str]] | UserError],
 ) -> None:
     """Decode the pictures that are not written yet; each block is a line of the journal once its pixels are on disk."""
     shape, digests, _ = _written(journal)
@@ -281,7 +286,6 @@ def _decode(
             while end < len(names):
                 start = end
                 end = start + (max(1, AT_ONCE // math.prod(shape)) if shape else 1)
-                decode = partial(attempt, image_size=image_size, background=background)
                 found = [*pool.map(decode, encoded[start:end], names[start:end])]
                 good = [one for one in found if not isinstance(one, UserError)]
                 unusable |= {position + index: one for index, one in enumerate(found) if isinstance(one, UserError)}

@@ -109,7 +109,7 @@ def _read_arrays(path: Path, arrays: Any, split: str, wanted: Wanted) -> Part:
         raise UserError(f"{path}: {key} is in Fortran order and cannot be read in parts; save numpy.ascontiguousarray")
     if not on_disk:
         check_memory(f"{path}: {key}", (*shape[:3], 3))
-        return numbered(resize(to_rgb(arrays[key]), side), labels, split, groups)
+        return numbered(resize(to_rgb(arrays[key]), side, wanted.fit), labels, split, groups)
 
     def read(start: int) -> Iterator[tuple[np.ndarray, Sequence[str]]]:
         with arrays.zip.open(f"{key}.npy") as file:
@@ -124,7 +124,7 @@ def _read_arrays(path: Path, arrays: Any, split: str, wanted: Wanted) -> Part:
     content = checksum(path)
     lines = [f"{content} {key} {index}" for index in range(shape[0])]
     where = wanted.folder(path.parent)
-    images, digests, _ = decoded(where, lines, read, image_size=side, background=wanted.background)
+    images, digests, _ = decoded(where, lines, read, **wanted.shown)
     return numbered(images, labels, split, groups, digests)
 
 

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from tfigkd.config.fields import BACKGROUND, rgb
+from tfigkd.config.fields import BACKGROUND, Fit, rgb
 from tfigkd.runtime.errors import UserError, plain
 
 PICTURE_SUFFIXES = frozenset(
@@ -46,6 +46,7 @@ def decode(
     *,
     background: str = BACKGROUND,
     drop_alpha: bool = False,
+    fit: Fit = "stretch",
 ) -> np.ndarray:
     """Decode one picture to uint8 RGB [H,W,3], as a viewer shows it.
 
@@ -55,18 +56,36 @@ def decode(
     Args:
         encoded: The bytes of the file, or its path.
         name: Name of the picture in messages.
-        image_size: Height and width to stretch to with antialiased bilinear filtering, or None.
+        image_size: Height and width, see `scaled`, or None.
         background: Color behind transparent pixels; see `tfigkd.config.fields.is_color`.
         drop_alpha: Read the colors of transparent pixels as if they were opaque.
+        fit: As for `scaled`.
 
     Raises:
         UserError: The picture is damaged, has more than 8 bits per channel or too many pixels.
     """
-    return _decode(encoded, name, image_size, background, drop_alpha)[0]
+    return _decode(encoded, name, image_size, background, drop_alpha, fit)[0]
+
+
+def scaled(picture: Any, size: tuple[int, int], fit: Fit = "stretch") -> Any:
+    """Return a picture of Pillow in another size (width, height), by antialiased bilinear filtering.
+
+    It is stretched; or with `fit="crop"` the largest part of its middle that has the new aspect is resized.
+    """
+    from PIL import Image, ImageOps
+
+    if fit == "crop":
+        return ImageOps.fit(picture, size, Image.Resampling.BILINEAR)
+    return picture.resize(size, Image.Resampling.BILINEAR)
 
 
 def _decode(
-    encoded: bytes | Path, name: str, image_size: int | None, background: str, drop_alpha: bool = False
+    encoded: bytes | Path,
+    name: str,
+    image_size: int | None,
+    background: str,
+    drop_alpha: bool = False,
+    fit: Fit = "stretch",
 ) -> tuple[np.ndarray, list[str]]:
     """Decode a picture; the list says what was done to it, in the words above."""
     from PIL import Image, ImageOps
@@ -98,7 +117,7 @@ def _decode(
                 done.append(COMPOSITED.format(background=background))
         picture = picture.convert("RGB")
         if image_size is not None and picture.size != (image_size, image_size):
-            picture = picture.resize((image_size, image_size), Image.Resampling.BILINEAR)
+            picture = scaled(picture, (image_size, image_size), fit)
         return np.asarray(picture), done
 
 
@@ -163,6 +182,7 @@ def decode_all(
     names: Sequence[str],
     image_size: int | None,
     background: str = BACKGROUND,
+    fit: Fit = "stretch",
 ) -> tuple[np.ndarray, Counter[str]]:
     """Decode pictures to uint8 RGB [N,H,W,3]; they must have one size or are resized to `image_size`.
 
@@ -179,7 +199,7 @@ def decode_all(
     unusable: dict[int, UserError] = {}
 
     def tried(index: int) -> tuple[np.ndarray | None, list[str]]:
-        found = attempt(encoded[index], names[index], image_size=image_size, background=background)
+        found = attempt(encoded[index], names[index], image_size=image_size, background=background, fit=fit)
         if isinstance(found, UserError):
             unusable[index] = found
             return None, []
@@ -190,7 +210,7 @@ def decode_all(
         start = next(good, None)
         if start is None:
             raise refusal(unusable, len(encoded))
-        first = decode(encoded[start], names[start], image_size, background=background)
+        first = decode(encoded[start], names[start], image_size, background=background, fit=fit)
         check_memory(names[start], (len(encoded), *first.shape))
         images = np.empty((len(encoded), *first.shape), np.uint8)
 
@@ -214,16 +234,16 @@ def decode_all(
 
 
 def attempt(
-    encoded: bytes | Path | np.ndarray, name: str, *, image_size: int | None, background: str
+    encoded: bytes | Path | np.ndarray, name: str, *, image_size: int | None, background: str, fit: Fit = "stretch"
 ) -> tuple[np.ndarray, list[str]] | UserError:
     """Decode a picture; return it with what was done to it, or the error of one that cannot be used.
 
     Pixels uint8 [H,W,3] in place of an encoded picture are resized alone.
     """
     if isinstance(encoded, np.ndarray):
-        return resize(encoded[None], image_size)[0], []
+        return resize(encoded[None], image_size, fit)[0], []
     try:
-        return _decode(encoded, name, image_size, background)
+        return _decode(encoded, name, image_size, background, fit=fit)
     except UserError as error:
         return error
 
@@ -297,8 +317,8 @@ def to_rgb(images: np.ndarray) -> np.ndarray:
     return np.repeat(images, 3, axis=-1) if images.shape[-1] == 1 else np.ascontiguousarray(images)
 
 
-def resize(images: np.ndarray, image_size: int | None) -> np.ndarray:
-    """Stretch uint8 RGB pictures [N,H,W,3] to image_size as `decode` does; None returns them unchanged."""
+def resize(images: np.ndarray, image_size: int | None, fit: Fit = "stretch") -> np.ndarray:
+    """Bring uint8 RGB pictures [N,H,W,3] to image_size as `decode` does; None returns them unchanged."""
     if image_size is None or images.shape[1:3] == (image_size, image_size) or not images.size:
         return images
     from PIL import Image
@@ -307,5 +327,5 @@ def resize(images: np.ndarray, image_size: int | None) -> np.ndarray:
     check_memory("the resized pictures", (len(images), *target, 3))
     resized = np.empty((len(images), *target, 3), np.uint8)
     for index, image in enumerate(images):
-        resized[index] = np.asarray(Image.fromarray(image).resize(target, Image.Resampling.BILINEAR))
+        resized[index] = np.asarray(scaled(Image.fromarray(image), target, fit))
     return resized

@@ -11,11 +11,11 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
-from tfigkd.config.fields import BACKGROUND, SplitsConfig
+from tfigkd.config.fields import BACKGROUND, Fit, SplitsConfig
 from tfigkd.config.reading import closest
 from tfigkd.data.disk import BLOCK, FOLDER, Pictures, decoded, join
 from tfigkd.data.pictures import (
@@ -76,12 +76,18 @@ class Wanted:
     splits: SplitsConfig = field(default_factory=SplitsConfig)
     resident: Literal["auto", "memory", "disk"] = "auto"
     cache: str | None = None
+    fit: Fit = "stretch"
 
     def on_disk(self, pictures: int, shape: Sequence[int]) -> bool:
         """Return whether decoded pictures of a shape (H, W, 3) are kept on disk."""
         if self.resident == "auto":
             return pictures * math.prod(shape) > free_memory() * SHARE
         return self.resident == "disk"
+
+    @property
+    def shown(self) -> dict[str, Any]:
+        """The arguments of `decoded` that say how a picture is shown."""
+        return {"image_size": self.image_size, "background": self.background, "fit": self.fit}
 
     def folder(self, beside: Path) -> Path:
         """Return where they are kept: the folder of the config, or one in the folder of the data."""
@@ -150,7 +156,7 @@ def read_digits(wanted: Wanted) -> Source:
     given_splits(("train",), wanted.splits, "digits")
     digits = load_digits()
     images = np.round(digits.images * (255 / 16)).astype(np.uint8)
-    part = numbered(resize(to_rgb(images), wanted.image_size), digits.target, "digits")
+    part = numbered(resize(to_rgb(images), wanted.image_size, wanted.fit), digits.target, "digits")
     return Source(part, None, tuple(str(name) for name in digits.target_names))
 
 
@@ -210,7 +216,7 @@ def open_pictures(
     names = [str(path) for path in paths]
     side = wanted.image_size
     if not paths or not wanted.on_disk(len(paths), (side, side, 3) if side else _shape_of(paths[0])):
-        images, done = decode_all(paths, names, side, wanted.background)
+        images, done = decode_all(paths, names, side, wanted.background, wanted.fit)
         notes.done += done
         return images, None
 
@@ -220,7 +226,7 @@ def open_pictures(
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:  # what is in a file decides, and not its time
         lines = [f"{id_} {content}" for id_, content in zip(source_ids, pool.map(checksum, paths), strict=True)]
-    found, digests, done = decoded(wanted.folder(beside), lines, read, image_size=side, background=wanted.background)
+    found, digests, done = decoded(wanted.folder(beside), lines, read, **wanted.shown)
     notes.done += done
     return found, digests
 

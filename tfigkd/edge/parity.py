@@ -155,6 +155,7 @@ def export_file(
         calibration=used,
         **({"quantizer": config.quantizer, "kept": {"in": config.keep_in, "layers": list(kept)}} if own else {}),
         background=BACKGROUND if data is None else data.background,
+        **({} if data is None or data.fit == "stretch" else {"fit": data.fit}),
         parity=report | {"on": on},
         versions=versions(),
     )

@@ -237,14 +237,40 @@ def _running() -> str | None:
 
 
 def _check_answers(address: str) -> None:
-    """Refuse an address that is malformed or does not answer: Ray itself would try for a minute, and then abort."""
+    """Refuse an address that is malformed, does not answer, or is not that of a Ray cluster.
+
+    Ray itself would try for a minute, and then abort.
+    """
     host, _, port = address.rpartition(":")
     if not host or not re.fullmatch("[0-9]{1,5}", port) or "/" in host:
         raise UserError(f"--cluster must be auto or HOST:PORT, such as 10.0.0.1:6379, got {address!r}")
     try:
-        socket.create_connection((host.strip("[]"), int(port)), timeout=ANSWERS).close()
+        with socket.create_connection((host.strip("[]"), int(port)), timeout=ANSWERS) as connection:
+            speaks = _speaks_http2(connection)
     except (OSError, OverflowError) as error:
         raise UserError(
             f"--cluster {address} does not answer ({getattr(error, 'strerror', None) or error}); start the cluster: "
             f"ray start --head --port {port}"
         ) from error
+    if not speaks:
+        raise UserError(
+            f"--cluster {address} answers, but not as a Ray cluster; give the address that ray start --head has printed"
+        )
+
+
+def _speaks_http2(connection: socket.socket) -> bool:
+    """Return whether the other side greets as the head of a Ray cluster does, which speaks gRPC over HTTP/2.
+
+    Both sides begin with a frame of settings, the client after its preface (RFC 9113, 3.4).
+    """
+    if os.environ.get("RAY_USE_TLS", "0") not in ("", "0"):  # Ray greets after the handshake of its certificates
+        return True
+    settings = b"\0\0\0\4\0\0\0\0\0"  # of no length, kind 4, without flags, of the connection itself
+    answer = b""
+    try:
+        connection.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + settings)
+        while len(answer) < len(settings) and (more := connection.recv(len(settings) - len(answer))):
+            answer += more
+    except OSError:  # it says nothing, or has hung up
+        return False
+    return len(answer) == len(settings) and answer[3] == settings[3]

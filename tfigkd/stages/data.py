@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from tfigkd.config.experiment import Config
-from tfigkd.config.fields import DataConfig, SplitsConfig
+from tfigkd.config.fields import DataConfig, Fit, SplitsConfig
 from tfigkd.config.reading import closest
 from tfigkd.config.training_fields import TrainingConfig
 from tfigkd.data import Dataset, Examples, covered, load
@@ -20,7 +20,7 @@ from tfigkd.stages.workdir import Workdir
 
 def dataset(config: DataConfig) -> Dataset:
     """Return the data set of a config, read once a process."""
-    read = (config.background, config.group, config.splits, config.resident, config.cache)
+    read = (config.background, config.group, config.splits, config.resident, config.cache, config.fit)
     return _load(config.name, config.dir, config.image_size, config.limit, *read)
 
 
@@ -35,9 +35,10 @@ def _load(
     splits: SplitsConfig,
     resident: str,
     cache: str | None,
+    fit: Fit,
 ) -> Dataset:
-    chosen = {"background": background, "group": group, "splits": splits, "resident": resident, "cache": cache}
-    return load(name, directory=directory, image_size=image_size, limit=limit, **chosen)  # type: ignore[arg-type]
+    chosen: dict[str, Any] = {"background": background, "group": group, "splits": splits, "resident": resident}
+    return load(name, directory=directory, image_size=image_size, limit=limit, cache=cache, fit=fit, **chosen)
 
 
 def data_fingerprints(config: DataConfig) -> tuple[str, str]:

@@ -14,6 +14,7 @@ import numpy as np
 
 from tfigkd import models
 from tfigkd.batches.controls import apply_control, shuffle_views
+from tfigkd.batches.randaugment import rand_augment_of
 from tfigkd.batches.stream import Batch, Knowledge, StoredAttention, batch_sizes, evens_out, training_batches
 from tfigkd.config.experiment import Config, early_phases
 from tfigkd.data import Dataset
@@ -340,6 +341,7 @@ def training_stream(config: Config, workdir: Workdir) -> Callable[[int], Iterato
         mixup=config.training.mixup,
         cutmix=config.training.cutmix,
         cutout=config.training.cutout,
+        randaugment=rand_augment_of(config.training),
         num_classes=dataset(config.data).num_classes,
         class_weights=class_weights(config.training, examples, dataset(config.data).class_names),
         devices=device_count(config.training.devices),

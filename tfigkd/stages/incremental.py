@@ -55,6 +55,8 @@ PLAIN = (
     "training.finetune_epochs",
     "training.hard_weight",
     "training.label_smoothing",
+    "training.randaugment",
+    "training.devices",
 )
 """Fields that class-incremental training takes at their defaults alone."""
 

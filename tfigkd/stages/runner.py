@@ -204,6 +204,25 @@ def run_stores(chosen: Run, share: Part | Cluster) -> None:
     console.say(f"done in {time.monotonic() - started:.0f} s", last=True)
 
 
+def foresee(chosen: Run, workers: int) -> None:
+    """Print what each stage of a run costs on so many machines like this one; nothing is written.
+
+    Raises:
+        UserError: anything the user can mend.
+    """
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    asked, unneeded = _stages(chosen)
+    needed = [stage for stage in asked if stage not in unneeded]
+    with console.quiet_stderr():
+        from tfigkd.stages.cost import lines, measured_costs
+        from tfigkd.stages.precision import undecided
+
+        found = measured_costs(undecided(chosen.config), chosen.workdir, needed, workers)
+    console.show_columns(["stage", "time", "memory", "disk", "network"], lines(found), 4)
+    if workers > 1:
+        console.say(f"{workers} machines share the stage overlays; the other stages run on one of them", last=True)
+
+
 def _resolved(chosen: Run) -> Config:
     """Import TensorFlow without its greetings, and return the config with what is measured at the first start."""
     with console.quiet_stderr():  # TensorFlow greets when it is imported and when it looks for a GPU

@@ -13,6 +13,7 @@ import numpy as np
 
 from tfigkd import models
 from tfigkd.attribution import make_baseline
+from tfigkd.batches.randaugment import rand_augment_of
 from tfigkd.batches.stream import evens_out, training_batches
 from tfigkd.config.experiment import Config, experiments_folder
 from tfigkd.config.fields import NetworkConfig
@@ -244,6 +245,7 @@ def _train(config: Config, data: Dataset, folder: Path) -> tuple[keras.Model, li
         mixup=recipe.mixup,
         cutmix=recipe.cutmix,
         cutout=recipe.cutout,
+        randaugment=rand_augment_of(recipe),
         num_classes=data.num_classes,
         class_weights=class_weights(recipe, examples, data.class_names),
         devices=device_count(recipe.devices),

@@ -30,8 +30,10 @@ from tfigkd.training.targets import (
     label_array,
     labels_like,
     labels_of,
+    labels_refused,
     single_loss,
     weighted_mean,
+    with_checked_labels,
     with_class_weight,
 )
 from tfigkd.training.terms import Compared, LiveTeacher, loss_terms
@@ -299,12 +301,17 @@ class Distiller(keras.Model):
             raise ValueError(f"the student {self.student.name!r} has no weights that train; set its trainable to True")
         held_out = options.get("validation_data")
         pairs = [(x, y), held_out if isinstance(held_out, tuple | list) else ()]
+        classes = number_of_classes(self.student)
         for _, targets, *_ in (pair for pair in pairs if len(pair) > 1):
-            check_labels(label_array(targets), number_of_classes(self.student))
+            check_labels(label_array(targets), classes)
+        x = with_checked_labels(x, classes)
+        if held_out is not None:
+            options["validation_data"] = with_checked_labels(held_out, classes)
         weights = options.pop("class_weight", None)
         if weights is not None:
             x, options = with_class_weight(x, y, weights, options)
-        return super().fit(x, y, *arguments, **options)
+        with labels_refused():
+            return super().fit(x, y, *arguments, **options)
 
     def evaluate(self, x: Any = None, y: Any = None, *arguments: Any, **options: Any) -> Any:
         """Return loss terms and metrics, as `keras.Model.evaluate` does.
@@ -312,8 +319,10 @@ class Distiller(keras.Model):
         Raises:
             ValueError: labels are out of range.
         """
-        check_labels(label_array(y), number_of_classes(self.student))
-        return super().evaluate(x, y, *arguments, **options)
+        classes = number_of_classes(self.student)
+        check_labels(label_array(y), classes)
+        with labels_refused():
+            return super().evaluate(with_checked_labels(x, classes), y, *arguments, **options)
 
     def export(self, *arguments: Any, **options: Any) -> Any:
         """Export the student, as `keras.Model.export` does."""

@@ -1,8 +1,10 @@
 """What `fit` and `compile` are given beside images: labels, their weights, and the loss of the hard label."""
 
+import contextlib
 import functools
 import inspect
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import keras
@@ -11,6 +13,7 @@ from keras import ops
 
 from tfigkd.losses.base import Tensor
 
+OUT_OF_RANGE = "labels must be in"
 HardLoss = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 """Labels, what the student gives, and sample weights or None to the mean over the batch."""
 
@@ -124,6 +127,47 @@ def check_labels(labels: Any, classes: int | None) -> None:
         raise ValueError(
             f"labels must be in 0..{classes - 1} for {classes} classes, got {values.min():g}..{values.max():g}"
         )
+
+
+def with_checked_labels(data: Any, classes: int | None) -> Any:
+    """Return a `tf.data.Dataset` of batches that ends with an error at labels out of range; anything else as it is.
+
+    Without the check their loss is NaN. Probabilities [B,C] are not looked at.
+
+    Args:
+        data: What `fit` or `evaluate` is given.
+        classes: Number of classes, or None where it is not known.
+    """
+    spec = getattr(data, "element_spec", None)
+    if classes is None or not isinstance(spec, tuple) or len(spec) < 2:
+        return data
+    labels = label_array(spec[1])
+    shape = getattr(labels, "shape", None)
+    if shape is None or shape.rank not in (1, 2) or (shape.rank == 2 and shape[1] != 1):
+        return data
+    import tensorflow as tf
+
+    def check(*batch: Any) -> tuple:
+        labels = label_array(batch[1])
+        least, most = tf.reduce_min(labels), tf.reduce_max(labels)
+        sound = tf.logical_and(least >= 0, most < classes)
+        said = [f"{OUT_OF_RANGE} 0..{classes - 1} for {classes} classes, got", least, most]
+        with tf.control_dependencies([tf.debugging.Assert(tf.logical_or(tf.size(labels) == 0, sound), said)]):
+            return tf.nest.map_structure(tf.identity, batch)
+
+    return data.map(check)
+
+
+@contextlib.contextmanager
+def labels_refused() -> Iterator[None]:
+    """Turn the error of `with_checked_labels` into a ValueError in one line."""
+    try:
+        yield
+    except Exception as error:  # TensorFlow's own, which is not imported on a machine without it
+        found = re.search(rf"\[({OUT_OF_RANGE} [^\]]*)\] \[(\S+)\] \[(\S+)\]", str(error))
+        if found is None:
+            raise
+        raise ValueError(f"{found[1]} {found[2]}..{found[3]}") from None
 
 
 def with_class_weight(x: Any, y: Any, weights: Mapping[int, float], options: dict) -> tuple[Any, dict]:
