@@ -143,6 +143,24 @@ def test_curves_gates_scaling_and_backbones_become_an_int8_file(activation, tmp_
     np.testing.assert_allclose(litert_predictor(path)(pixels), rounded, atol=0.05 * np.abs(expected).max())
 
 
+def test_augmentation_inside_a_model_is_no_part_of_its_file(tmp_path):
+    """As Keras's tutorials build it: a Sequential of random layers before the scaling."""
+    layers = keras.layers
+    moved = layers.RandomTranslation(0.2, 0.2, interpolation="nearest")
+    augmentation = keras.Sequential([layers.RandomFlip("horizontal"), moved])
+    inputs = keras.Input((8, 8, 3))
+    x = layers.Conv2D(4, 3, activation="relu")(layers.Rescaling(2.0, -1.0)(augmentation(inputs)))
+    model = keras.Model(inputs, layers.Dense(3)(layers.GlobalAveragePooling2D()(x)))
+    trained = fake_quantized(model)
+    pixels = np.random.default_rng(0).integers(0, 256, (64, 8, 8, 3), dtype=np.uint8)
+    images = pixels / np.float32(255)
+    expected = np.asarray(model(images, training=False))  # random layers of Keras augment by default
+    augmented = np.asarray(trained(images, training=True))  # the ranges follow
+    assert np.abs(augmented - expected).max() > 0.05
+    (tmp_path / "m.tflite").write_bytes(convert(trained, "int8"))
+    np.testing.assert_allclose(litert_predictor(tmp_path / "m.tflite")(pixels), expected, atol=0.02)
+
+
 def test_an_input_range_before_other_scaling_is_part_of_it():
     """A model of pixels to 255, as this package loads it: its range, then its own layers that undo it."""
     images = keras.Input((16, 16, 3))

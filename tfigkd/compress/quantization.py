@@ -48,6 +48,7 @@ ROUNDED_AFTER = (
     keras.layers.GlobalAveragePooling2D,
     keras.layers.Rescaling,
 )
+SUPPORTED = (*FAKE_QUANT, *CHANGES_NO_VALUE, *ROUNDED_AFTER, keras.layers.Activation)
 OPERATIONS = ("Add", "Multiply")
 """Functions of keras.ops, such as `x + 3.0`, that an int8 file has."""
 PREPARES = (keras.layers.Rescaling, keras.layers.Normalization)
@@ -230,7 +231,7 @@ def _check(node: Node, model: str) -> None:
         reason = "it has groups or a depth multiplier"
     elif isinstance(layer, keras.layers.BatchNormalization):
         reason = "it does not follow a convolution, so it cannot be folded"
-    elif not isinstance(layer, (*FAKE_QUANT, *CHANGES_NO_VALUE, *ROUNDED_AFTER, keras.layers.Activation)):
+    elif not (_augments(layer) or isinstance(layer, SUPPORTED)):
         reason = f"{type(layer).__name__} is not a supported layer type"
     elif activation is not None and not (is_linear(layer) or is_relu(layer) or _curve(layer)):
         supported = ", ".join(["linear", "relu", "relu6", *CURVES])
@@ -242,7 +243,12 @@ def _check(node: Node, model: str) -> None:
 def _changes_no_value(layer: Any) -> bool:
     # average pooling over one pixel only selects pixels
     picks = isinstance(layer, keras.layers.AveragePooling2D) and layer.pool_size == (1, 1)
-    return picks or isinstance(layer, CHANGES_NO_VALUE) or is_linear_activation(layer)
+    return picks or isinstance(layer, CHANGES_NO_VALUE) or is_linear_activation(layer) or _augments(layer)
+
+
+def _augments(layer: Any) -> bool:
+    """Whether a layer is one of Keras, such as `RandomFlip`, that changes images in training alone."""
+    return type(layer).__module__.startswith("keras.") and type(layer).__name__.startswith("Random")
 
 
 def _is_fused(node: Node, graph: dict[str, Node]) -> bool:
