@@ -143,6 +143,25 @@ def test_curves_gates_scaling_and_backbones_become_an_int8_file(activation, tmp_
     np.testing.assert_allclose(litert_predictor(path)(pixels), rounded, atol=0.05 * np.abs(expected).max())
 
 
+@pytest.mark.parametrize(
+    ("head", "end", "message"),
+    [
+        ([keras.layers.Rescaling(1 / 255)], None, r"takes pixels from 0 to 255, expected images in \[0,1\]"),
+        ([], "softmax", "'end': it gives probabilities, not logits"),
+    ],
+)
+def test_a_model_of_other_images_or_outputs_is_given_as_a_classifier(head, end, message):
+    """The image is rounded in [0,1], so that a white pixel of 255 would become 1."""
+    keras.utils.set_random_seed(0)
+    pool, last = keras.layers.GlobalAveragePooling2D(), keras.layers.Dense(3, activation=end, name="end")
+    model = keras.Sequential([keras.Input((8, 8, 3)), *head, keras.layers.Conv2D(4, 3), pool, last])
+    with pytest.raises(UserError, match=rf"{message}; give tfigkd.models.as_classifier\(model\)"):
+        fake_quantized(model)
+    classifier = models.as_classifier(model)
+    images = np.random.default_rng(0).random((16, 8, 8, 3), np.float32)
+    np.testing.assert_allclose(fake_quantized(classifier)(images, training=True), classifier(images), atol=0.02)
+
+
 def test_augmentation_inside_a_model_is_no_part_of_its_file(tmp_path):
     """As Keras's tutorials build it: a Sequential of random layers before the scaling."""
     layers = keras.layers

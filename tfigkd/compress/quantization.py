@@ -7,6 +7,7 @@ import keras
 import numpy as np
 
 from tfigkd.compress.graph import Node, is_linear, is_linear_activation, is_relu, nodes, trace
+from tfigkd.data.spaces import UNIT
 from tfigkd.models.fake_quant import (
     FakeQuantConv2D,
     FakeQuantDense,
@@ -18,6 +19,7 @@ from tfigkd.models.flat import flattened
 from tfigkd.models.fold import fold_batch_norm
 from tfigkd.models.layers import copy_layer, copy_layer_state
 from tfigkd.models.same import check_same
+from tfigkd.models.spaces import recognise_input_range
 from tfigkd.runtime.errors import UserError
 
 FAKE_QUANT: dict[type[keras.Layer], type[keras.Layer]] = {
@@ -111,8 +113,14 @@ def fake_quantized(model: keras.Model) -> keras.Model:
         from the rounding it is the same function.
 
     Raises:
-        UserError: a layer has no fake-quantized version, or the graph cannot be read.
+        UserError: a layer has no fake-quantized version, the graph cannot be read, or the model takes other images.
     """
+    shown = recognise_input_range(model)
+    if shown not in (None, UNIT):
+        raise UserError(
+            f"{model.name} takes pixels from {shown[0]:g} to {shown[1]:g}, expected images in [0,1]; give "
+            "tfigkd.models.as_classifier(model)"
+        )
     folded = fold_batch_norm(flattened(model))
     graph = nodes(folded)
     prepares = _preparation(graph)
@@ -236,6 +244,9 @@ def _check(node: Node, model: str) -> None:
     elif activation is not None and not (is_linear(layer) or is_relu(layer) or _curve(layer)):
         supported = ", ".join(["linear", "relu", "relu6", *CURVES])
         reason = f"its activation is {activation.__name__}; supported are {supported}"
+        if not node.readers and activation is keras.activations.softmax:
+            reason = "it gives probabilities, not logits; give tfigkd.models.as_classifier(model)"
+            raise UserError(f"cannot quantize {model}: layer {layer.name!r}: {reason}")
     if reason:
         raise UserError(f"cannot quantize {model}: layer {layer.name!r}: {reason}; use compress.method = 'none'")
 
