@@ -78,7 +78,10 @@ def conv_model(*tail: keras.layers.Layer) -> keras.Model:
     ("tail", "message"),
     [
         ([keras.layers.Activation("softplus")], "activation is softplus"),
-        ([keras.layers.ReLU(), keras.layers.BatchNormalization()], "does not follow a convolution"),
+        (
+            [keras.layers.Flatten(), keras.layers.Dense(4, activation="relu"), keras.layers.BatchNormalization()],
+            "it cannot be folded; put it between a layer and its activation",
+        ),
         ([keras.layers.LayerNormalization()], "LayerNormalization is not a supported"),
         ([keras.layers.SeparableConv2D(4, 3)], "SeparableConv2D is not a supported"),
         ([keras.layers.DepthwiseConv2D(3, depth_multiplier=2)], "depth multiplier"),
@@ -141,6 +144,30 @@ def test_curves_gates_scaling_and_backbones_become_an_int8_file(activation, tmp_
     path.write_bytes(convert(quantized, "int8", io="float32"))
     assert len(float_tensors(path)) == 2 and float_tensors(path, inside=True) == []
     np.testing.assert_allclose(litert_predictor(path)(pixels), rounded, atol=0.05 * np.abs(expected).max())
+
+
+def test_normalization_that_cannot_be_folded_becomes_a_convolution(tmp_path):
+    """Behind an activation, as in Keras's own examples, and after an addition, as in ResNet-V2."""
+    keras.utils.set_random_seed(0)
+    layers, inputs = keras.layers, keras.Input((8, 8, 3))
+    x = layers.BatchNormalization(name="behind")(layers.Conv2D(8, 3, activation="relu")(inputs))
+    x = layers.Add()([x, layers.Conv2D(8, 3, padding="same")(x)])
+    x = layers.ReLU()(layers.BatchNormalization(name="before", center=False)(x))
+    model = keras.Model(inputs, layers.Dense(3)(layers.GlobalAveragePooling2D()(layers.Conv2D(8, 3)(x))))
+    generator = np.random.default_rng(1)
+    for name in ("behind", "before"):
+        norm = model.get_layer(name)
+        norm.set_weights([generator.uniform(0.5, 1.5, weight.shape) for weight in norm.get_weights()])
+    pixels = np.random.default_rng(0).integers(0, 256, (64, 8, 8, 3), dtype=np.uint8)
+    images = pixels / np.float32(255)
+    expected = np.asarray(model(images))
+    quantized = fake_quantized(model)
+    assert quantized.get_layer("before").kernel.shape == (1, 1, 8, 1) and quantized.get_layer("before").trainable
+    quantized(images, training=True)  # one batch sets the ranges
+    (tmp_path / "m.tflite").write_bytes(convert(quantized, "int8"))
+    assert float_tensors(tmp_path / "m.tflite") == []
+    np.testing.assert_allclose(litert_predictor(tmp_path / "m.tflite")(pixels), quantized(images), atol=0.02)
+    assert 0 < np.abs(np.asarray(quantized(images)) - expected).max() < 0.1 * np.abs(expected).max()
 
 
 @pytest.mark.parametrize(

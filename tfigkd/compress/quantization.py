@@ -16,7 +16,7 @@ from tfigkd.models.fake_quant import (
     without_rounding,
 )
 from tfigkd.models.flat import flattened
-from tfigkd.models.fold import fold_batch_norm
+from tfigkd.models.fold import fold_batch_norm, inference_values
 from tfigkd.models.layers import copy_layer, copy_layer_state
 from tfigkd.models.same import check_same
 from tfigkd.models.spaces import recognise_input_range
@@ -100,10 +100,11 @@ CURVES: dict[str, Curve] = {
 def fake_quantized(model: keras.Model) -> keras.Model:
     """Return a copy for quantization-aware training, with the model's weights and ranges that training will set.
 
-    Batch normalization is folded first, because an int8 file has none, and models inside are flattened. Every tensor
-    that the int8 file stores is rounded: the image with the fixed range [0,1], and each layer's output after the ReLU
-    that the file fuses with it. Layers that scale the image, such as `Rescaling` and `Normalization`, become one
-    frozen 1x1 depthwise convolution. A layer whose activation is a curve, such as swish, gets it as layers of its own.
+    Batch normalization is folded first, because an int8 file has none, and models inside are flattened. What cannot be
+    folded, as in DenseNet, becomes a 1x1 depthwise convolution. Every tensor that the int8 file stores is rounded: the
+    image with the fixed range [0,1], and each layer's output after the ReLU that the file fuses with it. Layers that
+    scale the image, such as `Rescaling` and `Normalization`, become one frozen 1x1 depthwise convolution. A layer whose
+    activation is a curve, such as swish, gets it as layers of its own.
 
     Args:
         model: Functional or Sequential image classifier; it is not changed.
@@ -153,10 +154,14 @@ def fake_quantized(model: keras.Model) -> keras.Model:
     result = keras.Model(image, trace(graph, rounded, apply), name=model.name)
     for layer in result.layers:
         if layer.name in graph and layer.weights:
+            source = graph[layer.name].layer
             if layer.name in prepares:
                 layer.set_weights([factor, offset])
+            elif isinstance(source, keras.layers.BatchNormalization):
+                mean, scale, shift = inference_values(source)
+                layer.set_weights([scale.reshape(1, 1, -1, 1), shift - mean * scale])
             else:
-                copy_layer_state(graph[layer.name].layer, layer)
+                copy_layer_state(source, layer)
     with without_rounding():
         check_same(result, folded, what="the quantization-aware copy")
     return result
@@ -165,6 +170,8 @@ def fake_quantized(model: keras.Model) -> keras.Model:
 def _replacement(layer: Any) -> Any:
     if not isinstance(layer, keras.Layer):
         return layer
+    if isinstance(layer, keras.layers.BatchNormalization):
+        return FakeQuantDepthwiseConv2D(1, trainable=layer.trainable, name=layer.name)
     kind = FAKE_QUANT.get(type(layer))
     if kind is None:
         return copy_layer(layer)
@@ -238,7 +245,8 @@ def _check(node: Node, model: str) -> None:
     elif getattr(layer, "depth_multiplier", 1) != 1 or getattr(layer, "groups", 1) != 1:
         reason = "it has groups or a depth multiplier"
     elif isinstance(layer, keras.layers.BatchNormalization):
-        reason = "it does not follow a convolution, so it cannot be folded"
+        if layer.axis not in (-1, 3) or layer.renorm or len(layer.output.shape) != 4:
+            reason = "it cannot be folded; put it between a layer and its activation"
     elif not (_augments(layer) or isinstance(layer, SUPPORTED)):
         reason = f"{type(layer).__name__} is not a supported layer type"
     elif activation is not None and not (is_linear(layer) or is_relu(layer) or _curve(layer)):
@@ -269,7 +277,7 @@ def _is_fused(node: Node, graph: dict[str, Node]) -> bool:
         if is_linear_activation(reader.layer):
             node = reader  # replaces a folded batch normalization
             continue
-        kinds = (*FAKE_QUANT, keras.layers.Add, keras.layers.Activation)
+        kinds = (*FAKE_QUANT, keras.layers.BatchNormalization, keras.layers.Add, keras.layers.Activation)
         fusible = isinstance(node.layer, kinds) or _is_operation(node.layer, ("Add",))
         return fusible and is_relu(reader.layer) and not isinstance(reader.layer, tuple(FAKE_QUANT))
     return False
