@@ -152,6 +152,7 @@ def test_what_the_command_refuses(files, tmp_path, capsys):
         (str(tmp_path / "absent.tflite"),): "no file",
         (str(files / "int8.tflite"), "--threads", "0"): "benchmark.threads must be positive",
         (str(files / "int8.tflite"), "--runs", "0"): "benchmark.runs must be positive",
+        (str(files / "int8.tflite"), "--rows", str(tmp_path / "no" / "r.csv")): "no folder .*; make it or choose",
     }.items():
         assert main(list(arguments)) == 1
         assert re.fullmatch(rf"error: [^\n]*{message}[^\n]*\n", capsys.readouterr().err)

@@ -70,10 +70,12 @@ def test_transparent_pictures_of_a_table_are_composited(folder, capsys, backgrou
 
 
 def test_other_values_are_refused_in_one_line(folder, capsys):
-    for arguments in (["--background", "pink"], ["--splits.test", "validation"], ["--group", "patient"]):
+    wrong = [["--background", "pink"], ["--splits.test", "validation"], ["--group", "patient"], ["--rows", "no/r.csv"]]
+    for arguments in wrong:
         assert main([str(folder / "own.keras"), "--data", str(folder / "list.csv"), *arguments]) == 1
         assert re.fullmatch(
-            r"error: [^\n]*(data\.background|no split 'validation'|data\.group)[^\n]*\n", capsys.readouterr().err
+            r"error: [^\n]*(data\.background|no split 'validation'|data\.group|no folder no)[^\n]*\n",
+            capsys.readouterr().err,
         )
 
 

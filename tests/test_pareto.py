@@ -136,6 +136,17 @@ def test_the_command(rows, tmp_path, capsys):
     assert capsys.readouterr().out.startswith("| model | format |")
 
 
+def test_files_of_other_tools_have_an_unknown_format(rows, tmp_path, capsys):
+    """The row of benchmark leaves it empty; a spreadsheet has saved the file with a byte-order mark."""
+    foreign = write(tmp_path / "foreign.csv", row("foreign", "", 0.93, 2.0, 3000, ""))
+    foreign.write_text(foreign.read_text(), encoding="utf-8-sig")
+    assert [(one.model, one.format) for one in read_points([foreign])] == [("foreign", "unknown")]
+    for name in ("p.svg", "p.html"):
+        assert main([str(rows), str(foreign), "--output", str(tmp_path / name)]) == 0
+    assert "foreign, unknown" in (tmp_path / "p.html").read_text(encoding="utf-8")
+    assert "| foreign | unknown |" in capsys.readouterr().out
+
+
 def test_what_is_refused(rows, tmp_path, capsys):
     write(tmp_path / "other.csv", {"format": "int8", "x": 1})
     write(tmp_path / "unscored.csv", row("a", "int8", "", 1, 1))

@@ -45,6 +45,16 @@ def test_sparsity_counts_all_weights_and_the_prunable_ones():
     assert counts["nonzero_parameters"] == parameters - 135
 
 
+def test_a_network_without_kernels_to_prune():
+    """It has zeros nowhere, and a callback that could do nothing says so."""
+    layers = [keras.layers.SeparableConv2D(4, 3), keras.layers.GlobalAveragePooling2D()]
+    model = keras.Sequential([keras.Input((6, 6, 3)), *layers])
+    assert sparsity(model) == {"sparsity": 0.0, "prunable_sparsity": 0.0, "nonzero_parameters": 43}
+    model.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    with pytest.raises(ValueError, match="has nothing to prune: no Conv2D or Dense layer that trains"):
+        model.fit(IMAGES, LABELS, verbose=0, callbacks=[MagnitudePruning(0.5, end=4)])
+
+
 @pytest.mark.parametrize("distilled", [False, True])
 @pytest.mark.parametrize("optimizer", [{"class_name": "Adam"}, {"class_name": "SGD", "config": {"momentum": 0.9}}])
 def test_zeros_stay_after_every_step_and_reach_the_target(distilled, optimizer):

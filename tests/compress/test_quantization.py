@@ -78,7 +78,10 @@ def conv_model(*tail: keras.layers.Layer) -> keras.Model:
     ("tail", "message"),
     [
         ([keras.layers.Activation("softplus")], "activation is softplus"),
-        ([keras.layers.ReLU(), keras.layers.BatchNormalization()], "does not follow a convolution"),
+        (
+            [keras.layers.Flatten(), keras.layers.Dense(4, activation="relu"), keras.layers.BatchNormalization()],
+            "it cannot be folded; put it between a layer and its activation",
+        ),
         ([keras.layers.LayerNormalization()], "LayerNormalization is not a supported"),
         ([keras.layers.SeparableConv2D(4, 3)], "SeparableConv2D is not a supported"),
         ([keras.layers.DepthwiseConv2D(3, depth_multiplier=2)], "depth multiplier"),
@@ -141,6 +144,67 @@ def test_curves_gates_scaling_and_backbones_become_an_int8_file(activation, tmp_
     path.write_bytes(convert(quantized, "int8", io="float32"))
     assert len(float_tensors(path)) == 2 and float_tensors(path, inside=True) == []
     np.testing.assert_allclose(litert_predictor(path)(pixels), rounded, atol=0.05 * np.abs(expected).max())
+
+
+def test_normalization_that_cannot_be_folded_becomes_a_convolution(tmp_path):
+    """Behind an activation, as in Keras's own examples, and after an addition, as in ResNet-V2."""
+    keras.utils.set_random_seed(0)
+    layers, inputs = keras.layers, keras.Input((8, 8, 3))
+    x = layers.BatchNormalization(name="behind")(layers.Conv2D(8, 3, activation="relu")(inputs))
+    x = layers.Add()([x, layers.Conv2D(8, 3, padding="same")(x)])
+    x = layers.ReLU()(layers.BatchNormalization(name="before", center=False)(x))
+    model = keras.Model(inputs, layers.Dense(3)(layers.GlobalAveragePooling2D()(layers.Conv2D(8, 3)(x))))
+    generator = np.random.default_rng(1)
+    for name in ("behind", "before"):
+        norm = model.get_layer(name)
+        norm.set_weights([generator.uniform(0.5, 1.5, weight.shape) for weight in norm.get_weights()])
+    pixels = np.random.default_rng(0).integers(0, 256, (64, 8, 8, 3), dtype=np.uint8)
+    images = pixels / np.float32(255)
+    expected = np.asarray(model(images))
+    quantized = fake_quantized(model)
+    assert quantized.get_layer("before").kernel.shape == (1, 1, 8, 1) and quantized.get_layer("before").trainable
+    quantized(images, training=True)  # one batch sets the ranges
+    (tmp_path / "m.tflite").write_bytes(convert(quantized, "int8"))
+    assert float_tensors(tmp_path / "m.tflite") == []
+    np.testing.assert_allclose(litert_predictor(tmp_path / "m.tflite")(pixels), quantized(images), atol=0.02)
+    assert 0 < np.abs(np.asarray(quantized(images)) - expected).max() < 0.1 * np.abs(expected).max()
+
+
+@pytest.mark.parametrize(
+    ("head", "end", "message"),
+    [
+        ([keras.layers.Rescaling(1 / 255)], None, r"takes pixels from 0 to 255, expected images in \[0,1\]"),
+        ([], "softmax", "'end': it gives probabilities, not logits"),
+    ],
+)
+def test_a_model_of_other_images_or_outputs_is_given_as_a_classifier(head, end, message):
+    """The image is rounded in [0,1], so that a white pixel of 255 would become 1."""
+    keras.utils.set_random_seed(0)
+    pool, last = keras.layers.GlobalAveragePooling2D(), keras.layers.Dense(3, activation=end, name="end")
+    model = keras.Sequential([keras.Input((8, 8, 3)), *head, keras.layers.Conv2D(4, 3), pool, last])
+    with pytest.raises(UserError, match=rf"{message}; give tfigkd.models.as_classifier\(model\)"):
+        fake_quantized(model)
+    classifier = models.as_classifier(model)
+    images = np.random.default_rng(0).random((16, 8, 8, 3), np.float32)
+    np.testing.assert_allclose(fake_quantized(classifier)(images, training=True), classifier(images), atol=0.02)
+
+
+def test_augmentation_inside_a_model_is_no_part_of_its_file(tmp_path):
+    """As Keras's tutorials build it: a Sequential of random layers before the scaling."""
+    layers = keras.layers
+    moved = layers.RandomTranslation(0.2, 0.2, interpolation="nearest")
+    augmentation = keras.Sequential([layers.RandomFlip("horizontal"), moved])
+    inputs = keras.Input((8, 8, 3))
+    x = layers.Conv2D(4, 3, activation="relu")(layers.Rescaling(2.0, -1.0)(augmentation(inputs)))
+    model = keras.Model(inputs, layers.Dense(3)(layers.GlobalAveragePooling2D()(x)))
+    trained = fake_quantized(model)
+    pixels = np.random.default_rng(0).integers(0, 256, (64, 8, 8, 3), dtype=np.uint8)
+    images = pixels / np.float32(255)
+    expected = np.asarray(model(images, training=False))  # random layers of Keras augment by default
+    augmented = np.asarray(trained(images, training=True))  # the ranges follow
+    assert np.abs(augmented - expected).max() > 0.05
+    (tmp_path / "m.tflite").write_bytes(convert(trained, "int8"))
+    np.testing.assert_allclose(litert_predictor(tmp_path / "m.tflite")(pixels), expected, atol=0.02)
 
 
 def test_an_input_range_before_other_scaling_is_part_of_it():

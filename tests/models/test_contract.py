@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from tfigkd import models
+from tfigkd.edge.convert import convert
 from tfigkd.models import layers, same
 from tfigkd.models.precision import with_precision
 from tfigkd.runtime.errors import UserError
@@ -166,6 +167,17 @@ def test_rounding_is_no_difference() -> None:
         same.check_same(other, model)
 
 
+def test_augmentation_inside_a_model_is_no_difference() -> None:
+    """Also where layers are compared one by one, as in a network that amplifies rounding."""
+    inputs = keras.Input((12, 12, 3))
+    x = L.RandomRotation(0.2)(L.RandomFlip()(inputs))
+    model = shaken(keras.Model(inputs, L.Dense(4)(L.Flatten()(L.Conv2D(8, 3)(x)))))
+    copy = layers.rebuilt(model)
+    place, outputs = same.first_difference(copy, model, [IMAGES])
+    assert place is None
+    np.testing.assert_allclose(outputs[0], model(IMAGES, training=False), atol=1e-5)
+
+
 def test_shared_layers_frozen_layers_and_generators_survive() -> None:
     conv, norm, noise = L.Conv2D(3, 3, padding="same"), L.BatchNormalization(), L.Dropout(0.5)
     inputs = keras.Input((12, 12, 3))
@@ -203,3 +215,7 @@ def test_a_layer_quantized_by_keras_is_not_folded(tmp_path: Path) -> None:
     own = models.load_own(tmp_path / "quantized.keras")
     np.testing.assert_allclose(own(IMAGES), expected, atol=1e-5)
     np.testing.assert_allclose(models.fold_batch_norm(own)(IMAGES), expected, atol=1e-5)
+    with pytest.raises(
+        UserError, match=r"Keras has quantized layer .* \(model.quantize\), .*; export the model as it was"
+    ):
+        convert(own, "float32")

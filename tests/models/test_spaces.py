@@ -275,6 +275,13 @@ def test_a_model_in_memory_is_converted_once_and_keeps_up(pixels: np.ndarray) ->
     np.testing.assert_allclose(softmax(first(images)), model(pixels.astype("float32")), atol=1e-5)
 
 
+@pytest.mark.parametrize("wrap", [lambda tensor: {"one": tensor}, lambda tensor: [tensor]])
+def test_a_model_in_memory_may_have_its_output_in_a_dictionary_or_list_of_one(wrap: Any, pixels: np.ndarray) -> None:
+    bare, images = own(), pixels / np.float32(255)
+    found = as_classifier(keras.Model(bare.inputs[0], wrap(bare.outputs[0])))(images)
+    np.testing.assert_allclose(found, bare(images), atol=1e-6)
+
+
 def test_fresh_weights_follow_the_seed_and_frozen_layers_stay() -> None:
     fixed = keras.layers.Conv2D(4, 1, name="fixed", trainable=False)
     seeded = keras.layers.Conv2D(4, 1, name="seeded", kernel_initializer=keras.initializers.GlorotUniform(seed=7))

@@ -158,6 +158,10 @@ def named_outputs():
     return keras.Model(inputs, {"logits": keras.layers.Dense(5)(inputs)})
 
 
+def unflattened():
+    return keras.Sequential([keras.Input((6,)), keras.layers.Reshape((1, 6)), keras.layers.Dense(5)])
+
+
 @pytest.mark.parametrize(
     ("use", "said"),
     [
@@ -167,6 +171,10 @@ def named_outputs():
         (lambda: distiller(teacher="teacher.keras"), "got str; keras.saving.load_model"),
         (lambda: distiller(teacher=[net(), net(1)]), "got list; several teachers become one"),
         (lambda: distiller(named_outputs()), r"the student '\w+' has 1 outputs in a dict"),
+        (
+            lambda: distiller(unflattened()),
+            r"gives outputs \(None, 1, 5\), expected logits \[B,C\]; add a Flatten layer",
+        ),
         (lambda: distiller(teacher=named_outputs()), r"the teacher '\w+' has 1 outputs in a dict"),
         (lambda: Distiller(net(), losses=[KLDivergence()], loss_weights=[0.5]), "losses must be a dictionary"),
         (lambda: distiller(teacher=net(1)).fit(X, Y, class_weight=[1, 1]), "dictionary of class number to weight"),

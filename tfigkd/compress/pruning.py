@@ -39,6 +39,8 @@ class MagnitudePruning(keras.callbacks.Callback):
     def on_train_begin(self, logs: dict | None = None) -> None:
         """Read the masks from the zeros of the weights, and the step from the optimizer."""
         self._kernels = list(prunable_kernels(getattr(self.model, "student", self.model)))
+        if not self._kernels:
+            raise ValueError("the model has nothing to prune: no Conv2D or Dense layer that trains")
         self._step = int(ops.convert_to_numpy(self.model.optimizer.iterations))
         self._masks = [ops.cast(ops.not_equal(kernel, 0), kernel.dtype) for kernel in self._kernels]
 
@@ -67,10 +69,10 @@ def sparsity(model: keras.Model) -> dict[str, float]:
         `nonzero_parameters`.
     """
     kernels = [ops.convert_to_numpy(kernel) for kernel in prunable_kernels(model)]
-    zeros, prunable = (sum(counts) for counts in zip(*((np.sum(k == 0), k.size) for k in kernels), strict=True))
+    zeros, prunable = sum(np.sum(kernel == 0) for kernel in kernels), sum(kernel.size for kernel in kernels)
     total = count_parameters(model)
     return {
         "sparsity": float(zeros / total),
-        "prunable_sparsity": float(zeros / prunable),
+        "prunable_sparsity": float(zeros / max(prunable, 1)),
         "nonzero_parameters": int(total - zeros),
     }

@@ -7,6 +7,7 @@ import keras
 import numpy as np
 
 from tfigkd.compress.graph import Node, is_linear, is_linear_activation, is_relu, nodes, trace
+from tfigkd.data.spaces import UNIT
 from tfigkd.models.fake_quant import (
     FakeQuantConv2D,
     FakeQuantDense,
@@ -15,9 +16,10 @@ from tfigkd.models.fake_quant import (
     without_rounding,
 )
 from tfigkd.models.flat import flattened
-from tfigkd.models.fold import fold_batch_norm
+from tfigkd.models.fold import fold_batch_norm, inference_values
 from tfigkd.models.layers import copy_layer, copy_layer_state
 from tfigkd.models.same import check_same
+from tfigkd.models.spaces import recognise_input_range
 from tfigkd.runtime.errors import UserError
 
 FAKE_QUANT: dict[type[keras.Layer], type[keras.Layer]] = {
@@ -48,6 +50,7 @@ ROUNDED_AFTER = (
     keras.layers.GlobalAveragePooling2D,
     keras.layers.Rescaling,
 )
+SUPPORTED = (*FAKE_QUANT, *CHANGES_NO_VALUE, *ROUNDED_AFTER, keras.layers.Activation)
 OPERATIONS = ("Add", "Multiply")
 """Functions of keras.ops, such as `x + 3.0`, that an int8 file has."""
 PREPARES = (keras.layers.Rescaling, keras.layers.Normalization)
@@ -97,10 +100,11 @@ CURVES: dict[str, Curve] = {
 def fake_quantized(model: keras.Model) -> keras.Model:
     """Return a copy for quantization-aware training, with the model's weights and ranges that training will set.
 
-    Batch normalization is folded first, because an int8 file has none, and models inside are flattened. Every tensor
-    that the int8 file stores is rounded: the image with the fixed range [0,1], and each layer's output after the ReLU
-    that the file fuses with it. Layers that scale the image, such as `Rescaling` and `Normalization`, become one
-    frozen 1x1 depthwise convolution. A layer whose activation is a curve, such as swish, gets it as layers of its own.
+    Batch normalization is folded first, because an int8 file has none, and models inside are flattened. What cannot be
+    folded, as in DenseNet, becomes a 1x1 depthwise convolution. Every tensor that the int8 file stores is rounded: the
+    image with the fixed range [0,1], and each layer's output after the ReLU that the file fuses with it. Layers that
+    scale the image, such as `Rescaling` and `Normalization`, become one frozen 1x1 depthwise convolution. A layer whose
+    activation is a curve, such as swish, gets it as layers of its own.
 
     Args:
         model: Functional or Sequential image classifier; it is not changed.
@@ -110,8 +114,14 @@ def fake_quantized(model: keras.Model) -> keras.Model:
         from the rounding it is the same function.
 
     Raises:
-        UserError: a layer has no fake-quantized version, or the graph cannot be read.
+        UserError: a layer has no fake-quantized version, the graph cannot be read, or the model takes other images.
     """
+    shown = recognise_input_range(model)
+    if shown not in (None, UNIT):
+        raise UserError(
+            f"{model.name} takes pixels from {shown[0]:g} to {shown[1]:g}, expected images in [0,1]; give "
+            "tfigkd.models.as_classifier(model)"
+        )
     folded = fold_batch_norm(flattened(model))
     graph = nodes(folded)
     prepares = _preparation(graph)
@@ -144,10 +154,14 @@ def fake_quantized(model: keras.Model) -> keras.Model:
     result = keras.Model(image, trace(graph, rounded, apply), name=model.name)
     for layer in result.layers:
         if layer.name in graph and layer.weights:
+            source = graph[layer.name].layer
             if layer.name in prepares:
                 layer.set_weights([factor, offset])
+            elif isinstance(source, keras.layers.BatchNormalization):
+                mean, scale, shift = inference_values(source)
+                layer.set_weights([scale.reshape(1, 1, -1, 1), shift - mean * scale])
             else:
-                copy_layer_state(graph[layer.name].layer, layer)
+                copy_layer_state(source, layer)
     with without_rounding():
         check_same(result, folded, what="the quantization-aware copy")
     return result
@@ -156,6 +170,8 @@ def fake_quantized(model: keras.Model) -> keras.Model:
 def _replacement(layer: Any) -> Any:
     if not isinstance(layer, keras.Layer):
         return layer
+    if isinstance(layer, keras.layers.BatchNormalization):
+        return FakeQuantDepthwiseConv2D(1, trainable=layer.trainable, name=layer.name)
     kind = FAKE_QUANT.get(type(layer))
     if kind is None:
         return copy_layer(layer)
@@ -229,12 +245,16 @@ def _check(node: Node, model: str) -> None:
     elif getattr(layer, "depth_multiplier", 1) != 1 or getattr(layer, "groups", 1) != 1:
         reason = "it has groups or a depth multiplier"
     elif isinstance(layer, keras.layers.BatchNormalization):
-        reason = "it does not follow a convolution, so it cannot be folded"
-    elif not isinstance(layer, (*FAKE_QUANT, *CHANGES_NO_VALUE, *ROUNDED_AFTER, keras.layers.Activation)):
+        if layer.axis not in (-1, 3) or layer.renorm or len(layer.output.shape) != 4:
+            reason = "it cannot be folded; put it between a layer and its activation"
+    elif not (_augments(layer) or isinstance(layer, SUPPORTED)):
         reason = f"{type(layer).__name__} is not a supported layer type"
     elif activation is not None and not (is_linear(layer) or is_relu(layer) or _curve(layer)):
         supported = ", ".join(["linear", "relu", "relu6", *CURVES])
         reason = f"its activation is {activation.__name__}; supported are {supported}"
+        if not node.readers and activation is keras.activations.softmax:
+            reason = "it gives probabilities, not logits; give tfigkd.models.as_classifier(model)"
+            raise UserError(f"cannot quantize {model}: layer {layer.name!r}: {reason}")
     if reason:
         raise UserError(f"cannot quantize {model}: layer {layer.name!r}: {reason}; use compress.method = 'none'")
 
@@ -242,7 +262,12 @@ def _check(node: Node, model: str) -> None:
 def _changes_no_value(layer: Any) -> bool:
     # average pooling over one pixel only selects pixels
     picks = isinstance(layer, keras.layers.AveragePooling2D) and layer.pool_size == (1, 1)
-    return picks or isinstance(layer, CHANGES_NO_VALUE) or is_linear_activation(layer)
+    return picks or isinstance(layer, CHANGES_NO_VALUE) or is_linear_activation(layer) or _augments(layer)
+
+
+def _augments(layer: Any) -> bool:
+    """Whether a layer is one of Keras, such as `RandomFlip`, that changes images in training alone."""
+    return type(layer).__module__.startswith("keras.") and type(layer).__name__.startswith("Random")
 
 
 def _is_fused(node: Node, graph: dict[str, Node]) -> bool:
@@ -252,7 +277,7 @@ def _is_fused(node: Node, graph: dict[str, Node]) -> bool:
         if is_linear_activation(reader.layer):
             node = reader  # replaces a folded batch normalization
             continue
-        kinds = (*FAKE_QUANT, keras.layers.Add, keras.layers.Activation)
+        kinds = (*FAKE_QUANT, keras.layers.BatchNormalization, keras.layers.Add, keras.layers.Activation)
         fusible = isinstance(node.layer, kinds) or _is_operation(node.layer, ("Add",))
         return fusible and is_relu(reader.layer) and not isinstance(reader.layer, tuple(FAKE_QUANT))
     return False

@@ -49,6 +49,12 @@ def convert(
     shape = (1, *model.input_shape[1:])
     if None in shape:
         raise ValueError(f"Expected a model of fixed image size, got one that takes {shape[1:]}.")
+    by_keras = [layer.name for layer in model._flatten_layers() if getattr(layer, "quantization_mode", None)]
+    if by_keras:
+        raise OperationError(
+            f"Keras has quantized layer {by_keras[0]!r} of this model (model.quantize), for which LiteRT has no "
+            "operation; export the model as it was before, an int8 file is made of it here"
+        )
     frozen = _freeze(model, shape)
     learned = _fake_quantized(frozen)
     if learned and format not in ("float32", "int8"):

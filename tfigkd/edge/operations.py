@@ -106,11 +106,16 @@ def _operation(
 
 
 def _multiply_adds(found: Mapping[str, Any], tensors: Mapping[int, Any], computed: set[int]) -> int:
-    """Return the multiply-adds of an operation: each value of its kernel is used once at each output position."""
+    """Return the multiply-adds of an operation: each value of its kernel is used once at each output position.
+
+    That of a transposed convolution is used once at each input position.
+    """
     place = KERNELS.get(found["op_name"], (0,))[0]
     if not place or found["inputs"][place] in computed:
         return 0
-    positions = math.prod(int(size) for size in tensors[found["outputs"][0]]["shape"][1:-1])
+    transposed = found["op_name"] == "TRANSPOSE_CONV"  # its inputs are a shape, the kernel and the image
+    where = tensors[found["inputs"][2] if transposed else found["outputs"][0]]
+    positions = math.prod(int(size) for size in where["shape"][1:-1])
     return positions * math.prod(map(int, tensors[found["inputs"][place]]["shape"]))
 
 

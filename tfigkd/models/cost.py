@@ -1,35 +1,83 @@
 """What a network costs: multiply-adds and parameters."""
 
+import contextlib
 import math
+from collections.abc import Iterator
+from typing import Any
 
 import keras
+from keras import ops
 
 from tfigkd.models.layers import flatten_layers
 from tfigkd.models.spaces import ADDED
 
-COUNTED = (keras.layers.Conv2D, keras.layers.DepthwiseConv2D, keras.layers.Dense)
+DEPTHWISE = (keras.layers.DepthwiseConv1D, keras.layers.DepthwiseConv2D)
+SEPARABLE = (keras.layers.SeparableConv1D, keras.layers.SeparableConv2D)
+TRANSPOSED = (keras.layers.Conv1DTranspose, keras.layers.Conv2DTranspose)
+COUNTED = (
+    keras.layers.Conv1D,
+    keras.layers.Conv2D,
+    keras.layers.Dense,
+    keras.layers.EinsumDense,
+    *DEPTHWISE,
+    *SEPARABLE,
+    *TRANSPOSED,
+)
 
 
 def multiply_adds(model: keras.Model) -> int:
-    """Multiply-adds of one image's forward pass through convolutions and dense layers.
+    """Multiply-adds of one image's forward pass through convolutions and dense layers, at any depth, in each call.
 
-    Left out are biases, activations, pooling, and batch normalization, which inference folds into convolutions.
-    A layer counts once, however often the model calls it.
+    Left out are biases, activations, pooling, products without weights as in attention, and batch normalization, which
+    inference folds into convolutions.
 
     Raises:
-        ValueError: A layer's output size is unknown.
+        ValueError: The model leaves the size of its images open.
     """
-    return sum(_layer_multiply_adds(layer) for layer in flatten_layers(model) if isinstance(layer, COUNTED))
+    batch, *shape = model.inputs[0].shape
+    if None in shape:
+        raise ValueError(f"{model.name} takes images {tuple(shape)}; give the model a fixed input size.")
+    counts: list[int] = []
+    with contextlib.ExitStack() as watched:
+        for layer in flatten_layers(model):
+            if isinstance(layer, COUNTED):
+                watched.enter_context(_watched(layer, counts))
+        model(ops.zeros((batch or 1, *shape), dtype=model.inputs[0].dtype), training=False)
+    return sum(counts) // (batch or 1)
 
 
-def _layer_multiply_adds(layer: keras.Layer) -> int:
-    """Return every kernel weight is used once at each output position."""
-    shape = layer.output.shape
-    channels_first = getattr(layer, "data_format", "channels_last") == "channels_first"
-    positions = shape[2:] if channels_first else shape[1:-1]
-    if None in positions:
-        raise ValueError(f"Layer {layer.name} has the output shape {shape}; give the model a fixed input size.")
-    return math.prod(layer.kernel.shape) * math.prod(positions)
+@contextlib.contextmanager
+def _watched(layer: keras.Layer, counts: list[int]) -> Iterator[None]:
+    """Append the multiply-adds of each call of a layer; a wrapper's or a user's layer calls those inside it."""
+    name = "call" if getattr(layer, "quantization_mode", None) is None else "quantized_call"
+    call = getattr(layer, name)
+
+    def watched(inputs: Any, *args: Any, **kwargs: Any) -> Any:
+        outputs = call(inputs, *args, **kwargs)
+        counts.append(_of_call(layer, inputs.shape, outputs.shape))
+        return outputs
+
+    setattr(layer, name, watched)
+    try:
+        yield
+    finally:
+        delattr(layer, name)
+
+
+def _of_call(layer: Any, takes: Any, gives: Any) -> int:
+    """Return how often the values of a layer's kernels are used: a kernel is at each position of the output."""
+    if isinstance(layer, keras.layers.EinsumDense):
+        _, kernel, output = layer.equation.replace("->", ",").split(",")
+        summed = (size for axis, size in zip(kernel, layer.kernel.shape, strict=True) if axis not in output)
+        return math.prod(gives) * math.prod(summed)
+    if isinstance(layer, TRANSPOSED):  # at each position of the input
+        return math.prod(takes) // layer.kernel.shape[-1] * math.prod(layer.kernel.shape)
+    if isinstance(layer, SEPARABLE):
+        kernels = [layer.depthwise_kernel.shape, layer.pointwise_kernel.shape]
+    else:
+        kernels = [layer.kernel.shape]
+    channels = math.prod(kernels[-1][-2:]) if isinstance(layer, DEPTHWISE) else kernels[-1][-1]
+    return math.prod(gives) // channels * sum(map(math.prod, kernels))
 
 
 def count_parameters(model: keras.Model) -> int:

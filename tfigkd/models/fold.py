@@ -49,14 +49,18 @@ def fold_batch_norm(model: keras.Model) -> keras.Model:
 
 def _folded_weights(layer: keras.Layer, norm: keras.layers.BatchNormalization) -> list[np.ndarray]:
     """Kernel and bias of the layer followed by the normalization."""
-    kernel = _array(layer.kernel)
-    mean, variance = _array(norm.moving_mean), _array(norm.moving_variance)
-    scale = (_array(norm.gamma) if norm.scale else 1.0) / np.sqrt(variance + norm.epsilon)
+    kernel, (mean, scale, offset) = _array(layer.kernel), inference_values(norm)
     bias = _array(layer.bias) if layer.use_bias else 0.0
-    offset = _array(norm.beta) if norm.center else 0.0
     # The output channels of a depthwise convolution are the last two axes, (input channel, multiplier).
     channels = kernel.shape[2:] if isinstance(layer, keras.layers.DepthwiseConv2D) else kernel.shape[-1:]
     return [kernel * scale.reshape(channels), (bias - mean) * scale + offset]
+
+
+def inference_values(norm: keras.layers.BatchNormalization) -> tuple[np.ndarray, np.ndarray, Any]:
+    """Return mean, scale and offset of a normalization in inference, `(x - mean) · scale + offset`, float64 [C]."""
+    mean, variance = _array(norm.moving_mean), _array(norm.moving_variance)
+    scale = (_array(norm.gamma) if norm.scale else 1.0) / np.sqrt(variance + norm.epsilon)
+    return mean, scale, _array(norm.beta) if norm.center else 0.0
 
 
 def _array(variable: keras.Variable) -> np.ndarray:

@@ -123,6 +123,8 @@ def _visit(model: keras.Model, inputs: Sequence[Any], see: Callable[[str, np.nda
     def run(graph: keras.Model, given: Any, prefix: str) -> Any:
         def call(operation: Any, *args: Any, **kwargs: Any) -> Any:
             path = prefix + operation.name
+            if getattr(operation, "_call_has_training_arg", False):
+                kwargs["training"] = False  # random layers of Keras augment by default
             inside = isinstance(operation, keras.Model) and getattr(operation, "inputs", None)
             result = run(operation, args[0], f"{path}/") if inside else operation(*args, **kwargs)
             if not keras.ops.is_tensor(result):

@@ -281,6 +281,10 @@ def classifier(
         raise ValueError(
             f"{model.name} must be Functional or Sequential, with one image as input and one output; build it so"
         )
+    if not isinstance(model, keras.Sequential) and not all(
+        isinstance(end, keras.KerasTensor) for end in (model.input, model.output)
+    ):
+        model = keras.Model(model.inputs[0], model.outputs[0], name=model.name)  # of a dictionary or list of one
     known = recognise_input_range(model)
     taken = (known or UNIT) if input_range is None else (float(input_range[0]), float(input_range[1]))
     check_range(taken)

@@ -21,7 +21,7 @@ COLORS = {"teacher": "#d97706", "student": "#2f7de1", "compressed": "#0d9f75"}
 """At least 3:1 against both the light and the dark page."""
 PALETTE = ("#2f7de1", "#d97706", "#0d9f75", "#b455c8", "#d64550", "#7a8794", "#8a7a00", "#0e93a8")
 SYMBOLS = {"Keras": "star", "float32": "circle", "float16": "square", "dynamic": "diamond", "int8": "triangle-up"}
-SYMBOLS |= {"int16x8": "cross"}
+SYMBOLS |= {"int16x8": "cross", "unknown": "x"}
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,8 @@ from tfigkd.runtime.errors import UserError
 from tfigkd.runtime.files import atomic
 
 MARKERS = "osD^v<>Pphd8X*"
+KINDS = (*FORMATS, "unknown")
+"""Formats of points; a file of another tool, which has no contract, is of unknown format."""
 
 
 @dataclass(frozen=True)
@@ -19,7 +21,7 @@ class Point:
 
     Attributes:
         model: What the rows call it.
-        format: One of `FORMATS`.
+        format: One of `KINDS`.
         accuracy: Mean over the rows, 0 to 1.
         deviation: Standard deviation of accuracy over the rows; None for a single one.
         n: Rows with an accuracy.
@@ -41,7 +43,8 @@ class Point:
 def long_rows(row: Mapping[str, str]) -> Iterator[dict[str, str]]:
     """Return a row of `tfigkd.benchmark` as it is, a row of a run (`rows.csv`) as one row for each student file."""
     if "format" in row:
-        yield {**row, "ms": row.get("ms_p50_1t", "")}
+        format = row["format"] if row["format"] in FORMATS else "unknown"
+        yield {**row, "format": format, "ms": row.get("ms_p50_1t", "")}
         return
     for format in FORMATS:
         if row.get(f"student_{format}_bytes"):
@@ -65,7 +68,7 @@ def read_points(paths: Sequence[Path]) -> list[Point]:
     groups: dict[tuple[str, str, str, str], list[dict[str, str]]] = {}
     for path in paths:
         try:
-            with open(path, newline="", encoding="utf-8") as file:
+            with open(path, newline="", encoding="utf-8-sig") as file:  # spreadsheets write a byte-order mark
                 for row in csv.DictReader(file):
                     for one in long_rows(row):
                         key = one["model"], one["format"], one.get("kind", ""), one.get("parameters") or ""
@@ -91,7 +94,7 @@ def read_points(paths: Sequence[Path]) -> list[Point]:
     if not points:
         files = ", ".join(map(str, paths))
         raise UserError(f"{files}: no model has both an accuracy and a size; measure with tfigkd.benchmark --data")
-    return sorted(points, key=lambda point: (-(point.parameters or 0), point.model, FORMATS.index(point.format)))
+    return sorted(points, key=lambda point: (-(point.parameters or 0), point.model, KINDS.index(point.format)))
 
 
 def _names(keys: Iterable[tuple[str, str, str, str]]) -> dict[tuple[str, str, str, str], str]:
@@ -155,7 +158,7 @@ def plot(points: Sequence[Point], path: Path) -> None:
                 accuracy,
                 yerr=None if point.deviation is None else 100 * point.deviation,
                 marker=MARKERS[models.index(point.model) % len(MARKERS)],
-                color=f"C{FORMATS.index(point.format)}",
+                color=f"C{KINDS.index(point.format)}",
                 linestyle="",
             )
         best = front(costs, accuracies)
@@ -172,7 +175,7 @@ def plot(points: Sequence[Point], path: Path) -> None:
     handles = [
         *(
             _handle(axes=figure.axes[0], label=one, color=f"C{i}", marker="s")
-            for i, one in enumerate(FORMATS)
+            for i, one in enumerate(KINDS)
             if one in {point.format for point in points}
         ),
         *(

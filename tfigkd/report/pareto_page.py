@@ -4,10 +4,9 @@ from collections.abc import Sequence
 
 from plotly import graph_objects as go
 
-from tfigkd.config.fields import FORMATS
 from tfigkd.report.charts import PALETTE, SYMBOLS, Chart, cost_axis, label, make
 from tfigkd.report.page import render
-from tfigkd.report.pareto import Point, front
+from tfigkd.report.pareto import KINDS, Point, front
 from tfigkd.report.table import percent
 
 COSTS = {
@@ -45,7 +44,7 @@ def chart(points: Sequence[Point], cost: str, accuracy: str) -> Chart | None:
             hoverinfo="skip",
         )
     ]
-    for number, format in enumerate(FORMATS):
+    for number, format in enumerate(KINDS):
         own = [point for point in shown if point.format == format]
         if own:
             traces.append(

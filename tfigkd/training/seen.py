@@ -32,6 +32,11 @@ def check_model(role: str, model: Any) -> None:
             f"the {role} {model.name!r} has {len(model.outputs)} outputs in a {type(output).__name__}, expected the "
             "logits alone; make keras.Model(model.input, model.outputs[0])"
         )
+    shapes = [tuple(one.shape) for one in getattr(model, "outputs", None) or ()]
+    if shapes and len(shapes[0]) != 2:
+        raise ValueError(
+            f"the {role} {model.name!r} gives outputs {shapes[0]}, expected logits [B,C]; add a Flatten layer"
+        )
 
 
 def number_of_classes(model: keras.Model) -> int | None:
