@@ -4,9 +4,14 @@ import gc
 import os
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 from tests.children import servers
+
+# Hypothesis would fail an example after 200 ms, which on a busy machine says nothing of the code.
+hypothesis.settings.register_profile("tfigkd", deadline=None)
+hypothesis.settings.load_profile("tfigkd")
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 # files that take longest, in processor time; `make test` starts them first, so that no worker waits long for another

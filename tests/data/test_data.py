@@ -108,7 +108,7 @@ def test_ids_are_hashes_of_pixels_and_splits_are_sorted(tmp_path):
 
 
 @given(counts=st.lists(st.integers(2, 35), min_size=2, max_size=4))
-@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_validation_is_the_tenth_of_each_class_that_sorts_first(tmp_path, counts):
     labels = np.repeat(np.arange(len(counts)), counts)
     images = np.random.default_rng(sum(counts)).integers(0, 256, (len(labels), 4, 4, 3), dtype=np.uint8)
@@ -123,7 +123,7 @@ def test_validation_is_the_tenth_of_each_class_that_sorts_first(tmp_path, counts
 
 
 @given(seed=st.integers(0, 2**32 - 1))
-@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_source_order_does_not_matter_even_with_duplicates(tmp_path, seed):
     arrays = _arrays()
     arrays["x_train"][20:35] = arrays["x_train"][0]
@@ -371,7 +371,7 @@ def test_npz_with_missing_arrays_or_no_file_is_refused(tmp_path):
 
 
 @given(fraction=st.floats(0, 0.99), flip=st.booleans())
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_damaged_npz_is_refused_or_harmless(tmp_path, fraction, flip):
     path = Path(_save_npz(tmp_path / "a.npz", _arrays()))
     content = bytearray(path.read_bytes())

@@ -253,7 +253,7 @@ INDEX = st.one_of(
 )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(first=INDEX, rest=st.sampled_from([(), (slice(2, 5),), (slice(None), slice(None, None, -1)), (..., 0)]))
 def test_they_are_indexed_as_arrays_are(two, first, rest):
     array, on_disk = two

@@ -79,7 +79,7 @@ def test_outputs_and_gradients_equal_the_stock_layer(options: dict[str, bool], t
         _assert_close(gradient, expected_gradient)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(st.tuples(*[st.integers(1, 5)] * 4))
 def test_moving_averages_follow_the_stock_layer(shape: tuple[int, ...]) -> None:
     fused, stock = _pair(shape[-1])

@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from tfigkd.runtime import tfrecord
@@ -102,7 +102,6 @@ floats = st.lists(st.floats(width=32), max_size=20).map(lambda values: np.array(
 blobs = st.lists(st.binary(max_size=300), max_size=4)
 
 
-@settings(deadline=None)
 @given(st.dictionaries(names, st.one_of(numbers, floats, blobs), max_size=6))
 def test_round_trip(features: dict[str, Any]) -> None:
     encoded = tfrecord.encode_example(features)
@@ -122,7 +121,6 @@ def test_integers_beyond_int64_are_refused() -> None:
         tfrecord.encode_example({"feature": np.array([2**63], np.uint64)})
 
 
-@settings(deadline=None)
 @given(st.binary(max_size=60))
 def test_any_bytes_decode_or_give_a_user_error(data: bytes) -> None:
     for start in (b"", b"\x0a" + bytes((len(data),)), b"\x0a" + bytes((len(data) + 2, 0x0A, len(data)))):

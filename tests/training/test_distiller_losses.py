@@ -32,6 +32,7 @@ from tfigkd.losses import (
 )
 from tfigkd.models.pruned import pruned_copy
 from tfigkd.training.distiller import Distiller
+from tfigkd.training.terms import Compared
 
 RNG = np.random.default_rng(0)
 IMAGES = RNG.random((16, 8, 8, 3)).astype(np.float32)
@@ -246,10 +247,11 @@ def test_explanations_are_of_the_class_that_the_teacher_predicts(teacher):
     model = distiller({"e2kd": E2KD("block_02", "block_04")}, teacher)
     tapped = keras.Model(model.student.input, model.student.get_layer("block_02").output)
     outputs = {"block_02": tapped(IMAGES), "logits": model.student(IMAGES)}
-    seen = {"block_04": np.ones((16, *teacher.get_layer("block_04").output.shape[1:]), np.float32)}
-    seen["logits"] = np.eye(10, dtype=np.float32)[(LABELS + 3) % 10]
-    _, student_map = model._explanations("e2kd", seen, outputs)
-    kernel = model.student.get_layer("logits").kernel.numpy()[:, (LABELS + 3) % 10]
+    compared = Compared(model._seen_student, model._live, IMAGES, LABELS, outputs, training=True)
+    _, student_map = compared.sides(model.distillation_losses)["e2kd"]
+    classes = np.argmax(teacher(IMAGES, training=False), axis=1)
+    assert (classes != LABELS).any()
+    kernel = model.student.get_layer("logits").kernel.numpy()[:, classes]
     features = outputs["block_02"].numpy()
     expected = np.maximum(np.einsum("bhwd,db->bhw", features, kernel), 0) / np.prod(features.shape[1:3])
     assert expected.max() > 0
