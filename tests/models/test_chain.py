@@ -159,10 +159,10 @@ def test_without_tensors_it_is_the_plain_student_and_at_weight_zero_the_chain_al
     # kernels [27,8], [72,8] twice and [8,4] as 36x6, 36x16 and 8x4: the sides, the centers, less the kernels
     added = (36 * 6 + 36 + 36 - 216) + 2 * (36 * 16 + 256 + 256 - 576) + (8 * 4 + 16 + 16 - 32)
     assert trained_parameters(models.with_chain(start, 3)) == start.count_params() + added
-    teacher = network(seed=1, name="teacher")
-    alone = trained(models.with_chain(network(), 3))
-    off = trained(models.with_chain(network(), 3), losses={"opdf": OPDF()}, weight=0.0, teacher=teacher)
-    on = trained(models.with_chain(network(), 3), losses={"opdf": OPDF()}, weight=10.0, teacher=teacher)
+    teacher = network((4,), seed=1, name="teacher")
+    alone = trained(models.with_chain(network((4,)), 3))
+    off = trained(models.with_chain(network((4,)), 3), losses={"opdf": OPDF()}, weight=0.0, teacher=teacher)
+    on = trained(models.with_chain(network((4,)), 3), losses={"opdf": OPDF()}, weight=10.0, teacher=teacher)
     for a, b, c in zip(alone.get_weights(), off.get_weights(), on.get_weights(), strict=True):
         np.testing.assert_array_equal(a, b)
         assert not np.array_equal(a, c)
