@@ -77,7 +77,8 @@ def check_losses(losses: dict[str, Any], devices: Devices) -> None:
     if device_count(devices) == 1 or keras.backend.backend() == "jax":
         return
     for name, loss in losses.items():
-        if isinstance(loss, OSAKD) or not isinstance(loss, PerExampleLoss):
+        queue = isinstance(loss, OSAKD) and loss.space == "student"
+        if queue or not (isinstance(loss, PerExampleLoss) or loss.needs_tensors):
             raise UserError(
                 f"losses.{name} relates the examples of a batch, of which TensorFlow shows each device a part; set "
                 "training.devices = one, or the environment variable KERAS_BACKEND = jax"
