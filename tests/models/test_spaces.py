@@ -11,7 +11,9 @@ from PIL import Image
 from tfigkd.data.spaces import output_kind, to_gray
 from tfigkd.models import as_classifier, load_own, load_plain, load_written, with_fresh_weights
 from tfigkd.models.cost import count_parameters
-from tfigkd.models.spaces import classifier, frozen_layers, logits_of, recognise_input_range
+from tfigkd.models.fresh import frozen_layers
+from tfigkd.models.input_range import recognise_input_range
+from tfigkd.models.spaces import classifier, logits_of
 from tfigkd.runtime.errors import UserError
 
 SHAPE = (8, 8, 3)

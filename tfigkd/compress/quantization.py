@@ -17,9 +17,9 @@ from tfigkd.models.fake_quant import (
 )
 from tfigkd.models.flat import flattened
 from tfigkd.models.fold import fold_batch_norm, inference_values
+from tfigkd.models.input_range import recognise_input_range
 from tfigkd.models.layers import copy_layer, copy_layer_state
 from tfigkd.models.same import check_same
-from tfigkd.models.spaces import recognise_input_range
 from tfigkd.runtime.errors import UserError
 
 FAKE_QUANT: dict[type[keras.Layer], type[keras.Layer]] = {

@@ -15,6 +15,7 @@ from tfigkd.models.code import with_code, without_code
 from tfigkd.models.convnet import convnet, set_whitening
 from tfigkd.models.ensemble import ensemble, weighted_by_label
 from tfigkd.models.fold import fold_batch_norm
+from tfigkd.models.fresh import frozen_layers, with_fresh_weights
 from tfigkd.models.kernels import with_plain_kernels
 from tfigkd.models.mobilenet_v2 import mobilenet_v2
 from tfigkd.models.own import load_own, load_plain, load_written, own_channels, own_image_size, own_input_range
@@ -22,7 +23,7 @@ from tfigkd.models.parts import CIFAR10_MEAN, CIFAR10_STD, IMAGENET_MEAN, IMAGEN
 from tfigkd.models.power import with_power
 from tfigkd.models.precision import with_precision
 from tfigkd.models.resnet import resnet
-from tfigkd.models.spaces import as_classifier, frozen_layers, with_fresh_weights, with_input_range
+from tfigkd.models.spaces import as_classifier, with_input_range
 from tfigkd.models.students import truncate
 from tfigkd.models.weights import load_torch_weights
 from tfigkd.runtime.errors import UserError

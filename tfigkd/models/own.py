@@ -22,9 +22,10 @@ from tfigkd.data.disk import Pictures
 from tfigkd.data.pictures import reading
 from tfigkd.data.spaces import UNIT, Outputs, Range, to_gray
 from tfigkd.models import layers
+from tfigkd.models.input_range import recognise_input_range
 from tfigkd.models.precision import computes_in_half, with_precision
 from tfigkd.models.same import TOLERANCE, close, tolerance_of
-from tfigkd.models.spaces import LOOKED_AT, classifier, last_operation, logits_of, recognise_input_range, with_rgb
+from tfigkd.models.spaces import LOOKED_AT, classifier, last_operation, logits_of, with_rgb
 from tfigkd.runtime.errors import UserError
 
 CONFIGS = ("config.json", "metadata.json")
@@ -257,7 +258,7 @@ def own_channels(path: str | Path) -> int:
 
 @functools.lru_cache(maxsize=8)
 def own_input_range(path: str, checksum: str) -> Range | None:
-    """Return the input range that a .keras file shows, see `spaces.recognise_input_range`; read once a content.
+    """Return the input range that a .keras file shows, see `input_range.recognise_input_range`; read once a content.
 
     Args:
         path: The file.

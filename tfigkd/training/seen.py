@@ -10,7 +10,8 @@ from tfigkd.data.spaces import UNIT, Range
 from tfigkd.losses import Loss
 from tfigkd.losses.base import Tensor
 from tfigkd.models.chain import taught_tensors
-from tfigkd.models.spaces import logits_of, recognise_input_range
+from tfigkd.models.input_range import recognise_input_range
+from tfigkd.models.spaces import logits_of
 from tfigkd.models.taps import head_behind, tap_outputs
 
 LOGITS = "logits"

@@ -1,0 +1,57 @@
+"""The same network with new random weights, but for what a user has frozen."""
+
+from typing import Any
+
+import keras
+
+from tfigkd.models import layers
+from tfigkd.models.spaces import ADDED
+
+
+def with_fresh_weights(model: keras.Model) -> keras.Model:
+    """Return a copy with new random initial weights, drawn anew whatever seeds the model's initializers have.
+
+    What does not train keeps its weights: frozen layers and adapted normalization.
+
+    Args:
+        model: Functional or Sequential; it is not altered.
+    """
+
+    def replace(layer: keras.Layer) -> keras.Layer:
+        if _kept(layer):
+            return layers.copy_layer(layer)
+        return type(layer).from_config(_without_seeds(layer.get_config()))
+
+    result = layers.rebuild(model, replace)
+    _copy_kept(model, result)
+    return result
+
+
+def frozen_layers(model: keras.Model) -> int:
+    """Return how many layers keep their weights when a model is initialized afresh."""
+    return sum(_kept(layer) and layer.name not in ADDED for layer in layers.flatten_layers(model) if layer.weights)
+
+
+def _kept(layer: keras.Layer) -> bool:
+    return isinstance(layer, keras.layers.Normalization) or not layer.trainable
+
+
+def _copy_kept(source: keras.Model, target: keras.Model) -> None:
+    for layer in target.layers:
+        if isinstance(layer, keras.Model):
+            _copy_kept(source.get_layer(layer.name), layer)
+        elif layer.weights and _kept(source.get_layer(layer.name)):
+            layers.copy_layer_state(source.get_layer(layer.name), layer)
+
+
+def _without_seeds(config: Any) -> Any:
+    """Return a layer's config with initializers that draw their seed."""
+    if isinstance(config, list | tuple):
+        return type(config)(map(_without_seeds, config))
+    if not isinstance(config, dict):
+        return config
+    made = {key: _without_seeds(value) for key, value in config.items()}
+    inner = made.get("config")
+    if "initializers" in str(made.get("module")) and isinstance(inner, dict) and "seed" in inner:
+        made["config"] = {**inner, "seed": None}
+    return made
