@@ -56,7 +56,6 @@ PLAIN = (
     "training.hard_weight",
     "training.label_smoothing",
     "training.randaugment",
-    "training.devices",
 )
 """Fields that class-incremental training takes at their defaults alone."""
 
