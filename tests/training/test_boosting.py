@@ -58,11 +58,12 @@ def test_the_joint_network_by_hand(old):
     new, weights = make(), np.array([2.0, 1.0, 0.5, 0.5])
     joint, aligned = boosting.boosted(old, new, KNOWN, weights)
     (front, ours), (other, _) = (model.get_weights()[::2] for model in (old, new))
-    bias, after = old.get_weights()[1], new.get_weights()[1]
-    features = np.concatenate([np.tanh(IMAGES @ front + bias), np.tanh(IMAGES @ other + after)], axis=1)
-    kernel = joint.get_layer("joint_logits").get_weights()[0]
+    before, after = old.get_weights()[1], new.get_weights()[1]
+    features = np.concatenate([np.tanh(IMAGES @ front + before), np.tanh(IMAGES @ other + after)], axis=1)
+    kernel, bias = joint.get_layer("joint_logits").get_weights()
     np.testing.assert_array_equal(kernel[:6, :KNOWN], ours)
-    np.testing.assert_allclose(joint(IMAGES), features @ kernel, rtol=1e-4, atol=1e-5)
+    np.testing.assert_array_equal(bias, [*old.get_weights()[3], 0, 0])
+    np.testing.assert_allclose(joint(IMAGES), features @ kernel + bias, rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(aligned(IMAGES), joint(IMAGES) / weights, rtol=1e-5)
 
 

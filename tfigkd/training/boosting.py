@@ -86,10 +86,13 @@ def boosted(old: keras.Model, new: keras.Model, known: int, weights: np.ndarray)
     joint = keras.layers.Concatenate(dtype="float32", name="features")(features)
     head = keras.layers.Dense(len(weights), dtype="float32", name=HEAD)
     logits = head(joint)
-    before, kernel = (ops.convert_to_numpy(layer.kernel) for layer in (old.get_layer(LOGITS), head))
+    last = old.get_layer(LOGITS)
+    before, kernel = (ops.convert_to_numpy(layer.kernel) for layer in (last, head))
     kernel = kernel.copy()
     kernel[: len(before), :known] = before[:, :known]
     head.kernel.assign(kernel)
+    if last.use_bias:
+        head.bias.assign(ops.pad(last.bias[:known], [[0, len(weights) - known]]))
     aligned = keras.layers.Rescaling([float(1 / weight) for weight in weights], dtype="float32", name="aligned")
     return keras.Model(images, logits, name="joint"), keras.Model(images, aligned(logits), name="boosted")
 
