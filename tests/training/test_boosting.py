@@ -117,6 +117,17 @@ def test_the_compression_is_balanced_distillation_without_labels_into_a_plain_ne
         np.testing.assert_array_equal(one, other)
 
 
+def test_without_a_memory_a_class_weighs_as_one_of_a_single_example(old):
+    one = effective_weights((1, 1, 40, 40), 0.9)
+    options = {"beta": 0.9, "known_weight": 0.7, "temperature": 2.0}
+    model, joint = boosting.boosting(old, make, (0, 0, 40, 40), **options)
+    np.testing.assert_allclose(model.student(IMAGES), joint(IMAGES) / one, rtol=1e-5)
+    assert np.isfinite(step(model)["loss"])
+    model = boosting.compression(old, joint, make, (0, 0, 40, 40), beta=0.9, temperature=2.0)
+    expected = balanced_kl(joint(IMAGES), model.student(IMAGES), one, temperature=2.0)
+    np.testing.assert_allclose(step(model)["loss"], np.mean(expected), rtol=1e-5)
+
+
 def test_without_weight_the_old_network_is_not_heard(old):
     students = []
     for build in (
