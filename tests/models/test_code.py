@@ -8,6 +8,7 @@ from scipy.stats import logistic
 
 from tfigkd import models
 from tfigkd.config.experiment import override, read_experiment
+from tfigkd.config.training_fields import TrainingConfig
 from tfigkd.measure.code import Coder, split
 from tfigkd.models.code import CodedFeatures, logistic_bits
 from tfigkd.runtime.errors import UserError
@@ -16,6 +17,7 @@ from tfigkd.stages.data import dataset
 from tfigkd.stages.runner import Run, run
 from tfigkd.stages.workdir import Workdir
 from tfigkd.training.distiller import Distiller
+from tfigkd.training.optimizers import make_optimizer
 
 RNG = np.random.default_rng(0)
 IMAGES = RNG.normal(size=(64, 6)).astype(np.float32)
@@ -92,6 +94,20 @@ def test_a_higher_price_leaves_fewer_bits_and_trains_the_density():
         code = model.student.get_layer("code")
         assert np.any(code.log_width.numpy() != 0)
     assert found[1] < 0.6 * found[0]
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw", "muon"])
+def test_weight_decay_takes_the_kernels_and_leaves_the_density(optimizer):
+    model = models.with_code(network(), 0.1, 0.25)
+    code, kernel = model.get_layer("code"), model.get_layer("hidden").kernel
+    for variable in code.trainable_variables:
+        variable.assign(variable + 2.0)
+    before = kernel.numpy()
+    made = make_optimizer(TrainingConfig(optimizer=optimizer, weight_decay=0.5, learning_rate=0.1), 10)
+    made.build(model.trainable_variables)
+    made._apply_weight_decay(model.trainable_variables)
+    np.testing.assert_allclose(kernel, 0.95 * before, rtol=1e-5)
+    np.testing.assert_array_equal(code.get_weights(), np.full((2, 5), 2.0))
 
 
 def test_the_student_of_a_run_is_a_plain_network(tmp_path):

@@ -131,6 +131,7 @@ def test_a_step_that_is_interrupted_between_its_phases_ends_with_the_same_networ
         ({"incremental.steps": 0}, r"has no steps; set --incremental\.steps 5"),
         ({"losses.kd.weight": 0.5}, "has no teacher but its own earlier network"),
         ({"training.mixup": 1.0}, r"needs training\.mixup at its default 0\.0"),
+        ({"code.weight": 0.1}, r"needs code\.weight at its default 0\.0"),
     ],
 )
 def test_an_experiment_that_does_not_fit_is_refused_in_one_line(changes, message, tmp_path):

@@ -58,11 +58,12 @@ def test_the_joint_network_by_hand(old):
     new, weights = make(), np.array([2.0, 1.0, 0.5, 0.5])
     joint, aligned = boosting.boosted(old, new, KNOWN, weights)
     (front, ours), (other, _) = (model.get_weights()[::2] for model in (old, new))
-    bias, after = old.get_weights()[1], new.get_weights()[1]
-    features = np.concatenate([np.tanh(IMAGES @ front + bias), np.tanh(IMAGES @ other + after)], axis=1)
-    kernel = joint.get_layer("joint_logits").get_weights()[0]
+    before, after = old.get_weights()[1], new.get_weights()[1]
+    features = np.concatenate([np.tanh(IMAGES @ front + before), np.tanh(IMAGES @ other + after)], axis=1)
+    kernel, bias = joint.get_layer("joint_logits").get_weights()
     np.testing.assert_array_equal(kernel[:6, :KNOWN], ours)
-    np.testing.assert_allclose(joint(IMAGES), features @ kernel, rtol=1e-4, atol=1e-5)
+    np.testing.assert_array_equal(bias, [*old.get_weights()[3], 0, 0])
+    np.testing.assert_allclose(joint(IMAGES), features @ kernel + bias, rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(aligned(IMAGES), joint(IMAGES) / weights, rtol=1e-5)
 
 
@@ -114,6 +115,17 @@ def test_the_compression_is_balanced_distillation_without_labels_into_a_plain_ne
     model.train_on_batch(IMAGES, {"label": LABELS[::-1]})
     for one, other in zip(first, model.student.get_weights(), strict=True):
         np.testing.assert_array_equal(one, other)
+
+
+def test_without_a_memory_a_class_weighs_as_one_of_a_single_example(old):
+    one = effective_weights((1, 1, 40, 40), 0.9)
+    options = {"beta": 0.9, "known_weight": 0.7, "temperature": 2.0}
+    model, joint = boosting.boosting(old, make, (0, 0, 40, 40), **options)
+    np.testing.assert_allclose(model.student(IMAGES), joint(IMAGES) / one, rtol=1e-5)
+    assert np.isfinite(step(model)["loss"])
+    model = boosting.compression(old, joint, make, (0, 0, 40, 40), beta=0.9, temperature=2.0)
+    expected = balanced_kl(joint(IMAGES), model.student(IMAGES), one, temperature=2.0)
+    np.testing.assert_allclose(step(model)["loss"], np.mean(expected), rtol=1e-5)
 
 
 def test_without_weight_the_old_network_is_not_heard(old):

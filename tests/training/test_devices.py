@@ -71,7 +71,7 @@ for one, two in zip(*histories, strict=True):
 WRONG = """
 import split
 from tfigkd.config.training_fields import TrainingConfig
-from tfigkd.losses import OSAKD, RKD, KLDivergence
+from tfigkd.losses import OPDF, OSAKD, RKD, KLDivergence
 from tfigkd.runtime.errors import UserError
 from tfigkd.training.devices import check_devices, check_losses
 for check in (
@@ -80,6 +80,7 @@ for check in (
     lambda: check_losses({"kd": KLDivergence(), "rkd": RKD()}, "all"),
     lambda: check_losses({"osakd": OSAKD()}, "all"),
     lambda: check_losses({"rkd": RKD()}, "one"),
+    lambda: check_losses({"opdf": OPDF(), "osakd": OSAKD(space="teacher")}, "all"),
 ):
     try:
         check()

@@ -13,7 +13,7 @@ def tensor_distance(teacher: Sequence[Sequence[Tensor]], student: Sequence[Seque
     """Return the mean over layers of the sum over tensors of their mean squared difference, a scalar.
 
     Args:
-        teacher: The tensors of each layer.
+        teacher: For each layer its tensors, such as those of `models.chain.decompose`: [i·j, d], [d, d], …, [d, i'·j'].
         student: As many of the same shapes.
     """
     layers: list[Tensor] = [

@@ -58,7 +58,7 @@ def decompose(kernel: np.ndarray, tensors: int) -> list[np.ndarray]:
 
 
 def contract(tensors: Sequence[Any], shape: Sequence[int]) -> Any:
-    """Return the kernel of this shape that tensors are of, a tensor of the backend."""
+    """Return the product of tensors from `decompose`, a kernel of this shape, [..., J]."""
     rows, columns = split(math.prod(shape[:-1])), split(shape[-1])
     matrix = functools.reduce(ops.matmul, tensors)
     parts = ops.reshape(matrix, (rows[0], columns[0], rows[1], columns[1]))

@@ -16,6 +16,9 @@ from tfigkd.runtime.errors import UserError
 
 Tensor = Any  # a tensor of the Keras backend in use
 
+DENSITY = ("density_mean", "density_log_width")
+"""Names of the variables. Weight decay, which leaves them alone, would draw the density to width 1 and mean 0."""
+
 
 def logistic_bits(values: Tensor, mean: Tensor, log_width: Tensor) -> Tensor:
     """Return -log2 of the probability of the unit interval around each value, under logistic densities.
@@ -55,8 +58,9 @@ class CodedFeatures(keras.layers.Layer):
 
     def build(self, input_shape: Any) -> None:
         """Create mean and width of the density of each feature, in steps."""
-        self.mean = self.add_weight(shape=(input_shape[-1],), initializer="zeros", name="mean")
-        self.log_width = self.add_weight(shape=(input_shape[-1],), initializer="zeros", name="log_width")
+        self.mean, self.log_width = (
+            self.add_weight(shape=(input_shape[-1],), initializer="zeros", name=name) for name in DENSITY
+        )
 
     def call(self, inputs: Tensor, training: bool | None = None) -> Tensor:
         """Return the decoded features, float32 [B,D]."""

@@ -56,6 +56,7 @@ PLAIN = (
     "training.hard_weight",
     "training.label_smoothing",
     "training.randaugment",
+    "code.weight",
 )
 """Fields that class-incremental training takes at their defaults alone."""
 

@@ -66,6 +66,11 @@ def widened(old: keras.Model, wider: keras.Model) -> keras.Model:
     return wider
 
 
+def _counted(counts: Sequence[int]) -> list[int]:
+    """Return the examples of each class, at least one: a class of which nothing is kept has no finite weight."""
+    return [max(int(count), 1) for count in counts]
+
+
 def boosted(old: keras.Model, new: keras.Model, known: int, weights: np.ndarray) -> tuple[keras.Model, keras.Model]:
     """Join a network, which is frozen, and a sibling by one classifier on the features of both.
 
@@ -73,7 +78,7 @@ def boosted(old: keras.Model, new: keras.Model, known: int, weights: np.ndarray)
         old: The network so far, images to logits; its front is frozen, and the classifier starts from its own.
         new: The sibling; only its front is used.
         known: Classes, the first ones, of which the old network's classifier is right.
-        weights: Of all classes, [C]; see `effective_weights`.
+        weights: Of all classes, positive, [C]; see `effective_weights`.
 
     Returns:
         The joint network, images to logits [B,C], and the same with each logit divided by its class's weight, which is
@@ -86,10 +91,13 @@ def boosted(old: keras.Model, new: keras.Model, known: int, weights: np.ndarray)
     joint = keras.layers.Concatenate(dtype="float32", name="features")(features)
     head = keras.layers.Dense(len(weights), dtype="float32", name=HEAD)
     logits = head(joint)
-    before, kernel = (ops.convert_to_numpy(layer.kernel) for layer in (old.get_layer(LOGITS), head))
+    last = old.get_layer(LOGITS)
+    before, kernel = (ops.convert_to_numpy(layer.kernel) for layer in (last, head))
     kernel = kernel.copy()
     kernel[: len(before), :known] = before[:, :known]
     head.kernel.assign(kernel)
+    if last.use_bias:
+        head.bias.assign(ops.pad(last.bias[:known], [[0, len(weights) - known]]))
     aligned = keras.layers.Rescaling([float(1 / weight) for weight in weights], dtype="float32", name="aligned")
     return keras.Model(images, logits, name="joint"), keras.Model(images, aligned(logits), name="boosted")
 
@@ -105,13 +113,13 @@ def boosting(
     Args:
         old: The network so far; it is frozen.
         make: Makes a network of all classes.
-        counts: Examples of each class in this step.
+        counts: Examples of each class in this step; none counts as one.
         beta: Of the effective numbers by which the logits are aligned.
         known_weight: Weight of the divergence.
         temperature: Of the divergence.
     """
     known, before = old.get_layer(LOGITS).units, widened(old, make())
-    joint, aligned = boosted(before, widened(old, make()), known, effective_weights(counts, beta))
+    joint, aligned = boosted(before, widened(old, make()), known, effective_weights(_counted(counts), beta))
     tap = before.get_layer(LOGITS).input._keras_history.operation.name
     losses = {
         "known": KnownKL(known, HEAD, temperature),
@@ -130,11 +138,11 @@ def compression(
         old: The network before this step, from which the one starts.
         joint: From `boosting`, trained.
         make: Makes a network of all classes.
-        counts: Examples of each class in this step.
+        counts: Examples of each class in this step; none counts as one.
         beta: Of the effective numbers that weigh the targets.
         temperature: Of the distillation.
     """
-    loss = BalancedKL(temperature, beta, counts)
+    loss = BalancedKL(temperature, beta, _counted(counts))
     student = widened(old, make())
     return Distiller(student, losses={"bkd": loss}, loss_weights={"bkd": 1.0}, hard_weight=0.0, teacher=joint)
 

@@ -14,8 +14,9 @@ from keras import ops
 
 from tfigkd.config.training_fields import TrainingConfig
 from tfigkd.models.chain import AUXILIARY
+from tfigkd.models.code import DENSITY
 
-SPARED = ["bias", "gamma", "beta", AUXILIARY]
+SPARED = ["bias", "gamma", "beta", AUXILIARY, *DENSITY]
 """Variables that decoupled weight decay leaves alone; of a chain of tensors it takes the center."""
 
 

@@ -148,7 +148,7 @@ def with_checked_labels(data: Any, classes: int | None) -> Any:
     import tensorflow as tf
 
     def check(*batch: Any) -> tuple:
-        labels = label_array(batch[1])
+        labels = tf.cast(label_array(batch[1]), tf.int64)  # of truth values there is no minimum
         least, most = tf.reduce_min(labels), tf.reduce_max(labels)
         sound = tf.logical_and(least >= 0, most < classes)
         said = [f"{OUT_OF_RANGE} 0..{classes - 1} for {classes} classes, got", least, most]
