@@ -26,6 +26,11 @@ def test_weights_that_cannot_be_are_refused(counts, beta):
         effective_weights(counts, beta)
 
 
+def test_counts_of_other_classes_are_refused():
+    with pytest.raises(ValueError, match="one number for each of 4 classes, got 3"):
+        BalancedKL(counts=[1, 2, 3]).per_example(TEACHER, STUDENT)
+
+
 def test_the_loss_by_hand():
     teacher, student = np.log([[0.75, 0.25]]), np.log([[0.5, 0.5]])
     found = balanced_kl(teacher, student, [0.5, 1.5], temperature=1.0)  # 0.375 : 0.375

@@ -164,6 +164,7 @@ def test_what_is_not_used_does_not_change_the_student(tmp_path):
     ("changes", "message"),
     [
         ({"features.epochs": -1}, r"features\.epochs must not be negative, got -1"),
+        ({"features.epochs": 1, "code.weight": 1e-3}, r"code\.weight must be 0 with features\.epochs, .* got 0\.001"),
         ({"features.head_epochs": -1}, r"features\.head_epochs must not be negative"),
         (
             {"student.init": "teacher", "student.drop_blocks": 3},

@@ -80,5 +80,8 @@ class BalancedKL(PerExampleLoss):
 
     def per_example(self, teacher_outputs: Tensor, student_outputs: Tensor) -> Tensor:
         """Return the loss of each example, [B]."""
+        classes = student_outputs.shape[-1]
+        if self.counts is not None and len(self.counts) != classes:
+            raise ValueError(f"counts must have one number for each of {classes} classes, got {len(self.counts)}")
         weights = np.maximum(self._weights, SMALLEST_WEIGHT).astype(np.float32)
         return balanced_kl(teacher_outputs, student_outputs, weights, temperature=self.temperature)

@@ -144,7 +144,8 @@ def compression(
     """
     loss = BalancedKL(temperature, beta, _counted(counts))
     student = widened(old, make())
-    return Distiller(student, losses={"bkd": loss}, loss_weights={"bkd": 1.0}, hard_weight=0.0, teacher=joint)
+    weights = {"bkd": 1.0 / temperature**2}  # the authors have no factor T², which this loss has
+    return Distiller(student, losses={"bkd": loss}, loss_weights=weights, hard_weight=0.0, teacher=joint)
 
 
 def distillation(old: keras.Model, make: Make, *, known_weight: float, temperature: float) -> Distiller:
