@@ -1,5 +1,6 @@
 """`python -m tfigkd.evaluate` reads data as `run` does: named splits, background, tables."""
 
+import argparse
 import re
 
 import keras
@@ -10,6 +11,7 @@ from PIL import Image
 from tfigkd.config.experiment import Config
 from tfigkd.config.fields import SplitsConfig
 from tfigkd.config.flags import with_flags
+from tfigkd.edge.files import add_data_options, load_data
 from tfigkd.evaluate import main
 
 RNG = np.random.default_rng(0)
@@ -69,6 +71,26 @@ def test_transparent_pictures_of_a_table_are_composited(folder, capsys, backgrou
     assert measured(capsys, folder, "--data", folder / "list.csv", "--background", background) == expected
 
 
+def test_wide_pictures_are_cropped_as_in_the_training(folder, capsys):
+    """The margins are white, and the model sees the middle alone."""
+    lines, images = ["path,label,split"], []
+    for index in range(60):
+        wide = Image.new("RGB", (20, 8), "white")
+        middle = Image.fromarray(RNG.integers(0, 256, (8, 8, 3), dtype=np.uint8))
+        wide.paste(middle, (6, 0))
+        wide.save(folder / f"wide{index}.png")
+        images.append(np.asarray(middle))
+        lines.append(f"wide{index}.png,{index % 3},{'test' if index % 2 else 'train'}")
+    (folder / "wide.csv").write_text("\n".join(lines))
+    expected = by_keras(folder, images[1::2], np.arange(1, 60, 2) % 3), 30
+    given = ["--data", folder / "wide.csv", "--image-size", 8]
+    assert measured(capsys, folder, *given, "--fit", "crop") == expected
+    options = argparse.ArgumentParser()
+    add_data_options(options, "")
+    data = load_data(options.parse_args([*map(str, given), "--fit", "crop"]), None)
+    assert {image.tobytes() for image in data.test.images} == {image.tobytes() for image in images[1::2]}
+
+
 def test_other_values_are_refused_in_one_line(folder, capsys):
     wrong = [["--background", "pink"], ["--splits.test", "validation"], ["--group", "patient"], ["--rows", "no/r.csv"]]
     for arguments in wrong:
@@ -80,9 +102,19 @@ def test_other_values_are_refused_in_one_line(folder, capsys):
 
 
 def test_run_understands_the_same_options():
-    flags = ["--background", "gray", "--group", "patient", "--splits.train", "train[:90%]", "--splits.test=test"]
+    flags = [
+        "--background",
+        "gray",
+        "--fit",
+        "crop",
+        "--group",
+        "patient",
+        "--splits.train",
+        "train[:90%]",
+        "--splits.test=test",
+    ]
     config = with_flags(Config(), flags, "run")
-    assert (config.data.background, config.data.group) == ("gray", "patient")
+    assert (config.data.background, config.data.fit, config.data.group) == ("gray", "crop", "patient")
     assert config.data.splits == SplitsConfig("train[:90%]", test="test")
 
 

@@ -12,14 +12,14 @@ from typing import Annotated, Any, Literal, TypeVar
 import tyro
 
 from tfigkd.config.experiment import Config, to_mapping
-from tfigkd.config.fields import BACKGROUND, DataConfig, SplitsConfig
+from tfigkd.config.fields import BACKGROUND, DataConfig, Fit, SplitsConfig
 from tfigkd.config.reading import closest, dotted_names, value_at
 from tfigkd.runtime.errors import UserError
 
 T = TypeVar("T")
 
 SHORT = {"--data": "--data.name", "--data-dir": "--data.dir", "--image-size": "--data.image_size"}
-SHORT |= {"--background": "--data.background", "--group": "--data.group"}
+SHORT |= {"--background": "--data.background", "--fit": "--data.fit", "--group": "--data.group"}
 SHORT |= {"--input-range": "--teacher.input_range", "--outputs": "--teacher.outputs"}
 SHORT |= {f"--splits.{role}": f"--data.splits.{role}" for role in ("train", "validation", "test")}
 """Options that other commands have, for the field of an experiment."""
@@ -109,6 +109,8 @@ class DataOptions:
     """Resize pictures to this height and width, antialiased. Default: the size that the model takes."""
     background: str = BACKGROUND
     """Color that transparent pictures are composited on: white, gray, black or "#rrggbb"."""
+    fit: Fit = "stretch"
+    """How pictures come to that size, as data.fit had it in the training."""
     group: str | None = None
     """What keeps pictures on one side of every split that is held out; see data.group in the reference."""
     splits: SplitsConfig = field(default_factory=SplitsConfig)
@@ -127,7 +129,13 @@ class DataOptions:
         """
         checked = DataConfig(image_size=self.image_size, background=self.background, group=self.group)
         where = {"resident": self.resident, "cache": self.cache}
-        return {"background": checked.background, "group": checked.group, "splits": self.splits, **where}
+        return {
+            "background": checked.background,
+            "group": checked.group,
+            "fit": self.fit,
+            "splits": self.splits,
+            **where,
+        }
 
 
 @dataclass(frozen=True, kw_only=True)

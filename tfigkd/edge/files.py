@@ -4,11 +4,11 @@ import argparse
 import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 
-from tfigkd.config.fields import BACKGROUND, SplitsConfig
+from tfigkd.config.fields import BACKGROUND, Fit, SplitsConfig
 from tfigkd.data import Dataset, load
 from tfigkd.data.spaces import (
     PIXELS,
@@ -225,12 +225,14 @@ def add_data_options(parser: argparse.ArgumentParser, purpose: str) -> None:
     parser.add_argument(
         *("--image-size", "--image_size"),
         type=int,
-        help="stretch pictures to this height and width, antialiased (default: the size that each file takes)",
+        help="bring pictures to this height and width, antialiased (default: the size that each file takes)",
     )
     parser.add_argument("--data-dir", "--data_dir", help="prepared tfds directory (default: TFDS_DATA_DIR)")
     parser.add_argument(
         "--background", default=BACKGROUND, help='color behind transparent pixels: white, gray, black or "#rrggbb"'
     )
+    fits = get_args(Fit)
+    parser.add_argument("--fit", choices=fits, default=fits[0], help="how pictures come to that size, as in data.fit")
     parser.add_argument("--group", help="what keeps pictures on one side of a split that is held out, as in data.group")
     kinds = ("auto", "memory", "disk")
     parser.add_argument("--resident", choices=kinds, default="auto", help="where decoded pictures are kept")
@@ -253,6 +255,7 @@ def load_data(options: argparse.Namespace, side: int | None) -> Dataset:
             directory=options.data_dir,
             image_size=options.image_size or side,
             background=options.background,
+            fit=options.fit,
             group=options.group,
             splits=splits,
             resident=options.resident,

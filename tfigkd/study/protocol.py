@@ -18,7 +18,7 @@ from tfigkd.stages.runner import FREE
 from tfigkd.stages.workdir import SETTINGS
 
 COLUMN = "protocol"
-DATA = ("data.name", "data.image_size", "data.limit", "data.background", "data.group", "data.splits.")
+DATA = ("data.name", "data.image_size", "data.limit", "data.background", "data.fit", "data.group", "data.splits.")
 """Fields that the fingerprint of the data replaces."""
 
 Row = Mapping[str, str]
