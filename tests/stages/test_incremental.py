@@ -1,6 +1,7 @@
 """Classes that come in steps: what each step sees and keeps, its rows, what is done before, and what is refused."""
 
 import csv
+from functools import partial
 
 import keras
 import numpy as np
@@ -12,7 +13,7 @@ from tfigkd.runtime.errors import UserError
 from tfigkd.runtime.files import read_manifest
 from tfigkd.stages import distill, incremental
 from tfigkd.stages.data import dataset, training_examples
-from tfigkd.stages.runner import Run, run
+from tfigkd.stages.runner import Run, foresee, run
 from tfigkd.stages.workdir import Workdir
 
 TINY = {
@@ -130,8 +131,11 @@ def test_a_step_that_is_interrupted_between_its_phases_ends_with_the_same_networ
         ({"incremental.steps": 11}, r"incremental\.steps must be at most the number of classes, 10, got 11"),
         ({"incremental.steps": 0}, r"has no steps; set --incremental\.steps 5"),
         ({"losses.kd.weight": 0.5}, "has no teacher but its own earlier network"),
+        ({"losses.osakd.weight": 0.5}, r"losses of its own; set losses\.osakd\.weight to 0"),
         ({"training.mixup": 1.0}, r"needs training\.mixup at its default 0\.0"),
+        ({"training.devices": "all"}, r"needs training\.devices at its default one"),
         ({"code.weight": 0.1}, r"needs code\.weight at its default 0\.0"),
+        ({"compress.method": "prune"}, r"needs compress\.method at its default none"),
     ],
 )
 def test_an_experiment_that_does_not_fit_is_refused_in_one_line(changes, message, tmp_path):
@@ -151,7 +155,9 @@ def test_a_field_out_of_range_is_refused(field, value):
 
 def test_the_other_command_is_named(tmp_path, capsys):
     config = tiny()
-    with pytest.raises(UserError, match=r"python -m tfigkd\.incremental --experiment cifar10_foster"):
-        run(Run("cifar10_foster", config, Workdir(tmp_path, tmp_path)))
+    chosen = Run("cifar10_foster", config, Workdir(tmp_path, tmp_path))
+    for refused in (run, partial(foresee, workers=1)):
+        with pytest.raises(UserError, match=r"python -m tfigkd\.incremental --experiment cifar10_foster"):
+            refused(chosen)
     assert command.main(["--method", "kd"]) == 1
     assert "--experiment NAME_OR_FILE is missing" in capsys.readouterr().err

@@ -57,6 +57,7 @@ PLAIN = (
     "training.label_smoothing",
     "training.randaugment",
     "code.weight",
+    "compress.method",
 )
 """Fields that class-incremental training takes at their defaults alone."""
 
@@ -153,7 +154,7 @@ def check(config: Config) -> None:
     """Refuse an experiment that cannot be class-incremental, in one line.
 
     Raises:
-        UserError: It has no steps or more than classes, a teacher, or a field that steps do not take.
+        UserError: It has no steps or more than classes, a teacher or other losses, or a field that steps do not take.
     """
     steps, classes = config.incremental.steps, dataset(config.data).num_classes
     if not steps:
@@ -165,6 +166,9 @@ def check(config: Config) -> None:
             "class-incremental training has no teacher but its own earlier network; switch off losses, "
             "overlay.probability and features.epochs, as cifar10_foster does"
         )
+    losses = [f"losses.{name}.weight" for name in config.losses.active()]
+    if losses:
+        raise UserError(f"class-incremental training has losses of its own; set {losses[0]} to 0")
     given, unset = to_mapping(config), to_mapping(Config())
     changed = [name for name in PLAIN if value_at(given, name) != value_at(unset, name)]
     if changed:

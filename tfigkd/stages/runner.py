@@ -144,6 +144,15 @@ def _free(field: str) -> bool:
     return field.removeprefix("config.").startswith(FREE)
 
 
+def _refuse_steps(chosen: Run) -> None:
+    """Refuse an experiment that another command trains."""
+    if chosen.config.incremental.steps:
+        raise UserError(
+            f"the classes of {chosen.experiment} come in steps; python -m tfigkd.incremental --experiment "
+            f"{chosen.experiment} trains it, or set incremental.steps = 0"
+        )
+
+
 def run(chosen: Run, *, dry_run: bool = False) -> bool:
     """Run the chosen stages of an experiment.
 
@@ -158,11 +167,7 @@ def run(chosen: Run, *, dry_run: bool = False) -> bool:
         UserError: anything the user can mend.
     """
     workdir = chosen.workdir
-    if chosen.config.incremental.steps:
-        raise UserError(
-            f"the classes of {chosen.experiment} come in steps; python -m tfigkd.incremental --experiment "
-            f"{chosen.experiment} trains it, or set incremental.steps = 0"
-        )
+    _refuse_steps(chosen)
     if dry_run:
         path = workdir.run / SETTINGS
         changed = changed_settings(path, chosen) if path.exists() and workdir.stage("distill").exists() else []
@@ -210,6 +215,7 @@ def foresee(chosen: Run, workers: int) -> None:
     Raises:
         UserError: anything the user can mend.
     """
+    _refuse_steps(chosen)
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     asked, unneeded = _stages(chosen)
     needed = [stage for stage in asked if stage not in unneeded]
