@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from tfigkd.config.experiment import override, read_experiment
+from tfigkd.config.experiment import fine_tuning, override, read_experiment
 from tfigkd.models.ensemble import weighted_by_label
 from tfigkd.runtime.errors import UserError
 from tfigkd.runtime.files import read_manifest
@@ -131,3 +131,19 @@ def test_teachers_that_cannot_be_weighted_are_refused_in_one_line(changes, messa
     with pytest.raises(UserError, match=message) as caught:
         override(read_experiment("cifar10_shards")[1], changes)
     assert "\n" not in str(caught.value)
+
+
+def test_more_parts_than_images_of_a_class_are_refused_before_anything_is_trained():
+    config = override(read_experiment("cifar10_shards")[1], TINY | {"teacher.shards": 90, "teacher.count": 90})
+    with pytest.raises(UserError, match=r"teacher\.shards must be at most \d+, the training images of a class, got 90"):
+        distill.check(config)
+
+
+def test_a_student_that_is_compressed_under_its_own_eyes_has_no_teachers_to_weigh():
+    changes = TINY | {"compress.method": "prune", "training.devices": "all"}
+    tuned = fine_tuning(override(read_experiment("cifar10_shards")[1], changes))
+    assert not tuned.teacher.by_label
+    assert tuned.view.kind == "live"
+    assert tuned.training.devices == "one"  # as compress trains
+    by_teachers = override(read_experiment("cifar10_shards")[1], changes | {"compress.teacher": "teacher"})
+    assert fine_tuning(by_teachers).teacher.by_label

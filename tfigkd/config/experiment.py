@@ -155,8 +155,11 @@ class Config:
 def fine_tuning(config: Config) -> Config:
     """Return the experiment as stage `compress` trains it: with the losses, batches and teacher of `[compress]`."""
     own = config.compress.teacher == "student"
+    # the student that is compressed teaches alone, so that there are no teachers to weigh
+    weighting = "mean" if own and config.teacher.by_label else config.teacher.weighting
     return replace(
         config,
+        teacher=replace(config.teacher, weighting=weighting),
         losses=config.compress.losses,
         training=replace(
             config.training,
@@ -168,6 +171,7 @@ def fine_tuning(config: Config) -> Config:
             l1=0.0,
             dot=0.0,
             finetune_epochs=0,
+            devices="one",
         ),
         view=replace(config.view, kind="live", attention="live") if own else config.view,
         control=replace(config.control, logits="own") if own else config.control,

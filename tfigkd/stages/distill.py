@@ -271,10 +271,11 @@ def check(config: Config) -> None:
             "out to store all logits"
         )
     class_weights(config.training, training_examples(config.data), data.class_names)
-    class_weights(config.teacher.training, taught_examples(config), data.class_names)
+    taught = taught_examples(members(config)[0])
+    class_weights(config.teacher.training, taught, data.class_names)
     check_devices(config.training, len(training_examples(config.data)))
     if config.teacher.trained:
-        check_devices(config.teacher.training, len(taught_examples(config)), "teacher.training")
+        check_devices(config.teacher.training, len(taught), "teacher.training")
     teacher = build_teacher(config, data)
     if config.teacher.trained:
         require_trainable(teacher, f"the teacher {config.teacher.model}")
