@@ -50,8 +50,9 @@ def main(arguments: list[str]) -> int:
         hint = f"python -m tfigkd.{names[0]}" if names[0] in COMMANDS else "python -m tfigkd lists the commands"
         raise UserError(f"a command is started by its module, got {names[0]!r}; {hint}")
     print("Compress a Keras image classifier: python -m tfigkd.COMMAND, each with --help.\n")
+    width = max(map(len, COMMANDS))
     for name in COMMANDS:
-        print(f"  {name:<10} {summary(name)}")
+        print(f"  {name:<{width}} {summary(name)}")
     print("\nFirst: python -m tfigkd.run --experiment quickstart")
     return 0
 

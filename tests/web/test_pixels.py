@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import PIL
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 
 from tfigkd.data import to_model_input
 from tfigkd.data.spaces import in_range, to_logits
@@ -47,7 +47,8 @@ def node():
     return run
 
 
-def test_resizing_is_pillows_bit_by_bit(node):
+@pytest.mark.parametrize("fit", ["stretch", "crop"])
+def test_resizing_is_pillows_bit_by_bit(node, fit):
     """Noise, and black and white alone, which shows every rounding;
     one gray level where an older Pillow has its own order."""
     bound = 0 if int(PIL.__version__.split(".")[0]) >= 13 else 1
@@ -56,8 +57,9 @@ def test_resizing_is_pillows_bit_by_bit(node):
         pixels = RNG.integers(0, 256, (height, width, 3), dtype=np.uint8)
         if index % 2:
             pixels = np.where(pixels > 127, 255, 0).astype(np.uint8)
-        resized = Image.fromarray(pixels).resize((to_width, to_height), Image.Resampling.BILINEAR)
-        cases.append([pixels.ravel().tolist(), width, height, to_width, to_height])
+        change = ImageOps.fit if fit == "crop" else Image.Image.resize
+        resized = change(Image.fromarray(pixels), (to_width, to_height), Image.Resampling.BILINEAR)
+        cases.append([pixels.ravel().tolist(), width, height, to_width, to_height, fit])
         wanted.append(np.asarray(resized).ravel().tolist())
     said = node("console.log(JSON.stringify(given.map((one) => [...pixels.resize(...one)])))", cases)
     for case, one, other in zip(SIZES, said, wanted, strict=True):

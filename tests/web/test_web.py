@@ -43,7 +43,7 @@ def folder(tmp_path, contents, monkeypatch):
         path = tmp_path / f"{name}.tflite"
         path.write_bytes(content)
         parity = {"agreement": 0.9, "examples": 10, "on": "validation", "kl": 0.1}
-        write_contract(path, NAMES, format=name, background="black", parity=parity)
+        write_contract(path, NAMES, format=name, background="black", fit="crop", parity=parity)
     return tmp_path
 
 
@@ -67,6 +67,7 @@ def test_the_folder_has_all_that_the_page_needs(folder, capsys):
         assert (model["name"], model["format"]) == (file.stem, file.stem)
         assert (model["shape"], model["count"], model["classes"]) == ([8, 8, 3], 3, NAMES)
         assert (model["range"], model["outputs"], model["background"]) == ([0, 1], "logits", [0, 0, 0])
+        assert model["fit"] == "crop"
         assert model["parity"] == {"agreement": 0.9, "examples": 10, "on": "validation"}
     assert {path.name for path in (site / "litert").iterdir()} == {*PARTS}
     assert {path.name for path in ASSETS.iterdir()} < {path.name for path in site.iterdir()}
@@ -84,6 +85,7 @@ def test_a_file_without_contract_and_labels(folder):
     (model,) = json.loads((site / "models.json").read_text())["models"]
     assert model["classes"] == ["class 0", "class 1", "class 2"]
     assert (model["format"], model["parity"], model["background"]) == (None, {}, [255, 255, 255])
+    assert model["fit"] == "stretch"
     assert "contract" not in model
     (folder / "names.txt").write_text("x\ny\nz\n")
     options = ["--labels", str(folder / "names.txt"), "--input-range", "0", "255", "--background", "#0a0b0c"]

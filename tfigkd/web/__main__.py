@@ -21,7 +21,7 @@ from tfigkd.edge.contract import admit, contract_path, is_foreign
 from tfigkd.edge.files import add_space_options, spaces
 from tfigkd.edge.litert import open_classifier
 from tfigkd.measure.gallery import Gallery
-from tfigkd.predict import background_of, class_names
+from tfigkd.predict import background_of, class_names, fit_of
 from tfigkd.runtime.command import command
 from tfigkd.runtime.errors import UserError
 from tfigkd.runtime.files import atomic, checksum, copy_file, make_folder, write_text
@@ -78,6 +78,7 @@ def describe(
         "count": int(sink["shape"][-1]),
         "classes": class_names(path, classes, contract, labels),
         "background": list(rgb(background_of(contract, background))),
+        "fit": fit_of(contract),
         "parity": {name: parity[name] for name in ("agreement", "accuracy", "examples", "on") if name in parity},
     }
 

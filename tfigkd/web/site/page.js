@@ -83,7 +83,7 @@ async function run(model, values) {
 /** The pixels of a picture as a model sees them: RGB of its size. */
 function seen(model, picture) {
   const rgb = opaque(picture.rgba, model.about.background);
-  return resize(rgb, picture.width, picture.height, model.width, model.height);
+  return resize(rgb, picture.width, picture.height, model.width, model.height, model.about.fit);
 }
 
 const values = (model, rgb) => inputValues(model.channels === 1 ? gray(rgb) : rgb, model.about.range);

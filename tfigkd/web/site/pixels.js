@@ -1,14 +1,17 @@
-// Pixels as in training: transparent ones on a background, stretched as Pillow stretches, and the occlusion map.
+// Pixels as in training: transparent ones on a background, resized as Pillow resizes, and the occlusion map.
 // It needs no document, so the tests run it in node beside Pillow.
 
 const PRECISION = 22; // bits of Pillow's fixed-point weights
 
-/** The weights of Pillow's antialiased bilinear filter along one axis: the first pixel and the integers for each. */
-function weightsOf(from, to) {
-  const scale = from / to;
+/**
+ * The weights of Pillow's antialiased bilinear filter along one axis: the first pixel and the integers for each.
+ * Of `from` pixels those between `low` and `high` are resized, which may be fractions.
+ */
+function weightsOf({ from, to, low, high }) {
+  const scale = Math.fround(high - low) / to; // Pillow has the ends as float32
   const width = Math.max(scale, 1);
   return Array.from({ length: to }, (_, index) => {
-    const center = (index + 0.5) * scale;
+    const center = low + (index + 0.5) * scale;
     const start = Math.max(Math.trunc(center - width + 0.5), 0);
     const end = Math.min(Math.trunc(center + width + 0.5), from);
     const shares = [];
@@ -22,9 +25,9 @@ function weightsOf(from, to) {
   });
 }
 
-/** Stretch along one axis: `lines` lines, pixels `stride` apart, lines `step` apart. */
+/** Resize along one axis: `lines` lines, pixels `stride` apart, lines `step` apart. */
 function stretch(source, target, count, lines, from, to) {
-  weightsOf(count.from, count.to).forEach(({ start, weights }, index) => {
+  weightsOf(count).forEach(({ start, weights }, index) => {
     for (let line = 0; line < lines; line++) {
       for (let channel = 0; channel < 3; channel++) {
         let sum = 2 ** (PRECISION - 1);
@@ -40,30 +43,44 @@ function stretch(source, target, count, lines, from, to) {
   return target;
 }
 
-function stretchWidth(rgb, width, height, to) {
-  if (width === to) return rgb;
+function stretchWidth(rgb, width, height, to, low, high) {
+  if (width === to && high - low === width) return rgb;
   const target = new Uint8ClampedArray(to * height * 3);
-  const count = { from: width, to };
+  const count = { from: width, to, low, high };
   return stretch(rgb, target, count, height, { line: width * 3, pixel: 3 }, { line: to * 3, pixel: 3 });
 }
 
-function stretchHeight(rgb, width, height, to) {
-  if (height === to) return rgb;
+function stretchHeight(rgb, width, height, to, low, high) {
+  if (height === to && high - low === height) return rgb;
   const axis = { line: 3, pixel: width * 3 };
-  return stretch(rgb, new Uint8ClampedArray(width * to * 3), { from: height, to }, width, axis, axis);
+  return stretch(rgb, new Uint8ClampedArray(width * to * 3), { from: height, to, low, high }, width, axis, axis);
+}
+
+/** The largest part of the middle with a new aspect: left, upper, right and lower end, as ImageOps.fit has it. */
+function middle(width, height, toWidth, toHeight) {
+  const [own, aspect] = [width / height, toWidth / toHeight];
+  const partWidth = own > aspect ? aspect * height : width;
+  const partHeight = own < aspect ? width / aspect : height;
+  const [left, upper] = [(width - partWidth) * 0.5, (height - partHeight) * 0.5];
+  return [left, upper, left + partWidth, upper + partHeight].map(Math.fround);
 }
 
 /**
- * Resize RGB pixels, 3 bytes each, to a size; equal to Image.resize(size, BILINEAR) of Pillow 13, bit by bit.
+ * Resize RGB pixels, 3 bytes each, to a size; equal to Image.resize(size, BILINEAR) of Pillow 13, bit by bit, or with
+ * the fit "crop" to ImageOps.fit(image, size, BILINEAR).
  *
  * Pillow rounds between the two axes. Since version 13 it begins with the height where that shrinks much more; earlier
  * versions begin with the width, and differ by a gray level in such pictures.
  */
-export function resize(rgb, width, height, toWidth, toHeight) {
+export function resize(rgb, width, height, toWidth, toHeight, fit = "stretch") {
+  const whole = [0, 0, width, height];
+  const [left, upper, right, lower] = fit === "crop" ? middle(width, height, toWidth, toHeight) : whole;
   if (height > toHeight && height - toHeight > 2 * (width - toWidth)) {
-    return stretchWidth(stretchHeight(rgb, width, height, toHeight), width, toHeight, toWidth);
+    const low = stretchHeight(rgb, width, height, toHeight, upper, lower);
+    return stretchWidth(low, width, toHeight, toWidth, left, right);
   }
-  return stretchHeight(stretchWidth(rgb, width, height, toWidth), toWidth, height, toHeight);
+  const narrow = stretchWidth(rgb, width, height, toWidth, left, right);
+  return stretchHeight(narrow, toWidth, height, toHeight, upper, lower);
 }
 
 /** RGB pixels of RGBA ones: transparent pixels are composited on a background [red, green, blue]. */
