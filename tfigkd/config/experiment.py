@@ -93,9 +93,7 @@ class Config:
             fresh, "features.epochs must be 0 with student.init = teacher, whose front it has", self.features.epochs
         )
         plain = not self.features.epochs or not self.code.weight
-        require(
-            plain, "code.weight must be 0 with features.epochs, which train without it", self.code.weight
-        )
+        require(plain, "code.weight must be 0 with features.epochs, which train without it", self.code.weight)
         chained = self.training.chain > 0 or not self.losses.opdf.weight
         require(chained, "losses.opdf.weight must be 0 without training.chain", self.losses.opdf.weight)
         contracted = self.compress.losses.opdf.weight
