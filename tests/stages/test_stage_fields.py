@@ -140,7 +140,10 @@ VALUES = {
     "pruned": 0.6,
     "second": 0.75,
     "queue": 77,
+    "space": "teacher",
+    "permuted": True,
 }
+BETA_OF_BALANCE = 0.5  # a share, where that of dkd is a weight
 TAPS = {
     **dict.fromkeys(("at", "hint", "rkd", "sp", "pkt", "e2kd"), "block_01"),
     "fsp": ("block_00", "block_01"),
@@ -153,18 +156,21 @@ def test_every_setting_of_a_loss_reaches_its_term(name, config):
     table = getattr(LossesConfig(), name)
     names = {field.name for field in fields(table)}
     values = {field: VALUES[field] for field in names if field in VALUES}
+    values |= {"beta": BETA_OF_BALANCE} if name == "bkd" else {}
     values |= {f"{side}_layer": TAPS[name] for side in ("student", "teacher") if name in TAPS}
     assert values.keys() | {"weight"} == names
     assert all(getattr(table, field) != value for field, value in values.items())
     changes = {f"losses.{name}.{field}": value for field, value in values.items()} | {f"losses.{name}.weight": 0.375}
     view = {"view.kind": "live"} if name == "r2kd" else {}
+    view |= {"training.chain": 3} if name == "opdf" else {}
     chosen = override(config, {"losses.kd.weight": 0.0} | view | changes)
     chosen = override(
         chosen, {f"student.{one}": getattr(config.teacher, one) for one in ("model", "drop_blocks", "widths")}
     )
     chosen = override(chosen, {"student.width": 1.0})
     data = dataset(config.data)
-    model = distill.assemble(chosen, distill.untrained_student(chosen, data), teacher.build_teacher(chosen, data))
+    student = distill.reparameterized(distill.untrained_student(chosen, data), chosen)
+    model = distill.assemble(chosen, student, teacher.build_teacher(chosen, data))
     assert model.distillation_weights == {name: 0.375}
     term = model.distillation_losses[name]
     for field, value in values.items():
