@@ -11,7 +11,7 @@ from tfigkd import incremental as command
 from tfigkd.config.experiment import override, read_experiment
 from tfigkd.runtime.errors import UserError
 from tfigkd.runtime.files import read_manifest
-from tfigkd.stages import distill, incremental
+from tfigkd.stages import incremental, lessons
 from tfigkd.stages.data import dataset, training_examples
 from tfigkd.stages.runner import Run, foresee, run
 from tfigkd.stages.workdir import Workdir
@@ -68,7 +68,7 @@ def test_the_student_of_a_step_is_a_plain_network_and_its_accuracies_are_those_o
     root, rows = foster
     data = dataset(tiny().data)
     student = keras.saving.load_model(root / "foster/step_2/student.keras")
-    assert student.count_params() == distill.untrained_student(tiny(), data).count_params()
+    assert student.count_params() == lessons.untrained_student(tiny(), data).count_params()
     right = student(data.test.images[:] / np.float32(255)).numpy().argmax(axis=1) == data.test.labels
     known = data.test.labels < 5
     found = [rows[1][f"{name}_accuracy"] for name in ("student", "known", "new")]

@@ -24,7 +24,8 @@ from tfigkd.runtime.files import (
     write_manifest,
 )
 from tfigkd.stages.data import data_fingerprints, dataset, holds_out_validation, training_examples
-from tfigkd.stages.distill import assemble, load_student, make_distiller, student_fingerprint, training_stream
+from tfigkd.stages.distill import load_student, student_fingerprint
+from tfigkd.stages.lessons import assemble, make_distiller, training_stream
 from tfigkd.stages.workdir import Workdir
 from tfigkd.training.distiller import Distiller
 

@@ -14,7 +14,7 @@ from tfigkd.report.table import percent
 from tfigkd.report.verdict import Remark, few_images, sizes
 from tfigkd.runtime.errors import UserError
 from tfigkd.stages.data import dataset, holds_out_validation, training_examples
-from tfigkd.stages.distill import assemble, untrained_student
+from tfigkd.stages.lessons import assemble, untrained_student
 from tfigkd.stages.teacher import build_network, build_teacher
 
 GOOD_ACCURACY = 0.97

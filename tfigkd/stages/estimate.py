@@ -23,7 +23,7 @@ from tfigkd.models.cost import multiply_adds
 from tfigkd.models.layers import with_fused_layers
 from tfigkd.runtime.files import read_manifest
 from tfigkd.stages.data import dataset, stored_examples, training_examples
-from tfigkd.stages.distill import assemble, reparameterized
+from tfigkd.stages.lessons import assemble, reparameterized
 from tfigkd.stages.teacher import build_network, build_teacher, members, taught_examples, teacher_folder
 from tfigkd.stages.workdir import Workdir
 from tfigkd.training import checkpoint

@@ -1,0 +1,166 @@
+"""What a student is and what it learns from: its network, its losses, and the batches with what the teacher knows."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
+
+import keras
+import numpy as np
+
+from tfigkd import models
+from tfigkd.batches.controls import apply_control, shuffle_views
+from tfigkd.batches.randaugment import rand_augment_of
+from tfigkd.batches.stream import Batch, Knowledge, StoredAttention, batch_sizes, training_batches
+from tfigkd.config.experiment import Config
+from tfigkd.data import Dataset
+from tfigkd.losses import LOSSES, Loss
+from tfigkd.runtime.errors import UserError
+from tfigkd.stages.data import (
+    class_weights,
+    dataset,
+    training_examples,
+)
+from tfigkd.stages.neighbors import load_posteriors
+from tfigkd.stages.overlays import load_knowledge, load_views
+from tfigkd.stages.teacher import (
+    build_network,
+    build_teacher,
+    load_teacher,
+    require_trainable,
+)
+from tfigkd.stages.workdir import Workdir
+from tfigkd.training.devices import check_losses, device_count
+from tfigkd.training.distiller import Distiller
+
+
+def reparameterized(student: keras.Model, config: Config) -> keras.Model:
+    """Return a student whose kernels are trained by other variables, where the recipe asks for it."""
+    return models.with_chain(models.with_power(student, config.training.power), config.training.chain)
+
+
+def cut_from(teacher: keras.Model, config: Config, data: Dataset) -> keras.Model:
+    """Return a student that begins as the first blocks of a teacher."""
+    options = {"copy_weights": True, "keep_normalization": True}
+    try:
+        return models.truncate(teacher, config.student.drop_blocks, data.num_classes, **options)
+    except ValueError as error:
+        raise UserError(
+            f"student.init = teacher: {str(error).rstrip('.')}; choose another student.drop_blocks"
+        ) from error
+
+
+def untrained_student(config: Config, data: Dataset, teacher: keras.Model | None = None) -> keras.Model:
+    """Return a student of the architecture of a config, for checks before anything is trained.
+
+    Args:
+        config: The run's.
+        data: Its data set.
+        teacher: From `build_teacher`, where it is there already; needed for `student.init = "teacher"` alone.
+    """
+    if config.student.init != "teacher":
+        return build_network(config.student, data)
+    return cut_from(build_teacher(config, data) if teacher is None else teacher, config, data)
+
+
+def _losses(config: Config) -> tuple[dict[str, Loss], dict[str, float]]:
+    """Return the terms of a config: name to loss, name to weight."""
+    terms, weights = {}, {}
+    for name, term in config.losses.active().items():
+        options = asdict(term)
+        weights[name] = options.pop("weight")
+        if name == "e2kd":
+            options["shuffled"] = config.control.maps == "shuffled"
+        if name == "bkd":
+            classes = dataset(config.data).num_classes
+            options["counts"] = np.bincount(training_examples(config.data).labels, minlength=classes)
+        terms[name] = LOSSES[name](**options)
+    return terms, weights
+
+
+def make_distiller(config: Config, workdir: Workdir, student: keras.Model) -> Distiller:
+    """Return the student with its losses, and with the teacher where it runs in every step."""
+    teacher = None
+    if config.needs_live_teacher:
+        teacher = load_teacher(config, workdir)
+        if not config.losses.compare("weights"):  # folding changes them
+            teacher = models.fold_batch_norm(teacher)
+        teacher = models.with_precision(teacher, config.training.precision)
+    return assemble(config, student, teacher)
+
+
+def assemble(config: Config, student: keras.Model, teacher: keras.Model | None) -> Distiller:
+    """Return the student with the losses of a config and this live teacher."""
+    require_trainable(student, f"the student {config.student.model}")
+    terms, weights = _losses(config)
+    recipe, second = config.training, None
+    if recipe.finetune_epochs:
+        count = len(training_examples(config.data))
+        steps = len(batch_sizes(count, recipe.batch_size, device_count(recipe.devices)))
+        second = (recipe.epochs - recipe.finetune_epochs) * steps
+    check_losses(terms, recipe.devices)
+    try:
+        return Distiller(
+            student,
+            losses=terms,
+            loss_weights=weights,
+            hard_weight=config.training.hard_weight,
+            teacher=teacher,
+            label_smoothing=config.training.label_smoothing,
+            finetune_from=second,
+            l1=config.training.l1,
+        )
+    except ValueError as error:
+        raise UserError(f"losses: {error}") from error
+
+
+def attention_tap(config: Config) -> str:
+    """Return the teacher's layer whose attention maps are stored."""
+    return config.losses.at.teacher_layer
+
+
+def _wanted(config: Config) -> set[str]:
+    """Return what the losses compare beside the student's own outputs."""
+    wanted = {"teacher_map"} if config.losses.compare("map") else set()
+    if config.needs_live_teacher:
+        wanted.add("teacher_inputs")
+    if config.view.kind == "plain":
+        wanted.add("teacher_logits")
+    return wanted
+
+
+def training_stream(config: Config, workdir: Workdir) -> Callable[[int], Iterator[Batch]]:
+    """Return the batches of a student, with all that its losses compare; from first epoch to endless batches."""
+    examples = training_examples(config.data)
+    knowledge: Knowledge | None = None
+    if config.needs_store:
+        knowledge = apply_control(load_knowledge(config, workdir, examples), config.control)
+    views = shuffle_views(load_views(config, workdir, examples), config.control) if config.needs_views else None
+    attention = None
+    if config.needs_attention:
+        maps = load_views(config, workdir, examples, attention_tap(config))
+        attention = StoredAttention(attention_tap(config), maps, moved=config.view.attention == "moved")
+    posteriors = None
+    if config.losses.osakd.weight and config.losses.osakd.space == "teacher":
+        posteriors = shuffle_views(load_posteriors(config, workdir, examples), config.control)[:]
+    return training_batches(
+        examples,
+        augment=config.augment,
+        batch_size=config.training.batch_size,
+        seed=workdir.seed,
+        knowledge=knowledge,
+        overlay=config.overlay,
+        views=views,
+        attention=attention,
+        posteriors=posteriors,
+        view_count=config.view.views if config.view.kind == "views" else None,
+        view_seed=config.view.seed,
+        wanted=_wanted(config),
+        dim_only=config.control.maps == "none",
+        swap_inputs=config.control.logits == "shuffled" and config.view.kind == "live",
+        mixup=config.training.mixup,
+        cutmix=config.training.cutmix,
+        cutout=config.training.cutout,
+        randaugment=rand_augment_of(config.training),
+        num_classes=dataset(config.data).num_classes,
+        class_weights=class_weights(config.training, examples, dataset(config.data).class_names),
+        devices=device_count(config.training.devices),
+    )
