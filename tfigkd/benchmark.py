@@ -20,7 +20,7 @@ from tfigkd.edge.footprint import footprint
 from tfigkd.edge.latency import latencies
 from tfigkd.runtime import console
 from tfigkd.runtime.command import command
-from tfigkd.runtime.errors import UserError
+from tfigkd.runtime.files import require_folder_of
 from tfigkd.runtime.provenance import append_row, origin
 
 PARITY = ("agreement", "kl", "max_difference", "mean_difference", "accuracy", "keras_accuracy")
@@ -96,8 +96,7 @@ def main(arguments: list[str]) -> None:
     add_space_options(parser)
     parser.add_argument("--rows", type=Path, help="append the results to this .csv")
     options = parser.parse_args(arguments)
-    if options.rows and not options.rows.parent.is_dir():
-        raise UserError(f"no folder {options.rows.parent}; make it or choose another --rows")
+    require_folder_of(options.rows, "--rows")
     config = BenchmarkConfig(options.runs, options.warmup, tuple(options.threads))
     spaces = {"input_range": options.input_range and tuple(options.input_range), "outputs": options.outputs}
 

@@ -20,7 +20,7 @@ from tfigkd.config.flags import DataOptions, SpaceOptions, read_all_options
 from tfigkd.data.spaces import Range
 from tfigkd.runtime import console
 from tfigkd.runtime.command import command
-from tfigkd.runtime.errors import UserError
+from tfigkd.runtime.files import require_folder_of
 from tfigkd.runtime.provenance import append_row, origin
 
 PROG = "python -m tfigkd.evaluate"
@@ -134,8 +134,7 @@ def _logits_in(options: Options, data: Any, input_range: Range, images: np.ndarr
 def main(arguments: list[str]) -> None:
     """Entry point of `python -m tfigkd.evaluate`."""
     options = read_all_options(Options, arguments, prog=PROG)
-    if options.rows and not options.rows.parent.is_dir():
-        raise UserError(f"no folder {options.rows.parent}; make it or choose another --rows")
+    require_folder_of(options.rows, "--rows")
     with console.quiet_stderr():  # TensorFlow greets when it is imported and when it looks for a GPU
         values, advice = _measure(options)
     if options.rows:

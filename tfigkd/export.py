@@ -17,6 +17,7 @@ from tfigkd.config.flags import DataOptions, SpaceOptions, read_all_options
 from tfigkd.runtime import console
 from tfigkd.runtime.command import command
 from tfigkd.runtime.errors import UserError
+from tfigkd.runtime.files import require_folder_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,8 +96,7 @@ def run(options: Options) -> str:
         return _write_c(options)
     if options.output.suffix != ".tflite":
         raise UserError(f"--output must end in .tflite, got {options.output}")
-    if not options.output.parent.is_dir():
-        raise UserError(f"no folder {options.output.parent}; make it or choose another --output")
+    require_folder_of(options.output, "--output")
     if is_foreign(options.output):
         raise UserError(
             f"{contract_path(options.output)}, where the contract goes, is a file of another tool; choose another "
@@ -140,8 +140,7 @@ def _write_c(options: Options) -> str:
         )
     if options.output.suffix != ".c":
         raise UserError(f"--output must end in .c for --format c, got {options.output}")
-    if not options.output.parent.is_dir():
-        raise UserError(f"no folder {options.output.parent}; make it or choose another --output")
+    require_folder_of(options.output, "--output")
     about = write_c(Path(options.model), options.output)
     return (
         f"{options.output}, {options.output.with_suffix('.h')}: {about['bytes'] / 1e3:,.1f} kB of flash, "

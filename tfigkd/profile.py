@@ -25,7 +25,7 @@ from tfigkd.edge.profile import about_layers, about_times, noisiest, profile, ro
 from tfigkd.runtime import console
 from tfigkd.runtime.command import command
 from tfigkd.runtime.errors import UserError
-from tfigkd.runtime.files import write_text
+from tfigkd.runtime.files import require_folder_of, write_text
 from tfigkd.runtime.processes import call_module, last_line
 from tfigkd.runtime.provenance import as_csv, origin
 
@@ -167,8 +167,7 @@ def main(arguments: list[str]) -> None:
     options = parser.parse_args(arguments)
     if options.output and options.output.suffix not in (".csv", ".json"):
         raise UserError(f"--output must end in .csv or .json, got {options.output}")
-    if options.output and not options.output.parent.is_dir():
-        raise UserError(f"no folder {options.output.parent}; make it or choose another --output")
+    require_folder_of(options.output, "--output")
     if options.output and options.output.resolve() == contract_path(options.file).resolve():
         raise UserError(f"{options.output} is the contract of {options.file}; choose another --output")
     if options.images < 1:

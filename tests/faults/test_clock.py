@@ -37,7 +37,7 @@ def test_no_code_asks_what_time_it_is_but_to_write_it_down():
             if isinstance(node, ast.Attribute) and node.attr in CALLS:
                 asked.append((path.stem, ast.unparse(node)))
     # the time column of a row, and the times of TensorBoard's points
-    rows = {("report", "datetime.now"), ("incremental", "datetime.now")}
+    rows = {("report", "datetime.now"), ("steps", "datetime.now")}
     assert {*asked} == rows | {("tensorboard", "time.time")}
 
 

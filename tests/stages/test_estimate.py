@@ -24,7 +24,7 @@ def parts(config, folder, monkeypatch):
     monkeypatch.setattr(module, "trial_step", lambda *_: "step")
     monkeypatch.setattr(module, "fastest", lambda runs, **_: [2.0 if runs == ["step"] else 1.0])
     monkeypatch.setattr(module, "_gradient_seconds", lambda *_: 0.1)
-    found = module._measured_seconds(config, Workdir(folder / "run", folder / "teachers"), STAGES)
+    found = module.seconds_of_stages(config, Workdir(folder / "run", folder / "teachers"), STAGES)
     return {name: seconds - module.STAGE_SECONDS for name, seconds in found.items()}
 
 
@@ -45,7 +45,7 @@ def test_epochs_that_a_checkpoint_has_done_do_not_count(config, tmp_path, monkey
 
 
 def test_only_a_long_run_is_measured(config, tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "_measured_seconds", lambda *_: {"distill": 1000.0})
+    monkeypatch.setattr(module, "seconds_of_stages", lambda *_: {"distill": 1000.0})
     for rough, expected in ((10.0, 10), (10_000.0, 1000)):
         monkeypatch.setattr(module, "_rough_seconds", lambda *_, rough=rough: rough)
         found = module.estimate(config, Workdir(tmp_path / "run", tmp_path / "teachers"), STAGES)
@@ -53,7 +53,7 @@ def test_only_a_long_run_is_measured(config, tmp_path, monkeypatch):
 
 
 def test_trial_steps_of_small_networks_take_time_and_run(config, tmp_path):
-    found = module._measured_seconds(config, Workdir(tmp_path / "run", tmp_path / "teachers"), STAGES)
+    found = module.seconds_of_stages(config, Workdir(tmp_path / "run", tmp_path / "teachers"), STAGES)
     assert all(seconds > module.STAGE_SECONDS for seconds in found.values())
 
 
@@ -63,7 +63,7 @@ def test_finished_stages_do_not_count(config, tmp_path):
         workdir.stage(stage).mkdir(parents=True)
         write_manifest(workdir.stage(stage), "1")
     assert module.estimate(config, workdir, stages) == timedelta(seconds=module.STAGE_SECONDS)
-    assert module._measured_seconds(config, workdir, stages)["evaluate"] == 0
+    assert module.seconds_of_stages(config, workdir, stages)["evaluate"] == 0
 
 
 def test_limited_teachers_together_take_the_time_of_one(config, tmp_path, monkeypatch):

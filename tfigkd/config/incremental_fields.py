@@ -1,8 +1,12 @@
 """The fields of class-incremental training, `[incremental]`: classes come in steps, with a memory of old images."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 from tfigkd.config.loss_fields import require
+
+Method = Literal["foster", "kd", "finetune"]
+"""How a step learns; not a field of an experiment, so that all methods share its first step."""
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,6 @@ import functools
 import hashlib
 import math
 from collections import Counter
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -18,41 +17,15 @@ import numpy as np
 
 from tfigkd.config.fields import BACKGROUND, Fit, SplitsConfig, is_color
 from tfigkd.data import catalog, folders, hints, npz, sources, tables
-from tfigkd.data.disk import DIGEST_LENGTH, DiskPictures, Pictures, blocks, digest, join, pick
+from tfigkd.data.disk import DIGEST_LENGTH, blocks, digest, pick
+from tfigkd.data.examples import Examples, concatenate
 from tfigkd.data.pictures import one_line
 from tfigkd.data.spaces import to_gray
+from tfigkd.data.splits import check_groups, hold_out
 from tfigkd.runtime.errors import UserError
 
 VALIDATION_DIVISOR = 10
 TEST_DIVISOR = 5
-
-
-@dataclass(frozen=True, eq=False)
-class Examples:
-    """Labeled pictures of one split, sorted by id.
-
-    Args:
-        ids: Unicode [N], unique within the split.
-        images: uint8 RGB [N,H,W,3], 0 to 255; an array, or pictures on disk, which give arrays when they are indexed.
-        labels: int64 [N], class indices.
-        source_ids: Unicode [N], name of each example in its source; for messages only.
-        groups: Unicode [N], what each example has in common with others, such as a patient; None without groups.
-    """
-
-    ids: np.ndarray
-    images: Pictures
-    labels: np.ndarray
-    source_ids: np.ndarray
-    groups: np.ndarray | None = None
-
-    def __len__(self) -> int:
-        return len(self.ids)
-
-    def take(self, indices: np.ndarray | slice) -> "Examples":
-        """Return the examples at `indices` (integers, a boolean mask or a slice), in that order."""
-        groups = None if self.groups is None else self.groups[indices]
-        images = pick(self.images, indices)
-        return Examples(self.ids[indices], images, self.labels[indices], self.source_ids[indices], groups)
 
 
 @dataclass(frozen=True, eq=False)
@@ -167,21 +140,21 @@ def load(
         train = _identify(source.train)
         if source.test is None:
             # Identified again, because duplicates are numbered within a split.
-            train, test = (_identify(part) for part in _hold_out(train, TEST_DIVISOR, last=True))
+            train, test = (_identify(part) for part in hold_out(train, TEST_DIVISOR, last=True))
         else:
             test = _identify(source.test)
-        train, validation = _hold_out(train, VALIDATION_DIVISOR)
+        train, validation = hold_out(train, VALIDATION_DIVISOR)
     else:
         train, validation = _identify_together(source.train, source.validation)
         if source.test is None:
-            train, test = _hold_out(train, TEST_DIVISOR, last=True)
+            train, test = hold_out(train, TEST_DIVISOR, last=True)
             test = _identify(test)
         else:
             test = _identify(source.test)
         if twice := int(np.isin(_digests(validation), _digests(train)).sum()):
             notes.append(f"{twice:,} validation pictures are in train as well")
     parts = {"train": train, "validation": validation, "test": test}
-    _check_groups(name, parts)
+    check_groups(name, parts)
     for split, examples in parts.items():
         if not len(examples):
             raise UserError(f"data set {name!r}: the {split} split is empty; add pictures to each class")
@@ -235,45 +208,6 @@ def mean_color(examples: Examples) -> np.ndarray:
     totals = sum(block.sum(axis=(0, 1, 2), dtype=np.float64) for block in blocks(examples.images))
     mean = totals / math.prod(examples.images.shape[:3])
     return mean.astype(np.float32) / 255
-
-
-def concatenate(parts: Sequence[Examples]) -> Examples:
-    """Join splits and sort by id, for example train and validation for the training of the final models."""
-    return _Joined(parts)
-
-
-class _Joined(Examples):
-    """Several splits as one, sorted by id; the pictures are not copied until they are read."""
-
-    _parts: tuple[Examples, ...]
-    _order: np.ndarray
-
-    def __init__(self, parts: Sequence[Examples]):
-        columns = [np.concatenate([getattr(part, name) for part in parts]) for name in ("ids", "labels", "source_ids")]
-        order = np.argsort(columns[0], kind="stable")
-        for name, column in zip(("ids", "labels", "source_ids"), columns, strict=True):
-            object.__setattr__(self, name, column[order])
-        object.__setattr__(self, "_parts", tuple(parts))
-        object.__setattr__(self, "_order", order)
-
-    @property
-    def images(self) -> Pictures:
-        """All pictures; where they are in memory, as a new array."""
-        return self.take(slice(None)).images
-
-    def take(self, indices: np.ndarray | slice) -> Examples:
-        """Return the examples at `indices`, in that order."""
-        positions = self._order[indices]
-        if isinstance(self._parts[0].images, DiskPictures):
-            on_disk = pick(join([part.images for part in self._parts]), positions)
-            return Examples(self.ids[indices], on_disk, self.labels[indices], self.source_ids[indices])
-        images = np.empty((len(positions), *self._parts[0].images.shape[1:]), np.uint8)
-        start = 0
-        for part in self._parts:
-            here = (positions >= start) & (positions < start + len(part))
-            images[here] = part.images[positions[here] - start]
-            start += len(part)
-        return Examples(self.ids[indices], images, self.labels[indices], self.source_ids[indices])
 
 
 def _open(name: str, directory: str | None, wanted: sources.Wanted, download: bool) -> sources.Source:
@@ -365,69 +299,6 @@ def _identify_together(train: sources.Part, validation: sources.Part) -> tuple[E
         own = found.groups - (0 if part is train else count)
         parts.append(replace(found, groups=None if part.groups is None else part.groups[own]))
     return parts[0], parts[1]
-
-
-def _check_groups(name: str, splits: dict[str, Examples]) -> None:
-    """Raise an error for a group that is in two splits, as only a source's own splits can have it."""
-    before: dict[str, str] = {}
-    for split, examples in splits.items():
-        for group in np.unique(examples.groups) if examples.groups is not None else ():
-            if group in before:
-                raise UserError(
-                    f"data set {name!r}: group {str(group)!r} is in {before[group]} and in {split}; move its pictures "
-                    "to one side, or name a single split in data.splits.train so that groups are held out of it"
-                )
-            before[group] = split
-
-
-def _hold_out(examples: Examples, divisor: int, *, last: bool = False) -> tuple[Examples, Examples]:
-    """Hold out, per class, 1/`divisor` of the examples in the order of ids; at least one if a class has two or more."""
-    held = np.zeros(len(examples), bool)
-    wanted = {}
-    for label in np.unique(examples.labels):
-        members = np.flatnonzero(examples.labels == label)
-        count = max(len(members) // divisor, 1) if len(members) > 1 else 0
-        wanted[int(label)] = count
-        held[members[len(members) - count :] if last else members[:count]] = True
-    if examples.groups is not None:
-        held = np.isin(examples.groups, _groups_to_hold_out(examples, wanted, last=last))
-    return examples.take(~held), examples.take(held)
-
-
-def _groups_to_hold_out(examples: Examples, wanted: dict[int, int], *, last: bool) -> list[str]:
-    """Choose whole groups, in the order of the hashes of their names, that come near a number of examples per class.
-
-    A group is taken if it brings the counts nearer to those wanted, each class measured by its own, and if it leaves
-    each of its classes to a group that stays. A class that has got nothing then gets the group that fits best. So the
-    choice depends on no order, and hardly on other groups.
-    """
-    assert examples.groups is not None
-    names = [str(name) for name in np.unique(examples.groups)]
-    names.sort(key=lambda name: hashlib.sha256(f"group {name}".encode()).hexdigest(), reverse=last)
-    aim = np.array([wanted[label] for label in sorted(wanted)], np.float64)
-    position = {label: index for index, label in enumerate(sorted(wanted))}
-    rows = np.array([position[int(label)] for label in examples.labels])
-    counts = {name: np.bincount(rows[examples.groups == name], minlength=len(aim)) for name in names}
-    left = np.bincount(rows, minlength=len(aim)).astype(np.int64)
-    held, chosen = np.zeros(len(aim)), []
-
-    def distance(counted: np.ndarray) -> float:
-        return float((((counted - aim) / np.maximum(aim, 1)) ** 2).sum())
-
-    def remains(name: str) -> bool:
-        return bool((left - counts[name])[counts[name] > 0].all())
-
-    for name in names:
-        if remains(name) and distance(held + counts[name]) < distance(held):
-            chosen.append(name)
-            held, left = held + counts[name], left - counts[name]
-    for row in np.argsort(aim, kind="stable"):  # each of whose groups is twice as large as what is wanted
-        able = [name for name in names if name not in chosen and counts[name][row] and remains(name)]
-        if aim[row] and not held[row] and able:
-            best = min(able, key=lambda name: distance(held + counts[name]))
-            chosen.append(best)
-            held, left = held + counts[best], left - counts[best]
-    return chosen
 
 
 def splits_fingerprint(splits: dict[str, Examples]) -> str:

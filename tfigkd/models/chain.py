@@ -18,8 +18,8 @@ import numpy as np
 from keras import ops
 from threadpoolctl import threadpool_limits
 
-from tfigkd.models.kernels import Reparameterized
-from tfigkd.models.layers import copy_layer, flatten_layers, rebuilt
+from tfigkd.models.kernels import Reparameterized, trains_kernel, with_own_kernels
+from tfigkd.models.layers import flatten_layers
 from tfigkd.runtime.errors import UserError
 
 CENTER, AUXILIARY = "center", "auxiliary"
@@ -146,23 +146,13 @@ def with_chain(model: keras.Model, tensors: int) -> keras.Model:
     if not tensors:
         return model
     for layer in flatten_layers(model):
-        if _trained(layer) and (layer.kernel_regularizer or layer.kernel_constraint):
+        if trains_kernel(layer, CHAINED) and (layer.kernel_regularizer or layer.kernel_constraint):
             raise UserError(
                 f"over-parameterization: the kernel of {layer.name} has a regularizer or a constraint, which a chain "
                 "cannot keep; choose a student without them, or training.chain = 0"
             )
 
-    def replace(layer: keras.Layer) -> keras.Layer:
-        if not _trained(layer):
-            return copy_layer(layer)
-        return CHAINED[type(layer)].from_config({**layer.get_config(), "tensors": tensors})
-
-    return rebuilt(model, replace)
-
-
-def _trained(layer: keras.Layer) -> bool:
-    # exact types: a subclass may transform its kernel
-    return type(layer) in CHAINED and layer.trainable
+    return with_own_kernels(model, CHAINED, tensors=tensors)
 
 
 def taught_tensors(

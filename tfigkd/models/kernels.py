@@ -1,5 +1,6 @@
 """Layers whose kernel is computed in every step from what is trained in its place, and the plain ones again."""
 
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import keras
@@ -57,6 +58,36 @@ class Reparameterized(keras.layers.Layer):
     def get_config(self) -> dict:
         """Return the constructor's arguments."""
         return {**super().get_config(), **{name: getattr(self, name) for name in self.own}}
+
+
+def with_own_kernels(
+    model: keras.Model, kinds: Mapping[type[keras.Layer], type[keras.Layer]], **own: Any
+) -> keras.Model:
+    """Return a copy of a model whose trainable layers of some kinds are reparameterized ones.
+
+    Args:
+        model: Functional or Sequential, models inside it too; it is not altered.
+        kinds: Plain layer to the one that takes its place.
+        own: Arguments that the plain layer lacks.
+
+    Returns:
+        A Functional model with the same layer names and the same function, not compiled.
+
+    Raises:
+        UserError: The copy is not the same function.
+    """
+
+    def replace(layer: keras.Layer) -> keras.Layer:
+        if not trains_kernel(layer, kinds):
+            return copy_layer(layer)
+        return kinds[type(layer)].from_config({**layer.get_config(), **own})
+
+    return rebuilt(model, replace)
+
+
+def trains_kernel(layer: keras.Layer, kinds: Mapping[type[keras.Layer], type[keras.Layer]]) -> bool:
+    """Return whether a layer is exchanged: one that trains, as the normalization of the input does not."""
+    return type(layer) in kinds and layer.trainable  # exact types: a subclass may transform its kernel
 
 
 def with_plain_kernels(model: keras.Model) -> keras.Model:

@@ -10,8 +10,8 @@ import keras
 import numpy as np
 from keras import ops
 
-from tfigkd.models.kernels import Reparameterized
-from tfigkd.models.layers import copy_layer, flatten_layers, rebuilt
+from tfigkd.models.kernels import Reparameterized, trains_kernel, with_own_kernels
+from tfigkd.models.layers import flatten_layers
 from tfigkd.runtime.errors import UserError
 
 MOST_ZEROS = 0.01
@@ -115,7 +115,7 @@ def with_power(model: keras.Model, alpha: float) -> keras.Model:
     if alpha == 1.0:
         return model
     for layer in flatten_layers(model):
-        if _trained(layer):
+        if trains_kernel(layer, POWERED):
             zeros = float(np.mean(ops.convert_to_numpy(layer.kernel) == 0))
             if zeros > MOST_ZEROS:
                 raise UserError(
@@ -123,14 +123,4 @@ def with_power(model: keras.Model, alpha: float) -> keras.Model:
                     "choose a student that starts without zeros, or training.power = 1"
                 )
 
-    def replace(layer: keras.Layer) -> keras.Layer:
-        if not _trained(layer):
-            return copy_layer(layer)
-        return POWERED[type(layer)].from_config({**layer.get_config(), "alpha": alpha})
-
-    return rebuilt(model, replace)
-
-
-def _trained(layer: keras.Layer) -> bool:
-    # exact types: a subclass may transform its kernel; the normalization of the input is a frozen convolution
-    return type(layer) in POWERED and layer.trainable
+    return with_own_kernels(model, POWERED, alpha=alpha)

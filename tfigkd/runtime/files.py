@@ -21,6 +21,16 @@ MANIFEST = "manifest.json"
 LOCK = ".lock"
 
 
+def require_folder_of(path: Path | None, flag: str) -> None:
+    """Check before the work that the folder exists in which a file will be written; None is no file.
+
+    Raises:
+        UserError: It does not; `flag` is the option that gave the path.
+    """
+    if path is not None and not path.parent.is_dir():
+        raise UserError(f"no folder {path.parent}; make it or choose another {flag}")
+
+
 def make_folder(folder: Path) -> Path:
     """Create a folder and its parents, and return it.
 

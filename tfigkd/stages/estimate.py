@@ -59,13 +59,8 @@ def estimate(config: Config, workdir: Workdir, stages: list[str]) -> timedelta:
     """
     seconds = _rough_seconds(config, workdir, stages)
     if seconds >= MEASURED_FROM:
-        seconds = sum(_measured_seconds(config, workdir, stages).values())
+        seconds = sum(seconds_of_stages(config, workdir, stages).values())
     return timedelta(seconds=round(seconds))
-
-
-def seconds_of_stages(config: Config, workdir: Workdir, stages: list[str]) -> dict[str, float]:
-    """Return the seconds of each stage on this machine, from trial steps of its networks: 0 where it is done."""
-    return _measured_seconds(config, workdir, stages)
 
 
 def _done(workdir: Workdir, stage: str) -> bool:
@@ -96,8 +91,8 @@ def _rough_seconds(config: Config, workdir: Workdir, stages: list[str]) -> float
     return seconds
 
 
-def _measured_seconds(config: Config, workdir: Workdir, stages: list[str]) -> dict[str, float]:
-    """Return the seconds of each stage, from trial steps of its networks."""
+def seconds_of_stages(config: Config, workdir: Workdir, stages: list[str]) -> dict[str, float]:
+    """Return the seconds of each stage on this machine, from trial steps of its networks; 0 where it is done."""
     data = dataset(config.data)
     seconds = {stage: 0.0 if _done(workdir, stage) else float(STAGE_SECONDS) for stage in stages}
     folder = teacher_folder(config, workdir) if config.needs_teacher else None

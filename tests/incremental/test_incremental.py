@@ -7,11 +7,12 @@ import keras
 import numpy as np
 import pytest
 
-from tfigkd import incremental as command
 from tfigkd.config.experiment import override, read_experiment
+from tfigkd.incremental import __main__ as command
+from tfigkd.incremental import steps
 from tfigkd.runtime.errors import UserError
 from tfigkd.runtime.files import read_manifest
-from tfigkd.stages import incremental, lessons
+from tfigkd.stages import lessons
 from tfigkd.stages.data import dataset, training_examples
 from tfigkd.stages.runner import Run, foresee, run
 from tfigkd.stages.workdir import Workdir
@@ -40,7 +41,7 @@ def tiny(**changes):
 
 def method(config, name, root, **options):
     said = {"experiment": "cifar10_foster", "smoke": False, "command": "python"}
-    return incremental.run_method(config, name, root, 0, **said | options)
+    return steps.run_method(config, name, root, 0, **said | options)
 
 
 @pytest.fixture(scope="module")
@@ -82,8 +83,8 @@ def test_finished_steps_are_skipped_and_the_controls_share_the_first(foster, tmp
     root, rows = foster
     first = (root / "first/student.keras").stat().st_mtime_ns
     trained = []
-    real = incremental.fit
-    monkeypatch.setattr(incremental, "fit", lambda *a, **options: trained.append(options) or real(*a, **options))
+    real = steps.fit
+    monkeypatch.setattr(steps, "fit", lambda *a, **options: trained.append(options) or real(*a, **options))
     assert method(tiny(), "foster", root)[1]["student_accuracy"] == rows[1]["student_accuracy"]
     assert trained == []
     method(tiny(), "kd", root)
@@ -94,7 +95,7 @@ def test_finished_steps_are_skipped_and_the_controls_share_the_first(foster, tmp
     assert [options["config"].epochs for options in trained] == [3, 3]  # as many as the two phases of foster
     assert (root / "first/student.keras").stat().st_mtime_ns == first
     said = capsys.readouterr().out
-    for name in incremental.METHODS:
+    for name in steps.METHODS:
         with open(root / name / "rows.csv", newline="") as file:
             lines = list(csv.DictReader(file))
         scores = [100 * float(line["student_accuracy"]) for line in lines]
@@ -108,7 +109,7 @@ def test_finished_steps_are_skipped_and_the_controls_share_the_first(foster, tmp
 
 @pytest.mark.slow  # four trainings; the checkpoints of a phase are those that tests/faults kills
 def test_a_step_that_is_interrupted_between_its_phases_ends_with_the_same_network(foster, tmp_path, monkeypatch):
-    real = incremental.fit
+    real = steps.fit
 
     def stop(*arguments, **options):
         if options["title"] == "10 classes, compression":
@@ -116,7 +117,7 @@ def test_a_step_that_is_interrupted_between_its_phases_ends_with_the_same_networ
         return real(*arguments, **options)
 
     with monkeypatch.context() as patch:
-        patch.setattr(incremental, "fit", stop)
+        patch.setattr(steps, "fit", stop)
         with pytest.raises(KeyboardInterrupt):
             method(tiny(), "foster", tmp_path)
     method(tiny(), "foster", tmp_path)

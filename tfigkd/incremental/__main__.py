@@ -9,12 +9,13 @@ import shlex
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import tyro
 
 from tfigkd.config.experiment import Config, read_experiment, smoke
 from tfigkd.config.flags import first_value, plain_flags, read_options, refuse_unknown
+from tfigkd.config.incremental_fields import Method
 from tfigkd.config.loss_fields import require_seed
 from tfigkd.runtime import console
 from tfigkd.runtime.command import command
@@ -35,7 +36,7 @@ class Options:
 
     experiment: str
     """Name of a shipped experiment or path of a .toml file, with incremental.steps."""
-    method: Literal["foster", "kd", "finetune"] = "foster"
+    method: Method = "foster"
     """How a step learns. foster: a sibling beside the frozen network, both compressed into one; kd: hard labels and the
     old network's logits; finetune: hard labels alone. All have the same memory and as many epochs."""
     workdir: Path | None = None
@@ -80,15 +81,13 @@ def main(arguments: list[str]) -> None:
     root = options.workdir or default_folder(name, options.seed, smoke=options.smoke)
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     with console.quiet_stderr():  # TensorFlow greets when it is imported and when it looks for a GPU
-        from tfigkd.stages import incremental
+        from tfigkd.incremental import steps
         from tfigkd.stages.precision import resolve
-    incremental.check(options.config)
+    steps.check(options.config)
     config = resolve(options.config, Workdir(root, options.teachers, options.seed))
     said = shlex.join(["python", "-m", "tfigkd.incremental", *arguments])
-    incremental.run_method(
-        config, options.method, root, options.seed, experiment=name, smoke=options.smoke, command=said
-    )
-    header, lines = incremental.table(incremental.read_rows(root))
+    steps.run_method(config, options.method, root, options.seed, experiment=name, smoke=options.smoke, command=said)
+    header, lines = steps.table(steps.read_rows(root))
     console.say("test accuracy in percent, of all classes so far:", last=True)
     console.show_columns(header, lines, right=len(header))
     console.say(f"rows: {root / options.method / 'rows.csv'}", last=True)

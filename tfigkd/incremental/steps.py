@@ -4,7 +4,7 @@ import csv
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import keras
 import numpy as np
@@ -12,6 +12,7 @@ import numpy as np
 from tfigkd import models
 from tfigkd.batches.stream import training_batches
 from tfigkd.config.experiment import Config, to_mapping
+from tfigkd.config.incremental_fields import Method
 from tfigkd.config.reading import value_at
 from tfigkd.data import Dataset, Examples
 from tfigkd.measure.metrics import accuracy, predict_logits
@@ -38,7 +39,6 @@ from tfigkd.training import boosting, checkpoint
 from tfigkd.training.distiller import Distiller
 from tfigkd.training.fit import fit
 
-Method = Literal["foster", "kd", "finetune"]
 METHODS: tuple[Method, ...] = get_args(Method)
 FIRST = "first"
 """Folder of the first step, which all methods share."""
@@ -209,10 +209,10 @@ def run_method(
         identity = _identity(config, method, seed, number)
         step = Step(config, data, seed, folder, identity, known, total, examples)
         with locked(folder, wait=True):
-            found = _finish(step, method, old, memory)
+            found = _finish(step, method, old, memory, command)
         old = models.load_written(folder / FILE, num_classes=total, input_shape=data.image_shape)
         memory = found["memory"]
-        rows.append(common | {"step": number} | found["row"] | origin(command))
+        rows.append(common | {"step": number} | found["row"])
         known = total
     write_text(make_folder(root / method) / ROWS, as_csv(rows))
     return rows
@@ -233,10 +233,13 @@ def _identity(config: Config, method: Method, seed: int, number: int) -> str:
     return fingerprint("incremental", method if number > 1 else FIRST, number, seed, *data, *parts)
 
 
-def _finish(step: Step, method: Method, old: keras.Model | None, memory: dict[str, list[str]]) -> dict[str, Any]:
+def _finish(
+    step: Step, method: Method, old: keras.Model | None, memory: dict[str, list[str]], command: str
+) -> dict[str, Any]:
     """Return the manifest of a step, which is trained first where it is not finished."""
     manifest = finished(step.folder, step.identity)
     if manifest is not None:
+        _remove_checkpoints(step.folder)  # a kill right after the manifest leaves them
         console.say(f"  done before: {step.folder}")
         return manifest
     if read_manifest(step.folder) is not None:
@@ -256,12 +259,18 @@ def _finish(step: Step, method: Method, old: keras.Model | None, memory: dict[st
         "train_seconds": round(seconds, 1),
         **_accuracies(network, step),
         "joint_accuracy": "" if joint is None else _accuracies(joint, step)["student_accuracy"],
+        **origin(command),
     }
     files = {FILE: checksum(step.folder / FILE)}
     write_manifest(step.folder, step.identity, files=files, memory=_remember(network, step, memory), row=row)
-    for path in step.folder.glob("*/"):
-        checkpoint.remove(path)
+    _remove_checkpoints(step.folder)
     return read_manifest(step.folder) or {}
+
+
+def _remove_checkpoints(folder: Path) -> None:
+    """Delete the checkpoints of the phases of a finished step."""
+    for path in folder.glob("*/"):
+        checkpoint.remove(path)
 
 
 def _accuracies(network: keras.Model, step: Step) -> dict[str, Any]:

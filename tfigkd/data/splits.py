@@ -1,0 +1,71 @@
+"""What is held out of a split: a share of each class by the order of ids, or whole groups."""
+
+import hashlib
+
+import numpy as np
+
+from tfigkd.data.examples import Examples
+from tfigkd.runtime.errors import UserError
+
+
+def hold_out(examples: Examples, divisor: int, *, last: bool = False) -> tuple[Examples, Examples]:
+    """Hold out, per class, 1/`divisor` of the examples in the order of ids; at least one if a class has two or more."""
+    held = np.zeros(len(examples), bool)
+    wanted = {}
+    for label in np.unique(examples.labels):
+        members = np.flatnonzero(examples.labels == label)
+        count = max(len(members) // divisor, 1) if len(members) > 1 else 0
+        wanted[int(label)] = count
+        held[members[len(members) - count :] if last else members[:count]] = True
+    if examples.groups is not None:
+        held = np.isin(examples.groups, _groups_to_hold_out(examples, wanted, last=last))
+    return examples.take(~held), examples.take(held)
+
+
+def _groups_to_hold_out(examples: Examples, wanted: dict[int, int], *, last: bool) -> list[str]:
+    """Choose whole groups, in the order of the hashes of their names, that come near a number of examples per class.
+
+    A group is taken if it brings the counts nearer to those wanted, each class measured by its own, and if it leaves
+    each of its classes to a group that stays. A class that has got nothing then gets the group that fits best. So the
+    choice depends on no order, and hardly on other groups.
+    """
+    assert examples.groups is not None
+    names = [str(name) for name in np.unique(examples.groups)]
+    names.sort(key=lambda name: hashlib.sha256(f"group {name}".encode()).hexdigest(), reverse=last)
+    aim = np.array([wanted[label] for label in sorted(wanted)], np.float64)
+    position = {label: index for index, label in enumerate(sorted(wanted))}
+    rows = np.array([position[int(label)] for label in examples.labels])
+    counts = {name: np.bincount(rows[examples.groups == name], minlength=len(aim)) for name in names}
+    left = np.bincount(rows, minlength=len(aim)).astype(np.int64)
+    held, chosen = np.zeros(len(aim)), []
+
+    def distance(counted: np.ndarray) -> float:
+        return float((((counted - aim) / np.maximum(aim, 1)) ** 2).sum())
+
+    def remains(name: str) -> bool:
+        return bool((left - counts[name])[counts[name] > 0].all())
+
+    for name in names:
+        if remains(name) and distance(held + counts[name]) < distance(held):
+            chosen.append(name)
+            held, left = held + counts[name], left - counts[name]
+    for row in np.argsort(aim, kind="stable"):  # each of whose groups is twice as large as what is wanted
+        able = [name for name in names if name not in chosen and counts[name][row] and remains(name)]
+        if aim[row] and not held[row] and able:
+            best = min(able, key=lambda name: distance(held + counts[name]))
+            chosen.append(best)
+            held, left = held + counts[best], left - counts[best]
+    return chosen
+
+
+def check_groups(name: str, splits: dict[str, Examples]) -> None:
+    """Raise an error for a group that is in two splits, as only a source's own splits can have it."""
+    before: dict[str, str] = {}
+    for split, examples in splits.items():
+        for group in np.unique(examples.groups) if examples.groups is not None else ():
+            if group in before:
+                raise UserError(
+                    f"data set {name!r}: group {str(group)!r} is in {before[group]} and in {split}; move its pictures "
+                    "to one side, or name a single split in data.splits.train so that groups are held out of it"
+                )
+            before[group] = split
