@@ -1,7 +1,6 @@
 """The Keras model that trains a student from hard labels and from a teacher's logits, cached or live."""
 
-import contextlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import keras
@@ -12,7 +11,6 @@ from tfigkd.losses import Loss, adapted, hard_label_loss
 from tfigkd.losses.base import Tensor
 from tfigkd.models.layers import flatten_layers
 from tfigkd.models.taps import tap_outputs
-from tfigkd.training.optimizers import TwoMomenta
 from tfigkd.training.seen import (
     LOGITS,
     OUTPUTS,
@@ -24,6 +22,7 @@ from tfigkd.training.seen import (
     number_of_classes,
     pick,
 )
+from tfigkd.training.steps import Steps
 from tfigkd.training.targets import (
     check_labels,
     compiled_loss,
@@ -49,13 +48,15 @@ def _kernels(model: keras.Model) -> list[Tensor]:
 
 
 @keras.saving.register_keras_serializable("tfigkd")
-class Distiller(keras.Model):
+class Distiller(Steps, keras.Model):
     """Trains `student`; `fit`, `evaluate`, `predict` and `save` behave as on any Keras model, `export` exports it.
 
     The loss is `(1 - w) · hard label + w · kd`, with w the weight of the term `"kd"`, plus `weight · term` for every
     other term, plus the student's regularization. The terms are logged by name. The student runs once a step, whatever
     the losses look at. In evaluation `"loss"` is the hard-label loss plus regularization, so that it means the same
     with a live teacher, with cached knowledge and with labels alone; the terms whose teacher is known stand beside it.
+
+    `train_step` and `test_step` are in `steps.py`, one pair for each Keras backend.
 
     `compile(loss=...)` replaces the hard-label loss, which is the cross-entropy of the logits (see
     `targets.compiled_loss`).
@@ -379,18 +380,6 @@ class Distiller(keras.Model):
             value = value + self.l1 * sum(ops.sum(ops.abs(ops.cast(k, "float32"))) for k in _kernels(self.student))
         return value
 
-    def _task_and_taught(self, terms: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-        """Return the parts of the loss in training: hard label and regularization, and all terms beside them."""
-        weights = self.distillation_weights
-        taught = sum((weight * terms[f"{name}_loss"] for name, weight in weights.items()), ops.zeros(()))
-        return self.term_weights["hard"] * terms["hard_loss"] + self._regularization(training=True), taught
-
-    @property
-    def _untasked(self) -> list[int]:
-        """The indices of the variables that losses train beside the student's."""
-        ours = {id(variable) for variable in self.student.trainable_variables}
-        return [index for index, variable in enumerate(self.trainable_variables) if id(variable) not in ours]
-
     def _run(self, data: Any, *, training: bool) -> tuple[Tensor, tuple]:
         """Return the loss of a batch `(x, y[, sample_weight])`, and what `_log` takes."""
         inputs, targets, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
@@ -404,97 +393,6 @@ class Distiller(keras.Model):
             self._trackers[name].update_state(value, sample_weight=count)
         logs = self.compute_metrics(inputs, labels_like(labels_of(targets), logits), logits, sample_weight)
         return {name: value for name, value in logs.items() if name in terms or name not in self._trackers}
-
-    if keras.backend.backend() == "tensorflow":
-
-        def train_step(self, data: Any) -> dict:
-            """Take one step of gradient descent on a batch `(x, y[, sample_weight])`; return its logs."""
-            import tensorflow as tf
-
-            apart = isinstance(self.optimizer, TwoMomenta)
-            with tf.GradientTape(persistent=apart) as tape:
-                loss, seen = self._run(data, training=True)
-                parts = [*self._task_and_taught(seen[-1])] if apart else []
-                # the gradients of replicas are added up, each is the mean over its own part of the batch
-                replicas = tf.distribute.get_strategy().num_replicas_in_sync
-                scaled = self.optimizer.scale_loss(loss / replicas)
-                parts = [part / replicas for part in parts]
-            variables = self.trainable_variables
-            if apart:
-                task, taught = (tape.gradient(part, variables) for part in parts)
-                task = [ops.zeros_like(v) if g is None else g for g, v in zip(task, variables, strict=True)]
-                if replicas > 1:  # the optimizer itself adds up what it is given, and not these
-                    total = tf.distribute.get_replica_context().all_reduce(
-                        tf.distribute.ReduceOp.SUM, [g for g in taught if g is not None]
-                    )
-                    taught = [None if g is None else total.pop(0) for g in taught]
-                with self.optimizer.with_taught(taught, self._untasked):
-                    self.optimizer.apply_gradients(zip(task, variables, strict=True))
-                return self._log(*seen)
-            self.optimizer.apply_gradients(zip(tape.gradient(scaled, variables), variables, strict=True))
-            return self._log(*seen)
-
-        def test_step(self, data: Any) -> dict:
-            """Return the loss terms and metrics of a batch; no weight changes."""
-            return self._log(*self._run(data, training=False)[1])
-
-    elif keras.backend.backend() == "jax":
-
-        def train_step(self, state: tuple, data: Any) -> tuple:  # type: ignore[misc]
-            """Take one step of gradient descent, as a function of the state; return the logs and the new state."""
-            import jax
-
-            trainable, non_trainable, optimizer_state, metrics_state = state
-            aside: Any
-            scope: Any = contextlib.nullcontext()
-            apart = isinstance(self.optimizer, TwoMomenta)
-
-            def loss_function(trainable: list) -> tuple:
-                with self._scope(trainable, non_trainable, optimizer_state) as inside:
-                    loss, seen = self._run(data, training=True)
-                    parts = self._task_and_taught(seen[-1]) if apart else ()
-                changed = [inside.get_current_value(variable) for variable in self.non_trainable_variables]
-                mapping = list(zip(self.optimizer.variables, optimizer_state, strict=True))
-                if apart:
-                    return parts, (seen, changed)
-                with keras.StatelessScope(state_mapping=mapping):  # the loss scale of mixed_float16 is a variable
-                    scaled = self.optimizer.scale_loss(loss)
-                return scaled, (seen, changed)
-
-            if apart:
-                _, backward, aside = jax.vjp(loss_function, trainable, has_aux=True)
-                one, zero = ops.ones(()), ops.zeros(())
-                (gradients,), (taught,) = backward((one, zero)), backward((zero, one))
-                scope = self.optimizer.with_taught(taught, self._untasked)
-            else:
-                gradients, aside = jax.grad(loss_function, has_aux=True)(trainable)
-            seen, non_trainable = aside
-            with scope:
-                trainable, optimizer_state = self.optimizer.stateless_apply(optimizer_state, gradients, trainable)
-            logs, metrics_state = self._stateless_log(metrics_state, *seen)
-            return logs, (trainable, non_trainable, optimizer_state, metrics_state)
-
-        def test_step(self, state: tuple, data: Any) -> tuple:  # type: ignore[misc]
-            """Return the loss terms and metrics of a batch, and the new state; no weight changes."""
-            trainable, non_trainable, metrics_state = state
-            with self._scope(trainable, non_trainable):
-                _, seen = self._run(data, training=False)
-            logs, metrics_state = self._stateless_log(metrics_state, *seen)
-            return logs, (trainable, non_trainable, metrics_state)
-
-        def _scope(self, trainable: list, non_trainable: list, optimizer_state: Sequence = ()) -> keras.StatelessScope:
-            """Return the scope in which the variables have these values and every update stays inside."""
-            variables = [*self.trainable_variables, *self.non_trainable_variables]
-            mapping = list(zip(variables, [*trainable, *non_trainable], strict=True))
-            if optimizer_state:  # which step it is
-                mapping += list(zip(self.optimizer.variables, optimizer_state, strict=True))
-            return keras.StatelessScope(state_mapping=mapping, collect_losses=True)
-
-        def _stateless_log(self, metrics_state: list, *batch: Any) -> tuple[dict, list]:
-            mapping = zip(self.metrics_variables, metrics_state, strict=True)
-            with keras.StatelessScope(state_mapping=mapping) as scope:
-                logs = self._log(*batch)
-            return logs, [scope.get_current_value(variable) for variable in self.metrics_variables]
 
     def get_config(self) -> dict:
         """Constructor arguments without the teacher, which is equipment and not part of the result."""
