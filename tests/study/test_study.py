@@ -196,8 +196,14 @@ def test_a_kill_loses_no_row_and_repeats_none_and_collecting_moves_each_once(tmp
     assert [(row["arm"], row["seed"], row["experiment"]) for row in table] == [
         ("fast", "0", "faster"), ("slow", "0", "tiny"), ("fast", "1", "faster"), ("slow", "1", "tiny"),
     ]  # fmt: skip
+    exported = checkout / "saved_models/tiny/0/student.int8.tflite"  # made of the saved student, afterwards
+    exported.write_bytes(b"a file")
+    listed = {**read_manifest(exported.parent)["files"], exported.name: checksum(exported)}
+    about = {name: value for name, value in read_manifest(exported.parent).items() if name != "files"}
+    write_manifest(exported.parent, about.pop("fingerprint"), files=listed, **about)
     assert "4 finished runs, 0 new" in succeed(tmp_path, *arguments)
     assert read_rows(checkout / "experiments/results/pair.csv") == table
+    assert read_manifest(exported.parent)["files"] == listed
 
     # a saved student gives the same accuracy
     saved = checkout / "saved_models/tiny/1"

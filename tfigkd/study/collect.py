@@ -39,7 +39,8 @@ from tfigkd.study.runs import LABEL
 
 KEY = ("study", "arm", "size", "seed")
 JOB = ("study", "arm", "size", "command")
-FILES = {"distill": "student.keras", "export": "student.int8.tflite"}
+STUDENT = "student.keras"
+FILES = {"distill": STUDENT, "export": "student.int8.tflite"}
 
 
 @dataclass(frozen=True)
@@ -184,14 +185,20 @@ def merge_rows(path: Path, rows: Sequence[dict[str, str]], *, replace: bool = Fa
 
 
 def save_student(run: Path, row: dict[str, str], into: Path) -> Path:
-    """Copy a run's student, its int8 file if it has one, and its manifest to a folder of saved_models."""
+    """Copy a run's student, its int8 file if it has one, and its manifest to a folder of saved_models.
+
+    Files that were made of the same student in that folder, such as an int8 file, stay.
+    """
     folder = make_folder(into / row["experiment"] / row["seed"])
+    there = (read_manifest(folder) or {"files": {}})["files"]
     trained = require(run / "distill", "distill")  # checks the file, so that a damaged one does not get a new checksum
     files = {}
     for stage, name in FILES.items():
         if (run / stage / name).is_file():
             require(run / stage, stage)
             files[name] = copy_file(run / stage / name, folder / name)
+    if there.get(STUDENT) == files[STUDENT]:
+        files = {name: checked for name, checked in there.items() if (folder / name).is_file()} | files
     copy_file(run / SETTINGS, folder / SETTINGS)
     if (run / PRECISION).is_file():  # the precision that "auto" chose in the run
         copy_file(run / PRECISION, folder / PRECISION)
