@@ -11,7 +11,9 @@ from PIL import Image
 from tfigkd.config.experiment import Config
 from tfigkd.config.fields import SplitsConfig
 from tfigkd.config.flags import with_flags
-from tfigkd.edge.files import add_data_options, load_data
+from tfigkd.edge.contract import write_contract
+from tfigkd.edge.convert import convert
+from tfigkd.edge.files import add_data_options, load_data, reading_for
 from tfigkd.evaluate import main
 
 RNG = np.random.default_rng(0)
@@ -85,10 +87,24 @@ def test_wide_pictures_are_cropped_as_in_the_training(folder, capsys):
     expected = by_keras(folder, images[1::2], np.arange(1, 60, 2) % 3), 30
     given = ["--data", folder / "wide.csv", "--image-size", 8]
     assert measured(capsys, folder, *given, "--fit", "crop") == expected
-    options = argparse.ArgumentParser()
-    add_data_options(options, "")
-    data = load_data(options.parse_args([*map(str, given), "--fit", "crop"]), None)
-    assert {image.tobytes() for image in data.test.images} == {image.tobytes() for image in images[1::2]}
+
+    # the contract of a file says how its pictures were read in training: nothing is to be given
+    model = keras.saving.load_model(folder / "own.keras", compile=False)
+    file = folder / "cropped.tflite"
+    file.write_bytes(convert(model, "float32", None))
+    write_contract(file, ["0", "1", "2"], fit="crop", background="gray")
+    assert main([str(file), "--data", str(folder / "wide.csv")]) == 0
+    assert f"accuracy {expected[0]:.2f} %" in capsys.readouterr().out
+    parser = argparse.ArgumentParser()
+    add_data_options(parser, "")
+    options = parser.parse_args(["--data", str(folder / "wide.csv")])
+    reading = reading_for(file, options)
+    assert reading == {"image_size": 8, "background": "gray", "fit": "crop"}
+    assert {image.tobytes() for image in load_data(options, reading).test.images} == {
+        image.tobytes() for image in images[1::2]
+    }
+    options.fit = "stretch"
+    assert reading_for(file, options)["fit"] == "stretch"
 
 
 def test_other_values_are_refused_in_one_line(folder, capsys):
@@ -113,14 +129,13 @@ def test_run_understands_the_same_options():
         "train[:90%]",
         "--splits.test=test",
     ]
-    config = with_flags(Config(), flags, "run")
+    config = with_flags(Config(), flags)
     assert (config.data.background, config.data.fit, config.data.group) == ("gray", "crop", "patient")
     assert config.data.splits == SplitsConfig("train[:90%]", test="test")
 
 
 def test_benchmark_measures_the_same_split(folder, capsys):
     from tfigkd.benchmark import main as benchmark
-    from tfigkd.edge.convert import convert
 
     model = keras.saving.load_model(folder / "own.keras", compile=False)
     (folder / "own.tflite").write_bytes(convert(model, "float32", None))

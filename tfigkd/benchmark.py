@@ -3,7 +3,6 @@
 python -m tfigkd.benchmark teacher.int8.tflite student.int8.tflite --data cifar10 --rows edge.csv
 """
 
-import argparse
 import shlex
 import sys
 from collections.abc import Mapping
@@ -15,11 +14,11 @@ import numpy as np
 
 from tfigkd.config.measure_fields import BenchmarkConfig
 from tfigkd.edge.contract import admit
-from tfigkd.edge.files import add_data_options, add_space_options, file_predictor, image_side, load_data
+from tfigkd.edge.files import add_data_options, add_space_options, file_predictor, load_data, reading_for
 from tfigkd.edge.footprint import footprint
 from tfigkd.edge.latency import latencies
 from tfigkd.runtime import console
-from tfigkd.runtime.command import command
+from tfigkd.runtime.command import Parser, command
 from tfigkd.runtime.files import require_folder_of
 from tfigkd.runtime.provenance import append_row, origin
 
@@ -83,7 +82,7 @@ def describe(path: Path, data: Any = None, **spaces: Any) -> dict[str, Any]:
 def main(arguments: list[str]) -> None:
     """Entry point of `python -m tfigkd.benchmark`; argparse, since an edge board need not have tyro."""
     defaults = BenchmarkConfig()
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m tfigkd.benchmark", description="Latency, memory and size of LiteRT files on this machine."
     )
     parser.add_argument(
@@ -101,10 +100,10 @@ def main(arguments: list[str]) -> None:
     spaces = {"input_range": options.input_range and tuple(options.input_range), "outputs": options.outputs}
 
     @cache
-    def data(side: int | None) -> Any:
-        return load_data(options, side)
+    def data(**reading: Any) -> Any:
+        return load_data(options, reading) if options.data else None
 
-    named = {path: describe(path, data(image_side(path)) if options.data else None, **spaces) for path in options.files}
+    named = {path: describe(path, data(**reading_for(path, options)), **spaces) for path in options.files}
     for row in rows(named, config, f"python -m tfigkd.benchmark {shlex.join(arguments)}"):
         if options.rows:
             append_row(options.rows, row)

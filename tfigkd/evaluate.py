@@ -80,14 +80,15 @@ def _predictor(options: Options, data: Any, input_range: Range | None) -> Predic
     return partial(predict_logits, model)
 
 
-def _own_side(name: str) -> int | None:
-    """Return the height and width that a file takes; a named network takes any."""
+def _reading(options: Options) -> dict[str, Any]:
+    """Return how the data are read: as given, else as the model takes its pictures; a named network takes any size."""
     from tfigkd import models
-    from tfigkd.edge.files import image_side
+    from tfigkd.edge.files import reading_for
 
-    if name.endswith(".tflite"):
-        return image_side(Path(name))
-    return models.own_image_size(name) if name.endswith(".keras") else None
+    if options.model.endswith(".tflite"):
+        return options.reading | reading_for(Path(options.model), options)
+    own = models.own_image_size(options.model) if options.model.endswith(".keras") else None
+    return options.reading | {"image_size": options.image_size or own}
 
 
 def _measure(options: Options) -> tuple[dict[str, Any], str | None]:
@@ -98,8 +99,7 @@ def _measure(options: Options) -> tuple[dict[str, Any], str | None]:
     from tfigkd.measure.explanation import measure
     from tfigkd.measure.metrics import mirrored_accuracy, per_class
 
-    side = options.image_size or _own_side(options.model)
-    data = load(options.data, directory=options.data_dir, image_size=side, **options.reading)
+    data = load(options.data, directory=options.data_dir, **_reading(options))
     examples = data.test if options.split == "test" else concatenate([data.train, data.validation, data.test])
     predict = _predictor(options, data, options.input_range)
     values, logits = measure(predict, examples)

@@ -8,18 +8,18 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 
-from tfigkd.config.fields import BACKGROUND, Fit, is_color
+from tfigkd.config.fields import BACKGROUND, Fit
 from tfigkd.data.pictures import bombs_refused, decode, is_picture, reading, scaled
 from tfigkd.data.spaces import UNIT, Outputs, Range, to_logits
 from tfigkd.edge.contract import admit, contract_path
-from tfigkd.edge.files import add_space_options, spaces
+from tfigkd.edge.files import add_space_options, background_of, fit_of, spaces
 from tfigkd.edge.litert import dequantize, input_values, open_classifier
 from tfigkd.edge.package import model_file
-from tfigkd.runtime.command import command
+from tfigkd.runtime.command import Parser, command
 from tfigkd.runtime.errors import UserError, plain
 
 NAMED = 5
@@ -95,31 +95,6 @@ def read_picture(
             raise UserError(f"picture {path} is {size}, the model takes {width}x{height}; give --resize to {fit} it")
         picture = scaled(picture, (width, height), fit)
     return np.asarray(picture.convert("L"))[..., None] if channels == 1 else np.asarray(picture)
-
-
-def background_of(contract: Mapping[str, Any] | None, given: str | None) -> str:
-    """Return the color that transparent pictures are composited on: the given one, else that of the model's training.
-
-    Raises:
-        UserError: it is no color.
-    """
-    color = given if given is not None else (contract or {}).get("background", BACKGROUND)
-    if not isinstance(color, str) or not is_color(color):
-        where = "the contract's background" if given is None else "--background"
-        raise UserError(f'{where} must be white, gray, black or "#rrggbb", got {color!r}')
-    return color
-
-
-def fit_of(contract: Mapping[str, Any] | None) -> Fit:
-    """Return how pictures came to the size of a model in its training; "stretch" where the contract does not say it.
-
-    Raises:
-        UserError: the contract says something else.
-    """
-    fit = (contract or {}).get("fit", "stretch")
-    if fit not in get_args(Fit):
-        raise UserError(f"the contract's fit must be {' or '.join(get_args(Fit))}, got {fit!r}")
-    return fit
 
 
 def probabilities(logits: np.ndarray) -> np.ndarray:
@@ -206,7 +181,7 @@ def classify(model: Path, options: argparse.Namespace) -> None:
     space = spaces(interpreter, contract, given, options.outputs)
     names = class_names(model, classes, contract, options.labels)
     color = background_of(contract, options.background)
-    adapt = {"resize": options.resize, "drop_alpha": options.drop_alpha, "fit": fit_of(contract)}
+    adapt = {"resize": options.resize, "drop_alpha": options.drop_alpha, "fit": fit_of(contract, None)}
     images = pictures_in(options.images)
     pictures, unusable = [], []
     for path in images:
@@ -226,9 +201,7 @@ def classify(model: Path, options: argparse.Namespace) -> None:
 @command()
 def main(arguments: list[str]) -> None:
     """Entry point of `python -m tfigkd.predict`; argparse, since an edge board need not have tyro."""
-    parser = argparse.ArgumentParser(
-        prog="python -m tfigkd.predict", description="The likeliest classes of pictures, by a LiteRT file."
-    )
+    parser = Parser(prog="python -m tfigkd.predict", description="The likeliest classes of pictures, by a LiteRT file.")
     parser.add_argument("model", type=Path, help="a .tflite classifier, beside its .json, or a .zip of tfigkd.pack")
     parser.add_argument("images", type=Path, nargs="+", metavar="IMAGE", help="pictures, or folders of them")
     add_space_options(parser)

@@ -18,12 +18,12 @@ import numpy as np
 from tfigkd.config.measure_fields import BenchmarkConfig
 from tfigkd.data.spaces import Range
 from tfigkd.edge.contract import admit, contract_path
-from tfigkd.edge.files import add_data_options, add_space_options, image_side, load_data, spaces
+from tfigkd.edge.files import add_data_options, add_space_options, image_side, load_data, reading_for, spaces
 from tfigkd.edge.layers import Comparison, compare, is_integer
 from tfigkd.edge.litert import open_classifier
 from tfigkd.edge.profile import about_layers, about_times, noisiest, profile, rows, slowest
 from tfigkd.runtime import console
-from tfigkd.runtime.command import command
+from tfigkd.runtime.command import Parser, command
 from tfigkd.runtime.errors import UserError
 from tfigkd.runtime.files import require_folder_of, write_text
 from tfigkd.runtime.processes import call_module, last_line
@@ -72,7 +72,8 @@ def layers(path: Path, options: argparse.Namespace, given: Path) -> tuple[Compar
     side = image_side(path)
     interpreter = open_classifier(path)
     if options.data:
-        images = load_data(options, side).validation.images[-options.images :]  # the first may have calibrated it
+        validation = load_data(options, reading_for(path, options)).validation
+        images = validation.images[-options.images :]  # the first may have calibrated the file
         on = f"{len(images)} validation images of {options.data}"
     else:
         shape = tuple(map(int, interpreter.get_input_details()[0]["shape"][1:]))
@@ -143,7 +144,7 @@ def write(path: Path, made: Sequence[Mapping[str, Any]], about: Mapping[str, Any
 def main(arguments: list[str]) -> None:
     """Entry point of `python -m tfigkd.profile`; like benchmark it needs neither TensorFlow nor tyro."""
     defaults = BenchmarkConfig()
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m tfigkd.profile",
         description="Time, bytes and multiply-adds of each operation of a LiteRT file; of an int8 file also the "
         "difference from float32, layer by layer.",

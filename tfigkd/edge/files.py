@@ -8,7 +8,7 @@ from typing import Any, get_args
 
 import numpy as np
 
-from tfigkd.config.fields import BACKGROUND, Fit, SplitsConfig
+from tfigkd.config.fields import BACKGROUND, Fit, SplitsConfig, is_color
 from tfigkd.data import Dataset, load
 from tfigkd.data.spaces import (
     PIXELS,
@@ -46,6 +46,49 @@ def image_side(path: Path) -> int | None:
     admit(path)
     height, width = map(int, open_classifier(path).get_input_details()[0]["shape"][1:3])
     return height if height == width else None
+
+
+def reading_for(path: Path, options: Any) -> dict[str, Any]:
+    """Return how pictures are read for a file, as arguments of `tfigkd.data.load`: as given, else as in its training.
+
+    Args:
+        path: The .tflite file, whose contract tells of its training.
+        options: `image_size`, `background` and `fit` of the command line, each of which may be None.
+
+    Raises:
+        UserError: The file is damaged or is no classifier of images, or its contract makes no sense.
+    """
+    contract = admit(path)
+    return {
+        "image_size": options.image_size or image_side(path),
+        "background": background_of(contract, options.background),
+        "fit": fit_of(contract, options.fit),
+    }
+
+
+def background_of(contract: Mapping[str, Any] | None, given: str | None) -> str:
+    """Return the color that transparent pictures are composited on: the given one, else that of the model's training.
+
+    Raises:
+        UserError: it is no color.
+    """
+    color = given if given is not None else (contract or {}).get("background", BACKGROUND)
+    if not isinstance(color, str) or not is_color(color):
+        where = "the contract's background" if given is None else "--background"
+        raise UserError(f'{where} must be white, gray, black or "#rrggbb", got {color!r}')
+    return color
+
+
+def fit_of(contract: Mapping[str, Any] | None, given: Fit | None) -> Fit:
+    """Return how pictures come to the size of a model: the given way, else that of its training, else "stretch".
+
+    Raises:
+        UserError: the contract says something else.
+    """
+    fit = given or (contract or {}).get("fit", "stretch")
+    if fit not in get_args(Fit):
+        raise UserError(f"the contract's fit must be {' or '.join(get_args(Fit))}, got {fit!r}")
+    return fit
 
 
 def spaces(
@@ -229,10 +272,10 @@ def add_data_options(parser: argparse.ArgumentParser, purpose: str) -> None:
     )
     parser.add_argument("--data-dir", "--data_dir", help="prepared tfds directory (default: TFDS_DATA_DIR)")
     parser.add_argument(
-        "--background", default=BACKGROUND, help='color behind transparent pixels: white, gray, black or "#rrggbb"'
+        "--background",
+        help='color behind transparent pixels: white, gray, black or "#rrggbb" (default: as in training)',
     )
-    fits = get_args(Fit)
-    parser.add_argument("--fit", choices=fits, default=fits[0], help="how pictures come to that size, as in data.fit")
+    parser.add_argument("--fit", choices=get_args(Fit), help="how pictures come to that size (default: as in training)")
     parser.add_argument("--group", help="what keeps pictures on one side of a split that is held out, as in data.group")
     kinds = ("auto", "memory", "disk")
     parser.add_argument("--resident", choices=kinds, default="auto", help="where decoded pictures are kept")
@@ -241,21 +284,19 @@ def add_data_options(parser: argparse.ArgumentParser, purpose: str) -> None:
         parser.add_argument(f"--splits.{role}", help=f"split of the source, as in data.splits.{role}")
 
 
-def load_data(options: argparse.Namespace, side: int | None) -> Dataset:
+def load_data(options: argparse.Namespace, reading: Mapping[str, Any]) -> Dataset:
     """Load the data set of `add_data_options`.
 
     Args:
         options: Parsed.
-        side: Height and width of the pictures where `--image-size` is not given.
+        reading: How pictures are read, from `reading_for`.
     """
     splits = SplitsConfig(*(vars(options)[f"splits.{role}"] for role in ("train", "validation", "test")))
     with quiet_stderr():  # tfds imports TensorFlow, which greets
         return load(
             options.data,
             directory=options.data_dir,
-            image_size=options.image_size or side,
-            background=options.background,
-            fit=options.fit,
+            **reading,
             group=options.group,
             splits=splits,
             resident=options.resident,

@@ -4,7 +4,6 @@ python -m tfigkd.web student.float32.tflite student.int8.tflite --output site --
 python -m http.server --directory site --bind 127.0.0.1     # then open http://127.0.0.1:8000
 """
 
-import argparse
 import json
 import shlex
 import shutil
@@ -18,11 +17,11 @@ import numpy as np
 from tfigkd.config.fields import rgb
 from tfigkd.data.spaces import Range
 from tfigkd.edge.contract import admit, contract_path, is_foreign
-from tfigkd.edge.files import add_space_options, spaces
+from tfigkd.edge.files import add_space_options, background_of, fit_of, spaces
 from tfigkd.edge.litert import open_classifier
 from tfigkd.measure.gallery import Gallery
-from tfigkd.predict import background_of, class_names, fit_of
-from tfigkd.runtime.command import command
+from tfigkd.predict import class_names
+from tfigkd.runtime.command import Parser, command
 from tfigkd.runtime.errors import UserError
 from tfigkd.runtime.files import atomic, checksum, copy_file, make_folder, write_text
 from tfigkd.web.examples import FOLDER as EXAMPLES
@@ -78,7 +77,7 @@ def describe(
         "count": int(sink["shape"][-1]),
         "classes": class_names(path, classes, contract, labels),
         "background": list(rgb(background_of(contract, background))),
-        "fit": fit_of(contract),
+        "fit": fit_of(contract, None),
         "parity": {name: parity[name] for name in ("agreement", "accuracy", "examples", "on") if name in parity},
     }
 
@@ -148,7 +147,7 @@ def _is_ours(folder: Path) -> bool:
 @command()
 def main(arguments: list[str]) -> None:
     """Entry point of `python -m tfigkd.web`; like predict it needs neither TensorFlow nor tyro."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m tfigkd.web",
         description="A page that classifies pictures in the browser with LiteRT files; it works offline from any "
         "static server, and no picture leaves the browser.",
