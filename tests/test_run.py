@@ -144,9 +144,12 @@ def test_help_is_readable_and_fast(tmp_path):
     text = succeed(tmp_path, "--help", fresh=True)
     assert time.monotonic() - began < 10 * imports + 1
     assert text.startswith("usage: python -m tfigkd.run ")
-    for flag in ("--experiment", "--workdir", "--stages", "--smoke", "--seed", "--list", "--losses.kd.temperature"):
+    for flag in ("--experiment", "--workdir", "--stages", "--smoke", "--seed", "--list"):
         assert re.search(rf"{re.escape(flag)}\b", text)
-    assert max(map(len, text.splitlines())) < 200
+    lines = text.splitlines()
+    assert max(map(len, lines)) < 200 and len(lines) < 60
+    tables = next(line for line in lines if line.startswith("data, "))
+    assert "losses" in tables.split(", ") and "--losses.kd.temperature" not in text
     assert not list(tmp_path.iterdir())
 
 
@@ -159,9 +162,12 @@ def test_what_runs_nothing_imports_no_heavy_package(tmp_path, arguments):
 
 
 def test_help_shows_the_defaults_of_the_experiment(tmp_path):
-    text = succeed(tmp_path, "--experiment", "ig_kd", "--help")
     for flag, default in (("--losses.kd.weight", "0.01"), ("--overlay.probability", "0.1")):
+        table = flag.removeprefix("--").partition(".")[0]
+        text = succeed(tmp_path, "--experiment", "ig_kd", "--help", table)
         assert re.search(rf"{re.escape(flag)} .*?\(default: (\S+)\)", text, re.DOTALL)[1] == default
+        assert set(re.findall(r"^│ --(\w+)", text, re.MULTILINE)) == {table}
+    assert "did you mean 'losses'" in call(tmp_path, "--help", "loses").stderr
 
 
 def test_smoke_runs_all_stages_and_is_marked(smoke):

@@ -5,23 +5,20 @@ python -m tfigkd.reference > experiments/reference.md
 The range of a field is found by trying values: the error message of a refused value says what was expected.
 """
 
-import ast
 import dataclasses
-import inspect
 import json
 import re
 import sys
-import textwrap
 import tomllib
 import types
 import typing
 from collections.abc import Iterator
-from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
 from tfigkd.config.experiment import Config, experiments_folder, read_experiment
 from tfigkd.config.flags import SHORT
+from tfigkd.config.helptext import field_docs
 from tfigkd.config.reading import from_mapping
 from tfigkd.run import Options
 from tfigkd.runtime.errors import UserError
@@ -38,25 +35,6 @@ An experiment is a TOML file. `base = "ig_kd"` in its first line starts from ano
 with the line `epochs = 30` sets a field, and `--training.epochs 30` sets it on the command line. Unknown names,
 wrong types and values out of range are refused in one line. *none* means that the field has no value unless it is set.
 """
-
-
-@cache
-def field_docs(cls: Any) -> dict[str, str]:
-    """Return the text below each field of a dataclass, inherited fields included."""
-    docs: dict[str, str] = {}
-    for each in (base for base in reversed(cls.__mro__) if dataclasses.is_dataclass(base)):
-        tree = ast.parse(textwrap.dedent(inspect.getsource(typing.cast(type, each)))).body[0]
-        assert isinstance(tree, ast.ClassDef)
-        for statement, following in zip(tree.body, tree.body[1:], strict=False):
-            if isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name):
-                text = following.value.value if _is_text(following) else ""  # type: ignore[attr-defined]
-                docs[statement.target.id] = " ".join(text.split())
-    return docs
-
-
-def _is_text(statement: ast.stmt) -> bool:
-    constant = statement.value if isinstance(statement, ast.Expr) else None
-    return isinstance(constant, ast.Constant) and isinstance(constant.value, str)
 
 
 def type_words(annotation: Any) -> str:

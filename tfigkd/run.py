@@ -14,6 +14,7 @@ import tyro
 
 from tfigkd.config.experiment import Config, experiments_folder, read_experiment, smoke
 from tfigkd.config.flags import first_value, plain_flags, read_options, refuse_unknown
+from tfigkd.config.helptext import is_wanted
 from tfigkd.config.loss_fields import require_seed
 from tfigkd.config.reading import closest
 from tfigkd.runtime import console
@@ -33,8 +34,7 @@ BAD_VERDICT = 2  # exit status; 1 is that of an error
 class Options:
     """Compress an image classifier: data, teacher, overlays, distill, compress, export, evaluate, benchmark, report.
 
-    Every field of the experiment can be overridden by its dotted name. A run that was interrupted goes on where it
-    stopped when the same command is given again.
+    A run that was interrupted goes on where it stopped when the same command is given again.
     """
 
     experiment: str
@@ -92,9 +92,9 @@ def parse(arguments: Sequence[str]) -> tuple[Options, Run]:
         UserError: an unknown experiment, flag, stage or field, or a value of the wrong type or range.
     """
     given = first_value(arguments, "--experiment")
-    if not given and not {"-h", "--help"} & {*arguments}:
+    if not given and not is_wanted(arguments):
         raise UserError("--experiment NAME_OR_FILE is missing; --list shows the experiments")
-    name, config = read_experiment(given) if given else ("EXPERIMENT", Config())
+    name, config = read_experiment(given) if given else ("", Config())
     if "--smoke" in arguments:
         config = smoke(config)
     default = Options(name, config=config)

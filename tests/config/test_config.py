@@ -140,10 +140,10 @@ def test_none_is_one_word_in_files_and_on_the_command_line(word):
     expected = override(changed, {"teacher.normalization": "none", "training.ema": None, "data.image_size": None})
     assert override(changed, back) == expected
     flags = [item for name, value in back.items() for item in (f"--{name}", value)]
-    assert with_flags(changed, flags, "run") == expected
+    assert with_flags(changed, flags) == expected
     equals = [f"--{name}={value}" for name, value in back.items()]
-    assert with_flags(changed, equals, "run") == expected
-    assert with_flags(changed, ["--image-size", word], "run").data.image_size is None
+    assert with_flags(changed, equals) == expected
+    assert with_flags(changed, ["--image-size", word]).data.image_size is None
 
 
 def test_a_byte_order_mark_before_an_experiment_is_skipped(tmp_path):
@@ -157,8 +157,8 @@ def test_weights_of_classes_are_read_from_files_and_flags_and_written_back(tmp_p
     assert config.training.class_weight == {"cat": 2.0, "polar bear": 0.5}
     assert from_mapping(Config, tomllib.loads(to_toml(config, "written"))) == config
     flags = ["--training.class_weight", "cat", "2", "polar bear", "0.5"]
-    assert with_flags(Config(), flags, "run") == config
-    assert with_flags(config, ["--training.epochs", "3"], "run").training.class_weight == config.training.class_weight
-    balanced = with_flags(Config(), ["--training.class_weight", "balanced"], "run")
+    assert with_flags(Config(), flags) == config
+    assert with_flags(config, ["--training.epochs", "3"]).training.class_weight == config.training.class_weight
+    balanced = with_flags(Config(), ["--training.class_weight", "balanced"])
     assert balanced.training.class_weight == "balanced"
     assert fingerprint(config) != fingerprint(balanced) != fingerprint(Config())

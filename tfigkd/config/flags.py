@@ -7,12 +7,14 @@ import re
 import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 import tyro
 
+from tfigkd.config import helptext
 from tfigkd.config.experiment import Config, to_mapping
 from tfigkd.config.fields import BACKGROUND, DataConfig, Fit, SplitsConfig
+from tfigkd.config.helptext import Fields
 from tfigkd.config.reading import closest, dotted_names, value_at
 from tfigkd.runtime.errors import UserError
 
@@ -26,18 +28,14 @@ SHORT |= {f"--splits.{role}": f"--data.splits.{role}" for role in ("train", "val
 STATES = ("true", "false", "none")
 
 
-def read_options(
-    cls: type[T], arguments: Sequence[str], *, prog: str, default: T | None = None, use_underscores: bool = True
-) -> tuple[T, list[str]]:
-    """Read the options of a command.
+def read_options(cls: type[T], arguments: Sequence[str], *, prog: str, default: T | None = None) -> tuple[T, list[str]]:
+    """Read the options of a command that takes the fields of an experiment as well.
 
     Args:
         cls: A dataclass of options; its docstrings are the help.
         arguments: Of the command line; `--help` prints the help and exits.
         prog: Name of the command, for the help.
         default: Values of what is not given.
-        use_underscores: Whether the help shows `--image_size`, as fields are named in TOML files, or `--image-size`;
-            both are understood either way.
 
     Returns:
         The options, and the arguments that are none of them.
@@ -45,30 +43,9 @@ def read_options(
     Raises:
         UserError: a value is missing, of the wrong type or not among the choices.
     """
-    said = io.StringIO()
-    try:
-        with contextlib.ExitStack() as stack:
-            if not {"-h", "--help"} & {*arguments}:  # a usage error becomes one line
-                stack.enter_context(contextlib.redirect_stdout(said))
-                stack.enter_context(contextlib.redirect_stderr(said))
-            style = () if use_underscores else (tyro.conf.FlagCreatePairsOff,)
-            given: dict[str, Any] = {} if default is None else {"default": default}
-            return tyro.cli(
-                cls,
-                prog=prog,
-                args=list(arguments),
-                return_unknown_args=True,
-                use_underscores=use_underscores,
-                config=style,
-                **given,
-            )
-    except SystemExit as stop:
-        if not stop.code:
-            raise
-        # a box of title, rule, message, rule, help text: the message is what a single line has room for
-        title, *parts = re.split(r"[─-]{20,}", re.sub(r"[╭╮╰╯│]", " ", said.getvalue()))
-        message = next((part for part in parts if part.split()), title)
-        raise UserError(" ".join(message.split())) from None
+    if helptext.is_wanted(arguments):
+        helptext.print_help_with_fields(cls, arguments, prog=prog, default=default)
+    return _parse(cls, arguments, default=default)
 
 
 def read_all_options(
@@ -78,23 +55,54 @@ def read_all_options(
 
     Args:
         cls: A dataclass of options; its docstrings are the help.
-        arguments: Of the command line.
+        arguments: Of the command line; `--help` prints the help and exits.
         prog: Name of the command, for the help.
         former: Options under their names of earlier versions, with dashes, to those of today.
 
     Raises:
         UserError: as `read_options`, and an argument is unknown.
     """
+    if helptext.is_wanted(arguments):
+        helptext.print_help(cls, prog=prog, use_underscores=False)
     renamed = []
     for argument in arguments:
         flag, equals, value = argument.partition("=")
         renamed.append((former or {}).get(flag.replace("_", "-"), flag) + equals + value)
-    options, unknown = read_options(cls, renamed, prog=prog, use_underscores=False)
+    options, unknown = _parse(cls, renamed, use_underscores=False)
     if unknown:
         near = closest(unknown[0].lstrip("-"), [name.replace("_", "-") for name in vars(options)], "--")
         hint = near if near.startswith("did you mean") else "--help shows all options"
         raise UserError(f"unknown argument {unknown[0]!r}; {hint}")
     return options
+
+
+def _parse(
+    cls: type[T], arguments: Sequence[str], *, default: T | None = None, use_underscores: bool = True
+) -> tuple[T, list[str]]:
+    """Return options, and the arguments that are none of them.
+
+    `--image_size`, as fields are named in TOML files, and `--image-size` are understood either way; errors show the
+    one with underscores if `use_underscores`, and then every switch has its opposite, `--no_NAME`.
+    """
+    said = io.StringIO()
+    given: dict[str, Any] = {} if default is None else {"default": default}
+    try:
+        with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):  # a usage error becomes one line
+            return tyro.cli(
+                cls,
+                args=list(arguments),
+                return_unknown_args=True,
+                use_underscores=use_underscores,
+                config=() if use_underscores else (tyro.conf.FlagCreatePairsOff,),
+                **given,
+            )
+    except SystemExit as stop:
+        if not stop.code:
+            raise
+        # a box of title, rule, message, rule, help text: the message is what a single line has room for
+        title, *parts = re.split(r"[─-]{20,}", re.sub(r"[╭╮╰╯│]", " ", said.getvalue()))
+        message = next((part for part in parts if part.split()), title)
+        raise UserError(" ".join(message.split())) from None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,10 +115,12 @@ class DataOptions:
     """Prepared tfds directory. Default: TFDS_DATA_DIR, then tfds's own."""
     image_size: int | None = None
     """Resize pictures to this height and width, antialiased. Default: the size that the model takes."""
-    background: str = BACKGROUND
-    """Color that transparent pictures are composited on: white, gray, black or "#rrggbb"."""
-    fit: Fit = "stretch"
-    """How pictures come to that size, as data.fit had it in the training."""
+    background: str | None = None
+    """Color that transparent pictures are composited on: white, gray, black or "#rrggbb". Default: what the contract of
+    a .tflite file says, else white."""
+    fit: Fit | None = None
+    """How pictures come to that size, as data.fit had it in the training. Default: what the contract of a .tflite file
+    says, else stretch."""
     group: str | None = None
     """What keeps pictures on one side of every split that is held out; see data.group in the reference."""
     splits: SplitsConfig = field(default_factory=SplitsConfig)
@@ -127,12 +137,12 @@ class DataOptions:
         Raises:
             UserError: A value is out of range.
         """
-        checked = DataConfig(image_size=self.image_size, background=self.background, group=self.group)
+        checked = DataConfig(image_size=self.image_size, background=self.background or BACKGROUND, group=self.group)
         where = {"resident": self.resident, "cache": self.cache}
         return {
             "background": checked.background,
             "group": checked.group,
-            "fit": self.fit,
+            "fit": self.fit or "stretch",
             "splits": self.splits,
             **where,
         }
@@ -149,12 +159,7 @@ class SpaceOptions:
     """What the model gives. Default: what its end, its contract or its outputs on images tell."""
 
 
-@dataclass(frozen=True)
-class _Fields:
-    config: Annotated[Config, tyro.conf.arg(name="")] = field(default_factory=Config)
-
-
-def with_flags(config: Config, flags: Sequence[str], prog: str) -> Config:
+def with_flags(config: Config, flags: Sequence[str]) -> Config:
     """Return the config with fields replaced as on the command line, such as `["--training.epochs", "30"]`.
 
     Raises:
@@ -162,7 +167,7 @@ def with_flags(config: Config, flags: Sequence[str], prog: str) -> Config:
     """
     if not flags:
         return config
-    read, unknown = read_options(_Fields, plain_flags(flags, config), prog=prog, default=_Fields(config))
+    read, unknown = _parse(Fields, plain_flags(flags, config), default=Fields(config))
     refuse_unknown(unknown, flags, config)
     return read.config
 

@@ -15,6 +15,7 @@ import tyro
 
 from tfigkd.config.experiment import Config, read_experiment, smoke
 from tfigkd.config.flags import first_value, plain_flags, read_options, refuse_unknown
+from tfigkd.config.helptext import is_wanted
 from tfigkd.config.incremental_fields import Method
 from tfigkd.config.loss_fields import require_seed
 from tfigkd.runtime import console
@@ -61,9 +62,9 @@ def parse(arguments: list[str]) -> Options:
         UserError: an unknown experiment, flag or field, or a value of the wrong type or range.
     """
     given = first_value(arguments, "--experiment")
-    if not given and not {"-h", "--help"} & {*arguments}:
+    if not given and not is_wanted(arguments):
         raise UserError("--experiment NAME_OR_FILE is missing; cifar10_foster is the shipped one")
-    name, config = read_experiment(given) if given else ("EXPERIMENT", Config())
+    name, config = read_experiment(given) if given else ("", Config())
     config = smoke(config) if "--smoke" in arguments else config
     default = Options(name, config=config)
     options, unknown = read_options(Options, plain_flags(arguments, config), prog=PROG, default=default)

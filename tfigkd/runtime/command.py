@@ -1,8 +1,9 @@
-"""The decorator of every command: one-line errors, and one way to handle Ctrl-C, SIGTERM and a closed pipe.
+"""The decorator of every command: errors in one line, one way to handle Ctrl-C, SIGTERM and a closed pipe; a parser.
 
 It needs no package outside the standard library.
 """
 
+import argparse
 import contextlib
 import functools
 import io
@@ -11,12 +12,25 @@ import shlex
 import signal
 import sys
 from collections.abc import Callable, Sequence
+from typing import NoReturn
 
 from tfigkd.runtime.errors import UserError, system_line
 
 FAILED, INTERRUPTED = 1, 130
 
 Main = Callable[[list[str]], int | None]
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser whose errors are those of the other commands: one line, status 1."""
+
+    def error(self, message: str) -> NoReturn:
+        """Refuse the arguments.
+
+        Raises:
+            UserError: always.
+        """
+        raise UserError(f"{message}; --help shows all options")
 
 
 def command(stopped: str = "stopped") -> Callable[[Main], Callable[..., int]]:

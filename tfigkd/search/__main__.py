@@ -15,7 +15,8 @@ import sys
 from tfigkd.config.flags import read_options
 from tfigkd.runtime.command import command
 from tfigkd.runtime.limit import stop_after
-from tfigkd.search.tuner import PROG, Options, search
+from tfigkd.search.options import PROG, Options
+from tfigkd.search.tuner import search
 
 
 @command(stopped="stopped; finished trials are kept. The same command continues the search")

@@ -14,7 +14,7 @@ OBJECTIVE = "validation_accuracy"
 
 @dataclass(frozen=True)
 class Options:
-    """Search an experiment's fields for the best validation accuracy; any other flag sets a field to a fixed value."""
+    """Search an experiment's fields for the best validation accuracy."""
 
     experiment: str = "cifar10"
     """Name of a shipped experiment or path of a .toml file."""

@@ -20,7 +20,7 @@ from tfigkd.runtime.files import locked, read_signed, require, write_signed
 from tfigkd.runtime.processes import CONTEXT, settle
 from tfigkd.runtime.provenance import origin
 from tfigkd.search.budget import in_words, read_budget
-from tfigkd.search.options import OBJECTIVE, PROG, Options
+from tfigkd.search.options import OBJECTIVE, Options
 from tfigkd.search.space import (
     PLAIN,
     Dimension,
@@ -234,7 +234,7 @@ def search(options: Options, flags: Sequence[str], command: str = "") -> Path | 
     name, config = read_experiment(options.experiment)
     config = override(config, PLAIN) if options.student else config
     config = smoke(config) if options.smoke else config
-    config = with_flags(config, flags, PROG)
+    config = with_flags(config, flags)
     final = config
     # trials are compared on validation, so validation must not be used for training
     config = override(config, {"data.train_split": "train"})

@@ -56,7 +56,7 @@ class Study:
 class Options:
     """Run a study: every arm, seed and size that is not finished. `study collect` copies results into the checkout.
 
-    Any other flag is a field of the experiments (`--teacher.weights PATH`) and holds for all arms.
+    Fields that are given on the command line (`--teacher.weights PATH`) hold for all arms.
     """
 
     experiment: str
@@ -181,7 +181,7 @@ def plan(study: Study, options: Options, flags: Sequence[str] = ()) -> list[Job]
         for size in study.sizes:
             for arm in chosen:
                 name, config = _config(study.arms[arm], study, size, seed, small=options.smoke)
-                config = with_flags(config, flags, PROG)
+                config = with_flags(config, flags)
                 workdir = Workdir(root / (f"{arm}-{size}" if size else arm) / str(seed), options.teachers, seed)
                 run = Run(name, config, workdir, stages, smoke=options.smoke, foreseen=False)
                 jobs.append(Job(study.name, arm, size, run, tuple(flags), study.seed_fields, study.source))
