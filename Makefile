@@ -17,7 +17,7 @@ LOWER := tests/models tests/attribution tests/losses tests/data tests/batches te
 quickstart: .venv/.installed ## install, then the main job on the embedded digits
 	$(BIN)/python -m tfigkd.run --experiment quickstart
 
-cifar10: .venv/.installed ## all of CIFAR-10 in about an hour on 2 cores: teacher, maps, student, files, report
+cifar10: .venv/.installed ## all of CIFAR-10 in one to two hours on 2 cores: teacher, maps, student, files, report
 	$(BIN)/python -m tfigkd.run --experiment cifar10 $(addprefix --data.dir ,$(wildcard $(TFDS_DATA_DIR)))
 
 test: export TF_NUM_INTRAOP_THREADS = 1
