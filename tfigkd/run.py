@@ -6,7 +6,7 @@ python -m tfigkd.run --experiment ig_kd --seed 1 --losses.kd.temperature 4
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated
 
@@ -17,13 +17,13 @@ from tfigkd.config.flags import first_value, plain_flags, read_options, refuse_u
 from tfigkd.config.helptext import is_wanted
 from tfigkd.config.loss_fields import require_seed
 from tfigkd.config.reading import closest
-from tfigkd.runtime import console
+from tfigkd.runtime import console, hosts
 from tfigkd.runtime.cluster import connected
 from tfigkd.runtime.command import command
 from tfigkd.runtime.errors import UserError
 from tfigkd.runtime.limit import stop_after
 from tfigkd.stages.parts import read_part
-from tfigkd.stages.runner import STAGES, Run, default_folder, foresee, run, run_stores
+from tfigkd.stages.runner import STAGES, Run, check_hosts, default_folder, foresee, run, run_stores
 from tfigkd.stages.workdir import Workdir
 
 PROG = "python -m tfigkd.run"
@@ -125,6 +125,19 @@ def parse(arguments: Sequence[str]) -> tuple[Options, Run]:
     return options, Run(name, options.config, workdir, stages, smoke=options.smoke)
 
 
+def _run_together(options: Options, chosen: Run) -> int:
+    """Train as one of several processes, of which the first one alone speaks; return the exit status."""
+    check_hosts(chosen)
+    if options.dry_run or options.estimate or options.part is not None or options.cluster is not None:
+        raise UserError(f"--dry-run, --estimate, --part and --cluster are for one process; unset {hosts.COUNT}")
+    with hosts.joined(), stop_after(options.minutes):
+        if not hosts.is_first():
+            console.configure(quiet=True, verbose=False)
+            chosen = replace(chosen, foreseen=False)
+        run(chosen)
+    return 0
+
+
 @command(stopped=f"stopped; nothing finished is lost. Go on with: {PROG} {{arguments}}")
 def main(arguments: list[str]) -> int:
     """Entry point of `python -m tfigkd.run`."""
@@ -133,6 +146,8 @@ def main(arguments: list[str]) -> int:
         return 0
     options, chosen = parse(arguments)
     console.configure(quiet=options.quiet, verbose=options.verbose)
+    if hosts.is_asked():
+        return _run_together(options, chosen)
     if options.estimate:
         foresee(chosen, options.workers)
         return 0

@@ -71,6 +71,8 @@ class StoredAttention:
 
 Batch = tuple[Any, ...]
 """Images, targets by name and, with weights of classes, a weight for each image."""
+Part = tuple[int, int]
+"""Which of how many equal parts of a batch, counted from 0."""
 
 
 SMALLEST_BATCH = 8
@@ -109,6 +111,12 @@ def batch_sizes(examples: int, batch_size: int, devices: int = 1) -> list[int]:
     else:
         parts = [min(most, of_each - start) for start in range(0, of_each, most)]
     return [devices * part for part in parts]
+
+
+def part_of(count: int, part: Part) -> slice:
+    """Return which of `count` examples are a part of them."""
+    number, parts = part
+    return slice(count * number // parts, count * (number + 1) // parts)
 
 
 def _on_host(
@@ -162,7 +170,7 @@ def training_batches(
     num_classes: int | None = None,
     class_weights: np.ndarray | None = None,
     devices: int = 1,
-) -> Callable[[int], Iterator[Batch]]:
+) -> Callable[..., Iterator[Batch]]:
     """Endless shuffled, augmented batches, from the epoch on that the returned function is given.
 
     Image and map are one array of four channels until the crop and flip are done, so they cannot come apart.
@@ -200,7 +208,8 @@ def training_batches(
     Returns:
         A function from first epoch to an iterator of (images float32 [B,H,W,3], {"label": int32 [B], ...}), and with
         class weights the weight of each image, float32 [B], as a third. On JAX the pixels lie on its device, and
-        images, maps and teacher inputs are made there.
+        images, maps and teacher inputs are made there. With `part=`, which of how many parts of each batch, it gives
+        these examples alone, and reads no others unless a batch is mixed.
     """
     keys = example_keys(examples.ids)
     overlaid = knowledge is not None and overlay is not None and overlay.probability > 0
@@ -274,12 +283,17 @@ def training_batches(
         return images, targets, weights
 
     *bounds, used = np.cumsum(batch_sizes(len(examples), batch_size, devices))
+    related = bool(mixup or cutmix or swap_inputs)
 
-    def stream(epoch: int) -> Iterator[Batch]:
+    def stream(epoch: int, part: Part = (0, 1)) -> Iterator[Batch]:
         while True:
             order = np.argsort(uniform(keys, seed=seed, epoch=epoch, purpose=ORDER), kind="stable")
             for chosen in np.split(order[:used], bounds):
-                yield batch(chosen, epoch)
+                mine = part_of(len(chosen), part)
+                if related:  # an example takes something of another one, which may be in another part
+                    yield keras.tree.map_structure(lambda one, mine=mine: one[mine], batch(chosen, epoch))
+                else:
+                    yield batch(chosen[mine], epoch)
             epoch += 1
 
     return stream

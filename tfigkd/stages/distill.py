@@ -21,7 +21,7 @@ from tfigkd.models.cost import trained_parameters
 from tfigkd.models.layers import with_fused_layers, with_stock_layers
 from tfigkd.models.taps import cut_at, frozen
 from tfigkd.models.weights import weights_fingerprint
-from tfigkd.runtime import console
+from tfigkd.runtime import console, hosts
 from tfigkd.runtime.errors import UserError
 from tfigkd.runtime.files import (
     atomic,
@@ -277,11 +277,15 @@ def _remove_checkpoints(folder: Path, config: Config) -> None:
 
 
 def distill(config: Config, workdir: Workdir) -> None:
-    """Stage `distill`: train the student to the last epoch, going on from a checkpoint where there is one."""
+    """Stage `distill`: train the student to the last epoch, going on from a checkpoint where there is one.
+
+    Several hosts train it together; the first one writes it.
+    """
     folder, data = make_folder(workdir.stage("distill")), dataset(config.data)
     identity = _identity(config, workdir)
-    if finished(folder, identity):
-        _remove_checkpoints(folder, config)  # a kill right after the manifest leaves them
+    if hosts.from_first(finished(folder, identity) is not None):
+        if hosts.is_first():
+            _remove_checkpoints(folder, config)  # a kill right after the manifest leaves them
         console.say(f"  done before: {folder}")
         return
     if read_manifest(folder) is not None:
@@ -290,7 +294,7 @@ def distill(config: Config, workdir: Workdir) -> None:
             f"{workdir.run} holds a student of other inputs; choose another --workdir, so that no finished student is "
             "overwritten"
         )
-    if config.needs_teacher:
+    if config.needs_teacher and hosts.is_first():
         show_teachers_curves(config, workdir)
     examples = training_examples(config.data)
     stream = training_stream(config, workdir)
@@ -313,6 +317,8 @@ def distill(config: Config, workdir: Workdir) -> None:
             watched=_watched(config, workdir),
             ledger_steps=config.ledger.every,
         )
+    if not hosts.is_first():
+        return
     student = models.with_precision(models.without_code(model.student), "float32")
     student = with_stock_layers(models.with_plain_kernels(student))
     with atomic(folder / FILE) as temporary:

@@ -11,7 +11,7 @@ from typing import Any
 
 from tfigkd.config.experiment import Config, to_mapping, trainings
 from tfigkd.config.reading import differences, from_mapping
-from tfigkd.runtime import console
+from tfigkd.runtime import console, hosts
 from tfigkd.runtime.cluster import Cluster
 from tfigkd.runtime.errors import UserError
 from tfigkd.runtime.files import fingerprint, locked, read_manifest, write_text
@@ -178,9 +178,29 @@ def run(chosen: Run, *, dry_run: bool = False) -> bool:
             from tfigkd.stages.precision import undecided
         _prepare(chosen, undecided(chosen.config))
         return True
+    if not hosts.is_first():
+        return _run(chosen)
     with locked(workdir.run, wait=False):
         _claim(chosen)
         return _run(chosen)
+
+
+def check_hosts(chosen: Run) -> None:
+    """Refuse what several hosts cannot do together.
+
+    Raises:
+        UserError: There are stages other than trainings, or a training has one device.
+    """
+    recipes = {"teacher": chosen.config.teacher.training, "distill": chosen.config.training}
+    if not {*chosen.stages} <= {*recipes}:
+        raise UserError(
+            f"several hosts ({hosts.COUNT} is set) train together: --stages teacher, distill or both, got "
+            f"{','.join(chosen.stages)}; run the others on one host, without these variables"
+        )
+    for stage, field in (("teacher", "teacher.training.devices"), ("distill", "training.devices")):
+        trains = stage == "distill" or (chosen.config.needs_teacher and chosen.config.teacher.trained)
+        if stage in chosen.stages and trains and recipes[stage].devices == "one":
+            raise UserError(f"several hosts ({hosts.COUNT} is set) need {field} = all, got one")
 
 
 def run_stores(chosen: Run, share: Part | Cluster) -> None:
@@ -286,6 +306,9 @@ def _run(chosen: Run) -> bool:
         for stage in needed:
             with work(stage):
                 pipeline.STAGES[stage](config, workdir)
+                hosts.wait_for_all(stage)
+    if not hosts.is_first():
+        return True
     console.say(f"done in {time.monotonic() - started:.0f} s; everything is in {workdir.run}", last=True)
     for line in _last_lines(workdir, [stage for stage in STAGES if stage not in unneeded], needed):
         console.say(line, last=True)

@@ -1,5 +1,6 @@
 """The teacher: trained once, or taken from weights, a .keras file or saved_models; shared by every arm and seed."""
 
+import contextlib
 import json
 import os
 from collections.abc import Sequence
@@ -23,7 +24,7 @@ from tfigkd.measure.chance import looked_at, mean_recall, near_chance, what_help
 from tfigkd.measure.metrics import accuracy, predict_logits
 from tfigkd.models.layers import with_fused_layers, with_stock_layers
 from tfigkd.models.weights import weights_fingerprint
-from tfigkd.runtime import console
+from tfigkd.runtime import console, hosts
 from tfigkd.runtime.errors import UserError
 from tfigkd.runtime.files import (
     MANIFEST,
@@ -216,6 +217,7 @@ def _train_members(config: Config, workdir: Workdir) -> keras.Model:
     for member in members(config):
         console.say(f"  teacher of seed {member.teacher.seed}")
         train_teacher(member, workdir)
+        hosts.wait_for_all("the member is written")
         networks.append(load_teacher(member, workdir))
     return with_stock_layers(_joined(networks, config))
 
@@ -310,11 +312,15 @@ def _check_given(config: Config, data: Dataset, model: keras.Model) -> None:
 
 
 def train_teacher(config: Config, workdir: Workdir) -> None:
-    """Stage `teacher`: train, load or take over the teacher, once for all runs that share it."""
+    """Stage `teacher`: train, load or take over the teacher, once for all runs that share it.
+
+    Several hosts train it together; the first one writes it.
+    """
     data, folder = dataset(config.data), teacher_folder(config, workdir)
-    with locked(folder, wait=True):
-        if finished(folder, folder.name):
-            checkpoint.remove(folder)  # a kill right after the manifest leaves them
+    with locked(folder, wait=True) if hosts.is_first() else contextlib.nullcontext():
+        if hosts.from_first(finished(folder, folder.name) is not None):
+            if hosts.is_first():
+                checkpoint.remove(folder)  # a kill right after the manifest leaves them
             console.say(f"  done before: {folder}")
             return
         history: list = []
@@ -335,6 +341,8 @@ def train_teacher(config: Config, workdir: Workdir) -> None:
                 models.load_torch_weights(model, weights_path(config.teacher.weights))
             model = with_stock_layers(model)
             _check_given(config, data, model)
+        if not hosts.is_first():
+            return
         held_out = data.validation
         score = accuracy(predict_logits(model, held_out.images), held_out.labels)
         with atomic(folder / FILE) as temporary:

@@ -10,6 +10,7 @@ import numpy as np
 
 from tfigkd.batches.stream import Batch
 from tfigkd.models.layers import flatten_layers
+from tfigkd.training.devices import on_this_host
 
 STATISTICS_EXAMPLES = 4096
 """Training examples, at least, that the statistics of averaged weights are computed from."""
@@ -107,12 +108,13 @@ class Averaged(keras.callbacks.Callback):
 
     def finish(self, model: Any, epoch: int) -> None:
         """Make the averaged weights the model's own, with statistics from batches of an epoch."""
-        model.optimizer.finalize_variable_values(model.trainable_variables)
-        for variable in model.trainable_variables:
-            # on JAX it shares its array with the average, and evaluation gives its arrays away
-            variable.assign(keras.ops.convert_to_numpy(variable).copy())
-        batches = itertools.islice(self.stream(epoch), self.batches)
-        recompute_statistics(model.student, (batch[0] for batch in batches))
+        with on_this_host(model, changes=True):
+            model.optimizer.finalize_variable_values(model.trainable_variables)
+            for variable in model.trainable_variables:
+                # on JAX it shares its array with the average, and evaluation gives its arrays away
+                variable.assign(keras.ops.convert_to_numpy(variable).copy())
+            batches = itertools.islice(self.stream(epoch), self.batches)
+            recompute_statistics(model.student, (batch[0] for batch in batches))
 
 
 def _synchronize(model: Any) -> None:

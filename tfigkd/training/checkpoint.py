@@ -17,7 +17,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from tfigkd.runtime import console
+from tfigkd.runtime import console, hosts
 from tfigkd.runtime.errors import UserError
 from tfigkd.runtime.files import atomic
 
@@ -48,6 +48,8 @@ def _epochs(path: Path) -> int:
 def save(folder: Path, model: keras.Model, fingerprint: str, history: list[dict[str, float]]) -> None:
     """Write the state after `len(history)` epochs, atomically, and drop all but the last two.
 
+    Of several hosts the first one alone writes.
+
     Raises:
         UserError: a variable holds NaN or infinity; the checkpoints before it stay.
     """
@@ -58,6 +60,8 @@ def save(folder: Path, model: keras.Model, fingerprint: str, history: list[dict[
                 f"training met NaN or infinity in the weights {_name(variable)!r} in epoch {len(history)}; checkpoints "
                 f"of the epochs before are kept in {folder}; lower the learning rate and choose another --workdir"
             )
+    if not hosts.is_first():
+        return
     note = json.dumps({"fingerprint": fingerprint, "history": history}).encode()
     buffer = io.BytesIO()
     np.savez(buffer, note=np.frombuffer(note, np.uint8), **arrays)

@@ -1,4 +1,4 @@
-"""Training on all devices of a machine: each computes a part of every batch, and all hold the same weights."""
+"""Training on all devices of a machine, or of several: each computes a part of every batch, with the same weights."""
 
 import contextlib
 from collections.abc import Callable, Iterator
@@ -6,10 +6,11 @@ from typing import Any
 
 import keras
 
-from tfigkd.batches.stream import Batch
+from tfigkd.batches.stream import Batch, Part
 from tfigkd.config.training_fields import Devices, TrainingConfig
 from tfigkd.losses import OSAKD, PerExampleLoss
 from tfigkd.models.layers import flatten_layers
+from tfigkd.runtime import hosts
 from tfigkd.runtime.errors import UserError
 
 
@@ -20,7 +21,7 @@ def _tensorflow_devices() -> list[str]:
 
 
 def device_count(devices: Devices) -> int:
-    """Return how many devices a training with this value of `training.devices` has."""
+    """Return how many devices a training with this value of `training.devices` has, on all hosts."""
     if devices == "one":
         return 1
     on_jax = keras.backend.backend() == "jax"
@@ -29,8 +30,11 @@ def device_count(devices: Devices) -> int:
 
 @contextlib.contextmanager
 def on_devices(devices: Devices) -> Iterator[None]:
-    """Within this, models are built on the devices of a training, which has to take place in here as well."""
-    if device_count(devices) == 1:
+    """Within this, models are built on the devices of a training, which has to take place in here as well.
+
+    On several hosts each builds them for itself alone, and `fit` spreads them.
+    """
+    if device_count(devices) == 1 or hosts.host_count() > 1:
         yield
     elif keras.backend.backend() == "jax":
         with keras.distribution.DataParallel().scope():
@@ -57,6 +61,8 @@ def check_devices(config: TrainingConfig, examples: int, name: str = "training")
         UserError: They cannot.
     """
     count = device_count(config.devices)
+    if hosts.host_count() > 1 and config.devices == "one":
+        raise UserError(f"{name}.devices must be all where several hosts train together, got one")
     if config.batch_size % count:
         raise UserError(
             f"{name}.batch_size must be a multiple of the {count} devices that share a batch, got {config.batch_size}; "
@@ -85,7 +91,7 @@ def check_losses(losses: dict[str, Any], devices: Devices) -> None:
             )
 
 
-def repeatable(stream: Callable[[int], Iterator[Batch]], epoch: int) -> Any:
+def repeatable(stream: Callable[..., Iterator[Batch]], epoch: int, **part: Part) -> Any:
     """Return the batches of a stream as Keras takes them for several devices.
 
     On TensorFlow Keras then looks at some batches before it trains, which it loses of a generator.
@@ -93,9 +99,10 @@ def repeatable(stream: Callable[[int], Iterator[Batch]], epoch: int) -> Any:
     Args:
         stream: From first epoch to endless batches.
         epoch: The first one.
+        part: On several hosts, which part of each batch, as for `training_batches`.
     """
     if keras.backend.backend() == "jax":
-        return stream(epoch)
+        return stream(epoch, **part)
     import tensorflow as tf
 
     specs = keras.tree.map_structure(lambda one: tf.TensorSpec((None, *one.shape[1:]), one.dtype), next(stream(epoch)))
@@ -119,3 +126,76 @@ def whole_batch_statistics(model: keras.Model, devices: Devices) -> Iterator[Non
     finally:
         for each, own in zip(layers, before, strict=True):
             each.synchronized = own
+
+
+@contextlib.contextmanager
+def on_all_hosts(model: keras.Model) -> Iterator[None]:
+    """Within this, Keras trains and evaluates a model on the devices of all hosts, with the weights of the first one.
+
+    Args:
+        model: Compiled, with a built optimizer; its variables hold the same weights on every host afterwards.
+    """
+    if hosts.host_count() == 1:
+        yield
+        return
+    distribution = keras.distribution.DataParallel(auto_shard_dataset=False)  # each host reads its own part
+    _spread(_all_variables(model), distribution)
+    try:
+        with distribution.scope():
+            yield
+    finally:
+        for variable in _all_variables(model):
+            _keep_here(variable)
+
+
+@contextlib.contextmanager
+def on_this_host(model: keras.Model, *, changes: bool = False) -> Iterator[None]:
+    """Within this, a model that `on_all_hosts` has spread computes here alone, with the weights that all hosts have.
+
+    Args:
+        model: As for `on_all_hosts`; any other is left as it is.
+        changes: Whether it gets other weights in here, on every host; all go on with those of the first one. Otherwise
+            hosts may do this alone.
+    """
+    distribution = keras.distribution.distribution()
+    if hosts.host_count() == 1 or distribution is None:
+        yield
+        return
+    # within an epoch Keras's trainer on JAX holds the values, and the variables are empty; it takes up what is set
+    model.jax_state_sync()
+    before = [(variable, variable.value) for variable in _all_variables(model)]
+    for variable, _ in before:
+        _keep_here(variable)
+    keras.distribution.set_distribution(None)
+    try:
+        yield
+    finally:
+        keras.distribution.set_distribution(distribution)
+    if changes:
+        _spread([variable for variable, _ in before], distribution)
+        return
+    for variable, value in before:
+        variable._layout = distribution.get_variable_layout(variable)
+        variable.assign(value)
+
+
+def _all_variables(model: keras.Model) -> list[Any]:
+    found = [*model.variables, *model.metrics_variables, *model.optimizer.variables]
+    return list({id(variable): variable for variable in found}.values())
+
+
+def _spread(variables: list[Any], distribution: Any) -> None:
+    """Let variables of this host hold the first one's values on the devices of all."""
+    import jax
+
+    values = hosts.from_first([keras.ops.convert_to_numpy(variable) for variable in variables])
+    for variable, value in zip(variables, values, strict=True):
+        variable._layout = distribution.get_variable_layout(variable)
+        variable.assign(jax.make_array_from_process_local_data(variable._layout.backend_layout, value))
+
+
+def _keep_here(variable: Any) -> None:
+    """Let a variable hold its value on this host alone."""
+    value = keras.ops.convert_to_numpy(variable)
+    variable._layout = None
+    variable.assign(value)

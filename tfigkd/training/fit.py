@@ -10,15 +10,23 @@ from pathlib import Path
 import keras
 import numpy as np
 
-from tfigkd.batches.stream import Batch, batch_sizes
+from tfigkd.batches.stream import Batch, Part, batch_sizes, part_of
 from tfigkd.config.training_fields import TrainingConfig
 from tfigkd.data import Examples, to_model_input
 from tfigkd.models.precision import head_layers
-from tfigkd.runtime import console
+from tfigkd.runtime import console, hosts
 from tfigkd.runtime.errors import UserError
 from tfigkd.training import checkpoint
 from tfigkd.training.averaging import Averaged
-from tfigkd.training.devices import check_devices, check_losses, device_count, repeatable, whole_batch_statistics
+from tfigkd.training.devices import (
+    check_devices,
+    check_losses,
+    device_count,
+    on_all_hosts,
+    on_this_host,
+    repeatable,
+    whole_batch_statistics,
+)
 from tfigkd.training.distiller import Distiller
 from tfigkd.training.ledger import Ledger
 from tfigkd.training.optimizers import make_optimizer
@@ -134,7 +142,7 @@ class _Keeper(keras.callbacks.Callback):
         self.history.append({**values, "learning_rate": rate, "seconds": seconds})
         # before the checkpoint: a run that is killed between the two does the epoch again and takes its points back
         averaged = self._averages_drawn(epoch)
-        with averaged.applied(self.model) if averaged else contextlib.nullcontext():
+        with averaged.applied(self.model) if averaged else contextlib.nullcontext(), on_this_host(self.model):
             self.board.write_epoch(epoch, self.history[-1])
         checkpoint.save(self.folder, self.model, self.fingerprint, self.history)
 
@@ -147,11 +155,13 @@ class _Keeper(keras.callbacks.Callback):
 class _Measured(keras.utils.PyDataset):
     """Examples in batches of at most 256 as Keras measures them, read as they are needed.
 
-    Several devices share each batch evenly: fewer examples than there are devices are left out at the end.
+    Several devices share each batch evenly: fewer examples than there are devices are left out at the end. Each host
+    reads its own part.
     """
 
-    def __init__(self, examples: Examples, devices: int):
+    def __init__(self, examples: Examples, devices: int, part: Part):
         super().__init__()
+        self._part = part
         self._examples = examples.take(slice(len(examples) - len(examples) % devices))
         self._size = MEASURED - MEASURED % devices
 
@@ -159,13 +169,15 @@ class _Measured(keras.utils.PyDataset):
         return math.ceil(len(self._examples) / self._size)
 
     def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray]:
-        batch = self._examples.take(slice(index * self._size, (index + 1) * self._size))
+        start = index * self._size
+        mine = part_of(min(self._size, len(self._examples) - start), self._part)
+        batch = self._examples.take(slice(start + mine.start, start + mine.stop))
         return to_model_input(batch.images[:]), batch.labels
 
 
 def fit(
     model: Distiller,
-    stream: Callable[[int], Iterator[Batch]],
+    stream: Callable[..., Iterator[Batch]],
     *,
     examples: int,
     config: TrainingConfig,
@@ -185,8 +197,9 @@ def fit(
 
     Args:
         model: Not compiled; a teacher is trained as a Distiller without distillation losses. Where `config.devices`
-            are several, it was built, and this is called, inside `on_devices`.
-        stream: From first epoch to endless batches (`training_batches`).
+            are several, it was built, and this is called, inside `on_devices`. On several hosts each builds it and
+            calls this alike; the first one alone writes.
+        stream: From first epoch to endless batches (`training_batches`); on several hosts also of a part of them.
         examples: Examples an epoch.
         config: The recipe.
         folder: Where checkpoints go.
@@ -202,8 +215,8 @@ def fit(
         The logs of each epoch.
 
     Raises:
-        UserError: a loss term became NaN or infinite, the checkpoint belongs to another run, or the devices cannot
-            share the batches or the losses.
+        UserError: a loss term became NaN or infinite, the checkpoint belongs to another run, the devices cannot
+            share the batches or the losses, or hosts see different checkpoints.
     """
     check_devices(config, examples)
     check_losses(model.distillation_losses, config.devices)
@@ -215,32 +228,45 @@ def fit(
     jit = False if keras.backend.backend() == "tensorflow" else "auto"
     optimizer = make_optimizer(config, steps, head=head_layers(model.student))
     model.compile(optimizer, metrics=["accuracy"], jit_compile=jit)
+    part = hosts.number(), hosts.host_count()
+    own = {"part": part} if hosts.host_count() > 1 else {}
     averaged = None
     if config.ema or config.lookahead:
         averaged = Averaged(stream, batch_size=config.batch_size, examples=examples)
     history = checkpoint.restore(folder, model, fingerprint)
     done = len(history)
+    first = int(hosts.from_first(done))
+    if first != done:
+        raise UserError(f"{folder} holds {done} epochs on host {hosts.number()} and {first} on the first; share it")
     if done:
         console.say(f"  {title}: going on after epoch {done} of {config.epochs}")
     if done < config.epochs:
         with console.progress(title, config.epochs * steps, done * steps) as advance:
-            board = Board(tensorboard, examples=examples, steps=steps, epochs=config.epochs, done=done, watched=watched)
+            board = Board(
+                tensorboard,
+                examples=examples,
+                steps=steps,
+                epochs=config.epochs,
+                done=done,
+                watched=watched,
+                silent=not hosts.is_first(),
+            )
             keeper = _Keeper(folder, fingerprint, history, board, averaged)
             watchers: list[keras.callbacks.Callback] = [*callbacks, board, keeper, _Bar(advance, config.epochs)]
             watchers += [averaged] if averaged else []
-            if model.distillation_losses and ledger_steps:
+            if model.distillation_losses and ledger_steps and hosts.is_first():
                 path = folder / LEDGER
                 ledger = Ledger(next(stream(0)), path, every=ledger_steps, done=done * steps, write=board.scalar)
                 watchers.append(ledger)
             failure: BaseException | None = None
             try:
-                with whole_batch_statistics(model.student, config.devices):
+                with whole_batch_statistics(model.student, config.devices), on_all_hosts(model):
                     model.fit(
-                        stream(done) if devices == 1 else repeatable(stream, done),
+                        stream(done, **own) if devices == 1 else repeatable(stream, done, **own),
                         steps_per_epoch=steps,
                         initial_epoch=done,
                         epochs=config.epochs,
-                        validation_data=None if validation is None else _Measured(validation, devices),
+                        validation_data=None if validation is None else _Measured(validation, devices, part),
                         callbacks=_Callbacks(
                             watchers, add_history=True, model=model, epochs=config.epochs, steps=steps
                         ),

@@ -16,6 +16,7 @@ import numpy as np
 from tfigkd.batches.stream import Batch
 from tfigkd.runtime import console
 from tfigkd.runtime.files import write_text
+from tfigkd.training.devices import on_this_host
 from tfigkd.training.distiller import Distiller
 
 INERT = 0.01
@@ -111,7 +112,8 @@ class Ledger(keras.callbacks.Callback):
         self.step += 1
         if self.step % self.every and self.step > 1:
             return
-        measured = gradient_norms(self.model, *self.probe)
+        with on_this_host(self.model):
+            measured = gradient_norms(self.model, *self.probe)
         total = sum(norm for _, norm in measured.values()) or 1.0
         terms = {name: {"value": value, "share": norm / total} for name, (value, norm) in measured.items()}
         with open(self.path, "a", encoding="utf-8") as file:

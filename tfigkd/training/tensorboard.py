@@ -118,16 +118,25 @@ class Board(keras.callbacks.Callback):
         epochs: Of the whole training.
         done: Epochs that an earlier call has done.
         watched: What pictures are drawn of; None draws none.
+        silent: Whether nothing is written here, as another process writes the same.
     """
 
     def __init__(
-        self, folder: Path, *, examples: int, steps: int, epochs: int, done: int, watched: Watched | None = None
+        self,
+        folder: Path,
+        *,
+        examples: int,
+        steps: int,
+        epochs: int,
+        done: int,
+        watched: Watched | None = None,
+        silent: bool = False,
     ):
         super().__init__()
         self.folder, self.examples, self.steps, self.epochs, self.done = folder, examples, steps, epochs, done
         self.watched = watched
         self.step = done * steps
-        self.protocol = _protocol()
+        self.protocol = None if silent else _protocol()
         self.writer: EventFile | None = None
         self.profiling = False
 

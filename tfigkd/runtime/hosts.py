@@ -1,0 +1,153 @@
+"""Several processes, on one machine or on many, that train one network together. Only JAX joins them.
+
+They are joined by `keras.distribution.initialize`, whose three environment variables say who takes part. Each is given
+the same command and does the same work, but for its own part of every batch; the first one alone writes. They share the
+folders of the run and of the teachers.
+"""
+
+import atexit
+import contextlib
+import os
+import signal
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any
+
+from tfigkd.runtime.errors import UserError
+from tfigkd.runtime.quiet import quiet_stderr
+
+ADDRESSES = "KERAS_DISTRIBUTION_JOB_ADDRESSES"
+COUNT = "KERAS_DISTRIBUTION_NUM_PROCESSES"
+NUMBER = "KERAS_DISTRIBUTION_PROCESS_ID"
+"""The variables that `keras.distribution.initialize` reads."""
+
+
+def is_asked() -> bool:
+    """Return whether the environment asks this process to train with others.
+
+    Raises:
+        UserError: The variables do not fit together.
+    """
+    given = {name: os.environ[name] for name in (ADDRESSES, COUNT, NUMBER) if os.environ.get(name)}
+    if not given:
+        return False
+    for name in (ADDRESSES, COUNT, NUMBER):
+        if name not in given:
+            raise UserError(f"{' and '.join(given)} given without {name}; give all three or none")
+    if not all(given[name].isascii() and given[name].isdigit() for name in (COUNT, NUMBER)):
+        raise UserError(f"{COUNT} and {NUMBER} must be whole numbers, got {given[COUNT]!r} and {given[NUMBER]!r}")
+    count, number = int(given[COUNT]), int(given[NUMBER])
+    if not number < count:
+        raise UserError(f"{NUMBER} must be from 0 to {count - 1}, as {COUNT} = {count}, got {number}")
+    addresses = given[ADDRESSES].split(",")
+    if len(addresses) not in (1, count) or not addresses[0].rpartition(":")[2].isdigit():
+        raise UserError(
+            f"{ADDRESSES} must be HOST:PORT of process 0, such as 10.0.0.1:1234, or those of all {count} processes, "
+            f"separated by commas, got {given[ADDRESSES]!r}"
+        )
+    return count > 1
+
+
+@contextlib.contextmanager
+def joined() -> Iterator[None]:
+    """Within this, the process trains together with others, where the environment asks for it.
+
+    A process that fails ends at once, without waiting for the others at the end, which then fail as well.
+
+    Raises:
+        UserError: The backend is another one, the processes do not come together or have different numbers of devices,
+            or one of them was lost.
+    """
+    if not is_asked():
+        yield
+        return
+    with quiet_stderr():
+        import keras
+    if keras.backend.backend() != "jax":
+        raise UserError(f"several processes train together on JAX only; set KERAS_BACKEND=jax, or unset {COUNT}")
+    import jax
+
+    try:
+        with quiet_stderr():
+            _initialize()
+        yield
+    except BaseException as error:
+        atexit.register(_leave, error)  # after those of JAX, so before them: they would wait for all processes
+        if isinstance(error, jax.errors.JaxRuntimeError):
+            reason = next(iter(str(error).splitlines()), "")
+            raise UserError(
+                f"process {number()} cannot go on, most likely as another one was lost ({reason}); start the same "
+                "command again in every process: training goes on from the last checkpoint"
+            ) from error
+        raise
+
+
+def _initialize() -> None:
+    import jax
+    import keras
+
+    keras.utils.set_random_seed(0)  # else Keras draws one with the others; each stage sets its own
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        keras.distribution.initialize()
+        signal.signal(signal.SIGTERM, before)  # JAX notes it as a notice, and the process would go on
+    except (RuntimeError, ValueError) as error:
+        reason = next(iter(str(error).splitlines()), "")
+        raise UserError(
+            f"no connection to all {os.environ[COUNT]} processes at {os.environ[ADDRESSES]} ({reason}); start the same "
+            "command in each of them"
+        ) from error
+    devices = Counter(device.process_index for device in jax.devices())
+    if len({*devices.values()}) > 1:
+        raise UserError(f"all processes must have the same number of devices, got {sorted(devices.values())}")
+
+
+def _leave(error: BaseException) -> None:
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(130 if isinstance(error, KeyboardInterrupt) else 1)
+
+
+def host_count() -> int:
+    """Return how many processes train together; 1 where none were joined."""
+    jax = sys.modules.get("jax")  # whoever has joined others has imported it
+    return jax.process_count() if jax is not None and jax.distributed.is_initialized() else 1
+
+
+def number() -> int:
+    """Return which of the processes this is, from 0."""
+    return sys.modules["jax"].process_index() if host_count() > 1 else 0
+
+
+def is_first() -> bool:
+    """Return whether this is the process that writes."""
+    return number() == 0
+
+
+def from_first(values: Any) -> Any:
+    """Return what the first process has given.
+
+    Args:
+        values: An array, a number, or a list of them, of the same shapes in all processes.
+
+    Returns:
+        The same as NumPy arrays.
+    """
+    if host_count() == 1:
+        return values
+    from jax.experimental import multihost_utils
+
+    return multihost_utils.broadcast_one_to_all(values)
+
+
+def wait_for_all(reason: str) -> None:
+    """Wait until all processes are here.
+
+    Args:
+        reason: The same in all of them.
+    """
+    if host_count() > 1:
+        from jax.experimental import multihost_utils
+
+        multihost_utils.sync_global_devices(reason)
