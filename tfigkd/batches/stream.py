@@ -209,7 +209,7 @@ def training_batches(
         A function from first epoch to an iterator of (images float32 [B,H,W,3], {"label": int32 [B], ...}), and with
         class weights the weight of each image, float32 [B], as a third. On JAX the pixels lie on its device, and
         images, maps and teacher inputs are made there. With `part=`, which of how many parts of each batch, it gives
-        these examples alone, and reads no others unless a batch is mixed.
+        these examples alone, and reads no others where none of their images depends on them.
     """
     keys = example_keys(examples.ids)
     overlaid = knowledge is not None and overlay is not None and overlay.probability > 0
@@ -283,14 +283,15 @@ def training_batches(
         return images, targets, weights
 
     *bounds, used = np.cumsum(batch_sizes(len(examples), batch_size, devices))
-    related = bool(mixup or cutmix or swap_inputs)
+    # an example takes something of another one, which may be in another part
+    related = bool(mixup or cutmix or swap_inputs or randaugment)
 
     def stream(epoch: int, part: Part = (0, 1)) -> Iterator[Batch]:
         while True:
             order = np.argsort(uniform(keys, seed=seed, epoch=epoch, purpose=ORDER), kind="stable")
             for chosen in np.split(order[:used], bounds):
                 mine = part_of(len(chosen), part)
-                if related:  # an example takes something of another one, which may be in another part
+                if related:
                     yield keras.tree.map_structure(lambda one, mine=mine: one[mine], batch(chosen, epoch))
                 else:
                     yield batch(chosen[mine], epoch)

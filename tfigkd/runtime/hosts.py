@@ -10,9 +10,12 @@ import contextlib
 import os
 import signal
 import sys
+import zlib
 from collections import Counter
 from collections.abc import Iterator
 from typing import Any
+
+import numpy as np
 
 from tfigkd.runtime.errors import UserError
 from tfigkd.runtime.quiet import quiet_stderr
@@ -141,13 +144,23 @@ def from_first(values: Any) -> Any:
     return multihost_utils.broadcast_one_to_all(values)
 
 
-def wait_for_all(reason: str) -> None:
-    """Wait until all processes are here.
+def meet(what: str) -> None:
+    """Wait until all processes are here, and check that they do the same.
 
     Args:
-        reason: The same in all of them.
-    """
-    if host_count() > 1:
-        from jax.experimental import multihost_utils
+        what: What each is about to do; one line.
 
-        multihost_utils.sync_global_devices(reason)
+    Raises:
+        UserError: It is not the same in all of them.
+    """
+    if host_count() == 1:
+        return
+    from jax.experimental import multihost_utils
+
+    mine = zlib.crc32(what.encode())
+    others = [index for index, one in enumerate(multihost_utils.process_allgather(np.uint32(mine))) if one != mine]
+    if others:
+        raise UserError(
+            f"process {number()} is at {what!r}, and process {others[0]} is not; start the same command in each, in the "
+            "same folders"
+        )

@@ -306,7 +306,7 @@ def _run(chosen: Run) -> bool:
         for stage in needed:
             with work(stage):
                 pipeline.STAGES[stage](config, workdir)
-                hosts.wait_for_all(stage)
+                hosts.meet(f"the end of stage {stage}")
     if not hosts.is_first():
         return True
     console.say(f"done in {time.monotonic() - started:.0f} s; everything is in {workdir.run}", last=True)

@@ -217,7 +217,7 @@ def _train_members(config: Config, workdir: Workdir) -> keras.Model:
     for member in members(config):
         console.say(f"  teacher of seed {member.teacher.seed}")
         train_teacher(member, workdir)
-        hosts.wait_for_all("the member is written")
+        hosts.meet("the end of a teacher")
         networks.append(load_teacher(member, workdir))
     return with_stock_layers(_joined(networks, config))
 

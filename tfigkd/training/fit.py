@@ -216,7 +216,7 @@ def fit(
 
     Raises:
         UserError: a loss term became NaN or infinite, the checkpoint belongs to another run, the devices cannot
-            share the batches or the losses, or hosts see different checkpoints.
+            share the batches or the losses, or hosts differ in them.
     """
     check_devices(config, examples)
     check_losses(model.distillation_losses, config.devices)
@@ -235,9 +235,7 @@ def fit(
         averaged = Averaged(stream, batch_size=config.batch_size, examples=examples)
     history = checkpoint.restore(folder, model, fingerprint)
     done = len(history)
-    first = int(hosts.from_first(done))
-    if first != done:
-        raise UserError(f"{folder} holds {done} epochs on host {hosts.number()} and {first} on the first; share it")
+    hosts.meet(f"{title} after epoch {done}, fingerprint {fingerprint}")
     if done:
         console.say(f"  {title}: going on after epoch {done} of {config.epochs}")
     if done < config.epochs:
