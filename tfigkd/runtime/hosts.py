@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from tfigkd.runtime import console
 from tfigkd.runtime.errors import UserError
 from tfigkd.runtime.quiet import quiet_stderr
 
@@ -59,8 +60,8 @@ def joined() -> Iterator[None]:
     A process that fails ends at once, without waiting for the others at the end, which then fail as well.
 
     Raises:
-        UserError: The backend is another one, the processes do not come together or have different numbers of devices,
-            or one of them was lost.
+        UserError: The backend is another one, the address cannot be used, the processes have different numbers of
+            devices, or one of them was lost.
     """
     if not is_asked():
         yield
@@ -72,16 +73,14 @@ def joined() -> Iterator[None]:
     import jax
 
     try:
-        with quiet_stderr():
-            _initialize()
+        _initialize()
         yield
     except BaseException as error:
         atexit.register(_leave, error)  # after those of JAX, so before them: they would wait for all processes
         if isinstance(error, jax.errors.JaxRuntimeError):
-            reason = next(iter(str(error).splitlines()), "")
             raise UserError(
-                f"process {number()} cannot go on, most likely as another one was lost ({reason}); start the same "
-                "command again in every process: training goes on from the last checkpoint"
+                f"process {number()} cannot go on, most likely as another one was lost ({_reason(error)}); start the "
+                "same command again in every process: training goes on from the last checkpoint"
             ) from error
         raise
 
@@ -92,18 +91,22 @@ def _initialize() -> None:
 
     keras.utils.set_random_seed(0)  # else Keras draws one with the others; each stage sets its own
     before = signal.getsignal(signal.SIGTERM)
+    # JAX aborts where they do not come together: nothing can be said after that
+    console.say(f"waiting for {os.environ[COUNT]} processes at {os.environ[ADDRESSES]}, for at most 5 minutes")
     try:
         keras.distribution.initialize()
         signal.signal(signal.SIGTERM, before)  # JAX notes it as a notice, and the process would go on
     except (RuntimeError, ValueError) as error:
-        reason = next(iter(str(error).splitlines()), "")
         raise UserError(
-            f"no connection to all {os.environ[COUNT]} processes at {os.environ[ADDRESSES]} ({reason}); start the same "
-            "command in each of them"
+            f"{ADDRESSES} = {os.environ[ADDRESSES]}: {_reason(error)}; give an address of process 0 and a free port"
         ) from error
     devices = Counter(device.process_index for device in jax.devices())
     if len({*devices.values()}) > 1:
         raise UserError(f"all processes must have the same number of devices, got {sorted(devices.values())}")
+
+
+def _reason(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), "")
 
 
 def _leave(error: BaseException) -> None:
@@ -161,6 +164,6 @@ def meet(what: str) -> None:
     others = [index for index, one in enumerate(multihost_utils.process_allgather(np.uint32(mine))) if one != mine]
     if others:
         raise UserError(
-            f"process {number()} is at {what!r}, and process {others[0]} is not; start the same command in each, in the "
-            "same folders"
+            f"process {number()} is at {what!r}, and process {others[0]} is not; start the same command in each, with "
+            "the same folders"
         )
