@@ -174,6 +174,16 @@ def test_what_processes_cannot_do_together_is_refused(monkeypatch, capsys, optio
     assert said in capsys.readouterr().err
 
 
+@NEEDS_JAX
+def test_a_port_that_is_taken_is_refused(tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        environment = together(f"127.0.0.1:{server.getsockname()[1]}", 0)
+        options = ("--experiment", "quickstart", "--training.devices", "all", "--stages", "distill")
+        refused = run(tmp_path, "tfigkd.run", *options, environment=environment)
+    assert refused.returncode == 1
+    assert "another program listens at 127.0.0.1:" in refused.stderr
+
+
 SMALL = ("--experiment", "quickstart", "--smoke", "--teacher.drop_blocks", "14", "--student.drop_blocks", "16")
 SMALL += ("--training.devices", "all", "--teacher.training.devices", "all", "--training.optimizer", "sgd")
 SMALL += ("--training.epochs", "6", "--teachers", "teachers")

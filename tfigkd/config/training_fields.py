@@ -139,9 +139,9 @@ class TrainingConfig:
     where a short measurement finds this network's training step faster in it, else float32; the choice is written to
     the run's precision.json, and holds for every start of that run."""
     devices: Devices = late("one")  # noqa: RUF009 - a text
-    """all: every GPU (or other device of the Keras backend) of this machine computes a part of each batch, whose size
-    is a multiple of their number; of an epoch, up to one example less than there are devices is left out, others each
-    time. A run continues on as many devices as it began on."""
+    """all: every GPU (or other device of the Keras backend) of this machine, or of all hosts that train together,
+    computes a part of each batch, whose size is a multiple of their number; of an epoch, up to one example less than
+    there are devices is left out, others each time. A run continues on as many devices as it began on."""
 
     def __post_init__(self) -> None:
         require(self.epochs > 0, "training.epochs must be positive", self.epochs)

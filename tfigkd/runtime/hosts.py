@@ -9,6 +9,7 @@ import atexit
 import contextlib
 import os
 import signal
+import socket
 import sys
 import zlib
 from collections import Counter
@@ -72,15 +73,18 @@ def joined() -> Iterator[None]:
         raise UserError(f"several processes train together on JAX only; set KERAS_BACKEND=jax, or unset {COUNT}")
     import jax
 
+    _check_address()
+
     try:
         _initialize()
         yield
     except BaseException as error:
         atexit.register(_leave, error)  # after those of JAX, so before them: they would wait for all processes
         if isinstance(error, jax.errors.JaxRuntimeError):
+            reason = next(iter(str(error).splitlines()), "")
             raise UserError(
-                f"process {number()} cannot go on, most likely as another one was lost ({_reason(error)}); start the "
-                "same command again in every process: training goes on from the last checkpoint"
+                f"process {number()} cannot go on, most likely as another one was lost ({reason}); start the same "
+                "command again in every process: training goes on from the last checkpoint"
             ) from error
         raise
 
@@ -89,24 +93,31 @@ def _initialize() -> None:
     import jax
     import keras
 
-    keras.utils.set_random_seed(0)  # else Keras draws one with the others; each stage sets its own
-    before = signal.getsignal(signal.SIGTERM)
-    # JAX aborts where they do not come together: nothing can be said after that
+    with quiet_stderr():
+        keras.utils.set_random_seed(0)  # else Keras draws one with the others; each stage sets its own
+    # where they do not come together JAX aborts the process, and nothing can be said after that
     console.say(f"waiting for {os.environ[COUNT]} processes at {os.environ[ADDRESSES]}, for at most 5 minutes")
-    try:
-        keras.distribution.initialize()
-        signal.signal(signal.SIGTERM, before)  # JAX notes it as a notice, and the process would go on
-    except (RuntimeError, ValueError) as error:
-        raise UserError(
-            f"{ADDRESSES} = {os.environ[ADDRESSES]}: {_reason(error)}; give an address of process 0 and a free port"
-        ) from error
+    # JAX waits in native code, where Python handles no signal, and takes SIGTERM for a mere notice from then on
+    before = {number: signal.signal(number, signal.SIG_DFL) for number in (signal.SIGINT, signal.SIGTERM)}
+    keras.distribution.initialize()
+    for number, handler in before.items():
+        signal.signal(number, handler)
     devices = Counter(device.process_index for device in jax.devices())
     if len({*devices.values()}) > 1:
         raise UserError(f"all processes must have the same number of devices, got {sorted(devices.values())}")
 
 
-def _reason(error: Exception) -> str:
-    return next(iter(str(error).splitlines()), "")
+def _check_address() -> None:
+    """Refuse an unknown host, and in process 0 a port that is taken, on which JAX would crash."""
+    given = os.environ[ADDRESSES].split(",")[0]
+    host, _, port = given.rpartition(":")
+    try:
+        socket.getaddrinfo(host.strip("[]"), int(port))
+    except (OSError, OverflowError, UnicodeError) as error:
+        raise UserError(f"{ADDRESSES}: no host {given} ({error}); give HOST:PORT of process 0") from error
+    if int(os.environ[NUMBER]) == 0:
+        with contextlib.suppress(OSError), socket.create_connection((host.strip("[]"), int(port)), timeout=5):
+            raise UserError(f"{ADDRESSES}: another program listens at {given}; choose another port in every process")
 
 
 def _leave(error: BaseException) -> None:
