@@ -20,7 +20,7 @@ from tfigkd.runtime.errors import UserError
 from tfigkd.training.ledger import read_ledger
 
 TRAIN = """
-import itertools, sys
+import sys
 from pathlib import Path
 import numpy as np
 from tests.training.test_fit import network
@@ -31,7 +31,7 @@ from tfigkd.data import Examples
 from tfigkd.losses import KLDivergence
 from tfigkd.runtime import hosts
 from tfigkd.runtime.errors import UserError
-from tfigkd.training.devices import device_count, on_devices
+from tfigkd.training.devices import check_devices, device_count, on_devices
 from tfigkd.training.distiller import Distiller
 from tfigkd.training.fit import fit
 
@@ -67,10 +67,14 @@ with hosts.joined():
     folder = Path(sys.argv[1])
     folder.mkdir(exist_ok=True)
     train(folder)
-    try:
-        hosts.meet(f"epoch {hosts.number()}")
-    except UserError as error:
-        print(error)
+    for wrong in (
+        lambda: check_devices(TrainingConfig(batch_size=16), 48),
+        lambda: hosts.meet(f"epoch {hosts.number()}"),
+    ):
+        try:
+            wrong()
+        except UserError as error:
+            print(error)
 """
 
 
@@ -117,6 +121,7 @@ def test_two_processes_train_the_weights_of_one(tmp_path):
         "checkpoint-00001.ckpt",
         "checkpoint-00002.ckpt",
     ]
+    assert "training.devices must be all where several hosts train together" in said[1][0]
     assert "process 0 is at 'epoch 0', and process 1 is not" in said[0][0]
 
 
@@ -213,6 +218,8 @@ def test_a_run_that_lost_a_process_goes_on_to_the_same_student(tmp_path, lost):
     output, errors = children[1 - lost].communicate()
     assert time.monotonic() - killed < 60
     assert children[1 - lost].returncode not in (0, None), output + errors
+    children[lost].communicate()
+    assert children[lost].returncode == -signal.SIGKILL
     assert not (tmp_path / "both/distill/student.keras").exists()
     ended(start(tmp_path, "tfigkd.run", *both, "--stages", "distill"))
     entries = [read_ledger(tmp_path / name / "distill/ledger.jsonl") for name in ("one", "both")]
