@@ -14,6 +14,7 @@ import numpy as np
 
 from tfigkd import models
 from tfigkd.attribution import attribute
+from tfigkd.batches.randaugment import rand_augment_of
 from tfigkd.batches.stream import training_batches
 from tfigkd.config.experiment import Config, early_phases
 from tfigkd.config.training_fields import AugmentConfig, TrainingConfig
@@ -113,7 +114,8 @@ def seconds_of_stages(config: Config, workdir: Workdir, stages: list[str]) -> di
 
 def _epoch_seconds(step: float, examples: Examples, recipe: TrainingConfig, augment: AugmentConfig) -> float:
     """Return the seconds of an epoch: its steps, and its batches, which the same processor makes."""
-    stream = training_batches(examples, augment=augment, batch_size=recipe.batch_size, seed=0)(0)
+    changed = rand_augment_of(recipe)
+    stream = training_batches(examples, augment=augment, batch_size=recipe.batch_size, seed=0, randaugment=changed)(0)
     (batch,) = fastest([lambda: next(stream)])
     return math.ceil(len(examples) / recipe.batch_size) * (step + batch)
 
