@@ -134,3 +134,21 @@ def test_channels_of_a_shortcut_or_a_concatenation_stay():
     assert channel_groups(model) == []
     with pytest.raises(UserError, match="no channels to cut"):
         cut_channels(model, 0.5)
+
+
+@pytest.mark.parametrize(
+    "between", [keras.layers.BatchNormalization(axis=1), keras.layers.Rescaling(1.0, offset=[0.5] * 32)]
+)
+def test_channels_stay_where_a_layer_has_other_values_than_one_a_channel(between):
+    inputs = keras.Input((8, 8, 3))
+    x = between(keras.layers.Conv2D(32, 3, activation="relu")(inputs))
+    model = keras.Model(inputs, keras.layers.Dense(2)(keras.layers.GlobalAveragePooling2D()(x)))
+    assert channel_groups(model) == []
+
+
+def test_channels_that_a_kernel_with_factors_reads_stay():
+    model = models.resnet(8, input_shape=(16, 16, 3))
+    model.get_layer("block_02_conv2").enable_lora(2)
+    ends = [group.readers[-1].layer.name for group in channel_groups(model)]
+    assert ends == ["block_01_conv2", "block_03_conv2"]
+    assert cut_channels(model, 0.5).count_params() < model.count_params()

@@ -17,7 +17,7 @@ import numpy as np
 
 from tfigkd.compress.graph import Node, is_linear, nodes
 from tfigkd.models.flat import flattened
-from tfigkd.models.layers import copy_layer, copy_layer_state, rebuild
+from tfigkd.models.layers import copy_layer, copy_layer_state, has_plain_kernel, rebuild
 from tfigkd.models.same import check_same
 from tfigkd.runtime.errors import UserError
 
@@ -89,7 +89,7 @@ def _group(first: Node, graph: dict[str, Node]) -> Group | None:
             return None  # the model's output
         for name in node.readers:
             reader = graph[name]
-            if _is_convolution(reader.layer) or type(reader.layer) is keras.layers.Dense:
+            if _is_convolution(reader.layer) or _is_dense(reader.layer):
                 readers.add(name)
             elif name not in passed:
                 if not _passes(reader, node):
@@ -139,7 +139,10 @@ def _passes(node: Node, source: Node) -> bool:
         return len({tensor.shape[-1] for tensor in node.arguments.keras_tensors}) == 1
     if isinstance(layer, keras.layers.Activation) and layer.activation is keras.activations.softmax:
         return False
-    return isinstance(layer, PASSES_CHANNELS) and np.ndim(getattr(layer, "scale", 0)) == 0
+    if isinstance(layer, keras.layers.BatchNormalization):
+        return layer.axis in (-1, layer.input_spec.ndim - 1)
+    numbers = all(np.ndim(getattr(layer, name, 0)) == 0 for name in ("scale", "offset"))
+    return isinstance(layer, PASSES_CHANNELS) and numbers
 
 
 def _shape(node: Node) -> tuple[int, ...]:
@@ -156,7 +159,11 @@ def _is_curved(layer: Any) -> bool:
 
 def _is_convolution(layer: Any) -> bool:
     plain = isinstance(layer, keras.layers.Conv2D) and not isinstance(layer, keras.layers.DepthwiseConv2D)
-    return plain and layer.groups == 1 and layer.data_format == "channels_last"
+    return plain and layer.groups == 1 and layer.data_format == "channels_last" and has_plain_kernel(layer)
+
+
+def _is_dense(layer: Any) -> bool:
+    return type(layer) is keras.layers.Dense and has_plain_kernel(layer)
 
 
 def importance(group: Group) -> np.ndarray:

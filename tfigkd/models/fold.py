@@ -6,7 +6,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from tfigkd.models.layers import copy_layer, is_graph, rebuilt
+from tfigkd.models.layers import copy_layer, has_plain_kernel, is_graph, rebuilt
 
 FOLDABLE = (keras.layers.Conv2D, keras.layers.DepthwiseConv2D, keras.layers.Dense)
 
@@ -98,8 +98,7 @@ def _can_take_in(layer: keras.Layer, norm: keras.layers.BatchNormalization) -> b
     # Exact types: a subclass may transform its kernel.
     return (
         type(layer) in FOLDABLE
-        and getattr(layer, "quantization_mode", None) is None
-        and not getattr(layer, "lora_enabled", False)
+        and has_plain_kernel(layer)
         and layer.activation is keras.activations.linear
         and getattr(layer, "data_format", "channels_last") == "channels_last"
         and norm.axis in (-1, norm.input_spec.ndim - 1)

@@ -285,6 +285,11 @@ def copy_layer_state(source: keras.Layer, target: keras.Layer) -> None:
                 copy.assign(variable)
 
 
+def has_plain_kernel(layer: keras.Layer) -> bool:
+    """Return whether a layer computes with its kernel as it stands: not quantized by Keras, without LoRA's factors."""
+    return getattr(layer, "quantization_mode", None) is None and not getattr(layer, "lora_enabled", False)
+
+
 def flatten_layers(model: keras.Model) -> list[keras.Layer]:
     """Return every layer of a model, at any depth; models and wrappers inside it come beside what they hold."""
     return list(model._flatten_layers(include_self=False))
