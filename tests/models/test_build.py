@@ -207,6 +207,10 @@ def test_files_of_earlier_keras_say_how_they_become_a_keras_file(tmp_path: Path)
             assert "\n" not in str(caught.value)
     with pytest.raises(UserError, match=r"is not a \.keras file but a LiteRT file"):
         models.load_own(tmp_path / "own.tflite")
+    model.save(tmp_path / "own.keras")
+    (tmp_path / "own.keras").rename(tmp_path / "own.KERAS")
+    with pytest.raises(UserError, match=r"own\.KERAS does not end in \.keras, .*; rename it own\.keras"):
+        models.load_own(tmp_path / "own.KERAS")
     # the advice is followed
     opened = keras.models.load_model(tmp_path / "old.h5", compile=False)
     opened.save(tmp_path / "old.keras")

@@ -23,7 +23,7 @@ from tfigkd.data.pictures import reading
 from tfigkd.data.spaces import UNIT, Outputs, Range, to_gray
 from tfigkd.models import layers
 from tfigkd.models.input_range import recognise_input_range
-from tfigkd.models.precision import computes_in_half, with_precision
+from tfigkd.models.precision import HALF, OTHERS, computes_in, with_precision
 from tfigkd.models.same import TOLERANCE, close, tolerance_of
 from tfigkd.models.spaces import LOOKED_AT, classifier, last_operation, logits_of, with_rgb
 from tfigkd.runtime.errors import UserError
@@ -76,7 +76,7 @@ def load_own(
         model = classifier(plain, input_shape=wanted, input_range=input_range, outputs=outputs, images=images)
     except ValueError as error:
         raise UserError(f"{path}: {error}") from error
-    if computes_in_half(model):
+    if computes_in(model, OTHERS):
         model = with_precision(model, "float32")
     model = layers.with_fused_layers(model)
     if model is not plain:
@@ -133,7 +133,7 @@ class PlainClassifier:
 
     def __init__(self, path: str | Path, *, input_range: Range | None = None, outputs: Outputs | None = None):
         self.model = load_model(Path(path))
-        self.half = computes_in_half(self.model)
+        self.half = computes_in(self.model, HALF)
         self._range = input_range or recognise_input_range(self.model) or UNIT
         last, activation = last_operation(self.model)
         self._convert: Callable[[Any], Any] | None = None
@@ -296,6 +296,8 @@ def load_model(path: Path) -> Any:
         raise UserError(f"no model file {path}; give the path of a .keras file")
     if not zipfile.is_zipfile(path):
         raise UserError(not_a_keras_file(path))
+    if path.suffix != ".keras":
+        raise UserError(f"{path} does not end in .keras, by which Keras knows its files; rename it {path.stem}.keras")
     config, stored = _inspect(path)
     try:
         if _values(config) > stored:  # a value takes a byte at least

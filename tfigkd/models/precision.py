@@ -1,5 +1,6 @@
 """Networks rebuilt to train in another precision, layer by layer, and back to plain float32."""
 
+from collections.abc import Collection
 from typing import Any
 
 import keras
@@ -7,6 +8,9 @@ import keras
 from tfigkd.models.layers import copy_layer, flatten_layers, rebuilt
 
 PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16")
+HALF = ("float16", "bfloat16")
+OTHERS = (*HALF, "float64")
+"""What the layers of a user-provided model may compute in, beside float32."""
 WITHOUT_WEIGHTS = (keras.layers.Activation, keras.layers.Softmax, keras.layers.Rescaling, keras.layers.Reshape)
 
 
@@ -48,9 +52,9 @@ def in_float32(layer: keras.Layer) -> keras.Layer:
     return type(layer).from_config(_float32(layer.get_config()))
 
 
-def computes_in_half(layer: keras.Layer) -> bool:
-    """Return whether a layer, or one inside it, computes in float16 or bfloat16."""
-    return any(one.compute_dtype in ("float16", "bfloat16") for one in layer._flatten_layers())
+def computes_in(layer: keras.Layer, dtypes: Collection[str]) -> bool:
+    """Return whether a layer, or one inside it, computes in one of these types."""
+    return any(one.compute_dtype in dtypes for one in layer._flatten_layers())
 
 
 def _float32(config: Any) -> Any:
@@ -62,7 +66,8 @@ def _float32(config: Any) -> Any:
     if config.get("class_name") == "DTypePolicy":
         return {**config, "config": {"name": "float32"}}
     return {
-        key: "float32" if key == "dtype" and value in PRECISIONS else _float32(value) for key, value in config.items()
+        key: "float32" if key == "dtype" and value in (*PRECISIONS, *OTHERS) else _float32(value)
+        for key, value in config.items()
     }
 
 
