@@ -1,5 +1,6 @@
 """Search: the search space, the file of the best trial, and that a stop or several processes lose no trial."""
 
+import math
 import os
 import signal
 import socket
@@ -13,6 +14,7 @@ from tfigkd.config.reading import value_at
 from tfigkd.config.toml import to_toml
 from tfigkd.runtime.errors import UserError
 from tfigkd.runtime.files import read_manifest
+from tfigkd.search import outcome
 from tfigkd.search.__main__ import main
 from tfigkd.search.space import Dimension, dimension, usual_space
 from tfigkd.search.tuner import Options, _oracle, trial_config
@@ -163,6 +165,31 @@ def test_a_dry_run_of_a_search_writes_nothing(tmp_path, monkeypatch, capsys):
     assert not list(tmp_path.iterdir())
     assert main(["--experiment", "kd", "--seeds", "2"]) == 1
     assert "the number of students in each trial is --students" in capsys.readouterr().err
+
+
+@pytest.mark.filterwarnings("ignore")  # warnings of packages that KerasTuner imports
+def test_a_failed_trial_is_called_so_and_is_never_the_best(tmp_path, capsys):
+    import keras_tuner
+
+    def trial(name, width, score):
+        values = keras_tuner.HyperParameters()
+        values.Choice("student.width", [0.5, 4.0])
+        values.values["student.width"] = width
+        made = keras_tuner.engine.trial.Trial(values, name)
+        made.score = score
+        return made
+
+    space = [Dimension("student.width", (0.5, 4.0), "choice")]
+    search = outcome.Search("kd", Options(tuner="random"), read_experiment("kd")[1], space, tmp_path, {"command": ""})
+    failed = trial("0", 4.0, math.nan)
+    best = outcome.finish(search, [failed, trial("1", 0.5, 0.25)])
+    assert read_experiment(str(best))[1].student.width == 0.5
+    said = capsys.readouterr().out
+    assert "trial 0: failed" in said and "trial 1: 25.00 %" in said and "nan" not in said
+    best.unlink()
+    with pytest.raises(UserError, match=r"all 1 trials of the search failed; see .*run\.log"):
+        outcome.finish(search, [failed])
+    assert not best.exists()
 
 
 def test_a_trial_sets_the_fields_and_hyperbands_epochs():

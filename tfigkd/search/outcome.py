@@ -66,7 +66,7 @@ def finish(search: Search, trials: Sequence[Any]) -> Path:
         Path of the experiment file.
 
     Raises:
-        UserError: No trial has finished, or no student is within the budget.
+        UserError: No trial has finished, all have failed, or no student is within the budget.
     """
     # a continued search loads its trials in any order; of equal scores, the first trial is the best
     ended = [trial for trial in trials if trial.score is not None]
@@ -77,8 +77,10 @@ def finish(search: Search, trials: Sequence[Any]) -> Path:
         return _finish_within(search, search.candidates, ended)
     console.say(f"{len(ended)} trials, best first:")
     for trial in ended:
-        console.say(f"  trial {trial.trial_id}: {percent(trial.score)}  {words(trial.hyperparameters.values)}")
+        console.say(f"  trial {trial.trial_id}: {_accuracy(trial)}  {words(trial.hyperparameters.values)}")
     write_text(search.folder / "trials.csv", as_csv([_row(search, trial) | search.source for trial in ended]))
+    if math.isnan(ended[0].score):
+        raise UserError(_all_failed(search, len(ended)))
     return _write_best(search, ended[0], len(ended))
 
 
@@ -87,12 +89,12 @@ def _finish_within(search: Search, candidates: Candidates, ended: Sequence[Any])
     measured = [(trial, candidates.measure(_config(search, trial), _values(trial))) for trial in ended]
     refused = [one for one in candidates.all if one.refused]
     console.say(f"{len(ended)} trials, best first, and {len(refused)} students that were not trained:")
-    lines = [_line(f"trial {trial.trial_id}", percent(trial.score), one) for trial, one in measured]
+    lines = [_line(f"trial {trial.trial_id}", _accuracy(trial), one) for trial, one in measured]
     lines += [_line("refused", "", one) for one in refused]
     console.show_columns(("", "accuracy", *QUANTITIES, "student"), lines, right=2 + len(QUANTITIES))
     points = [_point(trial, one, search.options) for trial, one in measured if not math.isnan(trial.score)]
     if not points:
-        raise UserError(f"all {len(ended)} trials of the search failed; see {search.folder}/trials/*/*/run.log")
+        raise UserError(_all_failed(search, len(ended)))
     write_text(search.folder / "pareto.html", page(points, accuracy="validation accuracy"))
     console.say(f"accuracy against latency and size: {search.folder / 'pareto.html'}")
     rows = [_row(search, trial) | _columns(candidates, one.measured, _outcome(trial)) for trial, one in measured]
@@ -141,6 +143,14 @@ def _nothing(search: Search) -> str:
         f"none of {len(search.candidates.all)} students is within the budget ({in_words(search.candidates.budget)}); "
         f"the nearest is {_student(nearest)}: {nearest.refused}; raise --budget, or --vary smaller students"
     )
+
+
+def _all_failed(search: Search, count: int) -> str:
+    return f"all {count} trials of the search failed; see {search.folder}/trials/*/*/run.log"
+
+
+def _accuracy(trial: Any) -> str:
+    return "failed" if math.isnan(trial.score) else percent(trial.score)
 
 
 def _values(trial: Any) -> dict[str, Any]:

@@ -274,7 +274,9 @@ def search(options: Options, flags: Sequence[str], command: str = "") -> Path | 
                 tuner = _tuner(options, name, config, space, folder, candidates)
                 import keras_tuner
         try:
-            tuner.search(verbose=0)
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", "All-NaN")  # KerasTuner's best of trials that have failed
+                tuner.search(verbose=0)
         except keras_tuner.errors.FatalError as error:
             raise UserError(str(error)) from error
         except RuntimeError as error:  # KerasTuner stops after three failed trials in a row
