@@ -490,7 +490,7 @@ def test_the_readmes_sentence_on_matched_maps_is_the_paired_interval_of_the_rows
     assert (one.lead.low, one.lead.high, one.lead.p) == pytest.approx((low, high, test.pvalue))
     text = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
     assert (
-        f"−0.05 points (95 % interval by pairs of the same seed −{-low:.2f} to +{high:.2f}, p = {test.pvalue:.2f};"
+        f"−0.05 points (95 % interval by pairs of the same seed −{-low:.2f} to +{high:.2f}, p = {test.pvalue:.2f})"
         in text
     )
 
