@@ -16,8 +16,6 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
-import numpy as np
-
 from tfigkd.runtime import console
 from tfigkd.runtime.errors import UserError
 from tfigkd.runtime.quiet import quiet_stderr
@@ -169,6 +167,7 @@ def meet(what: str) -> None:
     """
     if host_count() == 1:
         return
+    import numpy as np
     from jax.experimental import multihost_utils
 
     mine = zlib.crc32(what.encode())
