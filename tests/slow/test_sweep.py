@@ -264,11 +264,9 @@ BOUNDS = ExportConfig(calibration_examples=4, min_int8_agreement=0.0, max_float3
 REFUSED = {  # what cannot be done, by network; everything else must be the same function
     "nested, frozen, gated": {"channels"},  # the gate's one convolution reads and writes the same channels
     "wrapped compiled": {"channels"},  # flattened before the head
-    "DenseNet121": {"qat"},
     "ConvNeXtTiny": {"int8", "qat", "channels"},
     "Xception": {"qat"},
     "NASNetMobile": {"qat", "channels"},
-    "ResNet50V2": {"qat"},
 }
 
 
