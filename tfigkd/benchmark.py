@@ -101,9 +101,12 @@ def main(arguments: list[str]) -> None:
 
     @cache
     def data(**reading: Any) -> Any:
-        return load_data(options, reading) if options.data else None
+        return load_data(options, reading)
 
-    named = {path: describe(path, data(**reading_for(path, options)), **spaces) for path in options.files}
+    named = {
+        path: describe(path, data(**reading_for(path, options)) if options.data else None, **spaces)
+        for path in options.files
+    }
     for row in rows(named, config, f"python -m tfigkd.benchmark {shlex.join(arguments)}"):
         if options.rows:
             append_row(options.rows, row)

@@ -291,7 +291,7 @@ def training_batches(
             order = np.argsort(uniform(keys, seed=seed, epoch=epoch, purpose=ORDER), kind="stable")
             for chosen in np.split(order[:used], bounds):
                 mine = part_of(len(chosen), part)
-                if related:
+                if related and part[1] > 1:
                     yield keras.tree.map_structure(lambda one, mine=mine: one[mine], batch(chosen, epoch))
                 else:
                     yield batch(chosen[mine], epoch)

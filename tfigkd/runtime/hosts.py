@@ -78,8 +78,11 @@ def joined() -> Iterator[None]:
         yield
     except BaseException as error:
         atexit.register(_leave, error)  # after those of JAX, so before them: they would wait for all processes
-        if isinstance(error, jax.errors.JaxRuntimeError):
-            reason = next(iter(str(error).splitlines()), "")
+        failed: BaseException | None = error
+        while failed is not None and not isinstance(failed, jax.errors.JaxRuntimeError):
+            failed = failed.__context__  # what Keras says when it cleans up after it
+        reason = next(iter(str(failed).splitlines()), "")
+        if failed is not None and not reason.startswith("RESOURCE_EXHAUSTED"):
             raise UserError(
                 f"process {number()} cannot go on, most likely as another one was lost ({reason}); start the same "
                 "command again in every process: training goes on from the last checkpoint"

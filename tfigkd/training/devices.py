@@ -140,12 +140,10 @@ def on_all_hosts(model: keras.Model) -> Iterator[None]:
         return
     distribution = keras.distribution.DataParallel(auto_shard_dataset=False)  # each host reads its own part
     _spread(_all_variables(model), distribution)
-    try:
-        with distribution.scope():
-            yield
-    finally:
-        for variable in _all_variables(model):
-            _keep_here(variable)
+    with distribution.scope():
+        yield
+    for variable in _all_variables(model):  # not after an error: Keras has taken the values of a step that failed
+        _keep_here(variable)
 
 
 @contextlib.contextmanager

@@ -130,5 +130,5 @@ class JaxSteps(_Apart):
         return logs, [scope.get_current_value(variable) for variable in self.metrics_variables]
 
 
-Steps: Any = {"tensorflow": TensorFlowSteps, "jax": JaxSteps}.get(keras.backend.backend(), object)
+Steps: Any = {"tensorflow": TensorFlowSteps, "jax": JaxSteps}.get(keras.backend.backend(), _Apart)
 """The steps of the backend in use."""
