@@ -181,7 +181,7 @@ def classify(model: Path, options: argparse.Namespace) -> None:
     space = spaces(interpreter, contract, given, options.outputs)
     names = class_names(model, classes, contract, options.labels)
     color = background_of(contract, options.background)
-    adapt = {"resize": options.resize, "drop_alpha": options.drop_alpha, "fit": fit_of(contract, None)}
+    adapt = {"resize": options.resize, "drop_alpha": options.drop_alpha, "fit": fit_of(contract)}
     images = pictures_in(options.images)
     pictures, unusable = [], []
     for path in images:

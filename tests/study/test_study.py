@@ -149,6 +149,19 @@ def test_a_broken_study_is_one_line(change, message, tmp_path):
     assert "\n" not in str(caught.value)
 
 
+def test_a_study_says_what_differs_from_its_base(tmp_path):
+    (tmp_path / "half.toml").write_text('base = "methods"\nseeds = 1\n[overrides]\ndata.train_fraction = 0.5\n')
+    half, methods = read_study(str(tmp_path / "half.toml")), read_study("methods")
+    assert (half.name, half.seeds, half.overrides) == ("half", 1, {"data": {"train_fraction": 0.5}})
+    assert (half.arms, half.comparisons, half.stages) == (methods.arms, methods.comparisons, methods.stages)
+    assert {job.run.config.data.train_fraction for job in plan(half, Options("half"))} == {0.5}
+    for base, message in (("method", "did you mean 'methods'"), ("methods_tenth", "one level is the most")):
+        (tmp_path / "broken.toml").write_text(f'base = "{base}"\n')
+        with pytest.raises(UserError, match=message) as caught:
+            read_study(str(tmp_path / "broken.toml"))
+        assert "\n" not in str(caught.value)
+
+
 def test_unknown_names_are_one_line():
     with pytest.raises(UserError, match="unknown study 'ablaton'; did you mean 'ablation'"):
         read_study("ablaton")

@@ -44,6 +44,10 @@ def image_side(path: Path) -> int | None:
         UserError: The file is damaged or is no classifier of images.
     """
     admit(path)
+    return _side(path)
+
+
+def _side(path: Path) -> int | None:
     height, width = map(int, open_classifier(path).get_input_details()[0]["shape"][1:3])
     return height if height == width else None
 
@@ -60,7 +64,7 @@ def reading_for(path: Path, options: Any) -> dict[str, Any]:
     """
     contract = admit(path)
     return {
-        "image_size": options.image_size or image_side(path),
+        "image_size": options.image_size or _side(path),
         "background": background_of(contract, options.background),
         "fit": fit_of(contract, options.fit),
     }
@@ -79,7 +83,7 @@ def background_of(contract: Mapping[str, Any] | None, given: str | None) -> str:
     return color
 
 
-def fit_of(contract: Mapping[str, Any] | None, given: Fit | None) -> Fit:
+def fit_of(contract: Mapping[str, Any] | None, given: Fit | None = None) -> Fit:
     """Return how pictures come to the size of a model: the given way, else that of its training, else "stretch".
 
     Raises:

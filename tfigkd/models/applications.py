@@ -12,7 +12,7 @@ import numpy as np
 
 from tfigkd.models import layers
 from tfigkd.models.input_range import INPUT_RANGE
-from tfigkd.models.own import load_model
+from tfigkd.models.keras_file import load_model
 from tfigkd.models.parts import IMAGENET_STD
 from tfigkd.runtime.errors import UserError
 

@@ -1,14 +1,7 @@
 """The user's own model, read from a .keras file and made to fit: images in, logits out."""
 
 import functools
-import json
-import math
-import random
-import re
-import shutil
-import tempfile
-import zipfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,27 +9,19 @@ import keras
 import numpy as np
 from keras import ops
 
-import tfigkd.models.fake_quant  # noqa: F401 - registers what a quantized student is made of
 from tfigkd.data import to_model_input
 from tfigkd.data.disk import Pictures
-from tfigkd.data.pictures import reading
 from tfigkd.data.spaces import UNIT, Outputs, Range, to_gray
 from tfigkd.models import layers
 from tfigkd.models.input_range import recognise_input_range
+from tfigkd.models.keras_file import load_model
 from tfigkd.models.precision import HALF, OTHERS, computes_in, with_precision
 from tfigkd.models.same import TOLERANCE, close, tolerance_of
 from tfigkd.models.spaces import LOOKED_AT, classifier, last_operation, logits_of, with_rgb
 from tfigkd.runtime.errors import UserError
 
-CONFIGS = ("config.json", "metadata.json")
-HDF5 = b"\x89HDF\r\n\x1a\n"
-MEMBER = re.compile(r"config\.json|metadata\.json|model\.weights\.(h5|npz)|assets/[\w./-]*", re.ASCII)
-PACKAGES = ("keras", "tfigkd", "builtins")
 ROUNDING = 1e-5
 """By how much images are moved to see what rounding does to the outputs."""
-MAX_CONFIG = 2**26
-MAX_BYTES = 2**32
-"""Of a .keras file, unpacked; `MAX_CONFIG` of the description of its layers."""
 
 
 def load_own(
@@ -265,145 +250,3 @@ def own_input_range(path: str, checksum: str) -> Range | None:
         checksum: Of its content.
     """
     return recognise_input_range(load_model(Path(path)))
-
-
-def not_a_keras_file(path: Path) -> str:
-    """Return what a file or folder is that is no .keras file, and how it becomes one."""
-    if (path / "model.weights.h5").is_file():
-        opened = f"keras.saving.load_model({path.name!r}, compile=False)"
-        given = f"its content in a folder; save it as one file: {opened}.save({path.name + '.keras'!r})"
-    elif path.is_dir():
-        given = f"the folder of a SavedModel; open it where it was made and save it as {path.name}.keras"
-    elif path.name.endswith((".weights.h5", ".weights.hdf5")):
-        given = "weights alone; build its model, load_weights them and save it with model.save('NAME.keras')"
-    elif path.read_bytes()[4:8] == b"TFL3":
-        given = "a LiteRT file, which cannot be turned back; give the .keras file that it was made from"
-    elif path.read_bytes()[: len(HDF5)] == HDF5:
-        opened = f"keras.models.load_model({path.name!r}, compile=False)"
-        given = f"an HDF5 file of an earlier Keras; save it anew: {opened}.save({path.stem + '.keras'!r})"
-    else:
-        given = "damaged or of another kind; save the model anew with model.save('NAME.keras')"
-    return f"{path} is not a .keras file but {given}"
-
-
-def load_model(path: Path) -> Any:
-    """Return the model of a .keras file, of any kind, as Keras opens it in safe mode; see `_with_bare_ends`.
-
-    Raises:
-        UserError: The file is missing, unreadable or refused.
-    """
-    if not (path.is_file() or path.is_dir()):  # a pipe would wait for a writer
-        raise UserError(f"no model file {path}; give the path of a .keras file")
-    if not zipfile.is_zipfile(path):
-        raise UserError(not_a_keras_file(path))
-    if path.suffix != ".keras":
-        raise UserError(f"{path} does not end in .keras, by which Keras knows its files; rename it {path.stem}.keras")
-    config, stored = _inspect(path)
-    try:
-        if _values(config) > stored:  # a value takes a byte at least
-            raise ValueError(f"its layers have more values than the {stored:,} bytes of its weights can hold")
-        bare = {**_not_compiled(config), "compile_config": None}
-        if bare == {**config, "compile_config": None}:
-            return _with_bare_ends(keras.saving.load_model(path, compile=False, safe_mode=True))
-        # compile=False does not reach the models inside, whose optimizers may then be refused
-        with tempfile.TemporaryDirectory() as folder:
-            copy = _with_config(path, bare, Path(folder))
-            return _with_bare_ends(keras.saving.load_model(copy, compile=False, safe_mode=True))
-    except Exception as error:  # Keras raises whatever the file makes it stumble over
-        message = " ".join(str(error).split())
-        if "lambda" in message.lower():
-            raise UserError(
-                f"{path} contains a lambda, which could run any code and is refused; use a stock layer in its place"
-            ) from error
-        raise UserError(
-            f"cannot load {path} ({type(error).__name__}: {message[:200]}); save the model anew with stock layers"
-        ) from error
-
-
-def _with_bare_ends(model: Any) -> Any:
-    """Return a model of one input and one output that takes and gives tensors, not dictionaries or lists of one."""
-    inputs, outputs = (list(getattr(model, ends, None) or []) for ends in ("inputs", "outputs"))
-    if isinstance(model, keras.Sequential) or len(inputs) != 1 or len(outputs) != 1:
-        return model
-    if isinstance(model.input, keras.KerasTensor) and isinstance(model.output, keras.KerasTensor):
-        return model
-    return keras.Model(inputs[0], outputs[0], name=model.name)
-
-
-def _with_config(path: Path, config: dict[str, Any], folder: Path) -> Path:
-    """Return a copy of a .keras file with another config, in a folder."""
-    copy = folder / path.name
-    with zipfile.ZipFile(path) as old, zipfile.ZipFile(copy, "w") as new:
-        for member in old.infolist():
-            if member.filename == "config.json":
-                new.writestr(member, json.dumps(config))
-            else:
-                with old.open(member) as source, new.open(member.filename, "w", force_zip64=True) as target:
-                    shutil.copyfileobj(source, target)
-    return copy
-
-
-def _inspect(path: Path) -> tuple[dict[str, Any], int]:
-    """Look into a file before Keras does: what it may import, where it may write and how large it may become.
-
-    Keras looks after most of this itself, more in each version; what is refused here is so with all of them.
-
-    Returns:
-        The config, and the bytes of the weights.
-
-    Raises:
-        UserError: it holds anything that a saved model of stock layers does not.
-    """
-    with reading(str(path), "save the model anew with model.save"), zipfile.ZipFile(path) as archive:
-        members = archive.infolist()
-        for member in members:
-            if not MEMBER.fullmatch(member.filename) or ".." in member.filename.split("/"):
-                raise UserError(f"{path} holds {member.filename!a}, which is no part of a model, and is refused")
-        names = [member.filename for member in members]
-        if len({*names}) < len(names):
-            raise UserError(f"{path} holds two files of one name and is refused; save the model anew with model.save")
-        size = sum(member.file_size for member in members)
-        if size > MAX_BYTES or any(member.file_size > MAX_CONFIG for member in members if member.filename in CONFIGS):
-            raise UserError(f"{path} unpacks to {size / 2**30:.1f} GiB or has a huge config, and is refused")
-        config = json.loads(archive.read("config.json"))
-        stored = sum(member.file_size for member in members if member.filename.startswith("model.weights."))
-        foreign = sorted({str(module) for module in _foreign(config)})
-    if foreign:
-        raise UserError(f"{path} asks for code of {', '.join(foreign)!a}, which is refused; use stock layers")
-    return config, stored
-
-
-def _values(config: dict[str, Any]) -> int:
-    """Return how many values the variables of a model would hold; nothing of that size is allocated."""
-    state = random.getstate()  # initializers draw their seeds from it: a look must not change what comes after
-    try:
-        with keras.StatelessScope(initialize_variables=False):
-            model = keras.saving.deserialize_keras_object(_not_compiled(config), safe_mode=True)
-            return sum(math.prod(variable.shape) for variable in model.variables)
-    finally:
-        random.setstate(state)
-
-
-def _not_compiled(config: Any) -> Any:
-    """Return a config without the compilation of the model and of the models inside it."""
-    if isinstance(config, dict):
-        return {key: None if key == "compile_config" else _not_compiled(value) for key, value in config.items()}
-    return [_not_compiled(value) for value in config] if isinstance(config, list) else config
-
-
-def _foreign(config: Any) -> Iterator[Any]:
-    """Return modules, or names of registered objects, that a config asks for and that are neither known nor Keras's."""
-    waiting = [config]
-    while waiting:
-        value = waiting.pop()
-        if isinstance(value, dict):
-            package = str(value.get("module") or "builtins").partition(".")[0]
-            name = value.get("registered_name")
-            registered = keras.saving.get_registered_object(name)
-            if "class_name" in value and package not in PACKAGES and registered is None:
-                yield value["module"]
-            if "class_name" in value and value.get("module") is None and name and registered is None:
-                yield name
-            waiting.extend(value.values())
-        elif isinstance(value, list):
-            waiting.extend(value)

@@ -117,14 +117,15 @@ def read_study(name_or_file: str) -> Study:
     """Read a study by its shipped name or from a TOML file.
 
     Raises:
-        UserError: the study does not exist, its TOML is malformed, or it has unknown names or invalid values.
+        UserError: the study or its base does not exist, its TOML is malformed, or it has unknown names or invalid
+            values.
     """
     folder = experiments_folder() / "studies"
     path = Path(name_or_file) if name_or_file.endswith(".toml") else folder / f"{name_or_file}.toml"
     if not path.is_file():
         known = [file.stem for file in folder.glob("*.toml")]
         raise UserError(f"unknown study {name_or_file!r}; {closest(name_or_file, known)} (or a .toml file)")
-    table, what = read_toml(path, "study"), f"study {path}"
+    table, what = _with_base(read_toml(path, "study"), path), f"study {path}"
     for given in {"name", "source"} & table.keys():
         raise UserError(f"{what}: a study is named by its file; remove the line `{given}`")
     shipped = path.resolve().parent == folder.resolve()
@@ -138,6 +139,20 @@ def read_study(name_or_file: str) -> Study:
         if not {*pair} <= study.arms.keys():
             raise UserError(f"{what}: expected comparisons of two of its arms, got {list(pair)}")
     return study
+
+
+def _with_base(table: dict[str, Any], path: Path) -> dict[str, Any]:
+    """Return what the file of a study says, and, where it is silent, what the shipped study says that is its `base`."""
+    base = table.pop("base", None)
+    if base is None:
+        return table
+    known = [file.stem for file in (experiments_folder() / "studies").glob("*.toml")]
+    if base not in known:
+        raise UserError(f"study {path}: no shipped study {base!r} for its base; {closest(str(base), known)}")
+    parent = read_toml(experiments_folder() / "studies" / f"{base}.toml", "study")
+    if "base" in parent:
+        raise UserError(f"study {path}: base {base!r} has a base itself; one level is the most")
+    return parent | table
 
 
 def _beside(path: Path, experiment: str) -> str:

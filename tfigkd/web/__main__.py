@@ -77,7 +77,7 @@ def describe(
         "count": int(sink["shape"][-1]),
         "classes": class_names(path, classes, contract, labels),
         "background": list(rgb(background_of(contract, background))),
-        "fit": fit_of(contract, None),
+        "fit": fit_of(contract),
         "parity": {name: parity[name] for name in ("agreement", "accuracy", "examples", "on") if name in parity},
     }
 
