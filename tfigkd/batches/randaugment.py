@@ -1,5 +1,6 @@
 """RandAugment of Cubuk et al. 2019 (arXiv 1909.13719) by Keras's own layer, with draws that can be repeated."""
 
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -29,14 +30,15 @@ def rand_augment(operations: int, strength: float) -> Change:
     """
     layer = keras.layers.RandAugment(value_range=(0, 1), num_ops=operations, factor=strength, seed=0)
     kinds = len(layer.get_random_transformation(np.zeros((1, 8, 8, 3), np.float32))["transforms"])
-    transform = _compiled(layer)
+    transform, alone = _compiled(layer), threading.Lock()  # the state of its generator is set for each batch
 
     def change(images: np.ndarray, *, keys: np.ndarray, seed: int, epoch: int) -> np.ndarray:
         draws = [uniform(keys, seed=seed, epoch=epoch, purpose=OPERATION + place) for place in range(operations)]
         chosen = (np.stack(draws) * kinds).astype(np.int32)[..., None, None, None]
         both = keys.sum() + np.arange(2, dtype=np.uint64)  # each example has a part in it
         words = uniform(both, seed=seed, epoch=epoch, purpose=STRENGTH)
-        changed = transform(images, chosen, (words * 2**31).astype(np.int64))
+        with alone:
+            changed = transform(images, chosen, (words * 2**31).astype(np.int64))
         return np.clip(keras.ops.convert_to_numpy(changed), 0, 1)
 
     return change

@@ -1,7 +1,9 @@
 """The stream of training batches: examples, and what the teacher knows of them, augmented together."""
 
+import collections
 import functools
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -119,6 +121,30 @@ def part_of(count: int, part: Part) -> slice:
     return slice(count * number // parts, count * (number + 1) // parts)
 
 
+def done_in_order(tasks: Iterable[Callable[[], Batch]], threads: int) -> Iterator[Batch]:
+    """Yield the results of tasks in the order of the tasks, which may be endless.
+
+    Args:
+        tasks: Functions that do not depend on each other; NumPy and reads of files let other threads run.
+        threads: How many are done at once, ahead of what is asked for; with one, each is done when it is asked for.
+    """
+    if threads == 1:
+        for task in tasks:
+            yield task()
+        return
+    pool = ThreadPoolExecutor(threads, "batches")
+    waiting: collections.deque[Future[Batch]] = collections.deque()
+    try:
+        for task in tasks:
+            waiting.append(pool.submit(task))
+            if len(waiting) > threads:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    finally:  # also where nothing more is asked for
+        pool.shutdown(cancel_futures=True)
+
+
 def _on_host(
     images: Pictures,
     maps: np.ndarray | StoredArrays | None,
@@ -170,6 +196,7 @@ def training_batches(
     num_classes: int | None = None,
     class_weights: np.ndarray | None = None,
     devices: int = 1,
+    threads: int = 1,
 ) -> Callable[..., Iterator[Batch]]:
     """Endless shuffled, augmented batches, from the epoch on that the returned function is given.
 
@@ -204,12 +231,14 @@ def training_batches(
         num_classes: C of `"label_probabilities"`; not given: one more than the largest label.
         class_weights: Weight of each class in the loss, [C]; mixed images have the mixed weight.
         devices: How many devices share a batch, see `batch_sizes`.
+        threads: How many make batches on the host, each a batch of its own; the batches are the same.
 
     Returns:
         A function from first epoch to an iterator of (images float32 [B,H,W,3], {"label": int32 [B], ...}), and with
         class weights the weight of each image, float32 [B], as a third. On JAX the pixels lie on its device, and
         images, maps and teacher inputs are made there. With `part=`, which of how many parts of each batch, it gives
-        these examples alone, and reads no others where none of their images depends on them.
+        these examples alone, and reads no others where none of their images depends on them. `skip=` leaves out so many
+        batches at the beginning.
     """
     keys = example_keys(examples.ids)
     overlaid = knowledge is not None and overlay is not None and overlay.probability > 0
@@ -230,7 +259,7 @@ def training_batches(
     move = augment, dim_only, cutout > 0
     on_jax = keras.backend.backend() == "jax" and randaugment is None
     if on_jax and isinstance(pixels, np.ndarray) and not isinstance(maps, StoredArrays):
-        make = on_device(pixels, maps, *move)
+        make, threads = on_device(pixels, maps, *move), 1
     else:
         make = _on_host(pixels, maps, *move)
 
@@ -286,15 +315,20 @@ def training_batches(
     # an example takes something of another one, which may be in another part
     related = bool(mixup or cutmix or swap_inputs or randaugment)
 
-    def stream(epoch: int, part: Part = (0, 1)) -> Iterator[Batch]:
+    def own(chosen: np.ndarray, epoch: int, part: Part) -> Batch:
+        mine = part_of(len(chosen), part)
+        if related and part[1] > 1:
+            return keras.tree.map_structure(lambda one: one[mine], batch(chosen, epoch))
+        return batch(chosen[mine], epoch)
+
+    def planned(epoch: int, part: Part, skip: int) -> Iterator[Callable[[], Batch]]:
         while True:
             order = np.argsort(uniform(keys, seed=seed, epoch=epoch, purpose=ORDER), kind="stable")
-            for chosen in np.split(order[:used], bounds):
-                mine = part_of(len(chosen), part)
-                if related and part[1] > 1:
-                    yield keras.tree.map_structure(lambda one, mine=mine: one[mine], batch(chosen, epoch))
-                else:
-                    yield batch(chosen[mine], epoch)
-            epoch += 1
+            for chosen in np.split(order[:used], bounds)[skip:]:
+                yield functools.partial(own, chosen, epoch, part)
+            epoch, skip = epoch + 1, 0
+
+    def stream(epoch: int, part: Part = (0, 1), skip: int = 0) -> Iterator[Batch]:
+        return done_in_order(planned(epoch, part, skip), threads)
 
     return stream

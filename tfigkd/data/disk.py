@@ -34,7 +34,7 @@ Convert = Callable[[np.ndarray], np.ndarray]
 
 
 class OpenFiles:
-    """Files that are opened when they are first read, and by each process for itself."""
+    """Files that are opened when they are first read, and by each process for itself; threads share them."""
 
     def __init__(self, paths: Sequence[Path]):
         self.paths = tuple(paths)
@@ -48,11 +48,13 @@ class OpenFiles:
         """
         if which not in self._open:
             try:
-                self._open[which] = os.open(self.paths[which], os.O_RDONLY)
+                opened = os.open(self.paths[which], os.O_RDONLY)
             except OSError as error:
                 raise UserError(
                     f"cannot read {self.paths[which]}: {error.strerror}; start the command again"
                 ) from error
+            if self._open.setdefault(which, opened) != opened:
+                os.close(opened)  # another thread has opened it meanwhile
         return self._open[which]
 
     def __getstate__(self) -> dict[str, Any]:

@@ -1,0 +1,108 @@
+"""Batches that several threads make: the same ones, in the same order; what goes wrong in one of them is told."""
+
+import itertools
+import threading
+
+import keras
+import numpy as np
+import pytest
+
+from tfigkd.batches.randaugment import rand_augment
+from tfigkd.batches.stream import Knowledge, done_in_order, training_batches
+from tfigkd.config.fields import OverlayConfig
+from tfigkd.config.training_fields import AugmentConfig
+from tfigkd.data import Examples, load
+from tfigkd.data.disk import DiskPictures
+from tfigkd.runtime.errors import UserError
+
+COUNT = 50
+
+
+@pytest.fixture
+def examples():
+    images = np.random.default_rng(1).integers(0, 256, (COUNT, 8, 8, 3), dtype=np.uint8)
+    ids = np.array([f"{index * 0x9E3779B97F4A7C15 % 2**64:016x}" for index in range(COUNT)])
+    return Examples(ids, images, np.arange(COUNT) % 4, ids)
+
+
+@pytest.fixture
+def knowledge(examples):
+    ones = np.ones(COUNT, np.float32)
+    return Knowledge(np.eye(COUNT, 4, dtype=np.float32), examples.images[..., 0].copy(), ones, 0 * ones, ones > 0)
+
+
+def batches(examples, count, *, skip=0, **options):
+    stream = training_batches(examples, batch_size=16, seed=2, **{"augment": AugmentConfig(2), **options})
+    return list(itertools.islice(stream(0, skip=skip), count))
+
+
+def equal(one, other):
+    assert len(one) == len(other)
+    for left, right in zip(one, other, strict=True):
+        keras.tree.map_structure(np.testing.assert_array_equal, left, right)
+
+
+@pytest.mark.parametrize("threads", [2, 5])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"overlay": OverlayConfig(probability=0.5), "wanted": {"teacher_logits", "teacher_map", "teacher_inputs"}},
+        {"augment": AugmentConfig(crop_padding=0, crop_area=(0.3, 1.0)), "mixup": 1.0, "cutmix": 1.0, "cutout": 3},
+    ],
+)
+def test_they_are_those_of_one_thread(examples, knowledge, options, threads):
+    given = {"knowledge": knowledge, **options}
+    equal(batches(examples, 9, **given), batches(examples, 9, threads=threads, **given))
+
+
+def test_the_generator_of_randaugment_is_used_by_one_thread_at_a_time(examples):
+    """Its state is set for each batch: two threads at it would give one batch the operations of the other."""
+    change = rand_augment(2, 0.5)
+    alone = batches(examples, 12, randaugment=change)
+    for _ in range(3):
+        equal(alone, batches(examples, 12, randaugment=change, threads=4))
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize("skip", [1, 3])
+def test_batches_that_are_left_out_at_the_beginning(examples, threads, skip):
+    """An epoch has 3 of 17 and 16; the epoch after it is whole."""
+    equal(batches(examples, 9)[skip:], batches(examples, 9 - skip, skip=skip, threads=threads))
+
+
+def test_pictures_on_disk(tmp_path):
+    """All threads read one file, which the first of them opens."""
+    images = np.random.default_rng(0).integers(0, 256, (60, 9, 7, 3), dtype=np.uint8)
+    np.savez(tmp_path / "data.npz", x_train=images, y_train=np.arange(60) % 3, x_test=images[:6], y_test=[0, 1, 2] * 2)
+    data = load(str(tmp_path / "data.npz"), resident="disk")
+    assert isinstance(data.train.images, DiskPictures)
+    memory = load(str(tmp_path / "data.npz"), resident="memory")
+    equal(batches(memory.train, 12), batches(data.train, 12, threads=8))
+    assert len(data.train.images._files._open) == 1
+
+
+def test_an_error_comes_at_its_place():
+    def broken():
+        raise UserError("the shard is damaged")
+
+    made = done_in_order(iter([lambda: 1, lambda: 2, broken, lambda: 4]), 3)
+    assert [next(made), next(made)] == [1, 2]
+    with pytest.raises(UserError, match="the shard is damaged"):
+        next(made)
+
+
+def test_few_are_made_ahead_and_none_after_the_end():
+    started = []
+
+    def tasks():
+        for number in itertools.count():
+            yield lambda number=number: started.append(number) or number
+
+    before = threading.active_count()
+    made = done_in_order(tasks(), 4)
+    assert [next(made) for _ in range(3)] == [0, 1, 2]
+    assert len(started) <= 3 + 4
+    made.close()
+    assert threading.active_count() == before
+    assert list(done_in_order(iter([lambda: 1, lambda: 2]), 4)) == [1, 2]
