@@ -49,9 +49,10 @@ ROUNDED_AFTER = (
     keras.layers.AveragePooling2D,
     keras.layers.GlobalAveragePooling2D,
     keras.layers.Rescaling,
+    keras.layers.Resizing,
 )
 SUPPORTED = (*FAKE_QUANT, *CHANGES_NO_VALUE, *ROUNDED_AFTER, keras.layers.Activation)
-OPERATIONS = ("Add", "Multiply")
+OPERATIONS = ("Add", "Multiply", "Resize")
 """Functions of keras.ops, such as `x + 3.0`, that an int8 file has."""
 PREPARES = (keras.layers.Rescaling, keras.layers.Normalization)
 PREPARING_OPERATIONS = ("Add", "Subtract", "Multiply", "Divide", "TrueDivide")

@@ -121,6 +121,9 @@ class NetworkConfig:
     input_range: tuple[float, float] | None = late(None)
     """The values of a black and of a white pixel that a .keras file takes, such as 0 255 or -1 1; not given: what its
     first layers tell (Rescaling, Normalization, preprocessing of keras.applications, an integer input), else 0 1."""
+    image_size: int | None = late(None)
+    """Height and width of the images that the network itself takes, where those of the data are others: it then begins
+    with resizing them. So a teacher of 224 pixels teaches a student of 96; maps have the size of the data's images."""
     outputs: Literal["logits", "probabilities"] | None = late(None)
     """What a .keras file gives; not given: probabilities where it ends in softmax or sigmoid, or where its outputs on
     images are not negative and sum to 1, else logits. One output is the second of two classes."""
@@ -132,6 +135,7 @@ class NetworkConfig:
         wide = len(self.widths) > 0 and min(self.widths) > 0
         require(wide, "widths must be positive", self.widths)
         require(self.depth > 0, "depth must be positive", self.depth)
+        require(self.image_size is None or self.image_size > 0, "image_size must be positive", self.image_size)
         require(self.stem_stride in (None, 1, 2), "stem_stride must be 1 or 2", self.stem_stride)
         distinct = self.input_range is None or self.input_range[0] != self.input_range[1]
         require(distinct, "input_range must be two different numbers", self.input_range)

@@ -23,7 +23,7 @@ from tfigkd.models.parts import CIFAR10_MEAN, CIFAR10_STD, IMAGENET_MEAN, IMAGEN
 from tfigkd.models.power import with_power
 from tfigkd.models.precision import with_precision
 from tfigkd.models.resnet import resnet
-from tfigkd.models.spaces import as_classifier, with_input_range
+from tfigkd.models.spaces import as_classifier, resizing, with_image_size, with_input_range
 from tfigkd.models.students import truncate
 from tfigkd.models.weights import load_torch_weights
 from tfigkd.runtime.errors import UserError
@@ -51,6 +51,7 @@ __all__ = [
     "own_channels",
     "own_image_size",
     "own_input_range",
+    "resizing",
     "resnet",
     "set_whitening",
     "strided",
@@ -59,6 +60,7 @@ __all__ = [
     "with_chain",
     "with_code",
     "with_fresh_weights",
+    "with_image_size",
     "with_input_range",
     "with_plain_kernels",
     "with_power",

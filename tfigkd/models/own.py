@@ -217,7 +217,9 @@ def _remedy(takes: Sequence[int | None], wanted: Sequence[int]) -> str:
     if channels not in (None, wanted[2]):
         first = takes[0] == wanted[2]
         return f"save it for images of {wanted[2]} channels{', which come last' if first else ''}"
-    return f"give --image-size {height}" if height == width else "give images of that size"
+    if height != width:
+        return "give images of that size"
+    return f"give --image-size {height}, or let it resize them itself: --teacher.image_size (--student.image_size)"
 
 
 def own_image_size(path: str | Path) -> int | None:

@@ -4,6 +4,7 @@ All of this package works with float32 images in [0,1] and logits [B,C]. A model
 takes and gives these: its own pixel range, its softmax or sigmoid and its single output become layers around it.
 """
 
+import functools
 import weakref
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -202,6 +203,31 @@ def with_rgb(model: keras.Model) -> keras.Model:
     gray = layer(inputs)
     layer.set_weights([np.reshape(LUMA, (1, 1, 3, 1))])
     return _copy(keras.Model(inputs, bare._run_through_graph([gray]), name=model.name))
+
+
+def with_image_size(model: keras.Model, size: Sequence[int]) -> keras.Model:
+    """Return a classifier as one of images of another (H,W), which it first resizes to its own size."""
+    bare = keras.Model(model.inputs[0], model.outputs[0])
+    own, channels = model.input_shape[1:3], model.input_shape[3]
+    inputs = resized = keras.Input((*size, channels), name="image")
+    for step in resizing(size, own):
+        resized = step(resized)
+    return _copy(keras.Model(inputs, bare._run_through_graph([resized]), name=model.name))
+
+
+def resizing(size: Sequence[int], target: Sequence[int]) -> list[Callable[[Any], Any]]:
+    """Return what resizes images [B,H,W,C] from one (H,W) to another, in steps that every format of file knows.
+
+    They are reduced by means over whole numbers of pixels, so that fine patterns do not alias, and then interpolated
+    between the nearest four. Not by Keras's `Resizing`, behind which a model trains wherever it is not told otherwise.
+    """
+    whole = [max(1, had // wanted) for had, wanted in zip(size, target, strict=True)]
+    found: list[Callable[[Any], Any]] = []
+    if whole != [1, 1]:
+        found.append(keras.layers.AveragePooling2D(whole, name="reduced", dtype="float32"))
+    if [had // factor for had, factor in zip(size, whole, strict=True)] != [*target]:
+        found.append(functools.partial(ops.image.resize, size=tuple(target), interpolation="bilinear"))
+    return found
 
 
 def _copy(model: keras.Model) -> keras.Model:

@@ -48,7 +48,7 @@ from tfigkd.stages.data import (
 )
 from tfigkd.stages.workdir import Workdir
 from tfigkd.training import checkpoint
-from tfigkd.training.devices import device_count, on_devices
+from tfigkd.training.devices import batch_threads, device_count, on_devices
 from tfigkd.training.distiller import Distiller
 from tfigkd.training.fit import fit
 from tfigkd.training.tensorboard import Watched
@@ -67,19 +67,30 @@ def build_network(config: NetworkConfig, data: Dataset) -> keras.Model:
     A .keras file comes with its weights, but for a student whose `init` is random.
     """
     spaces: dict[str, Any] = {"input_range": config.input_range, "outputs": config.outputs}
+    height, width, channels = data.image_shape
+    size = (height, width) if config.image_size is None else (config.image_size, config.image_size)
+
+    def of_its_size(images: np.ndarray) -> np.ndarray:
+        images = images.astype(np.float32)
+        for step in models.resizing((height, width), size):
+            images = keras.ops.convert_to_numpy(step(images))
+        return images
+
     weights = getattr(config, "weights", None) if config.application else None
     model = models.build(
         config.model,
         num_classes=data.num_classes,
-        input_shape=data.image_shape,
+        input_shape=(*size, channels),
         weights=None if weights is None else weights_path(weights),
-        images=looked_at(data).images[:] if config.own_file else None,
+        images=of_its_size(looked_at(data).images[:]) if config.own_file else None,
         **{name: getattr(config, name) for name in ARCHITECTURE},
         **spaces,
     )
     if config.model == "convnet":
-        models.set_whitening(model, to_model_input(data.train.images[:WHITENED]))
-    return models.with_fresh_weights(model) if config.own_file and getattr(config, "init", "") == "random" else model
+        models.set_whitening(model, of_its_size(to_model_input(data.train.images[:WHITENED])))
+    if config.own_file and getattr(config, "init", "") == "random":
+        model = models.with_fresh_weights(model)
+    return model if size == (height, width) else models.with_image_size(model, (height, width))
 
 
 def require_trainable(model: keras.Model, what: str) -> None:
@@ -251,6 +262,7 @@ def _train(config: Config, data: Dataset, folder: Path) -> tuple[keras.Model, li
         num_classes=data.num_classes,
         class_weights=class_weights(recipe, examples, data.class_names),
         devices=device_count(recipe.devices),
+        threads=batch_threads(recipe),
     )
     history = fit(
         Distiller(model, label_smoothing=recipe.label_smoothing, hard_weight=recipe.hard_weight),
