@@ -10,15 +10,18 @@ from experiments.benchmarks import (
     disk_pictures,
     distillation_step,
     input_pipeline,
+    large_pictures,
     overlay_store,
     pictures,
     precision_step,
     processes_step,
+    run_cost,
     small_step,
     table,
     training_step,
 )
 from experiments.benchmarks.harness import Options, faster, record, take_turns
+from tests.stages.test_cluster import NEEDS_RAY
 
 
 @pytest.fixture
@@ -97,10 +100,28 @@ def test_the_cost_of_pictures_is_measured(options):
 def test_pictures_on_disk_are_measured(options):
     disk_pictures.run(options)
     rows = rows_of(options)
-    assert [row["target"] for row in rows] == ["<= 0.5", "<= 0.5", ">= 0.9"]
-    assert all(
-        float(row["ours"]) > 0 and row["subject"].endswith("60 JPEG pictures of 8 pixels on disk") for row in rows
-    )
+    assert [row["target"] for row in rows] == [">= 1.6", ">= 0.9", "<= 0.5", "<= 0.5", ">= 0.9"]
+    assert all(float(row["ours"]) > 0 for row in rows)
+    assert sum(row["subject"].endswith("60 JPEG pictures of 8 pixels on disk") for row in rows) == 4
+
+
+@pytest.mark.slow
+def test_stages_over_many_pictures_are_measured(options):
+    large_pictures.run(options)
+    rows = rows_of(options)
+    assert [row["subject"].split(",")[0] for row in rows] == [
+        f"peak memory of {stages}" for stages in ("data", "teacher", "overlays", "distill", "evaluate")
+    ]
+    assert all(100 < float(row["ours"]) < 2500 and row["met"] == "yes" for row in rows)
+
+
+@NEEDS_RAY
+@pytest.mark.slow
+def test_a_run_is_measured_beside_its_estimate(options):
+    run_cost.run(options)
+    *times, together = rows_of(options)
+    assert [row["target"] for row in times] == ["<= 1.2"] * 5 and together["target"] == "<= 0.6"
+    assert all(float(row["ours"]) > 0 and float(row["theirs"]) > 0 for row in times)
 
 
 def test_the_input_pipeline_is_measured(options):

@@ -95,6 +95,45 @@ try:
 except UserError as error:
     print(error)
 """
+RESUMED = """
+from pathlib import Path
+import keras, numpy as np
+from tfigkd.config.training_fields import TrainingConfig
+from tfigkd.losses import KLDivergence
+from tfigkd.runtime.errors import UserError
+from tfigkd.training.distiller import Distiller
+from tfigkd.training.fit import fit
+STEPS = 10
+def train(folder, broken=None, **recipe):
+    def stream(epoch, skip=0):
+        for number in range(epoch * STEPS + skip, 3 * STEPS):
+            rng = np.random.default_rng(number)
+            targets = {"label": np.arange(8) % 3, "teacher_logits": rng.random((8, 3), np.float32)}
+            targets["teacher_logits"][0, 0] *= np.nan if number == broken else 1
+            yield rng.random((8, 6, 6, 3), np.float32), targets
+    keras.utils.set_random_seed(0)
+    inputs = keras.Input((6, 6, 3))
+    x = keras.layers.BatchNormalization()(keras.layers.Conv2D(3, 3)(inputs))
+    x = keras.layers.Dropout(0.3)(keras.layers.Flatten()(x))
+    student = keras.Model(inputs, keras.layers.Dense(3)(x))
+    model = Distiller(student, losses={"kd": KLDivergence()}, loss_weights={"kd": 0.5})
+    config = TrainingConfig(epochs=3, batch_size=8, schedule="cosine", **recipe)
+    Path(folder).mkdir(exist_ok=True)
+    options = {"examples": 8 * STEPS, "fingerprint": "f", "tensorboard": Path(folder) / "tb", "title": "t"}
+    history = fit(model, stream, config=config, folder=Path(folder), **options)
+    return model.student.get_weights(), history
+whole, history = train("whole", ema=0.9)
+try:
+    train("cut", broken=17, ema=0.9, checkpoint_steps=3)
+except UserError as error:
+    assert "step 8 of epoch 2; the checkpoint of step 6 of epoch 2 is kept" in str(error), error
+resumed, again = train("cut", ema=0.9, checkpoint_steps=3)
+for one, other in zip(whole, resumed, strict=True):
+    np.testing.assert_array_equal(one, other)
+for one, other in zip(history, again, strict=True):
+    for name in one.keys() - {"seconds"}:
+        np.testing.assert_allclose(one[name], other[name], rtol=1e-5)
+"""
 FLOAT16 = """
 import keras, numpy as np
 from tfigkd import Distiller
@@ -160,6 +199,7 @@ PROGRAMS = {
     **{f"broken {step}": (BROKEN, step) for step in ("3", "55")},
     "gradients": (GRADIENTS, ""),
     "pruning": (PRUNING, ""),
+    "resumed": (RESUMED, ""),
     "float16": (FLOAT16, ""),  # at the end: it sets the policy of the process
 }
 ALL = """
@@ -210,6 +250,12 @@ def test_the_ledger_measures_the_same_gradients(on_jax):
 def test_nan_names_its_step_and_term_though_steps_are_looked_at_later(step, on_jax):
     said = on_jax(f"broken {step}")
     assert f"kd_loss = NaN or infinity, in step {step} of epoch 2; the checkpoint of epoch 1 is kept" in said
+
+
+@NEEDS_JAX
+def test_a_run_goes_on_within_an_epoch(on_jax):
+    """With averaged weights and dropout, cut in step 8 of epoch 2; to the last bit the weights of a whole run."""
+    on_jax("resumed")
 
 
 @NEEDS_JAX

@@ -23,6 +23,8 @@ SUBJECTS = (
     "small_step",
     "pictures",
     "disk_pictures",
+    "large_pictures",
+    "run_cost",
     "distillation_step",
     "input_pipeline",
     "attribution_speed",

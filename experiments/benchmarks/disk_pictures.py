@@ -1,6 +1,6 @@
 """Pictures on disk beside pictures in memory: peak memory, batches a second, and the time to open them again.
 
-python -m experiments.benchmarks.disk_pictures FOLDER memory|disk SIZE STEPS     (the child process; prints a JSON line)
+python -m experiments.benchmarks.disk_pictures FOLDER memory|disk SIZE STEPS [THREADS]   (the child; prints a JSON line)
 """
 
 import json
@@ -8,52 +8,59 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from experiments.benchmarks.harness import Options, record
+from experiments.benchmarks.harness import Options, faster, record, take_turns, timed
 from experiments.benchmarks.overlay_store import peak_memory, reset_peak
+from tfigkd import models
+from tfigkd.batches.stream import training_batches
+from tfigkd.config.training_fields import AugmentConfig
+from tfigkd.data import load
+from tfigkd.training.distiller import Distiller
 
 BATCH = 64
 
 
-def measure(folder: Path, resident: Any, size: int, steps: int) -> dict[str, float]:
-    """Load a folder and make training batches of it in this process.
+def measure(folder: Path, resident: Any, size: int, steps: int, threads: int = 0) -> dict[str, float]:
+    """Load a folder and make training batches of it in this process; with threads, of crops that are resized.
 
     Returns:
         `peak`: peak memory in bytes above that of the imports; `load`: seconds to load; `rate`: images a second.
     """
-    from tfigkd.batches.stream import training_batches
-    from tfigkd.config.training_fields import AugmentConfig
-    from tfigkd.data import load
-
     reset_peak()
     before, start = peak_memory(), time.perf_counter()
     data = load(str(folder), image_size=size, resident=resident)
     loaded = time.perf_counter()
-    batches = training_batches(data.train, augment=AugmentConfig(), batch_size=BATCH, seed=0)(0)
+    augment = AugmentConfig(crop_padding=0, crop_area=(0.08, 1.0)) if threads else AugmentConfig()
+    stream = training_batches(data.train, augment=augment, batch_size=BATCH, seed=0, threads=max(1, threads))
+    batches = stream(0)
     for _ in range(steps):
         next(batches)
     rate = steps * BATCH / (time.perf_counter() - loaded)
     return {"peak": peak_memory() - before, "load": loaded - start, "rate": rate}
 
 
-def write_pictures(folder: Path, count: int, size: int) -> None:
-    """Write JPEG pictures of smooth noise in ten classes, a sixth of them for test."""
+def write_pictures(folder: Path, count: int, size: int, *, tinted: bool = False) -> None:
+    """Write JPEG pictures of smooth noise in ten classes, a sixth of them for test; tinted, a color tells the class."""
+    tints = np.random.default_rng(1).integers(0, 256, (10, 3))
     generator = np.random.default_rng(0)
     for index in range(count):
         path = folder / ("test" if index % 6 == 0 else "train") / f"class{index % 10}" / f"{index:06}.jpg"
         path.parent.mkdir(parents=True, exist_ok=True)
         noise = generator.integers(0, 256, (14, 14, 3), dtype=np.uint8)
+        if tinted:
+            noise = ((noise.astype(int) + tints[index % 10]) // 2).astype(np.uint8)
         Image.fromarray(noise).resize((size, size)).save(path, quality=85)
 
 
-def child(folder: Path, resident: str, size: int, steps: int) -> dict[str, float]:
+def child(folder: Path, resident: str, size: int, steps: int, threads: int = 0) -> dict[str, float]:
     """Run `measure` in a process of its own, and return its result."""
-    words = ["experiments.benchmarks.disk_pictures", str(folder), resident, str(size), str(steps)]
+    words = ["experiments.benchmarks.disk_pictures", str(folder), resident, *map(str, (size, steps, threads))]
     done = subprocess.run([sys.executable, "-m", *words], capture_output=True, text=True, check=True)
     return json.loads(done.stdout.splitlines()[-1])
 
@@ -67,9 +74,12 @@ def run(options: Options) -> None:
         first = child(folder, "disk", size, steps)
         rounds = 1 if options.tiny else min(3, options.pairs)
         pairs = [(child(folder, "disk", size, steps), child(folder, "memory", size, steps)) for _ in range(rounds)]
+        threads = [[child(folder, "disk", size, steps, count)["rate"] for count in (1, 2)] for _ in range(rounds)]
     disk, memory = ({name: np.array([pair[side][name] for pair in pairs]) for name in first} for side in range(2))
     what = f"{count:,} JPEG pictures of {size} pixels on disk"
     about: dict[str, Any] = {"note": f"a process of its own for each; decoding them to disk took {first['load']:.1f} s"}
+    _record_threads(options, threads, what)
+    _record_training(options)
     for title, key, scale, unit, bound in (
         ("peak memory", "peak", 1e6, "MB", {"at_most": 0.5}),
         ("loading again", "load", 1.0, "s", {"at_most": 0.5}),
@@ -80,5 +90,42 @@ def run(options: Options) -> None:
         record(options, f"{title}, {what}", "the same in memory", ours / theirs, **values, **bound, **about)
 
 
+def _record_threads(options: Options, rates: list[list[float]], what: str) -> None:
+    one, two = np.array(rates).T
+    record(
+        options,
+        f"training batches of resized crops by two threads, {what}",
+        "one thread",
+        two / one,
+        ours=float(np.median(two)),
+        theirs=float(np.median(one)),
+        unit="images/s",
+        at_least=1.6,
+    )
+
+
+def _record_training(options: Options) -> None:
+    count, steps = (160, 2) if options.tiny else (2560, 16)
+    name, directory = ("digits", None) if options.tiny else ("cifar10", str(options.data_dir))
+    with tempfile.TemporaryDirectory() as cache:
+        sides = {}
+        for side in ("ours", "memory"):
+            where = "disk" if side == "ours" else "memory"
+            data = load(name, directory=directory, limit=count, resident=where, cache=cache)
+            batches = training_batches(data.train, augment=AugmentConfig(), batch_size=128, seed=0)(0)
+            shape = data.image_shape
+            model = Distiller(models.mobilenet_v2(10, 5, input_shape=shape))
+            model.compile("adam", metrics=["accuracy"], jit_compile=False)
+
+            def train(model: Distiller = model, batches: Iterator = batches) -> None:
+                model.fit(batches, steps_per_epoch=steps, shuffle=False, verbose=0)
+
+            sides[side] = timed(train)
+        seconds = take_turns(sides, options.pairs)
+    what = "training of the 4.12x student, batch 128, CIFAR-10 on disk"
+    faster(options, what, "memory", seconds, work=128 * steps, unit="images/s", at_least=0.9)
+
+
 if __name__ == "__main__":
-    print(json.dumps(measure(Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), int(sys.argv[4]))))
+    folder, where, *numbers = sys.argv[1:]
+    print(json.dumps(measure(Path(folder), where, *map(int, numbers))))

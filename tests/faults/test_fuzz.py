@@ -37,6 +37,7 @@ from tfigkd.study.collect import finished_runs
 from tfigkd.study.plan import read_study
 from tfigkd.study.runs import LABEL
 from tfigkd.training import checkpoint
+from tfigkd.training.checkpoint import Progress
 from tfigkd.training.distiller import Distiller
 from tfigkd.training.fit import make_optimizer
 
@@ -114,7 +115,7 @@ class Place:
             for variable in self.distiller.student.trainable_variables:
                 variable.assign_add(np.full(variable.shape, 0.01, np.float32))
             history = [{"loss": 1.0 + number} for number in range(epoch + 1)]
-            checkpoint.save(self.stopped, self.distiller, "f", history)
+            checkpoint.save(self.stopped, self.distiller, "f", Progress(history))
             self.histories.append(digest(history, self.distiller.student.get_weights()))
         write_signed(
             self.workdir.run / LABEL, {"study": "pair", "arm": "kd", "size": "", "command": "python -m tfigkd.study"}
@@ -150,7 +151,7 @@ class Place:
             return digest([[admit(path), path.read_bytes()] for path in sorted(stages["export"].glob("*.tflite"))])
 
         def restored():
-            history = checkpoint.restore(self.stopped, self.distiller, "f")
+            history = checkpoint.restore(self.stopped, self.distiller, "f").history
             return digest(history, self.distiller.student.get_weights())
 
         def shard(folder, parse):
@@ -349,9 +350,9 @@ def test_a_second_fault_of_checkpoints_begins_anew_and_keeps_what_follows(place,
     """If both checkpoints are damaged, the run starts again, and its new checkpoints are not mistaken for old ones."""
     for number in (4, 5):
         (tmp_path / f"checkpoint-{number:05d}.ckpt").write_bytes(b"none")
-    assert checkpoint.restore(tmp_path, place.distiller, "f") == []
+    assert checkpoint.restore(tmp_path, place.distiller, "f") == Progress()
     assert capsys.readouterr().out.count("is damaged") == 2
-    checkpoint.save(tmp_path, place.distiller, "f", [{"loss": 1.0}])
+    checkpoint.save(tmp_path, place.distiller, "f", Progress([{"loss": 1.0}]))
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-00001.ckpt"]
 
 

@@ -12,6 +12,7 @@ from tfigkd.config.training_fields import AugmentConfig, TrainingConfig
 from tfigkd.data import Examples
 from tfigkd.losses import KLDivergence
 from tfigkd.runtime.errors import UserError
+from tfigkd.runtime.files import fingerprint
 from tfigkd.training import checkpoint
 from tfigkd.training.distiller import Distiller
 from tfigkd.training.fit import fit, make_optimizer
@@ -50,7 +51,7 @@ def network(seed, dropout=0.3):
 
 
 def train(examples, knowledge, folder, epochs, stop_after=None, **recipe):
-    """Train for `epochs`; with `stop_after` the run breaks in the epoch after that one."""
+    """Train for `epochs` of 4 steps; with `stop_after` the run breaks after so many of them, such as 2.5."""
     config = TrainingConfig(epochs=epochs, batch_size=16, schedule="cosine", warmup_epochs=1, **recipe)
     stream = training_batches(
         examples,
@@ -63,8 +64,8 @@ def train(examples, knowledge, folder, epochs, stop_after=None, **recipe):
     model = Distiller(network(0), losses={"kd": KLDivergence()}, loss_weights={"kd": 0.5})
     folder.mkdir(exist_ok=True)
 
-    def breaking(epoch):
-        for number, (images, targets) in enumerate(stream(epoch)):
+    def breaking(epoch, skip=0):
+        for number, (images, targets) in enumerate(stream(epoch, skip=skip), skip):
             broken = stop_after is not None and number >= 4 * (stop_after - epoch)
             yield (images * np.float32(np.nan) if broken else images), targets
 
@@ -86,6 +87,46 @@ def test_a_resumed_run_ends_with_the_weights_of_an_uninterrupted_one(examples, k
         np.testing.assert_array_equal(a, b)
     for left, right in zip(history, again, strict=True):
         assert {**left, "seconds": 0} == {**right, "seconds": 0}
+
+
+@pytest.mark.parametrize("recipe", [{}, {"ema": 0.9}, {"lookahead": 3}])
+@pytest.mark.parametrize("stop", [0.75, 2.5, 3.75])
+def test_a_run_goes_on_within_an_epoch(examples, knowledge, tmp_path, stop, recipe, capsys):
+    """Cut after step 3 of 16, 10 and 15, with a checkpoint every other step."""
+    whole, history = train(examples, knowledge, tmp_path / "whole", 4, **recipe)
+    recipe = {**recipe, "checkpoint_steps": 2}
+    epoch, within = divmod(int(4 * stop), 4)
+    step = within - within % 2
+    with pytest.raises(UserError, match=f"checkpoint of step {step} of epoch {epoch + 1} is kept"):
+        train(examples, knowledge, tmp_path / "cut", 4, stop_after=stop, **recipe)
+    assert (tmp_path / "cut" / f"checkpoint-{epoch:05d}-{step:07d}.ckpt").is_file()
+    resumed, again = train(examples, knowledge, tmp_path / "cut", 4, **recipe)
+    assert f"going on after epoch {epoch} of 4 and step {step} of 4" in capsys.readouterr().out
+    for a, b in zip(whole, resumed, strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert len(again) == 4
+    for left, right in zip(history, again, strict=True):
+        assert {**left, "seconds": 0} == pytest.approx({**right, "seconds": 0}, rel=1e-5)
+
+
+def test_a_run_that_is_cut_twice_in_one_epoch(examples, knowledge, tmp_path):
+    whole, history = train(examples, knowledge, tmp_path / "whole", 2)
+    for stop in (1.25, 1.75):
+        with pytest.raises(UserError, match=f"checkpoint of step {int(4 * stop) - 4} of epoch 2 is kept"):
+            train(examples, knowledge, tmp_path / "cut", 2, stop_after=stop, checkpoint_steps=1)
+    resumed, again = train(examples, knowledge, tmp_path / "cut", 2, checkpoint_steps=1)
+    for a, b in zip(whole, resumed, strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert {**again[1], "seconds": 0} == pytest.approx({**history[1], "seconds": 0}, rel=1e-5)
+
+
+def test_checkpoints_and_threads_are_no_part_of_what_a_run_is():
+    plain = TrainingConfig()
+    assert fingerprint(plain) == fingerprint(TrainingConfig(checkpoint_steps=5, batch_threads=3))
+    assert fingerprint(plain) != fingerprint(TrainingConfig(epochs=5))
+    for name in ("checkpoint_steps", "batch_threads"):
+        with pytest.raises(UserError, match=f"{name} must be positive"):
+            TrainingConfig(**{name: 0})
 
 
 def test_a_damaged_checkpoint_costs_an_epoch_and_not_the_run(examples, knowledge, tmp_path, capsys):

@@ -251,6 +251,7 @@ def test_a_full_disk_is_met_where_it_can_be_told(tmp_path):
     board = Board(tmp_path, examples=1, steps=1, epochs=1, done=0)
     board.writer = EventFile(tmp_path)
     board.writer.path = Path("/dev/full")
-    board.began = board.ended = 0.0
+    board.on_epoch_begin(0)
+    board.on_train_batch_end(0)
     with pytest.raises(OSError, match=r"No space left on device.*/dev/full"):
         board.write_epoch(0, {})

@@ -266,7 +266,8 @@ def _fine_tune(
     optimizer = tf_keras.optimizers.Adam(rate)
     optimizer.build(twin.trainable_variables)
     state = _State(twin, optimizer)
-    history = checkpoint.restore(lessons.folder, state, lessons.fingerprint)
+    progress = checkpoint.restore(lessons.folder, state, lessons.fingerprint)
+    history = progress.history
     if callback is not None:
         callback.set_model(twin)
         callback.on_train_begin()
@@ -294,7 +295,7 @@ def _fine_tune(
             if callback is not None:
                 callback.on_epoch_end(epoch)
             history.append({"loss": float(np.mean(losses))})
-            checkpoint.save(lessons.folder, state, lessons.fingerprint, history)
+            checkpoint.save(lessons.folder, state, lessons.fingerprint, progress)
     checkpoint.remove(lessons.folder)
 
 

@@ -22,6 +22,11 @@ def settled(default: Any, value: Callable[[Any], Any]) -> Any:
     return field(default=default, metadata={"settled": value})
 
 
+def inert(default: Any) -> Any:
+    """Return a dataclass field that no result depends on: fingerprints leave it out."""
+    return field(default=default, metadata={"inert": True})
+
+
 def require(condition: bool, what: str, value: Any) -> None:
     """Refuse a value that is out of range, in one line."""
     if not condition:

@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from tfigkd.config.loss_fields import late, require, revised
+from tfigkd.config.loss_fields import inert, late, require, revised
 
 Devices = Literal["one", "all"]
 
@@ -142,10 +142,18 @@ class TrainingConfig:
     """all: every GPU (or other device of the Keras backend) of this machine, or of all hosts that train together,
     computes a part of each batch, whose size is a multiple of their number; of an epoch, up to one example less than
     there are devices is left out, others each time. A run continues on as many devices as it began on."""
+    checkpoint_steps: int | None = inert(None)
+    """Steps between two checkpoints within an epoch; not given: one after each epoch."""
+    batch_threads: int | None = inert(None)
+    """Threads that crop, overlay and mix, each a batch of its own; the batches are the same. Not given: one where the
+    processor trains as well, else one a core, at most 8. Data in memory need none on JAX, whose device does it."""
 
     def __post_init__(self) -> None:
         require(self.epochs > 0, "training.epochs must be positive", self.epochs)
         require(self.batch_size > 0, "training.batch_size must be positive", self.batch_size)
+        for name in ("checkpoint_steps", "batch_threads"):
+            value = getattr(self, name)
+            require(value is None or value > 0, f"training.{name} must be positive", value)
         require(self.learning_rate > 0, "training.learning_rate must be positive", self.learning_rate)
         require(0 <= self.momentum < 1, "training.momentum must be in [0, 1)", self.momentum)
         require(self.weight_decay >= 0, "training.weight_decay must not be negative", self.weight_decay)

@@ -36,6 +36,7 @@ from tfigkd.stages.distill import FILE
 from tfigkd.stages.teacher import build_network, network_values
 from tfigkd.stages.workdir import ROWS
 from tfigkd.training import boosting, checkpoint
+from tfigkd.training.devices import batch_threads
 from tfigkd.training.distiller import Distiller
 from tfigkd.training.fit import fit
 
@@ -112,6 +113,7 @@ class Step:
                 self.examples,
                 augment=self.config.augment,
                 batch_size=recipe.batch_size,
+                threads=batch_threads(recipe),
                 seed=self.seed,
                 cutout=recipe.cutout,
             ),

@@ -260,7 +260,7 @@ FINGERPRINT_DIGITS = 16
 
 
 def fingerprint_values(part: Any) -> Any:
-    """Return what a fingerprint holds of a config: nested plain values, without late fields at their default.
+    """Return what a fingerprint holds of a config: nested plain values, without inert fields and late ones at default.
 
     So a run from before a field was added goes on under its old fingerprint.
     """
@@ -272,7 +272,7 @@ def fingerprint_values(part: Any) -> Any:
         if "settled" in field.metadata:
             value = field.metadata["settled"](part)
         unset = value == field.default
-        if unset and "late" in field.metadata:
+        if "inert" in field.metadata or (unset and "late" in field.metadata):
             continue
         revision = None if unset else field.metadata.get("revision")
         values[field.name] = fingerprint_values(value) if revision is None else [fingerprint_values(value), revision]

@@ -17,17 +17,28 @@ from tfigkd.attribution import attribute
 from tfigkd.batches.randaugment import rand_augment_of
 from tfigkd.batches.stream import training_batches
 from tfigkd.config.experiment import Config, early_phases
+from tfigkd.config.fields import AttributionConfig
 from tfigkd.config.training_fields import AugmentConfig, TrainingConfig
-from tfigkd.data import Dataset, Examples, to_model_input
+from tfigkd.data import Dataset, Examples, mean_color, to_model_input
 from tfigkd.measure.metrics import predict_logits
 from tfigkd.models.cost import multiply_adds
 from tfigkd.models.layers import with_fused_layers
+from tfigkd.models.precision import on_processor
 from tfigkd.runtime.files import read_manifest
 from tfigkd.stages.data import dataset, stored_examples, training_examples
 from tfigkd.stages.lessons import assemble, reparameterized
-from tfigkd.stages.teacher import build_network, build_teacher, members, taught_examples, teacher_folder
+from tfigkd.stages.teacher import (
+    build_network,
+    build_teacher,
+    load_teacher,
+    members,
+    taught_examples,
+    teacher_folder,
+)
 from tfigkd.stages.workdir import Workdir
+from tfigkd.store.maps import attribute_examples
 from tfigkd.training import checkpoint
+from tfigkd.training.devices import batch_threads
 from tfigkd.training.distiller import Distiller
 from tfigkd.training.speed import fastest, trial_step
 
@@ -37,6 +48,8 @@ TRAINING_EFFICIENCY = 0.19
 GRADIENT_EFFICIENCY = 0.35
 BACKWARD = 3  # forward, gradient of the input, gradient of the weights
 TYPICAL_STEPS = 40  # gradient evaluations an image until the completeness error is met
+MAPS = 32
+"""Maps that are computed to measure their time."""
 MEASURED_FROM = 180  # seconds by the rough estimate
 STAGE_SECONDS = 6  # graph compilation, conversion, writing
 
@@ -100,7 +113,7 @@ def seconds_of_stages(config: Config, workdir: Workdir, stages: list[str]) -> di
     if folder is not None and "teacher" in seconds and read_manifest(folder) is None:
         seconds["teacher"] += _teacher_training(config, data, folder)
     if folder is not None and "overlays" in seconds and config.needs_stored:
-        seconds["overlays"] += _stores(config, data, folder)
+        seconds["overlays"] += _stores(config, data, workdir)
     if "distill" in seconds and not _done(workdir, "distill"):
         seconds["distill"] += _distillation(config, data, workdir)
     if "compress" in seconds and not _done(workdir, "compress"):
@@ -113,11 +126,12 @@ def seconds_of_stages(config: Config, workdir: Workdir, stages: list[str]) -> di
 
 
 def _epoch_seconds(step: float, examples: Examples, recipe: TrainingConfig, augment: AugmentConfig) -> float:
-    """Return the seconds of an epoch: its steps, and its batches, which the same processor makes."""
+    """Return the seconds of an epoch: its steps, and its batches, which a processor that trains makes between them."""
     changed = rand_augment_of(recipe)
     stream = training_batches(examples, augment=augment, batch_size=recipe.batch_size, seed=0, randaugment=changed)(0)
     (batch,) = fastest([lambda: next(stream)])
-    return math.ceil(len(examples) / recipe.batch_size) * (step + batch)
+    both = step + batch if on_processor() else max(step, batch / batch_threads(recipe))
+    return math.ceil(len(examples) / recipe.batch_size) * both
 
 
 def _teacher_training(config: Config, data: Dataset, folder: Path) -> float:
@@ -130,16 +144,36 @@ def _teacher_training(config: Config, data: Dataset, folder: Path) -> float:
     return left * _epoch_seconds(step, examples, recipe, config.augment)
 
 
-def _stores(config: Config, data: Dataset, folder: Path) -> float:
+def _stores(config: Config, data: Dataset, workdir: Workdir) -> float:
     """Return the seconds of the maps and of the stored views, whichever a training reads."""
-    teacher, examples = build_teacher(config, data), stored_examples(config.data)
+    folder, examples = teacher_folder(config, workdir), stored_examples(config.data)
+    ready = read_manifest(folder) is not None
+    teacher = load_teacher(config, workdir) if ready else build_teacher(config, data)
     seconds = 0.0
     if config.needs_store and not list(folder.glob("overlays/*/manifest.json")):
-        steps = config.attribution.n_steps or min(TYPICAL_STEPS, config.attribution.max_steps)
-        seconds += _gradient_seconds(teacher, examples, config.attribution.batch_size) * steps * len(examples)
+        known = ready or (config.teacher.own_file and not config.teacher.trained)
+        measure = _map_seconds if known else _typical_map_seconds
+        seconds += measure(teacher, examples, data, config.attribution) * len(examples)
     if config.needs_views and not list(folder.glob("views/*/manifest.json")):
         seconds += _forward_seconds(teacher, examples) * config.view.views * len(examples)
     return seconds
+
+
+def _map_seconds(model: keras.Model, examples: Examples, data: Dataset, settings: AttributionConfig) -> float:
+    """Return the seconds of a map, of which each takes as many gradients as the tolerance asks for."""
+    few, color = examples.take(slice(MAPS)), mean_color(data.train)
+
+    def run() -> Any:
+        return attribute_examples(model, few, settings, color)
+
+    run()
+    return fastest([run], rounds=1)[0] / len(few)
+
+
+def _typical_map_seconds(model: keras.Model, examples: Examples, data: Dataset, settings: AttributionConfig) -> float:
+    """Return the same for a teacher that has yet to be trained, whose maps say nothing about those to come."""
+    steps = settings.n_steps or min(TYPICAL_STEPS, settings.max_steps)
+    return _gradient_seconds(model, examples, settings.batch_size) * steps
 
 
 def _gradient_seconds(model: keras.Model, examples: Examples, batch_size: int) -> float:

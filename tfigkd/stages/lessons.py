@@ -28,7 +28,7 @@ from tfigkd.stages.teacher import (
     require_trainable,
 )
 from tfigkd.stages.workdir import Workdir
-from tfigkd.training.devices import check_losses, device_count
+from tfigkd.training.devices import batch_threads, check_losses, device_count
 from tfigkd.training.distiller import Distiller
 
 
@@ -163,4 +163,5 @@ def training_stream(config: Config, workdir: Workdir) -> Callable[[int], Iterato
         num_classes=dataset(config.data).num_classes,
         class_weights=class_weights(config.training, examples, dataset(config.data).class_names),
         devices=device_count(config.training.devices),
+        threads=batch_threads(config.training),
     )

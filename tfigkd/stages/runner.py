@@ -35,6 +35,10 @@ FREE = (
     "ledger.",
     "tensorboard.",
     "attribution.batch_size",
+    "training.checkpoint_steps",
+    "training.batch_threads",
+    "teacher.training.checkpoint_steps",
+    "teacher.training.batch_threads",
 )
 
 

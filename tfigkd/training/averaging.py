@@ -94,13 +94,13 @@ class Averaged(keras.callbacks.Callback):
     @contextlib.contextmanager
     def applied(self, model: Any) -> Iterator[None]:
         """Within this, the model has the averaged weights and their statistics."""
-        _synchronize(model)
+        synchronize(model)
         kept = [(variable, keras.ops.convert_to_numpy(variable).copy()) for variable in model.variables]
         self.finish(model, self.epoch)
         try:
             yield
         finally:
-            _synchronize(model)
+            synchronize(model)
             measured = {id(variable) for variable in model.metrics_variables}
             for variable, value in kept:
                 if id(variable) not in measured:
@@ -117,6 +117,6 @@ class Averaged(keras.callbacks.Callback):
             recompute_statistics(model.student, (batch[0] for batch in batches))
 
 
-def _synchronize(model: Any) -> None:
-    # within an epoch Keras's trainer on JAX holds the values, and the variables are empty; it takes up what is set
+def synchronize(model: Any) -> None:
+    """Give the variables their values within an epoch; Keras's trainer on JAX holds them, and takes up what is set."""
     getattr(model, "jax_state_sync", lambda: None)()

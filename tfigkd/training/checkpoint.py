@@ -11,6 +11,7 @@ import io
 import json
 import re
 import zipfile
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,25 @@ from tfigkd.runtime.errors import UserError
 from tfigkd.runtime.files import atomic
 
 KEPT = 2
+NAME = re.compile(r"checkpoint-\d+(-\d+)?\.ckpt")
 DIGEST_SIZE = 32
+
+
+@dataclass
+class Progress:
+    """How far a training has come.
+
+    Attributes:
+        history: The logs of each finished epoch.
+        steps: Steps of the epoch after these that are done.
+        logs: Means of that epoch's logs over the examples of these steps.
+        seconds: What these steps took.
+    """
+
+    history: list[dict[str, float]] = field(default_factory=list)
+    steps: int = 0
+    logs: dict[str, float] = field(default_factory=dict)
+    seconds: float = 0.0
 
 
 def _variables(model: keras.Model) -> list:
@@ -33,47 +52,55 @@ def _variables(model: keras.Model) -> list:
 
 def _paths(folder: Path) -> list[Path]:
     """Checkpoints, newest first."""
-    found = [path for path in folder.glob("checkpoint-*.ckpt") if re.fullmatch(r"checkpoint-\d+\.ckpt", path.name)]
-    return sorted(found, key=_epochs, reverse=True)
+    found = [
+        path for path in folder.glob("checkpoint-*.ckpt") if re.fullmatch(r"checkpoint-\d+(-\d+)?\.ckpt", path.name)
+    ]
+    return sorted(found, key=_reached, reverse=True)
 
 
 def _name(variable: Any) -> str:
     return getattr(variable, "path", variable.name)  # TensorFlow's own variables have no path
 
 
-def _epochs(path: Path) -> int:
-    return int(path.stem.split("-")[1])
+def _reached(path: Path) -> tuple[int, int]:
+    """Return the finished epochs of a checkpoint, and the steps of the next one."""
+    _, epochs, *steps = path.stem.split("-")
+    return int(epochs), int(steps[0]) if steps else 0
 
 
-def save(folder: Path, model: keras.Model, fingerprint: str, history: list[dict[str, float]]) -> None:
-    """Write the state after `len(history)` epochs, atomically, and drop all but the last two.
+def save(folder: Path, model: keras.Model, fingerprint: str, progress: Progress) -> None:
+    """Write the state of a training, atomically, and drop all but the last two.
 
     Of several hosts the first one alone writes.
 
     Raises:
         UserError: a variable holds NaN or infinity; the checkpoints before it stay.
     """
+    epochs, steps = len(progress.history), progress.steps
     arrays = {f"v{index}": keras.ops.convert_to_numpy(v) for index, v in enumerate(_variables(model))}
     for array, variable in zip(arrays.values(), _variables(model), strict=True):
         if array.dtype.kind == "f" and not np.isfinite(array).all():
             raise UserError(
-                f"training met NaN or infinity in the weights {_name(variable)!r} in epoch {len(history)}; checkpoints "
-                f"of the epochs before are kept in {folder}; lower the learning rate and choose another --workdir"
+                f"training met NaN or infinity in the weights {_name(variable)!r} in epoch {epochs + bool(steps)}; "
+                f"checkpoints before it are kept in {folder}; lower the learning rate and choose another --workdir"
             )
     if not hosts.is_first():
         return
-    note = json.dumps({"fingerprint": fingerprint, "history": history}).encode()
+    state = asdict(progress) if steps else {"history": progress.history}  # the latter as in earlier versions
+    note = json.dumps({"fingerprint": fingerprint, **state}).encode()
     buffer = io.BytesIO()
     np.savez(buffer, note=np.frombuffer(note, np.uint8), **arrays)
     content = buffer.getvalue()
-    with atomic(folder / f"checkpoint-{len(history):05d}.ckpt") as temporary:
+    within = f"-{steps:07d}" if steps else ""
+    with atomic(folder / f"checkpoint-{epochs:05d}{within}.ckpt") as temporary:
         temporary.write_bytes(content + hashlib.sha256(content).digest())
-    done = [path for path in _paths(folder) if _epochs(path) <= len(history)]
+    done = [path for path in _paths(folder) if _reached(path) <= (epochs, steps)]
     for old in {*_paths(folder)} - {*done[:KEPT]}:  # what is newer was damaged: training went on from before it
         old.unlink()
 
 
-def _read(path: Path, variables: list) -> tuple[dict[str, Any], list[np.ndarray]]:
+def _read(path: Path, variables: list) -> tuple[str, Progress, list[np.ndarray]]:
+    """Return the fingerprint of a checkpoint, how far it has come, and the values of the variables."""
     stored = path.read_bytes()
     content, digest = stored[:-DIGEST_SIZE], stored[-DIGEST_SIZE:]
     if hashlib.sha256(content).digest() != digest:
@@ -83,16 +110,14 @@ def _read(path: Path, variables: list) -> tuple[dict[str, Any], list[np.ndarray]
         arrays = [archive[f"v{index}"] for index in range(len(variables))]
     if [array.shape for array in arrays] != [tuple(v.shape) for v in variables]:
         raise ValueError("its variables have other shapes")
-    if note.keys() != {"fingerprint", "history"}:
-        raise ValueError("it has no history")
-    return note, arrays
+    return note.pop("fingerprint"), Progress(note.pop("history"), **note), arrays
 
 
-def restore(folder: Path, model: keras.Model, fingerprint: str) -> list[dict[str, float]]:
+def restore(folder: Path, model: keras.Model, fingerprint: str) -> Progress:
     """Bring the model to its newest readable checkpoint.
 
     Returns:
-        The history so far; its length is the number of epochs done, 0 where there is no checkpoint.
+        How far that is; nothing is done where there is no checkpoint.
 
     Raises:
         UserError: the checkpoint belongs to a run with other settings.
@@ -100,32 +125,32 @@ def restore(folder: Path, model: keras.Model, fingerprint: str) -> list[dict[str
     variables = _variables(model)
     for path in _paths(folder):
         try:
-            note, arrays = _read(path, variables)
+            owner, progress, arrays = _read(path, variables)
         except (OSError, ValueError, KeyError, TypeError, AttributeError, EOFError, zipfile.BadZipFile) as error:
             console.say(f"  {path} is damaged ({error}); going back to the checkpoint before it, or to the start")
             continue
-        if note["fingerprint"] != fingerprint:
+        if owner != fingerprint:
             raise UserError(f"{path} belongs to a run with other settings; choose another --workdir")
         for variable, array in zip(variables, arrays, strict=True):
             variable.assign(array)
-        return note["history"]
-    return []
+        return progress
+    return Progress()
 
 
 def owner(folder: Path) -> str | None:
     """Return the fingerprint in the newest readable checkpoint, or None if there is none."""
     for path in _paths(folder):
         try:
-            note, _ = _read(path, [])
+            fingerprint, *_ = _read(path, [])
         except (OSError, ValueError, KeyError, TypeError, AttributeError, EOFError, zipfile.BadZipFile):
             continue  # `restore` says so
-        return note["fingerprint"]
+        return fingerprint
     return None
 
 
 def epochs_done(folder: Path) -> int:
     """Return the number of epochs that the newest checkpoint of a folder has done; 0 without one."""
-    return max(map(_epochs, _paths(folder)), default=0)
+    return max((_reached(path)[0] for path in _paths(folder)), default=0)
 
 
 def remove(folder: Path) -> None:

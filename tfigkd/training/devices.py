@@ -10,8 +10,13 @@ from tfigkd.batches.stream import Batch, Part
 from tfigkd.config.training_fields import Devices, TrainingConfig
 from tfigkd.losses import OSAKD, PerExampleLoss
 from tfigkd.models.layers import flatten_layers
+from tfigkd.models.precision import on_processor
 from tfigkd.runtime import hosts
 from tfigkd.runtime.errors import UserError
+from tfigkd.runtime.processes import cores
+
+MOST_THREADS = 8
+"""More hardly help, as they wait for each other, and each holds a batch."""
 
 
 def _tensorflow_devices() -> list[str]:
@@ -26,6 +31,11 @@ def device_count(devices: Devices) -> int:
         return 1
     on_jax = keras.backend.backend() == "jax"
     return len(keras.distribution.list_devices() if on_jax else _tensorflow_devices())
+
+
+def batch_threads(recipe: TrainingConfig) -> int:
+    """Return how many threads make the batches of a recipe on this machine."""
+    return recipe.batch_threads or (1 if on_processor() else min(MOST_THREADS, cores()))
 
 
 @contextlib.contextmanager

@@ -116,7 +116,7 @@ class Board(keras.callbacks.Callback):
         examples: Examples an epoch.
         steps: Steps an epoch.
         epochs: Of the whole training.
-        done: Epochs that an earlier call has done.
+        done: Steps of the training that an earlier call has done.
         watched: What pictures are drawn of; None draws none.
         silent: Whether nothing is written here, as another process writes the same.
     """
@@ -135,7 +135,7 @@ class Board(keras.callbacks.Callback):
         super().__init__()
         self.folder, self.examples, self.steps, self.epochs, self.done = folder, examples, steps, epochs, done
         self.watched = watched
-        self.step = done * steps
+        self.step = done
         self.protocol = None if silent else _protocol()
         self.writer: EventFile | None = None
         self.profiling = False
@@ -155,6 +155,7 @@ class Board(keras.callbacks.Callback):
     def on_epoch_begin(self, epoch: int, logs: dict | None = None) -> None:
         """Start the clock of the epoch."""
         self.began = self.ended = time.monotonic()
+        self.first = self.step
 
     def on_train_batch_begin(self, batch: int, logs: dict | None = None) -> None:
         """Start the profiler before its first step."""
@@ -177,8 +178,9 @@ class Board(keras.callbacks.Callback):
         """
         if self.writer is None:
             return
-        training = max(self.ended - self.began, 1e-9)  # validation is left out of it
-        speed = {"images_per_second": self.examples / training, "step_milliseconds": 1e3 * training / self.steps}
+        # validation is left out of it, and so are steps from before an interruption
+        step = max(self.ended - self.began, 1e-9) / (self.step - self.first)
+        speed = {"images_per_second": self.examples / self.steps / step, "step_milliseconds": 1e3 * step}
         for name, value in {**values, **speed, "epoch": epoch + 1}.items():
             split = "validation" if name.startswith("val_") else "train"
             self.scalar(f"{split}/{name.removeprefix('val_')}", value, self.step)
