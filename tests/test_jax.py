@@ -75,7 +75,8 @@ from tfigkd.config.training_fields import TrainingConfig
 from tfigkd.losses import KLDivergence
 from tfigkd.runtime.errors import UserError
 from tfigkd.training.distiller import Distiller
-from tfigkd.training.fit import STEPS_UNSEEN, fit
+from tfigkd.training.fit import fit
+from tfigkd.training.keeper import STEPS_UNSEEN
 STEPS = STEPS_UNSEEN + 10
 def stream(epoch):
     rng = np.random.default_rng(epoch)

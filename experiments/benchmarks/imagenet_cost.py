@@ -32,10 +32,12 @@ def job(views: int = 16, gradients: float = 35, epochs: int = 100) -> Job:
     )
 
 
-def rows(teacher: float = 30e12, student: float = 4e12, pictures: float = 15_000, batches: float = 330) -> Iterator:
+def rows(
+    teacher: float = 30e12, student: float = 4e12, pictures: float = 15_000, batches: float = 1000, threads: int = 8
+) -> Iterator:
     """Yield the rows of the table at given rates; see `tfigkd.stages.cost.Rates`."""
     for name, (devices, machines) in MACHINES.items():
-        rates = Rates(teacher, student, pictures, batches, devices)
+        rates = Rates(teacher, student, pictures, batches, devices, threads)
         found = costs(job(), seconds_by_rates(job(), rates, machines), machines=machines)
         for line in lines({stage: cost for stage, cost in found.items() if cost.seconds}):
             yield [name, *line]
@@ -47,9 +49,10 @@ def main() -> None:
     parser.add_argument("--teacher-rate", type=float, default=30e12, help="its multiply-adds a second on one GPU")
     parser.add_argument("--student-rate", type=float, default=4e12, help="the same of the student")
     parser.add_argument("--pictures", type=float, default=15_000, help="decoded pictures a second from the disk")
-    parser.add_argument("--batches", type=float, default=330, help="images a second that a process crops")
+    parser.add_argument("--batches", type=float, default=1000, help="images a second that a thread crops")
+    parser.add_argument("--threads", type=int, default=8, help="threads that crop for a training")
     options = parser.parse_args()
-    found = rows(options.teacher_rate, options.student_rate, options.pictures, options.batches)
+    found = rows(options.teacher_rate, options.student_rate, options.pictures, options.batches, options.threads)
     console.show_columns(HEADER, list(found), 4)
 
 

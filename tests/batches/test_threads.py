@@ -1,7 +1,10 @@
 """Batches that several threads make: the same ones, in the same order; what goes wrong in one of them is told."""
 
 import itertools
+import os
 import threading
+import time
+from types import SimpleNamespace
 
 import keras
 import numpy as np
@@ -11,7 +14,7 @@ from tfigkd.batches.randaugment import rand_augment
 from tfigkd.batches.stream import Knowledge, done_in_order, training_batches
 from tfigkd.config.fields import OverlayConfig
 from tfigkd.config.training_fields import AugmentConfig
-from tfigkd.data import Examples, load
+from tfigkd.data import Examples, disk, load
 from tfigkd.data.disk import DiskPictures
 from tfigkd.runtime.errors import UserError
 
@@ -71,15 +74,28 @@ def test_batches_that_are_left_out_at_the_beginning(examples, threads, skip):
     equal(batches(examples, 9)[skip:], batches(examples, 9 - skip, skip=skip, threads=threads))
 
 
-def test_pictures_on_disk(tmp_path):
-    """All threads read one file, which the first of them opens."""
+def test_pictures_on_disk(tmp_path, monkeypatch):
+    """All threads read one file; those that open it at the same time close it again, but for one."""
     images = np.random.default_rng(0).integers(0, 256, (60, 9, 7, 3), dtype=np.uint8)
     np.savez(tmp_path / "data.npz", x_train=images, y_train=np.arange(60) % 3, x_test=images[:6], y_test=[0, 1, 2] * 2)
     data = load(str(tmp_path / "data.npz"), resident="disk")
     assert isinstance(data.train.images, DiskPictures)
     memory = load(str(tmp_path / "data.npz"), resident="memory")
+    opening, opened = threading.Barrier(8), []
+
+    def together(path, flags):
+        opening.wait()
+        opened.append(os.open(path, flags))
+        return opened[-1]
+
+    monkeypatch.setattr(disk, "os", SimpleNamespace(**{**vars(os), "open": together}))
     equal(batches(memory.train, 12), batches(data.train, 12, threads=8))
-    assert len(data.train.images._files._open) == 1
+    assert len(opened) == 8
+    (kept,) = data.train.images._files._open.values()
+    for descriptor in opened:
+        if descriptor != kept:
+            with pytest.raises(OSError):
+                os.fstat(descriptor)
 
 
 def test_an_error_comes_at_its_place():
@@ -104,5 +120,8 @@ def test_few_are_made_ahead_and_none_after_the_end():
     assert [next(made) for _ in range(3)] == [0, 1, 2]
     assert len(started) <= 3 + 4
     made.close()
+    deadline = time.monotonic() + 60
+    while threading.active_count() > before and time.monotonic() < deadline:
+        time.sleep(0.01)
     assert threading.active_count() == before
     assert list(done_in_order(iter([lambda: 1, lambda: 2]), 4)) == [1, 2]

@@ -408,7 +408,7 @@ def test_npz_that_asks_for_terabytes_is_refused_by_its_header(tmp_path):
 def test_folder_pictures_of_several_sizes_need_image_size(tmp_path):
     name = _save_folder(tmp_path, _arrays())
     Image.new("RGB", (7, 5)).save(tmp_path / "train" / "class1" / "zz.png")
-    _refused("differ in size: .* is 4x4, .*zz.png is 7x5; set data.image_size", name)
+    _refused("differ in size: .* is 4x4, .*zz.png is 7x5; give --image-size", name)
     assert data.load(name, image_size=6).image_shape == (6, 6, 3)
 
 

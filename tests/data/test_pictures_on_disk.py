@@ -220,13 +220,13 @@ def test_unusable_pictures_are_named_as_in_memory(folder, small_blocks, capsys):
 
 def test_pictures_of_other_sizes_are_refused(folder, small_blocks):
     Image.fromarray(np.zeros((5, 5, 3), np.uint8)).save(folder / "train" / "cat" / "98.png")
-    refused(folder, "pictures differ in size: .* is 7x9, .*98.png is 5x5; set data.image_size")
+    refused(folder, "pictures differ in size: .* is 7x9, .*98.png is 5x5; give --image-size")
     load(str(folder), resident="disk", image_size=6)
 
 
 def test_a_full_disk_and_a_folder_that_cannot_be_made(folder, tmp_path, monkeypatch):
     (tmp_path / "file").touch()
-    refused(folder, "cannot be kept in .*; name a folder in data.cache", cache=str(tmp_path / "file" / "x"))
+    refused(folder, "cannot be kept in .*; name a folder in --cache", cache=str(tmp_path / "file" / "x"))
     usage = shutil.disk_usage(folder)._replace(free=100)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
     refused(folder, "on disk, .* has 0.0; make room")

@@ -15,40 +15,49 @@ from tfigkd.stages.pipeline import STAGES
 from tfigkd.stages.teacher import build_network
 from tfigkd.stages.workdir import Workdir
 
-IMAGES = np.random.default_rng(0).random((5, 12, 12, 3)).astype(np.float32)
+
+def pixels(side):
+    return np.random.default_rng(0).integers(0, 256, (4, side, side, 3), dtype=np.uint8)
 
 
-def through(images, size, target):
-    for step in models.resizing(size, target):
-        images = keras.ops.convert_to_numpy(step(images))
-    return images
+def by_pillow(images, side, method=Image.Resampling.BILINEAR):
+    return np.stack([np.asarray(Image.fromarray(image).resize((side, side), method)) for image in images])
 
 
 @pytest.mark.parametrize("side", [13, 24, 37])
 def test_larger_images_are_those_of_pillow(side):
-    channels = [Image.fromarray(IMAGES[0, ..., channel], "F") for channel in range(3)]
-    expected = [np.asarray(one.resize((side, side), Image.Resampling.BILINEAR)) for one in channels]
-    np.testing.assert_allclose(through(IMAGES, (12, 12), (side, side))[0], np.stack(expected, axis=-1), atol=1e-5)
+    images = pixels(12)
+    np.testing.assert_allclose(models.resized(images, (side, side)), by_pillow(images, side).astype(int), atol=1)
+    assert models.resized(images, (12, 12)) is images
 
 
 def test_smaller_images_are_means():
-    expected = IMAGES.reshape(5, 4, 3, 4, 3, 3).mean(axis=(2, 4))
-    np.testing.assert_allclose(through(IMAGES, (12, 12), (4, 4)), expected, atol=1e-6)
-    assert models.resizing((12, 12), (12, 12)) == []
-    # a pattern of single pixels is gray, and not what every third pixel happens to be
-    stripes = np.broadcast_to((np.arange(14) % 2)[None, :, None, None], (1, 14, 14, 3)).astype(np.float32)
-    assert through(stripes, (14, 14), (6, 6)) == pytest.approx(0.5)
+    images = pixels(12)
+    expected = np.rint(images.reshape(4, 4, 3, 4, 3, 3).mean(axis=(2, 4)))
+    np.testing.assert_array_equal(models.resized(images, (4, 4, 3)), expected)
+    smooth = by_pillow(pixels(3), 47)  # 47 to 16: no whole number of pixels, and none is left out
+    box = by_pillow(smooth, 16, Image.Resampling.BOX).astype(int)
+    assert np.abs(models.resized(smooth, (16, 16)) - box).mean() < 1
 
 
-@pytest.mark.parametrize("own", [6, 30])
+@pytest.mark.parametrize(("side", "own"), [(14, 6), (11, 6), (16, 9)])
+def test_fine_patterns_become_gray(side, own):
+    """And not what every second or third pixel happens to be."""
+    stripes = np.broadcast_to(255 * (np.arange(side) % 2)[None, :, None, None], (1, side, side, 3)).astype(np.uint8)
+    assert np.abs(models.resized(stripes, (own, own)) - 127.5).max() < 64
+
+
+@pytest.mark.parametrize("own", [6, 7, 30])
 def test_the_network_is_that_of_the_resized_images(own):
     plain = models.resnet(8, 3, input_shape=(own, own, 3))
-    resizes = models.with_image_size(plain, (12, 12))
+    resizes = models.with_image_size(plain, (12, 12, 3))
     assert resizes.input_shape == (None, 12, 12, 3)
     assert resizes.count_params() == plain.count_params()
-    expected = plain(through(IMAGES, (12, 12), (own, own)))
-    np.testing.assert_allclose(resizes(IMAGES), expected, atol=1e-5)  # as plain Keras calls it, without training=False
-    np.testing.assert_allclose(resizes(IMAGES, training=False), expected, atol=1e-5)
+    images = pixels(12)
+    expected = plain(models.resized(images, (own, own)) / np.float32(255))
+    for options in ({}, {"training": False}):  # also as plain Keras calls it
+        np.testing.assert_allclose(resizes(images / np.float32(255), **options), expected, atol=0.02)
+    assert models.with_image_size(plain, (own, own, 3)) is plain
 
 
 @pytest.fixture(scope="module")
@@ -90,10 +99,12 @@ def config_of(folder, **changes):
 
 
 def test_a_file_of_another_size_is_refused_with_both_remedies(folder):
-    with pytest.raises(UserError, match=r"give --image-size 16, or let it resize them itself: --teacher.image_size"):
+    with pytest.raises(UserError, match=r"give --image-size 16; in a run also --teacher.image_size 16 .*, with which"):
         build_network(config_of(folder, teacher__image_size=None).teacher, dataset(config_of(folder).data))
     with pytest.raises(UserError, match="image_size must be positive, got 0"):
         NetworkConfig(image_size=0)
+    with pytest.raises(UserError, match=r"student.init = teacher takes the teacher's image_size"):
+        config_of(folder, student__init="teacher", student__model="mobilenet_v2")
 
 
 def test_a_large_teacher_and_a_small_student(folder, tmp_path):
@@ -101,10 +112,8 @@ def test_a_large_teacher_and_a_small_student(folder, tmp_path):
     workdir = Workdir(tmp_path / "run", tmp_path / "teachers")
     data = dataset(config.data)
     teacher = build_network(config.teacher, data)
-    enlarged = np.stack(
-        [np.asarray(Image.fromarray(image).resize((16, 16), Image.Resampling.BILINEAR)) for image in data.test.images]
-    )
-    plain = keras.saving.load_model(folder / "large.keras")(enlarged.astype("float32"))  # pixels rounded by Pillow
+    enlarged = by_pillow(data.test.images, 16).astype("float32")  # which rounds pixels
+    plain = keras.saving.load_model(folder / "large.keras")(enlarged)
     np.testing.assert_allclose(keras.ops.softmax(teacher(data.test.images / 255)), plain, atol=0.02)
     for stage in ("data", "teacher", "overlays", "distill", "export", "evaluate"):
         STAGES[stage](config, workdir)
@@ -114,9 +123,15 @@ def test_a_large_teacher_and_a_small_student(folder, tmp_path):
     assert {"student.float32.tflite", "student.int8.tflite"} <= names
 
 
-@pytest.mark.parametrize("method", ["qat", "prune_channels"])
-def test_its_student_is_compressed_as_any_other(folder, tmp_path, method):
-    config = config_of(folder, compress__method=method, compress__steps=20)
+@pytest.mark.parametrize(("method", "own"), [("qat", 4), ("qat", 7), ("prune_channels", 7)])
+def test_its_student_is_compressed_as_any_other(folder, tmp_path, method, own):
+    """One of a file, which scales its pixels itself; 4 of 8 pixels are means, 7 of 8 are interpolated as well."""
+    layers = [keras.Input((own, own, 3)), keras.layers.Normalization(mean=[0.5] * 3, variance=[0.1] * 3)]
+    layers += [keras.layers.Conv2D(8, 3, activation="relu"), keras.layers.Conv2D(16, 1, activation="relu")]
+    layers += [keras.layers.GlobalAveragePooling2D(), keras.layers.Dense(2)]
+    keras.Sequential(layers).save(tmp_path / "small.keras")
+    changes = {"student__model": str(tmp_path / "small.keras"), "student__image_size": own}
+    config = config_of(folder, compress__method=method, compress__steps=20, **changes)
     workdir = Workdir(tmp_path / "run", tmp_path / "teachers")
     for stage in ("data", "teacher", "overlays", "distill", "compress"):
         STAGES[stage](config, workdir)

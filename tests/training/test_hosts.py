@@ -1,5 +1,6 @@
 """Two processes that train one network: the weights of one process, one writer, and no end without the other."""
 
+import importlib
 import os
 import signal
 import socket
@@ -44,6 +45,7 @@ knowledge = Knowledge(np.zeros((COUNT, 4), np.float32), images[..., 0].copy(), o
 
 def train(folder):
     recipe = {"optimizer": "sgd", "weight_decay": 0.01, "learning_rate": 0.1, "mixup": 1.0, "ema": 0.5}
+    recipe["checkpoint_steps"] = 2  # of three
     config = TrainingConfig(epochs=2, batch_size=16, devices="all", **recipe)
     options = {"augment": AugmentConfig(1), "overlay": OverlayConfig(probability=0.5), "mixup": config.mixup}
     options |= {"batch_size": 16, "seed": 3, "knowledge": knowledge, "devices": device_count("all")}
@@ -61,12 +63,19 @@ def train(folder):
         del entry["seconds"]
     values = [list(entry.values()) for entry in history]
     np.savez(f"{sys.argv[1]}-{hosts.number()}.npz", history=values, *student.get_weights())
+    return student.get_weights()
 
 with hosts.joined():
     print(hosts.number(), "of", hosts.host_count(), device_count("all"))
     folder = Path(sys.argv[1])
     folder.mkdir(exist_ok=True)
-    train(folder)
+    whole = train(folder)
+    hosts.meet("trained")
+    if hosts.is_first():
+        (folder / "checkpoint-00002.ckpt").unlink()
+    hosts.meet("removed")
+    for one, again in zip(whole, train(folder), strict=True):
+        np.testing.assert_array_equal(one, again)
     for wrong in (
         lambda: check_devices(TrainingConfig(batch_size=16), 48),
         lambda: hosts.meet(f"epoch {hosts.number()}"),
@@ -116,9 +125,10 @@ def test_two_processes_train_the_weights_of_one(tmp_path):
     for name in one.files:
         np.testing.assert_array_equal(first[name], second[name])
         np.testing.assert_allclose(first[name], one[name], atol=1e-5, err_msg=name)
-    assert len([*(tmp_path / "both/tb").iterdir()]) == 1  # the second one writes no events, nor anything else
+    assert "going on after epoch 1 of 2 and step 2 of 3" in said[0][0]
+    assert len([*(tmp_path / "both/tb").iterdir()]) == 2  # the second process writes no events, nor anything else
     assert sorted(path.name for path in (tmp_path / "both").glob("*.*")) == [
-        "checkpoint-00001.ckpt",
+        "checkpoint-00001-0000002.ckpt",
         "checkpoint-00002.ckpt",
     ]
     assert "training.devices must be all where several hosts train together" in said[1][0]
@@ -177,6 +187,17 @@ def test_what_processes_cannot_do_together_is_refused(monkeypatch, capsys, optio
     monkeypatch.setattr("atexit.register", lambda *_: None)  # the process of the tests goes on
     assert command.main(["--experiment", "quickstart", *options]) == 1
     assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("module", ["tfigkd.study.__main__", "tfigkd.search.__main__", "tfigkd.incremental.__main__"])
+def test_commands_that_do_not_train_together_say_so(monkeypatch, capsys, module, tmp_path):
+    monkeypatch.setattr(os, "environ", {**os.environ, **together("127.0.0.1:1", 1)})
+    name = {"tfigkd.study.__main__": "ablation", "tfigkd.incremental.__main__": "cifar10_foster"}.get(module, "ig_kd")
+    where = ["--workdir", str(tmp_path / "new")]
+    assert importlib.import_module(module).main(["--experiment", name, *where]) == 1
+    said = capsys.readouterr().err
+    assert said.startswith("error: only python -m tfigkd.run trains on several hosts; unset") and said.count("\n") == 1
+    assert not (tmp_path / "new").exists()
 
 
 @NEEDS_JAX

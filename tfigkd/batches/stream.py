@@ -142,7 +142,7 @@ def done_in_order(tasks: Iterable[Callable[[], Batch]], threads: int) -> Iterato
         while waiting:
             yield waiting.popleft().result()
     finally:  # also where nothing more is asked for
-        pool.shutdown(cancel_futures=True)
+        pool.shutdown(wait=False, cancel_futures=True)
 
 
 def _on_host(

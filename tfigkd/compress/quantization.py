@@ -54,6 +54,7 @@ ROUNDED_AFTER = (
 SUPPORTED = (*FAKE_QUANT, *CHANGES_NO_VALUE, *ROUNDED_AFTER, keras.layers.Activation)
 OPERATIONS = ("Add", "Multiply", "Resize")
 """Functions of keras.ops, such as `x + 3.0`, that an int8 file has."""
+RESIZES = (keras.layers.AveragePooling2D, keras.layers.Resizing)
 PREPARES = (keras.layers.Rescaling, keras.layers.Normalization)
 PREPARING_OPERATIONS = ("Add", "Subtract", "Multiply", "Divide", "TrueDivide")
 """What scales an image before the first convolution; together they are one factor and one offset a channel."""
@@ -203,6 +204,8 @@ def _preparation(graph: dict[str, Node]) -> list[str]:
     node = next(iter(graph.values()))
     while len(node.readers) == 1:
         node = graph[node.readers[0]]
+        if not found and (isinstance(node.layer, RESIZES) or _is_operation(node.layer, ("Resize",))):
+            continue  # pixels are scaled alike before and after
         simple = _is_operation(node.layer, PREPARING_OPERATIONS) and len(node.sources) == 1
         if not (simple or isinstance(node.layer, PREPARES) or _is_frozen_scaling(node.layer)):
             break

@@ -100,7 +100,7 @@ class Config:
         require(not contracted, "compress.losses.opdf.weight must be 0, as kernels are contracted then", contracted)
         if self.student.init == "teacher":
             network = ("model", "width", "dropout", "normalization", "widths", "depth", "stem_stride")
-            for name in (*network, "input_range", "outputs"):
+            for name in (*network, "image_size", "input_range", "outputs"):
                 given, unset, theirs = (getattr(one, name) for one in (self.student, StudentConfig(), self.teacher))
                 message = f"student.init = teacher takes the teacher's {name}, got student.{name}"
                 require(given in (unset, theirs), message, given)

@@ -140,6 +140,10 @@ class NetworkConfig:
         distinct = self.input_range is None or self.input_range[0] != self.input_range[1]
         require(distinct, "input_range must be two different numbers", self.input_range)
 
+    def own_shape(self, images: tuple[int, int, int]) -> tuple[int, int, int]:
+        """Return the shape (H,W,C) of what the network itself takes of images of a shape."""
+        return images if self.image_size is None else (self.image_size, self.image_size, images[2])
+
     @property
     def own_file(self) -> bool:
         """Whether the model is a .keras file."""

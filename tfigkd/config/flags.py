@@ -22,6 +22,7 @@ T = TypeVar("T")
 
 SHORT = {"--data": "--data.name", "--data-dir": "--data.dir", "--image-size": "--data.image_size"}
 SHORT |= {"--background": "--data.background", "--fit": "--data.fit", "--group": "--data.group"}
+SHORT |= {"--resident": "--data.resident", "--cache": "--data.cache"}
 SHORT |= {"--input-range": "--teacher.input_range", "--outputs": "--teacher.outputs"}
 SHORT |= {f"--splits.{role}": f"--data.splits.{role}" for role in ("train", "validation", "test")}
 """Options that other commands have, for the field of an experiment."""

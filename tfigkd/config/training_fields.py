@@ -145,8 +145,9 @@ class TrainingConfig:
     checkpoint_steps: int | None = inert(None)
     """Steps between two checkpoints within an epoch; not given: one after each epoch."""
     batch_threads: int | None = inert(None)
-    """Threads that crop, overlay and mix, each a batch of its own; the batches are the same. Not given: one where the
-    processor trains as well, else one a core, at most 8. Data in memory need none on JAX, whose device does it."""
+    """Threads that crop, overlay and mix, each a batch of its own, ahead of the training; the batches are the same. Not
+    given: one where the processor trains as well, else one a core, at most 8. RandAugment gains nothing by them, and on
+    JAX the batches of data in memory are made on its device, without them."""
 
     def __post_init__(self) -> None:
         require(self.epochs > 0, "training.epochs must be positive", self.epochs)

@@ -255,7 +255,7 @@ def _check(name: str, source: sources.Source) -> None:
         if part.images.shape[1:] != source.train.images.shape[1:]:
             raise UserError(
                 f"data set {name!r}: train pictures are {_size(source.train)}, {split} pictures {_size(part)}; "
-                "set data.image_size to resize them"
+                "give --image-size (data.image_size) to resize them"
             )
 
 

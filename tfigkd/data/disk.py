@@ -236,7 +236,9 @@ def _prepared(folder: Path, finished: Path) -> Iterator[None]:
         lock = contextlib.ExitStack()
         lock.enter_context(locked(make_folder(folder), wait=True))
     except UserError as error:
-        raise UserError(f"decoded pictures cannot be kept in {folder}; name a folder in data.cache") from error
+        raise UserError(
+            f"decoded pictures cannot be kept in {folder}; name a folder in --cache (data.cache)"
+        ) from error
     with lock:
         yield
 
@@ -322,6 +324,6 @@ def _check_space(folder: Path, count: int, shape: Sequence[int]) -> None:
     if wanted > free:
         raise UserError(
             f"{count:,} pictures of {shape[1]}x{shape[0]} take {wanted / 2**30:.1f} GiB on disk, {folder} has "
-            f"{free / 2**30:.1f}; make room (it may hold files of earlier states of the data), set a smaller "
-            "data.image_size, or another folder in data.cache"
+            f"{free / 2**30:.1f}; make room (it may hold files of earlier states of the data), give a smaller "
+            "--image-size (data.image_size), or another folder in --cache (data.cache)"
         )

@@ -252,8 +252,8 @@ def check_size(expected: Sequence[int], first: str, shape: Sequence[int], name: 
     """Raise a UserError for a picture whose shape is not that of the first one."""
     if tuple(shape) != tuple(expected):
         raise UserError(
-            f"pictures differ in size: {first} is {expected[1]}x{expected[0]}, {name} is {shape[1]}x{shape[0]}; set "
-            "data.image_size"
+            f"pictures differ in size: {first} is {expected[1]}x{expected[0]}, {name} is {shape[1]}x{shape[0]}; give "
+            "--image-size (data.image_size)"
         )
 
 
@@ -279,7 +279,7 @@ def check_memory(what: str, shape: Sequence[int]) -> None:
     if size > limit:
         raise UserError(
             f"{what}: {' x '.join(map(str, shape))} bytes are {size / 2**30:.1f} GiB of pictures, {limit / 2**30:.1f} "
-            "GiB of memory are free; set a smaller data.image_size, or keep them on disk (data.resident)"
+            "GiB of memory are free; give a smaller --image-size (data.image_size), or --resident disk (data.resident)"
         )
 
 

@@ -177,7 +177,7 @@ def join_parts(parts: Sequence[Part]) -> Part:
     sizes = {part.images.shape[1:] for part in parts}
     if len(sizes) > 1:
         texts = " and ".join(sorted(f"{width}x{height}" for height, width, _ in sizes))
-        raise UserError(f"pictures of one split are {texts}; set data.image_size to resize them")
+        raise UserError(f"pictures of one split are {texts}; give --image-size (data.image_size)")
     labels, ids = (np.concatenate([getattr(part, name) for part in parts]) for name in ("labels", "source_ids"))
     groups = [part.groups for part in parts if part.groups is not None]
     digests = [part.digests for part in parts if part.digests is not None]

@@ -18,7 +18,7 @@ from tfigkd.config.flags import first_value, plain_flags, read_options, refuse_u
 from tfigkd.config.helptext import is_wanted
 from tfigkd.config.incremental_fields import Method
 from tfigkd.config.loss_fields import require_seed
-from tfigkd.runtime import console
+from tfigkd.runtime import console, hosts
 from tfigkd.runtime.command import command
 from tfigkd.runtime.errors import UserError
 from tfigkd.stages.runner import default_folder
@@ -77,6 +77,7 @@ def parse(arguments: list[str]) -> Options:
 def main(arguments: list[str]) -> None:
     """Entry point of `python -m tfigkd.incremental`."""
     options = parse(arguments)
+    hosts.require_alone()
     console.configure(quiet=options.quiet, verbose=options.verbose)
     name = Path(options.experiment).stem
     root = options.workdir or default_folder(name, options.seed, smoke=options.smoke)

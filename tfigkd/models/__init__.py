@@ -23,7 +23,7 @@ from tfigkd.models.parts import CIFAR10_MEAN, CIFAR10_STD, IMAGENET_MEAN, IMAGEN
 from tfigkd.models.power import with_power
 from tfigkd.models.precision import with_precision
 from tfigkd.models.resnet import resnet
-from tfigkd.models.spaces import as_classifier, resizing, with_image_size, with_input_range
+from tfigkd.models.spaces import as_classifier, resized, with_image_size, with_input_range
 from tfigkd.models.students import truncate
 from tfigkd.models.weights import load_torch_weights
 from tfigkd.runtime.errors import UserError
@@ -51,7 +51,7 @@ __all__ = [
     "own_channels",
     "own_image_size",
     "own_input_range",
-    "resizing",
+    "resized",
     "resnet",
     "set_whitening",
     "strided",

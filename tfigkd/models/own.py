@@ -219,7 +219,8 @@ def _remedy(takes: Sequence[int | None], wanted: Sequence[int]) -> str:
         return f"save it for images of {wanted[2]} channels{', which come last' if first else ''}"
     if height != width:
         return "give images of that size"
-    return f"give --image-size {height}, or let it resize them itself: --teacher.image_size (--student.image_size)"
+    option = f"teacher.image_size {height} (student.image_size)"
+    return f"give --image-size {height}; in a run also --{option}, with which it resizes the images itself"
 
 
 def own_image_size(path: str | Path) -> int | None:

@@ -4,7 +4,6 @@ All of this package works with float32 images in [0,1] and logits [B,C]. A model
 takes and gives these: its own pixel range, its softmax or sigmoid and its single output become layers around it.
 """
 
-import functools
 import weakref
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -206,28 +205,37 @@ def with_rgb(model: keras.Model) -> keras.Model:
 
 
 def with_image_size(model: keras.Model, size: Sequence[int]) -> keras.Model:
-    """Return a classifier as one of images of another (H,W), which it first resizes to its own size."""
-    bare = keras.Model(model.inputs[0], model.outputs[0])
+    """Return a classifier as one of images of another (H,W,...), which it first resizes to its own size."""
     own, channels = model.input_shape[1:3], model.input_shape[3]
-    inputs = resized = keras.Input((*size, channels), name="image")
-    for step in resizing(size, own):
-        resized = step(resized)
+    if (*size[:2],) == own:
+        return model
+    bare = keras.Model(model.inputs[0], model.outputs[0])
+    inputs = keras.Input((*size[:2], channels), name="image")
+    resized = _resize(inputs, own)
     return _copy(keras.Model(inputs, bare._run_through_graph([resized]), name=model.name))
 
 
-def resizing(size: Sequence[int], target: Sequence[int]) -> list[Callable[[Any], Any]]:
-    """Return what resizes images [B,H,W,C] from one (H,W) to another, in steps that every format of file knows.
+def resized(images: np.ndarray, size: Sequence[int]) -> np.ndarray:
+    """Return pixels, uint8 [N,H,W,C], as a model from `with_image_size` sees them, of another (H,W,...); rounded."""
+    if images.shape[1:3] == (*size[:2],):
+        return images
+    return np.rint(ops.convert_to_numpy(_resize(images.astype(np.float32), size[:2]))).astype(np.uint8)
 
-    They are reduced by means over whole numbers of pixels, so that fine patterns do not alias, and then interpolated
-    between the nearest four. Not by Keras's `Resizing`, behind which a model trains wherever it is not told otherwise.
+
+def _resize(images: Any, size: Sequence[int]) -> Any:
+    """Resize images [B,H,W,C] to (H,W), in operations that every format of file knows.
+
+    They are enlarged to the next multiple of the size, between the nearest four pixels, and reduced by means, so that
+    fine patterns become gray. Keras's `Resizing` would do, but a plain call of a model that has it trains: its own
+    default of `training` is true, and the layers behind it take that up.
     """
-    whole = [max(1, had // wanted) for had, wanted in zip(size, target, strict=True)]
-    found: list[Callable[[Any], Any]] = []
-    if whole != [1, 1]:
-        found.append(keras.layers.AveragePooling2D(whole, name="reduced", dtype="float32"))
-    if [had // factor for had, factor in zip(size, whole, strict=True)] != [*target]:
-        found.append(functools.partial(ops.image.resize, size=tuple(target), interpolation="bilinear"))
-    return found
+    factors = [-(-had // wanted) for had, wanted in zip(images.shape[1:3], size, strict=True)]
+    larger = [factor * wanted for factor, wanted in zip(factors, size, strict=True)]
+    if larger != [*images.shape[1:3]]:
+        images = ops.image.resize(images, larger, interpolation="bilinear")
+    if factors != [1, 1]:
+        images = keras.layers.AveragePooling2D(factors, name="reduced", dtype="float32")(images)
+    return images
 
 
 def _copy(model: keras.Model) -> keras.Model:

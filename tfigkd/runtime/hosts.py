@@ -52,6 +52,16 @@ def is_asked() -> bool:
     return count > 1
 
 
+def require_alone() -> None:
+    """Refuse to go on where the environment asks this process to train with others, which `run` alone does.
+
+    Raises:
+        UserError: It does.
+    """
+    if is_asked():
+        raise UserError(f"only python -m tfigkd.run trains on several hosts; unset {ADDRESSES}, {COUNT} and {NUMBER}")
+
+
 @contextlib.contextmanager
 def joined() -> Iterator[None]:
     """Within this, the process trains together with others, where the environment asks for it.

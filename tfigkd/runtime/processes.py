@@ -32,6 +32,12 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def threads() -> int:
+    """Return the number of threads that this process is given, as a run of a study is; otherwise one a core."""
+    given = [os.environ.get(name, "") for name in THREADS]
+    return min([int(one) for one in given if one.isascii() and one.isdigit() and int(one)] + [cores()])
+
+
 def call_module(module: str, *arguments: object, seconds: float | None = None) -> subprocess.CompletedProcess[str]:
     """Run a module of this package in a child process, with the text that it prints.
 

@@ -13,6 +13,7 @@ import shlex
 import sys
 
 from tfigkd.config.flags import read_options
+from tfigkd.runtime import hosts
 from tfigkd.runtime.command import command
 from tfigkd.runtime.limit import stop_after
 from tfigkd.search.options import PROG, Options
@@ -23,6 +24,7 @@ from tfigkd.search.tuner import search
 def main(arguments: list[str]) -> None:
     """Run `python -m tfigkd.search`."""
     options, flags = read_options(Options, arguments, prog=PROG)
+    hosts.require_alone()
     with stop_after(options.minutes):
         search(options, flags, f"{PROG} {shlex.join(arguments)}")
 

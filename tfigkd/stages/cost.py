@@ -86,7 +86,8 @@ class Rates:
         teacher: Multiply-adds a second of the teacher on one device.
         student: Multiply-adds a second of the student on one device, which are fewer for a small network.
         pictures: Decoded pictures a second that one process reads.
-        batches: Images a second that one process crops and overlays.
+        batches: Images a second that one thread crops and overlays.
+        threads: Threads that do so in a training. A store has a process for each device, of one such thread.
         devices: Devices of a machine.
     """
 
@@ -95,6 +96,7 @@ class Rates:
     pictures: float
     batches: float
     devices: int
+    threads: int = 1
 
 
 @dataclass(frozen=True)
@@ -150,8 +152,9 @@ def seconds_by_rates(job: Job, rates: Rates, machines: int) -> dict[str, float]:
     views = macs * job.views * job.stored / (all_devices * rates.teacher)
     made = job.views * job.stored / (rates.batches * all_devices)  # a process for each device, which crops the views
     step = BACKWARD * own / rates.student + (macs / rates.teacher if job.live else 0)
-    trained = job.train * job.epochs * max(step / rates.devices, 1 / rates.batches)
-    teacher = max(taught, job.train * job.teacher_epochs / rates.batches)
+    batch = 1 / (rates.batches * rates.threads)
+    trained = job.train * job.epochs * max(step / rates.devices, batch)
+    teacher = max(taught, job.train * job.teacher_epochs * batch)
     read = job.stored / (rates.pictures * all_devices)
     overlays = max(maps, read) * (job.gradients > 0) + max(views, made) * (job.views > 0)
     return {"teacher": teacher, "overlays": overlays, "distill": trained}

@@ -127,10 +127,13 @@ def seconds_of_stages(config: Config, workdir: Workdir, stages: list[str]) -> di
 
 def _epoch_seconds(step: float, examples: Examples, recipe: TrainingConfig, augment: AugmentConfig) -> float:
     """Return the seconds of an epoch: its steps, and its batches, which a processor that trains makes between them."""
-    changed = rand_augment_of(recipe)
-    stream = training_batches(examples, augment=augment, batch_size=recipe.batch_size, seed=0, randaugment=changed)(0)
-    (batch,) = fastest([lambda: next(stream)])
-    both = step + batch if on_processor() else max(step, batch / batch_threads(recipe))
+    options: dict[str, Any] = {"augment": augment, "batch_size": recipe.batch_size, "seed": 0}
+    options |= {"randaugment": rand_augment_of(recipe), "threads": batch_threads(recipe)}
+    stream, count = training_batches(examples, **options)(0), options["threads"]
+    for _ in range(count):  # those that were made before they were asked for
+        next(stream)
+    batch = fastest([lambda: [next(stream) for _ in range(2 * count)]])[0] / (2 * count)
+    both = step + batch if on_processor() else max(step, batch)
     return math.ceil(len(examples) / recipe.batch_size) * both
 
 

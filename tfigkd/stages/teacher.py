@@ -67,30 +67,22 @@ def build_network(config: NetworkConfig, data: Dataset) -> keras.Model:
     A .keras file comes with its weights, but for a student whose `init` is random.
     """
     spaces: dict[str, Any] = {"input_range": config.input_range, "outputs": config.outputs}
-    height, width, channels = data.image_shape
-    size = (height, width) if config.image_size is None else (config.image_size, config.image_size)
-
-    def of_its_size(images: np.ndarray) -> np.ndarray:
-        images = images.astype(np.float32)
-        for step in models.resizing((height, width), size):
-            images = keras.ops.convert_to_numpy(step(images))
-        return images
-
+    own = config.own_shape(data.image_shape)
     weights = getattr(config, "weights", None) if config.application else None
     model = models.build(
         config.model,
         num_classes=data.num_classes,
-        input_shape=(*size, channels),
+        input_shape=own,
         weights=None if weights is None else weights_path(weights),
-        images=of_its_size(looked_at(data).images[:]) if config.own_file else None,
+        images=models.resized(looked_at(data).images[:], own) if config.own_file else None,
         **{name: getattr(config, name) for name in ARCHITECTURE},
         **spaces,
     )
     if config.model == "convnet":
-        models.set_whitening(model, of_its_size(to_model_input(data.train.images[:WHITENED])))
+        models.set_whitening(model, to_model_input(models.resized(data.train.images[:WHITENED], own)))
     if config.own_file and getattr(config, "init", "") == "random":
         model = models.with_fresh_weights(model)
-    return model if size == (height, width) else models.with_image_size(model, (height, width))
+    return models.with_image_size(model, data.image_shape)
 
 
 def require_trainable(model: keras.Model, what: str) -> None:
@@ -249,7 +241,8 @@ def _train(config: Config, data: Dataset, folder: Path) -> tuple[keras.Model, li
     model = models.with_precision(model, recipe.precision)
     examples = taught_examples(config)
     if config.teacher.shards > 1:  # nor does the stem see other images
-        models.set_whitening(model, to_model_input(examples.images[:WHITENED]))
+        images = models.resized(examples.images[:WHITENED], config.teacher.own_shape(data.image_shape))
+        models.set_whitening(model, to_model_input(images))
     stream = training_batches(
         examples,
         augment=config.augment,

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from tfigkd.config.flags import read_all_options, read_options
-from tfigkd.runtime import console
+from tfigkd.runtime import console, hosts
 from tfigkd.runtime.cluster import Cluster, connected
 from tfigkd.runtime.command import command
 from tfigkd.runtime.errors import UserError
@@ -23,6 +23,7 @@ from tfigkd.study.runs import finished_row, run_all, run_on_cluster
 
 def study(options: Options, flags: Sequence[str]) -> int:
     """Run a study and return the exit status."""
+    hosts.require_alone()
     if options.processes is not None and options.processes < 1:
         raise UserError(f"--processes must be at least 1, got {options.processes}")
     if options.seeds is not None and options.seeds < 1:

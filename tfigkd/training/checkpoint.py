@@ -52,9 +52,7 @@ def _variables(model: keras.Model) -> list:
 
 def _paths(folder: Path) -> list[Path]:
     """Checkpoints, newest first."""
-    found = [
-        path for path in folder.glob("checkpoint-*.ckpt") if re.fullmatch(r"checkpoint-\d+(-\d+)?\.ckpt", path.name)
-    ]
+    found = [path for path in folder.glob("checkpoint-*.ckpt") if NAME.fullmatch(path.name)]
     return sorted(found, key=_reached, reverse=True)
 
 

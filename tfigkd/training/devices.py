@@ -6,14 +6,14 @@ from typing import Any
 
 import keras
 
-from tfigkd.batches.stream import Batch, Part
+from tfigkd.batches.stream import Batch
 from tfigkd.config.training_fields import Devices, TrainingConfig
 from tfigkd.losses import OSAKD, PerExampleLoss
 from tfigkd.models.layers import flatten_layers
 from tfigkd.models.precision import on_processor
 from tfigkd.runtime import hosts
 from tfigkd.runtime.errors import UserError
-from tfigkd.runtime.processes import cores
+from tfigkd.runtime.processes import threads
 
 MOST_THREADS = 8
 """More hardly help, as they wait for each other, and each holds a batch."""
@@ -35,7 +35,7 @@ def device_count(devices: Devices) -> int:
 
 def batch_threads(recipe: TrainingConfig) -> int:
     """Return how many threads make the batches of a recipe on this machine."""
-    return recipe.batch_threads or (1 if on_processor() else min(MOST_THREADS, cores()))
+    return recipe.batch_threads or (1 if on_processor() else min(MOST_THREADS, threads()))
 
 
 @contextlib.contextmanager
@@ -101,7 +101,7 @@ def check_losses(losses: dict[str, Any], devices: Devices) -> None:
             )
 
 
-def repeatable(stream: Callable[..., Iterator[Batch]], epoch: int, **part: Part) -> Any:
+def repeatable(stream: Callable[..., Iterator[Batch]], epoch: int, **which: Any) -> Any:
     """Return the batches of a stream as Keras takes them for several devices.
 
     On TensorFlow Keras then looks at some batches before it trains, which it loses of a generator.
@@ -109,14 +109,16 @@ def repeatable(stream: Callable[..., Iterator[Batch]], epoch: int, **part: Part)
     Args:
         stream: From first epoch to endless batches.
         epoch: The first one.
-        part: On several hosts, which part of each batch, as for `training_batches`.
+        which: On several hosts `part`, and `skip` in the middle of an epoch, as for `training_batches`.
     """
     if keras.backend.backend() == "jax":
-        return stream(epoch, **part)
+        return stream(epoch, **which)
     import tensorflow as tf
 
-    specs = keras.tree.map_structure(lambda one: tf.TensorSpec((None, *one.shape[1:]), one.dtype), next(stream(epoch)))
-    return tf.data.Dataset.from_generator(lambda: stream(epoch), output_signature=specs).prefetch(tf.data.AUTOTUNE)
+    first = next(stream(epoch))
+    specs = keras.tree.map_structure(lambda one: tf.TensorSpec((None, *one.shape[1:]), one.dtype), first)
+    batches = tf.data.Dataset.from_generator(lambda: stream(epoch, **which), output_signature=specs)
+    return batches.prefetch(tf.data.AUTOTUNE)
 
 
 @contextlib.contextmanager

@@ -1,11 +1,9 @@
 """Training with exact resume: optimizer, schedule, progress, checkpoints."""
 
-import contextlib
 import gc
 import math
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,18 +17,18 @@ from tfigkd.models.precision import head_layers
 from tfigkd.runtime import console, hosts
 from tfigkd.runtime.errors import UserError
 from tfigkd.training import checkpoint
-from tfigkd.training.averaging import Averaged, synchronize
+from tfigkd.training.averaging import Averaged
 from tfigkd.training.checkpoint import Progress
 from tfigkd.training.devices import (
     check_devices,
     check_losses,
     device_count,
     on_all_hosts,
-    on_this_host,
     repeatable,
     whole_batch_statistics,
 )
 from tfigkd.training.distiller import Distiller
+from tfigkd.training.keeper import Keeper
 from tfigkd.training.ledger import Ledger
 from tfigkd.training.optimizers import make_optimizer
 from tfigkd.training.tensorboard import Board, Watched
@@ -38,8 +36,6 @@ from tfigkd.training.tensorboard import Board, Watched
 LEDGER = "ledger.jsonl"
 MEASURED = 256
 """Most validation examples that are measured at once."""
-STEPS_UNSEEN = 1 if keras.backend.backend() == "tensorflow" else 50
-"""Steps between two looks for NaN: a look waits for the device, which JAX otherwise keeps busy ahead of time."""
 
 
 class _Bar(keras.callbacks.Callback):
@@ -59,34 +55,6 @@ class _Bar(keras.callbacks.Callback):
         console.detail(f"  epoch {epoch + 1}/{self.epochs}  {text}")
 
 
-def broken_terms(logs: Mapping[str, float], before: Mapping[str, float], weights: Mapping[str, float]) -> str:
-    """Return which terms of the loss went wrong, in words.
-
-    A term that is NaN by itself makes the loss NaN and leaves its neighbors as they are. Where all are, the logits are,
-    and what drove the weights there is most likely the largest term of the step before. Where none is, one of them was
-    too large for its weight.
-
-    Args:
-        logs: Values of all terms and metrics; some of them are not finite.
-        before: The same of the step before; may be empty.
-        weights: Term to its weight in the loss, without the ending `_loss`.
-    """
-    broken = [name for name, value in logs.items() if not math.isfinite(value)]
-    terms = [name for name in logs if name.endswith("_loss") and not name.startswith("val_")]
-    guilty = [name for name in terms if name in broken]
-
-    def largest(values: Mapping[str, float]) -> str:
-        shares = {name: abs(values.get(name, 0.0)) * weights.get(name.removesuffix("_loss"), 1.0) for name in terms}
-        name = max(shares, key=lambda name: shares[name])
-        return f"{name} = {values.get(name, 0.0):.3g} times its weight"
-
-    if guilty == terms and len(terms) > 1 and before:
-        return f"NaN or infinity in the weights and so in every term; the largest one before was {largest(before)}"
-    if terms and "loss" in broken and not guilty:
-        return f"loss = NaN or infinity; its largest term is {largest(logs)}"
-    return f"{', '.join(guilty or broken)} = NaN or infinity"
-
-
 class _Callbacks(keras.callbacks.CallbackList):
     """Callbacks that get the logs of a step as they are.
 
@@ -97,109 +65,6 @@ class _Callbacks(keras.callbacks.CallbackList):
     def on_train_batch_end(self, batch: int, logs: dict | None = None) -> None:
         for callback in self.callbacks:
             callback.on_train_batch_end(batch, logs)
-
-
-class _Keeper(keras.callbacks.Callback):
-    """Refuse NaN in any step; keep the history, show it in TensorBoard, write the checkpoints.
-
-    Args:
-        folder: Of the checkpoints.
-        fingerprint: Of the training.
-        progress: Where the training goes on from; it is brought up to date.
-        sizes: Examples of each step of an epoch.
-        every: Steps between two checkpoints within an epoch, or None.
-        board: Where epochs are shown.
-        averaged: The averaged weights, or None.
-    """
-
-    def __init__(
-        self,
-        folder: Path,
-        fingerprint: str,
-        progress: Progress,
-        *,
-        sizes: Sequence[int],
-        every: int | None,
-        board: Board,
-        averaged: Averaged | None,
-    ):
-        super().__init__()
-        self.averaged = averaged
-        self.folder, self.fingerprint, self.progress, self.board = folder, fingerprint, progress, board
-        self.sizes, self.every = sizes, every
-        self.unseen: list[tuple[int, dict]] = []
-        self.before: dict[str, float] = {}
-
-    @property
-    def history(self) -> list[dict[str, float]]:
-        """The logs of the finished epochs."""
-        return self.progress.history
-
-    def on_epoch_begin(self, epoch: int, logs: dict | None = None) -> None:
-        self.begun = replace(self.progress)
-        self.started = time.monotonic() - self.begun.seconds
-
-    def on_train_batch_end(self, batch: int, logs: dict | None = None) -> None:
-        step = self.begun.steps + batch + 1
-        self.unseen.append((step, dict(logs or {})))
-        due = self.every is not None and step % self.every == 0 and step < len(self.sizes)
-        if due or len(self.unseen) >= STEPS_UNSEEN:
-            self._look()
-        if due:
-            self.progress.steps, self.progress.logs = step, self._whole(self.before, step)
-            self.progress.seconds = time.monotonic() - self.started
-            synchronize(self.model)
-            checkpoint.save(self.folder, self.model, self.fingerprint, self.progress)
-
-    def _whole(self, logs: Mapping[str, float], step: int) -> dict[str, float]:
-        """Return the means over an epoch up to a step, of which Keras has seen the part since the training went on."""
-        before, until = (sum(self.sizes[:count]) for count in (self.begun.steps, step))
-        share = before / until
-        return {
-            name: share * self.begun.logs[name] + (1 - share) * value if name in self.begun.logs else value
-            for name, value in logs.items()
-        }
-
-    def _look(self) -> None:
-        """Check the steps since the last look, in order: one step after the first NaN all terms are NaN."""
-        unseen, self.unseen = self.unseen, []
-        for step, logs in unseen:
-            values = {name: float(value) for name, value in logs.items()}
-            self._check(values, f"step {step} of epoch {len(self.history) + 1}")
-            self.before = values
-
-    def _check(self, values: Mapping[str, float], when: str) -> None:
-        if all(map(math.isfinite, values.values())):
-            return
-        weights = self.model.term_weights
-        done = len(self.history)
-        kept = f"the checkpoint of epoch {done} is kept in {self.folder}" if done else "no epoch was finished"
-        if self.progress.steps:
-            kept = f"the checkpoint of step {self.progress.steps} of epoch {done + 1} is kept in {self.folder}"
-        raise UserError(
-            f"training met {broken_terms(values, self.before, weights)}, in {when}; {kept}; lower the learning rate or "
-            "that term's weight, and choose another --workdir"
-        )
-
-    def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
-        self._look()
-        values = {name: float(value) for name, value in (logs or {}).items()}
-        self._check(values, f"epoch {epoch + 1}")
-        values = self._whole(values, len(self.sizes))
-        rate = float(keras.ops.convert_to_numpy(self.model.optimizer.learning_rate))
-        seconds = time.monotonic() - self.started
-        self.history.append({**values, "learning_rate": rate, "seconds": seconds})
-        self.progress.steps, self.progress.logs, self.progress.seconds = 0, {}, 0.0
-        # before the checkpoint: a run that is killed between the two does the epoch again and takes its points back
-        averaged = self._averages_drawn(epoch)
-        with averaged.applied(self.model) if averaged else contextlib.nullcontext(), on_this_host(self.model):
-            self.board.write_epoch(epoch, self.history[-1])
-        checkpoint.save(self.folder, self.model, self.fingerprint, self.progress)
-
-    def _averages_drawn(self, epoch: int) -> Averaged | None:
-        """Return the averaged weights, where pictures of them are due."""
-        watched = self.board.watched
-        return self.averaged if watched is not None and watched.due(epoch, self.board.epochs) else None
 
 
 class _Measured(keras.utils.PyDataset):
@@ -253,8 +118,14 @@ class _Training:
         within = f" and step {progress.steps} of {len(self.sizes)}" if progress.steps else ""
         return f"epoch {len(progress.history)} of {self.config.epochs}{within}"
 
+    def restored(self) -> Progress:
+        """Bring the model to its newest checkpoint, which is the same one on every host; return how far that is."""
+        progress = checkpoint.restore(self.folder, self.model, self.fingerprint)
+        hosts.meet(f"{self.title} after {self.reached(progress)}, fingerprint {self.fingerprint}")
+        return progress
+
     def go_on(self, progress: Progress) -> None:
-        """Train to the last epoch, or to the end of an epoch that was interrupted: Keras's are all of one length."""
+        """Train to the last epoch; or to the end of an interrupted one, as `fit` takes one length for all epochs."""
         config, model, steps = self.config, self.model, len(self.sizes)
         epoch, skipped = len(progress.history), progress.steps
         until, left, done = epoch + 1 if skipped else config.epochs, steps - skipped, epoch * steps + skipped
@@ -299,8 +170,9 @@ class _Training:
         yield board
         if self.model.distillation_losses and self.ledger_steps and hosts.is_first():
             path, probe = self.folder / LEDGER, next(self.stream(0))
-            yield Ledger(probe, path, every=self.ledger_steps, done=done, write=board.scalar)
-        yield _Keeper(
+            steps = self.config.epochs * len(self.sizes)
+            yield Ledger(probe, path, every=self.ledger_steps, done=done, until=steps, write=board.scalar)
+        yield Keeper(
             self.folder,
             self.fingerprint,
             progress,
@@ -384,14 +256,14 @@ def fit(
         callbacks=callbacks,
         averaged=averaged,
     )
-    progress = checkpoint.restore(folder, model, fingerprint)
+    progress = training.restored()
     if progress.history or progress.steps:
         console.say(f"  {title}: going on after {training.reached(progress)}")
-    hosts.meet(f"{title} after {training.reached(progress)}, fingerprint {fingerprint}")
     while len(progress.history) < config.epochs:
         training.go_on(progress)
-        hosts.meet(f"{title} after {training.reached(progress)}")  # by now the first one has written the checkpoint
-        progress = checkpoint.restore(folder, model, fingerprint)
+        if len(progress.history) < config.epochs:
+            hosts.meet(f"{title} written after {training.reached(progress)}")  # by the first one
+            progress = training.restored()  # Keras ends each `fit` by putting averages in the place of the weights
     if averaged:
         averaged.finish(model, config.epochs - 1)
     return progress.history

@@ -95,12 +95,14 @@ class Ledger(keras.callbacks.Callback):
         path: The JSON-lines file; entries after the step that training goes on from are dropped.
         every: Steps between two measurements.
         done: Steps of the run that are done.
+        until: Steps of the whole run.
         write: Called with (name, value, step), for TensorBoard.
     """
 
-    def __init__(self, probe: Batch, path: Path, *, every: int, done: int, write: Any = None):
+    def __init__(self, probe: Batch, path: Path, *, every: int, done: int, until: int, write: Any = None):
         super().__init__()
         self.probe, self.path, self.every, self.step, self.write = probe, path, every, done, write
+        self.until = until
 
     def on_train_begin(self, logs: dict | None = None) -> None:
         """Drop the entries of steps that are done again."""
@@ -125,8 +127,8 @@ class Ledger(keras.callbacks.Callback):
                 self.write(f"ledger/{name}_share", term["share"], self.step)
 
     def on_train_end(self, logs: dict | None = None) -> None:
-        """Name the terms that do nothing."""
-        for name in inert_terms(read_ledger(self.path)):
+        """Name the terms that do nothing, once the run is at its end."""
+        for name in inert_terms(read_ledger(self.path)) if self.step == self.until else ():
             console.say(f"  warning: {name} never had {INERT:.0%} of the gradient; it does nothing at this weight")
 
 
