@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from tfigkd.batches.randaugment import rand_augment
-from tfigkd.batches.stream import Knowledge, done_in_order, training_batches
+from tfigkd.batches.stream import Knowledge, training_batches
+from tfigkd.batches.threads import done_in_order
 from tfigkd.config.fields import OverlayConfig
 from tfigkd.config.training_fields import AugmentConfig
 from tfigkd.data import Examples, disk, load

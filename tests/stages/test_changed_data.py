@@ -42,6 +42,7 @@ def another_process() -> None:
     """Forget the data, as a new process has not read them yet."""
     data._load.cache_clear()
     data.training_examples.cache_clear()
+    data.teacher_examples.cache_clear()
 
 
 @pytest.fixture

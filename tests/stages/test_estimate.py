@@ -20,10 +20,11 @@ def config():
 
 
 def parts(config, folder, monkeypatch):
-    """The parts of the estimate where a step takes 2 s, a batch 1 s and a gradient 0.1 s."""
+    """The parts of the estimate where a step takes 2 s, a batch 1 s, a gradient 0.1 s and a forward pass 0.01 s."""
     monkeypatch.setattr(module, "trial_step", lambda *_: "step")
     monkeypatch.setattr(module, "fastest", lambda runs, **_: [2.0 if runs == ["step"] else 1.0])
     monkeypatch.setattr(module, "_gradient_seconds", lambda *_: 0.1)
+    monkeypatch.setattr(module, "_forward_seconds", lambda *_: 0.01)
     found = module.seconds_of_stages(config, Workdir(folder / "run", folder / "teachers"), STAGES)
     return {name: seconds - module.STAGE_SECONDS for name, seconds in found.items()}
 
@@ -32,12 +33,21 @@ def test_what_is_measured_is_multiplied_by_what_is_left(config, tmp_path, monkey
     found = parts(config, tmp_path, monkeypatch)
     examples = len(module.taught_examples(config))
     steps = -(-examples // 32)
-    assert found["teacher"] == pytest.approx(10 * steps * 3)
-    assert found["distill"] == pytest.approx(20 * -(-examples // config.training.batch_size) * 3)
+    validation = 0.01 * len(module.dataset(config.data).validation)
+    pictures = 5 * (8 * 16 * 0.1 + validation)  # 8 maps of 16 gradients, and a confusion matrix
+    assert found["teacher"] == pytest.approx(10 * (steps * 3 + validation) + pictures)
+    steps = -(-examples // config.training.batch_size)
+    ledger = (1 + 20 * examples // config.training.batch_size // config.ledger.every) * 2 * 2  # two terms
+    assert found["distill"] == pytest.approx(20 * (steps * 3 + validation) + pictures + ledger)
+    plain = override(config, {"tensorboard.pictures": 0, "ledger.every": 0, "data.train_split": "train+validation"})
+    assert parts(plain, tmp_path, monkeypatch)["distill"] == pytest.approx(
+        20 * -(-len(module.training_examples(plain.data)) // config.training.batch_size) * 3
+    )
     assert found["overlays"] == pytest.approx(5 * 0.1 * len(module.stored_examples(config.data)))
 
 
 def test_epochs_that_a_checkpoint_has_done_do_not_count(config, tmp_path, monkeypatch):
+    config = override(config, {"tensorboard.pictures": 0, "ledger.every": 0})
     whole = parts(config, tmp_path, monkeypatch)
     (tmp_path / "run" / "distill").mkdir(parents=True)
     (tmp_path / "run" / "distill" / "checkpoint-00015.ckpt").touch()

@@ -43,9 +43,9 @@ def test_times_are_work_over_rate():
     assert live == pytest.approx(1000 * 20 * (3e5 / 1e6 + 1e6 / 1e7) / 2)
     slow = dataclasses.replace(RATES, batches=2)  # one thread makes the batches of a training, whatever the devices
     assert seconds_by_rates(JOB, slow, machines=4)["distill"] == pytest.approx(20 * 1000 / 2)
-    several = dataclasses.replace(slow, threads=5)
-    assert seconds_by_rates(JOB, several, machines=4)["distill"] == pytest.approx(20 * 1000 / 10)
-    assert seconds_by_rates(JOB, several, machines=4)["overlays"] == pytest.approx(4 * 1000 / (2 * 8))
+    several = dataclasses.replace(slow, threads=2)
+    assert seconds_by_rates(JOB, several, machines=4)["distill"] == pytest.approx(20 * 1000 / 4)
+    assert seconds_by_rates(JOB, several, machines=4)["overlays"] == pytest.approx(4 * 1000 / (4 * 8) + 2 * 35e9 / 8e7)
 
 
 def test_only_machines_that_share_a_disk_use_the_network():

@@ -1,9 +1,7 @@
 """The stream of training batches: examples, and what the teacher knows of them, augmented together."""
 
-import collections
 import functools
-from collections.abc import Callable, Collection, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,6 +24,7 @@ from tfigkd.batches.augment import (
 )
 from tfigkd.batches.device import on_device
 from tfigkd.batches.randaugment import Change
+from tfigkd.batches.threads import done_in_order
 from tfigkd.config.fields import OverlayConfig
 from tfigkd.config.training_fields import AugmentConfig
 from tfigkd.data import Examples
@@ -119,30 +118,6 @@ def part_of(count: int, part: Part) -> slice:
     """Return which of `count` examples are a part of them."""
     number, parts = part
     return slice(count * number // parts, count * (number + 1) // parts)
-
-
-def done_in_order(tasks: Iterable[Callable[[], Batch]], threads: int) -> Iterator[Batch]:
-    """Yield the results of tasks in the order of the tasks, which may be endless.
-
-    Args:
-        tasks: Functions that do not depend on each other; NumPy and reads of files let other threads run.
-        threads: How many are done at once, ahead of what is asked for; with one, each is done when it is asked for.
-    """
-    if threads == 1:
-        for task in tasks:
-            yield task()
-        return
-    pool = ThreadPoolExecutor(threads, "batches")
-    waiting: collections.deque[Future[Batch]] = collections.deque()
-    try:
-        for task in tasks:
-            waiting.append(pool.submit(task))
-            if len(waiting) > threads:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
-    finally:  # also where nothing more is asked for
-        pool.shutdown(wait=False, cancel_futures=True)
 
 
 def _on_host(

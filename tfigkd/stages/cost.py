@@ -87,7 +87,7 @@ class Rates:
         student: Multiply-adds a second of the student on one device, which are fewer for a small network.
         pictures: Decoded pictures a second that one process reads.
         batches: Images a second that one thread crops and overlays.
-        threads: Threads that do so in a training. A store has a process for each device, of one such thread.
+        threads: Threads that do so in a process: a training has one process, a store one for each device.
         devices: Devices of a machine.
     """
 
@@ -150,9 +150,9 @@ def seconds_by_rates(job: Job, rates: Rates, machines: int) -> dict[str, float]:
     taught = BACKWARD * macs * job.train * job.teacher_epochs / (rates.devices * rates.teacher)
     maps = INPUT_GRADIENT * macs * job.gradients * job.stored / (all_devices * rates.teacher)
     views = macs * job.views * job.stored / (all_devices * rates.teacher)
-    made = job.views * job.stored / (rates.batches * all_devices)  # a process for each device, which crops the views
-    step = BACKWARD * own / rates.student + (macs / rates.teacher if job.live else 0)
     batch = 1 / (rates.batches * rates.threads)
+    made = job.views * job.stored * batch / all_devices  # a process for each device, which crops the views
+    step = BACKWARD * own / rates.student + (macs / rates.teacher if job.live else 0)
     trained = job.train * job.epochs * max(step / rates.devices, batch)
     teacher = max(taught, job.train * job.teacher_epochs * batch)
     read = job.stored / (rates.pictures * all_devices)

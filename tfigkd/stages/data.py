@@ -56,6 +56,7 @@ def holds_out_validation(config: DataConfig) -> bool:
     return config.train_split == "train"
 
 
+@functools.lru_cache(maxsize=2)
 def teacher_examples(config: DataConfig) -> Examples:
     """Return what a teacher is trained on: all that may train, of each class a share where `data.imbalance` says so."""
     data = dataset(config)

@@ -25,7 +25,7 @@ from tfigkd.models.cost import multiply_adds
 from tfigkd.models.layers import with_fused_layers
 from tfigkd.models.precision import on_processor
 from tfigkd.runtime.files import read_manifest
-from tfigkd.stages.data import dataset, stored_examples, training_examples
+from tfigkd.stages.data import dataset, holds_out_validation, stored_examples, training_examples
 from tfigkd.stages.lessons import assemble, reparameterized
 from tfigkd.stages.teacher import (
     build_network,
@@ -41,6 +41,7 @@ from tfigkd.training import checkpoint
 from tfigkd.training.devices import batch_threads
 from tfigkd.training.distiller import Distiller
 from tfigkd.training.speed import fastest, trial_step
+from tfigkd.training.tensorboard import MAP_STEPS
 
 # Share of the matrix-product rate that small convolutional networks reach, measured on a 2-core AVX-512 machine with
 # MobileNet-V2 and fused batch normalization: training is bound by memory traffic, not by arithmetic.
@@ -48,10 +49,10 @@ TRAINING_EFFICIENCY = 0.19
 GRADIENT_EFFICIENCY = 0.35
 BACKWARD = 3  # forward, gradient of the input, gradient of the weights
 TYPICAL_STEPS = 40  # gradient evaluations an image until the completeness error is met
-MAPS = 32
+MAPS = 64
 """Maps that are computed to measure their time."""
 MEASURED_FROM = 180  # seconds by the rough estimate
-STAGE_SECONDS = 6  # graph compilation, conversion, writing
+STAGE_SECONDS = 10  # imports, graph compilation, conversion, writing
 
 
 def matrix_rate() -> float:
@@ -125,6 +126,34 @@ def seconds_of_stages(config: Config, workdir: Workdir, stages: list[str]) -> di
     return seconds
 
 
+def _training_seconds(
+    network: keras.Model,
+    step: float,
+    config: Config,
+    recipe: TrainingConfig,
+    examples: Examples,
+    epochs: int,
+) -> float:
+    """Return the seconds of a training: of its epochs, of validation after each, and of TensorBoard's pictures.
+
+    Args:
+        network: What is trained.
+        step: Seconds of a step of it.
+        config: Of the run.
+        recipe: Of the training.
+        examples: What trains.
+        epochs: How many are left.
+    """
+    epoch = _epoch_seconds(step, examples, recipe, config.augment)
+    validation, pictures = dataset(config.data).validation, min(config.tensorboard.pictures, epochs)
+    if not epochs:
+        return 0.0
+    forward = _forward_seconds(network, validation) * len(validation) if holds_out_validation(config.data) else 0.0
+    shown = min(config.tensorboard.examples, len(validation))
+    maps = shown * MAP_STEPS * _gradient_seconds(network, validation, shown * MAP_STEPS) if pictures else 0.0
+    return epochs * (epoch + forward) + pictures * (maps + forward)
+
+
 def _epoch_seconds(step: float, examples: Examples, recipe: TrainingConfig, augment: AugmentConfig) -> float:
     """Return the seconds of an epoch: its steps, and its batches, which a processor that trains makes between them."""
     options: dict[str, Any] = {"augment": augment, "batch_size": recipe.batch_size, "seed": 0}
@@ -132,7 +161,7 @@ def _epoch_seconds(step: float, examples: Examples, recipe: TrainingConfig, augm
     stream, count = training_batches(examples, **options)(0), options["threads"]
     for _ in range(count):  # those that were made before they were asked for
         next(stream)
-    batch = fastest([lambda: [next(stream) for _ in range(2 * count)]])[0] / (2 * count)
+    batch = fastest([lambda: [next(stream) for _ in range(count)]])[0] / count
     both = step + batch if on_processor() else max(step, batch)
     return math.ceil(len(examples) / recipe.batch_size) * both
 
@@ -144,7 +173,7 @@ def _teacher_training(config: Config, data: Dataset, folder: Path) -> float:
     network = models.with_precision(with_fused_layers(build_network(config.teacher, data)), recipe.precision)
     (step,) = fastest([trial_step(Distiller(network), recipe)])
     left = recipe.epochs * config.teacher.count - checkpoint.epochs_done(folder)
-    return left * _epoch_seconds(step, examples, recipe, config.augment)
+    return _training_seconds(build_network(config.teacher, data), step, config, recipe, examples, left)
 
 
 def _stores(config: Config, data: Dataset, workdir: Workdir) -> float:
@@ -165,12 +194,8 @@ def _stores(config: Config, data: Dataset, workdir: Workdir) -> float:
 def _map_seconds(model: keras.Model, examples: Examples, data: Dataset, settings: AttributionConfig) -> float:
     """Return the seconds of a map, of which each takes as many gradients as the tolerance asks for."""
     few, color = examples.take(slice(MAPS)), mean_color(data.train)
-
-    def run() -> Any:
-        return attribute_examples(model, few, settings, color)
-
-    run()
-    return fastest([run], rounds=1)[0] / len(few)
+    attribute_examples(model, few.take(slice(8)), settings, color)  # which compiles
+    return fastest([lambda: attribute_examples(model, few, settings, color)], rounds=1)[0] / len(few)
 
 
 def _typical_map_seconds(model: keras.Model, examples: Examples, data: Dataset, settings: AttributionConfig) -> float:
@@ -222,8 +247,12 @@ def _distillation(config: Config, data: Dataset, workdir: Workdir) -> float:
     seconds, folder = 0.0, workdir.stage("distill")
     for name, phase in {"": config, **early_phases(config)}.items():
         left = phase.training.epochs - checkpoint.epochs_done(folder / name)
-        step = _student_step(phase, data)
-        seconds += left * _epoch_seconds(step, training_examples(phase.data), phase.training, phase.augment)
+        step, examples = _student_step(phase, data), training_examples(phase.data)
+        if phase.ledger.every and left:  # a gradient of each term
+            entries = 1 + left * len(examples) // phase.training.batch_size // phase.ledger.every
+            seconds += entries * step * (1 + len(phase.losses.active()))
+        student = build_network(config.student, data)
+        seconds += _training_seconds(student, step, phase, phase.training, examples, left)
     return seconds
 
 

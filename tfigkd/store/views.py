@@ -6,12 +6,14 @@ the attention of each tap are separate stores, so that arms can share them.
 """
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import keras
 import numpy as np
 
 from tfigkd.batches.augment import crop_and_flip, example_keys
+from tfigkd.batches.threads import done_in_order, spare_threads
 from tfigkd.config.fields import ViewConfig
 from tfigkd.config.training_fields import AugmentConfig
 from tfigkd.data import Examples
@@ -62,11 +64,9 @@ def with_attention(model: keras.Model, tap: str) -> keras.Model:
 def view_outputs(model: keras.Model, examples: Examples, augment: AugmentConfig, view: ViewConfig) -> np.ndarray:
     """Return a model's outputs, logits or attention, of the K views of each example, float32 [N,K,...]."""
     keys, images = example_keys(examples.ids), examples.images[:]
-    views = [
-        predict_logits(model, crop_and_flip(images, keys, augment, seed=view.seed, epoch=number))
-        for number in range(view.views)
-    ]
-    return np.stack(views, axis=1)
+    moved = partial(crop_and_flip, images, keys, augment, seed=view.seed)
+    crops = done_in_order((partial(moved, epoch=number) for number in range(view.views)), spare_threads())
+    return np.stack([predict_logits(model, each) for each in crops], axis=1)
 
 
 def views_deviation(stored: np.ndarray, outputs: np.ndarray) -> float:

@@ -7,16 +7,12 @@ from typing import Any
 import keras
 
 from tfigkd.batches.stream import Batch
+from tfigkd.batches.threads import spare_threads
 from tfigkd.config.training_fields import Devices, TrainingConfig
 from tfigkd.losses import OSAKD, PerExampleLoss
 from tfigkd.models.layers import flatten_layers
-from tfigkd.models.precision import on_processor
 from tfigkd.runtime import hosts
 from tfigkd.runtime.errors import UserError
-from tfigkd.runtime.processes import threads
-
-MOST_THREADS = 8
-"""More hardly help, as they wait for each other, and each holds a batch."""
 
 
 def _tensorflow_devices() -> list[str]:
@@ -35,7 +31,7 @@ def device_count(devices: Devices) -> int:
 
 def batch_threads(recipe: TrainingConfig) -> int:
     """Return how many threads make the batches of a recipe on this machine."""
-    return recipe.batch_threads or (1 if on_processor() else min(MOST_THREADS, threads()))
+    return recipe.batch_threads or spare_threads()
 
 
 @contextlib.contextmanager
