@@ -1,6 +1,7 @@
 """The estimate: seconds of trial steps times what is left to do."""
 
 from datetime import timedelta
+from types import SimpleNamespace
 
 import pytest
 
@@ -25,6 +26,7 @@ def parts(config, folder, monkeypatch):
     monkeypatch.setattr(module, "fastest", lambda runs, **_: [2.0 if runs == ["step"] else 1.0])
     monkeypatch.setattr(module, "_gradient_seconds", lambda *_: 0.1)
     monkeypatch.setattr(module, "_forward_seconds", lambda *_: 0.01)
+    module.dataset(config.data)  # reading it is no part of these
     found = module.seconds_of_stages(config, Workdir(folder / "run", folder / "teachers"), STAGES)
     return {name: seconds - module.STAGE_SECONDS for name, seconds in found.items()}
 
@@ -74,6 +76,15 @@ def test_finished_stages_do_not_count(config, tmp_path):
         write_manifest(workdir.stage(stage), "1")
     assert module.estimate(config, workdir, stages) == timedelta(seconds=module.STAGE_SECONDS)
     assert module.seconds_of_stages(config, workdir, stages)["evaluate"] == 0
+
+
+def test_the_first_stage_that_is_left_reads_the_data(config, tmp_path, monkeypatch):
+    whole = parts(config, tmp_path, monkeypatch)
+    clock = iter([0.0, 50.0])
+    monkeypatch.setattr(module, "time", SimpleNamespace(perf_counter=lambda: next(clock)))
+    again = parts(config, tmp_path, monkeypatch)
+    assert again["teacher"] == pytest.approx(whole["teacher"] + 50)
+    assert again["distill"] == pytest.approx(whole["distill"])
 
 
 def test_limited_teachers_together_take_the_time_of_one(config, tmp_path, monkeypatch):

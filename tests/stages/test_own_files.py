@@ -103,7 +103,8 @@ def test_a_file_is_taken_as_it_is_unless_training_is_asked_for(folder):
         (["--teacher.train=True"], True),
         (["--teacher.train", "none"], None),
     ):
-        assert with_flags(config_of(folder), flags).teacher.train is expected
+        for before in (None, True, False):  # what the file says
+            assert with_flags(config_of(folder, teacher__train=before), flags).teacher.train is expected
     assert with_flags(config_of(folder), ["--input-range", "0", "255"]).teacher.input_range == (0.0, 255.0)
     assert to_mapping(config_of(folder, teacher__input_range=[0, 255]))["teacher"]["input_range"] == [0.0, 255.0]
 

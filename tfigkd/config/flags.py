@@ -195,7 +195,8 @@ def plain_flags(arguments: Sequence[str], config: Config) -> list[str]:
     """
     arguments = _three_states(arguments, config)
     values = to_mapping(config)
-    known = {name for name in dotted_names(values) if isinstance(value_at(values, name), bool)}
+    switches = {name for name in dotted_names(values) if isinstance(value_at(values, name), bool)}
+    known = {name for name in switches if not _may_be_undecided(config, name)}
     said: list[str] = []
     for argument in arguments:
         flag, equals, value = argument.partition("=")

@@ -107,9 +107,16 @@ def _rough_seconds(config: Config, workdir: Workdir, stages: list[str]) -> float
 
 
 def seconds_of_stages(config: Config, workdir: Workdir, stages: list[str]) -> dict[str, float]:
-    """Return the seconds of each stage on this machine, from trial steps of its networks; 0 where it is done."""
+    """Return the seconds of each stage on this machine, from trial steps of its networks; 0 where it is done.
+
+    The first one reads the data, unless this process has.
+    """
+    begun = time.perf_counter()
     data = dataset(config.data)
+    read = time.perf_counter() - begun
     seconds = {stage: 0.0 if _done(workdir, stage) else float(STAGE_SECONDS) for stage in stages}
+    if any(seconds.values()):
+        seconds[next(stage for stage in seconds if seconds[stage])] += read
     folder = teacher_folder(config, workdir) if config.needs_teacher else None
     if folder is not None and "teacher" in seconds and read_manifest(folder) is None:
         seconds["teacher"] += _teacher_training(config, data, folder)

@@ -14,6 +14,7 @@ from tfigkd.attribution import Attribution, attribute, blur_sigma, completeness_
 from tfigkd.batches.stream import Knowledge
 from tfigkd.config.fields import AttributionConfig
 from tfigkd.data import Dataset, Examples, covered, mean_color, to_model_input
+from tfigkd.data.disk import AT_ONCE
 from tfigkd.data.grid import cell_means
 from tfigkd.data.top_logits import TopLogits, chosen_classes, finite, pack, spread_rest, unpack
 from tfigkd.models.layers import is_graph
@@ -83,7 +84,22 @@ def features(
     mean_color: np.ndarray,
     top_logits: int | None = None,
 ) -> Iterator:
-    """Yield the features of each example's record, with all logits or only some of the largest."""
+    """Yield the features of each example's record, with all logits or only some of the largest.
+
+    Large images are attributed some at a time, however many a shard has.
+    """
+    few = max(1, AT_ONCE // (np.float32().nbytes * math.prod(examples.images.shape[1:])))
+    for start in range(0, len(examples), few):
+        yield from _features(model, examples.take(slice(start, start + few)), config, mean_color, top_logits)
+
+
+def _features(
+    model: keras.Model,
+    examples: Examples,
+    config: AttributionConfig,
+    mean_color: np.ndarray,
+    top_logits: int | None,
+) -> Iterator:
     result = attribute_examples(model, examples, config, mean_color)
     maps = cell_means(saliency_map(result.attributions), config.grid)
     stored, scales = to_stored(maps)
