@@ -15,9 +15,9 @@ from tfigkd.batches.augment import (
     overlay,
     overlay_exponents,
     overlay_some,
-    pasted_boxes,
     uniform,
 )
+from tfigkd.batches.mixing import pasted_boxes
 from tfigkd.config.fields import OverlayConfig
 from tfigkd.config.training_fields import AugmentConfig
 from tfigkd.runtime.errors import UserError

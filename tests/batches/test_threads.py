@@ -10,29 +10,27 @@ import keras
 import numpy as np
 import pytest
 
+from tests.training.test_fit import noise
 from tfigkd.batches.randaugment import rand_augment
 from tfigkd.batches.stream import Knowledge, training_batches
 from tfigkd.batches.threads import done_in_order
 from tfigkd.config.fields import OverlayConfig
 from tfigkd.config.training_fields import AugmentConfig
-from tfigkd.data import Examples, disk, load
+from tfigkd.data import disk, load
 from tfigkd.data.disk import DiskPictures
 from tfigkd.runtime.errors import UserError
-
-COUNT = 50
 
 
 @pytest.fixture
 def examples():
-    images = np.random.default_rng(1).integers(0, 256, (COUNT, 8, 8, 3), dtype=np.uint8)
-    ids = np.array([f"{index * 0x9E3779B97F4A7C15 % 2**64:016x}" for index in range(COUNT)])
-    return Examples(ids, images, np.arange(COUNT) % 4, ids)
+    return noise(8)
 
 
 @pytest.fixture
 def knowledge(examples):
-    ones = np.ones(COUNT, np.float32)
-    return Knowledge(np.eye(COUNT, 4, dtype=np.float32), examples.images[..., 0].copy(), ones, 0 * ones, ones > 0)
+    count = len(examples)
+    ones = np.ones(count, np.float32)
+    return Knowledge(np.eye(count, 4, dtype=np.float32), examples.images[..., 0].copy(), ones, 0 * ones, ones > 0)
 
 
 def batches(examples, count, *, skip=0, **options):

@@ -21,11 +21,16 @@ RNG = np.random.default_rng(0)
 COUNT = 50
 
 
-@pytest.fixture
-def examples():
-    images = np.random.default_rng(1).integers(0, 256, (COUNT, 6, 6, 3), dtype=np.uint8)
+def noise(side):
+    """Return examples of four classes."""
+    images = np.random.default_rng(1).integers(0, 256, (COUNT, side, side, 3), dtype=np.uint8)
     ids = np.array([f"{index * 0x9E3779B97F4A7C15 % 2**64:016x}" for index in range(COUNT)])
     return Examples(ids, images, np.arange(COUNT) % 4, ids)
+
+
+@pytest.fixture
+def examples():
+    return noise(6)
 
 
 @pytest.fixture

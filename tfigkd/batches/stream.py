@@ -15,14 +15,13 @@ from tfigkd.batches.augment import (
     cut_square,
     example_keys,
     geometry,
-    mix,
     move_coarse,
     overlay_exponents,
     overlay_some,
-    own_parts,
     uniform,
 )
 from tfigkd.batches.device import on_device
+from tfigkd.batches.mixing import mix, own_parts
 from tfigkd.batches.randaugment import Change
 from tfigkd.batches.threads import done_in_order
 from tfigkd.config.fields import OverlayConfig

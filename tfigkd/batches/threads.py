@@ -6,7 +6,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
 from tfigkd.models.precision import on_processor
-from tfigkd.runtime.processes import threads
+from tfigkd.runtime import processes
 
 Result = TypeVar("Result")
 
@@ -16,7 +16,7 @@ MOST = 8
 
 def spare_threads() -> int:
     """Return how many threads may prepare images: one where the processor computes as well, else one a core."""
-    return 1 if on_processor() else min(MOST, threads())
+    return 1 if on_processor() else min(MOST, processes.threads())
 
 
 def done_in_order(tasks: Iterable[Callable[[], Result]], threads: int) -> Iterator[Result]:

@@ -55,6 +55,7 @@ SUPPORTED = (*FAKE_QUANT, *CHANGES_NO_VALUE, *ROUNDED_AFTER, keras.layers.Activa
 OPERATIONS = ("Add", "Multiply", "Resize")
 """Functions of keras.ops, such as `x + 3.0`, that an int8 file has."""
 RESIZES = (keras.layers.AveragePooling2D, keras.layers.Resizing)
+"""What may resize an image before anything scales it."""
 PREPARES = (keras.layers.Rescaling, keras.layers.Normalization)
 PREPARING_OPERATIONS = ("Add", "Subtract", "Multiply", "Divide", "TrueDivide")
 """What scales an image before the first convolution; together they are one factor and one offset a channel."""

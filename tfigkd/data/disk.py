@@ -29,7 +29,7 @@ from tfigkd.runtime.files import checksum, locked, make_folder, read_signed, wri
 BLOCK = 256
 """Pictures that are handled at once where all of them are needed."""
 AT_ONCE = 2**26
-"""Bytes of pictures that are decoded before they are written."""
+"""Bytes of pictures that are decoded, read or computed with before they are written."""
 Convert = Callable[[np.ndarray], np.ndarray]
 
 

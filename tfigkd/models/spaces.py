@@ -6,6 +6,7 @@ takes and gives these: its own pixel range, its softmax or sigmoid and its singl
 
 import weakref
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import keras
@@ -185,23 +186,20 @@ def with_input_range(model: keras.Model, low: float, high: float) -> keras.Model
         ValueError: The two are equal, or one is no number.
     """
     check_range((low, high))
-    bare = keras.Model(model.inputs[0], model.outputs[0])
     shape = model.input_shape[1:]
-    inputs = keras.Input(shape, name="image")
     layer = keras.layers.DepthwiseConv2D(1, name=INPUT_RANGE, trainable=False, dtype="float32")
-    scaled = layer(inputs)
+    layer.build((None, *shape))
     layer.set_weights([np.full((1, 1, shape[-1], 1), high - low), np.full(shape[-1], low)])
-    return _copy(keras.Model(inputs, bare._run_through_graph([scaled]), name=model.name))
+    return _behind(layer, model, shape)
 
 
 def with_rgb(model: keras.Model) -> keras.Model:
     """Return a classifier of gray images [B,H,W,1] as one of RGB images [B,H,W,3], whose gray it looks at."""
-    bare = keras.Model(model.inputs[0], model.outputs[0])
-    inputs = keras.Input((*model.input_shape[1:3], 3), name="image")
+    shape = (*model.input_shape[1:3], 3)
     layer = keras.layers.Conv2D(1, 1, use_bias=False, trainable=False, dtype="float32", name=RGB_TO_GRAY)
-    gray = layer(inputs)
+    layer.build((None, *shape))
     layer.set_weights([np.reshape(LUMA, (1, 1, 3, 1))])
-    return _copy(keras.Model(inputs, bare._run_through_graph([gray]), name=model.name))
+    return _behind(layer, model, shape)
 
 
 def with_image_size(model: keras.Model, size: Sequence[int]) -> keras.Model:
@@ -209,10 +207,14 @@ def with_image_size(model: keras.Model, size: Sequence[int]) -> keras.Model:
     own, channels = model.input_shape[1:3], model.input_shape[3]
     if (*size[:2],) == own:
         return model
+    return _behind(partial(_resize, size=own), model, (*size[:2], channels))
+
+
+def _behind(front: Callable[[Any], Any], model: keras.Model, shape: Sequence[int]) -> keras.Model:
+    """Return a copy of a model that takes images of a shape (H,W,C), which go through a layer or a function first."""
     bare = keras.Model(model.inputs[0], model.outputs[0])
-    inputs = keras.Input((*size[:2], channels), name="image")
-    resized = _resize(inputs, own)
-    return _copy(keras.Model(inputs, bare._run_through_graph([resized]), name=model.name))
+    inputs = keras.Input(shape, name="image")
+    return _copy(keras.Model(inputs, bare._run_through_graph([front(inputs)]), name=model.name))
 
 
 def resized(images: np.ndarray, size: Sequence[int]) -> np.ndarray:

@@ -153,8 +153,6 @@ def _training_seconds(
     """
     epoch = _epoch_seconds(step, examples, recipe, config.augment)
     validation, pictures = dataset(config.data).validation, min(config.tensorboard.pictures, epochs)
-    if not epochs:
-        return 0.0
     forward = _forward_seconds(network, validation) * len(validation) if holds_out_validation(config.data) else 0.0
     shown = min(config.tensorboard.examples, len(validation))
     maps = shown * MAP_STEPS * _gradient_seconds(network, validation, shown * MAP_STEPS) if pictures else 0.0
@@ -175,11 +173,11 @@ def _epoch_seconds(step: float, examples: Examples, recipe: TrainingConfig, augm
 
 def _teacher_training(config: Config, data: Dataset, folder: Path) -> float:
     recipe, examples = config.teacher.training, taught_examples(members(config)[0])
-    if not config.teacher.trained:
+    left = recipe.epochs * config.teacher.count - checkpoint.epochs_done(folder)
+    if not config.teacher.trained or not left:
         return 0.0
     network = models.with_precision(with_fused_layers(build_network(config.teacher, data)), recipe.precision)
     (step,) = fastest([trial_step(Distiller(network), recipe)])
-    left = recipe.epochs * config.teacher.count - checkpoint.epochs_done(folder)
     return _training_seconds(build_network(config.teacher, data), step, config, recipe, examples, left)
 
 
@@ -254,8 +252,10 @@ def _distillation(config: Config, data: Dataset, workdir: Workdir) -> float:
     seconds, folder = 0.0, workdir.stage("distill")
     for name, phase in {"": config, **early_phases(config)}.items():
         left = phase.training.epochs - checkpoint.epochs_done(folder / name)
+        if not left:
+            continue
         step, examples = _student_step(phase, data), training_examples(phase.data)
-        if phase.ledger.every and left:  # a gradient of each term
+        if phase.ledger.every:  # a gradient of each term
             entries = 1 + left * len(examples) // phase.training.batch_size // phase.ledger.every
             seconds += entries * step * (1 + len(phase.losses.active()))
         student = build_network(config.student, data)

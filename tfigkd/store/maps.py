@@ -90,30 +90,19 @@ def features(
     """
     few = max(1, AT_ONCE // (np.float32().nbytes * math.prod(examples.images.shape[1:])))
     for start in range(0, len(examples), few):
-        yield from _features(model, examples.take(slice(start, start + few)), config, mean_color, top_logits)
-
-
-def _features(
-    model: keras.Model,
-    examples: Examples,
-    config: AttributionConfig,
-    mean_color: np.ndarray,
-    top_logits: int | None,
-) -> Iterator:
-    result = attribute_examples(model, examples, config, mean_color)
-    maps = cell_means(saliency_map(result.attributions), config.grid)
-    stored, scales = to_stored(maps)
-    errors = completeness_error(result.attributions, result.convergence_delta)
-    for index in range(len(examples)):
-        logits = result.logits[index].astype(np.float32)
-        yield {
-            **({"logits": logits} if top_logits is None else {"top_logits": pack(logits, top_logits).tobytes()}),
-            "map": stored[index].tobytes(),
-            "scale": [float(scales[index])],
-            "error": [float(errors[index])],
-            "steps": [int(result.n_steps[index])],
-            **_shape(stored[index]),
-        }
+        result = attribute_examples(model, examples.take(slice(start, start + few)), config, mean_color)
+        maps = cell_means(saliency_map(result.attributions), config.grid)
+        stored, scales = to_stored(maps)
+        errors = completeness_error(result.attributions, result.convergence_delta)
+        for index, logits in enumerate(result.logits.astype(np.float32)):
+            yield {
+                **({"logits": logits} if top_logits is None else {"top_logits": pack(logits, top_logits).tobytes()}),
+                "map": stored[index].tobytes(),
+                "scale": [float(scales[index])],
+                "error": [float(errors[index])],
+                "steps": [int(result.n_steps[index])],
+                **_shape(stored[index]),
+            }
 
 
 def to_stored(maps: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
