@@ -1,4 +1,4 @@
-"""What `--estimate` foretells beside what a run takes, on one core and on two Ray workers of one core each."""
+"""What `--estimate` foretells beside what a run takes, its maps on one and on two Ray workers of one core each."""
 
 import os
 import re
@@ -77,8 +77,8 @@ def run(options: Options) -> None:
         seen: dict[str, tuple[float, float]] = {}
         for stage in stages:
             words = command(folder, "alone", "--stages", stage)
-            guess = foretold(words, stage)
-            seen[stage] = guess, timed(words)
+            cluster = ["--cluster", "auto"] if stage == "overlays" else []
+            seen[stage] = foretold(words, stage), timed([*words, *cluster])
         timed(command(folder, "shared", "--stages", "data,teacher"))
         words = command(folder, "shared", "--stages", "overlays", cores=2)
         seen["overlays on two workers"] = (
@@ -104,7 +104,7 @@ def run(options: Options) -> None:
     record(
         options,
         "time of the maps on two Ray workers of one core",
-        "one process on one core",
+        "one Ray worker of one core",
         np.array([ours / theirs]),
         ours=ours,
         theirs=theirs,

@@ -60,6 +60,19 @@ def test_the_network_is_that_of_the_resized_images(own):
     assert models.with_image_size(plain, (own, own, 3)) is plain
 
 
+def test_layers_may_have_the_names_of_those_that_are_added():
+    names = ("image", "reduced", "image_1")
+    layers = [keras.layers.Conv2D(3, 1, name=name) for name in names]
+    plain = keras.Sequential([keras.Input((6, 6, 3), name="x"), *layers, keras.layers.GlobalAveragePooling2D()])
+    images = pixels(12)
+    expected = plain(models.resized(images, (6, 6)) / np.float32(255))
+    resizes = models.with_image_size(plain, (12, 12, 3))
+    np.testing.assert_allclose(resizes(images / np.float32(255)), expected, atol=0.02)
+    assert {*names} < {layer.name for layer in resizes.layers}
+    scaled = models.with_input_range(plain, 0.0, 255.0)
+    np.testing.assert_allclose(scaled(images[:, :6, :6] / np.float32(255)), plain(images[:, :6, :6]), rtol=1e-4)
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """Pictures of 8x8 whose class is the brighter of two colors, and a file for 16x16 in 0..255 that tells them."""

@@ -26,6 +26,7 @@ def parts(config, folder, monkeypatch):
     monkeypatch.setattr(module, "fastest", lambda runs, **_: [2.0 if runs == ["step"] else 1.0])
     monkeypatch.setattr(module, "_gradient_seconds", lambda *_: 0.1)
     monkeypatch.setattr(module, "_forward_seconds", lambda *_: 0.01)
+    monkeypatch.setattr(module, "_with_trial", lambda foretell: foretell())
     module.dataset(config.data)  # reading it is no part of these
     found = module.seconds_of_stages(config, Workdir(folder / "run", folder / "teachers"), STAGES)
     return {name: seconds - module.STAGE_SECONDS for name, seconds in found.items()}
@@ -67,6 +68,12 @@ def test_only_a_long_run_is_measured(config, tmp_path, monkeypatch):
 def test_trial_steps_of_small_networks_take_time_and_run(config, tmp_path):
     found = module.seconds_of_stages(config, Workdir(tmp_path / "run", tmp_path / "teachers"), STAGES)
     assert all(seconds > module.STAGE_SECONDS for seconds in found.values())
+
+
+def test_compilation_counts_by_the_time_that_the_trial_takes(monkeypatch):
+    clock = iter([100.0, 107.0])
+    monkeypatch.setattr(module.time, "perf_counter", lambda: next(clock))
+    assert module._with_trial(lambda: 30.0) == 37.0
 
 
 def test_finished_stages_do_not_count(config, tmp_path):

@@ -56,6 +56,14 @@ def test_only_machines_that_share_a_disk_use_the_network():
     assert several["overlays"].disk == JOB.map_bytes + JOB.view_bytes
 
 
+def test_batches_that_threads_hold_count_as_memory():
+    plain = costs(JOB, {"distill": 1.0})["distill"].memory
+    ahead = dataclasses.replace(JOB, ahead=3 * 64)
+    assert costs(ahead, {"distill": 1.0})["distill"].memory - plain == 3 * 64 * 100 * 3 * 4
+    options = ("--experiment", "quickstart", "--training.batch_size", "32", "--training.batch_threads")
+    assert [cost.job_of(parse([*options, count])[1].config).ahead for count in ("1", "2")] == [0, 3 * 32]
+
+
 def test_sizes_are_those_of_real_stores(tmp_path_factory):
     folder = alone(tmp_path_factory)
     (manifest,) = (path for path in folder.glob("teachers/*/overlays/*/manifest.json"))

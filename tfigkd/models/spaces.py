@@ -4,6 +4,7 @@ All of this package works with float32 images in [0,1] and logits [B,C]. A model
 takes and gives these: its own pixel range, its softmax or sigmoid and its single output become layers around it.
 """
 
+import itertools
 import weakref
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -207,14 +208,22 @@ def with_image_size(model: keras.Model, size: Sequence[int]) -> keras.Model:
     own, channels = model.input_shape[1:3], model.input_shape[3]
     if (*size[:2],) == own:
         return model
-    return _behind(partial(_resize, size=own), model, (*size[:2], channels))
+    resize = partial(_resize, size=own, name=_free_name("reduced", model))
+    return _behind(resize, model, (*size[:2], channels))
 
 
 def _behind(front: Callable[[Any], Any], model: keras.Model, shape: Sequence[int]) -> keras.Model:
     """Return a copy of a model that takes images of a shape (H,W,C), which go through a layer or a function first."""
     bare = keras.Model(model.inputs[0], model.outputs[0])
-    inputs = keras.Input(shape, name="image")
+    inputs = keras.Input(shape, name=_free_name("image", model))
     return _copy(keras.Model(inputs, bare._run_through_graph([front(inputs)]), name=model.name))
+
+
+def _free_name(wanted: str, model: keras.Model) -> str:
+    """Return the name that is wanted, with a number where an operation of the model has it."""
+    taken = {operation.name for operation in graph_of(model).operations}
+    numbered = (f"{wanted}_{number}" for number in itertools.count(1))
+    return next(name for name in itertools.chain([wanted], numbered) if name not in taken)
 
 
 def resized(images: np.ndarray, size: Sequence[int]) -> np.ndarray:
@@ -224,8 +233,8 @@ def resized(images: np.ndarray, size: Sequence[int]) -> np.ndarray:
     return np.rint(ops.convert_to_numpy(_resize(images.astype(np.float32), size[:2]))).astype(np.uint8)
 
 
-def _resize(images: Any, size: Sequence[int]) -> Any:
-    """Resize images [B,H,W,C] to (H,W), in operations that every format of file knows.
+def _resize(images: Any, size: Sequence[int], name: str = "reduced") -> Any:
+    """Resize images [B,H,W,C] to (H,W), in operations that every format of file knows; the last may need a name.
 
     They are enlarged to the next multiple of the size, between the nearest four pixels, and reduced by means, so that
     fine patterns become gray. Keras's `Resizing` would do, but a plain call of a model that has it trains: its own
@@ -236,7 +245,7 @@ def _resize(images: Any, size: Sequence[int]) -> Any:
     if larger != [*images.shape[1:3]]:
         images = ops.image.resize(images, larger, interpolation="bilinear")
     if factors != [1, 1]:
-        images = keras.layers.AveragePooling2D(factors, name="reduced", dtype="float32")(images)
+        images = keras.layers.AveragePooling2D(factors, name=name, dtype="float32")(images)
     return images
 
 

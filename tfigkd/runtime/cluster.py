@@ -20,7 +20,7 @@ from typing import Any
 
 from tfigkd import __version__
 from tfigkd.runtime.errors import UserError, system_line
-from tfigkd.runtime.processes import THREADS
+from tfigkd.runtime.processes import THREADS, cores
 from tfigkd.runtime.provenance import commit, versions
 from tfigkd.runtime.quiet import quiet_stderr
 
@@ -191,7 +191,7 @@ def connected(address: str) -> Iterator[Cluster]:
         _check_answers(chosen)
     options: dict[str, Any] = {"address": chosen or "local"}
     if chosen is None:
-        options["include_dashboard"] = False
+        options |= {"include_dashboard": False, "num_cpus": cores()}  # Ray counts those of the machine
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     if chosen is None or chosen.rpartition(":")[0] in ("127.0.0.1", "localhost"):
         # else Ray takes the address of the network in the place of that of this machine

@@ -15,6 +15,7 @@ from tfigkd.stages.data import dataset, stored_examples, training_examples
 from tfigkd.stages.estimate import BACKWARD, TYPICAL_STEPS, seconds_of_stages
 from tfigkd.stages.teacher import build_network, build_teacher
 from tfigkd.stages.workdir import Workdir
+from tfigkd.training.devices import batch_threads
 
 PROCESS = 1.2e9
 """Bytes of a process that has imported TensorFlow and holds two small networks."""
@@ -45,6 +46,7 @@ class Job:
         logits: Bytes of the stored logits of an image, or of a view.
         live: Whether the teacher runs in every step.
         in_memory: Whether pictures, maps and views are held in memory; else they are read from disk.
+        ahead: Images of the batches that threads make ahead of the student's training.
     """
 
     train: int
@@ -61,6 +63,7 @@ class Job:
     logits: tuple[int, int]
     live: bool = False
     in_memory: bool = False
+    ahead: int = 0
 
     @property
     def map_bytes(self) -> int:
@@ -76,6 +79,11 @@ class Job:
     def picture_bytes(self) -> int:
         """Bytes of the decoded pictures that train."""
         return 3 * self.pixels * self.train
+
+    @property
+    def batch_bytes(self) -> int:
+        """Bytes of the batches ahead: float32, of which a live teacher sees images without overlays."""
+        return 4 * 3 * self.pixels * self.ahead * (1 + self.live)
 
 
 @dataclass(frozen=True)
@@ -125,6 +133,7 @@ def job_of(config: Config) -> Job:
     top, grid = config.view.top_logits, config.attribution.grid
     steps = config.attribution.n_steps or min(TYPICAL_STEPS, config.attribution.max_steps)
     packed = None if top is None else 2 * (2 * top + 2)
+    threads = batch_threads(config.training)
     return Job(
         train=len(training_examples(config.data)),
         stored=len(stored_examples(config.data)),
@@ -140,6 +149,7 @@ def job_of(config: Config) -> Job:
         logits=(packed or 4 * data.num_classes, packed or 2 * data.num_classes),
         live=config.needs_live_teacher,
         in_memory=not isinstance(data.train.images, DiskPictures),
+        ahead=config.training.batch_size * (threads + 1) if threads > 1 else 0,
     )
 
 
@@ -183,7 +193,7 @@ def costs(job: Job, seconds: Mapping[str, float], *, machines: int = 1) -> dict[
             passes = (job.gradients > 0) + (job.views > 0)
             network = shared * (passes * 3.0 * job.pixels * job.stored + stores + machines * 4.0 * job.teacher[1])
         elif stage == "distill":
-            memory, disk = memory + held + maps + views, KEPT * job.student[1]
+            memory, disk = memory + held + maps + views + job.batch_bytes, KEPT * job.student[1]
             read = 3.0 * job.pixels + (job.cells if job.gradients else 0) + job.views * job.logits[1]
             network = shared * read * job.train * (1 if job.in_memory else job.epochs)
         found[stage] = Cost(time, memory, disk, network)

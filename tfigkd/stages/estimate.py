@@ -5,7 +5,9 @@ A run of a few minutes is estimated from multiply-adds alone, since the trial st
 
 import math
 import time
+from collections.abc import Callable
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +54,7 @@ TYPICAL_STEPS = 40  # gradient evaluations an image until the completeness error
 MAPS = 64
 """Maps that are computed to measure their time."""
 MEASURED_FROM = 180  # seconds by the rough estimate
-STAGE_SECONDS = 10  # imports, graph compilation, conversion, writing
+STAGE_SECONDS = 10  # imports, conversion, writing
 
 
 def matrix_rate() -> float:
@@ -119,18 +121,23 @@ def seconds_of_stages(config: Config, workdir: Workdir, stages: list[str]) -> di
         seconds[next(stage for stage in seconds if seconds[stage])] += read
     folder = teacher_folder(config, workdir) if config.needs_teacher else None
     if folder is not None and "teacher" in seconds and read_manifest(folder) is None:
-        seconds["teacher"] += _teacher_training(config, data, folder)
+        seconds["teacher"] += _with_trial(partial(_teacher_training, config, data, folder))
     if folder is not None and "overlays" in seconds and config.needs_stored:
-        seconds["overlays"] += _stores(config, data, workdir)
+        seconds["overlays"] += _with_trial(partial(_stores, config, data, workdir))
     if "distill" in seconds and not _done(workdir, "distill"):
-        seconds["distill"] += _distillation(config, data, workdir)
+        seconds["distill"] += _with_trial(partial(_distillation, config, data, workdir))
     if "compress" in seconds and not _done(workdir, "compress"):
-        step = _student_step(config, data)
-        seconds["compress"] += step * config.compress.batch_size / config.training.batch_size * config.compress.steps
+        seconds["compress"] += _with_trial(partial(_compression, config, data))
     if "evaluate" in seconds and not _done(workdir, "evaluate"):
         networks = [build_network(config.student, data)] + ([build_teacher(config, data)] if folder else [])
-        seconds["evaluate"] += sum(_evaluation(config, data, network) for network in networks)
+        seconds["evaluate"] += sum(_with_trial(partial(_evaluation, config, data, network)) for network in networks)
     return seconds
+
+
+def _with_trial(foretell: Callable[[], float]) -> float:
+    """Return the seconds that a function foretells and those of its trial steps: the run compiles the same ones."""
+    begun = time.perf_counter()
+    return foretell() + time.perf_counter() - begun
 
 
 def _training_seconds(
@@ -261,6 +268,12 @@ def _distillation(config: Config, data: Dataset, workdir: Workdir) -> float:
         student = build_network(config.student, data)
         seconds += _training_seconds(student, step, phase, phase.training, examples, left)
     return seconds
+
+
+def _compression(config: Config, data: Dataset) -> float:
+    """Return the seconds of the steps in which the student is fine-tuned."""
+    image = _student_step(config, data) / config.training.batch_size
+    return image * config.compress.batch_size * config.compress.steps
 
 
 def _evaluation(config: Config, data: Dataset, model: keras.Model) -> float:
