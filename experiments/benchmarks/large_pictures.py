@@ -3,7 +3,6 @@
 The networks are tiny, so that what is measured is what the pictures cost.
 """
 
-import os
 import shlex
 import subprocess
 import sys
@@ -19,6 +18,13 @@ from tfigkd.config.experiment import Config, override
 from tfigkd.config.toml import to_toml
 
 MEMORY = 2.5e9
+SMALL = """
+import resource, subprocess, sys
+code = subprocess.call(sys.argv[1:])
+print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)
+sys.exit(code)
+"""
+"""What starts a command: a small process, as Linux lets a new process begin with the peak of the one that starts it."""
 STAGES = ("data", "teacher", "overlays", "distill,export", "evaluate")
 
 
@@ -64,14 +70,10 @@ def write_network(path: Path, size: int, filters: int) -> None:
 def measured(words: list[str]) -> tuple[float, int]:
     """Run a command and return its seconds, and the peak of resident memory in bytes of it or of a child."""
     begin = time.perf_counter()
-    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as child:
-        assert child.stdout is not None
-        said = child.stdout.read()
-        _, status, usage = os.wait4(child.pid, 0)
-        child.returncode = os.waitstatus_to_exitcode(status)
-    if child.returncode:
-        raise RuntimeError(f"{shlex.join(words)}: {said}")
-    return time.perf_counter() - begin, 1024 * usage.ru_maxrss
+    done = subprocess.run([sys.executable, "-c", SMALL, *words], capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(f"{shlex.join(words)}: {done.stdout}{done.stderr}")
+    return time.perf_counter() - begin, 1024 * int(done.stdout.splitlines()[-1])
 
 
 def run(options: Options) -> None:
