@@ -302,4 +302,4 @@ def test_a_lease_cut_off_goes_on_elsewhere_and_is_collected_and_measured_at_home
     assert measured["teacher"]["nll"] == pytest.approx(float(row["teacher_nll"]), abs=1e-4)
     # the student that was trained there is known here: to distill it again is to find it done
     again = ("--experiment", tmp_path / "slow.toml", "--workdir", saved, "--stages", "data,distill")
-    assert "done before" in call("tfigkd.run", *again)
+    assert "already done" in call("tfigkd.run", *again)

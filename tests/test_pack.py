@@ -104,7 +104,7 @@ def test_predict_reads_it_as_it_reads_the_file(finished, package, tmp_path, caps
 
 def test_a_report_with_pictures_can_be_left_out(finished, tmp_path, capsys):
     assert main([str(finished), "--output", str(tmp_path / "a.zip"), "--no-report"]) == 0
-    assert "no licence is named" in capsys.readouterr().out
+    assert "no license is named" in capsys.readouterr().out
     with zipfile.ZipFile(tmp_path / "a.zip") as archive:
         assert "report.html" not in archive.namelist()
         assert ModelCard(archive.read("README.md").decode()).data.license == "unknown"

@@ -88,7 +88,8 @@ def main(arguments: list[str]) -> None:
     parser.add_argument(
         "files", type=Path, nargs="+", help=".tflite classifiers; latencies are compared with the first"
     )
-    parser.add_argument("--threads", type=int, nargs="+", default=list(defaults.threads))
+    helped = f"thread counts to time each file with (default: {' '.join(map(str, defaults.threads))})"
+    parser.add_argument("--threads", type=int, nargs="+", default=list(defaults.threads), help=helped)
     parser.add_argument("--runs", type=int, default=defaults.runs, help="timed inferences of each file")
     parser.add_argument("--warmup", type=int, default=defaults.warmup, help="inferences before the clock starts")
     add_data_options(parser, "measure accuracy on the test split of this data set as well")

@@ -146,7 +146,7 @@ def main(arguments: list[str]) -> None:
         figures += f"  with mirror images {100 * values['mirrored_accuracy']:.2f} %"
     console.say(f"{figures}  ({values['n_test']:,} images)")
     if advice is not None:
-        console.say(f"as chance would be; {advice}")
+        console.say(f"warning: no better than guessing; {advice}")
 
 
 if __name__ == "__main__":

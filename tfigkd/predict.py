@@ -206,7 +206,7 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("images", type=Path, nargs="+", metavar="IMAGE", help="pictures, or folders of them")
     add_space_options(parser)
     parser.add_argument("--file", metavar="NAME", help="which .tflite file of a .zip (default: its smallest)")
-    parser.add_argument("--top", type=int, default=5, help="classes shown a picture")
+    parser.add_argument("--top", type=int, default=5, help="classes to show for each picture (default: 5)")
     parser.add_argument("--labels", type=Path, help="text file with one class name a line")
     parser.add_argument("--resize", action="store_true", help="stretch (or crop, as in training) to the model's size")
     parser.add_argument(

@@ -159,8 +159,9 @@ def main(arguments: list[str]) -> None:
     )
     parser.add_argument("--images", type=int, default=IMAGES, help=f"pictures to compare on (default: {IMAGES})")
     parser.add_argument("--threads", type=int, default=1, help="threads of LiteRT (default: 1)")
-    parser.add_argument("--runs", type=int, default=defaults.runs, help="profiled inferences")
-    parser.add_argument("--warmup", type=int, default=defaults.warmup, help="inferences before")
+    runs, warmup = defaults.runs, defaults.warmup
+    parser.add_argument("--runs", type=int, default=runs, help=f"profiled inferences (default: {runs})")
+    parser.add_argument("--warmup", type=int, default=warmup, help=f"untimed inferences before (default: {warmup})")
     parser.add_argument("--top", type=int, default=TOP, help=f"operations to list; 0 lists all (default: {TOP})")
     parser.add_argument("--output", type=Path, help="write all operations to this .csv or .json")
     add_data_options(parser, "compare layers on the last validation images of this data set (default: on noise)")

@@ -28,8 +28,7 @@ HEAD = """\
 # Reference
 
 Written by `python -m tfigkd.reference > experiments/reference.md` from the dataclasses in `tfigkd/config/`
-(`experiment.py`, `fields.py`, `loss_fields.py`, `measure_fields.py`, `compress_fields.py`); a test checks that it is up
-to date.
+(`experiment.py` and the `*fields.py` modules); a test checks that it is up to date.
 
 An experiment is a TOML file. `base = "ig_kd"` in its first line starts from another experiment, a table `[training]`
 with the line `epochs = 30` sets a field, and `--training.epochs 30` sets it on the command line. Unknown names,

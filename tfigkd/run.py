@@ -23,7 +23,7 @@ from tfigkd.runtime.command import command
 from tfigkd.runtime.errors import UserError
 from tfigkd.runtime.limit import stop_after
 from tfigkd.stages.parts import read_part
-from tfigkd.stages.runner import STAGES, Run, check_hosts, default_folder, foresee, run, run_stores
+from tfigkd.stages.runner import STAGES, Run, check_hosts, default_folder, print_estimate, run, run_stores
 from tfigkd.stages.workdir import Workdir
 
 PROG = "python -m tfigkd.run"
@@ -116,7 +116,7 @@ def parse(arguments: Sequence[str]) -> tuple[Options, Run]:
     for flag in ("part", "cluster"):
         if getattr(options, flag) is not None and stages != ("overlays",):
             raise UserError(
-                f"--{flag} needs --stages overlays, got --stages {options.stages}; the teacher comes before"
+                f"--{flag} needs --stages overlays alone, got --stages {options.stages}; run data,teacher first"
             )
     if options.workers < 1 or (options.workers > 1 and not options.estimate):
         raise UserError(f"--workers must be at least 1 and needs --estimate, got {options.workers}")
@@ -131,9 +131,9 @@ def _run_together(options: Options, chosen: Run) -> int:
     if options.dry_run or options.estimate or options.part is not None or options.cluster is not None:
         raise UserError(f"--dry-run, --estimate, --part and --cluster are for one process; unset {hosts.COUNT}")
     with hosts.joined(), stop_after(options.minutes):
-        if not hosts.is_first():
+        if not hosts.is_first_process():
             console.configure(quiet=True, verbose=False)
-            chosen = replace(chosen, foreseen=False)
+            chosen = replace(chosen, preview=False)
         run(chosen)
     return 0
 
@@ -149,7 +149,7 @@ def main(arguments: list[str]) -> int:
     if hosts.is_asked():
         return _run_together(options, chosen)
     if options.estimate:
-        foresee(chosen, options.workers)
+        print_estimate(chosen, options.workers)
         return 0
     with stop_after(options.minutes):
         if options.part is not None and not options.dry_run:

@@ -9,7 +9,7 @@ from tfigkd.config.experiment import override, read_experiment, smoke
 from tfigkd.config.fields import OverlayConfig
 from tfigkd.config.training_fields import AugmentConfig
 from tfigkd.data import Examples
-from tfigkd.stages import lessons, teacher
+from tfigkd.stages import teacher, training_setup
 from tfigkd.stages.data import dataset
 from tfigkd.stages.workdir import Workdir
 
@@ -69,6 +69,6 @@ def test_both_stages_cut_as_their_own_recipe_says(side, tmp_path, monkeypatch):
     drawn = []
     monkeypatch.setattr(teacher, "fit", lambda model, stream, **options: drawn.append(next(stream(0))) or [])
     teacher._train(config, dataset(config.data), tmp_path)
-    drawn.append(next(lessons.training_stream(config, Workdir(tmp_path, tmp_path))(0)))
+    drawn.append(next(training_setup.training_stream(config, Workdir(tmp_path, tmp_path))(0)))
     cut = [squares(images)[2].any() for images, *_ in drawn]
     assert cut == [side == "teacher", side == "student"]

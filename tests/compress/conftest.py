@@ -9,7 +9,7 @@ import pytest
 
 from tfigkd import models
 from tfigkd.batches.stream import training_batches
-from tfigkd.compress.finetune import Lessons
+from tfigkd.compress.finetune import FineTuning
 from tfigkd.config.training_fields import AugmentConfig
 from tfigkd.data import Dataset, load
 from tfigkd.losses import KLDivergence
@@ -26,8 +26,8 @@ class Case:
     student: keras.Model
     logits: np.ndarray
 
-    def lessons(self, folder: Path, *, cached: bool = False, fingerprint: str = "test") -> Lessons:
-        """Return lessons from the student's own logits, computed live or stored in the targets."""
+    def tuning(self, folder: Path, *, cached: bool = False, fingerprint: str = "test") -> FineTuning:
+        """Return tuning from the student's own logits, computed live or stored in the targets."""
         teacher = None if cached else models.fold_batch_norm(self.student)
         moved = AugmentConfig(0 if cached else 1, False)
         stream = training_batches(self.data.train, augment=moved, batch_size=32, seed=0)
@@ -42,7 +42,7 @@ class Case:
         def distiller(model: keras.Model) -> Distiller:
             return Distiller(model, losses={"kd": KLDivergence(4.0)}, loss_weights={"kd": 0.9}, teacher=teacher)
 
-        return Lessons(distiller, with_logits if cached else stream, folder, fingerprint, folder / "tensorboard")
+        return FineTuning(distiller, with_logits if cached else stream, folder, fingerprint, folder / "tensorboard")
 
 
 def trained(model: keras.Model, data: Dataset, epochs: int) -> keras.Model:

@@ -34,7 +34,7 @@ def kernels(model: keras.Model) -> Iterator[np.ndarray]:
 def test_every_route_ends_in_an_int8_file(case, tmp_path, method):
     share = 0.25 if method == "prune_channels" else 0.5
     config = CompressConfig(method=method, sparsity=share, steps=STEPS, batch_size=32, learning_rate=1e-3, clusters=8)
-    model = compress_student(case.student, config, case.lessons(tmp_path, cached=method in ("prune", "cqat")))
+    model = compress_student(case.student, config, case.tuning(tmp_path, cached=method in ("prune", "cqat")))
     assert is_fake_quantized(model) == (method in QUANTIZED)
     logits, labels = predict_logits(model, case.data.validation.images), case.data.validation.labels
     assert accuracy(logits, labels) > accuracy(case.logits, labels) - 0.15
@@ -69,7 +69,7 @@ def test_the_student_is_left_alone(case):
 @pytest.mark.parametrize("method", ["qat", "prune_channels"])
 def test_native_methods_take_a_resnet(case, resnet, tmp_path, method):
     config = CompressConfig(method=method, steps=8, batch_size=32)
-    model = compress_student(resnet, config, case.lessons(tmp_path))
+    model = compress_student(resnet, config, case.tuning(tmp_path))
     path = tmp_path / "model.int8.tflite"
     calibration = None if is_fake_quantized(model) else case.data.validation.images[:64]
     path.write_bytes(convert(model, "int8", calibration))
@@ -82,7 +82,7 @@ def test_tfmot_refuses_a_resnets_shortcut_in_one_line(case, resnet, tmp_path, me
     with pytest.raises(
         UserError, match=r"resnet8 cannot go through tfmot: layer 'block_02_shortcut_pad'.*use qat"
     ) as e:
-        compress_student(resnet, CompressConfig(method=method), case.lessons(tmp_path))
+        compress_student(resnet, CompressConfig(method=method), case.tuning(tmp_path))
     assert "\n" not in str(e.value)
 
 
@@ -94,7 +94,7 @@ def test_an_interrupted_method_ends_as_an_uninterrupted_one(case, tmp_path, meth
 
     def compressed(folder):
         keras.utils.set_random_seed(0)
-        return compress_student(case.student, config, case.lessons(tmp_path / folder))
+        return compress_student(case.student, config, case.tuning(tmp_path / folder))
 
     whole = compressed("whole")
     save, calls = checkpoint.save, itertools.count()

@@ -146,6 +146,37 @@ def test_none_is_one_word_in_files_and_on_the_command_line(word):
     assert with_flags(changed, ["--image-size", word]).data.image_size is None
 
 
+def test_no_factor_of_a_loss_may_be_negative():
+    for name, term in to_mapping(Config())["losses"].items():
+        for field, value in term.items():
+            if isinstance(value, float):
+                with pytest.raises(UserError, match=field):
+                    override(Config(), {f"losses.{name}.{field}": -1.0})
+    with pytest.raises(UserError, match=r"losses\.rkd needs the taps of both networks, or of none"):
+        override(Config(), {"losses.rkd.student_layer": "block_09"})
+
+
+def test_relations_of_taps_need_no_logits():
+    taps = {"losses.rkd.student_layer": "block_09", "losses.rkd.teacher_layer": "block_09"}
+    logits = override(Config(), {"overlay.probability": 0.0, "losses.rkd.weight": 1.0})
+    assert logits.needs_store and not logits.needs_live_teacher
+    features = override(logits, taps)
+    assert features.needs_live_teacher and not features.needs_store
+    mixed = override(features, {"training.mixup": 1.0})
+    assert mixed.training.mixup == 1.0
+
+
+def test_a_field_without_a_value_is_written_and_read_back(tmp_path):
+    assert Config().losses.ig_match.grid == 8
+    for changes in ({"losses.ig_match.grid": None}, {"teacher.input_range": "none"}):
+        config = override(Config(), {"teacher.input_range": [0.0, 255.0]} | changes)
+        text = to_toml(config, "written")
+        assert from_mapping(Config, tomllib.loads(text)) == config
+    write(tmp_path / "base.toml", "[teacher]\ninput_range = [0, 255]\n")
+    own = write(tmp_path / "own.toml", 'base = "base.toml"\n[teacher]\ninput_range = "none"\n')
+    assert read_experiment(own)[1].teacher.input_range is None
+
+
 def test_a_byte_order_mark_before_an_experiment_is_skipped(tmp_path):
     (tmp_path / "mine.toml").write_text("\ufeff[training]\nepochs = 7\n", encoding="utf-8")
     assert read_experiment(str(tmp_path / "mine.toml"))[1].training.epochs == 7

@@ -357,6 +357,12 @@ def test_tfds_splits_may_be_sliced_as_in_tfds(prepared):
     refused("splits train, validation, test", "imagenet_like", directory=prepared, splits=SplitsConfig("trian"))
 
 
+def test_a_train_split_that_another_replaces_is_said_to_be_left_out(prepared):
+    splits = SplitsConfig("validation[:5]", test="validation[5:]")
+    notes = data.load("imagenet_like", directory=prepared, splits=splits).notes
+    assert any('"train" uses it' in note for note in notes), notes
+
+
 def test_tfds_sets_without_a_train_split_are_read_by_name(prepared):
     refused("the splits first, second; expected a split train", "folds", directory=prepared)
     dataset = data.load("folds", directory=prepared, splits=SplitsConfig("first", test="second"))

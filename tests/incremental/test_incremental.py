@@ -12,9 +12,9 @@ from tfigkd.incremental import __main__ as command
 from tfigkd.incremental import steps
 from tfigkd.runtime.errors import UserError
 from tfigkd.runtime.files import read_manifest
-from tfigkd.stages import lessons
+from tfigkd.stages import training_setup
 from tfigkd.stages.data import dataset, training_examples
-from tfigkd.stages.runner import Run, foresee, run
+from tfigkd.stages.runner import Run, print_estimate, run
 from tfigkd.stages.workdir import Workdir
 
 TINY = {
@@ -69,7 +69,7 @@ def test_the_student_of_a_step_is_a_plain_network_and_its_accuracies_are_those_o
     root, rows = foster
     data = dataset(tiny().data)
     student = keras.saving.load_model(root / "foster/step_2/student.keras")
-    assert student.count_params() == lessons.untrained_student(tiny(), data).count_params()
+    assert student.count_params() == training_setup.untrained_student(tiny(), data).count_params()
     right = student(data.test.images[:] / np.float32(255)).numpy().argmax(axis=1) == data.test.labels
     known = data.test.labels < 5
     found = [rows[1][f"{name}_accuracy"] for name in ("student", "known", "new")]
@@ -157,7 +157,7 @@ def test_a_field_out_of_range_is_refused(field, value):
 def test_the_other_command_is_named(tmp_path, capsys):
     config = tiny()
     chosen = Run("cifar10_foster", config, Workdir(tmp_path, tmp_path))
-    for refused in (run, partial(foresee, workers=1)):
+    for refused in (run, partial(print_estimate, workers=1)):
         with pytest.raises(UserError, match=r"python -m tfigkd\.incremental --experiment cifar10_foster"):
             refused(chosen)
     assert command.main(["--method", "kd"]) == 1

@@ -29,12 +29,12 @@ def test_what_helps() -> None:
     labels = np.arange(60) % 3
     wrong, right = logits_of(np.zeros(60, int), 3), logits_of(labels, 3)
     said = what_helps(wrong, labels, ["a", "b", "c"], {"--input-range 0 255": lambda: right, "--x": lambda: wrong})
-    assert said == "with --input-range 0 255 it is right on 100.0 % of the same images"
+    assert said == "with --input-range 0 255 its balanced accuracy on the same images is 100.0 %"
     # output 0 means c, 1 means a, 2 means b
     turned = logits_of((labels + 1) % 3, 3)
     assert better_order(turned, labels, 3) == [2, 0, 1]
-    assert "stand in the order c, a, b" in str(what_helps(turned, labels, ["a", "b", "c"], {}))
-    assert "(so it is right on 100.0 %)" in str(what_helps(turned, labels, ["a", "b", "c"], {}))
+    assert "in the order c, a, b" in str(what_helps(turned, labels, ["a", "b", "c"], {}))
+    assert "(balanced accuracy in this order: 100.0 %)" in str(what_helps(turned, labels, ["a", "b", "c"], {}))
     assert what_helps(wrong, labels, ["a", "b", "c"], {"--x": lambda: wrong}) is None
 
 

@@ -12,7 +12,7 @@ from tfigkd.config.training_fields import TrainingConfig
 from tfigkd.measure.code import Coder, split
 from tfigkd.models.code import CodedFeatures, logistic_bits
 from tfigkd.runtime.errors import UserError
-from tfigkd.stages import distill, lessons
+from tfigkd.stages import distill, training_setup
 from tfigkd.stages.data import dataset
 from tfigkd.stages.runner import Run, run
 from tfigkd.stages.workdir import Workdir
@@ -128,9 +128,9 @@ def test_the_student_of_a_run_is_a_plain_network(tmp_path):
         off, places
     )
     assert distill.student_fingerprint(config, places) != distill.student_fingerprint(off, places)
-    run(Run("cifar10_code", config, places, ("data", "distill"), foreseen=False))
+    run(Run("cifar10_code", config, places, ("data", "distill"), preview=False))
     student = keras.saving.load_model(places.stage("distill") / "student.keras")
-    expected = lessons.untrained_student(config, dataset(config.data))
+    expected = training_setup.untrained_student(config, dataset(config.data))
     assert [layer.name for layer in student.layers] == [layer.name for layer in expected.layers]
 
 

@@ -70,7 +70,7 @@ def test_a_teacher_is_worse_only_beyond_the_noise():
 def test_a_student_that_is_larger_or_slower_than_its_teacher():
     small, large = network(parameters=1000, multiply_adds=500), network(parameters=6600, multiply_adds=900)
     (larger, slower) = sizes({"teacher": small, "student": large})
-    assert "6,600 of 1,000 parameters (6.6 times)" in larger.text and "--student.drop_blocks" in larger.flag
+    assert "6,600 parameters against 1,000 (6.6 times)" in larger.text and "--student.drop_blocks" in larger.flag
     assert "900 against 500 multiply-adds" in slower.text
     assert sizes({"teacher": large, "student": small}) == []
     # the measured time counts more than the count of operations
@@ -84,7 +84,7 @@ def test_a_student_that_is_larger_or_slower_than_its_teacher():
 def test_so_few_images_say_little():
     (remark,) = few_images("validation", 24, 18 / 24)
     # Wilson by hand: (0.75 + 1.92073 / 24 ± 1.95996 sqrt(0.1875 / 24 + 0.960365 / 576)) / 1.160061
-    assert "24 validation images cannot tell more than 55.10 to 88.00 % for an accuracy of 75.00 %" in remark.text
+    assert "With only 24 validation images, an accuracy of 75.00 % has the 95 % interval 55.10 to 88.00 %" in remark.text
     assert few_images("test", 10_000, 0.9) == [] and few_images("validation", 0, 0.9) == []
 
 

@@ -7,7 +7,7 @@ import pytest
 from tfigkd import models
 from tfigkd.batches.stream import training_batches
 from tfigkd.compress import CompressConfig, sparsity
-from tfigkd.compress.finetune import Lessons
+from tfigkd.compress.finetune import FineTuning
 from tfigkd.compress.methods import PHASES, compress_student
 from tfigkd.config.training_fields import AugmentConfig
 from tfigkd.data import load
@@ -51,7 +51,9 @@ def test_a_published_network_made_smaller(name, method, pictures, weights_dir, t
     keras.utils.set_random_seed(0)
     stream = training_batches(pictures.train, augment=AugmentConfig(), batch_size=32, seed=0)
     config = CompressConfig(method=method, steps=30, batch_size=32, sparsity=0.25)
-    result = compress_student(student, config, Lessons(distiller, stream, tmp_path, "test", tmp_path / "tensorboard"))
+    result = compress_student(
+        student, config, FineTuning(distiller, stream, tmp_path, "test", tmp_path / "tensorboard")
+    )
 
     path = tmp_path / "int8.tflite"
     calibration = None if is_fake_quantized(result) else pictures.validation.images[:64]

@@ -36,7 +36,7 @@ def call(folder, *arguments):
 def test_a_finished_run_is_skipped(before):
     weights = (before / "runs/arm/0/distill/student.keras").read_bytes()
     output = call(before, "tfigkd.run", "--experiment", "arm.toml")
-    skipped = {Path(path).name for path in re.findall(r"done before: (runs/\S+)", output)}
+    skipped = {Path(path).name for path in re.findall(r"already done: (runs/\S+)", output)}
     assert skipped >= {"b53bf14a0502c485", "distill", "export", "evaluate"}  # latency is that of another machine
     assert (before / "runs/arm/0/distill/student.keras").read_bytes() == weights
 

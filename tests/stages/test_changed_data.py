@@ -94,8 +94,8 @@ def test_a_finished_student_is_not_overwritten_by_other_data(pictures, tmp_path,
     add(pictures, "test", "ant", 100)
     run(Run("student", config, workdir, ("data", "distill", "evaluate")))
     output = capsys.readouterr().out
-    assert f"done before: {workdir.stage('distill')}" in output  # and the larger test split is measured
-    assert f"done before: {workdir.stage('evaluate')}" not in output
+    assert f"already done: {workdir.stage('distill')}" in output  # and the larger test split is measured
+    assert f"already done: {workdir.stage('evaluate')}" not in output
 
     another_process()
     add(pictures, "train", "bee", 101)

@@ -68,10 +68,10 @@ def test_every_later_stage_has_student_and_compressed_student(folder):
 def test_repeating_the_command_does_nothing_and_other_settings_only_this_stage(folder, capsys):
     before = read_manifest(folder / "run" / "distill")
     assert go(folder, "--compress.method", "qat", "--stages", "distill,compress") == 0
-    assert capsys.readouterr().out.count("done before") == 2
+    assert capsys.readouterr().out.count("already done") == 2
     settings = ["--compress.teacher", "teacher", "--compress.sparsity", "0.6", "--stages", "distill,compress"]
     assert go(folder, "--compress.method", "prune", *settings) == 0
-    assert capsys.readouterr().out.count("done before") == 1
+    assert capsys.readouterr().out.count("already done") == 1
     manifest = read_manifest(folder / "run" / "compress")
     assert manifest["method"] == "prune" and manifest["prunable_sparsity"] == pytest.approx(0.6, abs=0.01)
     assert read_manifest(folder / "run" / "distill") == before

@@ -26,7 +26,7 @@ def parts(config, folder, monkeypatch):
     monkeypatch.setattr(module, "fastest", lambda runs, **_: [2.0 if runs == ["step"] else 1.0])
     monkeypatch.setattr(module, "_gradient_seconds", lambda *_: 0.1)
     monkeypatch.setattr(module, "_forward_seconds", lambda *_: 0.01)
-    monkeypatch.setattr(module, "_with_trial", lambda foretell: foretell())
+    monkeypatch.setattr(module, "_with_trial", lambda measure: measure())
     module.dataset(config.data)  # reading it is no part of these
     found = module.seconds_of_stages(config, Workdir(folder / "run", folder / "teachers"), STAGES)
     return {name: seconds - module.STAGE_SECONDS for name, seconds in found.items()}

@@ -5,7 +5,7 @@ import pytest
 
 from tfigkd.config.experiment import Config, override, read_experiment
 from tfigkd.runtime.errors import UserError
-from tfigkd.stages import distill, lessons
+from tfigkd.stages import distill, training_setup
 from tfigkd.stages.data import dataset, long_tailed, teacher_examples, training_examples
 from tfigkd.stages.distill import student_fingerprint
 from tfigkd.stages.teacher import build_teacher, teacher_fingerprint
@@ -48,7 +48,7 @@ def test_the_loss_counts_what_the_student_trains_on():
     config = override(read_experiment("cifar10_bkd")[1], small)
     distill.check(config)
     data = dataset(config.data)
-    model = lessons.assemble(config, lessons.untrained_student(config, data), build_teacher(config, data))
+    model = training_setup.assemble(config, training_setup.untrained_student(config, data), build_teacher(config, data))
     assert model.distillation_losses["bkd"].counts == list(np.bincount(training_examples(config.data).labels))
     assert model.term_weights == {"hard": 0.1, "bkd": 0.9}
     off = override(config, {"losses.bkd.weight": 0.0, "losses.kd.weight": 0.9, "training.hard_weight": None})

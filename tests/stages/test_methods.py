@@ -10,7 +10,7 @@ from tfigkd.config.experiment import fine_tuning, override, read_experiment, smo
 from tfigkd.config.training_fields import FeaturesConfig
 from tfigkd.losses import kl_divergence
 from tfigkd.runtime.errors import UserError
-from tfigkd.stages import distill, lessons, teacher
+from tfigkd.stages import distill, teacher, training_setup
 from tfigkd.stages.data import dataset, training_examples
 from tfigkd.study.plan import Options, plan, read_study
 
@@ -70,7 +70,7 @@ def networks(name):
     """Return the config of an experiment on digits, its student and its teacher."""
     config = on_digits(name)
     data = dataset(config.data)
-    return config, lessons.untrained_student(config, data), teacher.build_teacher(config, data)
+    return config, training_setup.untrained_student(config, data), teacher.build_teacher(config, data)
 
 
 @pytest.mark.parametrize("name", OFF)
@@ -90,7 +90,7 @@ def test_a_method_that_is_switched_off_is_the_arm_that_it_is_compared_with(name)
 
 def test_the_control_of_explanations_reaches_the_loss():
     for name, shuffled in (("cifar10_e2kd", False), ("cifar10_e2kd_shuffled", True)):
-        model = lessons.assemble(*networks(name))
+        model = training_setup.assemble(*networks(name))
         assert model.distillation_losses["e2kd"].shuffled == shuffled
 
 
@@ -127,7 +127,7 @@ def test_pruning_after_powerpropagation_trains_the_kernels_themselves():
 
 def test_function_matching_has_no_hard_label_and_its_teacher_sees_what_the_student_sees():
     config, student, taught = networks("cifar10_function")
-    model = lessons.assemble(config, student, taught)
+    model = training_setup.assemble(config, student, taught)
     assert model.term_weights == {"hard": 0.0, "kd": 1.0}
     stream = training_batches(training_examples(config.data), augment=config.augment, batch_size=8, seed=0, mixup=1.0)
     images, targets = next(stream(0))
@@ -147,7 +147,7 @@ def test_the_phases_of_a_schedule_are_counted_in_steps():
     config, student, taught = networks("cifar10_dagfm")
     examples = len(training_examples(config.data))
     assert config.training.finetune_epochs == 5
-    assert lessons.assemble(config, student, taught).finetune_from == 25 * -(-examples // 128)
+    assert training_setup.assemble(config, student, taught).finetune_from == 25 * -(-examples // 128)
     with pytest.raises(UserError, match=r"training\.finetune_epochs must not be negative, and below training\.epochs"):
         override(config, {"training.finetune_epochs": 30})
     with pytest.raises(UserError, match=r"training\.dot must be 0 with finetune_epochs"):

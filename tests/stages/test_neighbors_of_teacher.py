@@ -8,7 +8,7 @@ from tfigkd import models
 from tfigkd.config.experiment import override, read_experiment
 from tfigkd.losses import OSAKD, neighbor_posteriors
 from tfigkd.runtime.errors import UserError
-from tfigkd.stages import lessons, neighbors
+from tfigkd.stages import neighbors, training_setup
 from tfigkd.stages.data import training_examples
 from tfigkd.stages.overlays import load_views, store_knowledge
 from tfigkd.stages.teacher import train_teacher
@@ -52,14 +52,14 @@ def test_a_batch_has_the_soft_labels_of_its_images_and_they_are_computed_once(tm
     examples = training_examples(config.data)
     every = load_views(config, workdir, examples)[:].astype(np.float32)
     expected = neighbors.class_shares(every.mean(axis=1), examples.labels, 5)
-    _, first = next(lessons.training_stream(config, workdir)(0))
+    _, first = next(training_setup.training_stream(config, workdir)(0))
     monkeypatch.setattr(neighbors, "class_shares", None)  # a second call reads what the first has written
-    _, targets = next(lessons.training_stream(config, workdir)(0))
+    _, targets = next(training_setup.training_stream(config, workdir)(0))
     np.testing.assert_array_equal(targets["teacher_posteriors"], first["teacher_posteriors"])
     for logits, posterior in zip(targets["teacher_logits"], targets["teacher_posteriors"], strict=True):
         row = int(np.abs(every - logits).max(axis=2).min(axis=1).argmin())
         np.testing.assert_array_equal(posterior, expected[row])
-    _, placebo = next(lessons.training_stream(override(config, {"control.logits": "shuffled"}), workdir)(0))
+    _, placebo = next(training_setup.training_stream(override(config, {"control.logits": "shuffled"}), workdir)(0))
     np.testing.assert_array_equal(placebo["label"], targets["label"])
     assert not np.array_equal(placebo["teacher_posteriors"], targets["teacher_posteriors"])
 

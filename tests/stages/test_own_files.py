@@ -49,10 +49,11 @@ def config_of(folder, **changes):
 
 def test_a_teacher_at_chance_is_refused_with_what_helps(folder, tmp_path):
     workdir = Workdir(tmp_path / "run", tmp_path / "teachers")
-    with pytest.raises(UserError, match=r"signed\.keras is right on 50\.0 % .* as chance would be") as caught:
+    with pytest.raises(UserError, match=r"signed\.keras has .* of 50\.0 % .* about what guessing gives") as caught:
         teacher.train_teacher(config_of(folder), workdir)
     said = str(caught.value)
-    assert "with --teacher.input_range 0 255 it is right on 100.0 % of the same images" in said and "\n" not in said
+    assert "with --teacher.input_range 0 255 its balanced accuracy on the same images is 100.0 %" in said
+    assert "\n" not in said
     accepted = config_of(folder, teacher__accept_chance=True)
     teacher.train_teacher(accepted, workdir)
     right = config_of(folder, teacher__input_range=[0.0, 255.0])
@@ -66,7 +67,7 @@ def test_a_teacher_at_chance_is_refused_with_what_helps(folder, tmp_path):
 
 def test_classes_in_another_order_are_named(folder, tmp_path):
     config = config_of(folder, teacher__model=str(folder / "turned.keras"))
-    with pytest.raises(UserError, match=r"classes seem to stand in the order green, red .*: name the class folders"):
+    with pytest.raises(UserError, match=r"outputs seem to be in the order green, red .*: rename the class folders"):
         teacher.train_teacher(config, Workdir(tmp_path / "run", tmp_path / "teachers"))
 
 
@@ -139,6 +140,7 @@ def test_evaluate_says_what_helps(folder, capsys):
     options = ["--data", str(folder / "data.npz")]
     assert evaluate([str(folder / "signed.keras"), *options]) == 0
     said = capsys.readouterr().out
-    assert "accuracy 50.00 %" in said and "with --input-range 0 255 it is right on 100.0 %" in said
+    assert "accuracy 50.00 %" in said
+    assert "with --input-range 0 255 its balanced accuracy on the same images is 100.0 %" in said
     assert evaluate([str(folder / "signed.keras"), *options, "--input-range", "0", "255"]) == 0
     assert "accuracy 100.00 %" in capsys.readouterr().out

@@ -1,6 +1,7 @@
 """Precision "auto": measured once, written down, shared by the runs of one folder of teachers."""
 
 import json
+import shutil
 
 import keras
 import pytest
@@ -60,6 +61,14 @@ def test_a_choice_holds_for_every_start_of_a_run(config, measured, tmp_path):
     assert precision.resolve(auto, alone).training.precision == "float32"
     recorded = json.loads((workdir.run / "precision.json").read_text())
     assert recorded["student"]["seconds"] == FASTER and recorded["student"]["hardware"]
+
+
+def test_a_choice_of_a_run_is_not_measured_again(config, measured, tmp_path):
+    auto, workdir = override(config, AUTO), Workdir(tmp_path / "run", tmp_path / "teachers")
+    workdir.run.mkdir()
+    chosen = precision.resolve(auto, workdir)
+    shutil.rmtree(workdir.teachers)
+    assert precision.resolve(auto, workdir) == chosen and measured["count"] == 2
 
 
 def test_fingerprints_hold_the_resolved_precision(config, measured, tmp_path):

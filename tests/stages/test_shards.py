@@ -9,7 +9,7 @@ from tfigkd.config.experiment import fine_tuning, override, read_experiment
 from tfigkd.models.ensemble import weighted_by_label
 from tfigkd.runtime.errors import UserError
 from tfigkd.runtime.files import read_manifest
-from tfigkd.stages import distill, lessons
+from tfigkd.stages import distill, training_setup
 from tfigkd.stages.data import dataset, shard, training_examples
 from tfigkd.stages.overlays import load_views, store_knowledge, views_folder, views_name
 from tfigkd.stages.teacher import load_teacher, members, taught_examples, teacher_fingerprint, train_teacher
@@ -90,7 +90,7 @@ def test_the_student_gets_the_logits_of_its_crop_weighted_by_its_label(taught):
             p = np.exp(z) / np.exp(z).sum(axis=1, keepdims=True)
             known = p[:, examples.labels[row]]
             np.testing.assert_allclose(views[row, view], (known / known.sum()) @ z, rtol=1e-3, atol=1e-4)
-    images, targets = next(lessons.training_stream(config, workdir)(0))
+    images, targets = next(training_setup.training_stream(config, workdir)(0))
     each = [load_teacher(member, workdir)(images, training=False) for member in members(config)]
     expected = weighted_by_label(each, targets["label"])
     np.testing.assert_allclose(targets["teacher_logits"], expected, atol=0.05 * np.abs(expected).max())

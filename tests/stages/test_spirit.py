@@ -9,7 +9,7 @@ import pytest
 from tfigkd.config.experiment import early_phases, override, read_experiment, smoke
 from tfigkd.models.taps import cut_at, frozen
 from tfigkd.runtime.errors import UserError
-from tfigkd.stages import distill, lessons, teacher
+from tfigkd.stages import distill, teacher, training_setup
 from tfigkd.stages.data import dataset, training_examples
 from tfigkd.stages.runner import Run, run
 from tfigkd.stages.workdir import Workdir
@@ -84,7 +84,7 @@ def test_each_phase_trains_its_part(config, teachers, tmp_path, monkeypatch):
     assert trained_alike(learned[1], headed[1]) == set()
     student = keras.saving.load_model(straight.stage("distill") / "student.keras")
     assert trained_alike(headed[0], front(student)) == set()
-    assert student.count_params() == lessons.untrained_student(config, dataset(config.data)).count_params()
+    assert student.count_params() == training_setup.untrained_student(config, dataset(config.data)).count_params()
     assert [layer.name for layer in student.layers if not layer.trainable] == ["normalization", "whitening"]
     assert not list(straight.run.glob("**/*.ckpt"))
 
@@ -117,9 +117,9 @@ def test_a_step_of_the_features_phase_is_one_of_regression_and_labels_have_no_pa
     found = []
     for labels in (np.zeros(6, int), np.arange(6)):
         keras.utils.set_random_seed(1)
-        student = lessons.untrained_student(config, data)
+        student = training_setup.untrained_student(config, data)
         with frozen(cut_at(student, "block_01")[1]):
-            model = lessons.assemble(phase, student, taught)
+            model = training_setup.assemble(phase, student, taught)
             model.compile(keras.optimizers.SGD(0.1), jit_compile=False)
             model.train_on_batch(images, {"label": labels})
         found.append([*student.get_weights(), *model.projectors[0].get_weights()])
@@ -127,7 +127,7 @@ def test_a_step_of_the_features_phase_is_one_of_regression_and_labels_have_no_pa
         np.testing.assert_array_equal(left, right)
 
     keras.utils.set_random_seed(1)  # the same by Keras alone, with the projector as a layer
-    student = lessons.untrained_student(config, data)
+    student = training_setup.untrained_student(config, data)
     output = keras.layers.Conv2D(model.projectors[0].filters, 1)(student.get_layer("block_01").output)
     plain = keras.Model(student.input, output)
     features = keras.Model(taught.input, taught.get_layer("block_01").output)(images, training=False)

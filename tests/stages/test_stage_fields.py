@@ -14,7 +14,7 @@ from tfigkd.config.loss_fields import LossesConfig
 from tfigkd.data import to_model_input
 from tfigkd.models.fold import fold_batch_norm
 from tfigkd.runtime.files import read_manifest
-from tfigkd.stages import lessons, overlays, teacher
+from tfigkd.stages import overlays, teacher, training_setup
 from tfigkd.stages.data import dataset, stored_examples, training_examples
 from tfigkd.stages.workdir import Workdir
 
@@ -77,7 +77,7 @@ def test_steps_are_doubled_up_to_the_most_that_are_allowed(config, workdir):
 
 def batch_of(config, workdir):
     """Return the first batch, which holds all examples, and the row of each of its images among the examples."""
-    images, targets = next(lessons.training_stream(config, workdir)(0))
+    images, targets = next(training_setup.training_stream(config, workdir)(0))
     examples = training_examples(config.data)
     keys = example_keys(examples.ids)
     assert len({*keys.tolist()}) == len(keys) == len(images)
@@ -169,8 +169,8 @@ def test_every_setting_of_a_loss_reaches_its_term(name, config):
     )
     chosen = override(chosen, {"student.width": 1.0})
     data = dataset(config.data)
-    student = lessons.reparameterized(lessons.untrained_student(chosen, data), chosen)
-    model = lessons.assemble(chosen, student, teacher.build_teacher(chosen, data))
+    student = training_setup.reparameterized(training_setup.untrained_student(chosen, data), chosen)
+    model = training_setup.assemble(chosen, student, teacher.build_teacher(chosen, data))
     assert model.distillation_weights == {name: 0.375}
     term = model.distillation_losses[name]
     for field, value in values.items():

@@ -9,7 +9,7 @@ from tfigkd.config.experiment import override, read_experiment, smoke
 from tfigkd.runtime.errors import UserError
 from tfigkd.stages import teacher
 from tfigkd.stages.data import dataset
-from tfigkd.stages.lessons import training_stream
+from tfigkd.stages.training_setup import training_stream
 from tfigkd.stages.workdir import Workdir
 
 CHANGES = {"data.limit": 40, "teacher.drop_blocks": 16, "teacher.width": 0.25, "teacher.training.epochs": 1}

@@ -20,7 +20,7 @@ from tfigkd.losses.features import pool_to
 from tfigkd.measure.examples import Shown
 from tfigkd.runtime.errors import UserError
 from tfigkd.runtime.files import fingerprint
-from tfigkd.stages import distill, lessons, overlays
+from tfigkd.stages import distill, overlays, training_setup
 from tfigkd.stages.data import stored_examples
 from tfigkd.stages.evaluate import make_gallery
 from tfigkd.stages.teacher import train_teacher
@@ -133,7 +133,7 @@ def test_stages_store_verify_train_on_and_show_the_cells(tmp_path):
     examples = stored_examples(config.data)
     assert overlays.load_knowledge(config, workdir, examples).maps.shape == (80, 4, 4)
     assert overlays.verify(overlays.store_folder(config, workdir), sample=10)["maps"] < 1e-2
-    images, _ = next(lessons.training_stream(config, workdir)(0))
+    images, _ = next(training_setup.training_stream(config, workdir)(0))
     assert images.shape[1:] == (8, 8, 3)
     shown = Shown(examples.take(np.arange(6)), dict.fromkeys(("student", "teacher"), np.zeros(6, np.int64)))
     own = np.random.default_rng(0).random((6, 8, 8)), np.zeros(6)

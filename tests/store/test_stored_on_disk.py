@@ -16,7 +16,7 @@ from tfigkd.models.weights import weights_fingerprint
 from tfigkd.runtime import tfrecord
 from tfigkd.runtime.errors import UserError
 from tfigkd.runtime.files import checksum, write_manifest
-from tfigkd.stages import lessons, overlays
+from tfigkd.stages import overlays, training_setup
 from tfigkd.stages.data import dataset, stored_examples, training_examples
 from tfigkd.stages.teacher import FILE, teacher_folder
 from tfigkd.stages.workdir import Workdir
@@ -113,9 +113,9 @@ def arm(digits, changes, resident):
 def test_batches_are_those_of_memory_bit_by_bit(digits, name):
     config, workdir = arm(digits, ARMS[name], "memory")
     overlays.store_knowledge(config, workdir)
-    from_memory = itertools.islice(lessons.training_stream(config, workdir)(0), 6)
+    from_memory = itertools.islice(training_setup.training_stream(config, workdir)(0), 6)
     on_disk, _ = arm(digits, ARMS[name], "disk")
-    from_disk = itertools.islice(lessons.training_stream(on_disk, workdir)(0), 6)
+    from_disk = itertools.islice(training_setup.training_stream(on_disk, workdir)(0), 6)
     for (images, targets), (again, targets_again) in zip(from_memory, from_disk, strict=True):
         np.testing.assert_array_equal(images, again)
         assert str(targets.keys()) == str(targets_again.keys())

@@ -22,9 +22,9 @@ from tfigkd.runtime import tfrecord
 from tfigkd.runtime.errors import UserError
 from tfigkd.runtime.files import MANIFEST, checksum, finished, read_manifest, write_manifest
 from tfigkd.stages.data import dataset, training_examples
-from tfigkd.stages.lessons import training_stream
 from tfigkd.stages.overlays import build_views, load_views, verify, views_folder
 from tfigkd.stages.teacher import FILE, teacher_folder
+from tfigkd.stages.training_setup import training_stream
 from tfigkd.stages.workdir import Workdir
 
 TAP = "block_04"

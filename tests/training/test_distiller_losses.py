@@ -247,7 +247,7 @@ def test_explanations_are_of_the_class_that_the_teacher_predicts(teacher):
     model = distiller({"e2kd": E2KD("block_02", "block_04")}, teacher)
     tapped = keras.Model(model.student.input, model.student.get_layer("block_02").output)
     outputs = {"block_02": tapped(IMAGES), "logits": model.student(IMAGES)}
-    compared = Compared(model._seen_student, model._live, IMAGES, LABELS, outputs, training=True)
+    compared = Compared(model._tapped_student, model._live, IMAGES, LABELS, outputs, training=True)
     _, student_map = compared.sides(model.distillation_losses)["e2kd"]
     classes = np.argmax(teacher(IMAGES, training=False), axis=1)
     assert (classes != LABELS).any()

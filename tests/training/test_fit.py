@@ -16,6 +16,7 @@ from tfigkd.runtime.files import fingerprint
 from tfigkd.training import checkpoint
 from tfigkd.training.distiller import Distiller
 from tfigkd.training.fit import fit, make_optimizer
+from tfigkd.training.inputs import Measured
 
 RNG = np.random.default_rng(0)
 COUNT = 50
@@ -252,3 +253,10 @@ def test_the_moving_average_is_the_result_and_survives_a_stop(examples, knowledg
     for a, b, c in zip(averaged, resumed, late, strict=True):
         np.testing.assert_array_equal(a, b)
         np.testing.assert_array_equal(a, c)
+
+
+@pytest.mark.parametrize(("devices", "sizes"), [(1, [256, 256, 188]), (3, [255, 255, 189]), (300, [300, 300])])
+def test_validation_is_shared_evenly_by_any_number_of_devices(devices, sizes):
+    ids = np.arange(700).astype("U16")
+    many = Examples(ids, np.zeros((700, 2, 2, 3), np.uint8), np.zeros(700, np.int64), ids)
+    assert [len(labels) for _, labels in Measured(many, devices, (0, 1))] == sizes

@@ -53,7 +53,7 @@ def train(folder):
     with on_devices("all"):
         teacher = network(1)
         student = network(0, dropout=0.3)
-        student.set_weights([one + hosts.number() for one in student.get_weights()])  # those of the first one count
+        student.set_weights([one + hosts.process_index() for one in student.get_weights()])  # the first one's count
         model = Distiller(student, losses={"kd": KLDivergence()}, loss_weights={"kd": 0.5}, teacher=teacher)
         options = {"fingerprint": "f", "tensorboard": folder / "tb", "title": "t"}
         history = fit(
@@ -62,23 +62,23 @@ def train(folder):
     for entry in history:
         del entry["seconds"]
     values = [list(entry.values()) for entry in history]
-    np.savez(f"{sys.argv[1]}-{hosts.number()}.npz", history=values, *student.get_weights())
+    np.savez(f"{sys.argv[1]}-{hosts.process_index()}.npz", history=values, *student.get_weights())
     return student.get_weights()
 
 with hosts.joined():
-    print(hosts.number(), "of", hosts.host_count(), device_count("all"))
+    print(hosts.process_index(), "of", hosts.process_count(), device_count("all"))
     folder = Path(sys.argv[1])
     folder.mkdir(exist_ok=True)
     whole = train(folder)
     hosts.meet("trained")
-    if hosts.is_first():
+    if hosts.is_first_process():
         (folder / "checkpoint-00002.ckpt").unlink()
     hosts.meet("removed")
     for one, again in zip(whole, train(folder), strict=True):
         np.testing.assert_array_equal(one, again)
     for wrong in (
         lambda: check_devices(TrainingConfig(batch_size=16), 48),
-        lambda: hosts.meet(f"epoch {hosts.number()}"),
+        lambda: hosts.meet(f"epoch {hosts.process_index()}"),
     ):
         try:
             wrong()

@@ -69,8 +69,8 @@ def integrated_gradients(
         tolerance: Largest accepted completeness error, relative to max(|difference of logits|, 1).
         max_steps: Largest number of steps for one image; an image still over the tolerance keeps its last result.
         batch_size: Number of gradient evaluations at once; it limits the memory and does not change the results.
-        input_range: The values of a black and of a white pixel that the model takes; by default what it shows.
-        outputs: "logits" or "probabilities", which the model gives; by default what it shows.
+        input_range: Pixel values of black and white that the model expects; by default inferred from its layers.
+        outputs: "logits" or "probabilities"; by default inferred from the last layer and outputs.
 
     Returns:
         Attributions, float32 [B,H,W,C], and convergence deltas, float32 [B], see `completeness_error`.

@@ -15,7 +15,7 @@ from typing import Any, Literal
 import keras
 import numpy as np
 
-from tfigkd.compress.finetune import Lessons, pruning_times, recipe, shortened, steps_an_epoch
+from tfigkd.compress.finetune import FineTuning, pruning_times, recipe, shortened, steps_an_epoch
 from tfigkd.compress.graph import Node, is_linear_activation, nodes, one_or_all, trace
 from tfigkd.compress.quantization import fake_quantized
 from tfigkd.config.compress_fields import CompressConfig
@@ -27,7 +27,7 @@ from tfigkd.models.same import TOLERANCE, random_inputs
 from tfigkd.runtime import console
 from tfigkd.runtime.errors import UserError
 from tfigkd.training import checkpoint
-from tfigkd.training.seen import LOGITS
+from tfigkd.training.tapped import LOGITS
 
 LEGACY = "TF_USE_LEGACY_KERAS"
 Preserve = Literal["nothing", "zeros", "clusters"]
@@ -147,7 +147,7 @@ def weights_back(twin: Any, model: keras.Model) -> keras.Model:
     return result
 
 
-def prune_tfmot(student: keras.Model, config: CompressConfig, lessons: Lessons) -> keras.Model:
+def prune_tfmot(student: keras.Model, config: CompressConfig, tuning: FineTuning) -> keras.Model:
     """Prune weights by magnitude with tfmot, on the schedule of `finetune.pruning_times`."""
     sparsity = libraries().tfmot.sparsity.keras
     # tfmot's default frequency of 100 prunes nothing in a short training, and tfmot only prunes at multiples of the
@@ -155,11 +155,11 @@ def prune_tfmot(student: keras.Model, config: CompressConfig, lessons: Lessons) 
     end, frequency = pruning_times(config)
     schedule = sparsity.PolynomialDecay(0.0, config.sparsity, 0, end, frequency=frequency)
     wrapped = _wrapped(student, lambda layer: sparsity.prune_low_magnitude(layer, pruning_schedule=schedule))
-    _fine_tune(wrapped, student, config, lessons, title="prune (tfmot)", callback=sparsity.UpdatePruningStep())
+    _fine_tune(wrapped, student, config, tuning, title="prune (tfmot)", callback=sparsity.UpdatePruningStep())
     return weights_back(sparsity.strip_pruning(wrapped), student)
 
 
-def cluster(student: keras.Model, config: CompressConfig, lessons: Lessons) -> keras.Model:
+def cluster(student: keras.Model, config: CompressConfig, tuning: FineTuning) -> keras.Model:
     """Cluster the weights of each kernel to `config.clusters` values and train these values (tfmot)."""
     clustering = libraries().tfmot.clustering.keras
     options = {
@@ -167,28 +167,28 @@ def cluster(student: keras.Model, config: CompressConfig, lessons: Lessons) -> k
         "cluster_centroids_init": clustering.CentroidInitialization.KMEANS_PLUS_PLUS,
     }
     wrapped = _wrapped(student, lambda layer: clustering.cluster_weights(layer, **options))
-    _fine_tune(wrapped, student, config, lessons, title="cluster (tfmot)")
+    _fine_tune(wrapped, student, config, tuning, title="cluster (tfmot)")
     return weights_back(clustering.strip_clustering(wrapped), student)
 
 
-def quantize_tfmot(student: keras.Model, config: CompressConfig, lessons: Lessons) -> keras.Model:
+def quantize_tfmot(student: keras.Model, config: CompressConfig, tuning: FineTuning) -> keras.Model:
     """Train with tfmot's quantization-aware training."""
-    return _quantize(student, config, lessons, "nothing")
+    return _quantize(student, config, tuning, "nothing")
 
 
-def quantize_preserving_zeros(student: keras.Model, config: CompressConfig, lessons: Lessons) -> keras.Model:
+def quantize_preserving_zeros(student: keras.Model, config: CompressConfig, tuning: FineTuning) -> keras.Model:
     """Train with tfmot's quantization-aware training that keeps zero weights zero."""
-    return _quantize(student, config, lessons, "zeros")
+    return _quantize(student, config, tuning, "zeros")
 
 
-def quantize_preserving_clusters(student: keras.Model, config: CompressConfig, lessons: Lessons) -> keras.Model:
+def quantize_preserving_clusters(student: keras.Model, config: CompressConfig, tuning: FineTuning) -> keras.Model:
     """Train with tfmot's quantization-aware training that keeps equal weights equal."""
-    return _quantize(student, config, lessons, "clusters")
+    return _quantize(student, config, tuning, "clusters")
 
 
-def _quantize(student: keras.Model, config: CompressConfig, lessons: Lessons, preserve: Preserve) -> keras.Model:
+def _quantize(student: keras.Model, config: CompressConfig, tuning: FineTuning, preserve: Preserve) -> keras.Model:
     quantized = quantization_twin(student, preserve)
-    _fine_tune(quantized, student, config, lessons, title="quantize (tfmot)")
+    _fine_tune(quantized, student, config, tuning, title="quantize (tfmot)")
     return from_quantization_twin(quantized, student, preserve)
 
 
@@ -254,19 +254,19 @@ def _wrapped(student: keras.Model, wrap: Callable[[Any], Any]) -> Any:
 
 
 def _fine_tune(
-    twin: Any, student: keras.Model, config: CompressConfig, lessons: Lessons, *, title: str, callback: Any = None
+    twin: Any, student: keras.Model, config: CompressConfig, tuning: FineTuning, *, title: str, callback: Any = None
 ) -> None:
     """Train a twin as `finetune.fine_tune` trains a Keras 3 model: same losses, batches, recipe and checkpoints."""
     import tensorflow as tf
 
-    distiller = lessons.distiller(student)
+    distiller = tuning.distiller(student)
     check_losses(distiller.distillation_losses.values())
     tf_keras, steps, epochs = libraries().tf_keras, steps_an_epoch(config), recipe(config).epochs
     rate = tf_keras.optimizers.schedules.CosineDecay(config.learning_rate, steps * epochs)
     optimizer = tf_keras.optimizers.Adam(rate)
     optimizer.build(twin.trainable_variables)
     state = _State(twin, optimizer)
-    progress = checkpoint.restore(lessons.folder, state, lessons.fingerprint)
+    progress = checkpoint.restore(tuning.folder, state, tuning.fingerprint)
     history = progress.history
     if callback is not None:
         callback.set_model(twin)
@@ -283,7 +283,7 @@ def _fine_tune(
         optimizer.apply_gradients([(gradient, variable) for gradient, variable in pairs if gradient is not None])
         return loss
 
-    batches = shortened(lessons.stream, steps)(len(history))
+    batches = shortened(tuning.stream, steps)(len(history))
     with console.progress(title, epochs * steps, len(history) * steps) as advance:
         for epoch in range(len(history), epochs):
             losses = []
@@ -295,8 +295,8 @@ def _fine_tune(
             if callback is not None:
                 callback.on_epoch_end(epoch)
             history.append({"loss": float(np.mean(losses))})
-            checkpoint.save(lessons.folder, state, lessons.fingerprint, progress)
-    checkpoint.remove(lessons.folder)
+            checkpoint.save(tuning.folder, state, tuning.fingerprint, progress)
+    checkpoint.remove(tuning.folder)
 
 
 class _State:

@@ -25,7 +25,7 @@ Stream = Callable[[int], Iterator[Batch]]
 
 
 @dataclass(frozen=True)
-class Lessons:
+class FineTuning:
     """Inputs of fine-tuning besides a student and its recipe.
 
     Attributes:
@@ -84,7 +84,7 @@ def shortened(stream: Stream, steps: int) -> Stream:
 def fine_tune(
     student: keras.Model,
     config: CompressConfig,
-    lessons: Lessons,
+    tuning: FineTuning,
     *,
     title: str,
     callbacks: Sequence[keras.callbacks.Callback] = (),
@@ -94,7 +94,7 @@ def fine_tune(
     Args:
         student: Images [B,H,W,C] to logits [B,K]; it is trained in place.
         config: Steps and learning rate.
-        lessons: Losses, teacher, batches and folders.
+        tuning: Losses, teacher, batches and folders.
         title: For the progress bar.
         callbacks: Further callbacks, such as `MagnitudePruning`.
 
@@ -103,15 +103,15 @@ def fine_tune(
     """
     steps = steps_an_epoch(config)
     fit(
-        lessons.distiller(student),
-        shortened(lessons.stream, steps),
+        tuning.distiller(student),
+        shortened(tuning.stream, steps),
         examples=steps * config.batch_size,
         config=recipe(config),
-        folder=lessons.folder,
-        fingerprint=lessons.fingerprint,
-        tensorboard=lessons.tensorboard,
+        folder=tuning.folder,
+        fingerprint=tuning.fingerprint,
+        tensorboard=tuning.tensorboard,
         title=title,
         callbacks=callbacks,
     )
-    checkpoint.remove(lessons.folder)
+    checkpoint.remove(tuning.folder)
     return student

@@ -17,7 +17,7 @@ from tfigkd.models.fake_quant import (
 )
 from tfigkd.models.flat import flattened
 from tfigkd.models.fold import fold_batch_norm, inference_values
-from tfigkd.models.input_range import recognise_input_range
+from tfigkd.models.input_range import recognize_input_range
 from tfigkd.models.layers import copy_layer, copy_layer_state
 from tfigkd.models.same import check_same
 from tfigkd.runtime.errors import UserError
@@ -119,7 +119,7 @@ def fake_quantized(model: keras.Model) -> keras.Model:
     Raises:
         UserError: a layer has no fake-quantized version, the graph cannot be read, or the model takes other images.
     """
-    shown = recognise_input_range(model)
+    shown = recognize_input_range(model)
     if shown not in (None, UNIT):
         raise UserError(
             f"{model.name} takes pixels from {shown[0]:g} to {shown[1]:g}, expected images in [0,1]; give "

@@ -1,4 +1,4 @@
-"""The fields of `[code]`: a price on the bits that an image's features take when they are sent to a classifier."""
+"""The fields of `[code]`: a rate penalty on the features that a device would send to a classifier."""
 
 from dataclasses import dataclass
 
@@ -7,11 +7,11 @@ from tfigkd.config.loss_fields import require
 
 @dataclass(frozen=True)
 class CodeConfig:
-    """A price on the bits of the features in front of the student's classifier, as in the compression of facial
-    features (Wang et al. 2020, arXiv 2002.03627); the rate is that of Ballé et al. 2017 (arXiv 1611.01704)."""
+    """Rate penalty on the features in front of the student's classifier, as in the compression of facial features (Wang
+    et al. 2020, arXiv 2002.03627); the rate is estimated as in Ballé et al. 2017 (arXiv 1611.01704)."""
 
     weight: float = 0.0
-    """Weight of the bits an image in the student's loss; 0 has no code. Start: 0.0002 to 0.005."""
+    """Weight of the number of bits per image in the student's loss; 0 switches the code off. Start: 0.0002 to 0.005."""
     step: float = 0.25
     """Step of the code: features are divided by it and rounded. While the student trains, noise of one step stands for
     the rounding; the saved student has neither."""

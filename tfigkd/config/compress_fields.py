@@ -29,7 +29,7 @@ class CompressConfig:
     steps: int = 500
     """Steps of fine-tuning; methods of two phases (prune_qat, pqat, cqat) take as many for each."""
     batch_size: int = 64
-    """Examples a step."""
+    """Examples per step."""
     learning_rate: float = 1e-4
     """Peak learning rate of Adam, falling to zero by a cosine."""
     losses: LossesConfig = field(default_factory=lambda: LossesConfig(kd=KDConfig(weight=0.9, temperature=4.0)))

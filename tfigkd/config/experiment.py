@@ -31,8 +31,8 @@ from tfigkd.config.training_fields import AugmentConfig, FeaturesConfig, Trainin
 from tfigkd.runtime.errors import UserError
 
 MIXED = (
-    "training.mixup and training.cutmix must be 0 with what is stored of single images; view.kind = live gives the "
-    "teacher's logits of the mixed ones"
+    "training.mixup and training.cutmix must be 0 with losses on stored teacher outputs, which are of unmixed images; "
+    "view.kind = live computes the teacher's logits of the mixed images"
 )
 
 

@@ -60,17 +60,18 @@ class DataConfig:
     subset_seed: int = 0
     """Seed of that share, drawn by id; --seed does not move it."""
     imbalance: float = late(1.0)
-    """How many times as many examples the first class has as the last in what trains, teacher and student: from class
-    to class their number falls by one factor (Cui et al. 2019, arXiv 1901.05555; usual: 10 to 100). They are drawn by
-    subset_seed; train_fraction is a share of them. 1 leaves the classes as they are."""
+    """Long-tailed data: ratio of the examples of the first class to those of the last, for teacher and student alike;
+    from class to class the number falls by a constant factor (Cui et al. 2019, arXiv 1901.05555; usual: 10 to 100).
+    Drawn by subset_seed; train_fraction is a share of what is left. 1 leaves the classes as they are."""
     stored: Literal["all", "training"] = "all"
-    """What the stores cover: train and validation, so that every subset shares them, or what the student trains on."""
+    """What the stores cover. all: train and validation, so that every subset shares one store; training: only what the
+    student trains on."""
     background: str = late(BACKGROUND)
     """Color that transparent pictures are composited on: white, gray, black or "#rrggbb"."""
     group: str | None = late(None)
-    """What keeps pictures on one side of every split that is held out, such as a patient or a camera: a column of a CSV
-    file (not given: its column group), a feature of a tfds set, arrays NAME_train (and NAME_test) of an .npz file, or
-    "folder": the folder below the class folder."""
+    """What groups pictures, such as patient or camera; a group is never divided when a split is held out. A column of a
+    CSV file (not given: its column group), a feature of a tfds set, arrays NAME_train (and NAME_test) of an .npz file,
+    or "folder": the folder below the class folder."""
     splits: SplitsConfig = late(SplitsConfig())  # noqa: RUF009 - it is frozen
     resident: Literal["auto", "memory", "disk"] = late("auto")
     """Where decoded pictures are kept; batches are the same. auto: in memory if a split fits into a quarter of what is
@@ -114,7 +115,7 @@ class NetworkConfig:
     widths: tuple[int, ...] = late((64, 256, 256))
     """Channels of each block of convnet."""
     depth: int = late(2)
-    """Convolutions a block of convnet; with three or more the block has a shortcut."""
+    """Convolutions per block of convnet; with three or more the block has a shortcut."""
     stem_stride: int | None = late(None)
     """Stride of the first convolution of MobileNet-V2 or a resnet, 1 or 2; not given: 1, and 2 for images above 64
     pixels."""
@@ -168,20 +169,22 @@ class TeacherConfig(NetworkConfig):
     """Train the teacher; not given: an architecture by name is trained, a .keras file is taken as it is. true trains a
     file further."""
     accept_chance: bool = late(False)
-    """Go on with a teacher from a file or with published weights that is right on no more images than by chance."""
+    """Use a teacher from a file or with published weights even if it is no better than guessing."""
     seed: int = 0
     """Seed of the teacher's own training; --seed moves only the student."""
     count: int = 1
     """Teachers trained with the seeds from `seed` on; several teach together, as one model that averages logits."""
     weighting: Literal["mean", "confidence", "label"] = "mean"
-    """Several teachers count alike; or image by image by their confidence (negative entropy); or, in what the student
-    learns from, by the label (negative cross-entropy; needs view.kind = views), and alike elsewhere."""
+    """mean: all teachers count equally; confidence: weighted for each image by confidence (negative entropy); label: in
+    the logits that the student learns from, weighted by the label (negative cross-entropy; needs view.kind = views),
+    and equally everywhere else."""
     label_temperature: float = late(1.0)
     """With weighting = label: what cross-entropies are divided by before the softmax over the teachers; with a small
     one the best teacher of an image counts alone."""
     shards: int = late(1)
-    """Parts that what trains is divided into, class by class; the teacher of seed s learns from part s modulo this
-    number alone. With count = shards, all teachers together cost as much as a single one (after arXiv 2303.09494)."""
+    """Number of parts into which the training data are divided, class by class; the teacher with seed s trains on part
+    s modulo this number only. With count = shards, all teachers together cost as much as one (after arXiv
+    2303.09494)."""
     training: TrainingConfig = field(
         default_factory=lambda: TrainingConfig(
             batch_size=128,
@@ -263,13 +266,14 @@ class AttributionConfig:
     n_steps: int | None = None
     """A fixed number of steps; not given: as many as the tolerance asks for."""
     tolerance: float = 0.05
-    """Completeness error above which a map is recomputed with more steps, and at last never overlaid."""
+    """Largest accepted completeness error. A map above it is recomputed with more steps; if it is still above it at
+    max_steps, it is never overlaid."""
     max_steps: int = 128
     """Most steps for one image."""
     batch_size: int = 128
     """Gradient evaluations at once; bounds the memory and nothing else."""
     shard_size: int = 512
-    """Examples a shard of the overlay store; an interrupted store loses at most one."""
+    """Examples per shard of the overlay store; an interrupted store loses at most one."""
     grid: int | None = late(None)
     """Rows and columns of the stored maps, such as 56 for images of 224: each cell has the mean of its pixels, maps
     take a sixteenth of the space, and overlays show cells instead of pixels. Not given: every pixel."""
@@ -321,16 +325,16 @@ class ViewConfig:
     """Which view of an image the teacher's logits and features are of."""
 
     kind: Literal["plain", "views", "live"] = "plain"
-    """plain: the stored logits of the unaugmented image, as the papers intend; views: stored logits of K fixed crops
-    and flips, one of which the student gets, also one without a teacher; live: the teacher runs on the student's own
-    crop and flip, never on the overlay. Losses of features take the live teacher, attention transfer where `attention`
-    says so."""
+    """plain: the stored logits of the unaugmented image, as the papers intend; views: each image is one of K fixed
+    crops and flips, with the stored logits of exactly that view (a student without a teacher sees the same crops);
+    live: the teacher runs on the student's own crop and flip, never on the overlay. Losses on features run the teacher
+    in every step; for attention transfer see `attention`."""
     attention: Literal["live", "views", "moved"] = "live"
     """Where attention transfer takes the teacher's maps from. live: the teacher runs in every step; views: stored of
     the K views; moved: stored of the unaugmented image, cropped and flipped with it, which is close but not the same
     (experiments/README.md has the difference)."""
     views: int = 16
-    """K, stored views an image."""
+    """K, the number of stored views per image."""
     seed: int = 0
     """Seed of the stored views; it belongs to the teacher, not to the student."""
     top_logits: int | None = late(None)
@@ -355,13 +359,14 @@ Kept = Literal["float32", "int16"]
 
 @dataclass(frozen=True)
 class ExportConfig:
-    """LiteRT files and the bounds inside which they must say what the student says."""
+    """LiteRT files, and how far each may deviate from its Keras model."""
 
     formats: tuple[Format, ...] = ("float32", "int8")
     """Which files are written: float32; float16 weights; dynamic: int8 weights, float activations; int8 throughout;
     int16x8: int8 weights, int16 activations."""
     calibration_examples: int = 256
-    """Validation images that calibrate int8 and int16x8, at most half of them; the others compare."""
+    """Validation images that calibrate int8 and int16x8 files, at most half of the split; the file is compared with
+    Keras on the rest."""
     max_float32_difference: float = 1e-3
     """Largest difference of a float32 logit, relative to the largest logit, on validation."""
     max_float16_difference: float = 2e-2
@@ -375,7 +380,8 @@ class ExportConfig:
     """What makes int8 files: TensorFlow's converter, or ai-edge-quantizer, which is installed apart. Models with fake
     quantization always go through the converter, which knows their ranges."""
     keep: int = late(0)
-    """Layers of an int8 file that ai-edge does not quantize to int8: those that add most noise in tfigkd.profile."""
+    """How many layers of an int8 file ai-edge leaves out of int8: those that add the most noise (see
+    tfigkd.profile)."""
     keep_in: Kept = late("float32")  # noqa: RUF009 - a text
     """What these layers compute in: float32, or int16 with int8 weights."""
 

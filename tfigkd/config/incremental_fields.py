@@ -11,8 +11,8 @@ Method = Literal["foster", "kd", "finetune"]
 
 @dataclass(frozen=True)
 class IncrementalConfig:
-    """Classes that come in steps, for `python -m tfigkd.incremental`, and the method FOSTER (Wang et al. 2022, arXiv
-    2204.04662): a sibling that fits what the old network misses, then both compressed into one."""
+    """Class-incremental learning with `python -m tfigkd.incremental`: classes arrive in steps. FOSTER (Wang et al.
+    2022, arXiv 2204.04662) trains a sibling beside the frozen old network, then compresses both into one network."""
 
     steps: int = 0
     """Steps, each with as many new classes, in the order of the labels; 0: all classes come at once, as `run` has
@@ -24,12 +24,12 @@ class IncrementalConfig:
     known_weight: float = 1.0
     """Weight of the divergence from the old network over the classes that it knows."""
     boosting_beta: float = 0.96
-    """Of the effective numbers of examples that the logits are divided by while the sibling trains; 0 leaves them."""
+    """Beta of the class weights (inverse effective numbers of examples, arXiv 1901.05555) that the logits are divided
+    by while the sibling trains; 0 leaves the logits as they are."""
     compression_beta: float = 0.97
-    """Of the effective numbers of examples in the targets of the compression; 0 weighs all classes alike."""
+    """Beta of the class weights of the targets during compression; 0 weights all classes equally."""
     compression_epochs: int = 15
-    """Epochs of the compression, which follow the training.epochs of the sibling. Networks of other methods train as
-    long as both together."""
+    """Epochs of the compression, after the sibling's training.epochs. The other methods train for the sum of both."""
 
     def __post_init__(self) -> None:
         require(self.steps == 0 or self.steps > 1, "incremental.steps must be 0, or 2 or more", self.steps)

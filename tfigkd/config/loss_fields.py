@@ -13,12 +13,13 @@ def late(default: Any) -> Any:
 
 
 def revised(default: Any, revision: int) -> Any:
-    """Return a dataclass field whose other values mean something new: fingerprints hold the revision beside them."""
+    """Return a dataclass field whose non-default values changed meaning; fingerprints hold this revision beside
+    them."""
     return field(default=default, metadata={"revision": revision})
 
 
 def settled(default: Any, value: Callable[[Any], Any]) -> Any:
-    """Return a field of which fingerprints hold what it comes to, given the table that it stands in."""
+    """Return a dataclass field of which fingerprints hold the resolved value, computed from its table by `value`."""
     return field(default=default, metadata={"settled": value})
 
 
@@ -47,9 +48,9 @@ class LossConfig:
     """
 
     compares: ClassVar[Literal["logits", "features", "map", "weights", "labels"]]
-    """What of the teacher and the student: their logits, which are stored, or of the live teacher with other views; the
-    outputs of taps, which need the live teacher; the stored map of the teacher with the student's; their weights, for
-    which the teacher is there but does not run; or labels, without a teacher."""
+    """What the term compares. logits: stored, or of the live teacher if view.kind = live; features: outputs of taps,
+    which need the live teacher; map: the teacher's stored map with the student's; weights: kernels, for which the
+    teacher is loaded but does not run; labels: nothing of a teacher."""
 
     weight: float = 0.0
     """Weight of the term; 0 switches it off."""
@@ -72,10 +73,11 @@ class LossConfig:
         return self.compares in ("features", "weights")
 
     def __post_init__(self) -> None:
-        require(self.weight >= 0, "the weight of a loss must not be negative", self.weight)
-        for name in ("temperature", "grid"):
-            value = getattr(self, name, 1)
-            require(value is None or value > 0, f"the {name} of a loss must be positive", value)
+        for name, value in vars(self).items():
+            if name in ("temperature", "grid"):
+                require(value is None or value > 0, f"the {name} of a loss must be positive", value)
+            elif isinstance(value, float):  # all others are weights, or shares
+                require(value >= 0, f"the {name} of a loss must not be negative", value)
 
 
 @dataclass(frozen=True)
@@ -105,7 +107,7 @@ class TapsConfig(LossConfig):
         super().__post_init__()
         several = len(self.student_layer) == len(self.teacher_layer) >= 2
         taps = self.student_layer, self.teacher_layer
-        require(several, "a loss of several taps must have as many of the student as of the teacher, two or more", taps)
+        require(several, "student_layer and teacher_layer must be lists of equal length, two taps or more", taps)
 
 
 @dataclass(frozen=True)
@@ -169,10 +171,20 @@ class RKDConfig(LossConfig):
     angle: float = 50.0
     """Weight of the angles."""
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        taps = self.student_layer, self.teacher_layer
+        require((taps[0] is None) == (taps[1] is None), "losses.rkd needs the taps of both networks, or of none", taps)
+
+    @property
+    def looks_at(self) -> str:
+        """Features where there are taps, else logits."""
+        return self.compares if self.student_layer is None else "features"
+
     @property
     def runs_teacher(self) -> bool:
         """Whether the teacher has to run in every step: for the outputs of layers, not for the logits."""
-        return bool(self.student_layer)
+        return self.student_layer is not None
 
 
 @dataclass(frozen=True)
@@ -287,10 +299,10 @@ class OSAKDConfig(LossConfig):
     neighbors: int = 16
     """Neighbors of an example."""
     queue: int = 1024
-    """Last training examples among which they are looked for, beside the batch."""
+    """How many of the most recent training examples are searched for neighbors, besides the batch."""
     space: Literal["student", "teacher"] = late("student")
-    """student: neighbors by the student's logits, in each step; teacher: by the teacher's stored logits, among all that
-    trains, once. Of several views of an image it is their mean."""
+    """student: neighbors by the student's logits, in every step; teacher: by the teacher's stored logits, computed once
+    over all training examples. With several views of an image, the mean of their logits is used."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -325,8 +337,6 @@ class R2KDConfig(LossConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         require(0 <= self.pruned < 1, "losses.r2kd.pruned must be in [0, 1)", self.pruned)
-        weights = self.value, self.rank, self.second
-        require(min(weights) >= 0, "value, rank and second of losses.r2kd must not be negative", weights)
 
 
 @dataclass(frozen=True)
@@ -356,8 +366,8 @@ class RTKConfig(LossConfig):
 
 @dataclass(frozen=True)
 class OPDFConfig(LossConfig):
-    """Tensors of the kernels, all but the central ones, where kernels of student and teacher have the same shape (Zhan
-    et al. 2024, arXiv 2411.06448). It needs training.chain. Start: weight 10 to 100."""
+    """Auxiliary tensors (all but the central one) of decomposed kernels, compared where a student kernel and a teacher
+    kernel have the same shape (Zhan et al. 2024, arXiv 2411.06448). Needs training.chain. Start: weight 10 to 100."""
 
     compares = "weights"
 

@@ -1,8 +1,6 @@
-"""What an experiment is: read from TOML, strict about names and types, overridden by dotted names.
+"""Read nested plain values into config dataclasses: strict about names, types and ranges, with hints for typos.
 
-The fields themselves are in `fields.py` and `loss_fields.py`. An experiment is one TOML file with at most one level of
-`base = "other"`. Any field can be overridden by its dotted name, on the command line (`--losses.kd.temperature 4`) and
-by `override()`.
+The dataclasses are in the `*fields.py` modules beside this one; `experiment.py` reads whole experiments.
 """
 
 import dataclasses
@@ -103,6 +101,8 @@ def _convert(value: Any, expected: Any, where: str, what: str) -> Any:
     if origin in (types.UnionType, typing.Union):
         # a list or a choice that may be left out
         composed = [one for one in typing.get_args(expected) if typing.get_origin(one) in (tuple, Literal)]
+        if composed and _NONE in typing.get_args(expected) and _is_none(value):
+            return None
         if composed and value is not None:
             return _convert(value, composed[0], where, what)
     options = typing.get_args(expected) if origin in (types.UnionType, typing.Union) else (expected,)
@@ -158,4 +158,4 @@ def read_toml(path: Path, what: str) -> dict[str, Any]:
         return tomllib.loads(path.read_text(encoding="utf-8-sig"))  # editors on Windows write a byte-order mark
     except (OSError, ValueError, RecursionError) as error:
         reason = " ".join(str(error).split()) or type(error).__name__
-        raise UserError(f"{what} {path}: {reason}; mend the file") from error
+        raise UserError(f"{what} {path}: {reason}; correct the file") from error

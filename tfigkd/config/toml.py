@@ -8,6 +8,8 @@ from tfigkd.config.experiment import Config, to_mapping
 
 
 def _text(value: Any) -> str:
+    if value is None:
+        return '"none"'  # TOML has no word of its own for it
     if not isinstance(value, dict):
         return json.dumps(value)
     return "{ " + ", ".join(f"{json.dumps(key)} = {_text(item)}" for key, item in value.items()) + " }"
@@ -20,7 +22,7 @@ def to_toml(config: Config, comment: str) -> str:
 
     def write(table: Mapping[str, Any], base: Mapping[str, Any], name: str) -> None:
         # a table of a field, such as weights of classes, has no table among the defaults
-        own = {k: v for k, v in table.items() if not isinstance(base[k], dict) and v != base[k] and v is not None}
+        own = {k: v for k, v in table.items() if not isinstance(base[k], dict) and v != base[k]}
         if own and name:
             lines.extend(["", f"[{name}]"])
         lines.extend(f"{key} = {_text(value)}" for key, value in own.items())

@@ -50,7 +50,7 @@ class TrainingConfig:
     epochs: int = 100
     """Passes over the training split; the last epoch's weights are the result."""
     batch_size: int = 64
-    """Examples a step. The last batch of an epoch may be smaller; where it would have fewer than 8, all are nearly
+    """Examples per step. The last batch of an epoch may be smaller; where it would have fewer than 8, all are nearly
     equal."""
     optimizer: Literal["adam", "adamw", "sgd", "muon"] = "adam"
     """Adam, AdamW, SGD with Nesterov momentum, or Muon for kernels of convolutions and hidden dense layers with AdamW
@@ -60,7 +60,8 @@ class TrainingConfig:
     momentum: float = 0.9
     """Momentum of SGD and Muon; Adam and AdamW ignore it."""
     weight_decay: float = 0.0
-    """Decoupled weight decay (AdamW, SGD) of kernels; biases and normalization are left alone."""
+    """Weight decay, with every optimizer. Decoupled, as by default, it spares biases and normalization; see
+    weight_decay_form."""
     weight_decay_form: Literal["decoupled", "coupled"] = late("decoupled")
     """decoupled: shrinks kernels by learning rate times weight decay; coupled: added to the gradient of every weight,
     biases and normalization included, as in PyTorch's SGD."""
@@ -86,14 +87,15 @@ class TrainingConfig:
     """Decay, such as 0.999, of a moving average of the weights over the steps; its last value, with batch-normalization
     statistics of its own, is then the result. In step n the decay is at most (1 + n) / (10 + n)."""
     lookahead: int = late(0)
-    """Every so many steps the weights are set to their slow average, which is the result (Zhang et al. 2019, arXiv
-    1907.08610; airbench: 5); 0 switches it off."""
+    """Lookahead: after every this many steps the weights are set to their slow average, which is also the result (Zhang
+    et al. 2019, arXiv 1907.08610; airbench: 5). 0 switches it off."""
     lookahead_decay: float = late(0.95)
-    """Decay a step of the slow average at the end; before, times the cube of the share of steps done."""
+    """Decay per step of the slow average at the end of training; earlier it is multiplied by the cube of the share of
+    steps done."""
     mixup: float = late(0.0)
-    """Mix each image with another of its batch by a share drawn from Beta(mixup, mixup), labels alike; 1 draws it
-    uniformly; 0 switches it off. A live teacher sees the very same mixed image (Zhang et al. 2017, arXiv 1710.09412;
-    Beyer et al. 2021, arXiv 2106.05237)."""
+    """Alpha of mixup: each image is mixed with another of its batch by a share from Beta(mixup, mixup), the labels by
+    the same share; with 1 the share is uniform. 0 switches it off. A live teacher sees the very same mixed image (Zhang
+    et al. 2017, arXiv 1710.09412; Beyer et al. 2021, arXiv 2106.05237)."""
     cutmix: float = late(0.0)
     """Paste a box of another image of its batch into each image, labels by area; its share is drawn from Beta(cutmix,
     cutmix), and 1 is usual. 0 switches it off; with mixup, each image has one of the two. A live teacher sees the very
@@ -111,37 +113,39 @@ class TrainingConfig:
     clip_norm: float | None = late(None)
     """Largest L2 norm of the gradient of all weights together; a longer one is scaled down to it."""
     power: float = late(1.0)
-    """Exponent of powerpropagation: the student's kernels are θ·|θ|^(power - 1), of which θ is trained and decayed, so
-    that small weights learn slowly and can be pruned later; files hold the kernels. 1 trains the kernels themselves
-    (Schwarz et al. 2021, arXiv 2110.00296). Start: 1.25 to 3."""
+    """Powerpropagation: the student's kernels are θ·|θ|^(power - 1); θ is what is trained and decayed, so that small
+    weights learn slowly and can be pruned later. Files hold the kernels. 1 switches it off (Schwarz et al. 2021, arXiv
+    2110.00296). Start: 1.25 to 3."""
     chain: int = late(0)
-    """Tensors whose product each of the student's kernels is in training, but for depthwise ones; files hold the
-    kernels. Odd and at least 3; 0 trains the kernels themselves (Zhan et al. 2024, arXiv 2411.06448). Start: 3 or 5,
-    with 1, 0.3 and 0.1 times the plain learning rate."""
+    """Over-parameterization: in training each kernel of the student, except depthwise ones, is the product of this many
+    tensors; files hold plain kernels. Odd and at least 3; 0 switches it off (Zhan et al. 2024, arXiv 2411.06448).
+    Start: 3 or 5, with 1, 0.3 and 0.1 times the plain learning rate."""
     dot: float = late(0.0)
-    """Difference that the momentum of the distillation's gradient has above, and that of the hard label below
-    training.momentum, for sgd; the step then has two gradients. 0 has one momentum for their sum (Zhao et al. 2023,
-    arXiv 2307.08436; the authors' is 0.075)."""
+    """Distillation-oriented trainer (DOT), sgd only: the gradient of the distillation has the momentum
+    training.momentum + dot, that of the hard label training.momentum - dot. 0: one momentum for the sum of both (Zhao
+    et al. 2023, arXiv 2307.08436; the authors use 0.075)."""
     finetune_epochs: int = late(0)
-    """Last epochs, in which the student learns from the hard label alone, at finetune_rate; the schedule ends before
-    them. With losses.regression and hard_weight = 0 it is that of KD-DAGFM (Tian et al. 2023, arXiv 2211.11159)."""
+    """Number of epochs at the end in which the student learns from the hard label alone, at finetune_rate; the schedule
+    ends before them. With losses.regression and hard_weight = 0 this is the two-phase training of KD-DAGFM (Tian et al.
+    2023, arXiv 2211.11159)."""
     finetune_rate: float = late(0.01)
     """Learning rate of these epochs as a share of the peak."""
     l1: float = late(0.0)
-    """Weight of the sum of the kernels' absolute values in the student's loss. The control of power = 2, whose decay of
-    θ is such a penalty, half as strong as the coupled decay."""
+    """L1 penalty: weight of the sum of the absolute values of the student's kernels in its loss. It is the control for
+    power = 2, where coupled weight decay of θ acts as an L1 penalty of half its weight on the kernel."""
     class_weight: str | dict[str, float] | None = late(None)  # noqa: RUF009
     """Weight of each class in the loss: "balanced" weighs it by the inverse of its share of what trains, so that the
     mean is 1; or a table of class name to weight, such as {cat = 2, dog = 1}, where a class not named has 1. It
-    multiplies every term that has a value an example."""
+    multiplies every loss term that has one value per example."""
     precision: Literal["float32", "mixed_bfloat16", "mixed_float16", "auto"] = late("float32")
     """What the layers compute in while training; weights, logits and saved models are float32. auto: mixed_bfloat16
     where a short measurement finds this network's training step faster in it, else float32; the choice is written to
     the run's precision.json, and holds for every start of that run."""
     devices: Devices = late("one")  # noqa: RUF009 - a text
-    """all: every GPU (or other device of the Keras backend) of this machine, or of all hosts that train together,
-    computes a part of each batch, whose size is a multiple of their number; of an epoch, up to one example less than
-    there are devices is left out, others each time. A run continues on as many devices as it began on."""
+    """one: a single device. all: every GPU (or other device of the Keras backend) of this machine, or of all hosts that
+    train together, computes an equal part of each batch. The batch size must be a multiple of their number, and up to
+    that number minus one examples are left out of each epoch, different ones each time. A run must be continued on as
+    many devices as it began on."""
     checkpoint_steps: int | None = inert(None)
     """Steps between two checkpoints within an epoch; not given: one after each epoch."""
     batch_threads: int | None = inert(None)
@@ -186,7 +190,7 @@ class TrainingConfig:
         fits = 0 <= self.dot < limit if self.dot else True
         require(fits, "training.dot must be 0, or below training.momentum and 1 minus it", self.dot)
         own = not self.dot or (self.optimizer == "sgd" and self.precision != "mixed_float16")
-        require(own, "training.dot must be 0 but for sgd in float32 or bfloat16", self.dot)
+        require(own, "training.dot must be 0 unless the optimizer is sgd, in float32 or bfloat16", self.dot)
         some = 0 <= self.finetune_epochs < self.epochs
         require(some, "training.finetune_epochs must not be negative, and below training.epochs", self.finetune_epochs)
         require(self.finetune_rate > 0, "training.finetune_rate must be positive", self.finetune_rate)
@@ -203,7 +207,9 @@ class TrainingConfig:
         warm = self.schedule == "triangular" and self.warmup_epochs > 0
         require(not warm, "training.warmup_epochs must be 0 with the triangular schedule", self.warmup_epochs)
         plain = self.weight_decay_form == "decoupled" or self.optimizer == "sgd"
-        require(plain, "training.weight_decay_form must be decoupled but for sgd", self.weight_decay_form)
+        require(
+            plain, "training.weight_decay_form must be decoupled unless the optimizer is sgd", self.weight_decay_form
+        )
         # decay of the center alone is that of the kernel, but as a part of the gradient it is not
         apart = not self.chain or self.weight_decay_form == "decoupled"
         require(apart, "training.weight_decay_form must be decoupled with training.chain", self.weight_decay_form)

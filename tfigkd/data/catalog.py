@@ -194,7 +194,7 @@ def _choose_splits(builder: Any, folder: Path, label_key: str, wanted: Wanted, n
                 "data.splits.train"
             )
         chosen["train"] = "train"
-    taken.add("train")
+        taken.add("train")
     if "test" not in chosen:
         for name in [*usual("test", splits, but=taken), *usual("validation", splits, but=taken)]:
             if _is_labeled(builder, name, label_key):

@@ -242,7 +242,7 @@ def _finish(
     manifest = finished(step.folder, step.identity)
     if manifest is not None:
         _remove_checkpoints(step.folder)  # a kill right after the manifest leaves them
-        console.say(f"  done before: {step.folder}")
+        console.say(f"  already done: {step.folder}")
         return manifest
     if read_manifest(step.folder) is not None:
         raise UserError(f"{step.folder} holds a step of other settings; choose another --workdir")

@@ -31,16 +31,17 @@ class Loss(DistillationLoss):
     needs_heads: bool = False
     """The loss compares what `explain` makes of the features, the layers behind the tap and the teacher's decision."""
     needs_tensors: bool = False
-    """The loss compares the tensors of kernels, the student's with the teacher's, and no outputs; its `permuted` says
-    whether those of other layers."""
+    """The loss compares tensors of decomposed kernels of student and teacher, not outputs; its attribute `permuted`
+    says whether each layer is paired with another one (a control)."""
     projects: bool = False
-    """`per_example` takes what `project` makes of the student's outputs, told whether it is in training."""
+    """`per_example` receives `project(student_outputs, training=...)` in place of the student's outputs."""
     needs_teacher: bool = True
-    """Whether the teacher's side is of a teacher; else it is what `soft_labels` makes of the student's own logits."""
+    """Whether the loss needs a teacher; if not, `soft_labels` makes its target from the student's own logits."""
     stored_as: str | None = None
-    """Name of the target that holds the teacher's side, worked out before the training; else none does."""
+    """Key of the batch's targets with the teacher's side, computed before training; None: it is not precomputed."""
     pruned: float = 0.0
-    """Share of the weights that a second teacher lacks; above 0 the teacher's side is both teachers' logits."""
+    """Share of weights pruned from a second teacher; above 0, `teacher_outputs` is the pair of both teachers'
+    logits."""
     student_layer: Taps = None
     teacher_layer: Taps = None
 

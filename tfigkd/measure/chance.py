@@ -57,7 +57,7 @@ def what_helps(
     scores = {text: mean_recall(other, labels) for text, other in found.items() if not near_chance(other, labels)}
     if scores:
         best = max(scores, key=lambda text: scores[text])
-        return f"with {best} it is right on {100 * scores[best]:.1f} % of the same images"
+        return f"with {best} its balanced accuracy on the same images is {100 * scores[best]:.1f} %"
     for text, other in {"": logits, **found}.items():
         order = better_order(other, labels, len(class_names))
         if order is not None:
@@ -65,8 +65,8 @@ def what_helps(
             also = f" and its pixels those of {text}" if text else ""
             score = 100 * mean_recall(_in_order(other, order), labels)
             return (
-                f"its classes seem to stand in the order {listed}{also} (so it is right on {score:.1f} %): name the "
-                "class folders so that they sort so"
+                f"its outputs seem to be in the order {listed}{also} (balanced accuracy in this order: {score:.1f} %): "
+                "rename the class folders so that they sort in this order"
             )
     return None
 

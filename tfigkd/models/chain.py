@@ -18,7 +18,7 @@ import numpy as np
 from keras import ops
 from threadpoolctl import threadpool_limits
 
-from tfigkd.models.kernels import Reparameterized, trains_kernel, with_own_kernels
+from tfigkd.models.kernels import Reparameterized, trains_kernel, with_reparameterized_kernels
 from tfigkd.models.layers import flatten_layers
 from tfigkd.runtime.errors import UserError
 
@@ -152,7 +152,7 @@ def with_chain(model: keras.Model, tensors: int) -> keras.Model:
                 "cannot keep; choose a student without them, or training.chain = 0"
             )
 
-    return with_own_kernels(model, CHAINED, tensors=tensors)
+    return with_reparameterized_kernels(model, CHAINED, tensors=tensors)
 
 
 def taught_tensors(

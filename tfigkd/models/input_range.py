@@ -41,7 +41,7 @@ def _scalar(value: float) -> np.ndarray:
     return np.asarray(value, np.float64)
 
 
-def recognise_input_range(model: keras.Model) -> Range | None:
+def recognize_input_range(model: keras.Model) -> Range | None:
     """Return the values of a black and of a white pixel that a model shows it was made for.
 
     Read are an integer input and the operations that a single image passes first: Rescaling, Normalization, batch

@@ -60,7 +60,7 @@ class Reparameterized(keras.layers.Layer):
         return {**super().get_config(), **{name: getattr(self, name) for name in self.own}}
 
 
-def with_own_kernels(
+def with_reparameterized_kernels(
     model: keras.Model, kinds: Mapping[type[keras.Layer], type[keras.Layer]], **own: Any
 ) -> keras.Model:
     """Return a copy of a model whose trainable layers of some kinds are reparameterized ones.

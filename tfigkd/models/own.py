@@ -13,7 +13,7 @@ from tfigkd.data import to_model_input
 from tfigkd.data.disk import Pictures
 from tfigkd.data.spaces import UNIT, Outputs, Range, to_gray
 from tfigkd.models import layers
-from tfigkd.models.input_range import recognise_input_range
+from tfigkd.models.input_range import recognize_input_range
 from tfigkd.models.keras_file import load_model
 from tfigkd.models.precision import HALF, OTHERS, computes_in, with_precision
 from tfigkd.models.same import TOLERANCE, close, tolerance_of
@@ -72,7 +72,7 @@ def load_own(
 def _check_against(plain: keras.Model, model: keras.Model, input_range: Range | None, path: str | Path) -> None:
     """Check that a classifier has the outputs of the model that plain Keras opened, in the classifier's spaces."""
     images, taken = np.random.default_rng(0).integers(0, 256, (3, *model.input_shape[1:])) / 255, input_range
-    taken = taken or recognise_input_range(plain) or UNIT
+    taken = taken or recognize_input_range(plain) or UNIT
     expected = _outputs(plain, images, taken)
     logits = ops.convert_to_numpy(model(images.astype("float32"), training=False)).astype("float64")
     shares = np.exp(logits - logits.max(axis=-1, keepdims=True))
@@ -119,7 +119,7 @@ class PlainClassifier:
     def __init__(self, path: str | Path, *, input_range: Range | None = None, outputs: Outputs | None = None):
         self.model = load_model(Path(path))
         self.half = computes_in(self.model, HALF)
-        self._range = input_range or recognise_input_range(self.model) or UNIT
+        self._range = input_range or recognize_input_range(self.model) or UNIT
         last, activation = last_operation(self.model)
         self._convert: Callable[[Any], Any] | None = None
         if activation in ("softmax", "sigmoid", "log_softmax") and outputs != "logits":
@@ -246,10 +246,10 @@ def own_channels(path: str | Path) -> int:
 
 @functools.lru_cache(maxsize=8)
 def own_input_range(path: str, checksum: str) -> Range | None:
-    """Return the input range that a .keras file shows, see `input_range.recognise_input_range`; read once a content.
+    """Return the input range that a .keras file shows, see `input_range.recognize_input_range`; read once a content.
 
     Args:
         path: The file.
         checksum: Of its content.
     """
-    return recognise_input_range(load_model(Path(path)))
+    return recognize_input_range(load_model(Path(path)))

@@ -10,7 +10,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from tfigkd.models.kernels import Reparameterized, trains_kernel, with_own_kernels
+from tfigkd.models.kernels import Reparameterized, trains_kernel, with_reparameterized_kernels
 from tfigkd.models.layers import flatten_layers
 from tfigkd.runtime.errors import UserError
 
@@ -123,4 +123,4 @@ def with_power(model: keras.Model, alpha: float) -> keras.Model:
                     "choose a student that starts without zeros, or training.power = 1"
                 )
 
-    return with_own_kernels(model, POWERED, alpha=alpha)
+    return with_reparameterized_kernels(model, POWERED, alpha=alpha)

@@ -155,8 +155,8 @@ def _difference(found: np.ndarray, expected: np.ndarray) -> np.ndarray:
     return np.nan_to_num(off, nan=np.inf).reshape(len(off), -1).max(axis=1, initial=0.0)
 
 
-def close(found: np.ndarray, expected: np.ndarray, tolerance: float, spread: Any = 0.0) -> bool:
-    """Check that outputs [B,...] differ by at most a share of each example's largest output and of its spread."""
+def close(found: np.ndarray, expected: np.ndarray, tolerance: float) -> bool:
+    """Check that outputs [B,...] differ by at most a share of each example's largest output."""
     if found.shape != expected.shape:
         return False
     sizes = np.where(np.isfinite(expected), np.abs(expected), 0.0).reshape(len(expected), -1).max(axis=1, initial=0.0)

@@ -26,7 +26,7 @@ from tfigkd.data.spaces import (
     output_kind,
 )
 from tfigkd.models import layers
-from tfigkd.models.input_range import INPUT_RANGE, graph_of, recognise_input_range
+from tfigkd.models.input_range import INPUT_RANGE, graph_of, recognize_input_range
 
 TWO_CLASSES = "two_classes"
 """Name of the layer that turns one logit z into the two logits [0, z]."""
@@ -69,7 +69,7 @@ def classifier(
         model: Functional or Sequential; it is not altered.
         input_shape: Fixed (H, W, C) for a model of open image size; by default its own.
         input_range: The values of a black and of a white pixel that it takes; by default as
-            `recognise_input_range` says, else (0, 1).
+            `recognize_input_range` says, else (0, 1).
         outputs: What it gives; by default "probabilities" where it ends in softmax or sigmoid, or where its outputs on
             some images look so, else "logits".
         images: uint8 [N,H,W,C], whose outputs are looked at, beside those of noise.
@@ -91,7 +91,7 @@ def classifier(
         isinstance(end, keras.KerasTensor) for end in (model.input, model.output)
     ):
         model = keras.Model(model.inputs[0], model.outputs[0], name=model.name)  # of a dictionary or list of one
-    known = recognise_input_range(model)
+    known = recognize_input_range(model)
     taken = (known or UNIT) if input_range is None else (float(input_range[0]), float(input_range[1]))
     check_range(taken)
     result = _with_linear_end(model, outputs, input_shape)

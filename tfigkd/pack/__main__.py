@@ -29,7 +29,7 @@ class Options:
     output: Path | None = None
     """The .zip file. Default: student.zip in the folder of the run."""
     license: str | None = None
-    """Licence of the weights, an SPDX identifier such as apache-2.0."""
+    """License of the weights, an SPDX identifier such as apache-2.0."""
     report: bool = True
     """Whether the report is packed; it shows pictures of the data set."""
 
@@ -51,7 +51,7 @@ def main(arguments: list[str]) -> None:
     write_package(output, files)
     console.say(f"{output}: {', '.join(files)}; {output.stat().st_size / 1e6:.1f} MB")
     if options.license is None:
-        console.say("no licence is named in it: give --license, such as --license apache-2.0")
+        console.say("no license is named in it: give --license, such as --license apache-2.0")
     if REPORT in files:
         console.say(f"its {REPORT} shows pictures of the data set; --no-report leaves it out")
     if not about(facts.config["data"]["name"], facts.config["data"]["dir"])["urls"]:

@@ -130,7 +130,7 @@ def sizes(roles: Mapping[str, Mapping[str, Any]]) -> list[Remark]:
     found, flag = [], "--student.drop_blocks, --student.width, --student.model"
     small, large = teacher["parameters"], student["parameters"]
     if large >= small:
-        text = f"The student is not smaller than its teacher: {large:,} of {small:,} parameters "
+        text = f"The student is not smaller than its teacher: {large:,} parameters against {small:,} "
         text += f"({large / small:.1f} times)."
         found.append(Remark("larger student", text, flag))
     of_time = [name for name in ("int8_ms", "float32_ms") if name in teacher and name in student]
@@ -156,8 +156,8 @@ def few_images(split: str, count: int, accuracy: float) -> list[Remark]:
     if high - low <= WIDE:
         return []
     text = (
-        f"{plural(count, f'{split} image')} cannot tell more than {interval(accuracy, count)} for an accuracy of "
-        f"{percent(accuracy)}."
+        f"With only {plural(count, f'{split} image')}, an accuracy of {percent(accuracy)} has the 95 % interval "
+        f"{interval(accuracy, count)}."
     )
     return [Remark(f"few {split} images", text, "--data.name with more pictures")]
 

@@ -94,8 +94,8 @@ def joined() -> Iterator[None]:
         reason = next(iter(str(failed).splitlines()), "")
         if failed is not None and not reason.startswith("RESOURCE_EXHAUSTED"):
             raise UserError(
-                f"process {number()} cannot go on, most likely as another one was lost ({reason}); start the same "
-                "command again in every process: training goes on from the last checkpoint"
+                f"process {process_index()} cannot go on, most likely as another one was lost ({reason}); start the "
+                "same command again in every process: training goes on from the last checkpoint"
             ) from error
         raise
 
@@ -137,20 +137,20 @@ def _leave(error: BaseException) -> None:
     os._exit(130 if isinstance(error, KeyboardInterrupt) else 1)
 
 
-def host_count() -> int:
+def process_count() -> int:
     """Return how many processes train together; 1 where none were joined."""
     jax = sys.modules.get("jax")  # whoever has joined others has imported it
     return jax.process_count() if jax is not None and jax.distributed.is_initialized() else 1
 
 
-def number() -> int:
+def process_index() -> int:
     """Return which of the processes this is, from 0."""
-    return sys.modules["jax"].process_index() if host_count() > 1 else 0
+    return sys.modules["jax"].process_index() if process_count() > 1 else 0
 
 
-def is_first() -> bool:
+def is_first_process() -> bool:
     """Return whether this is the process that writes."""
-    return number() == 0
+    return process_index() == 0
 
 
 def from_first(values: Any) -> Any:
@@ -162,7 +162,7 @@ def from_first(values: Any) -> Any:
     Returns:
         The same as NumPy arrays.
     """
-    if host_count() == 1:
+    if process_count() == 1:
         return values
     from jax.experimental import multihost_utils
 
@@ -178,7 +178,7 @@ def meet(what: str) -> None:
     Raises:
         UserError: It is not the same in all of them.
     """
-    if host_count() == 1:
+    if process_count() == 1:
         return
     import numpy as np
     from jax.experimental import multihost_utils
@@ -187,6 +187,6 @@ def meet(what: str) -> None:
     others = [index for index, one in enumerate(multihost_utils.process_allgather(np.uint32(mine))) if one != mine]
     if others:
         raise UserError(
-            f"process {number()} is at {what!r}, and process {others[0]} is not; start the same command in each, with "
-            "the same folders"
+            f"process {process_index()} is at {what!r}, and process {others[0]} is not; start the same command in "
+            "each, with the same folders"
         )

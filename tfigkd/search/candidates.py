@@ -34,7 +34,7 @@ from tfigkd.runtime.files import atomic, make_folder, read_signed, write_signed
 from tfigkd.search.budget import QUANTITIES, Budget, excess, largest_share
 from tfigkd.search.space import words
 from tfigkd.stages.data import dataset
-from tfigkd.stages.lessons import untrained_student
+from tfigkd.stages.training_setup import untrained_student
 
 REFERENCE = "mobilenet_v2"
 """The network of the reference file, whole and in float32: the teacher of the papers."""

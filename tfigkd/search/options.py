@@ -26,14 +26,14 @@ class Options:
     """Search the student's architecture: kind of block, width, depth and stride of the stem. --vary adds fields, or
     sets other values for one of these."""
     budget: str | None = None
-    """Train only students within limits, such as latency=0.2ms,size=300kB. There are latency, speedup (over
-    MobileNet-V2 in float32), size, multiply_adds and parameters; latency and size are those of a LiteRT file on this
+    """Train only students within limits, such as latency=0.2ms,size=300kB. Quantities: latency, speedup (over
+    MobileNet-V2 in float32), size, multiply_adds, parameters. Latency and size are those of a LiteRT file on this
     machine, one thread, measured before training."""
     format: Format = "int8"
     """Format of the files that are held to the budget."""
     trials: int = 20
-    """Number of trials, those of earlier calls included; hyperband chooses its own number. Students that exceed the
-    budget are none."""
+    """Number of trials, including those of earlier calls; hyperband chooses its own number. Students refused for their
+    budget do not count."""
     students: int = 1
     """Number of students in each trial, with the seeds from 0; the objective is the mean of their accuracies."""
     workdir: Path | None = None

@@ -107,7 +107,7 @@ def try_out(options: Options, name: str, config: Config, folder: Path) -> float:
         )
         workdir = Workdir(folder / str(seed), options.teachers, seed)
         stages = ("data", "teacher", "overlays", "distill")
-        _train(Run(name, config, workdir, stages, smoke=options.smoke, foreseen=False))
+        _train(Run(name, config, workdir, stages, smoke=options.smoke, preview=False))
         scores.append(require(workdir.stage("distill"), "distill")[OBJECTIVE])
     return sum(scores) / len(scores)
 

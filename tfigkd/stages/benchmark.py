@@ -29,7 +29,7 @@ def benchmark(config: Config, workdir: Workdir) -> None:
     exported = require(workdir.stage("export"), "export")
     identity = fingerprint("benchmark", exported["files"], config.benchmark, hardware())
     if finished(folder, identity):
-        console.say(f"  done before: {folder}")
+        console.say(f"  already done: {folder}")
         return
     paths = [workdir.stage("export") / name for name in sorted(exported["parity"])]
     timed = latencies(paths, config.benchmark)

@@ -5,7 +5,7 @@ import shutil
 import keras
 
 from tfigkd import models
-from tfigkd.compress.finetune import Lessons
+from tfigkd.compress.finetune import FineTuning
 from tfigkd.compress.methods import compress_student
 from tfigkd.compress.pruning import sparsity
 from tfigkd.config.experiment import Config, fine_tuning
@@ -25,7 +25,7 @@ from tfigkd.runtime.files import (
 )
 from tfigkd.stages.data import data_fingerprints, dataset, holds_out_validation, training_examples
 from tfigkd.stages.distill import load_student, student_fingerprint
-from tfigkd.stages.lessons import assemble, make_distiller, training_stream
+from tfigkd.stages.training_setup import assemble, make_distiller, training_stream
 from tfigkd.stages.workdir import Workdir
 from tfigkd.training.distiller import Distiller
 
@@ -62,7 +62,7 @@ def students(config: Config, workdir: Workdir) -> dict[str, keras.Model]:
     return roles
 
 
-def _lessons(config: Config, workdir: Workdir, student: keras.Model, identity: str) -> Lessons:
+def _fine_tuning(config: Config, workdir: Workdir, student: keras.Model, identity: str) -> FineTuning:
     """Return what fine-tuning teaches: the losses of `[compress.losses]`, from the teacher that it names."""
     tuned = fine_tuning(config)
 
@@ -73,7 +73,9 @@ def _lessons(config: Config, workdir: Workdir, student: keras.Model, identity: s
 
     # what is interrupted is found again by its identity; other settings begin anew
     folder = make_folder(workdir.stage("compress") / identity)
-    return Lessons(distiller, training_stream(tuned, workdir), folder, identity, workdir.run / "tensorboard_compress")
+    return FineTuning(
+        distiller, training_stream(tuned, workdir), folder, identity, workdir.run / "tensorboard_compress"
+    )
 
 
 def compress(config: Config, workdir: Workdir) -> None:
@@ -84,12 +86,12 @@ def compress(config: Config, workdir: Workdir) -> None:
     identity = compress_fingerprint(config, workdir)
     if finished(folder, identity):
         shutil.rmtree(folder / identity, ignore_errors=True)  # a kill right after the manifest leaves it
-        console.say(f"  done before: {folder}")
+        console.say(f"  already done: {folder}")
         return
     student = load_student(config, workdir)
-    lessons = _lessons(config, workdir, student, identity)
+    tuning = _fine_tuning(config, workdir, student, identity)
     keras.utils.set_random_seed(workdir.seed)
-    result = compress_student(student, config.compress, lessons)
+    result = compress_student(student, config.compress, tuning)
     with atomic(folder / FILE) as temporary:
         result.save(temporary)
     held_out = data.validation
@@ -108,7 +110,7 @@ def compress(config: Config, workdir: Workdir) -> None:
         validation_accuracy_before=scores[0],
         **counts,
     )
-    shutil.rmtree(lessons.folder)
+    shutil.rmtree(tuning.folder)
     before, after = (f"{100 * score:.2f} %" for score in scores)
     console.say(
         f"  {config.compress.method}: validation accuracy {before} before, {after} after; "

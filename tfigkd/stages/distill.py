@@ -44,15 +44,6 @@ from tfigkd.stages.data import (
     training_choice,
     training_examples,
 )
-from tfigkd.stages.lessons import (
-    assemble,
-    attention_tap,
-    cut_from,
-    make_distiller,
-    reparameterized,
-    training_stream,
-    untrained_student,
-)
 from tfigkd.stages.overlays import store_folder, stored_maps, views_folder, views_name
 from tfigkd.stages.teacher import (
     build_network,
@@ -66,6 +57,15 @@ from tfigkd.stages.teacher import (
     teacher_folder,
     watched,
     weights_path,
+)
+from tfigkd.stages.training_setup import (
+    assemble,
+    attention_tap,
+    cut_from,
+    make_distiller,
+    reparameterized,
+    training_stream,
+    untrained_student,
 )
 from tfigkd.stages.workdir import Workdir
 from tfigkd.training import checkpoint
@@ -284,9 +284,9 @@ def distill(config: Config, workdir: Workdir) -> None:
     folder, data = make_folder(workdir.stage("distill")), dataset(config.data)
     identity = _identity(config, workdir)
     if hosts.from_first(finished(folder, identity) is not None):
-        if hosts.is_first():
+        if hosts.is_first_process():
             _remove_checkpoints(folder, config)  # a kill right after the manifest leaves them
-        console.say(f"  done before: {folder}")
+        console.say(f"  already done: {folder}")
         return
     if read_manifest(folder) is not None:
         refuse_changed_inputs(config, workdir, ("distill",))
@@ -294,7 +294,7 @@ def distill(config: Config, workdir: Workdir) -> None:
             f"{workdir.run} holds a student of other inputs; choose another --workdir, so that no finished student is "
             "overwritten"
         )
-    if config.needs_teacher and hosts.is_first():
+    if config.needs_teacher and hosts.is_first_process():
         show_teachers_curves(config, workdir)
     examples = training_examples(config.data)
     stream = training_stream(config, workdir)
@@ -317,7 +317,7 @@ def distill(config: Config, workdir: Workdir) -> None:
             watched=_watched(config, workdir),
             ledger_steps=config.ledger.every,
         )
-    if not hosts.is_first():
+    if not hosts.is_first_process():
         return
     student = models.with_precision(models.without_code(model.student), "float32")
     student = with_stock_layers(models.with_plain_kernels(student))

@@ -28,7 +28,6 @@ from tfigkd.models.layers import with_fused_layers
 from tfigkd.models.precision import on_processor
 from tfigkd.runtime.files import read_manifest
 from tfigkd.stages.data import dataset, holds_out_validation, stored_examples, training_examples
-from tfigkd.stages.lessons import assemble, reparameterized
 from tfigkd.stages.teacher import (
     build_network,
     build_teacher,
@@ -37,6 +36,7 @@ from tfigkd.stages.teacher import (
     taught_examples,
     teacher_folder,
 )
+from tfigkd.stages.training_setup import assemble, reparameterized
 from tfigkd.stages.workdir import Workdir
 from tfigkd.store.maps import attribute_examples
 from tfigkd.training import checkpoint
@@ -70,9 +70,9 @@ def matrix_rate() -> float:
 
 
 def estimate(config: Config, workdir: Workdir, stages: list[str]) -> timedelta:
-    """Return the time for the stages that have yet to run: within a quarter on a machine that does nothing else.
+    """Return the estimated time of the stages that have yet to run, on a machine that does nothing else.
 
-    Below `MEASURED_FROM` it is right to a factor of two on a CPU.
+    Its errors are in experiments/README.md, "What it costs". Below `MEASURED_FROM` expect a factor of two on a CPU.
     """
     seconds = _rough_seconds(config, workdir, stages)
     if seconds >= MEASURED_FROM:
@@ -134,10 +134,10 @@ def seconds_of_stages(config: Config, workdir: Workdir, stages: list[str]) -> di
     return seconds
 
 
-def _with_trial(foretell: Callable[[], float]) -> float:
-    """Return the seconds that a function foretells and those of its trial steps: the run compiles the same ones."""
+def _with_trial(measure: Callable[[], float]) -> float:
+    """Return the seconds that a function returns and those of its trial steps: the run compiles the same ones."""
     begun = time.perf_counter()
-    return foretell() + time.perf_counter() - begun
+    return measure() + time.perf_counter() - begun
 
 
 def _training_seconds(

@@ -122,7 +122,7 @@ def evaluate(config: Config, workdir: Workdir) -> None:
     attribution = _attribution_settings(config) if explained else None
     identity = fingerprint("evaluate", data.fingerprint, weights, files, settings, attribution)
     if finished(folder, identity):
-        console.say(f"  done before: {folder}")
+        console.say(f"  already done: {folder}")
         return
     predictors: dict[str, Predict] = {role: partial(predict_logits, model) for role, model in roles.items()}
     predictors |= {name: litert_predictor(workdir.stage("export") / name) for name in files}

@@ -59,7 +59,7 @@ def export(config: Config, workdir: Workdir) -> None:
     weights = {role: weights_fingerprint(model) for role, model in roles.items()}
     identity = export_identity(config, workdir, weights)
     if finished(folder, identity):
-        console.say(f"  done before: {folder}")
+        console.say(f"  already done: {folder}")
         return
     reports: dict[str, dict[str, float]] = {}
     files: dict[str, str] = {}

@@ -40,11 +40,11 @@ def resolve(config: Config, workdir: Workdir) -> Config:
     path = workdir.run / PRECISION
     with locked(workdir.run, wait=True, name=".precision.lock"):  # parts of a store start at the same time
         chosen: dict[str, Any] = read_signed(path, REMEDY) if path.is_file() else {}
-        if teacher.precision == "auto":
+        if teacher.precision == "auto" and "teacher" not in chosen:
             trained = config.needs_teacher and config.teacher.trained
-            chosen.setdefault("teacher", _measured(config, config.teacher, teacher, workdir) if trained else UNTRAINED)
-        if student.precision == "auto":
-            chosen.setdefault("student", _measured(config, config.student, student, workdir))
+            chosen["teacher"] = _measured(config, config.teacher, teacher, workdir) if trained else UNTRAINED
+        if student.precision == "auto" and "student" not in chosen:
+            chosen["student"] = _measured(config, config.student, student, workdir)
         chosen.pop("checksum", None)
         write_signed(path, chosen)
     if "teacher" in chosen:

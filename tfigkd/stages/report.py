@@ -194,7 +194,7 @@ def row_of(
     Args:
         config: The run's.
         workdir: Where it wrote.
-        roles: From `facts.figures`.
+        roles: From `figures`.
         trained: The manifest of stage `distill`.
         teacher: The manifest of stage `teacher`, where there is one.
     """

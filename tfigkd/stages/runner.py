@@ -66,7 +66,7 @@ class Run:
         workdir: Where it writes; it has the seed.
         stages: Which stages to run.
         smoke: Whether the config was shrunk by `smoke`.
-        foreseen: Whether the time of the run and remarks on its sizes are printed before it starts; the trial steps and
+        preview: Whether the time of the run and remarks on its sizes are printed before it starts; the trial steps and
             networks for it take half a minute.
     """
 
@@ -75,7 +75,7 @@ class Run:
     workdir: Workdir
     stages: tuple[str, ...] = STAGES
     smoke: bool = False
-    foreseen: bool = True
+    preview: bool = True
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -168,7 +168,7 @@ def run(chosen: Run, *, dry_run: bool = False) -> bool:
         Whether nothing wrong was found with the result, as far as stage `report` judged it.
 
     Raises:
-        UserError: anything the user can mend.
+        UserError: anything that the user can correct.
     """
     workdir = chosen.workdir
     _refuse_steps(chosen)
@@ -182,7 +182,7 @@ def run(chosen: Run, *, dry_run: bool = False) -> bool:
             from tfigkd.stages.precision import undecided
         _prepare(chosen, undecided(chosen.config))
         return True
-    if not hosts.is_first():
+    if not hosts.is_first_process():
         return _run(chosen)
     with locked(workdir.run, wait=False):
         _claim(chosen)
@@ -216,7 +216,7 @@ def run_stores(chosen: Run, share: Part | Cluster) -> None:
             shard a call.
 
     Raises:
-        UserError: anything the user can mend.
+        UserError: anything that the user can correct.
     """
     started = time.monotonic()
     if "overlays" in _stages(chosen)[1]:
@@ -233,11 +233,11 @@ def run_stores(chosen: Run, share: Part | Cluster) -> None:
     console.say(f"done in {time.monotonic() - started:.0f} s", last=True)
 
 
-def foresee(chosen: Run, workers: int) -> None:
+def print_estimate(chosen: Run, workers: int) -> None:
     """Print what each stage of a run costs on so many machines like this one; nothing is written.
 
     Raises:
-        UserError: anything the user can mend.
+        UserError: anything that the user can correct.
     """
     _refuse_steps(chosen)
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
@@ -287,8 +287,8 @@ def _prepare(chosen: Run, config: Config) -> None:
             check(config)
         if "distill" in needed:
             check_ahead(config, needed)
-        early = early_remarks(config) if chosen.foreseen and not chosen.smoke and "distill" in needed else []
-        about = f"; about {estimate(config, workdir, needed)} on this machine" if chosen.foreseen else ""
+        early = early_remarks(config) if chosen.preview and not chosen.smoke and "distill" in needed else []
+        about = f"; about {estimate(config, workdir, needed)} on this machine" if chosen.preview else ""
     for remark in early:
         console.say(f"warning: {remark.sentence}")
     console.say(f"stages: {', '.join(needed)}{about}")
@@ -311,7 +311,7 @@ def _run(chosen: Run) -> bool:
             with work(stage):
                 pipeline.STAGES[stage](config, workdir)
                 hosts.meet(f"the end of stage {stage}")
-    if not hosts.is_first():
+    if not hosts.is_first_process():
         return True
     console.say(f"done in {time.monotonic() - started:.0f} s; everything is in {workdir.run}", last=True)
     for line in _last_lines(workdir, [stage for stage in STAGES if stage not in unneeded], needed):

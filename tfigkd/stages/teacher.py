@@ -135,7 +135,7 @@ def weights_path(name: str) -> Path:
 
 
 def content_of(path: str | None) -> str | None:
-    """Return a file stands for its content, so that a teacher's identity does not depend on where the file lies."""
+    """Return the checksum of a .keras or .npz file, so that a teacher's identity ignores its path; else the name."""
     if path is None or not path.endswith((".keras", ".npz")):
         return path
     if not Path(path).is_file():
@@ -304,8 +304,8 @@ def _check_given(config: Config, data: Dataset, model: keras.Model) -> None:
         ranges = [other for other in RANGES if other != (low, high)]
         others = {f"--teacher.input_range {a:g} {b:g}": partial(in_range, (a, b)) for a, b in ranges}
     score = (
-        f"{what} is right on {100 * mean_recall(logits, examples.labels):.1f} % of {len(examples)} images of "
-        f"{data.num_classes} classes, as chance would be"
+        f"{what} has a balanced accuracy of {100 * mean_recall(logits, examples.labels):.1f} % on {len(examples)} "
+        f"images of {data.num_classes} classes, about what guessing gives"
     )
     if teacher.accept_chance:
         console.say(f"  {score}")
@@ -313,7 +313,7 @@ def _check_given(config: Config, data: Dataset, model: keras.Model) -> None:
     other = "the values of its pixels (--teacher.input_range 0 255)" if others else "--teacher.normalization"
     helps = what_helps(logits, examples.labels, data.class_names, others)
     advice = helps or f"look at {other} and at the order of its classes"
-    raise UserError(f"{score}; {advice}; --teacher.accept_chance goes on with it all the same")
+    raise UserError(f"{score}; {advice}; to use it all the same: --teacher.accept_chance")
 
 
 def train_teacher(config: Config, workdir: Workdir) -> None:
@@ -322,11 +322,11 @@ def train_teacher(config: Config, workdir: Workdir) -> None:
     Several hosts train it together; the first one writes it.
     """
     data, folder = dataset(config.data), teacher_folder(config, workdir)
-    with locked(folder, wait=True) if hosts.is_first() else contextlib.nullcontext():
+    with locked(folder, wait=True) if hosts.is_first_process() else contextlib.nullcontext():
         if hosts.from_first(finished(folder, folder.name) is not None):
-            if hosts.is_first():
+            if hosts.is_first_process():
                 checkpoint.remove(folder)  # a kill right after the manifest leaves them
-            console.say(f"  done before: {folder}")
+            console.say(f"  already done: {folder}")
             return
         history: list = []
         trained = config.teacher.trained
@@ -346,7 +346,7 @@ def train_teacher(config: Config, workdir: Workdir) -> None:
                 models.load_torch_weights(model, weights_path(config.teacher.weights))
             model = with_stock_layers(model)
             _check_given(config, data, model)
-        if not hosts.is_first():
+        if not hosts.is_first_process():
             return
         held_out = data.validation
         score = accuracy(predict_logits(model, held_out.images), held_out.labels)

@@ -78,8 +78,8 @@ class OverlayStore:
                 converted as `tfigkd.models.as_classifier` does it; the store holds logits of at least two classes.
             pictures: A finite `tf.data.Dataset` of (uint8 [H,W,3], integer label), not batched and not augmented, or
                 a pair of arrays, uint8 [N,H,W,3] and integers [N] or [N,1].
-            input_range: The values of a black and of a white pixel that the teacher takes; by default what it shows.
-            outputs: "logits" or "probabilities", which the teacher gives; by default what it shows.
+            input_range: Pixel values of black and white that the teacher expects; by default inferred from its layers.
+            outputs: "logits" or "probabilities"; by default inferred from the last layer and outputs.
             settings: Fields of `tfigkd.config.fields.AttributionConfig`: `baseline`, `rule`, `n_steps`, `tolerance`, …
 
         Returns:

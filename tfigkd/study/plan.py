@@ -198,6 +198,6 @@ def plan(study: Study, options: Options, flags: Sequence[str] = ()) -> list[Job]
                 name, config = _config(study.arms[arm], study, size, seed, small=options.smoke)
                 config = with_flags(config, flags)
                 workdir = Workdir(root / (f"{arm}-{size}" if size else arm) / str(seed), options.teachers, seed)
-                run = Run(name, config, workdir, stages, smoke=options.smoke, foreseen=False)
+                run = Run(name, config, workdir, stages, smoke=options.smoke, preview=False)
                 jobs.append(Job(study.name, arm, size, run, tuple(flags), study.seed_fields, study.source))
     return jobs

@@ -239,7 +239,8 @@ def _needed(found: Difference, points: float) -> str:
     """Return how many runs an arm, or pairs, a difference needs, with the interval from the deviation's own."""
     if not found.tested:
         return "–"
-    best, low, high = ("> 100,000" if count is None else f"{count:,}" for count in seeds_between(found, points))
+    counts = (None if count is None else max(count, FEWEST) for count in seeds_between(found, points))
+    best, low, high = ("> 100,000" if count is None else f"{count:,}" for count in counts)
     return f"{best} ({low} to {high})"
 
 

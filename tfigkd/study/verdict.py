@@ -38,7 +38,8 @@ def study_verdict(study: Study, rows: Sequence[Row]) -> list[str]:
         large, small = _mean(own, "student_parameters"), _mean(own, "teacher_parameters")
         if large is not None and small is not None and large >= small:
             found.append(
-                f"The students of {title} are not smaller than their teacher: {large:,.0f} of {small:,.0f} parameters. "
+                f"The students of {title} are not smaller than their teacher: {large:,.0f} parameters against "
+                f"{small:,.0f}. "
                 "Change: --student.drop_blocks, --student.width."
             )
     few = sorted({len(own) for own in runs.values() if len(own) < FEWEST})

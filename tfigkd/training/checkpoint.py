@@ -82,7 +82,7 @@ def save(folder: Path, model: keras.Model, fingerprint: str, progress: Progress)
                 f"training met NaN or infinity in the weights {_name(variable)!r} in epoch {epochs + bool(steps)}; "
                 f"checkpoints before it are kept in {folder}; lower the learning rate and choose another --workdir"
             )
-    if not hosts.is_first():
+    if not hosts.is_first_process():
         return
     state = asdict(progress) if steps else {"history": progress.history}  # the latter as in earlier versions
     note = json.dumps({"fingerprint": fingerprint, **state}).encode()

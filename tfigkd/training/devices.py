@@ -1,12 +1,11 @@
 """Training on all devices of a machine, or of several: each computes a part of every batch, with the same weights."""
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import keras
 
-from tfigkd.batches.stream import Batch
 from tfigkd.batches.threads import spare_threads
 from tfigkd.config.training_fields import Devices, TrainingConfig
 from tfigkd.losses import OSAKD, PerExampleLoss
@@ -40,7 +39,7 @@ def on_devices(devices: Devices) -> Iterator[None]:
 
     On several hosts each builds them for itself alone, and `fit` spreads them.
     """
-    if device_count(devices) == 1 or hosts.host_count() > 1:
+    if device_count(devices) == 1 or hosts.process_count() > 1:
         yield
     elif keras.backend.backend() == "jax":
         with keras.distribution.DataParallel().scope():
@@ -67,7 +66,7 @@ def check_devices(config: TrainingConfig, examples: int, name: str = "training")
         UserError: They cannot.
     """
     count = device_count(config.devices)
-    if hosts.host_count() > 1 and config.devices == "one":
+    if hosts.process_count() > 1 and config.devices == "one":
         raise UserError(f"{name}.devices must be all where several hosts train together, got one")
     if config.batch_size % count:
         raise UserError(
@@ -97,26 +96,6 @@ def check_losses(losses: dict[str, Any], devices: Devices) -> None:
             )
 
 
-def repeatable(stream: Callable[..., Iterator[Batch]], epoch: int, **which: Any) -> Any:
-    """Return the batches of a stream as Keras takes them for several devices.
-
-    On TensorFlow Keras then looks at some batches before it trains, which it loses of a generator.
-
-    Args:
-        stream: From first epoch to endless batches.
-        epoch: The first one.
-        which: On several hosts `part`, and `skip` in the middle of an epoch, as for `training_batches`.
-    """
-    if keras.backend.backend() == "jax":
-        return stream(epoch, **which)
-    import tensorflow as tf
-
-    first = next(stream(epoch))
-    specs = keras.tree.map_structure(lambda one: tf.TensorSpec((None, *one.shape[1:]), one.dtype), first)
-    batches = tf.data.Dataset.from_generator(lambda: stream(epoch, **which), output_signature=specs)
-    return batches.prefetch(tf.data.AUTOTUNE)
-
-
 @contextlib.contextmanager
 def whole_batch_statistics(model: keras.Model, devices: Devices) -> Iterator[None]:
     """Within this, batch normalization takes its statistics from the parts of the batch on all devices.
@@ -143,7 +122,7 @@ def on_all_hosts(model: keras.Model) -> Iterator[None]:
     Args:
         model: Compiled, with a built optimizer; its variables hold the same weights on every host afterwards.
     """
-    if hosts.host_count() == 1:
+    if hosts.process_count() == 1:
         yield
         return
     distribution = keras.distribution.DataParallel(auto_shard_dataset=False)  # each host reads its own part
@@ -164,7 +143,7 @@ def on_this_host(model: keras.Model, *, changes: bool = False) -> Iterator[None]
             hosts may do this alone.
     """
     distribution = keras.distribution.distribution()
-    if hosts.host_count() == 1 or distribution is None:
+    if hosts.process_count() == 1 or distribution is None:
         yield
         return
     # within an epoch Keras's trainer on JAX holds the values, and the variables are empty; it takes up what is set

@@ -11,18 +11,18 @@ from tfigkd.losses import Loss, adapted, hard_label_loss
 from tfigkd.losses.base import Tensor
 from tfigkd.models.layers import flatten_layers
 from tfigkd.models.taps import tap_outputs
-from tfigkd.training.seen import (
+from tfigkd.training.steps import Steps
+from tfigkd.training.tapped import (
     LOGITS,
     OUTPUTS,
     STUDENT,
-    SeenNetwork,
+    TappedNetwork,
     all_taps,
     check_model,
     flat,
     number_of_classes,
     pick,
 )
-from tfigkd.training.steps import Steps
 from tfigkd.training.targets import (
     check_labels,
     compiled_loss,
@@ -61,10 +61,10 @@ class Distiller(Steps, keras.Model):
     `compile(loss=...)` replaces the hard-label loss, which is the cross-entropy of the logits (see
     `targets.compiled_loss`).
 
-    Targets are labels (integers [B] or probabilities [B,C]), or a dictionary: `"label"`, with it or not
-    `"label_probabilities"` [B,C], which the hard-label loss then takes (of mixed images), and what is known of the
-    teacher: `"teacher_logits"` [B,C], `"teacher_map"` [B,H,W], `"teacher_features"` (tap to features or attention),
-    `"teacher_posteriors"` [B,C]. Where they hold all that the losses need, no teacher runs. Otherwise the live teacher
+    Targets are labels (integers [B] or probabilities [B,C]) or a dictionary: `"label"`; optionally
+    `"label_probabilities"` [B,C], the labels of mixed images, which the hard-label loss then uses; and what is known of
+    the teacher: `"teacher_logits"` [B,C], `"teacher_map"` [B,H,W], `"teacher_features"` (tap to features or attention),
+    `"teacher_posteriors"` [B,C]. If they hold all that the losses need, no teacher runs. Otherwise the live teacher
     runs in inference mode on `"teacher_inputs"`, or on the student's own batch. It is neither tracked nor saved with
     the distiller, and its `trainable` flag is left alone.
 
@@ -82,11 +82,11 @@ class Distiller(Steps, keras.Model):
             one; None has one phase.
         l1: Weight of the sum of absolute values of the student's trainable kernels, part of `"loss"` in training.
         input_range: The values of a black and of a white pixel in the batches; a model that shows another range (see
-            `tfigkd.models.input_range.recognise_input_range`) gets its own. Needed where a model shows one that is not
+            `tfigkd.models.input_range.recognize_input_range`) gets its own. Needed where a model shows one that is not
             [0,1].
 
-    Probabilities, of a softmax at the end or such as the outputs on noise show, become their logarithms in the losses,
-    and one output, a sigmoid or a logit, the logits of two classes.
+    A model that gives probabilities (it ends in a softmax, or its outputs on noise look like probabilities) is handled:
+    the losses see their logarithms. A single output, sigmoid or logit, becomes the logits of two classes.
 
     Raises:
         ValueError: names of losses and weights differ, a weight is out of range, a tap is unknown, teacher or student
@@ -129,7 +129,7 @@ class Distiller(Steps, keras.Model):
         self.l1 = float(l1)
         self._compiled_loss: Any = None
         self._check()
-        self._seen_student = SeenNetwork(student, self.distillation_losses, STUDENT, self.input_range)
+        self._tapped_student = TappedNetwork(student, self.distillation_losses, STUDENT, self.input_range)
         self.attach_teacher(teacher)
         self.teacher_shapes = dict(teacher_shapes or {})
         if teacher is not None:
@@ -240,7 +240,7 @@ class Distiller(Steps, keras.Model):
 
     def call(self, inputs: Tensor, training: bool | None = None, mask: Tensor | None = None) -> Tensor:
         """Return the student's outputs."""
-        return self.student(self._seen_student.take(inputs), training=training)
+        return self.student(self._tapped_student.take(inputs), training=training)
 
     def compile(
         self,
@@ -349,7 +349,7 @@ class Distiller(Steps, keras.Model):
                 return compiled_loss(self._compiled_loss)(labels, self._seen_by_compiled_loss(outputs), weights)
             return weighted_mean(hard_label_loss(labels, logits, label_smoothing=self.label_smoothing), weights)
 
-        compared = Compared(self._seen_student, self._live, inputs, targets, outputs, training=training)
+        compared = Compared(self._tapped_student, self._live, inputs, targets, outputs, training=training)
         return loss_terms(
             labels,
             outputs[LOGITS],
@@ -369,7 +369,7 @@ class Distiller(Steps, keras.Model):
 
     def compute_terms(self, inputs: Tensor, targets: Any, sample_weight: Any = None, *, training: bool) -> tuple:
         """Return the loss terms of a batch, regularization included in `"loss"`, and the student's outputs."""
-        outputs = self._seen_student(inputs, training=training)
+        outputs = self._tapped_student(inputs, training=training)
         terms = self.compare(outputs, inputs, targets, sample_weight, training=training)
         total = terms["loss"] if training else terms["hard_loss"]
         return {**terms, "loss": total + self._regularization(training=training)}, outputs[OUTPUTS]

@@ -1,18 +1,16 @@
 """Training with exact resume: optimizer, schedule, progress, checkpoints."""
 
 import gc
-import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import keras
-import numpy as np
 
-from tfigkd.batches.stream import Batch, Part, batch_sizes, part_of
+from tfigkd.batches.stream import Batch, batch_sizes
 from tfigkd.config.training_fields import TrainingConfig
-from tfigkd.data import Examples, to_model_input
+from tfigkd.data import Examples
 from tfigkd.models.precision import head_layers
 from tfigkd.runtime import console, hosts
 from tfigkd.runtime.errors import UserError
@@ -24,18 +22,16 @@ from tfigkd.training.devices import (
     check_losses,
     device_count,
     on_all_hosts,
-    repeatable,
     whole_batch_statistics,
 )
 from tfigkd.training.distiller import Distiller
+from tfigkd.training.inputs import training_input, validation_input
 from tfigkd.training.keeper import Keeper
 from tfigkd.training.ledger import Ledger
 from tfigkd.training.optimizers import make_optimizer
 from tfigkd.training.tensorboard import Board, Watched
 
 LEDGER = "ledger.jsonl"
-MEASURED = 256
-"""Most validation examples that are measured at once."""
 
 
 class _Bar(keras.callbacks.Callback):
@@ -65,29 +61,6 @@ class _Callbacks(keras.callbacks.CallbackList):
     def on_train_batch_end(self, batch: int, logs: dict | None = None) -> None:
         for callback in self.callbacks:
             callback.on_train_batch_end(batch, logs)
-
-
-class _Measured(keras.utils.PyDataset):
-    """Examples in batches of at most 256 as Keras measures them, read as they are needed.
-
-    Several devices share each batch evenly: fewer examples than there are devices are left out at the end. Each host
-    reads its own part.
-    """
-
-    def __init__(self, examples: Examples, devices: int, part: Part):
-        super().__init__()
-        self._part = part
-        self._examples = examples.take(slice(len(examples) - len(examples) % devices))
-        self._size = MEASURED - MEASURED % devices
-
-    def __len__(self) -> int:
-        return math.ceil(len(self._examples) / self._size)
-
-    def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray]:
-        start = index * self._size
-        mine = part_of(min(self._size, len(self._examples) - start), self._part)
-        batch = self._examples.take(slice(start + mine.start, start + mine.stop))
-        return to_model_input(batch.images[:]), batch.labels
 
 
 @dataclass(frozen=True)
@@ -129,10 +102,11 @@ class _Training:
         config, model, steps = self.config, self.model, len(self.sizes)
         epoch, skipped = len(progress.history), progress.steps
         until, left, done = epoch + 1 if skipped else config.epochs, steps - skipped, epoch * steps + skipped
-        devices, part = device_count(config.devices), (hosts.number(), hosts.host_count())
-        own: dict[str, Any] = {"part": part} if hosts.host_count() > 1 else {}
+        devices, part = device_count(config.devices), (hosts.process_index(), hosts.process_count())
+        own: dict[str, Any] = {"part": part} if hosts.process_count() > 1 else {}
         if skipped:
             own["skip"] = skipped
+        held_out = None if self.validation is None else validation_input(self.validation, devices, part)
         with console.progress(self.title, config.epochs * steps, done) as advance:
             watchers = [*self.callbacks, *self._keepers(progress, done), _Bar(advance, config.epochs)]
             watchers += [self.averaged] if self.averaged else []
@@ -140,11 +114,11 @@ class _Training:
             try:
                 with whole_batch_statistics(model.student, config.devices), on_all_hosts(model):
                     model.fit(
-                        self.stream(epoch, **own) if devices == 1 else repeatable(self.stream, epoch, **own),
+                        training_input(self.stream, epoch, **own),
                         steps_per_epoch=left,
                         initial_epoch=epoch,
                         epochs=until,
-                        validation_data=None if self.validation is None else _Measured(self.validation, devices, part),
+                        validation_data=held_out,
                         callbacks=_Callbacks(watchers, add_history=True, model=model, epochs=until, steps=left),
                         shuffle=False,
                         verbose=0,
@@ -165,10 +139,10 @@ class _Training:
             epochs=self.config.epochs,
             done=done,
             watched=self.watched,
-            silent=not hosts.is_first(),
+            silent=not hosts.is_first_process(),
         )
         yield board
-        if self.model.distillation_losses and self.ledger_steps and hosts.is_first():
+        if self.model.distillation_losses and self.ledger_steps and hosts.is_first_process():
             path, probe = self.folder / LEDGER, next(self.stream(0))
             steps = self.config.epochs * len(self.sizes)
             yield Ledger(probe, path, every=self.ledger_steps, done=done, until=steps, write=board.scalar)

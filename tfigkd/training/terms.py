@@ -11,7 +11,7 @@ from tfigkd.data.spaces import Range
 from tfigkd.losses import Loss, PerExampleLoss, hard_label_loss
 from tfigkd.losses.base import Tensor
 from tfigkd.models.pruned import pruned_copy
-from tfigkd.training.seen import LOGITS, TEACHER, SeenNetwork, SeenTensors, flat, loss_taps, pick
+from tfigkd.training.tapped import LOGITS, TEACHER, TappedNetwork, TappedTensors, flat, loss_taps, pick
 from tfigkd.training.targets import HardLoss, labels_of, weighted_mean
 
 Sides = Mapping[str, tuple[Tensor, Tensor]]
@@ -68,7 +68,7 @@ def loss_terms(
 class LiveTeacher:
     """A teacher that runs in training, in the eyes of the losses.
 
-    It is a plain object, as `SeenNetwork`.
+    It is a plain object, as `TappedNetwork`.
 
     Args:
         teacher: A Keras model, images to logits [B,C].
@@ -88,13 +88,13 @@ class LiveTeacher:
     def __init__(
         self, teacher: keras.Model, student: keras.Model, losses: Mapping[str, Loss], input_range: Range | None
     ):
-        self.network = SeenNetwork(teacher, losses, TEACHER, input_range)
+        self.network = TappedNetwork(teacher, losses, TEACHER, input_range)
         self.pruned = {
-            share: SeenNetwork(pruned_copy(teacher, share), {}, TEACHER, input_range)
+            share: TappedNetwork(pruned_copy(teacher, share), {}, TEACHER, input_range)
             for share in {loss.pruned for loss in losses.values()} - {0.0}
         }
         self.tensors = {
-            name: SeenTensors(student, teacher, loss.permuted) for name, loss in losses.items() if loss.needs_tensors
+            name: TappedTensors(student, teacher, loss.permuted) for name, loss in losses.items() if loss.needs_tensors
         }
 
 
@@ -116,7 +116,7 @@ class Compared:
 
     def __init__(
         self,
-        student: SeenNetwork,
+        student: TappedNetwork,
         teacher: LiveTeacher | None,
         inputs: Tensor,
         targets: Any,

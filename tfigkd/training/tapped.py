@@ -10,7 +10,7 @@ from tfigkd.data.spaces import UNIT, Range
 from tfigkd.losses import Loss
 from tfigkd.losses.base import Tensor
 from tfigkd.models.chain import taught_tensors
-from tfigkd.models.input_range import recognise_input_range
+from tfigkd.models.input_range import recognize_input_range
 from tfigkd.models.spaces import logits_of
 from tfigkd.models.taps import head_behind, tap_outputs
 
@@ -74,7 +74,7 @@ def taking(model: keras.Model, input_range: Range | None) -> Callable[[Tensor], 
     Raises:
         ValueError: the model shows that it takes other values than [0,1], and what the batches hold is not said.
     """
-    shown = recognise_input_range(model)
+    shown = recognize_input_range(model)
     if input_range is None and shown not in (None, UNIT):
         raise ValueError(
             f"{model.name} takes pixels from {shown[0]:g} to {shown[1]:g}; say which values the batches hold, "
@@ -87,7 +87,7 @@ def taking(model: keras.Model, input_range: Range | None) -> Callable[[Tensor], 
     return lambda images: ops.cast(images, "float32") * scale + offset
 
 
-class SeenNetwork:
+class TappedNetwork:
     """A teacher or a student in the eyes of its losses; called on images, it gives all that they look at.
 
     It is a plain object: Keras tracks, saves and trains every model that is assigned to an attribute of a model.
@@ -127,10 +127,10 @@ class SeenNetwork:
         return lambda features: self.to_logits(head(features, training=False))
 
 
-class SeenTensors:
+class TappedTensors:
     """The tensors of kernels that a loss compares; called, it gives the teacher's and the student's of each layer.
 
-    It is a plain object, as `SeenNetwork`.
+    It is a plain object, as `TappedNetwork`.
 
     Args:
         student: From `models.with_chain`.
