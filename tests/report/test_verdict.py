@@ -84,7 +84,8 @@ def test_a_student_that_is_larger_or_slower_than_its_teacher():
 def test_so_few_images_say_little():
     (remark,) = few_images("validation", 24, 18 / 24)
     # Wilson by hand: (0.75 + 1.92073 / 24 ± 1.95996 sqrt(0.1875 / 24 + 0.960365 / 576)) / 1.160061
-    assert "With only 24 validation images, an accuracy of 75.00 % has the 95 % interval 55.10 to 88.00 %" in remark.text
+    assert "With only 24 validation images" in remark.text
+    assert "75.00 % has the 95 % interval 55.10 to 88.00 %" in remark.text
     assert few_images("test", 10_000, 0.9) == [] and few_images("validation", 0, 0.9) == []
 
 

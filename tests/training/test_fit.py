@@ -16,7 +16,7 @@ from tfigkd.runtime.files import fingerprint
 from tfigkd.training import checkpoint
 from tfigkd.training.distiller import Distiller
 from tfigkd.training.fit import fit, make_optimizer
-from tfigkd.training.inputs import Measured
+from tfigkd.training.inputs import Measured, training_input, validation_input
 
 RNG = np.random.default_rng(0)
 COUNT = 50
@@ -260,3 +260,15 @@ def test_validation_is_shared_evenly_by_any_number_of_devices(devices, sizes):
     ids = np.arange(700).astype("U16")
     many = Examples(ids, np.zeros((700, 2, 2, 3), np.uint8), np.zeros(700, np.int64), ids)
     assert [len(labels) for _, labels in Measured(many, devices, (0, 1))] == sizes
+
+
+def test_no_iterator_of_a_training_waits_for_autotuning(examples):
+    """Its thread sleeps for longer and longer, and with it whoever ends the iterator: after each validation."""
+    stream = training_batches(examples, augment=AugmentConfig(), batch_size=8, seed=0)
+    batches, held_out = training_input(stream, 1), validation_input(examples, 1, (0, 1))
+    assert not batches.options().autotune.enabled and not held_out.options().autotune.enabled
+    for (images, targets), (expected, labels) in zip(batches.take(2), stream(1), strict=False):
+        np.testing.assert_array_equal(images, expected)
+        np.testing.assert_array_equal(targets["label"], labels["label"])
+    (whole,) = held_out
+    assert len(held_out) == 1 and len(whole[1]) == COUNT
