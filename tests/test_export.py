@@ -24,7 +24,7 @@ from tfigkd.edge.litert import (
     open_litert,
     quantize,
 )
-from tfigkd.edge.parity import check_parity, export_file, parity
+from tfigkd.edge.parity import check_parity, export_file, near_chance_level, parity
 from tfigkd.evaluate import main as evaluate
 from tfigkd.export import Options, main
 from tfigkd.measure.metrics import predict_logits
@@ -143,6 +143,7 @@ def test_a_single_image_of_few_decides_nothing():
     for agreement, more in ((6 / 8, {}), (0.8998, {"examples": 10_000}), (7 / 8, {"needed": 1.0})):
         with pytest.raises(UserError, match=r"validation images; needed .* = [01]\.\d; try more"):
             check(agreement, **more)
+    assert [near_chance_level(classes) for classes in (2, 10, 1000)] == pytest.approx([0.55, 0.2, 0.002])
     with pytest.raises(UserError, match=r"75\.0 % of 8 validation images; .* right on 25\.0 % of them, near chance"):
         check(6 / 8, keras_accuracy=0.25)
 

@@ -75,6 +75,12 @@ def test_runs_of_several_configs_are_no_seeds_of_one_another(tmp_path):
     assert [(point.model, point.n) for point in read_points([write(tmp_path / "same.csv", *same)])] == [("kd", 3)]
 
 
+def test_numbers_that_a_spreadsheet_has_changed_are_one_line(tmp_path):
+    for changed in ({"accuracy": "0,95"}, {"n_test": "10000.0"}):
+        with pytest.raises(UserError, match=r"cannot read rows of .*a\.csv: .*; expected numbers such as 0\.95"):
+            read_points([write(tmp_path / "a.csv", row("m", "int8", 0.9, 1.0, 100) | changed)])
+
+
 def test_rows_of_one_model_and_format_are_one_point(rows):
     points = read_points([rows])
     assert [(point.model, point.format, point.n) for point in points] == [

@@ -90,7 +90,7 @@ def run(options: Options) -> str:
     """
     from tfigkd.edge.contract import contract_path, is_foreign
     from tfigkd.edge.convert import CALIBRATED
-    from tfigkd.edge.parity import export_file
+    from tfigkd.edge.parity import export_file, near_chance_level
 
     if options.format == "c":
         return _write_c(options)
@@ -123,7 +123,7 @@ def run(options: Options) -> str:
     if data is not None:
         on, own = f"{report['examples']:,} validation images", report["keras_accuracy"]
         scores = f", accuracy {100 * report['accuracy']:.2f} % (Keras {100 * own:.2f} %)"
-        if own < 2 / data.num_classes:
+        if own < near_chance_level(data.num_classes):
             scores += "; the Keras model itself is near chance: does it take images in [0,1]? (--input-range)"
     return (
         f"{options.output}: {size / 1e3:,.1f} kB{ends}; on {on}: agreement with Keras "
@@ -141,7 +141,7 @@ def _write_c(options: Options) -> str:
     if options.output.suffix != ".c":
         raise UserError(f"--output must end in .c for --format c, got {options.output}")
     require_folder_of(options.output, "--output")
-    about = write_c(Path(options.model), options.output)
+    about = write_c(Path(options.model), options.output, input_range=options.input_range, outputs=options.outputs)
     return (
         f"{options.output}, {options.output.with_suffix('.h')}: {about['bytes'] / 1e3:,.1f} kB of flash, "
         f"{about['arena'] / 1e3:,.1f} kB of memory for tensors; operations: {', '.join(about['operations'])}"

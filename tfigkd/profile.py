@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from tfigkd.config.measure_fields import BenchmarkConfig
-from tfigkd.data.spaces import Range
+from tfigkd.data.spaces import UNIT, Range, to_gray
 from tfigkd.edge.contract import admit, contract_path
 from tfigkd.edge.files import add_data_options, add_space_options, image_side, load_data, reading_for, spaces
 from tfigkd.edge.layers import Comparison, compare, is_integer
@@ -74,6 +74,8 @@ def layers(path: Path, options: argparse.Namespace, given: Path) -> tuple[Compar
     if options.data:
         validation = load_data(options, reading_for(path, options)).validation
         images = validation.images[-options.images :]  # the first may have calibrated the file
+        if interpreter.get_input_details()[0]["shape"][-1] == 1:
+            images = to_gray(images)
         on = f"{len(images)} validation images of {options.data}"
     else:
         shape = tuple(map(int, interpreter.get_input_details()[0]["shape"][1:]))
@@ -81,7 +83,8 @@ def layers(path: Path, options: argparse.Namespace, given: Path) -> tuple[Compar
         on = f"{options.images} images of noise, which no model was made for: give --data DATASET"
     with tempfile.TemporaryDirectory() as folder:
         reference = converted(given, Path(folder), side) if given.suffix == ".keras" else given
-        ranges = [_range(one, options) for one in (path, reference)]
+        # a file that was just made of a .keras file takes images in [0,1]
+        ranges = [_range(path, options), UNIT if given.suffix == ".keras" else _range(reference, options)]
         return compare(path, reference, images, input_range=ranges[0], reference_range=ranges[1]), on
 
 

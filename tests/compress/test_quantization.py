@@ -86,6 +86,8 @@ def conv_model(*tail: keras.layers.Layer) -> keras.Model:
         ([keras.layers.SeparableConv2D(4, 3)], "SeparableConv2D is not a supported"),
         ([keras.layers.DepthwiseConv2D(3, depth_multiplier=2)], "depth multiplier"),
         ([keras.layers.Activation("gelu")], "activation is gelu"),
+        ([keras.layers.ReLU(negative_slope=0.1)], "its ReLU has a slope, a threshold or a bound other than 6"),
+        ([keras.layers.ReLU(max_value=1)], "its ReLU has a slope, a threshold or a bound other than 6"),
         ([keras.Sequential([keras.layers.LayerNormalization(name="inner_norm")])], "'inner_norm': LayerNormalization"),
     ],
 )
@@ -219,6 +221,17 @@ def test_an_input_range_before_other_scaling_is_part_of_it():
     with without_rounding():
         np.testing.assert_allclose(quantized(values), users(values), rtol=1e-3, atol=1e-3)
     assert sum(isinstance(layer, keras.layers.DepthwiseConv2D) for layer in quantized.layers) == 1
+
+
+def test_scaling_in_front_may_feed_two_branches():
+    inputs = keras.Input((8, 8, 3))
+    scaled = keras.layers.Rescaling(2.0, -1.0)(inputs)
+    branches = [keras.layers.Conv2D(4, size, padding="same")(scaled) for size in (1, 3)]
+    pooled = keras.layers.GlobalAveragePooling2D()(keras.layers.Add()(branches))
+    plain = keras.Model(inputs, keras.layers.Dense(3)(pooled))
+    images = np.random.default_rng(0).random((2, 8, 8, 3), np.float32)
+    with without_rounding():
+        np.testing.assert_allclose(fake_quantized(plain)(images), plain(images), rtol=1e-3, atol=1e-3)
 
 
 def test_scaling_in_front_is_one_frozen_convolution():

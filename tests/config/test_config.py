@@ -5,7 +5,7 @@ import tomllib
 
 import pytest
 
-from tfigkd.config.experiment import Config, override, read_experiment, smoke, to_mapping
+from tfigkd.config.experiment import Config, early_phases, override, read_experiment, smoke, to_mapping
 from tfigkd.config.flags import with_flags
 from tfigkd.config.reading import differences, from_mapping
 from tfigkd.config.toml import to_toml
@@ -172,9 +172,22 @@ def test_a_field_without_a_value_is_written_and_read_back(tmp_path):
         config = override(Config(), {"teacher.input_range": [0.0, 255.0]} | changes)
         text = to_toml(config, "written")
         assert from_mapping(Config, tomllib.loads(text)) == config
+    emoji = override(Config(), {"data.name": "🐈 and \x7f.npz"})
+    assert from_mapping(Config, tomllib.loads(to_toml(emoji, "written"))) == emoji
     write(tmp_path / "base.toml", "[teacher]\ninput_range = [0, 255]\n")
     own = write(tmp_path / "own.toml", 'base = "base.toml"\n[teacher]\ninput_range = "none"\n')
     assert read_experiment(own)[1].teacher.input_range is None
+
+
+def test_an_experiment_may_have_the_name_of_its_base(tmp_path):
+    own = write(tmp_path / "ig_kd.toml", 'base = "ig_kd"\n[training]\nepochs = 7\n')
+    assert read_experiment(own) == ("ig_kd", override(read_experiment("ig_kd")[1], {"training.epochs": 7}))
+
+
+def test_features_first_may_be_compressed_with_the_teacher():
+    _, config = read_experiment("cifar10_spirit")
+    changed = override(config, {"compress.method": "qat", "compress.teacher": "teacher"})
+    assert {*early_phases(changed)} == {"features", "head"}
 
 
 def test_a_byte_order_mark_before_an_experiment_is_skipped(tmp_path):

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from tfigkd.batches.stream import Knowledge, training_batches
-from tfigkd.config.fields import OverlayConfig
+from tfigkd.config.fields import OverlayConfig, SplitsConfig
 from tfigkd.config.training_fields import AugmentConfig
 from tfigkd.data import Examples, concatenate, load, mean_color
 from tfigkd.data import disk as module
@@ -116,6 +116,19 @@ def test_large_splits_go_to_disk_by_themselves(folder, monkeypatch):
     data = load(str(folder))
     assert isinstance(data.train.images, DiskPictures)
     assert isinstance(data.test.images, np.ndarray)  # 18 pictures fit
+
+
+def test_a_split_on_disk_is_joined_with_one_in_memory(folder, monkeypatch):
+    shutil.move(folder / "test", folder / "validation")
+    splits = SplitsConfig(validation="validation")
+    expected = load(str(folder), splits=splits)
+    monkeypatch.setattr("tfigkd.data.sources.free_memory", lambda: 4 * 40 * 9 * 7 * 3)
+    found = load(str(folder), splits=splits)
+    assert found.fingerprint == expected.fingerprint
+    for mine, its in ((found.train, expected.train), (found.validation, expected.validation)):
+        np.testing.assert_array_equal(mine.images[:], its.images[:])
+    both, whole = concatenate([found.validation, found.test]), concatenate([expected.validation, expected.test])
+    np.testing.assert_array_equal(both.take(slice(3, 9)).images[:], whole.take(slice(3, 9)).images[:])
 
 
 def test_pictures_are_decoded_once(folder, small_blocks, monkeypatch):

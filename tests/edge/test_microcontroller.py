@@ -67,6 +67,16 @@ def test_a_compiler_reads_the_file_and_its_contract(tmp_path):
     assert [float(number) for number in numbers.split()] == pytest.approx(expected, rel=1e-6)
 
 
+def test_the_header_says_what_a_file_of_another_tool_takes_and_gives(tmp_path):
+    model = write_file(tmp_path / "m.tflite")
+    write_c(model, tmp_path / "own.c")
+    assert "round(pixel / 255 / INPUT_SCALE)" in (tmp_path / "own.h").read_text()
+    assert "logit = (value" in (tmp_path / "own.h").read_text()
+    write_c(model, tmp_path / "other.c", input_range=(-1.0, 1.0), outputs="probabilities")
+    assert "round((-1 + 2 * pixel / 255) / INPUT_SCALE)" in (tmp_path / "other.h").read_text()
+    assert "probability = (value" in (tmp_path / "other.h").read_text()
+
+
 def test_memory_is_that_of_the_tensors_of_one_time(tmp_path):
     # image 192 and feature map 256 bytes at the first convolution; after it 256 + 16 + 3
     assert arena_bytes(write_file(tmp_path / "plain.tflite")) == 192 + 256

@@ -145,6 +145,15 @@ def test_an_experiment_that_does_not_fit_is_refused_in_one_line(changes, message
     assert "\n" not in str(caught.value)
 
 
+def test_a_network_of_another_end_is_refused_before_it_trains(tmp_path):
+    inputs = keras.Input((8, 8, 3))
+    keras.Model(inputs, keras.layers.Dense(10, name="end")(keras.layers.Flatten()(inputs))).save(tmp_path / "m.keras")
+    unset = {"student.widths": (64, 256, 256), "student.depth": 2, "student.normalization": "none"}
+    config = tiny(**unset, **{"student.model": str(tmp_path / "m.keras")})
+    with pytest.raises(UserError, match="needs a network whose last layer is dense and named 'logits', got 'end'"):
+        steps.check(config)
+
+
 @pytest.mark.parametrize(
     ("field", "value"),
     [("steps", 1), ("memory", -1), ("temperature", 0.0), ("known_weight", -1.0), ("boosting_beta", 1.0)],

@@ -154,6 +154,13 @@ def test_mirror_images_are_averaged_in_logits():
     assert mirrored_accuracy(predict, images, predict(images), labels) == pytest.approx(2 / 3)
 
 
+def test_a_model_that_gives_nan_is_one_line():
+    ids = np.arange(20).astype("U2")
+    examples = Examples(ids, np.zeros((20, 2, 2, 3), np.uint8), np.arange(20), ids)
+    with pytest.raises(UserError, match="the model gives NaN or infinity"):
+        measure(lambda images: np.full((len(images), 20), np.nan), examples)
+
+
 def test_huge_logits_stay_finite():
     assert np.isfinite(dict(metrics(np.array([[1e30, -1e30]], np.float32), np.array([1])))["nll"])
 

@@ -9,6 +9,7 @@ from scipy.stats import logistic
 from tfigkd import models
 from tfigkd.config.experiment import override, read_experiment
 from tfigkd.config.training_fields import TrainingConfig
+from tfigkd.losses import IGMatching
 from tfigkd.measure.code import Coder, split
 from tfigkd.models.code import CodedFeatures, logistic_bits
 from tfigkd.runtime.errors import UserError
@@ -69,6 +70,18 @@ def test_features_are_rounded_at_inference_and_get_noise_and_a_price_in_training
     np.testing.assert_allclose(layer.losses[0], 0.5 * bits.mean(), rtol=1e-4)
     again = keras.saving.deserialize_keras_object(keras.saving.serialize_keras_object(layer))
     assert (again.weight, again.step) == (0.5, 0.25)
+
+
+def test_the_price_counts_beside_losses_that_run_the_student_again():
+    inputs = keras.Input((6, 6, 3))
+    x = keras.layers.Flatten()(keras.layers.Conv2D(2, 3)(inputs))
+    student = models.with_code(keras.Model(inputs, keras.layers.Dense(3, name="logits")(x)), 0.5, 0.25)
+    loss = IGMatching(grid=None)
+    model = Distiller(student, losses={"ig_match": loss}, loss_weights={"ig_match": 2.0})
+    targets = {"label": np.arange(8) % 3, "teacher_map": np.ones((8, 6, 6), np.float32)}
+    terms, _ = model.compute_terms(RNG.random((8, 6, 6, 3), np.float32), targets, training=True)
+    price = terms["loss"] - terms["hard_loss"] - 2 * terms["ig_match_loss"]
+    assert price > 1  # a dozen bits of each feature
 
 
 def test_without_weight_the_network_is_itself_and_without_the_code_what_it_was():

@@ -6,6 +6,7 @@ import pytest
 
 from tfigkd import models
 from tfigkd.models import cost
+from tfigkd.models.spaces import RGB_TO_GRAY, with_rgb
 
 
 @pytest.fixture(scope="module")
@@ -66,6 +67,15 @@ def test_resnets_can_be_cut_too() -> None:
     assert student.get_layer("block_06").output.shape == (None, 16, 16, 32)
     assert "block_07" not in {layer.name for layer in student.layers}
     assert student(_images()).shape == (2, 10)
+
+
+@pytest.mark.parametrize("copied", [False, True])
+def test_what_prepares_the_image_stays_constant(copied) -> None:
+    gray = with_rgb(models.resnet(8, 3, input_shape=(8, 8, 1)))
+    student = models.truncate(gray, 1, 3, copy_weights=copied)
+    layer = student.get_layer(RGB_TO_GRAY)
+    assert not layer.trainable
+    np.testing.assert_array_equal(layer.kernel, gray.get_layer(RGB_TO_GRAY).kernel)
 
 
 def test_what_cannot_be_cut(teacher: keras.Model) -> None:

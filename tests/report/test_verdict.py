@@ -105,8 +105,11 @@ def test_overfitting_is_training_far_above_validation():
 
 def test_terms_and_overlays_without_effect():
     ledger = [{"step": n, "terms": {"hard_loss": {"share": 0.6}, "at_loss": {"share": 0.001}}} for n in (1, 2)]
-    (remark,) = idle_terms(ledger)
+    (remark,) = idle_terms(ledger, "--losses.kd.weight")
     assert "term at has no effect" in remark.text and remark.flag == "--losses.at.weight"
+    for share, said in ((0.0, []), (0.001, ["--training.hard_weight"])):  # of weight 0, or idle
+        ledger = [{"step": 1, "terms": {"hard_loss": {"share": share}, "kd_loss": {"share": 1 - share}}}]
+        assert [remark.flag for remark in idle_terms(ledger, "--training.hard_weight")] == said
     (remark,) = idle_overlays([0.01, 0.2, 0.3, 0.4], 0.05)
     assert "25.00 % of 4 maps" in remark.text and "--attribution.max_steps" in remark.flag
     assert idle_overlays([0.01, 0.02, 0.3], 0.05) == [] and idle_overlays([], 0.05) == []

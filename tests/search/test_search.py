@@ -73,6 +73,7 @@ def test_a_seed_draws_the_same_trials_again(tuner):
     [
         ("losses.kd.weight=0.1:0.9", Dimension("losses.kd.weight", (0.1, 0.9), "linear")),
         ("losses.kd.temperature=1:8:log", Dimension("losses.kd.temperature", (1.0, 8.0), "log")),
+        ("training.hard_weight=0:1", Dimension("training.hard_weight", (0.0, 1.0), "linear")),
         ("training.batch_size=16:64", Dimension("training.batch_size", (16, 64), "linear")),
         ("training.schedule=constant,cosine", Dimension("training.schedule", ("constant", "cosine"), "choice")),
         ("losses.kd.standardize=true,false", Dimension("losses.kd.standardize", (True, False), "choice")),
@@ -153,6 +154,9 @@ def test_no_rung_of_hyperband_is_shorter_than_its_warm_up():
         rungs.append(trained.epochs)
         assert trained.warmup_epochs == pytest.approx(trained.epochs / 10)
     assert min(rungs) < 9  # the warm-up as given would outlast it
+    last = override(config, {"training.warmup_epochs": 0.0, "training.finetune_epochs": 30})
+    short = trial_config(last, {"tuner/epochs": 9}).training
+    assert (short.epochs, short.finetune_epochs) == (9, 3)
     # without hyperband, a searched number of epochs leaves the warm-up as it is
     assert trial_config(config, {"training.epochs": 45}).training.warmup_epochs == 9
 

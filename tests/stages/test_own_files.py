@@ -86,7 +86,7 @@ def test_what_cannot_train_is_refused_before_anything_is_trained(folder, tmp_pat
             distill.check(config_of(folder, **changes))
     distill.check(config_of(folder, student__model=small, teacher__model=path))  # a teacher that is taken as it is
     with pytest.raises(UserError, match=r"at most the size of the images \(8x8\), else many crops are empty, got 9"):
-        distill.check(config_of(folder, student__model=small, augment__crop_padding=9))
+        distill.check_crops(config_of(folder, student__model=small, augment__crop_padding=9))
 
 
 def test_a_file_is_taken_as_it_is_unless_training_is_asked_for(folder):

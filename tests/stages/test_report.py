@@ -382,6 +382,16 @@ def test_a_compressed_student_has_its_own_figures(facts):
     assert "Teacher and compressed on the test images" in reader.tables
 
 
+def test_classes_without_test_images_are_not_the_worst(facts):
+    shown = [{"examples": 5, "recall": index / 60, "precision": 0.5} for index in range(30)]
+    recalls = [{"examples": 0, "recall": None, "precision": None}] * 30 + shown
+    evaluated = facts.evaluated | {"class_names": [str(index) for index in range(60)], "disagreement": {}}
+    evaluated["per_class"] = {"student": recalls}
+    reader = Reader(page(replace(facts, evaluated=evaluated)))
+    data = {a["id"]: json.loads(text) for a, text in reader.scripts if a.get("type") == "application/json"}
+    assert {*data["recalls-data"]["data"][0]["y"]} == {str(index) for index in range(30, 54)}
+
+
 def test_many_classes_of_one_name_stay_apart(facts):
     names = [f"{'long' * 20} {index}" for index in range(60)]
     recalls = [{"examples": 5, "recall": index / 60, "precision": 0.5} for index in range(60)]

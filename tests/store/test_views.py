@@ -2,6 +2,7 @@
 
 import itertools
 import json
+from pathlib import Path
 
 import keras
 import numpy as np
@@ -206,9 +207,15 @@ def test_the_attention_of_another_tap_is_another_store(workdir, attention):
 
 
 @pytest.mark.parametrize(("tap", "kind"), [(None, "logits"), (TAP, "attention")])
-def test_verify_tells_exchanged_views_from_those_of_their_images(workdir, attention, tap, kind):
+def test_verify_tells_exchanged_views_from_those_of_their_images(workdir, attention, tap, kind, monkeypatch):
     folder = views_folder(attention[0], workdir, tap)
     assert verify(folder, sample=8).keys() == {kind, "flat"}
+    with monkeypatch.context() as patch:
+        patch.chdir(folder)
+        assert verify(Path("."), sample=1).keys() == {kind, "flat"}
+    for wrong in ({"sample": 0}, {"seed": -1}):
+        with pytest.raises(UserError, match=f"--{next(iter(wrong))} must be"):
+            verify(folder, **wrong)
     assert verify(folder, sample=8)[kind] < 1e-3
     path = next(folder.glob("*.tfrecord"))
     whole, manifest = path.read_bytes(), (folder / MANIFEST).read_text()

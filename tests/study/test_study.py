@@ -133,6 +133,13 @@ def test_flags_reach_every_arm():
     assert {(job.run.config.teacher.weights, job.run.config.training.epochs) for job in jobs} == {("own.npz", 3)}
 
 
+def test_stages_are_read_as_those_of_run():
+    (first, *_) = plan(read_study("lowdata"), Options("x", seeds=1, stages="data, teacher"), [])
+    assert first.run.stages == ("data", "teacher")
+    with pytest.raises(UserError, match="unknown stage 'distil'; did you mean 'distill'"):
+        plan(read_study("lowdata"), Options("x", seeds=1, stages="data,distil"), [])
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -201,6 +208,9 @@ def test_a_kill_loses_no_row_and_repeats_none_and_collecting_moves_each_once(tmp
 
     assert "4 of 4 runs were finished before" in succeed(tmp_path, "--experiment", "pair.toml")
     assert rows(tmp_path) == after
+    # the arms are compared after all their stages
+    other = start(tmp_path, "--experiment", "pair.toml", "--compress.steps", "7")
+    assert "holds a run with other settings (config.compress.steps)" in "".join(map(str, other.communicate()))
 
     checkout = tmp_path / "checkout"
     arguments = ("collect", "--into", checkout, "--models", "tiny")

@@ -114,6 +114,13 @@ def test_an_interval_ends_where_accuracies_end():
     assert "12.00 to 100.00" in said  # 83 − 4.302653 × 28.583212 ÷ √3 = 11.995
 
 
+def test_arms_and_sizes_without_a_run_are_left_out():
+    some = [one for one in ROWS if one["arm"] == "slow"]
+    assert {*data_of(page(PAIR, some, PAPERS), "size")} == {"slow"}
+    renamed = [{**one, "arm": f"old {one['arm']}"} for one in ROWS]
+    assert "arms-data" not in page(PAIR, renamed, PAPERS)
+
+
 def test_what_is_left_is_counted(text):
     assert "10 of 12" in words(text)
     assert "2 of 12 runs. This command continues with them:" in words(text)

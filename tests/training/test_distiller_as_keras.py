@@ -297,6 +297,19 @@ def test_feature_distillation_of_keras_looks_at_its_layers():
     np.testing.assert_allclose(terms["f_loss"], expected, rtol=1e-5)
 
 
+def test_a_layer_may_be_compared_with_the_output_of_the_other_model():
+    inputs = keras.Input((8, 8, 3))
+    student = keras.Model(inputs, keras.layers.Dense(5, name="last")(keras.layers.Flatten()(inputs)))
+    loss = keras.distillation.FeatureDistillation("mse", teacher_layer_name="d", student_layer_name=None)
+    x = keras.layers.Dense(5, name="d")(keras.layers.Flatten()(inputs))
+    teacher = keras.Model(inputs, keras.layers.Dense(5)(x))
+    model = Distiller(student, losses={"f": loss}, loss_weights={"f": 1.0}, teacher=teacher)
+    images = RNG.random((8, 8, 8, 3)).astype(np.float32)
+    terms, _ = model.compute_terms(images, Y[:8], training=False)
+    features = keras.Model(inputs, x)(images)
+    np.testing.assert_allclose(terms["f_loss"], np.mean((student(images) - features) ** 2), rtol=1e-5)
+
+
 def test_class_weight_trains_as_in_plain_keras_and_with_cached_knowledge():
     weights = {0: 3.0, 2: 0.5}
     plain = net()

@@ -258,7 +258,9 @@ def test_explanations_are_of_the_class_that_the_teacher_predicts(teacher):
     np.testing.assert_allclose(student_map, expected, rtol=1e-3, atol=1e-6)
 
 
-def test_the_second_teacher_is_a_pruned_copy_of_the_first(teacher):
+@pytest.mark.parametrize("frozen", [False, True])  # as a teacher of a run is
+def test_the_second_teacher_is_a_pruned_copy_of_the_first(teacher, frozen):
+    teacher.trainable = not frozen
     loss = R2KD(pruned=0.5, second=2.0)
     model = distiller({"r2kd": loss}, teacher)
     before = teacher.get_weights()
@@ -270,6 +272,7 @@ def test_the_second_teacher_is_a_pruned_copy_of_the_first(teacher):
     assert np.abs(logits[0] - logits[1]).max() > 0.1 * np.abs(logits[0]).max()
     first, second = (R2KD(pruned=0.0).per_example(one, logits[2]) for one in logits[:2])
     np.testing.assert_allclose(terms["r2kd_loss"], np.mean(first + 2 * second), rtol=1e-4)
+    pruned.trainable = True
     assert sparsity(pruned)["prunable_sparsity"] == pytest.approx(0.5, abs=0.01)
     cached = {"label": LABELS, "teacher_logits": np.asarray(logits[0])}
     with pytest.raises(ValueError, match=r"'r2kd' needs a teacher: Distiller\(teacher=\.\.\.\)$"):

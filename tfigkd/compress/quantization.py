@@ -226,8 +226,9 @@ def _factor_and_offset(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Kernel and bias of the 1x1 depthwise convolution that scales the image as these operations do."""
     images = np.stack([np.full(model.input_shape[1:], value, "float32") for value in (0.0, 1.0, 0.5)])
-    (reader,) = graph[prepares[-1]].readers
-    tensor = graph[reader].arguments.keras_tensors[0]
+    reader = graph[graph[prepares[-1]].readers[0]]
+    taken = reader.arguments.keras_tensors
+    tensor = next(one for one in taken if one._keras_history.operation.name == prepares[-1])
     black, white, gray = np.asarray(keras.Model(model.inputs[0], tensor)(images), "float64")
     offset, factor = black[0, 0], (white - black)[0, 0]
     alike = np.allclose(black, offset, atol=1e-5) and np.allclose(white - black, factor, rtol=1e-4, atol=1e-5)
@@ -249,6 +250,8 @@ def _check(node: Node, model: str) -> None:
         reason = "it is channels-first"
     elif getattr(layer, "depth_multiplier", 1) != 1 or getattr(layer, "groups", 1) != 1:
         reason = "it has groups or a depth multiplier"
+    elif isinstance(layer, keras.layers.ReLU) and not _is_plain(layer):
+        reason = "its ReLU has a slope, a threshold or a bound other than 6"
     elif isinstance(layer, keras.layers.BatchNormalization):
         if layer.axis not in (-1, 3) or layer.renorm or len(layer.output.shape) != 4:
             reason = "it cannot be folded; put it between a layer and its activation"
@@ -262,6 +265,10 @@ def _check(node: Node, model: str) -> None:
             raise UserError(f"cannot quantize {model}: layer {layer.name!r}: {reason}")
     if reason:
         raise UserError(f"cannot quantize {model}: layer {layer.name!r}: {reason}; use compress.method = 'none'")
+
+
+def _is_plain(layer: keras.layers.ReLU) -> bool:
+    return not layer.negative_slope and not layer.threshold and layer.max_value in (None, 6)
 
 
 def _changes_no_value(layer: Any) -> bool:

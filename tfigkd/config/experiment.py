@@ -196,7 +196,7 @@ def early_phases(config: Config) -> dict[str, Config]:
     found = {"features": unlabeled}
     if chosen.head_epochs:
         recipe = replace(plain, epochs=chosen.head_epochs)
-        found["head"] = replace(config, training=recipe, features=FeaturesConfig())
+        found["head"] = replace(config, training=recipe, features=FeaturesConfig(), compress=CompressConfig())
     return found
 
 
@@ -287,7 +287,7 @@ def read_experiment(name_or_file: str) -> tuple[str, Config]:
             raise UserError(f"experiment {path}: base must be the name of an experiment, got {base!r}")
         file = base if base.endswith(".toml") else f"{base}.toml"
         places = path.parent / file, folder / file
-        found = next((place for place in places if place.is_file()), None)
+        found = next((place for place in places if place.is_file() and place.resolve() != path.resolve()), None)
         if found is None:
             known = [one.stem for near in (path.parent, folder) for one in near.glob("*.toml")]
             raise UserError(f"experiment {path}: no base {base!r} beside it or shipped; {closest(base, known)}")

@@ -7,12 +7,16 @@ from typing import Any
 from tfigkd.config.experiment import Config, to_mapping
 
 
+def _quoted(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+
+
 def _text(value: Any) -> str:
     if value is None:
         return '"none"'  # TOML has no word of its own for it
     if not isinstance(value, dict):
-        return json.dumps(value)
-    return "{ " + ", ".join(f"{json.dumps(key)} = {_text(item)}" for key, item in value.items()) + " }"
+        return _quoted(value)
+    return "{ " + ", ".join(f"{_quoted(key)} = {_text(item)}" for key, item in value.items()) + " }"
 
 
 def to_toml(config: Config, comment: str) -> str:

@@ -117,12 +117,15 @@ class DiskPictures:
 
     def pick(self, indices: Any) -> "DiskPictures":
         """Return some of the pictures, which are not read yet; indices as for an array's first axis."""
-        return DiskPictures(self._files.paths, self._one, self._places[indices], self._convert)
+        return self._with(self._places[indices], self._convert)
 
     def converted(self, convert: Convert) -> "DiskPictures":
         """Return the pictures with a function of uint8 [B,H,W,C], also of none, applied whenever some are read."""
         assert self._convert is None
-        return DiskPictures(self._files.paths, self._one, self._places, convert)
+        return self._with(self._places, convert)
+
+    def _with(self, places: np.ndarray, convert: Convert | None) -> "DiskPictures":
+        return DiskPictures(self._files.paths, self._one, places, convert)
 
     def _read(self, places: np.ndarray) -> np.ndarray:
         found = np.empty((len(places), *self._one), np.uint8)
@@ -137,26 +140,44 @@ class DiskPictures:
 Pictures = np.ndarray | DiskPictures
 
 
+class _JoinedPictures(DiskPictures):
+    """Pictures of several splits one after the other, of which some may be in memory.
+
+    Args:
+        parts: Pictures of one shape.
+        places: int64 [N,2], for each picture the index of its part and its number in it; by default all.
+        convert: As for `DiskPictures`.
+    """
+
+    def __init__(self, parts: Sequence[Pictures], places: np.ndarray | None = None, convert: Convert | None = None):
+        if places is None:
+            counts = [len(part) for part in parts]
+            places = np.stack([np.repeat(range(len(parts)), counts), np.concatenate([*map(np.arange, counts)])], axis=1)
+        super().__init__([], parts[0].shape[1:], places, convert)
+        self._parts = tuple(parts)
+
+    def _with(self, places: np.ndarray, convert: Convert | None) -> DiskPictures:
+        return _JoinedPictures(self._parts, places, convert)
+
+    def _read(self, places: np.ndarray) -> np.ndarray:
+        found = np.empty((len(places), *self._one), np.uint8)
+        for which, part in enumerate(self._parts):
+            here = places[:, 0] == which
+            if here.any():
+                found[here] = part[places[here, 1]]
+        return found if self._convert is None else self._convert(found)
+
+
 def pick(images: Pictures, indices: Any) -> Pictures:
     """Return some pictures: of an array an array, of pictures on disk those on disk."""
     return images.pick(indices) if isinstance(images, DiskPictures) else images[indices]
 
 
 def join(parts: Sequence[Pictures]) -> Pictures:
-    """Return pictures of several splits one after the other; on disk if they are."""
-    on_disk = [part for part in parts if isinstance(part, DiskPictures)]
-    if not on_disk:
-        return np.concatenate([part for part in parts if isinstance(part, np.ndarray)])
-    assert len(on_disk) == len(parts)
-    files: list[Path] = []
-    places = []
-    for part in on_disk:
-        own = part._places.copy()
-        own[:, 0] += len(files)
-        files += part._files.paths
-        places.append(own)
-    first = on_disk[0]
-    return DiskPictures(files, first._one, np.concatenate(places), first._convert)
+    """Return pictures of several splits, of one shape, one after the other; an array if all are in memory."""
+    if any(isinstance(part, DiskPictures) for part in parts):
+        return _JoinedPictures(parts)
+    return np.concatenate([part for part in parts if isinstance(part, np.ndarray)])
 
 
 def blocks(images: Pictures, size: int | None = None) -> Iterator[np.ndarray]:

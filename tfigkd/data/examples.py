@@ -63,7 +63,7 @@ class _Joined(Examples):
     def take(self, indices: np.ndarray | slice) -> Examples:
         """Return the examples at `indices`, in that order."""
         positions = self._order[indices]
-        if isinstance(self._parts[0].images, DiskPictures):
+        if any(isinstance(part.images, DiskPictures) for part in self._parts):
             on_disk = pick(join([part.images for part in self._parts]), positions)
             return Examples(self.ids[indices], on_disk, self.labels[indices], self.source_ids[indices])
         images = np.empty((len(positions), *self._parts[0].images.shape[1:]), np.uint8)

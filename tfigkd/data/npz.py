@@ -74,10 +74,11 @@ def read_npz(path: Path, wanted: Wanted) -> Source:
                 role: join_parts([_read_arrays(path, arrays, split, wanted) for split in splits])
                 for role, splits in chosen.items()
             }
-            class_names = arrays.get("class_names")
+            given = arrays.get("class_names")
+            class_names = given if given is None else [_text(name) for name in given.ravel()]
     train = parts["train"]
     if class_names is not None:
-        names = [name.decode() if isinstance(name, bytes) else str(name) for name in class_names.ravel()]
+        names = class_names
         if len(train.labels) and train.labels.max() >= len(names):
             most = train.labels.max()
             counted = train.labels.min() == 1 and most == len(names)
@@ -96,6 +97,10 @@ def read_npz(path: Path, wanted: Wanted) -> Source:
             )
         names = [str(label) for label in present]
     return Source(train, parts.get("test"), tuple(names), parts.get("validation"), notes.said())
+
+
+def _text(name: Any) -> str:
+    return name.decode() if isinstance(name, bytes) else str(name)
 
 
 def _read_arrays(path: Path, arrays: Any, split: str, wanted: Wanted) -> Part:

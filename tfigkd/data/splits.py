@@ -66,6 +66,6 @@ def check_groups(name: str, splits: dict[str, Examples]) -> None:
             if group in before:
                 raise UserError(
                     f"data set {name!r}: group {str(group)!r} is in {before[group]} and in {split}; move its pictures "
-                    "to one side, or name a single split in data.splits.train so that groups are held out of it"
+                    f'to one side, or give data.splits.train = "{before[group]}+{split}", of which groups are held out'
                 )
             before[group] = split

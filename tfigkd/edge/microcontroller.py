@@ -6,7 +6,9 @@ from typing import Any
 
 import numpy as np
 
+from tfigkd.data.spaces import UNIT, Outputs, Range
 from tfigkd.edge.contract import admit
+from tfigkd.edge.files import spaces
 from tfigkd.edge.litert import open_classifier, open_litert
 from tfigkd.runtime.errors import UserError
 from tfigkd.runtime.files import checksum, write_text
@@ -16,12 +18,16 @@ ALIGNMENT = 16
 BYTES_A_LINE = 16
 
 
-def write_c(model: Path, output: Path) -> dict[str, Any]:
+def write_c(
+    model: Path, output: Path, *, input_range: Range | None = None, outputs: Outputs | None = None
+) -> dict[str, Any]:
     """Write an int8 file as `NAME.c`, an array of its bytes, and `NAME.h`, its contract as constants.
 
     Args:
         model: A .tflite file whose input and output are int8.
         output: The .c file; the header is written beside it.
+        input_range: The values of a black and of a white pixel; by default what the contract or the file shows.
+        outputs: "logits" or "probabilities"; by default what the contract or the file shows.
 
     Returns:
         `bytes` of the file, `arena` (see `arena_bytes`) and `operations`, which the program has to register.
@@ -41,7 +47,8 @@ def write_c(model: Path, output: Path) -> dict[str, Any]:
     name = f"_{name}" if name[0].isdigit() else name
     arena, operations = arena_bytes(model), operation_names(model)
     names = (contract or {}).get("class_names")
-    header = _header(name, model, source, sink, arena, operations, names)
+    taken, given = spaces(interpreter, contract, input_range, outputs)
+    header = _header(name, model, source, sink, arena, operations, names, taken, given)
     write_text(output.with_suffix(".h"), header)
     write_text(output, _source(name, output, model.read_bytes(), names))
     return {"bytes": model.stat().st_size, "arena": arena, "operations": operations}
@@ -107,6 +114,8 @@ def _header(
     arena: int,
     operations: list[str],
     class_names: list[str] | None,
+    taken: Range,
+    given: Outputs,
 ) -> str:
     constant = name.upper()
     (_, height, width, channels), (_, classes) = source["shape"], sink["shape"]
@@ -115,12 +124,15 @@ def _header(
         "INPUT_SCALE": f"{source['quantization'][0]!r}f", "INPUT_ZERO_POINT": source["quantization"][1],
         "OUTPUT_SCALE": f"{sink['quantization'][0]!r}f", "OUTPUT_ZERO_POINT": sink["quantization"][1],
     }  # fmt: skip
+    low, high = taken
+    value = "pixel / 255" if taken == UNIT else f"({low:g} + {high - low:g} * pixel / 255)"
+    meaning = "logit" if given == "logits" else "probability"
     lines = [f"#define {constant}_{key} {value}" for key, value in values.items()]
     named = f"extern const char *const {name}_class_names[{constant}_CLASSES];\n" if class_names else ""
     return f"""/* {model.name} for LiteRT for Microcontrollers, made by tfigkd.
    sha256 {checksum(model)}
-   Input: int8 [1][HEIGHT][WIDTH][CHANNELS], round(pixel / 255 / INPUT_SCALE) + INPUT_ZERO_POINT, at most 127.
-   Output: int8 [1][CLASSES], logit = (value - OUTPUT_ZERO_POINT) * OUTPUT_SCALE.
+   Input: int8 [1][HEIGHT][WIDTH][CHANNELS], round({value} / INPUT_SCALE) + INPUT_ZERO_POINT, at most 127.
+   Output: int8 [1][CLASSES], {meaning} = (value - OUTPUT_ZERO_POINT) * OUTPUT_SCALE.
    Operations to register: {", ".join(operations)}. */
 #ifndef {constant}_H_
 #define {constant}_H_

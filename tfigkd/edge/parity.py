@@ -22,9 +22,12 @@ from tfigkd.runtime.provenance import versions
 
 WIDE: tuple[Format, ...] = ("float32", "float16")
 NOISE_EXAMPLES = 64
-NEAR_CHANCE = 2
-"""Times the share of one class among all, below which an accuracy is near chance."""
 ROUNDING = 1e-9
+
+
+def near_chance_level(classes: int) -> float:
+    """Return the accuracy below which a classifier of so many classes is said to be near chance: 0.55 of 2."""
+    return min(2 / classes, 0.5 + 0.1 / classes)
 
 
 def parity(path: Path, examples: Examples, reference: np.ndarray) -> dict[str, float]:
@@ -73,7 +76,7 @@ def check_parity(
     spared = 1 / count if needed < 1 else 0.0  # of 8 images, a single one must not decide
     if report["agreement"] < needed - spared - ROUNDING:
         advice = "try more export.calibration_examples"
-        if report["keras_accuracy"] < NEAR_CHANCE / reference.shape[-1]:
+        if report["keras_accuracy"] < near_chance_level(reference.shape[-1]):
             right = f"{100 * report['keras_accuracy']:.1f} %"
             advice = (
                 f"the Keras model itself is right on {right} of them, near chance, so its logits are nearly equal: it "

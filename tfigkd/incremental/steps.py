@@ -176,6 +176,7 @@ def check(config: Config) -> None:
     if changed:
         default = value_at(unset, changed[0])
         raise UserError(f"class-incremental training needs {changed[0]} at its default {default}")
+    boosting.front_of(build_network(config.student, dataset(config.data)), "front")
 
 
 def run_method(

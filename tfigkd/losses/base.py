@@ -70,7 +70,7 @@ class Loss(DistillationLoss):
                 continue
             names = _layer_names(model)
             for tap in [taps] if isinstance(taps, str) else taps:
-                if tap not in names:
+                if tap != "logits" and tap not in names:  # the name of a model's output, whichever layer it is
                     near = difflib.get_close_matches(tap, names, n=3, cutoff=0) or names[:3]
                     raise ValueError(f"the {role} {model.name!r} has no layer {tap!r}; its nearest: {', '.join(near)}")
 

@@ -9,6 +9,7 @@ from tfigkd.attribution.faithfulness import deletion, insertion
 from tfigkd.attribution.similarity import cosine, rank_correlation, top_overlap
 from tfigkd.data import Examples
 from tfigkd.measure.metrics import Predict, check_labels, comparison, metrics
+from tfigkd.runtime.errors import UserError
 
 
 def measure(
@@ -29,6 +30,8 @@ def measure(
     """
     logits = predict(examples.images)
     check_labels(examples.labels, logits.shape[1])
+    if not np.isfinite(logits).all():
+        raise UserError("the model gives NaN or infinity; look at its weights, and at the values of its pixels")
     values = dict(metrics(logits, examples.labels))
     if reference is not None:
         values |= dict(comparison(logits, reference))

@@ -25,11 +25,11 @@ _rounding = True
 def without_rounding() -> Iterator[None]:
     """Let fake-quantized layers compute in floats, to compare them with the layers that they stand for; eager only."""
     global _rounding
-    _rounding = False
+    before, _rounding = _rounding, False
     try:
         yield
     finally:
-        _rounding = True
+        _rounding = before
 
 
 def fake_quantized_kernel(kernel: Any, axis: int | None = None) -> Any:

@@ -87,7 +87,7 @@ def _check_against(plain: keras.Model, model: keras.Model, input_range: Range | 
     if not any(np.abs(form - expected).max() <= moved * TOLERANCE / ROUNDING for form in forms):
         raise UserError(
             f"{path} as this package reads it is another function than Keras opens; declare --input-range and "
-            "--outputs, or report this model as a bug"
+            "--outputs (of a student in a run: --student.input_range, --student.outputs), or report this model as a bug"
         )
 
 

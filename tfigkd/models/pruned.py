@@ -7,17 +7,26 @@ import numpy as np
 from keras import ops
 
 from tfigkd.models.layers import copy_layer, copy_state, flatten_layers, rebuild
+from tfigkd.models.spaces import ADDED
+
+FIXED = frozenset({*ADDED, "whitening"})
+"""Names of layers whose kernels prepare the image and are not learned."""
 
 
-def prunable_kernels(model: keras.Model) -> Iterator[keras.Variable]:
+def prunable_kernels(model: keras.Model, *, frozen: bool = False) -> Iterator[keras.Variable]:
     """Yield the kernels to prune: those of trainable convolutions and dense layers.
 
     Depthwise kernels, biases and normalization have few but important weights and are not pruned, as in tfmot. Of a
     layer with powerpropagation it is θ, which has the zeros and the order of the kernel.
+
+    Args:
+        model: Functional or Sequential, models inside it too.
+        frozen: Also those of layers that do not train, as all of a teacher; except layers that prepare the image.
     """
     for layer in flatten_layers(model):
         depthwise = isinstance(layer, keras.layers.DepthwiseConv2D)
-        if isinstance(layer, keras.layers.Conv2D | keras.layers.Dense) and not depthwise and layer.trainable:
+        taken = layer.trainable or (frozen and layer.name not in FIXED)
+        if isinstance(layer, keras.layers.Conv2D | keras.layers.Dense) and not depthwise and taken:
             yield getattr(layer, "theta", layer.kernel)
 
 
@@ -30,7 +39,7 @@ def magnitude_mask(kernel: np.ndarray, sparsity: float) -> np.ndarray:
 
 
 def pruned_copy(model: keras.Model, share: float) -> keras.Model:
-    """Return a copy of a model in which the smallest weights of each prunable kernel are zero; nothing is retrained.
+    """Return a copy of a model in which the smallest weights of each kernel are zero; nothing is retrained.
 
     Args:
         model: Functional or Sequential, models inside it too; it is not altered.
@@ -46,7 +55,7 @@ def pruned_copy(model: keras.Model, share: float) -> keras.Model:
         raise ValueError(f"share must be in (0, 1), got {share}")
     result = rebuild(model, copy_layer)
     copy_state(model, result)
-    for kernel in prunable_kernels(result):
+    for kernel in prunable_kernels(result, frozen=True):
         values = ops.convert_to_numpy(kernel)
         kernel.assign(values * magnitude_mask(values, share))
     return result

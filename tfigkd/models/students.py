@@ -6,7 +6,9 @@ import keras
 
 from tfigkd.models import layers, parts
 from tfigkd.models.flat import block_ends, flattened
+from tfigkd.models.input_range import INPUT_RANGE
 from tfigkd.models.same import check_same
+from tfigkd.models.spaces import RGB_TO_GRAY
 
 
 def truncate(
@@ -69,5 +71,7 @@ def truncate(
 
 def _is_constant(layer: keras.Layer) -> bool:
     """Return whether a layer prepares the image by constants that no training changes."""
-    named = layer.name in ("normalization", "input_range") and isinstance(layer, keras.layers.DepthwiseConv2D)
+    # a plain convolution where it also swaps colors, or makes them gray
+    kinds = keras.layers.DepthwiseConv2D | keras.layers.Conv2D
+    named = layer.name in ("normalization", INPUT_RANGE, RGB_TO_GRAY) and isinstance(layer, kinds)
     return named or isinstance(layer, keras.layers.Normalization)

@@ -47,7 +47,7 @@ def main(arguments: list[str]) -> None:
 
     facts = read_facts(options.run)
     files = contents(options.run, facts, output.name, license=options.license, report=options.report)
-    make_folder(output.parent)
+    make_folder(output.parent, "--output")
     write_package(output, files)
     console.say(f"{output}: {', '.join(files)}; {output.stat().st_size / 1e6:.1f} MB")
     if options.license is None:

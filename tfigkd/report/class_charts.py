@@ -1,5 +1,6 @@
 """The charts of teacher and student by class: where they agree, where they disagree, and recall."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -101,7 +102,8 @@ def recalls(per_class: Mapping[str, Sequence[Mapping[str, Any]]], classes: Seque
         values = [per_class[role][index]["recall"] for role in roles]
         return max(values) - min(values) if None not in values else -1.0
 
-    worst = {index: per_class[roles[-1]][index]["recall"] or 0 for index in range(len(classes))}
+    shown = (per_class[roles[-1]][index]["recall"] for index in range(len(classes)))
+    worst = {index: math.inf if recall is None else recall for index, recall in enumerate(shown)}
     kept = list(range(len(classes)))
     if len(kept) > MOST_CLASSES:
         key = spread if len(roles) > 1 else lambda index: -worst[index]

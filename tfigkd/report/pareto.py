@@ -75,6 +75,19 @@ def read_points(paths: Sequence[Path]) -> list[Point]:
                         groups.setdefault(key, []).append(one)
         except (OSError, UnicodeDecodeError, csv.Error, KeyError) as error:
             raise UserError(f"cannot read rows from {path}: {error}; expected a .csv of tfigkd.benchmark") from error
+    try:
+        points = _points(groups)
+    except ValueError as error:
+        files = ", ".join(map(str, paths))
+        raise UserError(f"cannot read rows of {files}: {error}; expected numbers such as 0.95") from error
+    if not points:
+        files = ", ".join(map(str, paths))
+        raise UserError(f"{files}: no model has both an accuracy and a size; measure with tfigkd.benchmark --data")
+    return sorted(points, key=lambda point: (-(point.parameters or 0), point.model, KINDS.index(point.format)))
+
+
+def _points(groups: Mapping[tuple[str, str, str, str], Sequence[dict[str, str]]]) -> list[Point]:
+    """Return a point for each model, format, config and number of parameters."""
     points = []
     largest = max((int(row["n_test"]) for rows in groups.values() for row in rows if row.get("n_test")), default=0)
     names = _names(groups)
@@ -91,10 +104,7 @@ def read_points(paths: Sequence[Path]) -> list[Point]:
             milliseconds = median(times) if times else None
             count = int(parameters[0]) if parameters else None
             points.append(Point(model, format, fmean(scores), spread, len(scores), milliseconds, median(sizes), count))
-    if not points:
-        files = ", ".join(map(str, paths))
-        raise UserError(f"{files}: no model has both an accuracy and a size; measure with tfigkd.benchmark --data")
-    return sorted(points, key=lambda point: (-(point.parameters or 0), point.model, KINDS.index(point.format)))
+    return points
 
 
 def _names(keys: Iterable[tuple[str, str, str, str]]) -> dict[tuple[str, str, str, str], str]:

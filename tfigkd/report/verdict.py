@@ -14,7 +14,7 @@ from tfigkd.config.reading import from_mapping
 from tfigkd.measure.statistics import LEVEL, wilson
 from tfigkd.report.facts import Facts, History
 from tfigkd.report.table import interval, percent, plural
-from tfigkd.training.ledger import inert_terms
+from tfigkd.training.ledger import HARD, inert_terms
 
 WIDE = 0.10
 """Width of an accuracy's 95 % interval above which its images are too few."""
@@ -67,7 +67,8 @@ def verdict(facts: Facts) -> list[Remark]:
     held_out = 0 if facts.row["saw_validation"] else held_out
     found += few_images("validation", held_out, facts.row["validation_accuracy"] if held_out else 0.0)
     found += overfitting(facts.histories.get("student", []), held_out)
-    found += idle_terms(facts.ledger)
+    hard = config["training"]["hard_weight"] is None and config["losses"]["kd"]["weight"] > 0
+    found += idle_terms(facts.ledger, "--losses.kd.weight" if hard else "--training.hard_weight")
     if facts.store is not None and config["overlay"]["probability"] and config["control"]["maps"] != "none":
         found += idle_overlays(facts.errors.tolist(), facts.store["identity"]["attribution"]["tolerance"])
     return found + far_files((facts.exported or {}).get("parity", {}))
@@ -182,14 +183,18 @@ def overfitting(history: History, validation: int) -> list[Remark]:
     return [Remark("overfitting", text, "--training.epochs, --training.weight_decay, --augment.crop_padding")]
 
 
-def idle_terms(ledger: Sequence[Mapping[str, Any]]) -> list[Remark]:
-    """Return loss terms that never had one percent of the gradient."""
+def idle_terms(ledger: Sequence[Mapping[str, Any]], hard: str) -> list[Remark]:
+    """Return loss terms that never had one percent of the gradient.
+
+    Args:
+        ledger: Its entries.
+        hard: The option that sets the weight of the hard label.
+    """
     found = []
     for name in inert_terms([dict(entry) for entry in ledger]):
         term = name.removesuffix("_loss")
         text = f"The loss term {term} has no effect: it never had 1 % of the gradient."
-        # the hard label's weight is what kd leaves
-        found.append(Remark("idle term", text, f"--losses.{'kd' if term == 'hard' else term}.weight"))
+        found.append(Remark("idle term", text, hard if name == HARD else f"--losses.{term}.weight"))
     return found
 
 

@@ -31,18 +31,19 @@ def require_folder_of(path: Path | None, flag: str) -> None:
         raise UserError(f"no folder {path.parent}; make it or choose another {flag}")
 
 
-def make_folder(folder: Path) -> Path:
+def make_folder(folder: Path, flag: str = "--workdir") -> Path:
     """Create a folder and its parents, and return it.
 
     Raises:
-        UserError: The folder cannot be created, for example because a file has the same path.
+        UserError: The folder cannot be created, for example because a file has the same path; `flag` is the option that
+            gave the path.
     """
     if not str(folder).isprintable():  # TensorFlow cannot write there, and no terminal can show the name
-        raise UserError(f"cannot make the folder {folder}: its name is not printable UTF-8; choose another --workdir")
+        raise UserError(f"cannot make the folder {folder}: its name is not printable UTF-8; choose another {flag}")
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"cannot make the folder {folder}: {error.strerror}; choose another --workdir") from error
+        raise UserError(f"cannot make the folder {folder}: {error.strerror}; choose another {flag}") from error
     return folder
 
 

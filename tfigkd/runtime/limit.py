@@ -6,6 +6,9 @@ from collections.abc import Iterator
 
 from tfigkd.runtime.errors import UserError
 
+MOST = 10_000_000
+"""More than any command takes, and what a timer can count."""
+
 
 @contextlib.contextmanager
 def stop_after(minutes: float | None) -> Iterator[None]:
@@ -17,8 +20,8 @@ def stop_after(minutes: float | None) -> Iterator[None]:
     if minutes is None:
         yield
         return
-    if not minutes > 0:
-        raise UserError(f"--minutes must be positive, got {minutes}")
+    if not 0 < minutes < MOST:
+        raise UserError(f"--minutes must be positive and below {MOST:,}, got {minutes}")
     before = signal.signal(signal.SIGALRM, signal.default_int_handler)
     signal.setitimer(signal.ITIMER_REAL, 60 * minutes)
     try:

@@ -76,17 +76,16 @@ def dimension(text: str, config: Config) -> Dimension:
     parts = tuple(_value(part) for part in low_high.split(":" if ranged else ","))
     fields = to_mapping(config)
     try:
-        before = value_at(fields, field)
+        value_at(fields, field)
     except KeyError:
         raise UserError(f"--vary {text}: unknown field {field!r}; {closest(field, dotted_names(fields))}") from None
-    for part in parts:
-        override(config, {field: part})
+    taken = [value_at(to_mapping(override(config, {field: part})), field) for part in parts]
     if not ranged:
         return Dimension(field, parts, "choice")
     low, high = parts
     if isinstance(low, bool | str) or isinstance(high, bool | str) or not low < high or (scale == "log" and low <= 0):
         raise UserError(f"--vary {text}: expected a lower and a higher number, both above 0 for a log scale")
-    if isinstance(before, float):
+    if any(isinstance(value, float) for value in taken):
         parts = (float(low), float(high))
     return Dimension(field, parts, "log" if scale == "log" else "linear")
 
@@ -157,13 +156,14 @@ def changes(values: Mapping[str, Any]) -> dict[str, Any]:
 def trial_config(config: Config, values: Mapping[str, Any]) -> Config:
     """Return the config of one trial from its KerasTuner values.
 
-    The warm-up keeps its share of the epochs that hyperband gives a trial, so that it never outlasts them.
+    Warm-up and fine-tuning keep their share of the epochs that hyperband gives a trial, and never outlast them.
     """
-    chosen = override(config, changes(values))
-    share = chosen.training.epochs / config.training.epochs
-    if share >= 1 or "tuner/epochs" not in values:
-        return chosen
-    return override(chosen, {"training.warmup_epochs": share * chosen.training.warmup_epochs})
+    fields = changes(values)
+    share = values.get("tuner/epochs", config.training.epochs) / config.training.epochs
+    if share < 1:
+        for name, kind in (("training.warmup_epochs", float), ("training.finetune_epochs", int)):
+            fields[name] = kind(share * fields.get(name, value_at(to_mapping(config), name)))
+    return override(config, fields)
 
 
 def words(values: Mapping[str, Any]) -> str:

@@ -34,8 +34,9 @@ def benchmark(config: Config, workdir: Workdir) -> None:
     paths = [workdir.stage("export") / name for name in sorted(exported["parity"])]
     timed = latencies(paths, config.benchmark)
     files = {path.name: footprint(path).columns() | {"milliseconds": timed[path]} for path in paths}
+    floats = {role: workdir.stage("export") / file_name(role, "float32") for role in PROFILED}
     profiles = {
-        path.name: _profile(path, workdir.stage("export") / file_name(role, "float32"), config)
+        path.name: _profile(path, floats[role] if floats[role] in paths else None, config)
         for role in PROFILED
         for path in paths
         if path.name == file_name(role, "int8")
@@ -46,16 +47,16 @@ def benchmark(config: Config, workdir: Workdir) -> None:
         console.say(f"  {path.name}: {_line(timed[path])}")
 
 
-def _profile(path: Path, reference: Path, config: Config) -> dict[str, Any]:
+def _profile(path: Path, reference: Path | None, config: Config) -> dict[str, Any]:
     """Return the operations of an int8 file with sentences on them; its layers are compared where the data are there.
 
     Args:
         path: The file.
-        reference: The float32 file of the same model, which need not exist.
+        reference: The float32 file of the same model, if there is one.
         config: The run's.
     """
     profiled, compared = profile(path, config.benchmark), None
-    if reference.is_file():
+    if reference is not None:
         try:
             compared = compare(path, reference, dataset(config.data).validation.images[-IMAGES:])
         except UserError as error:  # benchmarked where the data are not

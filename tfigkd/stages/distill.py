@@ -168,20 +168,24 @@ def _start(config: Config, student: keras.Model, seed: int) -> str:
     return f"{config.student.model} with fresh weights of seed {seed}{kept} (--student.init file starts from its own)"
 
 
-def check(config: Config) -> None:
-    """Put the networks and losses of a config together, untrained, so that what cannot work fails before hours of work.
-
-    Raises:
-        UserError: a loss cannot be had with these networks, a model does not fit the data or has nothing that trains,
-            or crops would miss the images.
-    """
-    data = dataset(config.data)
-    height, width = data.image_shape[:2]
+def check_crops(config: Config) -> None:
+    """Refuse crops that would miss the images."""
+    height, width = dataset(config.data).image_shape[:2]
     if config.augment.crop_padding > min(height, width):
         raise UserError(
             f"augment.crop_padding must be at most the size of the images ({width}x{height}), else many crops are "
             f"empty, got {config.augment.crop_padding}; usual is an eighth of the size"
         )
+
+
+def check(config: Config) -> None:
+    """Put the networks and losses of a config together, untrained, so that what cannot work fails before hours of work.
+
+    Raises:
+        UserError: a loss cannot be had with these networks, or a model does not fit the data or has nothing to train.
+    """
+    data = dataset(config.data)
+    height, width = data.image_shape[:2]
     check_grid(config.attribution.grid, (height, width))
     if (config.view.top_logits or 0) > data.num_classes:
         raise UserError(

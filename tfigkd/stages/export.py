@@ -85,9 +85,11 @@ def export(config: Config, workdir: Workdir) -> None:
                 reports[path.name] = report
                 files |= {part.name: checksum(part) for part in (path, contract_path(path))}
     write_manifest(folder, identity, files=files, parity=reports, left_out=left_out)
+    for old in folder.glob("*.tflite"):
+        if old.name not in files:  # of an earlier run
+            for part in (old, contract_path(old)):
+                part.unlink(missing_ok=True)
     for name, reason in left_out.items():
-        for part in (folder / name, contract_path(folder / name)):  # of an earlier run
-            part.unlink(missing_ok=True)
         console.say(f"  {name}: not written, the run goes on without it: {reason}", last=True)
     for name, report in reports.items():
         console.say(

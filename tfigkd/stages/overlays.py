@@ -1,6 +1,7 @@
 """Stage `overlays`: store the teacher's logits, Integrated Gradients maps and attention of every example."""
 
 import functools
+import os
 import pickle
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -16,6 +17,7 @@ from tfigkd import models
 from tfigkd.batches.stream import Knowledge
 from tfigkd.config.experiment import Config, trainings
 from tfigkd.config.fields import AttributionConfig, DataConfig, ViewConfig
+from tfigkd.config.loss_fields import require, require_seed
 from tfigkd.config.reading import from_mapping
 from tfigkd.config.training_fields import AugmentConfig
 from tfigkd.data import Examples, mean_color
@@ -135,8 +137,13 @@ def verify(folder: Path, *, sample: int = 64, seed: int = 0) -> dict[str, float]
     Raises:
         UserError: no finished store, a damaged one, or one whose records are not those of their images.
     """
+    require_seed(seed, "--seed")
+    require(sample > 0, "--sample must be positive", sample)
+    folder = Path(os.path.abspath(folder))  # "." has no name
     manifest = open_store(folder, {})
     identity = manifest["identity"]
+    if manifest.get("source") == {}:
+        raise UserError(f"store {folder} was made by OverlayStore.build; verify it with OverlayStore.verify")
     if "source" not in manifest:
         raise UserError(
             f"store {folder} of an earlier version does not say where its images are; to verify it, {REBUILD}"

@@ -22,16 +22,13 @@ STAGES = ("data", "teacher", "overlays", "distill", "compress", "export", "evalu
 DATA = "config.data.name"
 
 
-# fields that a finished run may be repeated with: they name places, or concern only stages that are cheap to redo
-FREE = (
+LATER = ("compress.", "export.", "evaluation.", "benchmark.")
+"""Tables of the stages that come after the student's training."""
+INERT = (
     "data.dir",
     "data.resident",
     "data.cache",
     "description",
-    "compress.",
-    "export.",
-    "evaluation.",
-    "benchmark.",
     "ledger.",
     "tensorboard.",
     "attribution.batch_size",
@@ -40,6 +37,9 @@ FREE = (
     "teacher.training.checkpoint_steps",
     "teacher.training.batch_threads",
 )
+"""Fields that no result depends on: they name places, or say what is shown and how it is computed."""
+FREE = INERT + LATER
+"""Fields that a finished run may be repeated with, as the stages that they concern are cheap to redo."""
 
 
 def _lines(table: dict[str, Any], unset: dict[str, Any], prefix: str = "") -> list[str]:
@@ -104,8 +104,8 @@ def _other(workdir: Workdir, changed: Sequence[str]) -> str:
     return f"{workdir.run} holds a run with other settings ({', '.join(changed)}); choose another --workdir"
 
 
-def changed_settings(path: Path, chosen: Run) -> list[str]:
-    """Return dotted names of the settings in which a settings file differs from a run, but for `FREE` ones.
+def changed_settings(path: Path, chosen: Run, free: tuple[str, ...] = FREE) -> list[str]:
+    """Return dotted names of the settings in which a settings file differs from a run, except free ones.
 
     A data set may go by another name, as one that was packed into a file for another machine, where its student has
     recorded the fingerprint that the data of this name have.
@@ -118,7 +118,7 @@ def changed_settings(path: Path, chosen: Run) -> list[str]:
         # a field that a newer version has brought stands at its default
         before["config"] = _settled(from_mapping(Config, before["config"]))
         now = chosen.settings | {"config": _settled(chosen.config)}
-        changed = [field for field in differences(before, now) if not _free(field)]
+        changed = [field for field in differences(before, now) if not field.removeprefix("config.").startswith(free)]
     except (UserError, OSError, ValueError, AttributeError, KeyError, TypeError, RecursionError) as error:
         raise UserError(f"{path} is damaged ({error}); choose another --workdir or delete it") from error
     if DATA in changed and _same_data(path.parent, chosen.config):
@@ -142,10 +142,6 @@ def _same_data(folder: Path, config: Config) -> bool:
 
     data = dataset(config.data)
     return trained["data"] == data.fingerprint or trained.get("trained_on") == data.training_fingerprint
-
-
-def _free(field: str) -> bool:
-    return field.removeprefix("config.").startswith(FREE)
 
 
 def _refuse_steps(chosen: Run) -> None:
@@ -276,13 +272,15 @@ def _prepare(chosen: Run, config: Config) -> None:
     asked, unneeded = _stages(chosen)
     needed = [stage for stage in asked if stage not in unneeded]
     with console.quiet_stderr():
-        from tfigkd.stages.distill import check, refuse_changed_inputs
+        from tfigkd.stages.distill import check, check_crops, refuse_changed_inputs
         from tfigkd.stages.early import check_ahead, early_remarks
         from tfigkd.stages.estimate import estimate
     console.say(f"{chosen.experiment}, seed {workdir.seed}, config {fingerprint(config)}, in {workdir.run}")
     with console.quiet_stderr():
         if any(STAGES.index(stage) >= STAGES.index("distill") for stage in needed):
             refuse_changed_inputs(config, workdir, needed)
+        if {"teacher", "distill"} & {*needed}:
+            check_crops(config)
         if config.needs_teacher and "distill" in needed:
             check(config)
         if "distill" in needed:

@@ -81,7 +81,8 @@ def make_distiller(config: Config, workdir: Workdir, student: keras.Model) -> Di
     teacher = None
     if config.needs_live_teacher:
         teacher = load_teacher(config, workdir)
-        if not config.losses.compare("weights"):  # folding changes them
+        pruned = config.losses.r2kd.weight > 0 and config.losses.r2kd.pruned > 0
+        if not config.losses.compare("weights") and not pruned:  # folding changes them
             teacher = models.fold_batch_norm(teacher)
         teacher = models.with_precision(teacher, config.training.precision)
     return assemble(config, student, teacher)

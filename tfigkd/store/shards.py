@@ -192,6 +192,8 @@ def open_store(folder: Path, identity: Mapping[str, Any]) -> dict[str, Any]:
     manifest = read_manifest(folder)
     if manifest is None:
         raise UserError(f"no finished store in {folder}; add the stage: --stages overlays")
+    if "identity" not in manifest:
+        raise UserError(f"{folder} is no store; give a folder such as runs/teachers/TEACHER/overlays/STORE")
     for part, expected in identity.items():
         found = manifest["identity"].get(part)
         if found != expected:

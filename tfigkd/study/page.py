@@ -49,7 +49,7 @@ def page(study: Study, rows: Sequence[Row], papers: Sequence[Row]) -> str:
         provenance=provenance(rows),
         remarks=remarks,
         arms=(header, lines),
-        arms_chart=arms_chart("arms", study, runs_of(rows, study.judged_on)) if rows else None,
+        arms_chart=arms_chart("arms", study, runs_of(rows, study.judged_on)),
         comparisons=comparisons_lines(compared) if compared else None,
         counted=counted,
         sentences=said,
@@ -70,9 +70,14 @@ def _title(arm: str, size: str) -> str:
     return f"{arm} {size}".strip()
 
 
-def arms_chart(name: str, study: Study, runs: Runs) -> Chart:
-    """Draw every run as a dot, and the mean of each arm with its 95 % interval where it has three runs or more."""
+def arms_chart(name: str, study: Study, runs: Runs) -> Chart | None:
+    """Draw every run as a dot, and the mean of each arm with its 95 % interval where it has three runs or more.
+
+    None where no arm of the study has a run, as where its arms were renamed.
+    """
     order = [(size, arm) for size in study.sizes for arm in study.arms if (size, arm) in runs]
+    if not order:
+        return None
     summaries = {key: summarize(list(runs[key].values())) for key in order}
     names = {key: label(_title(key[1], key[0])) for key in order}
     dots = go.Scatter(
@@ -196,6 +201,8 @@ def size_chart(study: Study, rows: Sequence[Row]) -> Chart | None:
     traces, lines = [], []
     for number, arm in enumerate(study.arms):
         known = {size: summarize(list(runs[size, arm].values())) for size in sizes if (size, arm) in runs}
+        if not known:
+            continue
         traces.append(
             go.Scatter(
                 x=[parameters[size] for size in known],
@@ -234,7 +241,7 @@ def _published_chart(study: Study, papers: Sequence[Row]) -> Chart | None:
         for row in papers
         if row["runs"] and row["size"] in study.sizes and row["arm"] in study.arms
     }
-    return arms_chart("published-arms", study, runs) if runs else None
+    return arms_chart("published-arms", study, runs)
 
 
 def _left(study: Study, rows: Sequence[Row]) -> Table:

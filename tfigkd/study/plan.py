@@ -13,7 +13,7 @@ from tfigkd.config.experiment import Config, experiments_folder, override, read_
 from tfigkd.config.flags import with_flags
 from tfigkd.config.reading import closest, from_mapping, read_toml
 from tfigkd.runtime.errors import UserError
-from tfigkd.stages.runner import Run
+from tfigkd.stages.runner import STAGES, Run
 from tfigkd.stages.workdir import Workdir
 
 PROG = "python -m tfigkd.study"
@@ -190,7 +190,10 @@ def plan(study: Study, options: Options, flags: Sequence[str] = ()) -> list[Job]
             raise UserError(f"unknown arm {arm!r}; {closest(arm, study.arms)}")
     seeds = options.seeds or (1 if options.smoke else study.seeds)
     root = options.workdir / (f"{study.name}-smoke" if options.smoke else study.name)
-    stages = tuple((options.stages or study.stages).split(","))
+    stages = tuple(stage.strip() for stage in (options.stages or study.stages).split(","))
+    for stage in stages:
+        if stage not in STAGES:
+            raise UserError(f"unknown stage {stage!r}; {closest(stage, STAGES)}")
     jobs = []
     for seed in range(seeds):
         for size in study.sizes:

@@ -12,7 +12,7 @@ from tfigkd.runtime.cluster import Cluster
 from tfigkd.runtime.errors import InUseError, UserError, system_line
 from tfigkd.runtime.files import locked, write_signed
 from tfigkd.runtime.processes import CONTEXT, settle
-from tfigkd.stages.runner import changed_settings, run
+from tfigkd.stages.runner import INERT, changed_settings, run
 from tfigkd.stages.workdir import ROWS, SETTINGS
 from tfigkd.study.plan import PROG, Job
 
@@ -28,7 +28,7 @@ def finished_row(job: Job) -> bool:
     """
     if not (job.folder / ROWS).is_file():
         return False
-    changed = changed_settings(job.folder / SETTINGS, job.run)
+    changed = changed_settings(job.folder / SETTINGS, job.run, free=INERT)  # a study compares all stages
     if changed:
         raise UserError(
             f"{job.folder} holds a run with other settings ({', '.join(changed)}); choose another --workdir"

@@ -370,9 +370,10 @@ class Distiller(Steps, keras.Model):
     def compute_terms(self, inputs: Tensor, targets: Any, sample_weight: Any = None, *, training: bool) -> tuple:
         """Return the loss terms of a batch, regularization included in `"loss"`, and the student's outputs."""
         outputs = self._tapped_student(inputs, training=training)
+        extra = self._regularization(training=training)  # losses that run layers again would clear it
         terms = self.compare(outputs, inputs, targets, sample_weight, training=training)
         total = terms["loss"] if training else terms["hard_loss"]
-        return {**terms, "loss": total + self._regularization(training=training)}, outputs[OUTPUTS]
+        return {**terms, "loss": total + extra}, outputs[OUTPUTS]
 
     def _regularization(self, *, training: bool) -> Tensor:
         value = ops.cast(sum(self.student.losses), "float32")

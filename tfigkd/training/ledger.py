@@ -19,6 +19,7 @@ from tfigkd.runtime.files import write_text
 from tfigkd.training.devices import on_this_host
 from tfigkd.training.distiller import Distiller
 
+HARD = "hard_loss"
 INERT = 0.01
 
 
@@ -147,6 +148,10 @@ def read_ledger(path: Path) -> list[dict[str, Any]]:
 
 
 def inert_terms(entries: list[dict[str, Any]]) -> list[str]:
-    """Terms whose share of the gradient was under one percent in every entry."""
-    names = entries[0]["terms"] if entries else {}
-    return [name for name in names if all(entry["terms"][name]["share"] < INERT for entry in entries)]
+    """Terms whose share of the gradient was under one percent in every entry; not a hard label of weight 0."""
+    found = []
+    for name in entries[0]["terms"] if entries else {}:
+        most = max(entry["terms"][name]["share"] for entry in entries)
+        if most < INERT and (most > 0 or name != HARD):
+            found.append(name)
+    return found

@@ -18,7 +18,7 @@ class _Apart:
         """Return the parts of the loss in training: hard label and regularization, and all terms beside them."""
         weights = self.distillation_weights
         taught = sum((weight * terms[f"{name}_loss"] for name, weight in weights.items()), ops.zeros(()))
-        return self.term_weights["hard"] * terms["hard_loss"] + self._regularization(training=True), taught
+        return terms["loss"] - taught, taught
 
     @property
     def _untasked(self: Any) -> list[int]:

@@ -117,18 +117,22 @@ def write_site(
     shown, pictures = ([], {}) if examples is None else list_examples(examples, classes)
     contents = {f"litert/{name}": content for name, content in litert.items()} | pictures
     for name, content in contents.items():
-        make_folder((folder / name).parent)
+        make_folder((folder / name).parent, "--output")
         with atomic(folder / name) as temporary:
             temporary.write_bytes(content)
     listed = []
     for index, (model, path) in enumerate(zip(models, paths, strict=True)):
-        place = make_folder(folder / "models" / str(index))
+        place = make_folder(folder / "models" / str(index), "--output")
         copy_file(path, place / path.name)
         about: dict[str, Any] = {"file": f"models/{index}/{path.name}"}
         if contract_path(path).is_file() and not is_foreign(path):
             copy_file(contract_path(path), contract_path(place / path.name))
             about["contract"] = f"models/{index}/{contract_path(path).name}"
         listed.append(model | about)
+    kept = {folder / one[key] for one in listed for key in ("file", "contract") if key in one}
+    for old in (folder / "models").glob("*/*"):  # of an earlier page
+        if old not in kept and not any(old.samefile(path) for path in paths):
+            old.unlink()
     about_page = {"made_by": MADE_BY, "litert": VERSION, "models": listed, "examples": shown}
     write_text(folder / LIST, json.dumps(about_page, indent=1) + "\n")
     for asset in sorted(ASSETS.iterdir()):  # index.html is among them: it is opened once all else is there

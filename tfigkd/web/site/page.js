@@ -134,9 +134,12 @@ async function decode(blob) {
   const factor = Math.sqrt(LARGEST / (bitmap.width * bitmap.height));
   if (factor < 1) {
     const smaller = { resizeWidth: Math.floor(bitmap.width * factor), resizeQuality: "high" };
+    bitmap.close();
     bitmap = await createImageBitmap(blob, { ...options, ...smaller });
   }
-  return pixelsOf(bitmap, bitmap.width, bitmap.height);
+  const found = pixelsOf(bitmap, bitmap.width, bitmap.height);
+  bitmap.close();
+  return found;
 }
 
 function pixelsOf(source, width, height) {
@@ -347,18 +350,21 @@ async function startCamera() {
     complain("This browser gives the camera to pages on https or on 127.0.0.1 alone; open the page there.");
     return;
   }
+  byId("camera").disabled = true; // a second stream would replace the first, which would then stay on
   try {
     stream = await navigator.mediaDevices.getUserMedia({ video: { facingMode: "environment" }, audio: false });
+    byId("video").srcObject = stream;
+    await byId("video").play();
   } catch (error) {
+    stream?.getTracks().forEach((track) => track.stop());
+    stream = null;
+    byId("camera").disabled = false;
     const refused = error.name === "NotAllowedError";
     const what = refused ? "The camera was refused; allow it in the browser's settings" : "No camera can be opened";
     complain(`${what} (${error.name}).`);
     return;
   }
-  byId("video").srcObject = stream;
-  await byId("video").play();
   byId("viewer").hidden = false;
-  byId("camera").disabled = true;
   byId("shoot").focus();
   const lines = models.map((model) => {
     const line = make("dd", {}, "…");
@@ -435,7 +441,7 @@ function listen() {
   });
   byId("stop").addEventListener("click", stopCamera);
   document.addEventListener("paste", (event) => {
-    if (event.clipboardData.files.length) add(event.clipboardData.files);
+    if (event.clipboardData.files.length) add([...event.clipboardData.files]);
   });
   for (const name of ["dragover", "dragleave", "drop"]) {
     document.addEventListener(name, (event) => {
