@@ -193,6 +193,7 @@ def test_a_model_of_other_images_or_outputs_is_given_as_a_classifier(head, end, 
 
 def test_augmentation_inside_a_model_is_no_part_of_its_file(tmp_path):
     """As Keras's tutorials build it: a Sequential of random layers before the scaling."""
+    keras.utils.set_random_seed(0)
     layers = keras.layers
     moved = layers.RandomTranslation(0.2, 0.2, interpolation="nearest")
     augmentation = keras.Sequential([layers.RandomFlip("horizontal"), moved])
