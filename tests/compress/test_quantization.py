@@ -207,7 +207,9 @@ def test_augmentation_inside_a_model_is_no_part_of_its_file(tmp_path):
     augmented = np.asarray(trained(images, training=True))  # the ranges follow
     assert np.abs(augmented - expected).max() > 0.05
     (tmp_path / "m.tflite").write_bytes(convert(trained, "int8"))
-    np.testing.assert_allclose(litert_predictor(tmp_path / "m.tflite")(pixels), expected, atol=0.02)
+    found = litert_predictor(tmp_path / "m.tflite")(pixels)
+    assert np.abs(found - expected).mean() < 0.2 * np.abs(augmented - expected).mean()
+    np.testing.assert_allclose(found, expected, atol=0.05)  # the ranges are those of one augmented batch
 
 
 def test_an_input_range_before_other_scaling_is_part_of_it():
