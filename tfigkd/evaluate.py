@@ -47,7 +47,7 @@ class Options(DataOptions, SpaceOptions):
     split: Literal["test", "all"] = "test"
     """all: every picture of the data set."""
     mirrored: bool = False
-    """Also show the accuracy of the mean of the logits of each image and its mirror image."""
+    """Test-time augmentation: also show the accuracy of the mean of the logits of each image and its mirror image."""
     per_class: bool = False
     """Show the recall of each class."""
     rows: Path | None = None

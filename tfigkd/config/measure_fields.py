@@ -48,8 +48,8 @@ class EvaluationConfig:
     gallery_examples: int = 12
     """Validation images that the report shows with their maps; 0 leaves them out."""
     mirrored: bool = late(False)
-    """Also measure the accuracy of the mean of the logits of each image and its mirror image, which costs a second
-    forward pass. It stands beside the accuracy, as mirrored_accuracy."""
+    """Test-time augmentation: also measure the accuracy of the mean of the logits of each image and its mirror image,
+    by a second forward pass. It stands beside the accuracy, as mirrored_accuracy, and never in its place."""
 
     def __post_init__(self) -> None:
         count = self.attribution_examples
