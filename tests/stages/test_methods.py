@@ -100,7 +100,7 @@ def test_explanations_that_are_drawn_are_refused():
 
 
 def test_a_loss_of_several_taps_needs_as_many_of_both():
-    with pytest.raises(UserError, match="as many of the student as of the teacher"):
+    with pytest.raises(UserError, match="must be lists of equal length, two taps or more"):
         override(read_experiment("cifar10_skt")[1], {"losses.skt.student_layer": ["block_01", "block_02"]})
     with pytest.raises(UserError, match="nor both zero"):
         override(read_experiment("cifar10_skt")[1], {"losses.skt.intra": 0.0, "losses.skt.inter": 0.0})

@@ -139,7 +139,6 @@ def verify(folder: Path, *, sample: int = 64, seed: int = 0) -> dict[str, float]
     """
     require_seed(seed, "--seed")
     require(sample > 0, "--sample must be positive", sample)
-    folder = Path(os.path.abspath(folder))  # "." has no name
     manifest = open_store(folder, {})
     identity = manifest["identity"]
     if manifest.get("source") == {}:
@@ -153,7 +152,7 @@ def verify(folder: Path, *, sample: int = 64, seed: int = 0) -> dict[str, float]
     found = [stored_fingerprint(source, one) for one in data_fingerprints(source)]
     if expected not in found:
         raise UserError(f"store {folder}: the data set is {found[0]} now, expected {expected}")
-    teacher = folder.parents[1] / FILE
+    teacher = Path(os.path.abspath(folder)).parents[1] / FILE
     model = models.load_written(teacher, num_classes=data.num_classes, input_shape=data.image_shape)
     if weights_fingerprint(model) != identity["teacher"]:
         raise UserError(f"store {folder}: {teacher} is another teacher; {REBUILD}")

@@ -1,6 +1,5 @@
 """The overlay store as a library: for any Keras model and any `tf.data.Dataset`, without config or workdir."""
 
-import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -39,7 +38,7 @@ class OverlayStore:
     """
 
     def __init__(self, folder: str | Path):
-        self.folder = Path(os.path.abspath(folder))  # "." has no name
+        self.folder = Path(folder)
         if read_manifest(self.folder) is None:
             inside = sorted(path.parent.name for path in self.folder.glob(f"*/{MANIFEST}"))
             advice = f"the stores in it are {', '.join(inside)}" if inside else "OverlayStore.build makes one"

@@ -4,6 +4,7 @@ Records are joined to examples by id, never by position. The published code of t
 shuffle and so trains every image with the map of another image (arXiv 2503.13008; see the README).
 """
 
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -198,7 +199,7 @@ def open_store(folder: Path, identity: Mapping[str, Any]) -> dict[str, Any]:
         found = manifest["identity"].get(part)
         if found != expected:
             raise UserError(f"store {folder}: its {part} is {found}, expected {expected}; {REBUILD}")
-    if folder.name != fingerprint(manifest["identity"]):
+    if Path(os.path.abspath(folder)).name != fingerprint(manifest["identity"]):  # "." has no name
         raise UserError(f"store {folder}: the folder's name is not its fingerprint; {REBUILD}")
     verify_files(folder, manifest)
     return manifest
