@@ -41,13 +41,14 @@ def float_file(path: Path, given: Path | None) -> Path | None:
     return beside if name != path.name and beside.is_file() else None
 
 
-def converted(model: Path, folder: Path, side: int | None) -> Path:
+def converted(model: Path, folder: Path, side: int | None, input_range: Sequence[float] | None = None) -> Path:
     """Convert a .keras file to float32 in a process of its own, since this command runs without TensorFlow.
 
     Args:
         model: The .keras file.
         folder: Where the file is written.
         side: Height and width of its images, for a model that leaves them open.
+        input_range: Its values of a black and of a white pixel; the file takes [0,1].
 
     Raises:
         UserError: it is missing or cannot be converted.
@@ -57,6 +58,7 @@ def converted(model: Path, folder: Path, side: int | None) -> Path:
     output = folder / f"{model.stem}.float32.tflite"
     words = [str(model), "--format", "float32", "--output", str(output)]
     words += [] if side is None else ["--image-size", str(side)]
+    words += [] if input_range is None else ["--input-range", *map(str, input_range)]
     done = call_module("tfigkd.export", *words)
     if done.returncode:
         raise UserError(last_line(done).removeprefix("error: "))
@@ -82,7 +84,7 @@ def layers(path: Path, options: argparse.Namespace, given: Path) -> tuple[Compar
         images = np.random.default_rng(0).integers(0, 256, (options.images, *shape), dtype=np.uint8)
         on = f"{options.images} images of noise, which no model was made for: give --data DATASET"
     with tempfile.TemporaryDirectory() as folder:
-        reference = converted(given, Path(folder), side) if given.suffix == ".keras" else given
+        reference = converted(given, Path(folder), side, options.input_range) if given.suffix == ".keras" else given
         # a file that was just made of a .keras file takes images in [0,1]
         ranges = [_range(path, options), UNIT if given.suffix == ".keras" else _range(reference, options)]
         return compare(path, reference, images, input_range=ranges[0], reference_range=ranges[1]), on

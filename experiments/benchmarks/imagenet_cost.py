@@ -15,7 +15,7 @@ HEADER = ["machines", "stage", "time", "memory", "disk", "network"]
 
 
 def job(views: int = 16, gradients: float = 35, epochs: int = 100) -> Job:
-    """Return ResNet-50 to MobileNet-V2 at 224 pixels; a grid of 56, 20 logits a view, nine batches of 256 ahead."""
+    """Return ResNet-50 to MobileNet-V2 at 224 pixels; maps on a grid of 56, 20 logits a view."""
     return Job(
         train=1_281_167,
         stored=1_281_167,

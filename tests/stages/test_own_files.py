@@ -12,6 +12,7 @@ from tfigkd.runtime.errors import UserError
 from tfigkd.runtime.files import fingerprint
 from tfigkd.stages import distill, teacher
 from tfigkd.stages.data import dataset
+from tfigkd.stages.runner import Run, run
 from tfigkd.stages.workdir import Workdir
 
 SIZE = 8
@@ -86,7 +87,8 @@ def test_what_cannot_train_is_refused_before_anything_is_trained(folder, tmp_pat
             distill.check(config_of(folder, **changes))
     distill.check(config_of(folder, student__model=small, teacher__model=path))  # a teacher that is taken as it is
     with pytest.raises(UserError, match=r"at most the size of the images \(8x8\), else many crops are empty, got 9"):
-        distill.check_crops(config_of(folder, student__model=small, augment__crop_padding=9))
+        config = config_of(folder, student__model=small, augment__crop_padding=9)
+        run(Run("own", config, Workdir(tmp_path / "run", tmp_path / "teachers"), preview=False), dry_run=True)
 
 
 def test_a_file_is_taken_as_it_is_unless_training_is_asked_for(folder):

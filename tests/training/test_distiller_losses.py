@@ -259,7 +259,8 @@ def test_explanations_are_of_the_class_that_the_teacher_predicts(teacher):
 
 
 @pytest.mark.parametrize("frozen", [False, True])  # as a teacher of a run is
-def test_the_second_teacher_is_a_pruned_copy_of_the_first(teacher, frozen):
+def test_the_second_teacher_is_a_pruned_copy_of_the_first(frozen):
+    teacher = network(14, seed=1)
     teacher.trainable = not frozen
     loss = R2KD(pruned=0.5, second=2.0)
     model = distiller({"r2kd": loss}, teacher)

@@ -74,7 +74,12 @@ def test_the_folder_has_all_that_the_page_needs(folder, capsys):
     written = "".join(path.read_text() for path in site.iterdir() if path.is_file())
     assert str(folder) not in written  # a published page says nothing of the computer that made it
     # once more, with other files, over the earlier page
+    earlier = json.loads((site / "models.json").read_text())["models"]
+    (site / "models" / "notes").mkdir()
+    (site / "models" / "notes" / "mine.txt").write_text("kept")
     assert main([str(files[0]), "--output", str(site)]) == 0
+    assert [(site / one["file"]).exists() for one in earlier] == [True] + [False] * (len(earlier) - 1)
+    assert (site / "models" / "notes" / "mine.txt").exists()
     assert len(json.loads((site / "models.json").read_text())["models"]) == 1
 
 

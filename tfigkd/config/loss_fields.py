@@ -244,9 +244,9 @@ class SKTConfig(TapsConfig):
     """Layers that are related: each with each other one, or with the next one."""
 
     def __post_init__(self) -> None:
-        super().__post_init__()
         given = self.intra, self.inter
         require(min(given) >= 0 < max(given), "intra and inter of skt must not be negative, nor both zero", given)
+        super().__post_init__()
 
 
 @dataclass(frozen=True)
@@ -285,8 +285,8 @@ class BKDConfig(LossConfig):
     distillation. Usual: 0.97 for some dozens of examples a class, 0.999 to 0.9999 for thousands."""
 
     def __post_init__(self) -> None:
-        super().__post_init__()
         require(0 <= self.beta < 1, "losses.bkd.beta must be in [0, 1)", self.beta)
+        super().__post_init__()
 
 
 @dataclass(frozen=True)
@@ -335,8 +335,8 @@ class R2KDConfig(LossConfig):
     """Weight of the second teacher."""
 
     def __post_init__(self) -> None:
-        super().__post_init__()
         require(0 <= self.pruned < 1, "losses.r2kd.pruned must be in [0, 1)", self.pruned)
+        super().__post_init__()
 
 
 @dataclass(frozen=True)

@@ -66,6 +66,7 @@ def check_groups(name: str, splits: dict[str, Examples]) -> None:
             if group in before:
                 raise UserError(
                     f"data set {name!r}: group {str(group)!r} is in {before[group]} and in {split}; move its pictures "
-                    f'to one side, or give data.splits.train = "{before[group]}+{split}", of which groups are held out'
+                    "to one side, or join the splits in data.splits.train by their own names, such as train+test, of "
+                    "which whole groups are then held out"
                 )
             before[group] = split

@@ -221,7 +221,8 @@ def _behind(front: Callable[[Any], Any], model: keras.Model, shape: Sequence[int
 
 def _free_name(wanted: str, model: keras.Model) -> str:
     """Return the name that is wanted, with a number where an operation of the model has it."""
-    taken = {operation.name for operation in graph_of(model).operations}
+    operations = graph_of(model).operations
+    taken = {one.name for one in operations if not isinstance(one, keras.layers.InputLayer)}
     numbered = (f"{wanted}_{number}" for number in itertools.count(1))
     return next(name for name in itertools.chain([wanted], numbered) if name not in taken)
 

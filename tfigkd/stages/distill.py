@@ -89,6 +89,8 @@ def student_fingerprint(config: Config, workdir: Workdir, data: str | None = Non
         identity.append("crops of the views")  # in earlier versions, a student without a teacher had others
     if evens_out(len(training_examples(config.data)), config.training.batch_size):
         identity.append("even batches")
+    if config.losses.r2kd.weight and config.losses.r2kd.pruned:
+        identity.append("pruned teacher")  # in earlier versions nothing of a frozen teacher was
     network = fingerprint_values(config.student) | network_values(config.student, dataset(config.data))
     if config.student.own_file or config.student.application:
         network = {name: value for name, value in network.items() if name not in ("widths", "depth", "stem_stride")}

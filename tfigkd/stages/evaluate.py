@@ -130,7 +130,10 @@ def evaluate(config: Config, workdir: Workdir) -> None:
     logits: dict[str, np.ndarray] = {}
     with console.progress("evaluate", len(predictors)) as advance:
         for name, predict in predictors.items():
-            results[name], logits[name] = measure(predict, data.test, logits.get("teacher"))
+            try:
+                results[name], logits[name] = measure(predict, data.test, logits.get("teacher"))
+            except UserError as error:
+                raise UserError(f"{name}: {error}") from error
             if settings.mirrored:
                 tested = data.test
                 score = mirrored_accuracy(predict, tested.images, logits[name], tested.labels)

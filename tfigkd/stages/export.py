@@ -61,6 +61,7 @@ def export(config: Config, workdir: Workdir) -> None:
     if finished(folder, identity):
         console.say(f"  already done: {folder}")
         return
+    earlier = (read_manifest(folder) or {}).get("files", {})
     reports: dict[str, dict[str, float]] = {}
     files: dict[str, str] = {}
     # ranges that training has learned are for int8 and for nothing else
@@ -84,11 +85,10 @@ def export(config: Config, workdir: Workdir) -> None:
                     continue
                 reports[path.name] = report
                 files |= {part.name: checksum(part) for part in (path, contract_path(path))}
+    for name in {*earlier, *left_out} - files.keys():  # of other settings
+        for part in (folder / name, contract_path(folder / name)):
+            part.unlink(missing_ok=True)
     write_manifest(folder, identity, files=files, parity=reports, left_out=left_out)
-    for old in folder.glob("*.tflite"):
-        if old.name not in files:  # of an earlier run
-            for part in (old, contract_path(old)):
-                part.unlink(missing_ok=True)
     for name, reason in left_out.items():
         console.say(f"  {name}: not written, the run goes on without it: {reason}", last=True)
     for name, report in reports.items():

@@ -174,13 +174,18 @@ def read_shard(path: Path, store: str, parse: Parse) -> Iterator[Record]:
         yield record
 
 
+def _name(folder: Path) -> str:
+    return Path(os.path.abspath(folder)).name  # "." has none
+
+
 def read_all(folder: Path, files: Iterable[str], parse: Parse) -> Iterator[Record]:
     """Yield the records of all shards of a store one by one, with the number of their `"shard"`.
 
     The folder's name is the store's fingerprint.
     """
+    store = _name(folder)
     for shard, name in enumerate(files):
-        for record in read_shard(folder / name, folder.name, parse):
+        for record in read_shard(folder / name, store, parse):
             yield {**record, "shard": shard}
 
 
@@ -199,7 +204,7 @@ def open_store(folder: Path, identity: Mapping[str, Any]) -> dict[str, Any]:
         found = manifest["identity"].get(part)
         if found != expected:
             raise UserError(f"store {folder}: its {part} is {found}, expected {expected}; {REBUILD}")
-    if Path(os.path.abspath(folder)).name != fingerprint(manifest["identity"]):  # "." has no name
+    if _name(folder) != fingerprint(manifest["identity"]):
         raise UserError(f"store {folder}: the folder's name is not its fingerprint; {REBUILD}")
     verify_files(folder, manifest)
     return manifest

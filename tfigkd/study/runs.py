@@ -28,12 +28,12 @@ def finished_row(job: Job) -> bool:
     """
     if not (job.folder / ROWS).is_file():
         return False
-    changed = changed_settings(job.folder / SETTINGS, job.run, free=INERT)  # a study compares all stages
+    changed = changed_settings(job.folder / SETTINGS, job.run)
     if changed:
         raise UserError(
             f"{job.folder} holds a run with other settings ({', '.join(changed)}); choose another --workdir"
         )
-    return True
+    return not changed_settings(job.folder / SETTINGS, job.run, free=INERT)  # its late stages are done again
 
 
 def work(job: Job) -> int:
@@ -43,6 +43,7 @@ def work(job: Job) -> int:
             if finished_row(job):
                 return DONE
             write_signed(job.folder / LABEL, _label(job))
+            (job.folder / ROWS).unlink(missing_ok=True)  # of other settings of the late stages
             run(job.run)
     except InUseError:
         return BUSY

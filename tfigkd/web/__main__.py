@@ -113,7 +113,9 @@ def write_site(
     """
     if (folder / "index.html").exists() and not _is_ours(folder):
         raise UserError(f"{folder} has an index.html of another page; choose another --output")
-    shutil.rmtree(folder / EXAMPLES, ignore_errors=True)  # those of an earlier page
+    again = _is_ours(folder)
+    if again:
+        shutil.rmtree(folder / EXAMPLES, ignore_errors=True)  # those of an earlier page
     shown, pictures = ([], {}) if examples is None else list_examples(examples, classes)
     contents = {f"litert/{name}": content for name, content in litert.items()} | pictures
     for name, content in contents.items():
@@ -130,8 +132,8 @@ def write_site(
             about["contract"] = f"models/{index}/{contract_path(path).name}"
         listed.append(model | about)
     kept = {folder / one[key] for one in listed for key in ("file", "contract") if key in one}
-    for old in (folder / "models").glob("*/*"):  # of an earlier page
-        if old not in kept and not any(old.samefile(path) for path in paths):
+    for old in (folder / "models").glob("[0-9]*/*") if again else ():  # of an earlier page
+        if old.is_file() and old not in kept and not any(old.samefile(path) for path in paths):
             old.unlink()
     about_page = {"made_by": MADE_BY, "litert": VERSION, "models": listed, "examples": shown}
     write_text(folder / LIST, json.dumps(about_page, indent=1) + "\n")
