@@ -12,10 +12,10 @@ from typing import Annotated
 
 import tyro
 
+from tfigkd.config.declare import require_seed
 from tfigkd.config.experiment import Config, experiments_folder, read_experiment, smoke
 from tfigkd.config.flags import first_value, plain_flags, read_options, refuse_unknown
 from tfigkd.config.helptext import is_wanted
-from tfigkd.config.loss_fields import require_seed
 from tfigkd.config.reading import closest
 from tfigkd.runtime import console, hosts
 from tfigkd.runtime.cluster import connected

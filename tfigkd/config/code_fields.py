@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from tfigkd.config.loss_fields import require
+from tfigkd.config.declare import require
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,8 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
-from tfigkd.config.loss_fields import KDConfig, LossesConfig, require
+from tfigkd.config.declare import require
+from tfigkd.config.loss_fields import KDConfig, LossesConfig
 
 Method = Literal[
     "none", "prune", "prune_tfmot", "prune_channels", "cluster", "qat", "prune_qat", "qat_tfmot", "pqat", "cqat"

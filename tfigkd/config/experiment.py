@@ -13,6 +13,7 @@ from typing import Any
 
 from tfigkd.config.code_fields import CodeConfig
 from tfigkd.config.compress_fields import CompressConfig
+from tfigkd.config.declare import late, require
 from tfigkd.config.fields import (
     AttributionConfig,
     ControlConfig,
@@ -24,7 +25,7 @@ from tfigkd.config.fields import (
     ViewConfig,
 )
 from tfigkd.config.incremental_fields import IncrementalConfig
-from tfigkd.config.loss_fields import HintConfig, LossesConfig, late, require
+from tfigkd.config.loss_fields import HintConfig, LossesConfig
 from tfigkd.config.measure_fields import BenchmarkConfig, EvaluationConfig, LedgerConfig, TensorBoardConfig
 from tfigkd.config.reading import closest, from_mapping, read_toml
 from tfigkd.config.training_fields import AugmentConfig, FeaturesConfig, TrainingConfig

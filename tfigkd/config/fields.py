@@ -4,7 +4,7 @@ import re
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
-from tfigkd.config.loss_fields import late, require, require_seed, settled
+from tfigkd.config.declare import late, require, require_seed, settled
 from tfigkd.config.training_fields import TrainingConfig
 
 COLORS = {"white": (255, 255, 255), "gray": (128, 128, 128), "black": (0, 0, 0)}

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from tfigkd.config.loss_fields import require
+from tfigkd.config.declare import require
 
 Method = Literal["foster", "kd", "finetune"]
 """How a step learns; not a field of an experiment, so that all methods share its first step."""

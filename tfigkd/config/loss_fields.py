@@ -1,42 +1,9 @@
 """The fields of `[losses.NAME]`: every term beside the hard label, its weight and its settings."""
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
-from tfigkd.runtime.errors import UserError
-
-
-def late(default: Any) -> Any:
-    """Return a dataclass field that came with a later version: at its default it is left out of fingerprints."""
-    return field(default=default, metadata={"late": True})
-
-
-def revised(default: Any, revision: int) -> Any:
-    """Return a dataclass field whose non-default values changed meaning; fingerprints hold this revision beside
-    them."""
-    return field(default=default, metadata={"revision": revision})
-
-
-def settled(default: Any, value: Callable[[Any], Any]) -> Any:
-    """Return a dataclass field of which fingerprints hold the resolved value, computed from its table by `value`."""
-    return field(default=default, metadata={"settled": value})
-
-
-def inert(default: Any) -> Any:
-    """Return a dataclass field that no result depends on: fingerprints leave it out."""
-    return field(default=default, metadata={"inert": True})
-
-
-def require(condition: bool, what: str, value: Any) -> None:
-    """Refuse a value that is out of range, in one line."""
-    if not condition:
-        raise UserError(f"config: {what}, got {value!r}")
-
-
-def require_seed(seed: int, name: str) -> None:
-    """Refuse a seed that NumPy and Keras would refuse hours later."""
-    require(0 <= seed < 2**32, f"{name} must be in 0..4294967295", seed)
+from tfigkd.config.declare import late, require
 
 
 @dataclass(frozen=True)

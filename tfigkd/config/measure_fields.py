@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from tfigkd.config.loss_fields import late, require
+from tfigkd.config.declare import late, require
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from tfigkd.config.loss_fields import inert, late, require, revised
+from tfigkd.config.declare import inert, late, require, revised
 
 Devices = Literal["one", "all"]
 

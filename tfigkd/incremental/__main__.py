@@ -13,11 +13,11 @@ from typing import Annotated
 
 import tyro
 
+from tfigkd.config.declare import require_seed
 from tfigkd.config.experiment import Config, read_experiment, smoke
 from tfigkd.config.flags import first_value, plain_flags, read_options, refuse_unknown
 from tfigkd.config.helptext import is_wanted
 from tfigkd.config.incremental_fields import Method
-from tfigkd.config.loss_fields import require_seed
 from tfigkd.runtime import console, hosts
 from tfigkd.runtime.command import command
 from tfigkd.runtime.errors import UserError

@@ -10,9 +10,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from tfigkd.config.declare import require_seed
 from tfigkd.config.experiment import Config, override, read_experiment, smoke, to_mapping
 from tfigkd.config.flags import with_flags
-from tfigkd.config.loss_fields import require_seed
 from tfigkd.config.reading import differences
 from tfigkd.runtime import console
 from tfigkd.runtime.errors import UserError, system_line

@@ -15,9 +15,9 @@ import numpy as np
 
 from tfigkd import models
 from tfigkd.batches.stream import Knowledge
+from tfigkd.config.declare import require, require_seed
 from tfigkd.config.experiment import Config, trainings
 from tfigkd.config.fields import AttributionConfig, DataConfig, ViewConfig
-from tfigkd.config.loss_fields import require, require_seed
 from tfigkd.config.reading import from_mapping
 from tfigkd.config.training_fields import AugmentConfig
 from tfigkd.data import Examples, mean_color

@@ -35,10 +35,7 @@ from tfigkd.training.targets import (
     with_checked_labels,
     with_class_weight,
 )
-from tfigkd.training.terms import Compared, LiveTeacher, loss_terms
-
-RESERVED = ("loss", "hard")
-"""Names that no loss may have: the logs hold the sum and the hard-label loss under them."""
+from tfigkd.training.terms import Compared, LiveTeacher, check_terms, loss_terms
 
 
 def _kernels(model: keras.Model) -> list[Tensor]:
@@ -128,7 +125,9 @@ class Distiller(Steps, keras.Model):
         self.finetune_from = finetune_from
         self.l1 = float(l1)
         self._compiled_loss: Any = None
-        self._check()
+        check_terms(self.distillation_losses, self.distillation_weights, self.hard_weight, self.l1)
+        for loss in self.distillation_losses.values():
+            loss.check_taps(student)
         self._tapped_student = TappedNetwork(student, self.distillation_losses, STUDENT, self.input_range)
         self.attach_teacher(teacher)
         self.teacher_shapes = dict(teacher_shapes or {})
@@ -143,27 +142,6 @@ class Distiller(Steps, keras.Model):
         }
         if student.built:
             self.built = True
-
-    def _check(self) -> None:
-        names, weights = self.distillation_losses, self.distillation_weights
-        if names.keys() != weights.keys():
-            raise ValueError(
-                f"losses and loss_weights must have the same names, got {sorted(names)} and {sorted(weights)}"
-            )
-        for name in RESERVED:
-            if name in names:
-                raise ValueError(f"a loss cannot be named {name!r}, the logs have another value under it; rename it")
-        if not all(weight >= 0 for weight in [*weights.values(), self.hard_weight or 0.0, self.l1]):  # NaN is not
-            raise ValueError(
-                f"weights must not be negative or NaN, got {weights}, hard_weight {self.hard_weight} and l1 {self.l1}"
-            )
-        if self.hard_weight is None and weights.get("kd", 0.0) > 1:
-            raise ValueError(
-                f"the weight of 'kd' must be in [0, 1], got {weights['kd']}: the hard label has the rest; for a larger "
-                "one give hard_weight=, the weight of the hard label"
-            )
-        for loss in self.distillation_losses.values():
-            loss.check_taps(self.student)
 
     def _build_projectors(self) -> list:
         """Return the trainable layers that losses bring along; trained with the student and no part of it."""

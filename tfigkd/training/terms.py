@@ -15,6 +15,30 @@ from tfigkd.training.tapped import LOGITS, TEACHER, TappedNetwork, TappedTensors
 from tfigkd.training.targets import HardLoss, labels_of, weighted_mean
 
 Sides = Mapping[str, tuple[Tensor, Tensor]]
+RESERVED = ("loss", "hard")
+"""Names that no loss may have: the logs hold the sum and the hard-label loss under them."""
+
+
+def check_terms(losses: Mapping[str, Loss], weights: Mapping[str, float], hard_weight: float | None, l1: float) -> None:
+    """Check the names and weights of a `Distiller`'s terms.
+
+    Raises:
+        ValueError: names of losses and weights differ, a name is taken, or a weight is out of range.
+    """
+    if losses.keys() != weights.keys():
+        raise ValueError(
+            f"losses and loss_weights must have the same names, got {sorted(losses)} and {sorted(weights)}"
+        )
+    for name in RESERVED:
+        if name in losses:
+            raise ValueError(f"a loss cannot be named {name!r}, the logs have another value under it; rename it")
+    if not all(weight >= 0 for weight in [*weights.values(), hard_weight or 0.0, l1]):  # NaN is not
+        raise ValueError(f"weights must not be negative or NaN, got {weights}, hard_weight {hard_weight} and l1 {l1}")
+    if hard_weight is None and weights.get("kd", 0.0) > 1:
+        raise ValueError(
+            f"the weight of 'kd' must be in [0, 1], got {weights['kd']}: the hard label has the rest; for a larger one "
+            "give hard_weight=, the weight of the hard label"
+        )
 
 
 def loss_terms(
