@@ -2,6 +2,7 @@
 
 import csv
 import re
+import shutil
 
 import keras
 import numpy as np
@@ -112,6 +113,35 @@ def test_the_command_writes_rows_with_their_origin(files, tmp_path, capsys):
     assert 0 <= float(second["accuracy"]) <= 1
     assert second["command"].startswith("python -m tfigkd.benchmark ")
     assert all(first[name] for name in ("hardware", "versions", "ms_p99_1t", "gzip_bytes", "nonzero_weights"))
+
+
+def test_equal_names_are_told_apart_by_their_folders(files, tmp_path, capsys):
+    """Else `tfigkd.pareto` would average two models."""
+    paths = [tmp_path / place / "x.int8.tflite" for place in ("kd", "ig")]
+    for path in paths:
+        path.parent.mkdir()
+        shutil.copy(files / "float32.tflite", path)
+    quick = ["--runs", "2", "--warmup", "1", "--threads", "1", "--rows", str(tmp_path / "rows.csv")]
+    assert main([*map(str, paths), str(files / "int8.tflite"), *quick]) == 0
+    said = capsys.readouterr().out
+    assert re.findall(r"^(\S+): ", said, re.MULTILINE) == ["kd/x.int8", "ig/x.int8", "int8"]
+    found = csv.DictReader((tmp_path / "rows.csv").read_text().splitlines())
+    assert [row["model"] for row in found] == ["kd/x.int8", "ig/x.int8", "int8"]
+
+
+def test_rows_of_other_columns_are_refused_before_the_work(files, tmp_path, capsys, monkeypatch):
+    table = tmp_path / "rows.csv"
+    given = [str(files / "int8.tflite"), "--runs", "2", "--warmup", "1", "--rows", str(table), "--threads"]
+    for _ in range(2):  # rows of the same columns follow
+        assert main([*given, "1"]) == 0
+    whole = table.read_text()
+    assert whole.count("\n") == 3
+    capsys.readouterr()
+    monkeypatch.setattr("tfigkd.benchmark.latencies", lambda *_: pytest.fail("measured"))
+    assert main([*given, "1", "2"]) == 1
+    line = r"\S+rows.csv has other columns than these rows \(ms_p50_2t, .*ratio_2t are in one of both\); write to"
+    assert re.fullmatch(rf"error: {line}[^\n]*\n", capsys.readouterr().err)
+    assert table.read_text() == whole
 
 
 @pytest.fixture(scope="module")

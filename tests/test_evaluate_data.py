@@ -117,6 +117,26 @@ def test_other_values_are_refused_in_one_line(folder, capsys):
         )
 
 
+def test_what_is_known_before_the_work_is_refused_then(folder, tmp_path, capsys, monkeypatch):
+    """Options of named networks for a file, and rows of other columns; rows of the same columns follow."""
+    table = tmp_path / "rows.csv"
+    given = [str(folder / "own.keras"), "--data", str(folder / "a.npz"), "--rows", str(table)]
+    for _ in range(2):
+        assert main(given) == 0
+    whole = table.read_text()
+    assert whole.count("\n") == 3
+    capsys.readouterr()
+    monkeypatch.setattr("tfigkd.evaluate._measure", lambda *_: pytest.fail("measured"))
+    for more, message in (
+        (["--mirrored"], r"rows\.csv has other columns than these rows \(mirrored_accuracy is in one of both\)"),
+        (["--weights", "x.npz", "--drop-blocks", "5"], "--weights, --drop-blocks: of a named network alone; leave out"),
+        (["--normalization", "imagenet"], "--normalization: of a named network alone; leave out for the file .*keras"),
+    ):
+        assert main([*given, *more]) == 1
+        assert re.fullmatch(rf"error: [^\n]*{message}[^\n]*\n", capsys.readouterr().err)
+    assert table.read_text() == whole
+
+
 def test_run_understands_the_same_options():
     flags = [
         "--background",

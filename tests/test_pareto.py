@@ -20,6 +20,10 @@ def write(path, *rows):
     return path
 
 
+def points_of(paths):
+    return read_points(paths)[0]
+
+
 def row(model, format, accuracy, milliseconds, size, parameters=100):
     columns = {"model": model, "format": format, "accuracy": accuracy, "ms_p50_1t": milliseconds}
     return columns | {"bytes": size, "parameters": parameters}
@@ -65,24 +69,24 @@ def run_row(config, accuracy, parameters=100):
 def test_runs_of_several_configs_are_no_seeds_of_one_another(tmp_path):
     """Two teachers' students of 29.17 % on average: two points, each of its own runs."""
     lines = [run_row("aaaa", 0.25), run_row("bbbb", 0.33), run_row("aaaa", 0.27), run_row("aaaa", 0.9, 5000)]
-    points = read_points([write(tmp_path / "runs.csv", *lines)])
+    points = points_of([write(tmp_path / "runs.csv", *lines)])
     assert {(point.model, point.n, round(point.accuracy, 4)) for point in points} == {
         ("kd (aaaa, 100 parameters)", 2, 0.26), ("kd (bbbb, 100 parameters)", 1, 0.33),
         ("kd (aaaa, 5000 parameters)", 1, 0.9),
     }  # fmt: skip
     # configs that differ in places or the seed alone are one protocol
     same = [{**line, "protocol": "cccc"} for line in lines[:3]]
-    assert [(point.model, point.n) for point in read_points([write(tmp_path / "same.csv", *same)])] == [("kd", 3)]
+    assert [(point.model, point.n) for point in points_of([write(tmp_path / "same.csv", *same)])] == [("kd", 3)]
 
 
 def test_numbers_that_a_spreadsheet_has_changed_are_one_line(tmp_path):
     for changed in ({"accuracy": "0,95"}, {"n_test": "10000.0"}):
         with pytest.raises(UserError, match=r"cannot read rows of .*a\.csv: .*; expected numbers such as 0\.95"):
-            read_points([write(tmp_path / "a.csv", row("m", "int8", 0.9, 1.0, 100) | changed)])
+            points_of([write(tmp_path / "a.csv", row("m", "int8", 0.9, 1.0, 100) | changed)])
 
 
 def test_rows_of_one_model_and_format_are_one_point(rows):
-    points = read_points([rows])
+    points = points_of([rows])
     assert [(point.model, point.format, point.n) for point in points] == [
         ("large", "float32", 1),
         ("large", "int8", 1),
@@ -98,25 +102,47 @@ def test_rows_of_one_model_and_format_are_one_point(rows):
 def test_accuracy_and_latency_may_come_from_different_files(tmp_path):
     timed = write(tmp_path / "timed.csv", row("a", "int8", "", 2.0, 1000))
     scored = write(tmp_path / "scored.csv", *(row("a", "int8", value, "", "") for value in (0.7, 0.9)))
-    (point,) = read_points([timed, scored])
+    (point,) = points_of([timed, scored])
     assert (point.accuracy, point.n, point.milliseconds, point.bytes) == (pytest.approx(0.8), 2, 2.0, 1000)
 
 
 def test_accuracy_on_a_part_of_the_images_is_left_out(tmp_path):
     whole, part = row("a", "int8", 0.9, 1, 10) | {"n_test": 10_000}, row("a", "dynamic", 0.95, 1, 9) | {"n_test": 250}
-    (point,) = read_points([write(tmp_path / "rows.csv", whole, part)])
+    (point,) = points_of([write(tmp_path / "rows.csv", whole, part)])
     assert (point.format, point.accuracy) == ("int8", 0.9)
+
+
+def test_each_data_set_has_points_of_its_own(tmp_path, capsys):
+    """One file on two data sets is no average, and the largest number of images is that of the same data."""
+    first = row("a", "int8", 0.92, 2.0, 10) | {"data": "cifar10", "n_test": 10_000}
+    lines = [
+        first,
+        first | {"accuracy": 0.60, "data": "harder"},
+        first | {"accuracy": 0.95, "n_test": 250},
+        row("d", "int8", 0.98, 1.0, 9, 90) | {"data": "digits", "n_test": 360},
+        row("a", "int8", "", 4.0, 10),  # latency alone, which belongs to both
+    ]
+    path = write(tmp_path / "rows.csv", *lines)
+    assert [(one.model, one.accuracy, one.n, one.milliseconds) for one in points_of([path])] == [
+        ("a (cifar10)", 0.92, 1, 2.0), ("a (harder)", 0.60, 1, 3.0), ("d (digits)", 0.98, 1, 1.0),
+    ]  # fmt: skip
+    assert main([str(path)]) == 0
+    said = capsys.readouterr().out
+    assert "left out, fewer than the 10,000 test images of others: a (cifar10) int8" in said
+    assert "accuracies on cifar10, digits, harder do not compare" in said
+    (one,) = points_of([write(tmp_path / "one.csv", first)])
+    assert one.model == "a"
 
 
 def test_rows_of_runs_are_read_as_they_are(tmp_path):
     columns = {"arm": "ig_kd", "student_parameters": 50, "student_int8_bytes": 10, "student_int8_ms": 0.3}
     columns |= {"student_int8_accuracy": 0.8, "student_float32_accuracy": 0.9}  # no float32 file: no point
-    (point,) = read_points([write(tmp_path / "rows.csv", columns)])
+    (point,) = points_of([write(tmp_path / "rows.csv", columns)])
     assert (point.model, point.format, point.accuracy, point.parameters) == ("ig_kd", "int8", 0.8, 50)
 
 
 def test_the_table_marks_both_fronts(rows):
-    lines = table(read_points([rows])).splitlines()
+    lines = table(points_of([rows])).splitlines()
     assert lines[2] == "| large | float32 | 2,000 | 94.00 % | 1 | 3.00 ms * | 8.0 kB * |"
     assert lines[3] == "| large | int8 | 2,000 | 92.00 % | 1 | 1.00 ms * | 2.0 kB * |"
     # slower and less accurate than large int8, but smaller
@@ -126,7 +152,7 @@ def test_the_table_marks_both_fronts(rows):
 
 def test_the_picture_shows_something(rows, tmp_path):
     picture = tmp_path / "pareto.png"
-    plot(read_points([rows]), picture)
+    plot(points_of([rows]), picture)
     pixels = np.asarray(Image.open(picture).convert("RGB"))
     assert pixels.shape[1] > pixels.shape[0] > 300
     assert len(np.unique(pixels.reshape(-1, 3), axis=0)) > 50
@@ -134,10 +160,11 @@ def test_the_picture_shows_something(rows, tmp_path):
 
 def test_the_command(rows, tmp_path, capsys):
     assert main([str(rows), "--output", str(tmp_path / "p.svg"), "--table", str(tmp_path / "p.md")]) == 0
-    assert (tmp_path / "p.md").read_text() == table(read_points([rows]))
+    assert (tmp_path / "p.md").read_text() == table(points_of([rows]))
     assert "<svg" in (tmp_path / "p.svg").read_text()
     assert main([str(rows), "--output", str(tmp_path / "p.html"), "--table", str(tmp_path / "p.md")]) == 0
     assert "Pareto front" in (tmp_path / "p.html").read_text(encoding="utf-8")
+    assert capsys.readouterr().out == "left out, no accuracy: untrained int8\n" * 2
     assert main([str(rows)]) == 0
     assert capsys.readouterr().out.startswith("| model | format |")
 
@@ -146,7 +173,7 @@ def test_files_of_other_tools_have_an_unknown_format(rows, tmp_path, capsys):
     """The row of benchmark leaves it empty; a spreadsheet has saved the file with a byte-order mark."""
     foreign = write(tmp_path / "foreign.csv", row("foreign", "", 0.93, 2.0, 3000, ""))
     foreign.write_text(foreign.read_text(), encoding="utf-8-sig")
-    assert [(one.model, one.format) for one in read_points([foreign])] == [("foreign", "unknown")]
+    assert [(one.model, one.format) for one in points_of([foreign])] == [("foreign", "unknown")]
     for name in ("p.svg", "p.html"):
         assert main([str(rows), str(foreign), "--output", str(tmp_path / name)]) == 0
     assert "foreign, unknown" in (tmp_path / "p.html").read_text(encoding="utf-8")
@@ -167,4 +194,4 @@ def test_what_is_refused(rows, tmp_path, capsys):
         assert main(list(arguments)) == 1
         assert re.fullmatch(rf"error: [^\n]*{message}[^\n]*\n", capsys.readouterr().err)
     with pytest.raises(UserError):
-        read_points([])
+        points_of([])

@@ -3,9 +3,11 @@
 python -m tfigkd.benchmark teacher.int8.tflite student.int8.tflite --data cifar10 --rows edge.csv
 """
 
+import csv
+import dataclasses
 import shlex
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -14,15 +16,20 @@ import numpy as np
 
 from tfigkd.config.measure_fields import BenchmarkConfig
 from tfigkd.edge.contract import admit
-from tfigkd.edge.files import add_data_options, add_space_options, file_predictor, load_data, reading_for
-from tfigkd.edge.footprint import footprint
+from tfigkd.edge.files import add_data_options, add_space_options, file_predictor, load_data, names_apart, reading_for
+from tfigkd.edge.footprint import Footprint, footprint
 from tfigkd.edge.latency import latencies
 from tfigkd.runtime import console
 from tfigkd.runtime.command import Parser, command
+from tfigkd.runtime.errors import UserError
 from tfigkd.runtime.files import require_folder_of
 from tfigkd.runtime.provenance import append_row, origin
 
 PARITY = ("agreement", "kl", "max_difference", "mean_difference", "accuracy", "keras_accuracy")
+SCORED = ("data", "data_fingerprint", "n_test", "accuracy")
+DESCRIBED = ("model", "format", "parameters", *(f"validation_{name}" for name in PARITY), *SCORED)
+"""Columns of `describe`."""
+SHARES = ("p50", "p90", "p99")
 
 
 def rows(
@@ -45,7 +52,7 @@ def rows(
     for path, columns in named.items():
         row = dict(columns) | footprint(path).columns()
         for threads in config.threads:
-            for share in ("p50", "p90", "p99"):
+            for share in SHARES:
                 values = [one[path][threads][share] for one in timed]
                 row[f"ms_{share}_{threads}t"] = round(float(np.median(values)), 4)
             ratios = [one[first][threads]["p50"] / one[path][threads]["p50"] for one in timed]
@@ -53,6 +60,38 @@ def rows(
         runs = int(timed[0][path][config.threads[0]]["runs"])
         made.append(row | {"runs": runs, "repeats": repeat} | source)
     return made
+
+
+def row_names(config: BenchmarkConfig) -> list[str]:
+    """Return the columns of the rows of this command, before anything is measured."""
+    taken = [field.name for field in dataclasses.fields(Footprint)]
+    timed = [f"{name}_{n}t" for n in config.threads for name in (*(f"ms_{share}" for share in SHARES), "ratio")]
+    return [*DESCRIBED, *taken, *timed, "runs", "repeats", *origin("")]
+
+
+def require_columns(path: Path | None, wanted: Sequence[str], maybe: Sequence[str] = ()) -> None:
+    """Check before the work that rows can be appended to a .csv file; None and a new file take any.
+
+    Args:
+        path: The file.
+        wanted: Columns of the rows, in order.
+        maybe: Columns that the rows may have or not, which is not known yet.
+
+    Raises:
+        UserError: it has other columns.
+    """
+    if path is None or not path.exists():
+        return
+    try:
+        with open(path, newline="", encoding="utf-8") as file:
+            header = next(csv.reader(file), [])
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f"{path} is no .csv file; write to another --rows") from error
+    header, wanted = ([name for name in names if name not in maybe] for names in (header, wanted))
+    if header != wanted:
+        apart = [name for name in (*wanted, *header) if (name in wanted) != (name in header)]
+        differs = f"{', '.join(apart)} {'is' if len(apart) == 1 else 'are'} in one of both" if apart else "their order"
+        raise UserError(f"{path} has other columns than these rows ({differs}); write to another --rows")
 
 
 def describe(path: Path, data: Any = None, **spaces: Any) -> dict[str, Any]:
@@ -70,7 +109,7 @@ def describe(path: Path, data: Any = None, **spaces: Any) -> dict[str, Any]:
     parity = contract.get("parity", {})
     columns = {"model": path.stem, "format": contract.get("format"), "parameters": contract.get("parameters")}
     columns |= {f"validation_{name}": parity.get(name) for name in PARITY}
-    columns |= dict.fromkeys(("data", "data_fingerprint", "n_test", "accuracy"))
+    columns |= dict.fromkeys(SCORED)
     if data is not None:
         logits = file_predictor(path, data.class_names, **spaces)(data.test.images)
         columns |= {"data": data.name, "data_fingerprint": data.fingerprint, "n_test": len(data.test)}
@@ -98,6 +137,7 @@ def main(arguments: list[str]) -> None:
     options = parser.parse_args(arguments)
     require_folder_of(options.rows, "--rows")
     config = BenchmarkConfig(options.runs, options.warmup, tuple(options.threads))
+    require_columns(options.rows, row_names(config))
     spaces = {"input_range": options.input_range and tuple(options.input_range), "outputs": options.outputs}
 
     @cache
@@ -108,9 +148,10 @@ def main(arguments: list[str]) -> None:
         path: describe(path, data(**reading_for(path, options)) if options.data else None, **spaces)
         for path in options.files
     }
-    for row in rows(named, config, f"python -m tfigkd.benchmark {shlex.join(arguments)}"):
-        if options.rows:
-            append_row(options.rows, row)
+    for path, name in zip(options.files, names_apart(options.files), strict=True):
+        named[path]["model"] = name
+    made = rows(named, config, f"python -m tfigkd.benchmark {shlex.join(arguments)}")
+    for row in made:
         timed = ", ".join(
             f"{threads} thread{'s' * (threads > 1)} {row[f'ms_p50_{threads}t']:.2f} ms "
             f"(p90 {row[f'ms_p90_{threads}t']:.2f}, ratio {row[f'ratio_{threads}t']:.2f})"
@@ -122,6 +163,8 @@ def main(arguments: list[str]) -> None:
             f"{row['model']}: {row['bytes'] / 1e3:,.1f} kB ({row['gzip_bytes'] / 1e3:,.1f} gzipped), "
             f"{row['multiply_adds'] / 1e6:,.2f} M multiply-adds{memory}; {timed}{score}"
         )
+    for row in made if options.rows else ():
+        append_row(options.rows, row)
 
 
 if __name__ == "__main__":

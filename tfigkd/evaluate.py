@@ -16,18 +16,21 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from tyro.conf import Positional, arg
 
+from tfigkd.benchmark import require_columns
 from tfigkd.config.flags import DataOptions, SpaceOptions, read_all_options
 from tfigkd.data.spaces import Range
 from tfigkd.runtime import console
 from tfigkd.runtime.command import command
+from tfigkd.runtime.errors import UserError
 from tfigkd.runtime.files import require_folder_of
 from tfigkd.runtime.provenance import append_row, origin
 
 PROG = "python -m tfigkd.evaluate"
 Predict = Callable[[Any], np.ndarray]
 PREFIX = "keras/"
+FILES = (".tflite", ".keras")
 TRIED = 256
-"""Images on which another reading of a model at chance is tried."""
+"""Images on which other input ranges and class orders are tried."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +61,7 @@ def _predictor(options: Options, data: Any, input_range: Range | None) -> Predic
     """Return the model as a function from uint8 images to the logits of the data's classes."""
     from tfigkd import models
     from tfigkd.edge.files import file_predictor
-    from tfigkd.measure.chance import looked_at
+    from tfigkd.measure.chance import probe_examples
     from tfigkd.measure.metrics import predict_logits
 
     spaces: dict[str, Any] = {"input_range": input_range, "outputs": options.outputs}
@@ -72,7 +75,7 @@ def _predictor(options: Options, data: Any, input_range: Range | None) -> Predic
         weights=None if published else options.weights,
         drop_blocks=options.drop_blocks,
         normalization=options.normalization,
-        images=looked_at(data).images[:] if options.model.endswith(".keras") else None,
+        images=probe_examples(data).images[:] if options.model.endswith(".keras") else None,
         **spaces,
     )
     if published:
@@ -95,7 +98,7 @@ def _measure(options: Options) -> tuple[dict[str, Any], str | None]:
     """Return what is known of the model: data, number of images and metrics, and what to try where it is at chance."""
     from tfigkd.data import concatenate, load
     from tfigkd.data.spaces import RANGES
-    from tfigkd.measure.chance import near_chance, what_helps
+    from tfigkd.measure.chance import near_chance, suggest_fix
     from tfigkd.measure.explanation import measure
     from tfigkd.measure.metrics import mirrored_accuracy, per_class
 
@@ -111,18 +114,19 @@ def _measure(options: Options) -> tuple[dict[str, Any], str | None]:
         for name, one in zip(data.class_names, recalls, strict=True):
             recall = "no images" if one["recall"] is None else f"{100 * one['recall']:6.2f} % of {one['examples']:,}"
             console.say(f"{name:<{width}}  {recall}")
-    advice = None
-    if near_chance(logits[:, : data.num_classes], examples.labels):
-        some = examples.take(slice(TRIED))
-        others = {}
-        if options.model.endswith((".tflite", ".keras")):
-            ranges = [one for one in RANGES if one != options.input_range]
-            others = {
-                f"--input-range {one[0]:g} {one[1]:g}": partial(_logits_in, options, data, one, some.images[:])
-                for one in ranges
-            }
-        helps = what_helps(logits[: len(some)], some.labels, data.class_names, others)
-        advice = helps or "look at the values of its pixels (--input-range) and at the order of its classes"
+    guesses = near_chance(logits[:, : data.num_classes], examples.labels)
+    some = examples.take(slice(TRIED))
+    others = {}
+    if options.model.endswith(FILES) and (guesses or options.input_range is None):
+        others = {
+            f"--input-range {one[0]:g} {one[1]:g}": partial(_logits_in, options, data, one, some.images[:])
+            for one in RANGES
+            if one != options.input_range
+        }
+    advice = suggest_fix(logits[: len(some)], some.labels, data.class_names, others)
+    if guesses:
+        advice = advice or "look at the values of its pixels (--input-range) and at the order of its classes"
+        advice = f"no better than guessing; {advice}"
     return {"data": data.name, "data_fingerprint": data.fingerprint, "n_test": len(examples), **values}, advice
 
 
@@ -130,23 +134,44 @@ def _logits_in(options: Options, data: Any, input_range: Range, images: np.ndarr
     return _predictor(options, data, input_range)(images)
 
 
+def _check(options: Options) -> None:
+    """Check what can be checked before the work.
+
+    Raises:
+        UserError: an option has no effect on a file, or --rows has other columns.
+    """
+    if options.model.endswith(FILES):
+        named = {name: getattr(options, name) for name in ("weights", "drop_blocks", "normalization")}
+        given = [f"--{name.replace('_', '-')}" for name, value in named.items() if value not in (None, 0, "none")]
+        if given:
+            raise UserError(f"{', '.join(given)}: of a named network alone; leave out for the file {options.model}")
+    if options.rows is not None and options.rows.exists():
+        from tfigkd.measure.metrics import MANY_CLASSES, metrics
+
+        measured = [name for name, _ in metrics(np.zeros((2, MANY_CLASSES + 1)), np.arange(2))]
+        measured += ["mirrored_accuracy"] * options.mirrored
+        known = ("model", "weights", "data", "data_fingerprint", "n_test")
+        require_columns(options.rows, [*known, *measured, *origin("")], maybe=["top5_accuracy"])
+
+
 @command()
 def main(arguments: list[str]) -> None:
     """Entry point of `python -m tfigkd.evaluate`."""
     options = read_all_options(Options, arguments, prog=PROG)
     require_folder_of(options.rows, "--rows")
+    _check(options)
     with console.quiet_stderr():  # TensorFlow greets when it is imported and when it looks for a GPU
         values, advice = _measure(options)
-    if options.rows:
-        named = {"model": options.model, "weights": options.weights or ""}
-        append_row(options.rows, named | values | origin(f"{PROG} {shlex.join(arguments)}"))
     figures = f"accuracy {100 * values['accuracy']:.2f} %  balanced {100 * values['balanced_accuracy']:.2f} %"
     figures += f"  nll {values['nll']:.4f}  ece {100 * values['ece']:.2f} %"
     if options.mirrored:
         figures += f"  with mirror images {100 * values['mirrored_accuracy']:.2f} %"
     console.say(f"{figures}  ({values['n_test']:,} images)")
     if advice is not None:
-        console.say(f"warning: no better than guessing; {advice}")
+        console.say(f"warning: {advice}")
+    if options.rows:
+        named = {"model": options.model, "weights": options.weights or ""}
+        append_row(options.rows, named | values | origin(f"{PROG} {shlex.join(arguments)}"))
 
 
 if __name__ == "__main__":

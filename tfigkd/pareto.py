@@ -38,7 +38,7 @@ def main(arguments: list[str]) -> None:
     options = read_all_options(Options, arguments, prog="python -m tfigkd.pareto")
     if not options.rows:
         raise UserError("give at least one .csv of rows, such as experiments/results/edge.csv")
-    points = read_points(options.rows)
+    points, remarks = read_points(options.rows)
     if options.output and options.output.suffix not in SUFFIXES:
         raise UserError(f"--output must end in .png, .svg, .pdf or .html, got {options.output}")
     if options.output and options.output.suffix == ".html":
@@ -50,7 +50,9 @@ def main(arguments: list[str]) -> None:
     if options.table:
         write_text(options.table, table(points))
     else:
-        console.say(table(points).rstrip())
+        console.say(table(points) if remarks else table(points).rstrip())  # a line of text ends a table of Markdown
+    for remark in remarks:
+        console.say(remark, last=True)
 
 
 if __name__ == "__main__":

@@ -41,7 +41,13 @@ def float_file(path: Path, given: Path | None) -> Path | None:
     return beside if name != path.name and beside.is_file() else None
 
 
-def converted(model: Path, folder: Path, side: int | None, input_range: Sequence[float] | None = None) -> Path:
+def converted(
+    model: Path,
+    folder: Path,
+    side: int | None,
+    input_range: Sequence[float] | None = None,
+    outputs: str | None = None,
+) -> Path:
     """Convert a .keras file to float32 in a process of its own, since this command runs without TensorFlow.
 
     Args:
@@ -49,6 +55,7 @@ def converted(model: Path, folder: Path, side: int | None, input_range: Sequence
         folder: Where the file is written.
         side: Height and width of its images, for a model that leaves them open.
         input_range: Its values of a black and of a white pixel; the file takes [0,1].
+        outputs: What it gives; the file gives logits.
 
     Raises:
         UserError: it is missing or cannot be converted.
@@ -59,6 +66,7 @@ def converted(model: Path, folder: Path, side: int | None, input_range: Sequence
     words = [str(model), "--format", "float32", "--output", str(output)]
     words += [] if side is None else ["--image-size", str(side)]
     words += [] if input_range is None else ["--input-range", *map(str, input_range)]
+    words += [] if outputs is None else ["--outputs", outputs]
     done = call_module("tfigkd.export", *words)
     if done.returncode:
         raise UserError(last_line(done).removeprefix("error: "))
@@ -83,17 +91,18 @@ def layers(path: Path, options: argparse.Namespace, given: Path) -> tuple[Compar
         shape = tuple(map(int, interpreter.get_input_details()[0]["shape"][1:]))
         images = np.random.default_rng(0).integers(0, 256, (options.images, *shape), dtype=np.uint8)
         on = f"{options.images} images of noise, which no model was made for: give --data DATASET"
+    if given.suffix != ".keras":
+        ranges = [_range(one, options.input_range) for one in (path, given)]
+        return compare(path, given, images, input_range=ranges[0], reference_range=ranges[1]), on
+    # --input-range is that of the .keras file; a contract says what the int8 file takes
+    own = _range(path, None if "input" in (admit(path) or {}) else options.input_range)
     with tempfile.TemporaryDirectory() as folder:
-        reference = converted(given, Path(folder), side, options.input_range) if given.suffix == ".keras" else given
-        # a file that was just made of a .keras file takes images in [0,1]
-        ranges = [_range(path, options), UNIT if given.suffix == ".keras" else _range(reference, options)]
-        return compare(path, reference, images, input_range=ranges[0], reference_range=ranges[1]), on
+        reference = converted(given, Path(folder), side, options.input_range, options.outputs)
+        return compare(path, reference, images, input_range=own, reference_range=UNIT), on
 
 
-def _range(path: Path, options: argparse.Namespace) -> Range:
-    given = options.input_range and (options.input_range[0], options.input_range[1])
-    contract = admit(path)
-    return spaces(open_classifier(path), contract, given, "logits")[0]
+def _range(path: Path, given: Sequence[float] | None) -> Range:
+    return spaces(open_classifier(path), admit(path), given and (given[0], given[1]), "logits")[0]
 
 
 def show_times(made: Sequence[dict[str, Any]], top: int) -> None:

@@ -36,8 +36,8 @@ def main(arguments: list[str]) -> None:
     units = {"logits": "", "maps": " of their maximum", "attention": " of its maximum"}
     parts = [f"{name} {deviation[name]:.1e}{unit}" for name, unit in units.items() if name in deviation]
     console.say(
-        f"{options.store}: every record belongs to its image; largest deviation of {options.sample} recomputed: "
-        f"{', '.join(parts)}{flat}"
+        f"{options.store}: every record belongs to its image; largest deviation of {deviation['recomputed']} "
+        f"recomputed: {', '.join(parts)}{flat}"
     )
 
 

@@ -119,7 +119,7 @@ bring() {
       find "$run/distill" -name student.keras -printf '%s %p\n' 2>/dev/null || true
     done
     find runs -name 'checkpoint-*.ckpt' -printf '%h\n' | sort -u | while read -r folder; do
-      find "$folder" -maxdepth 1 -name 'checkpoint-*.ckpt' -printf '%p %s\n' | sort | tail -n 1 | awk '{ print $2, $1 }'
+      find "$folder" -maxdepth 1 -name 'checkpoint-*.ckpt' -printf '%T@ %s %p\n' | sort -n | tail -n 1 | cut -d' ' -f2-
     done
   } | awk -v left=$((pieces * piece - 20000)) \
     '$1 + 2000 < left { left -= $1 + 2000; sub(/^[0-9]+ /, ""); print }' >students

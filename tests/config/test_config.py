@@ -206,3 +206,9 @@ def test_weights_of_classes_are_read_from_files_and_flags_and_written_back(tmp_p
     balanced = with_flags(Config(), ["--training.class_weight", "balanced"])
     assert balanced.training.class_weight == "balanced"
     assert fingerprint(config) != fingerprint(balanced) != fingerprint(Config())
+
+
+def test_infinite_numbers_are_refused_wherever_they_come_from():
+    for flags in (["--overlay.max_exponent", "inf"], ["--student.width", "inf"], ["--training.learning_rate", "inf"]):
+        with pytest.raises(UserError, match=f"{flags[0][2:]} must be a finite number"):
+            with_flags(Config(), flags)

@@ -5,6 +5,7 @@ import http.server
 import io
 import shutil
 import socket
+import struct
 import subprocess
 import sys
 import threading
@@ -68,6 +69,25 @@ def _save_tfds(root: Path, arrays: dict[str, np.ndarray], held_out: str = "test"
         split_datasets={"train": records("train"), held_out: records("test")},
     )
     return "tiny"
+
+
+def test_float_images_of_tfds_are_refused(tmp_path):
+    import tensorflow_datasets as tfds
+
+    image, label = tfds.features.Image(shape=(4, 4, 1), dtype=np.float32), tfds.features.ClassLabel(num_classes=2)
+    records = [(index, {"image": np.full((4, 4, 1), 0.5, np.float32), "label": index % 2}) for index in range(8)]
+    tfds.dataset_builders.store_as_tfds_dataset(
+        name="floats",
+        version="1.0.0",
+        data_dir=tmp_path,
+        features=tfds.features.FeaturesDict({"image": image, "label": label}),
+        split_datasets={"train": records, "test": records},
+    )
+    _refused("the image 'image' holds float32; expected uint8", "floats", directory=str(tmp_path))
+
+
+def test_a_home_folder_of_nobody_is_refused():
+    _refused("~nosuch/x: no home folder of this user is known", "~nosuch/x")
 
 
 def _assert_same(left: data.Dataset, right: data.Dataset) -> None:
@@ -422,11 +442,25 @@ def test_unreadable_picture_is_named(tmp_path, content):
     _refused(f"cannot read picture .*{path.name}: ", name)
 
 
+def _separate_planes(path):
+    """Write an uncompressed 16-bit RGB TIFF whose planes lie one after the other, which Pillow reads as 8 bits."""
+    plane = np.full((4, 4), 40000, "<u2").tobytes()
+    entries = [(256, 3, 1, 4), (257, 3, 1, 4), (258, 3, 3, 200), (259, 3, 1, 1), (262, 3, 1, 2), (273, 4, 3, 220)]
+    entries += [(277, 3, 1, 3), (278, 3, 1, 4), (279, 4, 3, 240), (284, 3, 1, 2)]
+    fields = b"".join(struct.pack("<HHI", *entry[:3]) + struct.pack("<I", entry[3]) for entry in entries)
+    head = b"II*\0" + struct.pack("<IH", 8, len(entries)) + fields + struct.pack("<I", 0)
+    starts = [300 + 32 * index for index in range(3)]
+    arrays = struct.pack("<3H", 16, 16, 16).ljust(20, b"\0") + struct.pack("<3I", *starts).ljust(20, b"\0")
+    path.write_bytes((head.ljust(200, b"\0") + arrays + struct.pack("<3I", 32, 32, 32)).ljust(300, b"\0") + 3 * plane)
+
+
 def test_decompression_bombs_and_deep_pictures_are_refused(tmp_path, monkeypatch):
     name = _save_folder(tmp_path, _arrays())
     path = tmp_path / "train" / "class0" / "0.png"
     Image.new("I;16", (4, 4)).save(path)
     _refused("0.png has mode I;16; expected 8 bits", name)
+    _separate_planes(path)
+    _refused("0.png has mode RGB of 16 bits or more; expected 8 bits", name)
     Image.new("L", (30, 40)).save(path)
     for limit in (1000, 500):  # Pillow warns over the limit and raises over twice the limit
         monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)

@@ -4,6 +4,7 @@ import io
 import unicodedata
 from pathlib import Path
 
+import keras
 import numpy as np
 import pytest
 from PIL import Image, ImageOps
@@ -214,6 +215,16 @@ def test_names_of_classes_are_equal_however_their_accents_are_stored(tmp_path):
         save_folder(tmp_path, 4, (unicodedata.normalize(form, "\u00c4pfel"), "bee"), splits=(split,))
     loaded = data.load(str(tmp_path))
     assert loaded.class_names == ("bee", "\u00c4pfel") and np.bincount(loaded.test.labels).tolist() == [4, 4]
+
+
+def test_classes_are_in_the_order_in_which_keras_reads_their_folders(tmp_path):
+    """Keras sorts the names as they are on disk, where an accent may be a sign of its own."""
+    names = [unicodedata.normalize("NFD", name) for name in ("\u00e2ne", "chat", "\u00e9l\u00e9phant", "lion")]
+    save_folder(tmp_path, 4, names)
+    theirs = keras.utils.image_dataset_from_directory(tmp_path / "train", image_size=(8, 8), verbose=False).class_names
+    ours = data.load(str(tmp_path)).class_names
+    assert ours == tuple(unicodedata.normalize("NFC", name) for name in theirs)
+    assert ours == ("\u00e2ne", "chat", "\u00e9l\u00e9phant", "lion")
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from tfigkd.config.fields import OverlayConfig, SplitsConfig
 from tfigkd.config.training_fields import AugmentConfig
 from tfigkd.data import Examples, concatenate, load, mean_color
 from tfigkd.data import disk as module
-from tfigkd.data.disk import FOLDER, DiskPictures, blocks, join, pick
+from tfigkd.data.disk import FOLDER, DiskPictures, blocks, digest, join, pick
 from tfigkd.data.spaces import to_gray
 from tfigkd.measure.metrics import mirrored_accuracy, predict_logits
 from tfigkd.runtime.errors import UserError
@@ -189,11 +189,28 @@ def test_damaged_files_are_refused(folder, small_blocks):
     load(str(folder), resident="disk")
 
 
+def test_changed_pixels_are_refused_when_they_are_read(folder):
+    """A file of the right size; each picture is compared with its hash once in a process."""
+
+    def read():
+        data = load(str(folder), resident="disk")
+        return concatenate([data.train, data.validation, data.test]).images[:]
+
+    expected = read()
+    path = next((folder / FOLDER).glob("*.pixels"))
+    whole = path.read_bytes()
+    path.write_bytes(bytes([whole[0] ^ 1]) + whole[1:])
+    with pytest.raises(UserError, match=r"\.pixels is damaged; delete .*\.json and .*\.journal, so that"):
+        read()
+    path.write_bytes(whole)
+    np.testing.assert_array_equal(read(), expected)
+
+
 def test_a_file_that_is_cut_while_it_is_read(folder):
     data = load(str(folder), resident="disk")
     for path in (folder / FOLDER).glob("*.pixels"):
         path.write_bytes(b"")
-    with pytest.raises(UserError, match="cut short"):
+    with pytest.raises(UserError, match="damaged"):
         data.train.images[:]
 
 
@@ -255,7 +272,7 @@ def test_another_folder(folder, tmp_path):
 def two(tmp_path_factory, pixels):
     path = tmp_path_factory.mktemp("disk") / "a.pixels"
     path.write_bytes(pixels.tobytes())
-    return pixels, DiskPictures.of(path, pixels.shape[1:], len(pixels))
+    return pixels, DiskPictures.of(path, np.array([digest(one) for one in pixels]), pixels.shape[1:])
 
 
 INDEX = st.one_of(

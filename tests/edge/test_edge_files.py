@@ -97,6 +97,21 @@ def test_one_logit_between_0_and_1_is_no_probability(pixels: np.ndarray, tmp_pat
         np.testing.assert_allclose(shares(file_predictor(path, ("no", "yes"))(pixels))[:, 1], second, atol=0.01)
 
 
+@pytest.mark.parametrize(("taken", "given"), [("float32", "float16"), ("float32", "float64"), ("float16", "float32")])
+def test_floats_of_any_width_at_the_ends(taken: str, given: str, pixels: np.ndarray, tmp_path: Path) -> None:
+    kernel = np.random.default_rng(1).normal(size=(192, 3)).astype("float32")
+
+    @tf.function(input_signature=[tf.TensorSpec([1, *SHAPE], taken)])
+    def network(images: Any) -> Any:
+        return tf.cast(tf.matmul(tf.reshape(tf.cast(images, "float32"), [1, 192]), kernel), given)
+
+    path = tmp_path / "m.tflite"
+    path.write_bytes(tf.lite.TFLiteConverter.from_concrete_functions([network.get_concrete_function()]).convert())
+    found = file_predictor(path, NAMES)(pixels)
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(found, (pixels / 255).reshape(6, 192) @ kernel, atol=0.05)
+
+
 def test_json_of_another_tool_is_no_contract(pixels: np.ndarray, tmp_path: Path) -> None:
     """The files model.json and model.tflite of one model; the contract goes nowhere else, so export leaves it alone."""
     model = net()

@@ -460,6 +460,31 @@ def test_data_and_a_keras_file(channels, tmp_path, capsys):
     assert "Difference from m.keras, 9 validation images of digits" in capsys.readouterr().out
 
 
+def test_the_range_that_is_given_is_that_of_the_keras_file(tmp_path, monkeypatch, capsys):
+    """A model for pixels 0 to 255, which its first layer does not show; the int8 file's contract says [0,1]."""
+    from tfigkd import profile as module
+    from tfigkd.export import main as export
+
+    inputs = keras.Input((8, 8, 3))
+    hidden = layers.Conv2D(4, 3, activation="relu")(inputs)
+    initialized(keras.Model(inputs, layers.Dense(10)(layers.Flatten()(hidden)))).save(tmp_path / "m.keras")
+    path, table = tmp_path / "m.int8.tflite", tmp_path / "t.json"
+    known = ["--data", "digits", "--input-range", "0", "255", "--outputs", "logits"]
+    assert export([str(tmp_path / "m.keras"), "--format", "int8", "--output", str(path), *known]) == 0
+    asked, real = [], module.call_module
+
+    def call(name, *words):
+        asked.extend(words)
+        return real(name, *words)
+
+    monkeypatch.setattr(module, "call_module", call)
+    words = [str(path), "--float32", str(tmp_path / "m.keras"), *known, "--runs", "10", "--warmup", "1"]
+    assert main([*words, "--output", str(table)]) == 0, capsys.readouterr().err
+    cosines = [one["cosine"] for one in json.loads(table.read_text())["operations"] if one["cosine"] is not None]
+    assert len(cosines) >= 2 and min(cosines) > 0.99
+    assert asked[-2:] == ["--outputs", "logits"]
+
+
 def test_what_the_command_refuses(written, tmp_path, capsys):
     _, folder = written
     integer, floating = str(folder / "m.int8.tflite"), str(folder / "m.float32.tflite")

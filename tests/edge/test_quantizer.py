@@ -71,6 +71,16 @@ def test_all_is_int8_and_near_keras(model, tmp_path):
     assert noise(floating, model, tmp_path) < 0.05
 
 
+@pytest.mark.parametrize("keep", [0, 1])
+def test_what_would_stay_in_floats_is_named(keep):
+    """The package leaves what it does not know in floats, and says nothing."""
+    inputs = keras.Input((8, 8, 3))
+    hidden = keras.ops.sin(layers.LeakyReLU()(layers.Conv2D(4, 3)(inputs)))
+    model = keras.Model(inputs, layers.Dense(3)(layers.GlobalAveragePooling2D()(hidden)))
+    with pytest.raises(UserError, match=r"to int8: LEAKY_RELU,.* SIN would stay in floats; leave out the quantizer"):
+        quantize(convert(model, "float32"), PIXELS[:4], keep=keep)
+
+
 def test_no_calibration_image_is_clipped(model, tmp_path):
     """One light image among dark ones sets the ranges; the package alone would average it away."""
     images = np.concatenate([PIXELS[:15] // 8, PIXELS[16:17]])

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from tfigkd.measure.chance import better_order, mean_recall, near_chance, what_helps
+from tfigkd.measure.chance import better_order, mean_recall, near_chance, suggest_fix
 
 
 def logits_of(predicted: np.ndarray, classes: int) -> np.ndarray:
@@ -25,17 +25,17 @@ def test_a_constant_answer_is_chance_however_large_its_class() -> None:
     assert mean_recall(constant, labels) == 0.5 and near_chance(constant, labels)
 
 
-def test_what_helps() -> None:
+def test_fix_is_suggested() -> None:
     labels = np.arange(60) % 3
     wrong, right = logits_of(np.zeros(60, int), 3), logits_of(labels, 3)
-    said = what_helps(wrong, labels, ["a", "b", "c"], {"--input-range 0 255": lambda: right, "--x": lambda: wrong})
+    said = suggest_fix(wrong, labels, ["a", "b", "c"], {"--input-range 0 255": lambda: right, "--x": lambda: wrong})
     assert said == "with --input-range 0 255 its balanced accuracy on the same images is 100.0 %"
     # output 0 means c, 1 means a, 2 means b
     turned = logits_of((labels + 1) % 3, 3)
     assert better_order(turned, labels, 3) == [2, 0, 1]
-    assert "in the order c, a, b" in str(what_helps(turned, labels, ["a", "b", "c"], {}))
-    assert "(balanced accuracy in this order: 100.0 %)" in str(what_helps(turned, labels, ["a", "b", "c"], {}))
-    assert what_helps(wrong, labels, ["a", "b", "c"], {"--x": lambda: wrong}) is None
+    assert "in the order c, a, b" in str(suggest_fix(turned, labels, ["a", "b", "c"], {}))
+    assert "(balanced accuracy in this order: 100.0 %)" in str(suggest_fix(turned, labels, ["a", "b", "c"], {}))
+    assert suggest_fix(wrong, labels, ["a", "b", "c"], {"--x": lambda: wrong}) is None
 
 
 def test_a_model_that_never_names_a_class_is_no_model_of_another_order() -> None:
@@ -44,8 +44,40 @@ def test_a_model_that_never_names_a_class_is_no_model_of_another_order() -> None
     untrained = logits_of(np.array([1, 0, 0])[labels], 3)
     assert near_chance(untrained, labels)
     assert better_order(untrained, labels, 3) is None
-    assert what_helps(untrained, labels, ["a", "b", "c"], {}) is None
+    assert suggest_fix(untrained, labels, ["a", "b", "c"], {}) is None
     # of ten classes one may fail
     labels = np.arange(100) % 10
     almost = logits_of(np.where(labels == 9, 1, (labels + 1) % 10), 10)
     assert better_order(almost, labels, 10) is not None
+
+
+def test_a_classifier_far_above_chance_may_still_have_another_range_or_order() -> None:
+    labels = np.arange(100) % 10
+    weak = logits_of(np.where(np.arange(100) < 40, labels, 0), 10)
+    strong = logits_of(np.where(np.arange(100) < 95, labels, 0), 10)
+    names = [str(index) for index in range(10)]
+    said = suggest_fix(weak, labels, names, {"--input-range -1 1": lambda: strong})
+    assert said == "with --input-range -1 1 its balanced accuracy on the same images is 95.0 %"
+    assert suggest_fix(strong, labels, names, {"--input-range -1 1": lambda: weak}) is None
+    # folders sorted as text, outputs by number: 0, 1, 10, 11, 2, ...; right on 2 of 12 classes
+    numbers = [str(index) for index in range(12)]
+    names, labels = sorted(numbers), np.arange(120) % 12
+    outputs = logits_of(np.array([int(names[label]) for label in labels]), 12)
+    assert mean_recall(outputs, labels) > 0.16 and not near_chance(outputs, labels)
+    assert "in the order 0, 1, 2, 3, 4, 5, 6, 7, 8, 9 …" in str(suggest_fix(outputs, labels, names, {}))
+    # two of four classes in each other's place
+    labels = np.arange(40) % 4
+    swapped = logits_of(np.array([0, 1, 3, 2])[labels], 4)
+    assert "order a, b, d, c" in str(suggest_fix(swapped, labels, list("abcd"), {}))
+
+
+def test_a_weak_classifier_is_no_other_one() -> None:
+    """Right on a part of the images, wrong at random on the others, in the only range that there is."""
+    random = np.random.default_rng(0)
+    for classes in (2, 10, 100):
+        for accuracy in (0.3, 0.5, 0.7, 0.9):
+            labels = np.arange(256) % classes
+            guessed = np.where(random.random(256) < accuracy, labels, random.integers(0, classes, 256))
+            other = np.where(random.random(256) < accuracy, labels, random.integers(0, classes, 256))
+            others = {"--x": lambda other=other, classes=classes: logits_of(other, classes)}
+            assert suggest_fix(logits_of(guessed, classes), labels, [""] * classes, others) is None

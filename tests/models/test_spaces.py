@@ -236,7 +236,7 @@ def test_a_logit_between_0_and_1_is_none_the_less_one(end: list[Any], pixels: np
     model, images = small_logit(*end), pixels / np.float32(255)
     second = keras.ops.convert_to_numpy(model(images))
     assert second.min() > 0 and second.max() < 1
-    expected = np.concatenate([np.zeros_like(second), second], axis=1)
+    expected = np.concatenate([-second / 2, second / 2], axis=1)
     np.testing.assert_allclose(as_classifier(model)(images), expected, atol=1e-6)
     np.testing.assert_allclose(logits_of(model)(model(images)), expected, atol=1e-6)
 

@@ -132,3 +132,16 @@ def test_any_network_of_blocks_can_be_cut(build, drop_blocks, end, shape) -> Non
     expected = keras.Model(owner.inputs[0], owner.get_layer(end).output)(images)
     found = keras.Model(student.inputs[0], student.get_layer(end).output)(images)
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4 * np.abs(expected).max())
+
+
+def test_a_student_of_a_convnet_is_the_network_built_small() -> None:
+    """The same kind of head, and a stem that nothing trains, whether its weights are copied or random."""
+    teacher = models.convnet(widths=(16, 24, 32))
+    built = models.convnet(widths=(16, 24))
+    for copy in (False, True):
+        student = models.truncate(teacher, 1, 10, copy_weights=copy)
+        assert [layer.name for layer in student.layers] == [layer.name for layer in built.layers]
+        assert [w.shape for w in student.trainable_weights] == [w.shape for w in built.trainable_weights]
+        np.testing.assert_array_equal(*(one.get_layer("whitening").kernel for one in (student, teacher)))
+        built.set_weights(student.get_weights())
+        np.testing.assert_allclose(student(_images()), built(_images()), atol=1e-6)

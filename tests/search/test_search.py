@@ -16,7 +16,7 @@ from tfigkd.runtime.errors import UserError
 from tfigkd.runtime.files import read_manifest
 from tfigkd.search import outcome
 from tfigkd.search.__main__ import main
-from tfigkd.search.space import Dimension, dimension, usual_space
+from tfigkd.search.space import Dimension, changes, dimension, usual_space
 from tfigkd.search.tuner import Options, _oracle, trial_config
 from tfigkd.study.collect import read_rows
 
@@ -200,6 +200,21 @@ def test_a_trial_sets_the_fields_and_hyperbands_epochs():
     values = {"losses.kd.weight": 0.5, "tuner/epochs": 7, "tuner/bracket": 2, "tuner/trial_id": "0003"}
     config = trial_config(read_experiment("kd")[1], values)
     assert (config.losses.kd.weight, config.training.epochs) == (0.5, 7)
+
+
+@pytest.mark.filterwarnings("ignore")  # warnings of packages that KerasTuner imports
+def test_hyperband_does_not_overwrite_epochs_that_are_varied(tmp_path, monkeypatch, capsys):
+    """The best experiment would name a number of epochs that was never trained."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "tiny.toml").write_text(TINY)
+    monkeypatch.setattr("tfigkd.search.tuner.try_out", lambda *_: pytest.fail("trained"))
+    words = ["--experiment", "tiny.toml", "--vary", "training.epochs=2:4"]
+    assert main([*words, "--tuner", "hyperband"]) == 1
+    line = "error: hyperband sets training.epochs itself; leave it out of --vary, or choose another --tuner\n"
+    assert capsys.readouterr().err == line
+    with pytest.raises(UserError, match="hyperband sets training.epochs itself"):
+        changes({"training.epochs": 47, "tuner/epochs": 3})  # of a search of an earlier version
+    assert changes({"training.epochs": 47}) == {"training.epochs": 47}
 
 
 @pytest.mark.parametrize("name", sorted(path.stem for path in experiments_folder().glob("*.toml")))

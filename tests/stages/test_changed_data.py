@@ -1,6 +1,7 @@
 """Data that change under an unchanged config: a finished student stays, and a test picture costs nothing."""
 
 import hashlib
+import json
 import re
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from PIL import Image
 
 from tfigkd.config.experiment import override, read_experiment
 from tfigkd.runtime.errors import UserError
+from tfigkd.runtime.files import read_manifest
 from tfigkd.stages import data
 from tfigkd.stages.distill import student_fingerprint
 from tfigkd.stages.runner import Run, run
@@ -81,6 +83,23 @@ def test_fingerprints_follow_what_a_stage_reads(pictures, tmp_path):
     assert tested[:3] == before[:3] and tested[3] != before[3]
     add(pictures, "train", "ant", 101)
     assert not {*found()} & {*before}
+
+
+def test_corrected_names_of_classes_reach_the_files(pictures, tmp_path):
+    config = override(
+        experiment("student", pictures), {"export.formats": ["float32"], "export.calibration_examples": 4}
+    )
+    workdir = Workdir(tmp_path / "w", tmp_path / "t")
+    for wrong, right in (("", ""), ("bee", "bees")):
+        if wrong:
+            for split in ("train", "test"):
+                (pictures / split / wrong).rename(pictures / split / right)
+        another_process()
+        run(Run("student", config, workdir, ("data", "distill", "export", "evaluate")))
+        contract = json.loads((workdir.stage("export") / "student.float32.json").read_text())
+        names = list(data.dataset(config.data).class_names)
+        assert contract["class_names"] == read_manifest(workdir.stage("evaluate"))["class_names"] == names
+        assert ("bees" in names) == bool(wrong)
 
 
 def test_a_finished_student_is_not_overwritten_by_other_data(pictures, tmp_path, capsys):

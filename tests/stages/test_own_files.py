@@ -66,6 +66,23 @@ def test_a_teacher_at_chance_is_refused_with_what_helps(folder, tmp_path):
     np.testing.assert_allclose(keras.ops.softmax(logits), plain, atol=1e-4)
 
 
+def test_a_teacher_that_is_clearly_better_in_another_range_is_refused(tmp_path):
+    """Gray levels 0, 0.3 and 1 by thresholds on [-1, 1]: right on two of three where [0, 1] is assumed."""
+    labels = np.arange(90) % 3
+    noise = np.random.default_rng(0).integers(0, 8, (90, 8, 8, 3))
+    pixels = (np.array([0, 76, 240])[labels][:, None, None, None] + noise).astype("uint8")
+    np.savez(tmp_path / "data.npz", x_train=pixels, y_train=labels, x_test=pixels[:30, ::-1], y_test=labels[:30])
+    inputs = keras.Input((8, 8, 3))
+    model = keras.Model(inputs, keras.layers.Dense(3)(keras.layers.GlobalAveragePooling2D()(inputs)))
+    model.set_weights([np.array([[0, 1, 2]] * 3) / 3, np.array([0, 0.5, 0])])
+    model.save(tmp_path / "signed.keras")
+    workdir = Workdir(tmp_path / "run", tmp_path / "teachers")
+    with pytest.raises(UserError, match=r"66\.7 %.*; with --teacher\.input_range -1 1 .* is 100\.0 %"):
+        teacher.train_teacher(config_of(tmp_path), workdir)
+    for given in ([-1.0, 1.0], [0.0, 1.0]):  # the user has said so
+        teacher.train_teacher(config_of(tmp_path, teacher__input_range=given), workdir)
+
+
 def test_classes_in_another_order_are_named(folder, tmp_path):
     config = config_of(folder, teacher__model=str(folder / "turned.keras"))
     with pytest.raises(UserError, match=r"outputs seem to be in the order green, red .*: rename the class folders"):

@@ -209,7 +209,8 @@ def test_the_attention_of_another_tap_is_another_store(workdir, attention):
 @pytest.mark.parametrize(("tap", "kind"), [(None, "logits"), (TAP, "attention")])
 def test_verify_tells_exchanged_views_from_those_of_their_images(workdir, attention, tap, kind, monkeypatch):
     folder = views_folder(attention[0], workdir, tap)
-    assert verify(folder, sample=8).keys() == {kind, "flat"}
+    checked = verify(folder, sample=8)
+    assert checked.keys() == {kind, "flat", "recomputed"} and checked["recomputed"] == 8
     with monkeypatch.context() as patch:
         patch.chdir(folder)
         assert verify(Path("."), sample=1).keys() == {kind, "flat"}

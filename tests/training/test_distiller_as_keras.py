@@ -180,6 +180,8 @@ def unflattened():
         (lambda: Distiller(net(), losses=[KLDivergence()], loss_weights=[0.5]), "losses must be a dictionary"),
         (lambda: distiller(teacher=net(1)).fit(X, Y, class_weight=[1, 1]), "dictionary of class number to weight"),
         (lambda: distiller(teacher=net(1)).fit(X, Y, class_weight={"a": 1}), "dictionary of class number to weight"),
+        (lambda: distiller(teacher=net(1)).fit(X, Y, class_weight={0: float("nan")}), "finite and not negative"),
+        (lambda: distiller(teacher=net(1)).fit(X, Y, class_weight={0: -1.0}), "finite and not negative"),
         (lambda: distiller(teacher=net(1)).fit(X, verbose=0), "no labels; give y"),
     ],
 )
@@ -327,6 +329,42 @@ def test_class_weight_trains_as_in_plain_keras_and_with_cached_knowledge():
     hot = distiller(weight=0.0, teacher=net(1))
     hot.fit(X, np.eye(5)[Y], epochs=2, batch_size=16, shuffle=False, class_weight=weights, verbose=0)
     assert largest_difference(plain, hot.student) < 1e-6
+    columns = distiller(weight=0.0)  # with weights [B,1] of the examples besides
+    ones = tf.data.Dataset.from_tensor_slices((X, targets, np.ones((32, 1), np.float32))).batch(16)
+    columns.fit(ones, epochs=2, shuffle=False, class_weight=weights, verbose=0)
+    assert largest_difference(plain, columns.student) < 1e-6
+
+
+def test_class_weight_leaves_a_validation_split_alone_as_in_plain_keras():
+    plain, ours = net(), distiller(weight=0.0, teacher=net(1))
+    plain.compile(keras.optimizers.SGD(0.1), CROSS_ENTROPY)
+    options = {"batch_size": 8, "shuffle": False, "class_weight": {0: 10.0, 2: 0.5}, "verbose": 0}
+    expected = plain.fit(X, Y, validation_split=0.3, **options).history["val_loss"]
+    assert ours.fit(X, Y, validation_split=0.3, **options).history["val_loss"] == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(-1,), (-1, 1)])
+def test_fractions_in_a_data_set_are_no_classes_but_for_a_given_loss_of_one_output(shape):
+    """Binary cross-entropy of shares, as plain Keras computes it on the same data set."""
+    import tensorflow as tf
+
+    shares = RNG.random(32).astype(np.float32)
+    data = tf.data.Dataset.from_tensor_slices((X, shares.reshape(shape))).batch(16)
+    keras.utils.set_random_seed(0)
+    single = keras.Sequential([keras.Input((6,)), keras.layers.Dense(1, activation="sigmoid")])
+    model = Distiller(single)
+    model.compile("sgd", jit_compile=False)
+    for run in (model.evaluate, partial(model.fit, shuffle=False)):
+        with pytest.raises(ValueError, match=r"labels must be whole numbers, got 0\.\d+; round them"):
+            run(data, verbose=0)
+    model.compile("sgd", loss="binary_crossentropy", jit_compile=False)
+    plain = keras.models.clone_model(single)
+    plain.set_weights(single.get_weights())
+    plain.compile("sgd", loss="binary_crossentropy")
+    expected = plain.evaluate(X, shares[:, None], verbose=0)
+    for given in ((data,), (X, shares.reshape(shape))):
+        found = model.evaluate(*given, verbose=0, return_dict=True)["loss"]
+        assert found == pytest.approx(expected, rel=1e-5)
 
 
 class Subclassed(keras.Model):

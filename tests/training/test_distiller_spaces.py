@@ -114,16 +114,17 @@ def test_maps_and_stores_are_of_logits_and_own_pixels(pixels: np.ndarray, tmp_pa
     assert store.verify(teacher, (pixels, labels))["logits"] < 1e-2
 
 
-def test_maps_of_one_sigmoid_explain_both_classes(pixels: np.ndarray) -> None:
-    """Class 1 by the logit under the sigmoid; class 0, whose logit is 0, by nothing."""
-    images = pixels / np.float32(255)
+def test_maps_of_one_sigmoid_explain_both_classes(pixels: np.ndarray, tmp_path: Path) -> None:
+    """By half of the logit z under the sigmoid, and by minus that half; a store holds maps of both."""
+    images, labels = pixels / np.float32(255), np.arange(12) % 2
     model = net(units=1, activation="sigmoid")
-    reference, _ = integrated_gradients(net(units=2), images, np.zeros(12, int), n_steps=4)
-    maps, _ = integrated_gradients(model, images, np.ones(12, int), n_steps=4)
     z = keras.ops.convert_to_numpy(net(units=1)(images) - net(units=1)(0 * images)).ravel()
-    np.testing.assert_allclose(maps.sum(axis=(1, 2, 3)), z, atol=1e-4)
-    assert maps.shape == reference.shape
-    assert not integrated_gradients(model, images, np.zeros(12, int), n_steps=4)[0].any()
+    maps, _ = integrated_gradients(model, images, labels, n_steps=4)
+    assert maps.shape == images.shape
+    np.testing.assert_allclose(maps.sum(axis=(1, 2, 3)), np.where(labels == 1, z / 2, -z / 2), atol=1e-4)
+    store = OverlayStore.build(tmp_path, model, (pixels, labels), n_steps=4)
+    for index in range(12):
+        assert store.knowledge.maps[store._row(pixels[index], labels[index])].any()
 
 
 def test_a_layer_of_a_model_inside_is_a_tap(pixels: np.ndarray) -> None:

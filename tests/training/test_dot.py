@@ -142,3 +142,11 @@ def test_what_cannot_hold_is_refused_in_one_line(changes, message):
 def test_what_would_change_only_one_of_the_gradients_is_refused(options):
     with pytest.raises(ValueError, match="separate momenta need a momentum, and take none of clipnorm"):
         DOT(0.1, **{"momentum": 0.5, "delta": 0.0, **options})
+
+
+def test_what_separate_momenta_cannot_do_is_refused():
+    with pytest.raises(ValueError, match="train in float32 or bfloat16, not in float16"):
+        distiller(keras.optimizers.LossScaleOptimizer(DOT(0.1, momentum=0.5, delta=0.1)))
+    model = Distiller(network(), losses={"kd": KLDivergence()}, loss_weights={"kd": 0.5}, finetune_from=3)
+    with pytest.raises(ValueError, match="leave out finetune_from"):
+        model.compile(DOT(0.1, momentum=0.5, delta=0.1), jit_compile=False)

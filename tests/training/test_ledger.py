@@ -49,6 +49,34 @@ def test_norms_are_those_of_the_gradient_and_grow_with_the_weight(stream):
     assert small["hard_loss"][1] == pytest.approx(4 * large["hard_loss"][1], rel=1e-4)
 
 
+class Tiny(keras.distillation.DistillationLoss):
+    teacher_layer_name = student_layer_name = "block_01"
+
+    def compute_loss(self, teacher_outputs, student_outputs, **kwargs):
+        teacher_outputs, student_outputs = (keras.ops.cast(x, "float32") for x in (teacher_outputs, student_outputs))
+        return 1e-6 * keras.ops.mean(keras.ops.square(teacher_outputs - student_outputs))
+
+
+def test_norms_in_float16_are_those_in_float32(stream):
+    """The gradients of a small term are zero in float16 unless the loss is scaled, as it is in training."""
+    images, targets = next(stream(0))
+    norms = {}
+    for policy in ("float32", "mixed_float16"):
+        keras.config.set_dtype_policy(policy)
+        try:
+            student, teacher = network(16, 0), network(14, 1)
+        finally:
+            keras.config.set_dtype_policy("float32")
+        model = Distiller(student, losses={"tiny": Tiny()}, loss_weights={"tiny": 1e6}, teacher=teacher)
+        optimizer = keras.optimizers.SGD(0.1)
+        if policy == "mixed_float16":
+            optimizer = keras.optimizers.LossScaleOptimizer(optimizer, initial_scale=2.0**15)
+        model.compile(optimizer, jit_compile=False)
+        norms[policy] = gradient_norms(model, images, targets)
+    for name, (_, norm) in norms["float32"].items():
+        assert norm > 0 and norms["mixed_float16"][name][1] == pytest.approx(norm, rel=0.1), name
+
+
 def run(stream, folder, epochs, at, ledger_steps=3):
     folder.mkdir(exist_ok=True)
     config = TrainingConfig(epochs=epochs, batch_size=16)

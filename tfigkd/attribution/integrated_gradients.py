@@ -59,7 +59,7 @@ def integrated_gradients(
     Args:
         model: A classifier of images [B,H,W,C]; it runs in inference mode. One that takes other values than [0,1] or
             gives probabilities is converted as `tfigkd.models.as_classifier` does it, so the logits under its softmax
-            are attributed; one output is that of the second of two classes, whose logits are [0, z].
+            are attributed; one output is that of the second of two classes, whose logits are [-z/2, z/2].
         images: float [B,H,W,C] in [0,1].
         targets: Index of the logit to explain, int [B] or [B,1].
         baseline: "black", "blur", or an array that broadcasts to the images, such as `make_baseline` gives.

@@ -1,7 +1,8 @@
 """How the fields of the config are declared: their part in fingerprints, and the checks of their ranges."""
 
+import math
 from collections.abc import Callable
-from dataclasses import field
+from dataclasses import field, fields, is_dataclass
 from typing import Any
 
 from tfigkd.runtime.errors import UserError
@@ -32,6 +33,17 @@ def require(condition: bool, what: str, value: Any) -> None:
     """Refuse a value that is out of range, in one line."""
     if not condition:
         raise UserError(f"config: {what}, got {value!r}")
+
+
+def require_finite(table: Any, name: str = "") -> None:
+    """Refuse an infinite number or NaN in a config or in one of its tables."""
+    for one in fields(table):
+        value, dotted = getattr(table, one.name), f"{name}{one.name}"
+        if is_dataclass(value):
+            require_finite(value, f"{dotted}.")
+        members = value if isinstance(value, tuple) else (value,)
+        finite = all(math.isfinite(member) for member in members if isinstance(member, float))
+        require(finite, f"{dotted} must be a finite number", value)
 
 
 def require_seed(seed: int, name: str) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 
 from tfigkd.config.code_fields import CodeConfig
 from tfigkd.config.compress_fields import CompressConfig
-from tfigkd.config.declare import late, require
+from tfigkd.config.declare import late, require, require_finite
 from tfigkd.config.fields import (
     AttributionConfig,
     ControlConfig,
@@ -64,6 +64,7 @@ class Config:
     benchmark: BenchmarkConfig = field(default_factory=BenchmarkConfig)
 
     def __post_init__(self) -> None:
+        require_finite(self)
         mixed = {name: share for name in ("mixup", "cutmix") if (share := getattr(self.training, name))}
         require(not (mixed and self.needs_single_images), MIXED, mixed)
         rest = self.training.hard_weight is not None or self.losses.kd.weight <= 1

@@ -169,7 +169,8 @@ class TeacherConfig(NetworkConfig):
     """Train the teacher; not given: an architecture by name is trained, a .keras file is taken as it is. true trains a
     file further."""
     accept_chance: bool = late(False)
-    """Use a teacher from a file or with published weights even if it is no better than guessing."""
+    """Use a teacher from a file or with published weights even if it is no better than guessing, or clearly better with
+    another input range or class order."""
     seed: int = 0
     """Seed of the teacher's own training; --seed moves only the student."""
     count: int = 1

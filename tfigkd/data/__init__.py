@@ -10,7 +10,6 @@ import hashlib
 import math
 from collections import Counter
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -23,6 +22,7 @@ from tfigkd.data.pictures import one_line
 from tfigkd.data.spaces import to_gray
 from tfigkd.data.splits import check_groups, hold_out
 from tfigkd.runtime.errors import UserError
+from tfigkd.runtime.files import expanded
 
 VALIDATION_DIVISOR = 10
 TEST_DIVISOR = 5
@@ -157,7 +157,8 @@ def load(
     check_groups(name, parts)
     for split, examples in parts.items():
         if not len(examples):
-            raise UserError(f"data set {name!r}: the {split} split is empty; add pictures to each class")
+            remedy = "data.group needs more groups" if group else "add pictures to each class"
+            raise UserError(f"data set {name!r}: the {split} split is empty; {remedy}")
         lacking = [one for label, one in enumerate(source.class_names) if not (examples.labels == label).any()]
         if lacking:
             notes.append(f"warning: {split} has no pictures of {', '.join(lacking[:10])}")
@@ -211,7 +212,7 @@ def mean_color(examples: Examples) -> np.ndarray:
 
 
 def _open(name: str, directory: str | None, wanted: sources.Wanted, download: bool) -> sources.Source:
-    path = Path(name).expanduser()
+    path = expanded(name)
     ending = path.suffix.lower()
     if name == "digits":
         return sources.read_digits(wanted)
@@ -228,7 +229,7 @@ def _check(name: str, source: sources.Source) -> None:
     """Raise an error for data that no later stage can use."""
     classes = len(source.class_names)
     if classes < 2:
-        inside = Path(name).expanduser() / (source.class_names or ("",))[0]
+        inside = expanded(name) / (source.class_names or ("",))[0]
         nested = inside.is_dir() and any(child.is_dir() for child in inside.iterdir())
         hint = f"; are the classes the folders in {inside}?" if nested else ""
         raise UserError(f"data set {name!r} has {classes} class(es); a classifier needs at least 2{hint}")

@@ -23,7 +23,7 @@ from tfigkd.data.disk import Pictures, decoded
 from tfigkd.data.pictures import check_memory, decode_all, one_line, reading
 from tfigkd.data.sources import ROLES, Notes, Part, Source, Wanted, unused, usual
 from tfigkd.runtime.errors import UserError
-from tfigkd.runtime.files import checksum
+from tfigkd.runtime.files import checksum, expanded
 
 # The host of the files of TensorFlow Datasets. Without a network tfds itself would wait for minutes.
 PROBE_URL = "https://storage.googleapis.com"
@@ -53,7 +53,7 @@ def read(name: str, directory: str | None, wanted: Wanted, download: bool) -> So
         UserError: The data set does not exist, cannot be downloaded, is damaged, or lacks an image or label feature.
     """
     if not NAME_PATTERN.fullmatch(name):
-        if Path(name).expanduser().is_file():
+        if expanded(name).is_file():
             remedy = OTHER_FILES.get(Path(name).suffix.lower(), "give the folder or the list of the pictures")
             raise UserError(f"{name} is a file, but no .npz or .csv file; {remedy}")
         raise UserError(
@@ -74,7 +74,7 @@ def read(name: str, directory: str | None, wanted: Wanted, download: bool) -> So
 
 def similar_folder(name: str) -> str:
     """Return a hint at a folder or file whose name is nearly `name`, or nothing."""
-    path = Path(name.replace("\\", "/")).expanduser()
+    path = expanded(name.replace("\\", "/"))
     try:
         names = [child.name for child in path.parent.iterdir()]
     except OSError:
@@ -86,7 +86,7 @@ def similar_folder(name: str) -> str:
 def data_directories(directory: str | None) -> list[Path]:
     """Return the folders to search for prepared data: `directory`, $TFDS_DATA_DIR, tfds's default."""
     candidates = [directory, os.environ.get("TFDS_DATA_DIR"), "~/tensorflow_datasets"]
-    return [Path(candidate).expanduser() for candidate in candidates if candidate]
+    return [expanded(candidate) for candidate in candidates if candidate]
 
 
 def find_prepared(folder: Path, version: str = "") -> Path | None:
@@ -244,6 +244,11 @@ def _find_keys(builder: Any, folder: Path, group: str | None) -> tuple[str, str]
         )
     images = [key for key, feature in features.items() if type(feature) is tfds.features.Image]
     labels = [key for key, feature in features.items() if type(feature) is tfds.features.ClassLabel]
+    for key in images:  # floats are stored as the bytes of a picture of four channels
+        if np.dtype(features[key].np_dtype) != np.uint8:
+            raise UserError(
+                f"tfds data in {folder}: the image {key!r} holds {features[key].np_dtype}; expected uint8 pixels"
+            )
     keys = builder.info.supervised_keys
     if keys and len(keys) == 2 and keys[0] in images and keys[1] in labels:
         return keys[0], keys[1]

@@ -73,21 +73,33 @@ class DiskPictures:
         shape: (H, W, C) of each picture.
         places: int64 [N,2], for each picture the index of its file and its number in it.
         convert: What becomes of pictures uint8 [B,H,W,C] when they are read; None: nothing.
+        digests: For each file the `digest` of each picture, with which the picture is compared when it is read for the
+            first time; None compares none.
     """
 
     dtype = np.dtype(np.uint8)
     ndim = 4
 
-    def __init__(self, files: Sequence[Path], shape: Sequence[int], places: np.ndarray, convert: Convert | None = None):
+    def __init__(
+        self,
+        files: Sequence[Path],
+        shape: Sequence[int],
+        places: np.ndarray,
+        convert: Convert | None = None,
+        digests: Sequence[np.ndarray] | None = None,
+    ):
         self._files = OpenFiles(files)
         self._one = tuple(int(side) for side in shape)
         self._places = np.asarray(places, np.int64).reshape(-1, 2)
         self._convert = convert
+        self._digests = digests
+        self._intact = [np.zeros(len(one), bool) for one in digests or ()]
 
     @classmethod
-    def of(cls, file: Path, shape: Sequence[int], count: int) -> "DiskPictures":
-        """Return all pictures of one file, in its order."""
-        return cls([file], shape, np.stack([np.zeros(count, np.int64), np.arange(count)], axis=1))
+    def of(cls, file: Path, digests: np.ndarray, shape: Sequence[int]) -> "DiskPictures":
+        """Return all pictures of one file, in its order; their digests are unicode [N]."""
+        places = np.stack([np.zeros(len(digests), np.int64), np.arange(len(digests))], axis=1)
+        return cls([file], shape, places, digests=[digests])
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -125,16 +137,26 @@ class DiskPictures:
         return self._with(self._places, convert)
 
     def _with(self, places: np.ndarray, convert: Convert | None) -> "DiskPictures":
-        return DiskPictures(self._files.paths, self._one, places, convert)
+        chosen = DiskPictures(self._files.paths, self._one, places, convert, self._digests)
+        chosen._intact = self._intact  # what one of them has compared, no other compares again
+        return chosen
 
     def _read(self, places: np.ndarray) -> np.ndarray:
         found = np.empty((len(places), *self._one), np.uint8)
         length = math.prod(self._one)
         for (which, number), picture in zip(places.tolist(), found, strict=True):
             if os.preadv(self._files.descriptor(which), [picture.reshape(-1).data], number * length) != length:
-                path = self._files.paths[which]
-                raise UserError(f"{path} is cut short; delete it, so that the pictures are decoded again")
+                raise _damaged(self._files.paths[which])
+            if self._digests is not None and not self._intact[which][number]:
+                if digest(picture) != self._digests[which][number]:
+                    raise _damaged(self._files.paths[which])
+                self._intact[which][number] = True
         return found if self._convert is None else self._convert(found)
+
+
+def _damaged(pixels: Path) -> UserError:
+    kept = " and ".join(str(pixels.with_suffix(ending)) for ending in (".json", ".journal"))
+    return UserError(f"{pixels} is damaged; delete {kept}, so that the pictures are decoded again")
 
 
 Pictures = np.ndarray | DiskPictures
@@ -243,8 +265,9 @@ def decoded(
         shape, digests, done = _written(journal)
         size = len(sources) * math.prod(shape)
         if checksum(journal) != known["journal"] or not pixels.is_file() or pixels.stat().st_size != size:
-            raise UserError(f"{pixels} is damaged; {again}")
-    return DiskPictures.of(pixels, shape, len(sources)), np.array(digests), done
+            raise _damaged(pixels)
+    hashes = np.array(digests)
+    return DiskPictures.of(pixels, hashes, shape), hashes, done
 
 
 @contextlib.contextmanager

@@ -116,6 +116,7 @@ def _read_classes(
 ) -> tuple[tuple[str, ...], Part]:
     """Read `folder/<class>/**` of some folders; with `expected`, raise an error for other classes."""
     found: dict[str, list[tuple[Path, str]]] = {}
+    on_disk: dict[str, str] = {}
     for folder in folders:
         loose = 0
         for child in sorted(_visible_children(root, folder)):
@@ -138,12 +139,13 @@ def _read_classes(
                 remedy = f"save those of {kinds} as .jpg" if kinds else "add some or remove it"
                 raise UserError(f"class folder {child} has no pictures of a known format; {remedy}")
             found.setdefault(name, []).extend(members)
+            on_disk.setdefault(name, child.name)
         notes.lines += [f"left out {hidden}, a hidden folder of pictures" for hidden in _hidden_classes(folder)]
         if loose:
             notes.lines.append(f"left out {loose:,} picture{'s' * (loose != 1)} of {folder} in no class folder")
     if not found:
         raise UserError(f"{folders[0]} has no class folders with pictures; expected <class>/<picture> in it")
-    class_names = tuple(sorted(found)) if expected is None else expected
+    class_names = tuple(sorted(found, key=on_disk.__getitem__)) if expected is None else expected  # as Keras sorts
     labels = [class_names.index(name) for name, members in found.items() for _ in members]
     members = [member for each in found.values() for member in each]
     paths = [path for path, _ in members]

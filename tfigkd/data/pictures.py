@@ -31,6 +31,8 @@ FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 SIGNATURES = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF87a", b"GIF89a", b"II*\0", b"MM\0*")
 NAMED = 20
 """Largest number of unusable pictures that are named in a line each."""
+BITS_PER_SAMPLE = 0x0102
+"""The number of the TIFF tag that says how many bits each channel has."""
 ORIENTATION = 0x0112
 """The number of the EXIF tag that says how a picture is turned; 1 is upright."""
 
@@ -92,9 +94,7 @@ def _decode(
 
     done: list[str] = []
     with open_picture(encoded, name) as file:
-        deep = [str(tile[3]) for tile in getattr(file, "tile", ()) if ";16" in str(tile[3])]
-        if file.mode[0] in "IF" or deep:
-            mode = file.mode if file.mode[0] in "IF" else deep[0]
+        if (mode := _deep_mode(file)) is not None:
             raise UserError(f"picture {name} has mode {mode}; expected 8 bits per channel, so convert it")
         if getattr(file, "is_animated", False) and file.format != "MPO":  # further pictures of one photograph
             done.append(ANIMATED)
@@ -119,6 +119,16 @@ def _decode(
         if image_size is not None and picture.size != (image_size, image_size):
             picture = scaled(picture, (image_size, image_size), fit)
         return np.asarray(picture), done
+
+
+def _deep_mode(file: Any) -> str | None:
+    """Return how a picture of more than 8 bits per channel is stored; None for any other."""
+    if file.mode[0] in "IF":
+        return str(file.mode)
+    if file.format == "TIFF" and max(np.ravel(file.tag_v2.get(BITS_PER_SAMPLE, 8))) > 8:
+        return f"{file.mode} of 16 bits or more"  # in separate planes, Pillow's own modes do not show it
+    modes = [str(tile[3]) for tile in getattr(file, "tile", ())]
+    return next((mode for mode in modes if ";16" in mode and "BGR;16" not in mode), None)  # that is 5, 6 and 5 bits
 
 
 def _orientation(file: Any) -> int:

@@ -27,7 +27,7 @@ from tfigkd.data.pictures import (
     to_rgb,
 )
 from tfigkd.runtime.errors import UserError
-from tfigkd.runtime.files import checksum
+from tfigkd.runtime.files import checksum, expanded
 
 SHARE = 0.25
 """Share of the free memory that the pictures of a split may take: they are copied when they are sorted and cropped."""
@@ -91,7 +91,7 @@ class Wanted:
 
     def folder(self, beside: Path) -> Path:
         """Return where they are kept: the folder of the config, or one in the folder of the data."""
-        return Path(self.cache).expanduser() if self.cache else beside / FOLDER
+        return expanded(self.cache) if self.cache else beside / FOLDER
 
 
 @dataclass

@@ -77,11 +77,14 @@ def output_kind(values: np.ndarray, tolerance: float = SUM_TOLERANCE) -> Outputs
 
 
 def to_logits(values: np.ndarray, outputs: Outputs) -> np.ndarray:
-    """Return outputs [N,C] as logits of at least two classes; one output z or p is that of the second of two."""
+    """Return outputs [N,C] as logits of at least two classes.
+
+    One output, a logit z or a probability, is that of the second of two classes, whose logits are [-z/2, z/2].
+    """
     if outputs == "probabilities":
         logits = np.log(np.maximum(values, SMALLEST_PROBABILITY))
         if values.shape[1] == 1:
             logits = logits - np.log(np.maximum(1 - values, SMALLEST_PROBABILITY))
     else:
         logits = values
-    return np.concatenate([np.zeros_like(logits), logits], axis=1) if logits.shape[1] == 1 else logits
+    return np.concatenate([-logits / 2, logits / 2], axis=1) if logits.shape[1] == 1 else logits

@@ -27,6 +27,7 @@ from tfigkd.data.sources import (
     usual,
 )
 from tfigkd.runtime.errors import UserError
+from tfigkd.runtime.files import expanded
 
 
 def read_csv(path: Path, wanted: Wanted) -> Source:
@@ -124,7 +125,7 @@ def _read_rows(
     for index, row in enumerate(rows):
         if row["label"] not in class_names:
             raise UserError(f"{table}: {row['path']} has the label {row['label']!r}, which no picture of train has")
-        place = table.parent / Path(row["path"]).expanduser()
+        place = table.parent / expanded(row["path"])
         if not place.is_file():
             place = table.parent / row["path"].replace("\\", "/")  # of a table that was made on Windows
         if not place.is_file():

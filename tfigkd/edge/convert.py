@@ -137,16 +137,31 @@ def _run(frozen: Any, format: Format, calibration: np.ndarray | None = None, *, 
             reason, known = _reason(error)
             kind = OperationError if known else UserError
             raise kind(f"this model cannot be converted to {format}: {reason}") from error
+    check_content(content, format, io)
+    return content
+
+
+def check_content(content: bytes, format: Format, io: Ends, remedy: str = "use another format") -> None:
+    """Check that LiteRT opens a file, and that it computes in integers if it is to: no quantizer tells what it leaves.
+
+    Args:
+        content: Of the .tflite file.
+        format: Of the file.
+        io: Its ends, as in `convert`.
+        remedy: What the user can do if an operation is left in floats.
+
+    Raises:
+        UserError: LiteRT refuses it.
+        OperationError: an operation is left in floats.
+    """
     try:
         floats = float_tensors(content, inside=io == "float32")
     except UserError as error:  # such as biases that overflow because an untrained network has tiny activations
         raise UserError(f"this model cannot be converted to {format}: {error}") from error
     if format in CALIBRATED and floats:
-        # the converter silently keeps in floats what it cannot quantize
         kinds = ", ".join(float_operations(content)) or "some operations"
-        reason = f"{kinds} would stay in floats; use another format"
+        reason = f"{kinds} would stay in floats; {remedy}"
         raise OperationError(f"this model cannot be converted to {format}: {reason}")
-    return content
 
 
 def check_convertible(model: keras.Model, formats: Iterable[Format]) -> None:

@@ -37,6 +37,17 @@ PASSES = ("QUANTIZE", "DEQUANTIZE", "RESHAPE")
 MEANS: dict[str, Outputs] = {"logits": "logits", "probabilities": "probabilities"}
 
 
+def names_apart(paths: Sequence[Path]) -> list[str]:
+    """Return the names of files without suffix; equal ones with as many of their folders as tell them apart."""
+    parts = [path.with_suffix("").parts for path in paths]
+    names = []
+    for own in parts:
+        others = {other for other in parts if other != own}
+        depth = next((depth for depth in range(1, len(own)) if own[-depth:] not in {o[-depth:] for o in others}), None)
+        names.append("/".join(own[-depth:]) if depth else str(Path(*own)))
+    return names
+
+
 def image_side(path: Path) -> int | None:
     """Return height and width of the images that a file takes; None where they differ.
 

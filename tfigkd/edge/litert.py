@@ -194,7 +194,7 @@ def input_values(images: np.ndarray, tensor: dict[str, Any], input_range: Range 
 def tensor_values(values: np.ndarray, tensor: dict[str, Any]) -> np.ndarray:
     """Convert real values to the type of an input tensor; integers without a scale are the values themselves."""
     if np.issubdtype(tensor["dtype"], np.floating):
-        return values
+        return values.astype(tensor["dtype"], copy=False)
     if not tensor["quantization"][0]:
         limits = np.iinfo(tensor["dtype"])
         return np.clip(np.round(values), limits.min, limits.max).astype(tensor["dtype"])
@@ -209,9 +209,9 @@ def quantize(values: np.ndarray, tensor: dict[str, Any]) -> np.ndarray:
 
 
 def dequantize(values: np.ndarray, tensor: dict[str, Any]) -> np.ndarray:
-    """Convert the integers of a LiteRT tensor to real values; float32 values are returned unchanged."""
-    if values.dtype == np.float32:
-        return values
+    """Convert the values of a LiteRT tensor to float32; integers are made real by its scale."""
+    if np.issubdtype(values.dtype, np.floating):
+        return values.astype(np.float32, copy=False)
     scale, zero_point = tensor["quantization"]
     return (values.astype(np.float32) - zero_point) * np.float32(scale)
 

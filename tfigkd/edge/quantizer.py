@@ -19,6 +19,7 @@ import numpy as np
 from tfigkd.config.fields import Ends, Kept
 from tfigkd.data import to_model_input
 from tfigkd.data.pictures import one_line
+from tfigkd.edge.convert import check_content
 from tfigkd.edge.layers import compare
 from tfigkd.edge.litert import open_litert
 from tfigkd.edge.operations import Operation, read_operations
@@ -56,13 +57,15 @@ def quantize(
         keep_in: What these compute in: "float32", or "int16" activations with int8 weights.
 
     Raises:
-        UserError: the package is not installed, or it cannot quantize this file.
+        UserError: the package is not installed, or it cannot quantize this file, or not all of its operations.
     """
     make, recipe = _package(), _recipe(io, (), keep_in)
     with _reported():
         found = make(bytearray(content), recipe).calibrate(_sample(content, calibration[:1]), num_threads=1)
         ranges = _widened(found, content, calibration)
         whole = bytes(make(bytearray(content), recipe).quantize(ranges).quantized_model)
+    # what may be kept has weights, and the package quantizes all of these
+    check_content(whole, "int8", io, "leave out the quantizer ai-edge, or use another format")
     if not keep:
         return Quantized(whole, ())
     worst = worst_operations(content, whole, calibration[:PROFILED], keep)

@@ -1,4 +1,4 @@
-"""Whether a classifier is right on more images than by chance, and what makes one of another kind so."""
+"""Detect a classifier that is no better than guessing, or whose input range or class order is clearly another one."""
 
 from collections.abc import Callable, Mapping, Sequence
 
@@ -6,12 +6,16 @@ import numpy as np
 
 from tfigkd.data import Dataset, Examples, concatenate
 
-LOOKED_AT = 256
-"""Images that decide; more would make the decision little surer."""
+PROBE_EXAMPLES = 256
+"""Number of images used for these checks; more would hardly change the result."""
 DEVIATIONS = 2.0
 """Standard deviations of chance within which an accuracy is near it."""
-CLEARLY = 0.5
-"""Accuracy from which another reading of the same outputs is worth naming."""
+CLEARLY = 3.0
+"""Standard deviations by which another input range or class order must be right on more images (McNemar's test)."""
+ORDER_RECALL = 0.5
+"""Balanced accuracy from which another class order is suggested."""
+ORDER_GAIN = 0.2
+"""Gain of balanced accuracy from which another class order is suggested; it is fitted to the images that judge it."""
 NEVER_RIGHT = 0.2
 """Largest share of classes that a model in another order may never name rightly.
 
@@ -19,8 +23,8 @@ An untrained model that happens to tell two of three classes apart is no model o
 """
 
 
-def looked_at(data: Dataset, count: int = LOOKED_AT) -> Examples:
-    """Return images that decide: validation, and some of train where validation has fewer than `count`."""
+def probe_examples(data: Dataset, count: int = PROBE_EXAMPLES) -> Examples:
+    """Return images for these checks: validation, and some of train where validation has fewer than `count`."""
     held_out = data.validation.take(slice(count))
     missing = count - len(held_out)
     return held_out if missing <= 0 else concatenate([held_out, data.train.take(slice(missing))])
@@ -39,35 +43,51 @@ def near_chance(logits: np.ndarray, labels: np.ndarray) -> bool:
     return mean_recall(logits, labels) < chance + DEVIATIONS * spread
 
 
-def what_helps(
+def _clearly_better(other: np.ndarray, logits: np.ndarray, labels: np.ndarray) -> bool:
+    """Return whether other logits [N,C] are right on more labels [N] than chance explains, by McNemar's test."""
+    right, other_right = logits.argmax(axis=1) == labels, other.argmax(axis=1) == labels
+    gained, lost = int((other_right & ~right).sum()), int((right & ~other_right).sum())
+    return gained - lost > CLEARLY * np.sqrt(gained + lost) and not near_chance(other, labels)
+
+
+def suggest_fix(
     logits: np.ndarray,
     labels: np.ndarray,
     class_names: Sequence[str],
     others: Mapping[str, Callable[[], np.ndarray]],
+    *,
+    remedy: str = "rename the class folders so that they sort in this order",
 ) -> str | None:
-    """Return what makes a classifier at chance right, in words; None where nothing that is tried does.
+    """Return what makes a classifier right on clearly more images, in words; None where nothing that is tried does.
 
     Args:
         logits: Its logits [N,C].
         labels: int [N].
         class_names: Of the data, in the order of the labels.
         others: What the user would give, such as "--input-range 0 255", to the logits [N,C] that it leads to.
+        remedy: What to do where the classes are in another order.
     """
     found = {text: compute() for text, compute in others.items()}
-    scores = {text: mean_recall(other, labels) for text, other in found.items() if not near_chance(other, labels)}
+    scores = {
+        text: mean_recall(other, labels) for text, other in found.items() if _clearly_better(other, logits, labels)
+    }
     if scores:
         best = max(scores, key=lambda text: scores[text])
         return f"with {best} its balanced accuracy on the same images is {100 * scores[best]:.1f} %"
     for text, other in {"": logits, **found}.items():
         order = better_order(other, labels, len(class_names))
-        if order is not None:
-            listed = ", ".join(class_names[index] for index in order[:10]) + (" …" if len(order) > 10 else "")
-            also = f" and its pixels those of {text}" if text else ""
-            score = 100 * mean_recall(_in_order(other, order), labels)
-            return (
-                f"its outputs seem to be in the order {listed}{also} (balanced accuracy in this order: {score:.1f} %): "
-                "rename the class folders so that they sort in this order"
-            )
+        if order is None:
+            continue
+        placed = _in_order(other, order)
+        score = mean_recall(placed, labels)
+        if score < mean_recall(logits, labels) + ORDER_GAIN or not _clearly_better(placed, logits, labels):
+            continue
+        listed = ", ".join(class_names[index] for index in order[:10]) + (" …" if len(order) > 10 else "")
+        also = f" and its pixels those of {text}" if text else ""
+        return (
+            f"its outputs seem to be in the order {listed}{also} (balanced accuracy in this order: "
+            f"{100 * score:.1f} %): {remedy}"
+        )
     return None
 
 
@@ -89,6 +109,6 @@ def better_order(logits: np.ndarray, labels: np.ndarray, classes: int) -> list[i
     _, order = linear_sum_assignment(-counts)
     placed, present = _in_order(logits, order), np.unique(labels)
     right = labels[placed.argmax(axis=1) == labels]
-    clear = mean_recall(placed, labels) >= CLEARLY and not near_chance(placed, labels)
+    clear = mean_recall(placed, labels) >= ORDER_RECALL and not near_chance(placed, labels)
     named = len(np.unique(right)) >= (1 - NEVER_RIGHT) * classes
     return [int(label) for label in order] if clear and named and len(present) == classes else None

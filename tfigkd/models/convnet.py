@@ -10,6 +10,8 @@ import numpy as np
 from tfigkd.models import parts
 from tfigkd.models.layers import FusedBatchNormalization
 
+WHITENING = "whitening"
+"""Name of the stem."""
 PATCH = 2
 """Height and width of the whitened patches."""
 EPSILON = 5e-4
@@ -59,20 +61,31 @@ def convnet(
         raise ValueError(f"images must be {PATCH}x{PATCH} or larger, got {tuple(input_shape)}.")
     inputs, x = parts.image_input(input_shape, normalization)
     filters = 2 * PATCH * PATCH * input_shape[-1]
-    x = keras.layers.Conv2D(filters, PATCH, use_bias=False, trainable=False, name="whitening")(x)
+    x = keras.layers.Conv2D(filters, PATCH, use_bias=False, trainable=False, name=WHITENING)(x)
     x = keras.layers.ReLU(name="block_00")(x)
     for number, channels in enumerate(widths, 1):
         filters = channels if width == 1 else parts.scaled(channels, width)
         x = _block(x, filters, depth, f"block_{number:02d}")
-    x = keras.layers.GlobalMaxPooling2D(name="pool")(x)
-    x = keras.layers.Rescaling(LOGIT_SCALE, name="scale")(x)
-    options = {"use_bias": False, "kernel_initializer": _uniform(), "dtype": "float32", "name": "logits"}
-    model = keras.Model(inputs, keras.layers.Dense(num_classes, **options)(x), name="convnet")
+    model = keras.Model(inputs, convnet_head(x, num_classes), name="convnet")
     parts.set_normalization(model, normalization)
     for layer in model.layers:
-        if isinstance(layer, keras.layers.Conv2D) and layer.name != "whitening":
+        if isinstance(layer, keras.layers.Conv2D) and layer.name != WHITENING:
             _set_partial_identity(layer)
     return model
+
+
+def convnet_head(x: Any, num_classes: int, *, prefix: str = "") -> Any:
+    """Global max pooling, a fixed scale and the logits [B,num_classes] without bias, float32 under any policy."""
+    x = keras.layers.GlobalMaxPooling2D(name=f"{prefix}pool")(x)
+    x = keras.layers.Rescaling(LOGIT_SCALE, name=f"{prefix}scale")(x)
+    options = {"use_bias": False, "kernel_initializer": _uniform(), "dtype": "float32", "name": f"{prefix}logits"}
+    return keras.layers.Dense(num_classes, **options)(x)
+
+
+def is_whitening(layer: keras.Layer) -> bool:
+    """Return whether a layer is the stem of a `convnet`, which nothing trains."""
+    fixed = isinstance(layer, keras.layers.Conv2D) and layer.kernel_size == (PATCH, PATCH) and not layer.use_bias
+    return fixed and layer.name == WHITENING
 
 
 def _uniform() -> keras.initializers.Initializer:
@@ -133,8 +146,8 @@ def set_whitening(model: keras.Model, images: np.ndarray) -> None:
         images: Float [N,H,W,C] in [0,1], as the model takes them; some thousands are enough.
     """
     names = {layer.name for layer in model.layers}
-    if "whitening" not in names:
+    if WHITENING not in names:
         return
     if "normalization" in names:
         images = keras.ops.convert_to_numpy(model.get_layer("normalization")(images))
-    model.get_layer("whitening").set_weights([whitening_kernel(images)])
+    model.get_layer(WHITENING).set_weights([whitening_kernel(images)])

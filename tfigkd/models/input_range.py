@@ -1,7 +1,7 @@
 """The values that a model's first layers expect of pixels, read from Rescaling, Normalization and arithmetic."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import keras
@@ -30,6 +30,8 @@ class _Affine:
     offset: np.ndarray
     statistics: bool = False
     """Whether scale and offset are a deviation and a mean that were measured on images."""
+    moving: bool = False
+    """Whether these are moving averages, which hold much of their initial variance of 1 after a short training."""
 
     @property
     def neutral(self) -> bool:
@@ -83,7 +85,7 @@ def _range_of(parts: list[_Affine]) -> Range | None:
         if len(parts) == 1 and parts[0].statistics and 0 < center <= 1:
             # no values in [0,1] of this mean have a larger variance (Bhatia, Davis 2000)
             within = np.mean(1 / scale**2) <= center * (1 - center) + 0.02
-            return UNIT if within else SIGNED
+            return UNIT if within else None if parts[0].moving else SIGNED
         if center > 1:
             return PIXELS
         return UNIT if center > 0 else SIGNED if center >= -1.01 else None
@@ -169,7 +171,7 @@ def _affine(operation: Any, node: Any) -> _Affine | None:
         )
         return _statistics(mean, variance, operation.invert)
     if isinstance(operation, keras.layers.BatchNormalization):
-        return _statistics(operation.moving_mean, operation.moving_variance)
+        return replace(_statistics(operation.moving_mean, operation.moving_variance), moving=True)
     if isinstance(operation, keras.layers.DepthwiseConv2D):
         linear = operation.activation is keras.activations.linear
         if set(operation.kernel_size) | set(operation.strides) | {operation.depth_multiplier} != {1} or not linear:

@@ -293,3 +293,10 @@ def has_plain_kernel(layer: keras.Layer) -> bool:
 def flatten_layers(model: keras.Model) -> list[keras.Layer]:
     """Return every layer of a model, at any depth; models and wrappers inside it come beside what they hold."""
     return list(model._flatten_layers(include_self=False))
+
+
+def l1_of_kernels(model: keras.Model) -> Any:
+    """Return the sum of the absolute values of a model's trained kernels, float32; of convolutions and dense layers."""
+    kinds = keras.layers.Conv2D | keras.layers.DepthwiseConv2D | keras.layers.Dense
+    kernels = [layer.kernel for layer in flatten_layers(model) if isinstance(layer, kinds) and layer.trainable]
+    return sum(ops.sum(ops.abs(ops.cast(kernel, "float32"))) for kernel in kernels)

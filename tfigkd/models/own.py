@@ -140,7 +140,7 @@ class PlainClassifier:
         if self._convert is not None:
             outputs = ops.convert_to_numpy(self._convert(outputs.astype("float32")))
         elif outputs.shape[-1] == 1:
-            outputs = np.concatenate([np.zeros_like(outputs), outputs], axis=-1)
+            outputs = np.concatenate([-outputs / 2, outputs / 2], axis=-1)
         return outputs.astype("float32")
 
     def logits(self, pixels: Pictures, *, batch_size: int = 256) -> np.ndarray:

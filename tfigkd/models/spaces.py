@@ -29,7 +29,7 @@ from tfigkd.models import layers
 from tfigkd.models.input_range import INPUT_RANGE, graph_of, recognize_input_range
 
 TWO_CLASSES = "two_classes"
-"""Name of the layer that turns one logit z into the two logits [0, z]."""
+"""Name of the layer that turns one logit z into the two logits [-z/2, z/2]."""
 RGB_TO_GRAY = "rgb_to_gray"
 """Name of the layer that gives a model of gray images the gray of RGB images."""
 ADDED = frozenset({INPUT_RANGE, TWO_CLASSES, RGB_TO_GRAY})
@@ -62,8 +62,8 @@ def classifier(
     """Return a classifier as a model from float32 images in [0,1] to the logits of at least two classes.
 
     A softmax at the end is removed, wherever the structure shows it; other probabilities (an average of softmaxes, say)
-    become their logarithms. One output, a sigmoid or a single logit z, becomes the two logits [0, z], which have the
-    same probabilities.
+    become their logarithms. One output, a sigmoid or a single logit z, becomes the two logits [-z/2, z/2], which have
+    the same probabilities.
 
     Args:
         model: Functional or Sequential; it is not altered.
@@ -141,7 +141,7 @@ def logits_of(model: keras.Model, outputs: Outputs | None = None) -> Callable[[A
     """Return a function from the outputs of a model [B,C] to the logits of at least two classes.
 
     It is for training, where a model stays the very one that the user has made: probabilities become logarithms, which
-    have the same softmax and gradient, and one output z becomes [0, z].
+    have the same softmax and gradient, and one output z becomes [-z/2, z/2].
 
     Args:
         model: Of any kind; what a subclassed one gives is not looked at and counts as logits.
@@ -158,7 +158,7 @@ def logits_of(model: keras.Model, outputs: Outputs | None = None) -> Callable[[A
 
     def convert(values: Any) -> Any:
         logits = _logarithm(values) if given == "probabilities" else values
-        return ops.concatenate([ops.zeros_like(logits), logits], axis=-1) if single else logits
+        return ops.concatenate([-logits / 2, logits / 2], axis=-1) if single else logits
 
     return convert
 
@@ -340,8 +340,11 @@ def _with_logarithm(model: keras.Model) -> keras.Model:
 
 
 def _with_two_classes(model: keras.Model) -> keras.Model:
-    """Return the model with the logits [0, z] in the place of z; a dense layer, which all number formats know."""
+    """Return the model with the logits [-z/2, z/2] in the place of z; a dense layer, which all number formats know.
+
+    Their softmax is that of [0, z], but here the logit of either class depends on the image, so that both have maps.
+    """
     layer = keras.layers.Dense(2, use_bias=False, trainable=False, dtype="float32", name=TWO_CLASSES)
     logits = layer(model.outputs[0])
-    layer.set_weights([np.array([[0.0, 1.0]])])
+    layer.set_weights([np.array([[-0.5, 0.5]])])
     return _copy(keras.Model(model.inputs[0], logits, name=model.name))

@@ -5,6 +5,7 @@ import re
 import keras
 
 from tfigkd.models import layers, parts
+from tfigkd.models.convnet import convnet_head, is_whitening
 from tfigkd.models.flat import block_ends, flattened
 from tfigkd.models.input_range import INPUT_RANGE
 from tfigkd.models.same import check_same
@@ -20,6 +21,8 @@ def truncate(
     keep_normalization: bool = False,
 ) -> keras.Model:
     """Return a new student: the model's first blocks, global average pooling and a dense layer (arXiv 2503.13008).
+
+    A `convnet` keeps its own kind of head: max pooling, a scale, and logits without bias.
 
     Args:
         model: Functional or Sequential; it is not altered. Its blocks end in layers `block_00`, `block_01`, ...; in a
@@ -64,13 +67,18 @@ def truncate(
             if layer.name not in skip:
                 layers.copy_layer_state(layer, student.get_layer(layer.name))
     prefix = "head_" if {"pool", "logits"} & {layer.name for layer in student.layers} else ""
-    initializer = keras.initializers.RandomNormal(stddev=0.01)
-    logits = parts.classifier(student.output, num_classes, initializer, prefix=prefix)
+    if any(map(is_whitening, model.layers)):
+        logits = convnet_head(student.output, num_classes, prefix=prefix)
+    else:
+        initializer = keras.initializers.RandomNormal(stddev=0.01)
+        logits = parts.classifier(student.output, num_classes, initializer, prefix=prefix)
     return keras.Model(student.input, logits, name=f"{model.name}_drop_{drop_blocks}")
 
 
 def _is_constant(layer: keras.Layer) -> bool:
     """Return whether a layer prepares the image by constants that no training changes."""
+    if is_whitening(layer):
+        return True
     # a plain convolution where it also swaps colors, or makes them gray
     kinds = keras.layers.DepthwiseConv2D | keras.layers.Conv2D
     named = layer.name in ("normalization", INPUT_RANGE, RGB_TO_GRAY) and isinstance(layer, kinds)

@@ -12,9 +12,9 @@ from tfigkd.pack.model_card import model_card
 from tfigkd.report.facts import Facts
 from tfigkd.report.verdict import Remark
 from tfigkd.runtime.errors import UserError
-from tfigkd.runtime.files import read_manifest, require, unsealed
+from tfigkd.runtime.files import require, unsealed
 from tfigkd.stages import repeat
-from tfigkd.stages.report import figures
+from tfigkd.stages.report import figures, read_timed
 from tfigkd.stages.workdir import ROWS, SETTINGS, VERDICT, Workdir
 
 REPORT, CARD = "report.html", "README.md"
@@ -66,7 +66,7 @@ def read_facts(run: Path) -> Facts:
         taught=config.needs_teacher,
         data=data,
         exported=exported,
-        timed=read_manifest(run / "benchmark"),
+        timed=read_timed(workdir),
         verdict=[remark.sentence for remark in remarks],
     )
 

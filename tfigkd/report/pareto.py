@@ -1,10 +1,12 @@
 """Accuracy against latency and size: read points from rows, find the Pareto front, write table and plot."""
 
 import csv
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean, median, stdev
+from typing import NamedTuple
 
 from tfigkd.config.fields import FORMATS
 from tfigkd.runtime.errors import UserError
@@ -13,6 +15,18 @@ from tfigkd.runtime.files import atomic
 MARKERS = "osD^v<>Pphd8X*"
 KINDS = (*FORMATS, "unknown")
 """Formats of points; a file of another tool, which has no contract, is of unknown format."""
+NAMED = 5
+"""Models that a sentence on what was left out names."""
+
+
+class Key(NamedTuple):
+    """What the rows of one point have in common; `kind` is the config of a run, and all but the first two may be ""."""
+
+    model: str
+    format: str
+    kind: str
+    parameters: str
+    data: str
 
 
 @dataclass(frozen=True)
@@ -54,70 +68,104 @@ def long_rows(row: Mapping[str, str]) -> Iterator[dict[str, str]]:
             yield own | {"kind": row.get("protocol") or row.get("config", "")}
 
 
-def read_points(paths: Sequence[Path]) -> list[Point]:
-    """Read the points of CSV files; rows of one model, format and config are one point, also from different files.
+def read_points(paths: Sequence[Path]) -> tuple[list[Point], list[str]]:
+    """Read the points of CSV files; rows of one model, format, config and data set are one point, also from many files.
 
-    Models of one name that differ in config or number of parameters are points of their own, named by what differs.
+    Models of one name that differ in config or number of parameters are points of their own, named by what differs; so
+    are models on several data sets, each named with its data. Rows without accuracy and data, of latency alone, count
+    for each data set.
 
-    Accuracies measured on a part of the test images (`n_test` below the largest) are left out: their error could decide
-    what is on the front.
+    Accuracies measured on a part of the test images (`n_test` below the largest of their data) are left out: their
+    error could decide what is on the front.
+
+    Returns:
+        The points, and sentences on what was left out and on what does not compare.
 
     Raises:
         UserError: a file cannot be read, or no model has an accuracy and a size.
     """
-    groups: dict[tuple[str, str, str, str], list[dict[str, str]]] = {}
+    groups: dict[Key, list[dict[str, str]]] = {}
     for path in paths:
         try:
             with open(path, newline="", encoding="utf-8-sig") as file:  # spreadsheets write a byte-order mark
                 for row in csv.DictReader(file):
                     for one in long_rows(row):
-                        key = one["model"], one["format"], one.get("kind", ""), one.get("parameters") or ""
-                        groups.setdefault(key, []).append(one)
+                        kind, parameters, data = (one.get(name) or "" for name in ("kind", "parameters", "data"))
+                        groups.setdefault(Key(one["model"], one["format"], kind, parameters, data), []).append(one)
         except (OSError, UnicodeDecodeError, csv.Error, KeyError) as error:
             raise UserError(f"cannot read rows from {path}: {error}; expected a .csv of tfigkd.benchmark") from error
+    files = ", ".join(map(str, paths))
     try:
-        points = _points(groups)
+        points, remarks = _points(_with_data(groups))
     except ValueError as error:
-        files = ", ".join(map(str, paths))
         raise UserError(f"cannot read rows of {files}: {error}; expected numbers such as 0.95") from error
     if not points:
-        files = ", ".join(map(str, paths))
         raise UserError(f"{files}: no model has both an accuracy and a size; measure with tfigkd.benchmark --data")
-    return sorted(points, key=lambda point: (-(point.parameters or 0), point.model, KINDS.index(point.format)))
+    return sorted(points, key=lambda point: (-(point.parameters or 0), point.model, KINDS.index(point.format))), remarks
 
 
-def _points(groups: Mapping[tuple[str, str, str, str], Sequence[dict[str, str]]]) -> list[Point]:
-    """Return a point for each model, format, config and number of parameters."""
-    points = []
-    largest = max((int(row["n_test"]) for rows in groups.values() for row in rows if row.get("n_test")), default=0)
+def _with_data(groups: Mapping[Key, list[dict[str, str]]]) -> dict[Key, list[dict[str, str]]]:
+    """Return the groups with the rows of latency alone in those of each data set on which their model is measured."""
+    found = {key: list(rows) for key, rows in groups.items()}
+    for key, rows in groups.items():
+        others = [one for one in groups if one.data and one._replace(data="") == key]
+        if others:
+            unscored = [row for row in rows if not row.get("accuracy")]
+            for other in others:
+                found[other] += unscored
+            found[key] = [row for row in rows if row.get("accuracy")]
+    return {key: rows for key, rows in found.items() if rows}
+
+
+def _points(groups: Mapping[Key, Sequence[dict[str, str]]]) -> tuple[list[Point], list[str]]:
+    """Return a point for each group that has an accuracy and a size, and sentences on the others."""
+    points, left_out = [], defaultdict(list)
+    largest: dict[str, int] = {}
+    for key, rows in groups.items():
+        counts = [int(row["n_test"]) for row in rows if row.get("n_test")]
+        largest[key.data] = max(largest.get(key.data, 0), *counts, 0)
     names = _names(groups)
     for key, rows in groups.items():
-        model, format = names[key], key[1]
-        for row in rows:
-            if row.get("n_test") and int(row["n_test"]) < largest:
-                row["accuracy"] = ""
-        scores, times, sizes, parameters = (
-            [float(row[name]) for row in rows if row.get(name)] for name in ("accuracy", "ms", "bytes", "parameters")
+        whole = [row for row in rows if not row.get("n_test") or int(row["n_test"]) == largest[key.data]]
+        scores = [float(row["accuracy"]) for row in whole if row.get("accuracy")]
+        times, sizes, parameters = (
+            [float(row[name]) for row in rows if row.get(name)] for name in ("ms", "bytes", "parameters")
         )
+        if any(row.get("accuracy") and row not in whole for row in rows):
+            left_out[f"fewer than the {largest[key.data]:,} test images of others"].append(key)
+        elif not scores:
+            left_out["no accuracy"].append(key)
+        elif not sizes:
+            left_out["no size"].append(key)
         if scores and sizes:
             spread = stdev(scores) if len(scores) > 1 else None
             milliseconds = median(times) if times else None
             count = int(parameters[0]) if parameters else None
-            points.append(Point(model, format, fmean(scores), spread, len(scores), milliseconds, median(sizes), count))
-    return points
+            facts = fmean(scores), spread, len(scores), milliseconds, median(sizes), count
+            points.append(Point(names[key], key.format, *facts))
+    remarks = []
+    for reason, keys in left_out.items():
+        named = ", ".join(f"{names[key]} {key.format}" for key in keys[:NAMED])
+        remarks.append(f"left out, {reason}: {named}{f' and {len(keys) - NAMED} more' * (len(keys) > NAMED)}")
+    data = sorted({key.data for key in groups if key.data})
+    if len(data) > 1:
+        remarks.append(f"accuracies on {', '.join(data)} do not compare; give the rows of one data set alone")
+    return points, remarks
 
 
-def _names(keys: Iterable[tuple[str, str, str, str]]) -> dict[tuple[str, str, str, str], str]:
-    """Return the name to show for each model, format, config and number of parameters."""
-    same: dict[tuple[str, str], list[tuple[str, str, str, str]]] = {}
+def _names(keys: Iterable[Key]) -> dict[Key, str]:
+    """Return the name to show for each group; all are named with their data where there are several data sets."""
+    same: dict[tuple[str, str], list[Key]] = {}
     for key in keys:
-        same.setdefault(key[:2], []).append(key)
+        same.setdefault((key.model, key.format), []).append(key)
+    whole = len({key.data for alike in same.values() for key in alike if key.data}) > 1
     names = {}
     for alike in same.values():
         for key in alike:
-            several = [key[2]] * (len({one[2] for one in alike}) > 1)
-            several += [f"{key[3]} parameters"] * (len({one[3] for one in alike}) > 1)
-            names[key] = f"{key[0]} ({', '.join(one for one in several if one)})" if any(several) else key[0]
+            several = [key.kind] * (len({one.kind for one in alike}) > 1)
+            several += [f"{key.parameters} parameters"] * (len({one.parameters for one in alike}) > 1)
+            several += [key.data] * (whole or len({one.data for one in alike}) > 1)
+            names[key] = f"{key.model} ({', '.join(one for one in several if one)})" if any(several) else key.model
     return names
 
 

@@ -196,6 +196,20 @@ def verify_files(folder: Path, manifest: Mapping[str, Any]) -> None:
             )
 
 
+def expanded(path: str) -> Path:
+    """Return a path with a leading ~ replaced by the home folder.
+
+    Raises:
+        UserError: It names a user that does not exist.
+    """
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise UserError(
+            f"{path}: no home folder of this user is known; a name that begins with ~ is ./{path}"
+        ) from error
+
+
 def finished(folder: Path, fingerprint: str) -> dict[str, Any] | None:
     """Return the manifest of a stage that is done with these inputs; None if the stage has to run.
 

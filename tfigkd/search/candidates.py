@@ -171,7 +171,9 @@ def _fastest(paths: Sequence[Path]) -> dict[Path, float]:
 
 
 def _set_distinct(model: keras.Model) -> None:
-    """Give biases and normalizations distinct values, as after training; a file stores equal ones once and is smaller.
+    """Give all weights distinct values, as after training; a file stores equal ones once and is smaller.
+
+    The biases and normalizations of a new network are equal, and so are the partial identities of a `convnet`.
 
     Args:
         model: With initial values; it is altered.
@@ -180,6 +182,8 @@ def _set_distinct(model: keras.Model) -> None:
     for variable in model.weights:
         if len(variable.shape) == 1:
             variable.assign(generator.uniform(0.5, 1.5, variable.shape))
+        else:
+            variable.assign(variable + generator.uniform(-0.05, 0.05, variable.shape))
 
 
 def _write(path: Path, content: bytes) -> None:

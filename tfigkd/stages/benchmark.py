@@ -42,7 +42,8 @@ def benchmark(config: Config, workdir: Workdir) -> None:
         if path.name == file_name(role, "int8")
     }
     about: dict[str, Any] = {"hardware": hardware(), "threads": config.benchmark.threads, "profiles": profiles}
-    write_manifest(folder, identity, results=files, **about)
+    sums = {path.name: exported["files"][path.name] for path in paths}
+    write_manifest(folder, identity, results=files, exported=sums, **about)
     for path in paths:
         console.say(f"  {path.name}: {_line(timed[path])}")
 

@@ -121,7 +121,8 @@ def evaluate(config: Config, workdir: Workdir) -> None:
     explained = settings.attribution_examples or settings.gallery_examples
     attribution = _attribution_settings(config) if explained else None
     identity = fingerprint("evaluate", data.fingerprint, weights, files, settings, attribution)
-    if finished(folder, identity):
+    manifest = finished(folder, identity)
+    if manifest and manifest["class_names"] == list(data.class_names):
         console.say(f"  already done: {folder}")
         return
     predictors: dict[str, Predict] = {role: partial(predict_logits, model) for role, model in roles.items()}

@@ -58,7 +58,9 @@ def export(config: Config, workdir: Workdir) -> None:
         roles["teacher"] = load_teacher(config, workdir)
     weights = {role: weights_fingerprint(model) for role, model in roles.items()}
     identity = export_identity(config, workdir, weights)
-    if finished(folder, identity):
+    names = list(data.class_names)
+    manifest = finished(folder, identity)
+    if manifest and manifest.get("class_names", names) == names:  # files of before have no names in the manifest
         console.say(f"  already done: {folder}")
         return
     earlier = (read_manifest(folder) or {}).get("files", {})
@@ -88,7 +90,7 @@ def export(config: Config, workdir: Workdir) -> None:
     for name in {*earlier, *left_out} - files.keys():  # of other settings
         for part in (folder / name, contract_path(folder / name)):
             part.unlink(missing_ok=True)
-    write_manifest(folder, identity, files=files, parity=reports, left_out=left_out)
+    write_manifest(folder, identity, files=files, parity=reports, left_out=left_out, class_names=names)
     for name, reason in left_out.items():
         console.say(f"  {name}: not written, the run goes on without it: {reason}", last=True)
     for name, report in reports.items():

@@ -132,7 +132,8 @@ def verify(folder: Path, *, sample: int = 64, seed: int = 0) -> dict[str, float]
 
     Returns:
         The largest deviations of what the store has: `"logits"` (relative to the largest logit), `"maps"` and
-        `"attention"` (to a map's maximum), and the number of `"flat"` maps, which hold nothing to compare.
+        `"attention"` (to a map's maximum), the number of `"flat"` maps, which hold nothing to compare, and that of
+        all that were `"recomputed"`.
 
     Raises:
         UserError: no finished store, a damaged one, or one whose records are not those of their images.
@@ -164,14 +165,15 @@ def verify(folder: Path, *, sample: int = 64, seed: int = 0) -> dict[str, float]
     if "attribution" in identity:
         settings = from_mapping(AttributionConfig, identity["attribution"])
         color = np.array(manifest["mean_color"], np.float32)
-        return deviation(model, examples, records, settings, color, chosen)
+        return {**deviation(model, examples, records, settings, color, chosen), "recomputed": len(chosen)}
     augment = from_mapping(AugmentConfig, identity["augment"])
     view = ViewConfig(views=identity["views"], seed=identity["seed"])
     seen, tap = models.fold_batch_norm(model), identity.get("tap")
     outputs = view_outputs(seen if tap is None else with_attention(seen, tap), examples.take(chosen), augment, view)
     by_id = {record["id"]: record["views"] for record in records}
     stored = np.stack([by_id[each] for each in examples.ids[chosen]])
-    return {"logits" if tap is None else "attention": views_deviation(stored, outputs), "flat": 0}
+    off = views_deviation(stored, outputs)
+    return {"logits" if tap is None else "attention": off, "flat": 0, "recomputed": len(chosen)}
 
 
 def _drawn(config: Config, tap: str | None) -> tuple[AugmentConfig, ViewConfig]:

@@ -84,8 +84,7 @@ def figures(workdir: Workdir, results: Mapping[str, Any]) -> Roles:
         results: Of stage `evaluate`.
     """
     roles = {role: dict(results[role]) for role in ROLES if role in results}
-    timed = read_manifest(workdir.stage("benchmark"))
-    exported = read_manifest(workdir.stage("export"))
+    timed, exported = read_timed(workdir), read_manifest(workdir.stage("export"))
     for role, values in roles.items():
         for format in FORMATS:
             name = file_name(role, format)
@@ -97,6 +96,19 @@ def figures(workdir: Workdir, results: Mapping[str, Any]) -> Roles:
                 values[f"{format}_parity"] = exported["parity"][name]["agreement"]
             values |= {f"{format}_{metric}": value for metric, value in results.get(name, {}).items()}
     return roles
+
+
+def read_timed(workdir: Workdir) -> dict[str, Any] | None:
+    """Return the manifest of stage `benchmark` without files that were exported anew since; None if none is left.
+
+    Earlier versions did not write which files they timed; their figures are taken as they are.
+    """
+    timed, exported = read_manifest(workdir.stage("benchmark")), read_manifest(workdir.stage("export"))
+    if timed is None or exported is None or "exported" not in timed:
+        return timed
+    same = {name for name, known in timed["exported"].items() if exported["files"].get(name) == known}
+    kept = {part: {name: one for name, one in timed[part].items() if name in same} for part in ("results", "profiles")}
+    return {**timed, **kept} if kept["results"] else None
 
 
 def gather(
@@ -136,7 +148,7 @@ def gather(
         taught=config.needs_teacher,
         data=read_manifest(workdir.stage("data")),
         exported=read_manifest(workdir.stage("export")),
-        timed=read_manifest(workdir.stage("benchmark")),
+        timed=read_timed(workdir),
         store=store,
         errors=errors,
         histories={role: history for role, history in histories.items() if history},

@@ -20,7 +20,7 @@ from tfigkd.config.experiment import Config, experiments_folder
 from tfigkd.config.fields import NetworkConfig
 from tfigkd.data import Dataset, Examples, mean_color, to_model_input
 from tfigkd.data.spaces import RANGES, UNIT
-from tfigkd.measure.chance import looked_at, mean_recall, near_chance, what_helps
+from tfigkd.measure.chance import mean_recall, near_chance, probe_examples, suggest_fix
 from tfigkd.measure.metrics import accuracy, predict_logits
 from tfigkd.models.layers import with_fused_layers, with_stock_layers
 from tfigkd.models.weights import weights_fingerprint
@@ -74,7 +74,7 @@ def build_network(config: NetworkConfig, data: Dataset) -> keras.Model:
         num_classes=data.num_classes,
         input_shape=own,
         weights=None if weights is None else weights_path(weights),
-        images=models.resized(looked_at(data).images[:], own) if config.own_file else None,
+        images=models.resized(probe_examples(data).images[:], own) if config.own_file else None,
         **{name: getattr(config, name) for name in ARCHITECTURE},
         **spaces,
     )
@@ -282,37 +282,38 @@ def _saved(config: Config) -> Path | None:
 
 
 def _check_given(config: Config, data: Dataset, model: keras.Model) -> None:
-    """Refuse a teacher that is taken as it is and right on no more images than by chance, with what makes it right.
+    """Refuse a given teacher that is no better than guessing, or clearly better with another range or class order.
 
     Raises:
         UserError: It is, and `teacher.accept_chance` is not set.
     """
-    teacher, examples = config.teacher, looked_at(data)
+    teacher, examples = config.teacher, probe_examples(data)
     logits = predict_logits(model, examples.images)
     what = teacher.weights or teacher.model
     shown = models.own_input_range(teacher.model, str(content_of(teacher.model))) if teacher.own_file else None
     low, high = teacher.input_range or shown or UNIT
     console.say(f"  taken as it is: {what}, for pixels from {low:g} to {high:g}")
-    if not near_chance(logits, examples.labels):
-        return
+    guesses = near_chance(logits, examples.labels)
 
     def in_range(other: tuple[float, float]) -> np.ndarray:
         return predict_logits(build_network(replace(teacher, input_range=other), data), examples.images)
 
     others = {}
-    if teacher.own_file:
+    if teacher.own_file and (guesses or teacher.input_range is None):
         ranges = [other for other in RANGES if other != (low, high)]
         others = {f"--teacher.input_range {a:g} {b:g}": partial(in_range, (a, b)) for a, b in ranges}
-    score = (
-        f"{what} has a balanced accuracy of {100 * mean_recall(logits, examples.labels):.1f} % on {len(examples)} "
-        f"images of {data.num_classes} classes, about what guessing gives"
-    )
+    fix = suggest_fix(logits, examples.labels, data.class_names, others)
+    if not guesses and fix is None:
+        return
+    recall = 100 * mean_recall(logits, examples.labels)
+    score = f"{what} has a balanced accuracy of {recall:.1f} % on {len(examples)} images of {data.num_classes} classes"
+    if guesses:
+        score += ", about what guessing gives"
     if teacher.accept_chance:
         console.say(f"  {score}")
         return
     other = "the values of its pixels (--teacher.input_range 0 255)" if others else "--teacher.normalization"
-    helps = what_helps(logits, examples.labels, data.class_names, others)
-    advice = helps or f"look at {other} and at the order of its classes"
+    advice = fix or f"look at {other} and at the order of its classes"
     raise UserError(f"{score}; {advice}; to use it all the same: --teacher.accept_chance")
 
 

@@ -1,6 +1,7 @@
 """The overlay store as a library: for any Keras model and any `tf.data.Dataset`, without config or workdir."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,12 @@ from tfigkd.config.fields import AttributionConfig
 from tfigkd.config.reading import from_mapping
 from tfigkd.data import Dataset, Examples, digest, identify, splits_fingerprint
 from tfigkd.data.grid import check_grid, spread
-from tfigkd.data.spaces import Outputs, Range
+from tfigkd.data.spaces import RANGES, Outputs, Range
 from tfigkd.data.top_logits import TopLogits
+from tfigkd.measure.chance import PROBE_EXAMPLES, mean_recall, suggest_fix
 from tfigkd.measure.metrics import predict_logits
 from tfigkd.models import as_classifier
+from tfigkd.models.input_range import graph_of
 from tfigkd.models.weights import architecture_fingerprint, weights_fingerprint
 from tfigkd.runtime.errors import UserError
 from tfigkd.runtime.files import MANIFEST, fingerprint, finished, locked, read_manifest
@@ -44,6 +47,8 @@ class OverlayStore:
             advice = f"the stores in it are {', '.join(inside)}" if inside else "OverlayStore.build makes one"
             raise UserError(f"no finished store in {self.folder}; {advice}")
         manifest = open_store(self.folder, {})
+        if "attribution" not in manifest["identity"]:
+            raise UserError(f"{self.folder} is a store of views, without maps; give one of OverlayStore.build")
         self.settings = from_mapping(AttributionConfig, manifest["identity"]["attribution"])
         self._teacher = manifest["identity"]["teacher"]
         self._mean_color = np.array(manifest["mean_color"], np.float32)
@@ -86,14 +91,15 @@ class OverlayStore:
             The finished store.
 
         Raises:
-            ValueError: `pictures` are not as above or do not fit the teacher, or a label is none of its C outputs.
+            ValueError: `pictures` are not as above or do not fit the teacher, a label is none of its C outputs, or the
+                teacher is right on clearly more of them with another input range or class order.
             UserError: A setting is unknown or out of range.
         """
         if not isinstance(teacher, keras.Model):
             raise ValueError(
                 f"the teacher must be a Keras model, got {type(teacher).__name__}; keras.saving.load_model opens a file"
             )
-        teacher = as_classifier(teacher, input_range=input_range, outputs=outputs)
+        given, teacher = teacher, as_classifier(teacher, input_range=input_range, outputs=outputs)
         examples = _collect(pictures)
         _check_fit(teacher, examples)
         count = _classes(teacher, examples)
@@ -118,6 +124,11 @@ class OverlayStore:
         place = Path(folder).resolve() / fingerprint(identity)
         with locked(place, wait=True):
             if finished(place, place.name) is None:
+                others = {
+                    f"input_range={one}": partial(as_classifier, given, input_range=one, outputs=outputs)
+                    for one in (RANGES if input_range is None and graph_of(given) is not None else ())
+                }
+                _check_reading(teacher, others, examples, classes)
                 write_store(place, teacher, data, config, identity, source={})
                 return cls(place)
         store = cls(place)
@@ -283,6 +294,33 @@ def _check_fit(teacher: keras.Model, examples: Examples) -> None:
     if len(takes) == len(has) and takes[-1] == 1:
         remedy = "tfigkd.models.spaces.with_rgb(teacher) is the same teacher for RGB pictures"
     raise ValueError(f"the teacher takes images {takes}, the pictures are {has}; {remedy}")
+
+
+def _check_reading(
+    teacher: keras.Model,
+    others: Mapping[str, Callable[[], keras.Model]],
+    examples: Examples,
+    class_names: Sequence[str],
+) -> None:
+    """Refuse a teacher that is right on clearly more images if it is read in another way, or in another class order.
+
+    Args:
+        teacher: float32 [B,H,W,C] in [0,1] to logits.
+        others: What the user would give, to a function that returns such a model.
+        examples: Of which the first ones decide.
+        class_names: Of the outputs.
+    """
+    some = examples.take(slice(PROBE_EXAMPLES))
+
+    def logits(make: Callable[[], keras.Model]) -> np.ndarray:
+        return predict_logits(make(), some.images)
+
+    tried = {text: partial(logits, make) for text, make in others.items()}
+    own = predict_logits(teacher, some.images)
+    fix = suggest_fix(own, some.labels, class_names, tried, remedy="give labels in this order")
+    if fix is not None:
+        recall = 100 * mean_recall(own, some.labels)
+        raise ValueError(f"the teacher has a balanced accuracy of {recall:.1f} % on {len(some)} of the pictures; {fix}")
 
 
 def _collect(pictures: Any) -> Examples:

@@ -176,7 +176,7 @@ def run_all(
                 process.join()
                 how = _how(process.exitcode)
                 ended[how].append(job)
-                console.say(_line(job, how, time.monotonic() - begun, len(pending), processes))
+                console.say(_line(job, how, time.monotonic() - begun, len(pending) + len(running), processes))
     finally:
         for job, process, _ in running.values():
             process.terminate()

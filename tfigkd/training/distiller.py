@@ -9,8 +9,9 @@ from keras import ops
 from tfigkd.data.spaces import Range
 from tfigkd.losses import Loss, adapted, hard_label_loss
 from tfigkd.losses.base import Tensor
-from tfigkd.models.layers import flatten_layers
+from tfigkd.models.layers import l1_of_kernels
 from tfigkd.models.taps import tap_outputs
+from tfigkd.training.optimizers import check_two_momenta
 from tfigkd.training.steps import Steps
 from tfigkd.training.tapped import (
     LOGITS,
@@ -19,6 +20,7 @@ from tfigkd.training.tapped import (
     TappedNetwork,
     all_taps,
     check_model,
+    check_unshared,
     flat,
     number_of_classes,
     pick,
@@ -32,16 +34,11 @@ from tfigkd.training.targets import (
     labels_refused,
     single_loss,
     weighted_mean,
+    whole_labels,
     with_checked_labels,
     with_class_weight,
 )
 from tfigkd.training.terms import Compared, LiveTeacher, check_terms, loss_terms
-
-
-def _kernels(model: keras.Model) -> list[Tensor]:
-    """Return the kernels of a model's trainable convolutions and dense layers."""
-    kinds = keras.layers.Conv2D | keras.layers.DepthwiseConv2D | keras.layers.Dense
-    return [layer.kernel for layer in flatten_layers(model) if isinstance(layer, kinds) and layer.trainable]
 
 
 @keras.saving.register_keras_serializable("tfigkd")
@@ -65,6 +62,9 @@ class Distiller(Steps, keras.Model):
     runs in inference mode on `"teacher_inputs"`, or on the student's own batch. It is neither tracked nor saved with
     the distiller, and its `trainable` flag is left alone.
 
+    A model that gives probabilities (it ends in a softmax, or its outputs on noise look like probabilities) is handled:
+    the losses see their logarithms. A single output, sigmoid or logit, becomes the logits of two classes.
+
     Args:
         student: A built Keras model, images to logits [B,C].
         losses: Name to loss: one of `tfigkd.losses.LOSSES`, of `keras.distillation`, or a user's subclass of
@@ -81,9 +81,6 @@ class Distiller(Steps, keras.Model):
         input_range: The values of a black and of a white pixel in the batches; a model that shows another range (see
             `tfigkd.models.input_range.recognize_input_range`) gets its own. Needed where a model shows one that is not
             [0,1].
-
-    A model that gives probabilities (it ends in a softmax, or its outputs on noise look like probabilities) is handled:
-    the losses see their logarithms. A single output, sigmoid or logit, becomes the logits of two classes.
 
     Raises:
         ValueError: names of losses and weights differ, a weight is out of range, a tap is unknown, teacher or student
@@ -198,13 +195,7 @@ class Distiller(Steps, keras.Model):
         self._live: LiveTeacher | None = None
         if teacher is not None:
             check_model("teacher", teacher)
-            own = {id(variable) for variable in teacher.variables}
-            shared = [one.path for one in self.student.trainable_variables if id(one) in own]
-            if shared:
-                raise ValueError(
-                    f"teacher and student share the weights {shared[0]}, so training would change the teacher; give "
-                    "the student a copy: keras.models.clone_model and set_weights"
-                )
+            check_unshared(teacher, self.student)
             classes = [number_of_classes(model) for model in (teacher, self.student)]
             if None not in classes and classes[0] != classes[1]:
                 raise ValueError(f"teacher and student must have the same classes, got {classes[0]} and {classes[1]}")
@@ -254,6 +245,7 @@ class Distiller(Steps, keras.Model):
             if name in self._trackers:
                 raise ValueError(f"a metric cannot be named {name!r}, which is a term of the loss; rename it")
         super().compile(optimizer=optimizer, metrics=metrics, **options)
+        check_two_momenta(self.optimizer, self.finetune_from)
         self._compiled_loss = loss
 
     def get_compile_config(self) -> dict | None:
@@ -280,12 +272,12 @@ class Distiller(Steps, keras.Model):
             raise ValueError(f"the student {self.student.name!r} has no weights that train; set its trainable to True")
         held_out = options.get("validation_data")
         pairs = [(x, y), held_out if isinstance(held_out, tuple | list) else ()]
-        classes = number_of_classes(self.student)
+        classes, whole = number_of_classes(self.student), whole_labels(self.student, self._compiled_loss)
         for _, targets, *_ in (pair for pair in pairs if len(pair) > 1):
-            check_labels(label_array(targets), classes)
-        x = with_checked_labels(x, classes)
+            check_labels(label_array(targets), classes, whole=whole)
+        x = with_checked_labels(x, classes, whole=whole)
         if held_out is not None:
-            options["validation_data"] = with_checked_labels(held_out, classes)
+            options["validation_data"] = with_checked_labels(held_out, classes, whole=whole)
         weights = options.pop("class_weight", None)
         if weights is not None:
             x, options = with_class_weight(x, y, weights, options)
@@ -298,10 +290,10 @@ class Distiller(Steps, keras.Model):
         Raises:
             ValueError: labels are out of range.
         """
-        classes = number_of_classes(self.student)
-        check_labels(label_array(y), classes)
+        classes, whole = number_of_classes(self.student), whole_labels(self.student, self._compiled_loss)
+        check_labels(label_array(y), classes, whole=whole)
         with labels_refused():
-            return super().evaluate(with_checked_labels(x, classes), y, *arguments, **options)
+            return super().evaluate(with_checked_labels(x, classes, whole=whole), y, *arguments, **options)
 
     def export(self, *arguments: Any, **options: Any) -> Any:
         """Export the student, as `keras.Model.export` does."""
@@ -316,7 +308,15 @@ class Distiller(Steps, keras.Model):
     def compare(
         self, outputs: Mapping[str, Tensor], inputs: Tensor, targets: Any, sample_weight: Any = None, *, training: bool
     ) -> dict[str, Tensor]:
-        """Return the loss terms of given outputs (logits and taps, by name) on a batch."""
+        """Return the loss terms of given outputs on a batch, as name to scalar, `"loss"` among them.
+
+        Args:
+            outputs: Tap to tensor, `"logits"` [B,C] among them.
+            inputs: The images [B,H,W,C].
+            targets: As for `fit`.
+            sample_weight: [B] or None.
+            training: Whether the step trains; the weights of the terms may depend on it.
+        """
         known = targets if isinstance(targets, Mapping) else {}
         mixed = known.get("label_probabilities")
         labels = labels_of(targets)
@@ -343,7 +343,8 @@ class Distiller(Steps, keras.Model):
         own = outputs.get(OUTPUTS, outputs[LOGITS])
         if not isinstance(self._compiled_loss, str):
             return own
-        return outputs[LOGITS][:, 1:] if own.shape[-1] == 1 else outputs[LOGITS]
+        logits = outputs[LOGITS]
+        return logits[:, 1:] - logits[:, :1] if own.shape[-1] == 1 else logits
 
     def compute_terms(self, inputs: Tensor, targets: Any, sample_weight: Any = None, *, training: bool) -> tuple:
         """Return the loss terms of a batch, regularization included in `"loss"`, and the student's outputs."""
@@ -356,7 +357,7 @@ class Distiller(Steps, keras.Model):
     def _regularization(self, *, training: bool) -> Tensor:
         value = ops.cast(sum(self.student.losses), "float32")
         if self.l1 and training:
-            value = value + self.l1 * sum(ops.sum(ops.abs(ops.cast(k, "float32"))) for k in _kernels(self.student))
+            value = value + self.l1 * l1_of_kernels(self.student)
         return value
 
     def _run(self, data: Any, *, training: bool) -> tuple[Tensor, tuple]:
@@ -374,7 +375,7 @@ class Distiller(Steps, keras.Model):
         return {name: value for name, value in logs.items() if name in terms or name not in self._trackers}
 
     def get_config(self) -> dict:
-        """Constructor arguments without the teacher, which is equipment and not part of the result."""
+        """Return the constructor arguments, without the teacher, which is not saved."""
         serialize = keras.saving.serialize_keras_object
         return {
             "name": self.name,

@@ -39,14 +39,25 @@ def gradient_norms(
     """
     weights = {f"{name}_loss": weight for name, weight in model.term_weights.items()}
     measure = _jax_gradients if keras.backend.backend() == "jax" else _tensorflow_gradients
-    result = {}
-    for name, (value, gradients) in measure(model, (inputs, targets, sample_weight), list(weights)).items():
-        squares = [float(np.square(keras.ops.convert_to_numpy(g).astype(np.float64)).sum()) for g in gradients]
-        result[name] = float(value), weights[name] * math.sqrt(sum(squares))
-    return result
+    scale = _scale(model)
+    while True:
+        factors = {name: scale * weight for name, weight in weights.items()}
+        result = {}
+        for name, (value, gradients) in measure(model, (inputs, targets, sample_weight), factors).items():
+            squares = [float(np.square(keras.ops.convert_to_numpy(g).astype(np.float64)).sum()) for g in gradients]
+            result[name] = float(value), math.sqrt(sum(squares)) / scale
+        if scale <= 1 or all(math.isfinite(norm) for _, norm in result.values()):
+            return result
+        scale /= 16  # too large for float16; training lowers it as well
 
 
-def _tensorflow_gradients(model: Distiller, batch: tuple[Any, Any, Any], names: list[str]) -> dict[str, tuple]:
+def _scale(model: Distiller) -> float:
+    """Return the factor by which training multiplies the loss, without which gradients in float16 may be zero."""
+    optimizer = getattr(model, "optimizer", None)  # none before `compile`
+    return 1.0 if optimizer is None else float(keras.ops.convert_to_numpy(optimizer.scale_loss(1.0)))
+
+
+def _tensorflow_gradients(model: Distiller, batch: tuple[Any, Any, Any], factors: dict[str, float]) -> dict[str, tuple]:
     import tensorflow as tf
 
     # training mode moves batch statistics and random generators: they are put back, so that looking changes nothing
@@ -59,30 +70,32 @@ def _tensorflow_gradients(model: Distiller, batch: tuple[Any, Any, Any], names: 
         variables = [tf.distribute.get_strategy().experimental_local_results(v.value)[0] for v in variables]
     with tf.GradientTape(persistent=True) as tape:
         terms, _ = model.compute_terms(inputs, targets, sample_weight, training=True)
+        scaled = {name: factor * terms[name] for name, factor in factors.items()}
     result = {}
-    for name in names:
-        gradients = tape.gradient(terms[name], variables)
+    for name in factors:
+        gradients = tape.gradient(scaled[name], variables)
         result[name] = terms[name], [g for g in gradients if g is not None]
     for variable, value in state:
         variable.assign(value)
     return result
 
 
-def _jax_gradients(model: Distiller, batch: tuple[Any, Any, Any], names: list[str]) -> dict[str, tuple]:
+def _jax_gradients(model: Distiller, batch: tuple[Any, Any, Any], factors: dict[str, float]) -> dict[str, tuple]:
     import jax
 
     model.jax_state_sync()  # within an epoch the trainer holds the values, and the variables are empty
     fixed = [variable.value for variable in model.non_trainable_variables]
 
-    def term(trainable: list, name: str) -> Any:
+    def scaled(trainable: list, name: str) -> tuple:
         with model._scope(trainable, fixed):
-            return model.compute_terms(*batch, training=True)[0][name]
+            value = model.compute_terms(*batch, training=True)[0][name]
+        return factors[name] * value, value
 
     start = [variable.value for variable in model.trainable_variables]
     ours = {id(variable) for variable in model.student.trainable_variables}  # and not what a loss trains of its own
     result = {}
-    for name in names:
-        value, gradients = jax.value_and_grad(term)(start, name)
+    for name in factors:
+        gradients, value = jax.grad(scaled, has_aux=True)(start, name)
         pairs = zip(model.trainable_variables, gradients, strict=True)
         result[name] = value, [gradient for variable, gradient in pairs if id(variable) in ours]
     return result

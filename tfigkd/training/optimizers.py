@@ -188,6 +188,18 @@ class TwoMomenta(keras.optimizers.SGD):
         return {**super().get_config(), "delta": self.delta}
 
 
+def check_two_momenta(optimizer: Any, finetune_from: int | None) -> None:
+    """Refuse what `TwoMomenta` cannot do with a Distiller.
+
+    Raises:
+        ValueError: It is inside a LossScaleOptimizer, as under mixed_float16, or the training has a second phase.
+    """
+    if isinstance(getattr(optimizer, "inner_optimizer", None), TwoMomenta):
+        raise ValueError("TwoMomenta does not scale the loss; train in float32 or bfloat16, not in float16")
+    if isinstance(optimizer, TwoMomenta) and finetune_from is not None:
+        raise ValueError("TwoMomenta has no second phase; leave out finetune_from")
+
+
 class DOT(Extended, TwoMomenta):
     """`TwoMomenta` with the additions of `Extended`."""
 

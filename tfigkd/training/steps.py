@@ -130,5 +130,14 @@ class JaxSteps(_Apart):
         return logs, [scope.get_current_value(variable) for variable in self.metrics_variables]
 
 
-Steps: Any = {"tensorflow": TensorFlowSteps, "jax": JaxSteps}.get(keras.backend.backend(), _Apart)
+class _NoSteps:
+    """Refuses a backend whose steps are not written, as Keras's own would train without the distillation losses."""
+
+    def __init__(self, *arguments: Any, **options: Any):
+        raise ValueError(
+            f"Distiller runs on the backends tensorflow and jax, not on {keras.backend.backend()}; set KERAS_BACKEND"
+        )
+
+
+Steps: Any = {"tensorflow": TensorFlowSteps, "jax": JaxSteps}.get(keras.backend.backend(), _NoSteps)
 """The steps of the backend in use."""

@@ -40,6 +40,21 @@ def check_model(role: str, model: Any) -> None:
         )
 
 
+def check_unshared(teacher: keras.Model, student: keras.Model) -> None:
+    """Check that no weight that trains in the student is one of the teacher's.
+
+    Raises:
+        ValueError: One is.
+    """
+    theirs = {id(variable) for variable in teacher.variables}
+    shared = [one.path for one in student.trainable_variables if id(one) in theirs]
+    if shared:
+        raise ValueError(
+            f"teacher and student share the weights {shared[0]}, so training would change the teacher; give "
+            "the student a copy: keras.models.clone_model and set_weights"
+        )
+
+
 def number_of_classes(model: keras.Model) -> int | None:
     """Return the number of a model's classes, two for one output; None where a subclassed model does not tell."""
     try:

@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import inspect
+import math
 import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -13,6 +14,7 @@ from keras import ops
 
 from tfigkd.losses.base import Tensor
 
+NOT_WHOLE = "labels must be whole numbers"
 OUT_OF_RANGE = "labels must be in"
 HardLoss = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 """Labels, what the student gives, and sample weights or None to the mean over the batch."""
@@ -96,12 +98,18 @@ def label_array(targets: Any) -> Any:
     return targets.get("label") if isinstance(targets, Mapping) else targets
 
 
-def check_labels(labels: Any, classes: int | None) -> None:
+def whole_labels(student: Any, loss: Any) -> bool:
+    """Return whether labels are numbers of classes, not shares that a loss of `compile` compares with one output."""
+    return loss is None or getattr(student, "output_shape", (0,))[-1] != 1
+
+
+def check_labels(labels: Any, classes: int | None, *, whole: bool = True) -> None:
     """Check labels before the training; a data set or generator, whose labels are not known yet, passes.
 
     Args:
         labels: Arrays or tensors: whole numbers [N] or [N,1], or probabilities [N,C].
         classes: Their number, or None where it is not known.
+        whole: Whether they must be whole; a loss of the user's may compare one output with a share.
 
     Raises:
         ValueError: They are no classes.
@@ -120,23 +128,24 @@ def check_labels(labels: Any, classes: int | None) -> None:
         if values.shape[1] != classes:
             raise ValueError(f"labels have {values.shape[1]} columns, expected one for each of {classes} classes")
         return
-    whole = np.floor(values) if values.dtype.kind == "f" else values
-    if not np.array_equal(whole, values):
-        raise ValueError(f"labels must be whole numbers, got {values[whole != values].reshape(-1)[0]}; round them")
+    floor = np.floor(values) if values.dtype.kind == "f" else values
+    if whole and not np.array_equal(floor, values):
+        raise ValueError(f"{NOT_WHOLE}, got {values[floor != values].reshape(-1)[0]}; round them")
     if not 0 <= values.min() <= values.max() < classes:
         raise ValueError(
             f"labels must be in 0..{classes - 1} for {classes} classes, got {values.min():g}..{values.max():g}"
         )
 
 
-def with_checked_labels(data: Any, classes: int | None) -> Any:
-    """Return a `tf.data.Dataset` of batches that ends with an error at labels out of range; anything else as it is.
+def with_checked_labels(data: Any, classes: int | None, *, whole: bool = True) -> Any:
+    """Return a `tf.data.Dataset` of batches that ends with an error at labels that are no classes; else as it is.
 
-    Without the check their loss is NaN. Probabilities [B,C] are not looked at.
+    Without the check the loss of labels out of range is NaN. Probabilities [B,C] are not looked at.
 
     Args:
         data: What `fit` or `evaluate` is given.
         classes: Number of classes, or None where it is not known.
+        whole: As for `check_labels`.
     """
     spec = getattr(data, "element_spec", None)
     if classes is None or not isinstance(spec, tuple) or len(spec) < 2:
@@ -148,11 +157,16 @@ def with_checked_labels(data: Any, classes: int | None) -> Any:
     import tensorflow as tf
 
     def check(*batch: Any) -> tuple:
-        labels = tf.cast(label_array(batch[1]), tf.int64)  # of truth values there is no minimum
+        given = tf.convert_to_tensor(label_array(batch[1]))
+        labels = tf.cast(given, tf.int64)  # of truth values there is no minimum
         least, most = tf.reduce_min(labels), tf.reduce_max(labels)
         sound = tf.logical_and(least >= 0, most < classes)
         said = [f"{OUT_OF_RANGE} 0..{classes - 1} for {classes} classes, got", least, most]
-        with tf.control_dependencies([tf.debugging.Assert(tf.logical_or(tf.size(labels) == 0, sound), said)]):
+        checks = [tf.debugging.Assert(tf.logical_or(tf.size(labels) == 0, sound), said)]
+        if whole and given.dtype.is_floating:
+            rest = tf.boolean_mask(given, tf.floor(given) != given)
+            checks.append(tf.debugging.Assert(tf.size(rest) == 0, [f"{NOT_WHOLE}, got", rest[:1]]))
+        with tf.control_dependencies(checks):
             return tf.nest.map_structure(tf.identity, batch)
 
     return data.map(check)
@@ -165,6 +179,8 @@ def labels_refused() -> Iterator[None]:
         yield
     except Exception as error:  # TensorFlow's own, which is not imported on a machine without it
         found = re.search(rf"\[({OUT_OF_RANGE} [^\]]*)\] \[(\S+)\] \[(\S+)\]", str(error))
+        if rest := re.search(rf"\[({NOT_WHOLE}, got)\] \[\[?([^\]\s]+)", str(error)):
+            raise ValueError(f"{rest[1]} {rest[2]}; round them") from None
         if found is None:
             raise
         raise ValueError(f"{found[1]} {found[2]}..{found[3]}") from None
@@ -190,6 +206,8 @@ def with_class_weight(x: Any, y: Any, weights: Mapping[int, float], options: dic
         )
     if not weights:
         return x, options
+    if not all(math.isfinite(weight) and weight >= 0 for weight in weights.values()):
+        raise ValueError(f"the weights of class_weight must be finite and not negative, got {dict(weights)!r}")
     labels = label_array(y)
     size = 1 + max(weights)
 
@@ -200,6 +218,8 @@ def with_class_weight(x: Any, y: Any, weights: Mapping[int, float], options: dic
         labels = np.asarray(labels)
         classes = labels.argmax(-1) if labels.ndim == 2 and labels.shape[-1] > 1 else labels.reshape(-1)
         own = table(int(classes.max()) + 1)[classes.astype(int)]
+        if share := options.get("validation_split"):
+            own[math.floor(len(own) * (1 - share)) :] = 1.0  # the last ones, which Keras holds out and does not weight
         before = options.get("sample_weight")
         return x, options | {"sample_weight": own if before is None else own * np.asarray(before).reshape(-1)}
     if not hasattr(x, "element_spec"):
@@ -213,6 +233,10 @@ def with_class_weight(x: Any, y: Any, weights: Mapping[int, float], options: dic
         hot = labels.shape.rank == 2 and labels.shape[-1] != 1
         classes = tf.argmax(labels, -1) if hot else tf.cast(tf.reshape(labels, [-1]), tf.int64)
         own = tf.where(classes < size, tf.gather(table(size), tf.minimum(classes, size - 1)), 1.0)
-        return inputs, targets, own if sample_weight is None else own * tf.cast(sample_weight, tf.float32)
+        return (
+            inputs,
+            targets,
+            own if sample_weight is None else own * tf.reshape(tf.cast(sample_weight, tf.float32), [-1]),
+        )
 
     return x.map(weigh), options

@@ -17,7 +17,7 @@ import numpy as np
 from tfigkd.config.fields import rgb
 from tfigkd.data.spaces import Range
 from tfigkd.edge.contract import admit, contract_path, is_foreign
-from tfigkd.edge.files import add_space_options, background_of, fit_of, spaces
+from tfigkd.edge.files import add_space_options, background_of, fit_of, names_apart, spaces
 from tfigkd.edge.litert import open_classifier
 from tfigkd.measure.gallery import Gallery
 from tfigkd.predict import class_names
@@ -67,7 +67,7 @@ def describe(
     about = contract or {}
     parity = about.get("parity") or {}
     return {
-        "name": path.name.removesuffix(".tflite"),
+        "name": path.stem,
         "bytes": path.stat().st_size,
         "sha256": checksum(path),
         "format": about.get("format"),
@@ -80,14 +80,6 @@ def describe(
         "fit": fit_of(contract),
         "parity": {name: parity[name] for name in ("agreement", "accuracy", "examples", "on") if name in parity},
     }
-
-
-def name_apart(models: Sequence[dict[str, Any]], paths: Sequence[Path]) -> None:
-    """Give models with equal names those of their paths, so that the page can tell them apart."""
-    names = [model["name"] for model in models]
-    for model, path in zip(models, paths, strict=True):
-        if names.count(model["name"]) > 1:
-            model["name"] = str(path.with_suffix(""))
 
 
 def write_site(
@@ -185,7 +177,8 @@ def main(arguments: list[str]) -> None:
     given = None if options.input_range is None else (options.input_range[0], options.input_range[1])
     about = {"labels": options.labels, "outputs": options.outputs, "background": options.background}
     models = [describe(path, input_range=given, **about) for path in options.files]
-    name_apart(models, options.files)
+    for model, name in zip(models, names_apart(options.files), strict=True):
+        model["name"] = name
     examples = () if options.examples is None else read_examples(options.examples)
     litert = read_litert_js(options.litert)
     size = write_site(options.output, models, options.files, litert, *examples)
