@@ -1,4 +1,4 @@
-"""The documents agree with the tree: every wing has its line, every link its target, every named module exists."""
+"""The documents agree with the tree: subpackages have their lines, links their targets, named modules exist."""
 
 import dataclasses
 import re
@@ -57,9 +57,9 @@ def test_no_two_test_files_have_one_name():
     assert sorted(names) == sorted(set(names))
 
 
-def test_every_wing_and_command_has_its_line_in_the_readme():
+def test_every_subpackage_and_command_has_its_line_in_the_readme():
     text = (ROOT / "README.md").read_text(encoding="utf-8")
-    table = text[text.index("| wing |") : text.index("Where one may look")]
+    table = text[text.index("| subpackage |") : text.index("Where one may look")]
     named = set(re.findall(r"`([\w/]+\.py|\w+/)`", table)) - {"pipeline.py", "runner.py", "bridge.py"}
     there = {path.name for path in (ROOT / "tfigkd").glob("*.py")} - {"__init__.py"}
     there |= {f"{path.parent.name}/" for path in (ROOT / "tfigkd").glob("*/__init__.py")}

@@ -163,6 +163,16 @@ def test_the_report_is_written_beside_the_file(student, data, tmp_path):
     assert report["keras_accuracy"] == (predict_logits(student, images).argmax(1) == labels).mean()
 
 
+def test_one_validation_image_cannot_calibrate_and_compare(student, data, tmp_path):
+    single = dataclasses.replace(data, validation=data.validation.take(slice(1)))
+    path = tmp_path / "student.tflite"
+    for format in CALIBRATED:
+        with pytest.raises(UserError, match=rf"{format} needs at least 2 validation images, .*digits.* has 1: give"):
+            export_file(path, student, format, single, ExportConfig())
+    assert not path.exists()
+    assert export_file(path, student, "float32", single, ExportConfig())["examples"] == 1
+
+
 def test_a_file_that_is_no_model_gives_one_line(tmp_path):
     path = tmp_path / "bad.tflite"
     path.write_bytes(b"nothing of the kind")

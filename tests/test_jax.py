@@ -76,8 +76,8 @@ from tfigkd.losses import KLDivergence
 from tfigkd.runtime.errors import UserError
 from tfigkd.training.distiller import Distiller
 from tfigkd.training.fit import fit
-from tfigkd.training.keeper import STEPS_UNSEEN
-STEPS = STEPS_UNSEEN + 10
+from tfigkd.training.checkpoint_callback import STEPS_BETWEEN_CHECKS
+STEPS = STEPS_BETWEEN_CHECKS + 10
 def stream(epoch):
     rng = np.random.default_rng(epoch)
     for number in range(epoch * STEPS, 3 * STEPS):

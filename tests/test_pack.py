@@ -127,6 +127,13 @@ def test_signs_of_markdown_in_names_are_shown_as_they_are(copied):
     assert r"\<b\>\`a\|b\`, 1, 2" in model_card(facts, "student.zip", {})
 
 
+def test_the_command_of_the_card_can_be_pasted(copied):
+    """A package with a space in its name."""
+    facts = read_facts(copied)
+    assert "tfigkd.predict 'my model.zip' PICTURE.png" in model_card(facts, "my model.zip", {})
+    assert "tfigkd.predict student.zip PICTURE.png" in model_card(facts, "student.zip", {})
+
+
 def test_a_run_that_is_not_finished_is_refused(copied, tmp_path, capsys):
     assert "no run in" in refusal(capsys, main, tmp_path)
     assert "must end in .zip" in refusal(capsys, main, copied, "--output", "x.tar")
@@ -146,6 +153,18 @@ def test_files_that_were_exported_anew_are_not_given_the_old_figures(copied, cap
         copied / "evaluate", manifest["fingerprint"], files=manifest["files"], **outputs | {"exported": files}
     )
     assert "not those that were measured" in refusal(capsys, main, copied)
+
+
+def test_files_that_were_exported_anew_are_not_given_the_old_latency(copied):
+    manifest = read_manifest(copied / "benchmark")
+    exported = read_manifest(copied / "export")["files"]
+    assert manifest["exported"] == {name: sum for name, sum in exported.items() if name.endswith(".tflite")}
+    outputs = {name: value for name, value in manifest.items() if name not in ("fingerprint", "files")}
+    outputs["exported"] |= {"student.int8.tflite": "0" * 64}
+    write_manifest(copied / "benchmark", manifest["fingerprint"], files=manifest["files"], **outputs)
+    facts = read_facts(copied)
+    assert "student.int8.tflite" not in facts.timed["results"] and "student.float32.tflite" in facts.timed["results"]
+    assert "int8_ms" not in facts.roles["student"] and facts.roles["student"]["float32_ms"] > 0
 
 
 def test_a_damaged_student_is_not_packed(copied, capsys):

@@ -126,10 +126,10 @@ def parse(arguments: Sequence[str]) -> tuple[Options, Run]:
 
 
 def _run_together(options: Options, chosen: Run) -> int:
-    """Train as one of several processes, of which the first one alone speaks; return the exit status."""
+    """Train as one of several processes, of which only the first one prints; return the exit status."""
     check_hosts(chosen)
     if options.dry_run or options.estimate or options.part is not None or options.cluster is not None:
-        raise UserError(f"--dry-run, --estimate, --part and --cluster are for one process; unset {hosts.COUNT}")
+        raise UserError(f"--dry_run, --estimate, --part and --cluster are for one process; unset {hosts.COUNT}")
     with hosts.joined(), stop_after(options.minutes):
         if not hosts.is_first_process():
             console.configure(quiet=True, verbose=False)

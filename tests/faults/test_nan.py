@@ -12,9 +12,9 @@ from tfigkd.config.training_fields import TrainingConfig
 from tfigkd.losses import FSP, KLDivergence
 from tfigkd.runtime.errors import UserError
 from tfigkd.training import checkpoint
+from tfigkd.training.checkpoint_callback import broken_terms
 from tfigkd.training.distiller import Distiller
 from tfigkd.training.fit import fit
-from tfigkd.training.keeper import broken_terms
 
 __all__ = ["no_process_left_behind"]
 STEPS = 40

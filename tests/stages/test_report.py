@@ -25,6 +25,9 @@ from tfigkd.report.pictures import picture
 from tfigkd.report.run_page import page
 from tfigkd.report.table import lines
 from tfigkd.runtime.errors import UserError
+from tfigkd.runtime.files import write_manifest
+from tfigkd.stages.report import figures, read_timed
+from tfigkd.stages.workdir import Workdir
 
 HOSTILE = ('<script>alert("a")</script>', '"><img src=x onerror=alert(1)>', "</script><b>", "a & b", "é猫")
 N_TEST = 200
@@ -406,6 +409,26 @@ def test_many_classes_of_one_name_stay_apart(facts):
     assert max(map(len, heat["x"])) < 24
     assert len({*data["recalls-data"]["data"][0]["y"]}) == 24
     assert len(reader.tables["Recall of each class"]) == 61
+
+
+def test_files_that_were_exported_anew_have_no_earlier_latency(tmp_path):
+    """As after `--export.io float32 --stages export,evaluate,report`: size and latency are of other files."""
+    workdir, name = Workdir(tmp_path, tmp_path), "student.int8.tflite"
+    results = {name: {"bytes": 111, "milliseconds": {"1": {"p50": 9.9}}}}
+    for stage in ("export", "benchmark"):
+        workdir.stage(stage).mkdir()
+
+    def found(sums):
+        write_manifest(workdir.stage("export"), "f", files={name: "new"}, parity={name: {"agreement": 1.0}})
+        more = {"results": results, "profiles": {name: {}}, "threads": [1]} | sums
+        write_manifest(workdir.stage("benchmark"), "f", **more)
+        return read_timed(workdir), figures(workdir, {"student": {"accuracy": 0.9}, name: {"accuracy": 0.8}})["student"]
+
+    own = {"accuracy": 0.9, "int8_parity": 1.0, "int8_accuracy": 0.8}
+    assert found({"exported": {name: "old"}}) == (None, own)
+    for sums in ({"exported": {name: "new"}}, {}):  # a manifest of before says nothing of the files
+        timed, student = found(sums)
+        assert timed["results"] == results and student == own | {"int8_bytes": 111, "int8_ms": 9.9}
 
 
 def test_labels_are_short_and_carry_no_tags():

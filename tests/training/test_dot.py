@@ -36,7 +36,7 @@ def test_two_steps_by_hand():
     optimizer = DOT(0.1, momentum=0.5, delta=0.1)
     optimizer.build([variable])
     for task, taught in ((1.0, 4.0), (2.0, 8.0)):
-        with optimizer.with_taught([np.float32([taught])], ()):
+        with optimizer.with_distillation_gradients([np.float32([taught])], ()):
             optimizer.apply([keras.ops.convert_to_tensor([task])], [variable])
     first = 0.1 * (1 + 4)
     second = 0.1 * (0.4 * 1 + 2 + 0.6 * 4 + 8)
@@ -44,7 +44,7 @@ def test_two_steps_by_hand():
     nesterov = DOT(0.1, momentum=0.5, delta=0.1, nesterov=True)
     variable = keras.Variable([1.0])
     nesterov.build([variable])
-    with nesterov.with_taught([np.float32([4.0])], ()):
+    with nesterov.with_distillation_gradients([np.float32([4.0])], ()):
         nesterov.apply([keras.ops.convert_to_tensor([1.0])], [variable])
     np.testing.assert_allclose(variable, [1 - 0.1 * (1 + 0.4 + 4 * (1 + 0.6))], rtol=1e-6)
 
@@ -54,7 +54,7 @@ def test_what_only_the_distillation_trains_keeps_the_momentum():
     optimizer = DOT(0.1, momentum=0.5, delta=0.25)
     optimizer.build([variable])
     for _ in range(2):
-        with optimizer.with_taught([np.float32([1.0])], [0]):
+        with optimizer.with_distillation_gradients([np.float32([1.0])], [0]):
             optimizer.apply([keras.ops.zeros(1)], [variable])
     np.testing.assert_allclose(variable, [-0.1 * (1 + 1.5)], rtol=1e-6)
 

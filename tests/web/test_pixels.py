@@ -105,6 +105,19 @@ def test_probabilities_are_those_of_python(node, values, kind):
     np.testing.assert_allclose(said, probabilities(to_logits(np.array([values]), kind)[0]), atol=1e-9)
 
 
+def test_answers_without_class_names_are_compared_by_their_places(node):
+    """Else every picture would be one on which the models disagree."""
+
+    def answer(best, name, named):
+        return {"best": best, "name": name, "model": {"about": {"named": named}}}
+
+    cat, dog = answer(0, "cat", True), answer(1, "dog", True)
+    pairs = [[cat, cat], [cat, dog], [cat, answer(1, "cat", True)]]
+    pairs += [[cat, answer(0, "class 0", False)], [answer(1, "class 1", False), cat]]
+    said = node("console.log(JSON.stringify(given.map(([one, other]) => pixels.agree(one, other))))", pairs)
+    assert said == [True, False, True, True, False]
+
+
 def test_the_occlusion_map_by_hand(node):
     """The score is the mean of the top left pixel of a black picture with one white pixel: only patches there count."""
     statements = """

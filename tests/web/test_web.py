@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from urllib.parse import unquote, urlsplit
 
 import keras
 import numpy as np
@@ -91,12 +92,26 @@ def test_a_file_without_contract_and_labels(folder):
     assert model["classes"] == ["class 0", "class 1", "class 2"]
     assert (model["format"], model["parity"], model["background"]) == (None, {}, [255, 255, 255])
     assert model["fit"] == "stretch"
-    assert "contract" not in model
+    assert "contract" not in model and not model["named"]
     (folder / "names.txt").write_text("x\ny\nz\n")
     options = ["--labels", str(folder / "names.txt"), "--input-range", "0", "255", "--background", "#0a0b0c"]
     assert main([str(path), "--output", str(site), *options]) == 0
     (model,) = json.loads((site / "models.json").read_text())["models"]
     assert (model["classes"], model["range"], model["background"]) == (["x", "y", "z"], [0, 255], [10, 11, 12])
+    assert model["named"]
+
+
+def test_signs_of_addresses_in_the_names_of_files(folder):
+    """A browser would take what follows # or ? for no part of the path, and %41 for A."""
+    path, site = folder / "cat #1? 90%41.tflite", folder / "site"
+    path.write_bytes((folder / "float32.tflite").read_bytes())
+    write_contract(path, NAMES)
+    for _ in range(2):  # once more, over the earlier page, which deletes files that are no longer listed
+        assert main([str(path), "--output", str(site)]) == 0
+    (model,) = json.loads((site / "models.json").read_text())["models"]
+    assert model["file"] == "models/0/cat%20%231%3F%2090%2541.tflite"
+    assert checksum(site / unquote(urlsplit(model["file"]).path)) == model["sha256"]
+    assert (site / unquote(urlsplit(model["contract"]).path)).name == contract_path(path).name
 
 
 def test_equal_names_are_told_apart_by_their_folders(folder, monkeypatch):
@@ -169,6 +184,12 @@ def test_the_wheel_contains_the_page():
     patterns = setup["options.package_data"]["tfigkd.web"].split(", ")
     for asset in ASSETS.iterdir():
         assert any(fnmatch.fnmatch(f"site/{asset.name}", pattern) for pattern in patterns), asset.name
+
+
+def test_the_page_says_how_pictures_come_to_the_size_of_a_model():
+    """A contract with the fit "crop" has them cropped."""
+    text = " ".join((ASSETS / "index.html").read_text(encoding="utf-8").split())
+    assert "Pictures are stretched or cropped to the size that a model takes, as in its training" in text
 
 
 def test_the_page_names_no_other_address():

@@ -5,6 +5,7 @@ weights, `channels` removes channels, `quantization` builds a model from the fak
 `tfigkd.models.fake_quant`, and `bridge` is the only module that uses tfmot.
 """
 
+import importlib
 from typing import Any
 
 _MODULES = {
@@ -14,12 +15,15 @@ _MODULES = {
     "fake_quantized": "tfigkd.compress.quantization",
     "sparsity": "tfigkd.compress.pruning",
 }
+__all__ = ["CompressConfig", "MagnitudePruning", "cut_channels", "fake_quantized", "sparsity"]
 
 
 def __getattr__(name: str) -> Any:
     """Import a public name on first use, so that importing this package does not load Keras."""
     if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    import importlib
-
     return getattr(importlib.import_module(_MODULES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -280,6 +280,8 @@ def read_experiment(name_or_file: str) -> tuple[str, Config]:
                 f"unknown experiment {name_or_file!r}: no such file; give the path of a .toml file, or a name that "
                 "--list shows"
             )
+        if (folder / "studies" / path.name).is_file():
+            raise UserError(f"{name_or_file} is a study: python -m tfigkd.study --experiment {name_or_file}")
         raise UserError(f"unknown experiment {name_or_file!r}; {closest(name_or_file, known)} (or a .toml file)")
     table = read_toml(path, "experiment")
     config = Config()

@@ -120,6 +120,11 @@ def export_file(
     predict = partial(predict_logits, model) if original is None else original.logits
     calibration = None if data is None else data.validation.images[: _calibration_count(data.validation, config)]
     learned = is_fake_quantized(model)
+    if data is not None and format in CALIBRATED and not learned and len(data.validation) < 2:
+        raise UserError(
+            f"{format} needs at least 2 validation images, one to calibrate and one to compare; {data.name} has "
+            f"{len(data.validation)}: give more pictures"
+        )
     kept: tuple[str, ...] = ()
     used = None
     own = format == "int8" and config.quantizer == "ai-edge" and not learned

@@ -1,4 +1,4 @@
-"""Layers that round as an int8 file will, so that training learns to live with it (Jacob et al., arXiv 1712.05877).
+"""Fake-quantization layers for quantization-aware training (Jacob et al., arXiv 1712.05877).
 
 TensorFlow's converter reads weights' and activations' ranges off the fake quantization, so such a model needs no
 calibration images. On other backends the same numbers come from Keras's own arithmetic.

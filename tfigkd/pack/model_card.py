@@ -3,6 +3,7 @@
 import functools
 import json
 import re
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -68,6 +69,7 @@ def _environment() -> Environment:
     made.filters |= {
         "json": functools.partial(json.dumps, ensure_ascii=False),  # JSON is YAML
         "text": _text,
+        "quoted": shlex.quote,
         "percent": percent,
         "plural": plural,
         "grouped": "{:,}".format,

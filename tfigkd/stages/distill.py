@@ -1,4 +1,4 @@
-"""The student: built, joined to what the teacher knows of its examples, and distilled."""
+"""Stage `distill`: the student, built, joined to what the teacher knows of its examples, and distilled."""
 
 import json
 import math

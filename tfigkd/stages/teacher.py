@@ -1,4 +1,4 @@
-"""The teacher: trained once, or taken from weights, a .keras file or saved_models; shared by every arm and seed."""
+"""Stage `teacher`: train it once, or take it from weights, a .keras file or saved_models; arms and seeds share it."""
 
 import contextlib
 import json

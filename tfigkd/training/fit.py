@@ -17,6 +17,7 @@ from tfigkd.runtime.errors import UserError
 from tfigkd.training import checkpoint
 from tfigkd.training.averaging import Averaged
 from tfigkd.training.checkpoint import Progress
+from tfigkd.training.checkpoint_callback import CheckpointCallback
 from tfigkd.training.devices import (
     check_devices,
     check_losses,
@@ -26,7 +27,6 @@ from tfigkd.training.devices import (
 )
 from tfigkd.training.distiller import Distiller
 from tfigkd.training.inputs import training_input, validation_input
-from tfigkd.training.keeper import Keeper
 from tfigkd.training.ledger import Ledger
 from tfigkd.training.optimizers import make_optimizer
 from tfigkd.training.tensorboard import Board, Watched
@@ -108,7 +108,7 @@ class _Training:
             own["skip"] = skipped
         held_out = None if self.validation is None else validation_input(self.validation, devices, part)
         with console.progress(self.title, config.epochs * steps, done) as advance:
-            watchers = [*self.callbacks, *self._keepers(progress, done), _Bar(advance, config.epochs)]
+            watchers = [*self.callbacks, *self._callbacks(progress, done), _Bar(advance, config.epochs)]
             watchers += [self.averaged] if self.averaged else []
             failure: BaseException | None = None
             try:
@@ -125,12 +125,12 @@ class _Training:
                     )
             except (UserError, OSError, KeyboardInterrupt) as error:
                 failure = error
-            if failure is not None:  # its frames hold TensorFlow's iterator, which would speak at exit
+            if failure is not None:  # its frames hold TensorFlow's iterator, which would print at exit
                 failure.__traceback__ = failure.__context__ = failure.__cause__ = None
                 gc.collect()
                 raise failure
 
-    def _keepers(self, progress: Progress, done: int) -> Iterator[keras.callbacks.Callback]:
+    def _callbacks(self, progress: Progress, done: int) -> Iterator[keras.callbacks.Callback]:
         """Yield what writes of the training: TensorBoard, the ledger of losses, and after them the checkpoints."""
         board = Board(
             self.tensorboard,
@@ -146,7 +146,7 @@ class _Training:
             path, probe = self.folder / LEDGER, next(self.stream(0))
             steps = self.config.epochs * len(self.sizes)
             yield Ledger(probe, path, every=self.ledger_steps, done=done, until=steps, write=board.scalar)
-        yield Keeper(
+        yield CheckpointCallback(
             self.folder,
             self.fingerprint,
             progress,

@@ -155,7 +155,7 @@ class TwoMomenta(keras.optimizers.SGD):
         self.taught_momentums = self.add_optimizer_variables(variables, "taught_momentum")
 
     @contextlib.contextmanager
-    def with_taught(self, gradients: Sequence[Any], untasked: Collection[int]) -> Iterator[None]:
+    def with_distillation_gradients(self, gradients: Sequence[Any], untasked: Collection[int]) -> Iterator[None]:
         """Within this, an update takes these gradients beside those that it is given.
 
         Args:

@@ -11,7 +11,7 @@ from tfigkd.losses.base import Tensor
 from tfigkd.training.optimizers import TwoMomenta
 
 
-class _Apart:
+class _SplitGradients:
     """What the steps of both backends need for `TwoMomenta`, which takes two gradients apart."""
 
     def _parts(self: Any, terms: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
@@ -21,13 +21,13 @@ class _Apart:
         return terms["loss"] - taught, taught
 
     @property
-    def _untasked(self: Any) -> list[int]:
+    def _auxiliary_indices(self: Any) -> list[int]:
         """The indices of the variables that losses train beside the student's."""
         ours = {id(variable) for variable in self.student.trainable_variables}
         return [index for index, variable in enumerate(self.trainable_variables) if id(variable) not in ours]
 
 
-class TensorFlowSteps(_Apart):
+class TensorFlowSteps(_SplitGradients):
     """Steps in graph mode or eagerly, on one replica or several."""
 
     def train_step(self: Any, data: Any) -> dict:
@@ -59,7 +59,7 @@ class TensorFlowSteps(_Apart):
                 tf.distribute.ReduceOp.SUM, [g for g in taught if g is not None]
             )
             taught = [None if g is None else total.pop(0) for g in taught]
-        with self.optimizer.with_taught(taught, self._untasked):
+        with self.optimizer.with_distillation_gradients(taught, self._auxiliary_indices):
             self.optimizer.apply_gradients(zip(task, variables, strict=True))
         return self._log(*seen)
 
@@ -68,7 +68,7 @@ class TensorFlowSteps(_Apart):
         return self._log(*self._run(data, training=False)[1])
 
 
-class JaxSteps(_Apart):
+class JaxSteps(_SplitGradients):
     """Steps as functions of the state: lists of trainable, other, optimizer's and metrics' variables."""
 
     def train_step(self: Any, state: tuple, data: Any) -> tuple:
@@ -81,7 +81,7 @@ class JaxSteps(_Apart):
             _, backward, aside = jax.vjp(self._loss_function(state, data, apart=True), trainable, has_aux=True)
             one, zero = ops.ones(()), ops.zeros(())
             (gradients,), (taught,) = backward((one, zero)), backward((zero, one))
-            scope = self.optimizer.with_taught(taught, self._untasked)
+            scope = self.optimizer.with_distillation_gradients(taught, self._auxiliary_indices)
         else:
             gradients, aside = jax.grad(self._loss_function(state, data), has_aux=True)(trainable)
         seen, non_trainable = aside

@@ -1,4 +1,4 @@
-"""A network as the losses see it: its logits, its taps and the layers behind them, for the pixels of the batches."""
+"""A network with the outputs that its losses compare: logits, outputs and taps, in one forward pass."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -83,7 +83,7 @@ def all_taps(losses: Mapping[str, Loss], side: int) -> list[str]:
     return sorted({tap for loss in losses.values() for tap in flat(loss_taps(loss)[side])} - {LOGITS})
 
 
-def taking(model: keras.Model, input_range: Range | None) -> Callable[[Tensor], Tensor]:
+def input_converter(model: keras.Model, input_range: Range | None) -> Callable[[Tensor], Tensor]:
     """Return a function from the images of a batch to those that a model takes.
 
     Raises:
@@ -122,7 +122,7 @@ class TappedNetwork:
 
     def __init__(self, model: keras.Model, losses: Mapping[str, Loss], side: int, input_range: Range | None):
         self.model = model
-        self.take, self.to_logits = taking(model, input_range), logits_of(model)
+        self.take, self.to_logits = input_converter(model, input_range), logits_of(model)
         self._taps = all_taps(losses, side)
         self._tapped = tap_outputs(model, self._taps) if self._taps else None
         needing = {name: loss_taps(loss)[side] for name, loss in losses.items() if loss.needs_heads}

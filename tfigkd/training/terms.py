@@ -90,7 +90,7 @@ def loss_terms(
 
 
 class LiveTeacher:
-    """A teacher that runs in training, in the eyes of the losses.
+    """A live teacher, with what the losses need of it: taps, pruned copies, kernels.
 
     It is a plain object, as `TappedNetwork`.
 

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote, unquote
 
 import numpy as np
 
@@ -76,6 +77,7 @@ def describe(
         "outputs": given,
         "count": int(sink["shape"][-1]),
         "classes": class_names(path, classes, contract, labels),
+        "named": labels is not None or about.get("class_names") is not None,
         "background": list(rgb(background_of(contract, background))),
         "fit": fit_of(contract),
         "parity": {name: parity[name] for name in ("agreement", "accuracy", "examples", "on") if name in parity},
@@ -118,12 +120,12 @@ def write_site(
     for index, (model, path) in enumerate(zip(models, paths, strict=True)):
         place = make_folder(folder / "models" / str(index), "--output")
         copy_file(path, place / path.name)
-        about: dict[str, Any] = {"file": f"models/{index}/{path.name}"}
+        about: dict[str, Any] = {"file": f"models/{index}/{quote(path.name)}"}
         if contract_path(path).is_file() and not is_foreign(path):
             copy_file(contract_path(path), contract_path(place / path.name))
-            about["contract"] = f"models/{index}/{contract_path(path).name}"
+            about["contract"] = f"models/{index}/{quote(contract_path(path).name)}"
         listed.append(model | about)
-    kept = {folder / one[key] for one in listed for key in ("file", "contract") if key in one}
+    kept = {folder / unquote(one[key]) for one in listed for key in ("file", "contract") if key in one}
     for old in (folder / "models").glob("[0-9]*/*") if again else ():  # of an earlier page
         if old.is_file() and old not in kept and not any(old.samefile(path) for path in paths):
             old.unlink()

@@ -1,6 +1,6 @@
 // The page of `python -m tfigkd.web`: loads the models of models.json, classifies pictures, shows where models look.
 
-import { gray, inputValues, occlusionMap, opaque, probabilities, resize } from "./pixels.js";
+import { agree, gray, inputValues, occlusionMap, opaque, probabilities, resize } from "./pixels.js";
 
 const byId = (id) => document.getElementById(id);
 const [models, pictures] = [[], []];
@@ -198,7 +198,7 @@ async function addPicture(picture) {
     model.cell.textContent = time(median(model.times));
     picture.answers.push(answer);
   }
-  picture.apart = new Set(picture.answers.map((answer) => answer.name)).size > 1;
+  picture.apart = picture.answers.some((one) => picture.answers.some((other) => !agree(one, other)));
   pictures.unshift(picture);
   picture.card = cardOf(picture);
   delete picture.rgba; // of a photograph, these are a hundred megabytes

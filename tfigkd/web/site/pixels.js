@@ -125,6 +125,12 @@ export function probabilities(outputs, kind) {
   return powers.map((power) => power / sum);
 }
 
+/** Whether two answers are one class: by its name, or by its place where a model's classes have no names. */
+export function agree(one, other) {
+  const named = one.model.about.named && other.model.about.named;
+  return named ? one.name === other.name : one.best === other.best;
+}
+
 /** Where a patch of a size may lie along an axis: a third of it apart, and at the end. */
 function places(size, patch) {
   const step = Math.max(1, Math.round(patch / 3));

@@ -1,4 +1,4 @@
-"""What is kept of a training while it runs: checkpoints, the history, TensorBoard's points; nothing after a NaN."""
+"""Callback that checks for NaN, records the history and writes checkpoints and TensorBoard's points."""
 
 import contextlib
 import math
@@ -16,7 +16,7 @@ from tfigkd.training.checkpoint import Progress
 from tfigkd.training.devices import on_this_host
 from tfigkd.training.tensorboard import Board
 
-STEPS_UNSEEN = 1 if keras.backend.backend() == "tensorflow" else 50
+STEPS_BETWEEN_CHECKS = 1 if keras.backend.backend() == "tensorflow" else 50
 """Steps between two looks for NaN: a look waits for the device, which JAX otherwise keeps busy ahead of time."""
 
 
@@ -34,21 +34,21 @@ def broken_terms(logs: Mapping[str, float], before: Mapping[str, float], weights
     """
     broken = [name for name, value in logs.items() if not math.isfinite(value)]
     terms = [name for name in logs if name.endswith("_loss") and not name.startswith("val_")]
-    guilty = [name for name in terms if name in broken]
+    nonfinite = [name for name in terms if name in broken]
 
     def largest(values: Mapping[str, float]) -> str:
         shares = {name: abs(values.get(name, 0.0)) * weights.get(name.removesuffix("_loss"), 1.0) for name in terms}
         name = max(shares, key=lambda name: shares[name])
         return f"{name} = {values.get(name, 0.0):.3g} times its weight"
 
-    if guilty == terms and len(terms) > 1 and before:
+    if nonfinite == terms and len(terms) > 1 and before:
         return f"NaN or infinity in the weights and so in every term; the largest one before was {largest(before)}"
-    if terms and "loss" in broken and not guilty:
+    if terms and "loss" in broken and not nonfinite:
         return f"loss = NaN or infinity; its largest term is {largest(logs)}"
-    return f"{', '.join(guilty or broken)} = NaN or infinity"
+    return f"{', '.join(nonfinite or broken)} = NaN or infinity"
 
 
-class Keeper(keras.callbacks.Callback):
+class CheckpointCallback(keras.callbacks.Callback):
     """Refuse NaN in any step; keep the history, show it in TensorBoard, write the checkpoints.
 
     Args:
@@ -76,7 +76,7 @@ class Keeper(keras.callbacks.Callback):
         self.averaged = averaged
         self.folder, self.fingerprint, self.progress, self.board = folder, fingerprint, progress, board
         self.sizes, self.every = sizes, every
-        self.unseen: list[tuple[int, dict]] = []
+        self.pending: list[tuple[int, dict]] = []
         self.before: dict[str, float] = {}
 
     @property
@@ -92,10 +92,10 @@ class Keeper(keras.callbacks.Callback):
     def on_train_batch_end(self, batch: int, logs: dict | None = None) -> None:
         """Look for NaN; write a checkpoint where one is due."""
         step = self.begun.steps + batch + 1
-        self.unseen.append((step, dict(logs or {})))
+        self.pending.append((step, dict(logs or {})))
         due = self.every is not None and step % self.every == 0 and step < len(self.sizes)
-        if due or len(self.unseen) >= STEPS_UNSEEN:
-            self._look()
+        if due or len(self.pending) >= STEPS_BETWEEN_CHECKS:
+            self._check_pending()
         if due:
             self.progress.steps, self.progress.logs = step, self._whole(self.before, step)
             self.progress.seconds = time.monotonic() - self.started
@@ -111,10 +111,10 @@ class Keeper(keras.callbacks.Callback):
             for name, value in logs.items()
         }
 
-    def _look(self) -> None:
+    def _check_pending(self) -> None:
         """Check the steps since the last look, in order: one step after the first NaN all terms are NaN."""
-        unseen, self.unseen = self.unseen, []
-        for step, logs in unseen:
+        pending, self.pending = self.pending, []
+        for step, logs in pending:
             values = {name: float(value) for name, value in logs.items()}
             self._check(values, f"step {step} of epoch {len(self.history) + 1}")
             self.before = values
@@ -134,7 +134,7 @@ class Keeper(keras.callbacks.Callback):
 
     def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
         """Look for NaN, keep the logs of the epoch, and write a checkpoint."""
-        self._look()
+        self._check_pending()
         values = {name: float(value) for name, value in (logs or {}).items()}
         self._check(values, f"epoch {epoch + 1}")
         values = self._whole(values, len(self.sizes))
