@@ -26,7 +26,7 @@ from tfigkd.edge.litert import (
 )
 from tfigkd.edge.parity import check_parity, export_file, near_chance_level, parity
 from tfigkd.evaluate import main as evaluate
-from tfigkd.export import Options, main
+from tfigkd.export import Options, _in_options, main
 from tfigkd.measure.metrics import predict_logits
 from tfigkd.models.layers import with_stock_layers
 from tfigkd.predict import main as predict
@@ -236,7 +236,7 @@ def test_an_option_has_the_name_of_its_field(shop, capsys):
     own = [shop / "open.keras", "--format", "int8", "--data", "digits", "--output", shop / "strict.tflite"]
     for name in ("--min-int8-agreement", "--min_int8_agreement", "--min-agreement", "--min_agreement"):
         error = refusal(capsys, *own, "--image-size", "8", f"{name}=1.01")
-        assert "needed is export.min_int8_agreement = 1.01" in error
+        assert "needed is --min-int8-agreement 1.01; " in error and "export." not in error
     fields = {field.name for field in dataclasses.fields(ExportConfig)}
     assert {field.name for field in dataclasses.fields(Options)} & fields == {
         "calibration_examples",
@@ -257,6 +257,12 @@ def test_the_command_without_data(shop, capsys):
     assert contract["class_names"] is None
 
 
+def test_a_bound_that_the_command_lacks_is_not_called_an_option():
+    """A run has --export.max_float32_difference, this command has not."""
+    said = "export: a/export.keep/x.tflite differs; allowed is export.max_float32_difference = 0.001; try export.keep"
+    assert _in_options(said) == "export: a/export.keep/x.tflite differs; allowed is 0.001; try --keep"
+
+
 def refusal(capsys, *arguments):
     assert main([str(argument) for argument in arguments]) == 1
     error = capsys.readouterr().err
@@ -275,7 +281,9 @@ def test_what_the_command_refuses(shop, capsys, tmp_path):
     line = refusal(capsys, own, *int8, *output, "--data", "digits", "--input-range", "1", "1")
     assert "different values for black and white" in line
     line = refusal(capsys, own, *int8, *output, "--data", "digits", "--calibration-examples", "0")
-    assert "calibration_examples must be positive" in line
+    assert "error: --calibration-examples must be positive" in line
+    line = refusal(capsys, own, *int8, *output, "--data", "digits", "--keep", "1")
+    assert "error: --keep needs --quantizer ai-edge" in line
     assert list(tmp_path.iterdir()) == []
 
 

@@ -15,6 +15,8 @@ from huggingface_hub import ModelCard
 from PIL import Image
 
 from tests.children import run, smoke_run
+from tfigkd.config.experiment import Config
+from tfigkd.config.reading import from_mapping
 from tfigkd.data import load
 from tfigkd.data.catalog import about
 from tfigkd.edge.package import SUMS, model_file, write_package
@@ -23,7 +25,9 @@ from tfigkd.pack.content import read_facts
 from tfigkd.pack.model_card import model_card
 from tfigkd.predict import main as predict
 from tfigkd.runtime.errors import UserError
-from tfigkd.runtime.files import read_manifest, write_manifest
+from tfigkd.runtime.files import fingerprint, read_manifest, sealed, write_manifest
+from tfigkd.runtime.provenance import as_csv
+from tfigkd.study.collect import read_rows
 
 
 @pytest.fixture(scope="module")
@@ -167,6 +171,14 @@ def test_files_that_were_exported_anew_are_not_given_the_old_latency(copied):
     assert "int8_ms" not in facts.roles["student"] and facts.roles["student"]["float32_ms"] > 0
 
 
+def test_settings_of_a_later_call_are_not_packed(copied, capsys):
+    """As after `--evaluation.gallery_examples 3 --stages evaluate`, without the report."""
+    settings = json.loads((copied / "config.json").read_text())
+    settings["config"]["evaluation"]["gallery_examples"] += 1
+    (copied / "config.json").write_text(json.dumps(settings))
+    assert re.search(r"config\.json is of a later call than rows\.csv, .* report again", refusal(capsys, main, copied))
+
+
 def test_a_damaged_student_is_not_packed(copied, capsys):
     (copied / "distill" / "student.keras").write_bytes(b"other")
     assert "student.keras is corrupt" in refusal(capsys, main, copied)
@@ -176,6 +188,9 @@ def test_the_card_names_no_folder_of_the_users_own_data(copied):
     settings = json.loads((copied / "config.json").read_text())
     settings["config"]["data"]["name"] = "/home/ann/xray"
     (copied / "config.json").write_text(json.dumps(settings))
+    row = read_rows(copied / "rows.csv")[0]
+    row["config"] = fingerprint(from_mapping(Config, settings["config"]))
+    (copied / "rows.csv").write_text(as_csv([sealed({name: row[name] for name in row if name != "checksum"})]))
     facts = read_facts(copied)
     text = model_card(replace(facts, command=""), "student.zip", {"student.keras": 1})
     assert "/home" not in text and "Data set: xray" in text

@@ -5,8 +5,9 @@ python -m tfigkd.export other.keras --format float16 --input-range 0 255 --outpu
 python -m tfigkd.export student.int8.tflite --format c --output student.c
 """
 
+import re
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -116,8 +117,10 @@ def run(options: Options) -> str:
         model, plain, data = _load(options)
         report = export_file(options.output, model, options.format, data, bounds, original=plain)
     except ValueError as error:
-        hint = "; give --data DATASET" if "calibration" in str(error) and not options.data else ""
-        raise UserError(f"{str(error).rstrip('.')}{hint}") from error
+        hint = "; give --data DATASET" if "needs calibration images" in str(error) else ""
+        raise UserError(_in_options(f"{str(error).rstrip('.')}{hint}")) from error
+    except UserError as error:
+        raise UserError(_in_options(str(error))) from error
     ends = ", float32 input and output" if options.format in CALIBRATED and options.io == "float32" else ""
     size, on, scores = options.output.stat().st_size, "noise, as there is no --data", ""
     if data is not None:
@@ -129,6 +132,17 @@ def run(options: Options) -> str:
         f"{options.output}: {size / 1e3:,.1f} kB{ends}; on {on}: agreement with Keras "
         f"{100 * report['agreement']:.2f} %, largest difference {report['max_difference']:.2g}{scores}"
     )
+
+
+def _in_options(message: str) -> str:
+    """Return an error with the options of this command in place of the fields of a run: --keep for export.keep."""
+    own, known = ({field.name for field in fields(one)} for one in (Options, ExportConfig))
+
+    def option(found: re.Match[str]) -> str:
+        name, equals = found.groups(default="")
+        return f"--{name.replace('_', '-')}{' ' * bool(equals)}" if name in own else "" if equals else name
+
+    return re.sub(rf"(?<![\w./-])export\.({'|'.join(sorted(known))})\b( = )?", option, message.removeprefix("config: "))
 
 
 def _write_c(options: Options) -> str:

@@ -102,7 +102,8 @@ def layers(path: Path, options: argparse.Namespace, given: Path) -> tuple[Compar
 
 
 def _range(path: Path, given: Sequence[float] | None) -> Range:
-    return spaces(open_classifier(path), admit(path), given and (given[0], given[1]), "logits")[0]
+    pair = None if given is None else (given[0], given[1])
+    return spaces(open_classifier(path), admit(path), pair, "logits")[0]
 
 
 def show_times(made: Sequence[dict[str, Any]], top: int) -> None:

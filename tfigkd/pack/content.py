@@ -4,18 +4,18 @@ import csv
 import json
 from pathlib import Path
 
-from tfigkd.config.experiment import Config, to_mapping
-from tfigkd.config.reading import from_mapping
+from tfigkd.config.experiment import Config, override, to_mapping
+from tfigkd.config.reading import from_mapping, value_at
 from tfigkd.data.catalog import about
 from tfigkd.edge.contract import contract_path
 from tfigkd.pack.model_card import model_card
 from tfigkd.report.facts import Facts
 from tfigkd.report.verdict import Remark
 from tfigkd.runtime.errors import UserError
-from tfigkd.runtime.files import require, unsealed
+from tfigkd.runtime.files import fingerprint, read_signed, require, unsealed
 from tfigkd.stages import repeat
 from tfigkd.stages.report import figures, read_timed
-from tfigkd.stages.workdir import ROWS, SETTINGS, VERDICT, Workdir
+from tfigkd.stages.workdir import PRECISION, ROWS, SETTINGS, VERDICT, Workdir
 
 REPORT, CARD = "report.html", "README.md"
 
@@ -53,9 +53,15 @@ def read_facts(run: Path) -> Facts:
             "saw_validation": cells["saw_validation"] == "True",
             "teacher_saw_validation": cells["teacher_saw_validation"] == "True",
         }
+        as_run = _with_precision(config, workdir)
         command, toml = repeat.command(config, settings)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, csv.Error) as error:
         raise UserError(f"a file of {run} is damaged ({error}); run its stage report again") from error
+    if as_run is not None and fingerprint(as_run) != row["config"]:
+        raise UserError(
+            f"{run / SETTINGS} is of a later call than {ROWS}, with other settings; run stage report again, or all "
+            "stages that these settings concern"
+        )
     return Facts(
         config=to_mapping(config),
         row=row,
@@ -69,6 +75,18 @@ def read_facts(run: Path) -> Facts:
         timed=read_timed(workdir),
         verdict=[remark.sentence for remark in remarks],
     )
+
+
+def _with_precision(config: Config, workdir: Workdir) -> Config | None:
+    """Return the config with what the run has measured in the place of each "auto"; None if that is not known."""
+    path = workdir.run / PRECISION
+    chosen = read_signed(path, "run its stage report again") if path.is_file() else {}
+    for role, field in (("teacher", "teacher.training.precision"), ("student", "training.precision")):
+        if value_at(to_mapping(config), field) == "auto":
+            if role not in chosen:
+                return None
+            config = override(config, {field: chosen[role]["precision"]})
+    return config
 
 
 def contents(run: Path, facts: Facts, package: str, *, license: str | None, report: bool) -> dict[str, bytes]:

@@ -148,13 +148,7 @@ def hyperparameters(space: Sequence[Dimension]) -> Any:
 
 
 def changes(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the fields that a trial sets, including the number of epochs that hyperband gives it.
-
-    Raises:
-        UserError: The number of epochs is varied as well, which hyperband would overwrite.
-    """
-    if {"training.epochs", "tuner/epochs"} <= values.keys():
-        raise UserError("hyperband sets training.epochs itself; leave it out of --vary, or choose another --tuner")
+    """Return the fields that a trial sets, including the number of epochs that hyperband gives it."""
     fields = {name: decoded(value) for name, value in values.items() if not name.startswith("tuner/")}
     return fields | ({"training.epochs": values["tuner/epochs"]} if "tuner/epochs" in values else {})
 
@@ -163,16 +157,8 @@ def trial_config(config: Config, values: Mapping[str, Any]) -> Config:
     """Return the config of one trial from its KerasTuner values.
 
     Warm-up and fine-tuning keep their share of the epochs that hyperband gives a trial, and never outlast them.
-
-    Raises:
-        FatalError: No trial can be trained, so that the search ends at the first.
     """
-    try:
-        fields = changes(values)
-    except UserError as error:
-        from keras_tuner.errors import FatalError
-
-        raise FatalError(str(error)) from error
+    fields = changes(values)
     share = values.get("tuner/epochs", config.training.epochs) / config.training.epochs
     if share < 1:
         for name, kind in (("training.warmup_epochs", float), ("training.finetune_epochs", int)):

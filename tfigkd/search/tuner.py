@@ -288,7 +288,15 @@ def search(options: Options, flags: Sequence[str], command: str = "") -> Path | 
 
 
 def _space(options: Options, config: Config) -> list[Dimension]:
-    """Return the search space of a command."""
+    """Return the search space of a command.
+
+    Raises:
+        UserError: A field is unknown, or is one that hyperband sets itself.
+    """
     if options.student:
-        return student_space(config, options.vary)
-    return [dimension(text, config) for text in options.vary] or usual_space(config)
+        space = student_space(config, options.vary)
+    else:
+        space = [dimension(text, config) for text in options.vary] or usual_space(config)
+    if options.tuner == "hyperband" and any(one.field == "training.epochs" for one in space):
+        raise UserError("hyperband sets training.epochs itself; leave it out of --vary, or choose another --tuner")
+    return space
