@@ -3,6 +3,7 @@
 import numpy as np
 
 from tfigkd.measure.chance import better_order, mean_recall, near_chance, suggest_fix
+from tfigkd.runtime.errors import UserError
 
 
 def logits_of(predicted: np.ndarray, classes: int) -> np.ndarray:
@@ -72,8 +73,16 @@ def test_a_classifier_far_above_chance_may_still_have_another_range_or_order() -
 
 
 def test_a_weak_classifier_is_no_other_one() -> None:
-    """Right on a part of the images, wrong at random on the others, in the only range that there is."""
+    """Right on a part of the images, wrong at random on the others; or of few images of one class, or of one alone."""
     random = np.random.default_rng(0)
+    rare = (np.arange(256) % 20 == 0).astype(int)
+    useful = logits_of(np.where(random.random(256) < 0.85, rare, 1 - rare), 2)
+    others = {"--x": lambda: logits_of(np.where(np.arange(256) < 80, rare, 0), 2)}  # right on more, for its large class
+    assert mean_recall(others["--x"](), rare) < mean_recall(useful, rare)
+    assert (others["--x"]().argmax(1) == rare).mean() > 0.9 > (useful.argmax(1) == rare).mean()
+    assert suggest_fix(useful, rare, ["a", "b"], others) is None
+    one, constant = np.zeros(40, int), logits_of(np.zeros(40, int), 2)
+    assert suggest_fix(logits_of(np.arange(40) % 3 // 2, 2), one, ["a", "b"], {"--x": lambda: constant}) is None
     for classes in (2, 10, 100):
         for accuracy in (0.3, 0.5, 0.7, 0.9):
             labels = np.arange(256) % classes
@@ -81,3 +90,14 @@ def test_a_weak_classifier_is_no_other_one() -> None:
             other = np.where(random.random(256) < accuracy, labels, random.integers(0, classes, 256))
             others = {"--x": lambda other=other, classes=classes: logits_of(other, classes)}
             assert suggest_fix(logits_of(guessed, classes), labels, [""] * classes, others) is None
+
+
+def test_a_range_that_a_model_cannot_take_is_left_out() -> None:
+    labels = np.arange(60) % 3
+
+    def refused() -> np.ndarray:
+        raise UserError("another function than Keras opens")
+
+    right = logits_of(labels, 3)
+    others = {"--x": refused, "--y": lambda: right}
+    assert str(suggest_fix(logits_of(np.zeros(60, int), 3), labels, list("abc"), others)).startswith("with --y")

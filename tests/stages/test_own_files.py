@@ -83,6 +83,24 @@ def test_a_teacher_that_is_clearly_better_in_another_range_is_refused(tmp_path):
         teacher.train_teacher(config_of(tmp_path, teacher__input_range=given), workdir)
 
 
+def test_a_teacher_of_bytes_is_taken_and_measured(tmp_path, capsys):
+    """It takes no other range; right on seven of eight images, so that others are tried."""
+    labels = np.arange(80) % 2
+    pixels = np.full((80, 8, 8, 3), 40, np.uint8)
+    pixels[labels == 1] = 200
+    labels = np.where(np.arange(80) % 8 == 0, 1 - labels, labels)
+    np.savez(tmp_path / "data.npz", x_train=pixels, y_train=labels, x_test=pixels[:40] + 1, y_test=labels[:40])
+    inputs = keras.Input((8, 8, 3), dtype="uint8")
+    x = keras.layers.GlobalAveragePooling2D()(keras.layers.Rescaling(1 / 255)(inputs))
+    model = keras.Model(inputs, keras.layers.Dense(2)(x))
+    model.set_weights([np.array([[0.0, 1.0]] * 3), np.array([1.5, 0.0])])
+    model.save(tmp_path / "bytes.keras")
+    config = config_of(tmp_path, teacher__model=str(tmp_path / "bytes.keras"))
+    teacher.train_teacher(config, Workdir(tmp_path / "run", tmp_path / "teachers"))
+    assert evaluate([str(tmp_path / "bytes.keras"), "--data", str(tmp_path / "data.npz")]) == 0
+    assert "accuracy 87.50 %" in capsys.readouterr().out
+
+
 def test_classes_in_another_order_are_named(folder, tmp_path):
     config = config_of(folder, teacher__model=str(folder / "turned.keras"))
     with pytest.raises(UserError, match=r"outputs seem to be in the order green, red .*: rename the class folders"):

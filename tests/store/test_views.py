@@ -213,7 +213,7 @@ def test_verify_tells_exchanged_views_from_those_of_their_images(workdir, attent
     assert checked.keys() == {kind, "flat", "recomputed"} and checked["recomputed"] == 8
     with monkeypatch.context() as patch:
         patch.chdir(folder)
-        assert verify(Path("."), sample=1).keys() == {kind, "flat"}
+        assert verify(Path("."), sample=1).keys() == {kind, "flat", "recomputed"}
     for wrong in ({"sample": 0}, {"seed": -1}):
         with pytest.raises(UserError, match=f"--{next(iter(wrong))} must be"):
             verify(folder, **wrong)

@@ -244,19 +244,19 @@ def _find_keys(builder: Any, folder: Path, group: str | None) -> tuple[str, str]
         )
     images = [key for key, feature in features.items() if type(feature) is tfds.features.Image]
     labels = [key for key, feature in features.items() if type(feature) is tfds.features.ClassLabel]
-    for key in images:  # floats are stored as the bytes of a picture of four channels
-        if np.dtype(features[key].np_dtype) != np.uint8:
-            raise UserError(
-                f"tfds data in {folder}: the image {key!r} holds {features[key].np_dtype}; expected uint8 pixels"
-            )
     keys = builder.info.supervised_keys
     if keys and len(keys) == 2 and keys[0] in images and keys[1] in labels:
-        return keys[0], keys[1]
-    if len(images) == 1 and len(labels) == 1:
-        return images[0], labels[0]
-    raise UserError(
-        f"tfds data in {folder} have the features {', '.join(features)}; expected one image and one class label"
-    )
+        image, label = keys
+    elif len(images) == 1 and len(labels) == 1:
+        image, label = images[0], labels[0]
+    else:
+        raise UserError(
+            f"tfds data in {folder} have the features {', '.join(features)}; expected one image and one class label"
+        )
+    kind = np.dtype(features[image].np_dtype)
+    if kind != np.uint8:  # floats are stored as the bytes of a picture of four channels
+        raise UserError(f"tfds data in {folder}: the image {image!r} holds {kind.name}; expected uint8 pixels")
+    return image, label
 
 
 def _records(builder: Any, split: str, keys: tuple[str, ...]) -> Any:

@@ -218,7 +218,7 @@ PILLOW = metadata.version("pillow")
 
 def digest(image: np.ndarray) -> str:
     """Return the id of a picture, uint8 [H,W,3]: 16 hex digits of the SHA-256 of its pixels in C order."""
-    return hashlib.sha256(image.tobytes()).hexdigest()[:DIGEST_LENGTH]
+    return hashlib.sha256(np.ascontiguousarray(image).data).hexdigest()[:DIGEST_LENGTH]
 
 
 Encoded = tuple[Sequence[bytes] | Sequence[Path] | np.ndarray, Sequence[str]]

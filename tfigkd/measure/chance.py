@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 
 from tfigkd.data import Dataset, Examples, concatenate
+from tfigkd.runtime.errors import UserError
 
 PROBE_EXAMPLES = 256
 """Number of images used for these checks; more would hardly change the result."""
@@ -12,6 +13,8 @@ DEVIATIONS = 2.0
 """Standard deviations of chance within which an accuracy is near it."""
 CLEARLY = 3.0
 """Standard deviations by which another input range or class order must be right on more images (McNemar's test)."""
+RANGE_GAIN = 0.05
+"""Gain of balanced accuracy from which another input range is suggested."""
 ORDER_RECALL = 0.5
 """Balanced accuracy from which another class order is suggested."""
 ORDER_GAIN = 0.2
@@ -43,11 +46,13 @@ def near_chance(logits: np.ndarray, labels: np.ndarray) -> bool:
     return mean_recall(logits, labels) < chance + DEVIATIONS * spread
 
 
-def _clearly_better(other: np.ndarray, logits: np.ndarray, labels: np.ndarray) -> bool:
-    """Return whether other logits [N,C] are right on more labels [N] than chance explains, by McNemar's test."""
+def _clearly_better(other: np.ndarray, logits: np.ndarray, labels: np.ndarray, gain: float) -> bool:
+    """Return whether other logits [N,C] have a balanced accuracy that is higher by `gain` and are right on more images
+    than chance explains, by McNemar's test."""
     right, other_right = logits.argmax(axis=1) == labels, other.argmax(axis=1) == labels
     gained, lost = int((other_right & ~right).sum()), int((right & ~other_right).sum())
-    return gained - lost > CLEARLY * np.sqrt(gained + lost) and not near_chance(other, labels)
+    sure = gained - lost > CLEARLY * np.sqrt(gained + lost) and not near_chance(other, labels)
+    return sure and mean_recall(other, labels) >= mean_recall(logits, labels) + gain
 
 
 def suggest_fix(
@@ -56,7 +61,7 @@ def suggest_fix(
     class_names: Sequence[str],
     others: Mapping[str, Callable[[], np.ndarray]],
     *,
-    remedy: str = "rename the class folders so that they sort in this order",
+    try_orders: bool = True,
 ) -> str | None:
     """Return what makes a classifier right on clearly more images, in words; None where nothing that is tried does.
 
@@ -64,31 +69,41 @@ def suggest_fix(
         logits: Its logits [N,C].
         labels: int [N].
         class_names: Of the data, in the order of the labels.
-        others: What the user would give, such as "--input-range 0 255", to the logits [N,C] that it leads to.
-        remedy: What to do where the classes are in another order.
+        others: What the user would give, such as "--input-range 0 255", to the logits [N,C] that it leads to. One that
+            a model cannot take raises a UserError or ValueError, and is left out.
+        try_orders: Whether to look for another order of the classes, too.
     """
-    found = {text: compute() for text, compute in others.items()}
+    wrong = int((logits.argmax(axis=1) != labels).sum())
+    if wrong <= CLEARLY**2 or len(np.unique(labels)) < 2:
+        return None  # nothing can be clearly better, or a constant answer would be
+    found = {text: values for text, compute in others.items() if (values := _computed(compute)) is not None}
     scores = {
-        text: mean_recall(other, labels) for text, other in found.items() if _clearly_better(other, logits, labels)
+        text: mean_recall(other, labels)
+        for text, other in found.items()
+        if _clearly_better(other, logits, labels, RANGE_GAIN)
     }
     if scores:
         best = max(scores, key=lambda text: scores[text])
         return f"with {best} its balanced accuracy on the same images is {100 * scores[best]:.1f} %"
-    for text, other in {"": logits, **found}.items():
+    for text, other in {"": logits, **found}.items() if try_orders else ():
         order = better_order(other, labels, len(class_names))
-        if order is None:
-            continue
-        placed = _in_order(other, order)
-        score = mean_recall(placed, labels)
-        if score < mean_recall(logits, labels) + ORDER_GAIN or not _clearly_better(placed, logits, labels):
+        if order is None or not _clearly_better(placed := _in_order(other, order), logits, labels, ORDER_GAIN):
             continue
         listed = ", ".join(class_names[index] for index in order[:10]) + (" …" if len(order) > 10 else "")
         also = f" and its pixels those of {text}" if text else ""
         return (
             f"its outputs seem to be in the order {listed}{also} (balanced accuracy in this order: "
-            f"{100 * score:.1f} %): {remedy}"
+            f"{100 * mean_recall(placed, labels):.1f} %): rename the class folders so that they sort in this order"
         )
     return None
+
+
+def _computed(compute: Callable[[], np.ndarray]) -> np.ndarray | None:
+    """Return the logits of a model in another range; None where it cannot take that range, as one of bytes cannot."""
+    try:
+        return compute()
+    except (UserError, ValueError):
+        return None
 
 
 def _in_order(logits: np.ndarray, order: Sequence[int]) -> np.ndarray:
@@ -102,13 +117,13 @@ def better_order(logits: np.ndarray, labels: np.ndarray, classes: int) -> list[i
     """Return the label of each output in the order of classes that makes a model right; None where none does."""
     from scipy.optimize import linear_sum_assignment
 
-    if logits.shape[1] != classes:
+    if logits.shape[1] != classes or len(np.unique(labels)) != classes:
         return None
     counts = np.zeros((logits.shape[1], classes))
     np.add.at(counts, (logits.argmax(axis=1), labels), 1)
     _, order = linear_sum_assignment(-counts)
-    placed, present = _in_order(logits, order), np.unique(labels)
+    placed = _in_order(logits, order)
     right = labels[placed.argmax(axis=1) == labels]
     clear = mean_recall(placed, labels) >= ORDER_RECALL and not near_chance(placed, labels)
     named = len(np.unique(right)) >= (1 - NEVER_RIGHT) * classes
-    return [int(label) for label in order] if clear and named and len(present) == classes else None
+    return [int(label) for label in order] if clear and named else None

@@ -91,6 +91,8 @@ def student_fingerprint(config: Config, workdir: Workdir, data: str | None = Non
         identity.append("even batches")
     if config.losses.r2kd.weight and config.losses.r2kd.pruned:
         identity.append("pruned teacher")  # in earlier versions nothing of a frozen teacher was
+    if config.student.init == "teacher" and config.teacher.model == "convnet":
+        identity.append("head of a convnet")  # in earlier versions it was that of a MobileNet-V2
     network = fingerprint_values(config.student) | network_values(config.student, dataset(config.data))
     if config.student.own_file or config.student.application:
         network = {name: value for name, value in network.items() if name not in ("widths", "depth", "stem_stride")}

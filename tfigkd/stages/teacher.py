@@ -299,7 +299,7 @@ def _check_given(config: Config, data: Dataset, model: keras.Model) -> None:
         return predict_logits(build_network(replace(teacher, input_range=other), data), examples.images)
 
     others = {}
-    if teacher.own_file and (guesses or teacher.input_range is None):
+    if teacher.own_file and not teacher.accept_chance and (guesses or teacher.input_range is None):
         ranges = [other for other in RANGES if other != (low, high)]
         others = {f"--teacher.input_range {a:g} {b:g}": partial(in_range, (a, b)) for a, b in ranges}
     fix = suggest_fix(logits, examples.labels, data.class_names, others)

@@ -1,6 +1,6 @@
 """The overlay store as a library: for any Keras model and any `tf.data.Dataset`, without config or workdir."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,12 +13,13 @@ from tfigkd.config.fields import AttributionConfig
 from tfigkd.config.reading import from_mapping
 from tfigkd.data import Dataset, Examples, digest, identify, splits_fingerprint
 from tfigkd.data.grid import check_grid, spread
-from tfigkd.data.spaces import RANGES, Outputs, Range
+from tfigkd.data.spaces import RANGES, UNIT, Outputs, Range
 from tfigkd.data.top_logits import TopLogits
 from tfigkd.measure.chance import PROBE_EXAMPLES, mean_recall, suggest_fix
 from tfigkd.measure.metrics import predict_logits
 from tfigkd.models import as_classifier
-from tfigkd.models.input_range import graph_of
+from tfigkd.models.input_range import graph_of, recognize_input_range
+from tfigkd.models.spaces import classifier
 from tfigkd.models.weights import architecture_fingerprint, weights_fingerprint
 from tfigkd.runtime.errors import UserError
 from tfigkd.runtime.files import MANIFEST, fingerprint, finished, locked, read_manifest
@@ -92,7 +93,7 @@ class OverlayStore:
 
         Raises:
             ValueError: `pictures` are not as above or do not fit the teacher, a label is none of its C outputs, or the
-                teacher is right on clearly more of them with another input range or class order.
+                teacher is right on clearly more of them in another input range than was inferred.
             UserError: A setting is unknown or out of range.
         """
         if not isinstance(teacher, keras.Model):
@@ -124,11 +125,8 @@ class OverlayStore:
         place = Path(folder).resolve() / fingerprint(identity)
         with locked(place, wait=True):
             if finished(place, place.name) is None:
-                others = {
-                    f"input_range={one}": partial(as_classifier, given, input_range=one, outputs=outputs)
-                    for one in (RANGES if input_range is None and graph_of(given) is not None else ())
-                }
-                _check_reading(teacher, others, examples, classes)
+                if input_range is None and graph_of(given) is not None:
+                    _check_range(given, teacher, outputs, examples)
                 write_store(place, teacher, data, config, identity, source={})
                 return cls(place)
         store = cls(place)
@@ -296,31 +294,29 @@ def _check_fit(teacher: keras.Model, examples: Examples) -> None:
     raise ValueError(f"the teacher takes images {takes}, the pictures are {has}; {remedy}")
 
 
-def _check_reading(
-    teacher: keras.Model,
-    others: Mapping[str, Callable[[], keras.Model]],
-    examples: Examples,
-    class_names: Sequence[str],
-) -> None:
-    """Refuse a teacher that is right on clearly more images if it is read in another way, or in another class order.
+def _check_range(given: keras.Model, teacher: keras.Model, outputs: Outputs | None, examples: Examples) -> None:
+    """Refuse a teacher that is right on clearly more images if its pixels are in another range than was inferred.
 
     Args:
-        teacher: float32 [B,H,W,C] in [0,1] to logits.
-        others: What the user would give, to a function that returns such a model.
+        given: As the user has it.
+        teacher: As it was read: float32 [B,H,W,C] in [0,1] to logits.
+        outputs: As for `build`.
         examples: Of which the first ones decide.
-        class_names: Of the outputs.
     """
     some = examples.take(slice(PROBE_EXAMPLES))
 
-    def logits(make: Callable[[], keras.Model]) -> np.ndarray:
-        return predict_logits(make(), some.images)
+    def logits(input_range: Range) -> np.ndarray:
+        return predict_logits(classifier(given, input_range=input_range, outputs=outputs), some.images)
 
-    tried = {text: partial(logits, make) for text, make in others.items()}
     own = predict_logits(teacher, some.images)
-    fix = suggest_fix(own, some.labels, class_names, tried, remedy="give labels in this order")
+    others = {f"input_range={one}": partial(logits, one) for one in RANGES}
+    fix = suggest_fix(own, some.labels, (), others, try_orders=False)
     if fix is not None:
-        recall = 100 * mean_recall(own, some.labels)
-        raise ValueError(f"the teacher has a balanced accuracy of {recall:.1f} % on {len(some)} of the pictures; {fix}")
+        recall, shown = 100 * mean_recall(own, some.labels), recognize_input_range(given) or UNIT
+        raise ValueError(
+            f"the teacher has a balanced accuracy of {recall:.1f} % on {len(some)} of the pictures; {fix}; "
+            f"input_range={shown} keeps it as it is"
+        )
 
 
 def _collect(pictures: Any) -> Examples:
