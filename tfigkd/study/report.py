@@ -11,7 +11,7 @@ from tfigkd.config.experiment import experiments_folder
 from tfigkd.report.table import plural
 from tfigkd.runtime import console
 from tfigkd.runtime.errors import UserError
-from tfigkd.runtime.files import make_folder, write_text
+from tfigkd.runtime.files import locked, make_folder, write_text
 from tfigkd.study.collect import finished_runs, read_rows
 from tfigkd.study.page import page
 from tfigkd.study.plan import Study, read_study
@@ -29,6 +29,7 @@ from tfigkd.study.tables import (
 from tfigkd.study.verdict import study_verdict
 
 BEGIN, END = "<!-- studies: written by `python -m tfigkd.study report` -->", "<!-- end of studies -->"
+LOCK = ".report.lock"
 
 
 @dataclass(frozen=True)
@@ -127,7 +128,8 @@ def show_results(study: Study, workdir: Path) -> bool:
     for line in study_verdict(study, rows) or ["nothing wrong was found with the arms that have run"]:
         console.say(f"verdict: {line}", last=True)
     path = make_folder(workdir / study.name) / "report.html"
-    write_text(path, page(study, rows, []))
+    with locked(path.parent, wait=True, name=LOCK):  # two commands of one study may end at once
+        write_text(path, page(study, rows, []))
     console.say(f"report: {path}", last=True)
     return True
 
