@@ -3,11 +3,10 @@
 python -m tfigkd.benchmark teacher.int8.tflite student.int8.tflite --data cifar10 --rows edge.csv
 """
 
-import csv
 import dataclasses
 import shlex
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -21,9 +20,8 @@ from tfigkd.edge.footprint import Footprint, footprint
 from tfigkd.edge.latency import latencies
 from tfigkd.runtime import console
 from tfigkd.runtime.command import Parser, command
-from tfigkd.runtime.errors import UserError
 from tfigkd.runtime.files import require_folder_of
-from tfigkd.runtime.provenance import append_row, origin
+from tfigkd.runtime.provenance import append_row, origin, require_columns
 
 PARITY = ("agreement", "kl", "max_difference", "mean_difference", "accuracy", "keras_accuracy")
 SCORED = ("data", "data_fingerprint", "n_test", "accuracy")
@@ -67,31 +65,6 @@ def row_names(config: BenchmarkConfig) -> list[str]:
     taken = [field.name for field in dataclasses.fields(Footprint)]
     timed = [f"{name}_{n}t" for n in config.threads for name in (*(f"ms_{share}" for share in SHARES), "ratio")]
     return [*DESCRIBED, *taken, *timed, "runs", "repeats", *origin("")]
-
-
-def require_columns(path: Path | None, wanted: Sequence[str], maybe: Sequence[str] = ()) -> None:
-    """Check before the work that rows can be appended to a .csv file; None and a new file take any.
-
-    Args:
-        path: The file.
-        wanted: Columns of the rows, in order.
-        maybe: Columns that the rows may have or not, which is not known yet.
-
-    Raises:
-        UserError: it has other columns.
-    """
-    if path is None or not path.exists():
-        return
-    try:
-        with open(path, newline="", encoding="utf-8") as file:
-            header = next(csv.reader(file), [])
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"{path} is no .csv file; write to another --rows") from error
-    header, wanted = ([name for name in names if name not in maybe] for names in (header, wanted))
-    if header != wanted:
-        apart = [name for name in (*wanted, *header) if (name in wanted) != (name in header)]
-        differs = f"{', '.join(apart)} {'is' if len(apart) == 1 else 'are'} in one of both" if apart else "their order"
-        raise UserError(f"{path} has other columns than these rows ({differs}); write to another --rows")
 
 
 def describe(path: Path, data: Any = None, **spaces: Any) -> dict[str, Any]:

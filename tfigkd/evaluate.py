@@ -16,14 +16,13 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from tyro.conf import Positional, arg
 
-from tfigkd.benchmark import require_columns
 from tfigkd.config.flags import DataOptions, SpaceOptions, read_all_options
 from tfigkd.data.spaces import Range
 from tfigkd.runtime import console
 from tfigkd.runtime.command import command
 from tfigkd.runtime.errors import UserError
 from tfigkd.runtime.files import require_folder_of
-from tfigkd.runtime.provenance import append_row, origin
+from tfigkd.runtime.provenance import append_row, origin, require_columns
 
 PROG = "python -m tfigkd.evaluate"
 Predict = Callable[[Any], np.ndarray]

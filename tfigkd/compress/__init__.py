@@ -15,7 +15,7 @@ _MODULES = {
     "fake_quantized": "tfigkd.compress.quantization",
     "sparsity": "tfigkd.compress.pruning",
 }
-__all__ = ["CompressConfig", "MagnitudePruning", "cut_channels", "fake_quantized", "sparsity"]
+__all__ = [*_MODULES]
 
 
 def __getattr__(name: str) -> Any:

@@ -85,7 +85,9 @@ def _range_of(parts: list[_Affine]) -> Range | None:
         if len(parts) == 1 and parts[0].statistics and 0 < center <= 1:
             # no values in [0,1] of this mean have a larger variance (Bhatia, Davis 2000)
             within = np.mean(1 / scale**2) <= center * (1 - center) + 0.02
-            return UNIT if within else None if parts[0].moving else SIGNED
+            if within:
+                return UNIT
+            return None if parts[0].moving else SIGNED
         if center > 1:
             return PIXELS
         return UNIT if center > 0 else SIGNED if center >= -1.01 else None

@@ -11,7 +11,7 @@ from keras import ops
 
 from tfigkd.data import to_model_input
 from tfigkd.data.disk import Pictures
-from tfigkd.data.spaces import UNIT, Outputs, Range, to_gray
+from tfigkd.data.spaces import UNIT, Outputs, Range, to_gray, to_logits
 from tfigkd.models import layers
 from tfigkd.models.input_range import recognize_input_range
 from tfigkd.models.keras_file import load_model
@@ -139,9 +139,7 @@ class PlainClassifier:
         outputs = _outputs(self.model, images, self._range)
         if self._convert is not None:
             outputs = ops.convert_to_numpy(self._convert(outputs.astype("float32")))
-        elif outputs.shape[-1] == 1:
-            outputs = np.concatenate([-outputs / 2, outputs / 2], axis=-1)
-        return outputs.astype("float32")
+        return to_logits(outputs, "logits").astype("float32")
 
     def logits(self, pixels: Pictures, *, batch_size: int = 256) -> np.ndarray:
         """Return the logits [N,C], float32, of uint8 images."""

@@ -6,10 +6,11 @@ import keras
 import numpy as np
 from keras import ops
 
+from tfigkd.models.convnet import WHITENING
 from tfigkd.models.layers import copy_layer, copy_state, flatten_layers, rebuild
 from tfigkd.models.spaces import ADDED
 
-FIXED = frozenset({*ADDED, "whitening"})
+FIXED = frozenset({*ADDED, WHITENING})
 """Names of layers whose kernels prepare the image and are not learned."""
 
 

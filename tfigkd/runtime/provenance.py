@@ -98,6 +98,35 @@ def as_csv(rows: Sequence[Mapping[str, Any]], header: bool = True) -> str:
     return buffer.getvalue()
 
 
+def _header(path: Path) -> list[str]:
+    with open(path, newline="", encoding="utf-8") as file:
+        return next(csv.reader(file), [])
+
+
+def require_columns(path: Path | None, wanted: Sequence[str], maybe: Sequence[str] = ()) -> None:
+    """Check before the work that rows can be appended to a .csv file; None and a new file take any.
+
+    Args:
+        path: The file.
+        wanted: Columns of the rows, in order.
+        maybe: Columns that the rows may have or not, which is not known yet.
+
+    Raises:
+        UserError: it has other columns.
+    """
+    if path is None or not path.exists():
+        return
+    try:
+        found = _header(path)
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f"{path} is no .csv file; write to another --rows") from error
+    header, wanted = ([name for name in names if name not in maybe] for names in (found, wanted))
+    if header != wanted:
+        apart = [name for name in (*wanted, *header) if (name in wanted) != (name in header)]
+        differs = f"{', '.join(apart)} {'is' if len(apart) == 1 else 'are'} in one of both" if apart else "their order"
+        raise UserError(f"{path} has other columns than these rows ({differs}); write to another --rows")
+
+
 def append_row(path: Path, row: Mapping[str, Any]) -> None:
     """Append a row to a CSV file; a new file gets its header from this row.
 
@@ -106,8 +135,7 @@ def append_row(path: Path, row: Mapping[str, Any]) -> None:
     """
     new = not path.exists()
     if not new:
-        with open(path, newline="", encoding="utf-8") as file:
-            header = next(csv.reader(file), [])
+        header = _header(path)
         if header != list(row):
             raise UserError(f"{path} has the columns {header}, but the row has {list(row)}; write to another file")
     content = as_csv([row], header=new).encode()
