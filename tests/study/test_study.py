@@ -23,9 +23,19 @@ from tfigkd.study.collect import collect, finished_runs, merge_rows, read_rows, 
 from tfigkd.study.page import page
 from tfigkd.study.plan import Options, Study, plan, read_study
 from tfigkd.study.protocol import protocol_of
+from tfigkd.study.quality import quality_lines
 from tfigkd.study.report import BEGIN, END
 from tfigkd.study.runs import _label
-from tfigkd.study.tables import arms_lines, arms_table, compare, comparisons_lines, provenance, runs_of, sentences
+from tfigkd.study.tables import (
+    arms_lines,
+    arms_table,
+    compare,
+    comparisons_lines,
+    provenance,
+    runs_of,
+    section,
+    sentences,
+)
 
 ROOT = Path(__file__).resolve().parents[2]
 STUDIES = sorted(path.stem for path in (experiments_folder() / "studies").glob("*.toml"))
@@ -571,6 +581,22 @@ def test_what_a_method_costs_is_shown_where_rows_tell_it():
     header, lines, _ = arms_lines(study, rows, [])
     assert header == [*plain, "parameters that training adds", "training step, ms"]
     assert [line[-2:] for line in lines] == [["1,500", "25.0"], ["–", "–"]]
+
+
+def test_what_changes_besides_accuracy_is_a_table_of_the_evaluated_runs():
+    study = Study("pair", arms={"slow": "kd", "fast": "kd", "late": "kd"})
+    rows = [row(arm, seed, 70) for arm in ("slow", "fast") for seed in range(2)]
+    assert quality_lines(study, rows) is None
+    rows[0] |= {"student_nll": "0.25", "student_attribution_rank_correlation": "0.5"}
+    rows[0] |= {"student_attribution_rank_correlation_chance": "-0.125"}
+    rows[1] |= {"student_nll": "0.75", "student_ece": "0.125"}
+    header, lines = quality_lines(study, rows)
+    assert [title.split(" (")[0] for title in header] == [
+        "arm", "n", "negative log-likelihood", "calibration error", "rank correlation with the teacher's maps"
+    ]  # fmt: skip
+    assert lines == [["slow", "2", "0.500 ± 0.354", "12.5", "0.500 (−0.125)"], ["fast", "2", "–", "–", "–"]]
+    assert "| slow | 2 | 0.500 ± 0.354 | 12.5 |" in "\n".join(section(study, rows, []))
+    assert "0.500 ± 0.354" in page(study, rows, [])
 
 
 def test_a_study_of_compression_is_judged_by_the_compressed_student():

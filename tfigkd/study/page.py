@@ -12,6 +12,7 @@ from tfigkd.measure.statistics import LEVEL, Summary
 from tfigkd.report.charts import PALETTE, Chart, Table, cost_axis, label, make, rows_axis
 from tfigkd.report.page import render
 from tfigkd.study.plan import PROG, Study
+from tfigkd.study.quality import TITLE, quality_lines
 from tfigkd.study.tables import (
     Compared,
     Row,
@@ -49,6 +50,8 @@ def page(study: Study, rows: Sequence[Row], papers: Sequence[Row]) -> str:
         provenance=provenance(rows),
         remarks=remarks,
         arms=(header, lines),
+        quality=quality_lines(study, rows),
+        quality_title=TITLE,
         arms_chart=arms_chart("arms", study, runs_of(rows, study.judged_on)),
         comparisons=comparisons_lines(compared) if compared else None,
         counted=counted,

@@ -27,6 +27,7 @@ from tfigkd.runtime.errors import UserError
 from tfigkd.runtime.files import atomic
 from tfigkd.study.plan import Study
 from tfigkd.study.protocol import refuse_mixed, remarks
+from tfigkd.study.quality import TITLE, quality_lines
 
 TO_SEE = (0.2, 0.4)  # differences to detect, in points
 CONTROLS = ("shuffled", "noise", "dimmed")
@@ -340,6 +341,9 @@ def section(study: Study, rows: Sequence[Row], papers: Sequence[Row]) -> list[st
     compared = compare(study, runs_of(rows, study.judged_on))
     lines = [f"### {study.name}", "", f"{study.description}. {provenance(rows)}", ""]
     lines += [*arms_table(study, rows, papers), ""]
+    quality = quality_lines(study, rows)
+    if quality:
+        lines += [f"{TITLE}:", "", *_table(*quality), ""]
     if compared:
         counted, *said = sentences(compared)
         lines += [*_table(*comparisons_lines(compared)), "", counted, "", *(f"- {one}" for one in said), ""]

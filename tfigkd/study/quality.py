@@ -1,0 +1,78 @@
+"""What changes besides accuracy in a study: calibration, agreement with the teacher, and the students' maps."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from tfigkd.measure.statistics import summarize
+from tfigkd.study.plan import Study
+
+TITLE = "Besides accuracy, on test: means and standard deviations of the runs, without a test of their differences"
+
+Row = dict[str, str]
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column of the table.
+
+    Attributes:
+        title: Its header.
+        metric: What follows `student_` in the name of the rows' column.
+        factor: What a row's value is multiplied by.
+        digits: Decimal places.
+        chance: Metric of the value that is expected by chance, shown in brackets.
+    """
+
+    title: str
+    metric: str
+    factor: float
+    digits: int
+    chance: str = ""
+
+
+COLUMNS = (
+    Column("negative log-likelihood", "nll", 1, 3),
+    Column("calibration error (ECE), %", "ece", 100, 1),
+    Column("agreement with the teacher, %", "agreement", 100, 2),
+    Column(
+        "rank correlation with the teacher's maps (with those of other images)",
+        "attribution_rank_correlation",
+        1,
+        3,
+        chance="attribution_rank_correlation_chance",
+    ),
+    Column("insertion AUC (higher is better)", "attribution_insertion", 1, 3),
+    Column("deletion AUC (lower is better)", "attribution_deletion", 1, 3),
+)
+
+
+def quality_lines(study: Study, rows: Sequence[Row]) -> tuple[list[str], list[list[str]]] | None:
+    """Return header and lines, one for each arm and size; None where no run was evaluated on test."""
+    shown = [column for column in COLUMNS if _values(rows, column.metric)]
+    if not shown:
+        return None
+    lines = []
+    for size in study.sizes:
+        for arm in study.arms:
+            own = [row for row in rows if row["size"] == size and row["arm"] == arm]
+            if own:
+                lines.append([f"{arm} {size}".strip(), str(len(own)), *(_cell(own, column) for column in shown)])
+    return ["arm", "n", *(column.title for column in shown)], lines
+
+
+def _values(rows: Sequence[Row], metric: str) -> list[float]:
+    return [float(row[f"student_{metric}"]) for row in rows if row.get(f"student_{metric}")]
+
+
+def _cell(rows: Sequence[Row], column: Column) -> str:
+    """Return the mean, with the deviation of two runs or more, and the mean by chance; a dash without any value."""
+
+    def said(value: float) -> str:
+        return f"{column.factor * value:.{column.digits}f}".replace("-", "−")
+
+    values, by_chance = _values(rows, column.metric), _values(rows, column.chance)
+    if not values:
+        return "–"
+    found = summarize(values)
+    spread = f" ± {said(found.deviation)}" if found.n > 1 else ""
+    return f"{said(found.mean)}{spread}" + (f" ({said(summarize(by_chance).mean)})" if by_chance else "")
