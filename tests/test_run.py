@@ -91,7 +91,7 @@ def test_a_dry_run_says_what_would_be_done_and_writes_nothing(tmp_path):
     widths = ("--teacher.width", "0.25", "--student.width", "1")
     output = succeed(tmp_path, "--experiment", "quickstart", "--dry-run", *widths, "--data.limit", "60")
     assert "The student is not smaller than its teacher" in output and "--student.width" in output
-    assert "With only 60 validation images, an accuracy of" in output
+    assert "There are only 60 validation images: an accuracy of" in output
     assert "stages: data, teacher, overlays, distill, export, evaluate, benchmark, report; about " in output
     assert not list(tmp_path.iterdir())
 

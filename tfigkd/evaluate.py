@@ -144,6 +144,8 @@ def _check(options: Options) -> None:
         given = [f"--{name.replace('_', '-')}" for name, value in named.items() if value not in (None, 0, "none")]
         if given:
             raise UserError(f"{', '.join(given)}: of a named network alone; leave out for the file {options.model}")
+    elif Path(options.model).exists():
+        raise UserError(f"{options.model} is no {' or '.join(FILES)} file; open it in Keras and save it as .keras")
     if options.rows is not None and options.rows.exists():
         from tfigkd.measure.metrics import MANY_CLASSES, metrics
 

@@ -127,7 +127,7 @@ def run(options: Options) -> str:
         on, own = f"{report['examples']:,} validation images", report["keras_accuracy"]
         scores = f", accuracy {100 * report['accuracy']:.2f} % (Keras {100 * own:.2f} %)"
         if own < near_chance_level(data.num_classes):
-            scores += "; the Keras model itself is near chance: does it take images in [0,1]? (--input-range)"
+            scores += "; the Keras model itself is near chance: does it take other pixel values? (--input-range 0 255)"
     return (
         f"{options.output}: {size / 1e3:,.1f} kB{ends}; on {on}: agreement with Keras "
         f"{100 * report['agreement']:.2f} %, largest difference {report['max_difference']:.2g}{scores}"

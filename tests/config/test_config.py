@@ -1,11 +1,20 @@
 """Experiments: strict names and types, one level of base, stable fingerprints."""
 
 import dataclasses
+import json
 import tomllib
 
 import pytest
 
-from tfigkd.config.experiment import Config, early_phases, override, read_experiment, smoke, to_mapping
+from tfigkd.config.experiment import (
+    Config,
+    early_phases,
+    experiments_folder,
+    override,
+    read_experiment,
+    smoke,
+    to_mapping,
+)
 from tfigkd.config.flags import with_flags
 from tfigkd.config.reading import differences, from_mapping
 from tfigkd.config.toml import to_toml
@@ -107,6 +116,20 @@ def test_a_malformed_file_gives_one_line(tmp_path, text):
 def test_an_unknown_experiment_names_the_closest():
     with pytest.raises(UserError, match="did you mean 'ig_kd'"):
         read_experiment("ig_kdd")
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in experiments_folder().glob("*.toml")))
+def test_a_config_that_was_written_and_read_has_its_fingerprint(name):
+    _, config = read_experiment(name)
+    written = json.loads(json.dumps(to_mapping(config)))
+    assert fingerprint(from_mapping(Config, written)) == fingerprint(config)
+    assert fingerprint(override(config, {"teacher.training.warmup_epochs": float(warmup(config))})) == fingerprint(
+        config
+    )
+
+
+def warmup(config):
+    return config.teacher.training.warmup_epochs
 
 
 def test_fingerprint_depends_on_every_field_and_on_nothing_else():

@@ -317,6 +317,15 @@ def test_hints_for_labels_and_masks(tmp_path):
     assert "multiply pixels from 0 to 1 by 255" in said(data.load(str(path)), "warning")
 
 
+@pytest.mark.parametrize(("height", "width"), [(40, 24), (5, 7), (16, 16), (33, 100)])
+def test_pictures_are_resized_as_keras_resizes_those_of_folders(tmp_path, height, width):
+    (tmp_path / "ant").mkdir()
+    Image.fromarray(RNG.integers(0, 256, (height, width, 3), dtype=np.uint8)).save(tmp_path / "ant/one.png")
+    ((images, _),) = keras.utils.image_dataset_from_directory(tmp_path, image_size=(16, 16), verbose=False)
+    found = pictures.decode(tmp_path / "ant/one.png", "one", 16, fit="keras")
+    np.testing.assert_allclose(found, images[0], atol=0.51)  # Keras does not round
+
+
 def test_photographs_are_cropped_in_the_middle_and_not_distorted(tmp_path):
     wide = RNG.integers(0, 256, (8, 20, 3), dtype=np.uint8)
     cropped = pictures.decode(encoded(Image.fromarray(wide)), "wide", 8, fit="crop")

@@ -84,8 +84,8 @@ def test_a_student_that_is_larger_or_slower_than_its_teacher():
 def test_so_few_images_say_little():
     (remark,) = few_images("validation", 24, 18 / 24)
     # Wilson by hand: (0.75 + 1.92073 / 24 ± 1.95996 sqrt(0.1875 / 24 + 0.960365 / 576)) / 1.160061
-    assert "With only 24 validation images" in remark.text
-    assert "75.00 % has the 95 % interval 55.10 to 88.00 %" in remark.text
+    assert "There are only 24 validation images" in remark.text
+    assert "75.00 % would have the 95 % interval 55.10 to 88.00 %" in remark.text
     assert few_images("test", 10_000, 0.9) == [] and few_images("validation", 0, 0.9) == []
 
 
@@ -116,18 +116,23 @@ def test_terms_and_overlays_without_effect():
 
 
 def test_a_quantized_file_that_is_another_model():
+    far = {"agreement": 0.80, "accuracy": 0.75, "keras_accuracy": 0.93, "examples": 1000}
     parity = {
-        "student.int8.tflite": {"agreement": 0.80, "accuracy": 0.75, "keras_accuracy": 0.93},
-        "student.float32.tflite": {"agreement": 0.80, "accuracy": 0.75, "keras_accuracy": 0.93},  # export refuses it
-        "teacher.int8.tflite": {"agreement": 0.99, "accuracy": 0.94, "keras_accuracy": 0.945},
+        "student.int8.tflite": far,
+        "student.float32.tflite": far,  # export refuses it
+        "teacher.int8.tflite": {"agreement": 0.99, "accuracy": 0.94, "keras_accuracy": 0.945, "examples": 1000},
     }
     (remark,) = far_files(parity)
+    assert "80.00 % of 1,000 validation images" in remark.text
+    # Wilson, by hand: 21 of 23 is 73.2 to 97.6 %, so 95 % is not excluded
+    assert far_files({"student.int8.tflite": far | {"agreement": 21 / 23, "accuracy": 21 / 23, "examples": 23}}) == []
     assert "student.int8.tflite" in remark.text and "--compress.method qat" in remark.flag
 
 
 def facts(**changes):
     """A run with which nothing is wrong, but for the changes."""
     config = override(read_experiment("ig_kd")[1], changes.pop("config", {}))
+    close = {"agreement": 0.99, "accuracy": 0.95, "keras_accuracy": 0.95, "examples": 1000}
     known = {
         "config": to_mapping(config),
         "row": {"smoke": False, "saw_validation": False, "validation_accuracy": 0.95},
@@ -139,7 +144,7 @@ def facts(**changes):
             "disagreement": {"student": {"only_reference": 40, "only_model": 20}},
         },
         "data": {"counts": {"train": 8000, "validation": 1000, "test": 1000}},
-        "exported": {"parity": {"student.int8.tflite": {"agreement": 0.99, "accuracy": 0.95, "keras_accuracy": 0.95}}},
+        "exported": {"parity": {"student.int8.tflite": close}},
         "store": {"identity": {"attribution": {"tolerance": 0.05}}},
         "errors": np.full(10, 0.01),
         "histories": {"student": history(0.97, 0.95)},

@@ -14,6 +14,7 @@ import pytest
 from PIL import Image, ImageOps
 
 from tfigkd.data import to_model_input
+from tfigkd.data.pictures import scaled
 from tfigkd.data.spaces import in_range, to_logits
 from tfigkd.predict import probabilities
 from tfigkd.web.__main__ import ASSETS
@@ -64,6 +65,17 @@ def test_resizing_is_pillows_bit_by_bit(node, fit):
     said = node("console.log(JSON.stringify(given.map((one) => [...pixels.resize(...one)])))", cases)
     for case, one, other in zip(SIZES, said, wanted, strict=True):
         assert np.abs(np.array(one) - np.array(other)).max() <= bound, case
+
+
+def test_resizing_as_keras_is_that_of_training(node):
+    cases, wanted = [], []
+    for width, height, to_width, to_height in SIZES:
+        pixels = RNG.integers(0, 256, (height, width, 3), dtype=np.uint8)
+        cases.append([pixels.ravel().tolist(), width, height, to_width, to_height, "keras"])
+        wanted.append(np.asarray(scaled(Image.fromarray(pixels), (to_width, to_height), "keras")).ravel())
+    said = node("console.log(JSON.stringify(given.map((one) => [...pixels.resize(...one)])))", cases)
+    for case, one, other in zip(SIZES, said, wanted, strict=True):
+        assert np.abs(np.array(one) - other.astype(int)).max() <= 1, case  # where both round a half
 
 
 def test_gray_and_transparent_pixels_are_pillows(node):

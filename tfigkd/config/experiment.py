@@ -27,7 +27,7 @@ from tfigkd.config.fields import (
 from tfigkd.config.incremental_fields import IncrementalConfig
 from tfigkd.config.loss_fields import HintConfig, LossesConfig
 from tfigkd.config.measure_fields import BenchmarkConfig, EvaluationConfig, LedgerConfig, TensorBoardConfig
-from tfigkd.config.reading import closest, from_mapping, read_toml
+from tfigkd.config.reading import closest, from_mapping, read_toml, value_at
 from tfigkd.config.training_fields import AugmentConfig, FeaturesConfig, TrainingConfig
 from tfigkd.runtime.errors import UserError
 
@@ -212,10 +212,21 @@ def to_mapping(config: Config) -> dict[str, Any]:
     return json.loads(json.dumps(dataclasses.asdict(config)))  # as it reads back: lists, no tuples
 
 
+def _holds(values: Mapping[str, Any], dotted: str, value: float) -> bool:
+    """Return whether a field is this number already."""
+    try:
+        return type(found := value_at(values, dotted)) in (int, float) and found == value
+    except KeyError:
+        return False
+
+
 def override(config: Config, changes: Mapping[str, Any]) -> Config:
     """Return the config with dotted fields replaced, e.g. `{"losses.kd.temperature": 4.0}`."""
     nested: dict[str, Any] = {}
+    values = to_mapping(config)
     for dotted, value in changes.items():
+        if isinstance(value, float) and _holds(values, dotted, value):
+            continue  # an option 5.0 for a field that is 5 already changes no fingerprint
         *tables, last = dotted.split(".")
         table = nested
         for name in tables:

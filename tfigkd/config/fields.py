@@ -8,7 +8,7 @@ from tfigkd.config.declare import late, require, require_seed, settled
 from tfigkd.config.training_fields import TrainingConfig
 
 COLORS = {"white": (255, 255, 255), "gray": (128, 128, 128), "black": (0, 0, 0)}
-Fit = Literal["stretch", "crop"]
+Fit = Literal["stretch", "crop", "keras"]
 BACKGROUND = "white"
 """What transparent pictures are composited on unless another color is given: what browsers and most viewers show."""
 
@@ -79,8 +79,9 @@ class DataConfig:
     cache: str | None = late(None)
     """Folder of the pictures that are kept on disk; not given: the folder .tfigkd beside the data."""
     fit: Fit = late("stretch")  # noqa: RUF009 - a text
-    """How pictures come to image_size. stretch: each side by itself; crop, for photographs: the shorter side is
-    resized and the middle of the longer one is kept, so that nothing is distorted."""
+    """How pictures come to image_size. stretch: each side by itself, with antialiasing; crop, for photographs: the
+    shorter side is resized and the middle of the longer one is kept, so that nothing is distorted; keras: stretched
+    without antialiasing, as keras.utils.image_dataset_from_directory does by default."""
 
     def __post_init__(self) -> None:
         require(is_color(self.background), 'data.background must be white, gray, black or "#rrggbb"', self.background)

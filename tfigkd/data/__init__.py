@@ -108,7 +108,8 @@ def load(
         resident: Where decoded pictures are kept: in memory; on disk; "auto": on disk if a split needs more than a
             quarter of the free memory.
         cache: Folder of the pictures on disk; by default .tfigkd beside the data.
-        fit: "stretch" each side of a picture to image_size, or "crop" the middle, so that nothing is distorted.
+        fit: "stretch" each side of a picture to image_size, or "crop" the middle, so that nothing is distorted; or
+            "keras": stretched without antialiasing, see `DataConfig.fit`.
 
     Returns:
         The splits. Without a test split in the source, the test split is, per class, the fifth whose ids sort last;

@@ -70,15 +70,32 @@ def decode(
 
 
 def scaled(picture: Any, size: tuple[int, int], fit: Fit = "stretch") -> Any:
-    """Return a picture of Pillow in another size (width, height), by antialiased bilinear filtering.
+    """Return an RGB picture of Pillow in another size (width, height), by antialiased bilinear filtering.
 
-    It is stretched; or with `fit="crop"` the largest part of its middle that has the new aspect is resized.
+    It is stretched; or with `fit="crop"` the largest part of its middle that has the new aspect is resized; or with
+    `fit="keras"` it is stretched without antialiasing, as `keras.utils.image_dataset_from_directory` does.
     """
     from PIL import Image, ImageOps
 
     if fit == "crop":
         return ImageOps.fit(picture, size, Image.Resampling.BILINEAR)
+    if fit == "keras":
+        pixels = np.asarray(picture).astype(np.float32)
+        for axis, count in ((0, size[1]), (1, size[0])):
+            pixels = _interpolated(pixels, axis, count)
+        return Image.fromarray((pixels + 0.5).astype(np.uint8))
     return picture.resize(size, Image.Resampling.BILINEAR)
+
+
+def _interpolated(pixels: np.ndarray, axis: int, count: int) -> np.ndarray:
+    """Return pixels resized along one axis: at the center of each new pixel, between the two nearest old ones."""
+    centers = (np.arange(count) + 0.5) * (pixels.shape[axis] / count) - 0.5
+    low = np.floor(centers)
+    share = np.expand_dims((centers - low).astype(np.float32), [1 - axis, 2])
+    first, second = (
+        pixels.take(np.clip(low + step, 0, pixels.shape[axis] - 1).astype(int), axis=axis) for step in (0, 1)
+    )
+    return first + (second - first) * share
 
 
 def _decode(

@@ -216,7 +216,7 @@ def _remedy(takes: Sequence[int | None], wanted: Sequence[int]) -> str:
         first = takes[0] == wanted[2]
         return f"save it for images of {wanted[2]} channels{', which come last' if first else ''}"
     if height != width:
-        return "give images of that size"
+        return "leave out --image-size if the pictures have that size, else resize them first"
     option = f"teacher.image_size {height} (student.image_size)"
     return f"give --image-size {height}; in a run also --{option}, with which it resizes the images itself"
 

@@ -31,7 +31,7 @@ class Options:
     license: str | None = None
     """License of the weights, an SPDX identifier such as apache-2.0."""
     report: bool = True
-    """Whether the report is packed; it shows pictures of the data set."""
+    """Pack the report, which shows pictures of the data set; --no-report leaves it out."""
 
 
 @command()

@@ -51,7 +51,7 @@ def read_facts(run: Path) -> Facts:
             "n_train": int(cells["n_train"]),
             "train_seconds": float(cells["train_seconds"]),
             "saw_validation": cells["saw_validation"] == "True",
-            "teacher_saw_validation": cells["teacher_saw_validation"] == "True",
+            "teacher_saw_validation": {"True": True, "unknown": "unknown"}.get(cells["teacher_saw_validation"], False),
         }
         as_run = _with_precision(config, workdir)
         command, toml = repeat.command(config, settings)

@@ -71,6 +71,14 @@ def lines(roles: Roles, n_test: int) -> list[list[str]]:
     return [cells for cells in found if cells]
 
 
+TEACHER_SAW = {
+    True: " The teacher was also trained on the validation images.",
+    "unknown": " The teacher was taken as it is: if it was trained on validation or test images of this run, its "
+    "figures are too high.",
+}
+"""What a row's `teacher_saw_validation` means for the figures."""
+
+
 def caveats(row: Mapping[str, Any]) -> str:
     """Return what a reader must know about a run's figures."""
     return (
@@ -79,7 +87,7 @@ def caveats(row: Mapping[str, Any]) -> str:
         f"{plural(row['n_train'], 'example')} in {row['train_seconds']:,.0f} s and is kept as it is after the last "
         "epoch; nothing was chosen on the test split."
         + (" The validation images were part of the student's training set." if row["saw_validation"] else "")
-        + (" The teacher was also trained on the validation images." if row["teacher_saw_validation"] else "")
+        + TEACHER_SAW.get(row["teacher_saw_validation"], "")
         + (" SMOKE RUN: a few steps on a slice of the data, not a result." if row["smoke"] else "")
     )
 

@@ -87,7 +87,12 @@ def rates(histories: Mapping[str, Sequence[Mapping[str, float]]]) -> Chart:
         words.append(f"{role}: {plural(len(epochs), 'epoch')} of {np.median(seconds):.1f} s (median)")
         columns[f"{role}, learning rate"] = dict(zip(epochs, (f"{rate:.3g}" for rate in values), strict=True))
         columns[f"{role}, seconds"] = dict(zip(epochs, (f"{one:.1f}" for one in seconds), strict=True))
-    return Chart("rates", _epochs(traces, "learning rate"), _columns(columns), says={"epochs": words})
+    return Chart(
+        "rates",
+        _epochs(traces, "learning rate", rangemode="tozero", tickformat=".1e"),
+        _columns(columns),
+        says={"epochs": words},
+    )
 
 
 def ledger(entries: list[dict[str, Any]]) -> Chart:

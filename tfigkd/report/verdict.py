@@ -157,10 +157,10 @@ def few_images(split: str, count: int, accuracy: float) -> list[Remark]:
     if high - low <= WIDE:
         return []
     text = (
-        f"With only {plural(count, f'{split} image')}, an accuracy of {percent(accuracy)} has the 95 % interval "
-        f"{interval(accuracy, count)}."
+        f"There {'is' if count == 1 else 'are'} only {plural(count, f'{split} image')}: an accuracy of "
+        f"{percent(accuracy)} would have the 95 % interval {interval(accuracy, count)}."
     )
-    return [Remark(f"few {split} images", text, "--data.name with more pictures")]
+    return [Remark(f"few {split} images", text, "the data: more pictures")]
 
 
 def overfitting(history: History, validation: int) -> list[Remark]:
@@ -221,15 +221,18 @@ def far_files(parity: Mapping[str, Mapping[str, float]]) -> list[Remark]:
     """Return quantized files that predict other classes than their Keras model.
 
     Args:
-        parity: File to its report, with `agreement`, `accuracy` and `keras_accuracy` on validation.
+        parity: File to its report, with `agreement`, `accuracy`, `keras_accuracy` and number of `examples` of
+            validation. A file is named only where its interval of 95 % is beyond the bound.
     """
     found = []
     for name, report in parity.items():
-        lost = report["keras_accuracy"] - report["accuracy"]
-        if name.split(".")[-2] in QUANTIZED and (report["agreement"] < INT8_AGREEMENT or lost > INT8_LOSS):
+        count, lost = int(report["examples"]), max(report["keras_accuracy"] - report["accuracy"], 0.0)
+        differs = wilson(report["agreement"], count)[1] < INT8_AGREEMENT or wilson(lost, count)[0] > INT8_LOSS
+        if name.split(".")[-2] in QUANTIZED and differs:
             text = (
-                f"{name} is far from its Keras model: the same class for {percent(report['agreement'])} of validation, "
-                f"accuracy {percent(report['accuracy'])} against {percent(report['keras_accuracy'])}."
+                f"{name} is far from its Keras model: the same class for {percent(report['agreement'])} of "
+                f"{plural(count, 'validation image')}, accuracy {percent(report['accuracy'])} against "
+                f"{percent(report['keras_accuracy'])}."
             )
             found.append(Remark("far file", text, "--export.calibration_examples, --compress.method qat"))
     return found

@@ -198,6 +198,11 @@ def _study(path: Path) -> str:
         return ""
 
 
+def _saw_validation(teacher: Mapping[str, Any]) -> bool | str:
+    """Return whether validation was trained on; of a user-provided file that is used as it is, nobody knows."""
+    return "unknown" if teacher.get("taken_as_it_is") else teacher["saw_validation"]
+
+
 def row_of(
     config: Config, workdir: Workdir, roles: Roles, trained: Mapping[str, Any], teacher: Mapping[str, Any] | None
 ) -> dict[str, Any]:
@@ -226,7 +231,7 @@ def row_of(
         "train_fraction": config.data.train_fraction,
         "subset_seed": config.data.subset_seed,
         "saw_validation": trained["saw_validation"],
-        "teacher_saw_validation": teacher["saw_validation"] if teacher else "",
+        "teacher_saw_validation": _saw_validation(teacher) if teacher else "",
         "train_seconds": round(trained["seconds"], 1),
         "validation_accuracy": trained["validation_accuracy"],
         # students of earlier versions have neither

@@ -364,6 +364,7 @@ def train_teacher(config: Config, workdir: Workdir) -> None:
             weights=weights_fingerprint(model),
             data=data.fingerprint,
             trained_here=trained and saved is None,
+            taken_as_it_is=config.teacher.own_file and not trained,
             saw_validation=not (trained and holds_out_validation(config.data)),
             n_train=len(taught_examples(config)) if trained else None,
             validation_accuracy=score,

@@ -60,7 +60,8 @@ class Options:
     """
 
     experiment: str
-    """Name of a shipped study (experiments/studies: cifar10, ablation, lowdata, …) or a .toml file."""
+    """Name of a shipped study (experiments/studies: cifar10, ablation, lowdata, …) or a .toml file of your own:
+    experiments/README.md, "A study of your own", has an example and all keys."""
     workdir: Path = Path("runs/studies")
     """Folder of the runs, which are in WORKDIR/STUDY/ARM[-SIZE]/SEED."""
     teachers: Path = Path("runs/teachers")

@@ -296,6 +296,8 @@ def provenance(rows: Sequence[Row]) -> str:
     )
     if any(row.get("teacher_saw_validation") == "True" for row in rows):
         text += "The teacher's training saw the validation images. "
+    if any(row.get("teacher_saw_validation") == "unknown" for row in rows):
+        text += "The teacher was taken as it is: which images it was trained on is not known. "
     return f"{text}Commits {distinct('commit')}; {distinct('versions')}. {remarks(rows)}".strip()
 
 

@@ -65,14 +65,39 @@ function middle(width, height, toWidth, toHeight) {
   return [left, upper, left + partWidth, upper + partHeight].map(Math.fround);
 }
 
+/** Resize along one axis between the two nearest pixels, without antialiasing; the strides are as for `stretch`. */
+function interpolate(source, { from, to }, lines, strides, target) {
+  const values = new Float32Array(lines * to * 3);
+  for (let index = 0; index < to; index++) {
+    const center = (index + 0.5) * (from / to) - 0.5;
+    const low = Math.floor(center);
+    const [first, second] = [low, low + 1].map((at) => Math.min(Math.max(at, 0), from - 1) * strides.pixel);
+    for (let line = 0; line < lines; line++) {
+      for (let channel = 0; channel < 3; channel++) {
+        const at = line * strides.line + channel;
+        const difference = source[at + second] - source[at + first];
+        values[line * target.line + index * target.pixel + channel] = source[at + first] + difference * (center - low);
+      }
+    }
+  }
+  return values;
+}
+
 /**
  * Resize RGB pixels, 3 bytes each, to a size; equal to Image.resize(size, BILINEAR) of Pillow 13, bit by bit, or with
- * the fit "crop" to ImageOps.fit(image, size, BILINEAR).
+ * the fit "crop" to ImageOps.fit(image, size, BILINEAR); with the fit "keras" without antialiasing, as data/pictures.py.
  *
  * Pillow rounds between the two axes. Since version 13 it begins with the height where that shrinks much more; earlier
  * versions begin with the width, and differ by a gray level in such pictures.
  */
 export function resize(rgb, width, height, toWidth, toHeight, fit = "stretch") {
+  if (fit === "keras") {
+    const rows = { line: 3, pixel: width * 3 };
+    const short = interpolate(rgb, { from: height, to: toHeight }, width, rows, rows);
+    const [wide, narrow] = [width, toWidth].map((count) => ({ line: count * 3, pixel: 3 }));
+    const both = interpolate(short, { from: width, to: toWidth }, toHeight, wide, narrow);
+    return Uint8ClampedArray.from(both, (value) => Math.floor(value + 0.5));
+  }
   const whole = [0, 0, width, height];
   const [left, upper, right, lower] = fit === "crop" ? middle(width, height, toWidth, toHeight) : whole;
   if (height > toHeight && height - toHeight > 2 * (width - toWidth)) {
