@@ -15,12 +15,13 @@ from scipy import stats
 
 from tests import children
 from tfigkd.config.experiment import experiments_folder, override, read_experiment, to_mapping
+from tfigkd.report.charts import labels
 from tfigkd.runtime.errors import UserError
 from tfigkd.runtime.files import checksum, locked, read_manifest, verify_files, write_manifest, write_signed
 from tfigkd.study import collect as collecting
 from tfigkd.study.__main__ import main as study_command
 from tfigkd.study.collect import collect, finished_runs, merge_rows, read_rows, table_of
-from tfigkd.study.page import page
+from tfigkd.study.page import page, size_chart
 from tfigkd.study.plan import Options, Study, plan, read_study
 from tfigkd.study.protocol import protocol_of
 from tfigkd.study.quality import quality_lines
@@ -31,6 +32,7 @@ from tfigkd.study.tables import (
     arms_table,
     compare,
     comparisons_lines,
+    done_runs,
     provenance,
     runs_of,
     section,
@@ -70,6 +72,11 @@ comparisons = [["fast", "slow"]]
 slow = "tiny.toml"
 fast = "faster.toml"
 """
+
+
+def write(path, text):
+    path.write_text(text)
+    return str(path)
 
 
 def write_tiny(folder):
@@ -597,6 +604,47 @@ def test_what_changes_besides_accuracy_is_a_table_of_the_evaluated_runs():
     assert lines == [["slow", "2", "0.500 ± 0.354", "12.5", "0.500 (−0.125)"], ["fast", "2", "–", "–", "–"]]
     assert "| slow | 2 | 0.500 ± 0.354 | 12.5 |" in "\n".join(section(study, rows, []))
     assert "0.500 ± 0.354" in page(study, rows, [])
+
+
+def test_arms_without_spread_are_not_compared():
+    study = Study("pair", arms={"slow": "kd", "fast": "kd"}, comparisons=(("fast", "slow"),))
+    rows = [row(arm, seed, 100 * right / 450) for arm, right in (("slow", 99), ("fast", 100)) for seed in range(3)]
+    (one,) = compare(study, runs_of(rows))
+    assert not one.lead.tested and one.lead.difference == pytest.approx(100 / 450)
+    assert "without any spread" in "".join(sentences([one])) or "no spread" in "".join(sentences([one]))
+    lines = arms_table(study, rows, [])
+    assert not any("**" in line for line in lines)
+
+
+def test_each_arm_has_its_own_parameters_at_a_size_and_long_names_their_own_line():
+    study = Study("pair", arms={"plain": "kd", "narrow": "kd"}, sizes={"small": {}, "large": {}})
+    sizes = {("small", "plain"): 1000, ("small", "narrow"): 250, ("large", "plain"): 8000, ("large", "narrow"): 2000}
+    rows = [row(arm, 0, 70, size=size) | {"student_parameters": str(n)} for (size, arm), n in sizes.items()]
+    chart = size_chart(study, rows)
+    assert [line[1] for line in chart.table[1]] == ["1,000", "8,000", "250", "2,000"]
+    assert (chart.says["least"], chart.says["most"]) == (250, 8000)
+    assert labels(["a" * 30, "b", "a" * 31]) == [f"{'a' * 27}… (1)", "b", f"{'a' * 27}… (3)"]
+
+
+def test_runs_that_were_not_planned_are_not_counted_as_done():
+    study = Study("pair", arms={"slow": "kd", "fast": "kd"}, seeds=2)
+    rows = [row("slow", seed, 70) for seed in range(4)]
+    assert done_runs(study, rows) == 2
+    shown = page(study, rows, [])
+    assert "2 of 4" in shown and "continues with them" in shown
+
+
+def test_names_that_cannot_be_folders_of_their_own_are_refused(tmp_path):
+    text = 'description = "x"\nseeds = 1\n[arms]\n'
+    with pytest.raises(UserError, match="'a/b' cannot name a folder"):
+        read_study(write(tmp_path / "slash.toml", text + '"a/b" = "kd"\n'))
+    sizes = '[sizes]\ny.student.drop_blocks = 9\n"x-y".student.drop_blocks = 9\n'
+    twice = read_study(write(tmp_path / "twice.toml", text + 'kd = "kd"\nkd-x = "kd"\n' + sizes))
+    with pytest.raises(UserError, match="two arms with their sizes have the folder kd-x-y"):
+        plan(twice, Options("twice"))
+    seen = read_study(write(tmp_path / "seen.toml", 'judged_on = "validation"\n' + text + 'kd = "cifar10_kd"\n'))
+    with pytest.raises(UserError, match="judged on validation, on which kd would train"):
+        plan(seen, Options("seen"))
 
 
 def test_a_study_of_compression_is_judged_by_the_compressed_student():

@@ -92,6 +92,11 @@ def _without_test(difference: float, n: tuple[int, int], *, by_pairs: bool = Fal
     return Difference(difference, math.nan, math.nan, math.nan, math.nan, n, math.nan, by_pairs)
 
 
+def _rounding(*arrays: np.ndarray) -> float:
+    """Return a spread that equal values may have by rounding, which leaves some 1e-15 of them."""
+    return 1e-12 * max(1.0, *(float(np.abs(array).max()) for array in arrays))
+
+
 def welch(first: Sequence[float], second: Sequence[float]) -> Difference:
     """Compare two arms of independent runs (Welch 1947); with fewer than `FEWEST` in one of them, without a test.
 
@@ -102,7 +107,7 @@ def welch(first: Sequence[float], second: Sequence[float]) -> Difference:
     if min(n) < FEWEST:
         return _without_test(difference, n)
     pooled = math.sqrt(((n[0] - 1) * a.var(ddof=1) + (n[1] - 1) * b.var(ddof=1)) / (sum(n) - 2))
-    if pooled == 0:
+    if pooled <= _rounding(a, b):
         return _without_test(difference, n)
     test = stats.ttest_ind(a, b, equal_var=False)
     low, high = test.confidence_interval(1 - LEVEL)
@@ -126,8 +131,7 @@ def paired(first: Sequence[float], second: Sequence[float]) -> Difference:
     delta, n = a - b, (len(a), len(a))
     difference = float(delta.mean())
     deviation = float(delta.std(ddof=1)) if len(a) > 1 else 0.0
-    # rounding leaves a spread of some 1e-15 in differences that are equal
-    if len(a) < FEWEST or deviation <= 1e-12 * max(1.0, float(np.abs(a).max())):
+    if len(a) < FEWEST or deviation <= _rounding(a, b):
         return _without_test(difference, n, by_pairs=True)
     test = stats.ttest_rel(a, b)
     low, high = test.confidence_interval(1 - LEVEL)
@@ -234,7 +238,7 @@ def normality(values: Sequence[float]) -> float:
     With few runs the test detects only large deviations from normality.
     """
     array = _values(values)
-    if len(array) < 3 or np.ptp(array) == 0:
+    if len(array) < 3 or np.ptp(array) <= _rounding(array):
         return math.nan
     return float(stats.shapiro(array).pvalue)
 

@@ -106,7 +106,9 @@ def contents(run: Path, facts: Facts, package: str, *, license: str | None, repo
     litert = [path for path in exported if path.suffix == ".tflite"]
     if not litert:
         raise UserError(f"{run} has no exported file of its student; run its stage export again")
+    compressed = run / "compress" / "compressed.keras"
     models = [*litert, run / "distill" / "student.keras"]
+    models += [compressed] if facts.config["compress"]["method"] != "none" and compressed.is_file() else []
     beside = [contract_path(path) for path in litert] + [run / SETTINGS, run / ROWS]
     beside += [run / REPORT] if report and (run / REPORT).is_file() else []
     config, names = facts.config["data"], (facts.data or {})["class_names"]

@@ -52,6 +52,12 @@ def label(text: object, longest: int = 28) -> str:
     return html.escape(text if len(text) <= longest else f"{text[: longest - 1]}…", quote=False)
 
 
+def labels(texts: Sequence[object], longest: int = 28) -> list[str]:
+    """Return one label for each text; where cut ones are equal, their number follows, as Plotly joins equal labels."""
+    cut = [label(text, longest) for text in texts]
+    return [f"{one} ({number})" if cut.count(one) > 1 else one for number, one in enumerate(cut, start=1)]
+
+
 def make(traces: Sequence[Any], **layout: Any) -> go.Figure:
     """Return a figure without Plotly's default template; `page.js` sets fonts and colors for the color scheme."""
     return go.Figure(traces, go.Layout(template="none", **layout))

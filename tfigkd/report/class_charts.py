@@ -120,7 +120,8 @@ def recalls(per_class: Mapping[str, Sequence[Mapping[str, Any]]], classes: Seque
         )
         for role in roles
     ]
-    low = min((index for index in kept if per_class[roles[-1]][index]["examples"]), key=lambda index: worst[index])
+    tested = [index for index in range(len(classes)) if per_class[roles[-1]][index]["examples"]]
+    low = min(tested, key=lambda index: worst[index])
     share = per_class[roles[-1]][low]
     header = ["class", "test images", *(f"{role}, recall" for role in roles)]
     lines = [

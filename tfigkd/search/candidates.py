@@ -12,7 +12,7 @@ on a busy machine the ratio of medians flatters fast files.
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, replace, replace
 from pathlib import Path
 from typing import Any
 
@@ -112,7 +112,7 @@ class Candidates:
             write_signed(self._state, kept)
             taken = ", ".join(f"{name} {QUANTITIES[name].words(value)}" for name, value in known.measured.items())
             console.say(f"  {f'refused: {known.refused}' if known.refused else f'measured: {taken}'}:  {words(values)}")
-        return known
+        return replace(known, values=dict(values))  # of this trial: others may differ in what is not of the student
 
     def _measured(self, config: Config) -> tuple[dict[str, float], str]:
         """Return what a student takes, and why it is refused; no file is made where the network exceeds the budget."""

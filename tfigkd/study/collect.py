@@ -12,6 +12,7 @@ import csv
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from glob import escape
 from pathlib import Path
 from typing import Any
 
@@ -110,7 +111,7 @@ def finished_runs(workdir: Path, study: str | None = None) -> list[tuple[Path, d
         UserError: a row or its label is damaged, or belongs to another folder.
     """
     found, unlabeled = [], []
-    for path in sorted(workdir.glob(f"{study or '*'}/*/*/{ROWS}")):
+    for path in sorted(workdir.glob(f"{escape(study) if study else '*'}/*/*/{ROWS}")):
         label, rows = path.parent / LABEL, read_rows(path)
         if not label.is_file():
             unlabeled.append(path)

@@ -9,7 +9,7 @@ from typing import Any
 from plotly import graph_objects as go
 
 from tfigkd.measure.statistics import LEVEL, Summary
-from tfigkd.report.charts import PALETTE, Chart, Table, cost_axis, label, make, rows_axis
+from tfigkd.report.charts import PALETTE, Chart, Table, cost_axis, label, labels, make, rows_axis
 from tfigkd.report.page import render
 from tfigkd.study.plan import PROG, Study
 from tfigkd.study.quality import TITLE, quality_lines
@@ -21,6 +21,7 @@ from tfigkd.study.tables import (
     command_of,
     compare,
     comparisons_lines,
+    done_runs,
     provenance,
     runs_of,
     sentences,
@@ -45,7 +46,7 @@ def page(study: Study, rows: Sequence[Row], papers: Sequence[Row]) -> str:
         "study.html",
         study=study,
         total=study.seeds * len(study.arms) * len(study.sizes),
-        done=len(rows),
+        done=done_runs(study, rows),
         verdict=study_verdict(study, rows),
         provenance=provenance(rows),
         remarks=remarks,
@@ -82,7 +83,7 @@ def arms_chart(name: str, study: Study, runs: Runs) -> Chart | None:
     if not order:
         return None
     summaries = {key: summarize(list(runs[key].values())) for key in order}
-    names = {key: label(_title(key[1], key[0])) for key in order}
+    names = dict(zip(order, labels([_title(arm, size) for size, arm in order]), strict=True))
     dots = go.Scatter(
         x=[value for key in order for value in runs[key].values()],
         y=[names[key] for key in order for _ in runs[key]],
@@ -147,7 +148,7 @@ def forest_chart(compared: Sequence[Compared]) -> Chart | None:
     beyond = [one.adjusted < LEVEL for one in drawn]
     marks = go.Scatter(
         x=[one.lead.difference for one in drawn],
-        y=[label(one.title, 40) for one in drawn],
+        y=labels([one.title for one in drawn], 40),
         error_x={
             "type": "data",
             "symmetric": False,
@@ -196,11 +197,13 @@ def forest_chart(compared: Sequence[Compared]) -> Chart | None:
 
 def size_chart(study: Study, rows: Sequence[Row]) -> Chart | None:
     """Draw the mean accuracy of each arm against the student's parameters; None where the study has one size."""
-    parameters = {row["size"]: int(row["student_parameters"]) for row in rows if row.get("student_parameters")}
-    if len(parameters) < 2:
+    known_rows = [row for row in rows if row.get("student_parameters")]
+    parameters = {(row["size"], row["arm"]): int(row["student_parameters"]) for row in known_rows}
+    smallest = {size: min(count for key, count in parameters.items() if key[0] == size) for size, _ in parameters}
+    if len(smallest) < 2:
         return None
-    runs = runs_of(rows, study.judged_on)
-    sizes = sorted(parameters, key=parameters.__getitem__)
+    runs = runs_of(known_rows, study.judged_on)
+    sizes = sorted(smallest, key=smallest.__getitem__)
     traces, lines = [], []
     for number, arm in enumerate(study.arms):
         known = {size: summarize(list(runs[size, arm].values())) for size in sizes if (size, arm) in runs}
@@ -208,7 +211,7 @@ def size_chart(study: Study, rows: Sequence[Row]) -> Chart | None:
             continue
         traces.append(
             go.Scatter(
-                x=[parameters[size] for size in known],
+                x=[parameters[size, arm] for size in known],
                 y=[one.mean for one in known.values()],
                 error_y=_bars(known.values(), width=4),
                 mode="lines+markers",
@@ -218,7 +221,7 @@ def size_chart(study: Study, rows: Sequence[Row]) -> Chart | None:
                 hovertemplate="%{text}",
             )
         )
-        lines += [[_title(arm, size), f"{parameters[size]:,}", *_columns(one)] for size, one in known.items()]
+        lines += [[_title(arm, size), f"{parameters[size, arm]:,}", *_columns(one)] for size, one in known.items()]
     figure = make(
         traces,
         xaxis=cost_axis(list(parameters.values()), "parameters of the student"),
@@ -226,7 +229,7 @@ def size_chart(study: Study, rows: Sequence[Row]) -> Chart | None:
         margin={"b": 80},
     )
     header = ["arm", "parameters", "n", "mean, %", "sd", "95 % interval"]
-    says = {"sizes": len(sizes), "least": parameters[sizes[0]], "most": parameters[sizes[-1]]}
+    says = {"sizes": len(sizes), "least": min(parameters.values()), "most": max(parameters.values())}
     return Chart("size", figure, (header, lines), height=420, says=says)
 
 
@@ -249,7 +252,7 @@ def _published_chart(study: Study, papers: Sequence[Row]) -> Chart | None:
 
 def _left(study: Study, rows: Sequence[Row]) -> Table:
     """Return the arms that have runs left, with the number of finished runs and of those still to do."""
-    done = Counter((row["size"], row["arm"]) for row in rows)
+    done = Counter((row["size"], row["arm"]) for row in rows if int(row["seed"]) < study.seeds)
     every = [(size, arm, done[size, arm]) for size in study.sizes for arm in study.arms]
     return ["arm", "finished runs", "runs to do"], [
         [_title(arm, size), str(n), str(study.seeds - n)] for size, arm, n in every if n < study.seeds

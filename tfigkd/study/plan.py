@@ -136,6 +136,9 @@ def read_study(name_or_file: str) -> Study:
     study = replace(study, arms=arms, name=path.stem, source=source)
     if not study.arms or study.seeds < 1:
         raise UserError(f"{what}: expected at least one arm and one seed")
+    for part in (*study.arms, *study.sizes):
+        if "/" in part or (part in study.arms and not part.strip()):
+            raise UserError(f"{what}: {part!r} cannot name a folder; choose a name without slashes")
     for pair in study.comparisons:
         if not {*pair} <= study.arms.keys():
             raise UserError(f"{what}: expected comparisons of two of its arms, got {list(pair)}")
@@ -195,12 +198,21 @@ def plan(study: Study, options: Options, flags: Sequence[str] = ()) -> list[Job]
     for stage in stages:
         if stage not in STAGES:
             raise UserError(f"unknown stage {stage!r}; {closest(stage, STAGES)}")
+    folders = [f"{arm}-{size}" if size else arm for size in study.sizes for arm in study.arms]
+    for folder in folders:
+        if folders.count(folder) > 1:
+            raise UserError(f"study {study.name}: two arms with their sizes have the folder {folder}; rename one")
     jobs = []
     for seed in range(seeds):
         for size in study.sizes:
             for arm in chosen:
                 name, config = _config(study.arms[arm], study, size, seed, small=options.smoke)
                 config = with_flags(config, flags)
+                if study.judged_on == "validation" and config.data.train_split != "train":
+                    raise UserError(
+                        f"study {study.name} is judged on validation, on which {arm} would train; set train_split = "
+                        '"train" under [overrides.data]'
+                    )
                 workdir = Workdir(root / (f"{arm}-{size}" if size else arm) / str(seed), options.teachers, seed)
                 run = Run(name, config, workdir, stages, smoke=options.smoke, preview=False)
                 jobs.append(Job(study.name, arm, size, run, tuple(flags), study.seed_fields, study.source))

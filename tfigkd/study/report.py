@@ -21,6 +21,7 @@ from tfigkd.study.tables import (
     arms_lines,
     command_of,
     compare,
+    done_runs,
     forest_plot,
     runs_of,
     section,
@@ -136,7 +137,7 @@ def show_results(study: Study, workdir: Path) -> bool:
 
 def _left(study: Study, rows: Sequence[Row]) -> str | None:
     """Return a line on how many runs of a study have no row yet and the command for them; None if all have one."""
-    total, done = study.seeds * len(study.arms) * len(study.sizes), len(rows)
+    total, done = study.seeds * len(study.arms) * len(study.sizes), done_runs(study, rows)
     if done >= total:
         return None
     return f"- {study.name}: {done} of {total} runs have a row; `{command_of(study)}`"

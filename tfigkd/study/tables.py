@@ -354,6 +354,13 @@ def section(study: Study, rows: Sequence[Row], papers: Sequence[Row]) -> list[st
     return lines
 
 
+def done_runs(study: Study, rows: Sequence[Row]) -> int:
+    """Return how many of the planned runs have a row."""
+    seeds = {str(seed) for seed in range(study.seeds)}
+    found = {(row["size"], row["arm"], row["seed"]) for row in rows if row["seed"] in seeds}
+    return sum(size in study.sizes and arm in study.arms for size, arm, _ in found)
+
+
 def command_of(study: Study) -> str:
     """Return the command that runs a study, or its remaining runs."""
     return f"python -m tfigkd.study --experiment {shlex.quote(study.source or study.name)}"

@@ -47,6 +47,10 @@ def study_verdict(study: Study, rows: Sequence[Row]) -> list[str]:
         counts = " and ".join(plural(count, "run") for count in few)
         found.append(
             f"Arms of {counts} cannot be compared: an interval needs {FEWEST}. "
-            f"Change: seeds = {max(FEWEST, study.seeds)} in the study's file."
+            + (
+                "The same command continues with the runs that are left."
+                if study.seeds >= FEWEST
+                else f"Change: seeds = {FEWEST} in the study's file."
+            )
         )
     return found
