@@ -25,7 +25,8 @@ from tfigkd.report.pictures import picture
 from tfigkd.report.run_page import page
 from tfigkd.report.table import lines
 from tfigkd.runtime.errors import UserError
-from tfigkd.runtime.files import write_manifest
+from tfigkd.runtime.files import checksum, make_folder, write_manifest
+from tfigkd.stages.evaluate import check_measured, trained_files
 from tfigkd.stages.report import figures, read_timed
 from tfigkd.stages.workdir import Workdir
 
@@ -489,3 +490,23 @@ def test_a_picture_keeps_its_pixels_and_large_ones_are_reduced():
     pixels = make_gallery().images[0]
     np.testing.assert_array_equal(read(picture(pixels)), pixels)
     assert read(picture(np.zeros((300, 200, 3), np.uint8))).shape == (96, 64, 3)
+
+
+def test_figures_of_a_file_that_was_made_anew_are_refused(tmp_path):
+    workdir = Workdir(tmp_path / "run", tmp_path / "teachers")
+    for stage, name in (("distill", "student.keras"), ("export", "student.int8.tflite")):
+        folder = make_folder(workdir.stage(stage))
+        (folder / name).write_text("first")
+        write_manifest(folder, "x", files={name: checksum(folder / name)})
+    measured = {"models": trained_files(workdir), "exported": {"student.int8.tflite": checksum(folder / name)}}
+    check_measured(workdir, measured)
+    check_measured(workdir, {})  # of an earlier version
+    for stage, name in (("distill", "student.keras"), ("export", "student.int8.tflite")):
+        folder = workdir.stage(stage)
+        kept = (folder / name).read_text()
+        (folder / name).write_text("second")
+        write_manifest(folder, "x", files={name: checksum(folder / name)})
+        with pytest.raises(UserError, match=f"{name} was made anew after it was measured"):
+            check_measured(workdir, measured)
+        (folder / name).write_text(kept)
+        write_manifest(folder, "x", files={name: checksum(folder / name)})

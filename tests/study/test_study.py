@@ -38,6 +38,7 @@ from tfigkd.study.tables import (
     section,
     sentences,
 )
+from tfigkd.study.verdict import study_verdict
 
 ROOT = Path(__file__).resolve().parents[2]
 STUDIES = sorted(path.stem for path in (experiments_folder() / "studies").glob("*.toml"))
@@ -624,6 +625,13 @@ def test_each_arm_has_its_own_parameters_at_a_size_and_long_names_their_own_line
     assert [line[1] for line in chart.table[1]] == ["1,000", "8,000", "250", "2,000"]
     assert (chart.says["least"], chart.says["most"]) == (250, 8000)
     assert labels(["a" * 30, "b", "a" * 31]) == [f"{'a' * 27}… (1)", "b", f"{'a' * 27}… (3)"]
+
+
+def test_arms_of_different_data_are_named():
+    study = Study("pair", arms={"slow": "kd", "fast": "kd"})
+    rows = [row(arm, 0, 70) | {"data_fingerprint": data} for arm, data in (("slow", "aa"), ("fast", "bb"))]
+    assert any("different data: slow and fast" in line for line in study_verdict(study, rows))
+    assert not any("different data" in line for line in study_verdict(study, [row("slow", 0, 70), rows[1]]))
 
 
 def test_runs_that_were_not_planned_are_not_counted_as_done():

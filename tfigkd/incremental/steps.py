@@ -294,19 +294,28 @@ def _remember(network: keras.Model, step: Step, memory: dict[str, list[str]]) ->
     kept = {label: ids[:share] for label, ids in memory.items()}
     for label in range(step.known, step.total):
         own = step.examples.take(step.examples.labels == label)
-        features = predict_logits(front, own.images)
-        kept[str(label)] = [str(own.ids[index]) for index in boosting.herded(features, share)]
+        chosen: list[int] = []  # a small part of the data may lack a class
+        if len(own):
+            chosen = list(boosting.herded(predict_logits(front, own.images), share))
+        kept[str(label)] = [str(own.ids[index]) for index in chosen]
     return kept
 
 
-def read_rows(root: Path) -> dict[str, list[dict[str, str]]]:
-    """Return the rows of each method that has been through all steps in a folder."""
+def read_rows(root: Path, config: str) -> dict[str, list[dict[str, str]]]:
+    """Return the rows of each method that has been through all steps in a folder, under the settings of one hash.
+
+    Names on screen the methods whose rows are of other settings, as they cannot be compared.
+    """
     found: dict[str, list[dict[str, str]]] = {}
     for method in METHODS:
         path = root / method / ROWS
         if path.is_file():
             with open(path, newline="", encoding="utf-8") as file:
-                found[method] = list(csv.DictReader(file))
+                rows = list(csv.DictReader(file))
+            if any(row["config"] != config for row in rows):
+                console.say(f"not shown: {method}, whose rows in {path} are of other settings")
+            else:
+                found[method] = rows
     return found
 
 

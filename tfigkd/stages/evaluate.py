@@ -26,7 +26,7 @@ from tfigkd.models.cost import count_parameters, multiply_adds
 from tfigkd.models.weights import weights_fingerprint
 from tfigkd.runtime import console
 from tfigkd.runtime.errors import UserError
-from tfigkd.runtime.files import fingerprint, finished, make_folder, write_manifest
+from tfigkd.runtime.files import fingerprint, finished, make_folder, read_manifest, write_manifest
 from tfigkd.stages.compress import students
 from tfigkd.stages.data import dataset
 from tfigkd.stages.export import export_identity
@@ -110,6 +110,31 @@ def _teacher(config: Config, workdir: Workdir) -> dict[str, keras.Model]:
         return {}
 
 
+def trained_files(workdir: Workdir) -> dict[str, str]:
+    """Return name and checksum of the student's files, as its stages wrote them."""
+    manifests = (read_manifest(workdir.stage(stage)) for stage in ("distill", "compress"))
+    files = {name: checksum for manifest in manifests if manifest for name, checksum in manifest["files"].items()}
+    return {name: checksum for name, checksum in files.items() if name.endswith(".keras")}
+
+
+def check_measured(workdir: Workdir, evaluated: Mapping[str, Any]) -> None:
+    """Check that the figures of stage `evaluate` are of the models and files that the run has now.
+
+    Args:
+        workdir: Of the run.
+        evaluated: The manifest of its stage `evaluate`; earlier versions did not write what they measured.
+
+    Raises:
+        UserError: a model or file was made anew since.
+    """
+    exported = (read_manifest(workdir.stage("export")) or {"files": {}})["files"]
+    now = {"models": trained_files(workdir), "exported": exported}
+    for kind, files in now.items():
+        for name, checksum in evaluated.get(kind, {}).items():
+            if files.get(name, checksum) != checksum:
+                raise UserError(f"{name} was made anew after it was measured; add evaluate to --stages, before report")
+
+
 def evaluate(config: Config, workdir: Workdir) -> None:
     """Stage `evaluate`: teacher, students and, where stage `export` has run, their files, on test by the same code."""
     data, folder = dataset(config.data), make_folder(workdir.stage("evaluate"))
@@ -170,6 +195,7 @@ def evaluate(config: Config, workdir: Workdir) -> None:
         class_names=data.class_names,
         n_test=len(data.test),
         exported=files,
+        models=trained_files(workdir),
     )
     for name, values in results.items():
         agreement = f", agreement with the teacher {100 * values['agreement']:.2f} %" if "agreement" in values else ""

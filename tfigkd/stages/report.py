@@ -22,6 +22,7 @@ from tfigkd.runtime import console
 from tfigkd.runtime.errors import UserError
 from tfigkd.runtime.files import fingerprint, read_manifest, require, sealed, write_text
 from tfigkd.runtime.provenance import as_csv, commit, hardware, versions
+from tfigkd.stages.evaluate import check_measured
 from tfigkd.stages.overlays import store_folder
 from tfigkd.stages.repeat import command, own_file
 from tfigkd.stages.teacher import require_teacher, teacher_folder
@@ -35,6 +36,7 @@ from tfigkd.training.ledger import read_ledger
 def report(config: Config, workdir: Workdir) -> None:
     """Stage `report`: write `rows.csv`, `report.md` and `report.html`, and show the table."""
     evaluated = require(workdir.stage("evaluate"), "evaluate")
+    check_measured(workdir, evaluated)
     roles = figures(workdir, evaluated["results"])
     trained = require(workdir.stage("distill"), "distill")
     try:
@@ -227,6 +229,7 @@ def row_of(
         "versions": versions(),
         "hardware": hardware(),
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
+        "data_fingerprint": trained.get("data", ""),
         "n_train": trained["n_train"],
         "train_fraction": config.data.train_fraction,
         "subset_seed": config.data.subset_seed,

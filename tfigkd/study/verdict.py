@@ -1,5 +1,6 @@
 """What is wrong with a study, in plain words, from its rows; an empty list means that nothing was found."""
 
+from collections import defaultdict
 from collections.abc import Sequence
 
 from tfigkd.measure.statistics import FEWEST
@@ -20,6 +21,17 @@ def study_verdict(study: Study, rows: Sequence[Row]) -> list[str]:
     """Return one sentence for each thing that is wrong with the arms of a study."""
     found = []
     runs = runs_of(rows, study.judged_on)
+    for size in study.sizes:
+        measured: dict[str, set[str]] = defaultdict(set)
+        for row in rows:
+            if row["size"] == size and row.get("data_fingerprint"):  # earlier versions did not write it
+                measured[row["data_fingerprint"]].add(row["arm"])
+        if len(measured) > 1:
+            parts = " and ".join(", ".join(sorted(arms)) for arms in measured.values())
+            found.append(
+                f"Arms{f' of {size}' if size else ''} are of different data: {parts}. They cannot be compared. Change: "
+                "delete the runs of the data that changed, and run the study again."
+            )
     for size, arm in runs:
         own = [row for row in rows if (row["size"], row["arm"]) == (size, arm)]
         title = f"{arm} {size}".strip()
