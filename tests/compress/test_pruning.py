@@ -89,6 +89,30 @@ def test_end_zero_keeps_the_zeros_that_are_there():
     np.testing.assert_array_equal(np.asarray(conv) == 0, mask == 0)
 
 
+@pytest.mark.parametrize(
+    ("compiled", "optimizer", "expected"),
+    [
+        ({}, {}, [0, 0, 0, 4, 4, 6, 6, 6]),  # at steps 4 and 6, of 8 in two epochs
+        ({"steps_per_execution": 3}, {}, [0, 4, 6, 6]),  # after 3, 4, 7 and 8 steps
+        ({}, {"gradient_accumulation_steps": 2}, [0, 0, 0, 0, 0, 0, 0, 4]),  # 4 updates in 8 batches
+    ],
+)
+def test_the_steps_are_those_of_the_optimizer(compiled, optimizer, expected):
+    """A selection every 4 steps and at step 6; expected is the step whose sparsity the kernel has."""
+    model, seen = network(), []
+    conv, _ = prunable_kernels(model)
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile(keras.optimizers.SGD(0.1, **optimizer), loss, jit_compile=False, **compiled)
+    watch = keras.callbacks.LambdaCallback(
+        on_train_batch_end=lambda batch, logs: seen.append(np.mean(np.asarray(conv) == 0))
+    )
+    pruning = MagnitudePruning(0.8, end=6, frequency=4)
+    for _ in range(2):  # a second call goes on where the first one ended
+        model.fit(IMAGES, LABELS, batch_size=16, callbacks=[pruning, watch], verbose=0)
+    wanted = [polynomial_sparsity(step, 0.8, end=6) for step in expected]
+    assert seen == pytest.approx(wanted, abs=1 / 270)
+
+
 @pytest.mark.parametrize("bad", [{"sparsity": 1.0, "end": 3}, {"sparsity": 0.5, "end": -1}])
 def test_wrong_arguments(bad):
     with pytest.raises(ValueError, match="Expected 0 < sparsity < 1"):

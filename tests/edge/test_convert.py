@@ -134,6 +134,29 @@ def test_calibration_images_of_another_range_or_shape_are_refused(network, image
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("format", CALIBRATED)
+def test_a_model_of_pixels_to_255_is_not_calibrated_with_images_in_0_1(format, tmp_path):
+    keras.utils.set_random_seed(0)
+    body = [keras.layers.Conv2D(4, 3, activation="relu"), keras.layers.GlobalAveragePooling2D(), keras.layers.Dense(3)]
+    model = keras.Sequential([keras.Input((8, 8, 3)), keras.layers.Rescaling(1 / 255), *body], name="own")
+    with pytest.raises(UserError, match=r"own takes pixels from 0 to 255, .*; give tfigkd.models.as_cl") as caught:
+        convert(model, format, PIXELS)
+    assert "\n" not in str(caught.value)
+    path = tmp_path / "own.tflite"
+    path.write_bytes(convert(models.as_classifier(model), format, PIXELS))
+    expected = keras.ops.convert_to_numpy(model(PIXELS.astype("float32")))
+    assert np.abs(litert_predictor(path)(PIXELS) - expected).max() < 0.1 * np.abs(expected).max()
+    assert convert(model, format, PIXELS, input_range=(0, 1))  # as declared
+    assert convert(model, "float32")  # it is not calibrated and stays as it is
+
+
+def test_another_backend_is_refused_in_one_line(network, monkeypatch):
+    monkeypatch.setattr(keras.backend, "backend", lambda: "jax")
+    with pytest.raises(UserError, match=r"needs KERAS_BACKEND=tensorflow, this process has jax; save the") as caught:
+        convert(network, "float32")
+    assert "\n" not in str(caught.value)
+
+
 def test_misuse(network):
     for format in CALIBRATED:
         with pytest.raises(ValueError, match="needs calibration"):

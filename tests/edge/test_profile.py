@@ -300,7 +300,8 @@ def test_the_largest_operation_takes_longest_and_the_sum_is_the_whole(tmp_path):
 
 def test_a_network_that_others_made(tmp_path):
     """MobileNetV3's HARD_SWISH has no int8 kernel in XNNPACK: LiteRT's kernels run it, between many groups."""
-    model = keras.applications.MobileNetV3Small(weights=None, input_shape=(32, 32, 3), classes=10)
+    own = {"input_shape": (32, 32, 3), "classes": 10, "include_preprocessing": False}  # which takes pixels to 255
+    model = keras.applications.MobileNetV3Small(weights=None, **own)
     path, other = tmp_path / "m.int8.tflite", tmp_path / "m.float32.tflite"
     images = np.random.default_rng(2).integers(0, 256, (4, 32, 32, 3), dtype=np.uint8)
     path.write_bytes(convert(model, "int8", images))

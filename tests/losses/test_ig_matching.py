@@ -9,6 +9,7 @@ from tfigkd.batches.stream import Knowledge, training_batches
 from tfigkd.config.training_fields import AugmentConfig
 from tfigkd.data import Examples
 from tfigkd.losses import E2KD, IGMatching, grad_cam, input_gradient_map, map_distance
+from tfigkd.models.input_range import INPUT_RANGE
 from tfigkd.models.layers import with_fused_layers
 from tfigkd.models.spaces import logits_of
 from tfigkd.training.distiller import Distiller
@@ -121,6 +122,19 @@ def test_the_second_derivative_is_that_of_finite_differences(fused):
     np.testing.assert_allclose((values[0] - values[1]) / 0.04, size, rtol=0.03)
 
 
+def test_the_map_of_pixels_from_minus_one_is_that_of_pixels_from_zero():
+    """Black is the baseline, whatever value it has: by hand |w · (x - black)| / range for a linear network."""
+    model = keras.Sequential([keras.Input((8, 8, 3)), keras.layers.Flatten(), keras.layers.Dense(4)])
+    weights = numpy_of(model.layers[-1].kernel).T[LABELS].reshape(IMAGES.shape)
+    expected = np.abs(weights * IMAGES).sum(axis=-1)
+    loss = IGMatching()
+    np.testing.assert_allclose(numpy_of(loss.student_map(model, IMAGES, LABELS)), expected, rtol=1e-4)
+    for low, high in ((-1.0, 1.0), (0.0, 255.0), (1.0, 0.0)):
+        seen = {"take": lambda z, low=low, high=high: (z - low) / (high - low), "black": low}
+        found = loss.student_map(model, low + (high - low) * IMAGES, LABELS, **seen)
+        np.testing.assert_allclose(numpy_of(found), expected, rtol=1e-4, atol=1e-6)
+
+
 def test_training_makes_the_maps_similar_and_keeps_the_moving_averages():
     import tensorflow as tf
 
@@ -186,6 +200,12 @@ def test_a_student_of_other_pixels_has_the_map_of_its_plain_twin() -> None:
         found.append({name: float(value) for name, value in terms.items()})
     assert found[0] == pytest.approx(found[1], rel=1e-4)
     assert found[0]["map_loss"] > 0.01
+    takes_unit = keras.Sequential([keras.Input((4, 4, 3)), keras.layers.Rescaling(1.0, name=INPUT_RANGE), plain])
+    signed = Distiller(
+        takes_unit, losses={"map": IGMatching(grid=None)}, loss_weights={"map": 1.0}, input_range=(-1, 1)
+    )
+    terms, _ = signed.compute_terms(2 * images - 1, targets, training=True)
+    assert {name: float(value) for name, value in terms.items()} == pytest.approx(found[0], rel=1e-4)
     shares = keras.Sequential([scaled, keras.layers.Softmax()])
     of_shares = {"take": lambda pixels: 255 * pixels, "to_logits": logits_of(shares)}
     expected = input_gradient_map(plain, images, targets["label"], to_logits=ops.log_softmax)

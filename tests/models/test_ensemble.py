@@ -67,6 +67,66 @@ def test_it_is_a_teacher_like_any_other(members, images, weighting, tmp_path):
     np.testing.assert_allclose(logits_of(opened, images), expected, atol=1e-5)
 
 
+def softmax_of(logits):
+    """A Sequential model of constant probabilities."""
+    return keras.Sequential([keras.Input((4, 4, 3)), constant(logits), keras.layers.Softmax()])
+
+
+@pytest.mark.parametrize("weighting", ["mean", "confidence"])
+def test_a_member_that_gives_probabilities_counts_by_their_logarithms(weighting, tmp_path):
+    """By hand: the mean of the logits [ln 9, 0] and [0, 0] has the probabilities [3/4, 1/4], of softmax too.
+
+    By confidence the weights are 0.590991 and 0.409009, so the shares are to each other as 9 ** 0.590991 to one.
+    """
+    images = np.zeros((1, 4, 4, 3), np.float32)
+    odds = 3.0 if weighting == "mean" else 9**0.590991
+    for members in (
+        [softmax_of([np.log(9.0), 0.0]), softmax_of([0.0, 0.0])],
+        [softmax_of([np.log(9.0), 0.0]), constant([0.0, 0.0])],
+    ):
+        model = models.ensemble(members, weighting=weighting)
+        shares = keras.ops.convert_to_numpy(keras.ops.softmax(model(images)))
+        np.testing.assert_allclose(shares, [[odds / (odds + 1), 1 / (odds + 1)]], atol=1e-5)
+        model.save(tmp_path / "teachers.keras")
+        opened = models.build(str(tmp_path / "teachers.keras"), num_classes=2, input_shape=(4, 4, 3))
+        np.testing.assert_allclose(logits_of(opened, images), logits_of(model, images), atol=1e-5)
+
+
+def test_members_keep_sharing_their_weights(tmp_path):
+    inside = constant([np.log(9.0), 0.0])
+    sequential = keras.Sequential([keras.Input((4, 4, 3)), inside, keras.layers.Softmax()])
+    model, images = models.ensemble([sequential, constant([0.0, 0.0])]), np.zeros((1, 4, 4, 3), np.float32)
+    inside.layers[-1].bias.assign([np.log(81.0), 0.0])  # the mean has the odds 9 to 1
+    np.testing.assert_allclose(keras.ops.softmax(model(images)), [[0.9, 0.1]], atol=1e-5)
+    np.testing.assert_allclose(keras.ops.softmax(inside(images)), [[81 / 82, 1 / 82]], atol=1e-5)
+
+
+def test_one_output_counts_as_two_classes():
+    """By hand: the sigmoid of ln 9 is 0.9 for the second class; with [0, 0] the mean has the odds 3 to 1."""
+    single = keras.Sequential([keras.Input((4, 4, 3)), constant([np.log(9.0)]), keras.layers.Activation("sigmoid")])
+    model = models.ensemble([single, constant([0.0, 0.0])])
+    shares = keras.ops.softmax(model(np.zeros((1, 4, 4, 3), np.float32)))
+    np.testing.assert_allclose(shares, [[0.25, 0.75]], atol=1e-5)
+
+
+def test_members_of_different_ranges_of_pixels_are_refused(images):
+    def net(*head):
+        body = [keras.layers.Conv2D(4, 3), keras.layers.GlobalAveragePooling2D(), keras.layers.Dense(3)]
+        return keras.Sequential([keras.Input((8, 8, 3)), *head, *body])
+
+    of_bytes, plain = net(keras.layers.Rescaling(1 / 255)), net()
+    with pytest.raises(
+        ValueError, match=r"same range of pixels, got 0 to 1, 0 to 255; give tfigkd.models.as_cl"
+    ) as said:
+        models.ensemble([of_bytes, plain])
+    assert "\n" not in str(said.value)
+    expected = (logits_of(of_bytes, 255 * images) + logits_of(plain, images)) / 2
+    joined = models.ensemble([models.as_classifier(of_bytes), plain])
+    np.testing.assert_allclose(logits_of(joined, images), expected, atol=1e-5)
+    expected = logits_of(of_bytes, 255 * images)
+    np.testing.assert_allclose(logits_of(models.ensemble([of_bytes, of_bytes]), 255 * images), expected, atol=1e-5)
+
+
 def test_what_cannot_be_joined(members):
     with pytest.raises(ValueError, match="at least one"):
         models.ensemble([])

@@ -116,9 +116,9 @@ def test_labels_of_keras_datasets_have_a_column(store, teacher, arrays):
 class Subclassed(keras.Model):
     """A teacher without a graph."""
 
-    def __init__(self):
+    def __init__(self, activation=None):
         super().__init__()
-        self.inner = [keras.layers.Flatten(), keras.layers.Dense(CLASSES)]
+        self.inner = [keras.layers.Flatten(), keras.layers.Dense(CLASSES, activation)]
 
     def call(self, inputs):
         return self.inner[1](self.inner[0](inputs))
@@ -135,6 +135,25 @@ def test_a_subclassed_teacher_has_the_maps_of_its_twin_with_a_graph(arrays, tmp_
     np.testing.assert_allclose(mine.knowledge.logits, its.knowledge.logits, atol=1e-5)
     np.testing.assert_allclose(mine.knowledge.maps, its.knowledge.maps, atol=1)
     assert mine.verify(subclassed, (images, labels), sample=4)["logits"] < 1e-4
+
+
+def test_a_subclassed_teacher_that_ends_in_softmax_has_the_maps_of_its_twin_with_a_graph(arrays, tmp_path):
+    """Its store holds the logarithms of its probabilities, not these themselves."""
+    images, labels = arrays[0][:8], arrays[1][:8]
+    softmax = Subclassed("softmax")
+    shares = softmax(images / np.float32(255)).numpy()
+    inputs = keras.Input((SIDE, SIDE, 3))
+    flat = keras.layers.Dense(CLASSES)(keras.layers.Flatten()(inputs))
+    twin = keras.Model(inputs, keras.ops.log_softmax(flat))
+    twin.set_weights(softmax.get_weights())
+    mine, its = (
+        OverlayStore.build(tmp_path, one, (images, labels), outputs=outputs, **SETTINGS)
+        for one, outputs in ((softmax, None), (keras.Sequential([twin, keras.layers.Identity()]), "logits"))
+    )
+    rows = [mine._row(image, label) for image, label in zip(images, labels, strict=True)]
+    np.testing.assert_allclose(mine.knowledge.logits[rows], np.log(shares), atol=1e-4)
+    np.testing.assert_allclose(mine.knowledge.maps, its.knowledge.maps, atol=1)
+    assert mine.verify(softmax, (images, labels), sample=4)["logits"] < 1e-4
 
 
 @pytest.mark.parametrize(
@@ -157,6 +176,25 @@ def test_a_subclassed_teacher_has_the_maps_of_its_twin_with_a_graph(arrays, tmp_
 def test_invalid_pictures_are_refused(teacher, pictures, message, tmp_path):
     with pytest.raises(ValueError, match=message):
         OverlayStore.build(tmp_path, teacher, pictures)
+
+
+@pytest.mark.parametrize("give", [lambda pair: pair, tf.data.Dataset.from_tensor_slices])
+def test_gray_pictures_are_refused_with_what_helps(teacher, arrays, give, tmp_path):
+    images, labels = arrays
+    with pytest.raises(ValueError, match=r"got gray ones \(8, 8, 1\); make them RGB with tf.image.grayscale_to_rgb"):
+        OverlayStore.build(tmp_path, teacher, give((images[..., :1], labels)), **SETTINGS)
+
+
+def test_batch_comes_after_join_and_before_overlay(store, arrays):
+    """A picture's rows are no batch: each would be overlaid by itself."""
+    pictures = tf.data.Dataset.from_tensor_slices(arrays)
+    with pytest.raises(ValueError, match=r"^join takes single .*\(None, 8, 8, 3\); call batch\(\) after it$"):
+        store.join(pictures.batch(4))
+    joined = store.join(pictures)
+    with pytest.raises(ValueError, match=r"^overlay takes batches .*\(8, 8, 4\); call batch\(\) before it$"):
+        joined.map(store.overlay(0.1))
+    images, _ = next(joined.batch(4).map(store.overlay(0.0)).as_numpy_iterator())
+    np.testing.assert_array_equal(images, arrays[0][:4] / np.float32(255))
 
 
 def test_a_teacher_that_is_no_model_or_takes_gray_images_is_refused_with_what_helps(arrays, tmp_path):

@@ -11,6 +11,7 @@ import pytest
 
 from tfigkd.losses import AttentionTransfer, KLDivergence
 from tfigkd.training.distiller import Distiller
+from tfigkd.training.optimizers import TwoMomenta
 
 RNG = np.random.default_rng(0)
 X = RNG.normal(size=(32, 6)).astype(np.float32)
@@ -393,6 +394,79 @@ def test_export_after_fit_is_the_student(tmp_path):
 
     loaded = tf.saved_model.load(str(tmp_path / "exported"))
     np.testing.assert_allclose(loaded.serve(X), model.student(X), atol=1e-6)
+
+
+def test_what_is_exported_takes_the_pixels_that_predict_takes(tmp_path):
+    """Both give what the network gives for pixels from 0 to 255, which its layers show that it takes."""
+    import tensorflow as tf
+
+    plain = keras.Sequential([keras.Input((4, 4, 3)), keras.layers.Flatten(), keras.layers.Dense(5)])
+    student = keras.Sequential([keras.Input((4, 4, 3)), keras.layers.Rescaling(1 / 255), plain])
+    images = RNG.random((8, 4, 4, 3)).astype(np.float32)
+    expected = np.asarray(plain(images))
+    for span, seen in (((0, 1), images), ((-1, 1), 2 * images - 1), ((0, 255), 255 * images)):
+        model = distiller(student, input_range=span)
+        model.export(tmp_path / f"{span}", verbose=False)
+        loaded = tf.saved_model.load(str(tmp_path / f"{span}"))
+        np.testing.assert_allclose(model.predict(seen, verbose=0), expected, atol=1e-5)
+        np.testing.assert_allclose(loaded.serve(seen), expected, atol=1e-5)
+
+
+def test_weights_of_terms_are_not_changed_behind_traced_steps():
+    model = distiller(weight=0.25, teacher=net(1))
+    with pytest.raises(TypeError, match="does not support item assignment"):
+        model.distillation_weights["kd"] = 0.75
+    assert model.term_weights == {"hard": 0.75, "kd": 0.25}
+    assert Distiller.from_config(model.get_config()).distillation_weights == {"kd": 0.25}
+    assert keras.models.clone_model(model).distillation_weights == {"kd": 0.25}
+
+
+def test_a_student_in_float16_has_its_loss_scaled(tmp_path):
+    """As plain Keras does it, also where the policy of the process is another one; and once only."""
+    keras.utils.set_random_seed(0)
+    inputs = keras.Input((6,))
+    hidden = keras.layers.Dense(8, activation="relu", dtype="mixed_float16")(inputs)
+    student = keras.Model(inputs, keras.layers.Dense(5, dtype="float32")(hidden))
+    scaling = keras.optimizers.LossScaleOptimizer
+
+    def compiled(optimizer, **options):
+        model = distiller(student, weight=0.0, compile=False, teacher=net(1))
+        model.compile(optimizer, jit_compile=False, **options)
+        return model
+
+    model = compiled(keras.optimizers.SGD(0.1))
+    assert isinstance(model.optimizer, scaling) and isinstance(compiled("adam").optimizer, scaling)
+    given = scaling(keras.optimizers.SGD(0.1))
+    assert compiled(given).optimizer is given
+    assert not isinstance(compiled("sgd", auto_scale_loss=False).optimizer, scaling)
+    assert not isinstance(distiller().optimizer, scaling)
+    plain = keras.models.clone_model(student)
+    plain.set_weights(student.get_weights())
+    plain.compile(scaling(keras.optimizers.SGD(0.1)), CROSS_ENTROPY)
+    for one in (plain, model):
+        one.fit(X, Y, epochs=3, batch_size=16, shuffle=False, verbose=0)
+    assert largest_difference(plain, student) < 1e-6
+    model.save(tmp_path / "model.keras")
+    loaded = keras.saving.load_model(tmp_path / "model.keras").optimizer
+    assert isinstance(loaded, scaling) and not isinstance(loaded.inner_optimizer, scaling)
+    with pytest.raises(ValueError, match="TwoMomenta does not scale the loss"):
+        compiled(TwoMomenta(0.1, momentum=0.9))
+
+
+def test_a_distributed_data_set_is_taken_as_it_is():
+    """It has no `map`, so its labels are not checked; the result is that of the data set itself."""
+    import tensorflow as tf
+
+    data = tf.data.Dataset.from_tensor_slices((X, Y)).batch(16)
+    strategy = tf.distribute.OneDeviceStrategy("CPU:0")
+    spread = strategy.experimental_distribute_dataset(data)
+    expected = distiller(weight=0.0, teacher=net(1)).evaluate(data, verbose=0)
+    with strategy.scope():
+        model = distiller(weight=0.0, teacher=net(1))
+    assert model.evaluate(spread, verbose=0) == pytest.approx(expected, rel=1e-6)
+    model.fit(spread, shuffle=False, verbose=0)
+    with pytest.raises(ValueError, match=r"class_weight needs arrays or a tf\.data\.Dataset"):
+        model.fit(spread, class_weight={0: 2.0}, shuffle=False, verbose=0)
 
 
 REPLICAS = """

@@ -181,6 +181,28 @@ def test_the_projector_is_trained_saved_and_no_part_of_the_student(name, trained
         np.testing.assert_array_equal(left, right)
 
 
+@pytest.mark.parametrize("name", ["hint", "skt", "reviewkd", "rtk", "osakd"])
+def test_what_a_loss_trains_belongs_to_one_distiller(name, teacher):
+    """A second one would start from layers that are trained; a loss that trains none is shared."""
+    given = {name: type(CASES[name]).from_config(CASES[name].get_config()), "kd": KLDivergence()}
+    options = {"loss_weights": dict.fromkeys(given, 0.5), "teacher": teacher}
+    model = Distiller(network(16), losses=given, **options)
+    with pytest.raises(ValueError, match=f"loss '{name}' holds .* give each Distiller its own loss"):
+        Distiller(network(16), losses=given, **options)
+    again = Distiller.from_config(model.get_config())
+    own, other = given[name].projector, again.distillation_losses[name].projector
+    assert own is not other and len(other.variables) == len(own.variables)
+    Distiller(network(16), losses={"kd": given["kd"]}, loss_weights={"kd": 0.5}, teacher=teacher)
+
+
+def test_a_projector_that_the_user_built_is_taken(teacher):
+    hint = Hint("block_01", "block_04")
+    shapes = [tuple(m.get_layer(tap).output.shape) for m, tap in ((teacher, "block_04"), (network(16), "block_01"))]
+    hint.build(*shapes)
+    model = Distiller(network(16), losses={"hint": hint}, loss_weights={"hint": 0.5}, teacher=teacher)
+    assert model.projectors == [hint.projector]
+
+
 def test_save_load_and_go_on_gives_the_same_numbers(teacher, tmp_path):
     straight, broken = (distiller({"kd": KLDivergence()}, teacher) for _ in range(2))
     for model in (straight, broken):

@@ -69,7 +69,8 @@ def integrated_gradients(
         tolerance: Largest accepted completeness error, relative to max(|difference of logits|, 1).
         max_steps: Largest number of steps for one image; an image still over the tolerance keeps its last result.
         batch_size: Number of gradient evaluations at once; it limits the memory and does not change the results.
-        input_range: Pixel values of black and white that the model expects; by default inferred from its layers.
+        input_range: Pixel values of black and white that the model expects; by default inferred from its layers. A
+            subclassed model, whose layers are not known, has to take [0,1].
         outputs: "logits" or "probabilities"; by default inferred from the last layer and outputs.
 
     Returns:
@@ -78,8 +79,9 @@ def integrated_gradients(
     Raises:
         ValueError: An argument is not as above, or the model's output is not finite.
     """
+    images = _check_images(images)
     result = attribute(
-        as_classifier(model, input_range=input_range, outputs=outputs),
+        as_classifier(model, input_range=input_range, outputs=outputs, images=images),
         images,
         targets,
         baseline=baseline,

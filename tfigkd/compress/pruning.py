@@ -18,7 +18,8 @@ class MagnitudePruning(keras.callbacks.Callback):
 
     Each kernel's smallest weights are set to zero, more of them as training continues, and stay zero.
     The masks depend only on the weights and the optimizer's step, so that a run resumed from a checkpoint gives the
-    same result as an uninterrupted run.
+    same result as an uninterrupted run. Where several steps are one execution (`steps_per_execution` of `compile`), a
+    selection is made at its end.
 
     Args:
         sparsity: Share of zeros in each kernel at the end, in (0, 1).
@@ -49,8 +50,9 @@ class MagnitudePruning(keras.callbacks.Callback):
         # within an epoch Keras's JAX trainer holds the values and the variables are empty; this copies them into the
         # variables, and the trainer reads back what is assigned below
         getattr(self.model, "jax_state_sync", lambda: None)()
-        self._step += 1
-        if self._step <= self.end and (self._step % self.frequency == 0 or self._step == self.end):
+        before, self._step = self._step, int(ops.convert_to_numpy(self.model.optimizer.iterations))
+        due = before // self.frequency != self._step // self.frequency or self._step >= self.end
+        if before < self.end and due:
             wanted = polynomial_sparsity(self._step, self.sparsity, end=self.end)
             # computed from the masked kernel, so that a pruned weight stays pruned
             self._masks = [

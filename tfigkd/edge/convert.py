@@ -11,7 +11,9 @@ import numpy as np
 from tfigkd.config.fields import FORMATS, Ends, Format
 from tfigkd.data import to_model_input
 from tfigkd.data.pictures import one_line
+from tfigkd.data.spaces import UNIT, Range
 from tfigkd.edge.litert import float_operations, float_tensors
+from tfigkd.models.input_range import recognize_input_range
 from tfigkd.runtime.errors import UserError
 from tfigkd.runtime.quiet import quiet_stderr
 
@@ -24,9 +26,17 @@ CALIBRATED: tuple[Format, ...] = ("int8", "int16x8")
 
 
 def convert(
-    model: keras.Model, format: Format, calibration: np.ndarray | None = None, *, io: Ends = "integer"
+    model: keras.Model,
+    format: Format,
+    calibration: np.ndarray | None = None,
+    *,
+    io: Ends = "integer",
+    input_range: Range | None = None,
 ) -> bytes:
     """Convert a Keras image classifier to a LiteRT file with a batch of one.
+
+    It needs Keras's TensorFlow backend: set KERAS_BACKEND=tensorflow before Keras is imported. A model that was trained
+    on another one is saved, and converted in a process of its own.
 
     Args:
         model: float32 [B,H,W,C] in [0,1] to logits [B,K], of Keras 3 or tf_keras. If it has fake
@@ -36,14 +46,22 @@ def convert(
         calibration: uint8 images [N,H,W,C] that set the activation ranges. They are preprocessed by `to_model_input`,
             as in training and evaluation.
         io: Of "int8" and "int16x8": "integer", or "float32" input and output around integer operations.
+        input_range: Pixel values of black and white that the model takes; by default inferred from its layers.
 
     Returns:
         The content of a .tflite file.
 
     Raises:
         ValueError: the format is unknown, the image size is not fixed, or calibration images are needed and missing.
-        UserError: the calibration images do not fit, or an operation does not exist in this format.
+        UserError: the calibration images do not fit, or the model takes other pixels than they are given as; an
+            operation does not exist in this format; or Keras runs on another backend.
     """
+    backend = keras.backend.backend()
+    if backend != "tensorflow" and isinstance(model, keras.Model):  # one of tf_keras has no other
+        raise UserError(
+            f"conversion needs KERAS_BACKEND=tensorflow, this process has {backend}; save the model and convert it in "
+            "a process of that backend"
+        )
     if format not in FORMATS:
         raise ValueError(f"Expected a format of {', '.join(FORMATS)}, got {format!r}.")
     shape = (1, *model.input_shape[1:])
@@ -63,6 +81,12 @@ def convert(
         return _run(frozen, format, io=io)
     if calibration is None:
         raise ValueError(f"{format} needs calibration images.")
+    shown = input_range or recognize_input_range(model)
+    if shown not in (None, UNIT):
+        raise UserError(
+            f"{model.name} takes pixels from {shown[0]:g} to {shown[1]:g}, calibration gives it images in [0,1]; give "
+            "tfigkd.models.as_classifier(model), or input_range=(0, 1) if it does take these"
+        )
     check_calibration(calibration, shape[1:])
     return _run(frozen, format, calibration, io=io)
 
@@ -173,7 +197,7 @@ def check_convertible(model: keras.Model, formats: Iterable[Format]) -> None:
     noise = np.random.default_rng(0).integers(0, 256, (2, *model.input_shape[1:]), dtype=np.uint8)
     for format in formats:
         try:
-            convert(model, format, noise)
+            convert(model, format, noise, input_range=UNIT)
         except OperationError:
             raise
         except UserError:  # of the values, which training will change

@@ -8,6 +8,7 @@ import numpy as np
 
 from tfigkd.config.fields import BACKGROUND, ExportConfig, Format
 from tfigkd.data import Dataset, Examples
+from tfigkd.data.spaces import UNIT
 from tfigkd.edge.contract import write_contract
 from tfigkd.edge.convert import CALIBRATED, check_calibration, convert
 from tfigkd.edge.litert import litert_predictor
@@ -135,7 +136,7 @@ def export_file(
         made = quantize(convert(model, "float32"), calibration, io=config.io, keep=config.keep, keep_in=config.keep_in)
         content, kept = made.content, made.kept
     else:
-        content = convert(model, format, calibration, io=config.io)
+        content = convert(model, format, calibration, io=config.io, input_range=UNIT)
     if calibration is not None and format in CALIBRATED and not learned:
         used = {"split": "validation", "examples": len(calibration)}
     with atomic(path) as temporary:

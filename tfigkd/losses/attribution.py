@@ -26,13 +26,14 @@ def input_gradient_map(
     times_input: bool = True,
     take: Callable[[Tensor], Tensor] = _same,
     to_logits: Callable[[Tensor], Tensor] = _same,
+    black: float = 0.0,
 ) -> Tensor:
-    """Return the effect of each pixel on the label's logit: Σ_channels |∂z_y/∂x|, or Σ_channels |x · ∂z_y/∂x|.
+    """Return the effect of each pixel on the label's logit: Σ_channels |∂z_y/∂x|, or Σ_channels |(x - b) · ∂z_y/∂x|.
 
-    Multiplied by the input it is Integrated Gradients from black with a single step, at the image. It can be
-    differentiated with respect to the model's weights; that needs second derivatives, so a training step takes about
-    three times as long. The model runs in inference mode: with statistics of the batch, the map of one image would
-    depend on the other images.
+    Multiplied by the input, counted from black b, it is Integrated Gradients from black with a single step, at the
+    image. It can be differentiated with respect to the model's weights; that needs second derivatives, so a training
+    step takes about three times as long. The model runs in inference mode: with statistics of the batch, the map of one
+    image would depend on the other images.
 
     On JAX the weights are those of the surrounding `keras.StatelessScope`, if any; inside `jax.grad`, open a scope
     that maps the model's variables to the differentiated arguments.
@@ -44,6 +45,7 @@ def input_gradient_map(
         times_input: Whether to multiply the gradient by the image.
         take: From images to those that the model takes. Defaults to images in the input range of the model.
         to_logits: From the model's outputs to logits [B,C]. Defaults to outputs that are logits.
+        black: The value of a black pixel in the images, such as -1 where they are in [-1,1].
 
     Returns:
         float32 [B,H,W], non-negative.
@@ -60,7 +62,9 @@ def input_gradient_map(
     else:
         forward = lambda x: model(x, training=False)  # noqa: E731
     gradient = _gradients(lambda x: to_logits(forward(take(x))), images, labels)
-    return ops.sum(ops.abs(gradient * images if times_input else gradient), axis=-1)
+    if times_input:
+        gradient = gradient * (images - black if black else images)
+    return ops.sum(ops.abs(gradient), axis=-1)
 
 
 def grad_cam(head: Callable[[Tensor], Tensor], features: Tensor, classes: Tensor) -> Tensor:
@@ -124,7 +128,14 @@ class IGMatching(PerExampleLoss):
         self.grid = grid
 
     def student_map(self, student: keras.Model, images: Tensor, labels: Tensor, **spaces: Any) -> Tensor:
-        """Return the student's map, float32 [B,H,W]; `spaces` are `take` and `to_logits` of `input_gradient_map`."""
+        """Return the student's map, float32 [B,H,W].
+
+        Args:
+            student: A built model.
+            images: float [B,H,W,C].
+            labels: Index of the logit, integers [B].
+            spaces: `take`, `to_logits` and `black` of `input_gradient_map`.
+        """
         return input_gradient_map(student, images, labels, times_input=self.times_input, **spaces)
 
     def per_example(self, teacher_outputs: Tensor, student_outputs: Tensor) -> Tensor:

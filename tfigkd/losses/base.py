@@ -42,6 +42,8 @@ class Loss(DistillationLoss):
     pruned: float = 0.0
     """Share of weights pruned from a second teacher; above 0, `teacher_outputs` is the pair of both teachers'
     logits."""
+    taken: bool = False
+    """Whether a Distiller has this loss, and trains its `projector`."""
     student_layer: Taps = None
     teacher_layer: Taps = None
 

@@ -121,8 +121,18 @@ def _exchange(model: keras.Model, old: type[keras.Layer], new: type[keras.Layer]
 
 
 def copy_layer(layer: keras.Layer) -> keras.Layer:
-    """Return a new layer of the same configuration, with its own fresh weights."""
-    return type(layer).from_config(layer.get_config())
+    """Return a new layer of the same configuration, with its own fresh weights.
+
+    Raises:
+        ValueError: The layer, or the subclassed model, does not tell its configuration.
+    """
+    try:
+        return type(layer).from_config(layer.get_config())
+    except NotImplementedError as error:
+        raise ValueError(
+            f"{layer.name} cannot be copied: its class {type(layer).__name__} does not say its arguments; give it a "
+            "method get_config that returns them"
+        ) from error
 
 
 def rebuilt(

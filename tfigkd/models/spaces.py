@@ -17,7 +17,6 @@ from scipy import special
 
 from tfigkd.data.spaces import (
     LUMA,
-    SMALLEST_PROBABILITY,
     UNIT,
     Outputs,
     Range,
@@ -27,6 +26,7 @@ from tfigkd.data.spaces import (
 )
 from tfigkd.models import layers
 from tfigkd.models.input_range import INPUT_RANGE, graph_of, recognize_input_range
+from tfigkd.models.subclassed import logarithm, logits_model, two_classes
 
 TWO_CLASSES = "two_classes"
 """Name of the layer that turns one logit z into the two logits [-z/2, z/2]."""
@@ -84,6 +84,7 @@ def classifier(
     """
     bare = graph_of(model)
     if bare is None:
+        _refuse_unbuilt(model)
         raise ValueError(
             f"{model.name} must be Functional or Sequential, with one image as input and one output; build it so"
         )
@@ -112,19 +113,36 @@ _CLASSIFIERS: weakref.WeakKeyDictionary[keras.Model, dict[Any, keras.Model | Non
 
 
 def as_classifier(
-    model: keras.Model, *, input_range: Range | None = None, outputs: Outputs | None = None
+    model: keras.Model,
+    *,
+    input_range: Range | None = None,
+    outputs: Outputs | None = None,
+    images: np.ndarray | None = None,
 ) -> keras.Model:
     """Return `classifier` of a model that is in memory, the same one at each call, with the weights of this moment.
 
-    A subclassed model has no graph: it is taken as it is.
+    A subclassed model has no graph. It is taken as it is; one that gives probabilities, as is declared or as its
+    outputs look, stands in a model that takes their logarithms and has and trains its weights.
+
+    Args:
+        model: Functional, Sequential and built, or subclassed.
+        input_range: As for `classifier`.
+        outputs: As for `classifier`; by default a subclassed model gives logits if there are no images.
+        images: float32 [N,H,W,C] in [0,1]; a subclassed model is looked at on them.
 
     Raises:
-        ValueError: As `classifier`; or something is declared of a subclassed model.
+        ValueError: As `classifier`; or a Sequential model is not built, or the range of a subclassed one is declared.
     """
     if graph_of(model) is None:
-        if input_range not in (None, UNIT) or outputs == "probabilities":
-            raise ValueError(f"{model.name} is a subclassed model, whose input range and outputs cannot be changed")
-        return model
+        _refuse_unbuilt(model)
+        if input_range not in (None, UNIT):
+            raise ValueError(
+                f"{model.name} is a subclassed model, whose input range cannot be changed; let its call scale the "
+                "pixels, from [0,1]"
+            )
+        if outputs is None and images is not None:
+            outputs = _subclassed_kind(model, images)
+        return logits_model(model) if outputs == "probabilities" else model
     known = _CLASSIFIERS.setdefault(model, {})
     key = None if input_range is None else tuple(map(float, input_range)), outputs
     if key not in known:
@@ -148,33 +166,39 @@ def logits_of(model: keras.Model, outputs: Outputs | None = None) -> Callable[[A
         outputs: What it gives; by default as for `classifier`.
 
     Raises:
-        ValueError: As `classifier`, of the end of the model.
+        ValueError: As `classifier`, of the end of the model; or a Sequential model that is not built does not end in
+            logits.
     """
-    if graph_of(model) is None or len(model.output_shape) != 2:
-        return (lambda values: values) if outputs != "probabilities" else _logarithm
+    graph = graph_of(model)
+    if graph is None and isinstance(model, keras.Sequential) and not model.built:
+        if outputs is None and not (model.layers and _told_by_end(model) == "logits"):
+            _refuse_unbuilt(model)
+        return (lambda values: two_classes(logarithm(values))) if outputs == "probabilities" else two_classes
+    if graph is None or len(model.output_shape) != 2:
+        return (lambda values: values) if outputs != "probabilities" else logarithm
     single = model.output_shape[-1] == 1
     _refuse_end(model)
     given = outputs or _given_by(model, None)
 
     def convert(values: Any) -> Any:
-        logits = _logarithm(values) if given == "probabilities" else values
-        return ops.concatenate([-logits / 2, logits / 2], axis=-1) if single else logits
+        logits = logarithm(values) if given == "probabilities" else values
+        return two_classes(logits) if single else logits
 
     return convert
 
 
-def _logarithm(shares: Any) -> Any:
-    shares = ops.cast(shares, "float32")
-    logits = ops.log(ops.maximum(shares, SMALLEST_PROBABILITY))
-    if shares.shape[-1] == 1:
-        logits = ops.subtract(logits, ops.log(ops.maximum(1.0 - shares, SMALLEST_PROBABILITY)))
-    return logits
+def _refuse_unbuilt(model: keras.Model) -> None:
+    if isinstance(model, keras.Sequential) and not model.built:
+        raise ValueError(
+            f"{model.name} is not built, so its input and output are not known; build it first: "
+            "model.build((None, H, W, C)), or begin it with keras.Input"
+        )
 
 
 def _refresh(source: keras.Model, target: keras.Model) -> None:
     """Copy the weights of the layers that two models share by name, but for those that `classifier` has added."""
     for layer in target.layers:
-        if isinstance(layer, keras.Model):
+        if layers.is_graph(layer):
             _refresh(source.get_layer(layer.name), layer)
         elif layer.weights and layer.name not in ADDED:
             layers.copy_layer_state(source.get_layer(layer.name), layer)
@@ -257,16 +281,19 @@ def _copy(model: keras.Model) -> keras.Model:
 
 def _given_by(model: keras.Model, images: np.ndarray | None) -> Outputs:
     """Return what a model gives: its last operation tells, else its outputs on noise and on some images."""
+    return _told_by_end(model) or output_kind(_look(model, images))
+
+
+def _told_by_end(model: keras.Model) -> Outputs | None:
     last, activation = last_operation(model)
     if activation in ("softmax", "sigmoid"):
         return "probabilities"
-    while _passes_values(last) and last._inbound_nodes[0].input_tensors:
+    while _passes_values(last) and last._inbound_nodes and last._inbound_nodes[0].input_tensors:
         last = last._inbound_nodes[0].input_tensors[0]._keras_history.operation
         activation = _activation_of(last)
     # a single logit of an untrained network is often between 0 and 1
-    if activation == "log_softmax" or (activation == "linear" and isinstance(last, WEIGHTED)):
-        return "logits"
-    return output_kind(_look(model, images))
+    logits = activation == "log_softmax" or (activation == "linear" and isinstance(last, WEIGHTED))
+    return "logits" if logits else None
 
 
 def _passes_values(operation: Any) -> bool:
@@ -285,10 +312,17 @@ def _look(model: keras.Model, images: np.ndarray | None) -> np.ndarray:
     return ops.convert_to_numpy(model(np.concatenate(seen), training=False)).astype(np.float64)
 
 
+def _subclassed_kind(model: keras.Model, images: np.ndarray) -> Outputs | None:
+    """Return what a subclassed model gives for noise and for images, float32 [N,H,W,C]; None if no [N,C]."""
+    shown = np.concatenate([look_images(images.shape[1:]), images[:LOOKED_AT]])
+    values = model(shown, training=False)
+    return output_kind(ops.convert_to_numpy(values)) if len(getattr(values, "shape", ())) == 2 else None
+
+
 def last_operation(model: keras.Model) -> tuple[Any, str]:
-    """Return the last operation, at any depth, and the name of its activation."""
+    """Return the last operation, at any depth, and the name of its activation; a subclassed model is one operation."""
     last: Any = model
-    while isinstance(last, keras.Model):
+    while layers.is_graph(last):
         last = last.layers[-1] if isinstance(last, keras.Sequential) else last.outputs[0]._keras_history.operation
     return last, _activation_of(last)
 
@@ -296,6 +330,8 @@ def last_operation(model: keras.Model) -> tuple[Any, str]:
 def _activation_of(operation: Any) -> str:
     if isinstance(operation, keras.layers.Softmax):
         return "softmax"
+    if isinstance(operation, keras.Model):  # a subclassed one, of which an attribute tells nothing
+        return "linear"
     if isinstance(operation, keras.layers.Layer):
         return str(getattr(getattr(operation, "activation", None), "__name__", "linear"))
     return OPERATIONS.get(type(operation).__name__, "linear")
@@ -335,7 +371,7 @@ def _with_linear_end(model: keras.Model, outputs: Outputs | None, input_shape: S
 
 def _with_logarithm(model: keras.Model) -> keras.Model:
     """Return the model with logits whose softmax, or sigmoid for one output, is what it gives."""
-    logits = _logarithm(model.outputs[0])
+    logits = logarithm(model.outputs[0])
     return _copy(keras.Model(model.inputs[0], logits, name=model.name))
 
 

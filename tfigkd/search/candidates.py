@@ -12,7 +12,7 @@ on a busy machine the ratio of medians flatters fast files.
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from tfigkd import models
 from tfigkd.config.experiment import Config
 from tfigkd.config.fields import Format
 from tfigkd.config.measure_fields import BenchmarkConfig
+from tfigkd.data.spaces import UNIT
 from tfigkd.edge.convert import convert
 from tfigkd.edge.latency import latencies
 from tfigkd.edge.parity import export_file
@@ -125,7 +126,7 @@ class Candidates:
                 _set_distinct(student)
                 noise = np.random.default_rng(0).integers(0, 256, (NOISE, *self._data.image_shape), dtype=np.uint8)
                 path = self._folder / f"candidate.{self.format}.tflite"
-                _write(path, convert(student, self.format, noise, io=config.export.io))
+                _write(path, convert(student, self.format, noise, io=config.export.io, input_range=UNIT))
                 measured |= self.measure_file(path)
         except UserError as error:
             return measured, str(error)

@@ -11,7 +11,7 @@ import numpy as np
 from tfigkd.batches.augment import overlay
 from tfigkd.config.fields import AttributionConfig
 from tfigkd.config.reading import from_mapping
-from tfigkd.data import Dataset, Examples, digest, identify, splits_fingerprint
+from tfigkd.data import Dataset, Examples, digest, identify, splits_fingerprint, to_model_input
 from tfigkd.data.grid import check_grid, spread
 from tfigkd.data.spaces import RANGES, UNIT, Outputs, Range
 from tfigkd.data.top_logits import TopLogits
@@ -19,7 +19,7 @@ from tfigkd.measure.chance import PROBE_EXAMPLES, mean_recall, suggest_fix
 from tfigkd.measure.metrics import predict_logits
 from tfigkd.models import as_classifier
 from tfigkd.models.input_range import graph_of, recognize_input_range
-from tfigkd.models.spaces import classifier
+from tfigkd.models.spaces import LOOKED_AT, classifier
 from tfigkd.models.weights import architecture_fingerprint, weights_fingerprint
 from tfigkd.runtime.errors import UserError
 from tfigkd.runtime.files import MANIFEST, fingerprint, finished, locked, read_manifest
@@ -100,8 +100,9 @@ class OverlayStore:
             raise ValueError(
                 f"the teacher must be a Keras model, got {type(teacher).__name__}; keras.saving.load_model opens a file"
             )
-        given, teacher = teacher, as_classifier(teacher, input_range=input_range, outputs=outputs)
+        as_classifier(teacher, input_range=input_range, outputs=outputs)  # its errors come before pictures are loaded
         examples = _collect(pictures)
+        given, teacher = teacher, _classifier_of(teacher, input_range, outputs, examples)
         _check_fit(teacher, examples)
         count = _classes(teacher, examples)
         if examples.labels.max() >= count:
@@ -154,9 +155,15 @@ class OverlayStore:
         Returns:
             A `tf.data.Dataset` of (uint8 [H,W,4], {"label": int32, "teacher_logits": float32 [C]}). A picture that is
             not in the store, or has another label there, ends the iteration with an error that names it.
+
+        Raises:
+            ValueError: The pictures are batched.
         """
         import tensorflow as tf
 
+        shape = tf.TensorShape(getattr(tf.nest.flatten(pictures.element_spec)[0], "shape", None))
+        if shape.rank not in (3, None):
+            raise ValueError(f"join takes single pictures [H,W,3], got pixels {tuple(shape)}; call batch() after it")
         classes = self.knowledge.logits.shape[1]
 
         def find(image: np.ndarray, label: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -188,7 +195,8 @@ class OverlayStore:
 
         Returns:
             A function from (uint8 [B,H,W,4], targets) to (float32 [B,H,W,3] in [0,1], targets). Targets that are a
-            dictionary get `"teacher_inputs"`, the images without overlays, which a live teacher then sees.
+            dictionary get `"teacher_inputs"`, the images without overlays, which a live teacher then sees. It raises a
+            ValueError for single pictures.
 
         Raises:
             ValueError: The probability or an exponent is out of range.
@@ -210,7 +218,12 @@ class OverlayStore:
             images[chosen] = overlay(images[chosen], pixels[chosen, ..., 3], exponents[chosen])
             return images
 
+        @tf.autograph.experimental.do_not_convert  # an error is then one line
         def overlay_batch(pixels: Any, targets: Any) -> tuple[Any, Any]:
+            if tf.TensorShape(pixels.shape).rank not in (4, None):
+                raise ValueError(
+                    f"overlay takes batches [B,H,W,4], got pixels {tuple(pixels.shape)}; call batch() before it"
+                )
             images = tf.numpy_function(blend, [pixels], tf.float32)
             images.set_shape((*pixels.shape[:-1], 3))
             if isinstance(targets, Mapping):  # a live teacher sees the picture itself
@@ -245,10 +258,10 @@ class OverlayStore:
         Raises:
             UserError: The teacher is another one, or the records are not those of the pictures.
         """
-        teacher = as_classifier(teacher, input_range=input_range, outputs=outputs)
-        if weights_fingerprint(teacher) != self._teacher:
+        if weights_fingerprint(as_classifier(teacher, input_range=input_range, outputs=outputs)) != self._teacher:
             raise UserError(f"overlay store {self.folder}: it belongs to another teacher; build a store for this one")
         examples = _collect(pictures)
+        teacher = _classifier_of(teacher, input_range, outputs, examples)
         chosen = np.random.default_rng(seed).choice(len(examples), min(sample, len(examples)), replace=False)
         return self._verify(teacher, examples, chosen)
 
@@ -272,6 +285,14 @@ class OverlayStore:
                 "from, before any augmentation"
             )
         return self._rows[name, label]
+
+
+def _classifier_of(
+    teacher: keras.Model, input_range: Range | None, outputs: Outputs | None, examples: Examples
+) -> keras.Model:
+    """Return `as_classifier` of a teacher; a subclassed one, whose layers are not known, is looked at on pictures."""
+    some = to_model_input(examples.images[:LOOKED_AT])
+    return as_classifier(teacher, input_range=input_range, outputs=outputs, images=some)
 
 
 def _classes(teacher: keras.Model, examples: Examples) -> int:
@@ -325,6 +346,7 @@ def _collect(pictures: Any) -> Examples:
         array, classes = map(np.asarray, pictures)
         if not len(array):
             raise ValueError("the arrays hold no pictures")
+        _refuse_gray(array.shape[1:])
         return identify(array, classes.reshape(-1) if classes.shape == (len(array), 1) else classes)
     if not hasattr(pictures, "as_numpy_iterator"):
         raise ValueError(
@@ -337,8 +359,17 @@ def _collect(pictures: Any) -> Examples:
                 f"expected single pictures, uint8 [H,W,3], with a label each, got shapes {np.shape(image)} and "
                 f"{np.shape(label)}; pass the data set before batch()"
             )
+        _refuse_gray(image.shape)
         images.append(image)
         labels.append(np.reshape(label, ()))
     if not images:
         raise ValueError("the data set has no pictures")
     return identify(np.stack(images), np.array(labels))
+
+
+def _refuse_gray(shape: tuple[int, ...]) -> None:
+    if len(shape) == 3 and shape[-1] == 1:
+        raise ValueError(
+            f"expected pictures uint8 [H,W,3], got gray ones {shape}; make them RGB with tf.image.grayscale_to_rgb, "
+            "and a teacher of gray images one of RGB images with tfigkd.models.spaces.with_rgb"
+        )

@@ -1,6 +1,7 @@
 """The Keras model that trains a student from hard labels and from a teacher's logits, cached or live."""
 
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 import keras
@@ -11,7 +12,7 @@ from tfigkd.losses import Loss, adapted, hard_label_loss
 from tfigkd.losses.base import Tensor
 from tfigkd.models.layers import l1_of_kernels
 from tfigkd.models.taps import tap_outputs
-from tfigkd.training.optimizers import check_two_momenta
+from tfigkd.training.optimizers import check_two_momenta, with_loss_scale
 from tfigkd.training.steps import Steps
 from tfigkd.training.tapped import (
     LOGITS,
@@ -19,11 +20,10 @@ from tfigkd.training.tapped import (
     STUDENT,
     TappedNetwork,
     all_taps,
+    built_projectors,
     check_model,
     check_unshared,
-    flat,
     number_of_classes,
-    pick,
 )
 from tfigkd.training.targets import (
     check_labels,
@@ -63,12 +63,14 @@ class Distiller(Steps, keras.Model):
     the distiller, and its `trainable` flag is left alone.
 
     A model that gives probabilities (it ends in a softmax, or its outputs on noise look like probabilities) is handled:
-    the losses see their logarithms. A single output, sigmoid or logit, becomes the logits of two classes.
+    the losses see their logarithms. A single output, sigmoid or logit, becomes the logits of two classes. A subclassed
+    model, whose layers are not known, is taken as giving logits; wrap one that ends in softmax:
+    `tfigkd.models.as_classifier(model, outputs="probabilities")`.
 
     Args:
         student: A built Keras model, images to logits [B,C].
         losses: Name to loss: one of `tfigkd.losses.LOSSES`, of `keras.distillation`, or a user's subclass of
-            `keras.distillation.DistillationLoss`.
+            `keras.distillation.DistillationLoss`. One that trains layers of its own is of this Distiller alone.
         loss_weights: Name to weight, for the same names.
         hard_weight: Weight of the hard label; None is 1 minus that of `"kd"`, which is then at most 1.
         teacher: A Keras model, images to logits [B,C]; only for training without cached knowledge.
@@ -84,7 +86,8 @@ class Distiller(Steps, keras.Model):
 
     Raises:
         ValueError: names of losses and weights differ, a weight is out of range, a tap is unknown, teacher or student
-            have several outputs, or the two have different numbers of classes or share weights that train.
+            have several outputs, the two have different numbers of classes or share weights that train, or a loss
+            is another Distiller's.
 
     Example:
         distiller = Distiller(student, losses={"kd": KLDivergence(2.5)}, loss_weights={"kd": 0.5}, teacher=teacher)
@@ -116,7 +119,9 @@ class Distiller(Steps, keras.Model):
         self.input_range = None if input_range is None else (float(input_range[0]), float(input_range[1]))
         self._given_losses = dict(losses or {})
         self.distillation_losses = {name: adapted(loss) for name, loss in self._given_losses.items()}
-        self.distillation_weights = {name: float(weight) for name, weight in (loss_weights or {}).items()}
+        weights = {name: float(weight) for name, weight in (loss_weights or {}).items()}
+        # read-only, since a change would not reach steps that are traced
+        self.distillation_weights: Mapping[str, float] = MappingProxyType(weights)
         self.hard_weight = None if hard_weight is None else float(hard_weight)
         self.label_smoothing = label_smoothing
         self.finetune_from = finetune_from
@@ -132,33 +137,13 @@ class Distiller(Steps, keras.Model):
             taps = all_taps(self.distillation_losses, 0)
             shapes = [tuple(output.shape) for output in tap_outputs(teacher, taps).outputs[1:]] if taps else []
             self.teacher_shapes = dict(zip(taps, shapes, strict=True))
-        self.projectors = self._build_projectors()
+        self.projectors = built_projectors(self.distillation_losses, student, self.teacher_shapes)
         self._trackers = {
             name: keras.metrics.Mean(name=name)
             for name in ("loss", "hard_loss", *(f"{name}_loss" for name in self.distillation_losses))
         }
         if student.built:
             self.built = True
-
-    def _build_projectors(self) -> list:
-        """Return the trainable layers that losses bring along; trained with the student and no part of it."""
-        projectors = []
-        for name, loss in self.distillation_losses.items():
-            if not hasattr(loss, "projector"):
-                continue
-            if not loss.needs_teacher:
-                loss.build(number_of_classes(self.student))
-                projectors += [] if loss.projector is None else [loss.projector]
-                continue
-            for tap in flat(loss.teacher_layer):
-                if tap not in self.teacher_shapes:
-                    raise ValueError(f"loss {name!r} needs teacher=, or teacher_shapes={{{tap!r}: shape}}")
-            taps = flat(loss.student_layer)
-            outputs = tap_outputs(self.student, taps).outputs[1:]
-            shapes = {tap: tuple(output.shape) for tap, output in zip(taps, outputs, strict=True)}
-            loss.build(pick(self.teacher_shapes, loss.teacher_layer), pick(shapes, loss.student_layer))
-            projectors += [] if loss.projector is None else [loss.projector]
-        return projectors
 
     @property
     def term_weights(self) -> dict[str, float]:
@@ -188,6 +173,8 @@ class Distiller(Steps, keras.Model):
     def attach_teacher(self, teacher: keras.Model | None) -> None:
         """Set or remove the live teacher, for example after loading a saved distiller.
 
+        After a change of the teacher's weights, the same teacher attached again renews what losses made of it.
+
         Raises:
             ValueError: teacher and student have different numbers of classes or share weights that train, a tap is
                 unknown, or kernels that are compared have no shape in common.
@@ -202,6 +189,7 @@ class Distiller(Steps, keras.Model):
             for loss in self.distillation_losses.values():
                 loss.check_taps(self.student, teacher)
             self._live = LiveTeacher(teacher, self.student, self.distillation_losses, self.input_range)
+        self._trace_again()
 
     def build(self, input_shape: Any) -> None:
         """Mark the model as built: the student is, and nothing else has weights."""
@@ -222,7 +210,7 @@ class Distiller(Steps, keras.Model):
         """Configure training, as on any Keras model.
 
         Args:
-            optimizer: As for `keras.Model.compile`.
+            optimizer: As for `keras.Model.compile`; its loss is scaled where the student computes in float16.
             loss: Replaces the hard-label loss, see `targets.compiled_loss`; None is the cross-entropy of the logits.
             loss_weights: Refused; the weights are those of the distiller.
             metrics: As for `keras.Model.compile`; they see labels and logits.
@@ -244,6 +232,9 @@ class Distiller(Steps, keras.Model):
             name = metric if isinstance(metric, str) else getattr(metric, "name", None)
             if name in self._trackers:
                 raise ValueError(f"a metric cannot be named {name!r}, which is a term of the loss; rename it")
+        optimizer = keras.optimizers.get(optimizer)
+        if options.get("auto_scale_loss", True):
+            optimizer = with_loss_scale(optimizer, self.student)
         super().compile(optimizer=optimizer, metrics=metrics, **options)
         check_two_momenta(self.optimizer, self.finetune_from)
         self._compiled_loss = loss
@@ -296,8 +287,8 @@ class Distiller(Steps, keras.Model):
             return super().evaluate(with_checked_labels(x, classes, whole=whole), y, *arguments, **options)
 
     def export(self, *arguments: Any, **options: Any) -> Any:
-        """Export the student, as `keras.Model.export` does."""
-        return self.student.export(*arguments, **options)
+        """Export the student, as `keras.Model.export` does; it takes what `predict` takes, pixels of `input_range`."""
+        return self._tapped_student.standalone().export(*arguments, **options)
 
     @property
     def metrics(self) -> list:
@@ -381,7 +372,7 @@ class Distiller(Steps, keras.Model):
             "name": self.name,
             "student": serialize(self.student),
             "losses": {name: serialize(loss) for name, loss in self._given_losses.items()},
-            "loss_weights": self.distillation_weights,
+            "loss_weights": dict(self.distillation_weights),
             "hard_weight": self.hard_weight,
             "teacher_shapes": self.teacher_shapes,
             "label_smoothing": self.label_smoothing,

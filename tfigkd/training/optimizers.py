@@ -200,6 +200,17 @@ def check_two_momenta(optimizer: Any, finetune_from: int | None) -> None:
         raise ValueError("TwoMomenta has no second phase; leave out finetune_from")
 
 
+def with_loss_scale(optimizer: Any, model: keras.Model) -> Any:
+    """Return an optimizer that scales the loss where a layer of the model computes in float16, as Keras does it.
+
+    Keras looks at the policy of the model that is compiled, which for a Distiller is not that of its student.
+    """
+    float16 = any(layer.compute_dtype == "float16" for layer in model._flatten_layers())
+    if not float16 or not optimizer or isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
+        return optimizer
+    return keras.optimizers.LossScaleOptimizer(optimizer, name="loss_scale_optimizer")
+
+
 class DOT(Extended, TwoMomenta):
     """`TwoMomenta` with the additions of `Extended`."""
 

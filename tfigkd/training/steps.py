@@ -1,6 +1,7 @@
 """The steps of `Distiller` on each Keras backend: the gradient of its one loss function, then one update."""
 
 import contextlib
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -11,8 +12,15 @@ from tfigkd.losses.base import Tensor
 from tfigkd.training.optimizers import TwoMomenta
 
 
-class _SplitGradients:
-    """What the steps of both backends need for `TwoMomenta`, which takes two gradients apart."""
+class _Shared:
+    """What the steps of both backends need: a new trace, and two gradients apart for `TwoMomenta`."""
+
+    def _trace_again(self: Any) -> None:
+        """Forget the traced steps, which hold the teacher of their time; within `fit` the next step is a new one."""
+        if self.train_function is not None:
+            self.make_train_function(force=True)
+        if self.test_function is not None:
+            self.make_test_function(force=True)
 
     def _parts(self: Any, terms: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
         """Return the parts of the loss in training: hard label and regularization, and all terms beside them."""
@@ -27,7 +35,7 @@ class _SplitGradients:
         return [index for index, variable in enumerate(self.trainable_variables) if id(variable) not in ours]
 
 
-class TensorFlowSteps(_SplitGradients):
+class TensorFlowSteps(_Shared):
     """Steps in graph mode or eagerly, on one replica or several."""
 
     def train_step(self: Any, data: Any) -> dict:
@@ -68,8 +76,37 @@ class TensorFlowSteps(_SplitGradients):
         return self._log(*self._run(data, training=False)[1])
 
 
-class JaxSteps(_SplitGradients):
-    """Steps as functions of the state: lists of trainable, other, optimizer's and metrics' variables."""
+class JaxSteps(_Shared):
+    """Steps as functions of the state: lists of trainable, other, optimizer's and metrics' variables.
+
+    The weights of a live teacher are constants in them, so they are traced again where these have changed.
+    """
+
+    def make_train_function(self: Any, force: bool = False) -> None:
+        """Make the function of a training step, as Keras does before `fit` and each single batch."""
+        self._check_teacher()
+        super().make_train_function(force)  # type: ignore[misc]
+
+    def make_test_function(self: Any, force: bool = False) -> None:
+        """Make the function of a test step, as Keras does before `evaluate` and each single batch."""
+        self._check_teacher()
+        super().make_test_function(force)  # type: ignore[misc]
+
+    def _trace_again(self: Any) -> None:
+        # jax.jit takes the same method of the same object for what it has traced already
+        self.train_step, self.test_step = (
+            functools.partial(getattr(type(self), name), self) for name in ("train_step", "test_step")
+        )
+        super()._trace_again()
+
+    def _check_teacher(self: Any) -> None:
+        if self._live is None:
+            return
+        ours = {id(variable) for variable in self.variables}  # of a shared backbone; they are part of the state
+        values = [one.value for one in self._live.network.model.variables if id(one) not in ours]
+        before, self._live.values = self._live.values, values
+        if [*map(id, before)] != [*map(id, values)]:
+            self._trace_again()
 
     def train_step(self: Any, state: tuple, data: Any) -> tuple:
         """Take one step of gradient descent, as a function of the state; return the logs and the new state."""

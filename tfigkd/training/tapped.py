@@ -83,6 +83,10 @@ def all_taps(losses: Mapping[str, Loss], side: int) -> list[str]:
     return sorted({tap for loss in losses.values() for tap in flat(loss_taps(loss)[side])} - {LOGITS})
 
 
+def _as_it_is(images: Tensor) -> Tensor:
+    return images
+
+
 def input_converter(model: keras.Model, input_range: Range | None) -> Callable[[Tensor], Tensor]:
     """Return a function from the images of a batch to those that a model takes.
 
@@ -96,10 +100,45 @@ def input_converter(model: keras.Model, input_range: Range | None) -> Callable[[
             f"input_range=(0, 1) or input_range=({shown[0]:g}, {shown[1]:g})"
         )
     if input_range is None or shown is None or shown == tuple(input_range):
-        return lambda images: images
+        return _as_it_is
     scale = (shown[1] - shown[0]) / (input_range[1] - input_range[0])
     offset = shown[0] - scale * input_range[0]
     return lambda images: ops.cast(images, "float32") * scale + offset
+
+
+def built_projectors(
+    losses: Mapping[str, Loss], student: keras.Model, teacher_shapes: Mapping[str, tuple[int | None, ...]]
+) -> list[keras.Layer]:
+    """Return the trainable layers that losses bring along; trained with the student and no part of it.
+
+    Args:
+        losses: Name to loss.
+        student: The model that is trained.
+        teacher_shapes: Tap to shape of the teacher's features, with the batch.
+
+    Raises:
+        ValueError: A shape of the teacher is not known, or a loss has the layers that another Distiller trains.
+    """
+    projecting = {name: loss for name, loss in losses.items() if hasattr(loss, "projector")}
+    for name, loss in projecting.items():
+        if loss.taken:
+            raise ValueError(
+                f"loss {name!r} holds what another Distiller trains with it; give each Distiller its own loss: "
+                "type(loss).from_config(loss.get_config())"
+            )
+        if not loss.needs_teacher:
+            loss.build(number_of_classes(student))
+            continue
+        for tap in flat(loss.teacher_layer):
+            if tap not in teacher_shapes:
+                raise ValueError(f"loss {name!r} needs teacher=, or teacher_shapes={{{tap!r}: shape}}")
+        taps = flat(loss.student_layer)
+        outputs = tap_outputs(student, taps).outputs[1:]
+        shapes = {tap: tuple(output.shape) for tap, output in zip(taps, outputs, strict=True)}
+        loss.build(pick(teacher_shapes, loss.teacher_layer), pick(shapes, loss.student_layer))
+    for loss in projecting.values():
+        loss.taken = loss.projector is not None
+    return [loss.projector for loss in projecting.values() if loss.projector is not None]
 
 
 class TappedNetwork:
@@ -117,12 +156,14 @@ class TappedNetwork:
         model: The network.
         take: From the images of a batch to those that it takes.
         to_logits: From its outputs to logits [B,C].
+        black: The value of a black pixel in the batches.
         heads: Name of each loss that needs it to a function from its tap's features to the logits.
     """
 
     def __init__(self, model: keras.Model, losses: Mapping[str, Loss], side: int, input_range: Range | None):
         self.model = model
         self.take, self.to_logits = input_converter(model, input_range), logits_of(model)
+        self.black = UNIT[0] if input_range is None else input_range[0]
         self._taps = all_taps(losses, side)
         self._tapped = tap_outputs(model, self._taps) if self._taps else None
         needing = {name: loss_taps(loss)[side] for name, loss in losses.items() if loss.needs_heads}
@@ -136,6 +177,14 @@ class TappedNetwork:
         else:
             outputs, *features = self._tapped(images, training=training)
         return {LOGITS: self.to_logits(outputs), OUTPUTS: outputs, **dict(zip(self._taps, features, strict=True))}
+
+    def standalone(self) -> keras.Model:
+        """Return a model from the images of a batch to the network's outputs; its weights are shared."""
+        if self.take is _as_it_is:
+            return self.model
+        shown = self.model.inputs[0]
+        images = keras.Input(batch_shape=shown.shape, dtype="float32", name=shown.name)
+        return keras.Model(images, self.model(self.take(images), training=False), name=self.model.name)
 
     def _behind(self, tap: str) -> Callable[[Tensor], Tensor]:
         head = head_behind(self.model, tap)

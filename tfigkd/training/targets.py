@@ -148,8 +148,8 @@ def with_checked_labels(data: Any, classes: int | None, *, whole: bool = True) -
         whole: As for `check_labels`.
     """
     spec = getattr(data, "element_spec", None)
-    if classes is None or not isinstance(spec, tuple) or len(spec) < 2:
-        return data
+    if classes is None or not isinstance(spec, tuple) or len(spec) < 2 or not hasattr(data, "map"):
+        return data  # one of a tf.distribute strategy has no `map`
     labels = label_array(spec[1])
     shape = getattr(labels, "shape", None)
     if shape is None or shape.rank not in (1, 2) or (shape.rank == 2 and shape[1] != 1):
@@ -222,7 +222,7 @@ def with_class_weight(x: Any, y: Any, weights: Mapping[int, float], options: dic
             own[math.floor(len(own) * (1 - share)) :] = 1.0  # the last ones, which Keras holds out and does not weight
         before = options.get("sample_weight")
         return x, options | {"sample_weight": own if before is None else own * np.asarray(before).reshape(-1)}
-    if not hasattr(x, "element_spec"):
+    if not hasattr(x, "element_spec") or not hasattr(x, "map"):
         raise ValueError(
             "class_weight needs arrays or a tf.data.Dataset; yield sample weights from a generator instead"
         )

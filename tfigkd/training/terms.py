@@ -92,7 +92,8 @@ def loss_terms(
 class LiveTeacher:
     """A live teacher, with what the losses need of it: taps, pruned copies, kernels.
 
-    It is a plain object, as `TappedNetwork`.
+    It is a plain object, as `TappedNetwork`. Pruned copies and tensors are made here once: a later change of the
+    teacher's weights does not reach them until `Distiller.attach_teacher` makes a new one.
 
     Args:
         teacher: A Keras model, images to logits [B,C].
@@ -104,6 +105,7 @@ class LiveTeacher:
         network: The teacher.
         pruned: Share of pruned weights to a copy of the teacher without them.
         tensors: Name of each loss of kernels to their tensors.
+        values: On JAX those of the teacher's variables that the traced steps hold.
 
     Raises:
         ValueError: A tap is unknown, or kernels that are compared have no shape in common.
@@ -113,6 +115,7 @@ class LiveTeacher:
         self, teacher: keras.Model, student: keras.Model, losses: Mapping[str, Loss], input_range: Range | None
     ):
         self.network = TappedNetwork(teacher, losses, TEACHER, input_range)
+        self.values: list[Any] = []
         self.pruned = {
             share: TappedNetwork(pruned_copy(teacher, share), {}, TEACHER, input_range)
             for share in {loss.pruned for loss in losses.values()} - {0.0}
@@ -204,7 +207,7 @@ class Compared:
         if not self._training or "teacher_map" not in self._known:
             raise NotKnownError(f"loss {name!r} needs targets {{'label': ..., 'teacher_map': ...}}")
         student = self._student
-        spaces = {"take": student.take, "to_logits": student.to_logits}
+        spaces = {"take": student.take, "to_logits": student.to_logits, "black": student.black}
         return self._known["teacher_map"], loss.student_map(student.model, self._inputs, self._labels, **spaces)
 
     def _stored(self, name: str, loss: Any) -> tuple[Any, Any]:
