@@ -133,6 +133,12 @@ def _logits_in(options: Options, data: Any, input_range: Range, images: np.ndarr
     return _predictor(options, data, input_range)(images)
 
 
+def _is_named(model: str) -> bool:
+    from tfigkd.models import MODELS
+
+    return model in MODELS or model.startswith(PREFIX)
+
+
 def _check(options: Options) -> None:
     """Check what can be checked before the work.
 
@@ -144,7 +150,7 @@ def _check(options: Options) -> None:
         given = [f"--{name.replace('_', '-')}" for name, value in named.items() if value not in (None, 0, "none")]
         if given:
             raise UserError(f"{', '.join(given)}: of a named network alone; leave out for the file {options.model}")
-    elif Path(options.model).exists():
+    elif Path(options.model).exists() and not _is_named(options.model):
         raise UserError(f"{options.model} is no {' or '.join(FILES)} file; open it in Keras and save it as .keras")
     if options.rows is not None and options.rows.exists():
         from tfigkd.measure.metrics import MANY_CLASSES, metrics

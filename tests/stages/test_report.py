@@ -510,3 +510,4 @@ def test_figures_of_a_file_that_was_made_anew_are_refused(tmp_path):
             check_measured(workdir, measured)
         (folder / name).write_text(kept)
         write_manifest(folder, "x", files={name: checksum(folder / name)})
+    check_measured(workdir, measured)

@@ -612,7 +612,7 @@ def test_arms_without_spread_are_not_compared():
     rows = [row(arm, seed, 100 * right / 450) for arm, right in (("slow", 99), ("fast", 100)) for seed in range(3)]
     (one,) = compare(study, runs_of(rows))
     assert not one.lead.tested and one.lead.difference == pytest.approx(100 / 450)
-    assert "without any spread" in "".join(sentences([one])) or "no spread" in "".join(sentences([one]))
+    assert "the runs have no spread, so no test" in "".join(sentences([one]))
     lines = arms_table(study, rows, [])
     assert not any("**" in line for line in lines)
 
@@ -630,8 +630,9 @@ def test_each_arm_has_its_own_parameters_at_a_size_and_long_names_their_own_line
 def test_arms_of_different_data_are_named():
     study = Study("pair", arms={"slow": "kd", "fast": "kd"})
     rows = [row(arm, 0, 70) | {"data_fingerprint": data} for arm, data in (("slow", "aa"), ("fast", "bb"))]
-    assert any("different data: slow and fast" in line for line in study_verdict(study, rows))
-    assert not any("different data" in line for line in study_verdict(study, [row("slow", 0, 70), rows[1]]))
+    (said,) = (line for line in study_verdict(study, rows) if "2 different data sets" in line)
+    assert "aa (slow); bb (fast)" in said
+    assert not any("data sets" in line for line in study_verdict(study, [row("slow", 0, 70), rows[1]]))
 
 
 def test_runs_that_were_not_planned_are_not_counted_as_done():
@@ -669,3 +670,7 @@ def test_a_study_of_compression_is_judged_by_the_compressed_student():
     assert [(line[2].strip("*"), line[-1]) for line in lines] == [("81.00", "90.0"), ("78.50", "90.0")]
     (one,) = compare(study, runs_of(rows, study.judged_on))
     assert one.lead.difference == pytest.approx(2.5)
+    rows[0] |= {"compressed_method": "prune", "compressed_sparsity": "0.5"}
+    rows[1] |= {"compressed_method": "prune", "compressed_sparsity": "0.9"}
+    with pytest.raises(UserError, match=r"runs of power 90% are compressed in several ways \(.*prune 0.9"):
+        runs_of(rows, study.judged_on)

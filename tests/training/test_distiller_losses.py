@@ -187,7 +187,7 @@ def test_what_a_loss_trains_belongs_to_one_distiller(name, teacher):
     given = {name: type(CASES[name]).from_config(CASES[name].get_config()), "kd": KLDivergence()}
     options = {"loss_weights": dict.fromkeys(given, 0.5), "teacher": teacher}
     model = Distiller(network(16), losses=given, **options)
-    with pytest.raises(ValueError, match=f"loss '{name}' holds .* give each Distiller its own loss"):
+    with pytest.raises(ValueError, match=f"loss '{name}' has layers .* give each Distiller its own loss"):
         Distiller(network(16), losses=given, **options)
     again = Distiller.from_config(model.get_config())
     own, other = given[name].projector, again.distillation_losses[name].projector

@@ -19,7 +19,8 @@ class MagnitudePruning(keras.callbacks.Callback):
     Each kernel's smallest weights are set to zero, more of them as training continues, and stay zero.
     The masks depend only on the weights and the optimizer's step, so that a run resumed from a checkpoint gives the
     same result as an uninterrupted run. Where several steps are one execution (`steps_per_execution` of `compile`), a
-    selection is made at its end.
+    selection is made at its end. A step is an update of the weights: one that is skipped, as float16 does where a
+    gradient is not finite, or is only accumulated, does not count.
 
     Args:
         sparsity: Share of zeros in each kernel at the end, in (0, 1).

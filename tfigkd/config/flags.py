@@ -115,7 +115,7 @@ class DataOptions:
     data_dir: str | None = None
     """Prepared tfds directory. Default: TFDS_DATA_DIR, then tfds's own."""
     image_size: int | None = None
-    """Resize pictures to this height and width, antialiased. Default: the size that the model takes."""
+    """Resize pictures to this height and width, as `fit` says. Default: the size that the model takes."""
     background: str | None = None
     """Color that transparent pictures are composited on: white, gray, black or "#rrggbb". Default: what the contract of
     a .tflite file says, else white."""

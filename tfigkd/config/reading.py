@@ -142,7 +142,7 @@ def from_mapping(cls: type, mapping: Mapping[str, Any], where: str = "", base: A
         if dataclasses.is_dataclass(current) and isinstance(value, Mapping):
             changes[key] = from_mapping(type(current), value, dotted, current, what)
         elif type(value) is type(current) and value == current:
-            changes[key] = current  # an int default of a float field stays one: a fingerprint tells 5 from 5.0
+            changes[key] = current  # as teacher.training.warmup_epochs, 5: its fingerprint is not that of 5.0
         else:
             changes[key] = _convert(value, hints[key], dotted, what)
     return replace(start, **changes)

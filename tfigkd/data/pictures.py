@@ -70,10 +70,11 @@ def decode(
 
 
 def scaled(picture: Any, size: tuple[int, int], fit: Fit = "stretch") -> Any:
-    """Return an RGB picture of Pillow in another size (width, height), by antialiased bilinear filtering.
+    """Return an RGB picture of Pillow in another size (width, height), by bilinear filtering.
 
-    It is stretched; or with `fit="crop"` the largest part of its middle that has the new aspect is resized; or with
-    `fit="keras"` it is stretched without antialiasing, as `keras.utils.image_dataset_from_directory` does.
+    It is stretched with antialiasing; or with `fit="crop"` the largest part of its middle that has the new aspect is
+    resized; or with `fit="keras"` it is stretched without antialiasing, as `keras.utils.image_dataset_from_directory`
+    does.
     """
     from PIL import Image, ImageOps
 

@@ -81,7 +81,8 @@ def convert(
         return _run(frozen, format, io=io)
     if calibration is None:
         raise ValueError(f"{format} needs calibration images.")
-    shown = input_range or recognize_input_range(model)
+    given = None if input_range is None else (float(input_range[0]), float(input_range[1]))
+    shown = given or recognize_input_range(model)
     if shown not in (None, UNIT):
         raise UserError(
             f"{model.name} takes pixels from {shown[0]:g} to {shown[1]:g}, calibration gives it images in [0,1]; give "

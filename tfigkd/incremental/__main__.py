@@ -84,13 +84,12 @@ def main(arguments: list[str]) -> None:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     with console.quiet_stderr():  # TensorFlow greets when it is imported and when it looks for a GPU
         from tfigkd.incremental import steps
-        from tfigkd.runtime.files import fingerprint
         from tfigkd.stages.precision import resolve
     steps.check(options.config)
     config = resolve(options.config, Workdir(root, options.teachers, options.seed))
     said = shlex.join(["python", "-m", "tfigkd.incremental", *arguments])
     steps.run_method(config, options.method, root, options.seed, experiment=name, smoke=options.smoke, command=said)
-    header, lines = steps.table(steps.read_rows(root, fingerprint(config)))
+    header, lines = steps.table(steps.read_rows(root))
     console.say("test accuracy in percent, of all classes so far:", last=True)
     console.show_columns(header, lines, right=len(header))
     console.say(f"rows: {root / options.method / 'rows.csv'}", last=True)

@@ -301,21 +301,14 @@ def _remember(network: keras.Model, step: Step, memory: dict[str, list[str]]) ->
     return kept
 
 
-def read_rows(root: Path, config: str) -> dict[str, list[dict[str, str]]]:
-    """Return the rows of each method that has been through all steps in a folder, under the settings of one hash.
-
-    Names on screen the methods whose rows are of other settings, as they cannot be compared.
-    """
+def read_rows(root: Path) -> dict[str, list[dict[str, str]]]:
+    """Return the rows of each method that has been through all steps in a folder."""
     found: dict[str, list[dict[str, str]]] = {}
     for method in METHODS:
         path = root / method / ROWS
         if path.is_file():
             with open(path, newline="", encoding="utf-8") as file:
-                rows = list(csv.DictReader(file))
-            if any(row["config"] != config for row in rows):
-                console.say(f"not shown: {method}, whose rows in {path} are of other settings")
-            else:
-                found[method] = rows
+                found[method] = list(csv.DictReader(file))
     return found
 
 

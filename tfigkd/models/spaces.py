@@ -313,10 +313,22 @@ def _look(model: keras.Model, images: np.ndarray | None) -> np.ndarray:
 
 
 def _subclassed_kind(model: keras.Model, images: np.ndarray) -> Outputs | None:
-    """Return what a subclassed model gives for noise and for images, float32 [N,H,W,C]; None if no [N,C]."""
+    """Return what a subclassed model gives for noise and for images, float32 [N,H,W,C]; None if that is no [N,C].
+
+    Raises:
+        ValueError: It has a single output from 0 to 1, which may be a probability or a logit.
+    """
     shown = np.concatenate([look_images(images.shape[1:]), images[:LOOKED_AT]])
     values = model(shown, training=False)
-    return output_kind(ops.convert_to_numpy(values)) if len(getattr(values, "shape", ())) == 2 else None
+    if len(getattr(values, "shape", ())) != 2:
+        return None
+    found = output_kind(ops.convert_to_numpy(values))
+    if values.shape[1] == 1 and found == "probabilities":
+        raise ValueError(
+            f"the single output of {model.name} may be a probability or a logit; give outputs='probabilities' or "
+            "outputs='logits'"
+        )
+    return found
 
 
 def last_operation(model: keras.Model) -> tuple[Any, str]:

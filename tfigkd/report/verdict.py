@@ -36,7 +36,7 @@ class Remark:
     Attributes:
         kind: A short name, such as `at chance`.
         text: One or two sentences.
-        flag: What to change, as flags of the command; empty where no flag helps.
+        flag: What to change, mostly flags of the command; empty where no change helps.
     """
 
     kind: str
@@ -160,7 +160,7 @@ def few_images(split: str, count: int, accuracy: float) -> list[Remark]:
         f"There {'is' if count == 1 else 'are'} only {plural(count, f'{split} image')}: an accuracy of "
         f"{percent(accuracy)} would have the 95 % interval {interval(accuracy, count)}."
     )
-    return [Remark(f"few {split} images", text, "the data: more pictures")]
+    return [Remark(f"few {split} images", text, "the data, to have more pictures")]
 
 
 def overfitting(history: History, validation: int) -> list[Remark]:
@@ -226,6 +226,8 @@ def far_files(parity: Mapping[str, Mapping[str, float]]) -> list[Remark]:
     """
     found = []
     for name, report in parity.items():
+        if "examples" not in report:  # of an earlier version
+            continue
         count, lost = int(report["examples"]), max(report["keras_accuracy"] - report["accuracy"], 0.0)
         differs = wilson(report["agreement"], count)[1] < INT8_AGREEMENT or wilson(lost, count)[0] > INT8_LOSS
         if name.split(".")[-2] in QUANTIZED and differs:

@@ -149,6 +149,10 @@ def evaluate(config: Config, workdir: Workdir) -> None:
     manifest = finished(folder, identity)
     if manifest and manifest["class_names"] == list(data.class_names):
         console.say(f"  already done: {folder}")
+        now = trained_files(workdir)
+        if manifest.get("models", now) != now:  # saved again with equal weights
+            kept = {name: value for name, value in manifest.items() if name not in ("fingerprint", "files", "checksum")}
+            write_manifest(folder, identity, files=manifest["files"], **{**kept, "models": now})
         return
     predictors: dict[str, Predict] = {role: partial(predict_logits, model) for role, model in roles.items()}
     predictors |= {name: litert_predictor(workdir.stage("export") / name) for name in files}

@@ -48,8 +48,6 @@ def protocol_of(run: Path, seed_fields: Sequence[str] = ()) -> str:
     trained = read_manifest(run / "distill") or {}
     known = [trained["data"]] if trained.get("data") else []
     free = FREE + (DATA if known else ())
-    if config.compress.method != "none":  # a study may be judged by the compressed student
-        free = tuple(field for field in free if field != "compress.")
     if not config.needs_teacher:
         free += ("teacher.", "attribution.")
     elif trained.get("teacher") and not any(field.startswith("teacher.") for field in seed_fields):

@@ -81,6 +81,8 @@ def runs_of(rows: Sequence[Row], judged_on: str = "test") -> Runs:
     if rows:
         keep = "keep one kind of rows: collect again with --replace, or write another table with --into"
         refuse_mixed(rows, rows[0]["study"], keep)
+    if judged_on == "compressed":
+        _refuse_other_compression(rows)
     runs: Runs = defaultdict(dict)
     trained: dict[tuple[str, str], set[str]] = defaultdict(set)
     for row in rows:
@@ -92,6 +94,20 @@ def runs_of(rows: Sequence[Row], judged_on: str = "test") -> Runs:
             counts = ", ".join(sorted(trained[key]))
             raise UserError(f"{row['study']}: runs of {row['arm']} trained on {counts} examples; keep one kind of rows")
     return dict(runs)
+
+
+def _refuse_other_compression(rows: Sequence[Row]) -> None:
+    """Refuse runs of one arm that were compressed in several ways, which their column `protocol` does not tell."""
+    found: dict[tuple[str, str], set[tuple[str, ...]]] = defaultdict(set)
+    for row in rows:
+        how = tuple(row.get(f"compressed_{name}", "") for name in ("method", "sparsity"))
+        found[row["size"], row["arm"]].add(how)
+        if len(found[row["size"], row["arm"]]) > 1:
+            kinds = "; ".join(sorted(" ".join(one).strip() for one in found[row["size"], row["arm"]]))
+            raise UserError(
+                f"{row['study']}: runs of {row['arm']} {row['size']} are compressed in several ways ({kinds}); run "
+                "them again with one setting"
+            )
 
 
 def summarize(accuracies: Sequence[float]) -> Summary:

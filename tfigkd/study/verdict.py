@@ -27,10 +27,10 @@ def study_verdict(study: Study, rows: Sequence[Row]) -> list[str]:
             if row["size"] == size and row.get("data_fingerprint"):  # earlier versions did not write it
                 measured[row["data_fingerprint"]].add(row["arm"])
         if len(measured) > 1:
-            parts = " and ".join(", ".join(sorted(arms)) for arms in measured.values())
+            parts = "; ".join(f"{data} ({', '.join(sorted(arms))})" for data, arms in measured.items())
             found.append(
-                f"Arms{f' of {size}' if size else ''} are of different data: {parts}. They cannot be compared. Change: "
-                "delete the runs of the data that changed, and run the study again."
+                f"Runs{f' of {size}' if size else ''} have {len(measured)} different data sets, so their differences "
+                f"are of the data too. By fingerprint: {parts}."
             )
     for size, arm in runs:
         own = [row for row in rows if (row["size"], row["arm"]) == (size, arm)]

@@ -123,8 +123,8 @@ def built_projectors(
     for name, loss in projecting.items():
         if loss.taken:
             raise ValueError(
-                f"loss {name!r} holds what another Distiller trains with it; give each Distiller its own loss: "
-                "type(loss).from_config(loss.get_config())"
+                f"loss {name!r} has layers that an earlier Distiller made and trains; give each Distiller its own "
+                f"loss: {type(loss).__name__}.from_config(loss.get_config())"
             )
         if not loss.needs_teacher:
             loss.build(number_of_classes(student))
