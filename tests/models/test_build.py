@@ -132,7 +132,7 @@ class _Custom(keras.layers.Layer):
         (lambda: _own(_dense("sigmoid")), "ends in 4 sigmoids, expected one choice among the classes"),
         (lambda: _own(_dense(classes=5)), r"outputs of shape \(5,\), expected \(4,\)"),
         (lambda: _own(_dense(), shape=(9, 9, 3)), r"takes inputs of shape \(9, 9, 3\), .*; give --image-size 9"),
-        (lambda: _own(_dense(), shape=(9, 5, 3)), "give images of that size"),
+        (lambda: _own(_dense(), shape=(9, 5, 3)), "leave out --image-size if the pictures have that size"),
         (lambda: _own(_dense(), shape=(8, 8, 4)), "save it for images of 3 channels$"),
         (lambda: _own(_dense(), shape=(3, 8, 8)), "save it for images of 3 channels, which come last"),
         (
