@@ -52,10 +52,17 @@ def label(text: object, longest: int = 28) -> str:
     return html.escape(text if len(text) <= longest else f"{text[: longest - 1]}…", quote=False)
 
 
-def labels(texts: Sequence[object], longest: int = 28) -> list[str]:
-    """Return one label for each text; where cut ones are equal, their number follows, as Plotly joins equal labels."""
+def labels(texts: Sequence[object], longest: int = 28, numbers: Sequence[int] | None = None) -> list[str]:
+    """Return one label for each text; where cut ones are equal, their number follows, as Plotly joins equal labels.
+
+    Args:
+        texts: In the order of the figure.
+        longest: Number of characters that are kept.
+        numbers: One for each text, such as the number of a class. Default: from 1 on.
+    """
     cut = [label(text, longest) for text in texts]
-    return [f"{one} ({number})" if cut.count(one) > 1 else one for number, one in enumerate(cut, start=1)]
+    counted = range(1, len(cut) + 1) if numbers is None else numbers
+    return [f"{one} ({number})" if cut.count(one) > 1 else one for one, number in zip(cut, counted, strict=True)]
 
 
 def make(traces: Sequence[Any], **layout: Any) -> go.Figure:

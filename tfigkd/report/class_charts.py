@@ -6,7 +6,7 @@ from typing import Any
 
 from plotly import graph_objects as go
 
-from tfigkd.report.charts import COLORS, Chart, label, make, rows_axis
+from tfigkd.report.charts import COLORS, Chart, labels, make, rows_axis
 from tfigkd.report.table import ROLES, percent
 
 MOST_CLASSES = 24
@@ -63,7 +63,7 @@ def confusions(counts: Mapping[str, Any], classes: Sequence[str], role: str) -> 
     for first, second, number in pairs:
         if first in kept and second in kept:
             grid[kept.index(first)][kept.index(second)] = number
-    names = _labels(classes, kept, 14)
+    names = labels([classes[index] for index in kept], 14, kept)
     heat = go.Heatmap(
         x=names,
         y=names,
@@ -108,7 +108,7 @@ def recalls(per_class: Mapping[str, Sequence[Mapping[str, Any]]], classes: Seque
     if len(kept) > MOST_CLASSES:
         key = spread if len(roles) > 1 else lambda index: -worst[index]
         kept = sorted(sorted(kept, key=lambda index: -key(index))[:MOST_CLASSES])
-    names = _labels(classes, kept, 16)
+    names = labels([classes[index] for index in kept], 16, kept)
     traces = [
         go.Scatter(
             y=names,
@@ -145,12 +145,6 @@ def recalls(per_class: Mapping[str, Sequence[Mapping[str, Any]]], classes: Seque
         height=150 + 20 * len(kept),
         says={"class": classes[low], "role": roles[-1], **share, "drawn": len(kept), "all": len(kept) == len(classes)},
     )
-
-
-def _labels(classes: Sequence[str], kept: Sequence[int], longest: int) -> list[str]:
-    """Return labels of some classes; where cut names are equal, the class number follows."""
-    names = [label(classes[one], longest) for one in kept]
-    return [f"{name} ({one})" if names.count(name) > 1 else name for name, one in zip(names, kept, strict=True)]
 
 
 def _recall(value: float | None) -> str:

@@ -34,7 +34,7 @@ from tfigkd.runtime.files import (
 )
 from tfigkd.runtime.provenance import as_csv
 from tfigkd.stages.workdir import PRECISION, ROWS, SETTINGS, Workdir
-from tfigkd.study.plan import read_study
+from tfigkd.study.plan import folder_of, read_study
 from tfigkd.study.protocol import COLUMN, mixed_arms, protocol_of, refuse_mixed
 from tfigkd.study.runs import LABEL
 
@@ -122,7 +122,7 @@ def finished_runs(workdir: Path, study: str | None = None) -> list[tuple[Path, d
         if row.get("smoke") != "False":
             continue
         job = read_signed(label, "delete it and the rows beside it and run the study again", names=JOB, unsigned=True)
-        folder = Path(job["study"]) / (f"{job['arm']}-{job['size']}" if job["size"] else job["arm"]) / row["seed"]
+        folder = Path(job["study"]) / folder_of(job["arm"], job["size"]) / row["seed"]
         if path.parent != workdir / folder:
             raise UserError(f"{label} belongs to {folder} but is in {path.parent}; move the run's folder back")
         leading = {"study": job["study"], "experiment": row["experiment"], "arm": job["arm"], "size": job["size"]}

@@ -168,6 +168,11 @@ def _beside(path: Path, experiment: str) -> str:
     return str(beside) if experiment.endswith(".toml") and beside.is_file() else experiment
 
 
+def folder_of(arm: str, size: str) -> str:
+    """Return the name of the folder with an arm's runs at a size; the study's one size may have no name."""
+    return f"{arm}-{size}" if size else arm
+
+
 def _config(experiment: str, study: Study, size: str, seed: int, *, small: bool) -> tuple[str, Config]:
     """Return the name of an arm's experiment, and its config at a size and seed."""
     name, config = read_experiment(experiment)
@@ -198,7 +203,7 @@ def plan(study: Study, options: Options, flags: Sequence[str] = ()) -> list[Job]
     for stage in stages:
         if stage not in STAGES:
             raise UserError(f"unknown stage {stage!r}; {closest(stage, STAGES)}")
-    folders = [f"{arm}-{size}" if size else arm for size in study.sizes for arm in study.arms]
+    folders = [folder_of(arm, size) for size in study.sizes for arm in study.arms]
     for folder in folders:
         if folders.count(folder) > 1:
             raise UserError(f"study {study.name}: two arms with their sizes have the folder {folder}; rename one")
@@ -213,7 +218,7 @@ def plan(study: Study, options: Options, flags: Sequence[str] = ()) -> list[Job]
                         f"study {study.name} is judged on validation, on which {arm} would train; set train_split = "
                         '"train" under [overrides.data]'
                     )
-                workdir = Workdir(root / (f"{arm}-{size}" if size else arm) / str(seed), options.teachers, seed)
+                workdir = Workdir(root / folder_of(arm, size) / str(seed), options.teachers, seed)
                 run = Run(name, config, workdir, stages, smoke=options.smoke, preview=False)
                 jobs.append(Job(study.name, arm, size, run, tuple(flags), study.seed_fields, study.source))
     return jobs

@@ -5,10 +5,9 @@ from dataclasses import dataclass
 
 from tfigkd.measure.statistics import summarize
 from tfigkd.study.plan import Study
+from tfigkd.study.protocol import Row
 
 TITLE = "Besides accuracy, on test: means and standard deviations of the runs, without a test of their differences"
-
-Row = dict[str, str]
 
 
 @dataclass(frozen=True)

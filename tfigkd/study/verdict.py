@@ -17,21 +17,27 @@ def _mean(rows: Sequence[Row], column: str) -> float | None:
     return sum(values) / len(values) if values else None
 
 
-def study_verdict(study: Study, rows: Sequence[Row]) -> list[str]:
-    """Return one sentence for each thing that is wrong with the arms of a study."""
+def _different_data(study: Study, rows: Sequence[Row]) -> list[str]:
+    """Return a sentence for each size whose runs have several data sets; earlier versions did not write which."""
     found = []
-    runs = runs_of(rows, study.judged_on)
     for size in study.sizes:
-        measured: dict[str, set[str]] = defaultdict(set)
+        known: dict[str, set[str]] = defaultdict(set)
         for row in rows:
-            if row["size"] == size and row.get("data_fingerprint"):  # earlier versions did not write it
-                measured[row["data_fingerprint"]].add(row["arm"])
-        if len(measured) > 1:
-            parts = "; ".join(f"{data} ({', '.join(sorted(arms))})" for data, arms in measured.items())
+            if row["size"] == size and row.get("data_fingerprint"):
+                known[row["data_fingerprint"]].add(row["arm"])
+        if len(known) > 1:
+            parts = "; ".join(f"{data} ({', '.join(sorted(arms))})" for data, arms in known.items())
             found.append(
-                f"Runs{f' of {size}' if size else ''} have {len(measured)} different data sets, so their differences "
+                f"Runs{f' of {size}' if size else ''} have {len(known)} different data sets, so their differences "
                 f"are of the data too. By fingerprint: {parts}."
             )
+    return found
+
+
+def study_verdict(study: Study, rows: Sequence[Row]) -> list[str]:
+    """Return one sentence for each thing that is wrong with the arms of a study."""
+    found = _different_data(study, rows)
+    runs = runs_of(rows, study.judged_on)
     for size, arm in runs:
         own = [row for row in rows if (row["size"], row["arm"]) == (size, arm)]
         title = f"{arm} {size}".strip()
