@@ -1,6 +1,7 @@
 """A forked child ends, prints, and is limited as a new interpreter is."""
 
 import os
+import py_compile
 import signal
 import subprocess
 import sys
@@ -30,6 +31,7 @@ sys.exit(None if how == "none" else 3)
 @pytest.mark.parametrize("how", ["none", "3", "text", "raise", "killed", "large"])
 def test_a_forked_child_ends_as_a_new_interpreter(how, tmp_path, monkeypatch):
     (tmp_path / "ends.py").write_text(PROGRAM)
+    py_compile.compile(str(tmp_path / "ends.py"))  # under the limit of a file's size Python would write a part of it
     monkeypatch.setenv("ONLY_THEN", "1")
     forked = run(tmp_path, "ends", how, "ü", environment={"WORD": "a b"}, file_size=1000)
     command = ["bash", "-c", 'ulimit -f 1; exec "$@"', "-", sys.executable, "-m", "ends", how, "ü"]
