@@ -194,6 +194,15 @@ def test_unknown_names_are_one_line():
         plan(read_study("ablation"), Options("ablation", arms="ik_kd"))
 
 
+def test_a_machine_may_begin_with_a_later_seed():
+    study = read_study("lowdata")
+    jobs = plan(study, Options("lowdata", seeds=5, first_seed=2, arms="kd,student"))
+    assert [(job.seed, job.arm) for job in jobs] == [(seed, arm) for seed in (2, 3, 4) for arm in ("kd", "student")]
+    for first in (-1, 5):
+        with pytest.raises(UserError, match=f"--first_seed must be from 0 to 4, got {first}"):
+            plan(study, Options("lowdata", seeds=5, first_seed=first))
+
+
 def test_a_kill_loses_no_row_and_repeats_none_and_collecting_moves_each_once(tmp_path):
     write_tiny(tmp_path)
     process = start(tmp_path, "--experiment", "pair.toml", "--workdir", "runs/studies", "--processes", "1")

@@ -71,6 +71,8 @@ class Options:
     memory for each allow; 1 with an accelerator. With --cluster: one for each of its GPUs, or cores."""
     seeds: int | None = None
     """Number of seeds, from 0. Default: that of the study (1 with --smoke)."""
+    first_seed: int = 0
+    """Leave out the seeds before this one, for example because another machine runs them."""
     arms: str | None = None
     """Only these arms, separated by commas."""
     stages: str | None = None
@@ -191,13 +193,15 @@ def plan(study: Study, options: Options, flags: Sequence[str] = ()) -> list[Job]
         flags: Fields of the experiments, as on the command line.
 
     Raises:
-        UserError: an arm or field is unknown, or a value is out of range.
+        UserError: an arm or field is unknown, a value is out of range, or no seed is left.
     """
     chosen = list(study.arms) if options.arms is None else options.arms.split(",")
     for arm in chosen:
         if arm not in study.arms:
             raise UserError(f"unknown arm {arm!r}; {closest(arm, study.arms)}")
-    seeds = options.seeds or (1 if options.smoke else study.seeds)
+    seeds = range(options.first_seed, options.seeds or (1 if options.smoke else study.seeds))
+    if not seeds or options.first_seed < 0:
+        raise UserError(f"--first_seed must be from 0 to {seeds.stop - 1}, got {options.first_seed}")
     root = options.workdir / (f"{study.name}-smoke" if options.smoke else study.name)
     stages = tuple(stage.strip() for stage in (options.stages or study.stages).split(","))
     for stage in stages:
@@ -208,7 +212,7 @@ def plan(study: Study, options: Options, flags: Sequence[str] = ()) -> list[Job]
         if folders.count(folder) > 1:
             raise UserError(f"study {study.name}: two arms with their sizes have the folder {folder}; rename one")
     jobs = []
-    for seed in range(seeds):
+    for seed in seeds:
         for size in study.sizes:
             for arm in chosen:
                 name, config = _config(study.arms[arm], study, size, seed, small=options.smoke)
