@@ -14,13 +14,12 @@ import tyro
 
 from tfigkd.config.declare import require_seed
 from tfigkd.config.experiment import Config, experiments_folder, read_experiment, smoke
-from tfigkd.config.flags import first_value, plain_flags, read_options, refuse_unknown
+from tfigkd.config.flags import first_value, plain_flags, read_options, refuse_unknown, require_option
 from tfigkd.config.helptext import is_wanted
-from tfigkd.config.reading import closest
 from tfigkd.runtime import console, hosts
 from tfigkd.runtime.cluster import connected
 from tfigkd.runtime.command import command
-from tfigkd.runtime.errors import UserError
+from tfigkd.runtime.errors import UserError, closest
 from tfigkd.runtime.limit import stop_after
 from tfigkd.stages.parts import read_part
 from tfigkd.stages.runner import STAGES, Run, check_hosts, default_folder, print_estimate, run, run_stores
@@ -92,14 +91,14 @@ def parse(arguments: Sequence[str]) -> tuple[Options, Run]:
         UserError: an unknown experiment, flag, stage or field, or a value of the wrong type or range.
     """
     given = first_value(arguments, "--experiment")
-    if not given and not is_wanted(arguments):
-        raise UserError("--experiment NAME_OR_FILE is missing; --list shows the experiments")
+    if not is_wanted(arguments):
+        require_option(given, "--experiment", "--list shows the shipped ones", arguments, Options)
     name, config = read_experiment(given) if given else ("", Config())
     if "--smoke" in arguments:
         config = smoke(config)
     default = Options(name, config=config)
     options, unknown = read_options(Options, plain_flags(arguments, config), prog=PROG, default=default)
-    refuse_unknown(unknown, arguments, config)
+    refuse_unknown(unknown, arguments, config, Options)
     if options.quiet and options.verbose:
         raise UserError("--quiet and --verbose exclude each other; give one of them")
     require_seed(options.seed, "--seed")

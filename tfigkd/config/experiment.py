@@ -27,9 +27,9 @@ from tfigkd.config.fields import (
 from tfigkd.config.incremental_fields import IncrementalConfig
 from tfigkd.config.loss_fields import HintConfig, LossesConfig
 from tfigkd.config.measure_fields import BenchmarkConfig, EvaluationConfig, LedgerConfig, TensorBoardConfig
-from tfigkd.config.reading import closest, from_mapping, read_toml, value_at
+from tfigkd.config.reading import from_mapping, read_toml, value_at
 from tfigkd.config.training_fields import AugmentConfig, FeaturesConfig, TrainingConfig
-from tfigkd.runtime.errors import UserError
+from tfigkd.runtime.errors import UserError, closest
 
 MIXED = (
     "training.mixup and training.cutmix must be 0 with losses on stored teacher outputs, which are of unmixed images; "

@@ -15,8 +15,8 @@ from tfigkd.config import helptext
 from tfigkd.config.experiment import Config, to_mapping
 from tfigkd.config.fields import BACKGROUND, DataConfig, Fit, SplitsConfig
 from tfigkd.config.helptext import Fields
-from tfigkd.config.reading import closest, dotted_names, value_at
-from tfigkd.runtime.errors import UserError
+from tfigkd.config.reading import dotted_names, value_at
+from tfigkd.runtime.errors import UserError, closest, misspelled
 
 T = TypeVar("T")
 
@@ -71,10 +71,46 @@ def read_all_options(
         renamed.append((former or {}).get(flag.replace("_", "-"), flag) + equals + value)
     options, unknown = _parse(cls, renamed, use_underscores=False)
     if unknown:
-        near = closest(unknown[0].lstrip("-"), [name.replace("_", "-") for name in vars(options)], "--")
-        hint = near if near.startswith("did you mean") else "--help shows all options"
-        raise UserError(f"unknown argument {unknown[0]!r}; {hint}")
+        raise UserError(
+            misspelled(unknown, _names(cls)) or f"unknown argument {unknown[0]!r}; --help shows all options"
+        )
     return options
+
+
+def _names(cls: type) -> list[str]:
+    """Return the options of a command with their dashes, those of nested tables and the opposites of switches too."""
+    names = []
+    for name, hint in typing.get_type_hints(cls).items():
+        if dataclasses.is_dataclass(hint):
+            names += [f"--{name}.{inner.name}" for inner in dataclasses.fields(hint)]
+        elif name not in _positional(cls):
+            names += [f"--{name}"] + [f"--no_{name}"] * (hint is bool)
+    return names
+
+
+def _positional(cls: type) -> dict[str, str]:
+    """Return the arguments of a command that are given without a name, and the words for them in the help."""
+    hints = typing.get_type_hints(cls, include_extras=True)
+    named = {name: getattr(hint, "__metadata__", ()) for name, hint in hints.items()}
+    words = {name: [each.metavar for each in said if hasattr(each, "metavar")] for name, said in named.items()}
+    return {name: words[name][0] for name, said in named.items() if tyro.conf.Positional in said}
+
+
+def require_option(given: str, flag: str, hint: str, arguments: Sequence[str], cls: type) -> None:
+    """Refuse a command line without an option that has to be read first, or with a misspelled one.
+
+    Args:
+        given: The option's value; nothing if it is missing.
+        flag: The option, as `--experiment`.
+        hint: What to say where it is missing.
+        arguments: Of the command line.
+        cls: The dataclass of all options of the command.
+
+    Raises:
+        UserError: it is missing.
+    """
+    if not given:
+        raise UserError(misspelled(arguments, [*_names(cls), *SHORT]) or f"{flag} is missing; {hint}")
 
 
 def _parse(
@@ -103,7 +139,23 @@ def _parse(
         # a box of title, rule, message, rule, help text: the message is what a single line has room for
         title, *parts = re.split(r"[─-]{20,}", re.sub(r"[╭╮╰╯│]", " ", said.getvalue()))
         message = next((part for part in parts if part.split()), title)
-        raise UserError(" ".join(message.split())) from None
+        raise UserError(misspelled(arguments, [*_names(cls), *SHORT]) or _one_line(message, cls)) from None
+
+
+def _one_line(message: str, cls: type) -> str:
+    """Return a usage error of tyro in one line, without the help of options that are missing."""
+    message = " ".join(message.split())
+    if message.startswith("Missing from"):
+        named = message.replace("-", "_").split()
+        absent = [word for name, word in _positional(cls).items() if word.replace("-", "_") in named]
+        absent += [name for name in _names(cls) if name.replace("-", "_") in named]
+        return f"{' and '.join(absent)} {'are' if len(absent) > 1 else 'is'} missing; --help shows all options"
+    valueless = re.match(r"Missing value for argument '(-*)([\w.]+)'", message)
+    if valueless:
+        dashes, name = valueless.groups()
+        lacks = f"--{name} needs a value" if dashes else f"{_positional(cls).get(name, name)} is missing"
+        return f"{lacks}; --help shows all options"
+    return message
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -160,8 +212,13 @@ class SpaceOptions:
     """What the model gives. Default: what its end, its contract or its outputs on images tell."""
 
 
-def with_flags(config: Config, flags: Sequence[str]) -> Config:
+def with_flags(config: Config, flags: Sequence[str], options: type | None = None) -> Config:
     """Return the config with fields replaced as on the command line, such as `["--training.epochs", "30"]`.
+
+    Args:
+        config: The fields before.
+        flags: Arguments of the command line.
+        options: The dataclass of the command's options, for the hint to one that is misspelled.
 
     Raises:
         UserError: a flag is no field, or a value is of the wrong type or out of range.
@@ -169,12 +226,14 @@ def with_flags(config: Config, flags: Sequence[str]) -> Config:
     if not flags:
         return config
     read, unknown = _parse(Fields, plain_flags(flags, config), default=Fields(config))
-    refuse_unknown(unknown, flags, config)
+    refuse_unknown(unknown, flags, config, options)
     return read.config
 
 
-def refuse_unknown(unknown: Sequence[str], arguments: Sequence[str], config: Config) -> None:
-    """Refuse arguments that are neither options nor fields, with the closest field.
+def refuse_unknown(
+    unknown: Sequence[str], arguments: Sequence[str], config: Config, options: type | None = None
+) -> None:
+    """Refuse arguments that are neither options nor fields, with the closest one.
 
     Raises:
         UserError: there is one.
@@ -182,7 +241,8 @@ def refuse_unknown(unknown: Sequence[str], arguments: Sequence[str], config: Con
     if unknown:
         # a switch that is given a value comes back as the value alone
         whole = next((one for one in arguments if one == unknown[0] or one.endswith(f"={unknown[0]}")), unknown[0])
-        near = closest(whole.removeprefix("--"), dotted_names(to_mapping(config)), "--")
+        known = [name.removeprefix("--") for name in _names(options)] if options else []
+        near = closest(whole.removeprefix("--"), [*known, *dotted_names(to_mapping(config))], "--")
         hint = near if near.startswith("did you mean") else "--help shows them all"
         raise UserError(f"unknown argument {whole!r}; {hint}")
 

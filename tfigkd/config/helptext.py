@@ -15,8 +15,7 @@ import tyro
 from tyro.constructors import ConstructorRegistry, StructConstructorSpec, StructFieldSpec, StructTypeInfo
 
 from tfigkd.config.experiment import Config
-from tfigkd.config.reading import closest
-from tfigkd.runtime.errors import UserError
+from tfigkd.runtime.errors import UserError, closest
 
 HELP = ("-h", "--help")
 TABLES = tuple(name for name, value in vars(Config()).items() if dataclasses.is_dataclass(value))

@@ -4,18 +4,16 @@ The dataclasses are in the `*fields.py` modules beside this one; `experiment.py`
 """
 
 import dataclasses
-import difflib
 import math
-import re
 import tomllib
 import types
 import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
-from tfigkd.runtime.errors import UserError
+from tfigkd.runtime.errors import UserError, closest
 
 MAX_TOML = 2**20
 _NONE = type(None)
@@ -53,16 +51,6 @@ def differences(left: Mapping[str, Any], right: Mapping[str, Any], prefix: str =
         elif a != b:
             names.append(f"{prefix}{key}")
     return names
-
-
-def closest(name: str, known: Iterable[str], prefix: str = "") -> str:
-    """Return a hint for a mistyped name, with `prefix` before it, or all known names; of dotted ones the tables."""
-    known = sorted(known)
-    near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    if near:
-        return f"did you mean {prefix + near[0]!r}?"
-    tables = dict.fromkeys(re.sub(r"\..*", ".*", one) for one in known)
-    return f"known: {', '.join(tables)}"
 
 
 def _is_none(value: Any) -> bool:

@@ -16,7 +16,6 @@ from typing import Any, Literal
 import numpy as np
 
 from tfigkd.config.fields import BACKGROUND, Fit, SplitsConfig
-from tfigkd.config.reading import closest
 from tfigkd.data.disk import BLOCK, FOLDER, Pictures, decoded, join
 from tfigkd.data.pictures import (
     bombs_refused,
@@ -26,7 +25,7 @@ from tfigkd.data.pictures import (
     resize,
     to_rgb,
 )
-from tfigkd.runtime.errors import UserError
+from tfigkd.runtime.errors import UserError, closest
 from tfigkd.runtime.files import checksum, expanded
 
 SHARE = 0.25

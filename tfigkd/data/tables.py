@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 
 from tfigkd.config.fields import SplitsConfig
-from tfigkd.config.reading import closest
 from tfigkd.data.pictures import (
     reading,
     refusal,
@@ -26,7 +25,7 @@ from tfigkd.data.sources import (
     unused,
     usual,
 )
-from tfigkd.runtime.errors import UserError
+from tfigkd.runtime.errors import UserError, closest
 from tfigkd.runtime.files import expanded
 
 

@@ -15,12 +15,11 @@ import tyro
 
 from tfigkd.config.declare import require_seed
 from tfigkd.config.experiment import Config, read_experiment, smoke
-from tfigkd.config.flags import first_value, plain_flags, read_options, refuse_unknown
+from tfigkd.config.flags import first_value, plain_flags, read_options, refuse_unknown, require_option
 from tfigkd.config.helptext import is_wanted
 from tfigkd.config.incremental_fields import Method
 from tfigkd.runtime import console, hosts
 from tfigkd.runtime.command import command
-from tfigkd.runtime.errors import UserError
 from tfigkd.stages.runner import default_folder
 from tfigkd.stages.workdir import Workdir
 
@@ -62,13 +61,13 @@ def parse(arguments: list[str]) -> Options:
         UserError: an unknown experiment, flag or field, or a value of the wrong type or range.
     """
     given = first_value(arguments, "--experiment")
-    if not given and not is_wanted(arguments):
-        raise UserError("--experiment NAME_OR_FILE is missing; cifar10_foster is the shipped one")
+    if not is_wanted(arguments):
+        require_option(given, "--experiment", "cifar10_foster is the shipped one", arguments, Options)
     name, config = read_experiment(given) if given else ("", Config())
     config = smoke(config) if "--smoke" in arguments else config
     default = Options(name, config=config)
     options, unknown = read_options(Options, plain_flags(arguments, config), prog=PROG, default=default)
-    refuse_unknown(unknown, arguments, config)
+    refuse_unknown(unknown, arguments, config, Options)
     require_seed(options.seed, "--seed")
     return options
 

@@ -12,9 +12,9 @@ import shlex
 import signal
 import sys
 from collections.abc import Callable, Sequence
-from typing import NoReturn
+from typing import Any, NoReturn
 
-from tfigkd.runtime.errors import UserError, system_line
+from tfigkd.runtime.errors import UserError, misspelled, system_line
 
 FAILED, INTERRUPTED = 1, 130
 
@@ -23,6 +23,17 @@ Main = Callable[[list[str]], int | None]
 
 class Parser(argparse.ArgumentParser):
     """A parser whose errors are those of the other commands: one line, status 1."""
+
+    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Return the options; what is misspelled is named before what is missing.
+
+        Raises:
+            UserError: the arguments are refused.
+        """
+        wrong = misspelled(sys.argv[1:] if args is None else args, self._option_string_actions)
+        if wrong:
+            raise UserError(wrong)
+        return super().parse_args(args, namespace)
 
     def error(self, message: str) -> NoReturn:
         """Refuse the arguments.

@@ -1,6 +1,9 @@
 """The exceptions that the command line prints as a single line."""
 
+import difflib
 import errno
+import re
+from collections.abc import Collection, Iterable, Sequence
 
 REMEDIES = {
     **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), "choose a place that you may write to"),
@@ -37,3 +40,32 @@ def system_line(error: OSError) -> str:
     reason = error.strerror or " ".join(str(error).split()) or type(error).__name__
     remedy = REMEDIES.get(error.errno or 0, "free space or choose another place for the output")
     return f"{plain(reason + where)}; {remedy}, then repeat the command"
+
+
+def closest(name: str, known: Iterable[str], prefix: str = "") -> str:
+    """Return a hint for a mistyped name, with `prefix` before it, or all known names; of dotted ones the tables."""
+    known = sorted(known)
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    if near:
+        return f"did you mean {prefix + near[0]!r}?"
+    tables = dict.fromkeys(re.sub(r"\..*", ".*", one) for one in known)
+    return f"known: {', '.join(tables)}"
+
+
+def misspelled(arguments: Sequence[str], options: Collection[str]) -> str:
+    """Return what to say of the first argument that is written like an option and is none, or nothing.
+
+    Args:
+        arguments: Of the command line. Names with a dot, which are fields of an experiment, are passed over.
+        options: Known ones, with their dashes; the beginning of one, and either dash, is understood too.
+    """
+    known = {option.replace("_", "-").removeprefix("--") for option in options if option.startswith("--")}
+    for argument in arguments:
+        name = argument.partition("=")[0].replace("_", "-")
+        if argument == "--":
+            break
+        word = name.removeprefix("--")
+        if word != name and "." not in name and not any(option.startswith(word) for option in known):
+            near = closest(word, known, "--")
+            return f"unknown argument {argument!r}; {near if near.startswith('did') else '--help shows all options'}"
+    return ""

@@ -5,8 +5,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from tfigkd.config.reading import closest
-from tfigkd.runtime.errors import UserError
+from tfigkd.runtime.errors import UserError, closest
 
 
 @dataclass(frozen=True)

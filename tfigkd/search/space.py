@@ -6,8 +6,8 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from tfigkd.config.experiment import Config, override, to_mapping
-from tfigkd.config.reading import closest, dotted_names, value_at
-from tfigkd.runtime.errors import UserError
+from tfigkd.config.reading import dotted_names, value_at
+from tfigkd.runtime.errors import UserError, closest
 
 # default without --vary; fields of loss terms that the experiment switches off are left out
 SPACE = (

@@ -234,7 +234,7 @@ def search(options: Options, flags: Sequence[str], command: str = "") -> Path | 
     name, config = read_experiment(options.experiment)
     config = override(config, PLAIN) if options.student else config
     config = smoke(config) if options.smoke else config
-    config = with_flags(config, flags)
+    config = with_flags(config, flags, Options)
     final = config
     # trials are compared on validation, so validation must not be used for training
     config = override(config, {"data.train_split": "train"})

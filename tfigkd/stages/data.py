@@ -9,11 +9,10 @@ import numpy as np
 
 from tfigkd.config.experiment import Config
 from tfigkd.config.fields import DataConfig, Fit, SplitsConfig
-from tfigkd.config.reading import closest
 from tfigkd.config.training_fields import TrainingConfig
 from tfigkd.data import Dataset, Examples, covered, load
 from tfigkd.runtime import console
-from tfigkd.runtime.errors import UserError
+from tfigkd.runtime.errors import UserError, closest
 from tfigkd.runtime.files import fingerprint, make_folder, write_manifest
 from tfigkd.stages.workdir import Workdir
 

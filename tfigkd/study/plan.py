@@ -11,8 +11,8 @@ from typing import Any, Literal
 
 from tfigkd.config.experiment import Config, experiments_folder, override, read_experiment, smoke
 from tfigkd.config.flags import with_flags
-from tfigkd.config.reading import closest, from_mapping, read_toml
-from tfigkd.runtime.errors import UserError
+from tfigkd.config.reading import from_mapping, read_toml
+from tfigkd.runtime.errors import UserError, closest
 from tfigkd.stages.runner import STAGES, Run
 from tfigkd.stages.workdir import Workdir
 
@@ -216,7 +216,7 @@ def plan(study: Study, options: Options, flags: Sequence[str] = ()) -> list[Job]
         for size in study.sizes:
             for arm in chosen:
                 name, config = _config(study.arms[arm], study, size, seed, small=options.smoke)
-                config = with_flags(config, flags)
+                config = with_flags(config, flags, Options)
                 if study.judged_on == "validation" and config.data.train_split != "train":
                     raise UserError(
                         f"study {study.name} is judged on validation, on which {arm} would train; set train_split = "

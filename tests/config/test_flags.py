@@ -1,0 +1,60 @@
+"""The command line: what is misspelled or missing is named in one line, in every command."""
+
+import importlib
+
+import pytest
+
+COMMANDS = {
+    "run": ["--experimnt", "kd"],
+    "study.__main__": ["--experimnt", "cifar10"],
+    "incremental.__main__": ["--experimnt", "cifar10_foster"],
+    "search.__main__": ["--experimnt", "kd"],
+    "export": ["model.keras", "--ouput", "file.tflite"],
+    "evaluate": ["--outptus", "logits", "model.keras"],
+    "verify": ["--smaple", "3"],
+    "pack.__main__": ["--ouput", "run.zip"],
+    "pareto": ["--ouput", "page.html"],
+    "predict": ["--tpo", "3"],
+    "benchmark": ["--rwos", "rows.csv"],
+    "profile": ["--ouput", "profile.csv", "file.tflite"],
+    "web.__main__": ["--ouput", "site"],
+}
+RIGHT = {"--experimnt": "--experiment", "--ouput": "--output", "--tpo": "--top", "--smaple": "--sample"}
+RIGHT |= {"--rwos": "--rows", "--outptus": "--outputs"}
+MISSING = [
+    ("run", [], "--experiment is missing"),
+    ("study.__main__", [], "--experiment is missing"),
+    ("export", ["model.keras"], "--format and --output are missing"),
+    ("export", ["--format", "int8", "--output", "x.tflite"], "MODEL.keras is missing"),
+    ("export", ["model.keras", "--format", "int8", "--output"], "--output needs a value"),
+    ("run", ["--experiment", "kd", "--training.epochs"], "--training.epochs needs a value"),
+    ("verify", [], "STORE is missing"),
+]
+
+
+def error_of(command, arguments, capsys):
+    """Return what a command that fails prints as its error."""
+    assert importlib.import_module(f"tfigkd.{command}").main(arguments) == 1
+    printed = capsys.readouterr().err.strip().splitlines()
+    assert len(printed) == 1
+    return printed[0]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_misspelled_option_is_named_before_one_that_is_missing(command, capsys):
+    arguments = COMMANDS[command]
+    (wrong,) = (argument for argument in arguments if argument in RIGHT)
+    right = RIGHT[wrong]
+    assert error_of(command, arguments, capsys) == f"error: unknown argument {wrong!r}; did you mean {right!r}?"
+
+
+@pytest.mark.parametrize(("command", "arguments", "message"), MISSING)
+def test_what_is_missing_is_named_without_its_help(command, arguments, message, capsys):
+    assert error_of(command, arguments, capsys).removeprefix("error: ").partition(";")[0] == message
+
+
+def test_an_option_and_a_field_that_are_alike_are_told_apart(capsys):
+    assert "did you mean '--stages'" in error_of("run", ["--experiment", "kd", "--stges", "data"], capsys)
+    assert "did you mean '--training.epochs'" in error_of("run", ["--experiment", "kd", "--training.epoch=3"], capsys)
+    wrong = ["--experiment", "cifar10", "--dry_run", "--porcesses", "2"]
+    assert "did you mean '--processes'" in error_of("study.__main__", wrong, capsys)
