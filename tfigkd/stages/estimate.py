@@ -21,7 +21,7 @@ from tfigkd.batches.stream import training_batches
 from tfigkd.config.experiment import Config, early_phases
 from tfigkd.config.fields import AttributionConfig
 from tfigkd.config.training_fields import AugmentConfig, TrainingConfig
-from tfigkd.data import Dataset, Examples, mean_color, to_model_input
+from tfigkd.data import Dataset, Examples, to_model_input
 from tfigkd.measure.metrics import predict_logits
 from tfigkd.models.cost import multiply_adds
 from tfigkd.models.layers import with_fused_layers
@@ -38,7 +38,7 @@ from tfigkd.stages.teacher import (
 )
 from tfigkd.stages.training_setup import assemble, reparameterized
 from tfigkd.stages.workdir import Workdir
-from tfigkd.store.maps import attribute_examples
+from tfigkd.store.maps import attribute_examples, baseline_color
 from tfigkd.training import checkpoint
 from tfigkd.training.devices import batch_threads
 from tfigkd.training.distiller import Distiller
@@ -205,7 +205,7 @@ def _stores(config: Config, data: Dataset, workdir: Workdir) -> float:
 
 def _map_seconds(model: keras.Model, examples: Examples, data: Dataset, settings: AttributionConfig) -> float:
     """Return the seconds of a map, of which each takes as many gradients as the tolerance asks for."""
-    few, color = examples.take(slice(MAPS)), mean_color(data.train)
+    few, color = examples.take(slice(MAPS)), baseline_color(settings, data.train)
     attribute_examples(model, few.take(slice(8)), settings, color)  # which compiles
     return fastest([lambda: attribute_examples(model, few, settings, color)], rounds=1)[0] / len(few)
 

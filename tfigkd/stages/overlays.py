@@ -20,7 +20,7 @@ from tfigkd.config.experiment import Config, trainings
 from tfigkd.config.fields import AttributionConfig, DataConfig, ViewConfig
 from tfigkd.config.reading import from_mapping
 from tfigkd.config.training_fields import AugmentConfig
-from tfigkd.data import Examples, mean_color
+from tfigkd.data import Examples
 from tfigkd.data.disk import blocks
 from tfigkd.data.grid import spread
 from tfigkd.data.top_logits import StoredViews, TopLogits, finite
@@ -33,7 +33,7 @@ from tfigkd.stages.data import data_fingerprints, dataset, stored_examples, stor
 from tfigkd.stages.parts import Part
 from tfigkd.stages.teacher import FILE, load_teacher, members, require_teacher, teacher_folder
 from tfigkd.stages.workdir import Workdir
-from tfigkd.store.maps import deviation, features, parse_record, read_store, store_identity, write_store
+from tfigkd.store.maps import baseline_color, deviation, features, parse_record, read_store, store_identity, write_store
 from tfigkd.store.shards import REBUILD, Shards, join, join_arrays, open_store, write_part, write_shards
 from tfigkd.store.views import (
     SHARD_SIZE,
@@ -92,10 +92,7 @@ def _overlay_shards(config: Config, workdir: Workdir) -> Shards:
 
     @functools.cache
     def prepared() -> tuple[keras.Model, np.ndarray]:
-        # only this baseline needs the color, for which all pictures are read
-        needed = config.attribution.baseline == "mean"
-        color = mean_color(dataset(config.data).train) if needed else np.zeros(3, np.float32)
-        return _folded_teacher(config, workdir), color
+        return _folded_teacher(config, workdir), baseline_color(config.attribution, dataset(config.data).train)
 
     def make(chosen: Examples) -> Iterator[dict[str, Any]]:
         model, color = prepared()

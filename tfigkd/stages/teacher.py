@@ -18,7 +18,7 @@ from tfigkd.batches.randaugment import rand_augment_of
 from tfigkd.batches.stream import evens_out, training_batches
 from tfigkd.config.experiment import Config, experiments_folder
 from tfigkd.config.fields import NetworkConfig
-from tfigkd.data import Dataset, Examples, mean_color, to_model_input
+from tfigkd.data import Dataset, Examples, to_model_input
 from tfigkd.data.spaces import RANGES, UNIT
 from tfigkd.measure.chance import mean_recall, near_chance, probe_examples, suggest_fix
 from tfigkd.measure.metrics import accuracy, predict_logits
@@ -47,6 +47,7 @@ from tfigkd.stages.data import (
     teacher_examples,
 )
 from tfigkd.stages.workdir import Workdir
+from tfigkd.store.maps import baseline_color
 from tfigkd.training import checkpoint
 from tfigkd.training.devices import batch_threads, device_count, on_devices
 from tfigkd.training.distiller import Distiller
@@ -230,7 +231,7 @@ def watched(config: Config) -> Watched:
     data = dataset(config.data)
     plain = Watched(data.validation, holds_out_validation(config.data), data.class_names, config.tensorboard)
     images = to_model_input(plain.shown.images[:])
-    color = mean_color(data.train)
+    color = baseline_color(config.attribution, data.train)
     return replace(plain, baseline=make_baseline(config.attribution.baseline, images, mean_color=color))
 
 

@@ -59,6 +59,14 @@ def store_identity(
     return identity if architecture is None else identity | {"architecture": architecture}
 
 
+def baseline_color(config: AttributionConfig, training: Examples) -> np.ndarray:
+    """Return the mean color of the training images [3] in [0,1] for the baseline "mean"; zeros for the others.
+
+    All pictures are read for it, so it is computed only where it is used.
+    """
+    return mean_color(training) if config.baseline == "mean" else np.zeros(3, np.float32)
+
+
 def attribute_examples(
     model: keras.Model, examples: Examples, config: AttributionConfig, mean_color: np.ndarray
 ) -> Attribution:
@@ -156,7 +164,7 @@ def write_store(
     """
     examples = covered(data) if examples is None else examples
     folded = _folded(model)
-    color = mean_color(data.train)
+    color = baseline_color(config, data.train)
     make = partial(features, folded, config=config, mean_color=color, top_logits=identity.get("top_logits"))
     files = write_shards(Shards(folder, examples, config.shard_size, parse_record, make))
     # Record by record, so that the memory does not grow with the number of images.
@@ -174,7 +182,7 @@ def write_store(
         files=files,
         identity=identity,
         source=source,
-        mean_color=[float(value) for value in color],
+        mean_color=[float(value) for value in color],  # zeros where the baseline needs none
         examples=len(examples),
         flagged=int((~(errors <= config.tolerance)).sum()),
         completeness_error={
