@@ -79,9 +79,10 @@ def test_every_module_that_a_page_names_exists(page):
 
 
 def test_contributing_names_what_is_in_the_modules_that_it_names():
-    rows = re.findall(r"^\| (.+) \| (.+) \|$", (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8"), re.MULTILINE)
-    assert len(rows) > 12
-    for _, where in rows:
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    sections = text[: text.index("## Tests")].split("\n### ")[1:]
+    assert len(sections) > 12
+    for where in sections:
         paths = re.findall(r"`((?:\w+/)+\w+\.py)`", where)
         source = "".join(module(path).read_text(encoding="utf-8") for path in paths)
         names = re.findall(r"`(?:Config\.)?(_?[A-Z]{4,}|_?[a-z]+_[a-z_]+|[A-Z][a-z]+[A-Z]\w+)`", where)
@@ -112,7 +113,7 @@ def test_the_readme_begins_with_two_commands_and_stays_short():
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     (first,) = re.findall(r"## Two commands\n\n```sh\n(.*?)```", text, flags=re.DOTALL)
     assert [line.split("#")[0].strip() for line in first.splitlines()] == ["make quickstart", "make test"]
-    assert len(text.splitlines()) < 250
+    assert len(text.split()) < 2950
 
 
 def test_pictures_are_small():

@@ -3,17 +3,13 @@
 import csv
 import importlib.util
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 
+from tests.children import on_jax as run_on_jax
 from tests.children import run
 
-HOME = Path(__file__).resolve().parents[1]
 TRAIN = "data,teacher,overlays,distill,evaluate,report"
 BLOCKED = ("tensorflow", "tensorflow_datasets", "tf_keras", "tensorboard", "ai_edge_litert")
 WITHOUT_TENSORFLOW = f"""
@@ -29,8 +25,8 @@ from unittest import mock
 import numpy as np
 from tfigkd.batches import stream as batches
 from tfigkd.data import Examples
-from tfigkd.config.fields import OverlayConfig
-from tfigkd.config.training_fields import AugmentConfig
+from tfigkd.config.fields import ControlConfig, OverlayConfig, ViewConfig
+from tfigkd.config.training_fields import AugmentConfig, TrainingConfig
 count, rng = 50, np.random.default_rng(1)
 images = rng.integers(0, 256, (count, 6, 6, 3), np.uint8)
 ids = np.array([f"{index * 0x9E3779B97F4A7C15 % 2**64:016x}" for index in range(count)])
@@ -40,14 +36,14 @@ given = json.loads(sys.argv[1])
 step = given.pop("step", 1)  # of maps on a coarser grid
 maps = images[:, ::step, ::step, 0].copy()
 knowledge = batches.Knowledge(logits, maps, ones, 0 * ones, np.arange(count) % 3 > 0)
-options = {"augment": AugmentConfig(2), "batch_size": 16, "seed": 2, "overlay": OverlayConfig(probability=0.5)}
-options |= {"wanted": {"teacher_logits", "teacher_inputs", "teacher_map"}, "knowledge": knowledge}
-options |= given
-if isinstance(options["augment"], dict):
-    options["augment"] = AugmentConfig(**options["augment"])
-device = list(itertools.islice(batches.training_batches(examples, **options)(0), 5))
+options = {"seed": 2, "overlay": OverlayConfig(probability=0.5), "wanted": {"teacher_inputs", "teacher_map"}}
+options["targets"] = batches.TeacherTargets(knowledge)
+options |= {"view": ViewConfig(**given.pop("view", {})), "control": ControlConfig(**given.pop("control", {}))}
+augment = AugmentConfig(**given.pop("augment", {"crop_padding": 2}))
+how = {"recipe": TrainingConfig(batch_size=16, **given), "augment": augment}
+device = list(itertools.islice(batches.TrainingBatches(examples, **how, **options)(0), 5))
 with mock.patch.object(batches, "on_device", batches._on_host):
-    host = list(itertools.islice(batches.training_batches(examples, **options)(0), 5))
+    host = list(itertools.islice(batches.TrainingBatches(examples, **how, **options)(0), 5))
 assert (host[0][0] != host[0][1]["teacher_inputs"]).any()
 for (images, targets), (again, targets_again) in zip(host, device, strict=True):
     assert type(images) is np.ndarray and type(again).__module__.startswith("jax")
@@ -152,20 +148,7 @@ history = model.fit(images, labels, epochs=20, batch_size=16, verbose=0).history
 assert np.isfinite(history["loss"]).all() and history["loss"][-1] < history["loss"][0], history["loss"]
 assert type(model.optimizer).__name__ == "LossScaleOptimizer"
 """
-QUICK_TO_COMPILE = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
 NEEDS_JAX = pytest.mark.skipif(importlib.util.find_spec("jax") is None, reason="NEEDS JAX: pip install tfigkd[jax]")
-
-
-def call(folder, code, *arguments, **environment):
-    done = subprocess.run(
-        [sys.executable, *code, *arguments],
-        cwd=folder,
-        env=os.environ | {"PYTHONPATH": str(HOME), "XLA_FLAGS": QUICK_TO_COMPILE} | environment,
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
 
 
 def gradients():
@@ -192,7 +175,8 @@ import json
 from tests.test_jax import gradients
 print(json.dumps(gradients()))
 """
-VIEWS = {"plain": "{}", "dim": '{"dim_only": true}', "cut": '{"cutout": 3}', "swap": '{"swap_inputs": true}'}
+VIEWS = {"plain": "{}", "dim": '{"control": {"maps": "none"}}', "cut": '{"cutout": 3}'}
+VIEWS["swap"] = '{"view": {"kind": "live"}, "control": {"logits": "shuffled"}}'
 VIEWS |= {"resized": '{"augment": {"crop_padding": 0, "crop_area": [0.3, 1]}, "cutout": 2}', "cutmix": '{"cutmix": 1}'}
 VIEWS["cells"] = '{"step": 2}'
 PROGRAMS = {
@@ -222,7 +206,7 @@ print(json.dumps(ended))
 def on_jax(tmp_path_factory):
     """Return a function that returns what a program has printed; one process with JAX runs all of them."""
     folder = tmp_path_factory.mktemp("jax")
-    ended = json.loads(call(folder, ["-c", ALL], json.dumps(PROGRAMS), KERAS_BACKEND="jax").splitlines()[-1])
+    ended = json.loads(run_on_jax(folder, ALL, json.dumps(PROGRAMS), fresh=True).splitlines()[-1])
 
     def printed(name):
         said, error = ended[name]
@@ -274,7 +258,7 @@ def test_jax_trains_where_there_is_no_tensorflow_and_tensorflow_exports_it(tmp_p
     experiment += ["--data.train_split", "train", "--augment.crop_padding", "1", "--view.kind", "views"]
     experiment += ["--teacher.drop_blocks", "15", "--teacher.width", "0.25", "--view.views", "2"]
     experiment += ["--student.drop_blocks", "16", "--student.width", "0.25", "--losses.kd.weight", "0.5"]
-    call(tmp_path, ["-c", WITHOUT_TENSORFLOW], *experiment, "--stages", TRAIN, KERAS_BACKEND="jax")
+    run_on_jax(tmp_path, WITHOUT_TENSORFLOW, *experiment, "--stages", TRAIN, fresh=True)
     rows = tmp_path / "runs/ig_kd-smoke/0/rows.csv"
     by_jax = next(csv.DictReader(rows.read_text(encoding="utf-8").splitlines()))
 

@@ -23,12 +23,12 @@ from typing import Any
 import keras
 
 from tfigkd import data, models
-from tfigkd.batches.stream import training_batches
+from tfigkd.batches.stream import TrainingBatches
 from tfigkd.compress import methods
 from tfigkd.compress.pruning import sparsity
 from tfigkd.config.compress_fields import CompressConfig
 from tfigkd.config.measure_fields import BenchmarkConfig
-from tfigkd.config.training_fields import AugmentConfig
+from tfigkd.config.training_fields import AugmentConfig, TrainingConfig
 from tfigkd.edge.convert import convert
 from tfigkd.edge.latency import latencies
 from tfigkd.edge.litert import float_tensors, litert_predictor
@@ -85,7 +85,8 @@ def train(name: str, method: str, cifar10: data.Dataset, options: argparse.Names
         return Distiller(model, losses=loss, loss_weights={"kd": kd.weight}, teacher=teacher)
 
     keras.utils.set_random_seed(options.seed)
-    stream = training_batches(cifar10.train, augment=AugmentConfig(), batch_size=config.batch_size, seed=options.seed)
+    recipe = TrainingConfig(batch_size=config.batch_size)
+    stream = TrainingBatches(cifar10.train, recipe, AugmentConfig(), seed=options.seed)
     identity = fingerprint(config, options.teacher, options.seed)
     started = time.monotonic()
     tuning = methods.FineTuning(distiller, stream, folder, identity, folder / "tensorboard")

@@ -18,8 +18,8 @@ from PIL import Image
 from experiments.benchmarks.harness import Options, faster, record, take_turns, timed
 from experiments.benchmarks.overlay_store import peak_memory, reset_peak
 from tfigkd import models
-from tfigkd.batches.stream import training_batches
-from tfigkd.config.training_fields import AugmentConfig
+from tfigkd.batches.stream import TrainingBatches
+from tfigkd.config.training_fields import AugmentConfig, TrainingConfig
 from tfigkd.data import load
 from tfigkd.training.distiller import Distiller
 
@@ -37,8 +37,8 @@ def measure(folder: Path, resident: Any, size: int, steps: int, threads: int = 0
     data = load(str(folder), image_size=size, resident=resident)
     loaded = time.perf_counter()
     augment = AugmentConfig(crop_padding=0, crop_area=(0.08, 1.0)) if threads else AugmentConfig()
-    stream = training_batches(data.train, augment=augment, batch_size=BATCH, seed=0, threads=max(1, threads))
-    batches = stream(0)
+    recipe = TrainingConfig(batch_size=BATCH, batch_threads=max(1, threads))
+    batches = TrainingBatches(data.train, recipe, augment, seed=0)(0)
     for _ in range(steps):
         next(batches)
     rate = steps * BATCH / (time.perf_counter() - loaded)
@@ -107,7 +107,8 @@ def _record_training(options: Options) -> None:
         for side in ("ours", "memory"):
             where = "disk" if side == "ours" else "memory"
             data = load(name, directory=directory, limit=count, resident=where, cache=cache)
-            batches = training_batches(data.train, augment=AugmentConfig(), batch_size=128, seed=0)(0)
+            recipe = TrainingConfig(batch_size=128, batch_threads=1)
+            batches = TrainingBatches(data.train, recipe, AugmentConfig(), seed=0)(0)
             shape = data.image_shape
             model = Distiller(models.mobilenet_v2(10, 5, input_shape=shape))
             model.compile("adam", metrics=["accuracy"], jit_compile=False)

@@ -9,9 +9,9 @@ import numpy as np
 from experiments.benchmarks.distillation_step import distiller
 from experiments.benchmarks.harness import Options, record, take_turns, timed
 from experiments.benchmarks.training_step import step_block
-from tfigkd.batches.stream import Batch, Knowledge, training_batches
+from tfigkd.batches.stream import Batch, Knowledge, TeacherTargets, TrainingBatches
 from tfigkd.config.fields import OverlayConfig
-from tfigkd.config.training_fields import AugmentConfig
+from tfigkd.config.training_fields import AugmentConfig, TrainingConfig
 from tfigkd.data import Examples
 
 PROBABILITY = 0.1  # as in the papers
@@ -38,10 +38,8 @@ def run(options: Options) -> None:
 
     def stream(probability: float) -> Iterator[Batch]:
         overlay = OverlayConfig(probability=probability)
-        batches = training_batches(
-            examples, augment=AugmentConfig(), batch_size=batch, seed=0, knowledge=knowledge, overlay=overlay
-        )
-        return batches(0)
+        recipe, targets = TrainingConfig(batch_size=batch, batch_threads=1), TeacherTargets(knowledge)
+        return TrainingBatches(examples, recipe, AugmentConfig(), seed=0, targets=targets, overlay=overlay)(0)
 
     student = distiller(size)
 

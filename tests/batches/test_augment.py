@@ -1,11 +1,14 @@
 """Draws are stateless and uniform; image and map share one geometry; the overlay is the papers'."""
 
+import importlib
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from tests.test_jax import NEEDS_JAX
 from tfigkd.batches.augment import (
     FINE,
     crop_and_flip,
@@ -90,6 +93,26 @@ def test_the_unit_of_a_map_does_not_matter():
     images, maps = rng.random((4, 5, 5, 3), np.float32), rng.random((4, 5, 5), np.float32)
     exponents = np.array([1.0, 1.3, 1.7, 2.0])
     np.testing.assert_allclose(overlay(images, maps, exponents), overlay(images, 200 * maps, exponents), atol=1e-5)
+
+
+@pytest.mark.parametrize("xp", [np, pytest.param("jax.numpy", marks=NEEDS_JAX)])
+def test_no_exponent_is_too_large_for_a_map_of_bytes(xp):
+    """255 ** 16.01 is no float32: such maps are divided by their maximum first, all others are left as they are."""
+    xp = importlib.import_module(xp) if isinstance(xp, str) else xp
+    images = xp.zeros((4, 1, 4, 1), dtype=xp.float32)
+    values = np.array([0, 204, 250, 255], np.uint8)
+    exponents = np.array([2.0, 15.5, 17.0, 400.0], np.float32)
+    maps = xp.asarray(np.broadcast_to(values, (4, 1, 4)).copy())
+    laid = np.asarray(overlay(images, maps, xp.asarray(exponents)))[:, 0, :, 0]
+    expected = 0.5 * (values / 255.0) ** exponents[:, None]
+    np.testing.assert_allclose(laid, expected, rtol=1e-4, atol=1e-7)
+    assert (laid[:, -1] == 0.5).all()
+    if xp is np:
+        powered = values.astype(np.float32) ** exponents[:2, None]
+        np.testing.assert_array_equal(laid[:2], np.float32(0.5) * (powered / powered[:, -1:]))
+    tiny = np.array([[[0, 1e-9, 2e-9, 4e-9]]], np.float32)  # its sixth power is no float32 either
+    laid = overlay(np.zeros((1, 1, 4, 1), np.float32), tiny, np.array([6.0], np.float32))
+    np.testing.assert_allclose(laid[0, 0, :, 0], [0, 0.5 / 4**6, 0.5 / 2**6, 0.5], rtol=1e-5)
 
 
 def test_a_constant_map_gives_no_overlay():

@@ -6,7 +6,7 @@ import pytest
 from scipy.special import log_softmax, softmax
 from sklearn.utils.class_weight import compute_class_weight
 
-from tfigkd.batches.stream import Knowledge, training_batches
+from tfigkd.batches.stream import Knowledge, TeacherTargets, TrainingBatches
 from tfigkd.config.experiment import Config, override
 from tfigkd.config.training_fields import AugmentConfig, TrainingConfig
 from tfigkd.data import Examples, identify, to_model_input
@@ -65,7 +65,7 @@ def test_other_values_are_refused(wrong):
 
 
 def test_training_with_weights_is_keras_training_with_class_weight(examples):
-    stream = training_batches(examples, augment=STILL, batch_size=16, seed=3, class_weights=WEIGHTS)
+    stream = TrainingBatches(examples, TrainingConfig(batch_size=16), STILL, seed=3, class_weights=WEIGHTS)
     batches = [batch for batch, _ in zip(stream(0), range(6), strict=False)]
     ours, plain = compiled(Distiller(network())), network()
     compiled(plain, loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True))
@@ -89,8 +89,8 @@ def knowledge_of(examples: Examples) -> Knowledge:
 
 
 def test_cached_knowledge_is_weighted_alike(examples):
-    known = knowledge_of(examples)
-    stream = training_batches(examples, augment=STILL, batch_size=48, seed=0, knowledge=known, class_weights=WEIGHTS)
+    options = {"seed": 0, "targets": TeacherTargets(knowledge_of(examples)), "class_weights": WEIGHTS}
+    stream = TrainingBatches(examples, TrainingConfig(batch_size=48), STILL, **options)
     images, targets, weights = next(stream(0))
     model = Distiller(network(), losses={"kd": KLDivergence(2.5)}, loss_weights={"kd": 0.3})
     terms, logits = model.compute_terms(images, targets, weights, training=True)
@@ -111,9 +111,11 @@ def test_cached_knowledge_is_weighted_alike(examples):
 
 
 def test_mixed_images_have_the_mixed_weight(examples):
-    options = {"augment": STILL, "batch_size": 48, "seed": 0, "class_weights": WEIGHTS}
-    images, targets, weights = next(training_batches(examples, mixup=1.0, num_classes=3, **options)(0))
+    mixed, plain = (
+        next(TrainingBatches(examples, recipe, STILL, seed=0, num_classes=3, class_weights=WEIGHTS)(0))
+        for recipe in (TrainingConfig(batch_size=48, mixup=1.0), TrainingConfig(batch_size=48))
+    )
+    images, targets, weights = mixed
     np.testing.assert_allclose(weights, targets["label_probabilities"] @ WEIGHTS, rtol=1e-5)
-    plain = next(training_batches(examples, **options)(0))
     assert not np.array_equal(plain[0], images) and len({*plain[2].tolist()}) == 3
     np.testing.assert_allclose(np.sort(plain[0], axis=None), np.sort(to_model_input(examples.images), axis=None))

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 
 from tfigkd.batches import augment
-from tfigkd.batches.stream import Knowledge, training_batches
+from tfigkd.batches.stream import Knowledge, TeacherTargets, TrainingBatches
 from tfigkd.config.experiment import override, read_experiment, smoke
 from tfigkd.config.fields import OverlayConfig
-from tfigkd.config.training_fields import AugmentConfig
+from tfigkd.config.training_fields import AugmentConfig, TrainingConfig
 from tfigkd.data import Examples
 from tfigkd.stages import teacher, training_setup
 from tfigkd.stages.data import dataset
@@ -20,9 +20,9 @@ MAPS = np.full((COUNT, SIDE, SIDE), 200, np.uint8)
 ONES = np.ones(COUNT, np.float32)
 
 
-def batch(cutout, **options):
+def batch(cutout, augment, **options):
     examples = Examples(IDS, IMAGES, np.arange(COUNT) % 4, IDS)
-    stream = training_batches(examples, batch_size=COUNT, seed=3, cutout=cutout, **options)
+    stream = TrainingBatches(examples, TrainingConfig(batch_size=COUNT, cutout=cutout), augment, seed=3, **options)
     return next(stream(0))
 
 
@@ -33,8 +33,8 @@ def squares(images):
 
 
 def test_a_square_is_gray_and_all_else_as_without_it():
-    plain, _ = batch(0, augment=AugmentConfig(2))
-    images, _ = batch(4, augment=AugmentConfig(2))
+    plain, _ = batch(0, AugmentConfig(2))
+    images, _ = batch(4, AugmentConfig(2))
     rows, columns, gray = squares(images)
     np.testing.assert_array_equal(gray, rows[:, :, None] & columns[:, None, :])
     np.testing.assert_array_equal(np.where(gray[..., None], 0, images), np.where(gray[..., None], 0, plain))
@@ -48,8 +48,8 @@ def test_the_teacher_sees_the_same_square_and_the_map_is_zero_there():
     knowledge = Knowledge(np.zeros((COUNT, 4), np.float32), MAPS, ONES, 0 * ONES, ONES > 0)
     images, targets = batch(
         4,
-        augment=AugmentConfig(0, False),
-        knowledge=knowledge,
+        AugmentConfig(0, False),
+        targets=TeacherTargets(knowledge),
         overlay=OverlayConfig(probability=0.5),
         wanted={"teacher_inputs", "teacher_map"},
     )

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tfigkd.batches.stream import batch_sizes, evens_out, training_batches
-from tfigkd.config.training_fields import AugmentConfig
+from tfigkd.batches.stream import TrainingBatches, batch_sizes, evens_out
+from tfigkd.config.training_fields import AugmentConfig, TrainingConfig
 from tfigkd.data import identify
 
 
@@ -45,7 +45,7 @@ def test_all_examples_in_as_many_steps_of_at_most_two_sizes(examples, batch_size
 def test_an_epoch_of_the_stream_has_every_example_once(examples, sizes):
     images = np.random.default_rng(0).integers(0, 256, (examples, 4, 4, 3), dtype=np.uint8)
     given = identify(images, np.arange(examples))
-    stream = training_batches(given, augment=AugmentConfig(0, False), batch_size=16, seed=0)
+    stream = TrainingBatches(given, TrainingConfig(batch_size=16), AugmentConfig(0, False), seed=0)
     for epoch in (0, 3):
         batches = [np.asarray(batch[1]["label"]) for batch in islice(stream(epoch), 2 * len(sizes))]
         assert [len(labels) for labels in batches] == 2 * sizes

@@ -11,11 +11,10 @@ import numpy as np
 import pytest
 
 from tests.training.test_fit import noise
-from tfigkd.batches.randaugment import rand_augment
-from tfigkd.batches.stream import Knowledge, training_batches
+from tfigkd.batches.stream import Knowledge, TeacherTargets, TrainingBatches
 from tfigkd.batches.threads import done_in_order
 from tfigkd.config.fields import OverlayConfig
-from tfigkd.config.training_fields import AugmentConfig
+from tfigkd.config.training_fields import AugmentConfig, TrainingConfig
 from tfigkd.data import disk, load
 from tfigkd.data.disk import DiskPictures
 from tfigkd.runtime.errors import UserError
@@ -33,8 +32,9 @@ def knowledge(examples):
     return Knowledge(np.eye(count, 4, dtype=np.float32), examples.images[..., 0].copy(), ones, 0 * ones, ones > 0)
 
 
-def batches(examples, count, *, skip=0, **options):
-    stream = training_batches(examples, batch_size=16, seed=2, **{"augment": AugmentConfig(2), **options})
+def batches(examples, count, *, skip=0, threads=1, **options):
+    recipe = TrainingConfig(batch_size=16, batch_threads=threads, **options.pop("recipe", {}))
+    stream = TrainingBatches(examples, recipe, options.pop("augment", AugmentConfig(2)), seed=2, **options)
     return list(itertools.islice(stream(0, skip=skip), count))
 
 
@@ -49,21 +49,24 @@ def equal(one, other):
     "options",
     [
         {},
-        {"overlay": OverlayConfig(probability=0.5), "wanted": {"teacher_logits", "teacher_map", "teacher_inputs"}},
-        {"augment": AugmentConfig(crop_padding=0, crop_area=(0.3, 1.0)), "mixup": 1.0, "cutmix": 1.0, "cutout": 3},
+        {"overlay": OverlayConfig(probability=0.5), "wanted": {"teacher_map", "teacher_inputs"}},
+        {"augment": AugmentConfig(0, crop_area=(0.3, 1.0)), "recipe": {"mixup": 1.0, "cutmix": 1.0, "cutout": 3}},
     ],
 )
 def test_they_are_those_of_one_thread(examples, knowledge, options, threads):
-    given = {"knowledge": knowledge, **options}
+    given = {"targets": TeacherTargets(knowledge), **options}
     equal(batches(examples, 9, **given), batches(examples, 9, threads=threads, **given))
 
 
 def test_the_generator_of_randaugment_is_used_by_one_thread_at_a_time(examples):
     """Its state is set for each batch: two threads at it would give one batch the operations of the other."""
-    change = rand_augment(2, 0.5)
-    alone = batches(examples, 12, randaugment=change)
-    for _ in range(3):
-        equal(alone, batches(examples, 12, randaugment=change, threads=4))
+    recipe = TrainingConfig(batch_size=16, batch_threads=4, randaugment=2)
+    stream = TrainingBatches(examples, recipe, AugmentConfig(2), seed=2)
+    several = [list(itertools.islice(stream(0), 12)) for _ in range(3)]
+    stream.threads = 1
+    alone = list(itertools.islice(stream(0), 12))
+    for each in several:
+        equal(alone, each)
 
 
 @pytest.mark.parametrize("threads", [1, 3])

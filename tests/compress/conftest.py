@@ -1,6 +1,7 @@
 """A small trained student, and the inputs that its fine-tuning needs."""
 
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import keras
@@ -8,9 +9,9 @@ import numpy as np
 import pytest
 
 from tfigkd import models
-from tfigkd.batches.stream import training_batches
+from tfigkd.batches.stream import TrainingBatches
 from tfigkd.compress.finetune import FineTuning
-from tfigkd.config.training_fields import AugmentConfig
+from tfigkd.config.training_fields import AugmentConfig, TrainingConfig
 from tfigkd.data import Dataset, load
 from tfigkd.losses import KLDivergence
 from tfigkd.measure.metrics import predict_logits
@@ -26,18 +27,23 @@ class Case:
     student: keras.Model
     logits: np.ndarray
 
+    @cached_property
+    def by_image(self) -> dict[bytes, np.ndarray]:
+        """Training image to the student's logits."""
+        stored = predict_logits(self.student, self.data.train.images)
+        return {image.tobytes(): row for image, row in zip(self.data.train.images, stored, strict=True)}
+
     def tuning(self, folder: Path, *, cached: bool = False, fingerprint: str = "test") -> FineTuning:
         """Return tuning from the student's own logits, computed live or stored in the targets."""
         teacher = None if cached else models.fold_batch_norm(self.student)
         moved = AugmentConfig(0 if cached else 1, False)
-        stream = training_batches(self.data.train, augment=moved, batch_size=32, seed=0)
-        stored = predict_logits(self.student, self.data.train.images)
-        by_image = {image.tobytes(): row for image, row in zip(self.data.train.images, stored, strict=True)}
+        stream = TrainingBatches(self.data.train, TrainingConfig(batch_size=32), moved, seed=0)
 
         def with_logits(epoch: int):
             for images, targets in stream(epoch):
                 pixels = np.round(images * 255).astype(np.uint8)
-                yield images, {**targets, "teacher_logits": np.stack([by_image[one.tobytes()] for one in pixels])}
+                known = [self.by_image[one.tobytes()] for one in pixels]
+                yield images, {**targets, "teacher_logits": np.stack(known)}
 
         def distiller(model: keras.Model) -> Distiller:
             return Distiller(model, losses={"kd": KLDivergence(4.0)}, loss_weights={"kd": 0.9}, teacher=teacher)

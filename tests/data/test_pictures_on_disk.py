@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from tfigkd.batches.stream import Knowledge, training_batches
-from tfigkd.config.fields import OverlayConfig, SplitsConfig
-from tfigkd.config.training_fields import AugmentConfig
+from tfigkd.batches.stream import Knowledge, TeacherTargets, TrainingBatches
+from tfigkd.config.fields import ControlConfig, OverlayConfig, SplitsConfig, ViewConfig
+from tfigkd.config.training_fields import AugmentConfig, TrainingConfig
 from tfigkd.data import Examples, concatenate, load, mean_color
 from tfigkd.data import disk as module
 from tfigkd.data.disk import FOLDER, DiskPictures, blocks, digest, join, pick
@@ -315,8 +315,11 @@ def both(folder):
     return [concatenate([data.train, data.validation]) for data in (memory, on_disk)]
 
 
-@pytest.mark.parametrize("options", [{}, {"mixup": 0.4, "num_classes": 3}, {"cutout": 3}, {"swap_inputs": True}])
-def test_the_same_batches_bit_by_bit(folder, options):
+SWAPPED = {"view": ViewConfig("live"), "control": ControlConfig(logits="shuffled")}
+
+
+@pytest.mark.parametrize(("recipe", "options"), [({}, {}), ({"mixup": 0.4}, {}), ({"cutout": 3}, {}), ({}, SWAPPED)])
+def test_the_same_batches_bit_by_bit(folder, recipe, options):
     epochs = []
     for examples in both(folder):
         assert isinstance(examples.take(slice(3)), Examples)
@@ -324,14 +327,14 @@ def test_the_same_batches_bit_by_bit(folder, options):
         maps = np.random.default_rng(1).integers(0, 256, (count, 9, 7), dtype=np.uint8)
         usable = np.arange(count) % 7 > 0
         knowledge = Knowledge(np.zeros((count, 3), np.float32), maps, np.ones(count), np.zeros(count), usable)
-        stream = training_batches(
+        stream = TrainingBatches(
             examples,
-            augment=AugmentConfig(crop_padding=2),
-            batch_size=16,
+            TrainingConfig(batch_size=16, **recipe),
+            AugmentConfig(crop_padding=2),
             seed=3,
-            knowledge=knowledge,
+            targets=TeacherTargets(knowledge),
             overlay=OverlayConfig(probability=0.5),
-            wanted=("teacher_logits", "teacher_map", "teacher_inputs"),
+            wanted=("teacher_map", "teacher_inputs"),
             **options,
         )(2)
         epochs.append([next(stream) for _ in range(10)])

@@ -11,7 +11,7 @@ from tfigkd.config.experiment import override, read_experiment
 from tfigkd.incremental import __main__ as command
 from tfigkd.incremental import steps
 from tfigkd.runtime.errors import UserError
-from tfigkd.runtime.files import read_manifest
+from tfigkd.runtime.files import read_manifest, write_manifest
 from tfigkd.stages import training_setup
 from tfigkd.stages.data import dataset, training_examples
 from tfigkd.stages.runner import Run, print_estimate, run
@@ -20,6 +20,7 @@ from tfigkd.stages.workdir import Workdir
 TINY = {
     "data.name": "digits",
     "data.limit": 150,
+    "tensorboard.pictures": 0,
     "data.train_split": "train",
     "augment.crop_padding": 1,
     "student.model": "convnet",
@@ -103,6 +104,13 @@ def test_finished_steps_are_skipped_and_the_controls_share_the_first(foster, tmp
         assert " ".join(next(line for line in said.splitlines() if name in line.split()).split()) == (
             f"{name} {scores[0]:.2f} {scores[1]:.2f} {np.mean(scores):.2f}"
         )
+    manifest = read_manifest(root / "first")
+    kept = {name: value for name, value in manifest.items() if name not in ("fingerprint", "files", "checksum")}
+    for data, message in (("another", "was measured on other test pictures"), (kept["data"], None)):
+        write_manifest(root / "first", manifest["fingerprint"], files=manifest["files"], **kept | {"data": data})
+        if message:
+            with pytest.raises(UserError, match=message):
+                method(tiny(), "foster", root)
     with pytest.raises(UserError, match="holds a step of other settings; choose another --workdir"):
         method(tiny(**{"incremental.temperature": 3.0}), "foster", root)
 
@@ -170,4 +178,4 @@ def test_the_other_command_is_named(tmp_path, capsys):
         with pytest.raises(UserError, match=r"python -m tfigkd\.incremental --experiment cifar10_foster"):
             refused(chosen)
     assert command.main(["--method", "kd"]) == 1
-    assert "--experiment NAME_OR_FILE is missing" in capsys.readouterr().err
+    assert "--experiment is missing; cifar10_foster is the shipped one" in capsys.readouterr().err

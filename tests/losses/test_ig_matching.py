@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 from keras import ops
 
-from tfigkd.batches.stream import Knowledge, training_batches
-from tfigkd.config.training_fields import AugmentConfig
+from tfigkd.batches.stream import Knowledge, TeacherTargets, TrainingBatches
+from tfigkd.config.training_fields import AugmentConfig, TrainingConfig
 from tfigkd.data import Examples
 from tfigkd.losses import E2KD, IGMatching, grad_cam, input_gradient_map, map_distance
 from tfigkd.models.input_range import INPUT_RANGE
@@ -172,8 +172,9 @@ def test_a_map_over_the_completeness_gate_is_not_matched() -> None:
     knowledge = Knowledge(np.zeros((4, 2), np.float32), maps, ones, np.where(usable, 0.0, 1.0), usable)
     ids = np.array([f"{index:016x}" for index in range(4)])
     examples = Examples(ids, np.zeros((4, 8, 8, 3), np.uint8), np.arange(4), ids)
-    options = {"augment": AugmentConfig(0, False), "batch_size": 4, "seed": 0, "wanted": {"teacher_map"}}
-    _, targets = next(training_batches(examples, knowledge=knowledge, **options)(0))
+    options = {"seed": 0, "targets": TeacherTargets(knowledge), "wanted": {"teacher_map"}}
+    stream = TrainingBatches(examples, TrainingConfig(batch_size=4), AugmentConfig(0, False), **options)
+    _, targets = next(stream(0))
     order = np.asarray(targets["label"])
     given = np.asarray(targets["teacher_map"])
     np.testing.assert_array_equal(given, maps[order] * usable[order, None, None])

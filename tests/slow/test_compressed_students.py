@@ -5,11 +5,11 @@ import numpy as np
 import pytest
 
 from tfigkd import models
-from tfigkd.batches.stream import training_batches
+from tfigkd.batches.stream import TrainingBatches
 from tfigkd.compress import CompressConfig, sparsity
 from tfigkd.compress.finetune import FineTuning
 from tfigkd.compress.methods import PHASES, compress_student
-from tfigkd.config.training_fields import AugmentConfig
+from tfigkd.config.training_fields import AugmentConfig, TrainingConfig
 from tfigkd.data import load
 from tfigkd.edge.convert import convert
 from tfigkd.edge.litert import float_tensors
@@ -49,7 +49,7 @@ def test_a_published_network_made_smaller(name, method, pictures, weights_dir, t
         return Distiller(model, losses={"kd": KLDivergence(4.0)}, loss_weights={"kd": 0.9}, teacher=teacher)
 
     keras.utils.set_random_seed(0)
-    stream = training_batches(pictures.train, augment=AugmentConfig(), batch_size=32, seed=0)
+    stream = TrainingBatches(pictures.train, TrainingConfig(batch_size=32), AugmentConfig(), seed=0)
     config = CompressConfig(method=method, steps=30, batch_size=32, sparsity=0.25)
     result = compress_student(
         student, config, FineTuning(distiller, stream, tmp_path, "test", tmp_path / "tensorboard")

@@ -6,9 +6,9 @@ import pytest
 
 from tfigkd import models
 from tfigkd.batches.controls import apply_control
-from tfigkd.batches.stream import Knowledge, training_batches
+from tfigkd.batches.stream import Knowledge, TeacherTargets, TrainingBatches
 from tfigkd.config.fields import ControlConfig
-from tfigkd.config.training_fields import AugmentConfig
+from tfigkd.config.training_fields import AugmentConfig, TrainingConfig
 from tfigkd.data import load
 from tfigkd.losses import KLDivergence
 from tfigkd.measure.metrics import accuracy, predict_logits
@@ -42,8 +42,8 @@ def validation_accuracy(pictures, knowledge, control):
     student = models.resnet(20)
     distiller = Distiller(student, losses={"kd": KLDivergence(4.0)}, loss_weights={"kd": 0.5})
     distiller.compile(keras.optimizers.SGD(0.05, momentum=0.9, nesterov=True), jit_compile=False)
-    given = apply_control(knowledge, control)
-    stream = training_batches(train, augment=AugmentConfig(), batch_size=BATCH, seed=0, knowledge=given)
+    given = TeacherTargets(apply_control(knowledge, control))
+    stream = TrainingBatches(train, TrainingConfig(batch_size=BATCH), AugmentConfig(), seed=0, targets=given)
     steps = -(-COUNT // BATCH)
     distiller.fit(stream(0), steps_per_epoch=steps, epochs=EPOCHS, shuffle=False, verbose=0)
     return accuracy(predict_logits(student, validation.images), validation.labels)

@@ -1,7 +1,7 @@
-"""A sweep over other people's networks: every door of the package gives the function that plain Keras opens, or a line.
+"""A sweep over other people's networks: every operation gives the function that plain Keras opens, or one line.
 
 The networks are those of keras.applications, with random weights and statistics as after training, and some built by
-hand. At each door a network either has Keras's own outputs, or is refused by an error of one line that names a reason.
+hand. In each operation a network either has Keras's own outputs, or is refused by an error of one line with a reason.
 Each network has a process of its own, which gives its memory back.
 
 python -m pytest -p no:xdist -m slow -rP tests/slow/test_sweep.py
@@ -124,9 +124,9 @@ BY_HAND: dict[str, Callable[[], keras.Model]] = {
     "sigmoid": sigmoid,
     "several Rescaling": rescalings,
 }
-DOORS = ("load", "fold", "stock", "attribute", "store", "distill", "float32", "int8", "qat", "channels")
+OPERATIONS = ("load", "fold", "stock", "attribute", "store", "distill", "float32", "int8", "qat", "channels")
 COUNTS: Counter[str] = Counter()
-"""How often a door gave Keras's function ("DOOR same") or one line ("DOOR refused")."""
+"""How often an operation gave Keras's function ("OPERATION same") or one line ("OPERATION refused")."""
 REASONS: dict[str, str] = {}
 
 
@@ -157,7 +157,7 @@ def close(found, expected, tolerance: float) -> None:
 
 
 def sweep(name: str, model: keras.Model, folder: Path) -> Counter[str]:
-    """Take a network through every door; return how many gave Keras's function and how many refused it."""
+    """Take a network through every operation; return how many gave Keras's function and how many refused it."""
     path, seen = folder / "model.keras", Counter()
     white = 255.0 if name.startswith(("MobileNetV3", "Efficient", "ConvNeXt")) else 1.0  # what they are made for
     shaken(model, white).save(path)
@@ -169,7 +169,7 @@ def sweep(name: str, model: keras.Model, folder: Path) -> Counter[str]:
     stated = np.asarray(plain(white * images, training=False), "float64")
     tolerance = 2e-2 if name == "mixed_float16" else 2e-3
 
-    def door(which: str, act: Callable[[], None]) -> bool:
+    def operation(which: str, act: Callable[[], None]) -> bool:
         try:
             act()
         except (UserError, ValueError) as error:
@@ -181,7 +181,7 @@ def sweep(name: str, model: keras.Model, folder: Path) -> Counter[str]:
         return True
 
     own: list[keras.Model] = []
-    if not door("load", lambda: own.append(models.load_own(path))):
+    if not operation("load", lambda: own.append(models.load_own(path))):
         return seen
     (loaded,) = own
     logits = np.asarray(models.load_plain(path)(images), "float64")
@@ -255,8 +255,8 @@ def sweep(name: str, model: keras.Model, folder: Path) -> Counter[str]:
         assert cut_channels(with_stock_layers(loaded), 0.5).count_params() < loaded.count_params()
 
     acts = [fold, stock, attribute, store, distill, file("float32"), file("int8"), qat, channels]
-    for which, act in zip(DOORS[1:], acts, strict=True):
-        door(which, act)
+    for which, act in zip(OPERATIONS[1:], acts, strict=True):
+        operation(which, act)
     return seen
 
 
@@ -271,7 +271,7 @@ REFUSED = {  # what cannot be done, by network; everything else must be the same
 
 
 def take(name: str, folder: Path) -> dict[str, dict]:
-    """Build a network by its name and take it through every door; return what was seen, and the reasons of refusals."""
+    """Build a network by its name and take it through every operation; return counts, and the reasons of refusals."""
     keras.utils.set_random_seed(0)
     model = BY_HAND[name]() if name in BY_HAND else application(name)
     return {"seen": sweep(name, model, folder), "reasons": REASONS}
@@ -285,20 +285,20 @@ def test_every_door_gives_keras_own_function_or_one_line(name: str, tmp_path: Pa
     COUNTS.update(found["seen"])
     refused = {key.split()[0] for key in found["seen"] if key.endswith("refused")}
     reasons = found["reasons"]
-    print(f"{name}: {len(DOORS) - len(refused)} doors of {len(DOORS)} same; {reasons or 'none refused'}")
-    assert len(found["seen"]) == len(DOORS)
+    print(f"{name}: {len(OPERATIONS) - len(refused)} operations of {len(OPERATIONS)} same; {reasons or 'none refused'}")
+    assert len(found["seen"]) == len(OPERATIONS)
     assert refused == REFUSED.get(name, set()), reasons
 
 
 def test_counts_of_the_sweep() -> None:
-    """Runs last: all networks have gone through every door."""
+    """Runs last: all networks have gone through every operation."""
     if len(os.environ.get("PYTEST_XDIST_WORKER", "")) or COUNTS["load same"] + COUNTS["load refused"] < 20:
         pytest.skip("NEEDS THE WHOLE SWEEP in one process: pytest -p no:xdist -m slow tests/slow/test_sweep.py")
     same = sum(count for key, count in COUNTS.items() if key.endswith("same"))
     refused = sum(count for key, count in COUNTS.items() if key.endswith("refused"))
-    print(f"{same} doors gave Keras's function, {refused} refused in one line: {dict(sorted(COUNTS.items()))}")
+    print(f"{same} operations gave Keras's function, {refused} refused in one line: {dict(sorted(COUNTS.items()))}")
     assert COUNTS["load same"] == len(BY_HAND) + len(NETWORKS) == 20
-    assert refused == sum(map(len, REFUSED.values())) and same == 20 * len(DOORS) - refused
+    assert refused == sum(map(len, REFUSED.values())) and same == 20 * len(OPERATIONS) - refused
 
 
 if __name__ == "__main__":

@@ -10,10 +10,10 @@ from PIL import Image
 
 from tfigkd import OverlayStore
 from tfigkd.batches.augment import overlay
-from tfigkd.batches.stream import Knowledge, training_batches
+from tfigkd.batches.stream import Knowledge, TeacherTargets, TrainingBatches
 from tfigkd.config.experiment import override, read_experiment
 from tfigkd.config.fields import AttributionConfig, OverlayConfig
-from tfigkd.config.training_fields import AugmentConfig
+from tfigkd.config.training_fields import AugmentConfig, TrainingConfig
 from tfigkd.data import Examples, identify
 from tfigkd.data.grid import cell_means, spread
 from tfigkd.losses.features import pool_to
@@ -80,8 +80,9 @@ def test_batches_overlay_and_match_the_cells():
         known = Knowledge(np.zeros((count, 4), np.float32), maps, ones, 0 * ones, ones > 0)
         laid = OverlayConfig(probability=0.5)
         wanted = {"teacher_map", "teacher_inputs"}
-        options = {"augment": AugmentConfig(2), "batch_size": count, "seed": 3, "cutout": 3}
-        return next(training_batches(examples, knowledge=known, overlay=laid, wanted=wanted, **options)(0))
+        options = {"seed": 3, "targets": TeacherTargets(known), "overlay": laid, "wanted": wanted}
+        recipe = TrainingConfig(batch_size=count, cutout=3)
+        return next(TrainingBatches(examples, recipe, AugmentConfig(2), **options)(0))
 
     (left, by_cells), (right, by_pixels) = first(coarse), first(coarse.repeat(2, axis=1).repeat(2, axis=2))
     np.testing.assert_array_equal(left, right)

@@ -9,11 +9,12 @@ import pytest
 import tensorflow as tf
 
 import tfigkd
-from tfigkd import OverlayStore
+from tfigkd import Distiller, OverlayStore
 from tfigkd.attribution import integrated_gradients, saliency_map
 from tfigkd.config.fields import AttributionConfig
 from tfigkd.data import Dataset, identify, splits_fingerprint
 from tfigkd.data.spaces import to_gray
+from tfigkd.losses import KLDivergence
 from tfigkd.models.spaces import with_rgb
 from tfigkd.models.weights import weights_fingerprint
 from tfigkd.runtime.errors import UserError
@@ -222,6 +223,35 @@ def test_unknown_settings_and_folders_without_a_store_are_refused(teacher, array
     assert len(OverlayStore(store.folder)) == len(store)
     with pytest.raises(ValueError, match="probability"):
         OverlayStore.overlay(1.5)
+
+
+@pytest.mark.parametrize("largest", [np.inf, np.nan])
+def test_an_exponent_that_is_no_number_is_refused(largest):
+    with pytest.raises(ValueError, match="0 < min_exponent <= max_exponent < inf"):
+        OverlayStore.overlay(max_exponent=largest)
+
+
+def test_a_live_teacher_runs_on_batches_without_stored_logits(store, teacher, arrays):
+    """It sees the pictures without overlays; beside stored logits, of which it would know nothing, it is refused."""
+    pictures = tf.data.Dataset.from_tensor_slices(arrays)
+    other, images = classifier(5), arrays[0] / np.float32(255)
+
+    def fit(student, live, **options):
+        batches = store.join(pictures, **options).batch(COUNT).map(OverlayStore.overlay(1.0))
+        losses = {"kd": KLDivergence(1.0)}
+        distiller = Distiller(student, losses=losses, loss_weights={"kd": 0.5}, teacher=live)
+        distiller.compile(keras.optimizers.SGD(0.0), jit_compile=False)
+        overlaid = next(iter(batches))[0]
+        return distiller.fit(batches, shuffle=False, verbose=0).history["kd_loss"][0], student(overlaid)
+
+    for live, options in ((None, {}), (other, {"logits": False})):
+        found, logits = fit(classifier(2), live, **options)
+        taught = keras.ops.log_softmax((live or teacher)(images))
+        own = keras.ops.log_softmax(logits)
+        expected = np.mean(np.sum(np.exp(taught) * (taught - own), axis=-1))
+        assert found == pytest.approx(expected, rel=1e-3)
+    with pytest.raises(ValueError, match=r"the live teacher would never run, .*join\(pictures, logits=False\)"):
+        fit(classifier(2), other)
 
 
 @pytest.mark.parametrize("probability", [0.0, 1.0])

@@ -12,10 +12,10 @@ from scipy.special import softmax
 from tfigkd import models
 from tfigkd.batches.augment import ORDER, example_keys, uniform
 from tfigkd.batches.controls import shuffle_views
-from tfigkd.batches.stream import StoredAttention, training_batches
+from tfigkd.batches.stream import StoredAttention, TeacherTargets, TrainingBatches
 from tfigkd.config.experiment import Config, override
-from tfigkd.config.fields import ControlConfig
-from tfigkd.config.training_fields import AugmentConfig
+from tfigkd.config.fields import ControlConfig, ViewConfig
+from tfigkd.config.training_fields import AugmentConfig, TrainingConfig
 from tfigkd.data import covered
 from tfigkd.losses.attention import attention_transfer, unit_attention
 from tfigkd.models.weights import weights_fingerprint
@@ -68,9 +68,8 @@ def test_the_logits_that_are_looked_up_are_those_that_a_live_teacher_computes(te
     views = load_views(CONFIG, workdir, examples)
     assert views.shape == (len(examples), 5, 10)
     assert views.dtype == np.float16
-    stream = training_batches(
-        examples, augment=CONFIG.augment, batch_size=16, seed=3, views=views, view_seed=CONFIG.view.seed, wanted=()
-    )
+    recipe, targets = TrainingConfig(batch_size=16), TeacherTargets(views=views)
+    stream = TrainingBatches(examples, recipe, CONFIG.augment, seed=3, targets=targets, view=CONFIG.view)
     scale = np.abs(views).max()
     for images, targets in itertools.islice(stream(0), 8):  # two epochs
         live = keras.ops.convert_to_numpy(teacher(images, training=False))
@@ -89,9 +88,8 @@ def test_the_views_of_an_image_differ_and_all_are_used(workdir):
     examples = training_examples(CONFIG.data)
     views = load_views(CONFIG, workdir, examples)
     assert (views[:, 0] != views[:, 1]).any(axis=1).mean() > 0.9
-    stream = training_batches(
-        examples, augment=CONFIG.augment, batch_size=len(examples), seed=0, views=views, view_seed=0, wanted=()
-    )
+    recipe, targets = TrainingConfig(batch_size=len(examples)), TeacherTargets(views=views)
+    stream = TrainingBatches(examples, recipe, CONFIG.augment, seed=0, targets=targets, view=CONFIG.view)
     seen = set()
     for _, targets in itertools.islice(stream(0), 12):
         seen |= {tuple(np.flatnonzero((views == row).all(axis=2).any(axis=0))) for row in targets["teacher_logits"][:5]}
@@ -145,9 +143,10 @@ def test_the_control_permutes_views_across_images(workdir):
 def test_drawing_a_view_does_not_change_the_draws_of_other_arms():
     """Check that arms with the same seed have the same order of examples with every kind of view."""
     examples = training_examples(CONFIG.data)
-    options = {"augment": AugmentConfig(2), "batch_size": 16, "seed": 1, "wanted": ()}
-    plain = training_batches(examples, **options)(0)
-    viewed = training_batches(examples, views=np.zeros((len(examples), 4, 10), np.float16), **options)(0)
+    given = examples, TrainingConfig(batch_size=16), AugmentConfig(2)
+    stored = TeacherTargets(views=np.zeros((len(examples), 4, 10), np.float16))
+    plain = TrainingBatches(*given, seed=1)(0)
+    viewed = TrainingBatches(*given, seed=1, targets=stored, view=ViewConfig("views", views=4))(0)
     for (_, left), (_, right) in itertools.islice(zip(plain, viewed, strict=True), 4):
         np.testing.assert_array_equal(left["label"], right["label"])
 
@@ -169,10 +168,8 @@ def test_stored_attention_is_that_of_a_live_teacher(teacher, attention):
     config, maps = attention
     examples = training_examples(config.data)
     assert maps.shape == (len(examples), 5, 4, 4)
-    stored = StoredAttention(TAP, maps, moved=False)
-    stream = training_batches(
-        examples, augment=config.augment, batch_size=20, seed=3, attention=stored, view_seed=0, wanted=()
-    )
+    recipe, stored = TrainingConfig(batch_size=20), TeacherTargets(attention=StoredAttention(TAP, maps))
+    stream = TrainingBatches(examples, recipe, config.augment, seed=3, targets=stored, view=config.view)
     for images, targets in itertools.islice(stream(0), 6):
         live = live_attention(teacher, images)
         np.testing.assert_allclose(targets["teacher_features"][TAP], live, atol=2e-3)
@@ -184,13 +181,14 @@ def test_moved_attention_is_exact_without_geometry_and_nearer_than_unmoved(teach
     examples = training_examples(config.data)
     maps = load_views(config, workdir, examples, TAP)
     assert maps.shape == (len(examples), 1, 4, 4)
-    stored = StoredAttention(TAP, maps, moved=True)
+    stored = TeacherTargets(attention=StoredAttention(TAP, maps))
     still = AugmentConfig(crop_padding=0, flip=False)
-    options = {"batch_size": len(examples), "seed": 3, "attention": stored, "wanted": ()}
-    images, targets = next(training_batches(examples, augment=still, **options)(0))
+    options = {"seed": 3, "targets": stored, "view": ViewConfig(attention="moved")}
+    recipe = TrainingConfig(batch_size=len(examples))
+    images, targets = next(TrainingBatches(examples, recipe, still, **options)(0))
     np.testing.assert_allclose(targets["teacher_features"][TAP], live_attention(teacher, images), atol=2e-3)
 
-    images, targets = next(training_batches(examples, augment=AugmentConfig(2), **options)(0))
+    images, targets = next(TrainingBatches(examples, recipe, AugmentConfig(2), **options)(0))
     live = live_attention(teacher, images)
     order = np.argsort(uniform(example_keys(examples.ids), seed=3, epoch=0, purpose=ORDER), kind="stable")
     moved = np.mean(attention_transfer(targets["teacher_features"][TAP], live[..., None]))
@@ -259,12 +257,19 @@ def test_nan_in_a_stored_view_is_refused_before_any_training(workdir, attention)
 
 def test_the_placebo_of_a_live_teacher_is_another_image_of_the_batch(workdir):
     examples = training_examples(CONFIG.data)
-    options = {"augment": CONFIG.augment, "batch_size": 16, "seed": 1, "wanted": ("teacher_inputs",)}
-    for images, targets in itertools.islice(training_batches(examples, swap_inputs=True, **options)(0), 3):
+    options = {"seed": 1, "view": ViewConfig("live"), "control": ControlConfig(logits="shuffled")}
+    recipe, wanted = TrainingConfig(batch_size=16), ("teacher_inputs",)
+    stream = TrainingBatches(examples, recipe, CONFIG.augment, wanted=wanted, **options)
+    for images, targets in itertools.islice(stream(0), 3):
         np.testing.assert_array_equal(targets["teacher_inputs"], np.roll(images, 1, axis=0))
         assert (targets["teacher_inputs"] != images).any(axis=(1, 2, 3)).all()
 
 
-def test_stored_attention_of_views_needs_the_views():
+def test_stored_attention_of_views_needs_the_views(workdir):
     with pytest.raises(UserError, match=r"view\.kind = views"):
         override(Config(), {"view.attention": "views"})
+    examples = training_examples(CONFIG.data)
+    views = np.zeros((len(examples), 4, 10), np.float16)
+    for stored in (TeacherTargets(views=views), TeacherTargets(attention=StoredAttention(TAP, views))):
+        with pytest.raises(ValueError, match=r"view\.kind = views, got plain"):
+            TrainingBatches(examples, CONFIG.training, CONFIG.augment, seed=0, targets=stored)

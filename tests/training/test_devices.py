@@ -4,8 +4,8 @@ import keras
 import numpy as np
 import pytest
 
-from tests.children import ROOT, run
-from tests.test_jax import NEEDS_JAX, QUICK_TO_COMPILE
+from tests.children import JAX, run
+from tests.test_jax import NEEDS_JAX
 from tfigkd.batches.stream import batch_sizes
 
 BACKENDS = ["tensorflow", pytest.param("jax", marks=NEEDS_JAX)]
@@ -25,7 +25,7 @@ import os
 from pathlib import Path
 import keras, numpy as np
 from tests.training.test_fit import network
-from tfigkd.batches.stream import Knowledge, training_batches
+from tfigkd.batches.stream import Knowledge, TeacherTargets, TrainingBatches
 from tfigkd.config.fields import OverlayConfig
 from tfigkd.config.training_fields import AugmentConfig, TrainingConfig
 from tfigkd.data import Examples
@@ -46,9 +46,8 @@ for devices in ("one", "all"):
     recipe["checkpoint_steps"] = 2  # of three
     config = TrainingConfig(epochs=2, batch_size=16, devices=devices, **recipe)
     assert device_count(devices) == {"one": 1, "all": 2}[devices]
-    options = {"augment": AugmentConfig(1), "overlay": OverlayConfig(probability=0.5), "mixup": config.mixup}
-    options |= {"batch_size": 16, "seed": 3, "knowledge": knowledge, "devices": device_count(devices)}
-    stream = training_batches(examples, **options)
+    options = {"targets": TeacherTargets(knowledge), "overlay": OverlayConfig(probability=0.5)}
+    stream = TrainingBatches(examples, config, AugmentConfig(1), seed=3, devices=device_count(devices), **options)
     folder = Path(devices)
     folder.mkdir()
     options = {"fingerprint": "f", "tensorboard": folder / "tb", "title": "t", "ledger_steps": 2}
@@ -115,7 +114,7 @@ def split_run(folder, backend, code, *arguments):
     """Run a program in a child process whose processor is two devices, and return what it prints."""
     (folder / "split.py").write_text(SPLIT)
     (folder / "program.py").write_text(code)
-    environment = {"KERAS_BACKEND": backend, "PYTHONPATH": str(ROOT), "XLA_FLAGS": QUICK_TO_COMPILE}
+    environment = JAX | {"KERAS_BACKEND": backend}
     done = run(folder, "program", *arguments, environment=environment)
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout

@@ -1,12 +1,10 @@
 """The Distiller behaves as any Keras model, respects sample weights, and leaves the teacher alone."""
 
-import subprocess
-import sys
-
 import keras
 import numpy as np
 import pytest
 
+from tests.children import on_jax
 from tfigkd.losses import KLDivergence, hard_label_loss, kl_divergence
 from tfigkd.training.distiller import Distiller
 from tfigkd.training.terms import loss_terms
@@ -154,32 +152,27 @@ JAX_RUN = """
 import keras, numpy as np
 assert keras.backend.backend() == "jax"
 import sys; assert "tensorflow" not in sys.modules
-sys.path.insert(0, {tests!r})
-from test_distiller import IMAGES, LABELS, LOGITS, distiller, network
+from tests.training.test_distiller import IMAGES, LABELS, LOGITS, distiller, network
 keras.utils.set_random_seed(0)
 student = network()
-student.set_weights([w for w in np.load({weights!r}, allow_pickle=False).values()])
+student.set_weights([w for w in np.load("weights.npz", allow_pickle=False).values()])
 model = distiller(student, keras.optimizers.SGD(0.1))
-model.fit(IMAGES, {{"label": LABELS, "teacher_logits": LOGITS}}, epochs=2, batch_size=16, shuffle=False, verbose=0)
+model.fit(IMAGES, {"label": LABELS, "teacher_logits": LOGITS}, epochs=2, batch_size=16, shuffle=False, verbose=0)
 print(model.evaluate(IMAGES, LABELS, verbose=0, return_dict=True))
 live = distiller(network(dropout=0.5), teacher=student)
 live.fit(IMAGES, LABELS, verbose=0)
-np.savez({result!r}, *student.get_weights())
+np.savez("result.npz", *student.get_weights())
 """
 
 
 def test_jax_trains_the_same_student(tmp_path):
     pytest.importorskip("jax", reason="NEEDS JAX: pip install jax")
     student = network()
-    weights, result = tmp_path / "weights.npz", tmp_path / "result.npz"
-    np.savez(weights, *student.get_weights())
+    np.savez(tmp_path / "weights.npz", *student.get_weights())
     model = distiller(student, keras.optimizers.SGD(0.1))
     targets = {"label": LABELS, "teacher_logits": LOGITS}
     model.fit(IMAGES, targets, epochs=2, batch_size=16, shuffle=False, verbose=0)
-    program = JAX_RUN.format(tests=str(__file__).rsplit("/", 1)[0], weights=str(weights), result=str(result))
-    import os
-
-    subprocess.run([sys.executable, "-c", program], check=True, env=os.environ | {"KERAS_BACKEND": "jax"})
-    with np.load(result, allow_pickle=False) as archive:
+    on_jax(tmp_path, JAX_RUN, fresh=True)
+    with np.load(tmp_path / "result.npz", allow_pickle=False) as archive:
         for ours, theirs in zip(student.get_weights(), archive.values(), strict=True):
             np.testing.assert_allclose(ours, theirs, atol=1e-5)

@@ -1,14 +1,12 @@
 """What users of Keras and of its own Distiller expect: compile, fit, evaluate, export, several replicas."""
 
-import subprocess
-import sys
 from functools import partial
-from pathlib import Path
 
 import keras
 import numpy as np
 import pytest
 
+from tests.children import run
 from tfigkd.losses import AttentionTransfer, KLDivergence
 from tfigkd.training.distiller import Distiller
 from tfigkd.training.optimizers import TwoMomenta
@@ -50,7 +48,7 @@ def test_labels_of_a_data_set_that_are_no_class_end_the_training(wrong):
     labels = np.where(np.arange(32) == 20, wrong, Y)
     sound, *broken = (
         tf.data.Dataset.from_tensor_slices((X, targets)).batch(8)
-        for targets in (Y, labels, labels[:, None], {"label": labels, "teacher_logits": LOGITS})
+        for targets in (Y, labels, labels[:, None], {"label": labels})
     )
 
     def fit(data, **options):
@@ -355,9 +353,9 @@ def test_fractions_in_a_data_set_are_no_classes_but_for_a_given_loss_of_one_outp
     single = keras.Sequential([keras.Input((6,)), keras.layers.Dense(1, activation="sigmoid")])
     model = Distiller(single)
     model.compile("sgd", jit_compile=False)
-    for run in (model.evaluate, partial(model.fit, shuffle=False)):
+    for call in (model.evaluate, partial(model.fit, shuffle=False)):
         with pytest.raises(ValueError, match=r"labels must be whole numbers, got 0\.\d+; round them"):
-            run(data, verbose=0)
+            call(data, verbose=0)
     model.compile("sgd", loss="binary_crossentropy", jit_compile=False)
     plain = keras.models.clone_model(single)
     plain.set_weights(single.get_weights())
@@ -470,12 +468,10 @@ def test_a_distributed_data_set_is_taken_as_it_is():
 
 
 REPLICAS = """
-import sys
 import numpy as np, tensorflow as tf, keras
 cpu = tf.config.list_physical_devices("CPU")[0]
 tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
-sys.path.insert(0, {tests!r})
-from test_distiller_as_keras import X, Y, distiller, net
+from tests.training.test_distiller_as_keras import X, Y, distiller, net
 for regularizer in (None, keras.regularizers.L2(0.1)):
     students = []
     for devices in (["CPU:0"], ["CPU:0", "CPU:1"]):
@@ -488,9 +484,9 @@ for regularizer in (None, keras.regularizers.L2(0.1)):
 """
 
 
-def test_two_replicas_train_as_one():
-    program = REPLICAS.format(tests=str(Path(__file__).parent))
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+def test_two_replicas_train_as_one(tmp_path):
+    (tmp_path / "replicas.py").write_text(REPLICAS)
+    done = run(tmp_path, "replicas")
     assert done.returncode == 0, done.stderr[-2000:]
 
 

@@ -6,7 +6,7 @@ import keras
 import numpy as np
 import pytest
 
-from tfigkd.batches.stream import Knowledge, training_batches
+from tfigkd.batches.stream import Knowledge, TeacherTargets, TrainingBatches
 from tfigkd.config.fields import OverlayConfig
 from tfigkd.config.training_fields import AugmentConfig, TrainingConfig
 from tfigkd.data import Examples
@@ -29,14 +29,13 @@ def noise(side):
     return Examples(ids, images, np.arange(COUNT) % 4, ids)
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def examples():
     return noise(6)
 
 
-@pytest.fixture
-def knowledge(examples):
-    """A teacher that knows each image by its pixels: the map is the image's red channel."""
+def knowledge_of(examples):
+    """Return what a teacher knows that tells each image by its pixels: the map is the image's red channel."""
     return Knowledge(
         logits=examples.images[:, 0, :2, :2].reshape(COUNT, 4).astype(np.float32) / 255,
         maps=examples.images[..., 0].copy(),
@@ -44,6 +43,11 @@ def knowledge(examples):
         errors=np.zeros(COUNT, np.float32),
         usable=np.ones(COUNT, bool),
     )
+
+
+@pytest.fixture
+def knowledge(examples):
+    return knowledge_of(examples)
 
 
 def network(seed, dropout=0.3):
@@ -59,14 +63,8 @@ def network(seed, dropout=0.3):
 def train(examples, knowledge, folder, epochs, stop_after=None, **recipe):
     """Train for `epochs` of 4 steps; with `stop_after` the run breaks after so many of them, such as 2.5."""
     config = TrainingConfig(epochs=epochs, batch_size=16, schedule="cosine", warmup_epochs=1, **recipe)
-    stream = training_batches(
-        examples,
-        augment=AugmentConfig(crop_padding=1),
-        batch_size=16,
-        seed=3,
-        knowledge=knowledge,
-        overlay=OverlayConfig(probability=0.5),
-    )
+    options = {"targets": TeacherTargets(knowledge), "overlay": OverlayConfig(probability=0.5)}
+    stream = TrainingBatches(examples, config, AugmentConfig(crop_padding=1), seed=3, **options)
     model = Distiller(network(0), losses={"kd": KLDivergence()}, loss_weights={"kd": 0.5})
     folder.mkdir(exist_ok=True)
 
@@ -80,8 +78,8 @@ def train(examples, knowledge, folder, epochs, stop_after=None, **recipe):
     return model.student.get_weights(), history
 
 
-def test_a_resumed_run_ends_with_the_weights_of_an_uninterrupted_one(examples, knowledge, tmp_path):
-    whole, history = train(examples, knowledge, tmp_path / "whole", 4)
+def test_a_resumed_run_ends_with_the_weights_of_an_uninterrupted_one(uncut, examples, knowledge, tmp_path):
+    whole, history = uncut["plain"]
     with pytest.raises(UserError, match="epoch 3"):
         train(examples, knowledge, tmp_path / "cut", 4, stop_after=2)
     assert sorted(path.name for path in (tmp_path / "cut").glob("*.ckpt")) == [
@@ -95,12 +93,22 @@ def test_a_resumed_run_ends_with_the_weights_of_an_uninterrupted_one(examples, k
         assert {**left, "seconds": 0} == {**right, "seconds": 0}
 
 
-@pytest.mark.parametrize("recipe", [{}, {"ema": 0.9}, {"lookahead": 3}])
+RECIPES = {"plain": {}, "ema": {"ema": 0.9}, "lookahead": {"lookahead": 3}}
+
+
+@pytest.fixture(scope="module")
+def uncut(examples, tmp_path_factory):
+    """Return weights and history of four epochs of each recipe, without a break."""
+    folder, knowledge = tmp_path_factory.mktemp("uncut"), knowledge_of(examples)
+    return {name: train(examples, knowledge, folder / name, 4, **recipe) for name, recipe in RECIPES.items()}
+
+
+@pytest.mark.parametrize("name", RECIPES)
 @pytest.mark.parametrize("stop", [0.75, 2.5, 3.75])
-def test_a_run_goes_on_within_an_epoch(examples, knowledge, tmp_path, stop, recipe, capsys):
+def test_a_run_goes_on_within_an_epoch(uncut, examples, knowledge, tmp_path, stop, name, capsys):
     """Cut after step 3 of 16, 10 and 15, with a checkpoint every other step."""
-    whole, history = train(examples, knowledge, tmp_path / "whole", 4, **recipe)
-    recipe = {**recipe, "checkpoint_steps": 2}
+    whole, history = uncut[name]
+    recipe = {**RECIPES[name], "checkpoint_steps": 2}
     epoch, within = divmod(int(4 * stop), 4)
     step = within - within % 2
     with pytest.raises(UserError, match=f"checkpoint of step {step} of epoch {epoch + 1} is kept"):
@@ -166,13 +174,13 @@ def test_nan_stops_the_run_names_the_term_and_keeps_the_last_good_checkpoint(exa
 
 
 def test_batches_are_a_function_of_seed_and_epoch(examples):
-    stream = training_batches(examples, augment=AugmentConfig(2), batch_size=16, seed=0)
+    stream = TrainingBatches(examples, TrainingConfig(batch_size=16), AugmentConfig(2), seed=0)
     first = list(itertools.islice(stream(0), 8))
     second = list(itertools.islice(stream(1), 4))
     for (images, targets), (again, targets_again) in zip(first[4:], second, strict=True):
         np.testing.assert_array_equal(images, again)
         np.testing.assert_array_equal(targets["label"], targets_again["label"])
-    other = next(training_batches(examples, augment=AugmentConfig(2), batch_size=16, seed=1)(0))
+    other = next(TrainingBatches(examples, TrainingConfig(batch_size=16), AugmentConfig(2), seed=1)(0))
     assert (first[0][1]["label"] != other[1]["label"]).any()
     sizes = [len(images) for images, _ in first[:4]]
     assert sizes == [13, 13, 12, 12]  # as three of 16 would leave a last one of 2
@@ -181,10 +189,9 @@ def test_batches_are_a_function_of_seed_and_epoch(examples):
 def test_map_logits_and_label_in_a_batch_are_those_of_its_image(examples, knowledge):
     """After shuffle, crop and flip, the overlay must be the moved image's own map."""
     config = OverlayConfig(probability=1.0, min_exponent=1.0, max_exponent=1.0)
-    plain = training_batches(examples, augment=AugmentConfig(2), batch_size=16, seed=5)(0)
-    laid = training_batches(
-        examples, augment=AugmentConfig(2), batch_size=16, seed=5, knowledge=knowledge, overlay=config
-    )(0)
+    given = examples, TrainingConfig(batch_size=16), AugmentConfig(2)
+    plain = TrainingBatches(*given, seed=5)(0)
+    laid = TrainingBatches(*given, seed=5, targets=TeacherTargets(knowledge), overlay=config)(0)
     found = 0
     for (image, _), (overlaid, targets) in itertools.islice(zip(plain, laid, strict=True), 4):
         red = image[..., :1]
@@ -264,7 +271,7 @@ def test_validation_is_shared_evenly_by_any_number_of_devices(devices, sizes):
 
 def test_no_iterator_of_a_training_waits_for_autotuning(examples):
     """Its thread sleeps for longer and longer, and with it whoever ends the iterator: after each validation."""
-    stream = training_batches(examples, augment=AugmentConfig(), batch_size=8, seed=0)
+    stream = TrainingBatches(examples, TrainingConfig(batch_size=8), AugmentConfig(), seed=0)
     batches, held_out = training_input(stream, 1), validation_input(examples, 1, (0, 1))
     assert not batches.options().autotune.enabled and not held_out.options().autotune.enabled
     for (images, targets), (expected, labels) in zip(batches.take(2), stream(1), strict=False):

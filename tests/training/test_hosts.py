@@ -10,11 +10,11 @@ import keras
 import numpy as np
 import pytest
 
-from tests.children import fork, run
-from tests.test_jax import NEEDS_JAX, QUICK_TO_COMPILE
+from tests.children import JAX, fork, run
+from tests.test_jax import NEEDS_JAX
 from tfigkd import run as command
-from tfigkd.batches.stream import training_batches
-from tfigkd.config.training_fields import AugmentConfig
+from tfigkd.batches.stream import TrainingBatches
+from tfigkd.config.training_fields import AugmentConfig, TrainingConfig
 from tfigkd.data import Examples
 from tfigkd.runtime import hosts
 from tfigkd.runtime.errors import UserError
@@ -25,8 +25,8 @@ import sys
 from pathlib import Path
 import numpy as np
 from tests.training.test_fit import network
-from tfigkd.batches.stream import Knowledge, training_batches
-from tfigkd.config.fields import OverlayConfig
+from tfigkd.batches.stream import Knowledge, TeacherTargets, TrainingBatches
+from tfigkd.config.fields import OverlayConfig, ViewConfig
 from tfigkd.config.training_fields import AugmentConfig, TrainingConfig
 from tfigkd.data import Examples
 from tfigkd.losses import KLDivergence
@@ -47,9 +47,9 @@ def train(folder):
     recipe = {"optimizer": "sgd", "weight_decay": 0.01, "learning_rate": 0.1, "mixup": 1.0, "ema": 0.5}
     recipe["checkpoint_steps"] = 2  # of three
     config = TrainingConfig(epochs=2, batch_size=16, devices="all", **recipe)
-    options = {"augment": AugmentConfig(1), "overlay": OverlayConfig(probability=0.5), "mixup": config.mixup}
-    options |= {"batch_size": 16, "seed": 3, "knowledge": knowledge, "devices": device_count("all")}
-    stream = training_batches(examples, wanted=("teacher_inputs",), **options)
+    options = {"targets": TeacherTargets(knowledge), "overlay": OverlayConfig(probability=0.5)}
+    options |= {"view": ViewConfig("live"), "wanted": ("teacher_inputs",), "devices": device_count("all")}
+    stream = TrainingBatches(examples, config, AugmentConfig(1), seed=3, **options)
     with on_devices("all"):
         teacher = network(1)
         student = network(0, dropout=0.3)
@@ -90,8 +90,7 @@ with hosts.joined():
 def together(address, number, count=2):
     """Return the environment of one of several processes, all on this machine."""
     return {
-        "KERAS_BACKEND": "jax",
-        "XLA_FLAGS": QUICK_TO_COMPILE,
+        **JAX,
         "JAX_COORDINATOR_BIND_ADDRESS": address,
         hosts.ADDRESSES: address,
         hosts.COUNT: str(count),
@@ -115,8 +114,7 @@ def start(folder, module, *arguments):
 @NEEDS_JAX
 def test_two_processes_train_the_weights_of_one(tmp_path):
     (tmp_path / "program.py").write_text(TRAIN)
-    alone = {"KERAS_BACKEND": "jax", "XLA_FLAGS": QUICK_TO_COMPILE}
-    children = [*start(tmp_path, "program", "both"), fork(tmp_path, "program", "one", environment=alone)]
+    children = [*start(tmp_path, "program", "both"), fork(tmp_path, "program", "one", environment=JAX)]
     said = [child.communicate() for child in children]
     assert [child.returncode for child in children] == [0, 0, 0], said
     assert ["0 of 2 2" in said[0][0], "1 of 2 2" in said[1][0], "0 of 1 1" in said[2][0]] == [True] * 3
@@ -140,8 +138,9 @@ def test_parts_of_a_batch_are_the_batch(mixup):
     images = np.random.default_rng(0).integers(0, 256, (40, 5, 5, 3), dtype=np.uint8)
     ids = np.array([f"{index * 0x9E3779B97F4A7C15 % 2**64:016x}" for index in range(40)])
     examples = Examples(ids, images, np.arange(40) % 4, ids)
-    options = {"batch_size": 12, "seed": 3, "mixup": mixup, "devices": 2, "class_weights": np.arange(1.0, 5.0)}
-    stream = training_batches(examples, augment=AugmentConfig(2), **options)
+    recipe = TrainingConfig(batch_size=12, mixup=mixup)
+    options = {"seed": 3, "devices": 2, "class_weights": np.arange(1.0, 5.0)}
+    stream = TrainingBatches(examples, recipe, AugmentConfig(2), **options)
     for _, whole, *parts in zip(range(9), stream(0), stream(0, part=(0, 2)), stream(0, part=(1, 2)), strict=False):
         joined = keras.tree.map_structure(lambda *two: np.concatenate(two), *parts)
         keras.tree.map_structure(np.testing.assert_array_equal, joined, whole)
@@ -219,7 +218,6 @@ SMALL += ("--training.epochs", "6", "--teachers", "teachers")
 @pytest.mark.slow
 @pytest.mark.parametrize("lost", [0, 1])
 def test_a_run_that_lost_a_process_goes_on_to_the_same_student(tmp_path, lost):
-    alone = {"KERAS_BACKEND": "jax", "XLA_FLAGS": QUICK_TO_COMPILE}
     both = (*SMALL, "--workdir", "both")
 
     def ended(children):
@@ -228,7 +226,7 @@ def test_a_run_that_lost_a_process_goes_on_to_the_same_student(tmp_path, lost):
 
     ended(start(tmp_path, "tfigkd.run", *both, "--stages", "teacher"))
     stages = ("--workdir", "one", "--stages", "overlays,distill")
-    whole = run(tmp_path, "tfigkd.run", *SMALL, *stages, environment=alone)
+    whole = run(tmp_path, "tfigkd.run", *SMALL, *stages, environment=JAX)
     assert whole.returncode == 0, whole.stderr
     children = start(tmp_path, "tfigkd.run", *both, "--stages", "distill")
     while not (tmp_path / "both/distill/checkpoint-00001.ckpt").exists():

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from tfigkd import models
-from tfigkd.batches.stream import training_batches
+from tfigkd.batches.stream import TrainingBatches
 from tfigkd.config.training_fields import AugmentConfig, TrainingConfig
 from tfigkd.data import load
 from tfigkd.losses import AttentionTransfer, KLDivergence
@@ -30,7 +30,7 @@ def distiller(weight=0.5, at=0.0):
 
 @pytest.fixture(scope="module")
 def stream():
-    return training_batches(load("digits", limit=64).train, augment=AugmentConfig(1), batch_size=16, seed=0)
+    return TrainingBatches(load("digits", limit=64).train, TrainingConfig(batch_size=16), AugmentConfig(1), seed=0)
 
 
 def test_looking_changes_no_variable(stream):

@@ -1,14 +1,10 @@
 """A live teacher that changes between two calls teaches as it is then, on TensorFlow and on JAX."""
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import keras
 import numpy as np
 import pytest
 
+from tests.children import on_jax
 from tfigkd.losses import R2KD, KLDivergence
 from tfigkd.training.distiller import Distiller
 
@@ -100,25 +96,22 @@ CHECKS = {check.__name__: check for check in (check_attached, check_attached_wit
 CHECKS["check_pruned_copy"] = check_pruned_copy
 PROGRAM = """
 import sys, traceback, keras
-sys.path.insert(0, {tests!r})
 assert keras.backend.backend() == "jax"
-from test_live_teacher import CHECKS
+from tests.training.test_live_teacher import CHECKS
 for name, check in CHECKS.items():
     try:
         check()
         print("passed", name)
     except Exception:
-        traceback.print_exc()
+        traceback.print_exc(file=sys.stdout)
 """
 
 
 @pytest.fixture(scope="module")
-def on_jax():
+def said(tmp_path_factory):
+    """Return what the checks have printed on JAX."""
     pytest.importorskip("jax", reason="NEEDS JAX: pip install jax")
-    program = [sys.executable, "-c", PROGRAM.format(tests=str(Path(__file__).parent))]
-    return subprocess.run(
-        program, capture_output=True, text=True, check=True, env=os.environ | {"KERAS_BACKEND": "jax"}
-    )
+    return on_jax(tmp_path_factory.mktemp("jax"), PROGRAM)
 
 
 @pytest.mark.parametrize("name", CHECKS)
@@ -127,5 +120,5 @@ def test_the_teacher_of_the_moment_teaches(name):
 
 
 @pytest.mark.parametrize("name", CHECKS)
-def test_the_teacher_of_the_moment_teaches_on_jax(name, on_jax):
-    assert f"passed {name}\n" in on_jax.stdout, on_jax.stderr[-2000:]
+def test_the_teacher_of_the_moment_teaches_on_jax(name, said):
+    assert f"passed {name}\n" in said, said

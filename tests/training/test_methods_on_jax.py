@@ -1,14 +1,10 @@
 """The methods that change a training step give the same student on JAX: losses with layers, momenta, phases."""
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import keras
 import numpy as np
 import pytest
 
+from tests.children import on_jax
 from tfigkd import models
 from tfigkd.losses import E2KD, OPDF, OSAKD, RTK, SKT, Hint, KLDivergence, ReviewKD
 from tfigkd.training import boosting
@@ -90,27 +86,26 @@ def student_of(name):
 
 
 PROGRAM = """
-import sys, keras, numpy as np
-sys.path.insert(0, {tests!r})
+import keras, numpy as np
 assert keras.backend.backend() == "jax"
-from test_methods_on_jax import CASES, student_of
+from tests.training.test_methods_on_jax import CASES, student_of
 for name in CASES:
-    np.savez({folder!r} + f"/{{name}}.npz", *student_of(name))
+    np.savez(f"{name}.npz", *student_of(name))
 """
 
 
 @pytest.fixture(scope="module")
-def on_jax(tmp_path_factory):
+def students(tmp_path_factory):
+    """Return a folder with the students that JAX has trained."""
     pytest.importorskip("jax", reason="NEEDS JAX: pip install jax")
     folder = tmp_path_factory.mktemp("jax")
-    program = PROGRAM.format(tests=str(Path(__file__).parent), folder=str(folder))
-    subprocess.run([sys.executable, "-c", program], check=True, env=os.environ | {"KERAS_BACKEND": "jax"})
+    on_jax(folder, PROGRAM)
     return folder
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_a_method_gives_the_same_student_on_jax(name, on_jax):
-    with np.load(on_jax / f"{name}.npz", allow_pickle=False) as archive:
+def test_a_method_gives_the_same_student_on_jax(name, students):
+    with np.load(students / f"{name}.npz", allow_pickle=False) as archive:
         theirs = list(archive.values())
     for a, b in zip(student_of(name), theirs, strict=True):
         np.testing.assert_allclose(a, b, rtol=2e-3, atol=2e-4)

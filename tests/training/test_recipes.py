@@ -6,8 +6,8 @@ import keras
 import numpy as np
 import pytest
 
-from tfigkd.batches.stream import training_batches
-from tfigkd.config.fields import TeacherConfig
+from tfigkd.batches.stream import TrainingBatches
+from tfigkd.config.fields import ControlConfig, TeacherConfig, ViewConfig
 from tfigkd.config.training_fields import AugmentConfig, TrainingConfig
 from tfigkd.data import Examples
 from tfigkd.losses import KLDivergence
@@ -45,7 +45,7 @@ def train(
     """Train for `epochs`; with `stop_after` the run breaks in the epoch after that one."""
     config = TrainingConfig(epochs=epochs, batch_size=BATCH, **recipe)
     augment = AugmentConfig(crop_padding=1, flip_order="alternate", crop_border="reflect")
-    stream = training_batches(examples, augment=augment, batch_size=BATCH, seed=3, mixup=config.mixup, num_classes=4)
+    stream = TrainingBatches(examples, config, augment, seed=3, num_classes=4)
     model = with_precision(student or network(0), config.precision)
     model = Distiller(model, losses={"kd": KLDivergence()}, loss_weights={"kd": 0.5}, teacher=teacher or network(9))
     folder.mkdir(exist_ok=True)
@@ -61,31 +61,25 @@ def train(
     return model.student, history
 
 
-RECIPES = {
-    "triangular": {"optimizer": "sgd", "learning_rate": 0.05, "schedule": "triangular"},
-    "coupled": {"optimizer": "sgd", "learning_rate": 0.05, "weight_decay": 0.01, "weight_decay_form": "coupled"},
-    "bias_factor": {"optimizer": "sgd", "learning_rate": 0.01, "bias_factor": 64.0},
-    "muon": {"optimizer": "muon", "learning_rate": 0.01, "weight_decay": 0.1},
+DECAY = {"weight_decay": 0.01, "weight_decay_form": "coupled", "bias_factor": 4.0}
+RECIPES = {  # each with several states that a checkpoint has to hold
+    "sgd": {"optimizer": "sgd", "learning_rate": 0.02, "schedule": "triangular", "lookahead": 5, **DECAY},
+    "muon": {"optimizer": "muon", "learning_rate": 0.01, "weight_decay": 0.1, "mixup": 0.4},
     "ema": {"optimizer": "adam", "learning_rate": 0.01, "ema": 0.9},
-    "lookahead": {"optimizer": "sgd", "learning_rate": 0.05, "lookahead": 5},
-    "mixup": {"learning_rate": 0.01, "mixup": 0.4},
     "bfloat16": {"learning_rate": 0.01, "precision": "mixed_bfloat16", "ema": 0.9},
     "float16": {"learning_rate": 0.01, "precision": "mixed_float16", "lookahead": 3},
 }
 
 
 @pytest.mark.parametrize("name", RECIPES)
-def test_a_resumed_run_ends_with_the_weights_of_an_uninterrupted_one(name, examples, tmp_path):
+def test_each_recipe_resumes_to_the_weights_of_an_uninterrupted_run(name, examples, tmp_path):
     whole, history = train(examples, tmp_path / "whole", **RECIPES[name])
-    late, again = train(examples, tmp_path / "whole", **RECIPES[name])  # all epochs done, nothing written yet
     with pytest.raises(UserError, match="NaN"):
         train(examples, tmp_path / "cut", stop_after=2, **RECIPES[name])
     assert (tmp_path / "cut" / "checkpoint-00002.ckpt").is_file()
     resumed, resumed_history = train(examples, tmp_path / "cut", **RECIPES[name])
-    for weights in zip(whole.get_weights(), late.get_weights(), resumed.get_weights(), strict=True):
-        np.testing.assert_array_equal(weights[0], weights[1])
-        np.testing.assert_array_equal(weights[0], weights[2])
-    assert again == history
+    for a, b in zip(whole.get_weights(), resumed.get_weights(), strict=True):
+        np.testing.assert_array_equal(a, b)
     for left, right in zip(history, resumed_history, strict=True):
         assert {**left, "seconds": 0} == {**right, "seconds": 0}
 
@@ -259,9 +253,9 @@ def test_a_long_gradient_is_shortened_to_its_norm(precision):
             np.testing.assert_allclose(old - np.array(weight), factor * np.array(gradient), rtol=1e-5)
 
 
-def batches(examples, padding=1, **options):
-    options |= {"augment": AugmentConfig(padding), "batch_size": BATCH, "seed": 3, "num_classes": 4}
-    stream = training_batches(examples, **options)
+def batches(examples, padding=1, mixup=0.0, cutmix=0.0, **options):
+    recipe = TrainingConfig(batch_size=BATCH, mixup=mixup, cutmix=cutmix)
+    stream = TrainingBatches(examples, recipe, AugmentConfig(padding), seed=3, num_classes=4, **options)
     return [batch for batch, _ in zip(stream(0), range(4), strict=False)]
 
 
@@ -342,7 +336,8 @@ def test_the_teacher_sees_the_very_same_mixed_image(examples, mixing):
 
 def test_a_placebo_teacher_sees_a_mixture_of_other_images(examples):
     (own, _), *_ = batches(examples, mixup=1.0, wanted={"teacher_inputs"})
-    (images, targets), *_ = batches(examples, mixup=1.0, wanted={"teacher_inputs"}, swap_inputs=True)
+    placebo = {"view": ViewConfig("live"), "control": ControlConfig(logits="shuffled")}
+    (images, targets), *_ = batches(examples, mixup=1.0, wanted={"teacher_inputs"}, **placebo)
     np.testing.assert_array_equal(own, images)
     np.testing.assert_array_equal(targets["teacher_inputs"], np.roll(images, 1, axis=0))
 

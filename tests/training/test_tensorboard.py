@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from tfigkd.batches.augment import overlay
-from tfigkd.batches.stream import training_batches
+from tfigkd.batches.stream import TrainingBatches
 from tfigkd.config.measure_fields import TensorBoardConfig
 from tfigkd.config.training_fields import AugmentConfig, TrainingConfig
 from tfigkd.data import load
@@ -46,11 +46,12 @@ def watched(data, **settings):
 
 def train(data, folder, *, look=None, epochs=EPOCHS):
     """Train a small student."""
-    stream = training_batches(data.train, augment=AugmentConfig(1), batch_size=16, seed=0)
+    recipe = TrainingConfig(epochs=epochs, batch_size=16)
+    stream = TrainingBatches(data.train, recipe, AugmentConfig(1), seed=0)
     folder.mkdir(exist_ok=True)
 
     model = Distiller(network())
-    options = {"examples": STEPS * 16, "config": TrainingConfig(epochs=epochs, batch_size=16), "folder": folder}
+    options = {"examples": STEPS * 16, "config": recipe, "folder": folder}
     fit(
         model,
         stream,

@@ -19,6 +19,8 @@ ORDER, CROP_Y, CROP_X, FLIP, OVERLAY, EXPONENT, VIEW, MIX, CUT_Y, CUT_X = range(
 AREA, ASPECT, PASTE_Y, PASTE_X, WHICH, STRENGTH, OPERATION = range(10, 17)  # more follow OPERATION
 GRAY = 122
 """What fills a cut square: about the mean of natural images."""
+LARGEST_LOGARITHM = 87.0
+"""Of a power that float32 holds; a map whose power has a larger one is divided by its maximum first."""
 FINE = 256
 """Places in a pixel between which `gather` interpolates: whole numbers, so that every backend gives the same pixels."""
 
@@ -297,7 +299,10 @@ def overlay(images: Any, maps: Any, exponents: Any) -> Any:
         float32 [B,H,W,C] in [0,1].
     """
     xp = images.__array_namespace__()
-    powered = maps.astype(np.float32) ** exponents.astype(np.float32)[:, None, None]
+    maps, exponents = maps.astype(np.float32), exponents.astype(np.float32)[:, None, None]
+    largest = maps.max(axis=(1, 2), keepdims=True)
+    logarithm = exponents * xp.log(xp.where(largest > 0, largest, 1))
+    powered = (maps / xp.where(abs(logarithm) > LARGEST_LOGARITHM, largest, 1)) ** exponents
     low = powered.min(axis=(1, 2), keepdims=True)
     span = powered.max(axis=(1, 2), keepdims=True) - low
     constant = span == 0

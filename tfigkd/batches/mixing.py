@@ -63,11 +63,14 @@ def own_parts(
     return np.where(blended[:, None, None], even, boxes)
 
 
-def mix(images: Any, own: np.ndarray) -> Any:
-    """Mix each image [B,H,W,C] with its partner, `own` from `own_parts`; NumPy's arrays or JAX's.
+def mix(values: Any, own: np.ndarray) -> Any:
+    """Mix what each example has with what its partner has: images, labels or weights; NumPy's arrays or JAX's.
 
-    The partner of image i is image B - 1 - i: batches are shuffled, and a control that moves images on by one within
-    the batch meets other pairs.
+    The partner of example i is example B - 1 - i: batches are shuffled, and a control that moves images on by one
+    within the batch meets other pairs.
+
+    Args:
+        values: [B,...].
+        own: How much is the example's own, [B,...], as `own_parts` says; it broadcasts to `values`.
     """
-    own = own[..., None]
-    return own * images + (1 - own) * images[::-1]
+    return own * values + (1 - own) * values[::-1]

@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable, Collection, Iterator
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass, field
 from typing import Any
 
 import keras
@@ -22,10 +22,10 @@ from tfigkd.batches.augment import (
 )
 from tfigkd.batches.device import on_device
 from tfigkd.batches.mixing import mix, own_parts
-from tfigkd.batches.randaugment import Change
-from tfigkd.batches.threads import done_in_order
-from tfigkd.config.fields import OverlayConfig
-from tfigkd.config.training_fields import AugmentConfig
+from tfigkd.batches.randaugment import rand_augment_of
+from tfigkd.batches.threads import done_in_order, spare_threads
+from tfigkd.config.fields import ControlConfig, OverlayConfig, ViewConfig
+from tfigkd.config.training_fields import AugmentConfig, TrainingConfig
 from tfigkd.data import Examples
 from tfigkd.data.disk import Pictures
 from tfigkd.data.grid import spread
@@ -59,14 +59,28 @@ class StoredAttention:
 
     Attributes:
         tap: The teacher's layer.
-        maps: float16 [N,K,h,w], of K views, or with K = 1 of the unaugmented image.
-        moved: Whether the map of the unaugmented image is cropped and flipped with it; otherwise each image is moved as
-            one of the K views.
+        maps: float16 [N,K,h,w], of K views; or with `view.attention = "moved"` and K = 1 of the unaugmented image.
     """
 
     tap: str
     maps: StoredViews
-    moved: bool
+
+
+@dataclass(frozen=True)
+class TeacherTargets:
+    """What is stored of the teacher, in the order of the examples.
+
+    Attributes:
+        knowledge: Logits and maps of the overlay store.
+        views: The teacher's logits of K stored views, [N,K,C].
+        attention: The teacher's stored attention maps.
+        posteriors: Soft labels of the examples, [N,C].
+    """
+
+    knowledge: Knowledge | None = None
+    views: StoredViews | None = None
+    attention: StoredAttention | None = None
+    posteriors: np.ndarray | None = None
 
 
 Batch = tuple[Any, ...]
@@ -147,162 +161,159 @@ def _on_host(
     return make
 
 
-def training_batches(
-    examples: Examples,
-    *,
-    augment: AugmentConfig,
-    batch_size: int,
-    seed: int,
-    knowledge: Knowledge | None = None,
-    overlay: OverlayConfig | None = None,
-    views: StoredViews | None = None,
-    attention: StoredAttention | None = None,
-    posteriors: np.ndarray | None = None,
-    view_count: int | None = None,
-    view_seed: int = 0,
-    wanted: Collection[str] = ("teacher_logits",),
-    dim_only: bool = False,
-    swap_inputs: bool = False,
-    mixup: float = 0.0,
-    cutmix: float = 0.0,
-    cutout: int = 0,
-    randaugment: Change | None = None,
-    num_classes: int | None = None,
-    class_weights: np.ndarray | None = None,
-    devices: int = 1,
-    threads: int = 1,
-) -> Callable[..., Iterator[Batch]]:
-    """Endless shuffled, augmented batches, from the epoch on that the returned function is given.
+@dataclass(eq=False)
+class TrainingBatches:
+    """Endless shuffled, augmented batches of examples, with what the teacher knows of them.
 
     Image and map are one array of four channels until the crop and flip are done, so they cannot come apart.
 
-    Args:
-        examples: What to train on; with `knowledge`, in the same order.
+    Attributes:
+        examples: What to train on.
+        recipe: Batch size (an epoch has the batches of `batch_sizes`), mixup, cutmix, cutout, RandAugment and threads.
+            Mixed images, with labels `"label_probabilities"` float32 [B,C], have the `"label"` of the larger share.
         augment: Crop and flip.
-        batch_size: The most examples of a batch; an epoch has the batches of `batch_sizes`.
         seed: The run's seed; draws depend on it, the epoch and the example's id only.
-        knowledge: Where maps and logits come from.
-        overlay: Overlays maps where its probability is above 0; needs `knowledge`.
-        views: The teacher's logits of K stored views, [N,K,C]; each image is then moved as one of them, and the
-            targets hold the logits of that view.
-        attention: The teacher's stored attention maps; they come as `"teacher_features"`, by their tap.
-        posteriors: Soft labels of the examples, [N,C], which come as `"teacher_posteriors"`.
-        view_count: Without any stored views: move each image as one of so many. A student without a teacher then sees
-            the crops of one with a teacher.
-        view_seed: The seed that the stored views were drawn with.
-        wanted: What the losses compare: `"teacher_logits"` and `"teacher_map"` (zero where it is not usable), where
-            there is knowledge, and
-            `"teacher_inputs"`, the image as the student sees it but without the overlay.
-        dim_only: Dim the images that would carry an overlay and add no map (a control).
-        swap_inputs: `"teacher_inputs"` are those of the next example of the batch (a control); a batch of one is left.
-        mixup: Mix each image with another of its batch by a share from Beta(mixup, mixup). `"label_probabilities"`
-            [B,C] are then the mixed labels, `"label"` is that of the larger share, and teacher inputs are mixed alike.
-        cutmix: The same with a box of the other image, its share from Beta(cutmix, cutmix); labels by area.
-        cutout: Side of a square that is filled with gray in each image, teacher inputs alike, and with zero in its map;
-            0 cuts none.
-        randaugment: From `rand_augment`: changes each image after crop, flip and cutout, teacher inputs alike, before
-            the overlay; the map stays where it is. Images are then made on the host.
+        targets: What is stored of the teacher. It comes as `"teacher_logits"` (of the views, or with plain images of
+            the overlay store), `"teacher_features"`, by their tap, and `"teacher_posteriors"`.
+        overlay: Overlays the maps of the overlay store, where there is one and the probability is above 0.
+        view: With `kind = "views"` each image is moved as one of K views, whether or not their logits are stored: a
+            student without a teacher sees the crops of one with a teacher.
+        control: `maps = "none"` dims the images that would carry an overlay and adds no map. `logits = "shuffled"`
+            makes the inputs of a live teacher those of the next example of the batch; a batch of one is left.
+        wanted: What else the losses compare: `"teacher_map"`, zero where it is not usable, and `"teacher_inputs"`, the
+            image as the student sees it but without the overlay, where that is another one.
         num_classes: C of `"label_probabilities"`; not given: one more than the largest label.
         class_weights: Weight of each class in the loss, [C]; mixed images have the mixed weight.
         devices: How many devices share a batch, see `batch_sizes`.
-        threads: How many make batches on the host, each a batch of its own; the batches are the same.
 
-    Returns:
-        A function from first epoch to an iterator of (images float32 [B,H,W,3], {"label": int32 [B], ...}), and with
-        class weights the weight of each image, float32 [B], as a third. On JAX the pixels lie on its device, and
-        images, maps and teacher inputs are made there. With `part=`, which of how many parts of each batch, it gives
-        these examples alone, and reads no others where none of their images depends on them. `skip=` leaves out so many
-        batches at the beginning.
+    Raises:
+        ValueError: What is stored is of views, and the images are not.
     """
-    keys = example_keys(examples.ids)
-    overlaid = knowledge is not None and overlay is not None and overlay.probability > 0
-    mapped = knowledge is not None and (overlaid or "teacher_map" in wanted)
-    pixels = examples.images
-    maps: np.ndarray | StoredArrays | None = None
-    if mapped:
-        assert knowledge is not None
-        # a map over the completeness gate explains nothing: it is never overlaid, and never matched
-        maps = masked(knowledge.maps, knowledge.usable)
-    labels = examples.labels.astype(np.int32)
-    if views is not None:
-        view_count = views.shape[1]
-    elif attention is not None and not attention.moved:
-        view_count = attention.maps.shape[1]
 
-    side = pixels.shape[1], pixels.shape[2]
-    move = augment, dim_only, cutout > 0
-    on_jax = keras.backend.backend() == "jax" and randaugment is None
-    if on_jax and isinstance(pixels, np.ndarray) and not isinstance(maps, StoredArrays):
-        make, threads = on_device(pixels, maps, *move), 1
-    else:
-        make = _on_host(pixels, maps, *move)
+    examples: Examples
+    recipe: TrainingConfig
+    augment: AugmentConfig
+    _: KW_ONLY
+    seed: int
+    targets: TeacherTargets = field(default_factory=TeacherTargets)
+    overlay: OverlayConfig = field(default_factory=OverlayConfig)
+    view: ViewConfig = field(default_factory=ViewConfig)
+    control: ControlConfig = field(default_factory=ControlConfig)
+    wanted: Collection[str] = ()
+    num_classes: int | None = None
+    class_weights: np.ndarray | None = None
+    devices: int = 1
 
-    def batch(chosen: np.ndarray, epoch: int) -> Batch:
-        targets: dict[str, Any] = {"label": labels[chosen]}
-        drawn: dict[str, Any] = {"seed": seed, "epoch": epoch}
-        if view_count is not None:
-            draws = uniform(keys[chosen], seed=seed, epoch=epoch, purpose=VIEW)
-            view = (draws * view_count).astype(np.int64)
-            drawn = {"seed": view_seed, "epoch": view}
-        exponents = None
-        if overlaid:
-            assert knowledge is not None and overlay is not None
-            usable = knowledge.usable[chosen]
-            exponents = overlay_exponents(usable, keys[chosen], overlay, seed=seed, epoch=epoch)
-        where = geometry(keys[chosen], side, augment, **drawn)
-        if cutout:
-            where = cut_square(*where, keys[chosen], cutout, seed=seed, epoch=epoch)
-        changed: list[Any] = []
-        if randaugment is not None:
-            changed = [functools.partial(randaugment, keys=keys[chosen], seed=seed, epoch=epoch)]
-        clean, images, moved_maps = make(chosen, *where, exponents, *changed)
-        if views is not None:
-            targets["teacher_logits"] = views[chosen, view].astype(np.float32)
-        if attention is not None and attention.moved:
-            coarse = move_coarse(attention.maps[chosen, 0], side, keys[chosen], augment, **drawn)
-            targets["teacher_features"] = {attention.tap: coarse}
-        elif attention is not None:
-            targets["teacher_features"] = {attention.tap: attention.maps[chosen, view].astype(np.float32)}
-        if posteriors is not None:
-            targets["teacher_posteriors"] = posteriors[chosen]
-        if knowledge is not None and "teacher_logits" in wanted:
-            targets["teacher_logits"] = knowledge.logits[chosen].astype(np.float32, copy=False)
-        if mapped and "teacher_map" in wanted:
-            targets["teacher_map"] = moved_maps
-        if mixup or cutmix:
-            own = own_parts(keys[chosen], side, mixup, cutmix, seed=seed, epoch=epoch)
-            clean, images, shares = mix(clean, own), mix(images, own), own.mean(axis=(1, 2))
-            hot = np.eye(num_classes or labels.max() + 1, dtype=np.float32)[labels[chosen]]
-            targets["label_probabilities"] = shares[:, None] * hot + (1 - shares[:, None]) * hot[::-1]
-            targets["label"] = np.where(shares >= 0.5, labels[chosen], labels[chosen][::-1])
-        if "teacher_inputs" in wanted and (overlaid or swap_inputs):
-            order = np.roll(np.arange(len(chosen)), 1)
-            targets["teacher_inputs"] = clean[order] if swap_inputs else clean
-        if class_weights is None:
-            return images, targets
-        weights = class_weights[labels[chosen]].astype(np.float32)
-        if mixup or cutmix:
-            weights = (shares * weights + (1 - shares) * weights[::-1]).astype(np.float32)
-        return images, targets, weights
+    def __post_init__(self) -> None:
+        knowledge, attention, pixels = self.targets.knowledge, self.targets.attention, self.examples.images
+        of_views = self.targets.views is not None or (attention is not None and self.view.attention != "moved")
+        if of_views and self.view.kind != "views":
+            raise ValueError(f"stored views need images that are moved alike: view.kind = views, got {self.view.kind}")
+        self._keys, self._labels = example_keys(self.examples.ids), self.examples.labels.astype(np.int32)
+        self._side = pixels.shape[1], pixels.shape[2]
+        self._overlaid = knowledge if self.overlay.probability > 0 else None
+        self._mixes = self.recipe.mixup > 0 or self.recipe.cutmix > 0
+        self._swaps = self.control.logits == "shuffled" and self.view.kind == "live"
+        self._change = rand_augment_of(self.recipe)
+        maps: np.ndarray | StoredArrays | None = None
+        if knowledge is not None and (self._overlaid or "teacher_map" in self.wanted):
+            # a map over the completeness gate explains nothing: it is never overlaid, and never matched
+            maps = masked(knowledge.maps, knowledge.usable)
+        options = self.augment, self.control.maps == "none", self.recipe.cutout > 0
+        on_jax = keras.backend.backend() == "jax" and self._change is None
+        if on_jax and isinstance(pixels, np.ndarray) and not isinstance(maps, StoredArrays):
+            self._make, self.threads = on_device(pixels, maps, *options), 1
+        else:
+            self._make = _on_host(pixels, maps, *options)
+            self.threads = self.recipe.batch_threads or spare_threads()
 
-    *bounds, used = np.cumsum(batch_sizes(len(examples), batch_size, devices))
-    # an example takes something of another one, which may be in another part
-    related = bool(mixup or cutmix or swap_inputs or randaugment)
+    def __call__(self, epoch: int, part: Part = (0, 1), skip: int = 0) -> Iterator[Batch]:
+        """Return the batches from an epoch on.
 
-    def own(chosen: np.ndarray, epoch: int, part: Part) -> Batch:
-        mine = part_of(len(chosen), part)
-        if related and part[1] > 1:
-            return keras.tree.map_structure(lambda one: one[mine], batch(chosen, epoch))
-        return batch(chosen[mine], epoch)
+        Args:
+            epoch: The first one, from 0.
+            part: Gives these examples of each batch alone, and reads no others where none of their images depends on
+                them.
+            skip: Batches that are left out at the beginning.
 
-    def planned(epoch: int, part: Part, skip: int) -> Iterator[Callable[[], Batch]]:
+        Returns:
+            An iterator of (images float32 [B,H,W,3], {"label": int32 [B], ...}), and with class weights the weight of
+            each image, float32 [B], as a third. On JAX, images, maps and teacher inputs are made on its device where
+            the pixels are in memory and no RandAugment changes them.
+        """
+        return done_in_order(self._tasks(epoch, part, skip), self.threads)
+
+    def _tasks(self, epoch: int, part: Part, skip: int) -> Iterator[Callable[[], Batch]]:
+        *bounds, used = np.cumsum(batch_sizes(len(self.examples), self.recipe.batch_size, self.devices))
         while True:
-            order = np.argsort(uniform(keys, seed=seed, epoch=epoch, purpose=ORDER), kind="stable")
+            order = np.argsort(uniform(self._keys, seed=self.seed, epoch=epoch, purpose=ORDER), kind="stable")
             for chosen in np.split(order[:used], bounds)[skip:]:
-                yield functools.partial(own, chosen, epoch, part)
+                yield functools.partial(self._part, chosen, epoch, part)
             epoch, skip = epoch + 1, 0
 
-    def stream(epoch: int, part: Part = (0, 1), skip: int = 0) -> Iterator[Batch]:
-        return done_in_order(planned(epoch, part, skip), threads)
+    def _part(self, chosen: np.ndarray, epoch: int, part: Part) -> Batch:
+        mine = part_of(len(chosen), part)
+        # an example takes something of another one, which may be in another part
+        related = self._mixes or self._swaps or self._change
+        if related and part[1] > 1:
+            return keras.tree.map_structure(lambda one: one[mine], self._batch(chosen, epoch))
+        return self._batch(chosen[mine], epoch)
 
-    return stream
+    def _batch(self, chosen: np.ndarray, epoch: int) -> Batch:
+        """Return the batch of the examples with these indices [B]."""
+        labels, moves = self._labels[chosen], self._moves(chosen, epoch)
+        clean, images, maps = self._images(chosen, epoch, moves)
+        targets: dict[str, Any] = {"label": labels, **self._stored(chosen, moves)}
+        if maps is not None and "teacher_map" in self.wanted:
+            targets["teacher_map"] = maps
+        weights: tuple[np.ndarray, ...] = ()
+        if self.class_weights is not None:
+            weights = (self.class_weights[labels].astype(np.float32),)
+        if self._mixes:
+            alphas = self.recipe.mixup, self.recipe.cutmix
+            own = own_parts(self._keys[chosen], self._side, *alphas, seed=self.seed, epoch=epoch)
+            pixels, shares = own[..., None], own.mean(axis=(1, 2))
+            clean, images, weights = mix(clean, pixels), mix(images, pixels), tuple(mix(one, shares) for one in weights)
+            hot = np.eye(self.num_classes or self._labels.max() + 1, dtype=np.float32)[labels]
+            targets["label_probabilities"] = mix(hot, shares[:, None])
+            targets["label"] = np.where(shares >= 0.5, labels, labels[::-1])
+        if "teacher_inputs" in self.wanted and (self._overlaid or self._swaps):
+            targets["teacher_inputs"] = clean[np.roll(np.arange(len(chosen)), 1)] if self._swaps else clean
+        return images, targets, *weights
+
+    def _moves(self, chosen: np.ndarray, epoch: int) -> dict[str, Any]:
+        """Return the seed and the epoch of the geometry; where images are moved as views, the number of each one's."""
+        if self.view.kind != "views":
+            return {"seed": self.seed, "epoch": epoch}
+        draws = uniform(self._keys[chosen], seed=self.seed, epoch=epoch, purpose=VIEW)
+        return {"seed": self.view.seed, "epoch": (draws * self.view.views).astype(np.int64)}
+
+    def _images(self, chosen: np.ndarray, epoch: int, moves: dict[str, Any]) -> tuple[Any, Any, Any]:
+        """Return the `augmented` images without and with overlays, and their maps."""
+        keys, exponents, changes = self._keys[chosen], None, {}
+        rows, columns = geometry(keys, self._side, self.augment, **moves)
+        if self.recipe.cutout:
+            rows, columns = cut_square(rows, columns, keys, self.recipe.cutout, seed=self.seed, epoch=epoch)
+        if self._overlaid:
+            usable = self._overlaid.usable[chosen]
+            exponents = overlay_exponents(usable, keys, self.overlay, seed=self.seed, epoch=epoch)
+        if self._change:
+            changes["change"] = functools.partial(self._change, keys=keys, seed=self.seed, epoch=epoch)
+        return self._make(chosen, rows, columns, exponents, **changes)
+
+    def _stored(self, chosen: np.ndarray, moves: dict[str, Any]) -> dict[str, Any]:
+        """Return what is stored of the teacher for images that are moved so."""
+        found: dict[str, Any] = {}
+        stored, attention = self.targets, self.targets.attention
+        if stored.views is not None:
+            found["teacher_logits"] = stored.views[chosen, moves["epoch"]].astype(np.float32)
+        elif stored.knowledge is not None and self.view.kind == "plain":
+            found["teacher_logits"] = stored.knowledge.logits[chosen].astype(np.float32, copy=False)
+        if attention is not None and self.view.attention == "moved":
+            maps = move_coarse(attention.maps[chosen, 0], self._side, self._keys[chosen], self.augment, **moves)
+            found["teacher_features"] = {attention.tap: maps}
+        elif attention is not None:
+            found["teacher_features"] = {attention.tap: attention.maps[chosen, moves["epoch"]].astype(np.float32)}
+        if stored.posteriors is not None:
+            found["teacher_posteriors"] = stored.posteriors[chosen]
+        return found

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import keras
 
-from tfigkd.batches.stream import Batch
+from tfigkd.batches.stream import Batch, TrainingBatches, batch_sizes
 from tfigkd.config.compress_fields import CompressConfig
 from tfigkd.config.training_fields import TrainingConfig
 from tfigkd.training import checkpoint
@@ -30,7 +30,7 @@ class FineTuning:
 
     Attributes:
         distiller: Returns a Distiller with losses and teacher for a student.
-        stream: Batches of the recipe's size, as from `training_batches`.
+        stream: Batches of the recipe's size, as from `TrainingBatches`.
         folder: Folder of the checkpoints; they are removed at the end.
         fingerprint: Identifies everything that the weights depend on.
         tensorboard: Folder of the event files.
@@ -69,14 +69,23 @@ def pruning_times(config: CompressConfig) -> tuple[int, int]:
 
 
 def shortened(stream: Stream, steps: int) -> Stream:
-    """Return a stream of the first `steps` batches of each epoch, so that a resumed run sees the same batches.
+    """Return a stream whose epochs have `steps` batches, so that a resumed run sees the same batches.
 
-    If an epoch of the stream has fewer batches, its next epochs follow.
+    Each of them is the first batches of an epoch of the data. Where that has fewer, its next epochs follow, and the
+    next epoch of the result begins behind them.
+
+    Args:
+        stream: From first epoch to endless batches; one that is no `TrainingBatches` has at least `steps` an epoch.
+        steps: Batches of an epoch of the result.
     """
+    epochs = 1
+    if isinstance(stream, TrainingBatches):
+        sizes = batch_sizes(len(stream.examples), stream.recipe.batch_size, stream.devices)
+        epochs = math.ceil(steps / len(sizes))
 
     def short(epoch: int) -> Iterator[Batch]:
         for number in itertools.count(epoch):
-            yield from itertools.islice(stream(number), steps)
+            yield from itertools.islice(stream(number * epochs), steps)
 
     return short
 

@@ -23,7 +23,7 @@ Phase = Callable[[keras.Model, CompressConfig, FineTuning], keras.Model]
 def prune(student: keras.Model, config: CompressConfig, tuning: FineTuning) -> keras.Model:
     """Prune weights by magnitude while the student is fine-tuned."""
     end, frequency = pruning_times(config)
-    callback = MagnitudePruning(config.sparsity, end=end, frequency=frequency)
+    callback = MagnitudePruning(config.sparsity, end=end, frequency=frequency, begin=0)  # also where it is resumed
     return fine_tune(with_fused_layers(student), config, tuning, title="prune", callbacks=[callback])
 
 

@@ -10,7 +10,7 @@ import keras
 import numpy as np
 
 from tfigkd import models
-from tfigkd.batches.stream import training_batches
+from tfigkd.batches.stream import TrainingBatches
 from tfigkd.config.experiment import Config, to_mapping
 from tfigkd.config.incremental_fields import Method
 from tfigkd.config.reading import value_at
@@ -36,7 +36,6 @@ from tfigkd.stages.distill import FILE
 from tfigkd.stages.teacher import build_network, network_values
 from tfigkd.stages.workdir import ROWS
 from tfigkd.training import boosting, checkpoint
-from tfigkd.training.devices import batch_threads
 from tfigkd.training.distiller import Distiller
 from tfigkd.training.fit import fit
 
@@ -109,14 +108,7 @@ class Step:
         recipe = replace(self.config.training, **changes)
         history = fit(
             model,
-            training_batches(
-                self.examples,
-                augment=self.config.augment,
-                batch_size=recipe.batch_size,
-                threads=batch_threads(recipe),
-                seed=self.seed,
-                cutout=recipe.cutout,
-            ),
+            TrainingBatches(self.examples, recipe, self.config.augment, seed=self.seed),
             examples=len(self.examples),
             config=recipe,
             folder=make_folder(self.folder / name),
@@ -243,6 +235,8 @@ def _finish(
     manifest = finished(step.folder, step.identity)
     if manifest is not None:
         _remove_checkpoints(step.folder)  # a kill right after the manifest leaves them
+        if manifest.get("data", step.data.fingerprint) != step.data.fingerprint:  # its row is of other pictures
+            raise UserError(f"{step.folder} was measured on other test pictures; choose another --workdir")
         console.say(f"  already done: {step.folder}")
         return manifest
     if read_manifest(step.folder) is not None:
@@ -265,7 +259,8 @@ def _finish(
         **origin(command),
     }
     files = {FILE: checksum(step.folder / FILE)}
-    write_manifest(step.folder, step.identity, files=files, memory=_remember(network, step, memory), row=row)
+    about = {"memory": _remember(network, step, memory), "data": step.data.fingerprint}
+    write_manifest(step.folder, step.identity, files=files, row=row, **about)
     _remove_checkpoints(step.folder)
     return read_manifest(step.folder) or {}
 

@@ -16,8 +16,7 @@ import numpy as np
 
 from tfigkd import models
 from tfigkd.attribution import attribute
-from tfigkd.batches.randaugment import rand_augment_of
-from tfigkd.batches.stream import training_batches
+from tfigkd.batches.stream import TrainingBatches
 from tfigkd.config.experiment import Config, early_phases
 from tfigkd.config.fields import AttributionConfig
 from tfigkd.config.training_fields import AugmentConfig, TrainingConfig
@@ -40,7 +39,6 @@ from tfigkd.stages.training_setup import assemble, reparameterized
 from tfigkd.stages.workdir import Workdir
 from tfigkd.store.maps import attribute_examples, baseline_color
 from tfigkd.training import checkpoint
-from tfigkd.training.devices import batch_threads
 from tfigkd.training.distiller import Distiller
 from tfigkd.training.speed import fastest, trial_step
 from tfigkd.training.tensorboard import MAP_STEPS
@@ -168,9 +166,8 @@ def _training_seconds(
 
 def _epoch_seconds(step: float, examples: Examples, recipe: TrainingConfig, augment: AugmentConfig) -> float:
     """Return the seconds of an epoch: its steps, and its batches, which a processor that trains makes between them."""
-    options: dict[str, Any] = {"augment": augment, "batch_size": recipe.batch_size, "seed": 0}
-    options |= {"randaugment": rand_augment_of(recipe), "threads": batch_threads(recipe)}
-    stream, count = training_batches(examples, **options)(0), options["threads"]
+    batches = TrainingBatches(examples, recipe, augment, seed=0)
+    stream, count = batches(0), batches.threads
     for _ in range(count):  # those that were made before they were asked for
         next(stream)
     batch = fastest([lambda: [next(stream) for _ in range(count)]])[0] / count

@@ -14,8 +14,7 @@ import numpy as np
 
 from tfigkd import models
 from tfigkd.attribution import make_baseline
-from tfigkd.batches.randaugment import rand_augment_of
-from tfigkd.batches.stream import evens_out, training_batches
+from tfigkd.batches.stream import TrainingBatches, evens_out
 from tfigkd.config.experiment import Config, experiments_folder
 from tfigkd.config.fields import NetworkConfig
 from tfigkd.data import Dataset, Examples, to_model_input
@@ -30,6 +29,7 @@ from tfigkd.runtime.files import (
     MANIFEST,
     atomic,
     checksum,
+    expanded,
     fingerprint,
     fingerprint_values,
     finished,
@@ -49,7 +49,7 @@ from tfigkd.stages.data import (
 from tfigkd.stages.workdir import Workdir
 from tfigkd.store.maps import baseline_color
 from tfigkd.training import checkpoint
-from tfigkd.training.devices import batch_threads, device_count, on_devices
+from tfigkd.training.devices import device_count, on_devices
 from tfigkd.training.distiller import Distiller
 from tfigkd.training.fit import fit
 from tfigkd.training.tensorboard import Watched
@@ -126,7 +126,7 @@ def weights_path(name: str) -> Path:
     Raises:
         UserError: neither place has them.
     """
-    given, folder = Path(name), os.environ.get("TFIGKD_WEIGHTS_DIR")
+    given, folder = expanded(name), os.environ.get("TFIGKD_WEIGHTS_DIR")
     places = [given] if folder is None else [given, Path(folder) / name]
     for place in places:
         if place.is_file():
@@ -139,9 +139,9 @@ def content_of(path: str | None) -> str | None:
     """Return the checksum of a .keras or .npz file, so that a teacher's identity ignores its path; else the name."""
     if path is None or not path.endswith((".keras", ".npz")):
         return path
-    if not Path(path).is_file():
+    if not expanded(path).is_file():
         raise UserError(f"teacher: no file {path}; give the path of a .keras model or .npz weights")
-    return checksum(Path(path))
+    return checksum(expanded(path))
 
 
 def teacher_fingerprint(config: Config, data: str | None = None) -> str:
@@ -244,19 +244,14 @@ def _train(config: Config, data: Dataset, folder: Path) -> tuple[keras.Model, li
     if config.teacher.shards > 1:  # nor does the stem see other images
         images = models.resized(examples.images[:WHITENED], config.teacher.own_shape(data.image_shape))
         models.set_whitening(model, to_model_input(images))
-    stream = training_batches(
+    stream = TrainingBatches(
         examples,
-        augment=config.augment,
-        batch_size=recipe.batch_size,
+        recipe,
+        config.augment,
         seed=_draws(config),
-        mixup=recipe.mixup,
-        cutmix=recipe.cutmix,
-        cutout=recipe.cutout,
-        randaugment=rand_augment_of(recipe),
         num_classes=data.num_classes,
         class_weights=class_weights(recipe, examples, data.class_names),
         devices=device_count(recipe.devices),
-        threads=batch_threads(recipe),
     )
     history = fit(
         Distiller(model, label_smoothing=recipe.label_smoothing, hard_weight=recipe.hard_weight),

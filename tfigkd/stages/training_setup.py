@@ -1,6 +1,5 @@
 """What a student is and what it learns from: its network, its losses, and the batches with what the teacher knows."""
 
-from collections.abc import Callable, Iterator
 from dataclasses import asdict
 
 import keras
@@ -8,10 +7,9 @@ import numpy as np
 
 from tfigkd import models
 from tfigkd.batches.controls import apply_control, shuffle_views
-from tfigkd.batches.randaugment import rand_augment_of
-from tfigkd.batches.stream import Batch, Knowledge, StoredAttention, batch_sizes, training_batches
+from tfigkd.batches.stream import StoredAttention, TeacherTargets, TrainingBatches, batch_sizes
 from tfigkd.config.experiment import Config
-from tfigkd.data import Dataset
+from tfigkd.data import Dataset, Examples
 from tfigkd.losses import LOSSES, Loss
 from tfigkd.runtime.errors import UserError
 from tfigkd.stages.data import (
@@ -28,7 +26,7 @@ from tfigkd.stages.teacher import (
     require_trainable,
 )
 from tfigkd.stages.workdir import Workdir
-from tfigkd.training.devices import batch_threads, check_losses, device_count
+from tfigkd.training.devices import check_losses, device_count
 from tfigkd.training.distiller import Distiller
 
 
@@ -61,7 +59,7 @@ def untrained_student(config: Config, data: Dataset, teacher: keras.Model | None
     return cut_from(build_teacher(config, data) if teacher is None else teacher, config, data)
 
 
-def _losses(config: Config) -> tuple[dict[str, Loss], dict[str, float]]:
+def losses_of(config: Config) -> tuple[dict[str, Loss], dict[str, float]]:
     """Return the terms of a config: name to loss, name to weight."""
     terms, weights = {}, {}
     for name, term in config.losses.active().items():
@@ -91,7 +89,7 @@ def make_distiller(config: Config, workdir: Workdir, student: keras.Model) -> Di
 def assemble(config: Config, student: keras.Model, teacher: keras.Model | None) -> Distiller:
     """Return the student with the losses of a config and this live teacher."""
     require_trainable(student, f"the student {config.student.model}")
-    terms, weights = _losses(config)
+    terms, weights = losses_of(config)
     recipe, second = config.training, None
     if recipe.finetune_epochs:
         count = len(training_examples(config.data))
@@ -119,50 +117,42 @@ def attention_tap(config: Config) -> str:
 
 
 def _wanted(config: Config) -> set[str]:
-    """Return what the losses compare beside the student's own outputs."""
+    """Return what the losses compare beside the outputs of both networks."""
     wanted = {"teacher_map"} if config.losses.compare("map") else set()
     if config.needs_live_teacher:
         wanted.add("teacher_inputs")
-    if config.view.kind == "plain":
-        wanted.add("teacher_logits")
     return wanted
 
 
-def training_stream(config: Config, workdir: Workdir) -> Callable[[int], Iterator[Batch]]:
-    """Return the batches of a student, with all that its losses compare; from first epoch to endless batches."""
-    examples = training_examples(config.data)
-    knowledge: Knowledge | None = None
+def _stored(config: Config, workdir: Workdir, examples: Examples) -> TeacherTargets:
+    """Return what the stores have of the teacher for the losses of a config, as its control gives it."""
+    knowledge = views = attention = posteriors = None
     if config.needs_store:
         knowledge = apply_control(load_knowledge(config, workdir, examples), config.control)
-    views = shuffle_views(load_views(config, workdir, examples), config.control) if config.needs_views else None
-    attention = None
+    if config.needs_views:
+        views = shuffle_views(load_views(config, workdir, examples), config.control)
     if config.needs_attention:
-        maps = load_views(config, workdir, examples, attention_tap(config))
-        attention = StoredAttention(attention_tap(config), maps, moved=config.view.attention == "moved")
-    posteriors = None
+        tap = attention_tap(config)
+        attention = StoredAttention(tap, load_views(config, workdir, examples, tap))
     if config.losses.osakd.weight and config.losses.osakd.space == "teacher":
         posteriors = shuffle_views(load_posteriors(config, workdir, examples), config.control)[:]
-    return training_batches(
+    return TeacherTargets(knowledge, views, attention, posteriors)
+
+
+def training_stream(config: Config, workdir: Workdir) -> TrainingBatches:
+    """Return the batches of a student, with all that its losses compare."""
+    examples, data = training_examples(config.data), dataset(config.data)
+    return TrainingBatches(
         examples,
-        augment=config.augment,
-        batch_size=config.training.batch_size,
+        config.training,
+        config.augment,
         seed=workdir.seed,
-        knowledge=knowledge,
+        targets=_stored(config, workdir, examples),
         overlay=config.overlay,
-        views=views,
-        attention=attention,
-        posteriors=posteriors,
-        view_count=config.view.views if config.view.kind == "views" else None,
-        view_seed=config.view.seed,
+        view=config.view,
+        control=config.control,
         wanted=_wanted(config),
-        dim_only=config.control.maps == "none",
-        swap_inputs=config.control.logits == "shuffled" and config.view.kind == "live",
-        mixup=config.training.mixup,
-        cutmix=config.training.cutmix,
-        cutout=config.training.cutout,
-        randaugment=rand_augment_of(config.training),
-        num_classes=dataset(config.data).num_classes,
-        class_weights=class_weights(config.training, examples, dataset(config.data).class_names),
+        num_classes=data.num_classes,
+        class_weights=class_weights(config.training, examples, data.class_names),
         devices=device_count(config.training.devices),
-        threads=batch_threads(config.training),
     )

@@ -55,7 +55,7 @@ def on_devices(devices: Devices) -> Iterator[None]:
 
 
 def check_devices(config: TrainingConfig, examples: int, name: str = "training") -> None:
-    """Check that the devices of a recipe can share its batches evenly.
+    """Check that the devices of a recipe can share its batches evenly, and take its steps.
 
     Args:
         config: The recipe.
@@ -72,6 +72,11 @@ def check_devices(config: TrainingConfig, examples: int, name: str = "training")
         raise UserError(
             f"{name}.batch_size must be a multiple of the {count} devices that share a batch, got {config.batch_size}; "
             f"change it, or set {name}.devices = one"
+        )
+    if config.lookahead and count > 1 and keras.backend.backend() == "tensorflow":
+        raise UserError(
+            f"{name}.devices must be one with {name}.lookahead on TensorFlow, got {count} devices; change one, or "
+            "set the environment variable KERAS_BACKEND = jax"
         )
     if examples < count:
         raise UserError(f"{name}.devices must be one: {count} devices cannot share {examples} examples")
@@ -100,7 +105,8 @@ def check_losses(losses: dict[str, Any], devices: Devices) -> None:
 def whole_batch_statistics(model: keras.Model, devices: Devices) -> Iterator[None]:
     """Within this, batch normalization takes its statistics from the parts of the batch on all devices.
 
-    On JAX it does so by itself. The layers are left as they were, so that saved models do not differ.
+    With a Distiller that includes the layers that losses train beside the student. On JAX it does so by itself. The
+    layers are left as they were, so that saved models do not differ.
     """
     on_jax = keras.backend.backend() == "jax"
     several = device_count(devices) > 1 and not on_jax

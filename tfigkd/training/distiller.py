@@ -12,6 +12,8 @@ from tfigkd.losses import Loss, adapted, hard_label_loss
 from tfigkd.losses.base import Tensor
 from tfigkd.models.layers import l1_of_kernels
 from tfigkd.models.taps import tap_outputs
+from tfigkd.training.checked import CheckedData
+from tfigkd.training.metrics import gives_one_logit, of_one_logit
 from tfigkd.training.optimizers import check_two_momenta, with_loss_scale
 from tfigkd.training.steps import Steps
 from tfigkd.training.tapped import (
@@ -26,23 +28,18 @@ from tfigkd.training.tapped import (
     number_of_classes,
 )
 from tfigkd.training.targets import (
-    check_labels,
     compiled_loss,
     label_array,
     labels_like,
     labels_of,
-    labels_refused,
     single_loss,
     weighted_mean,
-    whole_labels,
-    with_checked_labels,
-    with_class_weight,
 )
 from tfigkd.training.terms import Compared, LiveTeacher, check_terms, loss_terms
 
 
 @keras.saving.register_keras_serializable("tfigkd")
-class Distiller(Steps, keras.Model):
+class Distiller(Steps, CheckedData, keras.Model):
     """Trains `student`; `fit`, `evaluate`, `predict` and `save` behave as on any Keras model, `export` exports it.
 
     The loss is `(1 - w) · hard label + w · kd`, with w the weight of the term `"kd"`, plus `weight · term` for every
@@ -213,7 +210,8 @@ class Distiller(Steps, keras.Model):
             optimizer: As for `keras.Model.compile`; its loss is scaled where the student computes in float16.
             loss: Replaces the hard-label loss, see `targets.compiled_loss`; None is the cross-entropy of the logits.
             loss_weights: Refused; the weights are those of the distiller.
-            metrics: As for `keras.Model.compile`; they see labels and logits.
+            metrics: As for `keras.Model.compile`; they see labels and the student's outputs. Where these are one logit,
+                a metric that is given by its name sees its sigmoid.
             options: As for `keras.Model.compile`.
 
         Raises:
@@ -232,6 +230,9 @@ class Distiller(Steps, keras.Model):
             name = metric if isinstance(metric, str) else getattr(metric, "name", None)
             if name in self._trackers:
                 raise ValueError(f"a metric cannot be named {name!r}, which is a term of the loss; rename it")
+        if gives_one_logit(self._tapped_student):
+            metrics = of_one_logit(metrics)
+            options["weighted_metrics"] = of_one_logit(options.get("weighted_metrics"))
         optimizer = keras.optimizers.get(optimizer)
         if options.get("auto_scale_loss", True):
             optimizer = with_loss_scale(optimizer, self.student)
@@ -251,40 +252,6 @@ class Distiller(Steps, keras.Model):
         self.compile(**keras.saving.deserialize_keras_object(config))
         if self.optimizer is not None and self.built:
             self.optimizer.build(self.trainable_variables)
-
-    def fit(self, x: Any = None, y: Any = None, *arguments: Any, **options: Any) -> Any:
-        """Train, as `keras.Model.fit` does; `class_weight` works with cached knowledge of the teacher too.
-
-        Raises:
-            ValueError: labels are out of range, nothing of the student trains, or `class_weight` meets a generator
-                (yield sample weights instead).
-        """
-        if self.student.built and not self.trainable_variables:
-            raise ValueError(f"the student {self.student.name!r} has no weights that train; set its trainable to True")
-        held_out = options.get("validation_data")
-        pairs = [(x, y), held_out if isinstance(held_out, tuple | list) else ()]
-        classes, whole = number_of_classes(self.student), whole_labels(self.student, self._compiled_loss)
-        for _, targets, *_ in (pair for pair in pairs if len(pair) > 1):
-            check_labels(label_array(targets), classes, whole=whole)
-        x = with_checked_labels(x, classes, whole=whole)
-        if held_out is not None:
-            options["validation_data"] = with_checked_labels(held_out, classes, whole=whole)
-        weights = options.pop("class_weight", None)
-        if weights is not None:
-            x, options = with_class_weight(x, y, weights, options)
-        with labels_refused():
-            return super().fit(x, y, *arguments, **options)
-
-    def evaluate(self, x: Any = None, y: Any = None, *arguments: Any, **options: Any) -> Any:
-        """Return loss terms and metrics, as `keras.Model.evaluate` does.
-
-        Raises:
-            ValueError: labels are out of range.
-        """
-        classes, whole = number_of_classes(self.student), whole_labels(self.student, self._compiled_loss)
-        check_labels(label_array(y), classes, whole=whole)
-        with labels_refused():
-            return super().evaluate(with_checked_labels(x, classes, whole=whole), y, *arguments, **options)
 
     def export(self, *arguments: Any, **options: Any) -> Any:
         """Export the student, as `keras.Model.export` does; it takes what `predict` takes, pixels of `input_range`."""

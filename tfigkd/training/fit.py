@@ -112,7 +112,7 @@ class _Training:
             watchers += [self.averaged] if self.averaged else []
             failure: BaseException | None = None
             try:
-                with whole_batch_statistics(model.student, config.devices), on_all_hosts(model):
+                with whole_batch_statistics(model, config.devices), on_all_hosts(model):
                     model.fit(
                         training_input(self.stream, epoch, **own),
                         steps_per_epoch=left,
@@ -182,7 +182,7 @@ def fit(
         model: Not compiled; a teacher is trained as a Distiller without distillation losses. Where `config.devices`
             are several, it was built, and this is called, inside `on_devices`. On several hosts each builds it and
             calls this alike; the first one alone writes.
-        stream: From first epoch to endless batches (`training_batches`); on several hosts also of a part of them, and
+        stream: From first epoch to endless batches (`TrainingBatches`); on several hosts also of a part of them, and
             with `config.checkpoint_steps` also without the first ones.
         examples: Examples an epoch.
         config: The recipe.

@@ -45,7 +45,7 @@ def training_input(stream: Callable[..., Iterator[Batch]], epoch: int, **which: 
     Args:
         stream: From first epoch to endless batches.
         epoch: The first one.
-        which: On several hosts `part`, and `skip` in the middle of an epoch, as for `training_batches`.
+        which: On several hosts `part`, and `skip` in the middle of an epoch, as for `TrainingBatches`.
     """
     if keras.backend.backend() != "tensorflow":
         return stream(epoch, **which)

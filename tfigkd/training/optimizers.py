@@ -68,6 +68,25 @@ class ThenConstant(keras.optimizers.schedules.LearningRateSchedule):
         return {"first": self.first, "steps": self.steps, "rate": self.rate}
 
 
+def _replicas() -> int:
+    """Return on how many replicas of TensorFlow this step runs."""
+    if keras.backend.backend() != "tensorflow":
+        return 1
+    import tensorflow as tf
+
+    context = tf.distribute.get_replica_context()
+    return 1 if context is None else int(context.num_replicas_in_sync)
+
+
+def summed_over_replicas(gradients: Sequence[Any]) -> list[Any]:
+    """Return the sums of gradients over the replicas of TensorFlow; None where there is no gradient."""
+    import tensorflow as tf
+
+    given = [gradient for gradient in gradients if gradient is not None]
+    sums = iter(tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, given))
+    return [None if gradient is None else next(sums) for gradient in gradients]
+
+
 class Extended:
     """What is added to a Keras optimizer; comes before it among the base classes, and is set by `extend`."""
 
@@ -86,6 +105,14 @@ class Extended:
         if self.coupled_weight_decay:
             gradient = gradient + self.coupled_weight_decay / factor * ops.convert_to_tensor(variable)
         super().update_step(gradient, variable, learning_rate * factor)  # type: ignore[misc]
+
+    def _clip_gradients(self, grads: list[Any]) -> list[Any]:
+        # Keras clips what each replica has of a batch, and adds it up after that
+        replicas = _replicas()
+        if replicas == 1 or not any((self.clipnorm, self.global_clipnorm, self.clipvalue)):  # type: ignore[attr-defined]
+            return super()._clip_gradients(grads)  # type: ignore[misc]
+        clipped = super()._clip_gradients(summed_over_replicas(grads))  # type: ignore[misc]
+        return [None if gradient is None else gradient / replicas for gradient in clipped]
 
     def _use_weight_decay(self, variable: Any) -> bool:
         # Keras matches the names to spare anywhere in a variable's path, so in that of a layer named "beta_head" too

@@ -9,7 +9,7 @@ import keras
 from keras import ops
 
 from tfigkd.losses.base import Tensor
-from tfigkd.training.optimizers import TwoMomenta
+from tfigkd.training.optimizers import TwoMomenta, summed_over_replicas
 
 
 class _Shared:
@@ -63,10 +63,7 @@ class TensorFlowSteps(_Shared):
         task, taught = (tape.gradient(part, variables) for part in parts)
         task = [ops.zeros_like(v) if g is None else g for g, v in zip(task, variables, strict=True)]
         if replicas > 1:  # the optimizer itself adds up what it is given, and not these
-            total = tf.distribute.get_replica_context().all_reduce(
-                tf.distribute.ReduceOp.SUM, [g for g in taught if g is not None]
-            )
-            taught = [None if g is None else total.pop(0) for g in taught]
+            taught = summed_over_replicas(taught)
         with self.optimizer.with_distillation_gradients(taught, self._auxiliary_indices):
             self.optimizer.apply_gradients(zip(task, variables, strict=True))
         return self._log(*seen)

@@ -5,7 +5,7 @@ import functools
 import inspect
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from typing import Any
 
 import keras
@@ -137,16 +137,58 @@ def check_labels(labels: Any, classes: int | None, *, whole: bool = True) -> Non
         )
 
 
-def with_checked_labels(data: Any, classes: int | None, *, whole: bool = True) -> Any:
-    """Return a `tf.data.Dataset` of batches that ends with an error at labels that are no classes; else as it is.
+def _checked(batches: Generator, classes: int, whole: bool) -> Iterator[Any]:
+    """Yield the batches of a generator, with `check_labels` of each."""
+    with contextlib.closing(batches):
+        for batch in batches:
+            _check_batch(batch, classes, whole)
+            yield batch
 
-    Without the check the loss of labels out of range is NaN. Probabilities [B,C] are not looked at.
+
+def _check_batch(batch: Any, classes: int, whole: bool) -> None:
+    if isinstance(batch, tuple | list) and len(batch) > 1:
+        check_labels(label_array(batch[1]), classes, whole=whole)
+
+
+class _CheckedBatches(keras.utils.PyDataset):
+    """A `PyDataset` with `check_labels` of each batch."""
+
+    def __init__(self, data: keras.utils.PyDataset, classes: int, whole: bool):
+        super().__init__(data.workers, data.use_multiprocessing, data.max_queue_size)
+        self._data, self._classes, self._whole = data, classes, whole
+
+    @property
+    def num_batches(self) -> int | None:
+        count: int | None = self._data.num_batches
+        return count
+
+    def __getitem__(self, index: int) -> Any:
+        batch = self._data[index]
+        _check_batch(batch, self._classes, self._whole)
+        return batch
+
+    def on_epoch_begin(self) -> None:
+        self._data.on_epoch_begin()
+
+    def on_epoch_end(self) -> None:
+        self._data.on_epoch_end()
+
+
+def with_checked_labels(data: Any, classes: int | None, *, whole: bool = True) -> Any:
+    """Return batches that end with an error at labels that are no classes; arrays, checked before, stay as they are.
+
+    Batches are a `tf.data.Dataset`, a `keras.utils.PyDataset` or a generator. Without the check the loss of
+    labels out of range is NaN. Of probabilities [B,C] in a `tf.data.Dataset` nothing is looked at.
 
     Args:
         data: What `fit` or `evaluate` is given.
         classes: Number of classes, or None where it is not known.
         whole: As for `check_labels`.
     """
+    if classes is not None and isinstance(data, Generator):
+        return _checked(data, classes, whole)
+    if classes is not None and isinstance(data, keras.utils.PyDataset):
+        return _CheckedBatches(data, classes, whole)
     spec = getattr(data, "element_spec", None)
     if classes is None or not isinstance(spec, tuple) or len(spec) < 2 or not hasattr(data, "map"):
         return data  # one of a tf.distribute strategy has no `map`
@@ -181,6 +223,8 @@ def labels_refused() -> Iterator[None]:
         found = re.search(rf"\[({OUT_OF_RANGE} [^\]]*)\] \[(\S+)\] \[(\S+)\]", str(error))
         if rest := re.search(rf"\[({NOT_WHOLE}, got)\] \[\[?([^\]\s]+)", str(error)):
             raise ValueError(f"{rest[1]} {rest[2]}; round them") from None
+        if said := re.search(r"ValueError: (labels (?:must|have) [^\n]*)", str(error)):  # of Python, inside a data set
+            raise ValueError(said[1]) from None
         if found is None:
             raise
         raise ValueError(f"{found[1]} {found[2]}..{found[3]}") from None
@@ -218,7 +262,7 @@ def with_class_weight(x: Any, y: Any, weights: Mapping[int, float], options: dic
         labels = np.asarray(labels)
         classes = labels.argmax(-1) if labels.ndim == 2 and labels.shape[-1] > 1 else labels.reshape(-1)
         own = table(int(classes.max()) + 1)[classes.astype(int)]
-        if share := options.get("validation_split"):
+        if (share := options.get("validation_split")) and options.get("validation_data") is None:
             own[math.floor(len(own) * (1 - share)) :] = 1.0  # the last ones, which Keras holds out and does not weight
         before = options.get("sample_weight")
         return x, options | {"sample_weight": own if before is None else own * np.asarray(before).reshape(-1)}

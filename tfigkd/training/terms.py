@@ -154,12 +154,14 @@ class Compared:
         self._student, self._teacher, self._inputs, self._outputs = student, teacher, inputs, outputs
         self._known = targets if isinstance(targets, Mapping) else {}
         self._labels, self._training = labels_of(targets), training
+        self._ran = self._passed_over = False
 
     def sides(self, losses: Mapping[str, Loss]) -> dict[str, tuple[Any, Any]]:
         """Return what each loss compares, the teacher's side first; a loss whose teacher is not known is left out.
 
         Raises:
             NotKnownError: In training, neither the targets nor a live teacher have what a loss needs.
+            ValueError: In training, there is a live teacher, and every loss takes what the targets hold instead.
         """
         found = {}
         for name, loss in losses.items():
@@ -168,6 +170,11 @@ class Compared:
             except NotKnownError:
                 if self._training:
                     raise
+        if self._training and self._passed_over and not self._ran:
+            raise ValueError(
+                "the live teacher would never run, since the targets hold what the losses need of one; leave out "
+                "teacher=, or the stored logits: OverlayStore.join(pictures, logits=False)"
+            )
         return found
 
     def _sides_of(self, name: str, loss: Any) -> tuple[Any, Any]:
@@ -193,6 +200,7 @@ class Compared:
     def _live(self, name: str, instead: str = "") -> LiveTeacher:
         if self._teacher is None:
             raise NotKnownError(f"loss {name!r} needs a teacher: Distiller(teacher=...){instead}")
+        self._ran = True
         return self._teacher
 
     @functools.cached_property
@@ -240,6 +248,8 @@ class Compared:
             what = "teacher_features" if loss.needs_features else "teacher_logits"
             self._live(name, f", or targets with 'label' and {what!r} from a store")
             cached = self._taught
+        elif self._teacher is not None:
+            self._passed_over = True
         of_student = pick(self._outputs, student_taps)
         if loss.projects:
             of_student = loss.project(of_student, training=self._training)
