@@ -11,13 +11,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import numpy as np
 from tyro.conf import Positional, arg
 
 from tfigkd.config.flags import DataOptions, SpaceOptions, read_all_options
-from tfigkd.data.spaces import Range
+from tfigkd.data.spaces import Outputs, Range
 from tfigkd.runtime import console
 from tfigkd.runtime.command import command
 from tfigkd.runtime.errors import UserError
@@ -56,14 +56,14 @@ class Options(DataOptions, SpaceOptions):
     """Append the result to this .csv."""
 
 
-def _predictor(options: Options, data: Any, input_range: Range | None) -> Predict:
+def _predictor(options: Options, data: Any, input_range: Range | None, outputs: Outputs | None = None) -> Predict:
     """Return the model as a function from uint8 images to the logits of the data's classes."""
     from tfigkd import models
     from tfigkd.edge.files import file_predictor
     from tfigkd.measure.chance import probe_examples
     from tfigkd.measure.metrics import predict_logits
 
-    spaces: dict[str, Any] = {"input_range": input_range, "outputs": options.outputs}
+    spaces: dict[str, Any] = {"input_range": input_range, "outputs": outputs or options.outputs}
     if options.model.endswith(".tflite"):
         return file_predictor(Path(options.model), data.class_names, **spaces)
     published = bool(options.weights) and not options.model.startswith(PREFIX)
@@ -122,6 +122,11 @@ def _measure(options: Options) -> tuple[dict[str, Any], str | None]:
             for one in RANGES
             if one != options.input_range
         }
+        kinds = get_args(Outputs) if options.outputs is None else ()
+        others |= {
+            f"--outputs {kind}": partial(_logits_in, options, data, options.input_range, some.images[:], kind)
+            for kind in kinds
+        }
     advice = suggest_fix(logits[: len(some)], some.labels, data.class_names, others)
     if guesses:
         advice = advice or "look at the values of its pixels (--input-range) and at the order of its classes"
@@ -129,8 +134,10 @@ def _measure(options: Options) -> tuple[dict[str, Any], str | None]:
     return {"data": data.name, "data_fingerprint": data.fingerprint, "n_test": len(examples), **values}, advice
 
 
-def _logits_in(options: Options, data: Any, input_range: Range, images: np.ndarray) -> np.ndarray:
-    return _predictor(options, data, input_range)(images)
+def _logits_in(
+    options: Options, data: Any, input_range: Range | None, images: np.ndarray, outputs: Outputs | None = None
+) -> np.ndarray:
+    return _predictor(options, data, input_range, outputs)(images)
 
 
 def _is_named(model: str) -> bool:
@@ -174,6 +181,10 @@ def main(arguments: list[str]) -> None:
     if options.mirrored:
         figures += f"  with mirror images {100 * values['mirrored_accuracy']:.2f} %"
     console.say(f"{figures}  ({values['n_test']:,} images)")
+    if options.model.endswith(".keras"):
+        from tfigkd.models.own import pixels_said
+
+        console.say(f"({pixels_said(options.model, options.input_range)})")
     if advice is not None:
         console.say(f"warning: {advice}")
     if options.rows:

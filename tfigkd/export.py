@@ -92,6 +92,7 @@ def run(options: Options) -> str:
     from tfigkd.edge.contract import contract_path, is_foreign
     from tfigkd.edge.convert import CALIBRATED
     from tfigkd.edge.parity import export_file, near_chance_level
+    from tfigkd.models.own import pixels_said
 
     if options.format == "c":
         return _write_c(options)
@@ -121,6 +122,7 @@ def run(options: Options) -> str:
         raise UserError(_in_options(f"{str(error).rstrip('.')}{hint}")) from error
     except UserError as error:
         raise UserError(_in_options(str(error))) from error
+    pixels = pixels_said(options.model, options.input_range)
     ends = ", float32 input and output" if options.format in CALIBRATED and options.io == "float32" else ""
     size, on, scores = options.output.stat().st_size, "noise, as there is no --data", ""
     if data is not None:
@@ -130,7 +132,7 @@ def run(options: Options) -> str:
             scores += "; the Keras model itself is near chance: does it take other pixel values? (--input-range 0 255)"
     return (
         f"{options.output}: {size / 1e3:,.1f} kB{ends}; on {on}: agreement with Keras "
-        f"{100 * report['agreement']:.2f} %, largest difference {report['max_difference']:.2g}{scores}"
+        f"{100 * report['agreement']:.2f} %, largest difference {report['max_difference']:.2g}{scores}; {pixels}"
     )
 
 

@@ -1,7 +1,4 @@
 import gc
-import os
-import subprocess
-import sys
 import weakref
 from importlib import util
 from pathlib import Path
@@ -12,6 +9,7 @@ import numpy as np
 import pytest
 from keras import ops
 
+from tests.children import on_jax
 from tfigkd import models
 from tfigkd.attribution import attribute, completeness_error, integrated_gradients, nodes_and_weights, saliency_map
 from tfigkd.attribution.quadrature import RULES
@@ -283,11 +281,11 @@ import numpy as np
 from tfigkd.attribution import attribute
 assert keras.backend.backend() == "jax"
 assert "tensorflow" not in sys.modules
-model = keras.saving.load_model(sys.argv[1])
-inputs = np.load(sys.argv[2])
+model = keras.saving.load_model("model.keras")
+inputs = np.load("inputs.npz")
 for _ in range(2):
     result = attribute(model, inputs["images"], inputs["targets"], tolerance=0.02, batch_size=16)
-np.savez(sys.argv[3], **vars(result))
+np.savez("outputs.npz", **vars(result))
 """
 
 
@@ -296,11 +294,9 @@ def test_jax_gives_the_same(model: keras.Model, tmp_path: Path) -> None:
         pytest.skip('NEEDS JAX: install it with "pip install jax"')
     model.save(tmp_path / "model.keras")
     np.savez(tmp_path / "inputs.npz", images=IMAGES, targets=TARGETS)
-    files = [str(tmp_path / name) for name in ("model.keras", "inputs.npz", "outputs.npz")]
-    environment = {**os.environ, "KERAS_BACKEND": "jax", "PYTHONPATH": str(Path(__file__).parents[2])}
-    subprocess.run([sys.executable, "-c", ON_JAX, *files], env=environment, check=True, timeout=240)
+    on_jax(tmp_path, ON_JAX, fresh=True)
     expected = attribute(model, IMAGES, TARGETS, tolerance=0.02)
-    with np.load(files[2]) as outputs:
+    with np.load(tmp_path / "outputs.npz") as outputs:
         np.testing.assert_array_equal(outputs["n_steps"], expected.n_steps)
         for name in ("attributions", "convergence_delta", "logits"):
             np.testing.assert_allclose(outputs[name], getattr(expected, name), atol=1e-3)

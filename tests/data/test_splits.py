@@ -134,6 +134,25 @@ def test_missing_pictures_of_a_table_are_named_at_once(tmp_path, capsys):
     refused("no file .*absent.csv; expected a .csv with the columns path and label", str(tmp_path / "absent.csv"))
 
 
+def test_labels_are_numbers_however_they_are_written_and_alike_ones_are_named(tmp_path):
+    floats = save_table(tmp_path / "floats", rows_of(60, classes=[f"{number}.0" for number in range(12)]))
+    assert data.load(floats).class_names == tuple(f"{number}.0" for number in range(12))
+    signed = save_table(tmp_path / "signed", rows_of(40, classes=["-10", "-2", "3"]))
+    assert data.load(signed).class_names == ("-10", "-2", "3")
+    for classes in (("BOX", "box"), ("01", "1")):
+        loaded = data.load(save_table(tmp_path / classes[0], rows_of(40, classes=classes)))
+        assert f"warning: {classes[0]!r} and {classes[1]!r} are two classes; write them alike" in " ".join(loaded.notes)
+
+
+def test_a_picture_is_listed_once_however_its_path_is_written(tmp_path):
+    table = Path(save_table(tmp_path, rows_of(40)))
+    text = table.read_text(encoding="utf-8-sig")
+    table.write_text(text + f"{tmp_path}/some/003.png,dog\n", encoding="utf-8")
+    refused("line 42: .*some/003.png is listed in line 5 as well", str(table))
+    table.write_bytes(text.encode("utf-16"))
+    refused("is not text in UTF-8; save it as CSV UTF-8", str(table))
+
+
 # Groups
 
 

@@ -112,17 +112,40 @@ def test_floats_of_any_width_at_the_ends(taken: str, given: str, pixels: np.ndar
     np.testing.assert_allclose(found, (pixels / 255).reshape(6, 192) @ kernel, atol=0.05)
 
 
-def test_json_of_another_tool_is_no_contract(pixels: np.ndarray, tmp_path: Path) -> None:
+def test_bytes_around_zero_are_no_pixels_from_0_to_255(pixels: np.ndarray, tmp_path: Path) -> None:
+    model = net(keras.layers.Rescaling(1 / 128), activation="softmax")
+    centered = pixels.astype("float32") - 128
+    path = convert(model, tmp_path / "q.tflite", np.concatenate([centered, np.full_like(centered, 127)]), tf.int8)
+    low, high = spaces(open_classifier(path), None)[0]
+    assert (low, high) == (pytest.approx(-128, abs=1), pytest.approx(127, abs=1))
+    np.testing.assert_allclose(shares(file_predictor(path, NAMES)(pixels)), model(centered), atol=0.05)
+
+
+def test_one_output_of_a_file_is_told_by_the_operation_before_its_scale(pixels: np.ndarray, tmp_path: Path) -> None:
+    image = keras.Input(SHAPE)
+    features = keras.layers.GlobalAveragePooling2D()(image)
+    logit = keras.layers.Dense(1, kernel_initializer=keras.initializers.Constant(0.2))(features)
+    path = convert(keras.Model(image, keras.layers.Rescaling(1 / 3)(logit)), tmp_path / "z.tflite")
+    assert spaces(open_classifier(path), None)[1] == "logits"
+    unsure = convert(keras.Model(image, keras.ops.minimum(logit, 0.9)), tmp_path / "u.tflite")
+    with pytest.raises(UserError, match="may be a probability or a logit; give --outputs"):
+        spaces(open_classifier(unsure), None)
+    assert spaces(open_classifier(unsure), None, None, "logits")[1] == "logits"
+
+
+@pytest.mark.parametrize("content", ["architecture", "labels"])
+def test_json_of_another_tool_is_no_contract(content: str, pixels: np.ndarray, tmp_path: Path) -> None:
     """The files model.json and model.tflite of one model; the contract goes nowhere else, so export leaves it alone."""
     model = net()
     path, beside = convert(model, tmp_path / "model.tflite"), tmp_path / "model.json"
-    beside.write_text(model.to_json())
+    beside.write_text(model.to_json() if content == "architecture" else '{"class_names": ["a", "b", "c"]}')
+    kept = beside.read_text()
     np.testing.assert_allclose(file_predictor(path, NAMES)(pixels), model(pixels / np.float32(255)), atol=1e-4)
     model.save(tmp_path / "model.keras")
     options = Options(model=str(tmp_path / "model.keras"), format="float32", output=path)
     with pytest.raises(UserError, match=r"model.json, where the contract goes, is a file of another tool; choose"):
         export(options)
-    assert beside.read_text() == model.to_json()
+    assert beside.read_text() == kept
     beside.unlink()
     export(options)
     assert read_contract(path) is not None

@@ -1,10 +1,6 @@
 """Properties of every loss: zero at equality, correct and finite gradients in edge cases, equal values on JAX."""
 
-import os
-import subprocess
-import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import keras
@@ -12,6 +8,7 @@ import numpy as np
 import pytest
 from keras import ops
 
+from tests.children import on_jax
 from tfigkd import losses
 
 RNG = np.random.default_rng(0)
@@ -156,10 +153,9 @@ def test_it_is_finite_with_finite_gradients_in_edge_cases(case):
 JAX_RUN = """
 import keras, numpy as np, sys
 assert keras.backend.backend() == "jax"
-sys.path.insert(0, {tests!r})
-from test_loss_properties import CASES, assert_finite_at_the_edges, value_and_gradient
-from test_ig_matching import IMAGES, LABELS, network, weights_of
-results = {{}}
+from tests.losses.test_loss_properties import CASES, assert_finite_at_the_edges, value_and_gradient
+from tests.losses.test_ig_matching import IMAGES, LABELS, network, weights_of
+results = {}
 for name, case in CASES.items():
     results[name], results[name + " gradient"] = value_and_gradient(case.function)(case.teacher, case.student)
     assert_finite_at_the_edges(case)
@@ -167,7 +163,7 @@ for name, case in CASES.items():
 import jax
 from tfigkd.losses import IGMatching
 model, loss = network(), IGMatching()
-with np.load({weights!r}) as archive:
+with np.load("weights.npz") as archive:
     model.set_weights(list(archive.values()))
 
 @jax.jit
@@ -178,9 +174,9 @@ def total(values):
 values = [variable.value for variable in weights_of(model)]
 results["map"] = loss.student_map(model, IMAGES, LABELS)
 for index, gradient in enumerate(jax.grad(total)(values)):
-    results[f"map gradient {{index}}"] = gradient
+    results[f"map gradient {index}"] = gradient
 assert "tensorflow" not in sys.modules
-np.savez({result!r}, **results)
+np.savez("result.npz", **results)
 """
 
 
@@ -191,10 +187,8 @@ def test_jax_gives_the_same_values_and_gradients(tmp_path):
     from test_ig_matching import LABELS as TARGETS
 
     model, loss = network(), losses.IGMatching()
-    weights, result = tmp_path / "weights.npz", tmp_path / "result.npz"
-    np.savez(weights, *model.get_weights())
-    program = JAX_RUN.format(tests=str(Path(__file__).parent), weights=str(weights), result=str(result))
-    subprocess.run([sys.executable, "-c", program], check=True, env=os.environ | {"KERAS_BACKEND": "jax"})
+    np.savez(tmp_path / "weights.npz", *model.get_weights())
+    on_jax(tmp_path, JAX_RUN, fresh=True)
 
     expected = {}
     for name, case in CASES.items():
@@ -205,7 +199,7 @@ def test_jax_gives_the_same_values_and_gradients(tmp_path):
     expected["map"] = student_map.numpy()
     for index, gradient in enumerate(tape.gradient(total, weights_of(model))):
         expected[f"map gradient {index}"] = ops.convert_to_numpy(gradient)
-    with np.load(result, allow_pickle=False) as actual:
+    with np.load(tmp_path / "result.npz", allow_pickle=False) as actual:
         assert set(actual) == set(expected)
         for name, value in expected.items():
             np.testing.assert_allclose(actual[name], value, rtol=1e-3, atol=1e-5, err_msg=name)

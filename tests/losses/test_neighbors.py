@@ -59,6 +59,18 @@ def test_the_oldest_examples_leave_the_queue():
     assert int(queue.count) < 6
 
 
+def test_of_a_batch_that_is_larger_than_the_queue_the_last_examples_stay():
+    queue = Queue(3, 1)
+    for start in (0, 8, 16):  # places go on from the number of examples seen
+        rows = np.arange(start, start + 8)
+        queue.put(rows[:, None].astype(np.float32), rows.astype(np.int32))
+        assert sorted(np.asarray(queue.labels)) == [*rows[-3:]]
+        np.testing.assert_array_equal(queue.logits[:, 0], queue.labels)
+        assert np.asarray(queue.filled()).all() and int(queue.count) < 6
+    queue.put(np.full((1, 1), 24.0, np.float32), np.array([24], np.int32))
+    assert sorted(np.asarray(queue.labels)) == [22, 23, 24]
+
+
 def test_no_gradient_passes_through_a_soft_label():
     import tensorflow as tf
 

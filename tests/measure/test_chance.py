@@ -20,6 +20,17 @@ def test_chance_by_hand() -> None:
         assert near_chance(logits_of(predicted, 4), labels) == near
 
 
+def test_chance_of_classes_of_other_sizes_by_hand() -> None:
+    """Of 250 and 6 labels the recalls deviate by 0.0316 and 0.2041, their mean by 0.1033: 0.706 is near chance."""
+    labels = np.array([0] * 250 + [1] * 6)
+    for right, near in ((5, True), (6, False)):
+        recalled = [np.arange(250) < 125, np.arange(6) < right]  # a recall of 0.5, and of 5/6 or 1
+        predicted = np.where(np.concatenate(recalled), labels, 1 - labels)
+        assert mean_recall(logits_of(predicted, 2), labels) == 0.25 + right / 12
+        assert near_chance(logits_of(predicted, 2), labels) == near
+    assert near_chance(np.zeros((0, 2)), np.zeros(0, int))
+
+
 def test_a_constant_answer_is_chance_however_large_its_class() -> None:
     labels = np.array([0] * 90 + [1] * 10)
     constant = logits_of(np.zeros(100, int), 2)

@@ -228,6 +228,7 @@ def test_a_copy_without_git_gets_its_commit_from_the_environment(tmp_path, monke
 TINY = {
     "data.name": "digits",
     "data.limit": 96,
+    "tensorboard.pictures": 0,
     "teacher.drop_blocks": 14,
     "teacher.width": 0.25,
     "teacher.training.epochs": 1,

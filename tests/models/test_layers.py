@@ -13,12 +13,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.children import JAX
 from tfigkd.models import layers
 from tfigkd.models.layers import FusedBatchNormalization
 
 tf = pytest.importorskip("tensorflow", reason="NEEDS TENSORFLOW: pip install tensorflow")
-
-REPOSITORY = Path(__file__).resolve().parents[2]
 
 
 def _pair(channels: int, **options: Any) -> tuple[keras.Layer, keras.Layer]:
@@ -308,7 +307,7 @@ layer.set_weights(list(numpy.load(folder + "/weights.npz").values()))
 y = layer(x, training=True)
 numpy.savez(folder + "/out.npz", y, *layer.get_weights())
 """
-    _run_apart(code, tmp_path, KERAS_BACKEND="jax", PYTHONPATH=os.pathsep.join([str(REPOSITORY), *sys.path]))
+    _run_apart(code, tmp_path, **JAX)
     outputs = fused(x, training=True)
     for mine, theirs in zip([outputs, *fused.get_weights()], np.load(tmp_path / "out.npz").values(), strict=True):
         _assert_close(mine, theirs)

@@ -49,6 +49,26 @@ def scaling(*values: float) -> keras.layers.Layer:
     return keras.layers.Rescaling(*values)
 
 
+def through(*functions: Any) -> keras.Model:
+    """A model of operations, which a Functional model has and a Sequential one has not."""
+    tensor = image = keras.Input(SHAPE)
+    for function in functions:
+        tensor = function(tensor)
+    return keras.Model(image, own(end=[])(tensor) if tensor.shape[-1] == 3 else tensor)
+
+
+@pytest.mark.parametrize(
+    ("functions", "expected"),
+    [
+        ([lambda x: keras.ops.clip(x, 0, 255), lambda x: x / 255.0], (0, 255)),
+        ([keras.ops.image.rgb_to_grayscale, lambda x: x / 255.0, keras.layers.GlobalAveragePooling2D()], (0, 255)),
+        ([lambda x: x / 16.0], (0, 16)),
+    ],
+)
+def test_the_range_that_the_first_operations_tell(functions: Any, expected: Any) -> None:
+    assert recognize_input_range(through(*functions)) == expected
+
+
 @pytest.mark.parametrize(
     ("head", "dtype", "expected"),
     [
@@ -64,6 +84,15 @@ def scaling(*values: float) -> keras.layers.Layer:
         (lambda: [adapted(-1, 1)], "float32", (-1, 1)),
         (lambda: [scaling(1 / 255), adapted(0, 1)], "float32", (0, 255)),
         (lambda: [], "uint8", (0, 255)),
+        (lambda: [scaling(1 / 16)], "float32", (0, 16)),  # scikit-learn's digits
+        (lambda: [scaling(1 / 8, -1)], "float32", (0, 16)),
+        (lambda: [scaling(1 / 65535)], "float32", (0, 65535)),
+        (lambda: [scaling(1 / 128)], "float32", (0, 255)),  # to 2
+        (lambda: [scaling(1 / 60)], "float32", (0, 255)),
+        (lambda: [scaling(1.0, -110)], "float32", (0, 255)),
+        (lambda: [scaling(1.0, -128), scaling(1 / 128)], "float32", (0, 255)),
+        (lambda: [adapted(0, 16)], "float32", None),  # statistics do not tell where the values end
+        (lambda: [adapted(0, 90)], "float32", (0, 255)),  # dark pictures
     ],
 )
 def test_the_range_that_the_first_layers_tell(head: Any, dtype: str, expected: Any) -> None:
@@ -229,6 +258,7 @@ def small_logit(*end: Any) -> keras.Model:
         [keras.layers.GlobalAveragePooling2D()],
         [keras.layers.Flatten(), keras.layers.Dense(1, kernel_initializer="ones")],
         [keras.layers.Flatten(), keras.layers.Activation("linear", dtype="float32")],
+        [keras.layers.Flatten(), keras.layers.Rescaling(1 / 5)],  # a temperature
     ],
 )
 def test_a_logit_between_0_and_1_is_none_the_less_one(end: list[Any], pixels: np.ndarray) -> None:
@@ -246,9 +276,14 @@ def warm_softmax(values: Any) -> Any:
     return keras.ops.softmax(values / 3.0)
 
 
-def test_an_activation_of_the_users_is_looked_at(pixels: np.ndarray, tmp_path: Path) -> None:
+warmer = keras.saving.register_keras_serializable("tests", "softmax")(lambda values: warm_softmax(values))
+warmer.__name__ = "softmax"
+
+
+@pytest.mark.parametrize("activation", [warm_softmax, warmer])
+def test_an_activation_of_the_users_is_looked_at(activation: Any, pixels: np.ndarray, tmp_path: Path) -> None:
     """Its name tells nothing; the losses, the file and the model as plain Keras opens it agree on its probabilities."""
-    model, images = own(end=dense(3, warm_softmax)), pixels / np.float32(255)
+    model, images = own(end=dense(3, activation)), pixels / np.float32(255)
     expected = keras.ops.convert_to_numpy(model(images))
     model.save(tmp_path / "m.keras")
     for logits in (
@@ -260,7 +295,10 @@ def test_an_activation_of_the_users_is_looked_at(pixels: np.ndarray, tmp_path: P
 
 
 def test_what_is_no_choice_among_classes(tmp_path: Path) -> None:
-    for end, message in ((dense(1, "tanh"), "ends in one tanh"), (dense(3, "sigmoid"), "ends in 3 sigmoids")):
+    ends = [(dense(1, "tanh"), "ends in one tanh"), (dense(3, "sigmoid"), "ends in 3 sigmoids")]
+    ends += [(dense(1, "softmax"), "a softmax over one output, which is always 1")]
+    ends += [([*dense(1, "sigmoid"), keras.layers.Rescaling(0.5)], "may be a probability or a logit; declare outputs")]
+    for end, message in ends:
         own(end=end).save(tmp_path / "m.keras")
         with pytest.raises(UserError, match=message):
             load_own(tmp_path / "m.keras")

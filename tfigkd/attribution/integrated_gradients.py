@@ -17,6 +17,7 @@ from tfigkd.attribution.baselines import make_baseline
 from tfigkd.attribution.quadrature import added_by_doubling, nodes_and_weights
 from tfigkd.data.spaces import Outputs, Range
 from tfigkd.models import as_classifier
+from tfigkd.models.settings import settings_of
 
 FIRST_STEPS = 16
 """Number of steps with which the adaptive mode starts. With 4 or 8 some images pass the tolerance by chance with
@@ -239,19 +240,23 @@ class _Functions(NamedTuple):
     gradient: Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 
-_COMPILED: weakref.WeakKeyDictionary[keras.Model, _Functions] = weakref.WeakKeyDictionary()
+_COMPILED: weakref.WeakKeyDictionary[keras.Model, tuple[Any, _Functions]] = weakref.WeakKeyDictionary()
 
 
 def _compile(model: keras.Model) -> _Functions:
-    """Return the compiled functions of the model; they are cached while the model exists, so it is traced only once."""
-    if model not in _COMPILED:
+    """Return the compiled functions of the model; they are cached while the model exists, so it is traced only once.
+
+    It is traced again where it computes with other `settings_of` its layers: a trace follows its variables alone.
+    """
+    known, now = _COMPILED.get(model), settings_of(model)
+    if known is None or known[0] != now:
         makers = {"tensorflow": _compile_tensorflow, "jax": _compile_jax}
         backend = keras.backend.backend()
         if backend not in makers:
             raise ValueError(f"attribution runs on the Keras backends {' and '.join(makers)}, not on {backend!r}.")
         # A weak reference to the model: a strong one in the cached value would keep the model, its key, alive.
-        _COMPILED[model] = makers[backend](weakref.ref(model))
-    return _COMPILED[model]
+        known = _COMPILED[model] = now, makers[backend](weakref.ref(model))
+    return known[1]
 
 
 def _compile_tensorflow(model: Callable[[], Any]) -> _Functions:

@@ -194,7 +194,7 @@ def identify(images: np.ndarray, labels: np.ndarray) -> Examples:
 def to_model_input(images: np.ndarray) -> np.ndarray:
     """Convert pixels to the input of models: uint8 [...] from 0 to 255 becomes float32 [...] in [0,1].
 
-    This is the only place where pixels are scaled, so all modules scale alike.
+    All NumPy code scales pixels here; `OverlayStore.overlay` does the same in TensorFlow.
     """
     return images.astype(np.float32) / np.float32(255)
 

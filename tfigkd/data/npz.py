@@ -100,7 +100,10 @@ def read_npz(path: Path, wanted: Wanted) -> Source:
 
 
 def _text(name: Any) -> str:
-    return name.decode() if isinstance(name, bytes) else str(name)
+    try:
+        return name.decode() if isinstance(name, bytes) else str(name)
+    except UnicodeDecodeError as error:
+        raise UserError(f"class_names has {name!r}, which is not UTF-8; store it as an array of str") from error
 
 
 def _read_arrays(path: Path, arrays: Any, split: str, wanted: Wanted) -> Part:

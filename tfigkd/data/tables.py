@@ -2,8 +2,10 @@
 
 import csv
 import io
+import os
+import re
 import unicodedata
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +29,9 @@ from tfigkd.data.sources import (
 )
 from tfigkd.runtime.errors import UserError, closest
 from tfigkd.runtime.files import expanded
+
+INTEGER = re.compile(r"-?[0-9]+(\.0*)?")
+"""A label that is a whole number, as spreadsheets and pandas may write it too: 3, 03, 3.0."""
 
 
 def read_csv(path: Path, wanted: Wanted) -> Source:
@@ -65,13 +70,17 @@ def read_csv(path: Path, wanted: Wanted) -> Source:
         notes.lines += [unused("rows of split", name, name) for name in unknown]
         by_role = {role: [row for row in rows if row.get("split", "train") in names] for role, names in chosen.items()}
         class_names = _class_names({row["label"] for row in by_role["train"]})
+        notes.lines += _alike(class_names)
         parts = {role: _read_rows(path, listed, class_names, wanted, notes) for role, listed in by_role.items()}
         return Source(parts["train"], parts.get("test"), class_names, parts.get("validation"), notes.said())
 
 
 def _rows(path: Path, group: str | None) -> list[dict[str, str]]:
     """Return the rows of a table as path, label and, where they are there, split and group, with the number `line`."""
-    text = path.read_text(encoding="utf-8-sig")  # spreadsheets write a byte-order mark
+    try:
+        text = path.read_text(encoding="utf-8-sig")  # spreadsheets write a byte-order mark
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not text in UTF-8; save it as CSV UTF-8") from error
     first = text.partition("\n")[0]
     delimiter = max(",;\t", key=first.count)
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
@@ -97,10 +106,10 @@ def _rows(path: Path, group: str | None) -> list[dict[str, str]]:
         lacking = [header[columns[name]] for name, cell in row.items() if not cell]
         if lacking:
             raise UserError(f"{path}, line {reader.line_num}: the column {lacking[0]} is empty; fill it in")
-        if row["path"] in before:
-            first_line = before[row["path"]]
-            raise UserError(f"{path}, line {reader.line_num}: {row['path']} is listed in line {first_line} as well")
-        before[row["path"]] = reader.line_num
+        place = os.path.realpath(path.parent / expanded(row["path"]))
+        if place in before:
+            raise UserError(f"{path}, line {reader.line_num}: {row['path']} is listed in line {before[place]} as well")
+        before[place] = reader.line_num
         rows.append(row)
     if not rows:
         raise UserError(f"{path} lists no pictures; expected a row for each")
@@ -108,12 +117,24 @@ def _rows(path: Path, group: str | None) -> list[dict[str, str]]:
 
 
 def _class_names(labels: set[str]) -> tuple[str, ...]:
-    """Return labels in sorted order: by number if all are integers, else as text."""
+    """Return labels in sorted order: by number if all are integers, 3 or 3.0, else as text."""
     unprintable = [label for label in labels if not label.isprintable()]
     if unprintable:
         raise UserError(f"label {unprintable[0]!a} is not printable; rename it")
-    numbers = all(label.isascii() and label.isdigit() for label in labels)
-    return tuple(sorted(labels, key=lambda label: (int(label), label))) if numbers else tuple(sorted(labels))
+    numbers = all(INTEGER.fullmatch(label) for label in labels)
+    return tuple(sorted(labels, key=lambda label: (float(label), label))) if numbers else tuple(sorted(labels))
+
+
+def _alike(labels: Collection[str]) -> list[str]:
+    """Return a line for each pair of labels that differ in case, or in how a number is written, alone."""
+    seen: dict[str, str] = {}
+    lines = []
+    for label in labels:
+        plain = f"{float(label):g}" if INTEGER.fullmatch(label) else label.casefold()
+        if plain in seen:
+            lines.append(f"warning: {seen[plain]!r} and {label!r} are two classes; write them alike if they are one")
+        seen.setdefault(plain, label)
+    return lines
 
 
 def _read_rows(

@@ -21,12 +21,12 @@ def contract_path(model: Path) -> Path:
 
 
 def is_foreign(path: Path) -> bool:
-    """Return whether the file in the place of a model's contract is JSON of another tool, such as `model.to_json()`."""
+    """Return whether the file in the place of a model's contract is JSON of another tool, such as a list of labels."""
     try:
         content = json.loads(contract_path(path).read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
         return False
-    return not isinstance(content, dict) or not content.keys() & {"file", "sha256", "class_names"}
+    return not isinstance(content, dict) or not content.keys() & {"file", "sha256"}
 
 
 def write_contract(path: Path, class_names: Sequence[str] | None, **about: Any) -> None:

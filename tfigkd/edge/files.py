@@ -34,6 +34,8 @@ GIVES: dict[str, Outputs] = {
 }
 """What the last operation of a file tells of its outputs; a single logit is often between 0 and 1."""
 PASSES = ("QUANTIZE", "DEQUANTIZE", "RESHAPE")
+SCALES = ("MUL", "DIV", "ADD", "SUB")
+"""Operations that, with a constant, leave logits logits, as a temperature does."""
 MEANS: dict[str, Outputs] = {"logits": "logits", "probabilities": "probabilities"}
 
 
@@ -124,7 +126,7 @@ def spaces(
         outputs: As given by the user.
 
     Raises:
-        UserError: The given range is none.
+        UserError: The given range is none, or a single output may be a probability or a logit.
     """
     if input_range is not None:
         try:
@@ -133,9 +135,7 @@ def spaces(
             raise UserError(f"--input-range: {error}") from error
     source, sink = interpreter.get_input_details()[0], interpreter.get_output_details()[0]
     about = contract or {}
-    described = about.get("input", {}).get("range") if isinstance(about.get("input"), Mapping) else None
-    shown = (float(described[0]), float(described[1])) if described else _range_of_integers(source)
-    taken = input_range or shown or UNIT
+    taken = input_range or range_shown(interpreter, contract) or UNIT
     means = about.get("output", {}).get("means") if isinstance(about.get("output"), Mapping) else None
     given = outputs or MEANS.get(str(means)) or _told_by_the_end(interpreter, int(sink["index"]))
     if given is None:
@@ -147,15 +147,32 @@ def spaces(
         # each of the quantized shares is off by up to half a step
         rounding = len(seen[0]) * float(sink["quantization"][0]) / 2
         given = output_kind(np.stack(seen), min(max(SUM_TOLERANCE, rounding), 0.5))
+        if len(seen[0]) == 1 and given == "probabilities":
+            raise UserError(
+                "the single output of the file may be a probability or a logit; give --outputs probabilities or "
+                "--outputs logits"
+            )
     return taken, given
+
+
+def range_shown(interpreter: Any, contract: Mapping[str, Any] | None) -> Range | None:
+    """Return the range of pixels that a contract states or the scale of an integer input shows; None without either."""
+    about = (contract or {}).get("input")
+    described = about.get("range") if isinstance(about, Mapping) else None
+    if described:
+        return float(described[0]), float(described[1])
+    return _range_of_integers(interpreter.get_input_details()[0])
 
 
 def _told_by_the_end(interpreter: Any, tensor: int) -> Outputs | None:
     """Return what the operation that computes a tensor tells of it; None where it tells nothing."""
     operations = [one for one in interpreter._get_ops_details() if one["op_name"] != "DELEGATE"]
     writers = {int(index): one for one in operations for index in one["outputs"]}
-    while tensor in writers and writers[tensor]["op_name"] in PASSES:
-        tensor = int(writers[tensor]["inputs"][0])
+    while tensor in writers and writers[tensor]["op_name"] in (*PASSES, *SCALES):
+        computed = [int(index) for index in writers[tensor]["inputs"] if int(index) in writers]
+        if len(computed) != 1:
+            break
+        (tensor,) = computed
     return GIVES.get(writers[tensor]["op_name"]) if tensor in writers else None
 
 
@@ -171,7 +188,7 @@ def _range_of_integers(tensor: Mapping[str, Any]) -> Range | None:
     if limits.bits > 8:  # always symmetric
         return UNIT if high < 2 else PIXELS
     if high > 16:
-        return PIXELS
+        return PIXELS if low > -high / 4 else (low, high)  # such as pixels minus 128
     return SIGNED if low < -0.5 else UNIT
 
 

@@ -66,7 +66,8 @@ class Queue(keras.layers.Layer):
         return ops.arange(self.size, dtype="int32") < self.count
 
     def put(self, logits: Tensor, labels: Tensor) -> None:
-        """Put the examples of a batch, at most `size`, in the place of the oldest ones."""
+        """Put the examples of a batch in the place of the oldest ones; of more than `size` the last ones."""
+        logits, labels = logits[-self.size :], labels[-self.size :]
         batch = ops.shape(logits)[0]
         places = ops.mod(self.count + ops.arange(batch, dtype="int32"), self.size)[:, None]
         self.logits.assign(ops.scatter_update(self.logits, places, logits))
@@ -90,7 +91,7 @@ class OSAKD(PerExampleLoss):
 
     Args:
         neighbors: k, neighbors of an example. Defaults to `16`.
-        queue: Examples that are kept, at least the batch size; in the student's space. Defaults to `1024`.
+        queue: Examples that are kept, in the student's space; of a larger batch its last ones. Defaults to `1024`.
         space: "student" or "teacher". Defaults to `"student"`.
     """
 

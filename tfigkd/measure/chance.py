@@ -41,8 +41,11 @@ def mean_recall(logits: np.ndarray, labels: np.ndarray) -> float:
 
 def near_chance(logits: np.ndarray, labels: np.ndarray) -> bool:
     """Return whether logits [N,C] are right on no more labels [N] than guessing explains."""
-    chance = 1 / len(np.unique(labels)) if len(labels) else 1.0
-    spread = np.sqrt(chance * (1 - chance) / max(len(labels), 1))
+    if not len(labels):
+        return True
+    counts = np.unique(labels, return_counts=True)[1]
+    chance = 1 / len(counts)
+    spread = np.sqrt(np.sum(chance * (1 - chance) / counts)) / len(counts)  # of a mean of recalls, one for each class
     return mean_recall(logits, labels) < chance + DEVIATIONS * spread
 
 

@@ -126,6 +126,7 @@ def build(
 
     Raises:
         UserError: The name is unknown, the file does not fit, or the network does not take such an option.
+        TypeError: An option is of no network.
     """
     unknown = options.keys() - NEUTRAL.keys() - {*SPACES}
     if unknown:

@@ -14,6 +14,8 @@ from keras import ops
 from tfigkd.models.layers import flatten_layers
 
 MOMENTUM = 0.99
+STEPS = 127
+"""Of a rounded kernel on each side of zero."""
 SMALLEST_RANGE = 1e-6
 """A kernel of zeros still needs a range that can be divided by."""
 
@@ -44,7 +46,13 @@ def fake_quantized_kernel(kernel: Any, axis: int | None = None) -> Any:
     others = None if axis is None else [other for other in range(len(kernel.shape)) if other != axis]
     # a range that the gradient reaches would train the largest weight alone
     largest = ops.stop_gradient(ops.maximum(ops.max(ops.abs(kernel), axis=others), SMALLEST_RANGE))
-    return keras.quantizers.fake_quant_with_min_max_vars(kernel, -largest, largest, narrow_range=True, axis=axis)
+    if keras.backend.backend() == "tensorflow":
+        return keras.quantizers.fake_quant_with_min_max_vars(kernel, -largest, largest, narrow_range=True, axis=axis)
+    # elsewhere Keras knows no axis, and the largest weights, which rounding puts out of the range, get no gradient
+    shape = [1 if others is None or other in others else size for other, size in enumerate(kernel.shape)]
+    step = ops.reshape(largest, shape) / STEPS
+    rounded = ops.clip(ops.floor(kernel / step + 0.5), -STEPS, STEPS) * step
+    return kernel + ops.stop_gradient(rounded - kernel)
 
 
 @keras.saving.register_keras_serializable("tfigkd")
@@ -97,8 +105,8 @@ class FakeQuantDense(keras.layers.Dense):
 class FakeQuantize(keras.layers.Layer):
     """Rounds activations to 256 steps of their range, which training follows by moving averages.
 
-    The first training batch sets the range; before it the layer passes its input on. The range always holds zero, so
-    that padding and ReLU stay exact.
+    The first training batch sets the range, also of a frozen layer, whose range then stays; before it the layer passes
+    its input on. The range always holds zero, so that padding and ReLU stay exact.
 
     Args:
         limits: A range that is known and stays, such as (0, 1) for images; None learns it.
@@ -120,15 +128,18 @@ class FakeQuantize(keras.layers.Layer):
 
     def call(self, inputs: Any, training: bool | None = None) -> Any:
         """Return the inputs, rounded; in training the range moves first."""
-        if training and self.limits is None and self.trainable:
+        if training and self.limits is None:
             self._follow(ops.cast(inputs, "float32"))
         if not _rounding:
             return inputs
         low, high = ops.convert_to_tensor(self.moving_min), ops.convert_to_tensor(self.moving_max)
-        return keras.quantizers.fake_quant_with_min_max_vars(inputs, low, ops.maximum(high, low + SMALLEST_RANGE))
+        rounded = keras.quantizers.fake_quant_with_min_max_vars(inputs, low, ops.maximum(high, low + SMALLEST_RANGE))
+        if training or self.limits is not None:
+            return rounded
+        return ops.where(high > low, rounded, inputs)
 
     def _follow(self, inputs: Any) -> None:
-        seen = ops.cast(self.moving_max > self.moving_min, "float32") * self.momentum
+        seen = ops.cast(self.moving_max > self.moving_min, "float32") * (self.momentum if self.trainable else 1.0)
         low, high = ops.minimum(ops.min(inputs), 0.0), ops.maximum(ops.max(inputs), 0.0)
         self.moving_min.assign(seen * self.moving_min + (1.0 - seen) * low)
         self.moving_max.assign(seen * self.moving_max + (1.0 - seen) * high)

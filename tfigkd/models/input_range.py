@@ -13,13 +13,15 @@ from tfigkd.data.spaces import PIXELS, SIGNED, UNIT, Range
 INPUT_RANGE = "input_range"
 """Name of the layer that maps [0,1] to the model's own range; a model that begins with it takes [0,1]."""
 SMALLEST_SCALE = 0.1
-"""A factor below this is one for pixels to 255: networks take values of about -3 to 3."""
+"""A factor below this is one for other pixels than those from 0 to 1: networks take values of about -3 to 3."""
+LARGEST_WHITE = 6.0
+"""What a network may see of a white pixel of 255, where its first layers do not say that it has other pixels."""
 PASSED = (
     *(keras.layers.Dropout, keras.layers.GaussianNoise, keras.layers.GaussianDropout, keras.layers.ZeroPadding2D),
     *(keras.layers.Resizing, keras.layers.CenterCrop, keras.layers.InputLayer, keras.layers.Identity),
 )
 """Layers that leave the range of the pixels as it is; so do those whose name begins with Random."""
-PASSED_OPERATIONS = ("GetItem", "Stack", "Concatenate", "Cast", "Flip")
+PASSED_OPERATIONS = ("GetItem", "Stack", "Concatenate", "Cast", "Flip", "Clip", "RGBToGrayscale")
 
 
 @dataclass(frozen=True)
@@ -89,7 +91,7 @@ def _range_of(parts: list[_Affine]) -> Range | None:
                 return UNIT
             return None if parts[0].moving else SIGNED
         if center > 1:
-            return PIXELS
+            return _pixels(scale, offset, measured=any(part.statistics for part in parts))
         return UNIT if center > 0 else SIGNED if center >= -1.01 else None
     if len(parts) > 1 and np.allclose(scale, 1, atol=0.02):
         # the first operation is undone by the others: they say what it has to give
@@ -98,7 +100,25 @@ def _range_of(parts: list[_Affine]) -> Range | None:
             return None
         low, high = ((value - np.mean(first.offset)) / np.mean(first.scale) for value in rest)
         return round(float(low), 6), round(float(high), 6)
-    return UNIT if np.mean(np.abs(scale)) >= SMALLEST_SCALE else PIXELS
+    if np.mean(np.abs(scale)) >= SMALLEST_SCALE:
+        return UNIT
+    return _pixels(scale, offset, measured=any(part.statistics for part in parts))
+
+
+def _pixels(scale: np.ndarray, offset: np.ndarray, *, measured: bool) -> Range | None:
+    """Return (0, 255) unless `scale · x + offset` of it is nothing that a network takes; then from 0 to what fits.
+
+    Args:
+        scale: A value for each channel or one for all.
+        offset: The same.
+        measured: Whether they are statistics of images, which do not tell where the values end.
+    """
+    white = float(np.mean(scale * 255 + offset))
+    if 0.5 <= white <= LARGEST_WHITE or np.mean(np.abs(scale)) >= 0.5:  # as where a mean alone is subtracted
+        return PIXELS
+    if measured:
+        return PIXELS if white < 4 * LARGEST_WHITE else None  # of dark images
+    return 0.0, round(float(np.mean((1 - offset) / scale)), 6)  # white becomes 1
 
 
 def _affine_parts(model: keras.Model, start: Any = None) -> Iterator[_Affine]:

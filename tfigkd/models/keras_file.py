@@ -16,6 +16,7 @@ import keras
 import tfigkd.models.fake_quant  # noqa: F401 - registers what a quantized student is made of
 from tfigkd.data.pictures import reading
 from tfigkd.runtime.errors import UserError
+from tfigkd.runtime.files import expanded
 
 CONFIGS = ("config.json", "metadata.json")
 HDF5 = b"\x89HDF\r\n\x1a\n"
@@ -51,6 +52,7 @@ def load_model(path: Path) -> Any:
     Raises:
         UserError: The file is missing, unreadable or refused.
     """
+    path = expanded(str(path))
     if not (path.is_file() or path.is_dir()):  # a pipe would wait for a writer
         raise UserError(f"no model file {path}; give the path of a .keras file")
     if not zipfile.is_zipfile(path):

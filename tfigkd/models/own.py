@@ -19,6 +19,7 @@ from tfigkd.models.precision import HALF, OTHERS, computes_in, with_precision
 from tfigkd.models.same import TOLERANCE, close, tolerance_of
 from tfigkd.models.spaces import LOOKED_AT, classifier, last_operation, logits_of, with_rgb
 from tfigkd.runtime.errors import UserError
+from tfigkd.runtime.files import checksum, expanded
 
 ROUNDING = 1e-5
 """By how much images are moved to see what rounding does to the outputs."""
@@ -243,6 +244,14 @@ def own_channels(path: str | Path) -> int:
 
 
 @functools.lru_cache(maxsize=8)
+def pixels_said(path: str, input_range: Range | None) -> str:
+    """Return which values of pixels a .keras file is given, and why, for a last line."""
+    shown = own_input_range(path, checksum(expanded(path)))
+    low, high = input_range or shown or UNIT
+    why = "as given" if input_range else "as its first layers tell" if shown else "assumed; --input-range sets them"
+    return f"pixels from {low:g} to {high:g}, {why}"
+
+
 def own_input_range(path: str, checksum: str) -> Range | None:
     """Return the input range that a .keras file shows, see `input_range.recognize_input_range`; read once a content.
 

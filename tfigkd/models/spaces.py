@@ -26,6 +26,7 @@ from tfigkd.data.spaces import (
 )
 from tfigkd.models import layers
 from tfigkd.models.input_range import INPUT_RANGE, graph_of, recognize_input_range
+from tfigkd.models.settings import settings_of
 from tfigkd.models.subclassed import logarithm, logits_model, two_classes
 
 TWO_CLASSES = "two_classes"
@@ -49,6 +50,7 @@ SQUASHES: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "sigmoid": special.expit,
 }
 SQUASHED = tuple(SQUASHES)
+BACKENDS = ("keras", "tensorflow", "jax", "torch")
 
 
 def classifier(
@@ -144,8 +146,9 @@ def as_classifier(
             outputs = _subclassed_kind(model, images)
         return logits_model(model) if outputs == "probabilities" else model
     known = _CLASSIFIERS.setdefault(model, {})
-    key = None if input_range is None else tuple(map(float, input_range)), outputs
+    key = None if input_range is None else tuple(map(float, input_range)), outputs, settings_of(model)
     if key not in known:
+        known = _CLASSIFIERS[model] = {one: made for one, made in known.items() if one[-1] == key[-1]}
         made = classifier(model, input_range=input_range, outputs=outputs)
         known[key] = None if made is model else made
     result = known[key]
@@ -280,8 +283,21 @@ def _copy(model: keras.Model) -> keras.Model:
 
 
 def _given_by(model: keras.Model, images: np.ndarray | None) -> Outputs:
-    """Return what a model gives: its last operation tells, else its outputs on noise and on some images."""
-    return _told_by_end(model) or output_kind(_look(model, images))
+    """Return what a model gives: its last operation tells, else its outputs on noise and on some images.
+
+    Raises:
+        ValueError: It has a single output from 0 to 1, which may be a probability or a logit.
+    """
+    told = _told_by_end(model)
+    if told is not None:
+        return told
+    looks = output_kind(_look(model, images))
+    if looks == "probabilities" and model.output_shape[-1] == 1:
+        raise ValueError(
+            f"the single output of {model.name} may be a probability or a logit; declare outputs as probabilities or "
+            "logits"
+        )
+    return looks
 
 
 def _told_by_end(model: keras.Model) -> Outputs | None:
@@ -297,8 +313,15 @@ def _told_by_end(model: keras.Model) -> Outputs | None:
 
 
 def _passes_values(operation: Any) -> bool:
+    """Return whether an operation gives what it takes, means of it, or, as a temperature does, multiples."""
     linear = isinstance(operation, keras.layers.Activation) and _activation_of(operation) == "linear"
-    return linear or isinstance(operation, PASSES_VALUES)
+    return linear or isinstance(operation, PASSES_VALUES) or _is_affine(operation)
+
+
+def _is_affine(operation: Any) -> bool:
+    if type(operation).__name__ not in ("Multiply", "Divide", "TrueDivide", "Add", "Subtract"):
+        return isinstance(operation, keras.layers.Rescaling)
+    return bool(operation._inbound_nodes) and len(operation._inbound_nodes[0].input_tensors) == 1  # with a constant
 
 
 def _look(model: keras.Model, images: np.ndarray | None) -> np.ndarray:
@@ -345,13 +368,25 @@ def _activation_of(operation: Any) -> str:
     if isinstance(operation, keras.Model):  # a subclassed one, of which an attribute tells nothing
         return "linear"
     if isinstance(operation, keras.layers.Layer):
-        return str(getattr(getattr(operation, "activation", None), "__name__", "linear"))
+        return _name_of(getattr(operation, "activation", None))
     return OPERATIONS.get(type(operation).__name__, "linear")
+
+
+def _name_of(activation: Any) -> str:
+    """Return the name of an activation; a user's function that is called as one of the backend's is not that one."""
+    name = str(getattr(activation, "__name__", "linear"))
+    home = str(getattr(activation, "__module__", "")).partition(".")[0]
+    return f"{home}.{name}" if name in SQUASHED and home not in BACKENDS else name
 
 
 def _refuse_end(model: keras.Model) -> None:
     """Refuse outputs that are those of no single choice among classes."""
     activation, classes = last_operation(model)[1], model.output_shape[-1]
+    if activation == "softmax" and classes == 1:
+        raise ValueError(
+            f"{model.name} ends in a softmax over one output, which is always 1; train it with one sigmoid, or with a "
+            "softmax over two outputs"
+        )
     if activation == "sigmoid" and classes != 1:
         raise ValueError(
             f"{model.name} ends in {classes} sigmoids, expected one choice among the classes: softmax, logits, or one "

@@ -143,7 +143,7 @@ class OverlayStore:
             return False
         return True
 
-    def join(self, pictures: Any) -> Any:
+    def join(self, pictures: Any, *, logits: bool = True) -> Any:
         """Add to every picture its map and logits, found by the hash of its pixels, in any order of the pictures.
 
         The map becomes a fourth channel of its picture, so that crops and flips change both alike. The channel is zero
@@ -151,6 +151,7 @@ class OverlayStore:
 
         Args:
             pictures: A `tf.data.Dataset` of (uint8 [H,W,3], integer label), not batched and not yet augmented.
+            logits: False leaves out the logits, which a live teacher then gives.
 
         Returns:
             A `tf.data.Dataset` of (uint8 [H,W,4], {"label": int32, "teacher_logits": float32 [C]}). A picture that is
@@ -173,11 +174,12 @@ class OverlayStore:
 
         def attach(image: Any, label: Any) -> tuple[Any, dict[str, Any]]:
             label = tf.reshape(label, [])  # those of keras.datasets are [1]
-            pixels, logits = tf.numpy_function(find, [image, label], [tf.uint8, tf.float32])
+            pixels, known = tf.numpy_function(find, [image, label], [tf.uint8, tf.float32])
             # the maps of a coarser grid do not tell the size of their pictures
             pixels.set_shape((*(image.shape[:2] if self.settings.grid else self.knowledge.maps.shape[1:]), 4))
-            logits.set_shape((classes,))
-            return pixels, {"label": tf.cast(label, tf.int32), "teacher_logits": logits}
+            known.set_shape((classes,))
+            targets = {"label": tf.cast(label, tf.int32)}
+            return pixels, {**targets, "teacher_logits": known} if logits else targets
 
         return pictures.map(attach)
 
@@ -203,9 +205,9 @@ class OverlayStore:
         """
         import tensorflow as tf
 
-        if not 0 <= probability <= 1 or not 0 < min_exponent <= max_exponent:
+        if not 0 <= probability <= 1 or not 0 < min_exponent <= max_exponent < np.inf:
             raise ValueError(
-                f"expected a probability in [0, 1] and 0 < min_exponent <= max_exponent, got {probability}, "
+                f"expected a probability in [0, 1] and 0 < min_exponent <= max_exponent < inf, got {probability}, "
                 f"{min_exponent} and {max_exponent}"
             )
         generator = np.random.default_rng(seed)

@@ -1,0 +1,63 @@
+"""What a model computes with beside its variables, to notice a change that a traced function would not follow."""
+
+from typing import Any
+
+import keras
+import numpy as np
+
+from tfigkd.models.layers import flatten_layers
+
+PLAIN = (str, bytes, int, float, bool, type(None))
+OF_TRAINING = frozenset(
+    {
+        "compiled",
+        "jit_compile",
+        "loss",
+        "optimizer",
+        "predict_function",
+        "run_eagerly",
+        "steps_per_execution",
+        "stop_evaluating",
+        "stop_predicting",
+        "stop_training",
+        "test_function",
+        "train_function",
+    }
+)
+"""What `compile` and `fit` set on a model; it changes nothing of what the model computes."""
+
+
+def settings_of(model: keras.Model) -> tuple[Any, ...]:
+    """Return the settings of a model and its layers: numbers, texts, functions, and arrays that are no variables.
+
+    An activation that was exchanged is among them, and the statistics of an adapted `Normalization`. They are read off
+    the public attributes, which takes a fraction of the time of `get_config`.
+
+    Returns:
+        A hashable value that refers to nothing of the model; equal ones mean equal settings.
+    """
+    return tuple(
+        (id(layer), name, found)
+        for layer in (model, *flatten_layers(model))
+        for name, value in vars(layer).items()
+        if not name.startswith("_") and name not in OF_TRAINING and (found := _comparable(value)) is not None
+    )
+
+
+def _comparable(value: Any) -> Any:
+    """Return a hashable value that stands for a setting; None for what is no setting, such as a variable or layer."""
+    if isinstance(value, PLAIN):
+        return value
+    if isinstance(value, list | tuple):
+        return tuple(map(_comparable, value))
+    if isinstance(value, dict):
+        return tuple((name, _comparable(one)) for name, one in value.items() if isinstance(name, PLAIN))
+    if isinstance(value, keras.Variable | keras.KerasTensor | keras.Layer):
+        return None
+    if isinstance(value, np.ndarray) or keras.ops.is_tensor(value):
+        try:
+            array = keras.ops.convert_to_numpy(value)
+        except Exception:  # left by a trace, which has no value
+            return None
+        return array.shape, array.dtype.str, hash(array.tobytes())
+    return id(value) if callable(value) else None
