@@ -29,6 +29,9 @@ from pathlib import Path
 from typing import NoReturn
 
 ROOT = Path(__file__).resolve().parents[1]
+QUICK_TO_COMPILE = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+JAX = {"KERAS_BACKEND": "jax", "XLA_FLAGS": QUICK_TO_COMPILE, "PYTHONPATH": str(ROOT)}
+"""Environment of a process whose Keras uses JAX, and in which XLA compiles quickly rather than well."""
 SPAWNV_PASSFDS = multiprocessing.util.spawnv_passfds
 PRELOADED = (
     "keras_tuner",
@@ -190,6 +193,26 @@ def run(folder: Path, module: str, *arguments: object, **options) -> subprocess.
     child = fork(folder, module, *arguments, **options)
     output, errors = child.communicate()
     return subprocess.CompletedProcess([module, *map(str, arguments)], child.returncode, output, errors)
+
+
+def on_jax(folder: Path, program: str, *arguments: object, fresh: bool = False) -> str:
+    """Run a program in a process whose Keras uses JAX, to its good end, and return what it has printed.
+
+    Args:
+        folder: Current folder of the process; the program is written into it.
+        program: Its text, which can import `tests` and `tfigkd`.
+        *arguments: Its command line.
+        fresh: For a new interpreter. A forked one has imported TensorFlow before the program begins.
+    """
+    (folder / "on_jax.py").write_text(program, encoding="utf-8")
+    if fresh:
+        command = [sys.executable, "on_jax.py", *map(str, arguments)]
+        environment = os.environ | JAX
+        done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+    else:
+        done = run(folder, "on_jax", *arguments, environment=JAX)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    return done.stdout
 
 
 def once(tmp_path_factory, name: str, make: Callable[[Path], object]) -> Path:

@@ -1,4 +1,4 @@
-"""Fixtures shared by all rooms: where the real data lie, and a way to run the command line."""
+"""Fixtures shared by all tests: where the real data lie, and a way to run the command line."""
 
 import gc
 import os

@@ -134,11 +134,32 @@ def test_each_data_set_has_points_of_its_own(tmp_path, capsys):
     assert one.model == "a"
 
 
+def test_latencies_of_two_machines_are_two_points_and_a_file_measured_again_is_one(tmp_path, capsys):
+    on_the_board = row("net", "int8", 0.9, 11.0, 1000) | {"hardware": "Raspberry Pi 5", "gzip_bytes": 900}
+    here = on_the_board | {"hardware": "desk", "ms_p50_1t": 1.0}
+    alone = row("net", "int8", 0.8, "", 1000) | {"hardware": "elsewhere", "gzip_bytes": 901}  # another seed, not timed
+    path = write(tmp_path / "rows.csv", on_the_board, here, here | {"ms_p50_1t": 3.0}, alone)
+    points, remarks = read_points([path])
+    assert [(point.model, point.milliseconds, point.n, point.accuracy) for point in points] == [
+        ("net (Raspberry Pi 5)", 11.0, 2, pytest.approx(0.85)),
+        ("net (desk)", 2.0, 2, pytest.approx(0.85)),
+    ]
+    assert remarks == ["latencies on Raspberry Pi 5; desk do not compare; give the rows of one machine alone"]
+    assert main([str(write(tmp_path / "one.csv", row("a|b", "int8", 0.9, 1.0, 500)))]) == 0
+    assert "| a\\|b | int8 |" in capsys.readouterr().out
+
+
 def test_rows_of_runs_are_read_as_they_are(tmp_path):
     columns = {"arm": "ig_kd", "student_parameters": 50, "student_int8_bytes": 10, "student_int8_ms": 0.3}
     columns |= {"student_int8_accuracy": 0.8, "student_float32_accuracy": 0.9}  # no float32 file: no point
     (point,) = points_of([write(tmp_path / "rows.csv", columns)])
     assert (point.model, point.format, point.accuracy, point.parameters) == ("ig_kd", "int8", 0.8, 50)
+    pruned = {"compressed_method": "prune", "compressed_int8_bytes": 10, "compressed_int8_accuracy": 0.7}
+    lines = [columns | pruned | {"compressed_settings": setting} for setting in ("half", "most", "most")]
+    points = points_of([write(tmp_path / "compressed.csv", *lines)])
+    assert {(point.model, point.n) for point in points} == {
+        ("ig_kd", 3), ("ig_kd, prune (half)", 1), ("ig_kd, prune (most)", 2)
+    }  # fmt: skip
 
 
 def test_the_table_marks_both_fronts(rows):

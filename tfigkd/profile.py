@@ -185,8 +185,9 @@ def main(arguments: list[str]) -> None:
     if options.output and options.output.suffix not in (".csv", ".json"):
         raise UserError(f"--output must end in .csv or .json, got {options.output}")
     require_folder_of(options.output, "--output")
-    if options.output and options.output.resolve() == contract_path(options.file).resolve():
-        raise UserError(f"{options.output} is the contract of {options.file}; choose another --output")
+    described = options.output.with_suffix(".tflite") if options.output else None
+    if described and contract_path(described) == options.output and described.is_file():
+        raise UserError(f"{options.output} is the place of the contract of {described}; choose another --output")
     if options.images < 1:
         raise UserError(f"--images must be at least 1, got {options.images}")
     if options.top < 0:

@@ -113,6 +113,62 @@ def test_the_steps_are_those_of_the_optimizer(compiled, optimizer, expected):
     assert seen == pytest.approx(wanted, abs=1 / 270)
 
 
+def test_steps_are_counted_from_the_first_training_with_the_callback():
+    """Of an optimizer that has trained before; a number counts from there, as a resumed run has to."""
+    for begin, expected in ((None, [0, 4, 6]), (0, [6, 6, 6]), (10, [0, 0, 4])):
+        model, seen = network(), []
+        conv, _ = prunable_kernels(model)
+        loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+        model.compile(keras.optimizers.SGD(0.1), loss, jit_compile=False)
+        model.fit(IMAGES, LABELS, batch_size=8, verbose=0)
+        assert int(model.optimizer.iterations) == 8
+        watch = keras.callbacks.LambdaCallback(
+            on_epoch_end=lambda epoch, logs, conv=conv, seen=seen: seen.append(np.mean(np.asarray(conv) == 0))
+        )
+        pruning = MagnitudePruning(0.8, end=6, frequency=4, begin=begin)
+        for epochs in (1, 2):  # a second call goes on where the first one ended
+            model.fit(IMAGES[:16], LABELS[:16], batch_size=8, epochs=epochs, callbacks=[pruning, watch], verbose=0)
+        wanted = [polynomial_sparsity(step, 0.8, end=6) for step in expected]
+        assert seen == pytest.approx(wanted, abs=1 / 270), begin
+
+
+def test_zeros_that_are_there_stay_where_fewer_are_wanted():
+    model = network()
+    conv, _ = prunable_kernels(model)
+    mask = magnitude_mask(np.asarray(conv), 0.5)
+    conv.assign(conv * mask)
+    model.compile("adam", keras.losses.SparseCategoricalCrossentropy(from_logits=True), jit_compile=False)
+    pruning = MagnitudePruning(0.2, end=4, frequency=1)
+    model.fit(IMAGES, LABELS, batch_size=16, callbacks=[pruning], verbose=0)
+    np.testing.assert_array_equal(np.asarray(conv) == 0, mask == 0)
+
+
+@pytest.mark.parametrize("scaled", [False, True])
+def test_averaged_weights_are_as_sparse(scaled):
+    """Keras puts them in the place of the weights at the end of `fit`; those of an optimizer inside another one too."""
+    model = network()
+    optimizer = keras.optimizers.SGD(0.1, use_ema=True, ema_momentum=0.9)
+    optimizer = keras.optimizers.LossScaleOptimizer(optimizer) if scaled else optimizer
+    model.compile(optimizer, keras.losses.SparseCategoricalCrossentropy(from_logits=True), jit_compile=False)
+    shares = []
+
+    class Watch(keras.callbacks.Callback):
+        def on_epoch_end(self, epoch, logs=None):
+            inner = getattr(optimizer, "inner_optimizer", optimizer)
+            (average,) = (one for one in inner._model_variables_moving_average if one.shape == (3, 3, 3, 10))
+            shares.append(np.mean(np.asarray(average) == 0))
+
+    pruning = MagnitudePruning(0.5, end=8, frequency=4)
+    model.fit(IMAGES, LABELS, batch_size=16, epochs=3, callbacks=[pruning, Watch()], verbose=0)
+    assert shares[1:] == [0.5, 0.5]
+    assert sparsity(model)["prunable_sparsity"] == 0.5
+
+
+def test_a_step_before_the_first_one_is_refused():
+    with pytest.raises(ValueError, match="begin must be a step of the optimizer, counted from 0, or None; got -1"):
+        MagnitudePruning(0.5, end=3, begin=-1)
+
+
 @pytest.mark.parametrize("bad", [{"sparsity": 1.0, "end": 3}, {"sparsity": 0.5, "end": -1}])
 def test_wrong_arguments(bad):
     with pytest.raises(ValueError, match="Expected 0 < sparsity < 1"):

@@ -4,6 +4,7 @@ import keras
 import numpy as np
 import pytest
 
+from tests.children import on_jax
 from tfigkd import models
 from tfigkd.compress.quantization import CURVES, fake_quantized
 from tfigkd.edge.convert import convert
@@ -35,6 +36,58 @@ def test_ranges_follow_the_batches_of_training_alone():
     assert (float(layer.moving_min), float(layer.moving_max)) == (-1, 3)
     layer(second, training=True)  # zero belongs to every range
     assert (float(layer.moving_min), float(layer.moving_max)) == (-0.5, 2)
+
+
+def test_activations_pass_until_a_range_is_seen():
+    layer, values = FakeQuantize(), np.array([[3.0, -2.0, 0.123]], np.float32)
+    np.testing.assert_array_equal(layer(values), values)
+    layer(np.zeros((1, 3), np.float32), training=True)  # no range either
+    np.testing.assert_array_equal(layer(values), values)
+    layer(np.array([[255.0, 0.0, 0.0]], np.float32), training=True)
+    np.testing.assert_allclose(layer(values), [[3, 0, 0]], atol=1e-6)
+
+
+def test_a_frozen_layer_takes_the_range_of_its_first_batch_and_keeps_it():
+    layer = FakeQuantize(trainable=False)
+    for values in ([-1.0, 3.0], [-9.0, 9.0]):
+        layer(np.array(values, np.float32), training=True)
+        assert (float(layer.moving_min), float(layer.moving_max)) == (-1, 3)
+
+
+KERNELS = """
+import sys
+import keras, numpy as np
+from tfigkd.compress.quantization import fake_quantized
+from tfigkd.models.fake_quant import fake_quantized_kernel
+
+def check(gradient):
+    rng = np.random.default_rng(0)
+    for shape, axis in (((3, 3, 16, 1), 2), ((3, 3, 4, 8), 3), ((1, 1, 16, 1), 2), ((16, 8), None)):
+        kernel = rng.normal(size=shape).astype(np.float32)
+        others = None if axis is None else tuple(one for one in range(len(shape)) if one != axis)
+        step = np.abs(kernel).max(axis=others, keepdims=True) / 127
+        rounded = np.array(fake_quantized_kernel(keras.ops.convert_to_tensor(kernel), axis=axis))
+        np.testing.assert_allclose(rounded, np.round(kernel / step) * step, atol=1e-5)
+        np.testing.assert_array_equal(gradient(kernel, axis), np.ones(shape))
+    inputs = keras.Input((8, 8, 3))
+    x = keras.layers.ReLU(name="relu")(keras.layers.DepthwiseConv2D(3, name="depthwise")(inputs))
+    x = keras.layers.GlobalAveragePooling2D(name="pool")(x)
+    model = keras.Model(inputs, keras.layers.Dense(4, name="logits")(x))
+    images = rng.random((4, 8, 8, 3), np.float32)
+    quantized = fake_quantized(model)
+    np.testing.assert_allclose(quantized(images, training=True), model(images), atol=0.05)
+
+if __name__ == "__main__":
+    import jax
+    check(lambda kernel, axis: np.array(jax.grad(lambda one: fake_quantized_kernel(one, axis=axis).sum())(kernel)))
+    print("passed")
+"""
+
+
+def test_kernels_on_jax(tmp_path):
+    """A channel has its own scale on any axis, and every weight a gradient of one, the largest included."""
+    pytest.importorskip("jax", reason="NEEDS JAX: pip install jax")
+    assert on_jax(tmp_path, KERNELS).endswith("passed\n")
 
 
 def test_activations_are_rounded_to_256_steps_and_zero_is_exact():

@@ -1,8 +1,15 @@
 """The command line: what is misspelled or missing is named in one line, in every command."""
 
+import hashlib
 import importlib
+from pathlib import Path
 
 import pytest
+
+from tfigkd.models.keras_file import load_model
+from tfigkd.run import parse
+from tfigkd.runtime.errors import UserError
+from tfigkd.stages.teacher import content_of, weights_path
 
 COMMANDS = {
     "run": ["--experimnt", "kd"],
@@ -51,6 +58,22 @@ def test_a_misspelled_option_is_named_before_one_that_is_missing(command, capsys
 @pytest.mark.parametrize(("command", "arguments", "message"), MISSING)
 def test_what_is_missing_is_named_without_its_help(command, arguments, message, capsys):
     assert error_of(command, arguments, capsys).removeprefix("error: ").partition(";")[0] == message
+
+
+def test_a_path_may_begin_with_the_home_folder_after_an_equals_sign(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    options, _ = parse(["--experiment", "kd", "--workdir=~/runs", "--teachers", "here"])
+    assert (options.workdir, options.teachers) == (tmp_path / "runs", Path("here"))
+    (tmp_path / "weights.npz").write_bytes(b"content")
+    assert weights_path("~/weights.npz") == tmp_path / "weights.npz"
+    assert content_of("~/weights.npz") == hashlib.sha256(b"content").hexdigest()
+    with pytest.raises(UserError, match=rf"no model file {tmp_path}/none.keras"):
+        load_model(Path("~/none.keras"))
+
+
+@pytest.mark.parametrize("wrong", ["--exp", "-exp", "--experimen"])
+def test_the_beginning_of_an_option_is_no_option(wrong, capsys):
+    assert error_of("run", [wrong, "kd"], capsys) == f"error: unknown argument {wrong!r}; did you mean '--experiment'?"
 
 
 def test_an_option_and_a_field_that_are_alike_are_told_apart(capsys):

@@ -8,12 +8,14 @@ import numpy as np
 import pytest
 
 from tfigkd.batches.controls import apply_control
-from tfigkd.batches.stream import Knowledge, training_batches
+from tfigkd.batches.stream import Knowledge, TeacherTargets, TrainingBatches
 from tfigkd.config.experiment import experiments_folder, override, read_experiment
 from tfigkd.config.fields import ControlConfig, OverlayConfig
-from tfigkd.config.training_fields import AugmentConfig
+from tfigkd.config.training_fields import AugmentConfig, TrainingConfig
 from tfigkd.data import Examples
+from tfigkd.models.cost import count_parameters
 from tfigkd.runtime.errors import UserError
+from tfigkd.runtime.files import read_manifest
 from tfigkd.stages.runner import Run, run
 from tfigkd.stages.workdir import Workdir
 from tfigkd.training.distiller import Distiller
@@ -45,12 +47,18 @@ TINY = {
     "features.teacher_layer": "block_02",
 }
 STAGES = ("data", "teacher", "overlays", "distill", "evaluate", "report")
+MEASURED = ("ig_kd", "kd_at", "kd_init_teacher", "spirit", "student")
+"""Arms of each kind that evaluation and report see: maps, taps, a teacher's blocks, phases, no teacher."""
 
 
 def train(name, folder, teachers=None, *, measured=True, **changes):
-    """Run an arm, shrunk, and return its student's weights and its row; without a row if it is not `measured`."""
-    if name != "ig_kd":  # maps of students are measured alike in all arms
-        changes = {"evaluation.attribution_examples": 0, "evaluation.gallery_examples": 0, **changes}
+    """Run an arm, shrunk, and return its student's weights and what is recorded of it.
+
+    That is the row of its run or, if it is not `measured`, the manifest of its training.
+    """
+    if name != "ig_kd":  # maps of students are measured and drawn alike in all arms
+        drawn = ("evaluation.attribution_examples", "evaluation.gallery_examples", "tensorboard.pictures")
+        changes = {**dict.fromkeys(drawn, 0), **changes}
     config = override(read_experiment(name)[1], TINY | changes)
     # a student that starts from its teacher's blocks keeps two of five
     if config.student.init == "teacher":
@@ -61,7 +69,7 @@ def train(name, folder, teachers=None, *, measured=True, **changes):
     run(Run(name, config, workdir, STAGES if measured else STAGES[: STAGES.index("distill") + 1]))
     weights = keras.saving.load_model(workdir.stage("distill") / "student.keras").get_weights()
     if not measured:
-        return weights, None
+        return weights, read_manifest(workdir.stage("distill"))
     with open(workdir.run / "rows.csv", newline="") as file:
         (row,) = csv.DictReader(file)
     return weights, row
@@ -75,12 +83,12 @@ def teachers(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory, teachers):
-    """Return a mapping from arm to its student's weights and its row; an arm is trained when it is first read."""
+    """Return a mapping from arm to its student's weights and its record; an arm is trained when it is first read."""
     folder = tmp_path_factory.mktemp("arms")
 
     class Trained(dict):
         def __missing__(self, name):
-            self[name] = train(name, folder, teachers)
+            self[name] = train(name, folder, teachers, measured=name in MEASURED)
             return self[name]
 
     return Trained()
@@ -90,13 +98,19 @@ def same(left, right):
     return all(np.array_equal(a, b) for a, b in zip(left, right, strict=True))
 
 
+def distance(left, right):
+    return sum(np.square(a - b).sum() for a, b in zip(left, right, strict=True)) ** 0.5
+
+
 @pytest.mark.parametrize("name", ARMS)
-def test_every_arm_runs_and_leaves_a_row(trained, name):
-    weights, row = trained[name]
+def test_every_arm_trains_and_leaves_a_record(trained, name):
+    weights, record = trained[name]
     assert all(np.isfinite(weight).all() for weight in weights)
-    assert row["experiment"] == name
-    assert 0 <= float(row["student_accuracy"]) <= 1
-    assert row["extra_parameters"] == "0" and 0 < float(row["step_ms"]) < 1e3 * float(row["train_seconds"])
+    if name in MEASURED:
+        assert record["experiment"] == name
+        assert 0 <= float(record["student_accuracy"]) <= 1
+    assert float(record["extra_parameters"]) == 0
+    assert 0 < float(record["step_ms"]) < 1e3 * float(record["train_seconds" if name in MEASURED else "seconds"])
 
 
 def test_no_two_arms_are_the_same_treatment(trained):
@@ -129,15 +143,15 @@ def test_the_placebo_of_a_live_teacher_is_a_treatment_of_its_own(teachers, tmp_p
 def test_stored_attention_trains_without_a_live_teacher(attention, teachers, tmp_path):
     changes = {"losses.at.weight": 10.0, "view.views": 3, "view.attention": attention, "ledger.every": 2}
     changes |= {"view.kind": "views" if attention == "views" else "plain"}
-    config = override(read_experiment("kd_at")[1], changes)
-    assert not config.needs_live_teacher
-    live, stored = (
-        train("kd_at", tmp_path / kind, teachers, measured=False, **changes | {"view.attention": kind})[0]
-        for kind in ("live", attention)
-    )
+    assert not override(read_experiment("kd_at")[1], changes).needs_live_teacher
+
+    def weights(name, **more):
+        return train("kd_at", tmp_path / name, teachers, measured=False, **changes | more)[0]
+
+    live, stored = weights("live", **{"view.attention": "live"}), weights("stored")
     assert not same(live, stored)  # float16, or moved
-    if attention == "views":  # the same but for rounding
-        assert all(np.abs(a - b).max() < 0.1 for a, b in zip(live, stored, strict=True))
+    if attention == "views":  # the same but for rounding, which is small beside what attention teaches
+        assert distance(live, stored) < 0.05 * distance(live, weights("without", **{"losses.at.weight": 0.0}))
 
 
 def test_several_teachers_teach_as_one(tmp_path):
@@ -145,10 +159,13 @@ def test_several_teachers_teach_as_one(tmp_path):
     several = {"teacher.count": 2, "losses.kd.weight": 0.5}
     places = {"teachers": tmp_path / "teachers"}
     alone, _ = train("kd", tmp_path, **places, measured=False, **several | {"teacher.count": 1})
-    mean, _ = train("kd", tmp_path / "mean", **places, **several)
+    mean, row = train("kd", tmp_path / "mean", **places, **several)
     weighted = several | {"teacher.weighting": "confidence"}
     confident, _ = train("kd", tmp_path / "confident", **places, measured=False, **weighted)
-    assert len(list(tmp_path.glob("teachers/*/history.json"))) == 2
+    histories = list(tmp_path.glob("teachers/*/history.json"))
+    assert len(histories) == 2
+    networks = [keras.saving.load_model(path.with_name("teacher.keras")) for path in histories]
+    assert int(row["teacher_parameters"]) == sum(map(count_parameters, networks))  # both are evaluated, as one
     for left, right in itertools.combinations([alone, mean, confident], 2):
         assert not same(left, right)
 
@@ -167,11 +184,15 @@ def test_teachers_that_cannot_teach_are_one_line(changes, message):
         override(read_experiment("kd_at")[1], changes)
 
 
-@pytest.mark.parametrize("name", ["dkd", "dist", "rkd", "hint", "ig_match"])
-def test_every_other_loss_is_a_table_of_the_config(name, teachers, tmp_path):
+@pytest.mark.parametrize("name", ["rkd", "hint", "ig_match"])
+def test_a_loss_of_its_own_table_changes_the_student(name, trained, teachers, tmp_path):
+    """Of relations, of taps with a layer that trains, and of stored maps; no shipped arm above has them."""
     taps = {f"losses.hint.{side}_layer": "block_02" for side in ("student", "teacher")}
-    weights, _ = train("student", tmp_path, teachers, **{f"losses.{name}.weight": 1.0} | taps)
+    changes = {f"losses.{name}.weight": 1.0} | taps
+    weights, record = train("student", tmp_path, teachers, measured=False, **changes)
     assert all(np.isfinite(weight).all() for weight in weights)
+    assert not same(weights, trained["student"][0])
+    assert (record["extra_parameters"] > 0) == (name == "hint")
 
 
 @pytest.mark.parametrize(
@@ -223,14 +244,13 @@ def accuracy_on_overlaid(control):
     hidden = keras.layers.Dense(32, activation="relu")(keras.layers.Flatten()(inputs))
     model = Distiller(keras.Model(inputs, keras.layers.Dense(4)(hidden)))
     model.compile(keras.optimizers.Adam(3e-3), metrics=["accuracy"], jit_compile=False)
-    options = {"augment": still, "batch_size": 32, "overlay": always}
-    given = apply_control(knowledge, control)
-    stream = training_batches(examples, seed=0, knowledge=given, **options)(0)
+    how = TrainingConfig(batch_size=32), still
+    given = TeacherTargets(apply_control(knowledge, control))
+    stream = TrainingBatches(examples, *how, seed=0, targets=given, overlay=always)(0)
     model.fit(stream, steps_per_epoch=8, epochs=12, shuffle=False, verbose=0)
     held_out, own = quadrants(1)
-    images, targets = zip(
-        *itertools.islice(training_batches(held_out, seed=1, knowledge=own, **options)(0), 8), strict=True
-    )
+    stream = TrainingBatches(held_out, *how, seed=1, targets=TeacherTargets(own), overlay=always)(0)
+    images, targets = zip(*itertools.islice(stream, 8), strict=True)
     labels = np.concatenate([target["label"] for target in targets])
     return model.evaluate(np.concatenate(images), labels, verbose=0, return_dict=True)["accuracy"]
 

@@ -77,6 +77,18 @@ def test_repeating_the_command_does_nothing_and_other_settings_only_this_stage(f
     assert read_manifest(folder / "run" / "distill") == before
 
 
+def test_a_row_has_the_commit_of_its_training_and_figures_of_these_settings_alone(folder, monkeypatch, capsys):
+    settings = ["--compress.method", "qat", "--stages", "compress,evaluate,report"]
+    monkeypatch.setenv("TFIGKD_COMMIT", "a later one")
+    assert go(folder, *settings) == 0
+    (row,) = csv.DictReader((folder / "run/rows.csv").read_text().splitlines())
+    assert row["commit"] == read_manifest(folder / "run/distill")["origin"]["commit"] != "a later one"
+    assert row["hardware"] and row["versions"].startswith("python")
+    assert go(folder, "--compress.method", "prune", "--compress.sparsity", "0.5", "--stages", "evaluate,report") == 1
+    assert "compressed.keras was made with other settings" in capsys.readouterr().err
+    assert go(folder, *settings) == 0  # nothing is lost
+
+
 def test_an_interrupted_stage_goes_on(folder, monkeypatch, capsys):
     monkeypatch.setattr(finetune, "CHECKPOINT_STEPS", 10)
     arguments = ["--compress.method", "prune_qat", "--stages", "compress"]

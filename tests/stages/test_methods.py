@@ -5,9 +5,9 @@ from dataclasses import asdict, replace
 import numpy as np
 import pytest
 
-from tfigkd.batches.stream import training_batches
+from tfigkd.batches.stream import TrainingBatches
 from tfigkd.config.experiment import fine_tuning, override, read_experiment, smoke
-from tfigkd.config.training_fields import FeaturesConfig
+from tfigkd.config.training_fields import FeaturesConfig, TrainingConfig
 from tfigkd.losses import kl_divergence
 from tfigkd.runtime.errors import UserError
 from tfigkd.stages import distill, teacher, training_setup
@@ -73,8 +73,9 @@ def networks(name):
     return config, training_setup.untrained_student(config, data), teacher.build_teacher(config, data)
 
 
-@pytest.mark.parametrize("name", OFF)
+@pytest.mark.parametrize("name", [name for name in OFF if name.count("_") == 1])
 def test_the_networks_and_taps_of_a_method_fit(name):
+    """Its variants, such as cifar10_skt_adjacent, have the same ones."""
     distill.check(on_digits(name))
 
 
@@ -90,8 +91,8 @@ def test_a_method_that_is_switched_off_is_the_arm_that_it_is_compared_with(name)
 
 def test_the_control_of_explanations_reaches_the_loss():
     for name, shuffled in (("cifar10_e2kd", False), ("cifar10_e2kd_shuffled", True)):
-        model = training_setup.assemble(*networks(name))
-        assert model.distillation_losses["e2kd"].shuffled == shuffled
+        terms, _ = training_setup.losses_of(read_experiment(name)[1])
+        assert terms["e2kd"].shuffled == shuffled
 
 
 def test_explanations_that_are_drawn_are_refused():
@@ -129,7 +130,8 @@ def test_function_matching_has_no_hard_label_and_its_teacher_sees_what_the_stude
     config, student, taught = networks("cifar10_function")
     model = training_setup.assemble(config, student, taught)
     assert model.term_weights == {"hard": 0.0, "kd": 1.0}
-    stream = training_batches(training_examples(config.data), augment=config.augment, batch_size=8, seed=0, mixup=1.0)
+    recipe = TrainingConfig(batch_size=8, mixup=1.0)
+    stream = TrainingBatches(training_examples(config.data), recipe, config.augment, seed=0)
     images, targets = next(stream(0))
     assert "teacher_inputs" not in targets  # the student's own images, mixed
     losses = []

@@ -18,6 +18,7 @@ from tfigkd.training.distiller import Distiller
 TINY = {
     "data.name": "digits",
     "data.limit": 96,
+    "tensorboard.pictures": 0,
     "teacher.widths": (8,),
     "teacher.training.epochs": 1,
     "teacher.training.batch_size": 16,

@@ -44,7 +44,7 @@ def folder(tmp_path_factory):
 
 def config_of(folder, **changes):
     base = {"data.name": str(folder / "data.npz"), "teacher.model": str(folder / "signed.keras")}
-    base |= {"teacher.normalization": "none", "losses.kd.weight": 0.5}
+    base |= {"teacher.normalization": "none", "losses.kd.weight": 0.5, "tensorboard.pictures": 0}
     return override(Config(), base | {name.replace("__", "."): value for name, value in changes.items()})
 
 

@@ -511,3 +511,6 @@ def test_figures_of_a_file_that_was_made_anew_are_refused(tmp_path):
         (folder / name).write_text(kept)
         write_manifest(folder, "x", files={name: checksum(folder / name)})
     check_measured(workdir, measured)
+    write_manifest(workdir.stage("export"), "x", files={})
+    with pytest.raises(UserError, match=r"student.int8.tflite is no longer exported after it was measured; add eval"):
+        check_measured(workdir, measured)

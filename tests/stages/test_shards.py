@@ -18,6 +18,7 @@ from tfigkd.stages.workdir import Workdir
 TINY = {
     "data.name": "digits",
     "data.limit": 120,
+    "tensorboard.pictures": 0,
     "teacher.count": 2,
     "teacher.shards": 2,
     "teacher.widths": (8,),

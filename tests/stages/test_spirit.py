@@ -17,6 +17,7 @@ from tfigkd.stages.workdir import Workdir
 CHANGES = {
     "data.name": "digits",
     "data.limit": 96,
+    "tensorboard.pictures": 0,
     "data.train_split": "train",
     "data.train_fraction": 0.25,
     "augment.crop_padding": 1,

@@ -15,7 +15,7 @@ from tfigkd.data import to_model_input
 from tfigkd.models.fold import fold_batch_norm
 from tfigkd.runtime.files import read_manifest
 from tfigkd.stages import overlays, teacher, training_setup
-from tfigkd.stages.data import dataset, stored_examples, training_examples
+from tfigkd.stages.data import stored_examples, training_examples
 from tfigkd.stages.workdir import Workdir
 
 TINY = {
@@ -163,16 +163,9 @@ def test_every_setting_of_a_loss_reaches_its_term(name, config):
     changes = {f"losses.{name}.{field}": value for field, value in values.items()} | {f"losses.{name}.weight": 0.375}
     view = {"view.kind": "live"} if name == "r2kd" else {}
     view |= {"training.chain": 3} if name == "opdf" else {}
-    chosen = override(config, {"losses.kd.weight": 0.0} | view | changes)
-    chosen = override(
-        chosen, {f"student.{one}": getattr(config.teacher, one) for one in ("model", "drop_blocks", "widths")}
-    )
-    chosen = override(chosen, {"student.width": 1.0})
-    data = dataset(config.data)
-    student = training_setup.reparameterized(training_setup.untrained_student(chosen, data), chosen)
-    model = training_setup.assemble(chosen, student, teacher.build_teacher(chosen, data))
-    assert model.distillation_weights == {name: 0.375}
-    term = model.distillation_losses[name]
+    terms, weights = training_setup.losses_of(override(config, {"losses.kd.weight": 0.0} | view | changes))
+    assert weights == {name: 0.375}
+    (term,) = terms.values()
     for field, value in values.items():
         found = getattr(term, field)
         assert (tuple(found) if isinstance(found, list) else found) == value, field

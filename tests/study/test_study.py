@@ -7,6 +7,7 @@ import os
 import shlex
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -17,7 +18,15 @@ from tests import children
 from tfigkd.config.experiment import experiments_folder, override, read_experiment, to_mapping
 from tfigkd.report.charts import labels
 from tfigkd.runtime.errors import UserError
-from tfigkd.runtime.files import checksum, locked, read_manifest, verify_files, write_manifest, write_signed
+from tfigkd.runtime.files import (
+    checksum,
+    locked,
+    make_folder,
+    read_manifest,
+    verify_files,
+    write_manifest,
+    write_signed,
+)
 from tfigkd.study import collect as collecting
 from tfigkd.study.__main__ import main as study_command
 from tfigkd.study.collect import collect, finished_runs, merge_rows, read_rows, table_of
@@ -26,7 +35,7 @@ from tfigkd.study.plan import Options, Study, plan, read_study
 from tfigkd.study.protocol import protocol_of
 from tfigkd.study.quality import quality_lines
 from tfigkd.study.report import BEGIN, END
-from tfigkd.study.runs import _label
+from tfigkd.study.runs import _label, finished_row
 from tfigkd.study.tables import (
     arms_lines,
     arms_table,
@@ -611,8 +620,15 @@ def test_what_changes_besides_accuracy_is_a_table_of_the_evaluated_runs():
     assert [title.split(" (")[0] for title in header] == [
         "arm", "n", "negative log-likelihood", "calibration error", "rank correlation with the teacher's maps"
     ]  # fmt: skip
-    assert lines == [["slow", "2", "0.500 ± 0.354", "12.5", "0.500 (−0.125)"], ["fast", "2", "–", "–", "–"]]
-    assert "| slow | 2 | 0.500 ± 0.354 | 12.5 |" in "\n".join(section(study, rows, []))
+    assert lines == [
+        ["slow", "2", "0.500 ± 0.354", "12.5, n = 1", "0.500, n = 1 (−0.125)"], ["fast", "2", "–", "–", "–"]
+    ]  # fmt: skip
+    rows[0] |= {"student_attribution_insertion": "0.5", "evaluation": "16 steps"}
+    rows[1] |= {"student_attribution_insertion": "0.9", "evaluation": "2 steps"}
+    assert quality_lines(study, rows)[1][0][-2:] == ["measured in several ways"] * 2
+    rows[1]["evaluation"] = "16 steps"
+    assert quality_lines(study, rows)[1][0][-2:] == ["0.500, n = 1 (−0.125)", "0.700 ± 0.283"]
+    assert "| slow | 2 | 0.500 ± 0.354 | 12.5, n = 1 |" in "\n".join(section(study, rows, []))
     assert "0.500 ± 0.354" in page(study, rows, [])
 
 
@@ -681,5 +697,62 @@ def test_a_study_of_compression_is_judged_by_the_compressed_student():
     assert one.lead.difference == pytest.approx(2.5)
     rows[0] |= {"compressed_method": "prune", "compressed_sparsity": "0.5"}
     rows[1] |= {"compressed_method": "prune", "compressed_sparsity": "0.9"}
-    with pytest.raises(UserError, match=r"runs of power 90% are compressed in several ways \(.*prune 0.9"):
+    with pytest.raises(UserError, match=r"runs of power 90% are compressed in several ways \(.*prune, 90.0 % zeros"):
         runs_of(rows, study.judged_on)
+    for seed, zeros in enumerate(("0.4167972", "0.4167906", "0.4168")):  # one setting, and a zero more or less
+        rows[seed] |= {"compressed_method": "prune", "compressed_sparsity": zeros}
+    assert len(runs_of(rows, study.judged_on)["90%", "power"]) == 3
+    for seed, setting in enumerate(("100 steps", "200 steps", "200 steps")):
+        rows[seed]["compressed_settings"] = setting
+    with pytest.raises(UserError, match=r"in several ways \(prune, 100 steps; prune, 200 steps\)"):
+        runs_of(rows, study.judged_on)
+
+
+def test_stages_that_were_asked_for_are_done_in_finished_runs_too(tmp_path):
+    study = Study("pair", arms={"slow": "student"}, seeds=1)
+    (planned,) = plan(study, Options("pair", workdir=tmp_path))
+    (asked,) = plan(study, Options("pair", workdir=tmp_path, stages="benchmark,report"))
+    make_folder(planned.folder)
+    write(planned.folder / "rows.csv", "seed\n0\n")
+    write(planned.folder / "config.json", json.dumps(planned.run.settings))
+    assert finished_row(planned) and not finished_row(asked)
+    write_manifest(make_folder(planned.folder / "benchmark"), "1", files={})
+    assert finished_row(asked)
+    assert "--stages benchmark,report" in _label(asked)["command"]
+
+
+def test_collecting_from_several_processes_at_once_loses_no_row(tmp_path):
+    program = """
+import sys
+from pathlib import Path
+from tfigkd.study.collect import merge_rows
+path, arm, one = Path(sys.argv[1]), sys.argv[2], {"study": "pair", "size": "", "config": "c", "n_train": "9"}
+for seed in range(20):
+    merge_rows(path, [{**one, "arm": arm, "seed": str(seed), "student_accuracy": "0.5"}])
+"""
+    table = tmp_path / "results/pair.csv"
+    words = [sys.executable, "-c", program, str(table)]
+    processes = [subprocess.Popen([*words, arm], cwd=ROOT) for arm in ("slow", "fast", "late")]
+    assert [process.wait() for process in processes] == [0] * 3
+    assert len(read_rows(table)) == 60
+
+
+def test_a_command_of_the_page_names_the_folder_and_names_may_have_any_signs(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path / "pair.toml", 'seeds = 2\n[arms]\n"kd [t=2]" = "kd"\n"a|b" = "kd"\n')
+    study = read_study("pair.toml")
+    finished(tmp_path / "other", [row(arm, 0, 70) for arm in study.arms])
+    assert study_command(["report", "--experiment", "pair.toml", "--workdir", "other"]) == 0
+    assert "kd [t=2]" in capsys.readouterr().out
+    text = (tmp_path / "other/pair/report.html").read_text(encoding="utf-8")
+    assert "python -m tfigkd.study --experiment pair.toml --workdir other" in text
+    assert "| a\\|b | 1 |" in "\n".join(section(study, [row("a|b", 0, 70)], []))
+    assert study_command(["report", "--experiment", "pair.toml", "--workdir", "none"]) == 1
+    assert "--experiment pair.toml --workdir none runs it" in capsys.readouterr().err
+    assert study_command(["collect", "--experiment", "lowdta", "--workdir", "none"]) == 1
+    assert "unknown study 'lowdta'; did you mean 'lowdata'" in capsys.readouterr().err
+    for wrong, right in (("collct", "collect"), ("repport", "report")):
+        assert study_command([wrong]) == 1
+        assert f"unknown command {wrong!r}; did you mean {right!r}" in capsys.readouterr().err
+    assert study_command(["--experiment", "lowdata", "--minutes", "-3"]) == 1
+    assert "--minutes must be positive" in capsys.readouterr().err

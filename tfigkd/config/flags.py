@@ -7,6 +7,7 @@ import re
 import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import tyro
@@ -17,6 +18,7 @@ from tfigkd.config.fields import BACKGROUND, DataConfig, Fit, SplitsConfig
 from tfigkd.config.helptext import Fields
 from tfigkd.config.reading import dotted_names, value_at
 from tfigkd.runtime.errors import UserError, closest, misspelled
+from tfigkd.runtime.files import expanded
 
 T = TypeVar("T")
 
@@ -125,7 +127,7 @@ def _parse(
     given: dict[str, Any] = {} if default is None else {"default": default}
     try:
         with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):  # a usage error becomes one line
-            return tyro.cli(
+            options, unknown = tyro.cli(
                 cls,
                 args=list(arguments),
                 return_unknown_args=True,
@@ -140,6 +142,8 @@ def _parse(
         title, *parts = re.split(r"[─-]{20,}", re.sub(r"[╭╮╰╯│]", " ", said.getvalue()))
         message = next((part for part in parts if part.split()), title)
         raise UserError(misspelled(arguments, [*_names(cls), *SHORT]) or _one_line(message, cls)) from None
+    homes = {name: expanded(str(value)) for name, value in vars(options).items() if isinstance(value, Path)}
+    return dataclasses.replace(typing.cast(Any, options), **homes), unknown
 
 
 def _one_line(message: str, cls: type) -> str:

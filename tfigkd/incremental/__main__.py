@@ -4,7 +4,6 @@ python -m tfigkd.incremental --experiment cifar10_foster --method foster
 python -m tfigkd.incremental --experiment cifar10_foster --method kd --seed 1
 """
 
-import os
 import shlex
 import sys
 from dataclasses import dataclass, field
@@ -80,8 +79,7 @@ def main(arguments: list[str]) -> None:
     console.configure(quiet=options.quiet, verbose=options.verbose)
     name = Path(options.experiment).stem
     root = options.workdir or default_folder(name, options.seed, smoke=options.smoke)
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    with console.quiet_stderr():  # TensorFlow greets when it is imported and when it looks for a GPU
+    with console.quiet_tensorflow():
         from tfigkd.incremental import steps
         from tfigkd.stages.precision import resolve
     steps.check(options.config)
@@ -90,7 +88,7 @@ def main(arguments: list[str]) -> None:
     steps.run_method(config, options.method, root, options.seed, experiment=name, smoke=options.smoke, command=said)
     header, lines = steps.table(steps.read_rows(root))
     console.say("test accuracy in percent, of all classes so far:", last=True)
-    console.show_columns(header, lines, right=len(header))
+    console.show_columns(header, lines, right=len(header), last=True)
     console.say(f"rows: {root / options.method / 'rows.csv'}", last=True)
 
 

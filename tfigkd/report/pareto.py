@@ -1,8 +1,9 @@
 """Accuracy against latency and size: read points from rows, find the Pareto front, write table and plot."""
 
 import csv
+import itertools
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean, median, stdev
@@ -19,6 +20,10 @@ NAMED = 5
 """Models that a sentence on what was left out names."""
 
 
+WHERE = ("data", "hardware")
+"""Fields of `Key` that say where a model was measured."""
+
+
 class Key(NamedTuple):
     """What the rows of one point have in common; `kind` is the config of a run, and all but the first two may be ""."""
 
@@ -27,6 +32,7 @@ class Key(NamedTuple):
     kind: str
     parameters: str
     data: str
+    hardware: str
 
 
 @dataclass(frozen=True)
@@ -38,7 +44,7 @@ class Point:
         format: One of `KINDS`.
         accuracy: Mean over the rows, 0 to 1.
         deviation: Standard deviation of accuracy over the rows; None for a single one.
-        n: Rows with an accuracy.
+        n: Files with an accuracy; rows that measure one file again count once.
         milliseconds: Median latency; None where no row has one.
         bytes: Size of the file.
         parameters: Learned parameters; None where no row has them.
@@ -58,22 +64,27 @@ def long_rows(row: Mapping[str, str]) -> Iterator[dict[str, str]]:
     """Return a row of `tfigkd.benchmark` as it is, a row of a run (`rows.csv`) as one row for each student file."""
     if "format" in row:
         format = row["format"] if row["format"] in FORMATS else "unknown"
-        yield {**row, "format": format, "ms": row.get("ms_p50_1t", "")}
+        milliseconds = row.get("ms_p50_1t", "")
+        # latencies of two machines are not of one point; an accuracy is the same on all of them
+        yield {**row, "format": format, "ms": milliseconds, "timed_on": milliseconds and row.get("hardware", "")}
         return
-    for format in FORMATS:
-        if row.get(f"student_{format}_bytes"):
-            own = {name: row.get(f"student_{format}_{name}", "") for name in ("accuracy", "bytes", "ms")}
-            own |= {"model": row["arm"], "format": format, "parameters": row.get("student_parameters", "")}
+    for role, format in itertools.product(("student", "compressed"), FORMATS):
+        if row.get(f"{role}_{format}_bytes"):
+            own = {name: row.get(f"{role}_{format}_{name}", "") for name in ("accuracy", "bytes", "ms")}
+            own |= {"format": format, "parameters": row.get(f"{role}_parameters", "")}
+            name = row["arm"] if role == "student" else f"{row['arm']}, {row.get('compressed_method') or role}"
             # runs of other configs are other models, and no seeds of this one
-            yield own | {"kind": row.get("protocol") or row.get("config", "")}
+            kinds = [row.get("protocol") or row.get("config", "")]
+            kinds += [row.get("compressed_settings", "")] * (role == "compressed")
+            yield own | {"model": name, "kind": " ".join(filter(None, kinds))}
 
 
 def read_points(paths: Sequence[Path]) -> tuple[list[Point], list[str]]:
     """Read the points of CSV files; rows of one model, format, config and data set are one point, also from many files.
 
     Models of one name that differ in config or number of parameters are points of their own, named by what differs; so
-    are models on several data sets, each named with its data. Rows without accuracy and data, of latency alone, count
-    for each data set.
+    are models on several data sets, and files timed on several machines. Rows of latency alone count for each data set,
+    rows of accuracy alone for each machine.
 
     Accuracies measured on a part of the test images (`n_test` below the largest of their data) are left out: their
     error could decide what is on the front.
@@ -90,13 +101,13 @@ def read_points(paths: Sequence[Path]) -> tuple[list[Point], list[str]]:
             with open(path, newline="", encoding="utf-8-sig") as file:  # spreadsheets write a byte-order mark
                 for row in csv.DictReader(file):
                     for one in long_rows(row):
-                        kind, parameters, data = (one.get(name) or "" for name in ("kind", "parameters", "data"))
-                        groups.setdefault(Key(one["model"], one["format"], kind, parameters, data), []).append(one)
+                        others = (one.get(name) or "" for name in ("kind", "parameters", "data", "timed_on"))
+                        groups.setdefault(Key(one["model"], one["format"], *others), []).append(one)
         except (OSError, UnicodeDecodeError, csv.Error, KeyError) as error:
             raise UserError(f"cannot read rows from {path}: {error}; expected a .csv of tfigkd.benchmark") from error
     files = ", ".join(map(str, paths))
     try:
-        points, remarks = _points(_with_data(groups))
+        points, remarks = _points(_shared(_shared(groups, "data", "accuracy"), "hardware", "ms"))
     except ValueError as error:
         raise UserError(f"cannot read rows of {files}: {error}; expected numbers such as 0.95") from error
     if not points:
@@ -104,17 +115,33 @@ def read_points(paths: Sequence[Path]) -> tuple[list[Point], list[str]]:
     return sorted(points, key=lambda point: (-(point.parameters or 0), point.model, KINDS.index(point.format))), remarks
 
 
-def _with_data(groups: Mapping[Key, list[dict[str, str]]]) -> dict[Key, list[dict[str, str]]]:
-    """Return the groups with the rows of latency alone in those of each data set on which their model is measured."""
+def _shared(groups: Mapping[Key, list[dict[str, str]]], field: str, measured: str) -> dict[Key, list[dict[str, str]]]:
+    """Return the groups with rows that lack a measure in each group that has it, whatever its `field` is.
+
+    Args:
+        groups: Rows by what they have in common.
+        field: Of the key, as "data".
+        measured: What belongs to it, as "accuracy": rows without it are the same for any data.
+    """
     found = {key: list(rows) for key, rows in groups.items()}
     for key, rows in groups.items():
-        others = [one for one in groups if one.data and one._replace(data="") == key]
+        others = [one for one in groups if getattr(one, field) and one._replace(**{field: ""}) == key]
         if others:
-            unscored = [row for row in rows if not row.get("accuracy")]
+            without = [row for row in rows if not row.get(measured)]
             for other in others:
-                found[other] += unscored
-            found[key] = [row for row in rows if row.get("accuracy")]
+                found[other] += without
+            found[key] = [row for row in rows if row.get(measured)]
     return {key: rows for key, rows in found.items() if rows}
+
+
+def _scores(rows: Sequence[dict[str, str]]) -> list[float]:
+    """Return the accuracies of rows, one for each file: one that is measured again has the same accuracy and bytes."""
+    files = {}
+    for number, row in enumerate(rows):
+        if row.get("accuracy"):
+            content = row.get("gzip_bytes") or str(number)
+            files[row["accuracy"], row.get("bytes"), content] = float(row["accuracy"])
+    return list(files.values())
 
 
 def _points(groups: Mapping[Key, Sequence[dict[str, str]]]) -> tuple[list[Point], list[str]]:
@@ -127,7 +154,7 @@ def _points(groups: Mapping[Key, Sequence[dict[str, str]]]) -> tuple[list[Point]
     names = _names(groups)
     for key, rows in groups.items():
         whole = [row for row in rows if not row.get("n_test") or int(row["n_test"]) == largest[key.data]]
-        scores = [float(row["accuracy"]) for row in whole if row.get("accuracy")]
+        scores = _scores(whole)
         times, sizes, parameters = (
             [float(row[name]) for row in rows if row.get(name)] for name in ("ms", "bytes", "parameters")
         )
@@ -150,22 +177,25 @@ def _points(groups: Mapping[Key, Sequence[dict[str, str]]]) -> tuple[list[Point]
     data = sorted({key.data for key in groups if key.data})
     if len(data) > 1:
         remarks.append(f"accuracies on {', '.join(data)} do not compare; give the rows of one data set alone")
+    machines = sorted({key.hardware for key in groups if key.hardware})
+    if len(machines) > 1:
+        remarks.append(f"latencies on {'; '.join(machines)} do not compare; give the rows of one machine alone")
     return points, remarks
 
 
-def _names(keys: Iterable[Key]) -> dict[Key, str]:
-    """Return the name to show for each group; all are named with their data where there are several data sets."""
+def _names(keys: Collection[Key]) -> dict[Key, str]:
+    """Return the name to show for each group; with its data where there are several data sets, machines alike."""
     same: dict[tuple[str, str], list[Key]] = {}
     for key in keys:
         same.setdefault((key.model, key.format), []).append(key)
-    whole = len({key.data for alike in same.values() for key in alike if key.data}) > 1
+    several = {name: len({getattr(key, name) for key in keys} - {""}) > 1 for name in WHERE}
     names = {}
     for alike in same.values():
         for key in alike:
-            several = [key.kind] * (len({one.kind for one in alike}) > 1)
-            several += [f"{key.parameters} parameters"] * (len({one.parameters for one in alike}) > 1)
-            several += [key.data] * (whole or len({one.data for one in alike}) > 1)
-            names[key] = f"{key.model} ({', '.join(one for one in several if one)})" if any(several) else key.model
+            about = [key.kind] * (len({one.kind for one in alike}) > 1)
+            about += [f"{key.parameters} parameters"] * (len({one.parameters for one in alike}) > 1)
+            about += [getattr(key, name) for name in WHERE if several[name]]
+            names[key] = f"{key.model} ({', '.join(one for one in about if one)})" if any(about) else key.model
     return names
 
 
@@ -192,7 +222,15 @@ def table(points: Sequence[Point]) -> str:
         latency = "" if point.milliseconds is None else f"{point.milliseconds:.2f} ms{' *' * (point in fast)}"
         parameters = "" if point.parameters is None else f"{point.parameters:,}"
         size = f"{point.bytes / 1e3:,.1f} kB{' *' * (point in small)}"
-        cells = (point.model, point.format, parameters, f"{100 * point.accuracy:.2f}{spread} %", point.n, latency, size)
+        cells = (
+            point.model.replace("|", "\\|"),
+            point.format,
+            parameters,
+            f"{100 * point.accuracy:.2f}{spread} %",
+            point.n,
+            latency,
+            size,
+        )
         lines.append(f"| {' | '.join(map(str, cells))} |")
     return "\n".join(lines) + "\n"
 

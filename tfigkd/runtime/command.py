@@ -12,9 +12,11 @@ import shlex
 import signal
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, NoReturn
 
 from tfigkd.runtime.errors import UserError, misspelled, system_line
+from tfigkd.runtime.files import expanded
 
 FAILED, INTERRUPTED = 1, 130
 
@@ -25,15 +27,19 @@ class Parser(argparse.ArgumentParser):
     """A parser whose errors are those of the other commands: one line, status 1."""
 
     def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
-        """Return the options; what is misspelled is named before what is missing.
+        """Return the options, with ~ in paths expanded; what is misspelled is named before what is missing.
 
         Raises:
             UserError: the arguments are refused.
         """
-        wrong = misspelled(sys.argv[1:] if args is None else args, self._option_string_actions)
+        wrong = misspelled(sys.argv[1:] if args is None else args, self._option_string_actions, short=True)
         if wrong:
             raise UserError(wrong)
-        return super().parse_args(args, namespace)
+        options = super().parse_args(args, namespace)
+        for name, value in vars(options).items():
+            if isinstance(value, Path):
+                setattr(options, name, expanded(str(value)))
+        return options
 
     def error(self, message: str) -> NoReturn:
         """Refuse the arguments.

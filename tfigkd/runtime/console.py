@@ -21,6 +21,7 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from tfigkd.runtime.quiet import quiet_stderr as quiet_stderr
+from tfigkd.runtime.quiet import quiet_tensorflow as quiet_tensorflow
 from tfigkd.runtime.quiet import show_native
 
 _console = Console(highlight=False, soft_wrap=not sys.stdout.isatty())
@@ -114,13 +115,14 @@ def show(renderable: object) -> None:
         _console.print(renderable)
 
 
-def show_columns(header: Sequence[str], lines: Sequence[Sequence[str]], right: int) -> None:
+def show_columns(header: Sequence[str], lines: Sequence[Sequence[str]], right: int, *, last: bool = False) -> None:
     """Print a table as plain lines, which a pipe gets whole; a terminal cuts its last column.
 
     Args:
         header: Names of the columns.
         lines: A text for each column.
         right: Number of columns, from the first on, that are flush right.
+        last: As in `say`: whether they are the result that the command was given for.
     """
     widths = [max(map(len, column)) for column in zip(header, *lines, strict=True)]
     for line in (header, *lines):
@@ -129,7 +131,7 @@ def show_columns(header: Sequence[str], lines: Sequence[Sequence[str]], right: i
             for place, (text, width) in enumerate(zip(line, widths, strict=True))
         ]
         text = "  ".join(cells).rstrip()
-        say(text[: _console.width] if _console.is_terminal else text)
+        say(text[: _console.width] if _console.is_terminal else text, last=last)
 
 
 def _animated() -> bool:

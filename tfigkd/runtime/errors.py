@@ -45,27 +45,31 @@ def system_line(error: OSError) -> str:
 def closest(name: str, known: Iterable[str], prefix: str = "") -> str:
     """Return a hint for a mistyped name, with `prefix` before it, or all known names; of dotted ones the tables."""
     known = sorted(known)
-    near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    longer = [one for one in known if name and one.startswith(name)]
+    near = longer if len(longer) == 1 else difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     if near:
         return f"did you mean {prefix + near[0]!r}?"
     tables = dict.fromkeys(re.sub(r"\..*", ".*", one) for one in known)
     return f"known: {', '.join(tables)}"
 
 
-def misspelled(arguments: Sequence[str], options: Collection[str]) -> str:
+def misspelled(arguments: Sequence[str], options: Collection[str], *, short: bool = False) -> str:
     """Return what to say of the first argument that is written like an option and is none, or nothing.
 
     Args:
         arguments: Of the command line. Names with a dot, which are fields of an experiment, are passed over.
-        options: Known ones, with their dashes; the beginning of one, and either dash, is understood too.
+        options: Known ones, with their dashes, of which either kind is understood.
+        short: Whether the beginning of an option is understood too.
     """
     known = {option.replace("_", "-").removeprefix("--") for option in options if option.startswith("--")}
     for argument in arguments:
-        name = argument.partition("=")[0].replace("_", "-")
         if argument == "--":
             break
-        word = name.removeprefix("--")
-        if word != name and "." not in name and not any(option.startswith(word) for option in known):
+        name = argument.partition("=")[0].replace("_", "-")
+        word = name.lstrip("-")
+        if not re.match("--?[A-Za-z]", name) or "." in name or argument in options:
+            continue
+        if not any(option.startswith(word) if short else option == word for option in known):
             near = closest(word, known, "--")
             return f"unknown argument {argument!r}; {near if near.startswith('did') else '--help shows all options'}"
     return ""

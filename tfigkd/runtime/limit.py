@@ -10,6 +10,16 @@ MOST = 10_000_000
 """More than any command takes, and what a timer can count."""
 
 
+def require_minutes(minutes: float | None) -> None:
+    """Refuse a limit that is not positive, or more than a timer can count; None is no limit.
+
+    Raises:
+        UserError: as said.
+    """
+    if minutes is not None and not 0 < minutes < MOST:
+        raise UserError(f"--minutes must be positive and below {MOST:,}, got {minutes}")
+
+
 @contextlib.contextmanager
 def stop_after(minutes: float | None) -> Iterator[None]:
     """Raise KeyboardInterrupt in the main thread when the minutes have passed; None sets no limit.
@@ -17,11 +27,10 @@ def stop_after(minutes: float | None) -> Iterator[None]:
     Raises:
         UserError: the minutes are not positive.
     """
+    require_minutes(minutes)
     if minutes is None:
         yield
         return
-    if not 0 < minutes < MOST:
-        raise UserError(f"--minutes must be positive and below {MOST:,}, got {minutes}")
     before = signal.signal(signal.SIGALRM, signal.default_int_handler)
     signal.setitimer(signal.ITIMER_REAL, 60 * minutes)
     try:

@@ -20,10 +20,10 @@ COMMIT = "TFIGKD_COMMIT"  # the environment variable that names the commit of a 
 PACKAGES = ("tensorflow", "keras", "jax", "numpy", "ai-edge-litert")
 
 
-def versions() -> str:
+def versions(packages: Sequence[str] = PACKAGES) -> str:
     """Return the versions of Python and of the packages that affect the results, as one line."""
     found = [f"python {platform.python_version()}"]
-    for package in PACKAGES:
+    for package in packages:
         try:
             found.append(f"{package} {metadata.version(package)}")
         except metadata.PackageNotFoundError:
@@ -83,9 +83,14 @@ def commit() -> str:
         return ""
 
 
+def surroundings() -> dict[str, str]:
+    """Return the provenance columns of a row that say where it was made: versions, hardware and commit."""
+    return {"versions": versions(), "hardware": hardware(), "commit": commit()}
+
+
 def origin(command: str) -> dict[str, str]:
-    """Return the provenance columns of a row: versions, hardware, commit and command."""
-    return {"versions": versions(), "hardware": hardware(), "commit": commit(), "command": command}
+    """Return all provenance columns of a row: versions, hardware, commit and command."""
+    return {**surroundings(), "command": command}
 
 
 def as_csv(rows: Sequence[Mapping[str, Any]], header: bool = True) -> str:

@@ -40,3 +40,11 @@ def quiet_stderr() -> Iterator[None]:
         finally:
             os.dup2(saved, 2)
             os.close(saved)
+
+
+@contextlib.contextmanager
+def quiet_tensorflow() -> Iterator[None]:
+    """Hold back what TensorFlow prints when it is imported and when it looks for a GPU."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "1" if _state["shown"] else "2")
+    with quiet_stderr():
+        yield

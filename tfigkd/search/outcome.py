@@ -224,5 +224,6 @@ def _write_best(search: Search, best: Any, count: int) -> Path:
     chosen = dataclasses.replace(override(search.config, changes(values)), description=description)
     write_text(path, to_toml(chosen, comment))
     console.say(f"best: {path}   all trials: {folder / 'trials.csv'}, tensorboard --logdir {folder / 'tensorboard'}")
-    console.say(f"next: python -m tfigkd.run --experiment {shlex.quote(str(path))}", last=True)
+    teachers = [] if options.teachers == Options.teachers else ["--teachers", str(options.teachers)]
+    console.say(f"next: python -m tfigkd.run {shlex.join(['--experiment', str(path), *teachers])}", last=True)
     return path

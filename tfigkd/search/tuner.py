@@ -261,18 +261,16 @@ def search(options: Options, flags: Sequence[str], command: str = "") -> Path | 
         return None
     with locked(folder / (role or "search"), wait=False):
         _claim(folder, settings)
-        with console.quiet_stderr():
-            os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                if role in ("", "chief"):
-                    _check_state(folder / PROJECT)
-                from tfigkd.search.candidates import Candidates
-                from tfigkd.search.outcome import Search, finish
+        with console.quiet_tensorflow(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            if role in ("", "chief"):
+                _check_state(folder / PROJECT)
+            from tfigkd.search.candidates import Candidates
+            from tfigkd.search.outcome import Search, finish
 
-                candidates = Candidates(folder, config, budget, options.format) if budget else None
-                tuner = _tuner(options, name, config, space, folder, candidates)
-                import keras_tuner
+            candidates = Candidates(folder, config, budget, options.format) if budget else None
+            tuner = _tuner(options, name, config, space, folder, candidates)
+            import keras_tuner
         try:
             with warnings.catch_warnings():
                 warnings.filterwarnings("ignore", "All-NaN")  # KerasTuner's best of trials that have failed

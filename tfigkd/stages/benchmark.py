@@ -13,7 +13,7 @@ from tfigkd.edge.profile import about_layers, about_times, profile, rows
 from tfigkd.runtime import console
 from tfigkd.runtime.errors import UserError
 from tfigkd.runtime.files import fingerprint, finished, make_folder, require, write_manifest
-from tfigkd.runtime.provenance import hardware
+from tfigkd.runtime.provenance import hardware, versions
 from tfigkd.stages.data import dataset
 from tfigkd.stages.workdir import Workdir
 
@@ -27,7 +27,7 @@ def benchmark(config: Config, workdir: Workdir) -> None:
     """Stage `benchmark`: latency, memory and size of the exported files on this machine, and profiles of int8 files."""
     folder = make_folder(workdir.stage("benchmark"))
     exported = require(workdir.stage("export"), "export")
-    identity = fingerprint("benchmark", exported["files"], config.benchmark, hardware())
+    identity = fingerprint("benchmark", exported["files"], config.benchmark, hardware(), versions(("ai-edge-litert",)))
     if finished(folder, identity):
         console.say(f"  already done: {folder}")
         return

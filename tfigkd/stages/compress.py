@@ -1,6 +1,7 @@
 """Stage `compress`: the finished student made smaller by one method, fine-tuned, and left beside the original."""
 
 import shutil
+from typing import Any
 
 import keras
 
@@ -13,6 +14,7 @@ from tfigkd.measure.metrics import accuracy, predict_logits
 from tfigkd.models.cost import count_parameters
 from tfigkd.models.weights import weights_fingerprint
 from tfigkd.runtime import console
+from tfigkd.runtime.errors import UserError
 from tfigkd.runtime.files import (
     atomic,
     checksum,
@@ -43,14 +45,29 @@ def compress_fingerprint(config: Config, workdir: Workdir) -> str:
     return next(there, identities[0])
 
 
+def require_compressed(config: Config, workdir: Workdir) -> dict[str, Any]:
+    """Return the manifest of a finished compress stage.
+
+    Raises:
+        UserError: the stage has not run, or with other settings or another student, or its file is damaged.
+    """
+    folder = workdir.stage("compress")
+    manifest = require(folder, "compress")
+    if manifest["fingerprint"] != compress_fingerprint(config, workdir):
+        raise UserError(
+            f"{folder / FILE} was made with other settings, or of another student; add compress to --stages"
+        )
+    return manifest
+
+
 def load_compressed(config: Config, workdir: Workdir) -> keras.Model:
     """Return the student of a finished compress stage.
 
     Raises:
-        UserError: the stage has not run, or its file is damaged.
+        UserError: as `require_compressed`.
     """
     folder, data = workdir.stage("compress"), dataset(config.data)
-    require(folder, "compress")
+    require_compressed(config, workdir)
     return models.load_written(folder / FILE, num_classes=data.num_classes, input_shape=data.image_shape)
 
 

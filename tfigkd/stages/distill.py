@@ -36,6 +36,7 @@ from tfigkd.runtime.files import (
     write_manifest,
     write_text,
 )
+from tfigkd.runtime.provenance import surroundings
 from tfigkd.stages.data import (
     class_weights,
     data_fingerprints,
@@ -167,8 +168,8 @@ def _start(config: Config, student: keras.Model, seed: int) -> str:
     """Say which weights a student from a file starts from."""
     if config.student.init == "file":
         return f"the weights of {config.student.model}, for every seed"
-    frozen = models.frozen_layers(student)
-    kept = f", its {frozen} frozen layers with the weights of the file" if frozen else ""
+    count = models.frozen_layers(student)
+    kept = f", its {count} frozen layers with the weights of the file" if count else ""
     return f"{config.student.model} with fresh weights of seed {seed}{kept} (--student.init file starts from its own)"
 
 
@@ -348,6 +349,7 @@ def distill(config: Config, workdir: Workdir) -> None:
         step_ms=1e3 * median(entry["seconds"] for entry in history) / math.ceil(len(examples) / recipe.batch_size),
         saw_validation=not holds_out_validation(config.data),
         validation_accuracy=score,
+        origin=surroundings(),
     )
     _remove_checkpoints(folder, config)
     console.say(f"  validation accuracy {100 * score:.2f} %")

@@ -125,14 +125,15 @@ def check_measured(workdir: Workdir, evaluated: Mapping[str, Any]) -> None:
         evaluated: The manifest of its stage `evaluate`; earlier versions did not write what they measured.
 
     Raises:
-        UserError: a model or file was made anew since.
+        UserError: a model or file was made anew since, or is no longer among those that were exported.
     """
-    exported = (read_manifest(workdir.stage("export")) or {"files": {}})["files"]
-    now = {"models": trained_files(workdir), "exported": exported}
+    exported = read_manifest(workdir.stage("export"))
+    now = {"models": trained_files(workdir)} | ({} if exported is None else {"exported": exported["files"]})
     for kind, files in now.items():
         for name, checksum in evaluated.get(kind, {}).items():
-            if files.get(name, checksum) != checksum:
-                raise UserError(f"{name} was made anew after it was measured; add evaluate to --stages, before report")
+            if files.get(name) != checksum:
+                happened = "was made anew" if name in files else "is no longer exported"
+                raise UserError(f"{name} {happened} after it was measured; add evaluate to --stages, before report")
 
 
 def evaluate(config: Config, workdir: Workdir) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 from rich.table import Table
+from rich.text import Text
 
 from tfigkd.config.experiment import Config, to_mapping
 from tfigkd.config.fields import FORMATS
@@ -21,7 +22,8 @@ from tfigkd.report.verdict import verdict
 from tfigkd.runtime import console
 from tfigkd.runtime.errors import UserError
 from tfigkd.runtime.files import fingerprint, read_manifest, require, sealed, write_text
-from tfigkd.runtime.provenance import as_csv, commit, hardware, versions
+from tfigkd.runtime.provenance import as_csv, surroundings
+from tfigkd.stages.compress import require_compressed
 from tfigkd.stages.evaluate import check_measured
 from tfigkd.stages.overlays import store_folder
 from tfigkd.stages.repeat import command, own_file
@@ -48,8 +50,6 @@ def report(config: Config, workdir: Workdir) -> None:
     found = lines(roles, evaluated["n_test"])
     header = ["", *(role for role in ROLES if role in roles)]
     row = row_of(config, workdir, roles, trained, teacher)
-    write_text(workdir.run / ROWS, as_csv([sealed(row)]))
-
     settings = json.loads((workdir.run / SETTINGS).read_text(encoding="utf-8"))
     repeat = command(config, settings, workdir)
     if repeat[1]:
@@ -60,12 +60,13 @@ def report(config: Config, workdir: Workdir) -> None:
     said = [remark.sentence for remark in remarks]
     write_text(workdir.run / "report.md", markdown(to_mapping(config), row, header, found, repeat[0], said))
     _page(replace(facts, verdict=said), workdir)
-    table = Table(title=f"{row['experiment']}, seed {row['seed']}", title_justify="left")
+    write_text(workdir.run / ROWS, as_csv([sealed(row)]))  # last: a run with a row is finished
+    table = Table(title=Text(f"{row['experiment']}, seed {row['seed']}"), title_justify="left")
     table.add_column(header[0])
     for name in header[1:]:
         table.add_column(name, justify="right")
     for cells in found:
-        table.add_row(*cells)
+        table.add_row(*map(Text, cells))
     console.show(table)
 
 
@@ -214,20 +215,21 @@ def row_of(
         config: The run's.
         workdir: Where it wrote.
         roles: From `figures`.
-        trained: The manifest of stage `distill`.
+        trained: The manifest of stage `distill`; the row's versions, hardware and commit are those of its training.
         teacher: The manifest of stage `teacher`, where there is one.
     """
     run = json.loads((workdir.run / SETTINGS).read_text(encoding="utf-8"))
-    compressed = read_manifest(workdir.stage("compress")) if config.compress.method != "none" else None
+    compressed = None if config.compress.method == "none" else require_compressed(config, workdir)
+    made = trained.get("origin") or surroundings()  # students of earlier versions do not say
     row = {
         "experiment": run["experiment"],
         "arm": run["experiment"],
         "seed": workdir.seed,
         "smoke": run["smoke"],
         "config": fingerprint(config),
-        "commit": commit(),
-        "versions": versions(),
-        "hardware": hardware(),
+        "commit": made["commit"],
+        "versions": made["versions"],
+        "hardware": made["hardware"],
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
         "data_fingerprint": trained.get("data", ""),
         "n_train": trained["n_train"],
@@ -240,8 +242,10 @@ def row_of(
         # students of earlier versions have neither
         "extra_parameters": trained.get("extra_parameters", ""),
         "step_ms": round(trained["step_ms"], 2) if "step_ms" in trained else "",
+        "evaluation": fingerprint("evaluation", config.evaluation, config.attribution),
     }
     if compressed:
         names = ("method", "sparsity", "prunable_sparsity", "nonzero_parameters", "validation_accuracy")
         row |= {f"compressed_{name}": compressed[name] for name in names}
+        row["compressed_settings"] = fingerprint("compress", config.compress)
     return row | {f"{role}_{name}": value for role, values in roles.items() for name, value in values.items()}

@@ -1,11 +1,10 @@
 """Run the stages of one experiment in a workdir. Imports the stages themselves, and TensorFlow, only when it runs."""
 
 import json
-import os
 import shlex
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +20,7 @@ from tfigkd.stages.workdir import SETTINGS, VERDICT, Workdir
 STAGES = ("data", "teacher", "overlays", "distill", "compress", "export", "evaluate", "benchmark", "report")
 DATA = "config.data.name"
 
-
-LATER = ("compress.", "export.", "evaluation.", "benchmark.")
+AFTER_TRAINING = ("compress.", "export.", "evaluation.", "benchmark.")
 """Tables of the stages that come after the student's training."""
 INERT = (
     "data.dir",
@@ -38,7 +36,7 @@ INERT = (
     "teacher.training.batch_threads",
 )
 """Fields that no result depends on: they name places, or say what is shown and how it is computed."""
-FREE = INERT + LATER
+FREE = INERT + AFTER_TRAINING
 """Fields that a finished run may be repeated with, as the stages that they concern are cheap to redo."""
 
 
@@ -78,6 +76,11 @@ class Run:
     preview: bool = True
 
     @property
+    def needed(self) -> list[str]:
+        """Those of the stages, in order, that have something to do."""
+        return [stage for stage in STAGES if stage in self.stages and stage not in _unneeded(self.config)]
+
+    @property
     def settings(self) -> dict[str, Any]:
         """What `config.json` says of the run, as plain JSON values."""
         seed, config = self.workdir.seed, to_mapping(self.config)
@@ -89,19 +92,16 @@ def default_folder(experiment: str, seed: int, *, smoke: bool) -> Path:
     return Path("runs") / (f"{experiment}-smoke" if smoke else experiment) / str(seed)
 
 
-def _claim(chosen: Run) -> None:
-    """Write the config into the workdir, unless a student of other settings is there."""
+def _refuse_other_settings(chosen: Run) -> None:
+    """Refuse a workdir with a student of other settings."""
     workdir = chosen.workdir
     path = workdir.run / SETTINGS
     if path.exists() and workdir.stage("distill").exists():
         changed = changed_settings(path, chosen)
         if changed:
-            raise UserError(_other(workdir, changed))
-    write_text(path, json.dumps(chosen.settings, indent=1) + "\n")
-
-
-def _other(workdir: Workdir, changed: Sequence[str]) -> str:
-    return f"{workdir.run} holds a run with other settings ({', '.join(changed)}); choose another --workdir"
+            raise UserError(
+                f"{workdir.run} holds a run with other settings ({', '.join(changed)}); choose another --workdir"
+            )
 
 
 def changed_settings(path: Path, chosen: Run, free: tuple[str, ...] = FREE) -> list[str]:
@@ -169,19 +169,16 @@ def run(chosen: Run, *, dry_run: bool = False) -> bool:
     workdir = chosen.workdir
     _refuse_steps(chosen)
     if dry_run:
-        path = workdir.run / SETTINGS
-        changed = changed_settings(path, chosen) if path.exists() and workdir.stage("distill").exists() else []
-        if changed:
-            raise UserError(_other(workdir, changed))
-        os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-        with console.quiet_stderr():
+        _refuse_other_settings(chosen)
+        with console.quiet_tensorflow():
             from tfigkd.stages.precision import undecided
         _prepare(chosen, undecided(chosen.config))
         return True
     if not hosts.is_first_process():
         return _run(chosen)
     with locked(workdir.run, wait=False):
-        _claim(chosen)
+        _refuse_other_settings(chosen)
+        write_text(workdir.run / SETTINGS, json.dumps(chosen.settings, indent=1) + "\n")
         return _run(chosen)
 
 
@@ -215,7 +212,7 @@ def run_stores(chosen: Run, share: Part | Cluster) -> None:
         UserError: anything that the user can correct.
     """
     started = time.monotonic()
-    if "overlays" in _stages(chosen)[1]:
+    if "overlays" in _unneeded(chosen.config):
         raise UserError(f"{chosen.experiment} stores nothing of its teacher; leave the stage overlays out")
     config = _resolved(chosen)
     with console.quiet_stderr():
@@ -236,41 +233,33 @@ def print_estimate(chosen: Run, workers: int) -> None:
         UserError: anything that the user can correct.
     """
     _refuse_steps(chosen)
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    asked, unneeded = _stages(chosen)
-    needed = [stage for stage in asked if stage not in unneeded]
-    with console.quiet_stderr():
+    with console.quiet_tensorflow():
         from tfigkd.stages.cost import lines, measured_costs
         from tfigkd.stages.precision import undecided
 
-        found = measured_costs(undecided(chosen.config), chosen.workdir, needed, workers)
-    console.show_columns(["stage", "time", "memory", "disk", "network"], lines(found), 4)
+        costs = measured_costs(undecided(chosen.config), chosen.workdir, chosen.needed, workers)
+    console.show_columns(["stage", "time", "memory", "disk", "network"], lines(costs), 4, last=True)
     if workers > 1:
         console.say(f"{workers} machines share the stage overlays; the other stages run on one of them", last=True)
 
 
 def _resolved(chosen: Run) -> Config:
     """Import TensorFlow without its greetings, and return the config with what is measured at the first start."""
-    with console.quiet_stderr():  # TensorFlow greets when it is imported and when it looks for a GPU
-        os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "1" if console.is_verbose() else "2")
+    with console.quiet_tensorflow():
         from tfigkd.stages.precision import resolve
     return resolve(chosen.config, chosen.workdir)
 
 
-def _stages(chosen: Run) -> tuple[list[str], list[str]]:
-    """Return the stages that were asked for, and those that this config does not need."""
-    config = chosen.config
+def _unneeded(config: Config) -> set[str]:
+    """Return the stages that have nothing to do for this config."""
     unneeded = {"teacher": not config.needs_teacher, "compress": config.compress.method == "none"}
     unneeded["overlays"] = not any(each.needs_stored for each in trainings(config))
-    asked = [stage for stage in STAGES if stage in chosen.stages]
-    return asked, [stage for stage in STAGES if unneeded.get(stage)]
+    return {stage for stage, idle in unneeded.items() if idle}
 
 
 def _prepare(chosen: Run, config: Config) -> None:
     """Check a config, and say what the run will do: all that is known before the first step."""
-    workdir = chosen.workdir
-    asked, unneeded = _stages(chosen)
-    needed = [stage for stage in asked if stage not in unneeded]
+    workdir, needed = chosen.workdir, chosen.needed
     with console.quiet_stderr():
         from tfigkd.stages.distill import check, check_crops, refuse_changed_inputs
         from tfigkd.stages.early import check_ahead, early_remarks
@@ -294,9 +283,7 @@ def _prepare(chosen: Run, config: Config) -> None:
 
 def _run(chosen: Run) -> bool:
     """Run the chosen stages of an experiment in a workdir that no other process writes to."""
-    workdir = chosen.workdir
-    asked, unneeded = _stages(chosen)
-    needed = [stage for stage in asked if stage not in unneeded]
+    workdir, needed = chosen.workdir, chosen.needed
     for line in _lines(to_mapping(chosen.config), {} if console.is_verbose() else to_mapping(Config())):
         console.say(line)
     started = time.monotonic()
@@ -304,6 +291,7 @@ def _run(chosen: Run) -> bool:
     with console.quiet_stderr():
         from tfigkd.stages import pipeline
     _prepare(chosen, config)
+    asked = [stage for stage in STAGES if stage in chosen.stages]
     with console.stages(asked, skipped=[stage for stage in asked if stage not in needed]) as work:
         for stage in needed:
             with work(stage):
@@ -312,7 +300,7 @@ def _run(chosen: Run) -> bool:
     if not hosts.is_first_process():
         return True
     console.say(f"done in {time.monotonic() - started:.0f} s; everything is in {workdir.run}", last=True)
-    for line in _last_lines(workdir, [stage for stage in STAGES if stage not in unneeded], needed):
+    for line in _last_lines(workdir, replace(chosen, stages=STAGES).needed, needed):
         console.say(line, last=True)
     if "report" not in needed:
         return True

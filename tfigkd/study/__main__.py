@@ -15,7 +15,8 @@ from tfigkd.config.flags import read_all_options, read_options
 from tfigkd.runtime import console, hosts
 from tfigkd.runtime.cluster import Cluster, connected
 from tfigkd.runtime.command import command
-from tfigkd.runtime.errors import UserError
+from tfigkd.runtime.errors import UserError, closest
+from tfigkd.runtime.limit import require_minutes
 from tfigkd.runtime.processes import cores, processes_that_fit
 from tfigkd.study.plan import PROG, Job, Options, Study, plan, read_study
 from tfigkd.study.runs import finished_row, run_all, run_on_cluster
@@ -28,6 +29,7 @@ def study(options: Options, flags: Sequence[str]) -> int:
         raise UserError(f"--processes must be at least 1, got {options.processes}")
     if options.seeds is not None and options.seeds < 1:
         raise UserError(f"--seeds must be at least 1, got {options.seeds}")
+    require_minutes(options.minutes)
     described = read_study(options.experiment)
     jobs = plan(described, options, flags)
     console.say(f"{described.name}: {described.description}")
@@ -92,6 +94,8 @@ def main(arguments: list[str]) -> int:
 
         report.write_report(read_all_options(report.Options, arguments[1:], prog=f"{PROG} report"))
         return 0
+    if arguments and not arguments[0].startswith("-"):
+        raise UserError(f"unknown command {arguments[0]!r}; {closest(arguments[0], ('collect', 'report'))}")
     options, flags = read_options(Options, arguments, prog=PROG)
     return study(options, flags)
 

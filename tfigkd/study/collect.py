@@ -181,7 +181,6 @@ def merge_rows(path: Path, rows: Sequence[dict[str, str]], *, replace: bool = Fa
         changed = sum(padded.get(_key(row)) != row for row in lines)
         if changed:
             write_text(path, as_csv(lines))
-    (path.parent / ".lock").unlink(missing_ok=True)
     return changed
 
 
@@ -256,6 +255,8 @@ def collect(options: Options) -> None:
     only = options.experiment and Path(options.experiment).name.removesuffix(".toml")
     runs = finished_runs(options.workdir, only)
     if not runs:
+        if options.experiment and only and not (options.workdir / only).is_dir():
+            read_study(options.experiment)  # which says so if there is none of this name
         raise UserError(f"no finished run of a study in {options.workdir}; run one first, or give --workdir")
     for name in sorted({row["study"] for _, row in runs}):
         rows = [row for _, row in runs if row["study"] == name]

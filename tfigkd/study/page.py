@@ -4,6 +4,7 @@ import math
 import shlex
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 from plotly import graph_objects as go
@@ -11,7 +12,7 @@ from plotly import graph_objects as go
 from tfigkd.measure.statistics import LEVEL, Summary
 from tfigkd.report.charts import PALETTE, Chart, Table, cost_axis, label, labels, make, rows_axis
 from tfigkd.report.page import render
-from tfigkd.study.plan import PROG, Study
+from tfigkd.study.plan import PROG, Options, Study
 from tfigkd.study.quality import TITLE, quality_lines
 from tfigkd.study.tables import (
     Compared,
@@ -30,13 +31,14 @@ from tfigkd.study.tables import (
 from tfigkd.study.verdict import study_verdict
 
 
-def page(study: Study, rows: Sequence[Row], papers: Sequence[Row]) -> str:
+def page(study: Study, rows: Sequence[Row], papers: Sequence[Row], workdir: Path = Options.workdir) -> str:
     """Return the page of a study; equal rows give an equal page.
 
     Args:
         study: What was planned.
         rows: One for each finished run; none where it has not begun.
         papers: What the papers' code says of its own runs, of any study.
+        workdir: Folder of the studies' runs, for the command that goes on with them.
     """
     published = [row for row in papers if row["study"] == study.name]
     compared = compare(study, runs_of(rows, study.judged_on)) if rows else []
@@ -62,7 +64,7 @@ def page(study: Study, rows: Sequence[Row], papers: Sequence[Row]) -> str:
         published=_published(published),
         published_chart=_published_chart(study, published),
         left=_left(study, rows),
-        command=command_of(study),
+        command=command_of(study, workdir),
         after=f"{PROG} report --experiment {shlex.quote(study.source)}"
         if study.source.endswith(".toml")
         else f"{PROG} collect && {PROG} report",

@@ -90,7 +90,18 @@ class Options:
 
 @dataclass(frozen=True)
 class Job:
-    """One run of a study; `source` is what the study is called on the command line."""
+    """One run of a study.
+
+    Attributes:
+        study: Its name.
+        arm: The run's arm.
+        size: The run's size.
+        run: Experiment, config, folders and stages.
+        flags: Fields given on the command line.
+        seed_fields: Fields that are set to the seed.
+        source: What the study is called on the command line.
+        stages_given: Whether the stages are those of the command line, and not the study's.
+    """
 
     study: str
     arm: str
@@ -99,6 +110,7 @@ class Job:
     flags: tuple[str, ...] = ()
     seed_fields: tuple[str, ...] = ()
     source: str = ""
+    stages_given: bool = False
 
     @property
     def folder(self) -> Path:
@@ -224,5 +236,6 @@ def plan(study: Study, options: Options, flags: Sequence[str] = ()) -> list[Job]
                     )
                 workdir = Workdir(root / folder_of(arm, size) / str(seed), options.teachers, seed)
                 run = Run(name, config, workdir, stages, smoke=options.smoke, preview=False)
-                jobs.append(Job(study.name, arm, size, run, tuple(flags), study.seed_fields, study.source))
+                about = (tuple(flags), study.seed_fields, study.source)
+                jobs.append(Job(study.name, arm, size, run, *about, stages_given=options.stages is not None))
     return jobs

@@ -69,9 +69,13 @@ def _cell(rows: Sequence[Row], column: Column) -> str:
     def said(value: float) -> str:
         return f"{column.factor * value:.{column.digits}f}".replace("-", "−")
 
+    ways = {row["evaluation"] for row in rows if row.get("evaluation")}
+    if len(ways) > 1 and column.metric.startswith("attribution"):
+        return "measured in several ways"
     values, by_chance = _values(rows, column.metric), _values(rows, column.chance)
     if not values:
         return "–"
     found = summarize(values)
     spread = f" ± {said(found.deviation)}" if found.n > 1 else ""
-    return f"{said(found.mean)}{spread}" + (f" ({said(summarize(by_chance).mean)})" if by_chance else "")
+    some = f", n = {found.n}" if found.n < len(rows) else ""
+    return f"{said(found.mean)}{spread}{some}" + (f" ({said(summarize(by_chance).mean)})" if by_chance else "")

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.table import Table
+from rich.text import Text
 
 from tfigkd.config.experiment import experiments_folder
 from tfigkd.report.table import plural
@@ -89,8 +90,8 @@ def write_report(options: Options) -> None:
     if options.experiment is not None:
         described = read_study(options.experiment)
         if not show_results(described, options.workdir):
-            where = options.workdir / described.name
-            raise UserError(f"no finished run of {described.name} in {where}; {command_of(described)} runs it")
+            where, command = options.workdir / described.name, command_of(described, options.workdir)
+            raise UserError(f"no finished run of {described.name} in {where}; {command} runs it")
         return
     checkout = options.into or experiments_folder().parent
     path = checkout / "experiments" / "README.md"
@@ -117,11 +118,12 @@ def show_results(study: Study, workdir: Path) -> bool:
     if not rows:
         return False
     header, lines, remarks = arms_lines(study, rows, [])
-    table = Table(title=f"{study.name}: {study.judged_on} accuracy of {plural(len(rows), 'run')}", title_justify="left")
+    title = f"{study.name}: {study.judged_on} accuracy of {plural(len(rows), 'run')}"
+    table = Table(title=Text(title), title_justify="left")
     for number, name in enumerate(header):
-        table.add_column(name, justify="right" if number else "left")
+        table.add_column(Text(name), justify="right" if number else "left")
     for cells in lines:
-        table.add_row(*(cell.strip("*") for cell in cells))
+        table.add_row(*(Text(cell.strip("*")) for cell in cells))
     console.show(table)
     compared = compare(study, runs_of(rows, study.judged_on))
     for line in [remarks, *(sentences(compared) if study.comparisons else [])]:
@@ -130,7 +132,7 @@ def show_results(study: Study, workdir: Path) -> bool:
         console.say(f"verdict: {line}", last=True)
     path = make_folder(workdir / study.name) / "report.html"
     with locked(path.parent, wait=True, name=LOCK):  # two commands of one study may end at once
-        write_text(path, page(study, rows, []))
+        write_text(path, page(study, rows, [], workdir))
     console.say(f"report: {path}", last=True)
     return True
 

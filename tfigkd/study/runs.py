@@ -10,18 +10,22 @@ from typing import Any
 from tfigkd.runtime import console
 from tfigkd.runtime.cluster import Cluster
 from tfigkd.runtime.errors import InUseError, UserError, system_line
-from tfigkd.runtime.files import locked, write_signed
+from tfigkd.runtime.files import locked, read_manifest, write_signed
 from tfigkd.runtime.processes import CONTEXT, settle
 from tfigkd.stages.runner import INERT, changed_settings, run
 from tfigkd.stages.workdir import ROWS, SETTINGS
 from tfigkd.study.plan import PROG, Job
 
 LABEL = "job.json"
+IN_THE_RUN = ("distill", "compress", "export", "evaluate", "benchmark")
+"""Stages with a manifest in the run's folder."""
 DONE, FAILED, BUSY = 0, 1, 3  # exit statuses of the process of one run
 
 
 def finished_row(job: Job) -> bool:
     """Return whether a run is finished, that is, has written its row, with the job's settings.
+
+    Where stages were asked for on the command line, these must be finished too.
 
     Raises:
         UserError: the run in the folder has other settings, or its settings file is damaged.
@@ -33,7 +37,15 @@ def finished_row(job: Job) -> bool:
         raise UserError(
             f"{job.folder} holds a run with other settings ({', '.join(changed)}); choose another --workdir"
         )
+    if job.stages_given and not _has_stages(job):
+        return False
     return not changed_settings(job.folder / SETTINGS, job.run, free=INERT)  # its late stages are done again
+
+
+def _has_stages(job: Job) -> bool:
+    """Return whether each stage that a job needs has left its manifest; `report` alone is always written anew."""
+    kept = [stage for stage in job.run.needed if stage in IN_THE_RUN]
+    return bool(kept) and all(read_manifest(job.run.workdir.stage(stage)) is not None for stage in kept)
 
 
 def work(job: Job) -> int:
@@ -43,7 +55,8 @@ def work(job: Job) -> int:
             if finished_row(job):
                 return DONE
             write_signed(job.folder / LABEL, _label(job))
-            (job.folder / ROWS).unlink(missing_ok=True)  # of other settings of the late stages
+            if "report" in job.run.stages:  # which writes it anew: it is of other settings of the late stages
+                (job.folder / ROWS).unlink(missing_ok=True)
             run(job.run)
     except InUseError:
         return BUSY
@@ -58,8 +71,9 @@ def work(job: Job) -> int:
 
 def _label(job: Job) -> dict[str, Any]:
     """Return the columns that `collect` adds to the run's row, and the fields that the study sets to the seed."""
-    own = ["--experiment", job.source or job.study, "--arms", job.arm, "--seeds", str(job.seed + 1), *job.flags]
-    command = f"{PROG} {shlex.join(own)}"
+    own = ["--experiment", job.source or job.study, "--arms", job.arm, "--seeds", str(job.seed + 1)]
+    own += ["--stages", ",".join(job.run.stages)] if job.stages_given else []
+    command = f"{PROG} {shlex.join([*own, *job.flags])}"
     label = {"study": job.study, "arm": job.arm, "size": job.size, "command": command}
     return {**label, "seed_fields": list(job.seed_fields)}
 

@@ -25,7 +25,7 @@ from tfigkd.measure.statistics import (
 from tfigkd.report.table import plural
 from tfigkd.runtime.errors import UserError
 from tfigkd.runtime.files import atomic
-from tfigkd.study.plan import Study
+from tfigkd.study.plan import PROG, Options, Study
 from tfigkd.study.protocol import refuse_mixed, remarks
 from tfigkd.study.quality import TITLE, quality_lines
 
@@ -98,12 +98,15 @@ def runs_of(rows: Sequence[Row], judged_on: str = "test") -> Runs:
 
 def _refuse_other_compression(rows: Sequence[Row]) -> None:
     """Refuse runs of one arm that were compressed in several ways, which their column `protocol` does not tell."""
-    found: dict[tuple[str, str], set[tuple[str, ...]]] = defaultdict(set)
+    found: dict[tuple[str, str], set[str]] = defaultdict(set)
     for row in rows:
-        how = tuple(row.get(f"compressed_{name}", "") for name in ("method", "sparsity"))
+        # rows of earlier versions do not have their settings; the zeros of two seeds differ by a few
+        sparsity = row.get("compressed_sparsity") or "0"
+        zeros = f"{100 * float(sparsity):.1f} % zeros"
+        how = f"{row.get('compressed_method', '')}, {row.get('compressed_settings') or zeros}"
         found[row["size"], row["arm"]].add(how)
         if len(found[row["size"], row["arm"]]) > 1:
-            kinds = "; ".join(sorted(" ".join(one).strip() for one in found[row["size"], row["arm"]]))
+            kinds = "; ".join(sorted(found[row["size"], row["arm"]]))
             raise UserError(
                 f"{row['study']}: runs of {row['arm']} {row['size']} are compressed in several ways ({kinds}); run "
                 "them again with one setting"
@@ -148,7 +151,7 @@ def _table(header: Sequence[str], lines: Sequence[Sequence[str]]) -> list[str]:
     return [
         "| " + " | ".join(header) + " |",
         "|" + " --- |" * len(header),
-        *("| " + " | ".join(cells) + " |" for cells in lines),
+        *("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |" for cells in lines),
     ]
 
 
@@ -377,6 +380,7 @@ def done_runs(study: Study, rows: Sequence[Row]) -> int:
     return sum(size in study.sizes and arm in study.arms for size, arm, _ in found)
 
 
-def command_of(study: Study) -> str:
-    """Return the command that runs a study, or its remaining runs."""
-    return f"python -m tfigkd.study --experiment {shlex.quote(study.source or study.name)}"
+def command_of(study: Study, workdir: Path = Options.workdir) -> str:
+    """Return the command that runs a study in a folder, or its remaining runs."""
+    where = [] if workdir == Options.workdir else ["--workdir", str(workdir)]
+    return f"{PROG} {shlex.join(['--experiment', study.source or study.name, *where])}"
