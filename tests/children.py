@@ -42,7 +42,7 @@ PRELOADED = (
     "tfigkd.search.outcome",
     "tfigkd.search.tuner",
     "tfigkd.stages.distill",
-    "tfigkd.stages.early",
+    "tfigkd.stages.preflight",
     "tfigkd.stages.estimate",
     "tfigkd.stages.pipeline",
     "tfigkd.stages.precision",

@@ -22,7 +22,7 @@ LONGEST = (
     "test_kill",
     "test_jax",
     "test_bad_input",
-    "test_early",
+    "test_preflight",
     "test_recipes",
     "test_run",
     "test_pages",

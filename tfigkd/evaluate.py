@@ -182,7 +182,7 @@ def main(arguments: list[str]) -> None:
         figures += f"  with mirror images {100 * values['mirrored_accuracy']:.2f} %"
     console.say(f"{figures}  ({values['n_test']:,} images)")
     if options.model.endswith(".keras"):
-        from tfigkd.models.own import pixels_said
+        from tfigkd.models.user_model import pixels_said
 
         console.say(f"({pixels_said(options.model, options.input_range)})")
     if advice is not None:

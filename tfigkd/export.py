@@ -92,7 +92,7 @@ def run(options: Options) -> str:
     from tfigkd.edge.contract import contract_path, is_foreign
     from tfigkd.edge.convert import CALIBRATED
     from tfigkd.edge.parity import export_file, near_chance_level
-    from tfigkd.models.own import pixels_said
+    from tfigkd.models.user_model import pixels_said
 
     if options.format == "c":
         return _write_c(options)

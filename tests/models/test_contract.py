@@ -10,7 +10,7 @@ import pytest
 
 from tfigkd import models
 from tfigkd.edge.convert import convert
-from tfigkd.models import layers, same
+from tfigkd.models import equivalence, layers
 from tfigkd.models.precision import with_precision
 from tfigkd.runtime.errors import UserError
 
@@ -140,7 +140,7 @@ def test_what_is_lost_is_an_error_that_names_the_layer() -> None:
     copy = layers.rebuild(model)
     copy.set_weights(model.get_weights())  # all weights, but not the state that the adapted layer computes with
     with pytest.raises(UserError, match="first layer that differs is 'backbone/adapted'") as caught:
-        same.check_same(copy, model)
+        equivalence.check_same(copy, model)
     assert "\n" not in str(caught.value)
     with pytest.raises(UserError, match="first layer that differs is 'backbone/adapted'"):
         layers.with_stock_layers(_without_state(layers.with_fused_layers(model), "backbone", "adapted"))
@@ -165,7 +165,7 @@ def test_rounding_is_no_difference() -> None:
     other = layers.rebuilt(model)
     other.layers[-1].bias.assign_add(np.full(4, 0.01 * np.abs(expected).max(), "float32"))
     with pytest.raises(UserError, match="another function"):
-        same.check_same(other, model)
+        equivalence.check_same(other, model)
 
 
 def test_augmentation_inside_a_model_is_no_difference() -> None:
@@ -174,7 +174,7 @@ def test_augmentation_inside_a_model_is_no_difference() -> None:
     x = L.RandomRotation(0.2)(L.RandomFlip()(inputs))
     model = shaken(keras.Model(inputs, L.Dense(4)(L.Flatten()(L.Conv2D(8, 3)(x)))))
     copy = layers.rebuilt(model)
-    place, outputs = same.first_difference(copy, model, [IMAGES])
+    place, outputs = equivalence.first_difference(copy, model, [IMAGES])
     assert place is None
     np.testing.assert_allclose(outputs[0], model(IMAGES, training=False), atol=1e-5)
 

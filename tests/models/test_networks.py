@@ -8,7 +8,7 @@ import pytest
 
 from tfigkd import models
 from tfigkd.models import cost, layers
-from tfigkd.models.parts import scaled
+from tfigkd.models.blocks import scaled
 
 PARAMETERS = {
     0: 2_236_682,

@@ -11,8 +11,8 @@ from PIL import Image
 from tfigkd.data.spaces import output_kind, to_gray
 from tfigkd.models import as_classifier, load_own, load_plain, load_written, with_fresh_weights
 from tfigkd.models.cost import count_parameters
-from tfigkd.models.fresh import frozen_layers
 from tfigkd.models.input_range import recognize_input_range
+from tfigkd.models.reinitialize import frozen_layers
 from tfigkd.models.spaces import classifier, logits_of
 from tfigkd.runtime.errors import UserError
 

@@ -20,7 +20,7 @@ from tfigkd.batches.augment import (
     overlay_some,
     uniform,
 )
-from tfigkd.batches.device import on_device
+from tfigkd.batches.jax_batches import on_device
 from tfigkd.batches.mixing import mix, own_parts
 from tfigkd.batches.randaugment import rand_augment_of
 from tfigkd.batches.threads import done_in_order, spare_threads
@@ -140,7 +140,7 @@ def _on_host(
     dim_only: bool,
     cut: bool = False,
 ) -> Callable[..., tuple[np.ndarray, np.ndarray, Any]]:
-    """Return `augmented` images of a data set, from indices and draws; `device.py` does the same on JAX's device."""
+    """Return `augmented` images of a data set, from indices and draws; `jax_batches.py` does it on JAX's device."""
 
     def lay(images: np.ndarray, maps: np.ndarray, exponents: np.ndarray) -> np.ndarray:
         return overlay_some(images, None if dim_only else maps, exponents)

@@ -20,10 +20,10 @@ from tfigkd.compress.graph import Node, is_linear_activation, nodes, one_or_all,
 from tfigkd.compress.quantization import fake_quantized
 from tfigkd.config.compress_fields import CompressConfig
 from tfigkd.losses import Loss
+from tfigkd.models.equivalence import TOLERANCE, random_inputs
 from tfigkd.models.fake_quant import FakeQuantize
 from tfigkd.models.flat import flattened
 from tfigkd.models.layers import rebuilt
-from tfigkd.models.same import TOLERANCE, random_inputs
 from tfigkd.runtime import console
 from tfigkd.runtime.errors import UserError
 from tfigkd.training import checkpoint

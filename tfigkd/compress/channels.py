@@ -16,9 +16,9 @@ import keras
 import numpy as np
 
 from tfigkd.compress.graph import Node, is_linear, nodes
+from tfigkd.models.equivalence import check_same
 from tfigkd.models.flat import flattened
 from tfigkd.models.layers import copy_layer, copy_layer_state, has_plain_kernel, rebuild
-from tfigkd.models.same import check_same
 from tfigkd.runtime.errors import UserError
 
 PASSES_CHANNELS = (

@@ -8,6 +8,7 @@ import numpy as np
 
 from tfigkd.compress.graph import Node, is_linear, is_linear_activation, is_relu, nodes, trace
 from tfigkd.data.spaces import UNIT
+from tfigkd.models.equivalence import check_same
 from tfigkd.models.fake_quant import (
     FakeQuantConv2D,
     FakeQuantDense,
@@ -19,7 +20,6 @@ from tfigkd.models.flat import flattened
 from tfigkd.models.fold import fold_batch_norm, inference_values
 from tfigkd.models.input_range import recognize_input_range
 from tfigkd.models.layers import copy_layer, copy_layer_state
-from tfigkd.models.same import check_same
 from tfigkd.runtime.errors import UserError
 
 FAKE_QUANT: dict[type[keras.Layer], type[keras.Layer]] = {

@@ -16,7 +16,7 @@ from tfigkd.edge.quantizer import quantize
 from tfigkd.measure.metrics import accuracy, comparison, predict_logits
 from tfigkd.models.cost import count_parameters
 from tfigkd.models.fake_quant import is_fake_quantized
-from tfigkd.models.own import PlainClassifier
+from tfigkd.models.user_model import PlainClassifier
 from tfigkd.runtime.errors import UserError
 from tfigkd.runtime.files import atomic
 from tfigkd.runtime.provenance import versions

@@ -10,21 +10,21 @@ import keras
 
 from tfigkd.data.spaces import UNIT
 from tfigkd.models.applications import PREFIX, application
+from tfigkd.models.blocks import CIFAR10_MEAN, CIFAR10_STD, IMAGENET_MEAN, IMAGENET_STD, LARGEST_SMALL, Normalization
 from tfigkd.models.chain import with_chain
 from tfigkd.models.code import with_code, without_code
 from tfigkd.models.convnet import convnet, set_whitening
 from tfigkd.models.ensemble import ensemble, weighted_by_label
 from tfigkd.models.fold import fold_batch_norm
-from tfigkd.models.fresh import frozen_layers, with_fresh_weights
 from tfigkd.models.kernels import with_plain_kernels
 from tfigkd.models.mobilenet_v2 import mobilenet_v2
-from tfigkd.models.own import load_own, load_plain, load_written, own_channels, own_image_size, own_input_range
-from tfigkd.models.parts import CIFAR10_MEAN, CIFAR10_STD, IMAGENET_MEAN, IMAGENET_STD, LARGEST_SMALL, Normalization
 from tfigkd.models.power import with_power
 from tfigkd.models.precision import with_precision
+from tfigkd.models.reinitialize import frozen_layers, with_fresh_weights
 from tfigkd.models.resnet import resnet
 from tfigkd.models.spaces import as_classifier, resized, with_image_size, with_input_range
 from tfigkd.models.students import truncate
+from tfigkd.models.user_model import load_own, load_plain, load_written, own_channels, own_image_size, own_input_range
 from tfigkd.models.weights import load_torch_weights
 from tfigkd.runtime.errors import UserError
 

@@ -11,9 +11,9 @@ import keras
 import numpy as np
 
 from tfigkd.models import layers
+from tfigkd.models.blocks import IMAGENET_STD
 from tfigkd.models.input_range import INPUT_RANGE
 from tfigkd.models.keras_file import load_model
-from tfigkd.models.parts import IMAGENET_STD
 from tfigkd.runtime.errors import UserError
 
 PREFIX = "keras/"

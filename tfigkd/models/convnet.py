@@ -7,7 +7,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from tfigkd.models import parts
+from tfigkd.models import blocks
 from tfigkd.models.layers import FusedBatchNormalization
 
 WHITENING = "whitening"
@@ -28,7 +28,7 @@ def convnet(
     widths: Sequence[int] = (64, 256, 256),
     depth: int = 2,
     width: float = 1.0,
-    normalization: parts.Normalization | None = None,
+    normalization: blocks.Normalization | None = None,
 ) -> keras.Model:
     """Return a whitening stem, blocks of 3x3 convolutions, global max pooling and a dense layer.
 
@@ -59,15 +59,15 @@ def convnet(
         raise ValueError(f"widths, depth and width must be positive, got {tuple(widths)}, {depth} and {width}.")
     if min(input_shape[:2]) < PATCH:
         raise ValueError(f"images must be {PATCH}x{PATCH} or larger, got {tuple(input_shape)}.")
-    inputs, x = parts.image_input(input_shape, normalization)
+    inputs, x = blocks.image_input(input_shape, normalization)
     filters = 2 * PATCH * PATCH * input_shape[-1]
     x = keras.layers.Conv2D(filters, PATCH, use_bias=False, trainable=False, name=WHITENING)(x)
     x = keras.layers.ReLU(name="block_00")(x)
     for number, channels in enumerate(widths, 1):
-        filters = channels if width == 1 else parts.scaled(channels, width)
+        filters = channels if width == 1 else blocks.scaled(channels, width)
         x = _block(x, filters, depth, f"block_{number:02d}")
     model = keras.Model(inputs, convnet_head(x, num_classes), name="convnet")
-    parts.set_normalization(model, normalization)
+    blocks.set_normalization(model, normalization)
     for layer in model.layers:
         if isinstance(layer, keras.layers.Conv2D) and layer.name != WHITENING:
             _set_partial_identity(layer)

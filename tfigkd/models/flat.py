@@ -6,8 +6,8 @@ from typing import Any
 
 import keras
 
+from tfigkd.models.equivalence import check_same
 from tfigkd.models.layers import copy_layer_state, graph_of, is_graph
-from tfigkd.models.same import check_same
 
 
 def flattened(model: keras.Model) -> keras.Model:

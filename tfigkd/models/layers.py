@@ -12,7 +12,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from tfigkd.models.same import check_same
+from tfigkd.models.equivalence import check_same
 
 Replace = Callable[[keras.Layer], keras.Layer]
 Values = Callable[[keras.Layer], list[np.ndarray] | None]

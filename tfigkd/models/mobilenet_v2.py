@@ -11,8 +11,8 @@ from typing import Any
 
 import keras
 
-from tfigkd.models import parts
-from tfigkd.models.parts import scaled
+from tfigkd.models import blocks
+from tfigkd.models.blocks import scaled
 
 STAGES = (
     (1, 16, 1, 1),
@@ -39,7 +39,7 @@ def mobilenet_v2(
     width: float = 1.0,
     dropout: float | None = None,
     stem_stride: int | None = None,
-    normalization: parts.Normalization | None = None,
+    normalization: blocks.Normalization | None = None,
 ) -> keras.Model:
     """Return the network, or a student that is its first 19 - `drop_blocks` feature blocks and a classifier.
 
@@ -67,8 +67,8 @@ def mobilenet_v2(
     if dropout is None:
         dropout = 0.0 if drop_blocks else 0.2
     kept = BLOCKS - drop_blocks
-    inputs, x = parts.image_input(input_shape, normalization)
-    large = parts.is_large(input_shape)
+    inputs, x = blocks.image_input(input_shape, normalization)
+    large = blocks.is_large(input_shape)
     x = _conv_block(x, scaled(32, width), 3, "block_00", strides=stem_stride or (LARGE_STEM if large else 1))
     index = 1
     for stage, (expansion, channels, repeats, first_stride) in enumerate(STAGES):
@@ -81,29 +81,29 @@ def mobilenet_v2(
             index += 1
     if index < kept:
         x = _conv_block(x, scaled(1280, max(1.0, width)), 1, f"block_{index:02d}")
-    logits = parts.classifier(x, num_classes, keras.initializers.RandomNormal(stddev=0.01), dropout=dropout)
+    logits = blocks.classifier(x, num_classes, keras.initializers.RandomNormal(stddev=0.01), dropout=dropout)
     model = keras.Model(inputs, logits, name="mobilenet_v2")
-    parts.set_normalization(model, normalization)
+    blocks.set_normalization(model, normalization)
     return model
 
 
 def _conv_block(x: Any, filters: int, kernel_size: int, name: str, *, strides: int = 1) -> Any:
-    x = parts.conv(x, filters, kernel_size, strides=strides, name=f"{name}_conv", fan="fan_out")
-    x = parts.batch_norm(x, f"{name}_bn")
+    x = blocks.conv(x, filters, kernel_size, strides=strides, name=f"{name}_conv", fan="fan_out")
+    x = blocks.batch_norm(x, f"{name}_bn")
     return keras.layers.ReLU(6.0, name=name)(x)
 
 
 def _inverted_residual(x: Any, filters: int, expansion: int, strides: int, name: str) -> Any:
     shortcut = x
     if expansion != 1:
-        x = parts.conv(x, x.shape[-1] * expansion, 1, name=f"{name}_expand", fan="fan_out")
-        x = parts.batch_norm(x, f"{name}_expand_bn")
+        x = blocks.conv(x, x.shape[-1] * expansion, 1, name=f"{name}_expand", fan="fan_out")
+        x = blocks.batch_norm(x, f"{name}_expand_bn")
         x = keras.layers.ReLU(6.0, name=f"{name}_expand_relu")(x)
-    x = parts.depthwise_conv(x, strides=strides, name=f"{name}_depthwise")
-    x = parts.batch_norm(x, f"{name}_depthwise_bn")
+    x = blocks.depthwise_conv(x, strides=strides, name=f"{name}_depthwise")
+    x = blocks.batch_norm(x, f"{name}_depthwise_bn")
     x = keras.layers.ReLU(6.0, name=f"{name}_depthwise_relu")(x)
-    x = parts.conv(x, filters, 1, name=f"{name}_project", fan="fan_out")
-    x = parts.batch_norm(x, f"{name}_project_bn")
+    x = blocks.conv(x, filters, 1, name=f"{name}_project", fan="fan_out")
+    x = blocks.batch_norm(x, f"{name}_project_bn")
     if strides == 1 and shortcut.shape[-1] == filters:
         return keras.layers.Add(name=name)([shortcut, x])
     return keras.layers.Activation("linear", name=name)(x)

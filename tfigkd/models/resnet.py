@@ -11,7 +11,7 @@ from typing import Any
 
 import keras
 
-from tfigkd.models import parts
+from tfigkd.models import blocks
 
 
 def resnet(
@@ -19,7 +19,7 @@ def resnet(
     num_classes: int = 10,
     *,
     input_shape: Sequence[int] = (32, 32, 3),
-    normalization: parts.Normalization | None = None,
+    normalization: blocks.Normalization | None = None,
     projection: bool = False,
     width: float = 1.0,
     stem_stride: int | None = None,
@@ -47,34 +47,34 @@ def resnet(
         raise ValueError(f"depth must be 6n + 2 (20, 32, 44, 56, ...), got {depth}.")
     if width <= 0:
         raise ValueError(f"width must be positive, got {width}.")
-    inputs, x = parts.image_input(input_shape, normalization)
-    large = parts.is_large(input_shape)
+    inputs, x = blocks.image_input(input_shape, normalization)
+    large = blocks.is_large(input_shape)
     strides = stem_stride or (2 if large else 1)
-    x = parts.conv(x, parts.scaled(16, width), 3, strides=strides, name="block_00_conv", fan="fan_in")
-    x = parts.batch_norm(x, "block_00_bn")
+    x = blocks.conv(x, blocks.scaled(16, width), 3, strides=strides, name="block_00_conv", fan="fan_in")
+    x = blocks.batch_norm(x, "block_00_bn")
     x = keras.layers.ReLU(name="block_00")(x)
     if large:
-        x, padding = parts.pad(x, 3, 2, "block_00_pool")
+        x, padding = blocks.pad(x, 3, 2, "block_00_pool")
         x = keras.layers.MaxPooling2D(3, 2, padding, name="block_00_pool")(x)
     index = 1
     for filters, first_stride in ((16, 1), (32, 2), (64, 2)):
         for repeat in range((depth - 2) // 6):
             strides = first_stride if repeat == 0 else 1
-            x = _residual(x, parts.scaled(filters, width), strides, f"block_{index:02d}", projection)
+            x = _residual(x, blocks.scaled(filters, width), strides, f"block_{index:02d}", projection)
             index += 1
-    logits = parts.classifier(x, num_classes, parts.he_normal("fan_in"))
+    logits = blocks.classifier(x, num_classes, blocks.he_normal("fan_in"))
     model = keras.Model(inputs, logits, name=f"resnet{depth}")
-    parts.set_normalization(model, normalization)
+    blocks.set_normalization(model, normalization)
     return model
 
 
 def _residual(x: Any, filters: int, strides: int, name: str, projection: bool) -> Any:
     shortcut = (_projection if projection else _shortcut)(x, filters, strides, name)
-    x = parts.conv(x, filters, 3, strides=strides, name=f"{name}_conv1", fan="fan_in")
-    x = parts.batch_norm(x, f"{name}_bn1")
+    x = blocks.conv(x, filters, 3, strides=strides, name=f"{name}_conv1", fan="fan_in")
+    x = blocks.batch_norm(x, f"{name}_bn1")
     x = keras.layers.ReLU(name=f"{name}_relu1")(x)
-    x = parts.conv(x, filters, 3, name=f"{name}_conv2", fan="fan_in")
-    x = parts.batch_norm(x, f"{name}_bn2")
+    x = blocks.conv(x, filters, 3, name=f"{name}_conv2", fan="fan_in")
+    x = blocks.batch_norm(x, f"{name}_bn2")
     x = keras.layers.Add(name=f"{name}_add")([shortcut, x])
     return keras.layers.ReLU(name=name)(x)
 
@@ -99,5 +99,5 @@ def _projection(x: Any, filters: int, strides: int, name: str) -> Any:
     """Option B: a 1x1 convolution where the shape changes."""
     if strides == 1 and x.shape[-1] == filters:
         return x
-    initializer = parts.he_normal("fan_in")
+    initializer = blocks.he_normal("fan_in")
     return keras.layers.Conv2D(filters, 1, strides, kernel_initializer=initializer, name=f"{name}_shortcut_conv")(x)

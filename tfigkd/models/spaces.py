@@ -13,7 +13,6 @@ from typing import Any
 import keras
 import numpy as np
 from keras import ops
-from scipy import special
 
 from tfigkd.data.spaces import (
     LUMA,
@@ -25,6 +24,7 @@ from tfigkd.data.spaces import (
     output_kind,
 )
 from tfigkd.models import layers
+from tfigkd.models.ends import SQUASHED, SQUASHES, last_operation, refuse_end, told_by_end
 from tfigkd.models.input_range import INPUT_RANGE, graph_of, recognize_input_range
 from tfigkd.models.settings import settings_of
 from tfigkd.models.subclassed import logarithm, logits_model, two_classes
@@ -37,20 +37,6 @@ ADDED = frozenset({INPUT_RANGE, TWO_CLASSES, RGB_TO_GRAY})
 
 LOOKED_AT = 16
 """Images on which the outputs are looked at, beside noise."""
-
-WEIGHTED = (keras.layers.Dense, keras.layers.EinsumDense, keras.layers.Conv2D)
-"""Layers whose outputs are logits where they end in no activation."""
-PASSES_VALUES = (keras.layers.Flatten, keras.layers.Reshape, keras.layers.Dropout, keras.layers.GlobalAveragePooling2D)
-"""Layers that give what they take, or means of it."""
-OPERATIONS = {"Softmax": "softmax", "LogSoftmax": "log_softmax", "Sigmoid": "sigmoid"}
-"""Functions of keras.ops, and the activations of their name."""
-SQUASHES: dict[str, Callable[[np.ndarray], np.ndarray]] = {
-    "softmax": lambda logits: special.softmax(logits, axis=-1),
-    "log_softmax": lambda logits: special.log_softmax(logits, axis=-1),
-    "sigmoid": special.expit,
-}
-SQUASHED = tuple(SQUASHES)
-BACKENDS = ("keras", "tensorflow", "jax", "torch")
 
 
 def classifier(
@@ -174,13 +160,13 @@ def logits_of(model: keras.Model, outputs: Outputs | None = None) -> Callable[[A
     """
     graph = graph_of(model)
     if graph is None and isinstance(model, keras.Sequential) and not model.built:
-        if outputs is None and not (model.layers and _told_by_end(model) == "logits"):
+        if outputs is None and not (model.layers and told_by_end(model) == "logits"):
             _refuse_unbuilt(model)
         return (lambda values: two_classes(logarithm(values))) if outputs == "probabilities" else two_classes
     if graph is None or len(model.output_shape) != 2:
         return (lambda values: values) if outputs != "probabilities" else logarithm
     single = model.output_shape[-1] == 1
-    _refuse_end(model)
+    refuse_end(model)
     given = outputs or _given_by(model, None)
 
     def convert(values: Any) -> Any:
@@ -288,7 +274,7 @@ def _given_by(model: keras.Model, images: np.ndarray | None) -> Outputs:
     Raises:
         ValueError: It has a single output from 0 to 1, which may be a probability or a logit.
     """
-    told = _told_by_end(model)
+    told = told_by_end(model)
     if told is not None:
         return told
     looks = output_kind(_look(model, images))
@@ -298,30 +284,6 @@ def _given_by(model: keras.Model, images: np.ndarray | None) -> Outputs:
             "logits"
         )
     return looks
-
-
-def _told_by_end(model: keras.Model) -> Outputs | None:
-    last, activation = last_operation(model)
-    if activation in ("softmax", "sigmoid"):
-        return "probabilities"
-    while _passes_values(last) and last._inbound_nodes and last._inbound_nodes[0].input_tensors:
-        last = last._inbound_nodes[0].input_tensors[0]._keras_history.operation
-        activation = _activation_of(last)
-    # a single logit of an untrained network is often between 0 and 1
-    logits = activation == "log_softmax" or (activation == "linear" and isinstance(last, WEIGHTED))
-    return "logits" if logits else None
-
-
-def _passes_values(operation: Any) -> bool:
-    """Return whether an operation gives what it takes, means of it, or, as a temperature does, multiples."""
-    linear = isinstance(operation, keras.layers.Activation) and _activation_of(operation) == "linear"
-    return linear or isinstance(operation, PASSES_VALUES) or _is_affine(operation)
-
-
-def _is_affine(operation: Any) -> bool:
-    if type(operation).__name__ not in ("Multiply", "Divide", "TrueDivide", "Add", "Subtract"):
-        return isinstance(operation, keras.layers.Rescaling)
-    return bool(operation._inbound_nodes) and len(operation._inbound_nodes[0].input_tensors) == 1  # with a constant
 
 
 def _look(model: keras.Model, images: np.ndarray | None) -> np.ndarray:
@@ -354,52 +316,10 @@ def _subclassed_kind(model: keras.Model, images: np.ndarray) -> Outputs | None:
     return found
 
 
-def last_operation(model: keras.Model) -> tuple[Any, str]:
-    """Return the last operation, at any depth, and the name of its activation; a subclassed model is one operation."""
-    last: Any = model
-    while layers.is_graph(last):
-        last = last.layers[-1] if isinstance(last, keras.Sequential) else last.outputs[0]._keras_history.operation
-    return last, _activation_of(last)
-
-
-def _activation_of(operation: Any) -> str:
-    if isinstance(operation, keras.layers.Softmax):
-        return "softmax"
-    if isinstance(operation, keras.Model):  # a subclassed one, of which an attribute tells nothing
-        return "linear"
-    if isinstance(operation, keras.layers.Layer):
-        return _name_of(getattr(operation, "activation", None))
-    return OPERATIONS.get(type(operation).__name__, "linear")
-
-
-def _name_of(activation: Any) -> str:
-    """Return the name of an activation; a user's function that is called as one of the backend's is not that one."""
-    name = str(getattr(activation, "__name__", "linear"))
-    home = str(getattr(activation, "__module__", "")).partition(".")[0]
-    return f"{home}.{name}" if name in SQUASHED and home not in BACKENDS else name
-
-
-def _refuse_end(model: keras.Model) -> None:
-    """Refuse outputs that are those of no single choice among classes."""
-    activation, classes = last_operation(model)[1], model.output_shape[-1]
-    if activation == "softmax" and classes == 1:
-        raise ValueError(
-            f"{model.name} ends in a softmax over one output, which is always 1; train it with one sigmoid, or with a "
-            "softmax over two outputs"
-        )
-    if activation == "sigmoid" and classes != 1:
-        raise ValueError(
-            f"{model.name} ends in {classes} sigmoids, expected one choice among the classes: softmax, logits, or one "
-            "sigmoid for two classes; save it with such a last layer"
-        )
-    if activation in ("tanh", "hard_sigmoid", "relu", "relu6", "softplus") and classes == 1:
-        raise ValueError(f"{model.name} ends in one {activation}, expected one sigmoid or logit for two classes")
-
-
 def _with_linear_end(model: keras.Model, outputs: Outputs | None, input_shape: Sequence[int] | None) -> keras.Model:
     """Return the model itself, or a copy of fixed input size whose last activation is linear."""
     last, activation = last_operation(model)
-    _refuse_end(model)
+    refuse_end(model)
     squashed = activation in SQUASHED and outputs != "logits"
     if not squashed and (input_shape is None or None not in model.inputs[0].shape[1:]):
         return model

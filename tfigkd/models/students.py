@@ -4,11 +4,11 @@ import re
 
 import keras
 
-from tfigkd.models import layers, parts
+from tfigkd.models import layers
 from tfigkd.models.convnet import convnet_head, is_whitening
+from tfigkd.models.equivalence import check_same
 from tfigkd.models.flat import block_ends, flattened
 from tfigkd.models.input_range import INPUT_RANGE
-from tfigkd.models.same import check_same
 from tfigkd.models.spaces import RGB_TO_GRAY
 
 
@@ -39,13 +39,13 @@ def truncate(
         ValueError: The model has no blocks, or `drop_blocks` leaves none.
     """
     model = flattened(model)
-    blocks = [layer.name for layer in model.layers if re.fullmatch(r"block_\d+", layer.name)]
-    blocks.sort(key=lambda name: int(name.removeprefix("block_")))
-    blocks = blocks or block_ends(model)
-    if not blocks:
+    ends = [layer.name for layer in model.layers if re.fullmatch(r"block_\d+", layer.name)]
+    ends.sort(key=lambda name: int(name.removeprefix("block_")))
+    ends = ends or block_ends(model)
+    if not ends:
         raise ValueError(f"Expected blocks of convolutions, one after the other, in {model.name}, found none.")
-    if not 0 <= drop_blocks < len(blocks):
-        raise ValueError(f"drop_blocks must be in 0..{len(blocks) - 1} for {model.name}, got {drop_blocks}.")
+    if not 0 <= drop_blocks < len(ends):
+        raise ValueError(f"drop_blocks must be in 0..{len(ends) - 1} for {model.name}, got {drop_blocks}.")
 
     def fresh(layer: keras.Layer) -> keras.Layer:
         constant = _is_constant(layer)
@@ -53,7 +53,7 @@ def truncate(
         layer.trainable = not constant  # a teacher frozen for distillation has a student that learns
         return layer
 
-    trunk = keras.Model(model.inputs[0], model.get_layer(blocks[-1 - drop_blocks]).output, name=model.name)
+    trunk = keras.Model(model.inputs[0], model.get_layer(ends[-1 - drop_blocks]).output, name=model.name)
     constants = [layer for layer in trunk.layers if _is_constant(layer)]
     ours = [layer.name for layer in constants if isinstance(layer, keras.layers.DepthwiseConv2D)]
     skip = () if keep_normalization or "normalization" not in ours else ("normalization",)
@@ -71,7 +71,7 @@ def truncate(
         logits = convnet_head(student.output, num_classes, prefix=prefix)
     else:
         initializer = keras.initializers.RandomNormal(stddev=0.01)
-        logits = parts.classifier(student.output, num_classes, initializer, prefix=prefix)
+        logits = blocks.classifier(student.output, num_classes, initializer, prefix=prefix)
     return keras.Model(student.input, logits, name=f"{model.name}_drop_{drop_blocks}")
 
 

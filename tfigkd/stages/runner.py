@@ -262,8 +262,8 @@ def _prepare(chosen: Run, config: Config) -> None:
     workdir, needed = chosen.workdir, chosen.needed
     with console.quiet_stderr():
         from tfigkd.stages.distill import check, check_crops, refuse_changed_inputs
-        from tfigkd.stages.early import check_ahead, early_remarks
         from tfigkd.stages.estimate import estimate
+        from tfigkd.stages.preflight import check_ahead, early_remarks
     console.say(f"{chosen.experiment}, seed {workdir.seed}, config {fingerprint(config)}, in {workdir.run}")
     with console.quiet_stderr():
         if any(STAGES.index(stage) >= STAGES.index("distill") for stage in needed):

@@ -13,11 +13,12 @@ from tfigkd.data import to_model_input
 from tfigkd.data.disk import Pictures
 from tfigkd.data.spaces import UNIT, Outputs, Range, to_gray, to_logits
 from tfigkd.models import layers
+from tfigkd.models.ends import last_operation
+from tfigkd.models.equivalence import TOLERANCE, close, tolerance_of
 from tfigkd.models.input_range import recognize_input_range
 from tfigkd.models.keras_file import load_model
 from tfigkd.models.precision import HALF, OTHERS, computes_in, with_precision
-from tfigkd.models.same import TOLERANCE, close, tolerance_of
-from tfigkd.models.spaces import LOOKED_AT, classifier, last_operation, logits_of, with_rgb
+from tfigkd.models.spaces import LOOKED_AT, classifier, logits_of, with_rgb
 from tfigkd.runtime.errors import UserError
 from tfigkd.runtime.files import checksum, expanded
 

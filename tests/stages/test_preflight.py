@@ -9,7 +9,7 @@ import pytest
 from tfigkd.edge.litert import float_tensors
 from tfigkd.run import main, parse
 from tfigkd.runtime.files import read_manifest
-from tfigkd.stages.early import early_remarks, slow_averages
+from tfigkd.stages.preflight import early_remarks, slow_averages
 
 L = keras.layers
 SHORT = [

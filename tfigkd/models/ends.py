@@ -1,0 +1,97 @@
+"""The end of a classifier: whether its last operation gives logits or probabilities, and which ends are refused."""
+
+from collections.abc import Callable
+from typing import Any
+
+import keras
+import numpy as np
+from scipy import special
+
+from tfigkd.data.spaces import Outputs
+from tfigkd.models import layers
+
+WEIGHTED = (keras.layers.Dense, keras.layers.EinsumDense, keras.layers.Conv2D)
+"""Layers whose outputs are logits where they end in no activation."""
+PASSES_VALUES = (keras.layers.Flatten, keras.layers.Reshape, keras.layers.Dropout, keras.layers.GlobalAveragePooling2D)
+"""Layers that give what they take, or means of it."""
+OPERATIONS = {"Softmax": "softmax", "LogSoftmax": "log_softmax", "Sigmoid": "sigmoid"}
+"""Functions of keras.ops, and the activations of their name."""
+SQUASHES: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+    "softmax": lambda logits: special.softmax(logits, axis=-1),
+    "log_softmax": lambda logits: special.log_softmax(logits, axis=-1),
+    "sigmoid": special.expit,
+}
+SQUASHED = tuple(SQUASHES)
+BACKENDS = ("keras", "tensorflow", "jax", "torch")
+"""Packages whose functions of these names are these functions."""
+
+
+def told_by_end(model: keras.Model) -> Outputs | None:
+    """Return what the last operations of a model say that it gives; None where they do not tell."""
+    last, activation = last_operation(model)
+    if activation in ("softmax", "sigmoid"):
+        return "probabilities"
+    while _passes_values(last) and last._inbound_nodes and last._inbound_nodes[0].input_tensors:
+        last = last._inbound_nodes[0].input_tensors[0]._keras_history.operation
+        activation = _activation_of(last)
+    # a single logit of an untrained network is often between 0 and 1
+    logits = activation == "log_softmax" or (activation == "linear" and isinstance(last, WEIGHTED))
+    return "logits" if logits else None
+
+
+def _passes_values(operation: Any) -> bool:
+    """Return whether an operation gives what it takes, means of it, or, as a temperature does, multiples."""
+    linear = isinstance(operation, keras.layers.Activation) and _activation_of(operation) == "linear"
+    return linear or isinstance(operation, PASSES_VALUES) or _is_affine(operation)
+
+
+def _is_affine(operation: Any) -> bool:
+    if type(operation).__name__ not in ("Multiply", "Divide", "TrueDivide", "Add", "Subtract"):
+        return isinstance(operation, keras.layers.Rescaling)
+    return bool(operation._inbound_nodes) and len(operation._inbound_nodes[0].input_tensors) == 1  # with a constant
+
+
+def last_operation(model: keras.Model) -> tuple[Any, str]:
+    """Return the last operation, at any depth, and the name of its activation; a subclassed model is one operation."""
+    last: Any = model
+    while layers.is_graph(last):
+        last = last.layers[-1] if isinstance(last, keras.Sequential) else last.outputs[0]._keras_history.operation
+    return last, _activation_of(last)
+
+
+def _activation_of(operation: Any) -> str:
+    if isinstance(operation, keras.layers.Softmax):
+        return "softmax"
+    if isinstance(operation, keras.Model):  # a subclassed one, of which an attribute tells nothing
+        return "linear"
+    if isinstance(operation, keras.layers.Layer):
+        return _name_of(getattr(operation, "activation", None))
+    return OPERATIONS.get(type(operation).__name__, "linear")
+
+
+def _name_of(activation: Any) -> str:
+    """Return the name of an activation; a user's function that is called as one of the backend's is not that one."""
+    name = str(getattr(activation, "__name__", "linear"))
+    home = str(getattr(activation, "__module__", "")).partition(".")[0]
+    return f"{home}.{name}" if name in SQUASHED and home not in BACKENDS else name
+
+
+def refuse_end(model: keras.Model) -> None:
+    """Refuse outputs that are those of no single choice among classes.
+
+    Raises:
+        ValueError: They are such.
+    """
+    activation, classes = last_operation(model)[1], model.output_shape[-1]
+    if activation == "softmax" and classes == 1:
+        raise ValueError(
+            f"{model.name} ends in a softmax over one output, which is always 1; train it with one sigmoid, or with a "
+            "softmax over two outputs"
+        )
+    if activation == "sigmoid" and classes != 1:
+        raise ValueError(
+            f"{model.name} ends in {classes} sigmoids, expected one choice among the classes: softmax, logits, or one "
+            "sigmoid for two classes; save it with such a last layer"
+        )
+    if activation in ("tanh", "hard_sigmoid", "relu", "relu6", "softplus") and classes == 1:
+        raise ValueError(f"{model.name} ends in one {activation}, expected one sigmoid or logit for two classes")
