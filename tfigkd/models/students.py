@@ -4,7 +4,7 @@ import re
 
 import keras
 
-from tfigkd.models import layers
+from tfigkd.models import blocks, layers
 from tfigkd.models.convnet import convnet_head, is_whitening
 from tfigkd.models.equivalence import check_same
 from tfigkd.models.flat import block_ends, flattened
