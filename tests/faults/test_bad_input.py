@@ -72,7 +72,7 @@ def refused(folder, *arguments, **options):
     [
         (("--experiment", "quickstat"), "unknown experiment 'quickstat'; did you mean 'quickstart'"),
         (("--experiment", "none.toml"), "unknown experiment 'none.toml'"),
-        (("--experiment",), "--experiment NAME_OR_FILE is missing"),
+        (("--experiment",), "--experiment is missing; --list shows the shipped ones"),
         (("--losses.kd.temprature", "4"), "unknown argument '--losses.kd.temprature'; did you mean '--losses.*temp"),
         (("--frobnicate",), "unknown argument '--frobnicate'"),
         (("surplus",), "unknown argument 'surplus'"),

@@ -86,7 +86,8 @@ class OverlayStore:
                 a pair of arrays, uint8 [N,H,W,3] and integers [N] or [N,1].
             input_range: Pixel values of black and white that the teacher expects; by default inferred from its layers.
             outputs: "logits" or "probabilities"; by default inferred from the last layer and outputs.
-            settings: Fields of `tfigkd.config.fields.AttributionConfig`: `baseline`, `rule`, `n_steps`, `tolerance`, …
+            settings: Fields of `tfigkd.config.fields.AttributionConfig`: `baseline`, `rule`, `n_steps`, `tolerance`,
+                `max_steps`, `batch_size`, `shard_size` and `grid`.
 
         Returns:
             The finished store.
