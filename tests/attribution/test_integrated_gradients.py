@@ -24,10 +24,10 @@ class RecordsShape(keras.layers.Layer):
 
     def __init__(self) -> None:
         super().__init__()
-        self.seen: list[tuple[int | None, ...]] = []
+        self._seen: list[tuple[int | None, ...]] = []
 
     def call(self, inputs: Any) -> Any:
-        self.seen.append(tuple(inputs.shape))
+        self._seen.append(tuple(inputs.shape))
         return inputs
 
 
@@ -184,10 +184,10 @@ def test_memory_is_bounded_and_repeated_calls_do_not_trace_again() -> None:
     recorder = RecordsShape()
     network = curved(recorder)
     models.as_classifier(network)  # looks once at the outputs of a model, and remembers what it has seen
-    recorder.seen.clear()
+    recorder._seen.clear()
     for count, steps in ((7, 5), (2, 3), (1, None)):
         integrated_gradients(network, IMAGES[:count], TARGETS[:count], n_steps=steps, batch_size=6)
-    assert recorder.seen == [(6, *SHAPE)] * 2  # one trace for the logits, one for the gradient
+    assert recorder._seen == [(6, *SHAPE)] * 2  # one trace for the logits, one for the gradient
 
 
 def test_the_cache_keeps_no_model_alive() -> None:

@@ -152,9 +152,14 @@ def test_a_functional_model_around_a_subclassed_one(units: int, activation: Any,
     inputs = keras.Input(SHAPE)
     model = keras.Model(inputs, inside(inputs))
     expected = keras.ops.convert_to_numpy(model(images))
+    declared = "probabilities" if units == 1 else None
+    if units == 1:
+        for read in (as_classifier, logits_of):
+            with pytest.raises(ValueError, match="may be a probability or a logit; declare outputs"):
+                read(model)
     for _ in range(2):
-        logits = keras.ops.convert_to_numpy(as_classifier(model)(images))
-        np.testing.assert_allclose(logits_of(model)(expected), logits, atol=1e-5)
+        logits = keras.ops.convert_to_numpy(as_classifier(model, outputs=declared)(images))
+        np.testing.assert_allclose(logits_of(model, declared)(expected), logits, atol=1e-5)
         if activation is None:
             np.testing.assert_allclose(logits, expected, atol=1e-5)
         else:

@@ -237,7 +237,7 @@ def test_a_live_teacher_runs_on_batches_without_stored_logits(store, teacher, ar
     other, images = classifier(5), arrays[0] / np.float32(255)
 
     def fit(student, live, **options):
-        batches = store.join(pictures, **options).batch(COUNT).map(OverlayStore.overlay(1.0))
+        batches = store.join(pictures, **options).batch(COUNT).map(OverlayStore.overlay(1.0, max_exponent=1.0))
         losses = {"kd": KLDivergence(1.0)}
         distiller = Distiller(student, losses=losses, loss_weights={"kd": 0.5}, teacher=live)
         distiller.compile(keras.optimizers.SGD(0.0), jit_compile=False)
