@@ -507,7 +507,7 @@ def test_what_the_command_refuses(written, tmp_path, capsys):
         (integer, "--data", "digits", "--image-size", "8"): r"takes images \(16, 16, 3\), got \(8, 8, 3\)",
         (integer, "--output", "table.txt"): "--output must end in .csv or .json",
         (integer, "--output", str(tmp_path / "no" / "t.csv")): "no folder",
-        (integer, "--output", integer.replace(".tflite", ".json")): "is the place of the contract of .*; choose another --output",
+        (integer, "--output", integer.replace(".tflite", ".json")): "the place of the contract of .*; choose another",
         (integer, "--images", "0"): "--images must be at least 1",
         (integer, "--threads", "0"): "benchmark.threads must be positive",
     }.items():
