@@ -109,13 +109,14 @@ WEIGHTS = {0: 10.0, 2: 0.5}
 
 def test_arguments_by_position_are_those_by_name():
     """A share that is held out by position is neither trained on with weights nor measured with them."""
-    plain, named, placed = net(), distiller(weight=0.0, teacher=net(1)), distiller(weight=0.0, teacher=net(1))
+    plain, (named, placed, both) = net(), (distiller(weight=0.0, teacher=net(1)) for _ in range(3))
     plain.compile(keras.optimizers.SGD(0.1), CROSS_ENTROPY)
     options = {"validation_split": 0.25, "shuffle": False, "class_weight": WEIGHTS}
     expected = plain.fit(X, Y, batch_size=8, epochs=2, verbose=0, **options).history
     for found in (
         named.fit(X, Y, batch_size=8, epochs=2, verbose=0, **options).history,
         placed.fit(X, Y, 8, 2, 0, None, 0.25, None, False, WEIGHTS).history,
+        both.fit(X, Y, 8, 2, 0, None, 0.25, shuffle=False, class_weight=WEIGHTS).history,
     ):
         np.testing.assert_allclose(found["val_hard_loss"], expected["val_loss"], rtol=1e-5)
         np.testing.assert_allclose(found["hard_loss"], expected["loss"], rtol=1e-5)

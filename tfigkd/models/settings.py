@@ -31,7 +31,8 @@ def settings_of(model: keras.Model) -> tuple[Any, ...]:
     """Return the settings of a model and its layers: numbers, texts, functions, and arrays that are no variables.
 
     An activation that was exchanged is among them, and the statistics of an adapted `Normalization`. They are read off
-    the public attributes, which takes a fraction of the time of `get_config`.
+    the public attributes, which takes a fraction of the time of `get_config`. Lists and dictionaries are left out: in
+    these a layer notes what it sees when it is traced.
 
     Returns:
         A hashable value that refers to nothing of the model; equal ones mean equal settings.
@@ -48,10 +49,8 @@ def _comparable(value: Any) -> Any:
     """Return a hashable value that stands for a setting; None for what is no setting, such as a variable or layer."""
     if isinstance(value, PLAIN):
         return value
-    if isinstance(value, list | tuple):
+    if isinstance(value, tuple):
         return tuple(map(_comparable, value))
-    if isinstance(value, dict):
-        return tuple((name, _comparable(one)) for name, one in value.items() if isinstance(name, PLAIN))
     if isinstance(value, keras.Variable | keras.KerasTensor | keras.Layer):
         return None
     if isinstance(value, np.ndarray) or keras.ops.is_tensor(value):
