@@ -9,9 +9,10 @@ import pytest
 from PIL import Image
 
 from tfigkd.data.spaces import output_kind, to_gray
-from tfigkd.models import as_classifier, load_own, load_plain, load_written, with_fresh_weights
+from tfigkd.models import as_classifier, load_own, load_plain, load_written, user_model, with_fresh_weights
 from tfigkd.models.cost import count_parameters
 from tfigkd.models.input_range import recognize_input_range
+from tfigkd.models.keras_file import load_model
 from tfigkd.models.reinitialize import frozen_layers
 from tfigkd.models.spaces import classifier, logits_of
 from tfigkd.runtime.errors import UserError
@@ -90,6 +91,8 @@ def test_the_range_that_the_first_operations_tell(functions: Any, expected: Any)
         (lambda: [scaling(1 / 128)], "float32", (0, 255)),  # to 2
         (lambda: [scaling(1 / 60)], "float32", (0, 255)),
         (lambda: [scaling(1.0, -110)], "float32", (0, 255)),
+        (lambda: [scaling(-1 / 255, 1)], "float32", (0, 255)),  # white on black becomes black on white
+        (lambda: [scaling(-1 / 16, 1)], "float32", None),
         (lambda: [scaling(1.0, -128), scaling(1 / 128)], "float32", (0, 255)),
         (lambda: [adapted(0, 16)], "float32", None),  # statistics do not tell where the values end
         (lambda: [adapted(0, 90)], "float32", (0, 255)),  # dark pictures
@@ -102,6 +105,19 @@ def test_the_range_that_the_first_layers_tell(head: Any, dtype: str, expected: A
     else:
         model = own(*layers, dtype=dtype)
     assert recognize_input_range(model) == expected
+
+
+def test_a_file_is_read_once_for_its_range_and_again_where_its_content_has_changed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, read = tmp_path / "m.keras", []
+    monkeypatch.setattr(user_model, "load_model", lambda one: read.append(one) or load_model(one))
+    for content, expected in ((scaling(1 / 16), "0 to 16"), (scaling(1 / 255), "0 to 255")):
+        own(content).save(path)
+        for _ in range(2):
+            assert user_model.pixels_said(str(path), None) == f"pixels from {expected}, as its first layers tell"
+    assert read == [path, path]
+    assert user_model.pixels_said(str(path), (-1, 1)) == "pixels from -1 to 1, as given"
 
 
 def test_the_range_that_all_models_of_an_ensemble_tell(pixels: np.ndarray, tmp_path: Path) -> None:

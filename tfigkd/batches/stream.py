@@ -23,7 +23,7 @@ from tfigkd.batches.augment import (
 from tfigkd.batches.jax_batches import on_device
 from tfigkd.batches.mixing import mix, own_parts
 from tfigkd.batches.randaugment import rand_augment_of
-from tfigkd.batches.threads import done_in_order, spare_threads
+from tfigkd.batches.threads import batch_threads, done_in_order
 from tfigkd.config.fields import ControlConfig, OverlayConfig, ViewConfig
 from tfigkd.config.training_fields import AugmentConfig, TrainingConfig
 from tfigkd.data import Examples
@@ -225,7 +225,7 @@ class TrainingBatches:
             self._make, self.threads = on_device(pixels, maps, *options), 1
         else:
             self._make = _on_host(pixels, maps, *options)
-            self.threads = self.recipe.batch_threads or spare_threads()
+            self.threads = batch_threads(self.recipe)
 
     def __call__(self, epoch: int, part: Part = (0, 1), skip: int = 0) -> Iterator[Batch]:
         """Return the batches from an epoch on.

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
+from tfigkd.config.training_fields import TrainingConfig
 from tfigkd.models.precision import on_processor
 from tfigkd.runtime import processes
 
@@ -17,6 +18,11 @@ MOST = 8
 def spare_threads() -> int:
     """Return how many threads may prepare images: one where the processor computes as well, else one a core."""
     return 1 if on_processor() else min(MOST, processes.threads())
+
+
+def batch_threads(recipe: TrainingConfig) -> int:
+    """Return how many threads make the batches of a recipe."""
+    return recipe.batch_threads or spare_threads()
 
 
 def done_in_order(tasks: Iterable[Callable[[], Result]], threads: int) -> Iterator[Result]:

@@ -81,11 +81,11 @@ def read_all_options(
 
 def _names(cls: type) -> list[str]:
     """Return the options of a command with their dashes, those of nested tables and the opposites of switches too."""
-    names = []
+    names, unnamed = [], _positional(cls)
     for name, hint in typing.get_type_hints(cls).items():
         if dataclasses.is_dataclass(hint):
             names += [f"--{name}.{inner.name}" for inner in dataclasses.fields(hint)]
-        elif name not in _positional(cls):
+        elif name not in unnamed:
             names += [f"--{name}"] + [f"--no_{name}"] * (hint is bool)
     return names
 

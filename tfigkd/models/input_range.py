@@ -14,8 +14,8 @@ INPUT_RANGE = "input_range"
 """Name of the layer that maps [0,1] to the model's own range; a model that begins with it takes [0,1]."""
 SMALLEST_SCALE = 0.1
 """A factor below this is one for other pixels than those from 0 to 1: networks take values of about -3 to 3."""
-LARGEST_WHITE = 6.0
-"""What a network may see of a white pixel of 255, where its first layers do not say that it has other pixels."""
+LARGEST_VALUE = 6.0
+"""What a network may see of a black or a white pixel (255), where its first layers do not say that it has others."""
 PASSED = (
     *(keras.layers.Dropout, keras.layers.GaussianNoise, keras.layers.GaussianDropout, keras.layers.ZeroPadding2D),
     *(keras.layers.Resizing, keras.layers.CenterCrop, keras.layers.InputLayer, keras.layers.Identity),
@@ -113,12 +113,14 @@ def _pixels(scale: np.ndarray, offset: np.ndarray, *, measured: bool) -> Range |
         offset: The same.
         measured: Whether they are statistics of images, which do not tell where the values end.
     """
-    white = float(np.mean(scale * 255 + offset))
-    if 0.5 <= white <= LARGEST_WHITE or np.mean(np.abs(scale)) >= 0.5:  # as where a mean alone is subtracted
+    black, white = float(np.mean(offset)), float(np.mean(scale * 255 + offset))
+    largest = max(abs(black), abs(white))
+    if 0.5 <= largest <= LARGEST_VALUE or np.mean(np.abs(scale)) >= 0.5:  # as where a mean alone is subtracted
         return PIXELS
     if measured:
-        return PIXELS if white < 4 * LARGEST_WHITE else None  # of dark images
-    return 0.0, round(float(np.mean((1 - offset) / scale)), 6)  # white becomes 1
+        return PIXELS if largest < 4 * LARGEST_VALUE else None  # of dark images
+    high = round(float(np.mean((1 - offset) / scale)), 6)  # white becomes 1
+    return (0.0, high) if high > 0 else None
 
 
 def _affine_parts(model: keras.Model, start: Any = None) -> Iterator[_Affine]:

@@ -244,7 +244,6 @@ def own_channels(path: str | Path) -> int:
     return (inputs[0].shape[3] if len(inputs) == 1 and len(inputs[0].shape) == 4 else None) or 3
 
 
-@functools.lru_cache(maxsize=8)
 def pixels_said(path: str, input_range: Range | None) -> str:
     """Return which values of pixels a .keras file is given, and why, for a last line."""
     shown = own_input_range(path, checksum(expanded(path)))
@@ -253,6 +252,7 @@ def pixels_said(path: str, input_range: Range | None) -> str:
     return f"pixels from {low:g} to {high:g}, {why}"
 
 
+@functools.lru_cache(maxsize=8)
 def own_input_range(path: str, checksum: str) -> Range | None:
     """Return the input range that a .keras file shows, see `input_range.recognize_input_range`; read once a content.
 

@@ -18,8 +18,6 @@ KINDS = (*FORMATS, "unknown")
 """Formats of points; a file of another tool, which has no contract, is of unknown format."""
 NAMED = 5
 """Models that a sentence on what was left out names."""
-
-
 WHERE = ("data", "hardware")
 """Fields of `Key` that say where a model was measured."""
 

@@ -8,6 +8,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from tfigkd.batches.threads import batch_threads
 from tfigkd.config.experiment import Config
 from tfigkd.data.disk import DiskPictures
 from tfigkd.models.cost import count_parameters, multiply_adds
@@ -15,7 +16,6 @@ from tfigkd.stages.data import dataset, stored_examples, training_examples
 from tfigkd.stages.estimate import BACKWARD, TYPICAL_STEPS, seconds_of_stages
 from tfigkd.stages.teacher import build_network, build_teacher
 from tfigkd.stages.workdir import Workdir
-from tfigkd.training.devices import batch_threads
 
 PROCESS = 1.2e9
 """Bytes of a process that has imported TensorFlow and holds two small networks."""

@@ -46,7 +46,7 @@ def _exported(config: Config, workdir: Workdir, weights: dict[str, str]) -> dict
     return {name: checksum for name, checksum in files.items() if name.endswith(".tflite")}
 
 
-def _attribution_settings(config: Config) -> dict[str, Any]:
+def attribution_settings(config: Config) -> dict[str, Any]:
     """Return what the attribution measures depend on; what bounds memory and files is left out."""
     sigma, left_out = blur_sigma(dataset(config.data).image_shape), {"batch_size", "shard_size"}
     if config.attribution.grid is None:  # as in versions without it
@@ -145,7 +145,7 @@ def evaluate(config: Config, workdir: Workdir) -> None:
     files = _exported(config, workdir, weights)
     settings = config.evaluation
     explained = settings.attribution_examples or settings.gallery_examples
-    attribution = _attribution_settings(config) if explained else None
+    attribution = attribution_settings(config) if explained else None
     identity = fingerprint("evaluate", data.fingerprint, weights, files, settings, attribution)
     manifest = finished(folder, identity)
     if manifest and manifest["class_names"] == list(data.class_names):

@@ -24,7 +24,7 @@ from tfigkd.runtime.errors import UserError
 from tfigkd.runtime.files import fingerprint, read_manifest, require, sealed, write_text
 from tfigkd.runtime.provenance import as_csv, surroundings
 from tfigkd.stages.compress import require_compressed
-from tfigkd.stages.evaluate import check_measured
+from tfigkd.stages.evaluate import attribution_settings, check_measured
 from tfigkd.stages.overlays import store_folder
 from tfigkd.stages.repeat import command, own_file
 from tfigkd.stages.teacher import require_teacher, teacher_folder
@@ -242,7 +242,7 @@ def row_of(
         # students of earlier versions have neither
         "extra_parameters": trained.get("extra_parameters", ""),
         "step_ms": round(trained["step_ms"], 2) if "step_ms" in trained else "",
-        "evaluation": fingerprint("evaluation", config.evaluation, config.attribution),
+        "evaluation": fingerprint("evaluation", config.evaluation, attribution_settings(config)),
     }
     if compressed:
         names = ("method", "sparsity", "prunable_sparsity", "nonzero_parameters", "validation_accuracy")

@@ -6,7 +6,6 @@ python -m tfigkd.study collect
 python -m tfigkd.study report --experiment my_study.toml
 """
 
-import shlex
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -18,7 +17,7 @@ from tfigkd.runtime.command import command
 from tfigkd.runtime.errors import UserError, closest
 from tfigkd.runtime.limit import require_minutes
 from tfigkd.runtime.processes import cores, processes_that_fit
-from tfigkd.study.plan import PROG, Job, Options, Study, plan, read_study
+from tfigkd.study.plan import PROG, Job, Options, Study, plan, read_study, words_of
 from tfigkd.study.runs import finished_row, run_all, run_on_cluster
 
 
@@ -75,8 +74,7 @@ def _show(described: Study, options: Options) -> None:
         return
     if options.smoke or not show_results(described, options.workdir):
         return
-    where = [] if options.workdir == Options.workdir else ["--workdir", str(options.workdir)]
-    words = shlex.join([*where, "--experiment", described.source])
+    words = words_of(described, options.workdir)
     console.say(f"next: {PROG} collect {words}  (its rows in one table)", last=True)
 
 

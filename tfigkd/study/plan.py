@@ -4,6 +4,7 @@ A study is one TOML file in experiments/studies. Arms with the same seed share i
 they can be compared in pairs. Each run has its own folder.
 """
 
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -126,6 +127,12 @@ class Job:
     def title(self) -> str:
         """Arm, size and seed, for messages."""
         return f"{self.arm}{f' {self.size}' if self.size else ''}, seed {self.seed}"
+
+
+def words_of(study: Study, workdir: Path) -> str:
+    """Return the options that name a study and, where it is not the default, the folder of its runs."""
+    where = [] if workdir == Options.workdir else ["--workdir", str(workdir)]
+    return shlex.join(["--experiment", study.source or study.name, *where])
 
 
 def read_study(name_or_file: str) -> Study:

@@ -4,7 +4,6 @@
 """
 
 import math
-import shlex
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -25,7 +24,7 @@ from tfigkd.measure.statistics import (
 from tfigkd.report.table import plural
 from tfigkd.runtime.errors import UserError
 from tfigkd.runtime.files import atomic
-from tfigkd.study.plan import PROG, Options, Study
+from tfigkd.study.plan import PROG, Options, Study, words_of
 from tfigkd.study.protocol import refuse_mixed, remarks
 from tfigkd.study.quality import TITLE, quality_lines
 
@@ -382,5 +381,4 @@ def done_runs(study: Study, rows: Sequence[Row]) -> int:
 
 def command_of(study: Study, workdir: Path = Options.workdir) -> str:
     """Return the command that runs a study in a folder, or its remaining runs."""
-    where = [] if workdir == Options.workdir else ["--workdir", str(workdir)]
-    return f"{PROG} {shlex.join(['--experiment', study.source or study.name, *where])}"
+    return f"{PROG} {words_of(study, workdir)}"

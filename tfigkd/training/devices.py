@@ -6,7 +6,6 @@ from typing import Any
 
 import keras
 
-from tfigkd.batches.threads import spare_threads
 from tfigkd.config.training_fields import Devices, TrainingConfig
 from tfigkd.losses import OSAKD, PerExampleLoss
 from tfigkd.models.layers import flatten_layers
@@ -26,11 +25,6 @@ def device_count(devices: Devices) -> int:
         return 1
     on_jax = keras.backend.backend() == "jax"
     return len(keras.distribution.list_devices() if on_jax else _tensorflow_devices())
-
-
-def batch_threads(recipe: TrainingConfig) -> int:
-    """Return how many threads make the batches of a recipe on this machine."""
-    return recipe.batch_threads or spare_threads()
 
 
 @contextlib.contextmanager
