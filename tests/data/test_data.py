@@ -170,6 +170,17 @@ def test_test_pictures_seen_in_training_are_counted(tmp_path):
     assert data.load(_save_npz(tmp_path / "b.npz", arrays)).test_train_overlap == 4
 
 
+def test_equal_pictures_with_different_labels_are_named(tmp_path):
+    arrays = _arrays()
+    arrays["x_test"][3] = arrays["x_train"][3]  # both of label 0
+    assert data.load(_save_npz(tmp_path / "a.npz", arrays)).notes == ()
+    arrays["x_train"][[7, 8]] = arrays["x_train"][8]  # labels 1 and 2
+    arrays["x_test"][0] = arrays["x_train"][8]  # label 0
+    (note,) = data.load(_save_folder(tmp_path / "b", arrays)).notes
+    assert note.startswith("warning: 3 pictures have the pixels of a picture of another class, such as train/class")
+    assert note.endswith("; remove those whose label is wrong")
+
+
 def test_fingerprint_follows_pixels_labels_and_splits(tmp_path):
     arrays = _arrays()
     other_pixel, other_label = (arrays["x_train"].copy(), arrays["y_test"].copy())

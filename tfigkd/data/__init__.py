@@ -9,6 +9,7 @@ import functools
 import hashlib
 import math
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -163,6 +164,7 @@ def load(
         lacking = [one for label, one in enumerate(source.class_names) if not (examples.labels == label).any()]
         if lacking:
             notes.append(f"warning: {split} has no pictures of {', '.join(lacking[:10])}")
+    notes += _contradictions([*parts.values()], source.class_names)
     parts = {split: examples.take(slice(limit)) for split, examples in parts.items()}
     about = {"fingerprint": splits_fingerprint(parts), "notes": tuple(notes), "background": background, "fit": fit}
     return Dataset(name, **parts, class_names=source.class_names, **about)  # type: ignore[arg-type]
@@ -315,6 +317,25 @@ def splits_fingerprint(splits: dict[str, Examples]) -> str:
 def _digests(examples: Examples) -> np.ndarray:
     """Return the ids without the ordinals of duplicates."""
     return examples.ids.astype(f"U{DIGEST_LENGTH}")
+
+
+def _contradictions(parts: Sequence[Examples], class_names: Sequence[str]) -> list[str]:
+    """Return a warning if pictures of the same pixels have different labels, in one split or in several."""
+    _, groups = np.unique(np.concatenate([_digests(part) for part in parts]), return_inverse=True)
+    labels, names = (np.concatenate([getattr(part, each) for part in parts]) for each in ("labels", "source_ids"))
+    first, last = np.full(groups.max() + 1, len(class_names)), np.full(groups.max() + 1, -1)
+    np.minimum.at(first, groups, labels)
+    np.maximum.at(last, groups, labels)
+    contradict = (first < last)[groups]
+    if not contradict.any():
+        return []
+    one = np.flatnonzero(contradict)[0]
+    other = np.flatnonzero((groups == groups[one]) & (labels != labels[one]))[0]
+    pair = " and ".join(f"{names[each]} ({class_names[labels[each]]})" for each in (one, other))
+    return [
+        f"warning: {contradict.sum():,} pictures have the pixels of a picture of another class, such as {pair}; "
+        "remove those whose label is wrong"
+    ]
 
 
 def covered(data: Dataset) -> Examples:
