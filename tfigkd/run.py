@@ -22,8 +22,8 @@ from tfigkd.runtime.command import command
 from tfigkd.runtime.errors import UserError, closest
 from tfigkd.runtime.limit import stop_after
 from tfigkd.stages.parts import read_part
-from tfigkd.stages.runner import STAGES, Run, check_hosts, default_folder, print_estimate, run, run_stores
-from tfigkd.stages.workdir import Workdir
+from tfigkd.stages.runner import STAGES, Run, check_hosts, print_estimate, run, run_stores
+from tfigkd.stages.workdir import TEACHERS, Workdir, default_folder
 
 PROG = "python -m tfigkd.run"
 BAD_VERDICT = 2  # exit status; 1 is that of an error
@@ -40,7 +40,7 @@ class Options:
     """Name of a shipped experiment (see --list) or path of a .toml file."""
     workdir: Path | None = None
     """Where the run writes. Default: runs/EXPERIMENT/SEED (runs/EXPERIMENT-smoke/SEED with --smoke)."""
-    teachers: Path = Path("runs/teachers")
+    teachers: Path = TEACHERS
     """Where teachers and their overlay stores lie, shared by all runs."""
     stages: str = ",".join(STAGES)
     """Which stages to run, separated by commas; each needs those before it to have run."""

@@ -17,7 +17,7 @@ from tfigkd.runtime import tfrecord
 from tfigkd.runtime.errors import UserError
 from tfigkd.runtime.files import MANIFEST, checksum, fingerprint, make_folder, read_manifest, write_manifest
 from tfigkd.stages.overlays import verify as verify_store
-from tfigkd.stages.teacher import FILE
+from tfigkd.stages.workdir import TEACHER_FILE
 from tfigkd.store import maps as overlays
 from tfigkd.store.maps import read_store, store_identity, write_store
 
@@ -43,7 +43,7 @@ def store(data, tmp_path_factory):
     home = tmp_path_factory.mktemp("teacher")
     folder = make_folder(home / "overlays" / fingerprint(identity))
     write_store(folder, model, data, SETTINGS, identity, SOURCE)
-    model.save(home / FILE)
+    model.save(home / TEACHER_FILE)
     return folder, identity
 
 
@@ -206,7 +206,7 @@ def test_every_kind_of_damage_gives_one_line(copy, data):
 
 
 def test_verify_refuses_another_teacher(copy):
-    teacher(seed=1).save(copy[0].parents[1] / FILE)
+    teacher(seed=1).save(copy[0].parents[1] / TEACHER_FILE)
     with pytest.raises(UserError, match="another teacher"):
         verify_store(copy[0])
 

@@ -18,8 +18,8 @@ from tfigkd.runtime.errors import UserError
 from tfigkd.runtime.files import checksum, write_manifest
 from tfigkd.stages import overlays, training_setup
 from tfigkd.stages.data import dataset, stored_examples, training_examples
-from tfigkd.stages.teacher import FILE, teacher_folder
-from tfigkd.stages.workdir import Workdir
+from tfigkd.stages.teacher import teacher_folder
+from tfigkd.stages.workdir import TEACHER_FILE, Workdir
 
 COUNT = 11
 ARRAYS = np.random.default_rng(0).integers(1, 256, (COUNT, 3, 4), np.uint8)
@@ -104,8 +104,13 @@ def arm(digits, changes, resident):
         keras.utils.set_random_seed(0)
         teacher = models.mobilenet_v2(dataset(config.data).num_classes, 14, input_shape=(8, 8, 3), width=0.25)
         folder.mkdir(parents=True)
-        teacher.save(folder / FILE)
-        write_manifest(folder, folder.name, files={FILE: checksum(folder / FILE)}, weights=weights_fingerprint(teacher))
+        teacher.save(folder / TEACHER_FILE)
+        write_manifest(
+            folder,
+            folder.name,
+            files={TEACHER_FILE: checksum(folder / TEACHER_FILE)},
+            weights=weights_fingerprint(teacher),
+        )
     return config, workdir
 
 

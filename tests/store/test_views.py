@@ -24,9 +24,9 @@ from tfigkd.runtime.errors import UserError
 from tfigkd.runtime.files import MANIFEST, checksum, finished, read_manifest, write_manifest
 from tfigkd.stages.data import dataset, training_examples
 from tfigkd.stages.overlays import build_views, load_views, verify, views_folder
-from tfigkd.stages.teacher import FILE, teacher_folder
+from tfigkd.stages.teacher import teacher_folder
 from tfigkd.stages.training_setup import training_stream
-from tfigkd.stages.workdir import Workdir
+from tfigkd.stages.workdir import TEACHER_FILE, Workdir
 
 TAP = "block_04"
 CONFIG = override(
@@ -57,8 +57,10 @@ def workdir(teacher, tmp_path_factory):
     workdir = Workdir(home / "run", home / "teachers")
     folder = teacher_folder(CONFIG, workdir)
     folder.mkdir(parents=True)
-    teacher.save(folder / FILE)
-    write_manifest(folder, folder.name, files={FILE: checksum(folder / FILE)}, weights=weights_fingerprint(teacher))
+    teacher.save(folder / TEACHER_FILE)
+    write_manifest(
+        folder, folder.name, files={TEACHER_FILE: checksum(folder / TEACHER_FILE)}, weights=weights_fingerprint(teacher)
+    )
     build_views(CONFIG, workdir)
     return workdir
 

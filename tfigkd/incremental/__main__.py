@@ -19,8 +19,7 @@ from tfigkd.config.helptext import is_wanted
 from tfigkd.config.incremental_fields import Method
 from tfigkd.runtime import console, hosts
 from tfigkd.runtime.command import command
-from tfigkd.stages.runner import default_folder
-from tfigkd.stages.workdir import Workdir
+from tfigkd.stages.workdir import TEACHERS, Workdir, default_folder
 
 PROG = "python -m tfigkd.incremental"
 
@@ -40,7 +39,7 @@ class Options:
     old network's logits; finetune: hard labels alone. All have the same memory and as many epochs."""
     workdir: Path | None = None
     """Where all methods of a seed write. Default: runs/EXPERIMENT/SEED (runs/EXPERIMENT-smoke/SEED with --smoke)."""
-    teachers: Path = Path("runs/teachers")
+    teachers: Path = TEACHERS
     """Folder in which runs share what they measured of a network's precision."""
     smoke: bool = False
     """Shrink the experiment to a few steps of a small slice."""

@@ -32,9 +32,8 @@ from tfigkd.runtime.files import (
 )
 from tfigkd.runtime.provenance import as_csv, origin
 from tfigkd.stages.data import data_fingerprints, dataset, training_choice, training_examples
-from tfigkd.stages.distill import FILE
 from tfigkd.stages.teacher import build_network, network_values
-from tfigkd.stages.workdir import ROWS
+from tfigkd.stages.workdir import ROWS, STUDENT_FILE
 from tfigkd.training import boosting, checkpoint
 from tfigkd.training.distiller import Distiller
 from tfigkd.training.fit import fit
@@ -205,7 +204,7 @@ def run_method(
         step = Step(config, data, seed, folder, identity, known, total, examples)
         with locked(folder, wait=True):
             found = _finish(step, method, old, memory, command)
-        old = models.load_written(folder / FILE, num_classes=total, input_shape=data.image_shape)
+        old = models.load_written(folder / STUDENT_FILE, num_classes=total, input_shape=data.image_shape)
         memory = found["memory"]
         rows.append(common | {"step": number} | found["row"])
         known = total
@@ -245,7 +244,7 @@ def _finish(
     keras.utils.set_random_seed(step.seed)
     trained, seconds, joint = _learn(step, method, old)
     network = with_stock_layers(models.with_precision(trained, "float32"))
-    with atomic(step.folder / FILE) as temporary:
+    with atomic(step.folder / STUDENT_FILE) as temporary:
         network.save(temporary)
     row = {
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -258,7 +257,7 @@ def _finish(
         "joint_accuracy": "" if joint is None else _accuracies(joint, step)["student_accuracy"],
         **origin(command),
     }
-    files = {FILE: checksum(step.folder / FILE)}
+    files = {STUDENT_FILE: checksum(step.folder / STUDENT_FILE)}
     about = {"memory": _remember(network, step, memory), "data": step.data.fingerprint}
     write_manifest(step.folder, step.identity, files=files, row=row, **about)
     _remove_checkpoints(step.folder)

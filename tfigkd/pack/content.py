@@ -106,9 +106,10 @@ def contents(run: Path, facts: Facts, package: str, *, license: str | None, repo
     litert = [path for path in exported if path.suffix == ".tflite"]
     if not litert:
         raise UserError(f"{run} has no exported file of its student; run its stage export again")
-    compressed = run / "compress" / "compressed.keras"
-    models = [*litert, run / "distill" / "student.keras"]
-    models += [compressed] if facts.config["compress"]["method"] != "none" and compressed.is_file() else []
+    workdir = Workdir(run, run)
+    models = [*litert, workdir.student]
+    if facts.config["compress"]["method"] != "none" and workdir.compressed.is_file():
+        models.append(workdir.compressed)
     beside = [contract_path(path) for path in litert] + [run / SETTINGS, run / ROWS]
     beside += [run / REPORT] if report and (run / REPORT).is_file() else []
     config, names = facts.config["data"], (facts.data or {})["class_names"]

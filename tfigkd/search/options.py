@@ -7,6 +7,7 @@ from typing import Literal
 import tyro
 
 from tfigkd.config.fields import Format
+from tfigkd.stages.workdir import TEACHERS
 
 PROG = "python -m tfigkd.search"
 OBJECTIVE = "validation_accuracy"
@@ -38,7 +39,7 @@ class Options:
     """Number of students in each trial, with the seeds from 0; the objective is the mean of their accuracies."""
     workdir: Path | None = None
     """Folder of the search. Default: runs/search/EXPERIMENT-TUNER, with a budget EXPERIMENT-TUNER-budget."""
-    teachers: Path = Path("runs/teachers")
+    teachers: Path = TEACHERS
     """Folder of teachers and their stores, shared with all runs."""
     seed: int = 0
     """Seed of the choice of trials."""

@@ -22,7 +22,6 @@ from tfigkd.search.budget import QUANTITIES, excess, in_words
 from tfigkd.search.candidates import Candidate, Candidates
 from tfigkd.search.options import OBJECTIVE, Options
 from tfigkd.search.space import Dimension, changes, trial_config, words
-from tfigkd.stages.distill import FILE as STUDENT
 from tfigkd.stages.workdir import Workdir
 
 PLACES = {"latency": 4, "speedup": 3}
@@ -122,7 +121,7 @@ def _measure_again(search: Search, candidates: Candidates, trial: Any, before: C
     """Return the row of a trained student's file, and what of it exceeds the budget."""
     run = Workdir(search.folder / "trials" / trial.trial_id / "0", search.options.teachers)
     path = search.folder / file_name(f"trial_{trial.trial_id}", candidates.format)
-    measured, report = candidates.measure_trained(run.stage("distill") / STUDENT, _config(search, trial), path)
+    measured, report = candidates.measure_trained(run.student, _config(search, trial), path)
     over = excess(measured, candidates.budget)
     scored = {"file_accuracy": report["accuracy"], "file_agreement": report["agreement"], "file_n": report["examples"]}
     console.say(

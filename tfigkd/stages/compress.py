@@ -28,10 +28,8 @@ from tfigkd.runtime.files import (
 from tfigkd.stages.data import data_fingerprints, dataset, holds_out_validation, training_examples
 from tfigkd.stages.distill import load_student, student_fingerprint
 from tfigkd.stages.training_setup import assemble, make_distiller, training_stream
-from tfigkd.stages.workdir import Workdir
+from tfigkd.stages.workdir import COMPRESSED_FILE, Workdir
 from tfigkd.training.distiller import Distiller
-
-FILE = "compressed.keras"
 
 
 def compress_fingerprint(config: Config, workdir: Workdir) -> str:
@@ -55,7 +53,7 @@ def require_compressed(config: Config, workdir: Workdir) -> dict[str, Any]:
     manifest = require(folder, "compress")
     if manifest["fingerprint"] != compress_fingerprint(config, workdir):
         raise UserError(
-            f"{folder / FILE} was made with other settings, or of another student; add compress to --stages"
+            f"{workdir.compressed} was made with other settings, or of another student; add compress to --stages"
         )
     return manifest
 
@@ -66,9 +64,9 @@ def load_compressed(config: Config, workdir: Workdir) -> keras.Model:
     Raises:
         UserError: as `require_compressed`.
     """
-    folder, data = workdir.stage("compress"), dataset(config.data)
+    data = dataset(config.data)
     require_compressed(config, workdir)
-    return models.load_written(folder / FILE, num_classes=data.num_classes, input_shape=data.image_shape)
+    return models.load_written(workdir.compressed, num_classes=data.num_classes, input_shape=data.image_shape)
 
 
 def students(config: Config, workdir: Workdir) -> dict[str, keras.Model]:
@@ -109,7 +107,7 @@ def compress(config: Config, workdir: Workdir) -> None:
     tuning = _fine_tuning(config, workdir, student, identity)
     keras.utils.set_random_seed(workdir.seed)
     result = compress_student(student, config.compress, tuning)
-    with atomic(folder / FILE) as temporary:
+    with atomic(workdir.compressed) as temporary:
         result.save(temporary)
     held_out = data.validation
     scores = [accuracy(predict_logits(model, held_out.images), held_out.labels) for model in (student, result)]
@@ -117,7 +115,7 @@ def compress(config: Config, workdir: Workdir) -> None:
     write_manifest(
         folder,
         identity,
-        files={FILE: checksum(folder / FILE)},
+        files={COMPRESSED_FILE: checksum(workdir.compressed)},
         weights=weights_fingerprint(result),
         method=config.compress.method,
         parameters=count_parameters(result),

@@ -68,13 +68,11 @@ from tfigkd.stages.training_setup import (
     training_stream,
     untrained_student,
 )
-from tfigkd.stages.workdir import Workdir
+from tfigkd.stages.workdir import HISTORY, STUDENT_FILE, Workdir
 from tfigkd.training import checkpoint
 from tfigkd.training.devices import check_devices, on_devices
 from tfigkd.training.fit import LEDGER, fit
 from tfigkd.training.tensorboard import Watched
-
-FILE = "student.keras"
 
 
 def student_fingerprint(config: Config, workdir: Workdir, data: str | None = None) -> str:
@@ -235,7 +233,7 @@ def load_student(config: Config, workdir: Workdir) -> keras.Model:
     """
     folder, data = workdir.stage("distill"), dataset(config.data)
     require(folder, "distill")
-    return models.load_written(folder / FILE, num_classes=data.num_classes, input_shape=data.image_shape)
+    return models.load_written(workdir.student, num_classes=data.num_classes, input_shape=data.image_shape)
 
 
 def _watched(config: Config, workdir: Workdir) -> Watched:
@@ -330,14 +328,14 @@ def distill(config: Config, workdir: Workdir) -> None:
         return
     student = models.with_precision(models.without_code(model.student), "float32")
     student = with_stock_layers(models.with_plain_kernels(student))
-    with atomic(folder / FILE) as temporary:
+    with atomic(workdir.student) as temporary:
         student.save(temporary)
-    write_text(folder / "history.json", json.dumps(history, indent=0) + "\n")
+    write_text(folder / HISTORY, json.dumps(history, indent=0) + "\n")
     score = accuracy(predict_logits(student, held_out.images), held_out.labels)
     write_manifest(
         folder,
         identity,
-        files={name: checksum(folder / name) for name in (FILE, "history.json", LEDGER) if (folder / name).is_file()},
+        files={name: checksum(folder / name) for name in (STUDENT_FILE, HISTORY, LEDGER) if (folder / name).is_file()},
         weights=weights_fingerprint(student),
         # where the data and the teacher lie may change until the student is looked at again
         data=data.fingerprint,

@@ -15,13 +15,10 @@ from tfigkd.report.table import plural
 from tfigkd.runtime import console
 from tfigkd.runtime.errors import UserError
 from tfigkd.runtime.files import checksum, fingerprint, finished, make_folder, read_manifest, write_manifest
-from tfigkd.stages.compress import FILE as COMPRESSED
 from tfigkd.stages.compress import students
 from tfigkd.stages.data import data_fingerprints, dataset
-from tfigkd.stages.distill import FILE as STUDENT
-from tfigkd.stages.teacher import FILE as TEACHER
 from tfigkd.stages.teacher import load_teacher, teacher_folder
-from tfigkd.stages.workdir import Workdir
+from tfigkd.stages.workdir import TEACHER_FILE, Workdir
 
 
 def export_identity(config: Config, workdir: Workdir, weights: dict[str, str]) -> str:
@@ -44,8 +41,8 @@ def export_identity(config: Config, workdir: Workdir, weights: dict[str, str]) -
 def _saved(role: str, config: Config, workdir: Workdir) -> Path:
     """Return the .keras file of a role."""
     if role == "teacher":
-        return teacher_folder(config, workdir) / TEACHER
-    return workdir.stage("distill") / STUDENT if role == "student" else workdir.stage("compress") / COMPRESSED
+        return teacher_folder(config, workdir) / TEACHER_FILE
+    return workdir.student if role == "student" else workdir.compressed
 
 
 def export(config: Config, workdir: Workdir) -> None:

@@ -31,8 +31,8 @@ from tfigkd.runtime.errors import UserError
 from tfigkd.runtime.files import fingerprint, finished, locked, read_manifest, write_manifest
 from tfigkd.stages.data import data_fingerprints, dataset, stored_examples, stored_fingerprint
 from tfigkd.stages.parts import Part
-from tfigkd.stages.teacher import FILE, load_teacher, members, require_teacher, teacher_folder
-from tfigkd.stages.workdir import Workdir
+from tfigkd.stages.teacher import load_teacher, members, require_teacher, teacher_folder
+from tfigkd.stages.workdir import TEACHER_FILE, Workdir
 from tfigkd.store.maps import baseline_color, deviation, features, parse_record, read_store, store_identity, write_store
 from tfigkd.store.shards import REBUILD, Shards, join, join_arrays, open_store, write_part, write_shards
 from tfigkd.store.views import (
@@ -150,7 +150,7 @@ def verify(folder: Path, *, sample: int = 64, seed: int = 0) -> dict[str, float]
     found = [stored_fingerprint(source, one) for one in data_fingerprints(source)]
     if expected not in found:
         raise UserError(f"store {folder}: the data set is {found[0]} now, expected {expected}")
-    teacher = Path(os.path.abspath(folder)).parents[1] / FILE
+    teacher = Path(os.path.abspath(folder)).parents[1] / TEACHER_FILE
     model = models.load_written(teacher, num_classes=data.num_classes, input_shape=data.image_shape)
     if weights_fingerprint(model) != identity["teacher"]:
         raise UserError(f"store {folder}: {teacher} is another teacher; {REBUILD}")

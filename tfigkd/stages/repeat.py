@@ -8,10 +8,9 @@ from typing import Any
 from tfigkd.config.experiment import Config, read_experiment, smoke, to_mapping
 from tfigkd.config.reading import differences, value_at
 from tfigkd.runtime.errors import UserError
-from tfigkd.stages.workdir import Workdir
+from tfigkd.stages.workdir import TEACHERS, Workdir, default_folder
 
 AS_RUN = "_as_run"
-DEFAULT_TEACHERS = "runs/teachers"
 
 
 def command(config: Config, run: Mapping[str, Any], workdir: Workdir | None = None) -> tuple[str, str]:
@@ -43,11 +42,10 @@ def command(config: Config, run: Mapping[str, Any], workdir: Workdir | None = No
     for field in differences(to_mapping(base), resolved):
         words += _flag(field, value_at(resolved, field))
     if workdir is not None and not toml:
-        # the folder that run.py takes where it is given none
-        default = f"runs/{name}{'-smoke' if run['smoke'] else ''}/{run['seed']}"
-        words += [] if str(workdir.run) == default else ["--workdir", str(workdir.run)]
+        default = default_folder(name, run["seed"], smoke=run["smoke"])
+        words += [] if workdir.run == default else ["--workdir", str(workdir.run)]
     if workdir is not None:
-        words += [] if str(workdir.teachers) == DEFAULT_TEACHERS else ["--teachers", str(workdir.teachers)]
+        words += [] if workdir.teachers == TEACHERS else ["--teachers", str(workdir.teachers)]
     return f"python -m tfigkd.run {shlex.join(words)}", toml
 
 

@@ -28,7 +28,7 @@ from tfigkd.stages.evaluate import attribution_settings, check_measured
 from tfigkd.stages.overlays import store_folder
 from tfigkd.stages.repeat import command, own_file
 from tfigkd.stages.teacher import require_teacher, teacher_folder
-from tfigkd.stages.workdir import ROWS, SETTINGS, VERDICT, Workdir
+from tfigkd.stages.workdir import HISTORY, ROWS, SETTINGS, VERDICT, Workdir
 from tfigkd.store.maps import parse_record
 from tfigkd.store.shards import open_store, read_all
 from tfigkd.training.fit import LEDGER
@@ -170,11 +170,11 @@ def _known(read: Callable[[], T], otherwise: T) -> T:
 
 def _history(folder: Path) -> History:
     try:
-        return json.loads((folder / "history.json").read_text(encoding="utf-8"))
+        return json.loads((folder / HISTORY).read_text(encoding="utf-8"))
     except FileNotFoundError:
         return []
     except (OSError, ValueError) as error:
-        raise UserError(f"{folder / 'history.json'} is damaged ({error}); delete it, or run the stage again") from error
+        raise UserError(f"{folder / HISTORY} is damaged ({error}); delete it, or run the stage again") from error
 
 
 def _store(config: Config, workdir: Workdir) -> tuple[dict[str, Any] | None, np.ndarray]:

@@ -87,11 +87,6 @@ class Run:
         return {"experiment": self.experiment, "seed": seed, "smoke": self.smoke, "config": config}
 
 
-def default_folder(experiment: str, seed: int, *, smoke: bool) -> Path:
-    """Return where a run writes when no other folder is given."""
-    return Path("runs") / (f"{experiment}-smoke" if smoke else experiment) / str(seed)
-
-
 def _refuse_other_settings(chosen: Run) -> None:
     """Refuse a workdir with a student of other settings."""
     workdir = chosen.workdir
@@ -318,8 +313,7 @@ def _verdict(workdir: Workdir) -> list[str]:
 
 def _last_lines(workdir: Workdir, needed: Sequence[str], chosen: Sequence[str]) -> Iterator[str]:
     """Return where things are, as far as they are there, and what to type next."""
-    students = [workdir.stage("distill") / "student.keras", workdir.stage("compress") / "compressed.keras"]
-    models = [path for path in students if path.is_file()]
+    models = [path for path in (workdir.student, workdir.compressed) if path.is_file()]
     files = sorted(workdir.stage("export").glob("*.tflite"))
     reports = [path for path in (workdir.run / "report.html", workdir.run / "report.md") if path.is_file()]
     if models:

@@ -46,7 +46,7 @@ from tfigkd.stages.data import (
     teacher_choice,
     teacher_examples,
 )
-from tfigkd.stages.workdir import Workdir
+from tfigkd.stages.workdir import HISTORY, TEACHER_FILE, Workdir
 from tfigkd.store.maps import baseline_color
 from tfigkd.training import checkpoint
 from tfigkd.training.devices import device_count, on_devices
@@ -54,7 +54,6 @@ from tfigkd.training.distiller import Distiller
 from tfigkd.training.fit import fit
 from tfigkd.training.tensorboard import Watched
 
-FILE = "teacher.keras"
 ARCHITECTURE = ("drop_blocks", "width", "dropout", "normalization", "widths", "depth", "stem_stride")
 NEUTRAL = {"drop_blocks": 0, "width": 1.0, "dropout": None, "normalization": "none"}
 """What fingerprints hold of the architecture of a file, whatever the config says."""
@@ -209,7 +208,7 @@ def load_teacher(config: Config, workdir: Workdir) -> keras.Model:
     """
     require_teacher(config, workdir)
     data = dataset(config.data)
-    path = teacher_folder(config, workdir) / FILE
+    path = teacher_folder(config, workdir) / TEACHER_FILE
     model = models.load_written(path, num_classes=data.num_classes, input_shape=data.image_shape)
     model.trainable = False
     return model
@@ -273,7 +272,7 @@ def _saved(config: Config) -> Path | None:
     names = [teacher_fingerprint(config, data) for data in data_fingerprints(config.data)]
     for folder in sorted((experiments_folder().parent / "saved_models/teachers").glob("*/")):
         if any(finished(folder, name) for name in names):
-            return folder / FILE
+            return folder / TEACHER_FILE
     return None
 
 
@@ -347,12 +346,12 @@ def train_teacher(config: Config, workdir: Workdir) -> None:
             return
         held_out = data.validation
         score = accuracy(predict_logits(model, held_out.images), held_out.labels)
-        with atomic(folder / FILE) as temporary:
+        with atomic(folder / TEACHER_FILE) as temporary:
             model.save(temporary)
-        files = {FILE: checksum(folder / FILE)}
+        files = {TEACHER_FILE: checksum(folder / TEACHER_FILE)}
         if history:
-            write_text(folder / "history.json", json.dumps(history, indent=0) + "\n")
-            files["history.json"] = checksum(folder / "history.json")
+            write_text(folder / HISTORY, json.dumps(history, indent=0) + "\n")
+            files[HISTORY] = checksum(folder / HISTORY)
         write_manifest(
             folder,
             folder.name,

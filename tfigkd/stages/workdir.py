@@ -5,6 +5,21 @@ from pathlib import Path
 
 from tfigkd.runtime.files import MANIFEST
 
+TEACHERS = Path("runs/teachers")
+"""Folder of teachers and their stores where no other is given."""
+
+TEACHER_FILE = "teacher.keras"
+"""In a teacher's folder."""
+
+STUDENT_FILE = "student.keras"
+"""In the folder of stage `distill`."""
+
+COMPRESSED_FILE = "compressed.keras"
+"""In the folder of stage `compress`."""
+
+HISTORY = "history.json"
+"""Beside a teacher or student that was trained here: losses, metrics and seconds of each epoch."""
+
 PRECISION = "precision.json"
 """In a run's folder: what `precision = "auto"` stands for in the run."""
 
@@ -31,6 +46,21 @@ class Workdir:
         return self.run if self.saved and name == "distill" else self.run / name
 
     @property
+    def student(self) -> Path:
+        """The file that stage `distill` writes."""
+        return self.stage("distill") / STUDENT_FILE
+
+    @property
+    def compressed(self) -> Path:
+        """The file that stage `compress` writes."""
+        return self.stage("compress") / COMPRESSED_FILE
+
+    @property
     def saved(self) -> bool:
         """Whether this is a run of saved_models, reduced to its student."""
         return (self.run / MANIFEST).is_file()
+
+
+def default_folder(experiment: str, seed: int, *, smoke: bool) -> Path:
+    """Return where a run writes when no other folder is given."""
+    return Path("runs") / (f"{experiment}-smoke" if smoke else experiment) / str(seed)

@@ -33,15 +33,22 @@ from tfigkd.runtime.files import (
     write_text,
 )
 from tfigkd.runtime.provenance import as_csv
-from tfigkd.stages.workdir import PRECISION, ROWS, SETTINGS, Workdir
+from tfigkd.stages.workdir import (
+    PRECISION,
+    ROWS,
+    SETTINGS,
+    STUDENT_FILE,
+    TEACHER_FILE,
+    TEACHERS,
+    Workdir,
+)
 from tfigkd.study.plan import folder_of, read_study
 from tfigkd.study.protocol import COLUMN, mixed_arms, protocol_of, refuse_mixed
 from tfigkd.study.runs import LABEL
 
 KEY = ("study", "arm", "size", "seed")
 JOB = ("study", "arm", "size", "command")
-STUDENT = "student.keras"
-FILES = {"distill": STUDENT, "export": "student.int8.tflite"}
+FILES = {"distill": STUDENT_FILE, "export": "student.int8.tflite"}
 
 
 @dataclass(frozen=True)
@@ -54,7 +61,7 @@ class Options:
 
     workdir: Path = Path("runs/studies")
     """Folder of the studies' runs."""
-    teachers: Path = Path("runs/teachers")
+    teachers: Path = TEACHERS
     """Folder of their teachers."""
     into: Path | None = None
     """Folder to write experiments/results/STUDY.csv and saved_models to, instead."""
@@ -197,7 +204,7 @@ def save_student(run: Path, row: dict[str, str], into: Path) -> Path:
         if (run / stage / name).is_file():
             require(run / stage, stage)
             files[name] = copy_file(run / stage / name, folder / name)
-    if there.get(STUDENT) == files[STUDENT]:
+    if there.get(STUDENT_FILE) == files[STUDENT_FILE]:
         files = {name: checked for name, checked in there.items() if (folder / name).is_file()} | files
     copy_file(run / SETTINGS, folder / SETTINGS)
     if (run / PRECISION).is_file():  # the precision that "auto" chose in the run
@@ -224,7 +231,7 @@ def save_teacher(run: Path, teachers: Path, into: Path) -> Path | None:
     if not config.needs_teacher or config.teacher.weights is not None:
         return None
     with console.quiet_stderr():  # TensorFlow prints lines on import
-        from tfigkd.stages.teacher import FILE, teacher_folder
+        from tfigkd.stages.teacher import teacher_folder
     # earlier versions did not record the teacher of a student; its fingerprint is then computed from the config
     trained = read_manifest(run / "distill") or {}
     named = trained.get("teacher")
@@ -240,9 +247,9 @@ def save_teacher(run: Path, teachers: Path, into: Path) -> Path | None:
     if there is not None and there["fingerprint"] != manifest["fingerprint"]:
         name = f"{name}-{manifest['fingerprint'][:8]}"
     folder = make_folder(into / "teachers" / name)
-    copied = copy_file(source / FILE, folder / FILE)
+    copied = copy_file(source / TEACHER_FILE, folder / TEACHER_FILE)
     outputs = {name: value for name, value in manifest.items() if name not in ("fingerprint", "files")}
-    write_manifest(folder, manifest["fingerprint"], files={FILE: copied}, **outputs)
+    write_manifest(folder, manifest["fingerprint"], files={TEACHER_FILE: copied}, **outputs)
     return folder
 
 

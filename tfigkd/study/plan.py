@@ -15,7 +15,7 @@ from tfigkd.config.flags import with_flags
 from tfigkd.config.reading import from_mapping, read_toml
 from tfigkd.runtime.errors import UserError, closest
 from tfigkd.stages.runner import STAGES, Run
-from tfigkd.stages.workdir import Workdir
+from tfigkd.stages.workdir import TEACHERS, Workdir
 
 PROG = "python -m tfigkd.study"
 
@@ -65,7 +65,7 @@ class Options:
     experiments/README.md, "A study of your own", has an example and all keys."""
     workdir: Path = Path("runs/studies")
     """Folder of the runs, which are in WORKDIR/STUDY/ARM[-SIZE]/SEED."""
-    teachers: Path = Path("runs/teachers")
+    teachers: Path = TEACHERS
     """Folder of teachers and their stores, shared by all runs."""
     processes: int | None = None
     """Number of runs at the same time; the cores are divided among them. Default: one for each core, as far as 4 GiB of
