@@ -218,6 +218,11 @@ def test_a_switch_takes_true_and_false_as_in_toml(value):
     assert (command.config.augment.flip, command.config.teacher.weights) == (True, "true")
 
 
+def test_stages_may_be_separated_by_commas_and_blanks():
+    _, chosen = parse(["--experiment", "quickstart", "--stages", "data, teacher"])
+    assert chosen.stages == ("data", "teacher")
+
+
 @pytest.fixture(scope="module")
 def teacher_alone(tmp_path_factory):
     """A folder where an experiment of one's own went as far as the overlays, the command, and what it printed."""

@@ -19,10 +19,10 @@ from tfigkd.config.helptext import is_wanted
 from tfigkd.runtime import console, hosts
 from tfigkd.runtime.cluster import connected
 from tfigkd.runtime.command import command
-from tfigkd.runtime.errors import UserError, closest
+from tfigkd.runtime.errors import UserError
 from tfigkd.runtime.limit import stop_after
 from tfigkd.stages.parts import read_part
-from tfigkd.stages.runner import STAGES, Run, check_hosts, print_estimate, run, run_stores
+from tfigkd.stages.runner import STAGES, Run, check_hosts, print_estimate, read_stages, run, run_stores
 from tfigkd.stages.workdir import TEACHERS, Workdir, default_folder
 
 PROG = "python -m tfigkd.run"
@@ -102,12 +102,9 @@ def parse(arguments: Sequence[str]) -> tuple[Options, Run]:
     if options.quiet and options.verbose:
         raise UserError("--quiet and --verbose exclude each other; give one of them")
     require_seed(options.seed, "--seed")
-    if options.strict and "report" not in options.stages.split(","):
+    stages = read_stages(options.stages)
+    if options.strict and "report" not in stages:
         raise UserError(f"--strict needs the verdict of stage report, got --stages {options.stages}; add report")
-    stages = tuple(options.stages.split(","))
-    for stage in stages:
-        if stage not in STAGES:
-            raise UserError(f"unknown stage {stage!r}; {closest(stage, STAGES)}")
     if options.part is not None:
         read_part(options.part)
         if options.cluster is not None:

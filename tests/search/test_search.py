@@ -10,14 +10,14 @@ import pytest
 
 from tests.children import fork
 from tfigkd.config.experiment import Config, experiments_folder, override, read_experiment, to_mapping
-from tfigkd.config.reading import value_at
+from tfigkd.config.reading import from_mapping, value_at
 from tfigkd.config.toml import to_toml
 from tfigkd.runtime.errors import UserError
-from tfigkd.runtime.files import read_manifest
+from tfigkd.runtime.files import read_manifest, read_signed, write_signed
 from tfigkd.search import outcome
 from tfigkd.search.__main__ import main
 from tfigkd.search.space import Dimension, dimension, usual_space
-from tfigkd.search.tuner import Options, _oracle, trial_config
+from tfigkd.search.tuner import Options, _claim, _oracle, trial_config
 from tfigkd.study.collect import read_rows
 
 TINY = """
@@ -267,6 +267,17 @@ def test_a_killed_search_goes_on_and_leaves_the_best_as_an_experiment(tmp_path):
     assert "3 trials, best first" in more
     assert [(folder / f"trials/{number}").exists() for number in range(4)] == [True] * 3 + [False]
     assert (folder / "trials/0/0/distill/manifest.json").stat().st_mtime_ns == first
+
+    # a version that brings a field, and another place of the data, are no other search
+    path = folder / "search.json"
+    before = read_signed(path, "")
+    del before["config"]["data"]["fit"]
+    before["config"]["data"]["cache"] = "elsewhere"
+    write_signed(path, before)
+    _claim(folder, read_signed(path, "") | {"config": to_mapping(from_mapping(Config, before["config"]))})
+    before["config"]["training"]["epochs"] += 1
+    with pytest.raises(UserError, match=r"holds another search \(config.training.epochs\)"):
+        _claim(folder, before)
 
     other = start(tmp_path, *arguments[:-2])
     assert "holds another search (space)" in other.communicate()[0]

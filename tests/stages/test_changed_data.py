@@ -15,6 +15,7 @@ from tfigkd.runtime.errors import UserError
 from tfigkd.runtime.files import read_manifest
 from tfigkd.stages import data
 from tfigkd.stages.distill import student_fingerprint
+from tfigkd.stages.earlier import data_fingerprints
 from tfigkd.stages.runner import Run, run
 from tfigkd.stages.teacher import teacher_fingerprint
 from tfigkd.stages.workdir import Workdir
@@ -152,7 +153,7 @@ def test_a_finished_student_is_not_overwritten_by_another_teacher(pictures, tmp_
 
 def test_what_earlier_versions_wrote_is_found_under_its_old_name(pictures, tmp_path):
     config, workdir = experiment("student", pictures), Workdir(tmp_path / "w", tmp_path / "t")
-    new, whole = data.data_fingerprints(config.data)
+    new, whole = data_fingerprints(config.data)
     assert whole == data.dataset(config.data).fingerprint != new
     from tfigkd.stages.teacher import teacher_folder
 

@@ -69,6 +69,14 @@ def test_a_user_provided_experiment_is_repeated_with_its_overrides_and_leaves_th
     assert same.splitlines()[1:] == toml.splitlines()[1:] and "mine_as_run_as_run" not in once_more
 
 
+def test_one_changed_entry_of_a_table_of_classes_repeats_the_whole_table(monkeypatch):
+    base = override(read_experiment("quickstart")[1], {"training.class_weight": {"7": 2.0, "a.b": 0.5}})
+    monkeypatch.setattr("tfigkd.stages.repeat.read_experiment", lambda _: ("quickstart", base))
+    config = override(base, {"training.class_weight": {"7": 3.0, "a.b": 0.5}})
+    text, _ = command(config, {"experiment": "quickstart", "seed": 0, "smoke": False})
+    assert text.endswith("--training.class_weight 7 3.0 a.b 0.5")
+
+
 def test_values_of_all_kinds_survive_the_file(tmp_path):
     config = override(Config(), CHANGES | {"description": 'with "quotes"'})
     text, toml = command(config, {"experiment": "mine", "seed": 0, "smoke": False}, Workdir(tmp_path, "runs/teachers"))

@@ -210,6 +210,9 @@ def test_a_machine_may_begin_with_a_later_seed():
     for first in (-1, 5):
         with pytest.raises(UserError, match=f"--first_seed must be from 0 to 4, got {first}"):
             plan(study, Options("lowdata", seeds=5, first_seed=first))
+    for count in (0, -1):
+        with pytest.raises(UserError, match=f"--seeds must be at least 1, got {count}"):
+            plan(study, Options("lowdata", seeds=count))
 
 
 def test_a_kill_loses_no_row_and_repeats_none_and_collecting_moves_each_once(tmp_path):

@@ -160,7 +160,7 @@ def from_first(values: Any) -> Any:
         values: An array, a number, or a list of them, of the same shapes in all processes.
 
     Returns:
-        The same as NumPy arrays.
+        The same, as NumPy arrays where there are several processes.
     """
     if process_count() == 1:
         return values

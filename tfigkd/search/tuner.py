@@ -13,7 +13,6 @@ from typing import Any
 from tfigkd.config.declare import require_seed
 from tfigkd.config.experiment import Config, override, read_experiment, smoke, to_mapping
 from tfigkd.config.flags import with_flags
-from tfigkd.config.reading import differences
 from tfigkd.runtime import console
 from tfigkd.runtime.errors import UserError, system_line
 from tfigkd.runtime.files import locked, read_signed, require, write_signed
@@ -31,7 +30,7 @@ from tfigkd.search.space import (
     usual_space,
     words,
 )
-from tfigkd.stages.runner import Run, run
+from tfigkd.stages.runner import INERT, Run, changed_fields, run
 from tfigkd.stages.workdir import Workdir
 
 PROJECT = "tuner"  # the folder of KerasTuner's own files
@@ -201,7 +200,10 @@ def _claim(folder: Path, settings: dict[str, Any]) -> None:
     with locked(folder, wait=True):  # chief and workers start at the same time
         if path.exists():
             before = read_signed(path, f"delete {folder} to search anew", unsigned=True)
-            changed = differences(before, settings)
+            try:
+                changed = changed_fields(before, settings, INERT)
+            except (UserError, KeyError) as error:
+                raise UserError(f"{path} is damaged ({error}); delete {folder} to search anew") from error
             if changed:
                 raise UserError(f"{folder} holds another search ({', '.join(changed)}); choose another --workdir")
         else:

@@ -25,22 +25,22 @@ from tfigkd.runtime.files import (
     require,
     write_manifest,
 )
-from tfigkd.stages.data import data_fingerprints, dataset, holds_out_validation, training_examples
+from tfigkd.stages.data import dataset, holds_out_validation, training_examples
 from tfigkd.stages.distill import load_student, student_fingerprint
+from tfigkd.stages.earlier import data_fingerprints, first_known
 from tfigkd.stages.training_setup import assemble, make_distiller, training_stream
 from tfigkd.stages.workdir import COMPRESSED_FILE, Workdir
 from tfigkd.training.distiller import Distiller
 
 
 def compress_fingerprint(config: Config, workdir: Workdir) -> str:
-    """Hash of everything the compressed student's weights depend on; that of an earlier version where its files are."""
+    """Return the hash of everything the compressed student's weights depend on."""
     weights = require(workdir.stage("distill"), "distill")["weights"]
     folder, tuned = workdir.stage("compress"), fine_tuning(config)
     before = (read_manifest(folder) or {}).get("fingerprint")
     trained = [student_fingerprint(tuned, workdir, data) for data in data_fingerprints(config.data)]
     identities = [fingerprint("compress", weights, one, config.compress) for one in trained]
-    there = (identity for identity in identities if identity == before or (folder / identity).is_dir())
-    return next(there, identities[0])
+    return first_known(identities, lambda identity: identity == before or (folder / identity).is_dir())
 
 
 def require_compressed(config: Config, workdir: Workdir) -> dict[str, Any]:

@@ -40,16 +40,6 @@ def _load(
     return load(name, directory=directory, image_size=image_size, limit=limit, cache=cache, fit=fit, **chosen)
 
 
-def data_fingerprints(config: DataConfig) -> tuple[str, str]:
-    """Return what identifies the data that training depends on: the fingerprint of train and validation.
-
-    The second is what versions before wrote in its place, the fingerprint of all three splits. Teachers, stores and
-    students that were written under it go on under it.
-    """
-    data = dataset(config)
-    return data.training_fingerprint, data.fingerprint
-
-
 def holds_out_validation(config: DataConfig) -> bool:
     """Return whether nothing is trained on the validation split."""
     return config.train_split == "train"
@@ -164,10 +154,14 @@ def stored_examples(config: DataConfig) -> Examples:
     return covered(dataset(config)) if config.stored == "all" else training_examples(config)
 
 
-def stored_fingerprint(config: DataConfig, data: str | None = None) -> str:
-    """Fingerprint of the data that a store is of, one of `data_fingerprints`, and of the part it covers."""
-    whole = data or data_fingerprints(config)[0]
-    return whole if config.stored == "all" else fingerprint("stored", whole, *training_choice(config))
+def stored_fingerprint(config: DataConfig, data: str) -> str:
+    """Return the fingerprint of what a store covers.
+
+    Args:
+        config: Says which part of the data is stored.
+        data: The fingerprint of the whole data.
+    """
+    return data if config.stored == "all" else fingerprint("stored", data, *training_choice(config))
 
 
 def prepare(config: Config, workdir: Workdir) -> None:

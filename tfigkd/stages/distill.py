@@ -12,7 +12,6 @@ from statistics import median
 import keras
 
 from tfigkd import models
-from tfigkd.batches.stream import evens_out
 from tfigkd.config.experiment import Config, early_phases
 from tfigkd.data import Dataset
 from tfigkd.data.grid import check_grid
@@ -39,12 +38,12 @@ from tfigkd.runtime.files import (
 from tfigkd.runtime.provenance import surroundings
 from tfigkd.stages.data import (
     class_weights,
-    data_fingerprints,
     dataset,
     holds_out_validation,
     training_choice,
     training_examples,
 )
+from tfigkd.stages.earlier import data_fingerprints, first_known, student_marks
 from tfigkd.stages.overlays import store_folder, stored_maps, views_folder, views_name
 from tfigkd.stages.teacher import (
     build_network,
@@ -71,12 +70,18 @@ from tfigkd.stages.training_setup import (
 from tfigkd.stages.workdir import HISTORY, STUDENT_FILE, Workdir
 from tfigkd.training import checkpoint
 from tfigkd.training.devices import check_devices, on_devices
-from tfigkd.training.fit import LEDGER, fit
+from tfigkd.training.fit import LEDGER, Training
 from tfigkd.training.tensorboard import Watched
 
 
 def student_fingerprint(config: Config, workdir: Workdir, data: str | None = None) -> str:
-    """Hash of everything the student's weights depend on; `data` is one of `data_fingerprints`, else the first."""
+    """Return the hash of everything the student's weights depend on.
+
+    Args:
+        config: The run's.
+        workdir: Where its teacher and stores lie.
+        data: One of `data_fingerprints`; None is the first, today's.
+    """
     store = store_folder(config, workdir).name if config.needs_store else None
     views = views_name(config, workdir) if config.needs_views else None
     attention = views_folder(config, workdir, attention_tap(config)).name if config.needs_attention else None
@@ -84,14 +89,8 @@ def student_fingerprint(config: Config, workdir: Workdir, data: str | None = Non
     trained_on = [data or data_fingerprints(config.data)[0], *training_choice(config.data)]
     identity = [*trained_on, workdir.seed, teacher, store, views]
     identity += [attention] if attention else []
-    if config.view.kind == "views" and not (views or attention):
-        identity.append("crops of the views")  # in earlier versions, a student without a teacher had others
-    if evens_out(len(training_examples(config.data)), config.training.batch_size):
-        identity.append("even batches")
-    if config.losses.r2kd.weight and config.losses.r2kd.pruned:
-        identity.append("pruned teacher")  # in earlier versions nothing of a frozen teacher was
-    if config.student.init == "teacher" and config.teacher.model == "convnet":
-        identity.append("head of a convnet")  # in earlier versions it was that of a MobileNet-V2
+    untaught = config.view.kind == "views" and not (views or attention)
+    identity += student_marks(config, crops_of_views=untaught)
     network = fingerprint_values(config.student) | network_values(config.student, dataset(config.data))
     if config.student.own_file or config.student.application:
         network = {name: value for name, value in network.items() if name not in ("widths", "depth", "stem_stride")}
@@ -107,11 +106,11 @@ def student_fingerprint(config: Config, workdir: Workdir, data: str | None = Non
 
 
 def _identity(config: Config, workdir: Workdir) -> str:
-    """Return the fingerprint of the student: that of an earlier version where its student or checkpoint is there."""
+    """Return the fingerprint of the student that this config trains, or has begun to train."""
     folder = workdir.stage("distill")
     there = (read_manifest(folder) or {}).get("fingerprint"), checkpoint.owner(folder)
     identities = [student_fingerprint(config, workdir, data) for data in data_fingerprints(config.data)]
-    return next((identity for identity in identities if identity in there), identities[0])
+    return first_known(identities, lambda identity: identity in there)
 
 
 def refuse_changed_inputs(config: Config, workdir: Workdir, stages: Collection[str]) -> None:
@@ -262,7 +261,7 @@ def _early_training(config: Config, workdir: Workdir, student: keras.Model, iden
     seconds = 0.0
     for name, phase in early_phases(config).items():
         with _trained_part(config, student, name):
-            history = fit(
+            training = Training(
                 make_distiller(phase, workdir, student),
                 training_stream(phase, workdir),
                 examples=len(training_examples(phase.data)),
@@ -272,6 +271,7 @@ def _early_training(config: Config, workdir: Workdir, student: keras.Model, iden
                 tensorboard=workdir.run / "tensorboard" / name,
                 title=f"student, {name}",
             )
+            history = training.run()
         seconds += sum(entry["seconds"] for entry in history)
     return seconds
 
@@ -311,7 +311,7 @@ def distill(config: Config, workdir: Workdir) -> None:
         student = _initial(config, workdir, data)
         early = _early_training(config, workdir, student, identity)
         model = make_distiller(config, workdir, student)
-        history = fit(
+        training = Training(
             model,
             stream,
             examples=len(examples),
@@ -324,6 +324,7 @@ def distill(config: Config, workdir: Workdir) -> None:
             watched=_watched(config, workdir),
             ledger_steps=config.ledger.every,
         )
+        history = training.run()
     if not hosts.is_first_process():
         return
     student = models.with_precision(models.without_code(model.student), "float32")

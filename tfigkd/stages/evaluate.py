@@ -152,7 +152,7 @@ def evaluate(config: Config, workdir: Workdir) -> None:
         console.say(f"  already done: {folder}")
         now = trained_files(workdir)
         if manifest.get("models", now) != now:  # saved again with equal weights
-            kept = {name: value for name, value in manifest.items() if name not in ("fingerprint", "files", "checksum")}
+            kept = {name: value for name, value in manifest.items() if name not in ("fingerprint", "files")}
             write_manifest(folder, identity, files=manifest["files"], **{**kept, "models": now})
         return
     predictors: dict[str, Predict] = {role: partial(predict_logits, model) for role, model in roles.items()}

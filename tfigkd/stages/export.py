@@ -16,13 +16,14 @@ from tfigkd.runtime import console
 from tfigkd.runtime.errors import UserError
 from tfigkd.runtime.files import checksum, fingerprint, finished, make_folder, read_manifest, write_manifest
 from tfigkd.stages.compress import students
-from tfigkd.stages.data import data_fingerprints, dataset
+from tfigkd.stages.data import dataset
+from tfigkd.stages.earlier import data_fingerprints, first_known
 from tfigkd.stages.teacher import load_teacher, teacher_folder
 from tfigkd.stages.workdir import TEACHER_FILE, Workdir
 
 
 def export_identity(config: Config, workdir: Workdir, weights: dict[str, str]) -> str:
-    """Hash of everything the files depend on; that of an earlier version where it wrote them.
+    """Return the hash of everything the files depend on.
 
     Args:
         config: The run's.
@@ -35,7 +36,7 @@ def export_identity(config: Config, workdir: Workdir, weights: dict[str, str]) -
         teacher = teacher_folder(config, workdir).name
         identities = [*(fingerprint(*parts, teacher) for parts in earlier), *identities]
     before = (read_manifest(workdir.stage("export")) or {}).get("fingerprint")
-    return next((identity for identity in identities if identity == before), identities[0])
+    return first_known(identities, lambda identity: identity == before)
 
 
 def _saved(role: str, config: Config, workdir: Workdir) -> Path:

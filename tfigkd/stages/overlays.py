@@ -29,7 +29,8 @@ from tfigkd.runtime import console
 from tfigkd.runtime.cluster import Cluster
 from tfigkd.runtime.errors import UserError
 from tfigkd.runtime.files import fingerprint, finished, locked, read_manifest, write_manifest
-from tfigkd.stages.data import data_fingerprints, dataset, stored_examples, stored_fingerprint
+from tfigkd.stages.data import dataset, stored_examples, stored_fingerprint
+from tfigkd.stages.earlier import data_fingerprints, first_known
 from tfigkd.stages.parts import Part
 from tfigkd.stages.teacher import load_teacher, members, require_teacher, teacher_folder
 from tfigkd.stages.workdir import TEACHER_FILE, Workdir
@@ -56,18 +57,17 @@ def _store_identity(config: Config, workdir: Workdir) -> dict[str, Any]:
     shape = dataset(config.data).image_shape
     options: dict[str, Any] = {"image_shape": shape, "top_logits": config.view.top_logits}
     identities = [store_identity(weights, data, config.attribution, **options) for data in _stored_data(config)]
-    return _known(identities, teacher_folder(config, workdir) / "overlays")
+    return _first_stored(identities, teacher_folder(config, workdir) / "overlays")
 
 
 def _stored_data(config: Config) -> list[str]:
-    """Fingerprints of the data that a store is of: today's, and that of earlier versions."""
+    """Return the fingerprints of the data that a store is of: today's, and that of earlier versions."""
     return [stored_fingerprint(config.data, data) for data in data_fingerprints(config.data)]
 
 
-def _known(identities: list[dict[str, Any]], parent: Path) -> dict[str, Any]:
-    """Return the first identity of which there is a store, or else the first."""
-    there = (identity for identity in identities if (parent / fingerprint(identity)).is_dir())
-    return next(there, identities[0])
+def _first_stored(identities: list[dict[str, Any]], parent: Path) -> dict[str, Any]:
+    """Return the first identity of which there is a store in a folder; if there is none, the first."""
+    return first_known(identities, lambda identity: (parent / fingerprint(identity)).is_dir())
 
 
 def load_knowledge(config: Config, workdir: Workdir, examples: Examples) -> Knowledge:
@@ -183,7 +183,7 @@ def _drawn(config: Config, tap: str | None) -> tuple[AugmentConfig, ViewConfig]:
 def _views_identity(config: Config, workdir: Workdir, tap: str | None) -> dict[str, Any]:
     weights = require_teacher(config, workdir)["weights"]
     identities = [views_identity(weights, data, *_drawn(config, tap), tap) for data in _stored_data(config)]
-    return _known(identities, teacher_folder(config, workdir) / "views")
+    return _first_stored(identities, teacher_folder(config, workdir) / "views")
 
 
 def views_folder(config: Config, workdir: Workdir, tap: str | None = None) -> Path:

@@ -45,7 +45,6 @@ def resolve(config: Config, workdir: Workdir) -> Config:
             chosen["teacher"] = _measured(config, config.teacher, teacher, workdir) if trained else UNTRAINED
         if student.precision == "auto" and "student" not in chosen:
             chosen["student"] = _measured(config, config.student, student, workdir)
-        chosen.pop("checksum", None)
         write_signed(path, chosen)
     if "teacher" in chosen:
         precision = chosen["teacher"]["precision"]

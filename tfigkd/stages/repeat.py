@@ -2,6 +2,7 @@
 
 import shlex
 from collections.abc import Mapping
+from dataclasses import is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,7 @@ def command(config: Config, run: Mapping[str, Any], workdir: Workdir | None = No
         base = smoke(base)
     words += ["--smoke"] if run["smoke"] else []
     resolved = to_mapping(config)
-    for field in differences(to_mapping(base), resolved):
+    for field in dict.fromkeys(_field(config, name) for name in differences(to_mapping(base), resolved)):
         words += _flag(field, value_at(resolved, field))
     if workdir is not None and not toml:
         default = default_folder(name, run["seed"], smoke=run["smoke"])
@@ -53,6 +54,17 @@ def own_file(experiment: str, workdir: Workdir | None) -> Path:
     """Return where the resolved fields of an experiment that is not shipped are kept: in the run's folder."""
     name = f"{experiment.removesuffix(AS_RUN)}{AS_RUN}.toml"
     return workdir.run / name if workdir is not None else Path(name)
+
+
+def _field(config: Config, dotted: str) -> str:
+    """Return the field that a dotted name is, or is an entry of, as `training.class_weight.cat` of a dictionary."""
+    names, value = [], config
+    for name in dotted.split("."):
+        if not is_dataclass(value):
+            break
+        names.append(name)
+        value = getattr(value, name)
+    return ".".join(names)
 
 
 def _flag(field: str, value: Any) -> list[str]:

@@ -3,7 +3,7 @@
 import json
 import shlex
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from tfigkd.config.experiment import Config, to_mapping, trainings
 from tfigkd.config.reading import differences, from_mapping
 from tfigkd.runtime import console, hosts
 from tfigkd.runtime.cluster import Cluster
-from tfigkd.runtime.errors import UserError
+from tfigkd.runtime.errors import UserError, closest
 from tfigkd.runtime.files import fingerprint, locked, read_manifest, write_text
 from tfigkd.stages.parts import Part
 from tfigkd.stages.workdir import SETTINGS, VERDICT, Workdir
@@ -87,6 +87,19 @@ class Run:
         return {"experiment": self.experiment, "seed": seed, "smoke": self.smoke, "config": config}
 
 
+def read_stages(text: str) -> tuple[str, ...]:
+    """Return the stages that are named in a text, separated by commas.
+
+    Raises:
+        UserError: One of them is unknown.
+    """
+    stages = tuple(stage.strip() for stage in text.split(","))
+    for stage in stages:
+        if stage not in STAGES:
+            raise UserError(f"unknown stage {stage!r}; {closest(stage, STAGES)}")
+    return stages
+
+
 def _refuse_other_settings(chosen: Run) -> None:
     """Refuse a workdir with a student of other settings."""
     workdir = chosen.workdir
@@ -109,11 +122,7 @@ def changed_settings(path: Path, chosen: Run, free: tuple[str, ...] = FREE) -> l
         UserError: the file is damaged, or there is no data set of the new name.
     """
     try:
-        before = json.loads(path.read_text(encoding="utf-8"))
-        # a field that a newer version has brought stands at its default
-        before["config"] = _settled(from_mapping(Config, before["config"]))
-        now = chosen.settings | {"config": _settled(chosen.config)}
-        changed = [field for field in differences(before, now) if not field.removeprefix("config.").startswith(free)]
+        changed = changed_fields(json.loads(path.read_text(encoding="utf-8")), chosen.settings, free)
     except (UserError, OSError, ValueError, AttributeError, KeyError, TypeError, RecursionError) as error:
         raise UserError(f"{path} is damaged ({error}); choose another --workdir or delete it") from error
     if DATA in changed and _same_data(path.parent, chosen.config):
@@ -121,8 +130,25 @@ def changed_settings(path: Path, chosen: Run, free: tuple[str, ...] = FREE) -> l
     return changed
 
 
-def _settled(config: Config) -> dict[str, Any]:
-    """Return a config as plain values, with what is decided where nothing is given in its place."""
+def changed_fields(before: Mapping[str, Any], now: Mapping[str, Any], free: tuple[str, ...]) -> list[str]:
+    """Return dotted names of the values in which two mappings of settings differ.
+
+    Args:
+        before: Settings as a file has them, with a `"config"`. Fields that a newer version has brought stand at their
+            defaults.
+        now: The same of today.
+        free: Beginnings of the names of fields that may differ.
+
+    Raises:
+        UserError: A value of a config is none that its field can have.
+    """
+    then, today = ({**one, "config": _settled(one["config"])} for one in (before, now))
+    return [name for name in differences(then, today) if not name.removeprefix("config.").startswith(free)]
+
+
+def _settled(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return all fields of a config, with what is decided where nothing is given in its place."""
+    config = from_mapping(Config, values)
     values = to_mapping(config)
     values["teacher"]["train"] = config.teacher.trains
     return values

@@ -39,19 +39,19 @@ from tfigkd.runtime.files import (
 )
 from tfigkd.stages.data import (
     class_weights,
-    data_fingerprints,
     dataset,
     holds_out_validation,
     shard,
     teacher_choice,
     teacher_examples,
 )
+from tfigkd.stages.earlier import data_fingerprints, first_known
 from tfigkd.stages.workdir import HISTORY, TEACHER_FILE, Workdir
 from tfigkd.store.maps import baseline_color
 from tfigkd.training import checkpoint
 from tfigkd.training.devices import device_count, on_devices
 from tfigkd.training.distiller import Distiller
-from tfigkd.training.fit import fit
+from tfigkd.training.fit import Training
 from tfigkd.training.tensorboard import Watched
 
 ARCHITECTURE = ("drop_blocks", "width", "dropout", "normalization", "widths", "depth", "stem_stride")
@@ -144,7 +144,12 @@ def content_of(path: str | None) -> str | None:
 
 
 def teacher_fingerprint(config: Config, data: str | None = None) -> str:
-    """Hash of everything the teacher's weights depend on; `data` is one of `data_fingerprints`, else the first."""
+    """Return the hash of everything the teacher's weights depend on.
+
+    Args:
+        config: The run's.
+        data: One of `data_fingerprints`; None is the first, today's.
+    """
     teacher, data = config.teacher, data or data_fingerprints(config.data)[0]
     if teacher.count > 1:
         each = [teacher_fingerprint(member, data) for member in members(config)]
@@ -184,7 +189,7 @@ def _draws(config: Config) -> int:
 def teacher_folder(config: Config, workdir: Workdir) -> Path:
     """Return where this config's teacher lies, or will lie."""
     folders = [workdir.teachers / teacher_fingerprint(config, data) for data in data_fingerprints(config.data)]
-    return next((folder for folder in folders if folder.is_dir()), folders[0])
+    return first_known(folders, Path.is_dir)
 
 
 def require_teacher(config: Config, workdir: Workdir) -> dict[str, Any]:
@@ -201,7 +206,7 @@ def require_teacher(config: Config, workdir: Workdir) -> dict[str, Any]:
 
 
 def load_teacher(config: Config, workdir: Workdir) -> keras.Model:
-    """Return the teacher of a finished teacher stage, with stock layers and frozen.
+    """Return the teacher of a finished teacher stage, frozen.
 
     Raises:
         UserError: the stage has not run, or its file is damaged.
@@ -252,7 +257,7 @@ def _train(config: Config, data: Dataset, folder: Path) -> tuple[keras.Model, li
         class_weights=class_weights(recipe, examples, data.class_names),
         devices=device_count(recipe.devices),
     )
-    history = fit(
+    training = Training(
         Distiller(model, label_smoothing=recipe.label_smoothing, hard_weight=recipe.hard_weight),
         stream,
         examples=len(examples),
@@ -264,7 +269,7 @@ def _train(config: Config, data: Dataset, folder: Path) -> tuple[keras.Model, li
         validation=data.validation if holds_out_validation(config.data) else None,
         watched=watched(config),
     )
-    return model, history
+    return model, training.run()
 
 
 def _saved(config: Config) -> Path | None:

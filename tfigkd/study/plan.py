@@ -14,7 +14,7 @@ from tfigkd.config.experiment import Config, experiments_folder, override, read_
 from tfigkd.config.flags import with_flags
 from tfigkd.config.reading import from_mapping, read_toml
 from tfigkd.runtime.errors import UserError, closest
-from tfigkd.stages.runner import STAGES, Run
+from tfigkd.stages.runner import Run, read_stages
 from tfigkd.stages.workdir import TEACHERS, Workdir
 
 PROG = "python -m tfigkd.study"
@@ -218,14 +218,13 @@ def plan(study: Study, options: Options, flags: Sequence[str] = ()) -> list[Job]
     for arm in chosen:
         if arm not in study.arms:
             raise UserError(f"unknown arm {arm!r}; {closest(arm, study.arms)}")
+    if options.seeds is not None and options.seeds < 1:
+        raise UserError(f"--seeds must be at least 1, got {options.seeds}")
     seeds = range(options.first_seed, options.seeds or (1 if options.smoke else study.seeds))
     if not seeds or options.first_seed < 0:
         raise UserError(f"--first_seed must be from 0 to {seeds.stop - 1}, got {options.first_seed}")
     root = options.workdir / (f"{study.name}-smoke" if options.smoke else study.name)
-    stages = tuple(stage.strip() for stage in (options.stages or study.stages).split(","))
-    for stage in stages:
-        if stage not in STAGES:
-            raise UserError(f"unknown stage {stage!r}; {closest(stage, STAGES)}")
+    stages = read_stages(options.stages or study.stages)
     folders = [folder_of(arm, size) for size in study.sizes for arm in study.arms]
     for folder in folders:
         if folders.count(folder) > 1:

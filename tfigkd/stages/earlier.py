@@ -1,0 +1,47 @@
+"""Runs, teachers and stores of earlier versions are found under their fingerprints of then, and go on under them."""
+
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+from tfigkd.batches.stream import evens_out
+from tfigkd.config.experiment import Config
+from tfigkd.config.fields import DataConfig
+from tfigkd.stages.data import dataset, training_examples
+
+T = TypeVar("T")
+
+
+def first_known(candidates: Sequence[T], exists: Callable[[T], bool]) -> T:
+    """Return the first of several fingerprints under which something was written; if there is none, the first.
+
+    Args:
+        candidates: Fingerprints, folders or identities: today's, then those of earlier versions.
+        exists: Whether something was written under one of them.
+    """
+    return next((candidate for candidate in candidates if exists(candidate)), candidates[0])
+
+
+def data_fingerprints(config: DataConfig) -> tuple[str, str]:
+    """Return today's fingerprint of the data that training depends on, and that of earlier versions.
+
+    Today's is of train and validation; earlier versions took all three splits.
+    """
+    data = dataset(config)
+    return data.training_fingerprint, data.fingerprint
+
+
+def student_marks(config: Config, *, crops_of_views: bool) -> list[str]:
+    """Return what a student's fingerprint holds of settings with which earlier versions trained other weights.
+
+    Args:
+        config: The run's.
+        crops_of_views: Whether the student sees the crops of stored views without a teacher that would store them.
+    """
+    losses, student = config.losses, config.student
+    marks = {
+        "crops of the views": crops_of_views,  # a student without a teacher had others
+        "even batches": evens_out(len(training_examples(config.data)), config.training.batch_size),
+        "pruned teacher": bool(losses.r2kd.weight and losses.r2kd.pruned),  # nothing of a frozen teacher was pruned
+        "head of a convnet": student.init == "teacher" and config.teacher.model == "convnet",  # it was a MobileNet's
+    }
+    return [mark for mark, holds in marks.items() if holds]
