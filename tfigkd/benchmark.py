@@ -33,7 +33,7 @@ SHARES = ("p50", "p90", "p99")
 def rows(
     named: Mapping[Path, Mapping[str, Any]], config: BenchmarkConfig, command: str, *, repeat: int = 1
 ) -> list[dict[str, Any]]:
-    """One row for each file: what it is, what it takes, and its latency beside that of the first file.
+    """Return one row for each file: what it is, what it takes, and its latency beside that of the first file.
 
     Args:
         named: File to columns that say what it is.
@@ -68,7 +68,7 @@ def row_names(config: BenchmarkConfig) -> list[str]:
 
 
 def describe(path: Path, data: Any = None, **spaces: Any) -> dict[str, Any]:
-    """Columns that say what a file is, from its contract, and what it scores on the test split of a data set.
+    """Return what a file is, from its contract, and what it scores on the test split of a data set, as columns.
 
     Args:
         path: The file.
@@ -92,7 +92,7 @@ def describe(path: Path, data: Any = None, **spaces: Any) -> dict[str, Any]:
 
 @command()
 def main(arguments: list[str]) -> None:
-    """Entry point of `python -m tfigkd.benchmark`; argparse, since an edge board need not have tyro."""
+    """Run `python -m tfigkd.benchmark`; argparse, since an edge board need not have tyro."""
     defaults = BenchmarkConfig()
     parser = Parser(
         prog="python -m tfigkd.benchmark", description="Latency, memory and size of LiteRT files on this machine."

@@ -170,7 +170,7 @@ def _check(options: Options) -> None:
 
 @command()
 def main(arguments: list[str]) -> None:
-    """Entry point of `python -m tfigkd.evaluate`."""
+    """Run `python -m tfigkd.evaluate`."""
     options = read_all_options(Options, arguments, prog=PROG)
     require_folder_of(options.rows, "--rows")
     _check(options)

@@ -166,7 +166,7 @@ def _write_c(options: Options) -> str:
 
 @command()
 def main(arguments: list[str]) -> None:
-    """Entry point of `python -m tfigkd.export`."""
+    """Run `python -m tfigkd.export`."""
     former = {"--min-agreement": "--min-int8-agreement"}
     options = read_all_options(Options, arguments, prog="python -m tfigkd.export", former=former)
     with console.quiet_stderr():  # TensorFlow greets when it is imported and when it looks for a GPU

@@ -34,7 +34,7 @@ class Options:
 
 @command()
 def main(arguments: list[str]) -> None:
-    """Entry point of `python -m tfigkd.pareto`."""
+    """Run `python -m tfigkd.pareto`."""
     options = read_all_options(Options, arguments, prog="python -m tfigkd.pareto")
     if not options.rows:
         raise UserError("give at least one .csv of rows, such as experiments/results/edge.csv")

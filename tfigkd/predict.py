@@ -27,7 +27,7 @@ NAMED = 5
 
 
 def read_labels(path: Path) -> list[str]:
-    """Class names from a text file, one a line.
+    """Return class names from a text file, one a line.
 
     Raises:
         UserError: the file is missing or no text.
@@ -41,7 +41,7 @@ def read_labels(path: Path) -> list[str]:
 def class_names(
     model: Path, classes: int, contract: Mapping[str, Any] | None = None, labels: Path | None = None
 ) -> list[str]:
-    """Names of the classes: from a label file, else from the contract beside the model, else their numbers.
+    """Return the names of the classes: from a label file, else from the contract beside the model, else their numbers.
 
     Raises:
         UserError: there is not one name for each class.
@@ -98,7 +98,7 @@ def read_picture(
 
 
 def probabilities(logits: np.ndarray) -> np.ndarray:
-    """Softmax of logits [K]."""
+    """Return the softmax of logits [K]."""
     powers = np.exp(logits.astype(np.float64) - logits.max())
     return powers / powers.sum()
 
@@ -144,7 +144,7 @@ def refusal(unusable: Sequence[UserError], count: int) -> UserError:
 def predictions(
     interpreter: Any, pictures: Sequence[np.ndarray], input_range: Range = UNIT, outputs: Outputs = "logits"
 ) -> Iterator[tuple[np.ndarray, float]]:
-    """Probabilities [K] and milliseconds of each picture, uint8 [H,W,C]."""
+    """Yield probabilities [K] and milliseconds of each picture, uint8 [H,W,C]."""
     source, sink = interpreter.get_input_details()[0], interpreter.get_output_details()[0]
     for picture in pictures:
         interpreter.set_tensor(source["index"], input_values(picture[None], source, input_range))
@@ -202,7 +202,7 @@ def classify(model: Path, options: argparse.Namespace) -> None:
 
 @command()
 def main(arguments: list[str]) -> None:
-    """Entry point of `python -m tfigkd.predict`; argparse, since an edge board need not have tyro."""
+    """Run `python -m tfigkd.predict`; argparse, since an edge board need not have tyro."""
     parser = Parser(prog="python -m tfigkd.predict", description="The likeliest classes of pictures, by a LiteRT file.")
     parser.add_argument("model", type=Path, help="a .tflite classifier, beside its .json, or a .zip of tfigkd.pack")
     parser.add_argument("images", type=Path, nargs="+", metavar="IMAGE", help="pictures, or folders of them")

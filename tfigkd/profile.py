@@ -157,7 +157,7 @@ def write(path: Path, made: Sequence[Mapping[str, Any]], about: Mapping[str, Any
 
 @command()
 def main(arguments: list[str]) -> None:
-    """Entry point of `python -m tfigkd.profile`; like benchmark it needs neither TensorFlow nor tyro."""
+    """Run `python -m tfigkd.profile`; like benchmark it needs neither TensorFlow nor tyro."""
     defaults = BenchmarkConfig()
     parser = Parser(
         prog="python -m tfigkd.profile",

@@ -136,7 +136,7 @@ def _run_together(options: Options, chosen: Run) -> int:
 
 @command(stopped=f"stopped; nothing finished is lost. Go on with: {PROG} {{arguments}}")
 def main(arguments: list[str]) -> int:
-    """Entry point of `python -m tfigkd.run`."""
+    """Run `python -m tfigkd.run`."""
     if "--list" in arguments:
         list_experiments()
         return 0

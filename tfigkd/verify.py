@@ -26,7 +26,7 @@ class Options:
 
 @command()
 def main(arguments: list[str]) -> None:
-    """Entry point of `python -m tfigkd.verify`."""
+    """Run `python -m tfigkd.verify`."""
     options = read_all_options(Options, arguments, prog="python -m tfigkd.verify")
     with console.quiet_stderr():  # TensorFlow greets when it is imported and when it looks for a GPU
         from tfigkd.stages.overlays import verify

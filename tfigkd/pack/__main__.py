@@ -36,7 +36,7 @@ class Options:
 
 @command()
 def main(arguments: list[str]) -> None:
-    """Entry point of `python -m tfigkd.pack`."""
+    """Run `python -m tfigkd.pack`."""
     options = read_all_options(Options, arguments, prog="python -m tfigkd.pack")
     output = options.output or options.run / f"student{SUFFIX}"
     if output.suffix.lower() != SUFFIX:

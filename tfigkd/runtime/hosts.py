@@ -64,7 +64,7 @@ def require_alone() -> None:
 
 @contextlib.contextmanager
 def joined() -> Iterator[None]:
-    """Within this, the process trains together with others, where the environment asks for it.
+    """Return a context in which the process trains together with others, where the environment asks for it.
 
     A process that fails ends at once, without waiting for the others at the end, which then fail as well.
 

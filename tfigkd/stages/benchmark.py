@@ -71,7 +71,7 @@ def _profile(path: Path, reference: Path | None, config: Config) -> dict[str, An
 
 
 def _line(timed: Mapping[int, Mapping[str, float]]) -> str:
-    """Latency in words."""
+    """Return a latency in words."""
     return "; ".join(
         f"{threads} thread{'s' * (threads > 1)} {values['p50']:.2f} ms (median), {values['p90']:.2f} ms (p90)"
         for threads, values in timed.items()

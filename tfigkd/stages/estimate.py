@@ -56,7 +56,7 @@ STAGE_SECONDS = 10  # imports, conversion, writing
 
 
 def matrix_rate() -> float:
-    """Multiply-adds a second of a float32 matrix product on this machine, best of three."""
+    """Return the multiply-adds a second of a float32 matrix product on this machine, best of three."""
     side = 1024
     left = np.ones((side, side), np.float32)
     best = np.inf

@@ -59,7 +59,7 @@ def attribution_settings(config: Config) -> dict[str, Any]:
 def _explain(
     config: Config, roles: dict[str, keras.Model], parts: list[Examples], color: np.ndarray
 ) -> list[Explanation]:
-    """Maps and completeness errors of each Keras model, by role, for each part of some examples."""
+    """Return each Keras model's maps and completeness errors, by role, for each of several parts of the examples."""
     ids, images, labels = (
         np.concatenate([getattr(part, name) for part in parts]) for name in ("ids", "images", "labels")
     )
@@ -81,7 +81,7 @@ def _explain(
 def _attributions(
     config: Config, examples: Examples, explained: Explanation, predictors: dict[str, Predict], color: np.ndarray
 ) -> dict[str, dict[str, float]]:
-    """Attribution measures of each predictor; maps are those of the Keras models.
+    """Return the attribution measures of each predictor; maps are those of the Keras models.
 
     A file has no gradient, but insertion and deletion ask it whether it goes by the pixels that its model goes by.
     """

@@ -1,4 +1,4 @@
-"""Stage `export`: LiteRT files of a model, the check that they still say what the model says, and their contract."""
+"""Stage `export`: LiteRT files of the models, a check that they predict what the models predict, and contracts."""
 
 from pathlib import Path
 

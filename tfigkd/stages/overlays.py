@@ -315,7 +315,13 @@ def store_on_cluster(config: Config, workdir: Workdir, cluster: Cluster) -> None
 
 
 def store_shard(described: bytes, which: int, number: int) -> None:
-    """Write one shard of one of the stores of a pickled config and workdir, as a part of so many parts as shards."""
+    """Write one shard of a store.
+
+    Args:
+        described: The pickled config and workdir, bytes as they travel between machines.
+        which: Index of the store in `stores`.
+        number: Index of the shard.
+    """
     write_part(_stores_of(described)[which].shards, [number])
 
 

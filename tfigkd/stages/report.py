@@ -80,7 +80,7 @@ def _page(facts: Facts, workdir: Workdir) -> None:
 
 
 def figures(workdir: Workdir, results: Mapping[str, Any]) -> Roles:
-    """Roles to what is known of them; what benchmarks and exports have not measured is left out.
+    """Return the figures of each role; what was not exported or timed is left out.
 
     Args:
         workdir: Where the run wrote.

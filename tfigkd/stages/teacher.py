@@ -220,7 +220,7 @@ def load_teacher(config: Config, workdir: Workdir) -> keras.Model:
 
 
 def _train_members(config: Config, workdir: Workdir) -> keras.Model:
-    """Several teachers, those that are there already taken over, as one model."""
+    """Train several teachers, as far as they are not there, and return them as one model."""
     networks = []
     for member in members(config):
         console.say(f"  teacher of seed {member.teacher.seed}")

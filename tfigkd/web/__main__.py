@@ -146,7 +146,7 @@ def _is_ours(folder: Path) -> bool:
 
 @command()
 def main(arguments: list[str]) -> None:
-    """Entry point of `python -m tfigkd.web`; like predict it needs neither TensorFlow nor tyro."""
+    """Run `python -m tfigkd.web`; like predict it needs neither TensorFlow nor tyro."""
     parser = Parser(
         prog="python -m tfigkd.web",
         description="A page that classifies pictures in the browser with LiteRT files; it works offline from any "
