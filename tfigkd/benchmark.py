@@ -22,6 +22,7 @@ from tfigkd.runtime import console
 from tfigkd.runtime.command import Parser, command
 from tfigkd.runtime.files import require_folder_of
 from tfigkd.runtime.provenance import append_row, origin, require_columns
+from tfigkd.runtime.text import counted
 
 PARITY = ("agreement", "kl", "max_difference", "mean_difference", "accuracy", "keras_accuracy")
 SCORED = ("data", "data_fingerprint", "n_test", "accuracy")
@@ -126,7 +127,7 @@ def main(arguments: list[str]) -> None:
     made = rows(named, config, f"python -m tfigkd.benchmark {shlex.join(arguments)}")
     for row in made:
         timed = ", ".join(
-            f"{threads} thread{'s' * (threads > 1)} {row[f'ms_p50_{threads}t']:.2f} ms "
+            f"{counted(threads, 'thread')} {row[f'ms_p50_{threads}t']:.2f} ms "
             f"(p90 {row[f'ms_p90_{threads}t']:.2f}, ratio {row[f'ratio_{threads}t']:.2f})"
             for threads in config.threads
         )

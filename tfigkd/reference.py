@@ -22,6 +22,7 @@ from tfigkd.config.helptext import field_docs
 from tfigkd.config.reading import from_mapping
 from tfigkd.run import Options
 from tfigkd.runtime.errors import UserError
+from tfigkd.runtime.text import markdown_table
 
 TRIED: tuple[Any, ...] = (-1, 0, 2, 10**6, -1.0, 0.0, 1.0, 2.0, [], [0], [-1])
 HEAD = """\
@@ -71,10 +72,6 @@ def _default(value: Any) -> str:
     return "*none*" if value is None else f"`{json.dumps(value)}`"
 
 
-def _row(*cells: str) -> str:
-    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
-
-
 def table_lines(table: Any, name: str, said: str = "") -> Iterator[str]:
     """Yield the fields of a table, then the tables in it; `said` is the text of this table in the one above."""
     cls: Any = type(table)
@@ -87,10 +84,13 @@ def table_lines(table: Any, name: str, said: str = "") -> Iterator[str]:
     yield said or " ".join((cls.__doc__ or "").split())
     yield ""
     if own:
-        yield _row("field", "type", "default", "range", "what it does")
-        yield _row("---", "---", "---", "---", "---")
-        for key, value in own.items():
-            yield _row(f"`{key}`", type_words(hints[key]), _default(value), allowed(name, key), docs[key])
+        yield from markdown_table(
+            ("field", "type", "default", "range", "what it does"),
+            (
+                (f"`{key}`", type_words(hints[key]), _default(value), allowed(name, key), docs[key])
+                for key, value in own.items()
+            ),
+        )
         yield ""
     for key, value in values.items():
         if dataclasses.is_dataclass(value):
@@ -118,13 +118,13 @@ def command_lines() -> Iterator[str]:
     yield ""
     yield "`python -m tfigkd.run` has these flags besides the fields:"
     yield ""
-    yield _row("flag", "default", "what it does")
-    yield _row("---", "---", "---")
+    lines = []
     for field in dataclasses.fields(Options):
         if field.name != "config":
             unset = field.default is dataclasses.MISSING or field.default is None or field.default is False
             shown = "" if unset else f"`{field.default}`"
-            yield _row(f"`--{field.name}`", shown, field_docs(Options)[field.name])
+            lines.append((f"`--{field.name}`", shown, field_docs(Options)[field.name]))
+    yield from markdown_table(("flag", "default", "what it does"), lines)
     yield ""
     yield "Short forms: " + ", ".join(f"`{short}` for `{flag}`" for short, flag in SHORT.items()) + "."
     yield ""
@@ -135,18 +135,19 @@ def experiment_lines() -> Iterator[str]:
     folder = experiments_folder()
     yield "## Shipped experiments"
     yield ""
-    yield _row("experiment", "base", "what it is")
-    yield _row("---", "---", "---")
+    lines = []
     for path in sorted(folder.glob("*.toml")):
         base = tomllib.loads(path.read_text(encoding="utf-8")).get("base", "")
-        yield _row(f"`{path.stem}`", f"`{base}`" if base else "", read_experiment(path.stem)[1].description)
+        lines.append((f"`{path.stem}`", f"`{base}`" if base else "", read_experiment(path.stem)[1].description))
+    yield from markdown_table(("experiment", "base", "what it is"), lines)
     yield ""
     yield "Studies, for `python -m tfigkd.study --experiment NAME`:"
     yield ""
-    yield _row("study", "what it asks")
-    yield _row("---", "---")
-    for path in sorted((folder / "studies").glob("*.toml")):
-        yield _row(f"`{path.stem}`", tomllib.loads(path.read_text(encoding="utf-8"))["description"])
+    studies = {
+        path.stem: tomllib.loads(path.read_text("utf-8")) for path in sorted((folder / "studies").glob("*.toml"))
+    }
+    asked = [(f"`{name}`", study["description"]) for name, study in studies.items()]
+    yield from markdown_table(("study", "what it asks"), asked)
 
 
 def reference() -> str:

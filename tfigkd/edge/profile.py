@@ -13,6 +13,7 @@ from tfigkd.edge.operations import Operation, read_operations
 from tfigkd.edge.profiler import Event, record
 from tfigkd.edge.times import operation_times
 from tfigkd.runtime.errors import UserError
+from tfigkd.runtime.text import counted
 
 XNNPACK, LITERT, FUSED, UNKNOWN = "XNNPACK", "LiteRT", "fused", ""
 
@@ -121,7 +122,7 @@ def rows(profiled: Profile, compared: Comparison | None = None) -> list[dict[str
 
 def about_times(profiled: Profile) -> list[str]:
     """Return sentences on where the time goes."""
-    threads = f"{profiled.threads} thread{'s' * (profiled.threads > 1)}"
+    threads = counted(profiled.threads, "thread")
     whole = f"{profiled.milliseconds:.3f} ms an image with {threads}"
     if profiled.times is None or profiled.profiled is None:
         return [whole, f"no times of operations: {profiled.reason}"]
@@ -134,12 +135,12 @@ def about_times(profiled: Profile) -> list[str]:
     outside = [one for one in profiled.operations if one.index in profiled.builtin]
     if outside:
         kinds = sorted({one.kind for one in outside})
-        counted = ", ".join(f"{sum(one.kind == kind for one in outside)} {kind}" for kind in kinds)
+        left = ", ".join(f"{sum(one.kind == kind for one in outside)} {kind}" for kind in kinds)
         spent = sum(profiled.times.get(one.index, 0.0) for one in outside)
         part = spent / profiled.inside if profiled.inside else 0.0
         said.append(
-            f"XNNPACK does not take {counted}: {100 * part:.0f} % of the time is in LiteRT's own kernels, and XNNPACK "
-            f"runs the rest in {profiled.groups} group{'s' * (profiled.groups != 1)}"
+            f"XNNPACK does not take {left}: {100 * part:.0f} % of the time is in LiteRT's own kernels, and XNNPACK "
+            f"runs the rest in {counted(profiled.groups, 'group')}"
         )
     if profiled.unmatched:
         names = ", ".join(f"{event.tag} {event.milliseconds:.3f} ms" for event in profiled.unmatched[:10])

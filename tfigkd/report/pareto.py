@@ -12,6 +12,7 @@ from typing import NamedTuple
 from tfigkd.config.fields import FORMATS
 from tfigkd.runtime.errors import UserError
 from tfigkd.runtime.files import atomic
+from tfigkd.runtime.text import markdown_table
 
 MARKERS = "osD^v<>Pphd8X*"
 KINDS = (*FORMATS, "unknown")
@@ -214,23 +215,15 @@ def table(points: Sequence[Point]) -> str:
     timed = [point for point in points if point.milliseconds is not None]
     fast = [timed[index] for index in front([p.milliseconds or 0 for p in timed], [p.accuracy for p in timed])]
     small = [points[index] for index in front([p.bytes for p in points], [p.accuracy for p in points])]
-    lines = ["| model | format | parameters | accuracy | n | latency | size |", "| --- | --- |" + " ---: |" * 5]
+    header, lines = ["model", "format", "parameters", "accuracy", "n", "latency", "size"], []
     for point in points:
         spread = "" if point.deviation is None else f" ± {100 * point.deviation:.2f}"
         latency = "" if point.milliseconds is None else f"{point.milliseconds:.2f} ms{' *' * (point in fast)}"
         parameters = "" if point.parameters is None else f"{point.parameters:,}"
         size = f"{point.bytes / 1e3:,.1f} kB{' *' * (point in small)}"
-        cells = (
-            point.model.replace("|", "\\|"),
-            point.format,
-            parameters,
-            f"{100 * point.accuracy:.2f}{spread} %",
-            point.n,
-            latency,
-            size,
-        )
-        lines.append(f"| {' | '.join(map(str, cells))} |")
-    return "\n".join(lines) + "\n"
+        accuracy = f"{100 * point.accuracy:.2f}{spread} %"
+        lines.append((point.model, point.format, parameters, accuracy, point.n, latency, size))
+    return "\n".join(markdown_table(header, lines, right=5)) + "\n"
 
 
 def plot(points: Sequence[Point], path: Path) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 
 from tfigkd.config.fields import FORMATS
 from tfigkd.measure.statistics import wilson
+from tfigkd.runtime.text import markdown_table
 
 ROLES = ("teacher", "student", "compressed")
 
@@ -108,9 +109,7 @@ def markdown(
         "",
         *([f"- **{one}**" for one in verdict] or [f"{GOOD}."]),
         "",
-        "| " + " | ".join(header) + " |",
-        "|" + " --- |" + " ---: |" * (len(header) - 1),
-        *("| " + " | ".join(cells) + " |" for cells in found),
+        *markdown_table(header, found, right=len(header) - 1),
         "",
         caveats(row),
         "",

@@ -23,6 +23,7 @@ from tfigkd.runtime.errors import UserError, system_line
 from tfigkd.runtime.processes import THREADS, cores
 from tfigkd.runtime.provenance import commit, versions
 from tfigkd.runtime.quiet import quiet_stderr
+from tfigkd.runtime.text import counted
 
 AUTO = "auto"
 CURRENT = Path("/tmp/ray/ray_current_cluster")
@@ -69,7 +70,7 @@ class Cluster:
 
     def __str__(self) -> str:
         gpus = f", {self.accelerators} GPUs" if self.accelerators else ""
-        return f"{len(self.nodes)} node{'s' * (len(self.nodes) > 1)}, {self.cores} cores{gpus}"
+        return f"{counted(len(self.nodes), 'node')}, {self.cores} cores{gpus}"
 
     def call(
         self,

@@ -14,6 +14,7 @@ from tfigkd.runtime import console
 from tfigkd.runtime.errors import UserError
 from tfigkd.runtime.files import fingerprint, finished, make_folder, require, write_manifest
 from tfigkd.runtime.provenance import hardware, versions
+from tfigkd.runtime.text import counted
 from tfigkd.stages.data import dataset
 from tfigkd.stages.workdir import Workdir
 
@@ -73,6 +74,6 @@ def _profile(path: Path, reference: Path | None, config: Config) -> dict[str, An
 def _line(timed: Mapping[int, Mapping[str, float]]) -> str:
     """Return a latency in words."""
     return "; ".join(
-        f"{threads} thread{'s' * (threads > 1)} {values['p50']:.2f} ms (median), {values['p90']:.2f} ms (p90)"
+        f"{counted(threads, 'thread')} {values['p50']:.2f} ms (median), {values['p90']:.2f} ms (p90)"
         for threads, values in timed.items()
     )

@@ -29,6 +29,7 @@ from tfigkd.runtime import console
 from tfigkd.runtime.cluster import Cluster
 from tfigkd.runtime.errors import UserError
 from tfigkd.runtime.files import fingerprint, finished, locked, read_manifest, write_manifest
+from tfigkd.runtime.text import counted
 from tfigkd.stages.data import dataset, stored_examples, stored_fingerprint
 from tfigkd.stages.earlier import data_fingerprints, first_known
 from tfigkd.stages.parts import Part
@@ -251,7 +252,7 @@ def build_views(config: Config, workdir: Workdir, tap: str | None = None) -> Non
             write_manifest(folder, folder.name, files=files, identity=identity, source=source, examples=count)
     what = "logits" if tap is None else f"attention of {tap}"
     views = _drawn(config, tap)[1].views
-    console.say(f"  {what}: {views} view{'s' * (views > 1)} of each image  ({folder})")
+    console.say(f"  {what}: {counted(views, 'view')} of each image  ({folder})")
 
 
 @dataclass(frozen=True)

@@ -33,6 +33,7 @@ from tfigkd.runtime.files import (
     write_text,
 )
 from tfigkd.runtime.provenance import as_csv
+from tfigkd.runtime.text import counted
 from tfigkd.stages.workdir import (
     PRECISION,
     ROWS,
@@ -136,8 +137,7 @@ def finished_runs(workdir: Path, study: str | None = None) -> list[tuple[Path, d
         leading |= {COLUMN: protocol_of(path.parent, _seed_fields(job)), "command": job["command"]}
         found.append((path.parent, {**row, **leading}))
     if unlabeled:
-        count = f"{len(unlabeled)} row{'s' * (len(unlabeled) > 1)}"
-        console.say(f"{count} skipped, without a {LABEL} that names the study: {unlabeled[0]}")
+        console.say(f"{counted(len(unlabeled), 'row')} skipped, without a {LABEL} that names the study: {unlabeled[0]}")
     return found
 
 

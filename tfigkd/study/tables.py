@@ -24,6 +24,7 @@ from tfigkd.measure.statistics import (
 from tfigkd.report.table import plural
 from tfigkd.runtime.errors import UserError
 from tfigkd.runtime.files import atomic
+from tfigkd.runtime.text import markdown_table
 from tfigkd.study.plan import PROG, Options, Study, words_of
 from tfigkd.study.protocol import refuse_mixed, remarks
 from tfigkd.study.quality import TITLE, quality_lines
@@ -146,18 +147,10 @@ def _interval(low: float, high: float, *, sign: bool = False) -> str:
     return "–" if math.isnan(low) else f"{_number(low, sign=sign)} to {_number(high, sign=sign)}"
 
 
-def _table(header: Sequence[str], lines: Sequence[Sequence[str]]) -> list[str]:
-    return [
-        "| " + " | ".join(header) + " |",
-        "|" + " --- |" * len(header),
-        *("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |" for cells in lines),
-    ]
-
-
 def arms_table(study: Study, rows: Sequence[Row], papers: Sequence[Row]) -> list[str]:
     """Return one row for each arm and size; an arm is bold only if it is significantly better than all others."""
     header, lines, remarks = arms_lines(study, rows, papers)
-    return [*_table(header, lines), "", remarks]
+    return [*markdown_table(header, lines), "", remarks]
 
 
 def arms_lines(study: Study, rows: Sequence[Row], papers: Sequence[Row]) -> tuple[list[str], list[list[str]], str]:
@@ -363,10 +356,10 @@ def section(study: Study, rows: Sequence[Row], papers: Sequence[Row]) -> list[st
     lines += [*arms_table(study, rows, papers), ""]
     quality = quality_lines(study, rows)
     if quality:
-        lines += [f"{TITLE}:", "", *_table(*quality), ""]
+        lines += [f"{TITLE}:", "", *markdown_table(*quality), ""]
     if compared:
         counted, *said = sentences(compared)
-        lines += [*_table(*comparisons_lines(compared)), "", counted, "", *(f"- {one}" for one in said), ""]
+        lines += [*markdown_table(*comparisons_lines(compared)), "", counted, "", *(f"- {one}" for one in said), ""]
     if any(one.lead.tested for one in compared):
         lines += [f"![{study.name}: differences with 95 % intervals](results/{study.name}.svg)", ""]
     return lines

@@ -25,6 +25,7 @@ from tfigkd.predict import class_names
 from tfigkd.runtime.command import Parser, command
 from tfigkd.runtime.errors import UserError
 from tfigkd.runtime.files import atomic, checksum, copy_file, make_folder, write_text
+from tfigkd.runtime.text import counted
 from tfigkd.web.examples import FOLDER as EXAMPLES
 from tfigkd.web.examples import list_examples, read_examples
 from tfigkd.web.litert_js import VERSION, read_litert_js
@@ -185,7 +186,7 @@ def main(arguments: list[str]) -> None:
     litert = read_litert_js(options.litert)
     size = write_site(options.output, models, options.files, litert, *examples)
     print(
-        f"{options.output}: {len(models)} model{'s' * (len(models) > 1)}, {size / 1e6:.1f} MB; python -m http.server "
+        f"{options.output}: {counted(len(models), 'model')}, {size / 1e6:.1f} MB; python -m http.server "
         f"--bind 127.0.0.1 --directory {shlex.quote(str(options.output))}, then open http://127.0.0.1:8000"
     )
 
