@@ -202,8 +202,7 @@ def _mean_of(rows: Sequence[Row], column: str, factor: float, digits: int) -> st
 
 def _paper(paper: Row | None, own: Row) -> str:
     """Return the papers' mean as text; empty if the rows have another number of training examples."""
-    expected = {"ablation": "50000", "compression": "50000", "monte_carlo": "40000"}
-    if paper is None or own["n_train"] != expected.get(paper["study"]):
+    if paper is None or own["n_train"] != paper["n_train"]:
         return ""
     known = [part for part in (paper["deviation"], paper["n"]) if part]
     return f"{float(paper['mean']):.2f}" + (f" ({', '.join(known)})" if known else "")
