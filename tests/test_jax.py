@@ -71,7 +71,7 @@ from tfigkd.config.training_fields import TrainingConfig
 from tfigkd.losses import KLDivergence
 from tfigkd.runtime.errors import UserError
 from tfigkd.training.distiller import Distiller
-from tfigkd.training.fit import fit
+from tfigkd.training.fit import Training
 from tfigkd.training.checkpoint_callback import STEPS_BETWEEN_CHECKS
 STEPS = STEPS_BETWEEN_CHECKS + 10
 def stream(epoch):
@@ -88,7 +88,7 @@ folder = Path("step" + sys.argv[1])
 folder.mkdir()
 try:
     options = {"examples": 8 * STEPS, "fingerprint": "f", "tensorboard": folder / "tb", "title": "t"}
-    fit(model, stream, config=config, folder=folder, **options)
+    Training(model, stream, config=config, folder=folder, **options).run()
 except UserError as error:
     print(error)
 """
@@ -99,7 +99,7 @@ from tfigkd.config.training_fields import TrainingConfig
 from tfigkd.losses import KLDivergence
 from tfigkd.runtime.errors import UserError
 from tfigkd.training.distiller import Distiller
-from tfigkd.training.fit import fit
+from tfigkd.training.fit import Training
 STEPS = 10
 def train(folder, broken=None, **recipe):
     def stream(epoch, skip=0):
@@ -117,7 +117,7 @@ def train(folder, broken=None, **recipe):
     config = TrainingConfig(epochs=3, batch_size=8, schedule="cosine", **recipe)
     Path(folder).mkdir(exist_ok=True)
     options = {"examples": 8 * STEPS, "fingerprint": "f", "tensorboard": Path(folder) / "tb", "title": "t"}
-    history = fit(model, stream, config=config, folder=Path(folder), **options)
+    history = Training(model, stream, config=config, folder=Path(folder), **options).run()
     return model.student.get_weights(), history
 whole, history = train("whole", ema=0.9)
 try:

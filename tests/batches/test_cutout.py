@@ -12,6 +12,7 @@ from tfigkd.data import Examples
 from tfigkd.stages import teacher, training_setup
 from tfigkd.stages.data import dataset
 from tfigkd.stages.workdir import Workdir
+from tfigkd.training.fit import Training
 
 COUNT, SIDE = 600, 9
 IDS = np.array([f"{index * 0x9E3779B97F4A7C15 % 2**64:016x}" for index in range(COUNT)])
@@ -67,7 +68,7 @@ def test_both_stages_cut_as_their_own_recipe_says(side, tmp_path, monkeypatch):
     changes |= {"overlay.probability": 0.0, ("teacher." if side == "teacher" else "") + "training.cutout": 4}
     config = smoke(override(read_experiment("quickstart")[1], changes))
     drawn = []
-    monkeypatch.setattr(teacher, "fit", lambda model, stream, **options: drawn.append(next(stream(0))) or [])
+    monkeypatch.setattr(Training, "run", lambda training: drawn.append(next(training.stream(0))) or [])
     teacher._train(config, dataset(config.data), tmp_path)
     drawn.append(next(training_setup.training_stream(config, Workdir(tmp_path, tmp_path))(0)))
     cut = [squares(images)[2].any() for images, *_ in drawn]

@@ -14,7 +14,7 @@ from tfigkd.runtime.errors import UserError
 from tfigkd.training import checkpoint
 from tfigkd.training.checkpoint_callback import broken_terms
 from tfigkd.training.distiller import Distiller
-from tfigkd.training.fit import fit
+from tfigkd.training.fit import Training
 
 __all__ = ["no_process_left_behind"]
 STEPS = 40
@@ -58,7 +58,7 @@ def train(folder, stream, *, losses, weights, teacher=None, epochs=3, **recipe):
     folder.mkdir(exist_ok=True)
     options = {"examples": 8 * STEPS, "config": config, "folder": folder, "tensorboard": folder / "tb", "title": "test"}
     with pytest.raises(UserError) as caught:
-        fit(model, stream, fingerprint="f", callbacks=[count], **options)
+        Training(model, stream, fingerprint="f", callbacks=[count], **options).run()
     return str(caught.value), count.steps
 
 
@@ -123,10 +123,10 @@ def test_weights_that_are_nan_after_an_epochs_last_step_are_never_kept(tmp_path,
     config = TrainingConfig(epochs=2, batch_size=8, schedule="constant", warmup_epochs=0)
     options = {"examples": 8 * STEPS, "config": config, "folder": tmp_path, "tensorboard": tmp_path / "tb"}
     with pytest.raises(UserError, match=r"weights 'features/kernel' in epoch 2; checkpoints before it are kept"):
-        fit(model, batches(), fingerprint="f", title="test", callbacks=[Spoil()], **options)
+        Training(model, batches(), fingerprint="f", title="test", callbacks=[Spoil()], **options).run()
     assert_kept(tmp_path, 1)
     again = Distiller(network(), losses={"kd": KLDivergence()}, loss_weights={"kd": 0.5})
-    history = fit(again, batches(), fingerprint="f", title="test", **options)
+    history = Training(again, batches(), fingerprint="f", title="test", **options).run()
     one.check("goes on from the checkpoint before", len(history) == 2)
     one.end()
     assert checkpoint._paths(tmp_path)

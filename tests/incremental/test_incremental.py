@@ -16,6 +16,7 @@ from tfigkd.stages import training_setup
 from tfigkd.stages.data import dataset, training_examples
 from tfigkd.stages.runner import Run, print_estimate, run
 from tfigkd.stages.workdir import Workdir
+from tfigkd.training.fit import Training
 
 TINY = {
     "data.name": "digits",
@@ -84,16 +85,16 @@ def test_finished_steps_are_skipped_and_the_controls_share_the_first(foster, tmp
     root, rows = foster
     first = (root / "first/student.keras").stat().st_mtime_ns
     trained = []
-    real = steps.fit
-    monkeypatch.setattr(steps, "fit", lambda *a, **options: trained.append(options) or real(*a, **options))
+    real = Training.run
+    monkeypatch.setattr(Training, "run", lambda training: trained.append(training) or real(training))
     assert method(tiny(), "foster", root)[1]["student_accuracy"] == rows[1]["student_accuracy"]
     assert trained == []
     method(tiny(), "kd", root)
     flags = [word for name, value in TINY.items() for word in (f"--{name}", *map(str, np.atleast_1d(value)))]
     arguments = ["--experiment", "cifar10_foster", "--method", "finetune", "--workdir", str(root), *flags]
     assert command.main(arguments) == 0
-    assert [options["title"] for options in trained] == ["10 classes, kd", "10 classes, finetune"]
-    assert [options["config"].epochs for options in trained] == [3, 3]  # as many as the two phases of foster
+    assert [training.title for training in trained] == ["10 classes, kd", "10 classes, finetune"]
+    assert [training.config.epochs for training in trained] == [3, 3]  # as many as the two phases of foster
     assert (root / "first/student.keras").stat().st_mtime_ns == first
     said = capsys.readouterr().out
     for name in steps.METHODS:
@@ -117,15 +118,15 @@ def test_finished_steps_are_skipped_and_the_controls_share_the_first(foster, tmp
 
 @pytest.mark.slow  # four trainings; the checkpoints of a phase are those that tests/faults kills
 def test_a_step_that_is_interrupted_between_its_phases_ends_with_the_same_network(foster, tmp_path, monkeypatch):
-    real = steps.fit
+    real = Training.run
 
-    def stop(*arguments, **options):
-        if options["title"] == "10 classes, compression":
+    def stop(training):
+        if training.title == "10 classes, compression":
             raise KeyboardInterrupt
-        return real(*arguments, **options)
+        return real(training)
 
     with monkeypatch.context() as patch:
-        patch.setattr(steps, "fit", stop)
+        patch.setattr(Training, "run", stop)
         with pytest.raises(KeyboardInterrupt):
             method(tiny(), "foster", tmp_path)
     method(tiny(), "foster", tmp_path)

@@ -11,6 +11,7 @@ from tfigkd.data import to_model_input
 from tfigkd.stages import distill, teacher
 from tfigkd.stages.data import dataset
 from tfigkd.stages.workdir import Workdir
+from tfigkd.training import fit
 
 COUNT, BATCH = 48, 24  # images, and images a step
 NETWORK = {"model": "convnet", "drop_blocks": 0, "width": 1.0, "widths": (4,), "depth": 1, "normalization": "none"}
@@ -31,7 +32,7 @@ UNSET = {
     "warmup_epochs": 0.0,
 }
 ELSEWHERE = ("epochs", "batch_size", "class_weight", "mixup", "precision")
-SIDES = {"teacher": ("teacher.training", teacher), "student": ("training", distill)}
+TABLES = {"teacher": "teacher.training", "student": "training"}
 LEARNED = ("block_01_conv1/kernel", "block_01_bn1/beta", "logits/kernel")
 CLASS_WEIGHT = {"0": 4.0, "3": 0.0, "7": 2.5}
 
@@ -68,7 +69,7 @@ RECIPES = {
     "decoupled": {"epochs": 2, "weight_decay": 0.8, "batch_size": 16},
     "bfloat16": {"epochs": 1, "precision": "mixed_bfloat16"},
 }
-TRAININGS = [(side, name) for side in SIDES for name in ("sgd", "adamw")]
+TRAININGS = [(side, name) for side in TABLES for name in ("sgd", "adamw")]
 TRAININGS += [("teacher", "muon"), ("teacher", "decoupled")]  # the optimizers are the same for both sides
 AUGMENT = {
     "sgd": {"crop_padding": 2, "crop_border": "reflect", "flip": True, "flip_order": "alternate"},
@@ -90,24 +91,24 @@ class Training:
     """
 
     def __init__(self, side, name, folder, monkeypatch):
-        table, stage = SIDES[side]
+        table = TABLES[side]
         recipe = UNSET | RECIPES[name]
         changes = PLAIN | {f"{table}.{field}": value for field, value in recipe.items()}
         changes |= {f"augment.{field}": value for field, value in AUGMENT.get(name, {}).items()}
         config = override(read_experiment("quickstart")[1], changes)
         self.data = dataset(config.data)
-        workdir, fit = Workdir(folder / "run", folder / "teachers", seed=3), stage.fit
+        workdir, run = Workdir(folder / "run", folder / "teachers", seed=3), fit.Training.run
         steps = -(-len(self.data.train) // recipe["batch_size"])
 
-        def spied(model, stream, **options):
-            endless = stream(0)
+        def spied(training):
+            model, endless = training.model, training.stream(0)
             self.batches = [next(endless) for _ in range(steps * recipe["epochs"])]
             self.before = values(model.student)
             self.layers = {layer.name: layer for layer in model.student.layers}
-            self.history = fit(model, stream, **options)
+            self.history = run(training)
             return self.history
 
-        monkeypatch.setattr(stage, "fit", spied)
+        monkeypatch.setattr(fit.Training, "run", spied)
         if side == "teacher":
             teacher.train_teacher(config, workdir)
             path = teacher.teacher_folder(config, workdir) / teacher.FILE
@@ -269,7 +270,7 @@ def test_a_recipe_without_one_of_its_fields_has_another_result(name, field, trai
     assert largest_difference(by_hand(training, other), by_hand(training, whole(name))) > 0.01
 
 
-@pytest.mark.parametrize("side", SIDES)
+@pytest.mark.parametrize("side", TABLES)
 def test_mixed_precision_is_of_the_training_alone(side, trained):
     training = trained(side, "bfloat16")
     computed = {name: layer.compute_dtype for name, layer in training.layers.items() if layer.weights}
@@ -282,7 +283,7 @@ def test_mixed_precision_is_of_the_training_alone(side, trained):
     assert largest_difference(training.after, exact) > 1e-4  # rounded to eight bits
 
 
-@pytest.mark.parametrize("side", SIDES)
+@pytest.mark.parametrize("side", TABLES)
 def test_examples_weigh_what_their_class_does(side, trained):
     for _, targets, weights in trained(side, "sgd").batches:
         expected = [CLASS_WEIGHT.get(str(label), 1.0) for label in targets["label"]]
@@ -320,7 +321,7 @@ def mirrored(training, images, padding=0, mode="constant"):
     return found
 
 
-@pytest.mark.parametrize("side", SIDES)
+@pytest.mark.parametrize("side", TABLES)
 def test_alternate_flips_turn_every_image_in_every_other_epoch(side, trained):
     training = trained(side, "sgd")
     epochs = [np.concatenate([images for images, *_ in training.batches[start : start + 2]]) for start in (0, 2, 4)]
@@ -333,14 +334,14 @@ def test_alternate_flips_turn_every_image_in_every_other_epoch(side, trained):
     assert len(seen - windows(training, 2, "constant", flipped=False).keys()) > COUNT / 2  # no zeros at the border
 
 
-@pytest.mark.parametrize("side", SIDES)
+@pytest.mark.parametrize("side", TABLES)
 def test_random_flips_and_crops_with_zeros_at_the_border(side, trained):
     training = trained(side, "bfloat16")
     turned = mirrored(training, np.concatenate([images for images, *_ in training.batches]))
     assert len(turned) > COUNT / 2 and 0.2 < np.mean([*turned.values()]) < 0.8
 
 
-@pytest.mark.parametrize("side", SIDES)
+@pytest.mark.parametrize("side", TABLES)
 def test_mixed_images_hold_two_crops_in_the_shares_of_their_labels(side, trained):
     training = trained(side, "adamw")
     known = windows(training, 1, "constant", flipped=False)

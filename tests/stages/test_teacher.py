@@ -11,6 +11,7 @@ from tfigkd.stages import teacher
 from tfigkd.stages.data import dataset
 from tfigkd.stages.training_setup import training_stream
 from tfigkd.stages.workdir import Workdir
+from tfigkd.training.fit import Training
 
 CHANGES = {"data.limit": 40, "teacher.drop_blocks": 16, "teacher.width": 0.25, "teacher.training.epochs": 1}
 
@@ -22,7 +23,7 @@ def config():
 
 def test_it_sees_other_crops_than_the_student_of_its_seed(config, tmp_path, monkeypatch):
     drawn = []
-    monkeypatch.setattr(teacher, "fit", lambda model, stream, **options: drawn.append(next(stream(0))) or [])
+    monkeypatch.setattr(Training, "run", lambda training: drawn.append(next(training.stream(0))) or [])
     teacher._train(config, dataset(config.data), tmp_path)
     alone = override(config, {"losses.kd.weight": 0.0, "overlay.probability": 0.0})
     alone = override(alone, {"training.batch_size": config.teacher.training.batch_size})

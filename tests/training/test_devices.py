@@ -32,7 +32,7 @@ from tfigkd.data import Examples
 from tfigkd.losses import KLDivergence
 from tfigkd.training.devices import device_count, on_devices
 from tfigkd.training.distiller import Distiller
-from tfigkd.training.fit import fit
+from tfigkd.training.fit import Training
 
 COUNT = 48
 images = np.random.default_rng(1).integers(0, 256, (COUNT, 6, 6, 3), dtype=np.uint8)
@@ -57,7 +57,7 @@ for devices in ("one", "all"):
         with on_devices(devices):
             student = network(0, dropout=0.3 if os.environ["KERAS_BACKEND"] == "jax" else 0)
             model = Distiller(student, losses={"kd": KLDivergence()}, loss_weights={"kd": 0.5})
-            return student, fit(model, stream, **options)
+            return student, Training(model, stream, **options).run()
 
     student, history = train()
     results.append(student.get_weights())

@@ -124,7 +124,7 @@ def test_the_recipe_makes_it_and_without_difference_the_plain_optimizer():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"training.dot": 0.2}, r"training\.dot must be 0, or below training\.momentum and 1 minus it, got 0\.2"),
+        ({"training.dot": 0.2}, r"training\.dot must be 0, or below momentum and 1 minus it, got 0\.2"),
         ({"training.optimizer": "adam"}, r"training\.dot must be 0 unless the optimizer is sgd"),
         ({"losses.kd.weight": 0.0}, r"training\.dot must be 0 without a term beside the hard label"),
     ],

@@ -15,7 +15,7 @@ from tfigkd.runtime.errors import UserError
 from tfigkd.runtime.files import fingerprint
 from tfigkd.training import checkpoint
 from tfigkd.training.distiller import Distiller
-from tfigkd.training.fit import fit, make_optimizer
+from tfigkd.training.fit import Training, make_optimizer
 from tfigkd.training.inputs import Measured, training_input, validation_input
 
 RNG = np.random.default_rng(0)
@@ -74,7 +74,7 @@ def train(examples, knowledge, folder, epochs, stop_after=None, **recipe):
             yield (images * np.float32(np.nan) if broken else images), targets
 
     options = {"examples": COUNT, "config": config, "folder": folder, "tensorboard": folder / "tb", "title": "test"}
-    history = fit(model, breaking, fingerprint="f", **options)
+    history = Training(model, breaking, fingerprint="f", **options).run()
     return model.student.get_weights(), history
 
 

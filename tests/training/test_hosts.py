@@ -34,7 +34,7 @@ from tfigkd.runtime import hosts
 from tfigkd.runtime.errors import UserError
 from tfigkd.training.devices import check_devices, device_count, on_devices
 from tfigkd.training.distiller import Distiller
-from tfigkd.training.fit import fit
+from tfigkd.training.fit import Training
 
 COUNT = 48
 images = np.random.default_rng(1).integers(0, 256, (COUNT, 6, 6, 3), dtype=np.uint8)
@@ -56,9 +56,8 @@ def train(folder):
         student.set_weights([one + hosts.process_index() for one in student.get_weights()])  # the first one's count
         model = Distiller(student, losses={"kd": KLDivergence()}, loss_weights={"kd": 0.5}, teacher=teacher)
         options = {"fingerprint": "f", "tensorboard": folder / "tb", "title": "t"}
-        history = fit(
-            model, stream, examples=COUNT, config=config, folder=folder, validation=examples.take(slice(8)), **options
-        )
+        options["validation"] = examples.take(slice(8))
+        history = Training(model, stream, examples=COUNT, config=config, folder=folder, **options).run()
     for entry in history:
         del entry["seconds"]
     values = [list(entry.values()) for entry in history]

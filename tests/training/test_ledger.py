@@ -13,7 +13,7 @@ from tfigkd.config.training_fields import AugmentConfig, TrainingConfig
 from tfigkd.data import load
 from tfigkd.losses import AttentionTransfer, KLDivergence
 from tfigkd.training.distiller import Distiller
-from tfigkd.training.fit import fit
+from tfigkd.training.fit import Training
 from tfigkd.training.ledger import gradient_norms, inert_terms, read_ledger
 
 
@@ -82,7 +82,7 @@ def run(stream, folder, epochs, at, ledger_steps=3):
     config = TrainingConfig(epochs=epochs, batch_size=16)
     options = {"examples": 64, "config": config, "folder": folder, "tensorboard": folder / "tb", "title": "test"}
     model = distiller(at=at)
-    fit(model, stream, fingerprint="f", ledger_steps=ledger_steps, **options)
+    Training(model, stream, fingerprint="f", ledger_steps=ledger_steps, **options).run()
     return model.student.get_weights()
 
 

@@ -16,7 +16,7 @@ from tfigkd.runtime.errors import UserError
 from tfigkd.runtime.files import fingerprint, fingerprint_values
 from tfigkd.training.averaging import recompute_statistics
 from tfigkd.training.distiller import Distiller
-from tfigkd.training.fit import fit
+from tfigkd.training.fit import Training
 from tfigkd.training.optimizers import Triangular, make_optimizer
 
 COUNT, BATCH = 50, 16
@@ -57,8 +57,8 @@ def train(
 
     options = {"examples": COUNT, "config": config, "folder": folder, "tensorboard": folder / "tb", "title": "test"}
     options |= {"validation": validation, "callbacks": callbacks}
-    history = fit(model, stream if stop_after is None else breaking, fingerprint="f", **options)
-    return model.student, history
+    training = Training(model, stream if stop_after is None else breaking, fingerprint="f", **options)
+    return model.student, training.run()
 
 
 DECAY = {"weight_decay": 0.01, "weight_decay_form": "coupled", "bias_factor": 4.0}

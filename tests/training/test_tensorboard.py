@@ -17,7 +17,7 @@ from tfigkd.data import load
 from tfigkd.runtime.errors import UserError
 from tfigkd.training import panels
 from tfigkd.training.distiller import Distiller
-from tfigkd.training.fit import fit
+from tfigkd.training.fit import Training
 from tfigkd.training.tensorboard import Board, EventFile, Watched, model_graph
 
 EPOCHS, STEPS = 4, 4
@@ -52,7 +52,7 @@ def train(data, folder, *, look=None, epochs=EPOCHS):
 
     model = Distiller(network())
     options = {"examples": STEPS * 16, "config": recipe, "folder": folder}
-    fit(
+    training = Training(
         model,
         stream,
         fingerprint="f",
@@ -62,6 +62,7 @@ def train(data, folder, *, look=None, epochs=EPOCHS):
         watched=look,
         **options,
     )
+    training.run()
     return model.student.get_weights()
 
 

@@ -13,7 +13,7 @@ from tfigkd.config.compress_fields import CompressConfig
 from tfigkd.config.training_fields import TrainingConfig
 from tfigkd.training import checkpoint
 from tfigkd.training.distiller import Distiller
-from tfigkd.training.fit import fit
+from tfigkd.training.fit import Training
 
 CHECKPOINT_STEPS = 100
 """Approximate steps in one epoch of fine-tuning; an interruption loses at most one epoch."""
@@ -111,7 +111,7 @@ def fine_tune(
         The student.
     """
     steps = steps_an_epoch(config)
-    fit(
+    training = Training(
         tuning.distiller(student),
         shortened(tuning.stream, steps),
         examples=steps * config.batch_size,
@@ -122,5 +122,6 @@ def fine_tune(
         title=title,
         callbacks=callbacks,
     )
+    training.run()
     checkpoint.remove(tuning.folder)
     return student

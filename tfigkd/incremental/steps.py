@@ -31,12 +31,12 @@ from tfigkd.runtime.files import (
     write_text,
 )
 from tfigkd.runtime.provenance import as_csv, origin
-from tfigkd.stages.data import data_fingerprints, dataset, training_choice, training_examples
+from tfigkd.stages.data import dataset, training_choice, training_examples
 from tfigkd.stages.teacher import build_network, network_values
 from tfigkd.stages.workdir import ROWS, STUDENT_FILE
 from tfigkd.training import boosting, checkpoint
 from tfigkd.training.distiller import Distiller
-from tfigkd.training.fit import fit
+from tfigkd.training.fit import Training
 
 METHODS: tuple[Method, ...] = get_args(Method)
 FIRST = "first"
@@ -105,7 +105,7 @@ class Step:
             changes: Fields of the recipe that are other ones in this phase.
         """
         recipe = replace(self.config.training, **changes)
-        history = fit(
+        training = Training(
             model,
             TrainingBatches(self.examples, recipe, self.config.augment, seed=self.seed),
             examples=len(self.examples),
@@ -115,7 +115,7 @@ class Step:
             tensorboard=self.folder / "tensorboard" / name,
             title=f"{self.total} classes, {name}",
         )
-        return sum(entry["seconds"] for entry in history)
+        return sum(entry["seconds"] for entry in training.run())
 
 
 def _learn(step: Step, method: Method, old: keras.Model | None) -> tuple[keras.Model, float, keras.Model | None]:
@@ -221,7 +221,7 @@ def _of_step(examples: Examples, classes: range, memory: dict[str, list[str]]) -
 def _identity(config: Config, method: Method, seed: int, number: int) -> str:
     """Return the fingerprint of a step; the first one is that of all methods."""
     chosen = config.incremental if number > 1 else (config.incremental.steps, config.incremental.memory)
-    data = [data_fingerprints(config.data)[0], *training_choice(config.data)]
+    data = [dataset(config.data).training_fingerprint, *training_choice(config.data)]
     network = network_values(config.student, dataset(config.data))
     parts = [network, config.training, config.augment, chosen]
     return fingerprint("incremental", method if number > 1 else FIRST, number, seed, *data, *parts)

@@ -1,8 +1,9 @@
 """Training with exact resume: optimizer, schedule, progress, checkpoints."""
 
+import functools
 import gc
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -63,42 +64,110 @@ class _Callbacks(keras.callbacks.CallbackList):
             callback.on_train_batch_end(batch, logs)
 
 
-@dataclass(frozen=True)
-class _Training:
-    """What `fit` is given, ready to be trained.
+def compile_for(model: Distiller, config: TrainingConfig, steps_per_epoch: int) -> None:
+    """Compile a Distiller with the optimizer of a recipe.
+
+    Args:
+        model: What trains.
+        config: The recipe.
+        steps_per_epoch: Steps of an epoch, which the schedule of the learning rate depends on.
+    """
+    # XLA on a CPU takes minutes to compile and then trains several times slower
+    jit = False if keras.backend.backend() == "tensorflow" else "auto"
+    optimizer = make_optimizer(config, steps_per_epoch, head=head_layers(model.student))
+    model.compile(optimizer, metrics=["accuracy"], jit_compile=jit)
+
+
+@dataclass(frozen=True, eq=False)
+class Training:
+    """A training to the last epoch that goes on from a checkpoint where there is one; `run` does it.
+
+    A run that was killed and started again ends with the weights of an uninterrupted one: batches are a function of
+    the epoch, and the checkpoint holds every variable, those of random generators included. The logs of an epoch that
+    was interrupted are those of an uninterrupted one but for rounding.
 
     Attributes:
-        sizes: Examples of each step of an epoch.
-        averaged: The averaged weights, or None.
+        model: Not compiled; a teacher is trained as a Distiller without distillation losses. Where `config.devices`
+            are several, it was built, and `run` is called, inside `on_devices`. On several hosts each builds it and
+            calls `run` alike; the first one alone writes.
+        stream: From first epoch to endless batches (`TrainingBatches`); on several hosts also of a part of them, and
+            with `config.checkpoint_steps` also without the first ones.
+        examples: Examples an epoch.
+        config: The recipe.
+        folder: Where checkpoints go.
+        fingerprint: Of everything the weights depend on; a checkpoint of another is refused.
+        tensorboard: Folder of the event files.
+        title: For the progress bar.
+        validation: Examples that are measured after each epoch, as many as the devices can share evenly.
+        watched: What TensorBoard's pictures are drawn of.
+        ledger_steps: Steps between two entries of the loss ledger; 0 keeps none.
+        callbacks: Further callbacks; what they change between two steps must follow from the model's variables.
     """
 
     model: Distiller
     stream: Callable[..., Iterator[Batch]]
+    _: KW_ONLY
+    examples: int
     config: TrainingConfig
-    sizes: Sequence[int]
     folder: Path
     fingerprint: str
     tensorboard: Path
     title: str
-    validation: Examples | None
-    watched: Watched | None
-    ledger_steps: int
-    callbacks: Sequence[keras.callbacks.Callback]
-    averaged: Averaged | None
+    validation: Examples | None = None
+    watched: Watched | None = None
+    ledger_steps: int = 0
+    callbacks: Sequence[keras.callbacks.Callback] = ()
 
-    def reached(self, progress: Progress) -> str:
+    @functools.cached_property
+    def sizes(self) -> list[int]:
+        """Examples of each step of an epoch."""
+        return batch_sizes(self.examples, self.config.batch_size, device_count(self.config.devices))
+
+    @functools.cached_property
+    def averaged(self) -> Averaged | None:
+        """The averaged weights, where the recipe averages."""
+        if self.config.ema or self.config.lookahead:
+            return Averaged(self.stream, batch_size=self.config.batch_size, examples=self.examples)
+        return None
+
+    def run(self) -> list[dict[str, float]]:
+        """Train to the last epoch; return the logs of each epoch.
+
+        Raises:
+            UserError: a loss term became NaN or infinite, the checkpoint belongs to another run, the devices cannot
+                share the batches or the losses, or hosts differ in them.
+        """
+        check_devices(self.config, self.examples)
+        check_losses(self.model.distillation_losses, self.config.devices)
+        compile_for(self.model, self.config, len(self.sizes))
+        epochs, progress = self.config.epochs, self._restored()
+        if progress.history or progress.steps:
+            console.say(f"  {self.title}: going on after {self._reached(progress)}")
+        while len(progress.history) < epochs:
+            self._go_on(progress)
+            if len(progress.history) < epochs:
+                hosts.meet(f"{self.title} written after {self._reached(progress)}")  # by the first one
+                progress = self._restored()  # Keras ends each `fit` by putting averages in the place of the weights
+        if self.averaged:
+            self.averaged.finish(self.model, epochs - 1)
+        return progress.history
+
+    def _reached(self, progress: Progress) -> str:
         """Return how far the training is, in words."""
         within = f" and step {progress.steps} of {len(self.sizes)}" if progress.steps else ""
         return f"epoch {len(progress.history)} of {self.config.epochs}{within}"
 
-    def restored(self) -> Progress:
+    def _restored(self) -> Progress:
         """Bring the model to its newest checkpoint, which is the same one on every host; return how far that is."""
         progress = checkpoint.restore(self.folder, self.model, self.fingerprint)
-        hosts.meet(f"{self.title} after {self.reached(progress)}, fingerprint {self.fingerprint}")
+        hosts.meet(f"{self.title} after {self._reached(progress)}, fingerprint {self.fingerprint}")
         return progress
 
-    def go_on(self, progress: Progress) -> None:
-        """Train to the last epoch; or to the end of an interrupted one, as `fit` takes one length for all epochs."""
+    def _go_on(self, progress: Progress) -> None:
+        """Train to the last epoch, or first to the end of an interrupted one, which has fewer steps left.
+
+        Keras's `fit` takes one number of steps for all epochs of a call.
+        """
         config, model, steps = self.config, self.model, len(self.sizes)
         epoch, skipped = len(progress.history), progress.steps
         until, left, done = epoch + 1 if skipped else config.epochs, steps - skipped, epoch * steps + skipped
@@ -106,7 +175,9 @@ class _Training:
         own: dict[str, Any] = {"part": part} if hosts.process_count() > 1 else {}
         if skipped:
             own["skip"] = skipped
-        held_out = None if self.validation is None else validation_input(self.validation, devices, part)
+        held_out = None
+        if self.validation is not None and len(self.validation) >= devices:
+            held_out = validation_input(self.validation, devices, part)
         with console.progress(self.title, config.epochs * steps, done) as advance:
             watchers = [*self.callbacks, *self._callbacks(progress, done), _Bar(advance, config.epochs)]
             watchers += [self.averaged] if self.averaged else []
@@ -155,89 +226,3 @@ class _Training:
             board=board,
             averaged=self.averaged,
         )
-
-
-def fit(
-    model: Distiller,
-    stream: Callable[..., Iterator[Batch]],
-    *,
-    examples: int,
-    config: TrainingConfig,
-    folder: Path,
-    fingerprint: str,
-    tensorboard: Path,
-    title: str,
-    validation: Examples | None = None,
-    watched: Watched | None = None,
-    ledger_steps: int = 0,
-    callbacks: Sequence[keras.callbacks.Callback] = (),
-) -> list[dict[str, float]]:
-    """Train to the last epoch, going on from a checkpoint where there is one.
-
-    A run that was killed and started again ends with the weights of an uninterrupted one: batches are a function of
-    the epoch, and the checkpoint holds every variable, those of random generators included. The logs of an epoch that
-    was interrupted are those of an uninterrupted one but for rounding.
-
-    Args:
-        model: Not compiled; a teacher is trained as a Distiller without distillation losses. Where `config.devices`
-            are several, it was built, and this is called, inside `on_devices`. On several hosts each builds it and
-            calls this alike; the first one alone writes.
-        stream: From first epoch to endless batches (`TrainingBatches`); on several hosts also of a part of them, and
-            with `config.checkpoint_steps` also without the first ones.
-        examples: Examples an epoch.
-        config: The recipe.
-        folder: Where checkpoints go.
-        fingerprint: Of everything the weights depend on; a checkpoint of another is refused.
-        tensorboard: Folder of the event files.
-        title: For the progress bar.
-        validation: Examples that are measured after each epoch, those that several devices can share.
-        watched: What TensorBoard's pictures are drawn of.
-        ledger_steps: Steps between two entries of the loss ledger; 0 keeps none.
-        callbacks: Further callbacks; what they change between two steps must follow from the model's variables.
-
-    Returns:
-        The logs of each epoch.
-
-    Raises:
-        UserError: a loss term became NaN or infinite, the checkpoint belongs to another run, the devices cannot
-            share the batches or the losses, or hosts differ in them.
-    """
-    check_devices(config, examples)
-    check_losses(model.distillation_losses, config.devices)
-    devices = device_count(config.devices)
-    if validation is not None and len(validation) < devices:
-        validation = None
-    sizes = batch_sizes(examples, config.batch_size, devices)
-    # XLA on a CPU takes minutes to compile and then trains several times slower
-    jit = False if keras.backend.backend() == "tensorflow" else "auto"
-    optimizer = make_optimizer(config, len(sizes), head=head_layers(model.student))
-    model.compile(optimizer, metrics=["accuracy"], jit_compile=jit)
-    averaged = None
-    if config.ema or config.lookahead:
-        averaged = Averaged(stream, batch_size=config.batch_size, examples=examples)
-    training = _Training(
-        model=model,
-        stream=stream,
-        config=config,
-        sizes=sizes,
-        folder=folder,
-        fingerprint=fingerprint,
-        tensorboard=tensorboard,
-        title=title,
-        validation=validation,
-        watched=watched,
-        ledger_steps=ledger_steps,
-        callbacks=callbacks,
-        averaged=averaged,
-    )
-    progress = training.restored()
-    if progress.history or progress.steps:
-        console.say(f"  {title}: going on after {training.reached(progress)}")
-    while len(progress.history) < config.epochs:
-        training.go_on(progress)
-        if len(progress.history) < config.epochs:
-            hosts.meet(f"{title} written after {training.reached(progress)}")  # by the first one
-            progress = training.restored()  # Keras ends each `fit` by putting averages in the place of the weights
-    if averaged:
-        averaged.finish(model, config.epochs - 1)
-    return progress.history

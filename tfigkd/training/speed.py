@@ -11,7 +11,7 @@ import numpy as np
 from tfigkd.config.training_fields import TrainingConfig
 from tfigkd.models.precision import with_precision
 from tfigkd.training.distiller import Distiller
-from tfigkd.training.optimizers import make_optimizer
+from tfigkd.training.fit import compile_for
 
 ROUNDS = 3
 GAIN = 1.1
@@ -32,8 +32,7 @@ def trial_step(model: Distiller, config: TrainingConfig, known: Mapping[str, Any
     rng = np.random.default_rng(0)
     images = rng.random((config.batch_size, *shape), np.float32)
     labels = np.arange(config.batch_size, dtype=np.int32) % model.student.output_shape[-1]
-    jit = False if keras.backend.backend() == "tensorflow" else "auto"
-    model.compile(make_optimizer(config, 100), metrics=["accuracy"], jit_compile=jit)
+    compile_for(model, config, steps_per_epoch=100)
 
     def step() -> Any:
         return model.train_on_batch(images, {"label": labels, **(known or {})})
