@@ -35,7 +35,7 @@ from tfigkd.training.targets import (
     single_loss,
     weighted_mean,
 )
-from tfigkd.training.terms import Compared, LiveTeacher, check_terms, loss_terms
+from tfigkd.training.terms import Compared, LiveTeacher, check_terms, hard_label_weight, loss_terms
 
 
 @keras.saving.register_keras_serializable("tfigkd")
@@ -146,7 +146,7 @@ class Distiller(Steps, CheckedData, keras.Model):
     def term_weights(self) -> dict[str, float]:
         """Name to weight of every term in training, `"hard"` among them."""
         weights = self.distillation_weights
-        hard = 1.0 - weights.get("kd", 0.0) if self.hard_weight is None else self.hard_weight
+        hard = hard_label_weight(self.distillation_losses, weights, self.hard_weight)
         if self.finetune_from is not None and self.optimizer is not None:
             second = int(ops.convert_to_numpy(self.optimizer.iterations)) >= self.finetune_from
             hard, weights = (1.0, dict.fromkeys(weights, 0.0)) if second else (hard, weights)
@@ -158,7 +158,7 @@ class Distiller(Steps, CheckedData, keras.Model):
         if self.finetune_from is None or self.optimizer is None:
             return {"weights": weights, "hard_weight": hard}
         first = ops.cast(self.optimizer.iterations < self.finetune_from, "float32")
-        hard = 1.0 - weights.get("kd", 0.0) if hard is None else hard
+        hard = hard_label_weight(self.distillation_losses, weights, hard)
         now = {name: first * weight for name, weight in weights.items()}
         return {"weights": now, "hard_weight": first * hard + (1.0 - first)}
 

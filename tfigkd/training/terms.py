@@ -1,7 +1,7 @@
 """The terms of the loss: what each loss compares in a step, their values and their sum."""
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import keras
@@ -17,6 +17,21 @@ from tfigkd.training.targets import HardLoss, labels_of, weighted_mean
 Sides = Mapping[str, tuple[Tensor, Tensor]]
 RESERVED = ("loss", "hard")
 """Names that no loss may have: the logs hold the sum and the hard-label loss under them."""
+SOFT_LABELS = "kd"
+"""Name of the term that takes its weight from the hard label, see `hard_label_weight`."""
+
+
+def hard_label_weight(losses: Collection[str], weights: Mapping[str, float], hard_weight: float | None) -> float:
+    """Return the weight of the hard label: the given one, else 1 minus that of the term "kd" where there is one.
+
+    Args:
+        losses: Names of the terms that count.
+        weights: Name to weight.
+        hard_weight: The weight that was asked for; None where none was.
+    """
+    if hard_weight is not None:
+        return hard_weight
+    return 1.0 - weights[SOFT_LABELS] if SOFT_LABELS in losses else 1.0
 
 
 def check_terms(losses: Mapping[str, Loss], weights: Mapping[str, float], hard_weight: float | None, l1: float) -> None:
@@ -34,10 +49,10 @@ def check_terms(losses: Mapping[str, Loss], weights: Mapping[str, float], hard_w
             raise ValueError(f"a loss cannot be named {name!r}, the logs have another value under it; rename it")
     if not all(weight >= 0 for weight in [*weights.values(), hard_weight or 0.0, l1]):  # NaN is not
         raise ValueError(f"weights must not be negative or NaN, got {weights}, hard_weight {hard_weight} and l1 {l1}")
-    if hard_weight is None and weights.get("kd", 0.0) > 1:
+    if hard_label_weight(losses, weights, hard_weight) < 0:
         raise ValueError(
-            f"the weight of 'kd' must be in [0, 1], got {weights['kd']}: the hard label has the rest; for a larger one "
-            "give hard_weight=, the weight of the hard label"
+            f"the weight of {SOFT_LABELS!r} must be in [0, 1], got {weights[SOFT_LABELS]}: the hard label has the "
+            "rest; for a larger one give hard_weight=, the weight of the hard label"
         )
 
 
@@ -60,11 +75,10 @@ def loss_terms(
     Args:
         labels: Integers [B], or probabilities [B,C].
         logits: The student's, [B,C].
-        sides: Name of a loss to what it compares, the teacher's side first; a loss without sides is left out, and
-            without that of `"kd"` the hard label counts with weight one.
+        sides: Name of a loss to what it compares, the teacher's side first; a loss without sides is left out.
         losses: Name to loss.
         weights: Name to weight.
-        hard_weight: Weight of the hard label; None is 1 minus that of `"kd"`.
+        hard_weight: Weight of the hard label; None is that of `hard_label_weight`, given the losses with sides.
         hard_loss: Function of labels, logits and sample weight to the mean; None is `hard_label_loss`.
         sample_weight: [B], or None.
     """
@@ -75,8 +89,7 @@ def loss_terms(
     else:
         hard = hard_loss(labels, logits, sample_weight)
     terms = {"hard_loss": hard}
-    rest = 1.0 - weights["kd"] if "kd" in sides else 1.0
-    total = (rest if hard_weight is None else hard_weight) * hard
+    total = hard_label_weight(sides, weights, hard_weight) * hard
     for name, (teacher_side, student_side) in sides.items():
         loss = losses[name]
         if isinstance(loss, PerExampleLoss):
