@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from tfigkd import models
-from tfigkd.models.layers import flatten_layers, with_stock_layers
+from tfigkd.models.graph import flatten_layers
+from tfigkd.models.layers import with_stock_layers
 from tfigkd.models.precision import float32_layers
 
 RNG = np.random.default_rng(0)

@@ -2,7 +2,7 @@
 
 `methods` lists the phases of each method, and `finetune` trains each phase with the Distiller. `pruning` removes
 weights, `channels` removes channels, `quantization` builds a model from the fake-quantized layers of
-`tfigkd.models.fake_quant`, and `bridge` is the only module that uses tfmot.
+`tfigkd.models.fake_quant`, and `tfmot_bridge` is the only module that uses tfmot.
 """
 
 import importlib

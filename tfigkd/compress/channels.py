@@ -18,6 +18,7 @@ import numpy as np
 from tfigkd.compress.graph import Node, is_linear, nodes
 from tfigkd.models.equivalence import check_same
 from tfigkd.models.flat import flattened
+from tfigkd.models.graph import ARITHMETIC, calls_of
 from tfigkd.models.layers import copy_layer, copy_layer_state, has_plain_kernel, rebuild
 from tfigkd.runtime.errors import UserError
 
@@ -39,8 +40,10 @@ PASSES_CHANNELS = (
     keras.layers.GlobalMaxPooling2D,
 )
 """Layers that process each channel separately."""
-PASSING_OPERATIONS = ("Add", "Subtract", "Multiply", "Divide", "TrueDivide", "Relu", "Relu6", "Sigmoid", "Silu")
-"""The same among the functions of keras.ops, with a number as their other argument."""
+CURVED_OPERATIONS = ("Relu", "Relu6", "Sigmoid", "Silu")
+"""The activations among the functions of keras.ops."""
+PASSING_OPERATIONS = (*ARITHMETIC, *CURVED_OPERATIONS)
+"""Functions of keras.ops that do so as well; those of two arguments only where the other one is a number."""
 MULTIPLE = 8
 """The number of kept channels is a multiple of it and at least this many; inference kernels are faster then."""
 
@@ -146,13 +149,13 @@ def _passes(node: Node, source: Node) -> bool:
 
 
 def _shape(node: Node) -> tuple[int, ...]:
-    return node.layer._inbound_nodes[0].outputs[0].shape
+    return calls_of(node.layer)[0].outputs[0].shape
 
 
 def _is_curved(layer: Any) -> bool:
     """Return whether an operation is or ends in an activation."""
     if not isinstance(layer, keras.Layer):
-        return type(layer).__name__ in ("Relu", "Relu6", "Sigmoid", "Silu")
+        return type(layer).__name__ in CURVED_OPERATIONS
     kinds = (keras.layers.ReLU, keras.layers.LeakyReLU, keras.layers.ELU)
     return isinstance(layer, kinds) or (getattr(layer, "activation", None) is not None and not is_linear(layer))
 

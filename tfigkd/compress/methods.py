@@ -5,7 +5,7 @@ from dataclasses import asdict, replace
 
 import keras
 
-from tfigkd.compress import bridge
+from tfigkd.compress import tfmot_bridge
 from tfigkd.compress.channels import cut_channels
 from tfigkd.compress.finetune import FineTuning, fine_tune, pruning_times
 from tfigkd.compress.pruning import MagnitudePruning
@@ -50,11 +50,11 @@ PHASES: dict[Method, tuple[Phase, ...]] = {
     "prune_channels": (prune_channels,),
     "qat": (quantize,),
     "prune_qat": (prune, quantize_sparse),
-    "prune_tfmot": (bridge.prune_tfmot,),
-    "cluster": (bridge.cluster,),
-    "qat_tfmot": (bridge.quantize_tfmot,),
-    "pqat": (bridge.prune_tfmot, bridge.quantize_preserving_zeros),
-    "cqat": (bridge.cluster, bridge.quantize_preserving_clusters),
+    "prune_tfmot": (tfmot_bridge.prune_tfmot,),
+    "cluster": (tfmot_bridge.cluster,),
+    "qat_tfmot": (tfmot_bridge.quantize_tfmot,),
+    "pqat": (tfmot_bridge.prune_tfmot, tfmot_bridge.quantize_preserving_zeros),
+    "cqat": (tfmot_bridge.cluster, tfmot_bridge.quantize_preserving_clusters),
 }
 
 
@@ -62,11 +62,11 @@ CHECKS: dict[Phase, Callable[[keras.Model, CompressConfig], object]] = {
     prune_channels: lambda student, config: cut_channels(student, config.sparsity),
     quantize: lambda student, config: fake_quantized(student),
     quantize_sparse: lambda student, config: fake_quantized(student),
-    bridge.prune_tfmot: lambda student, config: bridge.make_twin(student),
-    bridge.cluster: lambda student, config: bridge.make_twin(student),
-    bridge.quantize_tfmot: lambda student, config: bridge.quantization_twin(student),
-    bridge.quantize_preserving_zeros: lambda student, config: bridge.quantization_twin(student),
-    bridge.quantize_preserving_clusters: lambda student, config: bridge.quantization_twin(student),
+    tfmot_bridge.prune_tfmot: lambda student, config: tfmot_bridge.make_twin(student),
+    tfmot_bridge.cluster: lambda student, config: tfmot_bridge.make_twin(student),
+    tfmot_bridge.quantize_tfmot: lambda student, config: tfmot_bridge.quantization_twin(student),
+    tfmot_bridge.quantize_preserving_zeros: lambda student, config: tfmot_bridge.quantization_twin(student),
+    tfmot_bridge.quantize_preserving_clusters: lambda student, config: tfmot_bridge.quantization_twin(student),
 }
 """What each phase makes of a student before it trains; it refuses what the phase cannot handle."""
 
@@ -77,10 +77,10 @@ def check_compressible(student: keras.Model, config: CompressConfig) -> None:
     Raises:
         UserError: the method does not support one of the student's layers, or one of its losses.
     """
-    if any(phase.__module__ == bridge.__name__ for phase in PHASES[config.method]):
+    if any(phase.__module__ == tfmot_bridge.__name__ for phase in PHASES[config.method]):
         terms = config.losses.active().items()
         options = {name: {key: value for key, value in asdict(term).items() if key != "weight"} for name, term in terms}
-        bridge.check_losses([LOSSES[name](**given) for name, given in options.items()])
+        tfmot_bridge.check_losses([LOSSES[name](**given) for name, given in options.items()])
     for phase in PHASES[config.method]:
         if phase in CHECKS:
             CHECKS[phase](with_stock_layers(student), config)

@@ -18,6 +18,7 @@ from tfigkd.models.fake_quant import (
 )
 from tfigkd.models.flat import flattened
 from tfigkd.models.fold import fold_batch_norm, inference_values
+from tfigkd.models.graph import ARITHMETIC, maker_of
 from tfigkd.models.input_range import recognize_input_range
 from tfigkd.models.layers import copy_layer, copy_layer_state
 from tfigkd.runtime.errors import UserError
@@ -57,8 +58,8 @@ OPERATIONS = ("Add", "Multiply", "Resize")
 RESIZES = (keras.layers.AveragePooling2D, keras.layers.Resizing)
 """What may resize an image before anything scales it."""
 PREPARES = (keras.layers.Rescaling, keras.layers.Normalization)
-PREPARING_OPERATIONS = ("Add", "Subtract", "Multiply", "Divide", "TrueDivide")
-"""What scales an image before the first convolution; together they are one factor and one offset a channel."""
+"""Layers that scale an image before the first convolution, as `ARITHMETIC` does; together they are one factor and one
+offset for each channel."""
 
 SIGMOID, TANH = (0.0, 255 / 256), (-1.0, 127 / 128)
 """The ranges that an int8 file gives these functions, whatever their inputs."""
@@ -132,7 +133,7 @@ def fake_quantized(model: keras.Model) -> keras.Model:
         if name not in prepares:
             _check(node, model.name)
     factor, offset = _factor_and_offset(folded, graph, prepares, model.name) if prepares else (None, None)
-    image = keras.Input(folded.input_shape[1:], name=folded.inputs[0]._keras_history.operation.name)
+    image = keras.Input(folded.input_shape[1:], name=maker_of(folded.inputs[0]).name)
     rounded = FakeQuantize(limits=(0.0, 1.0), name="image_range")(image)
 
     def apply(node: Node, inputs: list[Any]) -> Any:
@@ -207,7 +208,7 @@ def _preparation(graph: dict[str, Node]) -> list[str]:
         node = graph[node.readers[0]]
         if not found and (isinstance(node.layer, RESIZES) or _is_operation(node.layer, ("Resize",))):
             continue  # pixels are scaled alike before and after
-        simple = _is_operation(node.layer, PREPARING_OPERATIONS) and len(node.sources) == 1
+        simple = _is_operation(node.layer, ARITHMETIC) and len(node.sources) == 1
         if not (simple or isinstance(node.layer, PREPARES) or _is_frozen_scaling(node.layer)):
             break
         found.append(node.layer.name)
@@ -228,7 +229,7 @@ def _factor_and_offset(
     images = np.stack([np.full(model.input_shape[1:], value, "float32") for value in (0.0, 1.0, 0.5)])
     reader = graph[graph[prepares[-1]].readers[0]]
     taken = reader.arguments.keras_tensors
-    tensor = next(one for one in taken if one._keras_history.operation.name == prepares[-1])
+    tensor = next(one for one in taken if maker_of(one).name == prepares[-1])
     black, white, gray = np.asarray(keras.Model(model.inputs[0], tensor)(images), "float64")
     offset, factor = black[0, 0], (white - black)[0, 0]
     alike = np.allclose(black, offset, atol=1e-5) and np.allclose(white - black, factor, rtol=1e-4, atol=1e-5)

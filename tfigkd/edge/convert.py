@@ -13,6 +13,7 @@ from tfigkd.data import to_model_input
 from tfigkd.data.pictures import one_line
 from tfigkd.data.spaces import UNIT, Range
 from tfigkd.edge.litert import float_operations, float_tensors
+from tfigkd.models.graph import flatten_layers
 from tfigkd.models.input_range import recognize_input_range
 from tfigkd.runtime.errors import UserError
 from tfigkd.runtime.quiet import quiet_stderr
@@ -67,7 +68,8 @@ def convert(
     shape = (1, *model.input_shape[1:])
     if None in shape:
         raise ValueError(f"Expected a model of fixed image size, got one that takes {shape[1:]}.")
-    by_keras = [layer.name for layer in model._flatten_layers() if getattr(layer, "quantization_mode", None)]
+    layers = flatten_layers(model, include_self=True)
+    by_keras = [layer.name for layer in layers if getattr(layer, "quantization_mode", None)]
     if by_keras:
         raise OperationError(
             f"Keras has quantized layer {by_keras[0]!r} of this model (model.quantize), for which LiteRT has no "

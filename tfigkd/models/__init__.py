@@ -12,7 +12,7 @@ from tfigkd.data.spaces import UNIT
 from tfigkd.models.applications import PREFIX, application
 from tfigkd.models.blocks import CIFAR10_MEAN, CIFAR10_STD, IMAGENET_MEAN, IMAGENET_STD, LARGEST_SMALL, Normalization
 from tfigkd.models.chain import with_chain
-from tfigkd.models.code import with_code, without_code
+from tfigkd.models.coded_features import with_code, without_code
 from tfigkd.models.convnet import convnet, set_whitening
 from tfigkd.models.ensemble import ensemble, weighted_by_label
 from tfigkd.models.fold import fold_batch_norm

@@ -12,6 +12,7 @@ import numpy as np
 
 from tfigkd.models import layers
 from tfigkd.models.blocks import IMAGENET_STD
+from tfigkd.models.graph import flatten_layers, run_graph
 from tfigkd.models.input_range import INPUT_RANGE
 from tfigkd.models.keras_file import load_model
 from tfigkd.runtime.errors import UserError
@@ -64,7 +65,7 @@ def application(
         model = function(weights=None, input_shape=tuple(input_shape), classes=num_classes, classifier_activation=None)
     except ValueError as error:
         raise UserError(f"cannot build {name}: {' '.join(str(error).split())[:200]}; try another image size") from error
-    for layer in layers.flatten_layers(model):
+    for layer in flatten_layers(model):
         if isinstance(layer, keras.layers.BatchNormalization):
             layer.momentum = min(layer.momentum, MOMENTUM)
     if weights is not None:
@@ -85,7 +86,7 @@ def _with_preprocessing(model: keras.Model, function: Callable, input_shape: Seq
         kernel = 255 * np.diag(matrix).reshape(1, 1, 3, 1)
     prepared = layer(inputs)
     layer.set_weights([kernel, offset])
-    joined = keras.Model(inputs, model._run_through_graph([prepared]), name=model.name)
+    joined = keras.Model(inputs, run_graph(model, [prepared]), name=model.name)
     return layers.with_fused_layers(layers.rebuilt(joined))  # each layer in one graph alone
 
 
@@ -154,7 +155,7 @@ def _read_weights(model: keras.Model, path: Path, bare: Callable[[], keras.Model
             body.load_weights(path)
             _copy_in_order(body, model)
     else:
-        donors = {layer.name: layer for layer in layers.flatten_layers(load_model(path)) if layer.weights}
+        donors = {layer.name: layer for layer in flatten_layers(load_model(path)) if layer.weights}
         for layer in model.layers:
             values = donors[layer.name].get_weights() if layer.name in donors else []
             if values and [one.shape for one in values] == [tuple(one.shape) for one in layer.weights]:

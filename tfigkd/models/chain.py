@@ -18,8 +18,8 @@ import numpy as np
 from keras import ops
 from threadpoolctl import threadpool_limits
 
+from tfigkd.models.graph import flatten_layers
 from tfigkd.models.kernels import Reparameterized, trains_kernel, with_reparameterized_kernels
-from tfigkd.models.layers import flatten_layers
 from tfigkd.runtime.errors import UserError
 
 CENTER, AUXILIARY = "center", "auxiliary"

@@ -8,7 +8,7 @@ from typing import Any
 import keras
 from keras import ops
 
-from tfigkd.models.layers import flatten_layers
+from tfigkd.models.graph import flatten_layers
 from tfigkd.models.spaces import ADDED
 
 DEPTHWISE = (keras.layers.DepthwiseConv1D, keras.layers.DepthwiseConv2D)
@@ -101,5 +101,5 @@ def trained_parameters(model: keras.Model) -> int:
 
 
 def _own_weights(layer: keras.Layer) -> list[keras.Variable]:
-    inner = {id(weight) for child in layer._flatten_layers(include_self=False) for weight in child.weights}
+    inner = {id(weight) for child in flatten_layers(layer) for weight in child.weights}
     return [weight for weight in layer.weights if id(weight) not in inner]

@@ -8,7 +8,7 @@ import numpy as np
 from scipy import special
 
 from tfigkd.data.spaces import Outputs
-from tfigkd.models import layers
+from tfigkd.models.graph import ARITHMETIC, is_graph, maker_of, sources_of
 
 WEIGHTED = (keras.layers.Dense, keras.layers.EinsumDense, keras.layers.Conv2D)
 """Layers whose outputs are logits where they end in no activation."""
@@ -31,8 +31,8 @@ def told_by_end(model: keras.Model) -> Outputs | None:
     last, activation = last_operation(model)
     if activation in ("softmax", "sigmoid"):
         return "probabilities"
-    while _passes_values(last) and last._inbound_nodes and last._inbound_nodes[0].input_tensors:
-        last = last._inbound_nodes[0].input_tensors[0]._keras_history.operation
+    while _passes_values(last) and (sources := sources_of(last)):
+        last = maker_of(sources[0])
         activation = _activation_of(last)
     # a single logit of an untrained network is often between 0 and 1
     logits = activation == "log_softmax" or (activation == "linear" and isinstance(last, WEIGHTED))
@@ -46,16 +46,16 @@ def _passes_values(operation: Any) -> bool:
 
 
 def _is_affine(operation: Any) -> bool:
-    if type(operation).__name__ not in ("Multiply", "Divide", "TrueDivide", "Add", "Subtract"):
+    if type(operation).__name__ not in ARITHMETIC:
         return isinstance(operation, keras.layers.Rescaling)
-    return bool(operation._inbound_nodes) and len(operation._inbound_nodes[0].input_tensors) == 1  # with a constant
+    return len(sources_of(operation)) == 1  # the other operand is a constant
 
 
 def last_operation(model: keras.Model) -> tuple[Any, str]:
     """Return the last operation, at any depth, and the name of its activation; a subclassed model is one operation."""
     last: Any = model
-    while layers.is_graph(last):
-        last = last.layers[-1] if isinstance(last, keras.Sequential) else last.outputs[0]._keras_history.operation
+    while is_graph(last):
+        last = last.layers[-1] if isinstance(last, keras.Sequential) else maker_of(last.outputs[0])
     return last, _activation_of(last)
 
 

@@ -9,7 +9,7 @@ from keras import ops
 from scipy.special import log_softmax, softmax
 
 from tfigkd.data.spaces import UNIT
-from tfigkd.models import layers
+from tfigkd.models.graph import graph_of
 from tfigkd.models.input_range import recognize_input_range
 from tfigkd.models.spaces import logits_of
 
@@ -63,7 +63,7 @@ def ensemble(models: Sequence[keras.Model], *, weighting: Weighting = "mean") ->
 
 def _giving_logits(model: keras.Model, name: str) -> keras.Model:
     """Return a model of the same layers under another name, whose output is logits of at least two classes."""
-    bare = layers.graph_of(model)
+    bare = graph_of(model)
     return keras.Model(bare.inputs[0], logits_of(model)(bare.outputs[0]), name=name)
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import keras
 import numpy as np
 
+from tfigkd.models.graph import flatten_layers, is_built_graph, run_graph
 from tfigkd.runtime.errors import UserError
 
 EXAMPLES = 3
@@ -125,7 +126,7 @@ def _visit(model: keras.Model, inputs: Sequence[Any], see: Callable[[str, np.nda
             path = prefix + operation.name
             if getattr(operation, "_call_has_training_arg", False):
                 kwargs["training"] = False  # random layers of Keras augment by default
-            inside = isinstance(operation, keras.Model) and getattr(operation, "inputs", None)
+            inside = is_built_graph(operation)
             result = run(operation, args[0], f"{path}/") if inside else operation(*args, **kwargs)
             if not keras.ops.is_tensor(result):
                 return result  # several outputs
@@ -133,7 +134,7 @@ def _visit(model: keras.Model, inputs: Sequence[Any], see: Callable[[str, np.nda
             name = path if counts[path] == 1 else f"{path} (call {counts[path]})"
             return keras.ops.convert_to_tensor(see(name, _array(result)), dtype=result.dtype)
 
-        return keras.Model(graph.inputs, graph.outputs)._run_through_graph(keras.tree.flatten(given), call_fn=call)
+        return run_graph(keras.Model(graph.inputs, graph.outputs), given, call)
 
     tensors = [keras.ops.convert_to_tensor(values) for values in inputs]
     return [_array(output) for output in keras.tree.flatten(run(model, tensors, ""))]
@@ -165,5 +166,5 @@ def close(found: np.ndarray, expected: np.ndarray, tolerance: float) -> bool:
 
 def tolerance_of(model: keras.Model) -> float:
     """Return the largest relative difference that the precision of a model's layers explains."""
-    computed = {layer.compute_dtype for layer in model._flatten_layers()}
+    computed = {layer.compute_dtype for layer in flatten_layers(model, include_self=True)}
     return max((TOLERANCES.get(dtype, TOLERANCE) for dtype in computed), default=TOLERANCE)

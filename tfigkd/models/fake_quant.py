@@ -11,7 +11,7 @@ from typing import Any
 import keras
 from keras import ops
 
-from tfigkd.models.layers import flatten_layers
+from tfigkd.models.graph import flatten_layers
 
 MOMENTUM = 0.99
 STEPS = 127

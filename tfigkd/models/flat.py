@@ -7,7 +7,8 @@ from typing import Any
 import keras
 
 from tfigkd.models.equivalence import check_same
-from tfigkd.models.layers import copy_layer_state, graph_of, is_graph
+from tfigkd.models.graph import graph_of, input_like, is_graph, maker_of, nodes_of, run_graph
+from tfigkd.models.layers import copy_layer_state
 
 
 def flattened(model: keras.Model) -> keras.Model:
@@ -56,12 +57,9 @@ def flattened(model: keras.Model) -> keras.Model:
                 kwargs["training"] = training
             return copied(operation, inside)(*args, **kwargs)
 
-        return graph._run_through_graph(inputs, call_fn=call)
+        return run_graph(graph, inputs, call)
 
-    inputs = [
-        keras.Input(batch_shape=tensor.shape, dtype=tensor.dtype, name=tensor._keras_history.operation.name)
-        for tensor in bare.inputs
-    ]
+    inputs = [input_like(tensor) for tensor in bare.inputs]
     given = keras.tree.pack_sequence_as(bare.input, inputs) if isinstance(bare.input, dict | list) else inputs[0]
     result = keras.Model(given, run(bare, given, [], None), name=model.name)
     for old, new in copies.values():
@@ -107,15 +105,13 @@ def graph_nodes(model: keras.Model) -> dict[str, Node]:
     Raises:
         ValueError: The model is neither Functional nor Sequential, or an operation is called more than once.
     """
-    graph = graph_of(model)
     found: dict[str, tuple[Any, tuple[str, ...], Any]] = {}
-    for depth in sorted(graph._nodes_by_depth, reverse=True):
-        for node in graph._nodes_by_depth[depth]:
-            name = node.operation.name
-            if name in found:
-                raise ValueError(f"layer {name!r} is called more than once; give each call a layer of its own")
-            sources = tuple(tensor._keras_history.operation.name for tensor in node.arguments.keras_tensors)
-            found[name] = (node.operation, () if node.is_input else sources, node.arguments)
+    for node in nodes_of(graph_of(model)):
+        name = node.operation.name
+        if name in found:
+            raise ValueError(f"layer {name!r} is called more than once; give each call a layer of its own")
+        sources = tuple(maker_of(tensor).name for tensor in node.arguments.keras_tensors)
+        found[name] = (node.operation, () if node.is_input else sources, node.arguments)
     readers: dict[str, list[str]] = {name: [] for name in found}
     for name, (_, sources, _) in found.items():
         for source in sources:

@@ -6,7 +6,8 @@ from typing import Any
 import keras
 import numpy as np
 
-from tfigkd.models.layers import copy_layer, has_plain_kernel, is_graph, rebuilt
+from tfigkd.models.graph import is_graph
+from tfigkd.models.layers import copy_layer, has_plain_kernel, rebuilt
 
 FOLDABLE = (keras.layers.Conv2D, keras.layers.DepthwiseConv2D, keras.layers.Dense)
 

@@ -9,6 +9,7 @@ import numpy as np
 from keras import ops
 
 from tfigkd.data.spaces import PIXELS, SIGNED, UNIT, Range
+from tfigkd.models.graph import ARITHMETIC, readers_of, single_graph
 
 INPUT_RANGE = "input_range"
 """Name of the layer that maps [0,1] to the model's own range; a model that begins with it takes [0,1]."""
@@ -58,10 +59,10 @@ def recognize_input_range(model: keras.Model) -> Range | None:
     Returns:
         (0, 255), (0, 1), (-1, 1) or another range; None where the model does not tell.
     """
-    first = graph_of(model)
+    first = single_graph(model)
     if first is None:
         return None
-    readers = _reading(first, first.inputs[0])
+    readers = readers_of(first, first.inputs[0])
     found = _told_by(first)
     if found is None and len(readers) > 1:
         told = {_told_by(first, node) for node in readers}
@@ -134,12 +135,6 @@ def _affine_parts(model: keras.Model, start: Any = None) -> Iterator[_Affine]:
         yield part
 
 
-def _reading(bare: keras.Model, tensor: Any) -> list[Any]:
-    """Return the nodes of a graph that read a tensor."""
-    nodes = [node for depth in bare._nodes_by_depth.values() for node in depth if not node.is_input]
-    return [node for node in nodes if any(source is tensor for source in node.input_tensors)]
-
-
 def _leading(model: keras.Model, start: Any = None) -> Iterator[tuple[Any, Any]]:
     """Yield the operations, with their nodes, that the image passes one after the other; models inside are entered.
 
@@ -147,36 +142,25 @@ def _leading(model: keras.Model, start: Any = None) -> Iterator[tuple[Any, Any]]
         model: Functional or Sequential.
         start: Which of the nodes that read the image is the first one; needed where there are several.
     """
-    bare = graph_of(model)
+    bare = single_graph(model)
     if bare is None:
         return
     tensor = bare.inputs[0]
     while tensor is not bare.outputs[0]:
-        reading = _reading(bare, tensor) if start is None else [start]
+        reading = readers_of(bare, tensor) if start is None else [start]
         start = None
         if len(reading) > 1 and all(type(node.operation).__name__ == "GetItem" for node in reading):
             # channels taken apart, as keras.applications turns RGB into BGR, until one operation joins them
             picked = [node.outputs[0] for node in reading]
-            reading = _reading(bare, picked[0])
+            reading = readers_of(bare, picked[0])
         if len(reading) != 1:
             return
         node = reading[0]
-        if graph_of(node.operation) is not None:
+        if single_graph(node.operation) is not None:
             yield from _leading(node.operation)
         else:
             yield node.operation, node
         tensor = node.outputs[0]
-
-
-def graph_of(model: Any) -> Any:
-    """Return the graph of a Functional or built Sequential model with one input and one output, else None."""
-    if not isinstance(model, keras.Model):
-        return None
-    try:
-        (model_input,), (model_output,) = model.inputs, model.outputs
-        return keras.Model(model_input, model_output)
-    except (AttributeError, TypeError, ValueError):
-        return None
 
 
 def _affine(operation: Any, node: Any) -> _Affine | None:
@@ -207,7 +191,7 @@ def _affine(operation: Any, node: Any) -> _Affine | None:
 
 def _arithmetic(kind: str, node: Any) -> _Affine | None:
     arguments = list(node.arguments.args)
-    if kind not in ("Add", "Subtract", "Multiply", "Divide", "TrueDivide") or len(arguments) != 2:
+    if kind not in ARITHMETIC or len(arguments) != 2:
         return None
     symbolic = [isinstance(one, keras.KerasTensor) for one in arguments]
     if sum(symbolic) != 1:

@@ -7,7 +7,8 @@ import keras
 import numpy as np
 from keras import ops
 
-from tfigkd.models.layers import copy_layer, flatten_layers, rebuilt
+from tfigkd.models.graph import flatten_layers
+from tfigkd.models.layers import copy_layer, rebuilt
 
 
 class Reparameterized(keras.layers.Layer):

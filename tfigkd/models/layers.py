@@ -13,6 +13,7 @@ import numpy as np
 from keras import ops
 
 from tfigkd.models.equivalence import check_same
+from tfigkd.models.graph import flatten_layers, graph_of, input_like, is_graph
 
 Replace = Callable[[keras.Layer], keras.Layer]
 Values = Callable[[keras.Layer], list[np.ndarray] | None]
@@ -200,8 +201,7 @@ def _rebuild(
 ) -> keras.Model:
     def fresh_input(tensor: Any) -> Any:
         # clone_model would take the tensor's name, which an unnamed input does not share with its layer.
-        shape = tensor.shape if input_shape is None else (None, *input_shape)
-        return keras.Input(batch_shape=shape, dtype=tensor.dtype, name=tensor._keras_history.operation.name)
+        return input_like(tensor, None if input_shape is None else (None, *input_shape))
 
     def clone(layer: Any) -> Any:
         if not isinstance(layer, keras.Layer):
@@ -227,27 +227,6 @@ def _rebuild(
     if not model.trainable:
         result.trainable = False
     return result
-
-
-def graph_of(model: keras.Model) -> keras.Model:
-    """Return a bare Functional container of the same layers: not compiled, and of no class of its own.
-
-    Raises:
-        ValueError: The model is neither Functional nor Sequential, or not built.
-    """
-    try:
-        if isinstance(model, keras.Sequential):
-            return keras.Model(model.inputs[0], model.outputs[0], name=model.name)
-        return keras.Model(model.input, model.output, name=model.name)
-    except (AttributeError, TypeError, ValueError, IndexError) as error:
-        raise ValueError(
-            f"Expected a Functional model, or a Sequential one of known input shape, got {model!r}."
-        ) from error
-
-
-def is_graph(layer: Any) -> bool:
-    """Return whether a layer is a Functional or Sequential model."""
-    return isinstance(layer, keras.Model) and (isinstance(layer, keras.Sequential) or hasattr(layer, "operations"))
 
 
 def copy_state(source: keras.Model, target: keras.Model, values: Values | None = None) -> None:
@@ -278,7 +257,7 @@ def copy_state(source: keras.Model, target: keras.Model, values: Values | None =
 
 def copy_layer_state(source: keras.Layer, target: keras.Layer) -> None:
     """Copy the whole state of one layer and of the layers inside it; see `copy_state`."""
-    pairs = zip(source._flatten_layers(), target._flatten_layers(), strict=True)
+    pairs = zip(flatten_layers(source, include_self=True), flatten_layers(target, include_self=True), strict=True)
     for mine, theirs in pairs:
         store: dict[str, Any] = {}
         mine.save_own_variables(store)
@@ -298,11 +277,6 @@ def copy_layer_state(source: keras.Layer, target: keras.Layer) -> None:
 def has_plain_kernel(layer: keras.Layer) -> bool:
     """Return whether a layer computes with its kernel as it stands: not quantized by Keras, without LoRA's factors."""
     return getattr(layer, "quantization_mode", None) is None and not getattr(layer, "lora_enabled", False)
-
-
-def flatten_layers(model: keras.Model) -> list[keras.Layer]:
-    """Return every layer of a model, at any depth; models and wrappers inside it come beside what they hold."""
-    return list(model._flatten_layers(include_self=False))
 
 
 def l1_of_kernels(model: keras.Model) -> Any:

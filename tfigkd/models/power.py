@@ -10,8 +10,8 @@ import keras
 import numpy as np
 from keras import ops
 
+from tfigkd.models.graph import flatten_layers
 from tfigkd.models.kernels import Reparameterized, trains_kernel, with_reparameterized_kernels
-from tfigkd.models.layers import flatten_layers
 from tfigkd.runtime.errors import UserError
 
 MOST_ZEROS = 0.01

@@ -5,7 +5,8 @@ from typing import Any
 
 import keras
 
-from tfigkd.models.layers import copy_layer, flatten_layers, rebuilt
+from tfigkd.models.graph import flatten_layers, maker_of, sources_of
+from tfigkd.models.layers import copy_layer, rebuilt
 
 PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16")
 HALF = ("float16", "bfloat16")
@@ -54,7 +55,7 @@ def in_float32(layer: keras.Layer) -> keras.Layer:
 
 def computes_in(layer: keras.Layer, dtypes: Collection[str]) -> bool:
     """Return whether a layer, or one inside it, computes in one of these types."""
-    return any(one.compute_dtype in dtypes for one in layer._flatten_layers())
+    return any(one.compute_dtype in dtypes for one in flatten_layers(layer, include_self=True))
 
 
 def _float32(config: Any) -> Any:
@@ -102,17 +103,17 @@ def head_layers(model: Any) -> set[str]:
     """Return the layers from the last one with weights to the outputs; models inside included."""
     names: set[str] = set()
     for output in model.outputs:
-        layer = output._keras_history.operation
+        layer = maker_of(output)
         while True:
             names.add(layer.name)
             if isinstance(layer, keras.Model):
                 names |= head_layers(layer)
-            sources = [tensor for node in layer._inbound_nodes[:1] for tensor in node.input_tensors]
+            sources = sources_of(layer)
             if getattr(layer, "weights", ()):
                 break
             if len(sources) != 1 or not isinstance(layer, WITHOUT_WEIGHTS):
                 break
-            layer = sources[0]._keras_history.operation
+            layer = maker_of(sources[0])
     return names
 
 

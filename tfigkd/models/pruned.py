@@ -7,7 +7,8 @@ import numpy as np
 from keras import ops
 
 from tfigkd.models.convnet import WHITENING
-from tfigkd.models.layers import copy_layer, copy_state, flatten_layers, rebuild
+from tfigkd.models.graph import flatten_layers
+from tfigkd.models.layers import copy_layer, copy_state, rebuild
 from tfigkd.models.spaces import ADDED
 
 FIXED = frozenset({*ADDED, WHITENING})

@@ -5,6 +5,7 @@ from typing import Any
 import keras
 
 from tfigkd.models import layers
+from tfigkd.models.graph import flatten_layers
 from tfigkd.models.spaces import ADDED
 
 
@@ -29,7 +30,7 @@ def with_fresh_weights(model: keras.Model) -> keras.Model:
 
 def frozen_layers(model: keras.Model) -> int:
     """Return how many layers keep their weights when a model is initialized afresh."""
-    return sum(_kept(layer) and layer.name not in ADDED for layer in layers.flatten_layers(model) if layer.weights)
+    return sum(_kept(layer) and layer.name not in ADDED for layer in flatten_layers(model) if layer.weights)
 
 
 def _kept(layer: keras.Layer) -> bool:

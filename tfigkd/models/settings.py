@@ -5,7 +5,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from tfigkd.models.layers import flatten_layers
+from tfigkd.models.graph import flatten_layers
 
 PLAIN = (str, bytes, int, float, bool, type(None))
 OF_TRAINING = frozenset(

@@ -25,7 +25,8 @@ from tfigkd.data.spaces import (
 )
 from tfigkd.models import layers
 from tfigkd.models.ends import SQUASHED, SQUASHES, last_operation, refuse_end, told_by_end
-from tfigkd.models.input_range import INPUT_RANGE, graph_of, recognize_input_range
+from tfigkd.models.graph import is_graph, run_graph, single_graph
+from tfigkd.models.input_range import INPUT_RANGE, recognize_input_range
 from tfigkd.models.settings import settings_of
 from tfigkd.models.subclassed import logarithm, logits_model, two_classes
 
@@ -70,7 +71,7 @@ def classifier(
         ValueError: The graph is not known, the outputs cannot be those of one choice among classes, or black and
             white are the same value.
     """
-    bare = graph_of(model)
+    bare = single_graph(model)
     if bare is None:
         _refuse_unbuilt(model)
         raise ValueError(
@@ -121,7 +122,7 @@ def as_classifier(
     Raises:
         ValueError: As `classifier`; or a Sequential model is not built, or the range of a subclassed one is declared.
     """
-    if graph_of(model) is None:
+    if single_graph(model) is None:
         _refuse_unbuilt(model)
         if input_range not in (None, UNIT):
             raise ValueError(
@@ -158,7 +159,7 @@ def logits_of(model: keras.Model, outputs: Outputs | None = None) -> Callable[[A
         ValueError: As `classifier`, of the end of the model; or a Sequential model that is not built does not end in
             logits.
     """
-    graph = graph_of(model)
+    graph = single_graph(model)
     if graph is None and isinstance(model, keras.Sequential) and not model.built:
         if outputs is None and not (model.layers and told_by_end(model) == "logits"):
             _refuse_unbuilt(model)
@@ -187,7 +188,7 @@ def _refuse_unbuilt(model: keras.Model) -> None:
 def _refresh(source: keras.Model, target: keras.Model) -> None:
     """Copy the weights of the layers that two models share by name, but for those that `classifier` has added."""
     for layer in target.layers:
-        if layers.is_graph(layer):
+        if is_graph(layer):
             _refresh(source.get_layer(layer.name), layer)
         elif layer.weights and layer.name not in ADDED:
             layers.copy_layer_state(source.get_layer(layer.name), layer)
@@ -229,12 +230,12 @@ def _behind(front: Callable[[Any], Any], model: keras.Model, shape: Sequence[int
     """Return a copy of a model that takes images of a shape (H,W,C), which go through a layer or a function first."""
     bare = keras.Model(model.inputs[0], model.outputs[0])
     inputs = keras.Input(shape, name=_free_name("image", model))
-    return _copy(keras.Model(inputs, bare._run_through_graph([front(inputs)]), name=model.name))
+    return _copy(keras.Model(inputs, run_graph(bare, [front(inputs)]), name=model.name))
 
 
 def _free_name(wanted: str, model: keras.Model) -> str:
     """Return the name that is wanted, with a number where an operation of the model has it."""
-    operations = graph_of(model).operations
+    operations = single_graph(model).operations
     taken = {one.name for one in operations if not isinstance(one, keras.layers.InputLayer)}
     numbered = (f"{wanted}_{number}" for number in itertools.count(1))
     return next(name for name in itertools.chain([wanted], numbered) if name not in taken)

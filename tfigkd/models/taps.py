@@ -8,7 +8,7 @@ from typing import Any
 import keras
 from keras import ops
 
-from tfigkd.models.layers import flatten_layers
+from tfigkd.models.graph import flatten_layers, input_like, is_built_graph, maker_of, output_in, run_graph, single_graph
 
 
 def tap_outputs(model: keras.Model, names: Sequence[str]) -> keras.Model:
@@ -32,10 +32,9 @@ def tap_outputs(model: keras.Model, names: Sequence[str]) -> keras.Model:
         _check(model, name)
     if not any("/" in name for name in names):
         own = {operation.name: operation for operation in bare.operations}
-        return keras.Model(bare.inputs[0], [bare.outputs[0], *(_output(bare, own[name]) for name in names)])
+        return keras.Model(bare.inputs[0], [bare.outputs[0], *(output_in(bare, own[name]) for name in names)])
     found: dict[str, Any] = {}
-    source = bare.inputs[0]
-    inputs = keras.Input(batch_shape=source.shape, dtype=source.dtype, name=source._keras_history.operation.name)
+    inputs = input_like(bare.inputs[0])
     output = _replay(bare, inputs, "", set(names), found, None)
     return keras.Model(inputs, [output, *(found[name] for name in names)])
 
@@ -90,7 +89,7 @@ def cut_at(model: keras.Model, name: str) -> tuple[list[keras.Layer], list[keras
 @contextlib.contextmanager
 def frozen(layers: Sequence[keras.Layer]) -> Iterator[None]:
     """Freeze layers for a while; afterwards each trains, or does not, as before."""
-    inside = [inner for layer in layers for inner in [layer, *layer._flatten_layers(include_self=False)]]
+    inside = [inner for layer in layers for inner in flatten_layers(layer, include_self=True)]
     before = [(layer, layer.trainable) for layer in inside]
     for layer in layers:
         layer.trainable = False
@@ -110,26 +109,21 @@ def tap_names(model: keras.Model) -> list[str]:
     names = []
     for operation in _graph(model).operations:
         names.append(operation.name)
-        if _is_graph(operation):
+        if is_built_graph(operation):
             names += [f"{operation.name}/{inner}" for inner in tap_names(operation)]
     return names
 
 
 def _graph(model: keras.Model) -> Any:
-    """Return the model as a plain graph of one input and one output."""
-    try:
-        (source,), (output,) = model.inputs, model.outputs
-        return keras.Model(source, output)
-    except (AttributeError, TypeError, ValueError) as error:
+    """Return `single_graph` of a model, or refuse the model."""
+    graph = single_graph(model)
+    if graph is None:
         kind = "is not built" if isinstance(model, keras.Sequential) else "is a subclassed model"
         raise ValueError(
             f"{model.name} {kind}, so its layers cannot be looked into; build it as Functional, or as Sequential with "
             "an Input, or leave out losses that compare layers"
-        ) from error
-
-
-def _is_graph(operation: Any) -> bool:
-    return isinstance(operation, keras.Model) and bool(getattr(operation, "inputs", None))
+        )
+    return graph
 
 
 def _check(model: keras.Model, name: str) -> None:
@@ -142,37 +136,26 @@ def _check(model: keras.Model, name: str) -> None:
         raise ValueError(f"{model.name} has no layer {name!r}; its nearest: {listed}")
 
 
-def _output(bare: Any, operation: Any) -> Any:
-    """Return the output of an operation in this very graph: a layer may stand in several."""
-    for nodes in bare._nodes_by_depth.values():
-        for node in nodes:
-            if node.operation is operation:
-                return node.outputs[0]
-    raise ValueError(f"{operation.name} stands nowhere in the graph")
-
-
 def _replay(
     model: Any, tensor: Any, prefix: str, wanted: set[str], found: dict[str, Any], training: bool | None
 ) -> Any:
     """Run the graph of a model on another tensor and keep the outputs of the wanted layers."""
 
-    def call_of(operation: Any) -> Any:
-        def call(*args: Any, **kwargs: Any) -> Any:
-            name = prefix + operation.name
-            if training is not None and "training" in getattr(operation, "_call_context_args", ()):
-                kwargs["training"] = training  # as base(x, training=False) wants it of all inside
-            if _is_graph(operation) and any(each.startswith(f"{name}/") for each in wanted):
-                fixed = kwargs.get("training", training)
-                output = _replay(_graph(operation), args[0], f"{name}/", wanted, found, fixed)
-            else:
-                output = operation(*args, **kwargs)
-            if name in wanted:
-                found[name] = output
-            return output
+    def call(operation: Any, *args: Any, **kwargs: Any) -> Any:
+        name = prefix + operation.name
+        if training is not None and "training" in getattr(operation, "_call_context_args", ()):
+            kwargs["training"] = training  # as base(x, training=False) wants it of all inside
+        if is_built_graph(operation) and any(each.startswith(f"{name}/") for each in wanted):
+            fixed = kwargs.get("training", training)
+            output = _replay(_graph(operation), args[0], f"{name}/", wanted, found, fixed)
+        else:
+            output = operation(*args, **kwargs)
+        if name in wanted:
+            found[name] = output
+        return output
 
-        return call
-
-    output = model._run_through_graph([tensor], operation_fn=call_of)
-    if prefix + model.inputs[0]._keras_history.operation.name in wanted:
-        found[prefix + model.inputs[0]._keras_history.operation.name] = ops.identity(tensor)
+    output = run_graph(model, [tensor], call)
+    own_input = prefix + maker_of(model.inputs[0]).name
+    if own_input in wanted:
+        found[own_input] = ops.identity(tensor)
     return output[0] if isinstance(output, list) else output

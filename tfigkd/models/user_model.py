@@ -15,6 +15,7 @@ from tfigkd.data.spaces import UNIT, Outputs, Range, to_gray, to_logits
 from tfigkd.models import layers
 from tfigkd.models.ends import last_operation
 from tfigkd.models.equivalence import TOLERANCE, close, tolerance_of
+from tfigkd.models.graph import sources_of
 from tfigkd.models.input_range import recognize_input_range
 from tfigkd.models.keras_file import load_model
 from tfigkd.models.precision import HALF, OTHERS, computes_in, with_precision
@@ -130,7 +131,7 @@ class PlainClassifier:
             elif isinstance(last, keras.layers.Layer):
                 last.activation = keras.activations.linear
             else:  # a function of keras.ops: the tensor that it reads
-                self.model = keras.Model(self.model.inputs[0], last._inbound_nodes[0].input_tensors[0])
+                self.model = keras.Model(self.model.inputs[0], sources_of(last)[0])
         else:
             self._convert = logits_of(self.model, outputs)
 

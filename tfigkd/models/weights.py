@@ -12,6 +12,7 @@ import keras
 import numpy as np
 
 from tfigkd.data.pictures import reading
+from tfigkd.models.graph import flatten_layers
 from tfigkd.runtime.errors import UserError
 
 VARIABLES = {
@@ -159,7 +160,7 @@ def architecture_fingerprint(model: keras.Model) -> str:
     except NotImplementedError:  # of a subclassed model; its class is all that can be told
         config = {"class": f"{type(model).__module__}.{type(model).__qualname__}"}
     numbers: dict[str, int] = {}
-    for layer in model._flatten_layers():
+    for layer in flatten_layers(model, include_self=True):
         numbers.setdefault(layer.name, len(numbers))
     text = json.dumps(_nameless(config, numbers), sort_keys=True, default=repr)
     return hashlib.sha256(text.encode()).hexdigest()[:16]

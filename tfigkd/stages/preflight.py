@@ -9,7 +9,8 @@ from tfigkd.config.experiment import Config, fine_tuning
 from tfigkd.edge.convert import OperationError, check_convertible
 from tfigkd.models.cost import count_parameters, multiply_adds
 from tfigkd.models.fold import fold_batch_norm
-from tfigkd.models.layers import flatten_layers, with_stock_layers
+from tfigkd.models.graph import flatten_layers
+from tfigkd.models.layers import with_stock_layers
 from tfigkd.report.table import percent
 from tfigkd.report.verdict import Remark, few_images, sizes
 from tfigkd.runtime.errors import UserError

@@ -17,7 +17,7 @@ from tfigkd.data import Dataset, Examples, covered, mean_color, to_model_input
 from tfigkd.data.disk import AT_ONCE
 from tfigkd.data.grid import cell_means
 from tfigkd.data.top_logits import TopLogits, chosen_classes, finite, pack, spread_rest, unpack
-from tfigkd.models.layers import is_graph
+from tfigkd.models.graph import is_graph
 from tfigkd.runtime.errors import UserError
 from tfigkd.runtime.files import fingerprint, write_manifest
 from tfigkd.store.shards import REBUILD, Record, Shards, join_arrays, open_store, read_all, write_shards

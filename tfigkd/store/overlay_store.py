@@ -18,7 +18,8 @@ from tfigkd.data.top_logits import TopLogits
 from tfigkd.measure.chance import PROBE_EXAMPLES, mean_recall, suggest_fix
 from tfigkd.measure.metrics import predict_logits
 from tfigkd.models import as_classifier
-from tfigkd.models.input_range import graph_of, recognize_input_range
+from tfigkd.models.graph import single_graph
+from tfigkd.models.input_range import recognize_input_range
 from tfigkd.models.spaces import LOOKED_AT, classifier
 from tfigkd.models.weights import architecture_fingerprint, weights_fingerprint
 from tfigkd.runtime.errors import UserError
@@ -127,7 +128,7 @@ class OverlayStore:
         place = Path(folder).resolve() / fingerprint(identity)
         with locked(place, wait=True):
             if finished(place, place.name) is None:
-                if input_range is None and graph_of(given) is not None:
+                if input_range is None and single_graph(given) is not None:
                     _check_range(given, teacher, outputs, examples)
                 write_store(place, teacher, data, config, identity, source={})
                 return cls(place)

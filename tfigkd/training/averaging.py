@@ -9,7 +9,7 @@ import keras
 import numpy as np
 
 from tfigkd.batches.stream import Batch
-from tfigkd.models.layers import flatten_layers
+from tfigkd.models.graph import flatten_layers
 from tfigkd.training.devices import on_this_host
 
 STATISTICS_EXAMPLES = 4096

@@ -12,6 +12,7 @@ from keras import ops
 
 from tfigkd.losses import BalancedKL, effective_weights
 from tfigkd.losses.incremental import HEAD, AuxiliaryClassifier, KnownKL
+from tfigkd.models.graph import maker_of
 from tfigkd.models.layers import copy_state
 from tfigkd.runtime.errors import UserError
 from tfigkd.training.distiller import Distiller
@@ -120,7 +121,7 @@ def boosting(
     """
     known, before = old.get_layer(LOGITS).units, widened(old, make())
     joint, aligned = boosted(before, widened(old, make()), known, effective_weights(_counted(counts), beta))
-    tap = before.get_layer(LOGITS).input._keras_history.operation.name
+    tap = maker_of(before.get_layer(LOGITS).input).name
     losses = {
         "known": KnownKL(known, HEAD, temperature),
         "auxiliary": AuxiliaryClassifier(len(counts), "new", tap),

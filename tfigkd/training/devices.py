@@ -8,7 +8,7 @@ import keras
 
 from tfigkd.config.training_fields import Devices, TrainingConfig
 from tfigkd.losses import OSAKD, PerExampleLoss
-from tfigkd.models.layers import flatten_layers
+from tfigkd.models.graph import flatten_layers
 from tfigkd.runtime import hosts
 from tfigkd.runtime.errors import UserError
 

@@ -14,7 +14,8 @@ from keras import ops
 
 from tfigkd.config.training_fields import TrainingConfig
 from tfigkd.models.chain import AUXILIARY
-from tfigkd.models.code import DENSITY
+from tfigkd.models.coded_features import DENSITY
+from tfigkd.models.graph import flatten_layers
 
 SPARED = ["bias", "gamma", "beta", AUXILIARY, *DENSITY]
 """Variables that decoupled weight decay leaves alone; of a chain of tensors it takes the center."""
@@ -232,7 +233,7 @@ def with_loss_scale(optimizer: Any, model: keras.Model) -> Any:
 
     Keras looks at the policy of the model that is compiled, which for a Distiller is not that of its student.
     """
-    float16 = any(layer.compute_dtype == "float16" for layer in model._flatten_layers())
+    float16 = any(layer.compute_dtype == "float16" for layer in flatten_layers(model, include_self=True))
     if not float16 or not optimizer or isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
         return optimizer
     return keras.optimizers.LossScaleOptimizer(optimizer, name="loss_scale_optimizer")

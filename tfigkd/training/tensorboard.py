@@ -23,6 +23,7 @@ from tfigkd.attribution import attribute, saliency_map
 from tfigkd.config.measure_fields import TensorBoardConfig
 from tfigkd.data import Examples, to_model_input
 from tfigkd.measure.metrics import predict_logits
+from tfigkd.models.graph import calls_of, maker_of
 from tfigkd.models.precision import with_precision
 from tfigkd.runtime import console
 from tfigkd.runtime.files import make_folder
@@ -266,9 +267,7 @@ def model_graph(model: keras.Model, graph: Any) -> Any:
     names = {operation.name: _boxed(operation.name) for operation in operations}
     for operation in operations:
         node = graph.node.add(name=names[operation.name], op=type(operation).__name__)
-        sources = [
-            tensor._keras_history.operation.name for each in operation._inbound_nodes for tensor in each.input_tensors
-        ]
+        sources = [maker_of(tensor).name for each in calls_of(operation) for tensor in each.input_tensors]
         node.input.extend(dict.fromkeys(names[source] for source in sources if source in names))
         if isinstance(operation, keras.Layer):
             node.attr["parameters"].i = operation.count_params()

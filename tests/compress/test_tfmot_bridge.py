@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from tfigkd import models
-from tfigkd.compress import bridge
+from tfigkd.compress import tfmot_bridge
 from tfigkd.edge.convert import convert
 from tfigkd.edge.litert import float_tensors, open_litert
 from tfigkd.measure.metrics import predict_logits
@@ -18,9 +18,9 @@ import os
 before = dict(os.environ)
 import keras, numpy as np
 from tfigkd import models
-from tfigkd.compress import bridge
+from tfigkd.compress import tfmot_bridge
 model = models.mobilenet_v2(drop_blocks=17, input_shape=(8, 8, 3))
-bridge.quantization_twin(model)
+tfmot_bridge.quantization_twin(model)
 import tensorflow as tf
 assert dict(os.environ) == before, set(os.environ.items()) ^ set(before.items())
 assert tf.keras.layers.Dense is keras.layers.Dense
@@ -47,7 +47,7 @@ def test_tfmot_is_imported_in_one_file():
         for path in package.rglob("*.py")
         if {"import tf_keras", "tensorflow_model_optimization"} & {*_phrases(path.read_text(encoding="utf-8"))}
     ]
-    assert users == ["bridge.py"]
+    assert users == ["tfmot_bridge.py"]
 
 
 def _phrases(text: str) -> list[str]:
@@ -55,7 +55,7 @@ def _phrases(text: str) -> list[str]:
 
 
 def test_the_twin_is_the_same_function_and_weights_come_back(case):
-    twin = bridge.make_twin(case.student)
+    twin = tfmot_bridge.make_twin(case.student)
     images = case.data.validation.images / np.float32(255)
     np.testing.assert_allclose(twin(images, training=False).numpy(), case.logits, atol=1e-5)
     assert [layer.name for layer in twin.layers if layer.weights] == [
@@ -63,7 +63,7 @@ def test_the_twin_is_the_same_function_and_weights_come_back(case):
     ]
     for layer in twin.layers:
         layer.set_weights([weight * 0.5 for weight in layer.get_weights()])
-    back = bridge.weights_back(twin, case.student)
+    back = tfmot_bridge.weights_back(twin, case.student)
     np.testing.assert_allclose(
         predict_logits(back, case.data.validation.images), twin(images, training=False).numpy(), atol=1e-5
     )
@@ -78,10 +78,10 @@ def test_weights_come_back_into_a_model_inside_another():
     student = keras.Model(inputs, layers.Dense(3)(layers.GlobalAveragePooling2D()(hidden)))
     images = np.random.default_rng(0).random((4, 16, 16, 3), np.float32)
     expected = student(images)
-    back = bridge.weights_back(bridge.make_twin(student), student)
+    back = tfmot_bridge.weights_back(tfmot_bridge.make_twin(student), student)
     np.testing.assert_allclose(back(images), expected, atol=1e-5)
-    twin = bridge.quantization_twin(student)
-    quantized = bridge.from_quantization_twin(twin, student)(images)
+    twin = tfmot_bridge.quantization_twin(student)
+    quantized = tfmot_bridge.from_quantization_twin(twin, student)(images)
     np.testing.assert_allclose(quantized, expected, atol=2 * 12 / 255)  # two steps: tfmot's ranges begin at -6 to 6
 
 
@@ -90,16 +90,16 @@ def test_the_whole_published_architecture_has_a_twin():
     model = models.mobilenet_v2(normalization=(models.CIFAR10_MEAN, models.CIFAR10_STD))
     images = np.random.default_rng(0).random((2, 32, 32, 3)).astype(np.float32)
     expected = np.asarray(model(images, training=False))
-    np.testing.assert_allclose(bridge.make_twin(model)(images, training=False).numpy(), expected, atol=1e-5)
+    np.testing.assert_allclose(tfmot_bridge.make_twin(model)(images, training=False).numpy(), expected, atol=1e-5)
 
 
 def test_tfmots_own_model_and_what_is_made_of_it_agree(case, tmp_path):
     """tfmot's own model converts to a full int8 file and agrees with ours."""
-    twin = bridge.quantization_twin(case.student)
+    twin = tfmot_bridge.quantization_twin(case.student)
     images = case.data.train.images[:128] / np.float32(255)
     for _ in range(20):  # tfmot's ranges start at 6 and move by 1 % a step
         twin(images, training=True)
-    ours = bridge.from_quantization_twin(twin, case.student)
+    ours = tfmot_bridge.from_quantization_twin(twin, case.student)
     pictures = case.data.validation.images
     expected = twin(pictures / np.float32(255), training=False).numpy()
     found = predict_logits(ours, pictures)

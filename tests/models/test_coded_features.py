@@ -11,7 +11,7 @@ from tfigkd.config.experiment import override, read_experiment
 from tfigkd.config.training_fields import TrainingConfig
 from tfigkd.losses import IGMatching
 from tfigkd.measure.code import Coder, split
-from tfigkd.models.code import CodedFeatures, logistic_bits
+from tfigkd.models.coded_features import CodedFeatures, logistic_bits
 from tfigkd.runtime.errors import UserError
 from tfigkd.stages import distill, training_setup
 from tfigkd.stages.data import dataset
