@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tfigkd.config.data_fields import Reading, SplitsConfig
 from tfigkd.config.experiment import Config
-from tfigkd.config.fields import SplitsConfig
 from tfigkd.config.flags import with_flags
 from tfigkd.edge.contract import write_contract
 from tfigkd.edge.convert import convert
@@ -99,12 +99,12 @@ def test_wide_pictures_are_cropped_as_in_the_training(folder, capsys):
     add_data_options(parser, "")
     options = parser.parse_args(["--data", str(folder / "wide.csv")])
     reading = reading_for(file, options)
-    assert reading == {"image_size": 8, "background": "gray", "fit": "crop"}
+    assert reading == Reading(image_size=8, background="gray", fit="crop")
     assert {image.tobytes() for image in load_data(options, reading).test.images} == {
         image.tobytes() for image in images[1::2]
     }
     options.fit = "stretch"
-    assert reading_for(file, options)["fit"] == "stretch"
+    assert reading_for(file, options).fit == "stretch"
 
 
 def test_other_values_are_refused_in_one_line(folder, capsys):
@@ -112,7 +112,7 @@ def test_other_values_are_refused_in_one_line(folder, capsys):
     for arguments in wrong:
         assert main([str(folder / "own.keras"), "--data", str(folder / "list.csv"), *arguments]) == 1
         assert re.fullmatch(
-            r"error: [^\n]*(data\.background|no split 'validation'|data\.group|no folder no)[^\n]*\n",
+            r"error: [^\n]*(--background must be white|no split 'validation'|data\.group|no folder no)[^\n]*\n",
             capsys.readouterr().err,
         )
 

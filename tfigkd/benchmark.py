@@ -13,7 +13,9 @@ from typing import Any
 
 import numpy as np
 
+from tfigkd.config.data_fields import Reading
 from tfigkd.config.measure_fields import BenchmarkConfig
+from tfigkd.config.reading import refused_as
 from tfigkd.edge.contract import admit
 from tfigkd.edge.files import add_data_options, add_space_options, file_predictor, load_data, names_apart, reading_for
 from tfigkd.edge.footprint import Footprint, footprint
@@ -110,16 +112,17 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--rows", type=Path, help="append the results to this .csv")
     options = parser.parse_args(arguments)
     require_folder_of(options.rows, "--rows")
-    config = BenchmarkConfig(options.runs, options.warmup, tuple(options.threads))
+    with refused_as("--"):
+        config = BenchmarkConfig(options.runs, options.warmup, tuple(options.threads))
     require_columns(options.rows, row_names(config))
     spaces = {"input_range": options.input_range and tuple(options.input_range), "outputs": options.outputs}
 
     @cache
-    def data(**reading: Any) -> Any:
+    def data(reading: Reading) -> Any:
         return load_data(options, reading)
 
     named = {
-        path: describe(path, data(**reading_for(path, options)) if options.data else None, **spaces)
+        path: describe(path, data(reading_for(path, options)) if options.data else None, **spaces)
         for path in options.files
     }
     for path, name in zip(options.files, names_apart(options.files), strict=True):

@@ -8,7 +8,7 @@ python -m tfigkd.evaluate student.keras --data imagenet_cifar10 --image-size 32 
 import shlex
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
@@ -16,6 +16,7 @@ from typing import Annotated, Any, Literal, get_args
 import numpy as np
 from tyro.conf import Positional, arg
 
+from tfigkd.config.data_fields import Reading
 from tfigkd.config.flags import DataOptions, SpaceOptions, read_all_options
 from tfigkd.data.spaces import Outputs, Range
 from tfigkd.runtime import console
@@ -82,15 +83,15 @@ def _predictor(options: Options, data: Any, input_range: Range | None, outputs: 
     return partial(predict_logits, model)
 
 
-def _reading(options: Options) -> dict[str, Any]:
+def _reading(options: Options) -> Reading:
     """Return how the data are read: as given, else as the model takes its pictures; a named network takes any size."""
     from tfigkd import models
     from tfigkd.edge.files import reading_for
 
     if options.model.endswith(".tflite"):
-        return options.reading | reading_for(Path(options.model), options)
+        return reading_for(Path(options.model), options)
     own = models.own_image_size(options.model) if options.model.endswith(".keras") else None
-    return options.reading | {"image_size": options.image_size or own}
+    return replace(options.reading, image_size=options.image_size or own)
 
 
 def _measure(options: Options) -> tuple[dict[str, Any], str | None]:
@@ -101,7 +102,7 @@ def _measure(options: Options) -> tuple[dict[str, Any], str | None]:
     from tfigkd.measure.explanation import measure
     from tfigkd.measure.metrics import mirrored_accuracy, per_class
 
-    data = load(options.data, directory=options.data_dir, **_reading(options))
+    data = load(options.data, _reading(options), directory=options.data_dir)
     examples = data.test if options.split == "test" else concatenate([data.train, data.validation, data.test])
     predict = _predictor(options, data, options.input_range)
     values, logits = measure(predict, examples)

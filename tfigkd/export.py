@@ -7,7 +7,7 @@ python -m tfigkd.export student.int8.tflite --format c --output student.c
 
 import re
 import sys
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -15,6 +15,7 @@ from tyro.conf import Positional, arg
 
 from tfigkd.config.fields import Ends, ExportConfig, Format, Kept, Quantizer
 from tfigkd.config.flags import DataOptions, SpaceOptions, read_all_options
+from tfigkd.config.reading import refused_as
 from tfigkd.runtime import console
 from tfigkd.runtime.command import command
 from tfigkd.runtime.errors import UserError
@@ -66,7 +67,7 @@ def _load(options: Options) -> tuple[Any, Any, Any]:
     if options.data:
         square = height if height == width else None
         size = options.image_size or square
-        data = load(options.data, directory=options.data_dir, image_size=size, **options.reading)
+        data = load(options.data, replace(options.reading, image_size=size), directory=options.data_dir)
         if channels == 1:
             data = in_gray(data)
         if (height, width, channels) != data.image_shape:
@@ -105,14 +106,15 @@ def run(options: Options) -> str:
             "--output"
         )
     try:
-        bounds = ExportConfig(
-            calibration_examples=options.calibration_examples,
-            min_int8_agreement=options.min_int8_agreement,
-            io=options.io,
-            quantizer=options.quantizer,
-            keep=options.keep,
-            keep_in=options.keep_in,
-        )
+        with refused_as("--"):
+            bounds = ExportConfig(
+                calibration_examples=options.calibration_examples,
+                min_int8_agreement=options.min_int8_agreement,
+                io=options.io,
+                quantizer=options.quantizer,
+                keep=options.keep,
+                keep_in=options.keep_in,
+            )
         if options.quantizer == "ai-edge" and options.format != "int8":
             raise UserError(f"--quantizer ai-edge makes int8 files, got --format {options.format}; leave it out")
         model, plain, data = _load(options)

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from tfigkd.config.fields import BACKGROUND, Fit
+from tfigkd.config.data_fields import BACKGROUND, Fit
 from tfigkd.data.pictures import bombs_refused, decode, is_picture, reading, scaled
 from tfigkd.data.spaces import UNIT, Outputs, Range, to_logits
 from tfigkd.edge.contract import admit, contract_path

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from tfigkd.config.measure_fields import BenchmarkConfig
+from tfigkd.config.reading import refused_as
 from tfigkd.data.spaces import UNIT, Range, to_gray
 from tfigkd.edge.contract import admit, contract_path
 from tfigkd.edge.files import add_data_options, add_space_options, image_side, load_data, reading_for, spaces
@@ -192,7 +193,8 @@ def main(arguments: list[str]) -> None:
         raise UserError(f"--images must be at least 1, got {options.images}")
     if options.top < 0:
         raise UserError(f"--top must be 0 or more, got {options.top}")
-    config = BenchmarkConfig(options.runs, options.warmup, (options.threads,))
+    with refused_as("--"):
+        config = BenchmarkConfig(options.runs, options.warmup, (options.threads,))
     admit(options.file)
     reference = float_file(options.file, options.float32)
     if options.data and reference is None:

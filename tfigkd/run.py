@@ -97,8 +97,8 @@ def parse(arguments: Sequence[str]) -> tuple[Options, Run]:
     if "--smoke" in arguments:
         config = smoke(config)
     default = Options(name, config=config)
-    options, unknown = read_options(Options, plain_flags(arguments, config), prog=PROG, default=default)
-    refuse_unknown(unknown, arguments, config, Options)
+    options, unknown = read_options(Options, plain_flags(arguments), prog=PROG, default=default)
+    refuse_unknown(unknown, arguments, Options)
     if options.quiet and options.verbose:
         raise UserError("--quiet and --verbose exclude each other; give one of them")
     require_seed(options.seed, "--seed")

@@ -19,6 +19,7 @@ from experiments.benchmarks.harness import Options, faster, record, take_turns, 
 from experiments.benchmarks.overlay_store import peak_memory, reset_peak
 from tfigkd import models
 from tfigkd.batches.stream import TrainingBatches
+from tfigkd.config.data_fields import Reading
 from tfigkd.config.training_fields import AugmentConfig, TrainingConfig
 from tfigkd.data import load
 from tfigkd.training.distiller import Distiller
@@ -34,7 +35,7 @@ def measure(folder: Path, resident: Any, size: int, steps: int, threads: int = 0
     """
     reset_peak()
     before, start = peak_memory(), time.perf_counter()
-    data = load(str(folder), image_size=size, resident=resident)
+    data = load(str(folder), Reading(image_size=size, resident=resident))
     loaded = time.perf_counter()
     augment = AugmentConfig(crop_padding=0, crop_area=(0.08, 1.0)) if threads else AugmentConfig()
     recipe = TrainingConfig(batch_size=BATCH, batch_threads=max(1, threads))
@@ -106,7 +107,7 @@ def _record_training(options: Options) -> None:
         sides = {}
         for side in ("ours", "memory"):
             where = "disk" if side == "ours" else "memory"
-            data = load(name, directory=directory, limit=count, resident=where, cache=cache)
+            data = load(name, Reading(resident=where, cache=cache), directory=directory, limit=count)
             recipe = TrainingConfig(batch_size=128, batch_threads=1)
             batches = TrainingBatches(data.train, recipe, AugmentConfig(), seed=0)(0)
             shape = data.image_shape

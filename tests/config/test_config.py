@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 import tomllib
 
 import pytest
@@ -18,6 +19,7 @@ from tfigkd.config.experiment import (
 from tfigkd.config.flags import with_flags
 from tfigkd.config.reading import differences, from_mapping
 from tfigkd.config.toml import to_toml
+from tfigkd.run import parse
 from tfigkd.runtime.errors import UserError
 from tfigkd.runtime.files import fingerprint
 
@@ -51,6 +53,7 @@ def test_student_differs_from_ig_kd_in_the_teacher_alone():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
+        ({"losses.kd.compares": "logits"}, "unknown field 'losses.kd.compares'"),  # a constant of the class
         ({"losses.kd.temprature": 4.0}, "unknown field 'losses.kd.temprature'; did you mean 'temperature'?"),
         ({"losses.kd.temperature": "4"}, "losses.kd.temperature must be of type float, got '4'"),
         ({"training.epochs": 1.5}, "training.epochs must be of type int"),
@@ -59,7 +62,7 @@ def test_student_differs_from_ig_kd_in_the_teacher_alone():
         ({"data.train_split": "test"}, "data.train_split must be one of 'train', 'train\\+validation'"),
         ({"losses.kd": 3}, "losses.kd is a table"),
         ({"losses.kd.weight": 1.5}, "losses.kd.weight must be in \\[0, 1\\]"),
-        ({"overlay.min_exponent": 3.0}, "overlay exponents"),
+        ({"overlay.min_exponent": 3.0}, "overlay.min_exponent must be positive, and at most overlay.max_exponent"),
         ({"export.formats": ["int4"]}, "export.formats must be one of 'float32', .*, got 'int4'"),
         ({"export.formats": "int8"}, "export.formats must be a list, got 'int8'"),
         ({"export.formats": []}, "export.formats must name at least one format"),
@@ -175,7 +178,7 @@ def test_no_factor_of_a_loss_may_be_negative():
             if isinstance(value, float):
                 with pytest.raises(UserError, match=field):
                     override(Config(), {f"losses.{name}.{field}": -1.0})
-    with pytest.raises(UserError, match=r"losses\.rkd needs the taps of both networks, or of none"):
+    with pytest.raises(UserError, match=r"losses\.rkd\.student_layer and teacher_layer must both be given, or neither"):
         override(Config(), {"losses.rkd.student_layer": "block_09"})
 
 
@@ -235,3 +238,60 @@ def test_infinite_numbers_are_refused_wherever_they_come_from():
     for flags in (["--overlay.max_exponent", "inf"], ["--student.width", "inf"], ["--training.learning_rate", "inf"]):
         with pytest.raises(UserError, match=f"{flags[0][2:]} must be a finite number"):
             with_flags(Config(), flags)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("teacher.training.epochs", 0),
+        ("training.epochs", 0),
+        ("student.width", 0.0),
+        ("teacher.width", 0.0),
+        ("teacher.label_temperature", 0.0),
+        ("losses.kd.temperature", 0.0),
+        ("losses.osakd.neighbors", 0),
+        ("compress.losses.kd.temperature", 0.0),
+        ("compress.steps", 0),
+        ("data.background", "pink"),
+        ("data.image_size", 0),
+        ("benchmark.runs", 0),
+    ],
+)
+def test_a_value_out_of_range_is_refused_by_the_name_that_the_user_typed(tmp_path, field, value):
+    table, _, last = field.rpartition(".")
+    path = write(tmp_path / "mine.toml", f"[{table}]\n{last} = {json.dumps(value)}\n")
+    other = "training" if field != "training.epochs" else "teacher.training"  # of the same class
+    flags = [f"--{other}.epochs", "5", f"--{field}", str(value)]
+    for refuse in (
+        lambda: override(Config(), {field: value}),
+        lambda: read_experiment(path),
+        lambda: with_flags(Config(), flags),
+    ):
+        with pytest.raises(UserError, match=rf"^config: {re.escape(field)} must .*, got {re.escape(repr(value))}$"):
+            refuse()
+
+
+def test_a_class_may_have_a_dot_in_its_name(tmp_path):
+    path = write(tmp_path / "mine.toml", '[training]\nclass_weight = {"a.b" = 2, c = 1}\n')
+    weights = {"a.b": 2.0, "c": 1.0}
+    config = parse(["--experiment", path, "--dry_run", "--augment.flip", "false"])[1].config
+    assert config.training.class_weight == weights and not config.augment.flip
+    assert with_flags(config, ["--training.epochs", "3"]).training.class_weight == weights
+    assert override(config, {"training.epochs": 3}).training.class_weight == weights
+    assert override(Config(), {"training.class_weight": weights}).training.class_weight == weights
+    with pytest.raises(UserError, match=r"did you mean '--training\.class_weight'"):
+        with_flags(config, ["--training.class_weigth", "balanced"])
+
+
+def test_switches_take_the_words_of_files_in_any_case():
+    def train(*flags):
+        return with_flags(override(Config(), {"teacher.model": "mine.keras"}), flags).teacher.train
+
+    for given in (["--teacher.train"], ["--teacher.train", "TRUE"], ["--teacher.train=true"]):
+        assert train(*given) is True
+    for given in (["--teacher.no_train"], ["--teacher.train", "false"], ["--teacher.train=False"]):
+        assert train(*given) is False
+    assert train("--teacher.train", "true", "--teacher.train=NONE") is None
+    for given, flip in ((["--augment.flip=FALSE"], False), (["--augment.no_flip"], False), (["--augment.flip"], True)):
+        assert with_flags(Config(), given).augment.flip is flip
+    assert not with_flags(Config(), ["--losses.ig-match.times-input", "false"]).losses.ig_match.times_input

@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from tfigkd import data
+from tfigkd.config.data_fields import Reading
 from tfigkd.data import catalog, pictures
 from tfigkd.runtime.errors import UserError
 
@@ -99,10 +100,10 @@ def _assert_same(left: data.Dataset, right: data.Dataset) -> None:
     assert left.fingerprint == right.fingerprint
 
 
-def _refused(match: str, name: str | Path, **options) -> None:
+def _refused(match: str, name: str | Path, *, directory=None, limit=None, download=True, **reading) -> None:
     """Assert that loading ends in one line that matches."""
     with pytest.raises(UserError, match=match) as caught:
-        data.load(str(name), **options)
+        data.load(str(name), Reading(**reading), directory=directory, limit=limit, download=download)
     assert len(str(caught.value).splitlines()) == 1
 
 
@@ -248,8 +249,8 @@ def test_tfds_and_npz_give_the_same_dataset(tmp_path, monkeypatch, held_out):
 
 def test_sources_agree_after_resizing(tmp_path):
     arrays = _arrays(size=9)
-    from_npz = data.load(_save_npz(tmp_path / "a.npz", arrays), image_size=4)
-    _assert_same(from_npz, data.load(_save_folder(tmp_path / "pictures", arrays), image_size=4))
+    from_npz = data.load(_save_npz(tmp_path / "a.npz", arrays), Reading(image_size=4))
+    _assert_same(from_npz, data.load(_save_folder(tmp_path / "pictures", arrays), Reading(image_size=4)))
     assert from_npz.image_shape == (4, 4, 3)
 
 
@@ -311,7 +312,7 @@ def test_digits_and_their_export_give_the_same_dataset(tmp_path):
     assert digits.image_shape == (8, 8, 3)
     assert digits.train.images.max() == 255
     assert len(train) + len(digits.test) == 1797
-    assert data.load("digits", image_size=32).image_shape == (32, 32, 3)
+    assert data.load("digits", Reading(image_size=32)).image_shape == (32, 32, 3)
 
 
 def test_folder_without_splits_tests_on_the_fifth_that_sorts_last(tmp_path):
@@ -433,14 +434,14 @@ def test_npz_that_asks_for_terabytes_is_refused_by_its_header(tmp_path):
     _refused("by its header, but has .* bytes; save it again", path)
     _refused("GiB on disk, .* make room", _save_npz(path, arrays), image_size=100_000)
     _refused("GiB of memory are free", path, image_size=100_000, resident="memory")
-    _refused("image_size must be at least 1", path, image_size=-1)
+    _refused("image_size must be positive", path, image_size=-1)
 
 
 def test_folder_pictures_of_several_sizes_need_image_size(tmp_path):
     name = _save_folder(tmp_path, _arrays())
     Image.new("RGB", (7, 5)).save(tmp_path / "train" / "class1" / "zz.png")
     _refused("differ in size: .* is 4x4, .*zz.png is 7x5; give --image-size", name)
-    assert data.load(name, image_size=6).image_shape == (6, 6, 3)
+    assert data.load(name, Reading(image_size=6)).image_shape == (6, 6, 3)
 
 
 @pytest.mark.parametrize("content", [b"", b"no picture", "truncated", "flipped"])

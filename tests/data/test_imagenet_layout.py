@@ -6,6 +6,7 @@ import keras
 import numpy as np
 import pytest
 
+from tfigkd.config.data_fields import Reading
 from tfigkd.config.experiment import Config, override
 from tfigkd.data import load, to_model_input
 from tfigkd.stages.pipeline import STAGES
@@ -46,7 +47,7 @@ def directory(tmp_path_factory):
 @pytest.mark.parametrize("resident", ["memory", "disk"])
 def test_labeled_validation_is_what_is_tested_on(directory, resident):
     """The test split has no labels, so validation is measured, and a part of train is held out."""
-    data = load("imagenet2012", directory=str(directory), image_size=16, fit="crop", resident=resident)
+    data = load("imagenet2012", Reading(image_size=16, fit="crop", resident=resident), directory=str(directory))
     assert data.num_classes == CLASSES and len(data.test) == HELD_OUT
     assert len(data.train) + len(data.validation) == TRAIN
     assert set(data.test.labels) == {50 * number for number in range(20)}
@@ -74,7 +75,7 @@ def test_a_student_is_measured_by_the_first_and_the_first_five(directory, tmp_pa
     for stage in ("data", "distill", "evaluate"):
         STAGES[stage](config, workdir)
     student = keras.saving.load_model(workdir.stage("distill") / "student.keras")
-    data = load("imagenet2012", directory=str(directory), image_size=16, fit="crop")
+    data = load("imagenet2012", Reading(image_size=16, fit="crop"), directory=str(directory))
     logits = student(to_model_input(data.test.images), training=False)
     found = json.loads((workdir.stage("evaluate") / "manifest.json").read_text())["results"]["student"]
     for name, count in (("accuracy", 1), ("top5_accuracy", 5)):

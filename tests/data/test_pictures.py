@@ -10,7 +10,7 @@ import pytest
 from PIL import Image, ImageOps
 
 from tfigkd import data
-from tfigkd.config.fields import SplitsConfig
+from tfigkd.config.data_fields import Reading, SplitsConfig
 from tfigkd.data import pictures
 from tfigkd.runtime.errors import UserError
 
@@ -109,7 +109,7 @@ def test_the_data_set_counts_what_was_done_to_its_pictures(tmp_path):
     exif[0x0112] = 3
     Image.fromarray(PIXELS[:4, :4]).save(root / "train/ant/turned.jpg", exif=exif)
     Image.new("RGBA", (4, 4), (1, 2, 3, 0)).save(root / "test/ant/clear.png")
-    dataset = data.load(str(root), background="#0000ff")
+    dataset = data.load(str(root), Reading(background="#0000ff"))
     assert said(dataset, "EXIF") == "1 picture turned upright by EXIF"
     assert said(dataset, "transparent") == "1 picture composited on #0000ff, as they are transparent"
     clear = dataset.test.images[np.flatnonzero(dataset.test.source_ids == "test/ant/clear.png")[0]]
@@ -312,7 +312,7 @@ def test_hints_for_labels_and_masks(tmp_path):
     np.savez(path, x_train=images, y_train=labels)
     with pytest.raises(UserError, match=r'no array x_test; .* or hold some of train out with data.splits.train = "'):
         data.load(str(path))
-    assert len(data.load(str(path), splits=SplitsConfig(train="train")).test) == 8
+    assert len(data.load(str(path), Reading(splits=SplitsConfig(train="train"))).test) == 8
     np.savez(path, x_train=images, y_train=labels, x_test=images, y_test=labels)
     assert "multiply pixels from 0 to 1 by 255" in said(data.load(str(path)), "warning")
 
@@ -342,9 +342,11 @@ def test_photographs_are_cropped_in_the_middle_and_not_distorted(tmp_path):
                 pixels = RNG.integers(0, 256, (8, side, 3), dtype=np.uint8)
                 Image.fromarray(pixels).save(tmp_path / split / name / f"{index:02d}.png")
     stretched, in_memory, on_disk = (
-        data.load(str(tmp_path), image_size=8, fit=fit, resident=resident)
+        data.load(str(tmp_path), Reading(image_size=8, fit=fit, resident=resident))
         for fit, resident in (("stretch", "memory"), ("crop", "memory"), ("crop", "disk"))
     )
     assert on_disk.fingerprint == in_memory.fingerprint != stretched.fingerprint
     np.testing.assert_array_equal(on_disk.train.images[:], in_memory.train.images)
-    assert data.load(str(tmp_path), image_size=8, resident="disk").fingerprint == stretched.fingerprint  # its own cache
+    assert (
+        data.load(str(tmp_path), Reading(image_size=8, resident="disk")).fingerprint == stretched.fingerprint
+    )  # its own cache

@@ -8,8 +8,8 @@ import pytest
 from PIL import Image
 
 from tfigkd import data
+from tfigkd.config.data_fields import Reading, SplitsConfig
 from tfigkd.config.experiment import Config, override
-from tfigkd.config.fields import SplitsConfig
 from tfigkd.runtime.errors import UserError
 
 RNG = np.random.default_rng(0)
@@ -40,9 +40,9 @@ def rows_of(count: int, classes=("cat", "dog"), **columns) -> list[dict[str, str
     ]
 
 
-def refused(match: str, name: str, **options) -> None:
+def refused(match: str, name: str, *, directory=None, **reading) -> None:
     with pytest.raises(UserError, match=match) as caught:
-        data.load(name, **options)
+        data.load(name, Reading(**reading), directory=directory)
     assert len(str(caught.value).splitlines()) == 1
 
 
@@ -79,10 +79,10 @@ def test_the_split_column_of_a_table_decides(tmp_path):
 def test_folds_of_a_table_are_named_in_the_config(tmp_path):
     table = save_table(tmp_path, rows_of(60, split=lambda index: f"fold{index // 2 % 5}"))
     refused("split 'fold0' is none of train, validation and test; rename it or set data.splits", table)
-    dataset = data.load(table, splits=SplitsConfig("fold0 + fold1+fold2", "fold3", "fold4"))
+    dataset = data.load(table, Reading(splits=SplitsConfig("fold0 + fold1+fold2", "fold3", "fold4")))
     assert [len(part) for part in (dataset.train, dataset.validation, dataset.test)] == [36, 12, 12]
     assert {int(name[5:8]) // 2 % 5 for name in sources(dataset.validation)} == {3}
-    partly = data.load(table, splits=SplitsConfig("fold0", test="fold4"))
+    partly = data.load(table, Reading(splits=SplitsConfig("fold0", test="fold4")))
     assert sum("left out the rows of split" in note for note in partly.notes) == 3
     refused("no split 'fold9'; did you mean 'fold", table, splits=SplitsConfig("fold9"))
     refused("names 'fold0' twice", table, splits=SplitsConfig("fold0", "fold0"))
@@ -173,7 +173,7 @@ def sides(dataset: data.Dataset, rows: list[dict[str, str]], column: str) -> dic
 def test_pictures_of_a_group_stay_on_one_side(tmp_path):
     rows = patients()
     table = save_table(tmp_path, rows)
-    grouped = data.load(table, group="patient")
+    grouped = data.load(table, Reading(group="patient"))
     assert all(len(splits) == 1 for splits in sides(grouped, rows, "patient").values())
     assert any(len(splits) > 1 for splits in sides(data.load(table), rows, "patient").values())
     # every patient has 4 or 6 pictures: a fifth of 120 and then a tenth of the rest, as near as whole patients come
@@ -191,13 +191,13 @@ def test_the_column_group_is_used_by_itself(tmp_path):
 def test_groups_are_chosen_by_their_names_and_not_by_the_order(tmp_path):
     rows = patients()
     table = save_table(tmp_path, rows)
-    expected = sides(data.load(table, group="patient"), rows, "patient")
+    expected = sides(data.load(table, Reading(group="patient")), rows, "patient")
     lines = Path(table).read_text(encoding="utf-8-sig").splitlines()
     (tmp_path / "reversed.csv").write_text("\n".join([lines[0], *lines[:0:-1]]), encoding="utf-8")
-    assert sides(data.load(str(tmp_path / "reversed.csv"), group="patient"), rows, "patient") == expected
+    assert sides(data.load(str(tmp_path / "reversed.csv"), Reading(group="patient")), rows, "patient") == expected
     # one more picture of one patient, and no other changes sides
     more = [*rows, rows[0] | {"path": "some/900.png"}]
-    larger = sides(data.load(save_table(tmp_path / "more", more), group="patient"), more, "patient")
+    larger = sides(data.load(save_table(tmp_path / "more", more), Reading(group="patient")), more, "patient")
     assert sum(larger[name] != expected[name] for name in expected) <= 2
 
 
@@ -207,7 +207,7 @@ def test_unequal_groups_come_near_to_each_class(tmp_path):
     for index in range(400):
         patient, label = (f"d{index % 37}", "dog") if index % 10 else (f"c{index % 70 // 10}", "cat")
         rows.append({"path": f"some/{index:03d}.png", "label": label, "patient": patient})
-    dataset = data.load(save_table(tmp_path, rows), group="patient")
+    dataset = data.load(save_table(tmp_path, rows), Reading(group="patient"))
     assert all(len(splits) == 1 for splits in sides(dataset, rows, "patient").values())
     for label, count in enumerate(np.bincount([row["label"] == "dog" for row in rows])):
         tested = (dataset.test.labels == label).sum()
@@ -217,7 +217,7 @@ def test_unequal_groups_come_near_to_each_class(tmp_path):
 
 def test_a_class_of_one_group_stays_in_training(tmp_path):
     rows = [row | {"patient": "only" if row["label"] == "cat" else row["patient"]} for row in patients()]
-    dataset = data.load(save_table(tmp_path, rows), group="patient")
+    dataset = data.load(save_table(tmp_path, rows), Reading(group="patient"))
     assert set(dataset.train.labels) == {0, 1} and set(dataset.test.labels) == {1}
     assert "warning: test has no pictures of cat" in dataset.notes
 
@@ -233,7 +233,7 @@ def test_folders_below_the_class_folders_are_groups(tmp_path):
         path = tmp_path / "pictures" / ("ant", "bee")[index % 2] / f"day{index // 2 % 12}" / f"{index}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(image).save(path)
-    dataset = data.load(str(tmp_path / "pictures"), group="folder")
+    dataset = data.load(str(tmp_path / "pictures"), Reading(group="folder"))
     days = [
         {name.split("/")[1] for name in sources(part)} for part in (dataset.train, dataset.validation, dataset.test)
     ]
@@ -246,7 +246,7 @@ def test_groups_of_arrays(tmp_path):
     arrays = {"x_train": images, "y_train": labels, "patient_train": np.arange(120) // 2 % 24}
     arrays |= {"x_test": pixels(4), "y_test": labels[:4], "patient_test": np.array([90, 91, 92, 93])}
     np.savez(tmp_path / "a.npz", **arrays)
-    dataset = data.load(str(tmp_path / "a.npz"), group="patient")
+    dataset = data.load(str(tmp_path / "a.npz"), Reading(group="patient"))
     assert dataset.train.groups is not None and dataset.validation.groups is not None
     assert not {*dataset.train.groups} & {*dataset.validation.groups}
     refused("has no array camera_", str(tmp_path / "a.npz"), group="camera")
@@ -272,7 +272,7 @@ def test_arrays_of_other_names_are_splits(tmp_path):
         'data.splits.train = "extra" uses it',
         'data.splits.validation = "val" uses it',
     ]
-    named = data.load(path, splits=SplitsConfig("train+extra", "val"))
+    named = data.load(path, Reading(splits=SplitsConfig("train+extra", "val")))
     assert [len(part) for part in (named.train, named.validation, named.test)] == [60, 10, 12]
 
 
@@ -285,9 +285,9 @@ def test_folders_of_other_names_are_splits(tmp_path):
     usual = data.load(str(tmp_path))
     assert [len(part) for part in (usual.train, usual.validation, usual.test)] == [18, 2, 12]
     assert [note.split(";")[0] for note in usual.notes] == ["left out the folder 2021", "left out the folder valid"]
-    named = data.load(str(tmp_path), splits=SplitsConfig("train+2021", "valid"))
+    named = data.load(str(tmp_path), Reading(splits=SplitsConfig("train+2021", "valid")))
     assert [len(part) for part in (named.train, named.validation, named.test)] == [36, 8, 12]
-    swapped = data.load(str(tmp_path), splits=SplitsConfig(test="2021"))
+    swapped = data.load(str(tmp_path), Reading(splits=SplitsConfig(test="2021")))
     assert {name.split("/")[0] for name in sources(swapped.test)} == {"2021"}
 
 
@@ -295,7 +295,7 @@ def test_equal_pictures_in_train_and_validation_have_ids_of_their_own(tmp_path):
     arrays = {"x_train": pixels(20), "y_train": np.arange(20) % 2, "x_test": pixels(4), "y_test": np.arange(4) % 2}
     arrays |= {"x_val": arrays["x_train"][:6], "y_val": arrays["y_train"][:6]}
     np.savez(tmp_path / "a.npz", **arrays)
-    dataset = data.load(str(tmp_path / "a.npz"), splits=SplitsConfig(validation="val"))
+    dataset = data.load(str(tmp_path / "a.npz"), Reading(splits=SplitsConfig(validation="val")))
     assert [len(dataset.train), len(dataset.validation)] == [20, 6]
     assert len({*data.covered(dataset).ids}) == 26
     assert "6 validation pictures are in train as well" in dataset.notes
@@ -360,7 +360,7 @@ def test_tfds_splits_may_be_sliced_as_in_tfds(prepared):
     import tensorflow_datasets as tfds
 
     splits = SplitsConfig("train[:80%]", "train[80%:]", "validation[:5]")
-    dataset = data.load("imagenet_like", directory=prepared, splits=splits)
+    dataset = data.load("imagenet_like", Reading(splits=splits), directory=prepared)
     builder = tfds.builder_from_directory(f"{prepared}/imagenet_like/1.0.0")
     for part, text in (
         (dataset.train, "train[:80%]"),
@@ -378,18 +378,18 @@ def test_tfds_splits_may_be_sliced_as_in_tfds(prepared):
 
 def test_a_train_split_that_another_replaces_is_said_to_be_left_out(prepared):
     splits = SplitsConfig("validation[:5]", test="validation[5:]")
-    notes = data.load("imagenet_like", directory=prepared, splits=splits).notes
+    notes = data.load("imagenet_like", Reading(splits=splits), directory=prepared).notes
     assert any('"train" uses it' in note for note in notes), notes
 
 
 def test_tfds_sets_without_a_train_split_are_read_by_name(prepared):
     refused("the splits first, second; expected a split train", "folds", directory=prepared)
-    dataset = data.load("folds", directory=prepared, splits=SplitsConfig("first", test="second"))
+    dataset = data.load("folds", Reading(splits=SplitsConfig("first", test="second")), directory=prepared)
     assert [len(part) for part in (dataset.train, dataset.validation, dataset.test)] == [36, 4, 20]
 
 
 def test_a_feature_of_a_tfds_set_groups_its_pictures(prepared):
-    dataset = data.load("imagenet_like", directory=prepared, group="patient")
+    dataset = data.load("imagenet_like", Reading(group="patient"), directory=prepared)
     assert dataset.train.groups is not None and dataset.validation.groups is not None
     assert not {*dataset.train.groups} & {*dataset.validation.groups}
     refused(

@@ -509,7 +509,7 @@ def test_what_the_command_refuses(written, tmp_path, capsys):
         (integer, "--output", str(tmp_path / "no" / "t.csv")): "no folder",
         (integer, "--output", integer.replace(".tflite", ".json")): "the place of the contract of .*; choose another",
         (integer, "--images", "0"): "--images must be at least 1",
-        (integer, "--threads", "0"): "benchmark.threads must be positive",
+        (integer, "--threads", "0"): "--threads must be positive",
     }.items():
         assert main(list(arguments)) == 1, arguments
         assert re.fullmatch(rf"error: [^\n]*{message}[^\n]*\n", capsys.readouterr().err), arguments

@@ -18,6 +18,7 @@ import pytest
 from PIL import Image
 from test_fuzz import published_network, small_network
 
+from tfigkd.config.data_fields import Reading
 from tfigkd.config.training_fields import TrainingConfig
 from tfigkd.data import load
 from tfigkd.data.pictures import decode
@@ -293,7 +294,7 @@ def test_pictures_that_must_be_refused(tally, tmp_path, monkeypatch):
     for what, content in bad_pictures():
         folder = pictures(tmp_path / "pictures")
         (folder / "cat/3.png").write_bytes(content)
-        refused(one, f"data: {what}", lambda: load("pictures", image_size=8), "cat/3.png")
+        refused(one, f"data: {what}", lambda: load("pictures", Reading(image_size=8)), "cat/3.png")
         for drop in (False, True):
             options = {"resize": True, "drop_alpha": drop}
             refused(

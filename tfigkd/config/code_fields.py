@@ -17,5 +17,5 @@ class CodeConfig:
     the rounding; the saved student has neither."""
 
     def __post_init__(self) -> None:
-        require(self.weight >= 0, "code.weight must not be negative", self.weight)
-        require(self.step > 0, "code.step must be positive", self.step)
+        require(self.weight >= 0, "weight must not be negative", self.weight)
+        require(self.step > 0, "step must be positive", self.step)

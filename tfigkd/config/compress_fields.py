@@ -37,8 +37,8 @@ class CompressConfig:
     """The terms beside the hard label."""
 
     def __post_init__(self) -> None:
-        require(0 < self.sparsity < 1, "compress.sparsity must be in (0, 1)", self.sparsity)
-        require(self.clusters > 1, "compress.clusters must be 2 or more", self.clusters)
-        require(self.steps > 0, "compress.steps must be positive", self.steps)
-        require(self.batch_size > 0, "compress.batch_size must be positive", self.batch_size)
-        require(self.learning_rate > 0, "compress.learning_rate must be positive", self.learning_rate)
+        require(0 < self.sparsity < 1, "sparsity must be in (0, 1)", self.sparsity)
+        require(self.clusters > 1, "clusters must be 2 or more", self.clusters)
+        require(self.steps > 0, "steps must be positive", self.steps)
+        require(self.batch_size > 0, "batch_size must be positive", self.batch_size)
+        require(self.learning_rate > 0, "learning_rate must be positive", self.learning_rate)

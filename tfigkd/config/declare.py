@@ -35,6 +35,23 @@ def require(condition: bool, what: str, value: Any) -> None:
         raise UserError(f"config: {what}, got {value!r}")
 
 
+def forbid(wrong: bool, message: str, value: Any) -> None:
+    """Refuse a value of a field, or a combination of several fields, in one line.
+
+    A table begins the message with its field's own name, such as `epochs`. What reads the table puts the table's place
+    before it (`refused_as` of `reading.py`), such as `teacher.training.`, because several tables may be of one class.
+
+    Args:
+        wrong: Whether the value is refused.
+        message: What is expected instead.
+        value: What was given.
+
+    Raises:
+        UserError: `wrong` is true.
+    """
+    require(not wrong, message, value)
+
+
 def require_finite(table: Any, name: str = "") -> None:
     """Refuse an infinite number or NaN in a config or in one of its tables."""
     for one in fields(table):

@@ -13,7 +13,7 @@ from typing import Any
 
 from tfigkd.config.code_fields import CodeConfig
 from tfigkd.config.compress_fields import CompressConfig
-from tfigkd.config.declare import late, require, require_finite
+from tfigkd.config.declare import forbid, late, require, require_finite
 from tfigkd.config.fields import (
     AttributionConfig,
     ControlConfig,
@@ -65,49 +65,120 @@ class Config:
 
     def __post_init__(self) -> None:
         require_finite(self)
+        self._check_mixing()
+        self._check_hard_label()
+        self._check_losses()
+        self._check_phases()
+        self._check_teacher()
+        self._check_compression()
+
+    def _check_mixing(self) -> None:
+        """Check that images are mixed only where what the student learns from them is of the mixed images."""
         mixed = {name: share for name in ("mixup", "cutmix") if (share := getattr(self.training, name))}
-        require(not (mixed and self.needs_single_images), MIXED, mixed)
-        rest = self.training.hard_weight is not None or self.losses.kd.weight <= 1
-        require(rest, "losses.kd.weight must be in [0, 1], or training.hard_weight given", self.losses.kd.weight)
-        rest = self.compress.losses.kd.weight <= 1
-        require(rest, "compress.losses.kd.weight must be in [0, 1]", self.compress.losses.kd.weight)
-        several = self.student.init == "teacher" and self.teacher.count > 1
-        require(not several, "student.init = teacher needs a single teacher, got teacher.count", self.teacher.count)
-        stored = self.view.kind == "views" or not self.teacher.by_label
-        require(stored, "teacher.weighting = label needs view.kind = views, logits of each teacher", self.view.kind)
-        taught = not self.training.dot or bool(self.losses.active())
-        require(taught, "training.dot must be 0 without a term beside the hard label", self.training.dot)
-        pruned = self.losses.r2kd.pruned if self.losses.r2kd.weight else 0.0
-        live = not pruned or self.view.kind == "live"
-        require(live, "losses.r2kd.pruned must be 0 unless view.kind = live, in which both teachers run", pruned)
-        own = self.losses.osakd
-        single = not (own.weight and mixed)
-        require(single, "training.mixup and cutmix must be 0 with losses.osakd, which needs one label", mixed)
-        taught = own.weight > 0 and own.space == "teacher"
-        stored = not taught or self.view.kind != "live"
-        require(stored, "losses.osakd.space = teacher needs stored logits, view.kind = plain or views", self.view.kind)
-        least = not own.weight or taught or own.queue >= self.training.batch_size
-        require(least, "losses.osakd.queue must be at least training.batch_size", own.queue)
-        drawn = self.losses.e2kd.weight > 0 and self.control.maps in ("noise", "none")
-        require(not drawn, "control.maps must be own or shuffled with losses.e2kd", self.control.maps)
-        fresh = not self.features.epochs or self.student.init != "teacher"
-        require(
-            fresh, "features.epochs must be 0 with student.init = teacher, whose front it has", self.features.epochs
+        if not mixed:
+            return
+        forbid(self.needs_single_images, MIXED, mixed)
+        forbid(
+            self.losses.osakd.weight > 0,
+            "training.mixup and cutmix must be 0 with losses.osakd, which needs one label",
+            mixed,
         )
-        plain = not self.features.epochs or not self.code.weight
-        require(plain, "code.weight must be 0 with features.epochs, which train without it", self.code.weight)
-        chained = self.training.chain > 0 or not self.losses.opdf.weight
-        require(chained, "losses.opdf.weight must be 0 without training.chain", self.losses.opdf.weight)
-        contracted = self.compress.losses.opdf.weight
-        require(not contracted, "compress.losses.opdf.weight must be 0, as kernels are contracted then", contracted)
-        if self.student.init == "teacher":
-            network = ("model", "width", "dropout", "normalization", "widths", "depth", "stem_stride")
-            for name in (*network, "image_size", "input_range", "outputs"):
-                given, unset, theirs = (getattr(one, name) for one in (self.student, StudentConfig(), self.teacher))
-                message = f"student.init = teacher takes the teacher's {name}, got student.{name}"
-                require(given in (unset, theirs), message, given)
-        taught = self.compress.teacher == "student" or self.needs_teacher
-        require(taught, "compress.teacher = teacher needs an experiment with a teacher", self.compress.teacher)
+
+    def _check_hard_label(self) -> None:
+        """Check that the weight of the hard label is not negative."""
+        forbid(
+            self.losses.kd.weight > 1 and self.training.hard_weight is None,
+            "losses.kd.weight must be in [0, 1], or training.hard_weight given",
+            self.losses.kd.weight,
+        )
+        forbid(
+            self.compress.losses.kd.weight > 1,
+            "compress.losses.kd.weight must be in [0, 1]",
+            self.compress.losses.kd.weight,
+        )
+
+    def _check_teacher(self) -> None:
+        """Check what the student takes of the teacher: first weights, and logits weighted by the label."""
+        forbid(
+            self.teacher.by_label and self.view.kind != "views",
+            "teacher.weighting = label needs view.kind = views, logits of each teacher",
+            self.view.kind,
+        )
+        if self.student.init != "teacher":
+            return
+        forbid(
+            self.teacher.count > 1,
+            "student.init = teacher needs a single teacher, got teacher.count",
+            self.teacher.count,
+        )
+        network = ("model", "width", "dropout", "normalization", "widths", "depth", "stem_stride")
+        for name in (*network, "image_size", "input_range", "outputs"):
+            given, unset, theirs = (getattr(one, name) for one in (self.student, StudentConfig(), self.teacher))
+            message = f"student.init = teacher takes the teacher's {name}, got student.{name}"
+            require(given in (unset, theirs), message, given)
+
+    def _check_losses(self) -> None:
+        """Check what single losses need of other tables."""
+        forbid(
+            self.training.dot > 0 and not self.losses.active(),
+            "training.dot must be 0 without a term beside the hard label",
+            self.training.dot,
+        )
+        live = self.view.kind == "live"
+        forbid(
+            self.losses.r2kd.weight > 0 and self.losses.r2kd.pruned > 0 and not live,
+            "losses.r2kd.pruned must be 0 unless view.kind = live, in which both teachers run",
+            self.losses.r2kd.pruned,
+        )
+        osakd = self.losses.osakd
+        forbid(
+            osakd.weight > 0 and osakd.space == "teacher" and live,
+            "losses.osakd.space = teacher needs stored logits, view.kind = plain or views",
+            self.view.kind,
+        )
+        forbid(
+            osakd.weight > 0 and osakd.space == "student" and osakd.queue < self.training.batch_size,
+            "losses.osakd.queue must be at least training.batch_size",
+            osakd.queue,
+        )
+        forbid(
+            self.losses.e2kd.weight > 0 and self.control.maps in ("noise", "none"),
+            "control.maps must be own or shuffled with losses.e2kd",
+            self.control.maps,
+        )
+        forbid(
+            self.losses.opdf.weight > 0 and self.training.chain == 0,
+            "losses.opdf.weight must be 0 without training.chain",
+            self.losses.opdf.weight,
+        )
+
+    def _check_phases(self) -> None:
+        """Check the phases before the student's training."""
+        if not self.features.epochs:
+            return
+        forbid(
+            self.student.init == "teacher",
+            "features.epochs must be 0 with student.init = teacher, whose front it has",
+            self.features.epochs,
+        )
+        forbid(
+            self.code.weight > 0,
+            "code.weight must be 0 with features.epochs, which train without it",
+            self.code.weight,
+        )
+
+    def _check_compression(self) -> None:
+        """Check what stage `compress` trains with."""
+        forbid(
+            self.compress.losses.opdf.weight > 0,
+            "compress.losses.opdf.weight must be 0, as kernels are contracted then",
+            self.compress.losses.opdf.weight,
+        )
+        forbid(
+            self.compress.teacher == "teacher" and not self.needs_teacher,
+            "compress.teacher = teacher needs an experiment with a teacher",
+            self.compress.teacher,
+        )
 
     @property
     def needs_single_images(self) -> bool:

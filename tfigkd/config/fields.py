@@ -1,43 +1,11 @@
 """Every field of an experiment: frozen dataclasses with defaults, units and ranges. The defaults are the papers'."""
 
-import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Literal, get_args
 
-from tfigkd.config.declare import late, require, require_seed, settled
+from tfigkd.config.data_fields import BACKGROUND, Fit, Reading, Resident, SplitsConfig
+from tfigkd.config.declare import forbid, late, require, require_seed, settled
 from tfigkd.config.training_fields import TrainingConfig
-
-COLORS = {"white": (255, 255, 255), "gray": (128, 128, 128), "black": (0, 0, 0)}
-Fit = Literal["stretch", "crop", "keras"]
-BACKGROUND = "white"
-"""What transparent pictures are composited on unless another color is given: what browsers and most viewers show."""
-
-
-def is_color(name: str) -> bool:
-    """Return whether a text is a color: white, gray, black or "#rrggbb"."""
-    return name in COLORS or re.fullmatch("#[0-9a-fA-F]{6}", name) is not None
-
-
-def rgb(name: str) -> tuple[int, int, int]:
-    """Return red, green and blue, 0 to 255, of a color for which `is_color` is true."""
-    if name in COLORS:
-        return COLORS[name]
-    red, green, blue = bytes.fromhex(name.removeprefix("#"))
-    return red, green, blue
-
-
-@dataclass(frozen=True)
-class SplitsConfig:
-    """Which splits of the source train, validate and test. What is not given is found, or held out by id."""
-
-    train: str | None = None
-    """Split that trains, such as "train", "train+extra" or, of a tfds set, "train[:90%]"; not given: train."""
-    validation: str | None = None
-    """Split that validates; not given: a tenth of each class of train is held out (a CSV file's own where it has
-    one)."""
-    test: str | None = None
-    """Split that only `evaluate` reads; not given: test, or validation where test has no labels or does not exist, or a
-    fifth of each class of train."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +41,7 @@ class DataConfig:
     CSV file (not given: its column group), a feature of a tfds set, arrays NAME_train (and NAME_test) of an .npz file,
     or "folder": the folder below the class folder."""
     splits: SplitsConfig = late(SplitsConfig())  # noqa: RUF009 - it is frozen
-    resident: Literal["auto", "memory", "disk"] = late("auto")
+    resident: Resident = late("auto")  # noqa: RUF009 - a text
     """Where decoded pictures are kept; batches are the same. auto: in memory if a split fits into a quarter of what is
     free, else on disk."""
     cache: str | None = late(None)
@@ -84,17 +52,16 @@ class DataConfig:
     without antialiasing, as keras.utils.image_dataset_from_directory does by default."""
 
     def __post_init__(self) -> None:
-        require(is_color(self.background), 'data.background must be white, gray, black or "#rrggbb"', self.background)
-        require(self.group != "", "data.group must name a column, a feature or an array", self.group)
-        require(self.limit is None or self.limit > 0, "data.limit must be positive", self.limit)
-        require(0 < self.train_fraction <= 1, "data.train_fraction must be in (0, 1]", self.train_fraction)
-        require(self.imbalance >= 1, "data.imbalance must be at least 1", self.imbalance)
-        require_seed(self.subset_seed, "data.subset_seed")
-        require(
-            self.image_size is None or self.image_size > 0,
-            "data.image_size must be positive",
-            self.image_size,
-        )
+        self.reading  # noqa: B018 - its ranges are checked when it is made
+        require(self.limit is None or self.limit > 0, "limit must be positive", self.limit)
+        require(0 < self.train_fraction <= 1, "train_fraction must be in (0, 1]", self.train_fraction)
+        require(self.imbalance >= 1, "imbalance must be at least 1", self.imbalance)
+        require_seed(self.subset_seed, "subset_seed")
+
+    @property
+    def reading(self) -> Reading:
+        """How the pictures are read."""
+        return Reading(**{each.name: getattr(self, each.name) for each in fields(Reading)})
 
 
 @dataclass(frozen=True)
@@ -134,13 +101,12 @@ class NetworkConfig:
         require(0 <= self.drop_blocks < 19, "drop_blocks must be in 0..18", self.drop_blocks)
         require(self.width > 0, "width must be positive", self.width)
         require(self.dropout is None or 0 <= self.dropout < 1, "dropout must be in [0, 1)", self.dropout)
-        wide = len(self.widths) > 0 and min(self.widths) > 0
-        require(wide, "widths must be positive", self.widths)
+        require(len(self.widths) > 0 and min(self.widths) > 0, "widths must be positive", self.widths)
         require(self.depth > 0, "depth must be positive", self.depth)
         require(self.image_size is None or self.image_size > 0, "image_size must be positive", self.image_size)
         require(self.stem_stride in (None, 1, 2), "stem_stride must be 1 or 2", self.stem_stride)
-        distinct = self.input_range is None or self.input_range[0] != self.input_range[1]
-        require(distinct, "input_range must be two different numbers", self.input_range)
+        equal = self.input_range is not None and self.input_range[0] == self.input_range[1]
+        forbid(equal, "input_range must be two different numbers", self.input_range)
 
     def own_shape(self, images: tuple[int, int, int]) -> tuple[int, int, int]:
         """Return the shape (H,W,C) of what the network itself takes of images of a shape."""
@@ -201,24 +167,26 @@ class TeacherConfig(NetworkConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require_seed(self.seed, "teacher.seed")
-        require(
-            self.train is not False or self.own_file or self.weights is not None,
-            "teacher.train = false needs teacher.weights or a .keras teacher.model",
+        require_seed(self.seed, "seed")
+        forbid(
+            self.train is False and not self.own_file and self.weights is None,
+            "train = false needs teacher.weights or a .keras teacher.model",
             self.model,
         )
         for name in ("power", "chain", "l1", "dot", "finetune_epochs"):
             given, unset = getattr(self.training, name), getattr(TrainingConfig(), name)
-            require(given == unset, f"teacher.training.{name} must be {unset}, it is of the student alone", given)
-        require(self.count > 0, "teacher.count must be at least 1", self.count)
-        warm = self.label_temperature > 0
-        require(warm, "teacher.label_temperature must be positive", self.label_temperature)
-        divided = self.shards == 1 or (self.shards > 1 and self.trained)
-        require(divided, "teacher.shards must be at least 1, and 1 for a teacher that is not trained here", self.shards)
-        require(
-            self.count == 1 or self.trained,
-            "teacher.count above 1 trains its teachers; models that are there are joined by models.ensemble into one "
-            ".keras file for teacher.model",
+            forbid(given != unset, f"training.{name} must be {unset}, it is of the student alone", given)
+        require(self.count > 0, "count must be at least 1", self.count)
+        require(self.label_temperature > 0, "label_temperature must be positive", self.label_temperature)
+        forbid(
+            self.shards < 1 or (self.shards > 1 and not self.trained),
+            "shards must be at least 1, and 1 for a teacher that is not trained here",
+            self.shards,
+        )
+        forbid(
+            self.count > 1 and not self.trained,
+            "count above 1 trains its teachers; models that are there are joined by models.ensemble into one .keras "
+            "file for teacher.model",
             self.count,
         )
 
@@ -252,9 +220,12 @@ class StudentConfig(NetworkConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(self.init != "file" or self.own_file, "student.init = file needs a .keras student.model", self.model)
-        fits = self.weights is None or self.application
-        require(fits, "student.weights are those of a student.model keras/NAME", self.model)
+        forbid(self.init == "file" and not self.own_file, "init = file needs a .keras student.model", self.model)
+        forbid(
+            self.weights is not None and not self.application,
+            "weights are those of a student.model keras/NAME",
+            self.model,
+        )
 
 
 @dataclass(frozen=True)
@@ -281,12 +252,12 @@ class AttributionConfig:
     take a sixteenth of the space, and overlays show cells instead of pixels. Not given: every pixel."""
 
     def __post_init__(self) -> None:
-        require(self.n_steps is None or self.n_steps > 0, "attribution.n_steps must be positive", self.n_steps)
-        require(self.tolerance > 0, "attribution.tolerance must be positive", self.tolerance)
-        require(self.max_steps > 0, "attribution.max_steps must be positive", self.max_steps)
-        require(self.batch_size > 0, "attribution.batch_size must be positive", self.batch_size)
-        require(self.shard_size > 0, "attribution.shard_size must be positive", self.shard_size)
-        require(self.grid is None or self.grid > 0, "attribution.grid must be positive", self.grid)
+        require(self.n_steps is None or self.n_steps > 0, "n_steps must be positive", self.n_steps)
+        require(self.tolerance > 0, "tolerance must be positive", self.tolerance)
+        require(self.max_steps > 0, "max_steps must be positive", self.max_steps)
+        require(self.batch_size > 0, "batch_size must be positive", self.batch_size)
+        require(self.shard_size > 0, "shard_size must be positive", self.shard_size)
+        require(self.grid is None or self.grid > 0, "grid must be positive", self.grid)
 
 
 @dataclass(frozen=True)
@@ -301,9 +272,12 @@ class OverlayConfig:
     """Largest exponent s."""
 
     def __post_init__(self) -> None:
-        require(0 <= self.probability <= 1, "overlay.probability must be in [0, 1]", self.probability)
-        ordered = 0 < self.min_exponent <= self.max_exponent
-        require(ordered, "overlay exponents must be 0 < min <= max", (self.min_exponent, self.max_exponent))
+        require(0 <= self.probability <= 1, "probability must be in [0, 1]", self.probability)
+        require(
+            0 < self.min_exponent <= self.max_exponent,
+            "min_exponent must be positive, and at most overlay.max_exponent",
+            (self.min_exponent, self.max_exponent),
+        )
 
 
 @dataclass(frozen=True)
@@ -319,7 +293,7 @@ class ControlConfig:
     """Seed of the permutation or the noise."""
 
     def __post_init__(self) -> None:
-        require_seed(self.seed, "control.seed")
+        require_seed(self.seed, "seed")
 
 
 @dataclass(frozen=True)
@@ -344,12 +318,14 @@ class ViewConfig:
     is spread evenly over them where a loss reads it. Not given: all logits."""
 
     def __post_init__(self) -> None:
-        require(self.views > 0, "view.views must be positive", self.views)
-        fits = self.attention != "views" or self.kind == "views"
-        require(fits, "view.attention = views needs the student's images to be those: view.kind = views", self.kind)
-        require_seed(self.seed, "view.seed")
-        some = self.top_logits is None or self.top_logits > 0
-        require(some, "view.top_logits must be positive", self.top_logits)
+        require(self.views > 0, "views must be positive", self.views)
+        forbid(
+            self.attention == "views" and self.kind != "views",
+            "attention = views needs the student's images to be those: view.kind = views",
+            self.kind,
+        )
+        require_seed(self.seed, "seed")
+        require(self.top_logits is None or self.top_logits > 0, "top_logits must be positive", self.top_logits)
 
 
 Format = Literal["float32", "float16", "dynamic", "int8", "int16x8"]
@@ -389,9 +365,11 @@ class ExportConfig:
 
     def __post_init__(self) -> None:
         once = 0 < len(self.formats) == len({*self.formats})
-        require(once, "export.formats must name at least one format, each once", self.formats)
-        positive = self.calibration_examples > 0
-        require(positive, "export.calibration_examples must be positive", self.calibration_examples)
-        require(self.keep >= 0, "export.keep must not be negative", self.keep)
-        able = not self.keep or self.quantizer == "ai-edge"
-        require(able, "export.keep needs export.quantizer = ai-edge, with the converter it must be 0", self.keep)
+        require(once, "formats must name at least one format, each once", self.formats)
+        require(self.calibration_examples > 0, "calibration_examples must be positive", self.calibration_examples)
+        require(self.keep >= 0, "keep must not be negative", self.keep)
+        forbid(
+            self.keep > 0 and self.quantizer != "ai-edge",
+            "keep needs quantizer = ai-edge, with the converter it must be 0",
+            self.keep,
+        )

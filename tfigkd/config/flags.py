@@ -11,12 +11,13 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import tyro
+from tyro.constructors import ConstructorRegistry
 
 from tfigkd.config import helptext
-from tfigkd.config.experiment import Config, to_mapping
-from tfigkd.config.fields import BACKGROUND, DataConfig, Fit, SplitsConfig
-from tfigkd.config.helptext import Fields
-from tfigkd.config.reading import dotted_names, value_at
+from tfigkd.config.data_fields import BACKGROUND, Fit, Reading, Resident, SplitsConfig
+from tfigkd.config.experiment import Config
+from tfigkd.config.helptext import Fields, plain_tables
+from tfigkd.config.reading import field_types, refused_as
 from tfigkd.runtime.errors import UserError, closest, misspelled
 from tfigkd.runtime.files import expanded
 
@@ -71,7 +72,7 @@ def read_all_options(
     for argument in arguments:
         flag, equals, value = argument.partition("=")
         renamed.append((former or {}).get(flag.replace("_", "-"), flag) + equals + value)
-    options, unknown = _parse(cls, renamed, use_underscores=False)
+    options, unknown = _parse(cls, renamed, with_fields=False)
     if unknown:
         raise UserError(
             misspelled(unknown, _names(cls)) or f"unknown argument {unknown[0]!r}; --help shows all options"
@@ -116,14 +117,23 @@ def require_option(given: str, flag: str, hint: str, arguments: Sequence[str], c
 
 
 def _parse(
-    cls: type[T], arguments: Sequence[str], *, default: T | None = None, use_underscores: bool = True
+    cls: type[T], arguments: Sequence[str], *, default: T | None = None, with_fields: bool = True
 ) -> tuple[T, list[str]]:
     """Return options, and the arguments that are none of them.
 
-    `--image_size`, as fields are named in TOML files, and `--image-size` are understood either way; errors show the
-    one with underscores if `use_underscores`, and then every switch has its opposite, `--no_NAME`.
+    `--image_size`, as fields are named in TOML files, and `--image-size` are understood either way.
+
+    Args:
+        cls: The dataclass of the options.
+        arguments: Of the command line.
+        default: Values of what is not given.
+        with_fields: Whether the fields of an experiment are among the options. Then errors show `--image_size` and not
+            `--image-size`, and every switch has its opposite, `--no_NAME`.
     """
     said = io.StringIO()
+    registry = ConstructorRegistry()
+    if with_fields:
+        registry.struct_rule(plain_tables)
     given: dict[str, Any] = {} if default is None else {"default": default}
     try:
         with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):  # a usage error becomes one line
@@ -131,8 +141,9 @@ def _parse(
                 cls,
                 args=list(arguments),
                 return_unknown_args=True,
-                use_underscores=use_underscores,
-                config=() if use_underscores else (tyro.conf.FlagCreatePairsOff,),
+                use_underscores=with_fields,
+                registry=registry,
+                config=() if with_fields else (tyro.conf.FlagCreatePairsOff,),
                 **given,
             )
     except SystemExit as stop:
@@ -182,27 +193,28 @@ class DataOptions:
     """What keeps pictures on one side of every split that is held out; see data.group in the reference."""
     splits: SplitsConfig = field(default_factory=SplitsConfig)
     """Which splits of the source train, validate and test."""
-    resident: Literal["auto", "memory", "disk"] = "auto"
+    resident: Resident = "auto"
     """Where decoded pictures are kept; see data.resident in the reference."""
     cache: str | None = None
     """Folder of the pictures that are kept on disk. Default: .tfigkd beside the data."""
 
     @property
-    def reading(self) -> dict[str, Any]:
-        """How the data are read, as arguments of `tfigkd.data.load`.
+    def reading(self) -> Reading:
+        """How the data are read, as far as the options say it.
 
         Raises:
             UserError: A value is out of range.
         """
-        checked = DataConfig(image_size=self.image_size, background=self.background or BACKGROUND, group=self.group)
-        where = {"resident": self.resident, "cache": self.cache}
-        return {
-            "background": checked.background,
-            "group": checked.group,
-            "fit": self.fit or "stretch",
-            "splits": self.splits,
-            **where,
-        }
+        with refused_as("--"):
+            return Reading(
+                image_size=self.image_size,
+                background=self.background or BACKGROUND,
+                fit=self.fit or "stretch",
+                group=self.group,
+                splits=self.splits,
+                resident=self.resident,
+                cache=self.cache,
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -229,15 +241,18 @@ def with_flags(config: Config, flags: Sequence[str], options: type | None = None
     """
     if not flags:
         return config
-    read, unknown = _parse(Fields, plain_flags(flags, config), default=Fields(config))
-    refuse_unknown(unknown, flags, config, options)
+    read, unknown = _parse(Fields, plain_flags(flags), default=Fields(config))
+    refuse_unknown(unknown, flags, options)
     return read.config
 
 
-def refuse_unknown(
-    unknown: Sequence[str], arguments: Sequence[str], config: Config, options: type | None = None
-) -> None:
+def refuse_unknown(unknown: Sequence[str], arguments: Sequence[str], options: type | None = None) -> None:
     """Refuse arguments that are neither options nor fields, with the closest one.
+
+    Args:
+        unknown: Those arguments.
+        arguments: All of the command line.
+        options: The dataclass of the command's options, for the hint to one that is misspelled.
 
     Raises:
         UserError: there is one.
@@ -246,81 +261,68 @@ def refuse_unknown(
         # a switch that is given a value comes back as the value alone
         whole = next((one for one in arguments if one == unknown[0] or one.endswith(f"={unknown[0]}")), unknown[0])
         known = [name.removeprefix("--") for name in _names(options)] if options else []
-        near = closest(whole.removeprefix("--"), [*known, *dotted_names(to_mapping(config))], "--")
+        near = closest(whole.removeprefix("--"), [*known, *field_types(Config)], "--")
         hint = near if near.startswith("did you mean") else "--help shows them all"
         raise UserError(f"unknown argument {whole!r}; {hint}")
 
 
-def plain_flags(arguments: Sequence[str], config: Config) -> list[str]:
-    """Return arguments as tyro takes them.
+def plain_flags(arguments: Sequence[str]) -> list[str]:
+    """Return arguments of the command line as tyro takes them.
 
-    A switch that is given true or false, as in TOML, becomes `--a.b` or `--a.no_b`; `SHORT` options become fields; none
-    is understood in any case of letters.
+    `SHORT` options become fields. A switch, which TOML files set to true or false, becomes `--a.b` or `--a.no_b`; one
+    that may be left undecided gets a value. `true`, `false` and `none` may be in capital letters.
     """
-    arguments = _three_states(arguments, config)
-    values = to_mapping(config)
-    switches = {name for name in dotted_names(values) if isinstance(value_at(values, name), bool)}
-    known = {name for name in switches if not _may_be_undecided(config, name)}
     said: list[str] = []
-    for argument in arguments:
-        flag, equals, value = argument.partition("=")
-        if not equals and said and argument.lower() in ("true", "false") and said[-1].removeprefix("--") in known:
-            flag, value = said.pop(), argument
-        name = flag.removeprefix("--")
-        if argument.lower() == "none" and said and said[-1].startswith("--"):
-            said.append(_none_word(said[-1], argument))
-            continue
-        if value.lower() == "none":
-            said.append(f"{SHORT.get(flag, flag)}={_none_word(flag, value)}")
-            continue
-        if name in known and value.lower() in ("true", "false"):
-            table, _, last = name.rpartition(".")
-            said.append(flag if value.lower() == "true" else f"--{table}.no_{last}")
-        else:
-            said.append(SHORT.get(flag, flag) + equals + value if flag in SHORT else argument)
-    return said
-
-
-def _three_states(arguments: Sequence[str], config: Config) -> list[str]:
-    """Return arguments with a value for each switch that may be left undecided, which tyro takes for an option."""
-    names = {name for name in dotted_names(to_mapping(config)) if _may_be_undecided(config, name)}
-    said: list[str] = []
-    waiting = list(arguments)
+    waiting = [*arguments]
     while waiting:
         argument = waiting.pop(0)
         flag, equals, value = argument.partition("=")
-        table, _, last = flag.removeprefix("--").rpartition(".")
-        if f"{table}.{last}" in names and flag.startswith("--"):
-            if not equals:
-                value = waiting.pop(0) if waiting and waiting[0].lower() in STATES else "true"
-            said += [flag, value.capitalize()]
-        elif f"{table}.{last.removeprefix('no_')}" in names and flag.startswith("--"):
-            said += [f"--{table}.{last.removeprefix('no_')}", "False"]
+        flag = SHORT.get(flag, flag)
+        kind = _type_of(flag)
+        if not equals and kind is not None and waiting and waiting[0].lower() in STATES:
+            value = waiting.pop(0)
+        if value.lower() in STATES and kind is not None:
+            said += _with_state(flag, kind, value)
+        elif kind == bool | None and not equals:
+            said += [flag, "True"]
+        elif (positive := _without_no(flag)) != flag and _type_of(positive) == bool | None:
+            said += [positive, "False"]
         else:
-            said.append(argument)
+            said.append(flag + equals + value)
     return said
 
 
-def _may_be_undecided(config: Config, name: str) -> bool:
-    *tables, last = name.split(".")
-    table: Any = config
-    for each in tables:
-        table = getattr(table, each)
-    return typing.get_type_hints(type(table)).get(last) == bool | None
+def _type_of(flag: str) -> Any:
+    """Return the annotation of the field that a flag such as `--training.epochs` sets; None if there is no such field.
+
+    No annotation of a field is None.
+    """
+    return field_types(Config).get(flag.removeprefix("--").replace("-", "_")) if flag.startswith("--") else None
 
 
-def _none_word(flag: str, given: str) -> str:
-    """Return the word for none that a field takes: "none" where it is a choice, None where it means no value."""
-    hint: Any = Config
-    for name in SHORT.get(flag, flag).removeprefix("--").replace("-", "_").split("."):
-        hints = typing.get_type_hints(hint) if dataclasses.is_dataclass(hint) else {}
-        if name not in hints:
-            return given
-        hint = hints[name]
-    members = typing.get_args(hint)
-    if "none" in members:
-        return "none"
-    return "None" if type(None) in members else given
+def _without_no(flag: str) -> str:
+    """Return a flag such as `--teacher.no_train` without its `no_`."""
+    table, dot, last = flag.rpartition(".")
+    return table + dot + last.removeprefix("no_").removeprefix("no-")
+
+
+def _with_state(flag: str, kind: Any, word: str) -> list[str]:
+    """Return a flag and true, false or none as tyro takes them.
+
+    Args:
+        flag: Of a field.
+        kind: The annotation of the field.
+        word: true, false or none, in any case of letters.
+    """
+    members, state = typing.get_args(kind), word.lower()
+    if kind is bool and state != "none":
+        table, _, last = flag.rpartition(".")
+        return [flag if state == "true" else f"{table}.no_{last}"]
+    if kind == bool | None:
+        return [flag, word.capitalize()]
+    if state == "none" and "none" in members:  # a choice
+        return [flag, "none"]
+    return [flag, "None" if state == "none" and type(None) in members else word]
 
 
 def first_value(arguments: Sequence[str], flag: str) -> str:

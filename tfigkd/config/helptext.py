@@ -15,6 +15,7 @@ import tyro
 from tyro.constructors import ConstructorRegistry, StructConstructorSpec, StructFieldSpec, StructTypeInfo
 
 from tfigkd.config.experiment import Config
+from tfigkd.config.reading import from_mapping
 from tfigkd.runtime.errors import UserError, closest
 
 HELP = ("-h", "--help")
@@ -108,6 +109,32 @@ def field_docs(cls: Any) -> dict[str, str]:
 def _is_text(statement: ast.stmt) -> bool:
     constant = statement.value if isinstance(statement, ast.Expr) else None
     return isinstance(constant, ast.Constant) and isinstance(constant.value, str)
+
+
+@cache
+def _table_classes(cls: type) -> frozenset[type]:
+    """Return the classes of all tables of a config dataclass, also of the tables of its tables."""
+    own = [hint for hint in typing.get_type_hints(cls).values() if isinstance(hint, type)]
+    tables = [hint for hint in own if dataclasses.is_dataclass(hint)]
+    return frozenset(tables).union(*map(_table_classes, tables))
+
+
+def plain_tables(info: StructTypeInfo) -> StructConstructorSpec | None:
+    """Describe an experiment to tyro, which gets the values of its tables as mappings.
+
+    The tables are made by `from_mapping`, whose errors name the whole field: tyro does not tell a table its place.
+    """
+    cls: Any = info.type
+    if cls is not Config and cls not in _table_classes(Config):
+        return None
+    given = info.default if isinstance(info.default, cls) else cls()
+    hints, names = typing.get_type_hints(cls), [each.name for each in dataclasses.fields(cls)]
+    fields = tuple(StructFieldSpec(name, hints[name], getattr(given, name)) for name in names)
+
+    def make(**values: Any) -> Any:
+        return from_mapping(Config, values, base=given) if cls is Config else values
+
+    return StructConstructorSpec(make, fields)
 
 
 def _struct(info: StructTypeInfo, table: str | None) -> StructConstructorSpec | None:

@@ -32,10 +32,10 @@ class IncrementalConfig:
     """Epochs of the compression, after the sibling's training.epochs. The other methods train for the sum of both."""
 
     def __post_init__(self) -> None:
-        require(self.steps == 0 or self.steps > 1, "incremental.steps must be 0, or 2 or more", self.steps)
-        require(self.memory >= 0, "incremental.memory must not be negative", self.memory)
-        require(self.temperature > 0, "incremental.temperature must be positive", self.temperature)
-        require(self.known_weight >= 0, "incremental.known_weight must not be negative", self.known_weight)
+        require(self.steps == 0 or self.steps > 1, "steps must be 0, or 2 or more", self.steps)
+        require(self.memory >= 0, "memory must not be negative", self.memory)
+        require(self.temperature > 0, "temperature must be positive", self.temperature)
+        require(self.known_weight >= 0, "known_weight must not be negative", self.known_weight)
         for name in ("boosting_beta", "compression_beta"):
-            require(0 <= getattr(self, name) < 1, f"incremental.{name} must be in [0, 1)", getattr(self, name))
-        require(self.compression_epochs > 0, "incremental.compression_epochs must be positive", self.compression_epochs)
+            require(0 <= getattr(self, name) < 1, f"{name} must be in [0, 1)", getattr(self, name))
+        require(self.compression_epochs > 0, "compression_epochs must be positive", self.compression_epochs)

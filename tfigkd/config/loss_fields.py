@@ -42,9 +42,9 @@ class LossConfig:
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
             if name in ("temperature", "grid"):
-                require(value is None or value > 0, f"the {name} of a loss must be positive", value)
+                require(value is None or value > 0, f"{name} must be positive", value)
             elif isinstance(value, float):  # all others are weights, or shares
-                require(value >= 0, f"the {name} of a loss must not be negative", value)
+                require(value >= 0, f"{name} must not be negative", value)
 
 
 @dataclass(frozen=True)
@@ -141,7 +141,8 @@ class RKDConfig(LossConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         taps = self.student_layer, self.teacher_layer
-        require((taps[0] is None) == (taps[1] is None), "losses.rkd needs the taps of both networks, or of none", taps)
+        both = (taps[0] is None) == (taps[1] is None)
+        require(both, "student_layer and teacher_layer must both be given, or neither", taps)
 
     @property
     def looks_at(self) -> str:
@@ -212,7 +213,7 @@ class SKTConfig(TapsConfig):
 
     def __post_init__(self) -> None:
         given = self.intra, self.inter
-        require(min(given) >= 0 < max(given), "intra and inter of skt must not be negative, nor both zero", given)
+        require(min(given) >= 0 < max(given), "intra and inter must not be negative, nor both zero", given)
         super().__post_init__()
 
 
@@ -252,7 +253,7 @@ class BKDConfig(LossConfig):
     distillation. Usual: 0.97 for some dozens of examples a class, 0.999 to 0.9999 for thousands."""
 
     def __post_init__(self) -> None:
-        require(0 <= self.beta < 1, "losses.bkd.beta must be in [0, 1)", self.beta)
+        require(0 <= self.beta < 1, "beta must be in [0, 1)", self.beta)
         super().__post_init__()
 
 
@@ -273,8 +274,8 @@ class OSAKDConfig(LossConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(self.neighbors > 0, "losses.osakd.neighbors must be positive", self.neighbors)
-        require(self.queue >= self.neighbors, "losses.osakd.queue must be at least its neighbors", self.queue)
+        require(self.neighbors > 0, "neighbors must be positive", self.neighbors)
+        require(self.queue >= self.neighbors, "queue must be at least its neighbors", self.queue)
 
     @property
     def looks_at(self) -> str:
@@ -302,7 +303,7 @@ class R2KDConfig(LossConfig):
     """Weight of the second teacher."""
 
     def __post_init__(self) -> None:
-        require(0 <= self.pruned < 1, "losses.r2kd.pruned must be in [0, 1)", self.pruned)
+        require(0 <= self.pruned < 1, "pruned must be in [0, 1)", self.pruned)
         super().__post_init__()
 
 
@@ -325,10 +326,10 @@ class RTKConfig(LossConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(len(self.student_layer) > 0, "losses.rtk.student_layer must name a tap", self.student_layer)
+        require(len(self.student_layer) > 0, "student_layer must name a tap", self.student_layer)
         fits = 0 < self.keys <= len(self.teacher_layer)
-        require(fits, "losses.rtk.keys must be positive, and at most the taps of the teacher", self.keys)
-        require(self.width > 0, "losses.rtk.width must be positive", self.width)
+        require(fits, "keys must be positive, and at most the taps of the teacher", self.keys)
+        require(self.width > 0, "width must be positive", self.width)
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ class LedgerConfig:
     """Steps between two measurements; 0 switches them off."""
 
     def __post_init__(self) -> None:
-        require(self.every >= 0, "ledger.every must not be negative", self.every)
+        require(self.every >= 0, "every must not be negative", self.every)
 
 
 @dataclass(frozen=True)
@@ -28,11 +28,11 @@ class TensorBoardConfig:
     """First and last step of each training that TensorFlow's profiler records, such as 10 20; none when not given."""
 
     def __post_init__(self) -> None:
-        require(self.pictures >= 0, "tensorboard.pictures must not be negative", self.pictures)
-        require(self.examples > 0, "tensorboard.examples must be positive", self.examples)
+        require(self.pictures >= 0, "pictures must not be negative", self.pictures)
+        require(self.examples > 0, "examples must be positive", self.examples)
         steps = self.profile_steps
         fits = not steps or (len(steps) == 2 and 0 < steps[0] <= steps[1])
-        require(fits, "tensorboard.profile_steps must be a first and a last step, from 1", steps)
+        require(fits, "profile_steps must be a first and a last step, from 1", steps)
 
 
 @dataclass(frozen=True)
@@ -52,12 +52,10 @@ class EvaluationConfig:
     by a second forward pass. It stands beside the accuracy, as mirrored_accuracy, and never in its place."""
 
     def __post_init__(self) -> None:
-        count = self.attribution_examples
-        require(count >= 0, "evaluation.attribution_examples must not be negative", count)
-        shown = self.gallery_examples
-        require(shown >= 0, "evaluation.gallery_examples must not be negative", shown)
-        require(self.curve_steps > 0, "evaluation.curve_steps must be positive", self.curve_steps)
-        require(0 < self.top_fraction <= 1, "evaluation.top_fraction must be in (0, 1]", self.top_fraction)
+        for name in ("attribution_examples", "gallery_examples"):
+            require(getattr(self, name) >= 0, f"{name} must not be negative", getattr(self, name))
+        require(self.curve_steps > 0, "curve_steps must be positive", self.curve_steps)
+        require(0 < self.top_fraction <= 1, "top_fraction must be in (0, 1]", self.top_fraction)
 
 
 @dataclass(frozen=True)
@@ -72,7 +70,6 @@ class BenchmarkConfig:
     """Threads of the interpreter; the files are timed with each of these numbers."""
 
     def __post_init__(self) -> None:
-        require(self.runs > 0, "benchmark.runs must be positive", self.runs)
-        require(self.warmup >= 0, "benchmark.warmup must not be negative", self.warmup)
-        positive = len(self.threads) > 0 and min(self.threads) > 0
-        require(positive, "benchmark.threads must be positive", self.threads)
+        require(self.runs > 0, "runs must be positive", self.runs)
+        require(self.warmup >= 0, "warmup must not be negative", self.warmup)
+        require(len(self.threads) > 0 and min(self.threads) > 0, "threads must be positive", self.threads)

@@ -1,14 +1,19 @@
 """Read nested plain values into config dataclasses: strict about names, types and ranges, with hints for typos.
 
+A check of a table names its field without the table, as several tables may be of one class; `refused_as` puts the
+table's place before it.
+
 The dataclasses are in the `*fields.py` modules beside this one; `experiment.py` reads whole experiments.
 """
 
+import contextlib
 import dataclasses
+import functools
 import math
 import tomllib
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -19,8 +24,30 @@ MAX_TOML = 2**20
 _NONE = type(None)
 
 
+@functools.cache
+def _hints(cls: type) -> dict[str, Any]:
+    """Return the annotation of each field of a dataclass; constants of the class are no fields."""
+    hints = typing.get_type_hints(cls)
+    return {each.name: hints[each.name] for each in dataclasses.fields(cls)}
+
+
+@functools.cache
+def field_types(cls: type) -> dict[str, Any]:
+    """Return the annotation of each field of a config dataclass and of its tables, by dotted name.
+
+    Fields alone are named: not the keys of a field whose value is a table, such as the classes of `class_weight`.
+    """
+    found: dict[str, Any] = {}
+    for name, hint in _hints(cls).items():
+        if dataclasses.is_dataclass(hint):
+            found |= {f"{name}.{inner}": each for inner, each in field_types(typing.cast(type, hint)).items()}
+        else:
+            found[name] = hint
+    return found
+
+
 def dotted_names(mapping: Mapping[str, Any], prefix: str = "") -> list[str]:
-    """Names of all values of nested tables, such as losses.kd.weight."""
+    """Return the names of all values of nested tables, such as losses.kd.weight."""
     names = []
     for key, value in mapping.items():
         names += dotted_names(value, f"{prefix}{key}.") if isinstance(value, dict) else [f"{prefix}{key}"]
@@ -42,7 +69,7 @@ def value_at(mapping: Mapping[str, Any], dotted: str) -> Any:
 
 
 def differences(left: Mapping[str, Any], right: Mapping[str, Any], prefix: str = "") -> list[str]:
-    """Dotted names of the fields in which two config mappings differ."""
+    """Return the dotted names of the fields in which two config mappings differ."""
     names = []
     for key in sorted({*left, *right}):
         a, b = left.get(key), right.get(key)
@@ -59,7 +86,17 @@ def _is_none(value: Any) -> bool:
 
 
 def _convert(value: Any, expected: Any, where: str, what: str) -> Any:
-    """Check one value against its annotation; an integer is welcome where a float is expected."""
+    """Return one value as its annotation has it; an integer becomes a float where a float is expected.
+
+    Args:
+        value: A plain value.
+        expected: The annotation of its field.
+        where: Dotted name of the field.
+        what: What is read, for messages.
+
+    Raises:
+        UserError: The value is of another type.
+    """
     if dataclasses.is_dataclass(expected):
         if not isinstance(value, Mapping):
             raise UserError(f"{what}: {where} is a table, got {value!r}")
@@ -113,13 +150,36 @@ def _length(members: tuple) -> str:
     return "" if members[-1] is Ellipsis else f" of {len(members)}"
 
 
+@contextlib.contextmanager
+def refused_as(prefix: str) -> Iterator[None]:
+    """Put a prefix before the field that a check of a table refuses within this context.
+
+    Args:
+        prefix: Such as "config: teacher.training." for the field of a file, or "--" for an option of a command.
+
+    Raises:
+        UserError: The check's own error, under the full name of the field.
+    """
+    try:
+        yield
+    except UserError as error:
+        raise UserError(prefix + str(error).removeprefix("config: ")) from error
+
+
 def from_mapping(cls: type, mapping: Mapping[str, Any], where: str = "", base: Any = None, what: str = "config") -> Any:
     """Build a config dataclass from nested plain values, over `base` where one is given.
+
+    Args:
+        cls: The dataclass.
+        mapping: Names of fields to values; tables are mappings.
+        where: Dotted name of the table, for messages; empty for the whole config.
+        base: An instance, whose values hold where the mapping has none; None: the defaults.
+        what: What is read, for messages.
 
     Raises:
         UserError: an unknown key (with the closest known one), a wrong type or a value out of range.
     """
-    hints = typing.get_type_hints(cls)
+    hints = _hints(cls)
     start = base if base is not None else cls()
     changes: dict[str, Any] = {}
     for key, value in mapping.items():
@@ -133,7 +193,8 @@ def from_mapping(cls: type, mapping: Mapping[str, Any], where: str = "", base: A
             changes[key] = current  # as teacher.training.warmup_epochs, 5: its fingerprint is not that of 5.0
         else:
             changes[key] = _convert(value, hints[key], dotted, what)
-    return replace(start, **changes)
+    with refused_as(f"{what}: {where}." if where else f"{what}: "):
+        return replace(start, **changes)
 
 
 def read_toml(path: Path, what: str) -> dict[str, Any]:

@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from tfigkd.config.declare import inert, late, require, revised
+from tfigkd.config.declare import forbid, inert, late, require, revised
 
 Devices = Literal["one", "all"]
 
@@ -34,13 +34,13 @@ class AugmentConfig:
         return self.crop_area != (1.0, 1.0)
 
     def __post_init__(self) -> None:
-        require(self.crop_padding >= 0, "augment.crop_padding must not be negative", self.crop_padding)
         least, most = self.crop_area
-        require(0 < least <= most <= 1, "augment.crop_area must be two numbers in (0, 1], rising", self.crop_area)
         narrow, wide = self.crop_aspect
-        require(0 < narrow <= wide, "augment.crop_aspect must be two positive numbers, rising", self.crop_aspect)
-        one = not (self.resizes and self.crop_padding)
-        require(one, "augment.crop_padding must be 0 with augment.crop_area, which replaces it", self.crop_padding)
+        require(self.crop_padding >= 0, "crop_padding must not be negative", self.crop_padding)
+        require(0 < least <= most <= 1, "crop_area must be two numbers in (0, 1], rising", self.crop_area)
+        require(0 < narrow <= wide, "crop_aspect must be two positive numbers, rising", self.crop_aspect)
+        both = self.resizes and self.crop_padding > 0
+        forbid(both, "crop_padding must be 0 with augment.crop_area, which replaces it", self.crop_padding)
 
 
 @dataclass(frozen=True)
@@ -154,65 +154,99 @@ class TrainingConfig:
     JAX the batches of data in memory are made on its device, without them."""
 
     def __post_init__(self) -> None:
-        require(self.epochs > 0, "training.epochs must be positive", self.epochs)
-        require(self.batch_size > 0, "training.batch_size must be positive", self.batch_size)
-        for name in ("checkpoint_steps", "batch_threads"):
+        self._check_steps()
+        self._check_optimizer()
+        self._check_augmentation()
+        self._check_class_weight()
+        self._check_kernels()
+        self._check_dot()
+
+    def _check_steps(self) -> None:
+        """Check epochs, batches and the learning rate over them."""
+        for name in ("epochs", "batch_size", "checkpoint_steps", "batch_threads"):
             value = getattr(self, name)
-            require(value is None or value > 0, f"training.{name} must be positive", value)
-        require(self.learning_rate > 0, "training.learning_rate must be positive", self.learning_rate)
-        require(0 <= self.momentum < 1, "training.momentum must be in [0, 1)", self.momentum)
-        require(self.weight_decay >= 0, "training.weight_decay must not be negative", self.weight_decay)
-        require(self.warmup_epochs >= 0, "training.warmup_epochs must not be negative", self.warmup_epochs)
-        given = self.hard_weight is None or self.hard_weight >= 0
-        require(given, "training.hard_weight must not be negative", self.hard_weight)
-        require(0 <= self.label_smoothing < 1, "training.label_smoothing must be in [0, 1)", self.label_smoothing)
-        require(self.ema is None or 0 < self.ema < 1, "training.ema must be in (0, 1)", self.ema)
+            require(value is None or value > 0, f"{name} must be positive", value)
+        require(self.warmup_epochs >= 0, "warmup_epochs must not be negative", self.warmup_epochs)
         for name in ("schedule_start", "schedule_peak", "schedule_end"):
             value = getattr(self, name)
-            require(0 <= value <= 1, f"training.{name} must be in [0, 1]", value)
-        require(self.bias_factor > 0, "training.bias_factor must be positive", self.bias_factor)
-        require(self.lookahead >= 0, "training.lookahead must not be negative", self.lookahead)
-        decay = self.lookahead_decay
-        require(0 <= decay < 1, "training.lookahead_decay must be in [0, 1)", decay)
-        require(not (self.lookahead and self.ema), "training.lookahead must be 0 with training.ema", self.lookahead)
+            require(0 <= value <= 1, f"{name} must be in [0, 1]", value)
+        triangular = self.schedule == "triangular"
+        forbid(
+            triangular and self.warmup_epochs > 0,
+            "warmup_epochs must be 0 with the triangular schedule",
+            self.warmup_epochs,
+        )
+        among = 0 <= self.finetune_epochs < self.epochs
+        require(among, "finetune_epochs must not be negative, and below epochs", self.finetune_epochs)
+        require(self.finetune_rate > 0, "finetune_rate must be positive", self.finetune_rate)
+
+    def _check_optimizer(self) -> None:
+        """Check the optimizer, the averages of weights and the weight of the hard label."""
+        require(self.learning_rate > 0, "learning_rate must be positive", self.learning_rate)
+        require(0 <= self.momentum < 1, "momentum must be in [0, 1)", self.momentum)
+        require(self.weight_decay >= 0, "weight_decay must not be negative", self.weight_decay)
+        require(self.bias_factor > 0, "bias_factor must be positive", self.bias_factor)
+        require(self.clip_norm is None or self.clip_norm > 0, "clip_norm must be positive", self.clip_norm)
+        coupled = self.weight_decay_form == "coupled"
+        forbid(
+            coupled and self.optimizer != "sgd",
+            "weight_decay_form must be decoupled unless the optimizer is sgd",
+            self.weight_decay_form,
+        )
+        require(self.ema is None or 0 < self.ema < 1, "ema must be in (0, 1)", self.ema)
+        require(self.lookahead >= 0, "lookahead must not be negative", self.lookahead)
+        require(0 <= self.lookahead_decay < 1, "lookahead_decay must be in [0, 1)", self.lookahead_decay)
+        forbid(self.lookahead > 0 and self.ema is not None, "lookahead must be 0 with ema", self.lookahead)
+        forbid(
+            self.hard_weight is not None and self.hard_weight < 0, "hard_weight must not be negative", self.hard_weight
+        )
+        require(0 <= self.label_smoothing < 1, "label_smoothing must be in [0, 1)", self.label_smoothing)
+
+    def _check_augmentation(self) -> None:
+        """Check what is done to images beside crop and flip."""
+        for name in ("mixup", "cutmix", "cutout", "randaugment"):
+            value = getattr(self, name)
+            require(value >= 0, f"{name} must not be negative", value)
+        strength = self.randaugment_strength
+        require(0 < strength <= 1, "randaugment_strength must be in (0, 1]", strength)
+
+    def _check_class_weight(self) -> None:
+        """Check the weights of classes, as far as they can be checked without the names of the classes."""
         weights = self.class_weight
         if isinstance(weights, dict):
-            sound = weights and all(math.isfinite(one) and one >= 0 for one in weights.values())
-            require(bool(sound), "training.class_weight must name weights that are finite and not negative", weights)
+            usable = bool(weights) and all(math.isfinite(one) and one >= 0 for one in weights.values())
+            require(usable, "class_weight must name weights that are finite and not negative", weights)
         else:
             known = weights is None or weights == "balanced"
-            require(known, 'training.class_weight must be "balanced" or a table of class name to weight', weights)
-        require(self.power >= 1, "training.power must be at least 1", self.power)
-        odd = self.chain == 0 or (self.chain >= 3 and self.chain % 2 == 1)
-        require(odd, "training.chain must be 0, or odd and at least 3", self.chain)
-        require(not self.chain or self.power == 1, "training.power must be 1 with training.chain", self.power)
-        limit = min(self.momentum, 1 - self.momentum)
-        fits = 0 <= self.dot < limit if self.dot else True
-        require(fits, "training.dot must be 0, or below training.momentum and 1 minus it", self.dot)
-        own = not self.dot or (self.optimizer == "sgd" and self.precision != "mixed_float16")
-        require(own, "training.dot must be 0 unless the optimizer is sgd, in float32 or bfloat16", self.dot)
-        some = 0 <= self.finetune_epochs < self.epochs
-        require(some, "training.finetune_epochs must not be negative, and below training.epochs", self.finetune_epochs)
-        require(self.finetune_rate > 0, "training.finetune_rate must be positive", self.finetune_rate)
-        require(not (self.dot and self.finetune_epochs), "training.dot must be 0 with finetune_epochs", self.dot)
-        require(self.l1 >= 0, "training.l1 must not be negative", self.l1)
-        require(self.mixup >= 0, "training.mixup must not be negative", self.mixup)
-        require(self.cutmix >= 0, "training.cutmix must not be negative", self.cutmix)
-        require(self.clip_norm is None or self.clip_norm > 0, "training.clip_norm must be positive", self.clip_norm)
-        require(not (self.dot and self.clip_norm), "training.clip_norm must be unset with training.dot", self.clip_norm)
-        require(self.cutout >= 0, "training.cutout must not be negative", self.cutout)
-        require(self.randaugment >= 0, "training.randaugment must not be negative", self.randaugment)
-        strength = self.randaugment_strength
-        require(0 < strength <= 1, "training.randaugment_strength must be in (0, 1]", strength)
-        warm = self.schedule == "triangular" and self.warmup_epochs > 0
-        require(not warm, "training.warmup_epochs must be 0 with the triangular schedule", self.warmup_epochs)
-        plain = self.weight_decay_form == "decoupled" or self.optimizer == "sgd"
-        require(
-            plain, "training.weight_decay_form must be decoupled unless the optimizer is sgd", self.weight_decay_form
-        )
+            require(known, 'class_weight must be "balanced" or a table of class name to weight', weights)
+
+    def _check_kernels(self) -> None:
+        """Check the student's kernels: how they are computed from what is trained, and their penalty."""
+        require(self.power >= 1, "power must be at least 1", self.power)
+        odd = self.chain >= 3 and self.chain % 2 == 1
+        require(self.chain == 0 or odd, "chain must be 0, or odd and at least 3", self.chain)
+        forbid(self.chain > 0 and self.power != 1, "power must be 1 with chain", self.power)
         # decay of the center alone is that of the kernel, but as a part of the gradient it is not
-        apart = not self.chain or self.weight_decay_form == "decoupled"
-        require(apart, "training.weight_decay_form must be decoupled with training.chain", self.weight_decay_form)
+        forbid(
+            self.chain > 0 and self.weight_decay_form == "coupled",
+            "weight_decay_form must be decoupled with chain",
+            self.weight_decay_form,
+        )
+        require(self.l1 >= 0, "l1 must not be negative", self.l1)
+
+    def _check_dot(self) -> None:
+        """Check the distillation-oriented trainer, which has two momenta in plain SGD."""
+        if not self.dot:
+            return
+        limit = min(self.momentum, 1 - self.momentum)
+        require(0 < self.dot < limit, "dot must be 0, or below momentum and 1 minus it", self.dot)
+        forbid(
+            self.optimizer != "sgd" or self.precision == "mixed_float16",
+            "dot must be 0 unless the optimizer is sgd, in float32 or bfloat16",
+            self.dot,
+        )
+        forbid(self.finetune_epochs > 0, "dot must be 0 with finetune_epochs", self.dot)
+        forbid(self.clip_norm is not None, "clip_norm must be unset with dot", self.clip_norm)
 
 
 @dataclass(frozen=True)
@@ -236,5 +270,5 @@ class FeaturesConfig:
     these alone."""
 
     def __post_init__(self) -> None:
-        require(self.epochs >= 0, "features.epochs must not be negative", self.epochs)
-        require(self.head_epochs >= 0, "features.head_epochs must not be negative", self.head_epochs)
+        require(self.epochs >= 0, "epochs must not be negative", self.epochs)
+        require(self.head_epochs >= 0, "head_epochs must not be negative", self.head_epochs)

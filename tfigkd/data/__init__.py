@@ -11,11 +11,10 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
 
 import numpy as np
 
-from tfigkd.config.fields import BACKGROUND, Fit, SplitsConfig, is_color
+from tfigkd.config.data_fields import BACKGROUND, Fit, Reading
 from tfigkd.data import catalog, folders, hints, npz, sources, tables
 from tfigkd.data.disk import DIGEST_LENGTH, blocks, digest, pick
 from tfigkd.data.examples import Examples, concatenate
@@ -80,37 +79,21 @@ class Dataset:
 
 def load(
     name: str,
+    reading: Reading = Reading(),  # noqa: B008 - it is frozen
     *,
     directory: str | None = None,
-    image_size: int | None = None,
     limit: int | None = None,
     download: bool = True,
-    background: str = BACKGROUND,
-    group: str | None = None,
-    splits: SplitsConfig | None = None,
-    resident: Literal["auto", "memory", "disk"] = "auto",
-    cache: str | None = None,
-    fit: Fit = "stretch",
 ) -> Dataset:
-    """Load a data set and split it by id.
+    """Load a data set and split it by id, such as `load("photos", Reading(image_size=32, fit="crop"))`.
 
     Args:
         name: "digits" (embedded, 8x8), the path of an `.npz` or `.csv` file, the path of an image folder, or a
             tfds name such as "cifar10" or "name/config". An existing folder wins over a tfds name.
+        reading: How the pictures are read. Ids are those of the pixels after resizing.
         directory: Folder of tfds data, searched before $TFDS_DATA_DIR and tfds's own default; downloads go there.
-        image_size: Height and width to bring every picture to, with antialiasing; None keeps the
-            source's size. Ids are those of the resized pixels.
         limit: Largest number of examples of each split, for a quick trial run; those whose ids sort first are kept.
         download: Whether to download a tfds data set that is not prepared.
-        background: Color that transparent pictures are composited on: white, gray, black or "#rrggbb".
-        group: What keeps pictures on one side of every split that is held out: a column of a CSV file, a feature of a
-            tfds set, the arrays `<group>_<split>` of an `.npz` file, or "folder", the folder below the class folder.
-        splits: Which splits of the source train, validate and test.
-        resident: Where decoded pictures are kept: in memory; on disk; "auto": on disk if a split needs more than a
-            quarter of the free memory.
-        cache: Folder of the pictures on disk; by default .tfigkd beside the data.
-        fit: "stretch" each side of a picture to image_size, or "crop" the middle, so that nothing is distorted; or
-            "keras": stretched without antialiasing, see `DataConfig.fit`.
 
     Returns:
         The splits. Without a test split in the source, the test split is, per class, the fifth whose ids sort last;
@@ -121,14 +104,10 @@ def load(
     """
     if not name.isprintable():
         raise UserError(f"data set {name!r}: its name is not printable UTF-8; rename the file or folder")
-    for setting, value in (("image_size", image_size), ("limit", limit)):
-        if value is not None and value < 1:
-            raise UserError(f"data.{setting} must be at least 1, got {value}")
-    if not is_color(background):
-        raise UserError(f'data.background must be white, gray, black or "#rrggbb", got {background!r}')
-    wanted = sources.Wanted(image_size, background, group, splits or SplitsConfig(), resident, cache, fit)
+    if limit is not None and limit < 1:
+        raise UserError(f"data.limit must be at least 1, got {limit}")
     try:
-        source = _open(name, directory, wanted, download)
+        source = _open(name, directory, reading, download)
     except ImportError as error:
         raise UserError(
             f"data set {name!r} needs a package that is not installed ({one_line(error)}); "
@@ -159,15 +138,22 @@ def load(
     check_groups(name, parts)
     for split, examples in parts.items():
         if not len(examples):
-            remedy = "data.group needs more groups" if group else "add pictures to each class"
+            remedy = "data.group needs more groups" if reading.group else "add pictures to each class"
             raise UserError(f"data set {name!r}: the {split} split is empty; {remedy}")
         lacking = [one for label, one in enumerate(source.class_names) if not (examples.labels == label).any()]
         if lacking:
             notes.append(f"warning: {split} has no pictures of {', '.join(lacking[:10])}")
     notes += _contradictions([*parts.values()], source.class_names)
     parts = {split: examples.take(slice(limit)) for split, examples in parts.items()}
-    about = {"fingerprint": splits_fingerprint(parts), "notes": tuple(notes), "background": background, "fit": fit}
-    return Dataset(name, **parts, class_names=source.class_names, **about)  # type: ignore[arg-type]
+    return Dataset(
+        name,
+        **parts,
+        class_names=source.class_names,
+        fingerprint=splits_fingerprint(parts),
+        notes=tuple(notes),
+        background=reading.background,
+        fit=reading.fit,
+    )
 
 
 def identify(images: np.ndarray, labels: np.ndarray) -> Examples:
@@ -214,7 +200,7 @@ def mean_color(examples: Examples) -> np.ndarray:
     return mean.astype(np.float32) / 255
 
 
-def _open(name: str, directory: str | None, wanted: sources.Wanted, download: bool) -> sources.Source:
+def _open(name: str, directory: str | None, wanted: Reading, download: bool) -> sources.Source:
     path = expanded(name)
     ending = path.suffix.lower()
     if name == "digits":

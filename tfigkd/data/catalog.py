@@ -19,9 +19,10 @@ from typing import Any
 
 import numpy as np
 
+from tfigkd.config.data_fields import Reading
 from tfigkd.data.disk import Pictures, decoded
 from tfigkd.data.pictures import check_memory, decode_all, one_line, reading
-from tfigkd.data.sources import ROLES, Notes, Part, Source, Wanted, unused, usual
+from tfigkd.data.sources import ROLES, Notes, Part, Source, cache_folder, kept_on_disk, unused, usual
 from tfigkd.runtime.errors import UserError
 from tfigkd.runtime.files import checksum, expanded
 
@@ -40,7 +41,7 @@ OTHER_FILES = {
 VERSION_PATTERN = re.compile(r"\d+\.\d+\.\d+")
 
 
-def read(name: str, directory: str | None, wanted: Wanted, download: bool) -> Source:
+def read(name: str, directory: str | None, wanted: Reading, download: bool) -> Source:
     """Read a tfds data set; if it is not prepared, download it first.
 
     Args:
@@ -165,7 +166,7 @@ def _prepare(name: str, directory: Path) -> Path:
     return Path(builder.data_dir)
 
 
-def _read_prepared(folder: Path, wanted: Wanted) -> Source:
+def _read_prepared(folder: Path, wanted: Reading) -> Source:
     import tensorflow_datasets as tfds
 
     with reading(f"tfds data in {folder}", "restore that folder or prepare it again"):
@@ -178,7 +179,7 @@ def _read_prepared(folder: Path, wanted: Wanted) -> Source:
         return Source(parts["train"], parts.get("test"), names, parts.get("validation"), notes.said())
 
 
-def _choose_splits(builder: Any, folder: Path, label_key: str, wanted: Wanted, notes: Notes) -> dict[str, str]:
+def _choose_splits(builder: Any, folder: Path, label_key: str, wanted: Reading, notes: Notes) -> dict[str, str]:
     """Return the split, such as "train[:90%]", of each role that has one."""
     splits = builder.info.splits
     chosen = {role: text for role in ROLES if (text := getattr(wanted.splits, role)) is not None}
@@ -287,7 +288,7 @@ def _encoded(
         position = last
 
 
-def _read_split(builder: Any, split: str, keys: tuple[str, str], wanted: Wanted, notes: Notes) -> Part:
+def _read_split(builder: Any, split: str, keys: tuple[str, str], wanted: Reading, notes: Notes) -> Part:
     """Read one split; the pictures stay encoded and are decoded like those of other sources."""
     import tensorflow_datasets as tfds
 
@@ -295,7 +296,7 @@ def _read_split(builder: Any, split: str, keys: tuple[str, str], wanted: Wanted,
     features, size = builder.info.features, wanted.image_size
     expected = builder.info.splits[split].num_examples
     height, width = (size, size) if size else features[image_key].shape[:2]
-    on_disk = expected > 0 and wanted.on_disk(expected, (height or 1, width or 1, 3))
+    on_disk = expected > 0 and kept_on_disk(wanted, expected, (height or 1, width or 1, 3))
     if not on_disk:
         check_memory(f"{builder.data_dir} {split}", (expected, height or 1, width or 1, 3))
     texts = ["id"] if "id" in features and type(features["id"]) is tfds.features.Text else []
@@ -318,13 +319,13 @@ def _read_split(builder: Any, split: str, keys: tuple[str, str], wanted: Wanted,
         folder = Path(builder.data_dir)
         version = checksum(folder / "dataset_info.json")
         images, digests, done = decoded(
-            wanted.folder(folder),
+            cache_folder(wanted, folder),
             [f"{version} {split} {index}" for index in range(len(names))],
             functools.partial(_encoded, builder, split, image_key, names),
-            **wanted.shown,
+            wanted,
         )
     else:
-        images, done = decode_all(encoded, names, size, wanted.background, wanted.fit)
+        images, done = decode_all(encoded, names, wanted)
     notes.done += done
     groups = None if wanted.group is None else np.array(found[wanted.group])
     return Part(images, all_labels, np.array(ids), groups, digests)

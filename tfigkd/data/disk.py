@@ -14,14 +14,14 @@ import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from importlib import metadata
+from itertools import repeat
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 
-from tfigkd.config.fields import Fit
+from tfigkd.config.data_fields import Reading
 from tfigkd.data.pictures import attempt, bombs_refused, check_size, refusal
 from tfigkd.runtime.errors import UserError
 from tfigkd.runtime.files import checksum, locked, make_folder, read_signed, write_signed
@@ -229,10 +229,7 @@ def decoded(
     folder: Path,
     sources: Sequence[str],
     read: Callable[[int], Iterator[Encoded]],
-    *,
-    image_size: int | None,
-    background: str,
-    fit: Fit = "stretch",
+    wanted: Reading,
 ) -> tuple[DiskPictures, np.ndarray, Counter[str]]:
     """Return the pictures of a split on disk, decoded before or now.
 
@@ -240,9 +237,7 @@ def decoded(
         folder: Where the files are.
         sources: A line for each picture, which changes whenever its pixels may change.
         read: From the number of the first picture that is wanted to blocks of encoded pictures.
-        image_size: As for `decode`.
-        background: As for `decode`.
-        fit: As for `decode`.
+        wanted: Size, background and fit.
 
     Returns:
         The pictures; the hash of the pixels of each, unicode [N]; and what was done to how many of them.
@@ -251,15 +246,15 @@ def decoded(
         UserError: As for `decode_all`; or the disk has too little space, or the folder cannot be written.
     """
     lines = hashlib.sha256("\n".join(sources).encode("utf-8", "surrogateescape")).hexdigest()
-    how = [] if fit == "stretch" else [fit]  # as in versions without it
-    identity = json.dumps([FORMAT, PILLOW, image_size, background, *how, lines])  # another Pillow may decode otherwise
+    fit = [] if wanted.fit == "stretch" else [wanted.fit]  # as in versions without it
+    # another Pillow may decode otherwise
+    identity = json.dumps([FORMAT, PILLOW, wanted.image_size, wanted.background, *fit, lines])
     name = hashlib.sha256(identity.encode()).hexdigest()[:DIGEST_LENGTH]
     pixels, journal, finished = (folder / f"{name}.{kind}" for kind in ("pixels", "journal", "json"))
     again = f"delete {finished} and {journal}, so that the pictures are decoded again"
     with _prepared(folder, finished):
         if not finished.is_file():
-            show = partial(attempt, image_size=image_size, background=background, fit=fit)
-            _decode(pixels, journal, len(sources), read, image_size, show)
+            _decode(pixels, journal, len(sources), read, wanted)
             write_signed(finished, {"journal": checksum(journal)})
         known = read_signed(finished, again, names=("journal",))
         shape, digests, done = _written(journal)
@@ -315,8 +310,7 @@ def _decode(
     journal: Path,
     count: int,
     read: Callable[[int], Iterator[Encoded]],
-    image_size: int | None,
-    decode: Callable[[bytes | Path | np.ndarray, str], tuple[np.ndarray, list[str]] | UserError],
+    wanted: Reading,
 ) -> None:
     """Decode the pictures that are not written yet; each block is a line of the journal once its pixels are on disk."""
     shape, digests, _ = _written(journal)
@@ -324,8 +318,8 @@ def _decode(
         journal.unlink()  # the pixels that it speaks of were deleted
         shape, digests = (), []
     position, first = len(digests), "the first picture"
-    if image_size is not None:
-        _check_space(pixels.parent, count - position, (image_size, image_size, 3))
+    if wanted.image_size is not None:
+        _check_space(pixels.parent, count - position, (wanted.image_size, wanted.image_size, 3))
     unusable: dict[int, UserError] = {}
     with bombs_refused(), ThreadPoolExecutor(os.cpu_count()) as pool, open(pixels, "ab") as file:
         file.truncate(position * math.prod(shape) if shape else 0)
@@ -334,7 +328,7 @@ def _decode(
             while end < len(names):
                 start = end
                 end = start + (max(1, AT_ONCE // math.prod(shape)) if shape else 1)
-                found = [*pool.map(decode, encoded[start:end], names[start:end])]
+                found = [*pool.map(attempt, encoded[start:end], names[start:end], repeat(wanted))]
                 good = [one for one in found if not isinstance(one, UserError)]
                 unusable |= {position + index: one for index, one in enumerate(found) if isinstance(one, UserError)}
                 position += len(found)

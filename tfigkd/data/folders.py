@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tfigkd.config.fields import SplitsConfig
+from tfigkd.config.data_fields import Reading, SplitsConfig
 from tfigkd.data.pictures import (
     PICTURE_SUFFIXES,
     is_picture,
@@ -19,7 +19,6 @@ from tfigkd.data.sources import (
     Notes,
     Part,
     Source,
-    Wanted,
     given_splits,
     open_pictures,
     taken,
@@ -32,7 +31,7 @@ SYSTEM_FOLDERS = frozenset({"__MACOSX", "@eaDir"})
 """Folders that operating systems leave beside pictures; ignored like hidden ones."""
 
 
-def read_folder(root: Path, wanted: Wanted) -> Source:
+def read_folder(root: Path, wanted: Reading) -> Source:
     """Read `train/<class>/*` with `test/`, `validation/` or `val/`, or only `<class>/*` without a test split.
 
     Classes are the folders of train in sorted order, with the pictures in them and in deeper folders. Hidden files are
@@ -112,7 +111,7 @@ def _folder_splits(root: Path, splits: SplitsConfig, notes: Notes) -> dict[str, 
 
 
 def _read_classes(
-    root: Path, folders: Sequence[Path], wanted: Wanted, notes: Notes, expected: tuple[str, ...] | None = None
+    root: Path, folders: Sequence[Path], wanted: Reading, notes: Notes, expected: tuple[str, ...] | None = None
 ) -> tuple[tuple[str, ...], Part]:
     """Read `folder/<class>/**` of some folders; with `expected`, raise an error for other classes."""
     found: dict[str, list[tuple[Path, str]]] = {}

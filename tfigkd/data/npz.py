@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from tfigkd.config.fields import SplitsConfig
+from tfigkd.config.data_fields import Reading, SplitsConfig
 from tfigkd.data import hints
 from tfigkd.data.disk import BLOCK, decoded
 from tfigkd.data.pictures import (
@@ -17,7 +17,19 @@ from tfigkd.data.pictures import (
     resize,
     to_rgb,
 )
-from tfigkd.data.sources import ROLES, Notes, Part, Source, Wanted, given_splits, join_parts, numbered, taken, unused
+from tfigkd.data.sources import (
+    ROLES,
+    Notes,
+    Part,
+    Source,
+    cache_folder,
+    given_splits,
+    join_parts,
+    kept_on_disk,
+    numbered,
+    taken,
+    unused,
+)
 from tfigkd.runtime.errors import UserError
 from tfigkd.runtime.files import checksum
 
@@ -31,7 +43,7 @@ LOOKED_AT = 2**20
 """How many values of an array of another type are read to say what they are."""
 
 
-def read_npz(path: Path, wanted: Wanted) -> Source:
+def read_npz(path: Path, wanted: Reading) -> Source:
     """Read the arrays `x_train`, `y_train`, `x_test`, `y_test` and, if present, `class_names` of a file.
 
     Args:
@@ -106,13 +118,13 @@ def _text(name: Any) -> str:
         raise UserError(f"class_names has {name!r}, which is not UTF-8; store it as an array of str") from error
 
 
-def _read_arrays(path: Path, arrays: Any, split: str, wanted: Wanted) -> Part:
+def _read_arrays(path: Path, arrays: Any, split: str, wanted: Reading) -> Part:
     """Return the arrays of a split of an `.npz` file, whose headers have been checked."""
     labels = arrays[f"y_{split}"]
     groups = None if wanted.group is None else arrays[f"{wanted.group}_{split}"]
     key, side = f"x_{split}", wanted.image_size
     shape, transposed, _ = _header(path, arrays.zip, key)
-    on_disk = shape[0] > 0 and wanted.on_disk(shape[0], (side or shape[1], side or shape[2], 3))
+    on_disk = shape[0] > 0 and kept_on_disk(wanted, shape[0], (side or shape[1], side or shape[2], 3))
     if on_disk and transposed:
         raise UserError(f"{path}: {key} is in Fortran order and cannot be read in parts; save numpy.ascontiguousarray")
     if not on_disk:
@@ -131,8 +143,7 @@ def _read_arrays(path: Path, arrays: Any, split: str, wanted: Wanted) -> Part:
 
     content = checksum(path)
     lines = [f"{content} {key} {index}" for index in range(shape[0])]
-    where = wanted.folder(path.parent)
-    images, digests, _ = decoded(where, lines, read, **wanted.shown)
+    images, digests, _ = decoded(cache_folder(wanted, path.parent), lines, read, wanted)
     return numbered(images, labels, split, groups, digests)
 
 

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from tfigkd.config.fields import BACKGROUND, Fit, rgb
+from tfigkd.config.data_fields import BACKGROUND, Fit, Reading, rgb
 from tfigkd.runtime.errors import UserError, plain
 
 PICTURE_SUFFIXES = frozenset(
@@ -66,7 +66,7 @@ def decode(
     Raises:
         UserError: The picture is damaged, has more than 8 bits per channel or too many pixels.
     """
-    return _decode(encoded, name, image_size, background, drop_alpha, fit)[0]
+    return _decode(encoded, name, Reading(image_size=image_size, background=background, fit=fit), drop_alpha)[0]
 
 
 def scaled(picture: Any, size: tuple[int, int], fit: Fit = "stretch") -> Any:
@@ -100,12 +100,7 @@ def _interpolated(pixels: np.ndarray, axis: int, count: int) -> np.ndarray:
 
 
 def _decode(
-    encoded: bytes | Path,
-    name: str,
-    image_size: int | None,
-    background: str,
-    drop_alpha: bool = False,
-    fit: Fit = "stretch",
+    encoded: bytes | Path, name: str, wanted: Reading, drop_alpha: bool = False
 ) -> tuple[np.ndarray, list[str]]:
     """Decode a picture; the list says what was done to it, in the words above."""
     from PIL import Image, ImageOps
@@ -131,11 +126,12 @@ def _decode(
             rgba = (upright.convert("LA") if upright.mode == "La" else upright).convert("RGBA")
             picture = rgba
             if not drop_alpha and np.asarray(rgba)[..., 3].min() < 255:
-                picture = Image.alpha_composite(Image.new("RGBA", rgba.size, (*rgb(background), 255)), rgba)
-                done.append(COMPOSITED.format(background=background))
+                picture = Image.alpha_composite(Image.new("RGBA", rgba.size, (*rgb(wanted.background), 255)), rgba)
+                done.append(COMPOSITED.format(background=wanted.background))
         picture = picture.convert("RGB")
-        if image_size is not None and picture.size != (image_size, image_size):
-            picture = scaled(picture, (image_size, image_size), fit)
+        side = wanted.image_size
+        if side is not None and picture.size != (side, side):
+            picture = scaled(picture, (side, side), wanted.fit)
         return np.asarray(picture), done
 
 
@@ -206,28 +202,29 @@ def bombs_refused() -> Iterator[None]:
 
 
 def decode_all(
-    encoded: Sequence[bytes] | Sequence[Path],
-    names: Sequence[str],
-    image_size: int | None,
-    background: str = BACKGROUND,
-    fit: Fit = "stretch",
+    encoded: Sequence[bytes] | Sequence[Path], names: Sequence[str], wanted: Reading
 ) -> tuple[np.ndarray, Counter[str]]:
-    """Decode pictures to uint8 RGB [N,H,W,3]; they must have one size or are resized to `image_size`.
+    """Decode N pictures, by several threads.
+
+    Args:
+        encoded: The bytes of each file, or its path.
+        names: Name of each picture in messages.
+        wanted: Size, background and fit. Without a size the pictures must have one size.
 
     Returns:
-        The pictures, and what was done to how many of them.
+        The pictures, uint8 RGB [N,H,W,3]; and what was done to how many of them, such as `TURNED`.
 
     Raises:
-        UserError: As for `decode`; or sizes differ and image_size is None; or the pictures need too much memory. If
-            several pictures are unusable, each is named in a line before.
+        UserError: As for `decode`; or sizes differ and none is wanted; or the pictures need too much memory. If several
+            pictures are unusable, each is named in a line before.
     """
     done: Counter[str] = Counter()
     if not encoded:
-        return np.empty((0, image_size or 1, image_size or 1, 3), np.uint8), done
+        return np.empty((0, wanted.image_size or 1, wanted.image_size or 1, 3), np.uint8), done
     unusable: dict[int, UserError] = {}
 
     def tried(index: int) -> tuple[np.ndarray | None, list[str]]:
-        found = attempt(encoded[index], names[index], image_size=image_size, background=background, fit=fit)
+        found = attempt(encoded[index], names[index], wanted)
         if isinstance(found, UserError):
             unusable[index] = found
             return None, []
@@ -238,7 +235,7 @@ def decode_all(
         start = next(good, None)
         if start is None:
             raise refusal(unusable, len(encoded))
-        first = decode(encoded[start], names[start], image_size, background=background, fit=fit)
+        first, _ = _decode(encoded[start], names[start], wanted)
         check_memory(names[start], (len(encoded), *first.shape))
         images = np.empty((len(encoded), *first.shape), np.uint8)
 
@@ -261,17 +258,21 @@ def decode_all(
     return images, done
 
 
-def attempt(
-    encoded: bytes | Path | np.ndarray, name: str, *, image_size: int | None, background: str, fit: Fit = "stretch"
-) -> tuple[np.ndarray, list[str]] | UserError:
-    """Decode a picture; return it with what was done to it, or the error of one that cannot be used.
+def attempt(encoded: bytes | Path | np.ndarray, name: str, wanted: Reading) -> tuple[np.ndarray, list[str]] | UserError:
+    """Decode one picture, or return the error of one that cannot be used.
 
-    Pixels uint8 [H,W,3] in place of an encoded picture are resized alone.
+    Args:
+        encoded: The bytes of the file, or its path; or pixels uint8 [H,W,3], which are only resized.
+        name: Name of the picture in messages.
+        wanted: Size, background and fit.
+
+    Returns:
+        The picture, uint8 RGB [H,W,3], and what was done to it; or the error.
     """
     if isinstance(encoded, np.ndarray):
-        return resize(encoded[None], image_size, fit)[0], []
+        return resize(encoded[None], wanted.image_size, wanted.fit)[0], []
     try:
-        return _decode(encoded, name, image_size, background, fit=fit)
+        return _decode(encoded, name, wanted)
     except UserError as error:
         return error
 

@@ -11,11 +11,10 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
 
 import numpy as np
 
-from tfigkd.config.fields import BACKGROUND, Fit, SplitsConfig
+from tfigkd.config.data_fields import Reading, SplitsConfig
 from tfigkd.data.disk import BLOCK, FOLDER, Pictures, decoded, join
 from tfigkd.data.pictures import (
     bombs_refused,
@@ -65,32 +64,22 @@ class Source:
     notes: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True)
-class Wanted:
-    """How a source is read; see the fields of `tfigkd.config.fields.DataConfig` with the same names."""
+def kept_on_disk(wanted: Reading, count: int, shape: Sequence[int]) -> bool:
+    """Return whether decoded pictures are kept on disk, not in memory.
 
-    image_size: int | None = None
-    background: str = BACKGROUND
-    group: str | None = None
-    splits: SplitsConfig = field(default_factory=SplitsConfig)
-    resident: Literal["auto", "memory", "disk"] = "auto"
-    cache: str | None = None
-    fit: Fit = "stretch"
+    Args:
+        wanted: How they are read.
+        count: How many there are in the split.
+        shape: (H, W, 3) of each.
+    """
+    if wanted.resident == "auto":
+        return count * math.prod(shape) > free_memory() * SHARE
+    return wanted.resident == "disk"
 
-    def on_disk(self, pictures: int, shape: Sequence[int]) -> bool:
-        """Return whether decoded pictures of a shape (H, W, 3) are kept on disk."""
-        if self.resident == "auto":
-            return pictures * math.prod(shape) > free_memory() * SHARE
-        return self.resident == "disk"
 
-    @property
-    def shown(self) -> dict[str, Any]:
-        """The arguments of `decoded` that say how a picture is shown."""
-        return {"image_size": self.image_size, "background": self.background, "fit": self.fit}
-
-    def folder(self, beside: Path) -> Path:
-        """Return where they are kept: the folder of the config, or one in the folder of the data."""
-        return expanded(self.cache) if self.cache else beside / FOLDER
+def cache_folder(wanted: Reading, beside: Path) -> Path:
+    """Return the folder of the pictures that are kept on disk: the wanted one, or one in the folder of the data."""
+    return expanded(wanted.cache) if wanted.cache else beside / FOLDER
 
 
 @dataclass
@@ -147,7 +136,7 @@ def taken(chosen: Mapping[str, Sequence[str]]) -> set[str]:
     return {name for names in chosen.values() for name in names}
 
 
-def read_digits(wanted: Wanted) -> Source:
+def read_digits(wanted: Reading) -> Source:
     """Read scikit-learn's 1,797 handwritten digits (8x8 gray levels 0 to 16, scaled to 0 to 255)."""
     from sklearn.datasets import load_digits
 
@@ -159,7 +148,7 @@ def read_digits(wanted: Wanted) -> Source:
     return Source(part, None, tuple(str(name) for name in digits.target_names))
 
 
-def refuse_group(where: str, wanted: Wanted) -> None:
+def refuse_group(where: str, wanted: Reading) -> None:
     """Raise an error if groups are asked for in a source that has none."""
     if wanted.group is not None:
         raise UserError(f"data.group = {wanted.group!r}: {where} has no groups; leave it out")
@@ -209,13 +198,27 @@ def numbered(
 
 
 def open_pictures(
-    paths: Sequence[Path], source_ids: Sequence[str], beside: Path, wanted: Wanted, notes: Notes
+    paths: Sequence[Path], source_ids: Sequence[str], beside: Path, wanted: Reading, notes: Notes
 ) -> tuple[Pictures, np.ndarray | None]:
-    """Return decoded pictures, in memory or on disk, and the hashes of their pixels where they are known."""
+    """Decode the pictures of a split, and keep them in memory or on disk.
+
+    Args:
+        paths: The file of each of N pictures.
+        source_ids: Name of each picture in its source.
+        beside: Folder of the data.
+        wanted: How the pictures are read.
+        notes: Gets counts of what was done to pictures.
+
+    Returns:
+        The pictures, uint8 RGB [N,H,W,3]; and the hashes of their pixels, unicode [N], of those on disk, else None.
+
+    Raises:
+        UserError: As for `decode_all` and `decoded`.
+    """
     names = [str(path) for path in paths]
     side = wanted.image_size
-    if not paths or not wanted.on_disk(len(paths), (side, side, 3) if side else _shape_of(paths[0])):
-        images, done = decode_all(paths, names, side, wanted.background, wanted.fit)
+    if not paths or not kept_on_disk(wanted, len(paths), (side, side, 3) if side else _shape_of(paths[0])):
+        images, done = decode_all(paths, names, wanted)
         notes.done += done
         return images, None
 
@@ -225,7 +228,7 @@ def open_pictures(
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:  # what is in a file decides, and not its time
         lines = [f"{id_} {content}" for id_, content in zip(source_ids, pool.map(checksum, paths), strict=True)]
-    found, digests, done = decoded(wanted.folder(beside), lines, read, **wanted.shown)
+    found, digests, done = decoded(cache_folder(wanted, beside), lines, read, wanted)
     notes.done += done
     return found, digests
 

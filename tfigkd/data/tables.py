@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tfigkd.config.fields import SplitsConfig
+from tfigkd.config.data_fields import Reading, SplitsConfig
 from tfigkd.data.pictures import (
     reading,
     refusal,
@@ -20,7 +20,6 @@ from tfigkd.data.sources import (
     Notes,
     Part,
     Source,
-    Wanted,
     given_splits,
     open_pictures,
     taken,
@@ -34,7 +33,7 @@ INTEGER = re.compile(r"-?[0-9]+(\.0*)?")
 """A label that is a whole number, as spreadsheets and pandas may write it too: 3, 03, 3.0."""
 
 
-def read_csv(path: Path, wanted: Wanted) -> Source:
+def read_csv(path: Path, wanted: Reading) -> Source:
     """Read the pictures that a table lists: columns path and label and, where they are given, split and group.
 
     Paths are relative to the table's folder. Without a split column, validation and test are held out. The classes are
@@ -138,7 +137,7 @@ def _alike(labels: Collection[str]) -> list[str]:
 
 
 def _read_rows(
-    table: Path, rows: Sequence[Mapping[str, str]], class_names: tuple[str, ...], wanted: Wanted, notes: Notes
+    table: Path, rows: Sequence[Mapping[str, str]], class_names: tuple[str, ...], wanted: Reading, notes: Notes
 ) -> Part:
     """Read the pictures of rows."""
     paths, missing = [], {}

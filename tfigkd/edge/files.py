@@ -3,12 +3,14 @@
 import argparse
 import unicodedata
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
 
 import numpy as np
 
-from tfigkd.config.fields import BACKGROUND, Fit, SplitsConfig, is_color
+from tfigkd.config.data_fields import BACKGROUND, Fit, Reading, Resident, SplitsConfig, is_color
+from tfigkd.config.reading import refused_as
 from tfigkd.data import Dataset, load
 from tfigkd.data.spaces import (
     PIXELS,
@@ -65,22 +67,28 @@ def _side(path: Path) -> int | None:
     return height if height == width else None
 
 
-def reading_for(path: Path, options: Any) -> dict[str, Any]:
-    """Return how pictures are read for a file, as arguments of `tfigkd.data.load`: as given, else as in its training.
+def reading_for(path: Path, options: Any) -> Reading:
+    """Return how a data set is read for a file: as the options say, else as in the file's training.
 
     Args:
         path: The .tflite file, whose contract tells of its training.
-        options: `image_size`, `background` and `fit` of the command line, each of which may be None.
+        options: Those of `add_data_options` or `config.flags.DataOptions`.
 
     Raises:
-        UserError: The file is damaged or is no classifier of images, or its contract makes no sense.
+        UserError: The file is damaged or is no classifier of images, its contract makes no sense, or an option is out
+            of range.
     """
     contract = admit(path)
-    return {
-        "image_size": options.image_size or _side(path),
-        "background": background_of(contract, options.background),
-        "fit": fit_of(contract, options.fit),
-    }
+    with refused_as("--"):
+        return Reading(
+            image_size=_side(path) if options.image_size is None else options.image_size,
+            background=background_of(contract, options.background),
+            fit=fit_of(contract, options.fit),
+            group=options.group,
+            splits=options.splits,
+            resident=options.resident,
+            cache=options.cache,
+        )
 
 
 def background_of(contract: Mapping[str, Any] | None, given: str | None) -> str:
@@ -309,31 +317,41 @@ def add_data_options(parser: argparse.ArgumentParser, purpose: str) -> None:
     )
     parser.add_argument("--fit", choices=get_args(Fit), help="how pictures come to that size (default: as in training)")
     parser.add_argument("--group", help="what keeps pictures on one side of a split that is held out, as in data.group")
-    kinds = ("auto", "memory", "disk")
+    kinds = get_args(Resident)
     parser.add_argument("--resident", choices=kinds, default="auto", help="where decoded pictures are kept")
     parser.add_argument("--cache", help="folder of pictures that are kept on disk (default: .tfigkd beside the data)")
     for role in ("train", "validation", "test"):
-        parser.add_argument(f"--splits.{role}", help=f"split of the source, as in data.splits.{role}")
+        parser.add_argument(
+            f"--splits.{role}",
+            action=_SplitOf,
+            dest="splits",
+            const=role,
+            default=SplitsConfig(),
+            help=f"split of the source, as in data.splits.{role}",
+        )
 
 
-def load_data(options: argparse.Namespace, reading: Mapping[str, Any]) -> Dataset:
+class _SplitOf(argparse.Action):
+    """An option that names the split of one role, `const`; all of them together are one `SplitsConfig`."""
+
+    def __call__(
+        self, parser: Any, namespace: argparse.Namespace, values: Any, option_string: str | None = None
+    ) -> None:
+        setattr(namespace, self.dest, replace(getattr(namespace, self.dest), **{str(self.const): values}))
+
+
+def load_data(options: argparse.Namespace, reading: Reading) -> Dataset:
     """Load the data set of `add_data_options`.
 
     Args:
         options: Parsed.
-        reading: How pictures are read, from `reading_for`.
+        reading: From `reading_for`.
+
+    Raises:
+        UserError: As for `tfigkd.data.load`.
     """
-    splits = SplitsConfig(*(vars(options)[f"splits.{role}"] for role in ("train", "validation", "test")))
     with quiet_stderr():  # tfds imports TensorFlow, which greets
-        return load(
-            options.data,
-            directory=options.data_dir,
-            **reading,
-            group=options.group,
-            splits=splits,
-            resident=options.resident,
-            cache=options.cache,
-        )
+        return load(options.data, reading, directory=options.data_dir)
 
 
 def _listed(names: Sequence[str]) -> str:

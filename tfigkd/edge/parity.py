@@ -6,7 +6,8 @@ from pathlib import Path
 import keras
 import numpy as np
 
-from tfigkd.config.fields import BACKGROUND, ExportConfig, Format
+from tfigkd.config.data_fields import BACKGROUND
+from tfigkd.config.fields import ExportConfig, Format
 from tfigkd.data import Dataset, Examples
 from tfigkd.data.spaces import UNIT
 from tfigkd.edge.contract import write_contract

@@ -64,8 +64,8 @@ def parse(arguments: list[str]) -> Options:
     name, config = read_experiment(given) if given else ("", Config())
     config = smoke(config) if "--smoke" in arguments else config
     default = Options(name, config=config)
-    options, unknown = read_options(Options, plain_flags(arguments, config), prog=PROG, default=default)
-    refuse_unknown(unknown, arguments, config, Options)
+    options, unknown = read_options(Options, plain_flags(arguments), prog=PROG, default=default)
+    refuse_unknown(unknown, arguments, Options)
     require_seed(options.seed, "--seed")
     return options
 

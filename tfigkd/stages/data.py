@@ -7,8 +7,9 @@ from typing import Any
 
 import numpy as np
 
+from tfigkd.config.data_fields import Reading
 from tfigkd.config.experiment import Config
-from tfigkd.config.fields import DataConfig, Fit, SplitsConfig
+from tfigkd.config.fields import DataConfig
 from tfigkd.config.training_fields import TrainingConfig
 from tfigkd.data import Dataset, Examples, covered, load
 from tfigkd.runtime import console
@@ -19,25 +20,12 @@ from tfigkd.stages.workdir import Workdir
 
 def dataset(config: DataConfig) -> Dataset:
     """Return the data set of a config, read once a process."""
-    read = (config.background, config.group, config.splits, config.resident, config.cache, config.fit)
-    return _load(config.name, config.dir, config.image_size, config.limit, *read)
+    return _load(config.name, config.dir, config.limit, config.reading)
 
 
 @functools.lru_cache(maxsize=2)
-def _load(
-    name: str,
-    directory: str | None,
-    image_size: int | None,
-    limit: int | None,
-    background: str,
-    group: str | None,
-    splits: SplitsConfig,
-    resident: str,
-    cache: str | None,
-    fit: Fit,
-) -> Dataset:
-    chosen: dict[str, Any] = {"background": background, "group": group, "splits": splits, "resident": resident}
-    return load(name, directory=directory, image_size=image_size, limit=limit, cache=cache, fit=fit, **chosen)
+def _load(name: str, directory: str | None, limit: int | None, reading: Reading) -> Dataset:
+    return load(name, reading, directory=directory, limit=limit)
 
 
 def holds_out_validation(config: DataConfig) -> bool:

@@ -15,7 +15,7 @@ from urllib.parse import quote, unquote
 
 import numpy as np
 
-from tfigkd.config.fields import rgb
+from tfigkd.config.data_fields import rgb
 from tfigkd.data.spaces import Range
 from tfigkd.edge.contract import admit, contract_path, is_foreign
 from tfigkd.edge.files import add_space_options, background_of, fit_of, names_apart, spaces
