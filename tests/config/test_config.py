@@ -62,7 +62,7 @@ def test_student_differs_from_ig_kd_in_the_teacher_alone():
         ({"data.train_split": "test"}, "data.train_split must be one of 'train', 'train\\+validation'"),
         ({"losses.kd": 3}, "losses.kd is a table"),
         ({"losses.kd.weight": 1.5}, "losses.kd.weight must be in \\[0, 1\\]"),
-        ({"overlay.min_exponent": 3.0}, "overlay.min_exponent must be positive, and at most overlay.max_exponent"),
+        ({"overlay.min_exponent": 3.0}, "overlay.min_exponent and max_exponent must be 0 < min <= max"),
         ({"export.formats": ["int4"]}, "export.formats must be one of 'float32', .*, got 'int4'"),
         ({"export.formats": "int8"}, "export.formats must be a list, got 'int8'"),
         ({"export.formats": []}, "export.formats must name at least one format"),

@@ -13,7 +13,7 @@ Method = Literal[
 
 @dataclass(frozen=True)
 class CompressConfig:
-    """Stage `compress`: nothing, or one method with its fine-tuning, which is distillation like any other training."""
+    """How stage `compress` makes the student smaller: one method, and fine-tuning by distillation."""
 
     method: Method = "none"
     """prune: weights by magnitude; prune_channels: whole channels between two convolutions, which shrinks the graph;
@@ -21,8 +21,8 @@ class CompressConfig:
     By tfmot, for MobileNet-V2 and other plain chains: prune_tfmot, cluster, qat_tfmot, and pqat and cqat, which keep
     zeros or clusters through quantization-aware training."""
     teacher: Literal["student", "teacher"] = "student"
-    """Whose knowledge the losses below compare: student, the one that is compressed, run live; teacher, the
-    experiment's, in the experiment's `view`."""
+    """Which network the losses below compare the student with. student: the student as it was before compression, which
+    runs in every step; teacher: the experiment's teacher, as its `view` says."""
     sparsity: float = 0.5
     """Share of zeros in each pruned kernel, or of channels cut from each pruned layer."""
     clusters: int = 16

@@ -39,7 +39,7 @@ MIXED = (
 
 @dataclass(frozen=True)
 class Config:
-    """One experiment, whole."""
+    """All fields of one experiment."""
 
     description: str = ""
     """One line for --list."""
@@ -284,7 +284,7 @@ def to_mapping(config: Config) -> dict[str, Any]:
 
 
 def _holds(values: Mapping[str, Any], dotted: str, value: float) -> bool:
-    """Return whether a field is this number already."""
+    """Return whether a field already has this number, as an integer or a float."""
     try:
         return type(found := value_at(values, dotted)) in (int, float) and found == value
     except KeyError:

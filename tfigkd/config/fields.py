@@ -1,4 +1,4 @@
-"""Every field of an experiment: frozen dataclasses with defaults, units and ranges. The defaults are the papers'."""
+"""The fields of data, networks, maps, overlays, placebos, views and LiteRT files. The defaults are the papers'."""
 
 from dataclasses import dataclass, field, fields
 from typing import Literal, get_args
@@ -275,7 +275,7 @@ class OverlayConfig:
         require(0 <= self.probability <= 1, "probability must be in [0, 1]", self.probability)
         require(
             0 < self.min_exponent <= self.max_exponent,
-            "min_exponent must be positive, and at most overlay.max_exponent",
+            "min_exponent and max_exponent must be 0 < min <= max",
             (self.min_exponent, self.max_exponent),
         )
 

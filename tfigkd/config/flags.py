@@ -28,8 +28,9 @@ SHORT |= {"--background": "--data.background", "--fit": "--data.fit", "--group":
 SHORT |= {"--resident": "--data.resident", "--cache": "--data.cache"}
 SHORT |= {"--input-range": "--teacher.input_range", "--outputs": "--teacher.outputs"}
 SHORT |= {f"--splits.{role}": f"--data.splits.{role}" for role in ("train", "validation", "test")}
-"""Options that other commands have, for the field of an experiment."""
+"""Options of other commands, and the fields of an experiment that they set in `run` and its like."""
 STATES = ("true", "false", "none")
+"""The words that switches and unset fields take, as in TOML files."""
 
 
 def read_options(cls: type[T], arguments: Sequence[str], *, prog: str, default: T | None = None) -> tuple[T, list[str]]:
@@ -42,7 +43,7 @@ def read_options(cls: type[T], arguments: Sequence[str], *, prog: str, default: 
         default: Values of what is not given.
 
     Returns:
-        The options, and the arguments that are none of them.
+        The options, and the other arguments.
 
     Raises:
         UserError: a value is missing, of the wrong type or not among the choices.
@@ -61,7 +62,7 @@ def read_all_options(
         cls: A dataclass of options; its docstrings are the help.
         arguments: Of the command line; `--help` prints the help and exits.
         prog: Name of the command, for the help.
-        former: Options under their names of earlier versions, with dashes, to those of today.
+        former: Names of options in earlier versions, with dashes, to their present names.
 
     Raises:
         UserError: as `read_options`, and an argument is unknown.
@@ -81,7 +82,7 @@ def read_all_options(
 
 
 def _names(cls: type) -> list[str]:
-    """Return the options of a command with their dashes, those of nested tables and the opposites of switches too."""
+    """Return the options of a command, such as `--data`, also of nested tables, and the opposites of switches."""
     names, unnamed = [], _positional(cls)
     for name, hint in typing.get_type_hints(cls).items():
         if dataclasses.is_dataclass(hint):
@@ -100,10 +101,10 @@ def _positional(cls: type) -> dict[str, str]:
 
 
 def require_option(given: str, flag: str, hint: str, arguments: Sequence[str], cls: type) -> None:
-    """Refuse a command line without an option that has to be read first, or with a misspelled one.
+    """Refuse a command line that lacks a required option, or in which an option is misspelled.
 
     Args:
-        given: The option's value; nothing if it is missing.
+        given: The option's value; empty if it is missing.
         flag: The option, as `--experiment`.
         hint: What to say where it is missing.
         arguments: Of the command line.
@@ -119,7 +120,7 @@ def require_option(given: str, flag: str, hint: str, arguments: Sequence[str], c
 def _parse(
     cls: type[T], arguments: Sequence[str], *, default: T | None = None, with_fields: bool = True
 ) -> tuple[T, list[str]]:
-    """Return options, and the arguments that are none of them.
+    """Return the options of a command, and the other arguments.
 
     `--image_size`, as fields are named in TOML files, and `--image-size` are understood either way.
 
@@ -129,6 +130,10 @@ def _parse(
         default: Values of what is not given.
         with_fields: Whether the fields of an experiment are among the options. Then errors show `--image_size` and not
             `--image-size`, and every switch has its opposite, `--no_NAME`.
+
+    Raises:
+        UserError: A value is missing, of the wrong type, not among the choices or out of range.
+        SystemExit: tyro has printed what was asked for.
     """
     said = io.StringIO()
     registry = ConstructorRegistry()
@@ -326,7 +331,14 @@ def _with_state(flag: str, kind: Any, word: str) -> list[str]:
 
 
 def first_value(arguments: Sequence[str], flag: str) -> str:
-    """Return the value of a flag, or nothing, before the real parse, which needs the experiment's fields."""
+    """Return the value of a flag, or an empty text, before the arguments are parsed.
+
+    The parser needs the fields of the experiment that `--experiment` names.
+
+    Args:
+        arguments: Of the command line.
+        flag: Such as `--experiment`.
+    """
     for position, argument in enumerate(arguments):
         if argument.startswith(f"{flag}="):
             return argument.partition("=")[2]

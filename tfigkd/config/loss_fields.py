@@ -31,7 +31,7 @@ class LossConfig:
 
     @property
     def looks_at(self) -> str:
-        """What it compares with these settings, which may ask for more than the class says."""
+        """What the term compares with these settings, which may be other than what its class says."""
         return self.compares
 
     @property
@@ -368,7 +368,7 @@ class LossesConfig:
     e2kd: E2KDConfig = late(E2KDConfig())  # noqa: RUF009 - it is frozen
 
     def active(self) -> dict[str, LossConfig]:
-        """Name to config of the terms with a weight."""
+        """Return the terms with a weight above 0, by name."""
         terms = {name: getattr(self, name) for name in self.__dataclass_fields__}
         return {name: term for name, term in terms.items() if term.weight > 0}
 

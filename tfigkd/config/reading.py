@@ -69,7 +69,13 @@ def value_at(mapping: Mapping[str, Any], dotted: str) -> Any:
 
 
 def differences(left: Mapping[str, Any], right: Mapping[str, Any], prefix: str = "") -> list[str]:
-    """Return the dotted names of the fields in which two config mappings differ."""
+    """Return the dotted names of the values in which two config mappings differ.
+
+    Args:
+        left: Nested plain values.
+        right: Nested plain values.
+        prefix: Put before each name.
+    """
     names = []
     for key in sorted({*left, *right}):
         a, b = left.get(key), right.get(key)

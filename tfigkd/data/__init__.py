@@ -215,7 +215,11 @@ def _open(name: str, directory: str | None, wanted: Reading, download: bool) -> 
 
 
 def _check(name: str, source: sources.Source) -> None:
-    """Raise an error for data that no later stage can use."""
+    """Refuse data that no later stage can use.
+
+    Raises:
+        UserError: Such as a single class, labels without a class, an empty split or pictures of several sizes.
+    """
     classes = len(source.class_names)
     if classes < 2:
         inside = expanded(name) / (source.class_names or ("",))[0]

@@ -143,7 +143,11 @@ def has_network(url: str = PROBE_URL, seconds: float = PROBE_SECONDS) -> bool:
 
 
 def _prepare(name: str, directory: Path) -> Path:
-    """Download a data set of the catalog and return the folder in which it is prepared."""
+    """Download a data set of the catalog and return the folder in which it is prepared.
+
+    Raises:
+        UserError: It is unknown, there is no network, or tfds cannot prepare it.
+    """
     import tensorflow_datasets as tfds
 
     known = tfds.list_builders(with_community_datasets=False)
@@ -180,7 +184,11 @@ def _read_prepared(folder: Path, wanted: Reading) -> Source:
 
 
 def _choose_splits(builder: Any, folder: Path, label_key: str, wanted: Reading, notes: Notes) -> dict[str, str]:
-    """Return the split, such as "train[:90%]", of each role that has one."""
+    """Return the split, such as "train[:90%]", of each role that has one.
+
+    Raises:
+        UserError: There is no split to train on, or a picture would be in two splits.
+    """
     splits = builder.info.splits
     chosen = {role: text for role in ROLES if (text := getattr(wanted.splits, role)) is not None}
     used = [piece for role, text in chosen.items() for piece in _pieces(splits, role, text, folder)]
@@ -209,7 +217,11 @@ def _choose_splits(builder: Any, folder: Path, label_key: str, wanted: Reading, 
 
 
 def _pieces(splits: Any, role: str, text: str, folder: Path) -> list[tuple[str, int, int]]:
-    """Return the name, first and last position of each piece of a split such as "train[:50%]+extra"."""
+    """Return the name, first and last position of each piece of a split such as "train[:50%]+extra".
+
+    Raises:
+        UserError: tfds does not understand the split, or the data set lacks it.
+    """
     import tensorflow_datasets as tfds
 
     lengths = {name: info.num_examples for name, info in splits.items()}
@@ -234,7 +246,11 @@ def _is_labeled(builder: Any, split: str, label_key: str) -> bool:
 
 
 def _find_keys(builder: Any, folder: Path, group: str | None) -> tuple[str, str]:
-    """Return the names of the image and the label feature, found by supervised_keys or by type."""
+    """Return the names of the image and the label feature, found by supervised_keys or by type.
+
+    Raises:
+        UserError: There is not exactly one of each, the image is not uint8, or there is no feature `group`.
+    """
     import tensorflow_datasets as tfds
 
     features = builder.info.features

@@ -27,7 +27,7 @@ from tfigkd.runtime.errors import UserError
 from tfigkd.runtime.files import checksum, locked, make_folder, read_signed, write_signed
 
 BLOCK = 256
-"""Pictures that are handled at once where all of them are needed."""
+"""Number of pictures that are read at once where all of them are needed."""
 AT_ONCE = 2**26
 """Bytes of pictures that are decoded, read or computed with before they are written."""
 Convert = Callable[[np.ndarray], np.ndarray]
@@ -97,7 +97,13 @@ class DiskPictures:
 
     @classmethod
     def of(cls, file: Path, digests: np.ndarray, shape: Sequence[int]) -> "DiskPictures":
-        """Return all pictures of one file, in its order; their digests are unicode [N]."""
+        """Return all pictures of one file, in its order.
+
+        Args:
+            file: N pictures of one shape, one after the other.
+            digests: Unicode [N], the `digest` of each picture.
+            shape: (H, W, C) of each picture.
+        """
         places = np.stack([np.zeros(len(digests), np.int64), np.arange(len(digests))], axis=1)
         return cls([file], shape, places, digests=[digests])
 
@@ -231,12 +237,12 @@ def decoded(
     read: Callable[[int], Iterator[Encoded]],
     wanted: Reading,
 ) -> tuple[DiskPictures, np.ndarray, Counter[str]]:
-    """Return the pictures of a split on disk, decoded before or now.
+    """Decode the pictures of a split to a file, if they have not been decoded before.
 
     Args:
         folder: Where the files are.
         sources: A line for each picture, which changes whenever its pixels may change.
-        read: From the number of the first picture that is wanted to blocks of encoded pictures.
+        read: Function of the number of the first picture to be read; it yields blocks of encoded pictures.
         wanted: Size, background and fit.
 
     Returns:
@@ -267,7 +273,11 @@ def decoded(
 
 @contextlib.contextmanager
 def _prepared(folder: Path, finished: Path) -> Iterator[None]:
-    """Lock the folder where something has yet to be written; another process may be at it."""
+    """Lock the folder if its pictures have yet to be decoded, as another process may be decoding them.
+
+    Raises:
+        UserError: The folder cannot be made or locked.
+    """
     if finished.is_file():
         yield
         return
@@ -283,9 +293,9 @@ def _prepared(folder: Path, finished: Path) -> Iterator[None]:
 
 
 def _written(journal: Path) -> tuple[tuple[int, ...], list[str], Counter[str]]:
-    """Return what is known of the pictures that are on disk: their shape, hashes and what was done to how many.
+    """Return the shape and hashes of the pictures that are on disk, and what was done to how many of them.
 
-    The last line of a process that was killed is taken off the journal.
+    An incomplete last line, of a process that was killed, is taken off the journal.
     """
     shape: tuple[int, ...] = ()
     digests: list[str] = []
@@ -312,7 +322,11 @@ def _decode(
     read: Callable[[int], Iterator[Encoded]],
     wanted: Reading,
 ) -> None:
-    """Decode the pictures that are not written yet; each block is a line of the journal once its pixels are on disk."""
+    """Decode the pictures that are not written yet; the journal gets a line for each block whose pixels are on disk.
+
+    Raises:
+        UserError: As for `decoded`.
+    """
     shape, digests, _ = _written(journal)
     if digests and (not pixels.is_file() or pixels.stat().st_size < len(digests) * math.prod(shape)):
         journal.unlink()  # the pixels that it speaks of were deleted

@@ -69,7 +69,11 @@ def read_folder(root: Path, wanted: Reading) -> Source:
 
 
 def _folder_splits(root: Path, splits: SplitsConfig, notes: Notes) -> dict[str, tuple[str, ...]] | None:
-    """Return the folders of each split; None if the class folders lie in `root`."""
+    """Return the folders of each split; None if the class folders lie in `root`.
+
+    Raises:
+        UserError: The folders have no class folders, or only one split is there.
+    """
     folders = [child.name for child in sorted(_visible_children(root, root)) if child.is_dir()]
     chosen = given_splits(folders, splits, f"folder {root}")
     # A class may be called test or train as well: what holds no folders is no split.
@@ -113,7 +117,19 @@ def _folder_splits(root: Path, splits: SplitsConfig, notes: Notes) -> dict[str, 
 def _read_classes(
     root: Path, folders: Sequence[Path], wanted: Reading, notes: Notes, expected: tuple[str, ...] | None = None
 ) -> tuple[tuple[str, ...], Part]:
-    """Read `folder/<class>/**` of some folders; with `expected`, raise an error for other classes."""
+    """Return the class names and pictures of `folder/<class>/**` of some folders.
+
+    Args:
+        root: Folder of the data set.
+        folders: Folders of one split.
+        wanted: How the pictures are read.
+        notes: Gets what is left out.
+        expected: The classes of train, for another split; a class may have no pictures in it.
+
+    Raises:
+        UserError: A class is not among those expected, has an unprintable name or no pictures, or a picture is not
+            usable.
+    """
     found: dict[str, list[tuple[Path, str]]] = {}
     on_disk: dict[str, str] = {}
     for folder in folders:

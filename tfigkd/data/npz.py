@@ -148,7 +148,11 @@ def _read_arrays(path: Path, arrays: Any, split: str, wanted: Reading) -> Part:
 
 
 def _check_headers(path: Path, archive: zipfile.ZipFile, split: str, group: str | None = None) -> None:
-    """Check the kind of the arrays of a split by their headers, before any data are read."""
+    """Check the arrays of a split by their headers, before any data are read.
+
+    Raises:
+        UserError: An array is missing, or has another dtype or shape than expected.
+    """
     headers = {}
     for key in (f"x_{split}", f"y_{split}"):
         if f"{key}.npy" not in archive.namelist():
@@ -199,7 +203,11 @@ def _some_values(archive: zipfile.ZipFile, key: str) -> np.ndarray:
 
 
 def _header(path: Path, archive: zipfile.ZipFile, key: str) -> tuple[tuple[int, ...], bool, np.dtype]:
-    """Return the shape, order and dtype of an array; only its header is read."""
+    """Return the shape of an array, whether it is in Fortran order, and its dtype; only its header is read.
+
+    Raises:
+        UserError: The array is not in a format of numpy.savez.
+    """
     with archive.open(f"{key}.npy") as file:
         version = np.lib.format.read_magic(file)
         if version not in HEADER_READERS:

@@ -70,11 +70,13 @@ def decode(
 
 
 def scaled(picture: Any, size: tuple[int, int], fit: Fit = "stretch") -> Any:
-    """Return an RGB picture of Pillow in another size (width, height), by bilinear filtering.
+    """Return a picture in another size, by bilinear filtering.
 
-    It is stretched with antialiasing; or with `fit="crop"` the largest part of its middle that has the new aspect is
-    resized; or with `fit="keras"` it is stretched without antialiasing, as `keras.utils.image_dataset_from_directory`
-    does.
+    Args:
+        picture: RGB, of Pillow.
+        size: Width and height in pixels.
+        fit: "stretch": with antialiasing; "crop": the same of the largest part of its middle that has the new aspect;
+            "keras": stretched without antialiasing, as `keras.utils.image_dataset_from_directory` does.
     """
     from PIL import Image, ImageOps
 
@@ -102,7 +104,7 @@ def _interpolated(pixels: np.ndarray, axis: int, count: int) -> np.ndarray:
 def _decode(
     encoded: bytes | Path, name: str, wanted: Reading, drop_alpha: bool = False
 ) -> tuple[np.ndarray, list[str]]:
-    """Decode a picture; the list says what was done to it, in the words above."""
+    """Decode a picture; the list has what was done to it, such as `TURNED`."""
     from PIL import Image, ImageOps
 
     done: list[str] = []
@@ -278,7 +280,17 @@ def attempt(encoded: bytes | Path | np.ndarray, name: str, wanted: Reading) -> t
 
 
 def check_size(expected: Sequence[int], first: str, shape: Sequence[int], name: str) -> None:
-    """Raise a UserError for a picture whose shape is not that of the first one."""
+    """Refuse a picture whose shape is not that of the first one.
+
+    Args:
+        expected: (H, W, C) of the first picture.
+        first: Its name.
+        shape: (H, W, C) of the picture.
+        name: Its name.
+
+    Raises:
+        UserError: The shapes differ.
+    """
     if tuple(shape) != tuple(expected):
         raise UserError(
             f"pictures differ in size: {first} is {expected[1]}x{expected[0]}, {name} is {shape[1]}x{shape[0]}; give "
@@ -302,7 +314,15 @@ def refusal(unusable: dict[int, UserError], count: int) -> UserError:
 
 
 def check_memory(what: str, shape: Sequence[int]) -> None:
-    """Raise a UserError for uint8 arrays above the memory that is free, before they are allocated."""
+    """Refuse a uint8 array that needs more than the free memory, before it is allocated.
+
+    Args:
+        what: What the array holds, for the message.
+        shape: Of the array.
+
+    Raises:
+        UserError: It needs more.
+    """
     # Python integers do not overflow, so a forged header cannot pass the check.
     size, limit = math.prod(map(int, shape)), free_memory()
     if size > limit:
@@ -323,7 +343,15 @@ def free_memory() -> int:
 
 @contextmanager
 def reading(what: str, remedy: str) -> Iterator[None]:
-    """Turn any error of a reader on damaged input into a UserError that names the input and the remedy."""
+    """Turn any error of a reader on damaged input into a UserError.
+
+    Args:
+        what: The input, such as "picture cat.png".
+        remedy: What to do about it, in a few words.
+
+    Raises:
+        UserError: The reader raised an error, except for a missing package.
+    """
     try:
         yield
     except (UserError, ImportError):
@@ -340,14 +368,23 @@ def one_line(error: BaseException) -> str:
 
 
 def to_rgb(images: np.ndarray) -> np.ndarray:
-    """Convert gray pictures [N,H,W] or [N,H,W,1] to three equal channels [N,H,W,3]."""
+    """Return pictures [N,H,W,3] unchanged, and gray ones, [N,H,W] or [N,H,W,1], with three equal channels."""
     if images.ndim == 3:
         images = images[..., None]
     return np.repeat(images, 3, axis=-1) if images.shape[-1] == 1 else np.ascontiguousarray(images)
 
 
 def resize(images: np.ndarray, image_size: int | None, fit: Fit = "stretch") -> np.ndarray:
-    """Bring uint8 RGB pictures [N,H,W,3] to image_size as `decode` does; None returns them unchanged."""
+    """Bring pictures to one size, as `decode` does.
+
+    Args:
+        images: uint8 RGB [N,H,W,3].
+        image_size: Height and width in pixels; None leaves them as they are.
+        fit: As for `scaled`.
+
+    Raises:
+        UserError: They would need more than the free memory.
+    """
     if image_size is None or images.shape[1:3] == (image_size, image_size) or not images.size:
         return images
     from PIL import Image

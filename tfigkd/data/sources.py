@@ -1,4 +1,4 @@
-"""What a reader of a local source returns and is asked for, and the embedded digits.
+"""What a reader of a source returns, functions that several readers share, and the embedded digits.
 
 Each reader returns the pictures in the form that models use (uint8 RGB of one size), in the order of the source: see
 `folders.py`, `npz.py`, `tables.py`, and `catalog.py` for tfds.
@@ -91,7 +91,7 @@ class Notes:
     lines: list[str] = field(default_factory=list)
 
     def said(self) -> tuple[str, ...]:
-        """Return one line for each kind."""
+        """Return one line for each kind of note."""
         said = [f"{count:,} picture{'s' * (count != 1)} {what}" for what, count in self.done.items()]
         if self.endings:
             listed = ", ".join(f"{count:,} {ending}" for ending, count in self.endings.most_common())
@@ -103,6 +103,11 @@ class Notes:
 
 def given_splits(available: Collection[str], splits: SplitsConfig, where: str) -> dict[str, tuple[str, ...]]:
     """Return the names of the splits that a config gives to each role, such as `{"train": ("train", "extra")}`.
+
+    Args:
+        available: The splits of the source.
+        splits: Those of the config.
+        where: The source, for messages.
 
     Raises:
         UserError: A split does not exist, is named twice, or only a part of it is asked for.
@@ -126,7 +131,13 @@ def given_splits(available: Collection[str], splits: SplitsConfig, where: str) -
 
 
 def usual(role: str, names: Collection[str], *, but: Collection[str] = ()) -> list[str]:
-    """Return those of some names that are usual for a role, in any case of letters, the most usual first."""
+    """Return the names that are usual for a role, in any case of letters, the most usual first.
+
+    Args:
+        role: A key of `ROLES`.
+        names: Names of splits.
+        but: Those of them that are left out, as they have a role already.
+    """
     found = [name for name in names if name.lower() in ROLES[role] and name not in but]
     return sorted(found, key=lambda name: (ROLES[role].index(name.lower()), name.lower() != name, name))
 
@@ -149,7 +160,11 @@ def read_digits(wanted: Reading) -> Source:
 
 
 def refuse_group(where: str, wanted: Reading) -> None:
-    """Raise an error if groups are asked for in a source that has none."""
+    """Refuse groups in a source that has none.
+
+    Raises:
+        UserError: Groups are wanted.
+    """
     if wanted.group is not None:
         raise UserError(f"data.group = {wanted.group!r}: {where} has no groups; leave it out")
 
@@ -179,7 +194,13 @@ def join_parts(parts: Sequence[Part]) -> Part:
 
 
 def unused(kind: str, what: str, split: str) -> str:
-    """Return the line for a split that is left out."""
+    """Return the note on a split that is left out, with the option that uses it.
+
+    Args:
+        kind: "split", "folder", "arrays" or "rows of split".
+        what: How the source names it, such as "x_extra".
+        split: Its name in `data.splits`.
+    """
     role = next((role for role in ROLES if split.lower() in ROLES[role]), "train")
     return f'left out the {kind} {what}; data.splits.{role} = "{split}" uses it'
 
@@ -191,7 +212,15 @@ def numbered(
     groups: np.ndarray | None = None,
     digests: np.ndarray | None = None,
 ) -> Part:
-    """Return the part of a source without names: its pictures are numbered."""
+    """Return one split of a source whose pictures have no names; they are numbered.
+
+    Args:
+        images: uint8 RGB [N,H,W,3].
+        labels: Integers [N] or [N,1].
+        name: Name of the split.
+        groups: Texts or integers [N], or None.
+        digests: Hashes of the pixels, unicode [N], or None.
+    """
     source_ids = np.array([f"{name}-{index:06d}" for index in range(len(labels))], dtype=str)
     groups = None if groups is None else groups.astype(str)
     return Part(images, labels.reshape(-1).astype(np.int64), source_ids, groups, digests)

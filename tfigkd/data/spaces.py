@@ -14,13 +14,13 @@ UNIT: Range = (0.0, 1.0)
 PIXELS: Range = (0.0, 255.0)
 SIGNED: Range = (-1.0, 1.0)
 RANGES = (UNIT, PIXELS, SIGNED)
-"""The usual ones."""
+"""The usual ranges."""
 
 LUMA = (0.299, 0.587, 0.114)
 """Shares of red, green and blue in gray (ITU-R BT.601), as in Pillow and Keras."""
 
 SMALLEST_PROBABILITY = 1e-7
-"""Smaller ones count as this, since zero has no logarithm."""
+"""Smaller probabilities count as this, since zero has no logarithm."""
 SUM_TOLERANCE = 1e-2
 
 
@@ -54,7 +54,14 @@ def to_gray(images: Any) -> Any:
 
 
 def look_images(shape: tuple[int, ...]) -> np.ndarray:
-    """Return float32 images in [0,1] on which outputs are looked at: noise [H,W,C], a black and a white image."""
+    """Return images that show whether a classifier gives logits or probabilities.
+
+    Args:
+        shape: (H, W, C) of each.
+
+    Returns:
+        float32 [6,H,W,C] in [0,1]: four images of noise, a black and a white one.
+    """
     noise = np.random.default_rng(0).random((4, *shape), np.float32)
     return np.concatenate([noise, np.zeros((1, *shape), np.float32), np.ones((1, *shape), np.float32)])
 

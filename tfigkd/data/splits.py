@@ -1,4 +1,4 @@
-"""What is held out of a split: a share of each class by the order of ids, or whole groups."""
+"""Hold out a part of a split for validation or test: a share of each class by the order of ids, or whole groups."""
 
 import hashlib
 
@@ -9,7 +9,16 @@ from tfigkd.runtime.errors import UserError
 
 
 def hold_out(examples: Examples, divisor: int, *, last: bool = False) -> tuple[Examples, Examples]:
-    """Hold out, per class, 1/`divisor` of the examples in the order of ids; at least one if a class has two or more."""
+    """Hold out a share of each class; of examples with groups whole groups, near to that share.
+
+    Args:
+        examples: Sorted by id.
+        divisor: Of each class 1/`divisor` is held out, and at least one example if the class has two or more.
+        last: Whether the examples whose ids sort last are held out, or the first ones.
+
+    Returns:
+        The examples that stay, and those held out.
+    """
     held = np.zeros(len(examples), bool)
     wanted = {}
     for label in np.unique(examples.labels):
@@ -25,9 +34,10 @@ def hold_out(examples: Examples, divisor: int, *, last: bool = False) -> tuple[E
 def _groups_to_hold_out(examples: Examples, wanted: dict[int, int], *, last: bool) -> list[str]:
     """Choose whole groups, in the order of the hashes of their names, that come near a number of examples per class.
 
-    A group is taken if it brings the counts nearer to those wanted, each class measured by its own, and if it leaves
-    each of its classes to a group that stays. A class that has got nothing then gets the group that fits best. So the
-    choice depends on no order, and hardly on other groups.
+    A group is held out if it brings the number of examples of the classes nearer to the wanted numbers (the sum of the
+    squared relative differences falls), and if each of its classes is in a group that stays, too. A class of which no
+    example is held out then gets the group that fits best. The choice does not depend on the order of the examples, and
+    a new group rarely changes it.
     """
     assert examples.groups is not None
     names = [str(name) for name in np.unique(examples.groups)]
@@ -59,7 +69,11 @@ def _groups_to_hold_out(examples: Examples, wanted: dict[int, int], *, last: boo
 
 
 def check_groups(name: str, splits: dict[str, Examples]) -> None:
-    """Raise an error for a group that is in two splits, as only a source's own splits can have it."""
+    """Refuse a group that is in two splits, which can only be splits of the source itself.
+
+    Raises:
+        UserError: There is one.
+    """
     before: dict[str, str] = {}
     for split, examples in splits.items():
         for group in np.unique(examples.groups) if examples.groups is not None else ():

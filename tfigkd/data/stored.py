@@ -1,4 +1,4 @@
-"""What a store has of each example, left in the shards of the store and read where it is used."""
+"""Arrays of a store, such as maps and logits, which are read from its shards when they are indexed."""
 
 import copy
 from collections.abc import Callable, Sequence

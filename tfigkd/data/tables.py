@@ -75,7 +75,11 @@ def read_csv(path: Path, wanted: Reading) -> Source:
 
 
 def _rows(path: Path, group: str | None) -> list[dict[str, str]]:
-    """Return the rows of a table as path, label and, where they are there, split and group, with the number `line`."""
+    """Return the rows of a table as path and label and, where the table has them, split and group.
+
+    Raises:
+        UserError: The table is not UTF-8, lacks a column or a cell, lists a picture twice, or is empty.
+    """
     try:
         text = path.read_text(encoding="utf-8-sig")  # spreadsheets write a byte-order mark
     except UnicodeDecodeError as error:
@@ -116,7 +120,11 @@ def _rows(path: Path, group: str | None) -> list[dict[str, str]]:
 
 
 def _class_names(labels: set[str]) -> tuple[str, ...]:
-    """Return labels in sorted order: by number if all are integers, 3 or 3.0, else as text."""
+    """Return labels in sorted order: by number if all are integers, 3 or 3.0, else as text.
+
+    Raises:
+        UserError: A label is not printable.
+    """
     unprintable = [label for label in labels if not label.isprintable()]
     if unprintable:
         raise UserError(f"label {unprintable[0]!a} is not printable; rename it")
@@ -125,7 +133,7 @@ def _class_names(labels: set[str]) -> tuple[str, ...]:
 
 
 def _alike(labels: Collection[str]) -> list[str]:
-    """Return a line for each pair of labels that differ in case, or in how a number is written, alone."""
+    """Return a warning for each pair of labels that differ only in case, or in how a number is written."""
     seen: dict[str, str] = {}
     lines = []
     for label in labels:
@@ -139,7 +147,11 @@ def _alike(labels: Collection[str]) -> list[str]:
 def _read_rows(
     table: Path, rows: Sequence[Mapping[str, str]], class_names: tuple[str, ...], wanted: Reading, notes: Notes
 ) -> Part:
-    """Read the pictures of rows."""
+    """Read the pictures of rows.
+
+    Raises:
+        UserError: A label is not among the classes, or pictures are missing or not usable.
+    """
     paths, missing = [], {}
     for index, row in enumerate(rows):
         if row["label"] not in class_names:

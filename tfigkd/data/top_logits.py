@@ -1,4 +1,4 @@
-"""The largest logits of each example and the mass of all others: a small part of the space where classes are many."""
+"""Store only the k largest logits and the total of the rest, to save space with many classes."""
 
 from typing import Any
 
@@ -9,10 +9,10 @@ from tfigkd.data.stored import StoredArrays, permuted
 
 
 def spread_rest(logits: np.ndarray, indices: np.ndarray) -> np.ndarray:
-    """Return logits with the mass of all others than the chosen ones spread evenly over them.
+    """Return logits in which all classes but the chosen ones have the same logit.
 
-    Each of the others gets the same logit, so that their probabilities add up to what they did. That holds at
-    temperature 1: at a higher one they have a little more than they did, since a softmax evens out what is uneven.
+    The total probability of these other classes stays the same at temperature 1. At a higher temperature it is a little
+    larger than that of the original logits.
 
     Args:
         logits: [...,C].
@@ -32,14 +32,14 @@ def spread_rest(logits: np.ndarray, indices: np.ndarray) -> np.ndarray:
 
 
 def pack(logits: np.ndarray, count: int) -> np.ndarray:
-    """Return what is stored of logits: the largest, their classes, and the logit of each of the others.
+    """Return logits as they are stored: the k largest, their classes, and the one logit of all other classes.
 
     Args:
         logits: float32 [...,C], C at most 65,535.
-        count: How many of them keep their values, k from 1 to C.
+        count: k from 1 to C.
 
     Returns:
-        uint16 [...,2k+2]: the bits of k logits as float16, k classes, the bits of the others' logit, and C.
+        uint16 [...,2k+2]: the bits of k logits as float16, k classes, the bits of the other classes' logit, and C.
     """
     order = np.argsort(-logits, axis=-1, kind="stable")  # of equal ones the first class comes first
     indices, smallest = order[..., :count], order[..., -1:]
@@ -66,14 +66,14 @@ def unpack(packed: np.ndarray) -> np.ndarray:
 
 
 def finite(packed: np.ndarray) -> np.ndarray:
-    """Return which of packed logits [N,...] have neither NaN nor infinity, bool [N]."""
+    """Return which packed logits [N,...] are all finite numbers, bool [N]."""
     count = packed.shape[-1] // 2 - 1
     numbers = np.concatenate([packed[..., :count], packed[..., -2:-1]], axis=-1).view("<f2")
     return np.isfinite(numbers).reshape(len(packed), -1).all(axis=1)
 
 
 class TopLogits:
-    """Logits that are packed, and filled up where they are used.
+    """Logits that are kept as `pack` returns them, and unpacked when they are indexed.
 
     It is indexed by its first axes as an array [N,...,C] is, and gives arrays, float16.
 

@@ -34,7 +34,7 @@ GIVES: dict[str, Outputs] = {
     **dict.fromkeys(("SOFTMAX", "LOGISTIC"), "probabilities"),
     **dict.fromkeys(("FULLY_CONNECTED", "CONV_2D", "LOG_SOFTMAX"), "logits"),
 }
-"""What the last operation of a file tells of its outputs; a single logit is often between 0 and 1."""
+"""What a file gives, by its last operation. Values alone do not always show it: a single logit may be in [0, 1]."""
 PASSES = ("QUANTIZE", "DEQUANTIZE", "RESHAPE")
 SCALES = ("MUL", "DIV", "ADD", "SUB")
 """Operations that, with a constant, leave logits logits, as a temperature does."""
@@ -42,7 +42,7 @@ MEANS: dict[str, Outputs] = {"logits": "logits", "probabilities": "probabilities
 
 
 def names_apart(paths: Sequence[Path]) -> list[str]:
-    """Return the names of files without suffix; equal ones with as many of their folders as tell them apart."""
+    """Return the name of each file without its suffix; before equal names are as many folders as distinguish them."""
     parts = [path.with_suffix("").parts for path in paths]
     names = []
     for own in parts:
@@ -122,10 +122,10 @@ def spaces(
     input_range: Range | None = None,
     outputs: Outputs | None = None,
 ) -> tuple[Range, Outputs]:
-    """Return which values of pixels a file takes and what it gives.
+    """Return the range of pixels that a file takes, and whether it gives logits or probabilities.
 
-    What is given holds; else what the contract says; else the scale of an integer input, which shows its range, and
-    the last operation or the outputs on noise, on black and on white.
+    What the user gives is used first, then what the contract says. Without either, the scale of an integer input shows
+    its range, and the last operation, or the outputs on noise, black and white, show what the file gives.
 
     Args:
         interpreter: From `open_classifier`.
@@ -173,7 +173,7 @@ def range_shown(interpreter: Any, contract: Mapping[str, Any] | None) -> Range |
 
 
 def _told_by_the_end(interpreter: Any, tensor: int) -> Outputs | None:
-    """Return what the operation that computes a tensor tells of it; None where it tells nothing."""
+    """Return what a tensor holds, by the operation that computes it; None if that operation does not show it."""
     operations = [one for one in interpreter._get_ops_details() if one["op_name"] != "DELEGATE"]
     writers = {int(index): one for one in operations for index in one["outputs"]}
     while tensor in writers and writers[tensor]["op_name"] in (*PASSES, *SCALES):
@@ -209,8 +209,8 @@ def file_predictor(
 ) -> Callable[[Any], np.ndarray]:
     """Return a function from uint8 images [N,H,W,C] to logits [N,K], the columns in the order of a data set's classes.
 
-    A file of gray images gets the gray of RGB ones.
-    Classes that the file knows and the data lack follow behind; an answer that names one of them is wrong.
+    RGB images are converted for a file that takes gray ones. Classes absent from the data come last; predicting one
+    counts as an error.
 
     Args:
         path: A .tflite file, of this package or of another tool.
@@ -238,8 +238,7 @@ def file_predictor(
 def class_order(path: Path, count: int, own: Sequence[str] | None, wanted: Sequence[str]) -> list[int]:
     """Return the outputs of a file in the order of a data set's classes, then the others.
 
-    Names are compared as they are, and without regard to capitals where that is unambiguous; an accent may be part of
-    a letter or follow it, as on macOS.
+    Names may differ in capital letters where only one class then fits, and in how Unicode composes accents.
 
     Args:
         path: The file.
