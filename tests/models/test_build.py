@@ -1,5 +1,6 @@
 """Models by name or from the user's own file, and the one line that a wrong one gets."""
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 
 from tfigkd import models
+from tfigkd.config.fields import StudentConfig, TeacherConfig
 from tfigkd.models.layers import FusedBatchNormalization
 from tfigkd.runtime.errors import UserError
 
@@ -225,3 +227,11 @@ def test_broken_files(tmp_path: Path) -> None:
         path.write_bytes(content)
         with pytest.raises(UserError, match=r"is not a \.keras file|cannot load"):
             models.build(str(path), num_classes=4, input_shape=(8, 8, 3))
+
+
+def test_kinds_of_names_and_the_options_of_an_architecture() -> None:
+    names = ["convnet", "keras/MobileNetV3Small", "own.keras", "folder/own.keras", "own.tflite"]
+    assert [models.is_file(name) for name in names] == [False, False, True, True, False]
+    assert [models.is_application(name) for name in names] == [False, True, False, False, False]
+    fields = {field.name for config in (TeacherConfig, StudentConfig) for field in dataclasses.fields(config)}
+    assert set(models.ARCHITECTURE) <= fields

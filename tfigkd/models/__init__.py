@@ -29,6 +29,7 @@ from tfigkd.models.weights import load_torch_weights
 from tfigkd.runtime.errors import UserError
 
 __all__ = [
+    "ARCHITECTURE",
     "CIFAR10_MEAN",
     "CIFAR10_STD",
     "IMAGENET_MEAN",
@@ -43,6 +44,8 @@ __all__ = [
     "ensemble",
     "fold_batch_norm",
     "frozen_layers",
+    "is_application",
+    "is_file",
     "load_own",
     "load_plain",
     "load_torch_weights",
@@ -92,6 +95,9 @@ NEUTRAL: dict[str, Any] = {
 }
 """The options of all networks, with the values that a network without such an option accepts."""
 
+ARCHITECTURE = tuple(NEUTRAL)
+"""Names of the options that decide which layers a network of `MODELS` has; files and keras.applications have none."""
+
 OWN_OPTIONS = {
     "mobilenet_v2": ("drop_blocks", "width", "dropout", "stem_stride"),
     **{name: ("width", "stem_stride") for name in MODELS if name.startswith("resnet")},
@@ -99,9 +105,18 @@ OWN_OPTIONS = {
 }
 """The options that not all networks have."""
 
-
 SPACES = ("input_range", "outputs", "images")
 """The options of a .keras file, see `load_own`."""
+
+
+def is_file(name: str) -> bool:
+    """Return whether the name of a network is the path of a .keras file."""
+    return name.endswith(".keras")
+
+
+def is_application(name: str) -> bool:
+    """Return whether the name of a network is that of one of keras.applications, such as keras/MobileNetV3Small."""
+    return name.startswith(PREFIX)
 
 
 def build(
@@ -117,9 +132,9 @@ def build(
         weights: A local file with weights of a network of keras.applications; see `applications.application`.
         options: `width` and `normalization` (mean and deviation, or a key of `NORMALIZATIONS`) of all in `MODELS`;
             `stem_stride` of all but convnet; `drop_blocks` and `dropout` of MobileNet-V2; `widths` and `depth` of
-            convnet. Where an option is unknown its
-            neutral value is accepted; to files and keras.applications these options do not apply, whatever their
-            values. `input_range`, `outputs` and `images` of a file, see `load_own`.
+            convnet. A network without an option accepts its neutral value; to files and keras.applications these
+            options do not apply, whatever their values. `input_range`, `outputs` and `images` of a file, see
+            `load_own`.
 
     Returns:
         A Functional model from images [B,H,W,C] to logits [B,num_classes].
@@ -135,10 +150,10 @@ def build(
         )
     spaces = {option: options.pop(option) for option in SPACES if option in options}
     other = name not in MODELS and (name.endswith((".h5", ".hdf5")) or Path(name).is_dir())
-    if name.endswith(".keras") or other:  # which is refused there, with what makes it a .keras file
+    if is_file(name) or other:  # which is refused there, with what makes it a .keras file
         return load_own(name, num_classes=num_classes, input_shape=input_shape, **spaces)
     _refuse_spaces(name, spaces)
-    if name.startswith(PREFIX):
+    if is_application(name):
         return application(name, num_classes=num_classes, input_shape=input_shape, weights=weights)
     if name not in MODELS:
         close = difflib.get_close_matches(name, MODELS, n=1, cutoff=0.5)
@@ -160,11 +175,11 @@ def build(
 
 
 def strided(name: str) -> bool:
-    """Return whether a named network has other strides above `LARGEST_SMALL` pixels."""
+    """Return whether a named network has larger strides for images of more than `LARGEST_SMALL` pixels a side."""
     return name in MODELS and name != "convnet"
 
 
 def _refuse_spaces(name: str, spaces: dict[str, Any]) -> None:
-    """Refuse an input range or outputs of a network that is made for [0,1] and logits."""
+    """Refuse a declared input range or kind of outputs for a network that takes [0,1] and gives logits."""
     if spaces.get("input_range") not in (None, UNIT) or spaces.get("outputs") not in (None, "logits"):
         raise UserError(f"{name} takes images in [0,1] and gives logits; leave out input_range and outputs")
