@@ -69,7 +69,11 @@ class Group:
 
 
 def channel_groups(model: keras.Model) -> list[Group]:
-    """Return the groups of a model whose channels can be cut: no shortcut has them, and an activation is among them."""
+    """Return the groups of channels of a model that can be cut: no shortcut reads them, and they have an activation.
+
+    Raises:
+        UserError: The graph cannot be read, or a layer is called more than once.
+    """
     graph = nodes(model)
     groups: list[Group] = []
     taken: set[str] = set()
@@ -128,7 +132,7 @@ def _followed_back(name: str, graph: dict[str, Node]) -> list[str] | None:
 
 
 def _passes(node: Node, source: Node) -> bool:
-    """Return whether an operation gives the channels of its source, each for itself."""
+    """Return whether an operation processes each channel of its source separately."""
     layer = node.layer
     if not isinstance(layer, keras.Layer):
         numbers = all(np.ndim(value) == 0 for value in node.constants)

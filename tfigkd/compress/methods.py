@@ -18,28 +18,65 @@ from tfigkd.runtime.files import atomic, checksum, fingerprint, finished, make_f
 FILE = "student.keras"
 
 Phase = Callable[[keras.Model, CompressConfig, FineTuning], keras.Model]
+"""A function from a student to a smaller or quantized one, fine-tuned; its name is part of the fingerprint."""
 
 
 def prune(student: keras.Model, config: CompressConfig, tuning: FineTuning) -> keras.Model:
-    """Prune weights by magnitude while the student is fine-tuned."""
+    """Prune weights by magnitude while the student is fine-tuned.
+
+    Args:
+        student: Functional model, images [B,H,W,C] in [0,1] to logits [B,K].
+        config: Share of zeros, number of steps and learning rate.
+        tuning: Losses, teacher, batches and folders.
+
+    Returns:
+        The pruned student.
+    """
     end, frequency = pruning_times(config)
     callback = MagnitudePruning(config.sparsity, end=end, frequency=frequency, begin=0)  # also where it is resumed
     return fine_tune(with_fused_layers(student), config, tuning, title="prune", callbacks=[callback])
 
 
 def prune_channels(student: keras.Model, config: CompressConfig, tuning: FineTuning) -> keras.Model:
-    """Cut channels out, then fine-tune the smaller graph."""
+    """Cut channels out, then fine-tune the smaller graph.
+
+    Args:
+        student: Functional model, images [B,H,W,C] in [0,1] to logits [B,K]; it is not changed.
+        config: Share of channels to cut, number of steps and learning rate.
+        tuning: Losses, teacher, batches and folders.
+
+    Returns:
+        A student with fewer channels.
+    """
     smaller = with_fused_layers(cut_channels(student, config.sparsity))
     return fine_tune(smaller, config, tuning, title="prune channels")
 
 
 def quantize(student: keras.Model, config: CompressConfig, tuning: FineTuning) -> keras.Model:
-    """Fine-tune with fake-quantized layers."""
+    """Fine-tune with fake-quantized layers.
+
+    Args:
+        student: Functional model, images [B,H,W,C] in [0,1] to logits [B,K]; it is not changed.
+        config: Number of steps and learning rate.
+        tuning: Losses, teacher, batches and folders.
+
+    Returns:
+        A student of the layers in `tfigkd.models.fake_quant`.
+    """
     return fine_tune(fake_quantized(student), config, tuning, title="quantize")
 
 
 def quantize_sparse(student: keras.Model, config: CompressConfig, tuning: FineTuning) -> keras.Model:
-    """Fine-tune with fake-quantized layers and keep zero weights zero."""
+    """Fine-tune with fake-quantized layers and keep zero weights zero.
+
+    Args:
+        student: Functional model, images [B,H,W,C] in [0,1] to logits [B,K]; it is not changed.
+        config: Number of steps and learning rate.
+        tuning: Losses, teacher, batches and folders.
+
+    Returns:
+        A student of the layers in `tfigkd.models.fake_quant`.
+    """
     callback = MagnitudePruning(config.sparsity, end=0)
     return fine_tune(fake_quantized(student), config, tuning, title="quantize", callbacks=[callback])
 

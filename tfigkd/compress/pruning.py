@@ -12,7 +12,13 @@ from tfigkd.models.pruned import magnitude_mask, prunable_kernels
 
 
 def polynomial_sparsity(step: int, final: float, *, end: int) -> float:
-    """Return the sparsity after `step` steps: from 0, fast at first, to `final` at `end` (equation 1, exponent 3)."""
+    """Return the sparsity after some steps: it rises from 0, fast at first (equation 1, exponent 3).
+
+    Args:
+        step: Number of steps.
+        final: Share of zeros at the end.
+        end: Number of steps at which `final` is reached, at least 1.
+    """
     return final * (1 - (1 - min(step / end, 1.0)) ** 3)
 
 
@@ -48,7 +54,11 @@ class MagnitudePruning(keras.callbacks.Callback):
         self._first: tuple[Any, int] | None = None
 
     def on_train_begin(self, logs: dict | None = None) -> None:
-        """Read the masks from the zeros of the weights, and the step from the optimizer."""
+        """Read the masks from the zeros of the weights, and the step from the optimizer.
+
+        Raises:
+            ValueError: No Conv2D or Dense layer of the model trains.
+        """
         self._kernels = list(prunable_kernels(getattr(self.model, "student", self.model)))
         if not self._kernels:
             raise ValueError("the model has nothing to prune: no Conv2D or Dense layer that trains")

@@ -82,7 +82,7 @@ def _hard_sigmoid(x: Any, name: str) -> Any:
 
 
 def _times(gate: Curve) -> Curve:
-    """Return the curve x · gate(x), of which an int8 file stores the gate as well."""
+    """Return the curve x · gate(x); an int8 file stores the values of the gate as well."""
 
     def curve(x: Any, name: str) -> Any:
         product = keras.layers.Multiply(name=name)([x, gate(x, f"{name}_gate")])
@@ -217,7 +217,7 @@ def _preparation(graph: dict[str, Node]) -> list[str]:
 
 
 def _is_frozen_scaling(layer: Any) -> bool:
-    """Whether a layer is a frozen 1x1 depthwise convolution, as for an input range or a normalization."""
+    """Return whether a layer is a frozen 1x1 depthwise convolution, as for an input range or a normalization."""
     plain = isinstance(layer, keras.layers.DepthwiseConv2D) and not layer.trainable and is_linear(layer)
     return plain and set(layer.kernel_size) | set(layer.strides) == {1} and layer.depth_multiplier == 1
 
@@ -225,7 +225,7 @@ def _is_frozen_scaling(layer: Any) -> bool:
 def _factor_and_offset(
     model: keras.Model, graph: dict[str, Node], prepares: list[str], name: str
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Kernel and bias of the 1x1 depthwise convolution that scales the image as these operations do."""
+    """Return kernel and bias of the 1x1 depthwise convolution that scales the image as these operations do."""
     images = np.stack([np.full(model.input_shape[1:], value, "float32") for value in (0.0, 1.0, 0.5)])
     reader = graph[graph[prepares[-1]].readers[0]]
     taken = reader.arguments.keras_tensors
@@ -279,7 +279,7 @@ def _changes_no_value(layer: Any) -> bool:
 
 
 def _augments(layer: Any) -> bool:
-    """Whether a layer is one of Keras, such as `RandomFlip`, that changes images in training alone."""
+    """Return whether a layer is one of Keras, such as `RandomFlip`, that changes images in training alone."""
     return type(layer).__module__.startswith("keras.") and type(layer).__name__.startswith("Random")
 
 

@@ -21,8 +21,9 @@ PREFIX = "keras/"
 WEIGHTS = (".weights.h5", ".h5", ".keras")
 SHOWN = 5
 MOMENTUM = 0.9
-"""The most of batch normalization. Those of keras.applications' MobileNets have 0.999, which suits the training on
-ImageNet: after the few hundred steps of a small data set most of the averages would still be their initial values."""
+"""Largest momentum of batch normalization; larger ones are lowered to it. keras.applications' MobileNets have 0.999,
+which suits the training on ImageNet: after the few hundred steps of a small data set the moving averages would still
+consist mostly of their initial values."""
 
 
 def applications() -> dict[str, Callable[..., keras.Model]]:
@@ -144,7 +145,7 @@ def load_application_weights(model: keras.Model, path: str | Path, bare: Callabl
 
 
 def _read_weights(model: keras.Model, path: Path, bare: Callable[[], keras.Model]) -> None:
-    """Load what fits, layer by layer."""
+    """Load the weights whose shapes fit, layer by layer."""
     if path.name.endswith(".weights.h5"):
         model.load_weights(path, skip_mismatch=True)
     elif path.suffix == ".h5":

@@ -1,4 +1,4 @@
-"""What the networks share: PyTorch's padding and initialization, and the normalization inside the model."""
+"""Parts that the networks share: PyTorch's padding and initialization, and the normalization inside the model."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -34,20 +34,30 @@ def scaled(channels: int, width: float) -> int:
 
 
 def he_normal(mode: str) -> keras.initializers.Initializer:
-    """He et al. (2015, arXiv 1502.01852) as PyTorch draws it: not truncated, unlike Keras's HeNormal."""
+    """Return the initializer of He et al. (2015, arXiv 1502.01852) as PyTorch draws it: not truncated, unlike HeNormal.
+
+    Args:
+        mode: "fan_in" or "fan_out".
+    """
     return keras.initializers.VarianceScaling(2.0, mode=mode, distribution="untruncated_normal")
 
 
 def batch_norm(x: Any, name: str) -> Any:
-    """Batch normalization with PyTorch's constants (its momentum 0.1 is 0.9 in Keras's sense)."""
+    """Apply batch normalization with PyTorch's constants (its momentum 0.1 is 0.9 in Keras's sense)."""
     return FusedBatchNormalization(momentum=0.9, epsilon=1e-5, name=name)(x)
 
 
 def pad(x: Any, kernel_size: int, strides: int, name: str) -> tuple[Any, str]:
-    """Zeros on all sides alike, as PyTorch pads, and the padding argument of the convolution that follows.
+    """Return a tensor, padded with zeros as PyTorch pads it, and the padding argument of the layer that follows.
 
-    "same" puts the odd row of a strided convolution on the other side, which moves every feature map by a
-    pixel.
+    PyTorch pads all sides alike. Keras's "same" puts the odd row of a strided convolution on the other side, which
+    moves every feature map by a pixel.
+
+    Args:
+        x: [B,H,W,C].
+        kernel_size: Height and width of the kernel, odd.
+        strides: Of the layer that follows; with 1 the tensor is returned as it is, and "same".
+        name: Name of the layer that follows.
     """
     if strides == 1:
         return x, "same"
@@ -55,7 +65,16 @@ def pad(x: Any, kernel_size: int, strides: int, name: str) -> tuple[Any, str]:
 
 
 def conv(x: Any, filters: int, kernel_size: int, *, name: str, fan: str, strides: int = 1) -> Any:
-    """Return a convolution without bias, He-normal by `fan` ("fan_in" or "fan_out")."""
+    """Apply a convolution without bias, padded as in PyTorch.
+
+    Args:
+        x: [B,H,W,C].
+        filters: Number of output channels.
+        kernel_size: Height and width of the kernel, odd.
+        name: Name of the layer.
+        fan: "fan_in" or "fan_out", for `he_normal`.
+        strides: In both directions.
+    """
     x, padding = pad(x, kernel_size, strides, name)
     return keras.layers.Conv2D(
         filters,
@@ -69,10 +88,15 @@ def conv(x: Any, filters: int, kernel_size: int, *, name: str, fan: str, strides
 
 
 def depthwise_conv(x: Any, *, name: str, strides: int = 1) -> Any:
-    """Return a depthwise 3x3 convolution without bias.
+    """Apply a depthwise 3x3 convolution without bias, padded as in PyTorch.
 
     Its initializer says fan_in, since PyTorch's fan_out of a depthwise kernel is 9C, and Keras calls that
     fan_in.
+
+    Args:
+        x: [B,H,W,C].
+        name: Name of the layer.
+        strides: In both directions.
     """
     x, padding = pad(x, 3, strides, name)
     return keras.layers.DepthwiseConv2D(
@@ -117,7 +141,18 @@ def classifier(
     dropout: float = 0.0,
     prefix: str = "",
 ) -> Any:
-    """Global average pooling, dropout and the logits [B,num_classes], float32 under any precision policy."""
+    """Apply global average pooling, dropout and a dense layer; return its logits, float32 under any precision policy.
+
+    Args:
+        x: Feature maps [B,H,W,C].
+        num_classes: Number of logits.
+        kernel_initializer: Of the dense layer.
+        dropout: Rate; with 0 there is no such layer.
+        prefix: Begins the names of the layers "pool", "dropout" and "logits".
+
+    Returns:
+        Logits [B,num_classes].
+    """
     x = keras.layers.GlobalAveragePooling2D(name=f"{prefix}pool")(x)
     if dropout:
         x = keras.layers.Dropout(dropout, name=f"{prefix}dropout")(x)

@@ -23,8 +23,8 @@ from tfigkd.models.kernels import Reparameterized, trains_kernel, with_reparamet
 from tfigkd.runtime.errors import UserError
 
 CENTER, AUXILIARY = "center", "auxiliary"
-"""Names of the variables. Weight decay takes the center alone, which shrinks the kernel as it does a plain one; decay
-of every tensor would be one of the kernel's singular values to a power below 1, which lowers its rank."""
+"""Names of the variables. Weight decay applies to the center alone, which shrinks the kernel as decay shrinks a plain
+one. Decaying every tensor penalizes singular values to a power below 1, which lowers the rank."""
 
 
 def split(size: int) -> tuple[int, int]:
@@ -66,7 +66,7 @@ def contract(tensors: Sequence[Any], shape: Sequence[int]) -> Any:
 
 
 class _Chain(Reparameterized):
-    """What is added to a layer with a kernel; comes before it among the base classes."""
+    """A mixin that gives a layer a chain of tensors as its kernel; it comes before the layer among the base classes."""
 
     own = ("tensors",)
     _kernel: Any
@@ -107,7 +107,7 @@ class _Chain(Reparameterized):
         return contract([ops.convert_to_tensor(variable) for variable in self.chain], self.kernel_shape)
 
     def set_kernel(self, kernel: np.ndarray) -> None:
-        """Decompose a kernel."""
+        """Set the tensors to the decomposition of a kernel."""
         for variable, value in zip(self.chain, decompose(kernel, self.tensors), strict=True):
             variable.assign(value)
 
@@ -158,7 +158,7 @@ def with_chain(model: keras.Model, tensors: int) -> keras.Model:
 def taught_tensors(
     student: keras.Model, teacher: keras.Model, *, permuted: bool = False
 ) -> list[tuple[Any, list[np.ndarray]]]:
-    """Return the layers of a student that a teacher has tensors for, each with the auxiliary ones of the teacher.
+    """Return the layers of a student that a teacher has kernels for, each with the auxiliary tensors of that kernel.
 
     Layers are paired by the shapes of their kernels: with the teacher's layer of the same name if all of a shape have
     one. Otherwise the teacher's layers of that shape are spread evenly over the student's; twice as many are paired as

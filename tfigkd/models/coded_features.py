@@ -1,8 +1,8 @@
-"""Features that are priced by the bits of their code while a network trains.
+"""A layer that rounds the features before the classifier and adds the length of their code, in bits, to the loss.
 
-A network is cut before its classifier: a device sends the rounded features, a server classifies. The rate is the length
-of an ideal code under a density that is learned along, and uniform noise stands for the rounding, which has no gradient
-(Ballé et al. 2017, arXiv 1611.01704).
+A network is cut before its classifier: a device sends the rounded features, a server classifies them. Their length is
+that of an ideal entropy code under a density that is trained with the network. In training, uniform noise replaces the
+rounding, which has no gradient (Ballé et al. 2017, arXiv 1611.01704).
 """
 
 import math
@@ -17,7 +17,7 @@ from tfigkd.runtime.errors import UserError
 Tensor = Any  # a tensor of the Keras backend in use
 
 DENSITY = ("density_mean", "density_log_width")
-"""Names of the variables. Weight decay, which leaves them alone, would draw the density to width 1 and mean 0."""
+"""Names of the density's variables. They have no weight decay, which would move them towards width 1 and mean 0."""
 
 
 def logistic_bits(values: Tensor, mean: Tensor, log_width: Tensor) -> Tensor:
@@ -42,13 +42,13 @@ def logistic_bits(values: Tensor, mean: Tensor, log_width: Tensor) -> Tensor:
 
 @keras.saving.register_keras_serializable("tfigkd")
 class CodedFeatures(keras.layers.Layer):
-    """What a decoder has of features [B,D]: rounded to multiples of a step; in training, with noise of one step.
+    """A layer that rounds features [B,D] to multiples of a step; in training it adds noise as wide as a step instead.
 
     In training it adds `weight` times the mean number of bits of an image to the model's losses.
 
     Args:
-        weight: Of the bits of an image.
-        step: Of the code.
+        weight: Factor of the bits of an image in the loss.
+        step: Distance between two values of the code, in the unit of the features.
     """
 
     def __init__(self, weight: float, step: float, **options: Any):
@@ -78,12 +78,15 @@ class CodedFeatures(keras.layers.Layer):
 
 
 def with_code(model: keras.Model, weight: float, step: float) -> keras.Model:
-    """Return a network whose classifier is given `CodedFeatures`; all other layers are the model's own.
+    """Return a network with a layer `CodedFeatures` before its classifier and otherwise the model's own layers.
 
     Args:
         model: Functional, with a dense last layer that makes the logits.
-        weight: Of the bits of an image; with 0 the model itself is returned.
-        step: Of the code.
+        weight: Factor of the bits of an image in the loss; with 0 the model itself is returned.
+        step: Distance between two values of the code, in the unit of the features.
+
+    Returns:
+        A Functional model whose last layer is a copy of the model's.
 
     Raises:
         UserError: The last layer is not dense, or not the logits.
@@ -100,7 +103,7 @@ def with_code(model: keras.Model, weight: float, step: float) -> keras.Model:
 
 
 def without_code(model: keras.Model) -> keras.Model:
-    """Return a network from `with_code` without the code: its classifier is given the features as they are."""
+    """Return a network from `with_code` without its layer `CodedFeatures`: the classifier reads the exact features."""
     code = next((layer for layer in model.layers if isinstance(layer, CodedFeatures)), None)
     return model if code is None else _with_classifier(model, model.layers[-1], code.input)
 

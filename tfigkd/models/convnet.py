@@ -11,14 +11,14 @@ from tfigkd.models import blocks
 from tfigkd.models.layers import FusedBatchNormalization
 
 WHITENING = "whitening"
-"""Name of the stem."""
+"""Name of the stem, the first convolution."""
 PATCH = 2
 """Height and width of the whitened patches."""
 EPSILON = 5e-4
 """Added to the variances that the whitening divides by."""
 LOGIT_SCALE = 1 / 9
 MOMENTUM = 0.6
-"""Of the batch normalization's moving averages; short trainings change fast."""
+"""Momentum of batch normalization's moving averages; it is low because weights change fast in a short training."""
 
 
 def convnet(
@@ -75,7 +75,16 @@ def convnet(
 
 
 def convnet_head(x: Any, num_classes: int, *, prefix: str = "") -> Any:
-    """Global max pooling, a fixed scale and the logits [B,num_classes] without bias, float32 under any policy."""
+    """Apply global max pooling, a fixed scale and a dense layer without bias; return its logits, float32 always.
+
+    Args:
+        x: Feature maps [B,H,W,C].
+        num_classes: Number of logits.
+        prefix: Begins the names of the layers "pool", "scale" and "logits".
+
+    Returns:
+        Logits [B,num_classes].
+    """
     x = keras.layers.GlobalMaxPooling2D(name=f"{prefix}pool")(x)
     x = keras.layers.Rescaling(LOGIT_SCALE, name=f"{prefix}scale")(x)
     options = {"use_bias": False, "kernel_initializer": _uniform(), "dtype": "float32", "name": f"{prefix}logits"}
@@ -89,7 +98,7 @@ def is_whitening(layer: keras.Layer) -> bool:
 
 
 def _uniform() -> keras.initializers.Initializer:
-    """Uniform within 1 / sqrt(fan in), as PyTorch draws it."""
+    """Return the initializer that draws uniformly within 1 / sqrt(fan in), as PyTorch does."""
     return keras.initializers.VarianceScaling(1 / 3, mode="fan_in", distribution="uniform")
 
 
@@ -108,7 +117,7 @@ def _block(x: Any, width: int, depth: int, name: str) -> Any:
 
 
 def _set_partial_identity(layer: keras.layers.Conv2D) -> None:
-    """Let the first output channels of a 3x3 convolution repeat its input channels."""
+    """Set the kernel of a 3x3 convolution so that its first output channels repeat its input channels."""
     kernel = keras.ops.convert_to_numpy(layer.kernel).copy()
     same = min(kernel.shape[2:])
     kernel[..., :same] = 0
@@ -124,7 +133,7 @@ def whitening_kernel(images: np.ndarray, epsilon: float = EPSILON) -> np.ndarray
 
     Args:
         images: Float [N,H,W,C], as the convolution takes them.
-        epsilon: Keeps directions without variance, such as color in gray images, from being blown up.
+        epsilon: Bounds the factor of directions without variance, such as color in gray images.
 
     Returns:
         float32 [2,2,C,8·C].

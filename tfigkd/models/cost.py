@@ -1,4 +1,4 @@
-"""What a network costs: multiply-adds and parameters."""
+"""Cost of a network: multiply-adds and parameters."""
 
 import contextlib
 import math
@@ -26,10 +26,10 @@ COUNTED = (
 
 
 def multiply_adds(model: keras.Model) -> int:
-    """Multiply-adds of one image's forward pass through convolutions and dense layers, at any depth, in each call.
+    """Return the multiply-adds of one image's forward pass through convolutions and dense layers, at any depth.
 
-    Left out are biases, activations, pooling, products without weights as in attention, and batch normalization, which
-    inference folds into convolutions.
+    A layer that is called several times counts each time. Left out are biases, activations, pooling, products without
+    weights as in attention, and batch normalization, which inference folds into convolutions.
 
     Raises:
         ValueError: The model leaves the size of its images open.
@@ -48,7 +48,7 @@ def multiply_adds(model: keras.Model) -> int:
 
 @contextlib.contextmanager
 def _watched(layer: keras.Layer, counts: list[int]) -> Iterator[None]:
-    """Append the multiply-adds of each call of a layer; a wrapper's or a user's layer calls those inside it."""
+    """Append the multiply-adds of each call of a layer to `counts`, also of calls by a wrapper or a user's layer."""
     name = "call" if getattr(layer, "quantization_mode", None) is None else "quantized_call"
     call = getattr(layer, name)
 
@@ -65,7 +65,7 @@ def _watched(layer: keras.Layer, counts: list[int]) -> Iterator[None]:
 
 
 def _of_call(layer: Any, takes: Any, gives: Any) -> int:
-    """Return how often the values of a layer's kernels are used: a kernel is at each position of the output."""
+    """Return the multiply-adds of a call: each value of a kernel is used at each position of the output [B,...]."""
     if isinstance(layer, keras.layers.EinsumDense):
         _, kernel, output = layer.equation.replace("->", ",").split(",")
         summed = (size for axis, size in zip(kernel, layer.kernel.shape, strict=True) if axis not in output)
@@ -81,7 +81,7 @@ def _of_call(layer: Any, takes: Any, gives: Any) -> int:
 
 
 def count_parameters(model: keras.Model) -> int:
-    """Number of learned parameters, frozen for the moment or not.
+    """Return the number of learned parameters, frozen for the moment or not.
 
     Moving averages and normalization constants are not learned by gradient and do not count, as in the
     papers' compression factors.
@@ -96,7 +96,7 @@ def count_parameters(model: keras.Model) -> int:
 
 
 def trained_parameters(model: keras.Model) -> int:
-    """Number of values that training changes by gradient; of a Distiller, with those that its losses train."""
+    """Return the number of values that training changes by gradient; of a Distiller, its losses' values as well."""
     return sum(math.prod(variable.shape) for variable in model.trainable_variables)
 
 

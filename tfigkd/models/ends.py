@@ -13,21 +13,22 @@ from tfigkd.models.graph import ARITHMETIC, is_graph, maker_of, sources_of
 WEIGHTED = (keras.layers.Dense, keras.layers.EinsumDense, keras.layers.Conv2D)
 """Layers whose outputs are logits where they end in no activation."""
 PASSES_VALUES = (keras.layers.Flatten, keras.layers.Reshape, keras.layers.Dropout, keras.layers.GlobalAveragePooling2D)
-"""Layers that give what they take, or means of it."""
+"""Layers whose output values are input values, or means of them."""
 OPERATIONS = {"Softmax": "softmax", "LogSoftmax": "log_softmax", "Sigmoid": "sigmoid"}
-"""Functions of keras.ops, and the activations of their name."""
+"""Class names of functions of keras.ops, with the name of the activation that each is."""
 SQUASHES: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "softmax": lambda logits: special.softmax(logits, axis=-1),
     "log_softmax": lambda logits: special.log_softmax(logits, axis=-1),
     "sigmoid": special.expit,
 }
+"""What each activation at the end of a classifier makes of logits [N,C]."""
 SQUASHED = tuple(SQUASHES)
 BACKENDS = ("keras", "tensorflow", "jax", "torch")
-"""Packages whose functions of these names are these functions."""
+"""Packages whose `softmax`, `log_softmax` and `sigmoid` are recognized by name."""
 
 
 def told_by_end(model: keras.Model) -> Outputs | None:
-    """Return what the last operations of a model say that it gives; None where they do not tell."""
+    """Return whether a model gives logits or probabilities by its last operations; None where these do not tell."""
     last, activation = last_operation(model)
     if activation in ("softmax", "sigmoid"):
         return "probabilities"
@@ -40,7 +41,7 @@ def told_by_end(model: keras.Model) -> Outputs | None:
 
 
 def _passes_values(operation: Any) -> bool:
-    """Return whether an operation gives what it takes, means of it, or, as a temperature does, multiples."""
+    """Return whether an operation's outputs are its inputs, means of them, or affine in them, as by a temperature."""
     linear = isinstance(operation, keras.layers.Activation) and _activation_of(operation) == "linear"
     return linear or isinstance(operation, PASSES_VALUES) or _is_affine(operation)
 
@@ -70,17 +71,18 @@ def _activation_of(operation: Any) -> str:
 
 
 def _name_of(activation: Any) -> str:
-    """Return the name of an activation; a user's function that is called as one of the backend's is not that one."""
+    """Return the name of an activation; with its package where it is a user's function named like one of `SQUASHED`."""
     name = str(getattr(activation, "__name__", "linear"))
     home = str(getattr(activation, "__module__", "")).partition(".")[0]
     return f"{home}.{name}" if name in SQUASHED and home not in BACKENDS else name
 
 
 def refuse_end(model: keras.Model) -> None:
-    """Refuse outputs that are those of no single choice among classes.
+    """Refuse a model whose last activation does not fit a choice of one class.
 
     Raises:
-        ValueError: They are such.
+        ValueError: The model ends in a softmax over one output, in several sigmoids, or in one bounded or rectified
+            output that is no sigmoid.
     """
     activation, classes = last_operation(model)[1], model.output_shape[-1]
     if activation == "softmax" and classes == 1:

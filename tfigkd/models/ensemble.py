@@ -17,7 +17,7 @@ Weighting = Literal["mean", "confidence"]
 
 
 def ensemble(models: Sequence[keras.Model], *, weighting: Weighting = "mean") -> keras.Model:
-    """One model whose logits are a mean of several models' logits; a teacher like any other.
+    """Return one model whose logits are a mean of several models' logits; it can be a teacher as any other model.
 
     The mean is of logits, not of probabilities, so that a temperature softens it as it softens a single teacher's. Of a
     member that gives probabilities the logarithms count, of one with a single output the logits of two classes.

@@ -1,7 +1,7 @@
-"""Whether two models are the same function: outputs on random inputs, and the first layer that differs.
+"""Comparison of two models that must be the same function: outputs on random inputs, and the first layer that differs.
 
-Every model that is rebuilt passes this check. A rebuilt model that has lost something of the original, such as a
-layer's state, would otherwise be wrong without a word.
+Every model that is rebuilt goes through this check. Without it nobody would notice that a rebuilt model has lost
+something of the original, such as a layer's state.
 """
 
 from collections.abc import Callable, Sequence
@@ -15,7 +15,7 @@ from tfigkd.runtime.errors import UserError
 
 EXAMPLES = 3
 RANGES = ((0.0, 1.0), (0.0, 1.0), (0.0, 255.0))
-"""Of each example: the range of this package's images, and that of a model which scales its pixels itself."""
+"""Range of the values of each example: that of this package's images, or that of a model that scales pixels itself."""
 OPEN_SIZE = 32
 """Stands for a dimension that the model leaves open."""
 TOLERANCES = {"float16": 3e-2, "bfloat16": 2e-1}
@@ -25,7 +25,7 @@ TOLERANCE = 1e-3
 
 
 def random_inputs(model: keras.Model) -> list[np.ndarray]:
-    """Random inputs [B,...] of a model: float values in the ranges of images, integers 0 to 255."""
+    """Return random inputs [B,...] of a model: floats in the ranges of images, integers from 0 to 255."""
     generator = np.random.default_rng(0)
     inputs = []
     for tensor in model.inputs:
@@ -95,6 +95,11 @@ def first_difference(
     Layers are paired by path and order of calls. A layer that differs while a later one agrees again, such as a
     convolution that has taken in its batch normalization, does not count.
 
+    Args:
+        made: The new model.
+        source: The model that it must be equal to, of the same inputs.
+        inputs: An array [B,...] for each input of the source.
+
     Returns:
         The path, such as "backbone/norm", of the first layer that differs, or None; and the outputs that `made` has if
         every layer that agrees with the source gives the source's very outputs.
@@ -118,7 +123,7 @@ def first_difference(
 
 
 def _visit(model: keras.Model, inputs: Sequence[Any], see: Callable[[str, np.ndarray], np.ndarray]) -> list[np.ndarray]:
-    """Run a model operation by operation; `see` gets path and output of each, and returns what is passed on."""
+    """Run a model operation by operation; `see` is given path and output of each, and returns the value to pass on."""
     counts: dict[str, int] = {}
 
     def run(graph: keras.Model, given: Any, prefix: str) -> Any:
@@ -150,14 +155,20 @@ def _array(output: Any) -> np.ndarray:
 
 
 def _difference(found: np.ndarray, expected: np.ndarray) -> np.ndarray:
-    """Largest difference of each example, [B]; equal infinities and NaN in both do not differ."""
+    """Return the largest difference of each example, [B]; equal infinities and NaN in both do not differ."""
     with np.errstate(invalid="ignore"):
         off = np.where((found == expected) | (np.isnan(found) & np.isnan(expected)), 0.0, np.abs(found - expected))
     return np.nan_to_num(off, nan=np.inf).reshape(len(off), -1).max(axis=1, initial=0.0)
 
 
 def close(found: np.ndarray, expected: np.ndarray, tolerance: float) -> bool:
-    """Check that outputs [B,...] differ by at most a share of each example's largest output."""
+    """Return whether outputs differ by at most a share of each example's largest output.
+
+    Args:
+        found: [B,...].
+        expected: [B,...], with the largest outputs.
+        tolerance: The share, such as 1e-3.
+    """
     if found.shape != expected.shape:
         return False
     sizes = np.where(np.isfinite(expected), np.abs(expected), 0.0).reshape(len(expected), -1).max(axis=1, initial=0.0)

@@ -15,9 +15,9 @@ from tfigkd.models.graph import flatten_layers
 
 MOMENTUM = 0.99
 STEPS = 127
-"""Of a rounded kernel on each side of zero."""
+"""Number of steps of a rounded kernel on each side of zero."""
 SMALLEST_RANGE = 1e-6
-"""A kernel of zeros still needs a range that can be divided by."""
+"""Smallest range, so that a kernel of zeros has one that can be divided by."""
 
 
 _rounding = True
@@ -103,14 +103,14 @@ class FakeQuantDense(keras.layers.Dense):
 
 @keras.saving.register_keras_serializable("tfigkd")
 class FakeQuantize(keras.layers.Layer):
-    """Rounds activations to 256 steps of their range, which training follows by moving averages.
+    """A layer that rounds activations to 256 steps of their range, which moving averages follow in training.
 
     The first training batch sets the range, also of a frozen layer, whose range then stays; before it the layer passes
-    its input on. The range always holds zero, so that padding and ReLU stay exact.
+    its input on. The range always contains zero, so that padding and ReLU stay exact.
 
     Args:
         limits: A range that is known and stays, such as (0, 1) for images; None learns it.
-        momentum: Of the moving averages.
+        momentum: Of the moving averages of the range.
     """
 
     def __init__(self, limits: tuple[float, float] | None = None, *, momentum: float = MOMENTUM, **kwargs: Any):
@@ -119,7 +119,7 @@ class FakeQuantize(keras.layers.Layer):
         self.momentum = momentum
 
     def build(self, input_shape: Any) -> None:
-        """Two scalars; equal ones mean that no batch has been seen."""
+        """Create the two ends of the range; equal ones mean that no batch has been seen."""
         low, high = self.limits or (0.0, 0.0)
         options = {"shape": (), "dtype": "float32", "trainable": False}
         self.moving_min = self.add_weight(name="moving_min", initializer=_constant(low), **options)
@@ -145,11 +145,11 @@ class FakeQuantize(keras.layers.Layer):
         self.moving_max.assign(seen * self.moving_max + (1.0 - seen) * high)
 
     def compute_output_shape(self, input_shape: Any) -> Any:
-        """That of the input."""
+        """Return the shape of the input."""
         return input_shape
 
     def get_config(self) -> dict:
-        """Constructor arguments."""
+        """Return the constructor's arguments."""
         return {**super().get_config(), "limits": self.limits, "momentum": self.momentum}
 
 

@@ -1,4 +1,4 @@
-"""Batch normalization folded into the layer before it: the same function at inference, for less work."""
+"""Batch normalization folded into the layer before it: the same function at inference, with fewer operations."""
 
 from collections import Counter
 from typing import Any
@@ -49,7 +49,7 @@ def fold_batch_norm(model: keras.Model) -> keras.Model:
 
 
 def _folded_weights(layer: keras.Layer, norm: keras.layers.BatchNormalization) -> list[np.ndarray]:
-    """Kernel and bias of the layer followed by the normalization."""
+    """Return the kernel and bias that do what a layer and the normalization after it do."""
     kernel, (mean, scale, offset) = _array(layer.kernel), inference_values(norm)
     bias = _array(layer.bias) if layer.use_bias else 0.0
     # The output channels of a depthwise convolution are the last two axes, (input channel, multiplier).
@@ -69,7 +69,7 @@ def _array(variable: keras.Variable) -> np.ndarray:
 
 
 def _find_folds(model: keras.Model) -> dict[keras.Layer, keras.Layer]:
-    """Each foldable batch normalization with the layer that takes it in, models inside the model included."""
+    """Return each foldable batch normalization with the layer that it is folded into, in models inside as well."""
     inputs, outputs = layer_sources(model)
     readers = Counter(outputs) + Counter(source for sources in inputs.values() for source in sources)
     folds = {}
@@ -108,7 +108,7 @@ def _can_take_in(layer: keras.Layer, norm: keras.layers.BatchNormalization) -> b
 
 
 def _sources(value: Any) -> list[str]:
-    """Names of the layers that a functional config's nodes or outputs refer to, one for each reference."""
+    """Return the names of the layers that a functional config's nodes or outputs refer to, one for each reference."""
     if isinstance(value, dict):
         if value.get("class_name") == "__keras_tensor__":
             return [value["config"]["keras_history"][0]]

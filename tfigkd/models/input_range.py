@@ -1,4 +1,4 @@
-"""The values that a model's first layers expect of pixels, read from Rescaling, Normalization and arithmetic."""
+"""The range of pixel values that a model expects, recognized by its first layers: Rescaling, arithmetic and others."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -14,9 +14,10 @@ from tfigkd.models.graph import ARITHMETIC, readers_of, single_graph
 INPUT_RANGE = "input_range"
 """Name of the layer that maps [0,1] to the model's own range; a model that begins with it takes [0,1]."""
 SMALLEST_SCALE = 0.1
-"""A factor below this is one for other pixels than those from 0 to 1: networks take values of about -3 to 3."""
+"""Smallest factor for pixels from 0 to 1; a smaller one is for larger pixel values, since networks compute with values
+of about -3 to 3."""
 LARGEST_VALUE = 6.0
-"""What a network may see of a black or a white pixel (255), where its first layers do not say that it has others."""
+"""Largest absolute value that a scaled black or white pixel may have; above it another range is assumed."""
 PASSED = (
     *(keras.layers.Dropout, keras.layers.GaussianNoise, keras.layers.GaussianDropout, keras.layers.ZeroPadding2D),
     *(keras.layers.Resizing, keras.layers.CenterCrop, keras.layers.InputLayer, keras.layers.Identity),
@@ -49,7 +50,7 @@ def _scalar(value: float) -> np.ndarray:
 def recognize_input_range(model: keras.Model) -> Range | None:
     """Return the values of a black and of a white pixel that a model shows it was made for.
 
-    Read are an integer input and the operations that a single image passes first: Rescaling, Normalization, batch
+    The type of the input tells, and the operations that a single image passes first: Rescaling, Normalization, batch
     normalization, 1x1 depthwise convolutions and arithmetic with constants, as keras.applications' `preprocess_input`
     does it; models inside the model are read too. Where several read the image, as in an ensemble, all have to agree.
 
@@ -107,7 +108,7 @@ def _range_of(parts: list[_Affine]) -> Range | None:
 
 
 def _pixels(scale: np.ndarray, offset: np.ndarray, *, measured: bool) -> Range | None:
-    """Return (0, 255) unless `scale · x + offset` of it is nothing that a network takes; then from 0 to what fits.
+    """Return (0, 255) where `scale · x + offset` makes values for a network of it, else from 0 to what becomes 1.
 
     Args:
         scale: A value for each channel or one for all.

@@ -24,11 +24,11 @@ MEMBER = re.compile(r"config\.json|metadata\.json|model\.weights\.(h5|npz)|asset
 PACKAGES = ("keras", "tfigkd", "builtins")
 MAX_CONFIG = 2**26
 MAX_BYTES = 2**32
-"""Of a .keras file, unpacked; `MAX_CONFIG` of the description of its layers."""
+"""Largest size in bytes of an unpacked .keras file; `MAX_CONFIG` is that of the description of its layers."""
 
 
 def not_a_keras_file(path: Path) -> str:
-    """Return what a file or folder is that is no .keras file, and how it becomes one."""
+    """Return a message that says what a file or folder is in place of a .keras file, and how to make one of it."""
     if (path / "model.weights.h5").is_file():
         opened = f"keras.saving.load_model({path.name!r}, compile=False)"
         given = f"its content in a folder; save it as one file: {opened}.save({path.name + '.keras'!r})"
@@ -105,9 +105,9 @@ def _with_config(path: Path, config: dict[str, Any], folder: Path) -> Path:
 
 
 def _inspect(path: Path) -> tuple[dict[str, Any], int]:
-    """Look into a file before Keras does: what it may import, where it may write and how large it may become.
+    """Check a file before Keras opens it: what it may import, where it may write and how large it may become.
 
-    Keras looks after most of this itself, more in each version; what is refused here is so with all of them.
+    Keras itself checks most of this, more in each version; what is refused here is refused with every version.
 
     Returns:
         The config, and the bytes of the weights.

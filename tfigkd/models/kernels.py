@@ -1,4 +1,4 @@
-"""Layers whose kernel is computed in every step from what is trained in its place, and the plain ones again."""
+"""Layers whose kernel is a function of other trained variables, and their conversion to plain layers."""
 
 from collections.abc import Mapping
 from typing import Any, ClassVar
@@ -12,10 +12,11 @@ from tfigkd.models.layers import copy_layer, rebuilt
 
 
 class Reparameterized(keras.layers.Layer):
-    """What is added to a layer with a kernel; comes before it among the base classes.
+    """A mixin for a layer whose kernel is a function of other variables; it comes first among the base classes.
 
-    Its saved state holds the kernel and not what is trained, in the places of the plain layer, so that
-    `copy_layer_state` takes either for the other. Keras itself would save the kernel and load it into what is trained.
+    The saved state holds the kernel and the bias, as that of the plain layer does, and not the trained variables. So
+    `copy_layer_state` copies from either kind to the other. Keras itself would save the kernel and load it into the
+    trained variable.
     """
 
     plain: ClassVar[type[keras.Layer]]
@@ -28,7 +29,7 @@ class Reparameterized(keras.layers.Layer):
         raise NotImplementedError
 
     def set_kernel(self, kernel: np.ndarray) -> None:
-        """Set what is trained so that the kernel is this one."""
+        """Set the trained variables so that the kernel is this one."""
         raise NotImplementedError
 
     @property
@@ -43,7 +44,11 @@ class Reparameterized(keras.layers.Layer):
                 store[str(index)] = value
 
     def load_own_variables(self, store: dict) -> None:
-        """Read the kernel and the bias, as the plain layer does."""
+        """Read the kernel and the bias, as the plain layer does.
+
+        Raises:
+            ValueError: The store has another number of variables.
+        """
         if not self.built:
             return
         biases = self._biases()
@@ -87,7 +92,7 @@ def with_reparameterized_kernels(
 
 
 def trains_kernel(layer: keras.Layer, kinds: Mapping[type[keras.Layer], type[keras.Layer]]) -> bool:
-    """Return whether a layer is exchanged: one that trains, as the normalization of the input does not."""
+    """Return whether a layer is of one of these very types and trains, unlike the normalization of the input."""
     return type(layer) in kinds and layer.trainable  # exact types: a subclass may transform its kernel
 
 

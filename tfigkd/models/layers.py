@@ -1,4 +1,4 @@
-"""Batch normalization by the fused kernel, and finished models rebuilt with other layers.
+"""Batch normalization by TensorFlow's fused kernel, and models rebuilt from new layers with the same state.
 
 Keras 3 computes moments and normalization as separate operations on TensorFlow. On a CPU training is bound by
 memory traffic, and this costs several times what the fused kernel does.
@@ -25,7 +25,7 @@ class FusedBatchNormalization(keras.layers.BatchNormalization):
 
     Same variables, names, config and numbers as the parent. The kernel takes channels-last images [B,H,W,C] of
     type float32, float16 or bfloat16 on the TensorFlow backend; anything else (other ranks and axes, masks,
-    `synchronized`, `renorm`, JAX) goes the parent's way.
+    `synchronized`, `renorm`, JAX) is left to the parent.
     """
 
     def call(self, inputs: Any, training: bool | None = None, mask: Any = None) -> Any:
@@ -69,7 +69,7 @@ class FusedBatchNormalization(keras.layers.BatchNormalization):
 
 
 def with_stock_layers(model: keras.Model) -> keras.Model:
-    """Return a copy of a model in which every fused layer is its stock twin, so that plain Keras opens its file.
+    """Return a copy of a model with Keras's own layers in the place of fused ones, so that plain Keras opens its file.
 
     Args:
         model: Functional or Sequential; it is not altered. A model without fused layers, of whatever kind, is
@@ -93,7 +93,7 @@ def with_stock_layers(model: keras.Model) -> keras.Model:
 
 
 def with_fused_layers(model: keras.Model) -> keras.Model:
-    """Return a copy of a model in which every stock batch normalization is the fused one, so that it trains fast.
+    """Return a copy of a model with fused layers in the place of Keras's batch normalization, so that it trains fast.
 
     Batch normalization inside a wrapper or a subclassed layer stays as it is.
 
@@ -275,7 +275,7 @@ def copy_layer_state(source: keras.Layer, target: keras.Layer) -> None:
 
 
 def has_plain_kernel(layer: keras.Layer) -> bool:
-    """Return whether a layer computes with its kernel as it stands: not quantized by Keras, without LoRA's factors."""
+    """Return whether a layer computes with its kernel alone: not quantized by Keras, and without factors of LoRA."""
     return getattr(layer, "quantization_mode", None) is None and not getattr(layer, "lora_enabled", False)
 
 

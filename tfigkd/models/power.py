@@ -15,7 +15,7 @@ from tfigkd.models.kernels import Reparameterized, trains_kernel, with_reparamet
 from tfigkd.runtime.errors import UserError
 
 MOST_ZEROS = 0.01
-"""Share of zeros above which a kernel was set to them on purpose; one zero may be drawn by chance."""
+"""Largest share of zeros that an initializer may draw by chance; with more, they were set on purpose."""
 
 
 def powered(theta: Any, alpha: float) -> Any:
@@ -28,12 +28,12 @@ def powered(theta: Any, alpha: float) -> Any:
 
 
 def root(kernel: np.ndarray, alpha: float) -> np.ndarray:
-    """Return the θ of a kernel."""
+    """Return the θ whose `powered` is a kernel."""
     return kernel if alpha == 1.0 else np.sign(kernel) * np.abs(kernel) ** (1.0 / alpha)
 
 
 class _Power(Reparameterized):
-    """What is added to a layer with a kernel; comes before it among the base classes."""
+    """A mixin that gives a layer powerpropagation; it comes before the layer among the base classes."""
 
     own = ("alpha",)
 

@@ -11,7 +11,7 @@ from tfigkd.models.layers import copy_layer, rebuilt
 PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16")
 HALF = ("float16", "bfloat16")
 OTHERS = (*HALF, "float64")
-"""What the layers of a user-provided model may compute in, beside float32."""
+"""Types other than float32 in which layers of a user-provided model may compute."""
 WITHOUT_WEIGHTS = (keras.layers.Activation, keras.layers.Softmax, keras.layers.Rescaling, keras.layers.Reshape)
 
 

@@ -1,4 +1,4 @@
-"""Weights pruned by magnitude: which kernels, which of their weights, and a copy of a model without them."""
+"""Pruning by magnitude: which kernels, which of their weights, and a copy of a model in which these are zero."""
 
 from collections.abc import Iterator
 
@@ -23,7 +23,7 @@ def prunable_kernels(model: keras.Model, *, frozen: bool = False) -> Iterator[ke
 
     Args:
         model: Functional or Sequential, models inside it too.
-        frozen: Also those of layers that do not train, as all of a teacher; except layers that prepare the image.
+        frozen: Whether layers that do not train count as well, such as all of a teacher's; never those of `FIXED`.
     """
     for layer in flatten_layers(model):
         depthwise = isinstance(layer, keras.layers.DepthwiseConv2D)

@@ -1,4 +1,4 @@
-"""The same network with new random weights, but for what a user has frozen."""
+"""Copies of a network with new random weights, except in layers that a user has frozen."""
 
 from typing import Any
 
@@ -16,6 +16,12 @@ def with_fresh_weights(model: keras.Model) -> keras.Model:
 
     Args:
         model: Functional or Sequential; it is not altered.
+
+    Returns:
+        A Functional model with the same layer names, not compiled.
+
+    Raises:
+        ValueError: The model is neither Functional nor Sequential, or not built.
     """
 
     def replace(layer: keras.Layer) -> keras.Layer:

@@ -24,7 +24,7 @@ def resnet(
     width: float = 1.0,
     stem_stride: int | None = None,
 ) -> keras.Model:
-    """ResNet-14, -20, -32, -44, -56, ...: 16, 32 and 64 channels, shortcuts without parameters (option A).
+    """Return a ResNet-14, -20, -32, -44, ...: 16, 32 and 64 channels, shortcuts without parameters (option A).
 
     The output of residual block N is the output of the layer `block_NN`; `block_00` is the stem.
 
@@ -80,7 +80,7 @@ def _residual(x: Any, filters: int, strides: int, name: str, projection: bool) -
 
 
 def _shortcut(x: Any, filters: int, strides: int, name: str) -> Any:
-    """Option A: every second pixel, and zero channels on both sides."""
+    """Return the shortcut of option A: every second pixel, and zero channels on both sides."""
     if strides > 1:
         x = keras.layers.AveragePooling2D(1, strides, name=f"{name}_shortcut_pool")(x)
     missing = filters - x.shape[-1]
@@ -96,7 +96,7 @@ def _shortcut(x: Any, filters: int, strides: int, name: str) -> Any:
 
 
 def _projection(x: Any, filters: int, strides: int, name: str) -> Any:
-    """Option B: a 1x1 convolution where the shape changes."""
+    """Return the shortcut of option B: a 1x1 convolution where the shape changes."""
     if strides == 1 and x.shape[-1] == filters:
         return x
     initializer = blocks.he_normal("fan_in")

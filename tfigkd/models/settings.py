@@ -1,4 +1,4 @@
-"""What a model computes with beside its variables, to notice a change that a traced function would not follow."""
+"""The settings of a model beside its variables, whose changes a function that is already traced would not follow."""
 
 from typing import Any
 
@@ -30,7 +30,7 @@ OF_TRAINING = frozenset(
 def settings_of(model: keras.Model) -> tuple[Any, ...]:
     """Return the settings of a model and its layers: numbers, texts, functions, and arrays that are no variables.
 
-    An activation that was exchanged is among them, and the statistics of an adapted `Normalization`. They are read off
+    The activation of a layer is among them, and the statistics of an adapted `Normalization`. They are read off
     the public attributes, which takes a fraction of the time of `get_config`. Lists and dictionaries are left out: in
     these a layer notes what it sees when it is traced.
 

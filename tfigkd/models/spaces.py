@@ -37,7 +37,7 @@ RGB_TO_GRAY = "rgb_to_gray"
 ADDED = frozenset({INPUT_RANGE, TWO_CLASSES, RGB_TO_GRAY})
 
 LOOKED_AT = 16
-"""Images on which the outputs are looked at, beside noise."""
+"""Number of images on which the outputs are looked at, beside noise."""
 
 
 def classifier(
@@ -98,7 +98,7 @@ def classifier(
 
 
 _CLASSIFIERS: weakref.WeakKeyDictionary[keras.Model, dict[Any, keras.Model | None]] = weakref.WeakKeyDictionary()
-"""Of each model in memory what `classifier` made of it, by what was declared; None where it is one already."""
+"""The result of `classifier` for each model in memory, by settings and declared spaces; None for the model itself."""
 
 
 def as_classifier(
@@ -110,8 +110,8 @@ def as_classifier(
 ) -> keras.Model:
     """Return `classifier` of a model that is in memory, the same one at each call, with the weights of this moment.
 
-    A subclassed model has no graph. It is taken as it is; one that gives probabilities, as is declared or as its
-    outputs look, stands in a model that takes their logarithms and has and trains its weights.
+    A subclassed model has no graph. One that gives logits is returned as it is; one that gives probabilities, as is
+    declared or as its outputs look, is wrapped in a model that returns log-probabilities and shares its weights.
 
     Args:
         model: Functional, Sequential and built, or subclassed.
@@ -186,7 +186,7 @@ def _refuse_unbuilt(model: keras.Model) -> None:
 
 
 def _refresh(source: keras.Model, target: keras.Model) -> None:
-    """Copy the weights of the layers that two models share by name, but for those that `classifier` has added."""
+    """Copy the state of layers to those of the same name in another model, except to those that `classifier` added."""
     for layer in target.layers:
         if is_graph(layer):
             _refresh(source.get_layer(layer.name), layer)
@@ -195,7 +195,15 @@ def _refresh(source: keras.Model, target: keras.Model) -> None:
 
 
 def with_input_range(model: keras.Model, low: float, high: float) -> keras.Model:
-    """Return the same classifier for images in [0,1], where the model itself takes black for `low`, white for `high`.
+    """Return a classifier of another pixel range as one of images in [0,1], which it first scales to its own range.
+
+    Args:
+        model: Functional or Sequential, from images [B,H,W,C] of its own range.
+        low: The value that it takes for black.
+        high: The value that it takes for white.
+
+    Returns:
+        A Functional model with copies of the layers under the same names, behind the layer `INPUT_RANGE`.
 
     Raises:
         ValueError: The two are equal, or one is no number.
@@ -209,7 +217,7 @@ def with_input_range(model: keras.Model, low: float, high: float) -> keras.Model
 
 
 def with_rgb(model: keras.Model) -> keras.Model:
-    """Return a classifier of gray images [B,H,W,1] as one of RGB images [B,H,W,3], whose gray it looks at."""
+    """Return a classifier of gray images [B,H,W,1] as one of RGB images [B,H,W,3], which it first makes gray."""
     shape = (*model.input_shape[1:3], 3)
     layer = keras.layers.Conv2D(1, 1, use_bias=False, trainable=False, dtype="float32", name=RGB_TO_GRAY)
     layer.build((None, *shape))
@@ -270,7 +278,7 @@ def _copy(model: keras.Model) -> keras.Model:
 
 
 def _given_by(model: keras.Model, images: np.ndarray | None) -> Outputs:
-    """Return what a model gives: its last operation tells, else its outputs on noise and on some images.
+    """Return whether a model gives logits or probabilities: by its end, else by its outputs on noise and on images.
 
     Raises:
         ValueError: It has a single output from 0 to 1, which may be a probability or a logit.
@@ -288,7 +296,7 @@ def _given_by(model: keras.Model, images: np.ndarray | None) -> Outputs:
 
 
 def _look(model: keras.Model, images: np.ndarray | None) -> np.ndarray:
-    """Return the outputs of noise, of black and white images, and of some real ones."""
+    """Return a model's outputs [N,C], float64, on noise, on black and white images, and on some real ones."""
     shape = tuple(model.input_shape[1:])
     if None in shape:
         return np.full((1, int(model.output_shape[-1])), -1.0)  # not known; the size is asked for elsewhere

@@ -53,7 +53,7 @@ class LogitsOf(keras.Model):
 
 
 class _Kept:
-    """Holds a model out of Keras's sight, which tracks and saves every layer that it finds in an attribute."""
+    """A holder of a model that is no layer: Keras tracks and saves every layer that it finds in an attribute."""
 
     def __init__(self, model: keras.Model):
         self.model = model

@@ -88,7 +88,7 @@ def cut_at(model: keras.Model, name: str) -> tuple[list[keras.Layer], list[keras
 
 @contextlib.contextmanager
 def frozen(layers: Sequence[keras.Layer]) -> Iterator[None]:
-    """Freeze layers for a while; afterwards each trains, or does not, as before."""
+    """Freeze layers inside a `with` block; afterwards each of them, and of those inside, is trainable as before."""
     inside = [inner for layer in layers for inner in flatten_layers(layer, include_self=True)]
     before = [(layer, layer.trainable) for layer in inside]
     for layer in layers:
@@ -130,7 +130,7 @@ def _check(model: keras.Model, name: str) -> None:
     known = tap_names(model)
     if name not in known:
         near = difflib.get_close_matches(name, known, n=3, cutoff=0.4)
-        # a user often knows the layer and not the model that it stands in
+        # a user often knows the name of the layer and not that of the model around it
         inside = [each for each in known if each.endswith(f"/{name}")]
         listed = ", ".join(inside[:3] or near or known[-3:])
         raise ValueError(f"{model.name} has no layer {name!r}; its nearest: {listed}")
@@ -144,7 +144,7 @@ def _replay(
     def call(operation: Any, *args: Any, **kwargs: Any) -> Any:
         name = prefix + operation.name
         if training is not None and "training" in getattr(operation, "_call_context_args", ()):
-            kwargs["training"] = training  # as base(x, training=False) wants it of all inside
+            kwargs["training"] = training  # base(x, training=False) also applies to the layers inside base
         if is_built_graph(operation) and any(each.startswith(f"{name}/") for each in wanted):
             fixed = kwargs.get("training", training)
             output = _replay(_graph(operation), args[0], f"{name}/", wanted, found, fixed)

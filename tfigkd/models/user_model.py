@@ -24,7 +24,7 @@ from tfigkd.runtime.errors import UserError
 from tfigkd.runtime.files import checksum, expanded
 
 ROUNDING = 1e-5
-"""By how much images are moved to see what rounding does to the outputs."""
+"""Relative change of images by which is measured how much rounding moves the outputs."""
 
 
 def load_own(
@@ -159,6 +159,11 @@ def load_plain(
 ) -> PlainClassifier:
     """Open a .keras classifier as plain Keras does, with images in [0,1] and logits around it; see `PlainClassifier`.
 
+    Args:
+        path: The file.
+        input_range: As for `load_own`.
+        outputs: As for `load_own`.
+
     Raises:
         UserError: The file is missing, unreadable or refused.
     """
@@ -169,7 +174,15 @@ def load_plain(
 
 
 def load_written(path: str | Path, *, num_classes: int, input_shape: Sequence[int]) -> keras.Model:
-    """Load a file that this package wrote, from images in [0,1] to logits whatever its layers look like.
+    """Load a model that this package wrote: it takes images in [0,1] and gives logits, whatever its layers look like.
+
+    Args:
+        path: A .keras file.
+        num_classes: Number of classes that it must have.
+        input_shape: (H, W, C) of the images that it must take.
+
+    Returns:
+        A Functional model from images [B,H,W,C] to logits [B,num_classes], with fused batch normalization.
 
     Raises:
         UserError: As `load_own`.
@@ -246,7 +259,7 @@ def own_channels(path: str | Path) -> int:
 
 
 def pixels_said(path: str, input_range: Range | None) -> str:
-    """Return which values of pixels a .keras file is given, and why, for a last line."""
+    """Return a phrase for the last line of a command: which pixel values a .keras file is given, and why."""
     shown = own_input_range(path, checksum(expanded(path)))
     low, high = input_range or shown or UNIT
     why = "as given" if input_range else "as its first layers tell" if shown else "assumed; --input-range sets them"

@@ -1,4 +1,4 @@
-"""Published PyTorch weights, kept as plain NumPy arrays, brought into the matching layers."""
+"""Published PyTorch weights, stored as NumPy arrays and loaded into the matching layers; fingerprints of models."""
 
 import hashlib
 import json
@@ -23,20 +23,20 @@ VARIABLES = {
     "moving_mean": "running_mean",
     "moving_variance": "running_var",
 }
-"""Keras's name of a variable, and PyTorch's."""
+"""Keras's name of a variable to PyTorch's."""
 
 MAX_BYTES = 2**32
-"""Of all arrays of a file."""
+"""Largest size in bytes of all arrays of a file."""
 
 SHOWN = 5
-"""How many arrays that do not fit an error names."""
+"""How many of the arrays that do not fit an error message names."""
 
 
 def load_torch_weights(model: keras.Model, npz_path: str | Path) -> None:
     """Load the arrays of a PyTorch state dict into `mobilenet_v2` (whole or truncated) or `resnet`.
 
-    All arrays must find their place and all places their array, or no weight is changed. The normalization
-    inside the model is not part of the file and stays.
+    Every array must fit a variable of the model and every variable an array; otherwise no weight is changed. The
+    normalization inside the model is not part of the file and stays.
 
     Args:
         model: A model of this package, of the file's architecture.
@@ -87,14 +87,14 @@ def _read(path: Path) -> dict[str, np.ndarray]:
 
 
 def _canonical(name: str, middle: int) -> str:
-    """Return the name with its feature blocks counted through; `middle` is the block that stands alone."""
+    """Return PyTorch's name with one count of all feature blocks; `middle` is the number of the one of its own name."""
     name = re.sub(r"^front_layers\.", "features.", name)
     name = re.sub(r"^middle_layer\.", f"features.{middle}.", name)
     return re.sub(r"^end_layers\.(\d+)\.", lambda found: f"features.{middle + 1 + int(found[1])}.", name)
 
 
 def _places(model: keras.Model) -> Iterator[tuple[str, tuple[keras.Layer, keras.Variable]]]:
-    """Return every PyTorch name that the model has a place for, with the layer and its variable."""
+    """Yield every PyTorch name that the model has a variable for, with the layer and the variable."""
     names = {layer.name for layer in model.layers}
     residual_blocks = sum(bool(re.fullmatch(r"block_\d+_conv1", name)) for name in names)
     for layer in model.layers:
@@ -109,7 +109,7 @@ def _places(model: keras.Model) -> Iterator[tuple[str, tuple[keras.Layer, keras.
 
 
 def _mobilenet_module(name: str, names: set[str]) -> str:
-    """PyTorch's module for one of our layers; an unknown name stands for itself and will be missing."""
+    """Return PyTorch's module for one of our layers; an unknown name as it is, which the file will not have."""
     if name == "logits":
         return "classifier.1"
     found = re.fullmatch(r"block_(\d+)_(\w+)", name)
@@ -132,7 +132,7 @@ def _mobilenet_module(name: str, names: set[str]) -> str:
 
 
 def _resnet_module(name: str, blocks_a_stage: int) -> str:
-    """PyTorch's module for one of our layers; an unknown name stands for itself and will be missing."""
+    """Return PyTorch's module for one of our layers; an unknown name as it is, which the file will not have."""
     ends = {"block_00_conv": "conv1", "block_00_bn": "bn1", "logits": "linear"}
     found = re.fullmatch(r"block_(\d+)_((?:conv|bn)[12])", name)
     if not found:
@@ -142,7 +142,7 @@ def _resnet_module(name: str, blocks_a_stage: int) -> str:
 
 
 def _torch_axes(layer: keras.Layer, variable: keras.Variable) -> tuple[int, ...]:
-    """Keras's axes in PyTorch's order: OIHW for a convolution, [C,1,H,W] for a depthwise one, [out,in]."""
+    """Return Keras's axes in PyTorch's order: OIHW for a convolution, [C,1,H,W] for a depthwise one, [out,in]."""
     rank = len(variable.shape)
     if rank == 4:
         return (2, 3, 0, 1) if isinstance(layer, keras.layers.DepthwiseConv2D) else (3, 2, 0, 1)
@@ -150,11 +150,11 @@ def _torch_axes(layer: keras.Layer, variable: keras.Variable) -> tuple[int, ...]
 
 
 NO_FUNCTION = ("name", "trainable", "seed", "build_config", "compile_config", "registered_name", "shared_object_id")
-"""Parts of a model's config that do not change what it computes; initializers and regularizers neither."""
+"""Parts of a model's config that do not change what it computes; nor do initializers and regularizers."""
 
 
 def architecture_fingerprint(model: keras.Model) -> str:
-    """Hash of what a model computes with its weights: layers, their settings and connections, but no names."""
+    """Return a hash of what a model computes with its weights: layers, their settings and connections, but no names."""
     try:
         config = model.get_config()
     except NotImplementedError:  # of a subclassed model; its class is all that can be told
@@ -181,7 +181,7 @@ def _nameless(value: Any, numbers: Mapping[str, int]) -> Any:
 
 
 def weights_fingerprint(model: keras.Model) -> str:
-    """Hash of a model's weights: names are left out, values and shapes are not."""
+    """Return a hash of a model's weights: of their values, shapes and types, but not of names."""
     digest = hashlib.sha256()
     for weight in model.get_weights():
         digest.update(f"{weight.shape}{weight.dtype}".encode())
