@@ -148,7 +148,16 @@ def weights_back(twin: Any, model: keras.Model) -> keras.Model:
 
 
 def prune_tfmot(student: keras.Model, config: CompressConfig, tuning: FineTuning) -> keras.Model:
-    """Prune weights by magnitude with tfmot, on the schedule of `finetune.pruning_times`."""
+    """Prune weights by magnitude with tfmot, on the schedule of `finetune.pruning_times`.
+
+    Args:
+        student: Functional model, images [B,H,W,C] in [0,1] to logits [B,K]; it is not changed.
+        config: Share of zeros, number of steps and learning rate.
+        tuning: Losses, teacher, batches and folders.
+
+    Returns:
+        The pruned student, flattened.
+    """
     sparsity = libraries().tfmot.sparsity.keras
     # tfmot's default frequency of 100 prunes nothing in a short training, and tfmot only prunes at multiples of the
     # frequency, so the end must be one
@@ -160,7 +169,16 @@ def prune_tfmot(student: keras.Model, config: CompressConfig, tuning: FineTuning
 
 
 def cluster(student: keras.Model, config: CompressConfig, tuning: FineTuning) -> keras.Model:
-    """Cluster the weights of each kernel to `config.clusters` values and train these values (tfmot)."""
+    """Cluster the weights of each kernel to `config.clusters` values and train these values (tfmot).
+
+    Args:
+        student: Functional model, images [B,H,W,C] in [0,1] to logits [B,K]; it is not changed.
+        config: Number of clusters, number of steps and learning rate.
+        tuning: Losses, teacher, batches and folders.
+
+    Returns:
+        The clustered student, flattened.
+    """
     clustering = libraries().tfmot.clustering.keras
     options = {
         "number_of_clusters": config.clusters,
@@ -172,17 +190,44 @@ def cluster(student: keras.Model, config: CompressConfig, tuning: FineTuning) ->
 
 
 def quantize_tfmot(student: keras.Model, config: CompressConfig, tuning: FineTuning) -> keras.Model:
-    """Train with tfmot's quantization-aware training."""
+    """Train with tfmot's quantization-aware training.
+
+    Args:
+        student: Functional model, images [B,H,W,C] in [0,1] to logits [B,K]; it is not changed.
+        config: Number of steps and learning rate.
+        tuning: Losses, teacher, batches and folders.
+
+    Returns:
+        A student of the layers in `tfigkd.models.fake_quant`.
+    """
     return _quantize(student, config, tuning, "nothing")
 
 
 def quantize_preserving_zeros(student: keras.Model, config: CompressConfig, tuning: FineTuning) -> keras.Model:
-    """Train with tfmot's quantization-aware training that keeps zero weights zero."""
+    """Train with tfmot's quantization-aware training that keeps zero weights zero.
+
+    Args:
+        student: Functional model, images [B,H,W,C] in [0,1] to logits [B,K]; it is not changed.
+        config: Number of steps and learning rate.
+        tuning: Losses, teacher, batches and folders.
+
+    Returns:
+        A student of the layers in `tfigkd.models.fake_quant`.
+    """
     return _quantize(student, config, tuning, "zeros")
 
 
 def quantize_preserving_clusters(student: keras.Model, config: CompressConfig, tuning: FineTuning) -> keras.Model:
-    """Train with tfmot's quantization-aware training that keeps equal weights equal."""
+    """Train with tfmot's quantization-aware training that keeps equal weights equal.
+
+    Args:
+        student: Functional model, images [B,H,W,C] in [0,1] to logits [B,K]; it is not changed.
+        config: Number of steps and learning rate.
+        tuning: Losses, teacher, batches and folders.
+
+    Returns:
+        A student of the layers in `tfigkd.models.fake_quant`.
+    """
     return _quantize(student, config, tuning, "clusters")
 
 
@@ -193,7 +238,15 @@ def _quantize(student: keras.Model, config: CompressConfig, tuning: FineTuning, 
 
 
 def quantization_twin(student: keras.Model, preserve: Preserve = "nothing") -> Any:
-    """Return tfmot's model for quantization-aware training, a tf_keras model."""
+    """Return tfmot's model for quantization-aware training, a tf_keras model.
+
+    Args:
+        student: Functional model of Keras 3; it is not changed.
+        preserve: What training keeps: zero weights, equal weights ("clusters"), or nothing of the kind.
+
+    Raises:
+        UserError: As `make_twin`.
+    """
     quantization = libraries().tfmot.quantization.keras
     annotated = quantization.quantize_annotate_model(make_twin(student))
     collaborative = "tensorflow_model_optimization.python.core.quantization.keras.collab_opts"
@@ -211,6 +264,14 @@ def from_quantization_twin(twin: Any, student: keras.Model, preserve: Preserve =
 
     The layers are those of `tfigkd.models.fake_quant`. tfmot rounds a depthwise kernel with one scale; the returned
     model has one scale for each channel, which is finer.
+
+    Args:
+        twin: From `quantization_twin`, trained.
+        student: The Keras 3 model that it was made of; it is not changed.
+        preserve: As for `quantization_twin`.
+
+    Returns:
+        A Functional model, images [B,H,W,C] in [0,1] to logits [B,K].
     """
     trained = rebuilt(flattened(student))
     ranges: dict[str, list[np.ndarray]] = {}
