@@ -83,6 +83,38 @@ def test_a_compiled_loss_sees_what_the_student_gives(pixels: np.ndarray) -> None
         assert logs["hard_loss"] == pytest.approx(expected, rel=1e-4)
 
 
+SOFTMAX_LOSSES = ("mse", "mae", "kl_divergence", "poisson", "binary_crossentropy", "binary_focal_crossentropy")
+SOFTMAX_LOSSES += (
+    "categorical_crossentropy",
+    "categorical_focal_crossentropy",
+    "CategoricalCrossentropy",
+    "cosine_similarity",
+)
+
+
+@pytest.mark.parametrize(
+    ("activation", "units", "loss"),
+    [
+        *(("softmax", 3, loss) for loss in SOFTMAX_LOSSES),
+        *(("sigmoid", 1, loss) for loss in ("mse", "hinge", "binary_crossentropy", "BinaryCrossentropy")),
+        *((None, 3, loss) for loss in ("mse", "huber")),
+    ],
+)
+def test_a_loss_by_its_name_trains_as_in_plain_keras(
+    pixels: np.ndarray, activation: str, units: int, loss: str
+) -> None:
+    images, classes = pixels / np.float32(255), np.arange(12) % max(units, 2)
+    labels = np.eye(3)[classes] if units == 3 else classes[:, None]
+    plain, student = net(units=units, activation=activation), net(units=units, activation=activation)
+    plain.compile(keras.optimizers.SGD(0.05), loss=loss)
+    history = plain.fit(images, labels, epochs=2, shuffle=False, verbose=0).history["loss"]
+    distiller = Distiller(student)
+    distiller.compile(keras.optimizers.SGD(0.05), loss=loss, jit_compile=False)
+    found = distiller.fit(images, labels, epochs=2, shuffle=False, verbose=0).history["hard_loss"]
+    np.testing.assert_allclose(found, history, rtol=2e-4)
+    np.testing.assert_allclose(student.get_weights()[0], plain.get_weights()[0], atol=2e-5)
+
+
 def test_pixels_of_a_batch(pixels: np.ndarray) -> None:
     """A teacher that shows 0 to 255 asks what the batches hold, and gets its own values."""
     labels = np.arange(12) % 3

@@ -32,6 +32,7 @@ from tfigkd.training.targets import (
     label_array,
     labels_like,
     labels_of,
+    seen_by_loss,
     single_loss,
     weighted_mean,
 )
@@ -282,7 +283,9 @@ class Distiller(Steps, CheckedData, keras.Model):
         def hard(labels: Tensor, logits: Tensor, weights: Tensor | None) -> Tensor:
             labels = labels if mixed is None else mixed
             if self._compiled_loss is not None:
-                return compiled_loss(self._compiled_loss)(labels, self._seen_by_compiled_loss(outputs), weights)
+                own = outputs.get(OUTPUTS, outputs[LOGITS])
+                seen, from_logits = seen_by_loss(self._compiled_loss, own, outputs[LOGITS])
+                return compiled_loss(self._compiled_loss, from_logits=from_logits)(labels, seen, weights)
             return weighted_mean(hard_label_loss(labels, logits, label_smoothing=self.label_smoothing), weights)
 
         compared = Compared(self._tapped_student, self._live, inputs, targets, outputs, training=training)
@@ -296,16 +299,18 @@ class Distiller(Steps, CheckedData, keras.Model):
             sample_weight=sample_weight,
         )
 
-    def _seen_by_compiled_loss(self, outputs: Mapping[str, Tensor]) -> Tensor:
-        """Return what a loss of `compile` takes: the student's outputs, or logits where it is given by its name."""
-        own = outputs.get(OUTPUTS, outputs[LOGITS])
-        if not isinstance(self._compiled_loss, str):
-            return own
-        logits = outputs[LOGITS]
-        return logits[:, 1:] - logits[:, :1] if own.shape[-1] == 1 else logits
-
     def compute_terms(self, inputs: Tensor, targets: Any, sample_weight: Any = None, *, training: bool) -> tuple:
-        """Return the loss terms of a batch, regularization included in `"loss"`, and the student's outputs."""
+        """Return the loss terms of a batch, regularization included in `"loss"`, and the student's outputs.
+
+        Args:
+            inputs: The images [B,H,W,C].
+            targets: As for `fit`.
+            sample_weight: [B] or None.
+            training: Whether the step trains; in evaluation `"loss"` is that of the hard label.
+
+        Returns:
+            Name to scalar, and the student's outputs [B,C], or [B,1] of a single one.
+        """
         outputs = self._tapped_student(inputs, training=training)
         extra = self._regularization(training=training)  # losses that run layers again would clear it
         terms = self.compare(outputs, inputs, targets, sample_weight, training=training)

@@ -27,13 +27,41 @@ def weighted_mean(values: Tensor, sample_weight: Tensor | None) -> Tensor:
     return ops.mean(values)
 
 
-def compiled_loss(loss: Any) -> HardLoss:
+def seen_by_loss(loss: Any, outputs: Tensor, logits: Tensor) -> tuple[Tensor, bool]:
+    """Return what a loss of `compile` takes, and whether it has to be told that these are logits.
+
+    A loss that is given as an object or function takes the student's own outputs, as in plain Keras, and so does one
+    that is given by its name, but for cross-entropies: they take logits, from which they are computed more exactly.
+    Binary ones take the logits of one output, and of several only where these are what the student gives.
+
+    Args:
+        loss: As for `compiled_loss`.
+        outputs: The student's own [B,K]; K is 1 or the number of classes C.
+        logits: Those of its classes [B,C]; the very `outputs` where it gives logits.
+    """
+    if not isinstance(loss, str) or "from_logits" not in inspect.signature(_by_name(loss)).parameters:
+        return outputs, False
+    if outputs.shape[-1] == 1:
+        return logits[:, 1:] - logits[:, :1], True
+    gives_probabilities = outputs is not logits
+    if gives_probabilities and _by_name(loss).__name__.startswith("binary_"):
+        return outputs, False
+    return logits, True
+
+
+def _by_name(name: str) -> Callable[..., Tensor]:
+    """Return the function of a Keras loss, by its name or that of its class."""
+    found = keras.losses.get(name)
+    return getattr(found, "fn", found)
+
+
+def compiled_loss(loss: Any, *, from_logits: bool = False) -> HardLoss:
     """Return the hard-label loss that `compile(loss=...)` asks for.
 
     Args:
         loss: A Keras loss, whose own reduction and masks apply; a function of (labels, outputs) to one value per
-            example; or the name of a Keras loss. A cross-entropy that is given by its name takes logits, since logits
-            are what a student gives.
+            example; or the name of a Keras loss.
+        from_logits: Whether a cross-entropy that is given by its name gets logits.
 
     Raises:
         ValueError: There is no loss of that name.
@@ -47,9 +75,7 @@ def compiled_loss(loss: Any) -> HardLoss:
         return whole
     function = loss
     if isinstance(loss, str):
-        function = keras.losses.get(loss)
-        if "from_logits" in inspect.signature(function).parameters:
-            function = functools.partial(function, from_logits=True)
+        function = functools.partial(_by_name(loss), from_logits=True) if from_logits else _by_name(loss)
 
     def mean(labels: Tensor, outputs: Tensor, sample_weight: Tensor | None) -> Tensor:
         values = function(labels_like(labels, outputs), outputs)
@@ -216,7 +242,11 @@ def with_checked_labels(data: Any, classes: int | None, *, whole: bool = True) -
 
 @contextlib.contextmanager
 def labels_refused() -> Iterator[None]:
-    """Turn the error of `with_checked_labels` into a ValueError in one line."""
+    """Turn the error of `with_checked_labels` into a ValueError in one line.
+
+    Raises:
+        ValueError: Labels are no classes.
+    """
     try:
         yield
     except Exception as error:  # TensorFlow's own, which is not imported on a machine without it
