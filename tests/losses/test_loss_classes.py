@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from tfigkd.config.experiment import Config, override
-from tfigkd.config.loss_fields import LossConfig, LossesConfig
+from tfigkd.config.loss_fields import LossConfig, LossesConfig, OSAKDConfig
 from tfigkd.losses import (
     DIST,
     DKD,
@@ -51,21 +51,10 @@ EXAMPLES = {
     "e2kd": E2KD("student_late", "teacher_late", shuffled=True),
     "ig_match": IGMatching(times_input=False),
 }
-NEEDS = {
-    "dkd": "labels",
-    "at": "features",
-    "fsp": "features",
-    "hint": "features",
-    "rkd": "features",
-    "sp": "features",
-    "pkt": "features",
-    "skt": "features",
-    "reviewkd": "features",
-    "rtk": "features",
-    "opdf": "tensors",
-    "e2kd": "features",
-    "ig_match": "inputs",
-}
+COMPARES = {"opdf": "weights", "e2kd": "explanations", "ig_match": "map", "osakd": "labels", "r2kd": "pruned"}
+"""What the losses compare that do not compare outputs."""
+TABLES = {"explanations": "features", "pruned": "logits", "posteriors": "logits"}
+"""What the table of a loss says, where it has another word than the loss: it says what has to be there."""
 
 ALONE = {"training.hard_weight": 1.0, "training.chain": 3}  # what a loss of weight 1, and one of tensors, asks for
 
@@ -89,10 +78,10 @@ def test_every_loss_has_an_example():
 
 
 @pytest.mark.parametrize("name", LOSSES)
-def test_a_loss_says_what_it_needs(name):
+def test_a_loss_says_what_it_compares(name):
     loss = EXAMPLES[name]
-    needs = [what for what in ("labels", "features", "inputs", "tensors") if getattr(loss, f"needs_{what}")]
-    assert needs == ([NEEDS[name]] if name in NEEDS else [])
+    assert loss.compares == COMPARES.get(name, "outputs")
+    assert loss.needs_labels == (name == "dkd")
     assert (
         isinstance(loss, PerExampleLoss)
         == hasattr(loss, "per_example")
@@ -103,14 +92,13 @@ def test_a_loss_says_what_it_needs(name):
 @pytest.mark.parametrize("name", LOSSES)
 def test_the_table_of_a_loss_says_what_the_loss_needs(name):
     loss, table = RKD() if name == "rkd" else EXAMPLES[name], getattr(LossesConfig(), name)
-    needed = {"features": loss.needs_features, "map": loss.needs_inputs, "weights": loss.needs_tensors}
-    expected = next((what for what, needs in needed.items() if needs), "logits")
-    assert table.compares == (expected if loss.needs_teacher else "labels")
+    outputs = "logits" if loss.student_layer is None else "features"
+    assert table.compares == (outputs if loss.compares == "outputs" else TABLES.get(loss.compares, loss.compares))
     live = override(Config(), {f"losses.{name}.weight": 1.0, "view.kind": "live"} | ALONE)
     assert live.needs_live_teacher == (name not in ("ig_match", "osakd"))
     alone = {**ALONE, "losses.r2kd.pruned": 0.0}  # a pruned teacher needs the view of the live one
     plain = override(Config(), {f"losses.{name}.weight": 1.0, "overlay.probability": 0.0} | alone)
-    assert plain.needs_teacher == loss.needs_teacher
+    assert plain.needs_teacher == (loss.compares != "labels")
     assert plain.needs_store == plain.needs_single_images == (table.compares in ("logits", "map"))
     assert plain.needs_live_teacher == (table.compares in ("features", "weights"))
     views = override(plain, {"view.kind": "views"})
@@ -120,6 +108,12 @@ def test_the_table_of_a_loss_says_what_the_loss_needs(name):
 def test_relations_of_layers_need_the_live_teacher():
     changes = {"losses.rkd.weight": 1.0, "losses.rkd.student_layer": "a", "losses.rkd.teacher_layer": "b"}
     assert override(Config(), changes).needs_live_teacher
+
+
+@pytest.mark.parametrize("settings", [{}, {"space": "teacher"}])
+def test_what_osakd_compares_depends_on_its_space(settings):
+    looks_at, compares = OSAKDConfig(**settings).looks_at, OSAKD(**settings).compares
+    assert looks_at == TABLES.get(compares, compares)
 
 
 def test_a_table_that_does_not_say_it_cannot_be_defined():

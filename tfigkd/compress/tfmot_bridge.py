@@ -118,8 +118,7 @@ def check_losses(losses: Iterable[Loss]) -> None:
     Raises:
         UserError: one of them compares features or input gradients, or has no teacher.
     """
-    others = ("needs_features", "needs_inputs", "needs_tensors", "pruned")
-    if any(not loss.needs_teacher or any(getattr(loss, name) for name in others) for loss in losses):
+    if any(loss.compares != "outputs" or loss.student_layer is not None for loss in losses):
         raise UserError("tfmot methods can distill only from logits; set compress.losses to kd, dkd or dist")
 
 

@@ -20,7 +20,6 @@ class AdaptedLoss(Loss):
     def __init__(self, loss: DistillationLoss):
         self.loss = loss
         names = [getattr(loss, f"{role}_layer_name", None) for role in ("teacher", "student")]
-        self.needs_features = any(names)
         # "logits" is the tap of a model's output
         self.teacher_layer, self.student_layer = [name or "logits" for name in names] if any(names) else (None, None)
 

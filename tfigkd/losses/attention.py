@@ -75,8 +75,6 @@ class AttentionTransfer(PerExampleLoss):
         teacher_layer: Name of the teacher's tap.
     """
 
-    needs_features = True
-
     def __init__(self, student_layer: str, teacher_layer: str):
         self.student_layer = student_layer
         self.teacher_layer = teacher_layer

@@ -119,7 +119,7 @@ class IGMatching(PerExampleLoss):
         grid: Rows and columns of the grid, or None to compare pixel by pixel. Defaults to `8`.
     """
 
-    needs_inputs = True
+    compares = "map"
 
     def __init__(self, times_input: bool = True, grid: int | None = 8):
         if grid is not None and not grid > 0:
@@ -170,8 +170,7 @@ class E2KD(PerExampleLoss):
         shuffled: A control: the teacher's map is that of the image before it in the batch. Defaults to `False`.
     """
 
-    needs_features = True
-    needs_heads = True
+    compares = "explanations"
 
     def __init__(self, student_layer: str, teacher_layer: str, shuffled: bool = False):
         self.student_layer = student_layer
@@ -179,7 +178,13 @@ class E2KD(PerExampleLoss):
         self.shuffled = shuffled
 
     def explain(self, head: Callable[[Tensor], Tensor], features: Tensor, classes: Tensor) -> Tensor:
-        """Return the map of one network, see `grad_cam`, float32 [B,H,W]."""
+        """Return the map of one network, see `grad_cam`, float32 [B,H,W].
+
+        Args:
+            head: From the features of the tap to the logits [B,C].
+            features: The outputs of the tap, [B,H,W,D].
+            classes: Classes that are explained, integers [B].
+        """
         return grad_cam(head, features, classes)
 
     def per_example(self, teacher_outputs: Tensor, student_outputs: Tensor) -> Tensor:

@@ -79,7 +79,11 @@ class BalancedKL(PerExampleLoss):
         self._weights = effective_weights([1] if self.counts is None else self.counts, beta)
 
     def per_example(self, teacher_outputs: Tensor, student_outputs: Tensor) -> Tensor:
-        """Return the loss of each example, [B]."""
+        """Return the loss of each example, [B].
+
+        Raises:
+            ValueError: The counts are of another number of classes.
+        """
         classes = student_outputs.shape[-1]
         if self.counts is not None and len(self.counts) != classes:
             raise ValueError(f"counts must have one number for each of {classes} classes, got {len(self.counts)}")

@@ -2,7 +2,7 @@
 
 import difflib
 import inspect
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import keras
 from keras import ops
@@ -10,38 +10,36 @@ from keras.distillation import DistillationLoss
 
 Tensor = Any  # a tensor of the Keras backend in use
 Taps = str | tuple[str, ...] | None
+Compares = Literal["outputs", "explanations", "map", "weights", "labels", "posteriors", "pruned"]
+"""What a loss compares, see `Loss.compares`."""
 
 SMALLEST_SQUARED_NORM = 1e-12
 """A vector whose squared norm is not above this counts as zero: division by its norm would give huge values."""
 
 
 class Loss(DistillationLoss):
-    """A distillation loss that declares what it needs, so that a Distiller can check it once, at construction.
+    """A distillation loss that declares what it compares, so that a Distiller can check it once, at construction.
 
     The constructor's arguments are stored as attributes of the same names and form the config. A loss of the whole
     batch has only `compute_loss`; a `PerExampleLoss` also gives one value per example.
     """
 
+    compares: Compares = "outputs"
+    """What the loss compares.
+
+    - outputs: those of the layers `teacher_layer` and `student_layer`, of several layers several; the logits where
+      these are None. The student's go through `project`.
+    - explanations: what `explain` makes of these outputs, of the layers behind them and of the teacher's decision.
+    - map: the teacher's stored map, and the student's `student_map`.
+    - weights: the tensors of decomposed kernels of both; an attribute `permuted` says whether each layer is paired with
+      another one (a control).
+    - labels: `soft_labels`, made of the student's own logits, and these logits; there is no teacher.
+    - posteriors: the targets' "teacher_posteriors", computed before the training, and the student's logits.
+    - pruned: the pair of the teacher's logits and of those of a copy that lacks the share `pruned` of its weights, and
+      the student's logits.
+    """
     needs_labels: bool = False
     """`per_example` takes integer labels [B] as a third argument."""
-    needs_features: bool = False
-    """The loss takes the outputs of `teacher_layer` and `student_layer`; several layers give several."""
-    needs_inputs: bool = False
-    """The loss computes the student's value from the student and the images, not from an output."""
-    needs_heads: bool = False
-    """The loss compares what `explain` makes of the features, the layers behind the tap and the teacher's decision."""
-    needs_tensors: bool = False
-    """The loss compares tensors of decomposed kernels of student and teacher, not outputs; its attribute `permuted`
-    says whether each layer is paired with another one (a control)."""
-    projects: bool = False
-    """`per_example` receives `project(student_outputs, training=...)` in place of the student's outputs."""
-    needs_teacher: bool = True
-    """Whether the loss needs a teacher; if not, `soft_labels` makes its target from the student's own logits."""
-    stored_as: str | None = None
-    """Key of the batch's targets with the teacher's side, computed before training; None: it is not precomputed."""
-    pruned: float = 0.0
-    """Share of weights pruned from a second teacher; above 0, `teacher_outputs` is the pair of both teachers'
-    logits."""
     taken: bool = False
     """Whether a Distiller has this loss, and trains its `projector`."""
     student_layer: Taps = None
@@ -56,6 +54,10 @@ class Loss(DistillationLoss):
     def teacher_layer_name(self) -> Taps:
         """The teacher's tap, under the name that Keras's own Distiller reads."""
         return self.teacher_layer
+
+    def project(self, student_outputs: Any, *, training: bool) -> Any:
+        """Return what the loss takes in the place of the student's outputs: these themselves, unless overridden."""
+        return student_outputs
 
     def check_taps(self, student: keras.Model, teacher: keras.Model | None = None) -> None:
         """Check before training that the models have the layers to tap.
@@ -84,8 +86,7 @@ class Loss(DistillationLoss):
         Raises:
             ValueError: The loss needs more than that, or a tap is unknown.
         """
-        more = self.needs_labels or self.needs_inputs or self.needs_heads or not self.needs_teacher or self.pruned
-        if more or self.needs_tensors or isinstance(self.student_layer, tuple):
+        if self.needs_labels or self.compares != "outputs" or isinstance(self.student_layer, tuple):
             raise ValueError(
                 f"{type(self).__name__} needs more than one output of each model, but keras.distillation.Distiller "
                 "passes only one; use tfigkd.Distiller"
@@ -159,7 +160,16 @@ def cosine_distance(left: Tensor, right: Tensor, axis: int = -1) -> Tensor:
 
 
 def pearson_distance(left: Tensor, right: Tensor, axis: int = -1) -> Tensor:
-    """Return one minus Pearson's correlation, computed as `cosine_distance` of the centered vectors."""
+    """Return one minus Pearson's correlation, computed as `cosine_distance` of the centered vectors.
+
+    Args:
+        left: Tensor of any shape.
+        right: Tensor of the same shape.
+        axis: Axis of the components of a vector.
+
+    Returns:
+        float32 in [0, 2], without that axis.
+    """
     left, right = ops.cast(left, "float32"), ops.cast(right, "float32")
     return cosine_distance(
         left - ops.mean(left, axis=axis, keepdims=True), right - ops.mean(right, axis=axis, keepdims=True), axis

@@ -69,8 +69,6 @@ class Hint(PerExampleLoss):
         teacher_layer: Name of the teacher's tap, features of the same rank.
     """
 
-    needs_features = True
-
     def __init__(self, student_layer: str, teacher_layer: str):
         self.student_layer = student_layer
         self.teacher_layer = teacher_layer
@@ -123,7 +121,11 @@ class Hint(PerExampleLoss):
             )
 
     def per_example(self, teacher_outputs: Tensor, student_outputs: Tensor) -> Tensor:
-        """Return the loss of each example, [B]."""
+        """Return the loss of each example, [B].
+
+        Raises:
+            ValueError: The projector is not built.
+        """
         if self.projector is None:
             raise ValueError("the projector is not built; call Hint.build(teacher_shape, student_shape) first")
         if len(student_outputs.shape) == 4:

@@ -140,7 +140,11 @@ class RTK(ProjectedLoss):
         return None if self.uniform else KeyAttention(queries, keys, self.width, name="rtk_attention")
 
     def per_example(self, teacher_outputs: Sequence[Tensor], student_outputs: Sequence[Tensor]) -> Tensor:
-        """Return the loss of each example, [B]; the outputs are features, one for each tap."""
+        """Return the loss of each example, [B]; the outputs are features, one for each tap.
+
+        Raises:
+            ValueError: The attention is not built.
+        """
         differences = ops.stack(
             [ops.stack([attention_difference(t, s) for t in teacher_outputs], axis=-1) for s in student_outputs], axis=1
         )

@@ -245,7 +245,16 @@ class DKD(PerExampleLoss):
         self.standardize = standardize
 
     def per_example(self, teacher_outputs: Tensor, student_outputs: Tensor, labels: Tensor | None = None) -> Tensor:
-        """Return the loss of each example, [B]; labels are integers [B]."""
+        """Return the loss of each example, [B].
+
+        Args:
+            teacher_outputs: Logits [B,C].
+            student_outputs: Logits [B,C].
+            labels: Integers [B].
+
+        Raises:
+            ValueError: There are no labels.
+        """
         if labels is None:
             raise ValueError("DKD needs labels, integers [B], as its third argument; got none")
         if self.standardize:
@@ -295,6 +304,7 @@ class R2KD(PerExampleLoss):
         self.rank = rank
         self.softness = softness
         self.pruned = pruned
+        self.compares = "pruned" if pruned else "outputs"
         self.second = second
 
     def per_example(self, teacher_outputs: Any, student_outputs: Tensor) -> Tensor:

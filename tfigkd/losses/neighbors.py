@@ -95,8 +95,6 @@ class OSAKD(PerExampleLoss):
         space: "student" or "teacher". Defaults to `"student"`.
     """
 
-    needs_teacher = False
-
     def __init__(self, neighbors: int = 16, queue: int = 1024, space: Literal["student", "teacher"] = "student"):
         if not 0 < neighbors <= queue:
             raise ValueError(f"neighbors must be positive and at most the queue, got {neighbors} and {queue}")
@@ -105,7 +103,7 @@ class OSAKD(PerExampleLoss):
         self.neighbors = neighbors
         self.queue = queue
         self.space = space
-        self.stored_as = POSTERIORS if space == "teacher" else None
+        self.compares = "posteriors" if space == "teacher" else "labels"
         self.projector: Queue | None = None
 
     def build(self, classes: int) -> None:
@@ -115,6 +113,11 @@ class OSAKD(PerExampleLoss):
 
     def soft_labels(self, logits: Tensor, labels: Tensor, *, training: bool) -> Tensor:
         """Return the soft labels of a batch, [B,C], and in training put it into the queue.
+
+        Args:
+            logits: The student's, [B,C].
+            labels: Integers [B].
+            training: Whether the batch is put into the queue.
 
         Raises:
             ValueError: Labels are not one integer per example; with mixup they are not.

@@ -50,7 +50,6 @@ class ProjectedLoss(PerExampleLoss):
     The layer, `projector`, is no part of the student. It is None until `build` is called with the shapes.
     """
 
-    needs_features = True
     projector: Any = None
 
     def build(self, teacher_shapes: Sequence[tuple], student_shapes: Sequence[tuple]) -> None:

@@ -202,7 +202,6 @@ class RKD(Loss):
         self.teacher_layer = teacher_layer
         self.distance = distance
         self.angle = angle
-        self.needs_features = student_layer is not None
 
     def compute_loss(self, teacher_outputs: Tensor, student_outputs: Tensor, **kwargs: Any) -> Tensor:
         """Return the loss of the batch, a scalar."""
@@ -211,8 +210,6 @@ class RKD(Loss):
 
 class _OfOneTap(Loss):
     """A loss of the batch that compares one tap of each network."""
-
-    needs_features = True
 
     def __init__(self, student_layer: str, teacher_layer: str):
         self.student_layer = student_layer
@@ -264,8 +261,6 @@ class FSP(PerExampleLoss):
         student_layer: Names of the student's two taps, features [B,H,W,D].
         teacher_layer: Names of the teacher's two taps, with the same channels as the student's.
     """
-
-    needs_features = True
 
     def __init__(self, student_layer: Sequence[str], teacher_layer: Sequence[str]):
         for name, taps in (("student_layer", student_layer), ("teacher_layer", teacher_layer)):

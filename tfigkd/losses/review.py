@@ -183,8 +183,6 @@ class ReviewKD(ProjectedLoss):
             itself. Defaults to `True`.
     """
 
-    projects = True
-
     def __init__(self, student_layer: Sequence[str], teacher_layer: Sequence[str], fuse: bool = True):
         self.student_layer, self.teacher_layer = paired_taps("ReviewKD", student_layer, teacher_layer)
         self.fuse = fuse
@@ -205,7 +203,15 @@ class ReviewKD(ProjectedLoss):
         return Review(channels, fuse=self.fuse, name="review")
 
     def project(self, student_outputs: Sequence[Tensor], *, training: bool) -> list[Tensor]:
-        """Return what is compared with the teacher's features, one for each level, shallow to deep."""
+        """Return what is compared with the teacher's features, one for each level, shallow to deep.
+
+        Args:
+            student_outputs: Features of each tap, [B,H,W,D].
+            training: Whether batch normalization takes the statistics of the batch.
+
+        Raises:
+            ValueError: The fusing layers are not built.
+        """
         if self.projector is None:
             raise ValueError("the review is not built; call ReviewKD.build(teacher_shapes, student_shapes) first")
         return self.projector(_with_pooled(student_outputs), sizes=self._sizes, training=training)

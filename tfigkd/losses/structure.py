@@ -116,7 +116,11 @@ class SKT(ProjectedLoss):
         self.pairs = pairs
 
     def per_example(self, teacher_outputs: Sequence[Tensor], student_outputs: Sequence[Tensor]) -> Tensor:
-        """Return the loss of each example, [B]; the outputs are features, one for each tap."""
+        """Return the loss of each example, [B]; the outputs are features, one for each tap.
+
+        Raises:
+            ValueError: The projectors are not built.
+        """
         if self.projector is None:
             raise ValueError("the projectors are not built; call SKT.build(teacher_shapes, student_shapes) first")
         projected = self.projector(student_outputs)

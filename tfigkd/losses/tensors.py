@@ -36,7 +36,7 @@ class OPDF(Loss):
         permuted: A control: each layer is compared with another of the teacher's. Defaults to `False`.
     """
 
-    needs_tensors = True
+    compares = "weights"
 
     def __init__(self, permuted: bool = False):
         self.permuted = permuted

@@ -29,9 +29,9 @@ def device_count(devices: Devices) -> int:
 
 @contextlib.contextmanager
 def on_devices(devices: Devices) -> Iterator[None]:
-    """Within this, models are built on the devices of a training, which has to take place in here as well.
+    """Build models on the devices of a training for the time of the context; the training belongs into it as well.
 
-    On several hosts each builds them for itself alone, and `fit` spreads them.
+    On several hosts each builds them for itself alone, and `Training` spreads them.
     """
     if device_count(devices) == 1 or hosts.process_count() > 1:
         yield
@@ -88,7 +88,7 @@ def check_losses(losses: dict[str, Any], devices: Devices) -> None:
         return
     for name, loss in losses.items():
         queue = isinstance(loss, OSAKD) and loss.space == "student"
-        if queue or not (isinstance(loss, PerExampleLoss) or loss.needs_tensors):
+        if queue or not (isinstance(loss, PerExampleLoss) or loss.compares == "weights"):
             raise UserError(
                 f"losses.{name} relates the examples of a batch, of which TensorFlow shows each device a part; set "
                 "training.devices = one, or the environment variable KERAS_BACKEND = jax"
@@ -97,7 +97,7 @@ def check_losses(losses: dict[str, Any], devices: Devices) -> None:
 
 @contextlib.contextmanager
 def whole_batch_statistics(model: keras.Model, devices: Devices) -> Iterator[None]:
-    """Within this, batch normalization takes its statistics from the parts of the batch on all devices.
+    """Let batch normalization take its statistics from the batches of all devices for the time of the context.
 
     With a Distiller that includes the layers that losses train beside the student. On JAX it does so by itself. The
     layers are left as they were, so that saved models do not differ.
@@ -117,7 +117,9 @@ def whole_batch_statistics(model: keras.Model, devices: Devices) -> Iterator[Non
 
 @contextlib.contextmanager
 def on_all_hosts(model: keras.Model) -> Iterator[None]:
-    """Within this, Keras trains and evaluates a model on the devices of all hosts, with the weights of the first one.
+    """Let Keras train and evaluate a model on the devices of all hosts for the time of the context.
+
+    All hosts begin with the weights of the first one.
 
     Args:
         model: Compiled, with a built optimizer; its variables hold the same weights on every host afterwards.
@@ -135,7 +137,9 @@ def on_all_hosts(model: keras.Model) -> Iterator[None]:
 
 @contextlib.contextmanager
 def on_this_host(model: keras.Model, *, changes: bool = False) -> Iterator[None]:
-    """Within this, a model that `on_all_hosts` has spread computes here alone, with the weights that all hosts have.
+    """Let a model that `on_all_hosts` has spread compute on this host alone for the time of the context.
+
+    It keeps the weights that all hosts have.
 
     Args:
         model: As for `on_all_hosts`; any other is left as it is.

@@ -22,7 +22,15 @@ TEACHER, STUDENT = 0, 1
 
 
 def check_model(role: str, model: Any) -> None:
-    """Refuse what is no Keras model of one output."""
+    """Check that a teacher or student is a Keras model with one output [B,C].
+
+    Args:
+        role: "teacher" or "student", for the message.
+        model: What was given for it.
+
+    Raises:
+        ValueError: It is not.
+    """
     if not isinstance(model, keras.Model):
         several = "several teachers become one with tfigkd.models.ensemble" if isinstance(model, list | tuple) else None
         remedy = several or "keras.saving.load_model opens a file"
@@ -65,7 +73,7 @@ def number_of_classes(model: keras.Model) -> int | None:
 
 def loss_taps(loss: Loss) -> tuple[Any, Any]:
     """Return where a loss looks at the teacher and at the student; the logits are a tap like any other."""
-    return (loss.teacher_layer, loss.student_layer) if loss.needs_features else (LOGITS, LOGITS)
+    return loss.teacher_layer or LOGITS, loss.student_layer or LOGITS
 
 
 def flat(taps: Any) -> list[str]:
@@ -126,7 +134,7 @@ def built_projectors(
                 f"loss {name!r} has layers that an earlier Distiller made and trains; give each Distiller its own "
                 f"loss: {type(loss).__name__}.from_config(loss.get_config())"
             )
-        if not loss.needs_teacher:
+        if loss.student_layer is None:
             loss.build(number_of_classes(student))
             continue
         for tap in flat(loss.teacher_layer):
@@ -142,7 +150,7 @@ def built_projectors(
 
 
 class TappedNetwork:
-    """A teacher or a student in the eyes of its losses; called on images, it gives all that they look at.
+    """A network that returns, in one forward pass, every output its losses compare.
 
     It is a plain object: Keras tracks, saves and trains every model that is assigned to an attribute of a model.
 
@@ -166,7 +174,7 @@ class TappedNetwork:
         self.black = UNIT[0] if input_range is None else input_range[0]
         self._taps = all_taps(losses, side)
         self._tapped = tap_outputs(model, self._taps) if self._taps else None
-        needing = {name: loss_taps(loss)[side] for name, loss in losses.items() if loss.needs_heads}
+        needing = {name: loss_taps(loss)[side] for name, loss in losses.items() if loss.compares == "explanations"}
         self.heads = {name: self._behind(tap) for name, tap in needing.items()}
 
     def __call__(self, inputs: Tensor, *, training: bool) -> dict[str, Tensor]:
@@ -192,7 +200,7 @@ class TappedNetwork:
 
 
 class TappedTensors:
-    """The tensors of kernels that a loss compares; called, it gives the teacher's and the student's of each layer.
+    """The tensors of decomposed kernels that a loss compares, of student and teacher.
 
     It is a plain object, as `TappedNetwork`.
 

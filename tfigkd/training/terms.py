@@ -1,7 +1,7 @@
 """The terms of the loss: what each loss compares in a step, their values and their sum."""
 
 import functools
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import keras
@@ -10,6 +10,7 @@ from keras import ops
 from tfigkd.data.spaces import Range
 from tfigkd.losses import Loss, PerExampleLoss, hard_label_loss
 from tfigkd.losses.base import Tensor
+from tfigkd.losses.neighbors import POSTERIORS
 from tfigkd.models.pruned import pruned_copy
 from tfigkd.training.tapped import LOGITS, TEACHER, TappedNetwork, TappedTensors, flat, loss_taps, pick
 from tfigkd.training.targets import HardLoss, labels_of, weighted_mean
@@ -37,13 +38,23 @@ def hard_label_weight(losses: Collection[str], weights: Mapping[str, float], har
 def check_terms(losses: Mapping[str, Loss], weights: Mapping[str, float], hard_weight: float | None, l1: float) -> None:
     """Check the names and weights of a `Distiller`'s terms.
 
+    Args:
+        losses: Name to loss.
+        weights: Name to weight.
+        hard_weight: Weight of the hard label, or None.
+        l1: Weight of the sum of absolute values of the kernels.
+
     Raises:
-        ValueError: names of losses and weights differ, a name is taken, or a weight is out of range.
+        ValueError: names of losses and weights differ, a name is taken, a weight is out of range, or what a loss
+            compares is none of `SIDES`.
     """
     if losses.keys() != weights.keys():
         raise ValueError(
             f"losses and loss_weights must have the same names, got {sorted(losses)} and {sorted(weights)}"
         )
+    for name, loss in losses.items():
+        if loss.compares not in SIDES:
+            raise ValueError(f"loss {name!r} must compare one of {', '.join(SIDES)}, got {loss.compares!r}")
     for name in RESERVED:
         if name in losses:
             raise ValueError(f"a loss cannot be named {name!r}, the logs have another value under it; rename it")
@@ -131,10 +142,12 @@ class LiveTeacher:
         self.values: list[Any] = []
         self.pruned = {
             share: TappedNetwork(pruned_copy(teacher, share), {}, TEACHER, input_range)
-            for share in {loss.pruned for loss in losses.values()} - {0.0}
+            for share in {loss.pruned for loss in losses.values() if loss.compares == "pruned"}
         }
         self.tensors = {
-            name: TappedTensors(student, teacher, loss.permuted) for name, loss in losses.items() if loss.needs_tensors
+            name: TappedTensors(student, teacher, loss.permuted)
+            for name, loss in losses.items()
+            if loss.compares == "weights"
         }
 
 
@@ -179,7 +192,7 @@ class Compared:
         found = {}
         for name, loss in losses.items():
             try:
-                found[name] = self._sides_of(name, loss)
+                found[name] = SIDES[loss.compares](self, name, loss)
             except NotKnownError:
                 if self._training:
                     raise
@@ -189,22 +202,6 @@ class Compared:
                 "teacher=, or the stored logits: OverlayStore.join(pictures, logits=False)"
             )
         return found
-
-    def _sides_of(self, name: str, loss: Any) -> tuple[Any, Any]:
-        if loss.needs_inputs:
-            return self._maps(name, loss)
-        if loss.stored_as:
-            return self._stored(name, loss)
-        if not loss.needs_teacher:
-            soft = loss.soft_labels(self._outputs[LOGITS], self._labels, training=self._training)
-            return soft, self._outputs[LOGITS]
-        if loss.needs_tensors:
-            return self._live(name).tensors[name]()
-        if loss.needs_heads:
-            return self._explanations(name, loss)
-        if loss.pruned:
-            return self._two_teachers(name, loss)
-        return self._taps(name, loss)
 
     @functools.cached_property
     def _teacher_inputs(self) -> Tensor:
@@ -223,22 +220,31 @@ class Compared:
         seen = self._teacher.network(self._teacher_inputs, training=False)
         return {tap: ops.stop_gradient(value) for tap, value in seen.items()}
 
-    def _maps(self, name: str, loss: Any) -> tuple[Any, Any]:
-        """The stored map, and the student's own, whose gradient is worked out in training alone."""
+    def _map(self, name: str, loss: Any) -> tuple[Any, Any]:
+        """Return the stored map, and the student's own, whose gradient is worked out in training alone."""
         if not self._training or "teacher_map" not in self._known:
             raise NotKnownError(f"loss {name!r} needs targets {{'label': ..., 'teacher_map': ...}}")
         student = self._student
         spaces = {"take": student.take, "to_logits": student.to_logits, "black": student.black}
         return self._known["teacher_map"], loss.student_map(student.model, self._inputs, self._labels, **spaces)
 
-    def _stored(self, name: str, loss: Any) -> tuple[Any, Any]:
-        """What was worked out of the teacher before the training, and the student's logits."""
-        if loss.stored_as not in self._known:
-            raise NotKnownError(f"loss {name!r} needs targets {{'label': ..., {loss.stored_as!r}: ...}}")
-        return self._known[loss.stored_as], self._outputs[LOGITS]
+    def _posteriors(self, name: str, loss: Any) -> tuple[Any, Any]:
+        """Return the soft labels that were worked out of the teacher before the training, and the student's logits."""
+        if POSTERIORS not in self._known:
+            raise NotKnownError(f"loss {name!r} needs targets {{'label': ..., {POSTERIORS!r}: ...}}")
+        return self._known[POSTERIORS], self._outputs[LOGITS]
+
+    def _soft_labels(self, name: str, loss: Any) -> tuple[Any, Any]:
+        """Return the soft labels that the loss makes of the student's logits, and these logits."""
+        logits = self._outputs[LOGITS]
+        return loss.soft_labels(logits, self._labels, training=self._training), logits
+
+    def _weights(self, name: str, loss: Any) -> tuple[Any, Any]:
+        """Return the tensors of the kernels of the live teacher and of the student."""
+        return self._live(name).tensors[name]()
 
     def _explanations(self, name: str, loss: Any) -> tuple[Any, Any]:
-        """The maps of the live teacher and of the student that explain the teacher's decision."""
+        """Return the maps of the live teacher and of the student that explain the teacher's decision."""
         teacher = self._live(name)
         classes = ops.argmax(self._taught[LOGITS], axis=-1)
         teacher_tap, student_tap = loss_taps(loss)
@@ -246,24 +252,34 @@ class Compared:
         of_student = loss.explain(self._student.heads[name], self._outputs[student_tap], classes)
         return ops.stop_gradient(of_teacher), of_student
 
-    def _two_teachers(self, name: str, loss: Any) -> tuple[Any, Any]:
-        """The logits of the live teacher and of its pruned copy, and the student's."""
+    def _pruned(self, name: str, loss: Any) -> tuple[Any, Any]:
+        """Return the logits of the live teacher and of its pruned copy, and the student's."""
         pruned = self._live(name).pruned[loss.pruned](self._teacher_inputs, training=False)[LOGITS]
         return (self._taught[LOGITS], ops.stop_gradient(pruned)), self._outputs[LOGITS]
 
-    def _taps(self, name: str, loss: Any) -> tuple[Any, Any]:
-        """The outputs of the teacher at the loss's taps, cached or live, and the student's."""
+    def _outputs_of_taps(self, name: str, loss: Any) -> tuple[Any, Any]:
+        """Return the outputs of the teacher at the loss's taps, cached or live, and the student's."""
         teacher_taps, student_taps = loss_taps(loss)
         cached = {**self._known.get("teacher_features", {})}
         if "teacher_logits" in self._known:
             cached[LOGITS] = self._known["teacher_logits"]
         if not cached.keys() >= {*flat(teacher_taps)}:
-            what = "teacher_features" if loss.needs_features else "teacher_logits"
+            what = "teacher_features" if loss.teacher_layer else "teacher_logits"
             self._live(name, f", or targets with 'label' and {what!r} from a store")
             cached = self._taught
         elif self._teacher is not None:
             self._passed_over = True
-        of_student = pick(self._outputs, student_taps)
-        if loss.projects:
-            of_student = loss.project(of_student, training=self._training)
+        of_student = loss.project(pick(self._outputs, student_taps), training=self._training)
         return pick(cached, teacher_taps), of_student
+
+
+SIDES: dict[str, Callable[[Compared, str, Any], tuple[Any, Any]]] = {
+    "outputs": Compared._outputs_of_taps,
+    "explanations": Compared._explanations,
+    "map": Compared._map,
+    "weights": Compared._weights,
+    "labels": Compared._soft_labels,
+    "posteriors": Compared._posteriors,
+    "pruned": Compared._pruned,
+}
+"""`Loss.compares` to what makes the two sides of a loss from its name and itself, the teacher's first."""
