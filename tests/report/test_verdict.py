@@ -18,7 +18,8 @@ from tfigkd.report.verdict import (
 
 
 def network(accuracy=0.95, parameters=1000, multiply_adds=1000, **more):
-    return {"accuracy": accuracy, "parameters": parameters, "multiply_adds": multiply_adds, **more}
+    figures = {"accuracy": accuracy, "balanced_accuracy": accuracy, "parameters": parameters}
+    return {**figures, "multiply_adds": multiply_adds, **more}
 
 
 def kinds(remarks):
@@ -26,22 +27,24 @@ def kinds(remarks):
 
 
 def test_a_guess_is_at_chance_and_more_than_a_guess_is_not():
-    def said(accuracy, n_test=400, chance=0.25, **options):
-        return kinds(level({"student": network(accuracy)}, n_test, 4, chance, trained_teacher=True, **options))
+    def said(accuracy, counts=(100, 100, 100, 100), **figures):
+        return kinds(level({"student": network(accuracy, **figures)}, counts, trained_teacher=True))
 
+    # the deviation of a mean recall of 400 images is 2.17 %
     assert said(0.25) == ["at chance"]
-    assert said(0.28) == ["at chance"]  # Wilson: 23.8 to 32.6 %
-    assert said(0.32) == ["hardly learned"]  # 27.6 to 36.7 %, and 9 % of the way
+    assert said(0.28) == ["at chance"]
+    assert said(0.32) == ["hardly learned"]  # 9 % of the way
     assert said(0.60) == []
-    # 0.62 is above a quarter, but not above the share of the largest class
-    assert said(0.62, chance=0.6) == ["at chance"]
-    # few images: 10 of 24 are 24.5 to 61.2 %
-    assert said(10 / 24, n_test=24) == ["at chance"]
+    # always the class of nine tenths of the images; and right on four fifths of the images of either class
+    assert said(0.9, (900, 100), balanced_accuracy=0.5) == ["at chance"]
+    assert said(0.8, (900, 100), balanced_accuracy=0.8) == []
+    # few images: the deviation of 24 is 8.84 %
+    assert said(10 / 24, (6, 6, 6, 6)) == ["at chance"]
 
 
 def test_what_to_change_of_a_teacher_depends_on_whether_it_is_trained():
     for trained, flag in ((True, "--teacher.training.epochs"), (False, "the range of its inputs")):
-        (remark,) = level({"teacher": network(0.1)}, 1000, 10, 0.1, trained_teacher=trained)
+        (remark,) = level({"teacher": network(0.1)}, [100] * 10, trained_teacher=trained)
         assert flag in remark.flag and "The teacher is at chance: 10.00 % of 1,000 test images" in remark.text
 
 

@@ -39,14 +39,23 @@ def mean_recall(logits: np.ndarray, labels: np.ndarray) -> float:
     return float(np.mean([right[labels == label].mean() for label in np.unique(labels)]))
 
 
-def near_chance(logits: np.ndarray, labels: np.ndarray) -> bool:
-    """Return whether logits [N,C] are right on no more labels [N] than guessing explains."""
-    if not len(labels):
-        return True
-    counts = np.unique(labels, return_counts=True)[1]
+def explained_by_guessing(recall: float, counts: Sequence[int] | np.ndarray) -> bool:
+    """Return whether a mean recall is no higher than guessing explains.
+
+    Args:
+        recall: Recall averaged over the classes that occur, from 0 to 1.
+        counts: Examples of each of these classes.
+    """
+    counts = np.asarray(counts)
     chance = 1 / len(counts)
     spread = np.sqrt(np.sum(chance * (1 - chance) / counts)) / len(counts)  # of a mean of recalls, one for each class
-    return mean_recall(logits, labels) < chance + DEVIATIONS * spread
+    return bool(recall < chance + DEVIATIONS * spread)
+
+
+def near_chance(logits: np.ndarray, labels: np.ndarray) -> bool:
+    """Return whether the mean recall of logits [N,C] for labels [N] is no higher than guessing explains."""
+    counts = np.unique(labels, return_counts=True)[1]
+    return not len(labels) or explained_by_guessing(mean_recall(logits, labels), counts)
 
 
 def _clearly_better(other: np.ndarray, logits: np.ndarray, labels: np.ndarray, gain: float) -> bool:
@@ -117,7 +126,13 @@ def _in_order(logits: np.ndarray, order: Sequence[int]) -> np.ndarray:
 
 
 def better_order(logits: np.ndarray, labels: np.ndarray, classes: int) -> list[int] | None:
-    """Return the label of each output in the order of classes that makes a model right; None where none does."""
+    """Return the label of each output in the order of classes that makes a model right; None where none does.
+
+    Args:
+        logits: [N,C].
+        labels: int [N].
+        classes: Number of classes of the data.
+    """
     from scipy.optimize import linear_sum_assignment
 
     if logits.shape[1] != classes or len(np.unique(labels)) != classes:

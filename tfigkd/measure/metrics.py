@@ -6,6 +6,7 @@ from typing import Any
 
 import keras
 import numpy as np
+from scipy.special import log_softmax
 
 from tfigkd.data import to_model_input
 from tfigkd.data.disk import Pictures, blocks
@@ -21,7 +22,13 @@ UNCOMPILED = 2**15
 
 
 def predict_logits(model: keras.Model, images: Pictures, *, batch_size: int = 256) -> np.ndarray:
-    """Return the logits float32 [N,C] of uint8 images [N,H,W,3], in inference mode."""
+    """Return the logits float32 [N,C] of images, in inference mode.
+
+    Args:
+        model: float32 [B,H,W,3] in [0,1] to logits [B,C].
+        images: uint8 [N,H,W,3].
+        batch_size: Images of a forward pass.
+    """
     if len(images) <= batch_size and math.prod(images.shape[:3]) <= UNCOMPILED:  # not worth a compilation
         return keras.ops.convert_to_numpy(model(to_model_input(images[:]), training=False))
     batch_size = min(batch_size, len(images))
@@ -66,12 +73,6 @@ def mirrored_accuracy(predict: Predict, images: Pictures, logits: np.ndarray, la
     return accuracy(logits + np.concatenate(mirrored), labels)
 
 
-def log_softmax(logits: np.ndarray) -> np.ndarray:
-    """Return the log-probabilities of logits, float64 [N,C]."""
-    shifted = logits.astype(np.float64) - logits.max(axis=1, keepdims=True)
-    return shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
-
-
 def metrics(logits: np.ndarray, labels: np.ndarray) -> Iterator[tuple[str, float]]:
     """Yield the metrics of logits [N,C] for labels [N], by name.
 
@@ -91,7 +92,7 @@ def metrics(logits: np.ndarray, labels: np.ndarray) -> Iterator[tuple[str, float
     yield "balanced_accuracy", float(recall_score(labels, predicted, labels=np.unique(labels), average="macro"))
     one_class = len(np.unique([labels, predicted])) == 1
     yield "kappa", 0.0 if one_class else float(cohen_kappa_score(labels, predicted))
-    yield "nll", float(-log_softmax(logits)[np.arange(len(labels)), labels].mean())
+    yield "nll", float(-log_softmax(logits.astype(np.float64), axis=1)[np.arange(len(labels)), labels].mean())
     yield "ece", calibration_error(logits, labels)
 
 
@@ -109,7 +110,7 @@ def calibration_error(logits: np.ndarray, labels: np.ndarray, *, bins: int = 15)
     Returns:
         The error, from 0 to 1.
     """
-    confidence = np.exp(log_softmax(logits).max(axis=1))
+    confidence = np.exp(log_softmax(logits.astype(np.float64), axis=1).max(axis=1))
     correct = logits.argmax(axis=1) == labels
     chosen = np.digitize(confidence, np.linspace(0, 1, bins + 1)[1:-1], right=True)
     gaps = np.bincount(chosen, weights=correct - confidence, minlength=bins)
@@ -148,7 +149,7 @@ def comparison(logits: np.ndarray, reference: np.ndarray) -> Iterator[tuple[str,
     `mean_difference` of the logits.
     """
     yield "agreement", float(np.mean(logits.argmax(axis=1) == reference.argmax(axis=1)))
-    expected, actual = log_softmax(reference), log_softmax(logits)
+    expected, actual = (log_softmax(each.astype(np.float64), axis=1) for each in (reference, logits))
     yield "kl", float((np.exp(expected) * (expected - actual)).sum(axis=1).mean())
     difference = np.abs(logits.astype(np.float64) - reference)
     yield "max_difference", float(difference.max())

@@ -11,6 +11,7 @@ from scipy import stats
 
 from tfigkd.config.fields import TeacherConfig
 from tfigkd.config.reading import from_mapping
+from tfigkd.measure.chance import explained_by_guessing
 from tfigkd.measure.statistics import LEVEL, wilson
 from tfigkd.report.facts import Facts, History
 from tfigkd.report.table import interval, percent, plural
@@ -56,9 +57,8 @@ def verdict(facts: Facts) -> list[Remark]:
     evaluated, config, roles = facts.evaluated, facts.config, facts.roles
     n_test, classes = evaluated["n_test"], len(evaluated["class_names"])
     counts = [one["examples"] for one in evaluated["per_class"].get("student", [])]
-    chance = max(1 / classes, max(counts, default=0) / n_test)
     trained_teacher = from_mapping(TeacherConfig, config["teacher"]).trained
-    found = level(roles, n_test, classes, chance, trained_teacher=trained_teacher)
+    found = level(roles, counts or [n_test // classes] * classes, trained_teacher=trained_teacher)
     found += below_student(roles, evaluated.get("disagreement", {}))
     found += sizes(roles)
     held_out = (facts.data or {}).get("counts", {}).get("validation", 0)
@@ -74,19 +74,20 @@ def verdict(facts: Facts) -> list[Remark]:
     return found + far_files((facts.exported or {}).get("parity", {}))
 
 
-def level(
-    roles: Mapping[str, Mapping[str, Any]], n_test: int, classes: int, chance: float, *, trained_teacher: bool
-) -> list[Remark]:
+def level(roles: Mapping[str, Mapping[str, Any]], counts: Sequence[int], *, trained_teacher: bool) -> list[Remark]:
     """Return networks that are at chance, or hardly above it.
 
+    Both are judged by the balanced accuracy, as `near_chance` judges a teacher; what is called chance in the text is
+    the accuracy of an answer that is always the most frequent class.
+
     Args:
-        roles: Figures by role, with `accuracy`.
-        n_test: Number of test images.
-        classes: Number of classes.
-        chance: Accuracy without learning anything: that of the most frequent class.
+        roles: Figures by role, with `accuracy` and `balanced_accuracy`.
+        counts: Test images of each class.
         trained_teacher: Whether the teacher was trained here, so that its training can be changed.
     """
     found = []
+    n_test, classes, occurring = sum(counts), len(counts), [count for count in counts if count]
+    chance, guessed = max(counts) / n_test, 1 / len(occurring)
     for role, values in roles.items():
         accuracy, where = values["accuracy"], "teacher.training" if role == "teacher" else "training"
         flag = f"--{where}.epochs, --{where}.learning_rate"
@@ -95,10 +96,11 @@ def level(
         elif role == "teacher" and not trained_teacher:
             flag = "--teacher.model; check the range of its inputs and the order of its classes"
         of = f"{percent(accuracy)} of {plural(n_test, 'test image')} in {plural(classes, 'class', 'classes')}"
-        if wilson(accuracy, n_test)[0] <= chance:
+        recall = values["balanced_accuracy"]
+        if explained_by_guessing(recall, occurring):
             text = f"The {role} is at chance: {of} ({interval(accuracy, n_test)}), where {percent(chance)} is chance."
             found.append(Remark("at chance", text, flag))
-        elif (accuracy - chance) / (1 - chance) < WEAK:
+        elif recall < guessed + WEAK * (1 - guessed):
             text = f"The {role} has hardly learned: {of}, where {percent(chance)} is chance."
             found.append(Remark("hardly learned", text, flag))
     return found
