@@ -25,6 +25,7 @@ from unittest import mock
 import numpy as np
 from tfigkd.batches import stream as batches
 from tfigkd.data import Examples
+from tfigkd.data.knowledge import Knowledge, TeacherTargets
 from tfigkd.config.fields import ControlConfig, OverlayConfig, ViewConfig
 from tfigkd.config.training_fields import AugmentConfig, TrainingConfig
 count, rng = 50, np.random.default_rng(1)
@@ -35,9 +36,9 @@ logits, ones = rng.normal(size=(count, 4)).astype(np.float32), np.ones(count, np
 given = json.loads(sys.argv[1])
 step = given.pop("step", 1)  # of maps on a coarser grid
 maps = images[:, ::step, ::step, 0].copy()
-knowledge = batches.Knowledge(logits, maps, ones, 0 * ones, np.arange(count) % 3 > 0)
+knowledge = Knowledge(logits, maps, ones, 0 * ones, np.arange(count) % 3 > 0)
 options = {"seed": 2, "overlay": OverlayConfig(probability=0.5), "wanted": {"teacher_inputs", "teacher_map"}}
-options["targets"] = batches.TeacherTargets(knowledge)
+options["targets"] = TeacherTargets(knowledge)
 options |= {"view": ViewConfig(**given.pop("view", {})), "control": ControlConfig(**given.pop("control", {}))}
 augment = AugmentConfig(**given.pop("augment", {"crop_padding": 2}))
 how = {"recipe": TrainingConfig(batch_size=16, **given), "augment": augment}

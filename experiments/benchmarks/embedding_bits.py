@@ -3,7 +3,7 @@
     python -m tfigkd.run --experiment cifar10_kd                                # runs/cifar10_kd/0
     python -m tfigkd.run --experiment cifar10_code --workdir runs/code_low      # code.weight = 0.002
     python -m tfigkd.run --experiment cifar10_code --workdir runs/code_high --code.weight 0.0002
-    python experiments/benchmarks/embedding_bits.py --plain runs/cifar10_kd/0 --low runs/code_low --high runs/code_high
+    python -m experiments.benchmarks.embedding_bits --plain runs/cifar10_kd/0 --low runs/code_low --high runs/code_high
 
 Appends rows to experiments/results/embedding.csv: the two students in their own codes; the plain student rounded to as
 many bits, which is their control; the plain student without a code; and the low rate lifted by a decoder that was
@@ -23,15 +23,15 @@ from typing import Any
 import keras
 import numpy as np
 
+from experiments.benchmarks.feature_coder import Coder, packed_bits, split, step_for
+from experiments.benchmarks.feature_enhancer import enhancer
 from tfigkd.config.experiment import Config
 from tfigkd.config.reading import from_mapping
 from tfigkd.data import Examples
-from tfigkd.measure.code import Coder, packed_bits, split, step_for
 from tfigkd.measure.metrics import accuracy, predict_logits
 from tfigkd.models.layers import with_fused_layers
 from tfigkd.runtime import provenance
 from tfigkd.stages.data import dataset, training_examples
-from tfigkd.training.enhancement import enhancer
 
 RESULTS = Path(__file__).parents[1] / "results" / "embedding.csv"
 FLOAT_BITS = 32
@@ -102,7 +102,7 @@ def main() -> None:
     students = {name: student for name, (_, student) in runs.items()}
     steps = {name: runs[name][0].code.step for name in ("low", "high")}
     weights = {f"{name}_weight": runs[name][0].code.weight for name in steps}
-    origin = provenance.origin(shlex.join(["python", "experiments/benchmarks/embedding_bits.py", *sys.argv[1:]]))
+    origin = provenance.origin(shlex.join(["python", "-m", "experiments.benchmarks.embedding_bits", *sys.argv[1:]]))
     for row in rows_of(students, steps, training_examples(config), dataset(config).test):
         print(*row.values(), sep="  ", flush=True)
         provenance.append_row(options.rows, row | weights | origin)

@@ -9,10 +9,11 @@ import numpy as np
 from experiments.benchmarks.distillation_step import distiller
 from experiments.benchmarks.harness import Options, record, take_turns, timed
 from experiments.benchmarks.training_step import step_block
-from tfigkd.batches.stream import Batch, Knowledge, TeacherTargets, TrainingBatches
+from tfigkd.batches.stream import Batch, TrainingBatches
 from tfigkd.config.fields import OverlayConfig
 from tfigkd.config.training_fields import AugmentConfig, TrainingConfig
 from tfigkd.data import Examples
+from tfigkd.data.knowledge import Knowledge, TeacherTargets
 
 PROBABILITY = 0.1  # as in the papers
 

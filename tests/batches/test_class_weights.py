@@ -6,10 +6,11 @@ import pytest
 from scipy.special import log_softmax, softmax
 from sklearn.utils.class_weight import compute_class_weight
 
-from tfigkd.batches.stream import Knowledge, TeacherTargets, TrainingBatches
+from tfigkd.batches.stream import TrainingBatches
 from tfigkd.config.experiment import Config, override
 from tfigkd.config.training_fields import AugmentConfig, TrainingConfig
 from tfigkd.data import Examples, identify, to_model_input
+from tfigkd.data.knowledge import Knowledge, TeacherTargets
 from tfigkd.losses import KLDivergence
 from tfigkd.runtime.errors import UserError
 from tfigkd.stages.data import class_weights

@@ -8,8 +8,8 @@ from scipy.ndimage import gaussian_filter
 
 from tfigkd.batches.augment import overlay_exponents, overlay_some
 from tfigkd.batches.controls import apply_control, derangement, surrogate_noise
-from tfigkd.batches.stream import Knowledge
 from tfigkd.config.fields import ControlConfig, OverlayConfig
+from tfigkd.data.knowledge import Knowledge
 
 RNG = np.random.default_rng(0)
 COUNT = 40

@@ -4,11 +4,12 @@ import numpy as np
 import pytest
 
 from tfigkd.batches import augment
-from tfigkd.batches.stream import Knowledge, TeacherTargets, TrainingBatches
+from tfigkd.batches.stream import TrainingBatches
 from tfigkd.config.experiment import override, read_experiment, smoke
 from tfigkd.config.fields import OverlayConfig
 from tfigkd.config.training_fields import AugmentConfig, TrainingConfig
 from tfigkd.data import Examples
+from tfigkd.data.knowledge import Knowledge, TeacherTargets
 from tfigkd.stages import teacher, training_setup
 from tfigkd.stages.data import dataset
 from tfigkd.stages.workdir import Workdir

@@ -10,10 +10,11 @@ from tests.children import on_jax
 from tests.test_jax import NEEDS_JAX
 from tfigkd.batches.augment import OPERATION, example_keys, uniform
 from tfigkd.batches.randaugment import rand_augment
-from tfigkd.batches.stream import Knowledge, TeacherTargets, TrainingBatches
+from tfigkd.batches.stream import TrainingBatches
 from tfigkd.config.fields import OverlayConfig
 from tfigkd.config.training_fields import AugmentConfig, TrainingConfig
 from tfigkd.data import Examples
+from tfigkd.data.knowledge import Knowledge, TeacherTargets
 
 COUNT = 40
 IDS = np.array([f"{index * 0x9E3779B97F4A7C15 % 2**64:016x}" for index in range(COUNT)])

@@ -11,12 +11,14 @@ import numpy as np
 import pytest
 
 from tests.training.test_fit import noise
-from tfigkd.batches.stream import Knowledge, TeacherTargets, TrainingBatches
+from tfigkd.batches.stream import TrainingBatches
 from tfigkd.batches.threads import done_in_order
+from tfigkd.config.data_fields import Reading
 from tfigkd.config.fields import OverlayConfig
 from tfigkd.config.training_fields import AugmentConfig, TrainingConfig
 from tfigkd.data import disk, load
 from tfigkd.data.disk import DiskPictures
+from tfigkd.data.knowledge import Knowledge, TeacherTargets
 from tfigkd.runtime.errors import UserError
 
 
@@ -80,9 +82,9 @@ def test_pictures_on_disk(tmp_path, monkeypatch):
     """All threads read one file; those that open it at the same time close it again, but for one."""
     images = np.random.default_rng(0).integers(0, 256, (60, 9, 7, 3), dtype=np.uint8)
     np.savez(tmp_path / "data.npz", x_train=images, y_train=np.arange(60) % 3, x_test=images[:6], y_test=[0, 1, 2] * 2)
-    data = load(str(tmp_path / "data.npz"), resident="disk")
+    data = load(str(tmp_path / "data.npz"), Reading(resident="disk"))
     assert isinstance(data.train.images, DiskPictures)
-    memory = load(str(tmp_path / "data.npz"), resident="memory")
+    memory = load(str(tmp_path / "data.npz"), Reading(resident="memory"))
     opening, opened = threading.Barrier(8), []
 
     def together(path, flags):

@@ -11,12 +11,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from tfigkd.batches.stream import Knowledge, TeacherTargets, TrainingBatches
+from tfigkd.batches.stream import TrainingBatches
 from tfigkd.config.fields import ControlConfig, OverlayConfig, SplitsConfig, ViewConfig
 from tfigkd.config.training_fields import AugmentConfig, TrainingConfig
 from tfigkd.data import Examples, concatenate, load, mean_color
 from tfigkd.data import disk as module
 from tfigkd.data.disk import FOLDER, DiskPictures, blocks, digest, join, pick
+from tfigkd.data.knowledge import Knowledge, TeacherTargets
 from tfigkd.data.spaces import to_gray
 from tfigkd.measure.metrics import mirrored_accuracy, predict_logits
 from tfigkd.runtime.errors import UserError

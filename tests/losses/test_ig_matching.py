@@ -5,9 +5,10 @@ import numpy as np
 import pytest
 from keras import ops
 
-from tfigkd.batches.stream import Knowledge, TeacherTargets, TrainingBatches
+from tfigkd.batches.stream import TrainingBatches
 from tfigkd.config.training_fields import AugmentConfig, TrainingConfig
 from tfigkd.data import Examples
+from tfigkd.data.knowledge import Knowledge, TeacherTargets
 from tfigkd.losses import E2KD, IGMatching, grad_cam, input_gradient_map, map_distance
 from tfigkd.models.input_range import INPUT_RANGE
 from tfigkd.models.layers import with_fused_layers

@@ -6,11 +6,11 @@ import pytest
 import tensorflow as tf
 from scipy.stats import logistic
 
+from experiments.benchmarks.feature_coder import Coder, split
 from tfigkd import models
 from tfigkd.config.experiment import override, read_experiment
 from tfigkd.config.training_fields import TrainingConfig
 from tfigkd.losses import IGMatching
-from tfigkd.measure.code import Coder, split
 from tfigkd.models.coded_features import CodedFeatures, logistic_bits
 from tfigkd.runtime.errors import UserError
 from tfigkd.stages import distill, training_setup

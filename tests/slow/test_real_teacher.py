@@ -6,10 +6,11 @@ import pytest
 
 from tfigkd import models
 from tfigkd.batches.controls import apply_control
-from tfigkd.batches.stream import Knowledge, TeacherTargets, TrainingBatches
+from tfigkd.batches.stream import TrainingBatches
 from tfigkd.config.fields import ControlConfig
 from tfigkd.config.training_fields import AugmentConfig, TrainingConfig
 from tfigkd.data import load
+from tfigkd.data.knowledge import Knowledge, TeacherTargets
 from tfigkd.losses import KLDivergence
 from tfigkd.measure.metrics import accuracy, predict_logits
 from tfigkd.training.distiller import Distiller

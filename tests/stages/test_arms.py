@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 
 from tfigkd.batches.controls import apply_control
-from tfigkd.batches.stream import Knowledge, TeacherTargets, TrainingBatches
+from tfigkd.batches.stream import TrainingBatches
 from tfigkd.config.experiment import experiments_folder, override, read_experiment
 from tfigkd.config.fields import ControlConfig, OverlayConfig
 from tfigkd.config.training_fields import AugmentConfig, TrainingConfig
 from tfigkd.data import Examples
+from tfigkd.data.knowledge import Knowledge, TeacherTargets
 from tfigkd.models.cost import count_parameters
 from tfigkd.runtime.errors import UserError
 from tfigkd.runtime.files import read_manifest

@@ -10,12 +10,13 @@ from PIL import Image
 
 from tfigkd import OverlayStore
 from tfigkd.batches.augment import overlay
-from tfigkd.batches.stream import Knowledge, TeacherTargets, TrainingBatches
+from tfigkd.batches.stream import TrainingBatches
 from tfigkd.config.experiment import override, read_experiment
 from tfigkd.config.fields import AttributionConfig, OverlayConfig
 from tfigkd.config.training_fields import AugmentConfig, TrainingConfig
 from tfigkd.data import Examples, identify
 from tfigkd.data.grid import cell_means, spread
+from tfigkd.data.knowledge import Knowledge, TeacherTargets
 from tfigkd.losses.features import pool_to
 from tfigkd.measure.examples import Shown
 from tfigkd.runtime.errors import UserError

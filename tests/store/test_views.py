@@ -12,11 +12,12 @@ from scipy.special import softmax
 from tfigkd import models
 from tfigkd.batches.augment import ORDER, example_keys, uniform
 from tfigkd.batches.controls import shuffle_views
-from tfigkd.batches.stream import StoredAttention, TeacherTargets, TrainingBatches
+from tfigkd.batches.stream import TrainingBatches
 from tfigkd.config.experiment import Config, override
 from tfigkd.config.fields import ControlConfig, ViewConfig
 from tfigkd.config.training_fields import AugmentConfig, TrainingConfig
 from tfigkd.data import covered
+from tfigkd.data.knowledge import StoredAttention, TeacherTargets
 from tfigkd.losses.attention import attention_transfer, unit_attention
 from tfigkd.models.weights import weights_fingerprint
 from tfigkd.runtime import tfrecord

@@ -6,10 +6,11 @@ import keras
 import numpy as np
 import pytest
 
-from tfigkd.batches.stream import Knowledge, TeacherTargets, TrainingBatches
+from tfigkd.batches.stream import TrainingBatches
 from tfigkd.config.fields import OverlayConfig
 from tfigkd.config.training_fields import AugmentConfig, TrainingConfig
 from tfigkd.data import Examples
+from tfigkd.data.knowledge import Knowledge, TeacherTargets
 from tfigkd.losses import KLDivergence
 from tfigkd.runtime.errors import UserError
 from tfigkd.runtime.files import fingerprint

@@ -25,7 +25,8 @@ import sys
 from pathlib import Path
 import numpy as np
 from tests.training.test_fit import network
-from tfigkd.batches.stream import Knowledge, TeacherTargets, TrainingBatches
+from tfigkd.batches.stream import TrainingBatches
+from tfigkd.data.knowledge import Knowledge, TeacherTargets
 from tfigkd.config.fields import OverlayConfig, ViewConfig
 from tfigkd.config.training_fields import AugmentConfig, TrainingConfig
 from tfigkd.data import Examples

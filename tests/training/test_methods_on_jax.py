@@ -6,8 +6,8 @@ import pytest
 
 from tests.children import on_jax
 from tfigkd import models
+from tfigkd.incremental import foster
 from tfigkd.losses import E2KD, OPDF, OSAKD, RTK, SKT, Hint, KLDivergence, ReviewKD
-from tfigkd.training import boosting
 from tfigkd.training.distiller import Distiller
 from tfigkd.training.optimizers import DOT, SGD
 
@@ -55,7 +55,7 @@ def boosted():
         return model
 
     options = {"beta": 0.9, "known_weight": 0.5, "temperature": 2.0}
-    model, _ = boosting.boosting(network_of(2), lambda: network_of(4), (1, 1, 8, 8), **options)
+    model, _ = foster.boosting(network_of(2), lambda: network_of(4), (1, 1, 8, 8), **options)
     fill([variable for variable in model.trainable_variables if "joint_logits" in variable.path], 3)
     return model
 

@@ -85,8 +85,23 @@ def deletion(
 ) -> Curve:
     """Replace the pixels of an image by a baseline in the order of its map; a small area under the curve is good.
 
-    Arguments, result and errors are those of `insertion`. The baseline should be black or, as an array, the mean
-    color, because blurred pixels still show part of the image.
+    The baseline should be black or, as an array, the mean color, because blurred pixels still show part of the image.
+
+    Args:
+        predict: As for `insertion`.
+        images: uint8, or floats in [0,1], [B,H,W,C].
+        maps: float [B,H,W].
+        targets: Index of a class for each image, [B].
+        baseline: "blur", "black", or an array in [0,1] that broadcasts to the images.
+        steps: Number of steps in which the pixels are replaced, at least 1.
+        from_logits: Whether `predict` gives logits; probabilities are used as they are.
+        batch_size: Approximate number of images per call of `predict`; it limits the memory.
+
+    Returns:
+        The curve of each image.
+
+    Raises:
+        ValueError: An argument is not as above.
     """
     pixels, hidden, ranks, targets = _prepare(images, maps, targets, baseline, steps)
     return _curve(predict, pixels, hidden, ranks, targets, steps, from_logits, batch_size)

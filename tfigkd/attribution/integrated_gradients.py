@@ -107,7 +107,22 @@ def attribute(
     max_steps: int = 128,
     batch_size: int = 128,
 ) -> Attribution:
-    """Compute `integrated_gradients`; return also the numbers of steps and the logits, which are computed anyway."""
+    """Compute `integrated_gradients`; return also the numbers of steps and the logits, which are computed anyway.
+
+    Args:
+        model: float32 [B,H,W,C] in [0,1] to logits; it runs in inference mode.
+        images: float [B,H,W,C] in [0,1].
+        targets: Index of the logit to explain, int [B] or [B,1].
+        baseline: "black", "blur", or an array that broadcasts to the images.
+        n_steps: Steps of each image; None doubles them until the error is within the tolerance.
+        rule: Quadrature rule, see `nodes_and_weights`.
+        tolerance: Largest accepted completeness error.
+        max_steps: Largest number of steps for one image.
+        batch_size: Number of gradient evaluations at once.
+
+    Raises:
+        ValueError: An argument is not as above, or a target is no index of a logit.
+    """
     for name, value in (("tolerance", tolerance), ("max_steps", max_steps), ("batch_size", batch_size)):
         if not value > 0:
             raise ValueError(f"{name} must be positive, got {value}.")

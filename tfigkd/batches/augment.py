@@ -35,14 +35,21 @@ def _mix(value: np.ndarray) -> np.ndarray:
 
 
 def example_keys(ids: np.ndarray) -> np.ndarray:
-    """Ids [N] (16 hex digits, a duplicate with an ordinal: "…-1") as uint64 keys [N]."""
+    """Return ids [N] (16 hex digits, a duplicate with an ordinal: "…-1") as uint64 keys [N]."""
     digits, _, ordinals = np.strings.partition(ids.astype(str), "-")
     keys = np.array([int(digit, 16) for digit in digits], np.uint64)
     return keys + np.array([int(ordinal or 0) for ordinal in ordinals], np.uint64)
 
 
 def uniform(keys: np.ndarray, *, seed: int, epoch: int | np.ndarray, purpose: int) -> np.ndarray:
-    """Uniform draws in [0, 1), float64 [N], one for each key; equal arguments give equal draws."""
+    """Return uniform draws in [0, 1), float64 [N], one for each key; equal arguments give equal draws.
+
+    Args:
+        keys: uint64 [N], from `example_keys`.
+        seed: The run's seed.
+        epoch: The epoch, from 0; or one for each key, [N].
+        purpose: What the draw is for, one of the numbers above: each purpose has draws of its own.
+    """
     state = np.asarray(keys, np.uint64)
     for word in (seed, epoch, purpose):
         state = _mix(state + _GOLDEN * np.asarray(word + 1, np.uint64))
@@ -117,6 +124,12 @@ def gather(pixels: Any, rows: Any, columns: Any, config: AugmentConfig) -> Any:
 
     At the border come in zeros, or with `crop_border="reflect"` the image mirrored at its edge pixels. Resized crops
     are interpolated between the four nearest pixels, and integers are rounded.
+
+    Args:
+        pixels: Integers or floats [B,H,W,C].
+        rows: int32 [B,H], from `geometry`.
+        columns: int32 [B,W], from `geometry`.
+        config: What `geometry` was given.
     """
     xp = pixels.__array_namespace__()
     if config.resizes:

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from tfigkd.batches.stream import Knowledge
 from tfigkd.config.fields import ControlConfig
+from tfigkd.data.knowledge import Knowledge
 from tfigkd.data.stored import permuted
 from tfigkd.data.top_logits import StoredViews
 
@@ -32,7 +32,7 @@ def derangement(count: int, seed: int) -> np.ndarray:
 
 
 def surrogate_noise(maps: np.ndarray, seed: int) -> np.ndarray:
-    """Noise with each map's own pixel values and, nearly, its own power spectrum; where they lie is left to chance.
+    """Return noise with each map's pixel values and nearly its power spectrum, at random positions.
 
     The iterated amplitude-adjusted surrogates of Schreiber and Schmitz (1996, doi:10.1103/PhysRevLett.77.635): the
     spectrum and the values are imposed in turn, the values last. So an overlay of the noise dims a picture exactly as
@@ -59,7 +59,7 @@ def surrogate_noise(maps: np.ndarray, seed: int) -> np.ndarray:
 
 
 def shuffle_views(views: StoredViews, config: ControlConfig) -> StoredViews:
-    """Stored views [N,K,C], permuted across images where the control says so."""
+    """Return stored views [N,K,C], permuted across images where the control says so."""
     return permuted(views, derangement(len(views), config.seed)) if config.logits == "shuffled" else views
 
 

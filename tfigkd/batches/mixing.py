@@ -11,6 +11,12 @@ def mixup_shares(keys: np.ndarray, alpha: float, *, seed: int, epoch: int) -> np
     """Return the share of its own image in each mixed image, drawn from Beta(alpha, alpha), float32 [B].
 
     The draws are a function of the seed, the epoch and the batch's examples in their order.
+
+    Args:
+        keys: uint64 [B], from `example_keys`.
+        alpha: Of the distribution, > 0; 1 is the uniform one.
+        seed: The run's seed.
+        epoch: The epoch, from 0.
     """
     if alpha == 1:
         return uniform(keys, seed=seed, epoch=epoch, purpose=MIX).astype(np.float32)

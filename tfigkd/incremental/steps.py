@@ -15,6 +15,7 @@ from tfigkd.config.experiment import Config, to_mapping
 from tfigkd.config.incremental_fields import Method
 from tfigkd.config.reading import value_at
 from tfigkd.data import Dataset, Examples
+from tfigkd.incremental import foster
 from tfigkd.measure.metrics import accuracy, predict_logits
 from tfigkd.models.layers import with_fused_layers, with_stock_layers
 from tfigkd.runtime import console
@@ -34,7 +35,7 @@ from tfigkd.runtime.provenance import as_csv, origin
 from tfigkd.stages.data import dataset, training_choice, training_examples
 from tfigkd.stages.teacher import build_network, network_values
 from tfigkd.stages.workdir import ROWS, STUDENT_FILE
-from tfigkd.training import boosting, checkpoint
+from tfigkd.training import checkpoint
 from tfigkd.training.distiller import Distiller
 from tfigkd.training.fit import Training
 
@@ -127,16 +128,16 @@ def _learn(step: Step, method: Method, old: keras.Model | None) -> tuple[keras.M
         model = Distiller(step.make())
         seconds = step.train(model, "plain")
     elif method == "finetune":
-        model = boosting.fine_tuning(old, step.make)
+        model = foster.fine_tuning(old, step.make)
         seconds = step.train(model, "finetune", epochs=both)
     elif method == "kd":
-        model = boosting.distillation(old, step.make, **kept)
+        model = foster.distillation(old, step.make, **kept)
         seconds = step.train(model, "kd", epochs=both)
     else:
-        model, joint = boosting.boosting(old, step.make, step.counts, beta=chosen.boosting_beta, **kept)
+        model, joint = foster.boosting(old, step.make, step.counts, beta=chosen.boosting_beta, **kept)
         seconds = step.train(model, "boosting")
         options = {"beta": chosen.compression_beta, "temperature": chosen.temperature}
-        model = boosting.compression(old, joint, step.make, step.counts, **options)
+        model = foster.compression(old, joint, step.make, step.counts, **options)
         # without weight decay, as the authors have it
         seconds += step.train(model, "compression", epochs=chosen.compression_epochs, weight_decay=0.0)
         return model.student, seconds, joint
@@ -167,7 +168,7 @@ def check(config: Config) -> None:
     if changed:
         default = value_at(unset, changed[0])
         raise UserError(f"class-incremental training needs {changed[0]} at its default {default}")
-    boosting.front_of(build_network(config.student, dataset(config.data)), "front")
+    foster.front_of(build_network(config.student, dataset(config.data)), "front")
 
 
 def run_method(
@@ -284,13 +285,13 @@ def _accuracies(network: keras.Model, step: Step) -> dict[str, Any]:
 
 def _remember(network: keras.Model, step: Step, memory: dict[str, list[str]]) -> dict[str, list[str]]:
     """Return the ids to keep of each class: the first of those kept before, and herded ones of the new classes."""
-    share, front = step.config.incremental.memory // step.total, boosting.front_of(network, "front")
+    share, front = step.config.incremental.memory // step.total, foster.front_of(network, "front")
     kept = {label: ids[:share] for label, ids in memory.items()}
     for label in range(step.known, step.total):
         own = step.examples.take(step.examples.labels == label)
         chosen: list[int] = []  # a small part of the data may lack a class
         if len(own):
-            chosen = list(boosting.herded(predict_logits(front, own.images), share))
+            chosen = list(foster.herded(predict_logits(front, own.images), share))
         kept[str(label)] = [str(own.ids[index]) for index in chosen]
     return kept
 

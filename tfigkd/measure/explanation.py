@@ -43,6 +43,11 @@ def similarity(maps: np.ndarray, reference: np.ndarray, *, top_fraction: float) 
 
     Each is followed by its `_chance`: the same measure with the reference's map of another image. Objects are in the
     middle of most images, so even unrelated maps are clearly similar.
+
+    Args:
+        maps: float [B,H,W].
+        reference: float [B,H,W], with which they are compared.
+        top_fraction: Share of the pixels that counts for the overlap of the largest values.
     """
     other = np.roll(reference, 1, axis=0)
     measures: dict[str, Callable[..., np.ndarray]] = {
@@ -58,7 +63,15 @@ def similarity(maps: np.ndarray, reference: np.ndarray, *, top_fraction: float) 
 def faithfulness(
     predict: Predict, examples: Examples, maps: np.ndarray, *, mean_color: np.ndarray, steps: int
 ) -> Iterator[tuple[str, float]]:
-    """Yield the mean area under the insertion curve (from the blurred image) and the deletion curve (to mean color)."""
+    """Yield the mean area under the insertion curve (from the blurred image) and the deletion curve (to mean color).
+
+    Args:
+        predict: From uint8 images [N,H,W,3] to logits [N,C].
+        examples: N images with labels.
+        maps: float [N,H,W].
+        mean_color: Of the training images, float32 [3] in [0,1].
+        steps: Steps of each curve.
+    """
     images = examples.images[:]
     arguments = predict, images, maps, examples.labels
     yield "attribution_insertion", float(insertion(*arguments, steps=steps).auc.mean())

@@ -13,10 +13,10 @@ from tfigkd.attribution import blur_sigma, completeness_error, saliency_map
 from tfigkd.attribution.similarity import rank_correlation
 from tfigkd.batches.augment import overlay_some
 from tfigkd.batches.controls import apply_control
-from tfigkd.batches.stream import Knowledge
 from tfigkd.config.experiment import Config
 from tfigkd.data import Examples, mean_color, to_model_input
 from tfigkd.data.grid import cell_means, spread
+from tfigkd.data.knowledge import Knowledge
 from tfigkd.edge.litert import litert_predictor
 from tfigkd.measure.examples import Explained, Shown, choose_examples
 from tfigkd.measure.explanation import faithfulness, measure, similarity

@@ -14,7 +14,6 @@ import keras
 import numpy as np
 
 from tfigkd import models
-from tfigkd.batches.stream import Knowledge
 from tfigkd.config.declare import require, require_seed
 from tfigkd.config.experiment import Config, trainings
 from tfigkd.config.fields import AttributionConfig, DataConfig, ViewConfig
@@ -23,6 +22,7 @@ from tfigkd.config.training_fields import AugmentConfig
 from tfigkd.data import Examples
 from tfigkd.data.disk import blocks
 from tfigkd.data.grid import spread
+from tfigkd.data.knowledge import Knowledge
 from tfigkd.data.top_logits import StoredViews, TopLogits, finite
 from tfigkd.models.weights import weights_fingerprint
 from tfigkd.runtime import console

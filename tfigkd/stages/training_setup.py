@@ -7,9 +7,10 @@ import numpy as np
 
 from tfigkd import models
 from tfigkd.batches.controls import apply_control, shuffle_views
-from tfigkd.batches.stream import StoredAttention, TeacherTargets, TrainingBatches, batch_sizes
+from tfigkd.batches.stream import TrainingBatches, batch_sizes
 from tfigkd.config.experiment import Config
 from tfigkd.data import Dataset, Examples
+from tfigkd.data.knowledge import StoredAttention, TeacherTargets
 from tfigkd.losses import LOSSES, Loss
 from tfigkd.runtime.errors import UserError
 from tfigkd.stages.data import (

@@ -11,11 +11,11 @@ import numpy as np
 
 from tfigkd import models
 from tfigkd.attribution import Attribution, attribute, blur_sigma, completeness_error, make_baseline, saliency_map
-from tfigkd.batches.stream import Knowledge
 from tfigkd.config.fields import AttributionConfig
 from tfigkd.data import Dataset, Examples, covered, mean_color, to_model_input
 from tfigkd.data.disk import AT_ONCE
 from tfigkd.data.grid import cell_means
+from tfigkd.data.knowledge import Knowledge
 from tfigkd.data.top_logits import TopLogits, chosen_classes, finite, pack, spread_rest, unpack
 from tfigkd.models.graph import is_graph
 from tfigkd.runtime.errors import UserError
@@ -70,7 +70,14 @@ def baseline_color(config: AttributionConfig, training: Examples) -> np.ndarray:
 def attribute_examples(
     model: keras.Model, examples: Examples, config: AttributionConfig, mean_color: np.ndarray
 ) -> Attribution:
-    """Attribute the label's logit of each example with a store's settings; `mean_color` is for the baseline "mean"."""
+    """Attribute the label's logit of each example with a store's settings.
+
+    Args:
+        model: float32 [B,H,W,C] in [0,1] to logits.
+        examples: Images and labels.
+        config: The settings.
+        mean_color: Of the training images, float32 [3] in [0,1]; for the baseline "mean" alone.
+    """
     images = to_model_input(examples.images[:])
     return attribute(
         model,
@@ -95,6 +102,13 @@ def features(
     """Yield the features of each example's record, with all logits or only some of the largest.
 
     Large images are attributed some at a time, however many a shard has.
+
+    Args:
+        model: float32 [B,H,W,C] in [0,1] to logits.
+        examples: Images and labels.
+        config: The settings of the maps.
+        mean_color: Of the training images, float32 [3] in [0,1]; for the baseline "mean" alone.
+        top_logits: How many of the largest logits are stored; None stores all.
     """
     few = max(1, AT_ONCE // (np.float32().nbytes * math.prod(examples.images.shape[1:])))
     for start in range(0, len(examples), few):
@@ -212,6 +226,14 @@ def deviation(
 
     Logits are relative to max(1, largest logit), maps to their maximum; `flat` counts maps without signal.
 
+    Args:
+        model: The teacher, float32 [B,H,W,C] in [0,1] to logits.
+        examples: Those that the store is of.
+        records: The store's records, those of the sample among them.
+        config: The settings of the maps.
+        mean_color: Of the training images, float32 [3] in [0,1]; for the baseline "mean" alone.
+        sample: Indices of the examples that are recomputed.
+
     Raises:
         UserError: A deviation is larger than rounding errors, so the records are not those of the images.
     """
@@ -262,6 +284,12 @@ def read_store(folder: Path, examples: Examples, identity: dict[str, Any]) -> Kn
 
 def to_knowledge(folder: Path, found: Mapping[str, Any], ids: np.ndarray, tolerance: float) -> Knowledge:
     """Turn the columns of a store's records into `Knowledge`; maps with an error above the tolerance are not usable.
+
+    Args:
+        folder: The store, for the message.
+        found: `logits`, `map`, `scale` and `error` of N records.
+        ids: Ids of these records, [N].
+        tolerance: Largest completeness error of a map that is usable.
 
     Raises:
         UserError: A record has NaN or infinity.

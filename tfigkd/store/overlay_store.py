@@ -36,7 +36,7 @@ class OverlayStore:
 
     Attributes:
         folder: Folder of the shards.
-        knowledge: Logits, maps and completeness errors; see `tfigkd.batches.stream.Knowledge`.
+        knowledge: Logits, maps and completeness errors; see `tfigkd.data.knowledge.Knowledge`.
 
     Raises:
         UserError: The store is unfinished or damaged, or contains NaN.

@@ -84,7 +84,13 @@ class Shards:
             return False
 
     def write(self, number: int, chosen: Examples, features: Iterable[Mapping[str, Any]]) -> None:
-        """Write the records of a shard's examples."""
+        """Write the records of a shard's examples.
+
+        Args:
+            number: Of the shard, from 0.
+            chosen: Its examples.
+            features: What is stored of each example, in their order.
+        """
         identified = zip(chosen.ids, chosen.labels, features, strict=True)
         records = (
             tfrecord.encode_example({"store": self.folder.name, "id": str(id_), "label": [int(label)], **values})
@@ -159,6 +165,11 @@ def write_part(shards: Shards, numbers: Sequence[int]) -> None:
 def read_shard(path: Path, store: str, parse: Parse) -> Iterator[Record]:
     """Yield the records of a shard one by one, each with its `"id"`, its `"label"` and its `"offset"` in the file.
 
+    Args:
+        path: The shard.
+        store: Name of the store that it must belong to.
+        parse: Reads a record.
+
     Raises:
         UserError: The shard is damaged, or a record is of another kind or store.
     """
@@ -182,6 +193,14 @@ def read_all(folder: Path, files: Iterable[str], parse: Parse) -> Iterator[Recor
     """Yield the records of all shards of a store one by one, with the number of their `"shard"`.
 
     The folder's name is the store's fingerprint.
+
+    Args:
+        folder: A finished store.
+        files: Names of its shards.
+        parse: Reads a record.
+
+    Raises:
+        UserError: As for `read_shard`.
     """
     store = _name(folder)
     for shard, name in enumerate(files):
@@ -215,6 +234,12 @@ def join(folder: Path, manifest: Mapping[str, Any], examples: Examples, parse: P
 
     Reading stops after the last example: examples and store are sorted by id, so examples that sort first, such as
     those of validation, are in the first shards.
+
+    Args:
+        folder: A finished store.
+        manifest: Its manifest.
+        examples: The examples to look up.
+        parse: Reads a record.
 
     Raises:
         UserError: Ids are missing, or labels are not those of the examples; raised after the last record.

@@ -36,7 +36,15 @@ TOLERANCE = 5e-3
 def views_identity(
     teacher_weights: str, data: str, augment: AugmentConfig, view: ViewConfig, tap: str | None = None
 ) -> dict[str, Any]:
-    """Return everything that the values depend on; `tap` is the layer whose attention is stored, None for logits."""
+    """Return everything that the stored values depend on.
+
+    Args:
+        teacher_weights: Fingerprint of the teacher.
+        data: Fingerprint of the data.
+        augment: The crops and flips of the views.
+        view: How many views there are, and their seed.
+        tap: Layer of the teacher whose attention is stored; None stores logits.
+    """
     drawn = {"augment": fingerprint_values(augment), "views": view.views, "seed": view.seed}
     if tap:
         drawn["tap"] = tap
@@ -62,7 +70,14 @@ def with_attention(model: keras.Model, tap: str) -> keras.Model:
 
 
 def view_outputs(model: keras.Model, examples: Examples, augment: AugmentConfig, view: ViewConfig) -> np.ndarray:
-    """Return a model's outputs, logits or attention, of the K views of each example, float32 [N,K,...]."""
+    """Return a model's outputs of the K views of each example, float32 [N,K,...].
+
+    Args:
+        model: Images to logits [B,C], or to attention maps [B,h,w], see `with_attention`.
+        examples: N examples.
+        augment: The crops and flips of the views.
+        view: How many views there are, and their seed.
+    """
     keys, images = example_keys(examples.ids), examples.images[:]
     moved = partial(crop_and_flip, images, keys, augment, seed=view.seed)
     crops = done_in_order((partial(moved, epoch=number) for number in range(view.views)), spare_threads())

@@ -93,7 +93,7 @@ class Averaged(keras.callbacks.Callback):
 
     @contextlib.contextmanager
     def applied(self, model: Any) -> Iterator[None]:
-        """Within this, the model has the averaged weights and their statistics."""
+        """Put the averaged weights and their statistics in place for the time of the context."""
         synchronize(model)
         kept = [(variable, keras.ops.convert_to_numpy(variable).copy()) for variable in model.variables]
         self.finish(model, self.epoch)

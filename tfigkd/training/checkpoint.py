@@ -51,7 +51,7 @@ def _variables(model: keras.Model) -> list:
 
 
 def _paths(folder: Path) -> list[Path]:
-    """Checkpoints, newest first."""
+    """Return the checkpoints of a folder, the newest first."""
     found = [path for path in folder.glob("checkpoint-*.ckpt") if NAME.fullmatch(path.name)]
     return sorted(found, key=_reached, reverse=True)
 
@@ -70,6 +70,12 @@ def save(folder: Path, model: keras.Model, fingerprint: str, progress: Progress)
     """Write the state of a training, atomically, and drop all but the last two.
 
     Of several hosts the first one alone writes.
+
+    Args:
+        folder: Where the checkpoints go.
+        model: Compiled; all its variables and those of its optimizer are saved.
+        fingerprint: Of everything the weights depend on.
+        progress: How far the training has come.
 
     Raises:
         UserError: a variable holds NaN or infinity; the checkpoints before it stay.
@@ -113,6 +119,11 @@ def _read(path: Path, variables: list) -> tuple[str, Progress, list[np.ndarray]]
 
 def restore(folder: Path, model: keras.Model, fingerprint: str) -> Progress:
     """Bring the model to its newest readable checkpoint.
+
+    Args:
+        folder: Where the checkpoints are.
+        model: Compiled; its variables and those of its optimizer are set.
+        fingerprint: What the checkpoint must have been saved with.
 
     Returns:
         How far that is; nothing is done where there is no checkpoint.

@@ -53,7 +53,13 @@ def training_input(stream: Callable[..., Iterator[Batch]], epoch: int, **which: 
 
 
 def validation_input(examples: Examples, devices: int, part: Part) -> Any:
-    """Return examples to measure after each epoch, of which this host reads a part."""
+    """Return examples to measure after each epoch, of which this host reads a part.
+
+    Args:
+        examples: All of them, at least as many as there are devices.
+        devices: How many devices, of all hosts, share a batch.
+        part: Which of how many parts this host reads.
+    """
     batches = Measured(examples, devices, part)
     if keras.backend.backend() != "tensorflow":
         return batches

@@ -8,7 +8,7 @@ from keras import ops
 from tfigkd.training.tapped import TappedNetwork
 
 PROBED = 0.25
-"""An output that is another logit where it is read as a probability."""
+"""Test output: its logit differs depending on whether it is read as logit or probability."""
 
 
 @keras.saving.register_keras_serializable("tfigkd")

@@ -184,7 +184,7 @@ class TwoMomenta(keras.optimizers.SGD):
 
     @contextlib.contextmanager
     def with_distillation_gradients(self, gradients: Sequence[Any], untasked: Collection[int]) -> Iterator[None]:
-        """Within this, an update takes these gradients beside those that it is given.
+        """Let updates take these gradients beside those that they are given, for the time of the context.
 
         Args:
             gradients: Of the distillation, one for each trainable variable; None where it has none.
@@ -273,7 +273,13 @@ class Muon(Extended, keras.optimizers.Muon):
 
 
 def extend(optimizer: Any, config: TrainingConfig, steps: int) -> Any:
-    """Set the additions of a recipe on an `Extended` optimizer, and return it."""
+    """Set the additions of a recipe on an `Extended` optimizer, and return it.
+
+    Args:
+        optimizer: It is altered.
+        config: The recipe.
+        steps: Steps of the whole training.
+    """
     optimizer.bias_factor = config.bias_factor
     if config.weight_decay_form == "coupled":
         optimizer.coupled_weight_decay = config.weight_decay

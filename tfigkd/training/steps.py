@@ -16,7 +16,10 @@ class _Shared:
     """What the steps of both backends need: a new trace, and two gradients apart for `TwoMomenta`."""
 
     def _trace_again(self: Any) -> None:
-        """Forget the traced steps, which hold the teacher of their time; within `fit` the next step is a new one."""
+        """Discard the compiled steps; they captured the previous teacher.
+
+        The next step is compiled anew, within a call of `fit` too.
+        """
         if self.train_function is not None:
             self.make_train_function(force=True)
         if self.test_function is not None:

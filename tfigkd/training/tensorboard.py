@@ -190,7 +190,13 @@ class Board(keras.callbacks.Callback):
         self.writer.flush()
 
     def scalar(self, name: str, value: float, step: int) -> None:
-        """Write one scalar, where there is a TensorBoard."""
+        """Write one scalar, where there is a TensorBoard.
+
+        Args:
+            name: Its tag.
+            value: Its value.
+            step: Step of the training, from 0.
+        """
         if self.protocol is not None:
             self._write(step=step, summary=self._summary(tag=name, simple_value=value))
 

@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 from scipy import special
 
+from tfigkd.incremental import foster
 from tfigkd.losses import balanced_kl, effective_weights
 from tfigkd.runtime.errors import UserError
-from tfigkd.training import boosting
 
 RNG = np.random.default_rng(0)
 IMAGES = RNG.random((9, 5)).astype(np.float32)
@@ -38,7 +38,7 @@ def weights_of(model):
 
 def sibling(old, known_weight=0.7):
     options = {"beta": 0.9, "known_weight": known_weight, "temperature": 2.0}
-    return boosting.boosting(old, make, COUNTS, **options)
+    return foster.boosting(old, make, COUNTS, **options)
 
 
 def step(model):
@@ -49,7 +49,7 @@ def step(model):
 def test_a_wider_network_says_of_known_classes_what_the_old_one_said(old):
     wide = make()
     fresh = weights_of(wide)
-    boosting.widened(old, wide)
+    foster.widened(old, wide)
     np.testing.assert_array_equal(wide(IMAGES)[:, :KNOWN], old(IMAGES))
     for before, after in zip(fresh[-2:], wide.get_layer("logits").get_weights(), strict=True):
         np.testing.assert_array_equal(before[..., KNOWN:], after[..., KNOWN:])
@@ -57,7 +57,7 @@ def test_a_wider_network_says_of_known_classes_what_the_old_one_said(old):
 
 def test_the_joint_network_by_hand(old):
     new, weights = make(), np.array([2.0, 1.0, 0.5, 0.5])
-    joint, aligned = boosting.boosted(old, new, KNOWN, weights)
+    joint, aligned = foster.boosted(old, new, KNOWN, weights)
     (front, ours), (other, _) = (model.get_weights()[::2] for model in (old, new))
     before, after = old.get_weights()[1], new.get_weights()[1]
     features = np.concatenate([np.tanh(IMAGES @ front + before), np.tanh(IMAGES @ other + after)], axis=1)
@@ -104,7 +104,7 @@ def test_the_sibling_and_the_classifiers_train_and_the_old_network_does_not(old)
 
 def test_the_compression_is_balanced_distillation_without_labels_into_a_plain_network(old):
     _, joint = sibling(old)
-    model = boosting.compression(old, joint, make, COUNTS, beta=0.9, temperature=2.0)
+    model = foster.compression(old, joint, make, COUNTS, beta=0.9, temperature=2.0)
     start, teacher = weights_of(model.student), joint(IMAGES)
     np.testing.assert_array_equal(model.student(IMAGES)[:, :KNOWN], old(IMAGES))
     target = effective_weights(COUNTS, 0.9) * special.softmax(teacher / 2, axis=1)
@@ -125,10 +125,10 @@ def test_the_compression_is_balanced_distillation_without_labels_into_a_plain_ne
 def test_without_a_memory_a_class_weighs_as_one_of_a_single_example(old):
     one = effective_weights((1, 1, 40, 40), 0.9)
     options = {"beta": 0.9, "known_weight": 0.7, "temperature": 2.0}
-    model, joint = boosting.boosting(old, make, (0, 0, 40, 40), **options)
+    model, joint = foster.boosting(old, make, (0, 0, 40, 40), **options)
     np.testing.assert_allclose(model.student(IMAGES), joint(IMAGES) / one, rtol=1e-5)
     assert np.isfinite(step(model)["loss"])
-    model = boosting.compression(old, joint, make, (0, 0, 40, 40), beta=0.9, temperature=2.0)
+    model = foster.compression(old, joint, make, (0, 0, 40, 40), beta=0.9, temperature=2.0)
     expected = balanced_kl(joint(IMAGES), model.student(IMAGES), one, temperature=2.0) / 2.0**2
     np.testing.assert_allclose(step(model)["loss"], np.mean(expected), rtol=1e-5)
 
@@ -136,9 +136,9 @@ def test_without_a_memory_a_class_weighs_as_one_of_a_single_example(old):
 def test_without_weight_the_old_network_is_not_heard(old):
     students = []
     for build in (
-        lambda: boosting.distillation(old, make, known_weight=0.0, temperature=2.0),
-        lambda: boosting.fine_tuning(old, make),
-        lambda: boosting.distillation(old, make, known_weight=1.0, temperature=2.0),
+        lambda: foster.distillation(old, make, known_weight=0.0, temperature=2.0),
+        lambda: foster.fine_tuning(old, make),
+        lambda: foster.distillation(old, make, known_weight=1.0, temperature=2.0),
     ):
         keras.utils.set_random_seed(1)
         model = build()
@@ -153,16 +153,16 @@ def test_herding_by_hand():
     # directions of 0, 90, 45 and 40 degrees: their mean is at 44; 45 comes first, then 40 keeps nearest to it
     angles = np.radians([0, 90, 45, 40])
     features = np.stack([np.cos(angles), np.sin(angles)], axis=1) * np.array([[1], [5], [2], [3]])
-    assert boosting.herded(features, 1).tolist() == [2]
+    assert foster.herded(features, 1).tolist() == [2]
     unit = features / np.linalg.norm(features, axis=1, keepdims=True)
     second = min((0, 1, 3), key=lambda other: np.linalg.norm(unit.mean(axis=0) - (unit[2] + unit[other]) / 2))
-    assert boosting.herded(features, 2).tolist() == [2, second]
-    assert sorted(boosting.herded(features, 9)) == [0, 1, 2, 3]
-    assert len(boosting.herded(features, 0)) == 0
+    assert foster.herded(features, 2).tolist() == [2, second]
+    assert sorted(foster.herded(features, 9)) == [0, 1, 2, 3]
+    assert len(foster.herded(features, 0)) == 0
 
 
 def test_a_network_without_a_dense_end_is_refused():
     inputs = keras.Input((5,))
     model = keras.Model(inputs, keras.layers.Softmax()(keras.layers.Dense(2, name="logits")(inputs)))
     with pytest.raises(UserError, match="whose last layer is dense and named 'logits'"):
-        boosting.front_of(model, "front")
+        foster.front_of(model, "front")

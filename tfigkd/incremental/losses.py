@@ -1,6 +1,6 @@
 """Losses of class-incremental training: what the old network knows is kept, and a new front classifies by itself.
 
-They are made by `training/boosting.py` and are no terms of an experiment: their classes and taps change from step to
+They are made by `foster.py` and are no terms of an experiment: their classes and taps change from step to
 step.
 """
 
@@ -28,7 +28,6 @@ class KnownKL(PerExampleLoss):
         temperature: T > 0, for both.
     """
 
-    needs_features = True
     teacher_layer = "logits"
 
     def __init__(self, known: int, student_layer: str = "logits", temperature: float = 2.0):
@@ -53,7 +52,6 @@ class AuxiliaryClassifier(PerExampleLoss):
         teacher_layer: Name of any layer of the teacher.
     """
 
-    needs_features = True
     needs_labels = True
 
     def __init__(self, classes: int, student_layer: str, teacher_layer: str):
@@ -67,7 +65,16 @@ class AuxiliaryClassifier(PerExampleLoss):
             self.projector.build(student_shape)
 
     def per_example(self, teacher_outputs: Tensor, student_outputs: Tensor, labels: Tensor | None = None) -> Tensor:
-        """Return the loss of each example, [B]; labels are integers [B]."""
+        """Return the loss of each example, [B].
+
+        Args:
+            teacher_outputs: Not used.
+            student_outputs: Features [B,D].
+            labels: Integers [B].
+
+        Raises:
+            ValueError: There are no labels.
+        """
         if labels is None:
             raise ValueError("AuxiliaryClassifier needs labels, integers [B], as its third argument; got none")
         return hard_label_loss(labels, self.projector(ops.cast(student_outputs, "float32")))

@@ -1,7 +1,7 @@
 """Networks that grow by classes: widened, boosted by a sibling and compressed into one again (FOSTER).
 
 See Wang et al. 2022, "FOSTER: Feature Boosting and Compression for Class-Incremental Learning" (arXiv 2204.04662). What
-trains is a `Distiller`, which `fit` takes like any other. All networks have a dense last layer named "logits".
+trains is a `Distiller`, like any other. All networks have a dense last layer named "logits".
 """
 
 from collections.abc import Callable, Sequence
@@ -10,8 +10,8 @@ import keras
 import numpy as np
 from keras import ops
 
+from tfigkd.incremental.losses import HEAD, AuxiliaryClassifier, KnownKL
 from tfigkd.losses import BalancedKL, effective_weights
-from tfigkd.losses.incremental import HEAD, AuxiliaryClassifier, KnownKL
 from tfigkd.models.graph import maker_of
 from tfigkd.models.layers import copy_state
 from tfigkd.runtime.errors import UserError
@@ -150,7 +150,14 @@ def compression(
 
 
 def distillation(old: keras.Model, make: Make, *, known_weight: float, temperature: float) -> Distiller:
-    """Return the training of the widened network by hard labels and by the old network over the classes it knows."""
+    """Return the training of the widened network by hard labels and by the old network over the classes it knows.
+
+    Args:
+        old: The network so far, the teacher.
+        make: Makes a network of all classes.
+        known_weight: Weight of the distillation.
+        temperature: Of the distillation.
+    """
     losses = {"known": KnownKL(old.get_layer(LOGITS).units, temperature=temperature)}
     student, teacher = widened(old, make()), widened(old, make())
     return Distiller(student, losses=losses, loss_weights={"known": known_weight}, hard_weight=1.0, teacher=teacher)

@@ -8,9 +8,9 @@ import pytest
 from scipy.stats import entropy
 
 from experiments.benchmarks import embedding_bits
+from experiments.benchmarks.feature_coder import Coder, packed_bits, split, step_for
+from experiments.benchmarks.feature_enhancer import enhancer
 from tfigkd.data import Examples
-from tfigkd.measure.code import Coder, packed_bits, split, step_for
-from tfigkd.training.enhancement import enhancer
 
 RNG = np.random.default_rng(0)
 FEATURES = RNG.normal(size=(4000, 3)) * np.array([1.0, 2.0, 0.1])
