@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from tfigkd.batches.stream import TrainingBatches
-from tfigkd.config.fields import ControlConfig, OverlayConfig, SplitsConfig, ViewConfig
+from tfigkd.config.data_fields import Reading, SplitsConfig
+from tfigkd.config.fields import ControlConfig, OverlayConfig, ViewConfig
 from tfigkd.config.training_fields import AugmentConfig, TrainingConfig
 from tfigkd.data import Examples, concatenate, load, mean_color
 from tfigkd.data import disk as module
@@ -79,7 +80,7 @@ def test_the_same_data_as_in_memory(folder, pixels, small_blocks, kind, size):
     make = {"folder": lambda: folder, "csv": lambda: as_table(folder), "npz": lambda: as_npz(folder, pixels)}
     make["gray"] = lambda: as_npz(folder, pixels, gray=True)
     name = str(make[kind]())
-    same(load(name, image_size=size), load(name, image_size=size, resident="disk"))
+    same(load(name, Reading(image_size=size)), load(name, Reading(image_size=size, resident="disk")))
     assert any((folder / FOLDER).glob("*.pixels"))
 
 
@@ -98,17 +99,17 @@ def test_the_same_data_of_tfds(tmp_path, pixels, monkeypatch, size):
             for split, chosen in (("train", range(60)), ("test", range(60, COUNT)))
         },
     )
-    expected, attempt = load("tiny", directory=str(tmp_path), image_size=size), module.attempt
+    expected, attempt = load("tiny", Reading(image_size=size), directory=str(tmp_path)), module.attempt
 
-    def stopping(encoded, name, **options):
+    def stopping(encoded, name, wanted):
         if name.startswith("test"):
             raise KeyboardInterrupt
-        return attempt(encoded, name, **options)
+        return attempt(encoded, name, wanted)
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(module, "attempt", stopping)
-        load("tiny", directory=str(tmp_path), image_size=size, resident="disk")
-    same(expected, load("tiny", directory=str(tmp_path), image_size=size, resident="disk"))
+        load("tiny", Reading(image_size=size, resident="disk"), directory=str(tmp_path))
+    same(expected, load("tiny", Reading(image_size=size, resident="disk"), directory=str(tmp_path)))
 
 
 def test_large_splits_go_to_disk_by_themselves(folder, monkeypatch):
@@ -122,9 +123,9 @@ def test_large_splits_go_to_disk_by_themselves(folder, monkeypatch):
 def test_a_split_on_disk_is_joined_with_one_in_memory(folder, monkeypatch):
     shutil.move(folder / "test", folder / "validation")
     splits = SplitsConfig(validation="validation")
-    expected = load(str(folder), splits=splits)
+    expected = load(str(folder), Reading(splits=splits))
     monkeypatch.setattr("tfigkd.data.sources.free_memory", lambda: 4 * 40 * 9 * 7 * 3)
-    found = load(str(folder), splits=splits)
+    found = load(str(folder), Reading(splits=splits))
     assert found.fingerprint == expected.fingerprint
     for mine, its in ((found.train, expected.train), (found.validation, expected.validation)):
         np.testing.assert_array_equal(mine.images[:], its.images[:])
@@ -133,17 +134,17 @@ def test_a_split_on_disk_is_joined_with_one_in_memory(folder, monkeypatch):
 
 
 def test_pictures_are_decoded_once(folder, small_blocks, monkeypatch):
-    first = load(str(folder), resident="disk")
+    first = load(str(folder), Reading(resident="disk"))
 
     def refuse(*_, **__):
         raise AssertionError("decoded again")
 
     with monkeypatch.context() as patch:
         patch.setattr(module, "attempt", refuse)
-        assert load(str(folder), resident="disk").fingerprint == first.fingerprint
+        assert load(str(folder), Reading(resident="disk")).fingerprint == first.fingerprint
     picture = folder / "train" / "ant" / "03.png"
     Image.fromarray(np.zeros((9, 7, 3), np.uint8)).save(picture)
-    assert load(str(folder), resident="disk").fingerprint != first.fingerprint
+    assert load(str(folder), Reading(resident="disk")).fingerprint != first.fingerprint
 
 
 @pytest.mark.parametrize("end", ["", '{"shape": [9, 7', "pixels"])
@@ -151,34 +152,36 @@ def test_an_interrupted_decoding_goes_on(folder, small_blocks, monkeypatch, end)
     expected, tried = load(str(folder)), []
     attempt = module.attempt
 
-    def stopping(encoded, name, **options):
+    def stopping(encoded, name, wanted):
         tried.append(name)
         if len(tried) > 40:
             raise KeyboardInterrupt
-        return attempt(encoded, name, **options)
+        return attempt(encoded, name, wanted)
 
     monkeypatch.setattr(module, "attempt", stopping)
     with pytest.raises(KeyboardInterrupt):
-        load(str(folder), resident="disk")
+        load(str(folder), Reading(resident="disk"))
     (journal,) = (folder / FOLDER).glob("*.journal")
     written = [len(json.loads(line)["digests"]) for line in journal.read_text().splitlines()]
     assert sum(written) == 32
     with open(journal.with_suffix(".pixels") if end == "pixels" else journal, "a") as file:
         file.write(end)
     tried.clear()
-    monkeypatch.setattr(module, "attempt", lambda encoded, name, **o: tried.append(name) or attempt(encoded, name, **o))
-    same(expected, load(str(folder), resident="disk"))
+    monkeypatch.setattr(
+        module, "attempt", lambda encoded, name, wanted: tried.append(name) or attempt(encoded, name, wanted)
+    )
+    same(expected, load(str(folder), Reading(resident="disk")))
     assert len(tried) == COUNT - 32
 
 
-def refused(folder, message, **options):
+def refused(folder, message, **reading):
     with pytest.raises(UserError, match=message) as error:
-        load(str(folder), resident="disk", **options)
+        load(str(folder), Reading(resident="disk", **reading))
     assert "\n" not in str(error.value)
 
 
 def test_damaged_files_are_refused(folder, small_blocks):
-    load(str(folder), resident="disk")
+    load(str(folder), Reading(resident="disk"))
     kept = sorted((folder / FOLDER).iterdir())
     for path in kept:
         if path.suffix not in (".pixels", ".journal", ".json"):
@@ -187,14 +190,14 @@ def test_damaged_files_are_refused(folder, small_blocks):
         path.write_bytes(whole[:-3])
         refused(folder, "damaged.*decoded again")
         path.write_bytes(whole)
-    load(str(folder), resident="disk")
+    load(str(folder), Reading(resident="disk"))
 
 
 def test_changed_pixels_are_refused_when_they_are_read(folder):
     """A file of the right size; each picture is compared with its hash once in a process."""
 
     def read():
-        data = load(str(folder), resident="disk")
+        data = load(str(folder), Reading(resident="disk"))
         return concatenate([data.train, data.validation, data.test]).images[:]
 
     expected = read()
@@ -208,7 +211,7 @@ def test_changed_pixels_are_refused_when_they_are_read(folder):
 
 
 def test_a_file_that_is_cut_while_it_is_read(folder):
-    data = load(str(folder), resident="disk")
+    data = load(str(folder), Reading(resident="disk"))
     for path in (folder / FOLDER).glob("*.pixels"):
         path.write_bytes(b"")
     with pytest.raises(UserError, match="damaged"):
@@ -218,17 +221,17 @@ def test_a_file_that_is_cut_while_it_is_read(folder):
 @pytest.mark.parametrize("deleted", ["pixels", "journal"])
 def test_deleted_files_are_made_anew(folder, small_blocks, deleted):
     expected = load(str(folder))
-    load(str(folder), resident="disk")
+    load(str(folder), Reading(resident="disk"))
     for path in (folder / FOLDER).iterdir():
         if path.suffix in (".json", f".{deleted}"):
             path.unlink()
-    same(expected, load(str(folder), resident="disk"))
+    same(expected, load(str(folder), Reading(resident="disk")))
 
 
 def test_a_finished_cache_needs_no_place_to_write(folder, small_blocks, monkeypatch):
-    expected = load(str(folder), resident="disk").fingerprint
+    expected = load(str(folder), Reading(resident="disk")).fingerprint
     monkeypatch.setattr(module, "locked", None)
-    assert load(str(folder), resident="disk").fingerprint == expected
+    assert load(str(folder), Reading(resident="disk")).fingerprint == expected
 
 
 def test_arrays_in_fortran_order_are_refused(folder, pixels):
@@ -252,7 +255,7 @@ def test_unusable_pictures_are_named_as_in_memory(folder, small_blocks, capsys):
 def test_pictures_of_other_sizes_are_refused(folder, small_blocks):
     Image.fromarray(np.zeros((5, 5, 3), np.uint8)).save(folder / "train" / "cat" / "98.png")
     refused(folder, "pictures differ in size: .* is 7x9, .*98.png is 5x5; give --image-size")
-    load(str(folder), resident="disk", image_size=6)
+    load(str(folder), Reading(resident="disk", image_size=6))
 
 
 def test_a_full_disk_and_a_folder_that_cannot_be_made(folder, tmp_path, monkeypatch):
@@ -264,7 +267,7 @@ def test_a_full_disk_and_a_folder_that_cannot_be_made(folder, tmp_path, monkeypa
 
 
 def test_another_folder(folder, tmp_path):
-    load(str(folder), resident="disk", cache=str(tmp_path / "elsewhere"))
+    load(str(folder), Reading(resident="disk", cache=str(tmp_path / "elsewhere")))
     assert any((tmp_path / "elsewhere").glob("*.pixels"))
     assert not (folder / FOLDER).exists()
 
@@ -312,7 +315,7 @@ def test_blocks_and_iteration(two):
 
 
 def both(folder):
-    memory, on_disk = load(str(folder)), load(str(folder), resident="disk")
+    memory, on_disk = load(str(folder)), load(str(folder), Reading(resident="disk"))
     return [concatenate([data.train, data.validation]) for data in (memory, on_disk)]
 
 
