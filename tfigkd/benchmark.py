@@ -19,7 +19,9 @@ from tfigkd.config.reading import refused_as
 from tfigkd.edge.contract import admit
 from tfigkd.edge.files import add_data_options, add_space_options, file_predictor, load_data, names_apart, reading_for
 from tfigkd.edge.footprint import Footprint, footprint
+from tfigkd.edge.input_range import assumption
 from tfigkd.edge.latency import latencies
+from tfigkd.edge.litert import open_classifier
 from tfigkd.runtime import console
 from tfigkd.runtime.command import Parser, command
 from tfigkd.runtime.files import require_folder_of
@@ -87,6 +89,8 @@ def describe(path: Path, data: Any = None, **spaces: Any) -> dict[str, Any]:
     columns |= {f"validation_{name}": parity.get(name) for name in PARITY}
     columns |= dict.fromkeys(SCORED)
     if data is not None:
+        if note := assumption(open_classifier(path), contract, spaces.get("input_range")):
+            console.say(f"{path}: {note}")
         logits = file_predictor(path, data.class_names, **spaces)(data.test.images)
         columns |= {"data": data.name, "data_fingerprint": data.fingerprint, "n_test": len(data.test)}
         columns["accuracy"] = float(np.mean(logits.argmax(axis=1) == data.test.labels))

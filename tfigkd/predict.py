@@ -16,7 +16,8 @@ from tfigkd.config.data_fields import BACKGROUND, Fit
 from tfigkd.data.pictures import bombs_refused, decode, is_picture, reading, scaled
 from tfigkd.data.spaces import UNIT, Outputs, Range, to_logits
 from tfigkd.edge.contract import admit, contract_path
-from tfigkd.edge.files import add_space_options, background_of, fit_of, range_shown, spaces
+from tfigkd.edge.files import add_space_options, background_of, finite, fit_of, spaces
+from tfigkd.edge.input_range import assumption
 from tfigkd.edge.litert import dequantize, input_values, open_classifier
 from tfigkd.edge.package import model_file
 from tfigkd.runtime.command import Parser, command
@@ -144,14 +145,18 @@ def refusal(unusable: Sequence[UserError], count: int) -> UserError:
 def predictions(
     interpreter: Any, pictures: Sequence[np.ndarray], input_range: Range = UNIT, outputs: Outputs = "logits"
 ) -> Iterator[tuple[np.ndarray, float]]:
-    """Yield probabilities [K] and milliseconds of each picture, uint8 [H,W,C]."""
+    """Yield probabilities [K] and milliseconds of each picture, uint8 [H,W,C].
+
+    Raises:
+        UserError: The model gives NaN or infinity.
+    """
     source, sink = interpreter.get_input_details()[0], interpreter.get_output_details()[0]
     for picture in pictures:
         interpreter.set_tensor(source["index"], input_values(picture[None], source, input_range))
         start = time.perf_counter()
         interpreter.invoke()
         milliseconds = 1e3 * (time.perf_counter() - start)
-        values = dequantize(interpreter.get_tensor(sink["index"]), sink)
+        values = finite(dequantize(interpreter.get_tensor(sink["index"]), sink), "the model")
         yield probabilities(to_logits(values, outputs)[0]), milliseconds
 
 
@@ -179,8 +184,8 @@ def classify(model: Path, options: argparse.Namespace) -> None:
     classes = max(int(interpreter.get_output_details()[0]["shape"][-1]), 2)  # one output is that of the second of two
     given = None if options.input_range is None else (options.input_range[0], options.input_range[1])
     space = spaces(interpreter, contract, given, options.outputs)
-    if given is None and range_shown(interpreter, contract) is None:
-        print("note: the file does not tell its pixels, assumed 0 to 1; --input-range sets them", file=sys.stderr)
+    if note := assumption(interpreter, contract, given):
+        print(note, file=sys.stderr)
     names = class_names(model, classes, contract, options.labels)
     color = background_of(contract, options.background)
     adapt = {"resize": options.resize, "drop_alpha": options.drop_alpha, "fit": fit_of(contract)}

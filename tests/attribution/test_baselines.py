@@ -48,6 +48,10 @@ def test_arrays_broadcast(shape: tuple[int, ...]) -> None:
         (np.zeros((2, 8, 6, 3)), {}, "broadcast"),
         (np.zeros((8, 6, 3), np.uint8), {}, "uint8"),
         (np.nan, {}, "finite"),
+        (np.full((8, 6, 3), 128.0), {}, "divide pixels from 0 to 255 by 255"),
+        (np.full((8, 6, 3), -1.0), {}, r"range \[0,1\], got -1.0 to -1.0"),
+        (np.zeros((8, 6, 3), np.int64), {}, "must be floats"),
+        (None, {}, "must be floats"),
     ],
 )
 def test_what_does_not_fit_is_refused(kind: Any, options: dict[str, Any], message: str) -> None:

@@ -252,6 +252,9 @@ def test_saliency_map_is_the_sum_of_absolute_values() -> None:
         ({"max_steps": 0}, "max_steps must be positive"),
         ({"batch_size": 0}, "batch_size must be positive"),
         ({"n_steps": 0}, "n_steps must be at least 1"),
+        ({"n_steps": 2.5}, "n_steps must be an integer, got 2.5"),
+        ({"max_steps": 20.5}, "max_steps must be an integer"),
+        ({"images": IMAGES[:, :-1]}, "the model takes images"),
         ({"baseline": "mean"}, "mean_color"),
         ({"baseline": "white"}, "black, mean, blur"),
     ],
@@ -265,6 +268,23 @@ def test_outputs_that_are_not_finite_are_refused() -> None:
     network = curved()
     network.layers[-1].kernel.assign(ops.full(network.layers[-1].kernel.shape, np.nan))
     with pytest.raises(ValueError, match="not finite"):
+        integrated_gradients(network, IMAGES, TARGETS)
+
+
+@pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="JAX has gradients of zero there")
+@pytest.mark.parametrize("cut", [lambda x: ops.cast(ops.cast(255 * x, "uint8"), "float32"), ops.stop_gradient])
+def test_a_model_without_gradients_by_its_pixels_is_refused(cut: Any) -> None:
+    image = keras.Input(SHAPE)
+    network = keras.Model(image, keras.layers.Dense(4)(keras.layers.Flatten()(cut(image))))
+    with pytest.raises(ValueError, match="no gradient by the pixels"):
+        integrated_gradients(network, IMAGES, TARGETS, input_range=(0, 1))
+
+
+def test_two_outputs_are_refused() -> None:
+    image = keras.Input(SHAPE)
+    features = keras.layers.Flatten()(image)
+    network = keras.Model(image, [keras.layers.Dense(4)(features), keras.layers.Dense(4)(features)])
+    with pytest.raises(ValueError, match="one output, got 2"):
         integrated_gradients(network, IMAGES, TARGETS)
 
 

@@ -125,6 +125,20 @@ def test_tables_of_the_wrong_kind_are_refused(tmp_path, change, match):
         refused(match, table)
 
 
+def test_a_table_that_excel_wrote_and_columns_with_other_delimiters(tmp_path):
+    table = Path(save_table(tmp_path / "excel", rows_of(40), delimiter=";"))
+    table.write_text("sep=;\n" + table.read_text(encoding="utf-8-sig"), encoding="utf-8")
+    commas = save_table(tmp_path / "commas", [{**row, "a,b,c,d": "1,2,3,4"} for row in rows_of(40)], delimiter=";")
+    for name in (str(table), commas):
+        found = data.load(name)
+        assert (found.class_names, len(found.train), len(found.test)) == (("cat", "dog"), 30, 8)
+    lines = table.read_text(encoding="utf-8").splitlines()
+    table.write_text("\n".join([lines[0], lines[1] + ";label", *(f"{line};x" for line in lines[2:])]), encoding="utf-8")
+    refused("has several columns label; rename all but one", str(table))
+    table.write_text("\n".join([*lines[:5], "some/003.png;"]), encoding="utf-8")
+    refused("line 6: the column label is empty", str(table))
+
+
 def test_missing_pictures_of_a_table_are_named_at_once(tmp_path, capsys):
     table = save_table(tmp_path, rows_of(40))
     for index in (3, 7):

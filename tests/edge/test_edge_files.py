@@ -11,7 +11,8 @@ import tensorflow as tf
 
 from tfigkd.data.spaces import to_gray
 from tfigkd.edge.contract import read_contract, write_contract
-from tfigkd.edge.files import class_order, file_predictor, image_side, spaces
+from tfigkd.edge.files import class_order, file_predictor, image_side, look, spaces
+from tfigkd.edge.input_range import assumption, range_shown
 from tfigkd.edge.litert import open_classifier
 from tfigkd.export import Options
 from tfigkd.export import run as export
@@ -119,6 +120,62 @@ def test_bytes_around_zero_are_no_pixels_from_0_to_255(pixels: np.ndarray, tmp_p
     low, high = spaces(open_classifier(path), None)[0]
     assert (low, high) == (pytest.approx(-128, abs=1), pytest.approx(127, abs=1))
     np.testing.assert_allclose(shares(file_predictor(path, NAMES)(pixels)), model(centered), atol=0.05)
+
+
+@pytest.mark.parametrize("quantized", [False, True])
+@pytest.mark.parametrize(
+    ("scale", "offset", "taken"),
+    [
+        (1 / 255, 0.0, (0, 255)),
+        (1 / 127.5, -1.0, (0, 255)),
+        ([1 / (255 * deviation) for deviation in (0.229, 0.224, 0.225)], [-2.118, -2.036, -1.804], (0, 255)),
+        (1 / 16, 0.0, (0, 16)),
+        (2.0, -1.0, (0, 1)),
+        (0.5, 0.5, (-1, 1)),
+    ],
+)
+def test_the_first_operations_of_a_float_input_tell_its_range(
+    scale: Any, offset: Any, taken: tuple, quantized: bool, pixels: np.ndarray, tmp_path: Path
+) -> None:
+    model = net(keras.layers.Rescaling(scale, offset), keras.layers.Conv2D(4, 3, activation="relu"))
+    shown = (taken[0] + (taken[1] - taken[0]) * (pixels / 255)).astype("float32")
+    path = convert(model, tmp_path / "m.tflite", shown if quantized else None, tf.float32)
+    np.testing.assert_allclose(range_shown(open_classifier(path), None), taken, rtol=0.01)
+    assert assumption(open_classifier(path), None, None) == ""
+    expected = keras.ops.convert_to_numpy(model(shown))
+    found = file_predictor(path, NAMES, outputs="logits")(pixels)
+    np.testing.assert_allclose(found, expected, atol=0.05 * np.ptp(expected) if quantized else 1e-4)
+
+
+def test_a_range_that_nothing_tells_is_said_to_be_assumed(tmp_path: Path) -> None:
+    path = convert(net(keras.layers.Conv2D(4, 3)), tmp_path / "m.tflite")
+    assert assumption(open_classifier(path), None, None).startswith("note: the file does not tell its pixels")
+    assert assumption(open_classifier(path), None, (0, 255)) == ""
+    # batch normalization of pixels of unknown range: mean 0.1, deviation 1
+    scaled = net(keras.layers.Rescaling(1.0, -0.1), keras.layers.Conv2D(4, 3))
+    assert range_shown(open_classifier(convert(scaled, tmp_path / "b.tflite")), None) is None
+
+
+def test_standardized_pixels_of_an_integer_input(pixels: np.ndarray, tmp_path: Path) -> None:
+    model = net(keras.layers.Conv2D(4, 3, activation="relu"))
+    extremes = np.stack([np.zeros(SHAPE), np.full(SHAPE, 255), *pixels]).astype("float32")
+    standard = (extremes / 255 - 0.45) / 0.22
+    path = convert(model, tmp_path / "q.tflite", standard, tf.int8)
+    assert range_shown(open_classifier(path), None) == (pytest.approx(-2.045, abs=0.03), pytest.approx(2.5, abs=0.03))
+    expected = keras.ops.convert_to_numpy(model(standard[2:]))
+    found = file_predictor(path, NAMES, outputs="logits")(pixels)
+    np.testing.assert_allclose(found, expected, atol=0.05 * np.ptp(expected))
+
+
+def test_a_file_that_gives_nan_is_refused(pixels: np.ndarray, tmp_path: Path) -> None:
+    model = net(keras.layers.Conv2D(4, 3))
+    kernel, bias = model.layers[-1].get_weights()
+    model.layers[-1].set_weights([kernel * np.nan, bias])
+    path = convert(model, tmp_path / "nan.tflite")
+    with pytest.raises(UserError, match=r"nan\.tflite gives NaN or infinity"):
+        file_predictor(path, NAMES, outputs="logits")(pixels)
+    with pytest.raises(UserError, match="the file gives NaN or infinity"):
+        look(open_classifier(path), (0, 1))
 
 
 def test_one_output_of_a_file_is_told_by_the_operation_before_its_scale(pixels: np.ndarray, tmp_path: Path) -> None:

@@ -186,6 +186,22 @@ def test_gray_pictures_are_refused_with_what_helps(teacher, arrays, give, tmp_pa
         OverlayStore.build(tmp_path, teacher, give((images[..., :1], labels)), **SETTINGS)
 
 
+def test_elements_that_are_no_pairs_are_refused_with_what_makes_pairs(store, teacher, arrays, tmp_path):
+    images, labels = arrays
+    slices = tf.data.Dataset.from_tensor_slices
+    for call in (store.join, lambda pictures: OverlayStore.build(tmp_path, teacher, pictures, **SETTINGS)):
+        with pytest.raises(ValueError, match=r"got 3 parts; pictures.map\(lambda image, label, \*_"):
+            call(slices((images, labels, np.ones(COUNT))))
+        with pytest.raises(
+            ValueError, match=r'got a dictionary; pictures.map\(lambda x: \(x\["image"\], x\["label"\]\)\)'
+        ):
+            call(slices({"image": images, "label": labels}))
+        with pytest.raises(ValueError, match="got a picture"):
+            call(slices(images))
+    with pytest.raises(ValueError, match=r"got shape \(4,\); of one-hot labels take tf.argmax"):
+        store.join(slices((images, np.eye(4)[labels])))
+
+
 def test_batch_comes_after_join_and_before_overlay(store, arrays):
     """A picture's rows are no batch: each would be overlaid by itself."""
     pictures = tf.data.Dataset.from_tensor_slices(arrays)

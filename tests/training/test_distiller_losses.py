@@ -32,7 +32,7 @@ from tfigkd.losses import (
 )
 from tfigkd.models.pruned import pruned_copy
 from tfigkd.training.distiller import Distiller
-from tfigkd.training.terms import Compared
+from tfigkd.training.terms import Compared, hard_label_weight
 
 RNG = np.random.default_rng(0)
 IMAGES = RNG.random((16, 8, 8, 3)).astype(np.float32)
@@ -87,6 +87,21 @@ def distiller(losses, teacher=None, *, student=None, **options):
 
 def test_every_loss_has_a_case():
     assert set(CASES) == set(LOSSES)
+
+
+def test_the_hard_label_has_what_kd_leaves_unless_its_weight_is_given():
+    weights = {"kd": 0.25, "at": 5.0}
+    assert hard_label_weight(weights, weights, None) == 0.75
+    assert hard_label_weight(["at"], weights, None) == 1.0
+    assert hard_label_weight(weights, weights, 0.5) == 0.5
+
+
+def test_a_loss_that_compares_something_unknown_is_refused():
+    class Misspelled(KLDivergence):
+        compares = "output"
+
+    with pytest.raises(ValueError, match=r"loss 'kd' must compare one of outputs, .*, got 'output'"):
+        distiller({"kd": Misspelled()})
 
 
 def weights_after(losses, teacher, student):

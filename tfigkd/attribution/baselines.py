@@ -66,8 +66,13 @@ def make_baseline(
 
 
 def _broadcast(baseline: np.ndarray, images: np.ndarray) -> np.ndarray:
-    if baseline.dtype == np.uint8 or not np.isfinite(baseline).all():
-        raise ValueError(f"a baseline array must be finite floats in the images' range [0,1], got {baseline.dtype}.")
+    if baseline.dtype.kind != "f":
+        raise ValueError(f"a baseline array must be floats in the images' range [0,1], got {baseline.dtype}.")
+    if not ((baseline >= 0) & (baseline <= 1)).all():
+        raise ValueError(
+            f"a baseline array must be finite, in the images' range [0,1], got {baseline.min()} to {baseline.max()}; "
+            "divide pixels from 0 to 255 by 255."
+        )
     own = baseline.ndim == images.ndim and len(baseline) == len(images)
     try:
         return np.broadcast_to(baseline.astype(np.float32), (len(images) if own else 1, *images.shape[1:]))

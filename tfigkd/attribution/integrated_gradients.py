@@ -17,6 +17,7 @@ from tfigkd.attribution.baselines import make_baseline
 from tfigkd.attribution.quadrature import added_by_doubling, nodes_and_weights
 from tfigkd.data.spaces import Outputs, Range
 from tfigkd.models import as_classifier
+from tfigkd.models.graph import is_built_graph
 from tfigkd.models.settings import settings_of
 
 FIRST_STEPS = 16
@@ -81,6 +82,7 @@ def integrated_gradients(
         ValueError: An argument is not as above, or the model's output is not finite.
     """
     images = _check_images(images)
+    _check_ends(model, images)
     result = attribute(
         as_classifier(model, input_range=input_range, outputs=outputs, images=images),
         images,
@@ -126,9 +128,13 @@ def attribute(
     for name, value in (("tolerance", tolerance), ("max_steps", max_steps), ("batch_size", batch_size)):
         if not value > 0:
             raise ValueError(f"{name} must be positive, got {value}.")
+    for name, count in (("n_steps", n_steps), ("max_steps", max_steps), ("batch_size", batch_size)):
+        if count is not None and not isinstance(count, int | np.integer):
+            raise ValueError(f"{name} must be an integer, got {count!r}.")
     steps = min(FIRST_STEPS, max_steps) if n_steps is None else n_steps
     nodes_and_weights(rule, steps)  # raise an error for an unknown rule before the model runs
     images, targets = _check_images(images), _check_targets(targets, len(images))
+    _check_ends(model, images)
     starts = make_baseline(baseline, images)
     functions = _compile(model)
     logits = _run_in_batches(functions.forward, np.concatenate([images, starts]), batch_size)
@@ -191,6 +197,21 @@ def _check_images(images: np.ndarray) -> np.ndarray:
     if not (images.min() >= 0 and images.max() <= 1):
         raise ValueError(f"images must lie in [0,1], got values from {images.min()} to {images.max()}.")
     return images.astype(np.float32)
+
+
+def _check_ends(model: keras.Model, images: np.ndarray) -> None:
+    """Check that images have the size that a model takes, as far as it tells it, and that it has one output."""
+    if not is_built_graph(model):
+        return
+    if len(model.outputs) > 1:
+        count = len(model.outputs)
+        raise ValueError(
+            f"the model must have one output, got {count}; take keras.Model(model.inputs, model.outputs[0])."
+        )
+    taken = model.inputs[0].shape[1:]
+    fits = len(taken) == 3 and all(wanted in (None, size) for wanted, size in zip(taken, images.shape[1:], strict=True))
+    if len(model.inputs) == 1 and not fits:
+        raise ValueError(f"the model takes images {taken}, got {images.shape[1:]}.")
 
 
 def _check_targets(targets: np.ndarray | Sequence[int], count: int) -> np.ndarray:
@@ -299,7 +320,13 @@ def _compile_tensorflow(model: Callable[[], Any]) -> _Functions:
         key = function, *(array.shape for array in arrays)
         if key not in traced:
             traced[key] = function.get_concrete_function(*tensors)
-        return traced[key](*tensors).numpy()
+        result = traced[key](*tensors)
+        if result is None:
+            raise ValueError(
+                "the model's logits have no gradient by the pixels of its images; look for a cast to integers, a "
+                "rounding or stop_gradient before its first layer."
+            )
+        return result.numpy()
 
     return _Functions(lambda images: run(forward, images), lambda images, targets: run(gradient, images, targets))
 

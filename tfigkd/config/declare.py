@@ -29,6 +29,35 @@ def inert(default: Any) -> Any:
     return field(default=default, metadata={"inert": True})
 
 
+def free(default: Any, *, late: bool = False) -> Any:
+    """Return a dataclass field in which a run may differ when it is repeated, as no result depends on it.
+
+    It names a place, or says what is shown or how something is computed. Fingerprints hold it, unlike an inert field.
+
+    Args:
+        default: The field's default.
+        late: As `late`.
+    """
+    return field(default=default, metadata={"free": True} | ({"late": True} if late else {}))
+
+
+def free_fields(table: Any, prefix: str = "") -> tuple[str, ...]:
+    """Return the dotted names of all fields without effect on results, free ones and inert ones; tables end in a dot.
+
+    Args:
+        table: A config, or one of its tables.
+        prefix: Of the names.
+    """
+    names: list[str] = []
+    for one in fields(table):
+        value, name = getattr(table, one.name), f"{prefix}{one.name}"
+        if {"free", "inert"} & one.metadata.keys():
+            names.append(f"{name}." if is_dataclass(value) else name)
+        elif is_dataclass(value):
+            names += free_fields(value, f"{name}.")
+    return tuple(names)
+
+
 def require(condition: bool, what: str, value: Any) -> None:
     """Refuse a value that is out of range, in one line."""
     if not condition:

@@ -13,7 +13,7 @@ from typing import Any
 
 from tfigkd.config.code_fields import CodeConfig
 from tfigkd.config.compress_fields import CompressConfig
-from tfigkd.config.declare import forbid, late, require, require_finite
+from tfigkd.config.declare import forbid, free, late, require, require_finite
 from tfigkd.config.fields import (
     AttributionConfig,
     ControlConfig,
@@ -41,7 +41,7 @@ MIXED = (
 class Config:
     """All fields of one experiment."""
 
-    description: str = ""
+    description: str = free("")
     """One line for --list."""
     data: DataConfig = field(default_factory=DataConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
@@ -56,8 +56,8 @@ class Config:
     training: TrainingConfig = field(default_factory=TrainingConfig)
     code: CodeConfig = late(CodeConfig())  # noqa: RUF009 - it is frozen
     incremental: IncrementalConfig = late(IncrementalConfig())  # noqa: RUF009 - it is frozen
-    ledger: LedgerConfig = field(default_factory=LedgerConfig)
-    tensorboard: TensorBoardConfig = field(default_factory=TensorBoardConfig)
+    ledger: LedgerConfig = field(default_factory=LedgerConfig, metadata={"free": True})
+    tensorboard: TensorBoardConfig = field(default_factory=TensorBoardConfig, metadata={"free": True})
     compress: CompressConfig = field(default_factory=CompressConfig)
     export: ExportConfig = field(default_factory=ExportConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)

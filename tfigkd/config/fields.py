@@ -4,7 +4,7 @@ from dataclasses import dataclass, field, fields
 from typing import Literal, get_args
 
 from tfigkd.config.data_fields import BACKGROUND, Fit, Reading, Resident, SplitsConfig
-from tfigkd.config.declare import forbid, late, require, require_seed, settled
+from tfigkd.config.declare import forbid, free, late, require, require_seed, settled
 from tfigkd.config.training_fields import TrainingConfig
 
 
@@ -15,7 +15,7 @@ class DataConfig:
     name: str = "cifar10"
     """A tfds name, "digits" (embedded), the path of an image folder, of an .npz file, or of a .csv file with columns
     path, label and, if there are any, split and group."""
-    dir: str | None = None
+    dir: str | None = free(None)
     """Prepared tfds directory; without it TFDS_DATA_DIR, then tfds's own default."""
     image_size: int | None = None
     """Height and width in pixels after resizing; the source's own size when not given."""
@@ -41,10 +41,10 @@ class DataConfig:
     CSV file (not given: its column group), a feature of a tfds set, arrays NAME_train (and NAME_test) of an .npz file,
     or "folder": the folder below the class folder."""
     splits: SplitsConfig = late(SplitsConfig())  # noqa: RUF009 - it is frozen
-    resident: Resident = late("auto")  # noqa: RUF009 - a text
+    resident: Resident = free("auto", late=True)  # noqa: RUF009 - a text
     """Where decoded pictures are kept; batches are the same. auto: in memory if a split fits into a quarter of what is
     free, else on disk."""
-    cache: str | None = late(None)
+    cache: str | None = free(None, late=True)
     """Folder of the pictures that are kept on disk; not given: the folder .tfigkd beside the data."""
     fit: Fit = late("stretch")  # noqa: RUF009 - a text
     """How pictures come to image_size. stretch: each side by itself, with antialiasing; crop, for photographs: the
@@ -243,7 +243,7 @@ class AttributionConfig:
     max_steps, it is never overlaid."""
     max_steps: int = 128
     """Most steps for one image."""
-    batch_size: int = 128
+    batch_size: int = free(128)
     """Gradient evaluations at once; bounds the memory and nothing else."""
     shard_size: int = 512
     """Examples per shard of the overlay store; an interrupted store loses at most one."""

@@ -84,14 +84,25 @@ def _rows(path: Path, group: str | None) -> list[dict[str, str]]:
         text = path.read_text(encoding="utf-8-sig")  # spreadsheets write a byte-order mark
     except UnicodeDecodeError as error:
         raise UserError(f"{path} is not text in UTF-8; save it as CSV UTF-8") from error
+    skipped = text.lower().startswith("sep=")  # Excel's way to name the delimiter
+    text = text.partition("\n")[2] if skipped else text
     first = text.partition("\n")[0]
-    delimiter = max(",;\t", key=first.count)
+
+    def fits(mark: str) -> tuple[bool, int]:
+        """Return whether a delimiter gives the columns, and how often it occurs."""
+        cells = {cell.strip(' "\r').lower() for cell in first.split(mark)}
+        return {"path", "label"} <= cells, first.count(mark)
+
+    delimiter = max(",;\t", key=fits)
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     header = [name.strip() for name in next(reader, [])]
     header = [name.lower() if name.lower() in ("path", "label", "split") else name for name in header]
     if not {"path", "label"} <= {*header}:
         found = f"has the columns {', '.join(header)[:200]}" if header else "is empty"
         raise UserError(f"{path} {found}; expected path and label in its first line")
+    twice = [name for name in ("path", "label", "split") if header.count(name) > 1]
+    if twice:
+        raise UserError(f"{path} has several columns {twice[0]}; rename all but one")
     columns = {name: header.index(name) for name in ("path", "label")}
     if "split" in header:
         columns["split"] = header.index("split")
@@ -106,13 +117,14 @@ def _rows(path: Path, group: str | None) -> list[dict[str, str]]:
             continue
         row = {name: cells[at].strip() if at < len(cells) else "" for name, at in columns.items()}
         row["label"] = unicodedata.normalize("NFC", row["label"])
+        line = reader.line_num + skipped
         lacking = [header[columns[name]] for name, cell in row.items() if not cell]
         if lacking:
-            raise UserError(f"{path}, line {reader.line_num}: the column {lacking[0]} is empty; fill it in")
+            raise UserError(f"{path}, line {line}: the column {lacking[0]} is empty; fill it in")
         place = os.path.realpath(path.parent / expanded(row["path"]))
         if place in before:
-            raise UserError(f"{path}, line {reader.line_num}: {row['path']} is listed in line {before[place]} as well")
-        before[place] = reader.line_num
+            raise UserError(f"{path}, line {line}: {row['path']} is listed in line {before[place]} as well")
+        before[place] = line
         rows.append(row)
     if not rows:
         raise UserError(f"{path} lists no pictures; expected a row for each")

@@ -13,8 +13,6 @@ from tfigkd.config.data_fields import BACKGROUND, Fit, Reading, Resident, Splits
 from tfigkd.config.reading import refused_as
 from tfigkd.data import Dataset, load
 from tfigkd.data.spaces import (
-    PIXELS,
-    SIGNED,
     SUM_TOLERANCE,
     UNIT,
     Outputs,
@@ -26,6 +24,7 @@ from tfigkd.data.spaces import (
     to_gray,
 )
 from tfigkd.edge.contract import admit
+from tfigkd.edge.input_range import range_shown
 from tfigkd.edge.litert import dequantize, litert_predictor, open_classifier, tensor_values
 from tfigkd.runtime.errors import UserError
 from tfigkd.runtime.quiet import quiet_stderr
@@ -124,8 +123,9 @@ def spaces(
 ) -> tuple[Range, Outputs]:
     """Return the range of pixels that a file takes, and whether it gives logits or probabilities.
 
-    What the user gives is used first, then what the contract says. Without either, the scale of an integer input shows
-    its range, and the last operation, or the outputs on noise, black and white, show what the file gives.
+    What the user gives is used first, then what the contract says. Without either, the scale of an integer input or the
+    first operations show the range, and the last operation, or the outputs on noise, black and white, show what the
+    file gives.
 
     Args:
         interpreter: From `open_classifier`.
@@ -141,20 +141,16 @@ def spaces(
             check_range(input_range)
         except ValueError as error:
             raise UserError(f"--input-range: {error}") from error
-    source, sink = interpreter.get_input_details()[0], interpreter.get_output_details()[0]
+    sink = interpreter.get_output_details()[0]
     about = contract or {}
     taken = input_range or range_shown(interpreter, contract) or UNIT
     means = about.get("output", {}).get("means") if isinstance(about.get("output"), Mapping) else None
     given = outputs or MEANS.get(str(means)) or _told_by_the_end(interpreter, int(sink["index"]))
     if given is None:
-        seen = []
-        for image in in_range(look_images(tuple(map(int, source["shape"][1:]))), taken):
-            interpreter.set_tensor(source["index"], tensor_values(image[None], source))
-            interpreter.invoke()
-            seen.append(dequantize(interpreter.get_tensor(sink["index"]), sink)[0])
+        seen = look(interpreter, taken)
         # each of the quantized shares is off by up to half a step
         rounding = len(seen[0]) * float(sink["quantization"][0]) / 2
-        given = output_kind(np.stack(seen), min(max(SUM_TOLERANCE, rounding), 0.5))
+        given = output_kind(seen, min(max(SUM_TOLERANCE, rounding), 0.5))
         if len(seen[0]) == 1 and given == "probabilities":
             raise UserError(
                 "the single output of the file may be a probability or a logit; give --outputs probabilities or "
@@ -163,13 +159,30 @@ def spaces(
     return taken, given
 
 
-def range_shown(interpreter: Any, contract: Mapping[str, Any] | None) -> Range | None:
-    """Return the range of pixels that a contract states or the scale of an integer input shows; None without either."""
-    about = (contract or {}).get("input")
-    described = about.get("range") if isinstance(about, Mapping) else None
-    if described:
-        return float(described[0]), float(described[1])
-    return _range_of_integers(interpreter.get_input_details()[0])
+def look(interpreter: Any, input_range: Range) -> np.ndarray:
+    """Return the outputs [N,K] of a file on noise, black and white.
+
+    Raises:
+        UserError: They are not finite.
+    """
+    source, sink = interpreter.get_input_details()[0], interpreter.get_output_details()[0]
+    seen = []
+    for image in in_range(look_images(tuple(map(int, source["shape"][1:]))), input_range):
+        interpreter.set_tensor(source["index"], tensor_values(image[None], source))
+        interpreter.invoke()
+        seen.append(dequantize(interpreter.get_tensor(sink["index"]), sink)[0])
+    return finite(np.stack(seen), "the file")
+
+
+def finite(outputs: np.ndarray, what: str) -> np.ndarray:
+    """Return the outputs of a file.
+
+    Raises:
+        UserError: They hold NaN or infinity.
+    """
+    if not np.isfinite(outputs).all():
+        raise UserError(f"{what} gives NaN or infinity; look at its weights, and at the values of its pixels")
+    return outputs
 
 
 def _told_by_the_end(interpreter: Any, tensor: int) -> Outputs | None:
@@ -182,22 +195,6 @@ def _told_by_the_end(interpreter: Any, tensor: int) -> Outputs | None:
             break
         (tensor,) = computed
     return GIVES.get(writers[tensor]["op_name"]) if tensor in writers else None
-
-
-def _range_of_integers(tensor: Mapping[str, Any]) -> Range | None:
-    """Return the usual range that the scale of an integer input shows; None for floats and for unusual scales."""
-    if np.issubdtype(tensor["dtype"], np.floating):
-        return None
-    scale, zero_point = tensor["quantization"]
-    limits = np.iinfo(tensor["dtype"])
-    if not scale:
-        return PIXELS if tensor["dtype"] == np.uint8 else None
-    low, high = (float(scale * (limit - zero_point)) for limit in (limits.min, limits.max))
-    if limits.bits > 8:  # always symmetric
-        return UNIT if high < 2 else PIXELS
-    if high > 16:
-        return PIXELS if low > -high / 4 else (low, high)  # such as pixels minus 128
-    return SIGNED if low < -0.5 else UNIT
 
 
 def file_predictor(
@@ -230,7 +227,7 @@ def file_predictor(
     gray = int(interpreter.get_input_details()[0]["shape"][-1]) == 1
 
     def in_order(images: np.ndarray) -> np.ndarray:
-        return predict(to_gray(images) if gray and images.shape[-1] == 3 else images)[:, order]
+        return finite(predict(to_gray(images) if gray and images.shape[-1] == 3 else images), str(path))[:, order]
 
     return in_order
 

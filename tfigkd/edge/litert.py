@@ -144,7 +144,10 @@ def open_classifier(model: Path, *, threads: int | None = None) -> Any:
     takes, gives = ([tuple(map(int, tensor["shape"])) for tensor in tensors] for tensors in (sources, sinks))
     image = len(takes) == 1 and len(takes[0]) == 4 and takes[0][0] == 1 and takes[0][3] in (1, 3)
     if not image or len(gives) != 1 or len(gives[0]) != 2 or gives[0][0] != 1:
-        raise UserError(f"{model} takes {takes} and gives {gives}; expected one image [1,H,W,3] and values [1,classes]")
+        raise UserError(
+            f"{model} takes {takes} and gives {gives}; expected one image [1,H,W,3] and values [1,classes]; "
+            "convert it for a batch of 1, with one output"
+        )
     pixels = sources[0]["dtype"] == np.uint8  # without a scale they are pixels from 0 to 255
     for tensor in (sinks[0],) if pixels else (sources[0], sinks[0]):
         if not np.issubdtype(tensor["dtype"], np.floating) and not tensor["quantization"][0]:

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import asdict
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import keras
@@ -14,13 +15,14 @@ from tfigkd.attribution.similarity import rank_correlation
 from tfigkd.batches.augment import overlay_some
 from tfigkd.batches.controls import apply_control
 from tfigkd.config.experiment import Config
-from tfigkd.data import Examples, mean_color, to_model_input
+from tfigkd.data import Dataset, Examples, mean_color, to_model_input
 from tfigkd.data.grid import cell_means, spread
 from tfigkd.data.knowledge import Knowledge
 from tfigkd.edge.litert import litert_predictor
+from tfigkd.measure import gallery
 from tfigkd.measure.examples import Explained, Shown, choose_examples
 from tfigkd.measure.explanation import faithfulness, measure, similarity
-from tfigkd.measure.gallery import FILE, OF_TEACHER, Gallery
+from tfigkd.measure.gallery import OF_TEACHER, Gallery
 from tfigkd.measure.metrics import Predict, disagreement, mirrored_accuracy, per_class, predict_logits
 from tfigkd.models.cost import count_parameters, multiply_adds
 from tfigkd.models.weights import weights_fingerprint
@@ -40,7 +42,7 @@ Explanation = dict[str, Explained]
 
 
 def _exported(config: Config, workdir: Workdir, weights: dict[str, str]) -> dict[str, str]:
-    """Name and checksum of the exported files; none where export has not run for these very weights."""
+    """Return name and checksum of the exported files; none where export has not run for these very weights."""
     manifest = finished(workdir.stage("export"), export_identity(config, workdir, weights))
     files = manifest["files"] if manifest else {}
     return {name: checksum for name, checksum in files.items() if name.endswith(".tflite")}
@@ -144,52 +146,24 @@ def evaluate(config: Config, workdir: Workdir) -> None:
     weights = {role: weights_fingerprint(model) for role, model in roles.items()}
     files = _exported(config, workdir, weights)
     settings = config.evaluation
-    explained = settings.attribution_examples or settings.gallery_examples
-    attribution = attribution_settings(config) if explained else None
+    attributes = settings.attribution_examples or settings.gallery_examples
+    attribution = attribution_settings(config) if attributes else None
     identity = fingerprint("evaluate", data.fingerprint, weights, files, settings, attribution)
-    manifest = finished(folder, identity)
-    if manifest and manifest["class_names"] == list(data.class_names):
-        console.say(f"  already done: {folder}")
-        now = trained_files(workdir)
-        if manifest.get("models", now) != now:  # saved again with equal weights
-            kept = {name: value for name, value in manifest.items() if name not in ("fingerprint", "files")}
-            write_manifest(folder, identity, files=manifest["files"], **{**kept, "models": now})
+    if _is_done(folder, identity, workdir, data):
         return
     predictors: dict[str, Predict] = {role: partial(predict_logits, model) for role, model in roles.items()}
     predictors |= {name: litert_predictor(workdir.stage("export") / name) for name in files}
-    results: dict[str, dict[str, float]] = {}
-    logits: dict[str, np.ndarray] = {}
-    with console.progress("evaluate", len(predictors)) as advance:
-        for name, predict in predictors.items():
-            try:
-                results[name], logits[name] = measure(predict, data.test, logits.get("teacher"))
-            except UserError as error:
-                raise UserError(f"{name}: {error}") from error
-            if settings.mirrored:
-                tested = data.test
-                score = mirrored_accuracy(predict, tested.images, logits[name], tested.labels)
-                results[name]["mirrored_accuracy"] = score
-            advance()
+    results, logits = _measure_all(predictors, data.test, mirrored=settings.mirrored)
     for role, model in roles.items():
         results[role] |= {"parameters": count_parameters(model), "multiply_adds": multiply_adds(model)}
-    tested, shown = (
-        data.test.take(slice(settings.attribution_examples)),
-        choose_examples(data.validation, roles, config.evaluation.gallery_examples),
-    )
-    kept = {}
-    if len(tested) or len(shown.examples):
-        color = mean_color(data.train)
-        of_tested, of_shown = _explain(config, roles, [tested, shown.examples], color)
-        if len(tested):
-            for name, values in _attributions(config, tested, of_tested, predictors, color).items():
-                results[name] |= values
-        if len(shown.examples):
-            kept[FILE] = make_gallery(config, workdir, shown, of_shown).save(folder / FILE)
+    explanations, gallery_file = _explain_all(config, workdir, roles, predictors)
+    for name, values in explanations.items():
+        results[name] |= values
     labels = data.test.labels
     write_manifest(
         folder,
         identity,
-        files=kept,
+        files=gallery_file,
         results=results,
         per_class={name: per_class(values, labels, data.num_classes) for name, values in logits.items()},
         disagreement={
@@ -206,6 +180,68 @@ def evaluate(config: Config, workdir: Workdir) -> None:
         agreement = f", agreement with the teacher {100 * values['agreement']:.2f} %" if "agreement" in values else ""
         mirrored = f" ({100 * values['mirrored_accuracy']:.2f} % with mirror images)" if settings.mirrored else ""
         console.say(f"  {name}: test accuracy {100 * values['accuracy']:.2f} %{mirrored}{agreement}")
+
+
+def _is_done(folder: Path, identity: str, workdir: Workdir, data: Dataset) -> bool:
+    """Return whether the stage is finished; models that were saved again with equal weights are noted."""
+    manifest = finished(folder, identity)
+    if manifest is None or manifest["class_names"] != list(data.class_names):
+        return False
+    console.say(f"  already done: {folder}")
+    models_now = trained_files(workdir)
+    if manifest.get("models", models_now) != models_now:
+        outputs = {name: value for name, value in manifest.items() if name not in ("fingerprint", "files")}
+        write_manifest(folder, identity, files=manifest["files"], **{**outputs, "models": models_now})
+    return True
+
+
+def _measure_all(
+    predictors: Mapping[str, Predict], examples: Examples, *, mirrored: bool
+) -> tuple[dict[str, dict[str, float]], dict[str, np.ndarray]]:
+    """Return the metrics and the logits [N,C] of each predictor, compared with the teacher's, which comes first.
+
+    Args:
+        predictors: By name; `"teacher"` is the first, where there is one.
+        examples: Of the test split.
+        mirrored: Whether the accuracy of the mean over image and mirror image is measured as well.
+
+    Raises:
+        UserError: A model gives no finite logits; its name comes first in the message.
+    """
+    results: dict[str, dict[str, float]] = {}
+    logits: dict[str, np.ndarray] = {}
+    with console.progress("evaluate", len(predictors)) as advance:
+        for name, predict in predictors.items():
+            try:
+                results[name], logits[name] = measure(predict, examples, logits.get("teacher"))
+            except UserError as error:
+                raise UserError(f"{name}: {error}") from error
+            if mirrored:
+                score = mirrored_accuracy(predict, examples.images, logits[name], examples.labels)
+                results[name]["mirrored_accuracy"] = score
+            advance()
+    return results, logits
+
+
+def _explain_all(
+    config: Config, workdir: Workdir, roles: dict[str, keras.Model], predictors: dict[str, Predict]
+) -> tuple[dict[str, dict[str, float]], dict[str, str]]:
+    """Return the attribution measures of each predictor on test images, and name and checksum of the gallery's file.
+
+    Both are empty where the config asks for none.
+    """
+    data, settings = dataset(config.data), config.evaluation
+    tested = data.test.take(slice(settings.attribution_examples))
+    shown = choose_examples(data.validation, roles, settings.gallery_examples)
+    if not len(tested) and not len(shown.examples):
+        return {}, {}
+    color = mean_color(data.train)
+    of_tested, of_shown = _explain(config, roles, [tested, shown.examples], color)
+    measures = _attributions(config, tested, of_tested, predictors, color) if len(tested) else {}
+    if not len(shown.examples):
+        return measures, {}
+    path = workdir.stage("evaluate") / gallery.FILE
+    return measures, {path.name: make_gallery(config, workdir, shown, of_shown).save(path)}
 
 
 def make_gallery(config: Config, workdir: Workdir, shown: Shown, explained: Mapping[str, Explained]) -> Gallery:

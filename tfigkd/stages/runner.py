@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from tfigkd.config.declare import free_fields
 from tfigkd.config.experiment import Config, to_mapping, trainings
 from tfigkd.config.reading import differences, from_mapping
 from tfigkd.runtime import console, hosts
@@ -22,19 +23,7 @@ DATA = "config.data.name"
 
 AFTER_TRAINING = ("compress.", "export.", "evaluation.", "benchmark.")
 """Tables of the stages that come after the student's training."""
-INERT = (
-    "data.dir",
-    "data.resident",
-    "data.cache",
-    "description",
-    "ledger.",
-    "tensorboard.",
-    "attribution.batch_size",
-    "training.checkpoint_steps",
-    "training.batch_threads",
-    "teacher.training.checkpoint_steps",
-    "teacher.training.batch_threads",
-)
+INERT = free_fields(Config())
 """Fields that no result depends on: they name places, or say what is shown and how it is computed."""
 FREE = INERT + AFTER_TRAINING
 """Fields that a finished run may be repeated with, as the stages that they concern are cheap to redo."""

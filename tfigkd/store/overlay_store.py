@@ -164,9 +164,14 @@ class OverlayStore:
         """
         import tensorflow as tf
 
-        shape = tf.TensorShape(getattr(tf.nest.flatten(pictures.element_spec)[0], "shape", None))
+        _check_pairs(pictures.element_spec)
+        shape, labels = (tf.TensorShape(getattr(part, "shape", None)) for part in pictures.element_spec)
         if shape.rank not in (3, None):
             raise ValueError(f"join takes single pictures [H,W,3], got pixels {tuple(shape)}; call batch() after it")
+        if labels.rank not in (0, None) and tuple(labels) != (1,):
+            raise ValueError(
+                f"join takes a label as one integer, got shape {tuple(labels)}; of one-hot labels take tf.argmax(label)"
+            )
         classes = self.knowledge.logits.shape[1]
 
         def find(image: np.ndarray, label: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -356,6 +361,7 @@ def _collect(pictures: Any) -> Examples:
         raise ValueError(
             f"expected a pair of arrays (images, labels) or a tf.data.Dataset, got {type(pictures).__name__}"
         )
+    _check_pairs(pictures.element_spec)
     images, labels = [], []
     for image, label in pictures.as_numpy_iterator():
         if np.ndim(image) != 3 or np.size(label) != 1:
@@ -369,6 +375,21 @@ def _collect(pictures: Any) -> Examples:
     if not images:
         raise ValueError("the data set has no pictures")
     return identify(np.stack(images), np.array(labels))
+
+
+def _check_pairs(spec: Any) -> None:
+    """Check that the elements of a `tf.data.Dataset` are pairs of an image and its label."""
+    if isinstance(spec, tuple) and len(spec) == 2 and not any(isinstance(part, dict | tuple) for part in spec):
+        return
+    got = (
+        f"{len(spec)} parts"
+        if isinstance(spec, tuple)
+        else f"a {'dictionary' if isinstance(spec, dict) else 'picture'}"
+    )
+    example = (
+        'lambda x: (x["image"], x["label"])' if isinstance(spec, dict) else "lambda image, label, *_: (image, label)"
+    )
+    raise ValueError(f"expected pairs (picture, label), got {got}; pictures.map({example}) makes pairs")
 
 
 def _refuse_gray(shape: tuple[int, ...]) -> None:

@@ -70,7 +70,7 @@ class Distiller(Steps, CheckedData, keras.Model):
         losses: Name to loss: one of `tfigkd.losses.LOSSES`, of `keras.distillation`, or a user's subclass of
             `keras.distillation.DistillationLoss`. One that trains layers of its own is of this Distiller alone.
         loss_weights: Name to weight, for the same names.
-        hard_weight: Weight of the hard label; None is 1 minus that of `"kd"`, which is then at most 1.
+        hard_weight: Weight of the hard label; None is 1 - w, with w at most 1, see `hard_label_weight`.
         teacher: A Keras model, images to logits [B,C]; only for training without cached knowledge.
         teacher_shapes: Tap to shape of the teacher's features, with the batch; only for losses with a projector, and
             only without a live teacher.
