@@ -55,8 +55,9 @@ def test_a_table_names_classes_and_the_others_weigh_one(examples):
     assert class_weights(TrainingConfig(), examples, NAMES) is None
     named = TrainingConfig(class_weight={"owl": 4, "dog": 2})
     np.testing.assert_array_equal(class_weights(named, examples, NAMES), WEIGHTS)
-    with pytest.raises(UserError, match="no class 'dgo' in the data; did you mean 'dog'"):
-        class_weights(TrainingConfig(class_weight={"dgo": 2}), examples, NAMES)
+    for table in ("training", "teacher.training"):
+        with pytest.raises(UserError, match=rf"^{table}\.class_weight: no class 'dgo' in the data; did you mean 'dog'"):
+            class_weights(TrainingConfig(class_weight={"dgo": 2}), examples, NAMES, table)
 
 
 @pytest.mark.parametrize("wrong", ["equal", {}, {"cat": -1.0}, {"cat": float("nan")}, 3])

@@ -59,7 +59,16 @@ def free_fields(table: Any, prefix: str = "") -> tuple[str, ...]:
 
 
 def require(condition: bool, what: str, value: Any) -> None:
-    """Refuse a value that is out of range, in one line."""
+    """Refuse a value that is out of range, in one line.
+
+    Args:
+        condition: Whether the value is accepted.
+        what: The field and what is expected, such as "epochs must be positive".
+        value: What was given.
+
+    Raises:
+        UserError: `condition` is false.
+    """
     if not condition:
         raise UserError(f"config: {what}, got {value!r}")
 

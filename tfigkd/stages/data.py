@@ -111,13 +111,16 @@ def shard(examples: Examples, shards: int, which: int) -> Examples:
     return examples.take(kept)
 
 
-def class_weights(config: TrainingConfig, examples: Examples, class_names: Sequence[str]) -> np.ndarray | None:
+def class_weights(
+    config: TrainingConfig, examples: Examples, class_names: Sequence[str], table: str = "training"
+) -> np.ndarray | None:
     """Return the weight of each class in the loss of a training, float64 [C]; None without weights.
 
     Args:
         config: The recipe.
         examples: What is trained on.
         class_names: In the order of the labels.
+        table: Of the recipe, for the message.
 
     Raises:
         UserError: The recipe names a class that does not exist.
@@ -132,7 +135,7 @@ def class_weights(config: TrainingConfig, examples: Examples, class_names: Seque
     unknown = [name for name in chosen if name not in class_names]
     if unknown:
         raise UserError(
-            f"training.class_weight: no class {unknown[0]!r} in the data; {closest(unknown[0], class_names)}"
+            f"{table}.class_weight: no class {unknown[0]!r} in the data; {closest(unknown[0], class_names)}"
         )
     return np.array([chosen.get(name, 1.0) for name in class_names])
 

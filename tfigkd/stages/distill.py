@@ -196,7 +196,7 @@ def check(config: Config) -> None:
         )
     class_weights(config.training, training_examples(config.data), data.class_names)
     taught = taught_examples(members(config)[0])
-    class_weights(config.teacher.training, taught, data.class_names)
+    class_weights(config.teacher.training, taught, data.class_names, "teacher.training")
     check_devices(config.training, len(training_examples(config.data)))
     if config.teacher.trained:
         check_devices(config.teacher.training, len(taught), "teacher.training")
