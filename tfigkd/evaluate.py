@@ -75,7 +75,7 @@ def _predictor(options: Options, data: Any, input_range: Range | None, outputs: 
         weights=None if published else options.weights,
         drop_blocks=options.drop_blocks,
         normalization=options.normalization,
-        images=probe_examples(data).images[:] if options.model.endswith(".keras") else None,
+        images=probe_examples(data).images[:] if models.is_file(options.model) else None,
         **spaces,
     )
     if published:
@@ -90,7 +90,7 @@ def _reading(options: Options) -> Reading:
 
     if options.model.endswith(".tflite"):
         return reading_for(Path(options.model), options)
-    own = models.own_image_size(options.model) if options.model.endswith(".keras") else None
+    own = models.own_image_size(options.model) if models.is_file(options.model) else None
     return replace(options.reading, image_size=options.image_size or own)
 
 

@@ -81,8 +81,8 @@ def check_ahead(config: Config, stages: Collection[str]) -> None:
         UserError: the method does not support the student, or LiteRT lacks one of its operations.
     """
     compresses = "compress" in stages and config.compress.method != "none"
-    network = config.teacher.model if config.student.init == "teacher" else config.student.model
-    converts = "export" in stages and (network.endswith(".keras") or network.startswith("keras/"))
+    network = config.teacher if config.student.init == "teacher" else config.student
+    converts = "export" in stages and (network.own_file or network.application)
     if not (compresses or converts):
         return
     data = dataset(config.data)
@@ -95,4 +95,4 @@ def check_ahead(config: Config, stages: Collection[str]) -> None:
         try:
             check_convertible(student, config.export.formats)
         except OperationError as error:
-            raise UserError(f"the student {network}: {error}; choose other --export.formats") from error
+            raise UserError(f"the student {network.model}: {error}; choose other --export.formats") from error

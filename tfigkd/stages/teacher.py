@@ -54,8 +54,7 @@ from tfigkd.training.distiller import Distiller
 from tfigkd.training.fit import Training
 from tfigkd.training.tensorboard import Watched
 
-ARCHITECTURE = ("drop_blocks", "width", "dropout", "normalization", "widths", "depth", "stem_stride")
-NEUTRAL = {"drop_blocks": 0, "width": 1.0, "dropout": None, "normalization": "none"}
+FILE_ARCHITECTURE = {"drop_blocks": 0, "width": 1.0, "dropout": None, "normalization": "none"}
 """What fingerprints hold of the architecture of a file, whatever the config says."""
 WHITENED = 5000  # training images that the stem of a convnet is made from
 SEEDS = 2**32  # of students: from 0 to here
@@ -75,7 +74,7 @@ def build_network(config: NetworkConfig, data: Dataset) -> keras.Model:
         input_shape=own,
         weights=None if weights is None else weights_path(weights),
         images=models.resized(probe_examples(data).images[:], own) if config.own_file else None,
-        **{name: getattr(config, name) for name in ARCHITECTURE},
+        **{name: getattr(config, name) for name in models.ARCHITECTURE},
         **spaces,
     )
     if config.model == "convnet":
@@ -171,7 +170,7 @@ def network_values(network: NetworkConfig, data: Dataset) -> dict[str, Any]:
     values = {name: value for name, value in values.items() if name in ours}
     values["model"] = content_of(network.model)
     if network.own_file or network.application:  # settings of other architectures do not apply
-        values = {name: value for name, value in values.items() if name not in ARCHITECTURE} | NEUTRAL
+        values = {name: value for name, value in values.items() if name not in models.ARCHITECTURE} | FILE_ARCHITECTURE
     if network.own_file and network.input_range is None:
         shown = models.own_input_range(network.model, values["model"])
         if shown not in (None, UNIT):  # it was taken for [0,1] before it was looked for
