@@ -180,8 +180,8 @@ def test_what_the_command_refuses(files, tmp_path, capsys):
     for arguments, message in {
         (str(tmp_path / "bad.tflite"),): "is not a LiteRT file",
         (str(tmp_path / "absent.tflite"),): "no file",
-        (str(files / "int8.tflite"), "--threads", "0"): "benchmark.threads must be positive",
-        (str(files / "int8.tflite"), "--runs", "0"): "benchmark.runs must be positive",
+        (str(files / "int8.tflite"), "--threads", "0"): "--threads must be positive",
+        (str(files / "int8.tflite"), "--runs", "0"): "--runs must be positive",
         (str(files / "int8.tflite"), "--rows", str(tmp_path / "no" / "r.csv")): "no folder .*; make it or choose",
     }.items():
         assert main(list(arguments)) == 1

@@ -106,7 +106,7 @@ def run(options: Options) -> str:
             "--output"
         )
     try:
-        with refused_as("--"):
+        with refused_as("export."):
             bounds = ExportConfig(
                 calibration_examples=options.calibration_examples,
                 min_int8_agreement=options.min_int8_agreement,

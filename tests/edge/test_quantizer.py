@@ -137,7 +137,7 @@ def test_what_is_refused(model, tmp_path, capsys, monkeypatch):
     content = convert(model, "float32")
     with pytest.raises(UserError, match="keep is 5, but the model has 4 layers with weights"):
         quantize(content, PIXELS[:4], keep=5)
-    with pytest.raises(UserError, match=r"keep needs quantizer = ai-edge"):
+    with pytest.raises(UserError, match=r"keep needs export.quantizer = ai-edge"):
         ExportConfig(keep=1)
     with pytest.raises(UserError, match=r"keep must not be negative"):
         ExportConfig(keep=-1, quantizer="ai-edge")

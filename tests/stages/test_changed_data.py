@@ -73,7 +73,7 @@ def test_fingerprints_follow_what_a_stage_reads(pictures, tmp_path):
         another_process()
         return (
             teacher_fingerprint(config),
-            data.stored_fingerprint(config.data),
+            data.stored_fingerprint(config.data, data.dataset(config.data).training_fingerprint),
             student_fingerprint(config, workdir),
             data.dataset(config.data).fingerprint,
         )

@@ -10,7 +10,7 @@ from tfigkd.config.training_fields import TrainingConfig
 from tfigkd.data import to_model_input
 from tfigkd.stages import distill, teacher
 from tfigkd.stages.data import dataset
-from tfigkd.stages.workdir import Workdir
+from tfigkd.stages.workdir import TEACHER_FILE, Workdir
 from tfigkd.training import fit
 
 COUNT, BATCH = 48, 24  # images, and images a step
@@ -111,10 +111,10 @@ class Training:
         monkeypatch.setattr(fit.Training, "run", spied)
         if side == "teacher":
             teacher.train_teacher(config, workdir)
-            path = teacher.teacher_folder(config, workdir) / teacher.FILE
+            path = teacher.teacher_folder(config, workdir) / TEACHER_FILE
         else:
             distill.distill(config, workdir)
-            path = workdir.stage("distill") / distill.FILE
+            path = workdir.student
         self.model = keras.saving.load_model(path, compile=False)
         self.after = values(self.model)
         clone = keras.models.clone_model(self.model)

@@ -10,7 +10,7 @@ from tfigkd.runtime.errors import UserError
 from tfigkd.stages import teacher
 from tfigkd.stages.data import dataset
 from tfigkd.stages.training_setup import training_stream
-from tfigkd.stages.workdir import Workdir
+from tfigkd.stages.workdir import TEACHER_FILE, Workdir
 from tfigkd.training.fit import Training
 
 CHANGES = {"data.limit": 40, "teacher.drop_blocks": 16, "teacher.width": 0.25, "teacher.training.epochs": 1}
@@ -64,8 +64,8 @@ def test_a_saved_teacher_is_taken_over_and_a_damaged_one_is_refused(config, tmp_
     weights = [teacher.require_teacher(config, workdir)["weights"] for workdir in (first, second)]
     assert weights[0] == weights[1]
 
-    content = bytearray((saved / teacher.FILE).read_bytes())
+    content = bytearray((saved / TEACHER_FILE).read_bytes())
     content[len(content) // 2] ^= 1
-    (saved / teacher.FILE).write_bytes(content)
+    (saved / TEACHER_FILE).write_bytes(content)
     with pytest.raises(UserError, match=r"teacher\.keras"):
         teacher.train_teacher(config, Workdir(tmp_path / "run", tmp_path / "third"))

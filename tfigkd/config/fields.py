@@ -370,6 +370,6 @@ class ExportConfig:
         require(self.keep >= 0, "keep must not be negative", self.keep)
         forbid(
             self.keep > 0 and self.quantizer != "ai-edge",
-            "keep needs quantizer = ai-edge, with the converter it must be 0",
+            "keep needs export.quantizer = ai-edge, with the converter it must be 0",
             self.keep,
         )
