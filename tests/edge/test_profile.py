@@ -215,7 +215,7 @@ def test_saturated_values_are_those_beyond_the_range(tmp_path):
     count = int(((wanted < low) & (stored == -128) | (wanted > high) & (stored == 127)).sum())
     assert count > 0
     assert last.saturated == pytest.approx(count / wanted.size)
-    assert "values beyond the int8 range: " in " ".join(about_layers(compared))
+    assert "values beyond the range of their integers: " in " ".join(about_layers(compared))
     fitting = tmp_path / "fitting.int8.tflite"
     fitting.write_bytes(convert(model, "int8", PIXELS))
     assert all(one.saturated < 0.01 for one in compare(fitting, other, PIXELS[16:]).differences)

@@ -149,7 +149,7 @@ def about_times(profiled: Profile) -> list[str]:
 
 
 def about_layers(compared: Comparison, count: int = 3) -> list[str]:
-    """Return sentences on the layers of an int8 file that differ most from float32.
+    """Return sentences on the layers of an integer file that differ most from float32.
 
     Args:
         compared: The file with its float32 file.
@@ -163,7 +163,7 @@ def about_layers(compared: Comparison, count: int = 3) -> list[str]:
     clipped = sorted((one for one in compared.differences if one.saturated), key=lambda one: -one.saturated)[:count]
     if clipped:
         parts = ", ".join(f"{one.operation.layer} {100 * one.saturated:.2g} %" for one in clipped)
-        said.append(f"values beyond the int8 range: {parts}")
+        said.append(f"values beyond the range of their integers: {parts}")
     if compared.unmatched:
         kinds = ", ".join(f"#{one.index} {one.kind}" for one in compared.unmatched[:10])
         more = f" and {len(compared.unmatched) - 10} more" if len(compared.unmatched) > 10 else ""
