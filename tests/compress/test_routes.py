@@ -30,6 +30,20 @@ def kernels(model: keras.Model) -> Iterator[np.ndarray]:
             yield np.asarray(layer.kernel)
 
 
+def test_a_student_without_batch_normalization_is_not_changed_by_its_pruning(case, tmp_path):
+    """Its accuracy before the compression would else be that after it."""
+    keras.utils.set_random_seed(0)
+    image = keras.Input(case.data.image_shape)
+    features = keras.layers.GlobalAveragePooling2D()(keras.layers.Conv2D(8, 3, activation="relu")(image))
+    student = keras.Model(image, keras.layers.Dense(10)(features))
+    before = student.get_weights()
+    config = CompressConfig(method="prune", sparsity=0.5, steps=STEPS, batch_size=32, learning_rate=1e-3)
+    pruned = compress_student(student, config, case.tuning(tmp_path))
+    for old, now in zip(before, student.get_weights(), strict=True):
+        np.testing.assert_array_equal(now, old)
+    assert [np.mean(kernel == 0) for kernel in kernels(pruned)] == pytest.approx([0.5, 0.5], abs=0.01)
+
+
 @pytest.mark.parametrize("method", PHASES)
 def test_every_route_ends_in_an_int8_file(case, tmp_path, method):
     share = 0.25 if method == "prune_channels" else 0.5

@@ -12,7 +12,7 @@ from tfigkd.compress.pruning import MagnitudePruning
 from tfigkd.compress.quantization import fake_quantized
 from tfigkd.config.compress_fields import CompressConfig, Method
 from tfigkd.losses import LOSSES
-from tfigkd.models.layers import with_fused_layers, with_stock_layers
+from tfigkd.models.layers import rebuilt, with_fused_layers, with_stock_layers
 from tfigkd.runtime.files import atomic, checksum, fingerprint, finished, make_folder, write_manifest
 
 FILE = "student.keras"
@@ -140,6 +140,8 @@ def compress_student(student: keras.Model, config: CompressConfig, tuning: FineT
         UserError: the method does not support one of the student's layers.
     """
     result = with_stock_layers(student)
+    if result is student:  # without batch normalization, there is nothing to exchange in a copy
+        result = rebuilt(student)
     for phase in PHASES[config.method]:
         identity = fingerprint(tuning.fingerprint, phase.__name__)
         folder = make_folder(tuning.folder / phase.__name__)
