@@ -11,7 +11,9 @@ from PIL import Image
 
 from tfigkd.batches.augment import overlay
 from tfigkd.batches.stream import TrainingBatches
+from tfigkd.config.experiment import Config
 from tfigkd.config.measure_fields import TensorBoardConfig
+from tfigkd.config.reading import from_mapping
 from tfigkd.config.training_fields import AugmentConfig, TrainingConfig
 from tfigkd.data import load
 from tfigkd.runtime.errors import UserError
@@ -240,7 +242,7 @@ def test_the_profiler_records_the_steps_asked_for(data, tmp_path, capsys):
 )
 def test_settings_out_of_range_are_refused(settings):
     with pytest.raises(UserError, match=r"tensorboard\."):
-        TensorBoardConfig(**settings)
+        from_mapping(Config, {"tensorboard": settings})
 
 
 def test_without_the_package_nothing_is_written(data, tmp_path, monkeypatch):
