@@ -214,7 +214,8 @@ def _normality(study: Study, runs: Runs) -> list[str]:
     if not tested:
         return []
     odd = [f"{arm} {size}".strip() for (size, arm), p in tested.items() if p < LEVEL]
-    return [f"Shapiro-Wilk below 5 %: {', '.join(odd) or 'none'} of {len(tested)} arms."]
+    named = f" ({', '.join(odd)})" if odd else ""
+    return [f"Not normally distributed by the Shapiro-Wilk test at 5 %: {len(odd)} of {len(tested)} arms{named}."]
 
 
 def comparisons_lines(compared: Sequence[Compared]) -> tuple[list[str], list[list[str]]]:
