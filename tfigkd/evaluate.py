@@ -17,6 +17,7 @@ import numpy as np
 from tyro.conf import Positional, arg
 
 from tfigkd.config.data_fields import Reading
+from tfigkd.config.fields import is_application, is_file
 from tfigkd.config.flags import DataOptions, SpaceOptions, read_all_options
 from tfigkd.data.spaces import Outputs, Range
 from tfigkd.runtime import console
@@ -27,7 +28,6 @@ from tfigkd.runtime.provenance import append_row, origin, require_columns
 
 PROG = "python -m tfigkd.evaluate"
 Predict = Callable[[Any], np.ndarray]
-PREFIX = "keras/"
 FILES = (".tflite", ".keras")
 TRIED = 256
 """Images on which other input ranges and class orders are tried."""
@@ -67,7 +67,7 @@ def _predictor(options: Options, data: Any, input_range: Range | None, outputs: 
     spaces: dict[str, Any] = {"input_range": input_range, "outputs": outputs or options.outputs}
     if options.model.endswith(".tflite"):
         return file_predictor(Path(options.model), data.class_names, **spaces)
-    published = bool(options.weights) and not options.model.startswith(PREFIX)
+    published = bool(options.weights) and not is_application(options.model)
     model = models.build(
         options.model,
         num_classes=data.num_classes,
@@ -75,7 +75,7 @@ def _predictor(options: Options, data: Any, input_range: Range | None, outputs: 
         weights=None if published else options.weights,
         drop_blocks=options.drop_blocks,
         normalization=options.normalization,
-        images=probe_examples(data).images[:] if models.is_file(options.model) else None,
+        images=probe_examples(data).images[:] if is_file(options.model) else None,
         **spaces,
     )
     if published:
@@ -90,7 +90,7 @@ def _reading(options: Options) -> Reading:
 
     if options.model.endswith(".tflite"):
         return reading_for(Path(options.model), options)
-    own = models.own_image_size(options.model) if models.is_file(options.model) else None
+    own = models.own_image_size(options.model) if is_file(options.model) else None
     return replace(options.reading, image_size=options.image_size or own)
 
 
@@ -144,7 +144,7 @@ def _logits_in(
 def _is_named(model: str) -> bool:
     from tfigkd.models import MODELS
 
-    return model in MODELS or model.startswith(PREFIX)
+    return model in MODELS or is_application(model)
 
 
 def _check(options: Options) -> None:
@@ -182,7 +182,7 @@ def main(arguments: list[str]) -> None:
     if options.mirrored:
         figures += f"  with mirror images {100 * values['mirrored_accuracy']:.2f} %"
     console.say(f"{figures}  ({values['n_test']:,} images)")
-    if options.model.endswith(".keras"):
+    if is_file(options.model):
         from tfigkd.models.user_model import pixels_said
 
         console.say(f"({pixels_said(options.model, options.input_range)})")

@@ -271,7 +271,6 @@ def test_outputs_that_are_not_finite_are_refused() -> None:
         integrated_gradients(network, IMAGES, TARGETS)
 
 
-@pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="JAX has gradients of zero there")
 @pytest.mark.parametrize("cut", [lambda x: ops.cast(ops.cast(255 * x, "uint8"), "float32"), ops.stop_gradient])
 def test_a_model_without_gradients_by_its_pixels_is_refused(cut: Any) -> None:
     image = keras.Input(SHAPE)

@@ -64,6 +64,20 @@ class DataConfig:
         return Reading(**{each.name: getattr(self, each.name) for each in fields(Reading)})
 
 
+APPLICATIONS = "keras/"
+"""Beginning of the names of networks that are of keras.applications."""
+
+
+def is_file(network: str) -> bool:
+    """Return whether the name of a network is the path of a .keras file."""
+    return network.endswith(".keras")
+
+
+def is_application(network: str) -> bool:
+    """Return whether the name of a network is that of one of keras.applications, such as keras/MobileNetV3Small."""
+    return network.startswith(APPLICATIONS)
+
+
 @dataclass(frozen=True)
 class NetworkConfig:
     """An architecture by name, or the user's own model."""
@@ -115,12 +129,12 @@ class NetworkConfig:
     @property
     def own_file(self) -> bool:
         """Whether the model is a .keras file."""
-        return self.model.endswith(".keras")
+        return is_file(self.model)
 
     @property
     def application(self) -> bool:
         """Whether the model is one of keras.applications."""
-        return self.model.startswith("keras/")
+        return is_application(self.model)
 
 
 @dataclass(frozen=True)

@@ -36,6 +36,14 @@ def scalar(value: float) -> np.ndarray:
     return np.asarray(value, np.float64)
 
 
+def composed(operations: Sequence[Affine]) -> Affine:
+    """Return the scale and offset of operations that an image passes one after the other."""
+    scale, offset = scalar(1), scalar(0)
+    for part in operations:
+        scale, offset = part.scale * scale, part.scale * offset + part.offset
+    return Affine(scale, offset)
+
+
 def range_of(operations: Sequence[Affine]) -> Range | None:
     """Return the values of a black and of a white pixel that a network takes; None where it does not show them.
 
@@ -45,9 +53,8 @@ def range_of(operations: Sequence[Affine]) -> Range | None:
     parts = [part for part in operations if not part.neutral]
     if not parts:
         return None
-    scale, offset = scalar(1), scalar(0)
-    for part in parts:
-        scale, offset = part.scale * scale, part.scale * offset + part.offset
+    whole = composed(parts)
+    scale, offset = whole.scale, whole.offset
     if not np.all(scale):
         return None
     center = float(np.mean(-offset / scale))  # the value that becomes zero, which is about the mean pixel

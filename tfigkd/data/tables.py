@@ -86,14 +86,7 @@ def _rows(path: Path, group: str | None) -> list[dict[str, str]]:
         raise UserError(f"{path} is not text in UTF-8; save it as CSV UTF-8") from error
     skipped = text.lower().startswith("sep=")  # Excel's way to name the delimiter
     text = text.partition("\n")[2] if skipped else text
-    first = text.partition("\n")[0]
-
-    def fits(mark: str) -> tuple[bool, int]:
-        """Return whether a delimiter gives the columns, and how often it occurs."""
-        cells = {cell.strip(' "\r').lower() for cell in first.split(mark)}
-        return {"path", "label"} <= cells, first.count(mark)
-
-    delimiter = max(",;\t", key=fits)
+    delimiter = _delimiter(text.partition("\n")[0])
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     header = [name.strip() for name in next(reader, [])]
     header = [name.lower() if name.lower() in ("path", "label", "split") else name for name in header]
@@ -129,6 +122,16 @@ def _rows(path: Path, group: str | None) -> list[dict[str, str]]:
     if not rows:
         raise UserError(f"{path} lists no pictures; expected a row for each")
     return rows
+
+
+def _delimiter(header: str) -> str:
+    """Return the delimiter that gives the columns path and label; where none or several do, the most frequent one."""
+
+    def fits(mark: str) -> tuple[bool, int]:
+        cells = {cell.strip(' "\r').lower() for cell in header.split(mark)}
+        return {"path", "label"} <= cells, header.count(mark)
+
+    return max(",;\t", key=fits)
 
 
 def _class_names(labels: set[str]) -> tuple[str, ...]:

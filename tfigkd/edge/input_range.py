@@ -1,11 +1,12 @@
 """The range of pixels that a LiteRT file takes: by its contract, the scale of its input, or its first operations."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
-from tfigkd.data.ranges import Affine, range_of, scalar
+from tfigkd.data.ranges import Affine, composed, range_of, scalar
 from tfigkd.data.spaces import PIXELS, SIGNED, UNIT, Range
 from tfigkd.edge.litert import dequantize
 
@@ -87,11 +88,10 @@ def _leading_range(interpreter: Any) -> Range | None:
             break
         found.append(part)
         tensor = int(readers[0]["outputs"][0])
-    scale, offset = scalar(1), scalar(0)
-    for part in found:
-        scale, offset = part.scale * scale, part.scale * offset + part.offset
-    whole = Affine(scale, offset, statistics=bool(np.any(offset)), moving=True)
-    return range_of(found if whole.neutral else [whole])
+    whole = composed(found)
+    if whole.neutral:
+        return range_of(found)
+    return range_of([replace(whole, statistics=bool(np.any(whole.offset)), moving=True)])
 
 
 def _values(interpreter: Any, tensor: dict[str, Any]) -> np.ndarray | None:

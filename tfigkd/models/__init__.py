@@ -8,8 +8,9 @@ from typing import Any
 
 import keras
 
+from tfigkd.config.fields import is_application, is_file
 from tfigkd.data.spaces import UNIT
-from tfigkd.models.applications import PREFIX, application
+from tfigkd.models.applications import application
 from tfigkd.models.blocks import CIFAR10_MEAN, CIFAR10_STD, IMAGENET_MEAN, IMAGENET_STD, LARGEST_SMALL, Normalization
 from tfigkd.models.chain import with_chain
 from tfigkd.models.coded_features import with_code, without_code
@@ -107,16 +108,6 @@ OWN_OPTIONS = {
 
 SPACES = ("input_range", "outputs", "images")
 """The options of a .keras file, see `load_own`."""
-
-
-def is_file(name: str) -> bool:
-    """Return whether the name of a network is the path of a .keras file."""
-    return name.endswith(".keras")
-
-
-def is_application(name: str) -> bool:
-    """Return whether the name of a network is that of one of keras.applications, such as keras/MobileNetV3Small."""
-    return name.startswith(PREFIX)
 
 
 def build(

@@ -10,6 +10,7 @@ from pathlib import Path
 import keras
 import numpy as np
 
+from tfigkd.config.fields import APPLICATIONS
 from tfigkd.models import layers
 from tfigkd.models.blocks import IMAGENET_STD
 from tfigkd.models.graph import flatten_layers, run_graph
@@ -17,7 +18,6 @@ from tfigkd.models.input_range import INPUT_RANGE
 from tfigkd.models.keras_file import load_model
 from tfigkd.runtime.errors import UserError
 
-PREFIX = "keras/"
 WEIGHTS = (".weights.h5", ".h5", ".keras")
 SHOWN = 5
 MOMENTUM = 0.9
@@ -55,10 +55,12 @@ def application(
         UserError: No such network, a size that it does not allow, or weights that do not fit.
     """
     known = applications()
-    function = known.get(name.removeprefix(PREFIX))
+    function = known.get(name.removeprefix(APPLICATIONS))
     if function is None:
-        near = difflib.get_close_matches(name.removeprefix(PREFIX), known, n=3, cutoff=0.4)
-        hint = f"did you mean {' or '.join(PREFIX + one for one in near)}?" if near else f"there are {', '.join(known)}"
+        near = difflib.get_close_matches(name.removeprefix(APPLICATIONS), known, n=3, cutoff=0.4)
+        hint = f"there are {', '.join(known)}"
+        if near:
+            hint = f"did you mean {' or '.join(APPLICATIONS + one for one in near)}?"
         raise UserError(f"no model {name!r} in keras.applications; {hint}")
     if input_shape[-1] != 3:
         raise UserError(f"{name} takes images of 3 channels, got {tuple(input_shape)}")

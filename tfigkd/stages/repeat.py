@@ -2,12 +2,11 @@
 
 import shlex
 from collections.abc import Mapping
-from dataclasses import is_dataclass
 from pathlib import Path
 from typing import Any
 
 from tfigkd.config.experiment import Config, read_experiment, smoke, to_mapping
-from tfigkd.config.reading import differences, value_at
+from tfigkd.config.reading import differences, field_types, value_at
 from tfigkd.runtime.errors import UserError
 from tfigkd.stages.workdir import TEACHERS, Workdir, default_folder
 
@@ -40,7 +39,7 @@ def command(config: Config, run: Mapping[str, Any], workdir: Workdir | None = No
         base = smoke(base)
     words += ["--smoke"] if run["smoke"] else []
     resolved = to_mapping(config)
-    for field in dict.fromkeys(_field(config, name) for name in differences(to_mapping(base), resolved)):
+    for field in dict.fromkeys(_field(name) for name in differences(to_mapping(base), resolved)):
         words += _flag(field, value_at(resolved, field))
     if workdir is not None and not toml:
         default = default_folder(name, run["seed"], smoke=run["smoke"])
@@ -56,15 +55,9 @@ def own_file(experiment: str, workdir: Workdir | None) -> Path:
     return workdir.run / name if workdir is not None else Path(name)
 
 
-def _field(config: Config, dotted: str) -> str:
+def _field(dotted: str) -> str:
     """Return the field that a dotted name is, or is an entry of, as `training.class_weight.cat` of a dictionary."""
-    names, value = [], config
-    for name in dotted.split("."):
-        if not is_dataclass(value):
-            break
-        names.append(name)
-        value = getattr(value, name)
-    return ".".join(names)
+    return next(field for field in field_types(Config) if f"{dotted}.".startswith(f"{field}."))
 
 
 def _flag(field: str, value: Any) -> list[str]:

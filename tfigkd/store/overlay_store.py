@@ -381,14 +381,11 @@ def _check_pairs(spec: Any) -> None:
     """Check that the elements of a `tf.data.Dataset` are pairs of an image and its label."""
     if isinstance(spec, tuple) and len(spec) == 2 and not any(isinstance(part, dict | tuple) for part in spec):
         return
-    got = (
-        f"{len(spec)} parts"
-        if isinstance(spec, tuple)
-        else f"a {'dictionary' if isinstance(spec, dict) else 'picture'}"
-    )
-    example = (
-        'lambda x: (x["image"], x["label"])' if isinstance(spec, dict) else "lambda image, label, *_: (image, label)"
-    )
+    got, example = "a picture", "lambda image, label, *_: (image, label)"
+    if isinstance(spec, tuple):
+        got = f"{len(spec)} parts"
+    elif isinstance(spec, dict):
+        got, example = "a dictionary", 'lambda x: (x["image"], x["label"])'
     raise ValueError(f"expected pairs (picture, label), got {got}; pictures.map({example}) makes pairs")
 
 
