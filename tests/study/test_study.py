@@ -4,6 +4,7 @@ import csv
 import json
 import math
 import os
+import re
 import shlex
 import signal
 import subprocess
@@ -544,19 +545,28 @@ def test_two_runs_an_arm_say_that_they_cannot_tell(pair):
     assert line[2:4] == ["–", "–"] and line[-2:] == ["–", "–"]
 
 
-def test_the_readmes_sentence_on_matched_maps_is_the_paired_interval_of_the_rows():
-    rows = read_rows(experiments_folder() / "results" / "lowdata.csv")
-    compared = compare(read_study("lowdata"), runs_of(rows))
-    (one,) = [one for one in compared if (one.first, one.second) == ("ig_kd", "ig_kd_shuffled")]
-    values = [[float(row["student_accuracy"]) for row in rows if row["arm"] == arm] for arm in (one.first, one.second)]
-    test = stats.ttest_rel(*values)  # rows are sorted by seed
+@pytest.mark.parametrize(
+    "table, first, second",
+    [(table, "ig_kd", "ig_kd_shuffled") for table in ("cifar10", "cifar10_weak_teacher", "lowdata")]
+    + [("cifar10", "kd", "student")],
+)
+def test_the_readmes_differences_are_the_paired_intervals_of_the_rows(table, first, second):
+    rows = read_rows(experiments_folder() / "results" / f"{table}.csv")
+    study = read_study("lowdata" if table == "lowdata" else "cifar10")  # their planned comparisons
+    (one,) = [one for one in compare(study, runs_of(rows)) if (one.first, one.second) == (first, second)]
+    by_seed = [
+        {row["seed"]: float(row["student_accuracy"]) for row in rows if row["arm"] == arm} for arm in (first, second)
+    ]
+    shared = sorted(by_seed[0].keys() & by_seed[1].keys())
+    test = stats.ttest_rel(*([values[seed] for seed in shared] for values in by_seed))
     low, high = (100 * end for end in test.confidence_interval(0.95))
     assert (one.lead.low, one.lead.high, one.lead.p) == pytest.approx((low, high, test.pvalue))
+    assert one.lead.n == (len(shared), len(shared))
+    difference, low, high = (f"{value:+.2f}".replace("-", "−") for value in (one.lead.difference, low, high))
+    p = f"{test.pvalue:.{3 if test.pvalue < 0.01 else 2}f}"
     text = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
-    assert (
-        f"−0.05 points (95 % interval by pairs of the same seed −{-low:.2f} to +{high:.2f}, p = {test.pvalue:.2f})"
-        in text
-    )
+    said = re.escape(f"{difference} points ({len(shared)} seeds, ") + "[^)]*" + re.escape(f"{low} to {high}, p = {p})")
+    assert re.search(said, text), said
 
 
 def test_pairs_are_those_of_one_seed(pair):
