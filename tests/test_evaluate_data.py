@@ -6,7 +6,9 @@ import re
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 from PIL import Image
+from scipy import special, stats
 
 from tfigkd.config.data_fields import Reading, SplitsConfig
 from tfigkd.config.experiment import Config
@@ -14,7 +16,8 @@ from tfigkd.config.flags import with_flags
 from tfigkd.edge.contract import write_contract
 from tfigkd.edge.convert import convert
 from tfigkd.edge.files import add_data_options, load_data, reading_for
-from tfigkd.evaluate import main
+from tfigkd.evaluate import Options, _check, main
+from tfigkd.study.collect import read_rows
 
 RNG = np.random.default_rng(0)
 
@@ -135,6 +138,72 @@ def test_what_is_known_before_the_work_is_refused_then(folder, tmp_path, capsys,
         assert main([*given, *more]) == 1
         assert re.fullmatch(rf"error: [^\n]*{message}[^\n]*\n", capsys.readouterr().err)
     assert table.read_text() == whole
+
+
+@pytest.fixture(scope="module")
+def teacher(folder):
+    """Another model of the same three classes; without activations, so its gradient is the same at every image."""
+    keras.utils.set_random_seed(2)
+    network = [keras.Input((8, 8, 3)), keras.layers.Conv2D(2, 5), keras.layers.Flatten(), keras.layers.Dense(3)]
+    keras.Sequential(network).save(folder / "teacher.keras")
+    return str(folder / "teacher.keras")
+
+
+def map_by_keras(path, images, labels):
+    """Integrated Gradients from black of a network without activations: pixel times gradient, of plain Keras."""
+    model, inputs = keras.saving.load_model(path, compile=False), tf.constant(images)
+    with tf.GradientTape() as tape:
+        tape.watch(inputs)
+        scores = tf.gather(model(inputs), labels, axis=1, batch_dims=1)
+    return np.abs((inputs * tape.gradient(scores, inputs)).numpy()).sum(axis=-1).reshape(len(images), -1)
+
+
+def test_a_model_is_compared_with_its_teacher(folder, teacher, tmp_path, capsys):
+    """Agreement, KL divergence and similarity of the maps are those of plain Keras and SciPy, with and without maps."""
+    with np.load(folder / "a.npz") as arrays:
+        images, labels = arrays["x_test"].astype(np.float32) / 255, arrays["y_test"]
+    logits = [
+        keras.ops.convert_to_numpy(keras.saving.load_model(path, compile=False)(images)).astype(np.float64)
+        for path in (folder / "own.keras", teacher)
+    ]
+    student, reference = (special.softmax(each, axis=1) for each in logits)
+    common = [str(folder / "own.keras"), "--data", str(folder / "a.npz"), "--teacher", teacher]
+    for more, table in ([], tmp_path / "rows.csv"), (["--maps", "12"], tmp_path / "maps.csv"):
+        assert main([*common, *more, "--rows", str(table)]) == 0
+        (row,) = read_rows(table)
+        _check(Options(model=common[0], teacher=teacher, maps=12 if more else 0, rows=table))  # a second row fits
+        assert float(row["agreement"]) == np.mean(student.argmax(axis=1) == reference.argmax(axis=1))
+        assert float(row["kl"]) == pytest.approx(stats.entropy(reference, student, axis=1).mean(), rel=1e-5)
+    assert f"agreement with {teacher} {100 * float(row['agreement']):.2f} %" in capsys.readouterr().out
+
+    order = [int(np.flatnonzero((images == one).all(axis=(1, 2, 3)))[0]) for one in _as_read(folder)]
+    maps, others = (map_by_keras(path, images[order], labels[order]) for path in (folder / "own.keras", teacher))
+    alike = [stats.spearmanr(*pair).statistic for pair in zip(maps, others, strict=True)]
+    chance = [stats.spearmanr(*pair).statistic for pair in zip(maps, np.roll(others, 1, axis=0), strict=True)]
+    assert float(row["attribution_rank_correlation"]) == pytest.approx(np.mean(alike), abs=1e-3)
+    assert float(row["attribution_rank_correlation_chance"]) == pytest.approx(np.mean(chance), abs=1e-3)
+    assert float(row["attribution_completeness_error"]) < 1e-4 and row["maps"] == "12"
+    assert 0 < float(row["attribution_insertion"]) < 1
+
+
+def _as_read(folder):
+    """The test images in the order in which they are read, float32 in [0,1]."""
+    return load_data(argparse.Namespace(data=str(folder / "a.npz"), data_dir=None), Reading()).test.images[
+        :
+    ] / np.float32(255)
+
+
+def test_maps_that_cannot_be_are_refused_before_the_work(folder, teacher, capsys, monkeypatch):
+    monkeypatch.setattr("tfigkd.evaluate._measure", lambda *_: pytest.fail("measured"))
+    for more, message in (
+        (["--maps", "1"], "--maps must be at least 2, got 1"),
+        (["--teacher", "other.tflite", "--maps", "2"], "--maps: other.tflite has no gradient"),
+        (["--teacher", "resnet20"], "--teacher resnet20 is no .tflite or .keras file"),
+        (["--attribution.n-steps", "4"], "--attribution.n_steps: without effect without --maps"),
+        (["--maps", "2", "--attribution.grid", "4"], "--attribution.grid: of stores alone"),
+    ):
+        assert main([str(folder / "own.keras"), "--data", str(folder / "a.npz"), *more]) == 1
+        assert re.fullmatch(rf"error: [^\n]*{message}[^\n]*\n", capsys.readouterr().err)
 
 
 def test_run_understands_the_same_options():

@@ -3,12 +3,13 @@
 python -m tfigkd.evaluate resnet56 --weights FILE.npz --normalization imagenet --data cifar10
 python -m tfigkd.evaluate runs/ig_kd/0/export/student.int8.tflite
 python -m tfigkd.evaluate student.keras --data imagenet_cifar10 --image-size 32 --split all --per-class
+python -m tfigkd.evaluate student.keras --teacher teacher.keras --maps 64
 """
 
 import shlex
 import sys
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
@@ -17,7 +18,7 @@ import numpy as np
 from tyro.conf import Positional, arg
 
 from tfigkd.config.data_fields import Reading
-from tfigkd.config.fields import is_application, is_file
+from tfigkd.config.fields import AttributionConfig, is_application, is_file
 from tfigkd.config.flags import DataOptions, SpaceOptions, read_all_options
 from tfigkd.data.spaces import Outputs, Range
 from tfigkd.runtime import console
@@ -29,6 +30,8 @@ from tfigkd.runtime.provenance import append_row, origin, require_columns
 PROG = "python -m tfigkd.evaluate"
 Predict = Callable[[Any], np.ndarray]
 FILES = (".tflite", ".keras")
+OF_MAPS = ("maps", "attribution_completeness_error")
+"""Columns that only this command writes: the number of explained images, and the median error of the model's maps."""
 TRIED = 256
 """Images on which other input ranges and class orders are tried."""
 
@@ -53,20 +56,33 @@ class Options(DataOptions, SpaceOptions):
     """Test-time augmentation: also show the accuracy of the mean of the logits of each image and its mirror image."""
     per_class: bool = False
     """Show the recall of each class."""
+    teacher: str | None = None
+    """A .keras or .tflite file to compare with: agreement of the classes, KL divergence of the probabilities."""
+    maps: int = 0
+    """Explain this number of images by Integrated Gradients: insertion and deletion by the model's own maps and, with
+    --teacher, their similarity to the teacher's. Not of .tflite files, which have no gradient."""
+    attribution: AttributionConfig = field(default_factory=AttributionConfig)
+    """How these maps are computed, as in an experiment."""
     rows: Path | None = None
     """Append the result to this .csv."""
 
 
 def _predictor(options: Options, data: Any, input_range: Range | None, outputs: Outputs | None = None) -> Predict:
     """Return the model as a function from uint8 images to the logits of the data's classes."""
-    from tfigkd import models
     from tfigkd.edge.files import file_predictor
-    from tfigkd.measure.chance import probe_examples
     from tfigkd.measure.metrics import predict_logits
 
-    spaces: dict[str, Any] = {"input_range": input_range, "outputs": outputs or options.outputs}
     if options.model.endswith(".tflite"):
+        spaces: dict[str, Any] = {"input_range": input_range, "outputs": outputs or options.outputs}
         return file_predictor(Path(options.model), data.class_names, **spaces)
+    return partial(predict_logits, _network(options, data, input_range, outputs))
+
+
+def _network(options: Options, data: Any, input_range: Range | None, outputs: Outputs | None = None) -> Any:
+    """Return a .keras file or a named network as a Keras model from float32 images in [0,1] to logits."""
+    from tfigkd import models
+    from tfigkd.measure.chance import probe_examples
+
     published = bool(options.weights) and not is_application(options.model)
     model = models.build(
         options.model,
@@ -76,11 +92,12 @@ def _predictor(options: Options, data: Any, input_range: Range | None, outputs: 
         drop_blocks=options.drop_blocks,
         normalization=options.normalization,
         images=probe_examples(data).images[:] if is_file(options.model) else None,
-        **spaces,
+        input_range=input_range,
+        outputs=outputs or options.outputs,
     )
     if published:
         models.load_torch_weights(model, str(options.weights))
-    return partial(predict_logits, model)
+    return model
 
 
 def _reading(options: Options) -> Reading:
@@ -105,7 +122,9 @@ def _measure(options: Options) -> tuple[dict[str, Any], str | None]:
     data = load(options.data, _reading(options), directory=options.data_dir)
     examples = data.test if options.split == "test" else concatenate([data.train, data.validation, data.test])
     predict = _predictor(options, data, options.input_range)
-    values, logits = measure(predict, examples)
+    teacher = _teacher(options)
+    reference = None if teacher is None else _predictor(teacher, data, None)(examples.images)
+    values, logits = measure(predict, examples, reference)
     if options.mirrored:
         values["mirrored_accuracy"] = mirrored_accuracy(predict, examples.images, logits, examples.labels)
     if options.per_class:
@@ -114,6 +133,8 @@ def _measure(options: Options) -> tuple[dict[str, Any], str | None]:
         for name, one in zip(data.class_names, recalls, strict=True):
             recall = "no images" if one["recall"] is None else f"{100 * one['recall']:6.2f} % of {one['examples']:,}"
             console.say(f"{name:<{width}}  {recall}")
+    if options.maps:
+        values |= _maps(options, data, examples.take(slice(options.maps)), predict)
     guesses = near_chance(logits[:, : data.num_classes], examples.labels)
     some = examples.take(slice(TRIED))
     others = {}
@@ -135,10 +156,54 @@ def _measure(options: Options) -> tuple[dict[str, Any], str | None]:
     return {"data": data.name, "data_fingerprint": data.fingerprint, "n_test": len(examples), **values}, advice
 
 
+def _teacher(options: Options) -> Options | None:
+    """Return the options with which the teacher's file is opened: it tells itself which pixels it takes."""
+    if options.teacher is None:
+        return None
+    return Options(model=options.teacher)
+
+
+def _maps(options: Options, data: Any, examples: Any, predict: Predict) -> dict[str, float]:
+    """Return how faithful the maps of the model are to it, and how alike those of the teacher, where there is one."""
+    from tfigkd.config.measure_fields import EvaluationConfig
+    from tfigkd.data import mean_color
+    from tfigkd.measure.explanation import faithfulness, similarity
+    from tfigkd.store.maps import explain
+
+    settings, color, teacher = EvaluationConfig(), mean_color(data.train), _teacher(options)
+    maps, errors = explain(_network(options, data, options.input_range), examples, options.attribution, color)
+    values: dict[str, float] = dict(zip(OF_MAPS, (len(examples), float(np.median(errors))), strict=True))
+    values |= faithfulness(predict, examples, maps, mean_color=color, steps=settings.curve_steps)
+    if teacher is not None:
+        others, _ = explain(_network(teacher, data, None), examples, options.attribution, color)
+        values |= similarity(maps, others, top_fraction=settings.top_fraction)
+    return values
+
+
 def _logits_in(
     options: Options, data: Any, input_range: Range | None, images: np.ndarray, outputs: Outputs | None = None
 ) -> np.ndarray:
     return _predictor(options, data, input_range, outputs)(images)
+
+
+def _compared(options: Options, values: dict[str, Any]) -> Iterator[str]:
+    """Yield the lines on the teacher and on the maps, where they were asked for."""
+    if options.teacher is not None:
+        yield (
+            f"agreement with {options.teacher} {100 * values['agreement']:.2f} %  "
+            f"KL(teacher ‖ model) {values['kl']:.4f} nats"
+        )
+    if options.maps:
+        yield (
+            f"maps of {values['maps']:,} images: insertion AUC {values['attribution_insertion']:.3f}  deletion AUC "
+            f"{values['attribution_deletion']:.3f}  median completeness error "
+            f"{values['attribution_completeness_error']:.3f}"
+        )
+    if options.maps and options.teacher is not None:
+        yield (
+            f"beside the teacher's maps: rank correlation {values['attribution_rank_correlation']:.3f}  "
+            f"(with its maps of other images {values['attribution_rank_correlation_chance']:.3f})"
+        )
 
 
 def _is_named(model: str) -> bool:
@@ -160,13 +225,42 @@ def _check(options: Options) -> None:
             raise UserError(f"{', '.join(given)}: of a named network alone; leave out for the file {options.model}")
     elif Path(options.model).exists() and not _is_named(options.model):
         raise UserError(f"{options.model} is no {' or '.join(FILES)} file; open it in Keras and save it as .keras")
+    if options.teacher is not None and not options.teacher.endswith(FILES):
+        raise UserError(f"--teacher {options.teacher} is no {' or '.join(FILES)} file")
+    _check_maps(options)
     if options.rows is not None and options.rows.exists():
-        from tfigkd.measure.metrics import MANY_CLASSES, metrics
+        from tfigkd.measure.explanation import FAITHFULNESS, similarity
+        from tfigkd.measure.metrics import MANY_CLASSES, comparison, metrics
 
-        measured = [name for name, _ in metrics(np.zeros((2, MANY_CLASSES + 1)), np.arange(2))]
+        logits, maps = np.zeros((2, MANY_CLASSES + 1)), np.random.default_rng(0).random((2, 2, 2))
+        measured = [name for name, _ in metrics(logits, np.arange(2))]
+        if options.teacher is not None:
+            measured += [name for name, _ in comparison(logits, logits)]
         measured += ["mirrored_accuracy"] * options.mirrored
+        if options.maps:
+            measured += [*OF_MAPS, *FAITHFULNESS]
+            compared = similarity(maps, maps, top_fraction=0.5) if options.teacher is not None else ()
+            measured += [name for name, _ in compared]
         known = ("model", "weights", "data", "data_fingerprint", "n_test")
         require_columns(options.rows, [*known, *measured, *origin("")], maybe=["top5_accuracy"])
+
+
+def _check_maps(options: Options) -> None:
+    """Check the options of the maps.
+
+    Raises:
+        UserError: there are too few to compare, a file has none, or a setting has no effect.
+    """
+    if options.maps < 0 or options.maps == 1:
+        raise UserError(f"--maps must be at least 2, got {options.maps}; maps are compared with those of other images")
+    files = [path for path in (options.model, options.teacher or "") if path.endswith(".tflite")]
+    if options.maps and files:
+        raise UserError(f"--maps: {files[0]} has no gradient; give the .keras file that it was made from")
+    default = AttributionConfig()
+    names = ("shard_size", "grid") if options.maps else tuple(vars(default))
+    given = [f"--attribution.{name}" for name in names if getattr(options.attribution, name) != getattr(default, name)]
+    if given:
+        raise UserError(f"{', '.join(given)}: {'of stores alone' if options.maps else 'without effect without --maps'}")
 
 
 @command()
@@ -182,6 +276,8 @@ def main(arguments: list[str]) -> None:
     if options.mirrored:
         figures += f"  with mirror images {100 * values['mirrored_accuracy']:.2f} %"
     console.say(f"{figures}  ({values['n_test']:,} images)")
+    for line in _compared(options, values):
+        console.say(line)
     if is_file(options.model):
         from tfigkd.models.user_model import pixels_said
 

@@ -11,6 +11,9 @@ from tfigkd.data import Examples
 from tfigkd.measure.metrics import Predict, check_labels, comparison, metrics
 from tfigkd.runtime.errors import UserError
 
+FAITHFULNESS = ("attribution_insertion", "attribution_deletion")
+"""The names of what `faithfulness` measures."""
+
 
 def measure(
     predict: Predict, examples: Examples, reference: np.ndarray | None = None
@@ -74,6 +77,7 @@ def faithfulness(
     """
     images = examples.images[:]
     arguments = predict, images, maps, examples.labels
-    yield "attribution_insertion", float(insertion(*arguments, steps=steps).auc.mean())
     color = np.broadcast_to(mean_color, images.shape[1:])
-    yield "attribution_deletion", float(deletion(*arguments, baseline=color, steps=steps).auc.mean())
+    curves = insertion(*arguments, steps=steps), deletion(*arguments, baseline=color, steps=steps)
+    for name, curve in zip(FAITHFULNESS, curves, strict=True):
+        yield name, float(curve.auc.mean())

@@ -9,8 +9,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from tfigkd import models
-from tfigkd.attribution import blur_sigma, completeness_error, saliency_map
+from tfigkd.attribution import blur_sigma
 from tfigkd.attribution.similarity import rank_correlation
 from tfigkd.batches.augment import overlay_some
 from tfigkd.batches.controls import apply_control
@@ -35,7 +34,7 @@ from tfigkd.stages.export import export_identity
 from tfigkd.stages.overlays import load_knowledge
 from tfigkd.stages.teacher import load_teacher
 from tfigkd.stages.workdir import Workdir
-from tfigkd.store.maps import FIRST_SIGMA, attribute_examples, to_stored
+from tfigkd.store.maps import FIRST_SIGMA, explain, to_stored
 
 Explanation = dict[str, Explained]
 """Maps and completeness errors, by role."""
@@ -70,10 +69,7 @@ def _explain(
     with console.progress("explain", len(roles)) as advance:
         for role, model in roles.items():
             # one call for all parts: another number of images is another graph to trace
-            folded = models.fold_batch_norm(model)
-            result = attribute_examples(folded, together, config.attribution, color)
-            errors = completeness_error(result.attributions, result.convergence_delta)
-            found[role] = saliency_map(result.attributions), errors
+            found[role] = explain(model, together, config.attribution, color)
             advance()
     ends = np.cumsum([len(part) for part in parts])
     pieces = [slice(end - len(part), end) for end, part in zip(ends, parts, strict=True)]

@@ -92,6 +92,21 @@ def attribute_examples(
     )
 
 
+def explain(
+    model: keras.Model, examples: Examples, config: AttributionConfig, mean_color: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the maps [B,H,W] of a model for the labels of the examples, and their completeness errors [B].
+
+    Args:
+        model: float32 [B,H,W,C] in [0,1] to logits.
+        examples: Images and labels.
+        config: The settings.
+        mean_color: Of the training images, float32 [3] in [0,1]; for the baseline "mean" alone.
+    """
+    result = attribute_examples(models.fold_batch_norm(model), examples, config, mean_color)
+    return saliency_map(result.attributions), completeness_error(result.attributions, result.convergence_delta)
+
+
 def features(
     model: keras.Model,
     examples: Examples,
