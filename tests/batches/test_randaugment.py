@@ -8,7 +8,7 @@ import pytest
 
 from tests.children import on_jax
 from tests.test_jax import NEEDS_JAX
-from tfigkd.batches.augment import OPERATION, example_keys, uniform
+from tfigkd.batches.augment import Purpose, example_keys, uniform
 from tfigkd.batches.randaugment import rand_augment
 from tfigkd.batches.stream import TrainingBatches
 from tfigkd.config.fields import OverlayConfig
@@ -40,7 +40,7 @@ def test_an_epoch_that_is_repeated_has_the_same_pictures():
 
 def test_a_picture_gets_the_operation_of_its_id_as_keras_computes_it():
     images, keys = (IMAGES / 255).astype(np.float32), example_keys(IDS)
-    operation = (uniform(keys, seed=5, epoch=2, purpose=OPERATION) * 11).astype(int)
+    operation = (uniform(keys, seed=5, epoch=2, purpose=Purpose.OPERATION) * 11).astype(int)
     changed = rand_augment(1, 0.5)(images, keys=keys, seed=5, epoch=2)
     chosen = operation == 9  # the only one that has no strength and does not look at other pictures
     assert chosen.any()

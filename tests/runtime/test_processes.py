@@ -25,9 +25,8 @@ print(len(list(Path("/proc/self/task").iterdir())) - before)
 
 @pytest.mark.parametrize(("cores", "gigabytes", "expected"), [(2, 24, 2), (16, 16, 4), (8, 2, 1), (1, 64, 1)], ids=str)
 def test_a_process_for_each_core_as_far_as_memory_allows(monkeypatch, cores, gigabytes, expected):
-    sizes = {"SC_PHYS_PAGES": gigabytes * 2**18, "SC_PAGE_SIZE": 2**12}
     monkeypatch.setattr(processes, "cores", lambda: cores)
-    monkeypatch.setattr(os, "sysconf", sizes.get)
+    monkeypatch.setattr(processes, "memory", lambda: gigabytes * 2**30)
     monkeypatch.setattr(processes, "ACCELERATOR", processes.Path("/nowhere"))
     assert processes_that_fit() == expected
 

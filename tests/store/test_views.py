@@ -10,7 +10,7 @@ import pytest
 from scipy.special import softmax
 
 from tfigkd import models
-from tfigkd.batches.augment import ORDER, example_keys, uniform
+from tfigkd.batches.augment import Purpose, example_keys, uniform
 from tfigkd.batches.controls import shuffle_views
 from tfigkd.batches.stream import TrainingBatches
 from tfigkd.config.experiment import Config, override
@@ -193,7 +193,7 @@ def test_moved_attention_is_exact_without_geometry_and_nearer_than_unmoved(teach
 
     images, targets = next(TrainingBatches(examples, recipe, AugmentConfig(2), **options)(0))
     live = live_attention(teacher, images)
-    order = np.argsort(uniform(example_keys(examples.ids), seed=3, epoch=0, purpose=ORDER), kind="stable")
+    order = np.argsort(uniform(example_keys(examples.ids), seed=3, epoch=0, purpose=Purpose.ORDER), kind="stable")
     moved = np.mean(attention_transfer(targets["teacher_features"][TAP], live[..., None]))
     unmoved = np.mean(attention_transfer(maps[order, 0].astype("float32"), live[..., None]))
     assert moved < 0.8 * unmoved

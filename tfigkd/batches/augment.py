@@ -1,11 +1,12 @@
 """Random geometry for image and map at once, and the overlay of the map on the image.
 
 Every draw is stateless: a function of (seed, epoch, example id, purpose). So a resumed run repeats the draws of an
-uninterrupted one, arms of one seed share them, and the order of the batches has no part in them. Draws are NumPy's on
+uninterrupted one, arms of one seed share them, and they do not depend on the order of the batches. Draws are NumPy's on
 every backend; what moves and overlays pixels takes NumPy's arrays and JAX's.
 """
 
 from collections.abc import Callable
+from enum import IntEnum
 from typing import Any
 
 import numpy as np
@@ -15,14 +16,36 @@ from tfigkd.config.training_fields import AugmentConfig
 from tfigkd.data import to_model_input
 from tfigkd.data.grid import spread
 
-ORDER, CROP_Y, CROP_X, FLIP, OVERLAY, EXPONENT, VIEW, MIX, CUT_Y, CUT_X = range(10)
-AREA, ASPECT, PASTE_Y, PASTE_X, WHICH, STRENGTH, OPERATION = range(10, 17)  # more follow OPERATION
+
+class Purpose(IntEnum):
+    """What a draw is for. Each number is a part of its draws, so none may change; a new purpose starts at 1000."""
+
+    ORDER = 0
+    CROP_Y = 1
+    CROP_X = 2
+    FLIP = 3
+    OVERLAY = 4
+    EXPONENT = 5
+    VIEW = 6
+    MIX = 7
+    CUT_Y = 8
+    CUT_X = 9
+    AREA = 10
+    ASPECT = 11
+    PASTE_Y = 12
+    PASTE_X = 13
+    WHICH = 14
+    STRENGTH = 15
+    OPERATION = 16
+    """Of RandAugment's first operation; the next numbers are those of its further operations."""
+
+
 GRAY = 122
 """What fills a cut square: about the mean of natural images."""
 LARGEST_LOGARITHM = 87.0
 """Of a power that float32 holds; a map whose power has a larger one is divided by its maximum first."""
 FINE = 256
-"""Places in a pixel between which `gather` interpolates: whole numbers, so that every backend gives the same pixels."""
+"""Subpixel positions to a pixel in `gather`; integers, so that every backend gives the same pixels."""
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
@@ -83,8 +106,10 @@ def geometry(
         columns = np.where(_flipped(keys, config, seed=seed, epoch=epoch)[:, None], width - 1 - columns, columns)
     if config.crop_padding:
         span = 2 * config.crop_padding + 1
-        rows = rows + (uniform(keys, seed=seed, epoch=epoch, purpose=CROP_Y) * span).astype(np.int32)[:, None]
-        columns = columns + (uniform(keys, seed=seed, epoch=epoch, purpose=CROP_X) * span).astype(np.int32)[:, None]
+        rows = rows + (uniform(keys, seed=seed, epoch=epoch, purpose=Purpose.CROP_Y) * span).astype(np.int32)[:, None]
+        columns = (
+            columns + (uniform(keys, seed=seed, epoch=epoch, purpose=Purpose.CROP_X) * span).astype(np.int32)[:, None]
+        )
     return rows, columns
 
 
@@ -93,8 +118,8 @@ def _flipped(keys: np.ndarray, config: AugmentConfig, *, seed: int, epoch: int |
     if not config.flip:
         return np.zeros(len(keys), bool)
     if config.flip_order == "random":
-        return uniform(keys, seed=seed, epoch=epoch, purpose=FLIP) < 0.5
-    return (uniform(keys, seed=seed, epoch=0, purpose=FLIP) < 0.5) ^ (np.asarray(epoch) % 2 == 1)
+        return uniform(keys, seed=seed, epoch=epoch, purpose=Purpose.FLIP) < 0.5
+    return (uniform(keys, seed=seed, epoch=0, purpose=Purpose.FLIP) < 0.5) ^ (np.asarray(epoch) % 2 == 1)
 
 
 def _resized_crop(
@@ -105,14 +130,18 @@ def _resized_crop(
     A side that would be longer than the image's is cut to it; torchvision's `RandomResizedCrop` draws again.
     """
     drawn = {
-        purpose: uniform(keys, seed=seed, epoch=epoch, purpose=purpose) for purpose in (AREA, ASPECT, CROP_Y, CROP_X)
+        purpose: uniform(keys, seed=seed, epoch=epoch, purpose=purpose)
+        for purpose in (Purpose.AREA, Purpose.ASPECT, Purpose.CROP_Y, Purpose.CROP_X)
     }
     least, most = config.crop_area
     narrow, wide = np.log(config.crop_aspect)
-    area = (least + (most - least) * drawn[AREA]) * size[0] * size[1]
-    aspect = np.exp(narrow + (wide - narrow) * drawn[ASPECT])
+    area = (least + (most - least) * drawn[Purpose.AREA]) * size[0] * size[1]
+    aspect = np.exp(narrow + (wide - narrow) * drawn[Purpose.ASPECT])
     places = []
-    for length, side, purpose in ((np.sqrt(area / aspect), size[0], CROP_Y), (np.sqrt(area * aspect), size[1], CROP_X)):
+    for length, side, purpose in (
+        (np.sqrt(area / aspect), size[0], Purpose.CROP_Y),
+        (np.sqrt(area * aspect), size[1], Purpose.CROP_X),
+    ):
         length = np.minimum(length, side)
         centers = (np.arange(side) + 0.5) * (length / side)[:, None] + (drawn[purpose] * (side - length))[:, None]
         places.append(np.rint(np.clip(centers - 0.5, 0, side - 1) * FINE).astype(np.int32))
@@ -122,7 +151,7 @@ def _resized_crop(
 def gather(pixels: Any, rows: Any, columns: Any, config: AugmentConfig) -> Any:
     """Return the images [B,H,W,C] moved as `geometry` says; NumPy's arrays or JAX's.
 
-    At the border come in zeros, or with `crop_border="reflect"` the image mirrored at its edge pixels. Resized crops
+    Outside the image are zeros, or with `crop_border="reflect"` the image mirrored at its edge pixels. Resized crops
     are interpolated between the four nearest pixels, and integers are rounded.
 
     Args:
@@ -195,7 +224,7 @@ def cut_square(
         Rows and columns, those of the square as their complement -1 - index.
     """
     marked = []
-    for indices, purpose in ((rows, CUT_Y), (columns, CUT_X)):
+    for indices, purpose in ((rows, Purpose.CUT_Y), (columns, Purpose.CUT_X)):
         size = indices.shape[1]
         start = (uniform(keys, seed=seed, epoch=epoch, purpose=purpose) * size).astype(np.int32) - side // 2
         places = np.arange(size, dtype=np.int32)
@@ -218,11 +247,11 @@ def augmented(
     exponents: Any,
     *,
     config: AugmentConfig,
-    lay: Callable[[Any, Any, Any], Any],
+    blend: Callable[[Any, Any, Any], Any],
     cut: bool = False,
     change: Callable[[Any], Any] | None = None,
 ) -> tuple[Any, Any, Any]:
-    """Moved images, the same with overlays, and their maps; NumPy's arrays or JAX's.
+    """Return moved images, the same with overlays, and their maps; NumPy's arrays or JAX's.
 
     Args:
         pixels: uint8 [B,H,W,3], or [B,H,W,4] with the maps.
@@ -230,7 +259,7 @@ def augmented(
         columns: [B,W].
         exponents: From `overlay_exponents`; None overlays no map.
         config: What rows and columns were drawn with.
-        lay: `overlay_some`, or what does the same where it cannot run: of images, maps and exponents.
+        blend: `overlay_some`, or what does the same where it cannot run: of images, maps and exponents.
         cut: Rows and columns are from `cut_square`, and the square is filled.
         change: What else is done to the moved images, before any overlay, or None.
 
@@ -247,7 +276,7 @@ def augmented(
     clean = to_model_input(moved[..., :3])
     clean = clean if change is None else change(clean)
     maps = moved[..., 3].astype(np.float32) if moved.shape[-1] == 4 else None
-    return clean, clean if exponents is None else lay(clean, maps, exponents), maps
+    return clean, clean if exponents is None else blend(clean, maps, exponents), maps
 
 
 def crop_and_flip(
@@ -298,9 +327,9 @@ def move_coarse(
 
 
 def overlay(images: Any, maps: Any, exponents: Any) -> Any:
-    """Lay maps over images: 0.5 image + 0.5 m, with m the map to the power s, scaled to [0, 1].
+    """Overlay maps on images: 0.5 image + 0.5 m, with m the map to the power s, scaled to [0, 1].
 
-    A constant map says nothing about any pixel; its image is returned as it is. The scaling is per map, so that the
+    An image whose map is constant, and so ranks no pixel, is returned as it is. The scaling is per map, so that the
     unit of the attributions does not matter (arXiv 2503.13008, with the exponent of the published code).
 
     Args:
@@ -339,9 +368,9 @@ def overlay_exponents(
     Returns:
         s, log-uniform between the exponents, float32 [B]; 0 where there is no overlay.
     """
-    chosen = (uniform(keys, seed=seed, epoch=epoch, purpose=OVERLAY) < config.probability) & usable
+    chosen = (uniform(keys, seed=seed, epoch=epoch, purpose=Purpose.OVERLAY) < config.probability) & usable
     low, high = np.log(config.min_exponent), np.log(config.max_exponent)
-    exponents = np.exp(low + (high - low) * uniform(keys, seed=seed, epoch=epoch, purpose=EXPONENT))
+    exponents = np.exp(low + (high - low) * uniform(keys, seed=seed, epoch=epoch, purpose=Purpose.EXPONENT))
     return np.where(chosen, exponents, 0).astype(np.float32)
 
 

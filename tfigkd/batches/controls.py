@@ -1,4 +1,4 @@
-"""Placebo arms: the same treatment without the information, to tell what the information did.
+"""Placebo arms: the same treatment without the information, to measure the effect of the information.
 
 The store is never falsified: a control permutes or replaces what was read from it, by a seed that stands in the
 config and so in every manifest and row. An arm and its placebo differ in nothing else.

@@ -1,4 +1,4 @@
-"""Batches made on JAX's device: pixels and maps lie there once, and a step is sent indices and draws alone."""
+"""Batches made on JAX's device: pixels and maps are copied to it once; a step sends only indices and draws."""
 
 import functools
 from collections.abc import Callable
@@ -32,7 +32,7 @@ def on_device(
     import jax
     import jax.numpy as jnp
 
-    def lay(images: Any, maps: Any, exponents: Any) -> Any:
+    def blend(images: Any, maps: Any, exponents: Any) -> Any:
         # every image is overlaid and some are kept: a compiled function has no batches of changing size
         laid = exponents > 0
         changed = images * 0.5 if dim_only else overlay(images, maps, jnp.where(laid, exponents, 1))
@@ -45,7 +45,7 @@ def on_device(
         pixels = resident[chosen]
         if coarse is not None:  # maps of a coarser grid lie beside the pixels, and are spread over those of a batch
             pixels = jnp.concatenate([pixels, spread(coarse[chosen], images.shape[1:3])[..., None]], axis=-1)
-        return augmented(pixels, rows, columns, exponents, config=augment, lay=lay, cut=cut)
+        return augmented(pixels, rows, columns, exponents, config=augment, blend=blend, cut=cut)
 
     pixels = images if maps is None or coarse is not None else np.concatenate([images, maps[..., None]], axis=-1)
     return functools.partial(made, jax.device_put(pixels), coarse)

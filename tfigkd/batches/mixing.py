@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from tfigkd.batches.augment import MIX, PASTE_X, PASTE_Y, WHICH, uniform
+from tfigkd.batches.augment import Purpose, uniform
 
 
 def mixup_shares(keys: np.ndarray, alpha: float, *, seed: int, epoch: int) -> np.ndarray:
@@ -19,8 +19,8 @@ def mixup_shares(keys: np.ndarray, alpha: float, *, seed: int, epoch: int) -> np
         epoch: The epoch, from 0.
     """
     if alpha == 1:
-        return uniform(keys, seed=seed, epoch=epoch, purpose=MIX).astype(np.float32)
-    words = [seed, epoch, MIX, *np.atleast_1d(keys)[:1].tolist()]
+        return uniform(keys, seed=seed, epoch=epoch, purpose=Purpose.MIX).astype(np.float32)
+    words = [seed, epoch, Purpose.MIX, *np.atleast_1d(keys)[:1].tolist()]
     return np.random.default_rng(words).beta(alpha, alpha, len(keys)).astype(np.float32)
 
 
@@ -37,7 +37,7 @@ def pasted_boxes(shares: np.ndarray, keys: np.ndarray, size: tuple[int, int], *,
         epoch: The epoch, from 0.
     """
     inside = []
-    for side, purpose in zip(size, (PASTE_Y, PASTE_X), strict=True):
+    for side, purpose in zip(size, (Purpose.PASTE_Y, Purpose.PASTE_X), strict=True):
         center = uniform(keys, seed=seed, epoch=epoch, purpose=purpose) * side
         half = np.sqrt(1 - shares) * side / 2
         places = np.arange(side) + 0.5
@@ -45,7 +45,7 @@ def pasted_boxes(shares: np.ndarray, keys: np.ndarray, size: tuple[int, int], *,
     return 1 - (inside[0][:, :, None] & inside[1][:, None, :]).astype(np.float32)
 
 
-def own_parts(
+def mixing_weights(
     keys: np.ndarray, size: tuple[int, int], mixup: float, cutmix: float, *, seed: int, epoch: int
 ) -> np.ndarray:
     """Return how much of each pixel is the image's own, for `mix`: float32 [B,1,1], or with cutmix [B,H,W].
@@ -65,18 +65,18 @@ def own_parts(
     boxes = pasted_boxes(mixup_shares(keys, cutmix, seed=seed, epoch=epoch), keys, size, seed=seed, epoch=epoch)
     if even is None:
         return boxes
-    blended = uniform(keys, seed=seed, epoch=epoch, purpose=WHICH) < 0.5
+    blended = uniform(keys, seed=seed, epoch=epoch, purpose=Purpose.WHICH) < 0.5
     return np.where(blended[:, None, None], even, boxes)
 
 
 def mix(values: Any, own: np.ndarray) -> Any:
     """Mix what each example has with what its partner has: images, labels or weights; NumPy's arrays or JAX's.
 
-    The partner of example i is example B - 1 - i: batches are shuffled, and a control that moves images on by one
-    within the batch meets other pairs.
+    The partner of example i is example B - 1 - i: batches are shuffled, and the control that takes the next example of
+    the batch forms other pairs.
 
     Args:
         values: [B,...].
-        own: How much is the example's own, [B,...], as `own_parts` says; it broadcasts to `values`.
+        own: How much is the example's own, [B,...], as `mixing_weights` says; it broadcasts to `values`.
     """
     return own * values + (1 - own) * values[::-1]

@@ -7,7 +7,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from tfigkd.batches.augment import OPERATION, STRENGTH, uniform
+from tfigkd.batches.augment import Purpose, uniform
 from tfigkd.config.training_fields import TrainingConfig
 
 Change = Callable[..., np.ndarray]
@@ -33,10 +33,12 @@ def rand_augment(operations: int, strength: float) -> Change:
     transform, alone = _compiled(layer), threading.Lock()  # the state of its generator is set for each batch
 
     def change(images: np.ndarray, *, keys: np.ndarray, seed: int, epoch: int) -> np.ndarray:
-        draws = [uniform(keys, seed=seed, epoch=epoch, purpose=OPERATION + place) for place in range(operations)]
+        draws = [
+            uniform(keys, seed=seed, epoch=epoch, purpose=Purpose.OPERATION + place) for place in range(operations)
+        ]
         chosen = (np.stack(draws) * kinds).astype(np.int32)[..., None, None, None]
         both = keys.sum() + np.arange(2, dtype=np.uint64)  # each example has a part in it
-        words = uniform(both, seed=seed, epoch=epoch, purpose=STRENGTH)
+        words = uniform(both, seed=seed, epoch=epoch, purpose=Purpose.STRENGTH)
         with alone:
             changed = transform(images, chosen, (words * 2**31).astype(np.int64))
         return np.clip(keras.ops.convert_to_numpy(changed), 0, 1)

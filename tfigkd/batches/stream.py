@@ -9,8 +9,7 @@ import keras
 import numpy as np
 
 from tfigkd.batches.augment import (
-    ORDER,
-    VIEW,
+    Purpose,
     augmented,
     cut_square,
     example_keys,
@@ -21,7 +20,7 @@ from tfigkd.batches.augment import (
     uniform,
 )
 from tfigkd.batches.jax_batches import on_device
-from tfigkd.batches.mixing import mix, own_parts
+from tfigkd.batches.mixing import mix, mixing_weights
 from tfigkd.batches.randaugment import rand_augment_of
 from tfigkd.batches.threads import batch_threads, done_in_order
 from tfigkd.config.fields import ControlConfig, OverlayConfig, ViewConfig
@@ -91,7 +90,7 @@ def _on_host(
 ) -> Callable[..., tuple[np.ndarray, np.ndarray, Any]]:
     """Return `augmented` images of a data set, from indices and draws; `jax_batches.py` does it on JAX's device."""
 
-    def lay(images: np.ndarray, maps: np.ndarray, exponents: np.ndarray) -> np.ndarray:
+    def blend(images: np.ndarray, maps: np.ndarray, exponents: np.ndarray) -> np.ndarray:
         return overlay_some(images, None if dim_only else maps, exponents)
 
     def make(
@@ -105,7 +104,7 @@ def _on_host(
         if maps is not None:
             shown = spread(maps[chosen], pixels.shape[1:3])
             pixels = np.concatenate([pixels, shown[..., None]], axis=-1)
-        return augmented(pixels, rows, columns, exponents, config=augment, lay=lay, cut=cut, change=change)
+        return augmented(pixels, rows, columns, exponents, config=augment, blend=blend, cut=cut, change=change)
 
     return make
 
@@ -114,7 +113,7 @@ def _on_host(
 class TrainingBatches:
     """Endless shuffled, augmented batches of examples, with what the teacher knows of them.
 
-    Image and map are one array of four channels until the crop and flip are done, so they cannot come apart.
+    Image and map are one array of four channels until the crop and flip are done, so both get the same geometry.
 
     Attributes:
         examples: What to train on.
@@ -194,7 +193,7 @@ class TrainingBatches:
     def _tasks(self, epoch: int, part: Part, skip: int) -> Iterator[Callable[[], Batch]]:
         *bounds, used = np.cumsum(batch_sizes(len(self.examples), self.recipe.batch_size, self.devices))
         while True:
-            order = np.argsort(uniform(self._keys, seed=self.seed, epoch=epoch, purpose=ORDER), kind="stable")
+            order = np.argsort(uniform(self._keys, seed=self.seed, epoch=epoch, purpose=Purpose.ORDER), kind="stable")
             for chosen in np.split(order[:used], bounds)[skip:]:
                 yield functools.partial(self._part, chosen, epoch, part)
             epoch, skip = epoch + 1, 0
@@ -219,7 +218,7 @@ class TrainingBatches:
             weights = (self.class_weights[labels].astype(np.float32),)
         if self._mixes:
             alphas = self.recipe.mixup, self.recipe.cutmix
-            own = own_parts(self._keys[chosen], self._side, *alphas, seed=self.seed, epoch=epoch)
+            own = mixing_weights(self._keys[chosen], self._side, *alphas, seed=self.seed, epoch=epoch)
             pixels, shares = own[..., None], own.mean(axis=(1, 2))
             clean, images, weights = mix(clean, pixels), mix(images, pixels), tuple(mix(one, shares) for one in weights)
             hot = np.eye(self.num_classes or self._labels.max() + 1, dtype=np.float32)[labels]
@@ -233,7 +232,7 @@ class TrainingBatches:
         """Return the seed and the epoch of the geometry; where images are moved as views, the number of each one's."""
         if self.view.kind != "views":
             return {"seed": self.seed, "epoch": epoch}
-        draws = uniform(self._keys[chosen], seed=self.seed, epoch=epoch, purpose=VIEW)
+        draws = uniform(self._keys[chosen], seed=self.seed, epoch=epoch, purpose=Purpose.VIEW)
         return {"seed": self.view.seed, "epoch": (draws * self.view.views).astype(np.int64)}
 
     def _images(self, chosen: np.ndarray, epoch: int, moves: dict[str, Any]) -> tuple[Any, Any, Any]:

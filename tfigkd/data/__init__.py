@@ -281,7 +281,7 @@ def _identify(part: "sources.Part | Examples") -> Examples:
 def _identify_together(train: sources.Part, validation: sources.Part) -> tuple[Examples, Examples]:
     """Compute ids that are unique in both splits, as stores cover both; equal pictures are numbered across them."""
     count = len(train.labels)
-    # the position of each picture takes the place of its group until it is known where it went
+    # `groups` holds each picture's position until the pictures are split again
     joined = sources.join_parts([replace(train, groups=None), replace(validation, groups=None)])
     positions = np.arange(len(joined.labels))
     both = _identify(replace(joined, groups=positions))

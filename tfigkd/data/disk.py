@@ -25,6 +25,7 @@ from tfigkd.config.data_fields import Reading
 from tfigkd.data.pictures import attempt, bombs_refused, check_size, refusal
 from tfigkd.runtime.errors import UserError
 from tfigkd.runtime.files import checksum, locked, make_folder, read_signed, write_signed
+from tfigkd.runtime.machine import cores
 
 BLOCK = 256
 """Number of pictures that are read at once where all of them are needed."""
@@ -72,7 +73,7 @@ class DiskPictures:
         files: Each with pictures of one shape, one after the other.
         shape: (H, W, C) of each picture.
         places: int64 [N,2], for each picture the index of its file and its number in it.
-        convert: What becomes of pictures uint8 [B,H,W,C] when they are read; None: nothing.
+        convert: Function applied to pictures uint8 [B,H,W,C] when they are read, or None.
         digests: For each file the `digest` of each picture, with which the picture is compared when it is read for the
             first time; None compares none.
     """
@@ -144,7 +145,7 @@ class DiskPictures:
 
     def _with(self, places: np.ndarray, convert: Convert | None) -> "DiskPictures":
         chosen = DiskPictures(self._files.paths, self._one, places, convert, self._digests)
-        chosen._intact = self._intact  # what one of them has compared, no other compares again
+        chosen._intact = self._intact  # shared, so that each picture is compared once
         return chosen
 
     def _read(self, places: np.ndarray) -> np.ndarray:
@@ -329,13 +330,13 @@ def _decode(
     """
     shape, digests, _ = _written(journal)
     if digests and (not pixels.is_file() or pixels.stat().st_size < len(digests) * math.prod(shape)):
-        journal.unlink()  # the pixels that it speaks of were deleted
+        journal.unlink()  # the pixels that it lists were deleted
         shape, digests = (), []
     position, first = len(digests), "the first picture"
     if wanted.image_size is not None:
         _check_space(pixels.parent, count - position, (wanted.image_size, wanted.image_size, 3))
     unusable: dict[int, UserError] = {}
-    with bombs_refused(), ThreadPoolExecutor(os.cpu_count()) as pool, open(pixels, "ab") as file:
+    with bombs_refused(), ThreadPoolExecutor(cores()) as pool, open(pixels, "ab") as file:
         file.truncate(position * math.prod(shape) if shape else 0)
         for encoded, names in read(position):
             end = 0

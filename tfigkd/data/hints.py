@@ -1,4 +1,4 @@
-"""What turns arrays of another kind into pictures or labels, for the errors that refuse them; NumPy alone."""
+"""Hints for error messages: how to convert arrays of another kind to pixels or labels."""
 
 import numpy as np
 

@@ -6,7 +6,6 @@ and Pillow differ by up to 5 in every one of 11,000 pictures), so another decode
 
 import io
 import math
-import os
 import re
 import warnings
 from collections import Counter
@@ -20,6 +19,7 @@ import numpy as np
 
 from tfigkd.config.data_fields import BACKGROUND, Fit, Reading, rgb
 from tfigkd.runtime.errors import UserError, plain
+from tfigkd.runtime.machine import cores, free_memory
 
 PICTURE_SUFFIXES = frozenset(
     {".bmp", ".dib", ".gif", ".jfif", ".jif", ".jpe", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".pnm", ".ppm", ".tif"}
@@ -252,7 +252,7 @@ def decode_all(
                 counted.update(what)
             return counted
 
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
+        with ThreadPoolExecutor(cores()) as pool:
             for counted in pool.map(fill, range(0, len(encoded), 256)):
                 done += counted
     if unusable:
@@ -330,15 +330,6 @@ def check_memory(what: str, shape: Sequence[int]) -> None:
             f"{what}: {' x '.join(map(str, shape))} bytes are {size / 2**30:.1f} GiB of pictures, {limit / 2**30:.1f} "
             "GiB of memory are free; give a smaller --image-size (data.image_size), or --resident disk (data.resident)"
         )
-
-
-def free_memory() -> int:
-    """Return the bytes of memory that programs can still use."""
-    try:
-        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
-        return next(1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable:"))
-    except (OSError, StopIteration):  # no Linux
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
 
 
 @contextmanager

@@ -5,7 +5,6 @@ Each reader returns the pictures in the form that models use (uint8 RGB of one s
 """
 
 import math
-import os
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -19,13 +18,13 @@ from tfigkd.data.disk import BLOCK, FOLDER, Pictures, decoded, join
 from tfigkd.data.pictures import (
     bombs_refused,
     decode_all,
-    free_memory,
     open_picture,
     resize,
     to_rgb,
 )
 from tfigkd.runtime.errors import UserError, closest
 from tfigkd.runtime.files import checksum, expanded
+from tfigkd.runtime.machine import cores, free_memory
 
 SHARE = 0.25
 """Share of the free memory that the pictures of a split may take: they are copied when they are sorted and cropped."""
@@ -255,7 +254,7 @@ def open_pictures(
         for first in range(start, len(paths), BLOCK):
             yield paths[first : first + BLOCK], names[first : first + BLOCK]
 
-    with ThreadPoolExecutor(os.cpu_count()) as pool:  # what is in a file decides, and not its time
+    with ThreadPoolExecutor(cores()) as pool:  # a file is identified by its content, not by its time
         lines = [f"{id_} {content}" for id_, content in zip(source_ids, pool.map(checksum, paths), strict=True)]
     found, digests, done = decoded(cache_folder(wanted, beside), lines, read, wanted)
     notes.done += done

@@ -59,7 +59,7 @@ def _groups_to_hold_out(examples: Examples, wanted: dict[int, int], *, last: boo
         if remains(name) and distance(held + counts[name]) < distance(held):
             chosen.append(name)
             held, left = held + counts[name], left - counts[name]
-    for row in np.argsort(aim, kind="stable"):  # each of whose groups is twice as large as what is wanted
+    for row in np.argsort(aim, kind="stable"):  # for a class whose groups all have more than twice the wanted number
         able = [name for name in names if name not in chosen and counts[name][row] and remains(name)]
         if aim[row] and not held[row] and able:
             best = min(able, key=lambda name: distance(held + counts[name]))

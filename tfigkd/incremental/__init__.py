@@ -1,1 +1,1 @@
-"""Classes that come in steps: the command, and the training of a network through the steps."""
+"""Class-incremental learning: the command, and the training of a network over the steps."""

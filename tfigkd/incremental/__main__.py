@@ -1,4 +1,4 @@
-"""`python -m tfigkd.incremental`: let classes come in steps, and train through them by FOSTER or by a control.
+"""`python -m tfigkd.incremental`: class-incremental training by FOSTER or by a control.
 
 python -m tfigkd.incremental --experiment cifar10_foster --method foster
 python -m tfigkd.incremental --experiment cifar10_foster --method kd --seed 1

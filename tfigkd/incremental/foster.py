@@ -169,7 +169,7 @@ def fine_tuning(old: keras.Model, make: Make) -> Distiller:
 
 
 def herded(features: np.ndarray, count: int) -> np.ndarray:
-    """Return which examples of a class to keep, in the order in which they are given up last (herding).
+    """Return which examples of a class to keep, the most representative first (herding).
 
     Each next one brings the mean of those chosen nearest to the mean of all (Welling 2009; Rebuffi et al. 2017, arXiv
     1611.07725).

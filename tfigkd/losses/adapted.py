@@ -8,9 +8,9 @@ from tfigkd.losses.base import Loss, Tensor
 
 
 class AdaptedLoss(Loss):
-    """A loss that declares nothing: it compares logits, or the layers that it names as Keras's own losses do.
+    """A wrapper of a loss that has no `compares`: it compares logits, or the layers that the loss names.
 
-    It gives one number for the batch, so sample weights do not reach it.
+    These names are those of Keras's own losses. It gives one number for the batch, so sample weights do not reach it.
 
     Args:
         loss: Has `compute_loss(teacher_outputs, student_outputs)` to a scalar; optionally `teacher_layer_name` and

@@ -1,4 +1,4 @@
-"""Representative teacher keys: attention decides which maps of the teacher teach which map of the student."""
+"""Representative teacher keys: attention weights the teacher's maps for each map of the student."""
 
 import math
 from collections.abc import Sequence

@@ -86,7 +86,7 @@ class OSAKD(PerExampleLoss):
     seen. The loss is KL(soft label ‖ student); no gradient passes through the soft label. The number of neighbors, the
     distance and the queue are our reading, since the abstract alone was available to us.
 
-    In the teacher's space the neighbors are those among all training examples in the teacher's logits, as worked out
+    In the teacher's space the neighbors are those among all training examples in the teacher's logits, as computed
     before the training and given by the targets as `"teacher_posteriors"`.
 
     Args:

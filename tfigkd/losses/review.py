@@ -1,11 +1,9 @@
 """Knowledge review: deep levels of the student are fused into shallow ones, and each is compared with the teacher."""
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
 import keras
-import numpy as np
 from keras import ops
 
 from tfigkd.losses.base import Tensor
@@ -18,30 +16,8 @@ CONTEXTS = (4, 2, 1)
 """Heights and widths to which maps are averaged for the hierarchical context loss."""
 
 
-def adaptive_mean(features: Tensor, size: int) -> Tensor:
-    """Return the means of size x size windows that cover a map; where the size does not divide it, they overlap.
-
-    Args:
-        features: [B,H,W,D].
-        size: Windows along each side.
-
-    Returns:
-        float32 [B,size,size,D].
-    """
-
-    def windows(length: int) -> np.ndarray:
-        matrix = np.zeros((size, length), np.float32)
-        for index in range(size):
-            start, end = index * length // size, math.ceil((index + 1) * length / size)
-            matrix[index, start:end] = 1 / (end - start)
-        return matrix
-
-    height, width = map_size(features)
-    return ops.einsum("ih,bhwd,jw->bijd", windows(height), ops.cast(features, "float32"), windows(width))
-
-
 def context_distance(teacher_features: Tensor, student_features: Tensor) -> Tensor:
-    """Return the hierarchical context loss: squared differences of maps and of their means over ever larger windows.
+    """Return the hierarchical context loss: squared differences of maps and of their adaptive average pools.
 
     The maps count 1; their means over 4x4, 2x2 and 1x1 windows, as far as they are smaller than the map, ½, ¼ and ⅛;
     the sum is divided by the sum of these weights.
@@ -58,7 +34,10 @@ def context_distance(teacher_features: Tensor, student_features: Tensor) -> Tens
         if size >= map_size(student_features)[0]:
             continue
         weight /= 2
-        pair = (adaptive_mean(one, size) for one in (teacher_features, student_features))
+        pair = (
+            ops.adaptive_average_pool(ops.cast(one, "float32"), size, data_format="channels_last")
+            for one in (teacher_features, student_features)
+        )
         loss = loss + weight * hint_distance(*pair)
         total += weight
     return loss / total

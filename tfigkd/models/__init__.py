@@ -23,7 +23,7 @@ from tfigkd.models.power import with_power
 from tfigkd.models.precision import with_precision
 from tfigkd.models.reinitialize import frozen_layers, with_fresh_weights
 from tfigkd.models.resnet import resnet
-from tfigkd.models.spaces import as_classifier, resized, with_image_size, with_input_range
+from tfigkd.models.spaces import as_classifier, resized, with_image_size, with_input_range, with_rgb
 from tfigkd.models.students import truncate
 from tfigkd.models.user_model import load_own, load_plain, load_written, own_channels, own_image_size, own_input_range
 from tfigkd.models.weights import load_torch_weights
@@ -69,6 +69,7 @@ __all__ = [
     "with_plain_kernels",
     "with_power",
     "with_precision",
+    "with_rgb",
     "without_code",
 ]
 
@@ -156,7 +157,7 @@ def build(
     if isinstance(options.get("normalization"), str):
         options["normalization"] = NORMALIZATIONS[options["normalization"]]
     taken = {"normalization", *OWN_OPTIONS.get(name, ())}
-    for option in options.keys() - taken:
+    for option in sorted(options.keys() - taken):
         if options.pop(option) != NEUTRAL[option]:
             raise UserError(f"{name} has no {option}; set {option} back to its neutral value {NEUTRAL[option]}")
     try:

@@ -90,7 +90,7 @@ def _with_preprocessing(model: keras.Model, function: Callable, input_shape: Seq
     prepared = layer(inputs)
     layer.set_weights([kernel, offset])
     joined = keras.Model(inputs, run_graph(model, [prepared]), name=model.name)
-    return layers.with_fused_layers(layers.rebuilt(joined))  # each layer in one graph alone
+    return layers.with_fused_layers(layers.rebuilt(joined))  # new layers, so that each belongs to one graph only
 
 
 def preprocessing(function: Callable) -> tuple[np.ndarray, np.ndarray]:

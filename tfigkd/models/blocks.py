@@ -133,7 +133,7 @@ def set_normalization(model: keras.Model, normalization: Normalization | None) -
     model.get_layer("normalization").set_weights([(1 / std).reshape(1, 1, -1, 1), -mean / std])
 
 
-def classifier(
+def classifier_head(
     x: Any,
     num_classes: int,
     kernel_initializer: keras.initializers.Initializer,

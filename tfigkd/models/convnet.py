@@ -34,7 +34,7 @@ def convnet(
 
     The stem is a frozen 2x2 convolution without bias; `set_whitening` fills it from training images, until then it is
     random. Since nothing below the first block learns, its input needs no gradient. Each block halves height and width
-    after its first convolution, as long as there is something to halve; from the third convolution on, each has a
+    after its first convolution, while both are above 1; from the third convolution on, each has a
     shortcut around it. Batch normalization has no scale. The kernels of the blocks begin as a partial identity: the
     first outputs repeat the inputs, the rest are random.
 

@@ -16,13 +16,12 @@ PASSES_VALUES = (keras.layers.Flatten, keras.layers.Reshape, keras.layers.Dropou
 """Layers whose output values are input values, or means of them."""
 OPERATIONS = {"Softmax": "softmax", "LogSoftmax": "log_softmax", "Sigmoid": "sigmoid"}
 """Class names of functions of keras.ops, with the name of the activation that each is."""
-SQUASHES: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+OUTPUT_ACTIVATIONS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "softmax": lambda logits: special.softmax(logits, axis=-1),
     "log_softmax": lambda logits: special.log_softmax(logits, axis=-1),
     "sigmoid": special.expit,
 }
-"""What each activation at the end of a classifier makes of logits [N,C]."""
-SQUASHED = tuple(SQUASHES)
+"""The output activations by name, each as a function of logits [N,C]."""
 BACKENDS = ("keras", "tensorflow", "jax", "torch")
 """Packages whose `softmax`, `log_softmax` and `sigmoid` are recognized by name."""
 
@@ -71,10 +70,10 @@ def _activation_of(operation: Any) -> str:
 
 
 def _name_of(activation: Any) -> str:
-    """Return the name of an activation; with its package where it is a user's function named like one of `SQUASHED`."""
+    """Return an activation's name; with its package where a user's function is named as in `OUTPUT_ACTIVATIONS`."""
     name = str(getattr(activation, "__name__", "linear"))
     home = str(getattr(activation, "__module__", "")).partition(".")[0]
-    return f"{home}.{name}" if name in SQUASHED and home not in BACKENDS else name
+    return f"{home}.{name}" if name in OUTPUT_ACTIVATIONS and home not in BACKENDS else name
 
 
 def refuse_end(model: keras.Model) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from tfigkd.models.graph import is_graph
+from tfigkd.models.graph import graph_of, is_graph, maker_of, nodes_of
 from tfigkd.models.layers import copy_layer, has_plain_kernel, rebuilt
 
 FOLDABLE = (keras.layers.Conv2D, keras.layers.DepthwiseConv2D, keras.layers.Dense)
@@ -15,8 +15,8 @@ FOLDABLE = (keras.layers.Conv2D, keras.layers.DepthwiseConv2D, keras.layers.Dens
 def fold_batch_norm(model: keras.Model) -> keras.Model:
     """Return a copy of a model with batch normalization folded into the convolution or dense layer before it.
 
-    Folded are those whose input has no other reader and is linear; the others stay. In the place of a folded
-    layer stands a linear activation of its name, so that every name still leads to the same feature map.
+    A normalization is folded if its input is linear and has no other reader; others stay. A linear activation of the
+    same name replaces it, so that every name still leads to the same feature map.
 
     Args:
         model: Functional or Sequential; it is not altered.
@@ -86,13 +86,16 @@ def _find_folds(model: keras.Model) -> dict[keras.Layer, keras.Layer]:
 
 
 def layer_sources(model: keras.Model) -> tuple[dict[str, list[str]], list[str]]:
-    """Return the names that each layer of a Functional or Sequential model reads, and those that are its outputs."""
-    if isinstance(model, keras.Sequential):
-        names = [layer.name for layer in model.layers]
-        return {name: [previous] for previous, name in zip([None, *names], names, strict=False)}, names[-1:]
-    config = keras.Model(model.input, model.output).get_config()
-    inputs = {layer["name"]: _sources(layer["inbound_nodes"]) for layer in config["layers"]}
-    return inputs, _sources(config["output_layers"])
+    """Return the names that each layer of a Functional or Sequential model reads, and those that are its outputs.
+
+    A layer that is called twice, or that reads another one twice, has its sources once for each time.
+    """
+    graph = graph_of(model)
+    inputs: dict[str, list[str]] = {layer.name: [] for layer in model.layers}
+    for node in nodes_of(graph):
+        if not node.is_input:
+            inputs.setdefault(node.operation.name, []).extend(maker_of(source).name for source in node.input_tensors)
+    return inputs, [maker_of(output).name for output in graph.outputs]
 
 
 def _can_take_in(layer: keras.Layer, norm: keras.layers.BatchNormalization) -> bool:
@@ -105,16 +108,3 @@ def _can_take_in(layer: keras.Layer, norm: keras.layers.BatchNormalization) -> b
         and norm.axis in (-1, norm.input_spec.ndim - 1)
         and not norm.renorm
     )
-
-
-def _sources(value: Any) -> list[str]:
-    """Return the names of the layers that a functional config's nodes or outputs refer to, one for each reference."""
-    if isinstance(value, dict):
-        if value.get("class_name") == "__keras_tensor__":
-            return [value["config"]["keras_history"][0]]
-        return [name for item in value.values() for name in _sources(item)]
-    if isinstance(value, list | tuple):
-        if len(value) == 3 and isinstance(value[0], str) and isinstance(value[1], int):
-            return [value[0]]  # an output: [layer, node, tensor]
-        return [name for item in value for name in _sources(item)]
-    return []

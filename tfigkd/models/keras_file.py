@@ -70,7 +70,7 @@ def load_model(path: Path) -> Any:
         with tempfile.TemporaryDirectory() as folder:
             copy = _with_config(path, bare, Path(folder))
             return _with_bare_ends(keras.saving.load_model(copy, compile=False, safe_mode=True))
-    except Exception as error:  # Keras raises whatever the file makes it stumble over
+    except Exception as error:  # a damaged file makes Keras raise errors of any type
         message = " ".join(str(error).split())
         if "lambda" in message.lower():
             raise UserError(
@@ -136,7 +136,7 @@ def _inspect(path: Path) -> tuple[dict[str, Any], int]:
 
 def _values(config: dict[str, Any]) -> int:
     """Return how many values the variables of a model would hold; nothing of that size is allocated."""
-    state = random.getstate()  # initializers draw their seeds from it: a look must not change what comes after
+    state = random.getstate()  # initializers draw their seeds from it: this count must not change later draws
     try:
         with keras.StatelessScope(initialize_variables=False):
             model = keras.saving.deserialize_keras_object(_not_compiled(config), safe_mode=True)

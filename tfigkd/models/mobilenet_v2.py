@@ -81,7 +81,7 @@ def mobilenet_v2(
             index += 1
     if index < kept:
         x = _conv_block(x, scaled(1280, max(1.0, width)), 1, f"block_{index:02d}")
-    logits = blocks.classifier(x, num_classes, keras.initializers.RandomNormal(stddev=0.01), dropout=dropout)
+    logits = blocks.classifier_head(x, num_classes, keras.initializers.RandomNormal(stddev=0.01), dropout=dropout)
     model = keras.Model(inputs, logits, name="mobilenet_v2")
     blocks.set_normalization(model, normalization)
     return model

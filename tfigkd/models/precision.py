@@ -76,7 +76,7 @@ def float32_layers(model: keras.Model) -> set[str]:
     """Return the names of the layers that stay float32 in a mixed precision.
 
     - What makes the logits: the last layer with weights, and all after it.
-    - The normalization of the input, a 1x1 depthwise convolution, since half a precision rounds pixels.
+    - The normalization of the input, a 1x1 depthwise convolution, since half precision would round the pixels.
     - On a processor, as measured with TensorFlow 2.21 and AVX-512 in bfloat16: depthwise convolutions with strides,
       whose input gradient falls back to a reference kernel (199 against 8 processor-ms), and ReLU6, which takes three
       times its float32 (13.0 against 4.9 ms).

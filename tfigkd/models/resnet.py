@@ -62,7 +62,7 @@ def resnet(
             strides = first_stride if repeat == 0 else 1
             x = _residual(x, blocks.scaled(filters, width), strides, f"block_{index:02d}", projection)
             index += 1
-    logits = blocks.classifier(x, num_classes, blocks.he_normal("fan_in"))
+    logits = blocks.classifier_head(x, num_classes, blocks.he_normal("fan_in"))
     model = keras.Model(inputs, logits, name=f"resnet{depth}")
     blocks.set_normalization(model, normalization)
     return model

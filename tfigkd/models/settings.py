@@ -32,7 +32,7 @@ def settings_of(model: keras.Model) -> tuple[Any, ...]:
 
     The activation of a layer is among them, and the statistics of an adapted `Normalization`. They are read off
     the public attributes, which takes a fraction of the time of `get_config`. Lists and dictionaries are left out: in
-    these a layer notes what it sees when it is traced.
+    these a layer records shapes and the like while it is traced.
 
     Returns:
         A hashable value that refers to nothing of the model; equal ones mean equal settings.

@@ -24,7 +24,7 @@ from tfigkd.data.spaces import (
     output_kind,
 )
 from tfigkd.models import layers
-from tfigkd.models.ends import SQUASHED, SQUASHES, last_operation, refuse_end, told_by_end
+from tfigkd.models.ends import OUTPUT_ACTIVATIONS, last_operation, refuse_end, told_by_end
 from tfigkd.models.graph import is_graph, run_graph, single_graph
 from tfigkd.models.input_range import INPUT_RANGE, recognize_input_range
 from tfigkd.models.settings import settings_of
@@ -37,7 +37,7 @@ RGB_TO_GRAY = "rgb_to_gray"
 ADDED = frozenset({INPUT_RANGE, TWO_CLASSES, RGB_TO_GRAY})
 
 LOOKED_AT = 16
-"""Number of images on which the outputs are looked at, beside noise."""
+"""Number of images, besides noise, that the model is run on to infer what it gives."""
 
 
 def classifier(
@@ -91,7 +91,7 @@ def classifier(
         result = with_input_range(result, *taken)
     if len(result.output_shape) != 2:
         return result
-    squashed = last_operation(model)[1] in SQUASHED  # it is off by now
+    squashed = last_operation(model)[1] in OUTPUT_ACTIVATIONS  # it is off by now
     if not squashed and (outputs or _given_by(result, images)) == "probabilities":
         result = _with_logarithm(result)
     return _with_two_classes(result) if result.output_shape[-1] == 1 else result
@@ -329,7 +329,7 @@ def _with_linear_end(model: keras.Model, outputs: Outputs | None, input_shape: S
     """Return the model itself, or a copy of fixed input size whose last activation is linear."""
     last, activation = last_operation(model)
     refuse_end(model)
-    squashed = activation in SQUASHED and outputs != "logits"
+    squashed = activation in OUTPUT_ACTIVATIONS and outputs != "logits"
     if not squashed and (input_shape is None or None not in model.inputs[0].shape[1:]):
         return model
     named = (last.name,) if squashed and not isinstance(last, keras.layers.Layer) else ()
@@ -341,7 +341,7 @@ def _with_linear_end(model: keras.Model, outputs: Outputs | None, input_shape: S
             return keras.layers.Activation("linear", name=layer.name)
         return type(layer).from_config({**layer.get_config(), "activation": "linear"})
 
-    undone = SQUASHES[activation] if squashed else None
+    undone = OUTPUT_ACTIVATIONS[activation] if squashed else None
     return layers.rebuilt(model, replace, skip=named, input_shape=input_shape, through=undone)
 
 

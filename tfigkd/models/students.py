@@ -71,7 +71,7 @@ def truncate(
         logits = convnet_head(student.output, num_classes, prefix=prefix)
     else:
         initializer = keras.initializers.RandomNormal(stddev=0.01)
-        logits = blocks.classifier(student.output, num_classes, initializer, prefix=prefix)
+        logits = blocks.classifier_head(student.output, num_classes, initializer, prefix=prefix)
     return keras.Model(student.input, logits, name=f"{model.name}_drop_{drop_blocks}")
 
 

@@ -53,7 +53,7 @@ class LogitsOf(keras.Model):
 
 
 class _Kept:
-    """A holder of a model that is no layer: Keras tracks and saves every layer that it finds in an attribute."""
+    """A plain object around a model: Keras would track and save a layer that it finds in an attribute."""
 
     def __init__(self, model: keras.Model):
         self.model = model

@@ -1,4 +1,4 @@
-"""The user's own model, read from a .keras file and made to fit: images in, logits out."""
+"""A user-provided model, read from a .keras file and adapted: images in [0,1] to logits."""
 
 import functools
 from collections.abc import Callable, Sequence
@@ -89,7 +89,7 @@ def _check_against(plain: keras.Model, model: keras.Model, input_range: Range | 
     moved = np.abs(_outputs(plain, images * (1 - ROUNDING), taken) - expected).max()
     if not any(np.abs(form - expected).max() <= moved * TOLERANCE / ROUNDING for form in forms):
         raise UserError(
-            f"{path} as this package reads it is another function than Keras opens; declare --input-range and "
+            f"{path} as this package reads it has other outputs than in plain Keras; declare --input-range and "
             "--outputs (of a student in a run: --student.input_range, --student.outputs), or report this model as a bug"
         )
 

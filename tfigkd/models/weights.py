@@ -162,8 +162,13 @@ def architecture_fingerprint(model: keras.Model) -> str:
     numbers: dict[str, int] = {}
     for layer in flatten_layers(model, include_self=True):
         numbers.setdefault(layer.name, len(numbers))
-    text = json.dumps(_nameless(config, numbers), sort_keys=True, default=repr)
+    text = json.dumps(_nameless(config, numbers), sort_keys=True, default=_without_address)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _without_address(value: Any) -> str:
+    """Return an object as text, without the address that Python prints, which differs in every process."""
+    return re.sub(r" at 0x[0-9a-f]+", "", repr(value))
 
 
 def _nameless(value: Any, numbers: Mapping[str, int]) -> Any:

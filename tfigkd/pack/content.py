@@ -1,4 +1,4 @@
-"""The content of a package, from what a finished run has left: models, contracts, class names, report, model card."""
+"""The content of a package, from the files of a finished run: models, contracts, class names, report, model card."""
 
 import csv
 import json

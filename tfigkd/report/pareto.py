@@ -72,7 +72,7 @@ def long_rows(row: Mapping[str, str]) -> Iterator[dict[str, str]]:
             own = {name: row.get(f"{role}_{format}_{name}", "") for name in ("accuracy", "bytes", "ms")}
             own |= {"format": format, "parameters": row.get(f"{role}_parameters", "")}
             name = row["arm"] if role == "student" else f"{row['arm']}, {row.get('compressed_method') or role}"
-            # runs of other configs are other models, and no seeds of this one
+            # runs of other configs are separate points, not further seeds of this one
             kinds = [row.get("protocol") or row.get("config", "")]
             kinds += [row.get("compressed_settings", "")] * (role == "compressed")
             yield own | {"model": name, "kind": " ".join(filter(None, kinds))}

@@ -22,7 +22,7 @@ WIDE = 0.10
 WEAK = 0.2
 """Share of the way from chance to all right below which a network has hardly learned."""
 GAP = 0.10
-"""Difference of training and validation accuracy above which a network has learned its images by heart."""
+"""Difference of training and validation accuracy above which a network has overfitted."""
 FEW_MAPS = 0.5
 """Share of maps within the tolerance below which overlays hardly happen."""
 INT8_AGREEMENT, INT8_LOSS = 0.95, 0.02
@@ -146,7 +146,7 @@ def sizes(roles: Mapping[str, Mapping[str, Any]]) -> list[Remark]:
 
 
 def few_images(split: str, count: int, accuracy: float) -> list[Remark]:
-    """Return a split with so few images that its accuracy says little; an empty split says nothing here.
+    """Return a split with so few images that its accuracy says little; none for an empty split.
 
     Args:
         split: Its name.

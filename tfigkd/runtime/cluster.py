@@ -20,7 +20,8 @@ from typing import Any
 
 from tfigkd import __version__
 from tfigkd.runtime.errors import UserError, system_line
-from tfigkd.runtime.processes import THREADS, cores
+from tfigkd.runtime.machine import cores
+from tfigkd.runtime.processes import THREADS
 from tfigkd.runtime.provenance import commit, versions
 from tfigkd.runtime.quiet import quiet_stderr
 from tfigkd.runtime.text import counted

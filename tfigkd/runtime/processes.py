@@ -8,6 +8,8 @@ import sys
 import threading
 from pathlib import Path
 
+from tfigkd.runtime.machine import cores, memory
+
 CONTEXT = multiprocessing.get_context("spawn")
 MEMORY = 4 * 2**30
 """Bytes that a training process may need; CIFAR-10 with maps takes 2 to 3 GB."""
@@ -23,13 +25,7 @@ def processes_that_fit() -> int:
     """
     if ACCELERATOR.exists():
         return 1
-    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return max(1, min(cores(), memory // MEMORY))
-
-
-def cores() -> int:
-    """Return the number of cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min(cores(), memory() // MEMORY))
 
 
 def threads() -> int:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from tfigkd.runtime.errors import UserError
-from tfigkd.runtime.processes import cores
+from tfigkd.runtime.machine import cores
 from tfigkd.runtime.quiet import quiet_stderr
 
 COMMIT = "TFIGKD_COMMIT"  # the environment variable that names the commit of a copy

@@ -1,4 +1,4 @@
-"""What a search leaves: its trials as a table and as rows, the page of a budget, and the best as an experiment."""
+"""The results of a search: its trials as a table and as rows, the page of a budget, and the best as an experiment."""
 
 import dataclasses
 import math

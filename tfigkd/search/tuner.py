@@ -243,10 +243,40 @@ def search(options: Options, flags: Sequence[str], command: str = "") -> Path | 
     space = _space(options, config)
     ending = f"{'-budget' if budget else ''}{'-smoke' if options.smoke else ''}"
     folder = options.workdir or Path("runs/search") / f"{name}-{options.tuner}{ending}"
+    _announce(options, config, space, budget)
+    if options.dry_run:
+        console.say(f"it would write to {folder}")
+        return None
+    with locked(folder / (role or "search"), wait=False):
+        _claim(folder, _settings(options, name, config, space, budget))
+        with console.quiet_tensorflow(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            if role in ("", "chief"):
+                _check_state(folder / PROJECT)
+            from tfigkd.search.candidates import Candidates
+            from tfigkd.search.outcome import Search, finish
+
+            candidates = Candidates(folder, config, budget, options.format) if budget else None
+            tuner = _tuner(options, name, config, space, folder, candidates)
+        _run_trials(tuner)
+        if role and role != "chief":
+            return None
+        searched = Search(name, options, final, space, folder, origin(command), candidates)
+        return finish(searched, list(tuner.oracle.trials.values()))
+
+
+def _settings(
+    options: Options, name: str, config: Config, space: Sequence[Dimension], budget: Mapping[str, float]
+) -> dict[str, Any]:
+    """Return what a search is known by when it continues, as JSON keeps it."""
     settings = json.loads(json.dumps({"experiment": name, "config": to_mapping(config)}))
     settings |= {"tuner": options.tuner, "seeds": options.students, "seed": options.seed}
     settings["space"] = [[one.field, list(one.values), one.scale] for one in space]
-    settings |= {"budget": budget, "format": options.format} if budget else {}
+    return settings | ({"budget": budget, "format": options.format} if budget else {})
+
+
+def _announce(options: Options, config: Config, space: Sequence[Dimension], budget: Mapping[str, float]) -> None:
+    """Print the space, the budget and, of a dry run, the number of trials."""
     for one in space:
         only = f", with {', '.join(one.networks)}" if one.networks else ""
         console.say(f"  {one.field}: {', '.join(map(str, one.values))} ({one.scale}{only})")
@@ -259,32 +289,24 @@ def search(options: Options, flags: Sequence[str], command: str = "") -> Path | 
         console.say(
             f"{options.tuner}: {trials} of {options.students} students and {config.training.epochs} epochs each"
         )
-        console.say(f"it would write to {folder}")
-        return None
-    with locked(folder / (role or "search"), wait=False):
-        _claim(folder, settings)
-        with console.quiet_tensorflow(), warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            if role in ("", "chief"):
-                _check_state(folder / PROJECT)
-            from tfigkd.search.candidates import Candidates
-            from tfigkd.search.outcome import Search, finish
 
-            candidates = Candidates(folder, config, budget, options.format) if budget else None
-            tuner = _tuner(options, name, config, space, folder, candidates)
-            import keras_tuner
-        try:
-            with warnings.catch_warnings():
-                warnings.filterwarnings("ignore", "All-NaN")  # KerasTuner's best of trials that have failed
-                tuner.search(verbose=0)
-        except keras_tuner.errors.FatalError as error:
-            raise UserError(str(error)) from error
-        except RuntimeError as error:  # KerasTuner stops after three failed trials in a row
-            raise UserError(f"the search stopped: {str(error).strip().splitlines()[-1]}") from error
-        if role and role != "chief":
-            return None
-        searched = Search(name, options, final, space, folder, origin(command), candidates)
-        return finish(searched, list(tuner.oracle.trials.values()))
+
+def _run_trials(tuner: Any) -> None:
+    """Run the trials of a tuner of KerasTuner.
+
+    Raises:
+        UserError: KerasTuner stops, as after three failed trials in a row.
+    """
+    import keras_tuner
+
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "All-NaN")  # KerasTuner's best of trials that have failed
+            tuner.search(verbose=0)
+    except keras_tuner.errors.FatalError as error:
+        raise UserError(str(error)) from error
+    except RuntimeError as error:
+        raise UserError(f"the search stopped: {str(error).strip().splitlines()[-1]}") from error
 
 
 def _space(options: Options, config: Config) -> list[Dimension]:

@@ -103,8 +103,21 @@ def explain(
         config: The settings.
         mean_color: Of the training images, float32 [3] in [0,1]; for the baseline "mean" alone.
     """
-    result = attribute_examples(models.fold_batch_norm(model), examples, config, mean_color)
-    return saliency_map(result.attributions), completeness_error(result.attributions, result.convergence_delta)
+    parts = [
+        (saliency_map(result.attributions), completeness_error(result.attributions, result.convergence_delta))
+        for result in _attributions(_folded(model), examples, config, mean_color)
+    ]
+    maps, errors = zip(*parts, strict=True)
+    return np.concatenate(maps), np.concatenate(errors)
+
+
+def _attributions(
+    model: keras.Model, examples: Examples, config: AttributionConfig, mean_color: np.ndarray
+) -> Iterator[Attribution]:
+    """Yield the attributions of examples, some at a time: as many as `AT_ONCE` bytes of pixels hold."""
+    few = max(1, AT_ONCE // (np.float32().nbytes * math.prod(examples.images.shape[1:])))
+    for start in range(0, len(examples), few):
+        yield attribute_examples(model, examples.take(slice(start, start + few)), config, mean_color)
 
 
 def features(
@@ -116,8 +129,6 @@ def features(
 ) -> Iterator:
     """Yield the features of each example's record, with all logits or only some of the largest.
 
-    Large images are attributed some at a time, however many a shard has.
-
     Args:
         model: float32 [B,H,W,C] in [0,1] to logits.
         examples: Images and labels.
@@ -125,9 +136,7 @@ def features(
         mean_color: Of the training images, float32 [3] in [0,1]; for the baseline "mean" alone.
         top_logits: How many of the largest logits are stored; None stores all.
     """
-    few = max(1, AT_ONCE // (np.float32().nbytes * math.prod(examples.images.shape[1:])))
-    for start in range(0, len(examples), few):
-        result = attribute_examples(model, examples.take(slice(start, start + few)), config, mean_color)
+    for result in _attributions(model, examples, config, mean_color):
         maps = cell_means(saliency_map(result.attributions), config.grid)
         stored, scales = to_stored(maps)
         errors = completeness_error(result.attributions, result.convergence_delta)

@@ -320,7 +320,7 @@ def _check_fit(teacher: keras.Model, examples: Examples) -> None:
         return
     remedy = "resize them" if takes[-1] == has[-1] else "give a teacher of such pictures"
     if len(takes) == len(has) and takes[-1] == 1:
-        remedy = "tfigkd.models.spaces.with_rgb(teacher) is the same teacher for RGB pictures"
+        remedy = "tfigkd.models.with_rgb(teacher) is the same teacher for RGB pictures"
     raise ValueError(f"the teacher takes images {takes}, the pictures are {has}; {remedy}")
 
 
@@ -393,5 +393,5 @@ def _refuse_gray(shape: tuple[int, ...]) -> None:
     if len(shape) == 3 and shape[-1] == 1:
         raise ValueError(
             f"expected pictures uint8 [H,W,3], got gray ones {shape}; make them RGB with tf.image.grayscale_to_rgb, "
-            "and a teacher of gray images one of RGB images with tfigkd.models.spaces.with_rgb"
+            "and a teacher of gray images one of RGB images with tfigkd.models.with_rgb"
         )

@@ -69,7 +69,7 @@ class Shards:
         return self.examples.take(np.arange(start, min(start + self.size, len(self.examples))))
 
     def there(self) -> int:
-        """Return how many shards have been written, which are not read for it."""
+        """Return how many shards exist; they are not read."""
         return sum(self.path(number).is_file() for number in range(len(self)))
 
     def complete(self, number: int, chosen: Examples) -> bool:
@@ -135,7 +135,7 @@ def write_part(shards: Shards, numbers: Sequence[int]) -> None:
     """Write some shards of a store that other processes may be writing as well; each one once, under its lock.
 
     A shard that another process is writing is left to it. At the end this process waits for it, and writes the shard
-    itself if the other one was killed. Who writes the whole store waits meanwhile.
+    itself if the other one was killed. A process that writes the whole store waits until then.
 
     Args:
         shards: The shards of the store; its folder is created if missing.

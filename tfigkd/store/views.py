@@ -28,7 +28,7 @@ from tfigkd.store.shards import REBUILD, Record
 FORMAT = 2
 SHARD_SIZE = 512
 FLAT = 1e-2
-"""What stands for the largest value of an image where that is smaller."""
+"""Lower bound of the largest value of an image, by which its deviation is divided."""
 TOLERANCE = 5e-3
 """Largest deviation of a stored view from a recomputed one; the rounding of float16 alone is 5e-4."""
 

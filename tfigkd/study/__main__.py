@@ -16,7 +16,8 @@ from tfigkd.runtime.cluster import Cluster, connected
 from tfigkd.runtime.command import command
 from tfigkd.runtime.errors import UserError, closest
 from tfigkd.runtime.limit import require_minutes
-from tfigkd.runtime.processes import cores, processes_that_fit
+from tfigkd.runtime.machine import cores
+from tfigkd.runtime.processes import processes_that_fit
 from tfigkd.study.plan import PROG, Job, Options, Study, plan, read_study, words_of
 from tfigkd.study.runs import finished_row, run_all, run_on_cluster
 
