@@ -1,5 +1,7 @@
 """Placebo arms take the information away and nothing else."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -43,14 +45,24 @@ def test_no_control_is_the_knowledge_itself(knowledge):
     assert apply_control(knowledge, ControlConfig()) is knowledge
 
 
-def test_shuffled_maps_keep_their_own_gate_and_leave_the_logits(knowledge):
+def test_shuffled_maps_are_usable_ones_of_others_on_the_images_that_have_one(knowledge):
+    """An image carries an overlay in the placebo if, and only if, it carries one in the arm."""
     control = apply_control(knowledge, ControlConfig(maps="shuffled"))
     np.testing.assert_array_equal(control.logits, knowledge.logits)
-    for index in range(COUNT):
-        (source,) = np.flatnonzero(knowledge.errors == control.errors[index])
-        assert source != index
-        np.testing.assert_array_equal(control.maps[index], knowledge.maps[source])
-        assert control.usable[index] == knowledge.usable[source]
+    np.testing.assert_array_equal(control.usable, knowledge.usable)
+    assert 0 < knowledge.usable.sum() < COUNT
+    sources = [int(np.flatnonzero(knowledge.errors == error)[0]) for error in control.errors]
+    assert sorted(sources) == list(range(COUNT))
+    for index in np.flatnonzero(knowledge.usable):
+        assert sources[index] != index and knowledge.usable[sources[index]]
+        np.testing.assert_array_equal(control.maps[index], knowledge.maps[sources[index]])
+        assert control.scales[index] == knowledge.scales[sources[index]]
+
+
+@pytest.mark.parametrize("few", [0, 1])
+def test_maps_that_cannot_be_exchanged_are_not_shown(knowledge, few):
+    alone = replace(knowledge, usable=np.arange(COUNT) < few)
+    assert not apply_control(alone, ControlConfig(maps="shuffled")).usable.any()
 
 
 def test_shuffled_logits_leave_the_maps(knowledge):

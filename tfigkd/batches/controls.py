@@ -1,7 +1,8 @@
 """Placebo arms: the same treatment without the information, to measure the effect of the information.
 
-The store is never falsified: a control permutes or replaces what was read from it, by a seed that stands in the
-config and so in every manifest and row. An arm and its placebo differ in nothing else.
+The store is not changed: a control permutes or replaces what was read from it, by a seed of the config, which every
+manifest and row records. An arm and its placebo differ in nothing else: whether an image can carry an overlay is decided
+by the completeness error of its own map in both.
 """
 
 from dataclasses import replace
@@ -63,17 +64,29 @@ def shuffle_views(views: StoredViews, config: ControlConfig) -> StoredViews:
     return permuted(views, derangement(len(views), config.seed)) if config.logits == "shuffled" else views
 
 
+def _with_maps_of_others(knowledge: Knowledge, seed: int) -> Knowledge:
+    """Return the knowledge with the usable maps permuted among the images that have one.
+
+    So the very images that carry an overlay in the arm carry one in its placebo. An image that alone has a usable map
+    could only get its own, and gets none.
+    """
+    places = np.flatnonzero(knowledge.usable)
+    order, usable = np.arange(len(knowledge.usable)), knowledge.usable
+    if len(places) > 1:
+        order[places] = places[derangement(len(places), seed)]
+    else:
+        usable = np.zeros_like(usable)
+    fields: dict[str, Any] = {name: permuted(getattr(knowledge, name), order) for name in ("maps", "scales", "errors")}
+    return replace(knowledge, usable=usable, **fields)
+
+
 def apply_control(knowledge: Knowledge, config: ControlConfig) -> Knowledge:
     """Return the knowledge that a control arm is given; the teacher's own where there is no control.
 
     Noise is made of all maps at once, and so held in memory.
     """
     if config.maps == "shuffled":
-        order = derangement(len(knowledge.maps), config.seed)
-        fields: dict[str, Any] = {
-            name: permuted(getattr(knowledge, name), order) for name in ("maps", "scales", "errors", "usable")
-        }
-        knowledge = replace(knowledge, **fields)
+        knowledge = _with_maps_of_others(knowledge, config.seed)
     elif config.maps == "noise":
         knowledge = replace(knowledge, maps=surrogate_noise(knowledge.maps[:], config.seed))
     if config.logits == "shuffled":

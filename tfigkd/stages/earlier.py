@@ -38,10 +38,12 @@ def student_marks(config: Config, *, crops_of_views: bool) -> list[str]:
         crops_of_views: Whether the student sees the crops of stored views without a teacher that would store them.
     """
     losses, student = config.losses, config.student
+    maps = config.overlay.probability > 0 or losses.compare("map")
     marks = {
         "crops of the views": crops_of_views,  # a student without a teacher had others
         "even batches": evens_out(len(training_examples(config.data)), config.training.batch_size),
         "pruned teacher": bool(losses.r2kd.weight and losses.r2kd.pruned),  # nothing of a frozen teacher was pruned
+        "usable by its own map": config.control.maps == "shuffled" and maps,  # it was by the map of the other image
         "head of a convnet": student.init == "teacher" and config.teacher.model == "convnet",  # it was a MobileNet's
     }
     return [mark for mark, holds in marks.items() if holds]
