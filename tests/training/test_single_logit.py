@@ -4,7 +4,6 @@ import keras
 import numpy as np
 import pytest
 
-from tests.children import on_jax
 from tfigkd.training.distiller import Distiller
 
 RNG = np.random.default_rng(0)
@@ -25,7 +24,7 @@ def measured(network: keras.Model, metrics, labels=Y, **options) -> dict[str, fl
     return model.evaluate(X, labels, verbose=0, return_dict=True)
 
 
-def check():
+def check_metrics():
     logits = keras.ops.convert_to_numpy(student()(X))[:, 0]
     right = np.mean((logits > 0) == Y)
     assert right != np.mean((logits > 0.5) == Y)
@@ -41,22 +40,8 @@ def check():
     assert weighted["acc"] == pytest.approx(right)
 
 
-PROGRAM = """
-import keras
-assert keras.backend.backend() == "jax"
-from tests.training.test_single_logit import check
-check()
-print("passed")
-"""
-
-
 def test_metrics_by_name_see_the_probability():
-    check()
-
-
-def test_metrics_by_name_see_the_probability_on_jax(tmp_path):
-    pytest.importorskip("jax", reason="NEEDS JAX: pip install jax")
-    assert on_jax(tmp_path, PROGRAM).endswith("passed\n")
+    check_metrics()
 
 
 def test_a_metric_that_knows_of_logits_sees_them():
