@@ -4,7 +4,6 @@ import keras
 import numpy as np
 import pytest
 
-from tests.children import on_jax
 from tfigkd.losses import KLDivergence, hard_label_loss, kl_divergence
 from tfigkd.training.distiller import Distiller
 from tfigkd.training.terms import loss_terms
@@ -146,33 +145,3 @@ def test_misuse_is_refused():
         Distiller(network(), losses={"kd": KLDivergence()})
     with pytest.raises(ValueError, match="in \\[0, 1\\]"):
         distiller(weight=2.0)
-
-
-JAX_RUN = """
-import keras, numpy as np
-assert keras.backend.backend() == "jax"
-import sys; assert "tensorflow" not in sys.modules
-from tests.training.test_distiller import IMAGES, LABELS, LOGITS, distiller, network
-keras.utils.set_random_seed(0)
-student = network()
-student.set_weights([w for w in np.load("weights.npz", allow_pickle=False).values()])
-model = distiller(student, keras.optimizers.SGD(0.1))
-model.fit(IMAGES, {"label": LABELS, "teacher_logits": LOGITS}, epochs=2, batch_size=16, shuffle=False, verbose=0)
-print(model.evaluate(IMAGES, LABELS, verbose=0, return_dict=True))
-live = distiller(network(dropout=0.5), teacher=student)
-live.fit(IMAGES, LABELS, verbose=0)
-np.savez("result.npz", *student.get_weights())
-"""
-
-
-def test_jax_trains_the_same_student(tmp_path):
-    pytest.importorskip("jax", reason="NEEDS JAX: pip install jax")
-    student = network()
-    np.savez(tmp_path / "weights.npz", *student.get_weights())
-    model = distiller(student, keras.optimizers.SGD(0.1))
-    targets = {"label": LABELS, "teacher_logits": LOGITS}
-    model.fit(IMAGES, targets, epochs=2, batch_size=16, shuffle=False, verbose=0)
-    on_jax(tmp_path, JAX_RUN, fresh=True)
-    with np.load(tmp_path / "result.npz", allow_pickle=False) as archive:
-        for ours, theirs in zip(student.get_weights(), archive.values(), strict=True):
-            np.testing.assert_allclose(ours, theirs, atol=1e-5)

@@ -13,6 +13,7 @@ from tfigkd.training.optimizers import DOT, SGD
 
 IMAGES = np.random.default_rng(0).random((8, 8, 8, 3)).astype(np.float32)
 LABELS = np.arange(8) % 4
+LOGITS = np.random.default_rng(1).normal(size=(8, 4)).astype(np.float32)
 TAPS = {"student_layer": ("first", "second"), "teacher_layer": ("first", "second")}
 LOSSES = {"kd": KLDivergence(2.0), "skt": SKT(**TAPS), "reviewkd": ReviewKD(**TAPS), "e2kd": E2KD("second", "second")}
 LOSSES["rtk"] = RTK(**TAPS, keys=1, width=3)
@@ -24,16 +25,18 @@ CASES = {
     "power": {"losses": {"kd": KLDivergence(2.0)}, "alpha": 1.5, "l1": 1e-3},
     "chain": {"losses": {"kd": KLDivergence(2.0), "opdf": OPDF()}, "tensors": 3},
     "boosting": {},
+    "cached": {"losses": {"kd": KLDivergence(2.5)}, "teacher": None, "normalized": True},
 }
 
 
-def network(name, width, seed):
+def network(name, width, seed, normalized=False):
     """Return a small network whose weights do not depend on the backend."""
     inputs = keras.Input((8, 8, 3))
     x = keras.layers.Conv2D(width, 3, padding="same", activation="tanh", name="first")(inputs)
+    x = keras.layers.BatchNormalization()(x) if normalized else x
     x = keras.layers.Conv2D(width, 3, 2, padding="same", activation="relu", name="second")(x)
     model = keras.Model(inputs, keras.layers.Dense(4)(keras.layers.GlobalAveragePooling2D()(x)), name=name)
-    fill(model.weights, seed)
+    fill(model.trainable_weights, seed)
     return model
 
 
@@ -65,14 +68,12 @@ def distiller_of(name):
     recipe = {"momentum": 0.8, "nesterov": True}
     if name == "boosting":
         return boosted(), SGD(0.05, **recipe)
-    case = {"delta": None, "alpha": 1.0, "tensors": 0, **CASES[name]}
-    delta, alpha, tensors, losses = (case.pop(key) for key in ("delta", "alpha", "tensors", "losses"))
-    losses = {key: type(loss).from_config(loss.get_config()) for key, loss in losses.items()}
-    student = models.with_chain(models.with_power(network("student", 4, 1), alpha), tensors)
-    weights = dict.fromkeys(losses, 0.5)
-    model = Distiller(
-        student, losses=losses, loss_weights=weights, teacher=network("teacher", 4 if tensors else 6, 2), **case
-    )
+    case = {"delta": None, "alpha": 1.0, "tensors": 0, "normalized": False, **CASES[name]}
+    delta, alpha, tensors, normalized = (case.pop(key) for key in ("delta", "alpha", "tensors", "normalized"))
+    losses = {key: type(loss).from_config(loss.get_config()) for key, loss in case.pop("losses").items()}
+    student = models.with_chain(models.with_power(network("student", 4, 1, normalized), alpha), tensors)
+    case = {"teacher": network("teacher", 4 if tensors else 6, 2), **case}
+    model = Distiller(student, losses=losses, loss_weights=dict.fromkeys(losses, 0.5), **case)
     fill([v for v in model.trainable_variables if all(v is not own for own in student.trainable_variables)], 3)
     return model, SGD(0.05, **recipe) if delta is None else DOT(0.05, **recipe, delta=delta)
 
@@ -81,7 +82,8 @@ def student_of(name):
     """Train a case for four steps and return the weights of the student and of what its losses train."""
     model, optimizer = distiller_of(name)
     model.compile(optimizer)
-    model.fit(IMAGES, LABELS, batch_size=4, epochs=2, shuffle=False, verbose=0)
+    targets = {"label": LABELS, "teacher_logits": LOGITS} if name == "cached" else LABELS
+    model.fit(IMAGES, targets, batch_size=4, epochs=2, shuffle=False, verbose=0)
     return [keras.ops.convert_to_numpy(variable) for variable in model.variables if "seed" not in variable.path]
 
 
