@@ -52,22 +52,38 @@ def test_the_oldest_examples_leave_the_queue():
     queue = Queue(3, 1)
     for start in (0, 2, 4, 6):
         rows = np.arange(start, start + 2)
-        queue.put(rows[:, None].astype(np.float32), rows.astype(np.int32))
+        queue.put(rows[:, None].astype(np.float32), rows.astype(np.int32), rows.astype(np.int32))
     np.testing.assert_array_equal(queue.labels, [6, 7, 5])
+    np.testing.assert_array_equal(queue.examples, [6, 7, 5])
     np.testing.assert_array_equal(queue.logits[:, 0], [6, 7, 5])
     assert np.asarray(queue.filled()).all()
     assert int(queue.count) < 6
+
+
+def test_an_example_is_no_neighbor_of_itself_in_the_next_epoch():
+    """Five distinct examples, two epochs: with its number the nearest one is another example, without it is itself."""
+    logits = np.eye(5, dtype=np.float32)
+    labels, examples = np.arange(5, dtype=np.int32), np.arange(5, dtype=np.int32)
+    own = {}
+    for told in (True, False):
+        loss = OSAKD(neighbors=1, queue=8)
+        loss.build(5)
+        for _ in range(2):
+            soft = np.asarray(loss.soft_labels(logits, labels, examples if told else None, training=True))
+        own[told] = float(np.diag(soft).mean())
+        np.testing.assert_allclose(soft.sum(axis=1), 1)
+    assert own == {True: 0.0, False: 1.0}
 
 
 def test_of_a_batch_that_is_larger_than_the_queue_the_last_examples_stay():
     queue = Queue(3, 1)
     for start in (0, 8, 16):  # places go on from the number of examples seen
         rows = np.arange(start, start + 8)
-        queue.put(rows[:, None].astype(np.float32), rows.astype(np.int32))
+        queue.put(rows[:, None].astype(np.float32), rows.astype(np.int32), rows.astype(np.int32))
         assert sorted(np.asarray(queue.labels)) == [*rows[-3:]]
         np.testing.assert_array_equal(queue.logits[:, 0], queue.labels)
         assert np.asarray(queue.filled()).all() and int(queue.count) < 6
-    queue.put(np.full((1, 1), 24.0, np.float32), np.array([24], np.int32))
+    queue.put(np.full((1, 1), 24.0, np.float32), *2 * [np.array([24], np.int32)])
     assert sorted(np.asarray(queue.labels)) == [22, 23, 24]
 
 

@@ -122,6 +122,8 @@ def test_holm_by_hand():
     assert holm([0.04, 0.01, 0.03]) == pytest.approx([0.06, 0.03, 0.06])
     assert holm([0.9, 0.8]) == [1, 1]
     assert holm([]) == []
+    assert holm([0.04], 3) == pytest.approx([0.12])  # two of the planned comparisons have no runs yet
+    assert holm([0.01, 0.03], 4) == pytest.approx([0.04, 0.09])
     adjusted = holm([0.04, math.nan, 0.01])
     assert adjusted[0] == pytest.approx(0.04)
     assert adjusted[2] == pytest.approx(0.02)

@@ -130,6 +130,10 @@ def test_a_quantized_file_that_is_another_model():
     # Wilson, by hand: 21 of 23 is 73.2 to 97.6 %, so 95 % is not excluded
     assert far_files({"student.int8.tflite": far | {"agreement": 21 / 23, "accuracy": 21 / 23, "examples": 23}}) == []
     assert "student.int8.tflite" in remark.text and "--compress.method qat" in remark.flag
+    # 45 of 1,000 lost and 15 gained: 3.0 points, by McNemar's variance from 1.5 to 4.5, which has the bound of 2 in it
+    few = {"agreement": 0.94, "accuracy": 0.87, "keras_accuracy": 0.90, "examples": 1000}
+    assert far_files({"student.int8.tflite": few}) == []
+    assert far_files({"student.int8.tflite": few | {"examples": 5000}})  # from 2.3 points on
 
 
 def facts(**changes):

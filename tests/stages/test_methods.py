@@ -100,6 +100,11 @@ def test_explanations_that_are_drawn_are_refused():
         override(read_experiment("cifar10_e2kd")[1], {"control.maps": "noise"})
 
 
+def test_a_placebo_without_maps_is_refused_where_maps_are_matched():
+    with pytest.raises(UserError, match=r"control\.maps must be own, shuffled or noise with losses\.ig_match"):
+        override(read_experiment("cifar10_kd")[1], {"losses.ig_match.weight": 1.0, "control.maps": "none"})
+
+
 def test_a_loss_of_several_taps_needs_as_many_of_both():
     with pytest.raises(UserError, match="must be lists of equal length, two taps or more"):
         override(read_experiment("cifar10_skt")[1], {"losses.skt.student_layer": ["block_01", "block_02"]})
@@ -170,6 +175,10 @@ def test_every_method_and_control_is_an_arm_of_the_study():
     ("changes", "message"),
     [
         ({"training.mixup": 0.2}, r"training\.mixup and cutmix must be 0 with losses\.osakd"),
+        (
+            {"training.mixup": 0.2, "losses.osakd.weight": 0.0, "losses.dkd.weight": 1.0, "view.kind": "live"},
+            r"training\.mixup and cutmix must be 0 with losses\.dkd",
+        ),
         ({"losses.osakd.queue": 64}, r"losses\.osakd\.queue must be at least training\.batch_size, got 64"),
         ({"losses.osakd.queue": 8}, r"losses\.osakd\.queue must be at least its neighbors, got 8"),
         ({"losses.osakd.neighbors": 0}, r"losses\.osakd\.neighbors must be positive"),

@@ -9,7 +9,6 @@ import shlex
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -219,10 +218,8 @@ def test_a_machine_may_begin_with_a_later_seed():
 def test_a_kill_loses_no_row_and_repeats_none_and_collecting_moves_each_once(tmp_path):
     write_tiny(tmp_path)
     process = start(tmp_path, "--experiment", "pair.toml", "--workdir", "runs/studies", "--processes", "1")
-    deadline = time.monotonic() + 240
     second = tmp_path / "runs/studies/pair/fast/0/distill"
-    while not list(second.glob("checkpoint-*.ckpt")) and time.monotonic() < deadline:
-        time.sleep(0.05)
+    children.wait_for(process, lambda: list(second.glob("checkpoint-*.ckpt")))
     runs = subprocess.run(["ps", "-o", "pid=", "--ppid", str(process.pid)], capture_output=True, text=True).stdout
     for victim in (process.pid, *map(int, runs.split())):
         try:
@@ -248,11 +245,6 @@ def test_a_kill_loses_no_row_and_repeats_none_and_collecting_moves_each_once(tmp
 
     assert "4 of 4 runs were finished before" in succeed(tmp_path, "--experiment", "pair.toml")
     assert rows(tmp_path) == after
-    # the arms are compared after all their stages, of which the last ones are done again
-    succeed(tmp_path, "--experiment", "pair.toml", "--evaluation.top_fraction", "0.2")
-    again = (tmp_path / "runs/studies/pair/fast/0/run.log").read_text()
-    assert again.count("done in") == 2 and "already done: runs/studies/pair/fast/0/distill" in again
-    after = rows(tmp_path)
 
     checkout = tmp_path / "checkout"
     arguments = ("collect", "--into", checkout, "--models", "tiny")
@@ -278,6 +270,12 @@ def test_a_kill_loses_no_row_and_repeats_none_and_collecting_moves_each_once(tmp
     children.run(tmp_path, "tfigkd.run", *command).check_returncode()
     measured = read_manifest(saved / "evaluate")["results"]["student"]["accuracy"]
     assert measured == pytest.approx(float(after["runs/studies/pair/slow/1"]["student_accuracy"]), abs=1e-12)
+
+    # of a finished run, the last stages alone are done again
+    one = ("--arms", "fast", "--seeds", "1")
+    succeed(tmp_path, "--experiment", "pair.toml", *one, "--evaluation.top_fraction", "0.2")
+    again = (tmp_path / "runs/studies/pair/fast/0/run.log").read_text()
+    assert again.count("done in") == 2 and "already done: runs/studies/pair/fast/0/distill" in again
 
 
 def test_a_run_in_other_hands_is_left_to_them(tmp_path):
@@ -637,10 +635,12 @@ def test_what_changes_besides_accuracy_is_a_table_of_the_evaluated_runs():
         ["slow", "2", "0.500 ± 0.354", "12.5, n = 1", "0.500, n = 1 (−0.125)"], ["fast", "2", "–", "–", "–"]
     ]  # fmt: skip
     rows[0] |= {"student_attribution_insertion": "0.5", "evaluation": "16 steps"}
-    rows[1] |= {"student_attribution_insertion": "0.9", "evaluation": "2 steps"}
+    rows[1] |= {"student_attribution_insertion": "0.9", "evaluation": "2 steps", "student_attribution_deletion": "0.6"}
     assert quality_lines(study, rows)[1][0][-2:] == ["measured in several ways"] * 2
     rows[1]["evaluation"] = "16 steps"
-    assert quality_lines(study, rows)[1][0][-2:] == ["0.500, n = 1 (−0.125)", "0.700 ± 0.283"]
+    assert quality_lines(study, rows)[1][0][-4:] == [
+        "0.500, n = 1 (−0.125)", "0.700 ± 0.283", "0.600, n = 1", "0.300, n = 1"
+    ]  # fmt: skip
     assert "| slow | 2 | 0.500 ± 0.354 | 12.5, n = 1 |" in "\n".join(section(study, rows, []))
     assert "0.500 ± 0.354" in page(study, rows, [])
 

@@ -288,7 +288,7 @@ def test_explanations_need_a_live_teacher_and_a_tap_that_the_output_passes_throu
     y = keras.layers.Conv2D(4, 3, padding="same", name="branch")(x)
     pooled = keras.layers.GlobalAveragePooling2D()(keras.layers.Add()([x, y]))
     student = keras.Model(inputs, keras.layers.Dense(10)(pooled), name="skipping")
-    with pytest.raises(ValueError, match="skipping leads around its layer 'branch'"):
+    with pytest.raises(ValueError, match="skipping has a path to its output that bypasses layer 'branch'"):
         Distiller(student, losses={"e2kd": E2KD("branch", "block_04")}, loss_weights={"e2kd": 1.0}, teacher=teacher)
 
 
@@ -353,6 +353,13 @@ def test_soft_labels_of_neighbors_need_no_teacher_and_remember_the_batches_of_tr
         np.testing.assert_allclose(a, b, atol=1e-6)
     with pytest.raises(ValueError, match="osakd needs one label per example"):
         model.train_on_batch(IMAGES, np.eye(10, dtype=np.float32)[LABELS])
+
+
+def test_a_loss_of_one_label_is_refused_on_mixed_images():
+    mixed = {"label": LABELS, "label_probabilities": np.full((len(LABELS), 10), 0.1, np.float32)}
+    for loss, known in ((DKD(), {"teacher_logits": np.zeros((len(LABELS), 10), np.float32)}), (OSAKD(3, 24), {})):
+        with pytest.raises(ValueError, match="loss 'one' needs one label per example; leave out 'label_probabilities'"):
+            distiller({"one": loss}).train_on_batch(IMAGES, mixed | known)
 
 
 def test_negative_weights_are_refused():

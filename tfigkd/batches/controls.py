@@ -1,8 +1,8 @@
 """Placebo arms: the same treatment without the information, to measure the effect of the information.
 
 The store is not changed: a control permutes or replaces what was read from it, by a seed of the config, which every
-manifest and row records. An arm and its placebo differ in nothing else: whether an image can carry an overlay is decided
-by the completeness error of its own map in both.
+manifest and row records. An arm and its placebo differ in nothing else: in both, the completeness error of an image's
+own map decides whether it can carry an overlay.
 """
 
 from dataclasses import replace
@@ -36,8 +36,9 @@ def surrogate_noise(maps: np.ndarray, seed: int) -> np.ndarray:
     """Return noise with each map's pixel values and nearly its power spectrum, at random positions.
 
     The iterated amplitude-adjusted surrogates of Schreiber and Schmitz (1996, doi:10.1103/PhysRevLett.77.635): the
-    spectrum and the values are imposed in turn, the values last. So an overlay of the noise dims a picture exactly as
-    much as one of the map does.
+    spectrum and the values are imposed in turn, the values last. So an overlay of the noise dims a picture as much as
+    one of the map does, but for what a crop moves out: a map is brightest in the middle, its noise anywhere, so that
+    crops with zeros at the border leave noise a little darker.
 
     Args:
         maps: uint8 [N,H,W].

@@ -128,8 +128,9 @@ class TrainingBatches:
             student without a teacher sees the crops of one with a teacher.
         control: `maps = "none"` dims the images that would carry an overlay and adds no map. `logits = "shuffled"`
             makes the inputs of a live teacher those of the next example of the batch; a batch of one is left.
-        wanted: What else the losses compare: `"teacher_map"`, zero where it is not usable, and `"teacher_inputs"`, the
-            image as the student sees it but without the overlay, where that is another one.
+        wanted: What else the losses compare: `"teacher_map"`, zero where it is not usable; `"teacher_inputs"`, the
+            image as the student sees it but without the overlay, where that is another one; `"example"`, the index of
+            each example, int32 [B].
         num_classes: C of `"label_probabilities"`; not given: one more than the largest label.
         class_weights: Weight of each class in the loss, [C]; mixed images have the mixed weight.
         devices: How many devices share a batch, see `batch_sizes`.
@@ -213,6 +214,8 @@ class TrainingBatches:
         targets: dict[str, Any] = {"label": labels, **self._stored(chosen, moves)}
         if maps is not None and "teacher_map" in self.wanted:
             targets["teacher_map"] = maps
+        if "example" in self.wanted:
+            targets["example"] = chosen.astype(np.int32)
         weights: tuple[np.ndarray, ...] = ()
         if self.class_weights is not None:
             weights = (self.class_weights[labels].astype(np.float32),)

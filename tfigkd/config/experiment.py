@@ -78,11 +78,12 @@ class Config:
         if not mixed:
             return
         forbid(self.needs_single_images, MIXED, mixed)
-        forbid(
-            self.losses.osakd.weight > 0,
-            "training.mixup and cutmix must be 0 with losses.osakd, which needs one label",
-            mixed,
-        )
+        for name in ("dkd", "osakd"):
+            forbid(
+                getattr(self.losses, name).weight > 0,
+                f"training.mixup and cutmix must be 0 with losses.{name}, which needs one label",
+                mixed,
+            )
 
     def _check_hard_label(self) -> None:
         """Check that the weight of the hard label is not negative."""
@@ -144,6 +145,11 @@ class Config:
         forbid(
             self.losses.e2kd.weight > 0 and self.control.maps in ("noise", "none"),
             "control.maps must be own or shuffled with losses.e2kd",
+            self.control.maps,
+        )
+        forbid(
+            self.losses.ig_match.weight > 0 and self.control.maps == "none",
+            "control.maps must be own, shuffled or noise with losses.ig_match",
             self.control.maps,
         )
         forbid(

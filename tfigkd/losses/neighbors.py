@@ -12,6 +12,10 @@ FAR = 1e30
 """Squared distance of what is no neighbor."""
 POSTERIORS = "teacher_posteriors"
 """Target of a batch: `neighbor_posteriors` in the teacher's space, [B,C]."""
+EXAMPLE = "example"
+"""Target of a batch: integers [B] that tell which examples these are."""
+UNKNOWN = -1
+"""Number of an example that was not told."""
 EPSILON = 1e-12
 """Smallest probability of which the logarithm is taken."""
 
@@ -45,7 +49,7 @@ def neighbor_posteriors(
 
 
 class Queue(keras.layers.Layer):
-    """The logits and labels of the last training examples.
+    """The logits, labels and numbers of the last training examples.
 
     Args:
         size: Examples.
@@ -58,6 +62,7 @@ class Queue(keras.layers.Layer):
         fixed = {"initializer": "zeros", "trainable": False, "autocast": False}
         self.logits = self.add_weight(shape=(size, classes), name="logits", **fixed)
         self.labels = self.add_weight(shape=(size,), dtype="int32", name="labels", **fixed)
+        self.examples = self.add_weight(shape=(size,), dtype="int32", name="examples", **fixed)
         self.count = self.add_weight(shape=(), dtype="int32", name="count", **fixed)
         self.built = True
 
@@ -65,13 +70,14 @@ class Queue(keras.layers.Layer):
         """Return which places hold an example, bool [size]."""
         return ops.arange(self.size, dtype="int32") < self.count
 
-    def put(self, logits: Tensor, labels: Tensor) -> None:
+    def put(self, logits: Tensor, labels: Tensor, examples: Tensor) -> None:
         """Put the examples of a batch in the place of the oldest ones; of more than `size` the last ones."""
-        logits, labels = logits[-self.size :], labels[-self.size :]
+        logits, labels, examples = (values[-self.size :] for values in (logits, labels, examples))
         batch = ops.shape(logits)[0]
         places = ops.mod(self.count + ops.arange(batch, dtype="int32"), self.size)[:, None]
         self.logits.assign(ops.scatter_update(self.logits, places, logits))
         self.labels.assign(ops.scatter_update(self.labels, places, labels))
+        self.examples.assign(ops.scatter_update(self.examples, places, examples))
         # kept small: only whether the queue is full and the next place matter
         count = self.count + batch
         self.count.assign(ops.where(count >= 2 * self.size, count - self.size, count))
@@ -83,8 +89,10 @@ class OSAKD(PerExampleLoss):
 
     In the student's space there is no teacher: the soft label of an example is `neighbor_posteriors` among the other
     examples of its batch and the last `queue` training examples, whose logits are those of the step in which they were
-    seen. The loss is KL(soft label ‖ student); no gradient passes through the soft label. The number of neighbors, the
-    distance and the queue are our reading, since the abstract alone was available to us.
+    seen. An example is no neighbor of itself, also where the queue still has it from the epoch before, as far as the
+    targets tell it by `"example"`, integers [B]. The loss is KL(soft label ‖ student); no gradient passes through the
+    soft label. The number of neighbors, the distance and the queue are our reading, since the abstract alone was
+    available to us.
 
     In the teacher's space the neighbors are those among all training examples in the teacher's logits, as computed
     before the training and given by the targets as `"teacher_posteriors"`.
@@ -111,12 +119,13 @@ class OSAKD(PerExampleLoss):
         if self.projector is None and self.space == "student":
             self.projector = Queue(self.queue, classes, name="osakd_queue")
 
-    def soft_labels(self, logits: Tensor, labels: Tensor, *, training: bool) -> Tensor:
+    def soft_labels(self, logits: Tensor, labels: Tensor, examples: Tensor | None = None, *, training: bool) -> Tensor:
         """Return the soft labels of a batch, [B,C], and in training put it into the queue.
 
         Args:
             logits: The student's, [B,C].
             labels: Integers [B].
+            examples: Which examples these are, integers [B] from 0; None if that is not known.
             training: Whether the batch is put into the queue.
 
         Raises:
@@ -129,17 +138,19 @@ class OSAKD(PerExampleLoss):
         logits = ops.stop_gradient(ops.cast(logits, "float32"))
         labels = ops.cast(labels, "int32")
         batch, queue = ops.shape(logits)[0], self.projector
+        examples = ops.full_like(labels, UNKNOWN) if examples is None else ops.cast(examples, "int32")
         itself = ops.cast(ops.eye(batch), "bool")
-        empty = ops.broadcast_to(ops.logical_not(queue.filled())[None], (batch, self.queue))
+        earlier = ops.logical_and(examples[:, None] == queue.examples[None], examples[:, None] != UNKNOWN)
+        unfit = ops.logical_or(earlier, ops.logical_not(queue.filled())[None])
         posteriors = neighbor_posteriors(
             logits,
             ops.concatenate([logits, ops.convert_to_tensor(queue.logits)], axis=0),
             ops.concatenate([labels, ops.convert_to_tensor(queue.labels)], axis=0),
-            ops.concatenate([itself, empty], axis=1),
+            ops.concatenate([itself, unfit], axis=1),
             neighbors=self.neighbors,
         )
         if training:
-            queue.put(logits, labels)
+            queue.put(logits, labels, examples)
         return ops.stop_gradient(posteriors)
 
     def per_example(self, teacher_outputs: Tensor, student_outputs: Tensor) -> Tensor:

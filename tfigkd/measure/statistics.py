@@ -6,6 +6,7 @@ assumes only roughly normal means. Several comparisons are corrected by Holm's m
 """
 
 import math
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -109,7 +110,9 @@ def welch(first: Sequence[float], second: Sequence[float]) -> Difference:
     pooled = math.sqrt(((n[0] - 1) * a.var(ddof=1) + (n[1] - 1) * b.var(ddof=1)) / (sum(n) - 2))
     if pooled <= _rounding(a, b):
         return _without_test(difference, n)
-    test = stats.ttest_ind(a, b, equal_var=False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # of a loss of precision, if one arm is constant
+        test = stats.ttest_ind(a, b, equal_var=False)
     low, high = test.confidence_interval(1 - LEVEL)
     correction = 1 - 3 / (4 * (sum(n) - 2) - 1)
     return Difference(
@@ -158,12 +161,19 @@ def compare_by_seed(first: Mapping[int, float], second: Mapping[int, float]) -> 
     return (pairs if pairs.tested else free), free
 
 
-def holm(p_values: Sequence[float]) -> list[float]:
-    """Return p-values adjusted by Holm's step-down method (1979); NaN, a comparison without a test, stays NaN."""
+def holm(p_values: Sequence[float], family: int | None = None) -> list[float]:
+    """Return p-values adjusted by Holm's step-down method (1979); NaN, a comparison without a test, stays NaN.
+
+    Args:
+        p_values: Of the comparisons.
+        family: How many comparisons were planned, with those that are not among `p_values` or without a test; None
+            stands for those with a test.
+    """
     tested = [index for index, p in enumerate(p_values) if not math.isnan(p)]
+    count = max(family or 0, len(tested))
     adjusted, largest = [math.nan] * len(p_values), 0.0
     for rank, index in enumerate(sorted(tested, key=lambda one: p_values[one])):
-        largest = max(largest, min(1.0, (len(tested) - rank) * p_values[index]))
+        largest = max(largest, min(1.0, (count - rank) * p_values[index]))
         adjusted[index] = largest
     return adjusted
 

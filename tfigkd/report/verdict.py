@@ -3,6 +3,7 @@
 Everything here is a function of plain values; nothing is read or measured. An empty list means that nothing was found.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -219,6 +220,20 @@ def idle_overlays(errors: Sequence[float], tolerance: float) -> list[Remark]:
     return [Remark("idle overlays", text, "--attribution.max_steps, --attribution.tolerance")]
 
 
+def _least_loss(lost: float, apart: float, count: int) -> float:
+    """Return the lower end of the 95 % interval of a net loss of accuracy on the same images.
+
+    Only images with two predictions can be lost or gained, so their share bounds the variance of the difference.
+
+    Args:
+        lost: Accuracy before, less accuracy after.
+        apart: Share of the images whose predictions differ.
+        count: Number of images.
+    """
+    deviation = math.sqrt(max(apart - lost**2, 0.0) / count)
+    return lost - float(stats.norm.ppf(1 - LEVEL / 2)) * deviation
+
+
 def far_files(parity: Mapping[str, Mapping[str, float]]) -> list[Remark]:
     """Return quantized files that predict other classes than their Keras model.
 
@@ -231,7 +246,8 @@ def far_files(parity: Mapping[str, Mapping[str, float]]) -> list[Remark]:
         if "examples" not in report:  # of an earlier version
             continue
         count, lost = int(report["examples"]), max(report["keras_accuracy"] - report["accuracy"], 0.0)
-        differs = wilson(report["agreement"], count)[1] < INT8_AGREEMENT or wilson(lost, count)[0] > INT8_LOSS
+        apart = 1 - report["agreement"]
+        differs = wilson(report["agreement"], count)[1] < INT8_AGREEMENT or _least_loss(lost, apart, count) > INT8_LOSS
         if name.split(".")[-2] in QUANTIZED and differs:
             text = (
                 f"{name} is far from its Keras model: the same class for {percent(report['agreement'])} of "

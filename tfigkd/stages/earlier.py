@@ -44,6 +44,7 @@ def student_marks(config: Config, *, crops_of_views: bool) -> list[str]:
         "even batches": evens_out(len(training_examples(config.data)), config.training.batch_size),
         "pruned teacher": bool(losses.r2kd.weight and losses.r2kd.pruned),  # nothing of a frozen teacher was pruned
         "usable by its own map": config.control.maps == "shuffled" and maps,  # it was by the map of the other image
+        "no neighbor of itself": losses.osakd.weight > 0 and losses.osakd.space == "student",  # the queue gave it back
         "head of a convnet": student.init == "teacher" and config.teacher.model == "convnet",  # it was a MobileNet's
     }
     return [mark for mark, holds in marks.items() if holds]

@@ -12,6 +12,7 @@ from tfigkd.config.experiment import Config
 from tfigkd.data import Dataset, Examples
 from tfigkd.data.knowledge import StoredAttention, TeacherTargets
 from tfigkd.losses import LOSSES, Loss
+from tfigkd.losses.neighbors import EXAMPLE
 from tfigkd.runtime.errors import UserError
 from tfigkd.stages.data import (
     class_weights,
@@ -122,6 +123,8 @@ def _wanted(config: Config) -> set[str]:
     wanted = {"teacher_map"} if config.losses.compare("map") else set()
     if config.needs_live_teacher:
         wanted.add("teacher_inputs")
+    if config.losses.osakd.weight and config.losses.osakd.space == "student":
+        wanted.add(EXAMPLE)
     return wanted
 
 

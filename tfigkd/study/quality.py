@@ -20,6 +20,7 @@ class Column:
         factor: What a row's value is multiplied by.
         digits: Decimal places.
         chance: Metric of the value that is expected by chance, shown in brackets.
+        minus: Metric that is subtracted from it, run by run.
     """
 
     title: str
@@ -27,6 +28,7 @@ class Column:
     factor: float
     digits: int
     chance: str = ""
+    minus: str = ""
 
 
 COLUMNS = (
@@ -40,14 +42,15 @@ COLUMNS = (
         3,
         chance="attribution_rank_correlation_chance",
     ),
-    Column("insertion AUC (higher is better)", "attribution_insertion", 1, 3),
-    Column("deletion AUC (lower is better)", "attribution_deletion", 1, 3),
+    Column("insertion AUC", "attribution_insertion", 1, 3),
+    Column("deletion AUC", "attribution_deletion", 1, 3),
+    Column("insertion − deletion (higher is better)", "attribution_insertion", 1, 3, minus="attribution_deletion"),
 )
 
 
 def quality_lines(study: Study, rows: Sequence[Row]) -> tuple[list[str], list[list[str]]] | None:
     """Return header and lines, one for each arm and size; None where no run was evaluated on test."""
-    shown = [column for column in COLUMNS if _values(rows, column.metric)]
+    shown = [column for column in COLUMNS if _values(rows, column.metric, column.minus)]
     if not shown:
         return None
     lines = []
@@ -59,8 +62,13 @@ def quality_lines(study: Study, rows: Sequence[Row]) -> tuple[list[str], list[li
     return ["arm", "n", *(column.title for column in shown)], lines
 
 
-def _values(rows: Sequence[Row], metric: str) -> list[float]:
-    return [float(row[f"student_{metric}"]) for row in rows if row.get(f"student_{metric}")]
+def _values(rows: Sequence[Row], metric: str, minus: str = "") -> list[float]:
+    """Return a metric of the rows that have it, less another one of the same run where one is named."""
+    if not metric:
+        return []
+    columns = [f"student_{name}" for name in (metric, minus) if name]
+    values = [[float(row[column]) for column in columns] for row in rows if all(row.get(column) for column in columns)]
+    return [first - sum(less) for first, *less in values]
 
 
 def _cell(rows: Sequence[Row], column: Column) -> str:
@@ -72,7 +80,7 @@ def _cell(rows: Sequence[Row], column: Column) -> str:
     ways = {row["evaluation"] for row in rows if row.get("evaluation")}
     if len(ways) > 1 and column.metric.startswith("attribution"):
         return "measured in several ways"
-    values, by_chance = _values(rows, column.metric), _values(rows, column.chance)
+    values, by_chance = _values(rows, column.metric, column.minus), _values(rows, column.chance)
     if not values:
         return "–"
     found = summarize(values)

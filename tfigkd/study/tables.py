@@ -122,14 +122,14 @@ def summarize(accuracies: Sequence[float]) -> Summary:
 
 
 def compare(study: Study, runs: Runs) -> list[Compared]:
-    """Return the planned comparisons with runs of both arms; Holm's correction covers those with a test."""
+    """Return the planned comparisons with runs of both arms; Holm's correction covers all that were planned."""
     found = []
     for size in study.sizes:
         for first, second in study.comparisons:
             a, b = runs.get((size, first), {}), runs.get((size, second), {})
             if a and b:
                 found.append((size, first, second, *compare_by_seed(a, b)))
-    adjusted = holm([one[3].p for one in found])
+    adjusted = holm([one[3].p for one in found], len(study.sizes) * len(study.comparisons))
     return [Compared(*one, p) for one, p in zip(found, adjusted, strict=True)]
 
 
@@ -162,9 +162,9 @@ def arms_lines(study: Study, rows: Sequence[Row], papers: Sequence[Row]) -> tupl
         arms = {arm: runs[size, arm] for arm in study.arms if (size, arm) in runs}
         if not arms:
             continue
-        best, level = winner(arms)
+        best, level = winner(arms) if len(arms) == len(study.arms) else (None, [])
         where = f" at {size}" if size else ""
-        if best is None and len(arms) > 1:
+        if level and len(arms) > 1:
             remarks.append(
                 f"No winner{where}: the highest mean, {level[0]}, cannot be told from {', '.join(level[1:])}."
             )

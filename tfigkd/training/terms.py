@@ -10,7 +10,7 @@ from keras import ops
 from tfigkd.data.spaces import Range
 from tfigkd.losses import Loss, PerExampleLoss, hard_label_loss
 from tfigkd.losses.base import Tensor
-from tfigkd.losses.neighbors import POSTERIORS
+from tfigkd.losses.neighbors import EXAMPLE, POSTERIORS
 from tfigkd.models.pruned import pruned_copy
 from tfigkd.training.tapped import LOGITS, TEACHER, TappedNetwork, TappedTensors, flat, loss_taps, pick
 from tfigkd.training.targets import HardLoss, labels_of, weighted_mean
@@ -237,7 +237,8 @@ class Compared:
     def _soft_labels(self, name: str, loss: Any) -> tuple[Any, Any]:
         """Return the soft labels that the loss makes of the student's logits, and these logits."""
         logits = self._outputs[LOGITS]
-        return loss.soft_labels(logits, self._labels, training=self._training), logits
+        soft = loss.soft_labels(logits, self._labels, self._known.get(EXAMPLE), training=self._training)
+        return soft, logits
 
     def _weights(self, name: str, loss: Any) -> tuple[Any, Any]:
         """Return the tensors of the kernels of the live teacher and of the student."""
