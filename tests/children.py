@@ -24,6 +24,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NoReturn
@@ -193,6 +194,23 @@ def run(folder: Path, module: str, *arguments: object, **options) -> subprocess.
     child = fork(folder, module, *arguments, **options)
     output, errors = child.communicate()
     return subprocess.CompletedProcess([module, *map(str, arguments)], child.returncode, output, errors)
+
+
+def wait_for(child: Child | subprocess.Popen, found: Callable[[], object], pause: float = 0.005) -> object:
+    """Wait until a function finds something, and return it; fail if the child ends before.
+
+    Args:
+        child: The process that makes what is looked for.
+        found: Function that returns something true when it is there.
+        pause: Seconds between two calls of the function.
+    """
+    while True:
+        ended = child.poll() is not None
+        if result := found():
+            return result
+        if ended:
+            raise AssertionError(f"ended with {child.returncode} before: {child.communicate()}")
+        time.sleep(pause)
 
 
 def on_jax(folder: Path, program: str, *arguments: object, fresh: bool = False) -> str:

@@ -13,6 +13,7 @@ from tests.children import servers
 hypothesis.settings.register_profile("tfigkd", deadline=None)
 hypothesis.settings.load_profile("tfigkd")
 
+pytest.register_assert_rewrite("tests.faults.runs")
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 # files that take longest, in processor time; `make test` starts them first, so that no worker waits long for another
 LONGEST = (

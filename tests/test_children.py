@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from tests.children import ROOT, fork, once, run
+from tests.children import ROOT, fork, once, run, wait_for
 
 PROGRAM = """
 import atexit, os, signal, sys, threading, time
@@ -52,6 +52,15 @@ def test_a_child_can_be_watched_and_stopped(tmp_path):
     child.send_signal(signal.SIGINT)
     output, errors = child.communicate()
     assert (output, errors.splitlines()[-1], child.returncode) == ("", "KeyboardInterrupt", -signal.SIGINT)
+
+
+def test_a_child_that_ends_is_not_waited_for(tmp_path):
+    (tmp_path / "makes.py").write_text("import sys\nopen(sys.argv[1], 'x').close()\nsys.exit('a line')\n")
+    child = fork(tmp_path, "makes", "made")
+    assert wait_for(child, (tmp_path / "made").exists)
+    child.communicate()
+    with pytest.raises(AssertionError, match=r"ended with 1 before: .*a line"):
+        wait_for(fork(tmp_path, "makes", "other"), (tmp_path / "absent").exists)
 
 
 def test_a_shared_folder_is_made_once(tmp_path_factory):

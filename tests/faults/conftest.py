@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.faults.runs import end_all
 from tfigkd.runtime.errors import UserError
 from tfigkd.runtime.provenance import append_row, origin
 
@@ -98,3 +99,9 @@ def tally(request):
         counts = {"tried": one.tried, "said": one.said, "same": one.same, "lost": len(one.lost)}
         seconds = round(one.seconds or time.monotonic() - one.started, 1)
         append_row(path, {"fault": one.fault, **counts, "seconds": seconds, **origin(command)})
+
+
+@pytest.fixture(autouse=True)
+def _no_process_left_behind():
+    yield
+    end_all()

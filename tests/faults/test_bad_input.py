@@ -9,7 +9,8 @@ import socket
 
 import numpy as np
 import pytest
-from test_kill import (
+
+from tests.faults.runs import (
     EXPERIMENT,
     RUN,
     TEACHERS,
@@ -18,7 +19,7 @@ from test_kill import (
     finished_run,
     hashes,
     new_folder,
-    no_process_left_behind,
+    one_line,
     only,
     row,
     stamps,
@@ -26,7 +27,6 @@ from test_kill import (
     succeed,
 )
 
-__all__ = ["no_process_left_behind"]  # a fixture, also used by the tests in this file
 STORE = f"{TEACHERS}/overlays/*"
 SHARD = f"{STORE}/overlays-00003-of-00011.tfrecord"
 TEACHER = f"{TEACHERS}/teacher.keras"
@@ -48,15 +48,6 @@ def copy(finished, tmp_path):
 def empty(tmp_path):
     """Return a folder that contains only the experiment."""
     return new_folder(tmp_path)
-
-
-def one_line(process):
-    """Return the error line of a failed process, the only line on standard error."""
-    _, errors = process.communicate()
-    assert process.returncode in (1, 2), (process.returncode, errors)
-    assert errors.endswith("\n") and errors.count("\n") == 1, errors
-    assert errors.startswith("error: ")
-    return errors.removeprefix("error: ").strip()
 
 
 def refused(folder, *arguments, **options):

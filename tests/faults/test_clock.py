@@ -6,19 +6,9 @@ import os
 import shutil
 
 import pytest
-from test_kill import (
-    ROOT,
-    RUN,
-    assert_same_run,
-    finished_run,
-    new_folder,
-    no_process_left_behind,
-    row,
-    start,
-    succeed,
-)
 
-__all__ = ["no_process_left_behind"]
+from tests.faults.runs import ROOT, RUN, assert_same_run, finished_run, new_folder, row, start, succeed
+
 JUMPING = """
 import random, time
 _draw, _real = random.Random(0), time.time

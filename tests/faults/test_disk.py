@@ -11,23 +11,20 @@ import shutil
 import subprocess
 
 import pytest
-from test_bad_input import one_line
-from test_kill import (
+from test_stages import STAGES, drive, new_full_folder, whole_run, written
+
+from tests.faults.runs import (
     RUN,
     assert_same_run,
     finished_run,
     hashes,
     new_folder,
-    no_process_left_behind,
+    one_line,
     row,
     start,
     succeed,
 )
-from test_stages import STAGES, drive, new_full_folder, whole_run, written
-
 from tfigkd.runtime.provenance import append_row
-
-__all__ = ["no_process_left_behind"]
 
 
 @contextlib.contextmanager

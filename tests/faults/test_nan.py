@@ -5,9 +5,8 @@ import itertools
 import keras
 import numpy as np
 import pytest
-from test_bad_input import one_line
-from test_kill import new_folder, no_process_left_behind, start, succeed
 
+from tests.faults.runs import new_folder, one_line, start, succeed
 from tfigkd.config.training_fields import TrainingConfig
 from tfigkd.losses import FSP, KLDivergence
 from tfigkd.runtime.errors import UserError
@@ -16,7 +15,6 @@ from tfigkd.training.checkpoint_callback import broken_terms
 from tfigkd.training.distiller import Distiller
 from tfigkd.training.fit import Training
 
-__all__ = ["no_process_left_behind"]
 STEPS = 40
 
 

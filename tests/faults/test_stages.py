@@ -15,11 +15,10 @@ from pathlib import Path
 import keras
 import numpy as np
 import pytest
-from test_kill import EXPERIMENT, PASSING, ROOT, STARTED, hashes, no_process_left_behind
 
 import tfigkd.models.fake_quant  # noqa: F401 - registers the layers of a quantized student
+from tests.faults.runs import EXPERIMENT, PASSING, ROOT, STARTED, hashes
 
-__all__ = ["no_process_left_behind"]
 DRIVER = Path(__file__).with_name("driver.py")
 STAGES = ("data", "teacher", "overlays", "distill", "compress", "export", "evaluate", "benchmark", "report")
 RUN = "runs/full/0"

@@ -183,8 +183,9 @@ np.savez("result.npz", **results)
 def test_jax_gives_the_same_values_and_gradients(tmp_path):
     pytest.importorskip("jax", reason="NEEDS JAX: pip install jax")
     import tensorflow as tf
-    from test_ig_matching import IMAGES, network, weights_of
-    from test_ig_matching import LABELS as TARGETS
+
+    from tests.losses.test_ig_matching import IMAGES, network, weights_of
+    from tests.losses.test_ig_matching import LABELS as TARGETS
 
     model, loss = network(), losses.IGMatching()
     np.savez(tmp_path / "weights.npz", *model.get_weights())

@@ -4,11 +4,10 @@ import math
 import os
 import signal
 import socket
-import time
 
 import pytest
 
-from tests.children import fork
+from tests.children import fork, wait_for
 from tfigkd.config.experiment import Config, experiments_folder, override, read_experiment, to_mapping
 from tfigkd.config.reading import from_mapping, value_at
 from tfigkd.config.toml import to_toml
@@ -230,9 +229,7 @@ def test_a_killed_search_goes_on_and_leaves_the_best_as_an_experiment(tmp_path):
     arguments = ("--tuner", "random", "--trials", "2", "--training.epochs", "12", *VARIED)
     folder = tmp_path / "runs/search/tiny-random"
     process = start(tmp_path, *arguments)
-    deadline = time.monotonic() + 240
-    while not list(folder.glob("trials/1/0/distill/checkpoint-*.ckpt")) and time.monotonic() < deadline:
-        time.sleep(0.05)
+    wait_for(process, lambda: list(folder.glob("trials/1/0/distill/checkpoint-*.ckpt")))
     os.kill(process.pid, signal.SIGKILL)
     process.communicate()
     first = (folder / "trials/0/0/distill/manifest.json").stat().st_mtime_ns

@@ -18,13 +18,14 @@ import pytest
 from sklearn.datasets import load_digits
 
 import tfigkd
-from tests.children import ROOT, fork, run
+from tests.children import ROOT, fork, run, wait_for
+from tests.faults.runs import PASSING
 from tests.stages.test_parts import OPTIONS, alone, stored, taught
 from tfigkd.runtime.cluster import connected
 from tfigkd.runtime.errors import UserError
 
 NEEDS_RAY = pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="NEEDS RAY: pip install tfigkd[cluster]")
-PASSING = re.compile(r"time|commit|checksum|train_seconds|.*_ms")  # columns of a row that differ between runs
+SHARDS = "teachers/*/overlays/*/overlays-*.tfrecord"
 STUDY = """
 description = "two arms, four seeds"
 seeds = 4
@@ -93,15 +94,14 @@ def start(folder, address):
     return fork(folder, "tfigkd.run", *OPTIONS, "--stages", "overlays", "--cluster", address)
 
 
-def wait_for(folder, count, process):
-    """Wait until some shards have been written, and return path to number and time of each of them."""
-    while len(shards := list(folder.glob("teachers/*/overlays/*/overlays-*.tfrecord"))) < count:
-        assert process.poll() is None, process.communicate()
-        time.sleep(0.02)
-    return states(shards)
+def at_least(count, folder, pattern):
+    """Return the files of a pattern, or an empty list if there are fewer."""
+    found = list(folder.glob(pattern))
+    return found if len(found) >= count else []
 
 
 def states(paths):
+    """Return path to number and time of each file."""
     return {path: (path.stat().st_ino, path.stat().st_mtime_ns) for path in paths}
 
 
@@ -118,7 +118,7 @@ def test_a_store_is_that_of_one_process_though_a_node_is_lost(nodes, folder, tmp
     expected, before = stored(alone(tmp_path_factory)), listening()
     nodes.add()
     process = start(folder, nodes.address)
-    done = wait_for(folder, 4, process)
+    done = states(wait_for(process, lambda: at_least(4, folder, SHARDS)))
     opened = listening() - before
     assert {address.partition(":")[0] for address in opened} <= {"0100007F"}, opened  # 127.0.0.1
     nodes.remove()
@@ -135,7 +135,7 @@ def test_a_store_is_that_of_one_process_though_a_node_is_lost(nodes, folder, tmp
 def test_a_killed_driver_continues_with_the_shards_that_are_missing(nodes, folder, tmp_path_factory):
     nodes.add()
     process = start(folder, nodes.address)
-    done = wait_for(folder, 4, process)
+    done = states(wait_for(process, lambda: at_least(4, folder, SHARDS)))
     process.kill()
     process.communicate()
     again = start(folder, nodes.address)
@@ -210,9 +210,7 @@ def test_a_study_has_the_rows_of_one_machine_though_a_node_is_lost(nodes, folder
     options = ("--experiment", "eight.toml", "--teachers", "teachers")
     nodes.add()
     process = fork(folder, "tfigkd.study", *options, "--cluster", nodes.address, merged=True)
-    while len(done := list(folder.glob("runs/studies/eight/*/*/rows.csv"))) < 2:
-        assert process.poll() is None, process.communicate()
-        time.sleep(0.1)
+    done = wait_for(process, lambda: at_least(2, folder, "runs/studies/eight/*/*/rows.csv"))
     before = states(done)
     nodes.remove()
     nodes.add()  # a machine that joins later works as well

@@ -7,7 +7,7 @@ import time
 import numpy as np
 import pytest
 
-from tests.children import fork, once, run
+from tests.children import fork, once, run, wait_for
 from tfigkd.data import identify
 from tfigkd.run import parse
 from tfigkd.runtime.errors import UserError
@@ -109,8 +109,7 @@ def test_a_part_leaves_the_store_unfinished_and_the_last_one_finishes_it(folder,
 
 def test_a_part_that_is_killed_is_given_again(folder, tmp_path_factory):
     first, second = start(folder, "1/2"), start(folder, "2/2")
-    while not list(folder.glob("teachers/*/overlays/*/overlays-*.tfrecord")):
-        time.sleep(0.02)
+    wait_for(first, lambda: list(folder.glob("teachers/*/overlays/*/overlays-*.tfrecord")))
     first.kill()
     second.communicate()
     first.communicate()
