@@ -19,6 +19,7 @@ from tfigkd.runtime.errors import UserError
 from tfigkd.training import checkpoint
 
 STEPS = 45
+STORED = ("prune", "prune_qat", "cluster", "cqat")  # distilled from stored logits, the others from a live teacher
 SPARSE = ("prune", "prune_tfmot", "prune_qat", "pqat")
 CLUSTERED = ("cluster", "cqat")
 QUANTIZED = ("qat", "prune_qat", "qat_tfmot", "pqat", "cqat")
@@ -30,12 +31,17 @@ def kernels(model: keras.Model) -> Iterator[np.ndarray]:
             yield np.asarray(layer.kernel)
 
 
-def test_a_student_without_batch_normalization_is_not_changed_by_its_pruning(case, tmp_path):
-    """Its accuracy before the compression would else be that after it."""
+def small_student(case) -> keras.Model:
+    """Return a student of two layers with kernels, without batch normalization."""
     keras.utils.set_random_seed(0)
     image = keras.Input(case.data.image_shape)
     features = keras.layers.GlobalAveragePooling2D()(keras.layers.Conv2D(8, 3, activation="relu")(image))
-    student = keras.Model(image, keras.layers.Dense(10)(features))
+    return keras.Model(image, keras.layers.Dense(10)(features))
+
+
+def test_a_student_without_batch_normalization_is_not_changed_by_its_pruning(case, tmp_path):
+    """Its accuracy before the compression would else be that after it."""
+    student = small_student(case)
     before = student.get_weights()
     config = CompressConfig(method="prune", sparsity=0.5, steps=STEPS, batch_size=32, learning_rate=1e-3)
     pruned = compress_student(student, config, case.tuning(tmp_path))
@@ -44,11 +50,17 @@ def test_a_student_without_batch_normalization_is_not_changed_by_its_pruning(cas
     assert [np.mean(kernel == 0) for kernel in kernels(pruned)] == pytest.approx([0.5, 0.5], abs=0.01)
 
 
+@pytest.fixture(scope="module")
+def phases(tmp_path_factory):
+    """Return a folder for all methods: a phase that is the first of two of them is trained once."""
+    return tmp_path_factory.mktemp("phases")
+
+
 @pytest.mark.parametrize("method", PHASES)
-def test_every_route_ends_in_an_int8_file(case, tmp_path, method):
+def test_every_route_ends_in_an_int8_file(case, phases, tmp_path, method):
     share = 0.25 if method == "prune_channels" else 0.5
     config = CompressConfig(method=method, sparsity=share, steps=STEPS, batch_size=32, learning_rate=1e-3, clusters=8)
-    model = compress_student(case.student, config, case.tuning(tmp_path, cached=method in ("prune", "cqat")))
+    model = compress_student(case.student, config, case.tuning(phases, cached=method in STORED))
     assert is_fake_quantized(model) == (method in QUANTIZED)
     logits, labels = predict_logits(model, case.data.validation.images), case.data.validation.labels
     assert accuracy(logits, labels) > accuracy(case.logits, labels) - 0.15
@@ -107,8 +119,8 @@ def test_an_interrupted_method_ends_as_an_uninterrupted_one(case, tmp_path, meth
     config = CompressConfig(method=method, steps=12, batch_size=32, clusters=8)
 
     def compressed(folder):
-        keras.utils.set_random_seed(0)
-        return compress_student(case.student, config, case.tuning(tmp_path / folder))
+        student = small_student(case)
+        return compress_student(student, config, case.tuning(tmp_path / folder, cached=True))
 
     whole = compressed("whole")
     save, calls = checkpoint.save, itertools.count()
