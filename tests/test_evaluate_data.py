@@ -13,9 +13,9 @@ from scipy import special, stats
 from tfigkd.config.data_fields import Reading, SplitsConfig
 from tfigkd.config.experiment import Config
 from tfigkd.config.flags import with_flags
+from tfigkd.edge.classifier_files import add_data_options, load_data, reading_for
 from tfigkd.edge.contract import write_contract
 from tfigkd.edge.convert import convert
-from tfigkd.edge.files import add_data_options, load_data, reading_for
 from tfigkd.evaluate import Options, _check, main
 from tfigkd.study.collect import read_rows
 

@@ -16,8 +16,15 @@ import numpy as np
 from tfigkd.config.data_fields import Reading
 from tfigkd.config.measure_fields import BenchmarkConfig
 from tfigkd.config.reading import refused_as
+from tfigkd.edge.classifier_files import (
+    add_data_options,
+    add_space_options,
+    file_predictor,
+    load_data,
+    names_apart,
+    reading_for,
+)
 from tfigkd.edge.contract import admit
-from tfigkd.edge.files import add_data_options, add_space_options, file_predictor, load_data, names_apart, reading_for
 from tfigkd.edge.footprint import Footprint, footprint
 from tfigkd.edge.input_range import assumption
 from tfigkd.edge.latency import latencies

@@ -69,7 +69,7 @@ class Options(DataOptions, SpaceOptions):
 
 def _predictor(options: Options, data: Any, input_range: Range | None, outputs: Outputs | None = None) -> Predict:
     """Return the model as a function from uint8 images to the logits of the data's classes."""
-    from tfigkd.edge.files import file_predictor
+    from tfigkd.edge.classifier_files import file_predictor
     from tfigkd.measure.metrics import predict_logits
 
     if options.model.endswith(".tflite"):
@@ -103,7 +103,7 @@ def _network(options: Options, data: Any, input_range: Range | None, outputs: Ou
 def _reading(options: Options) -> Reading:
     """Return how the data are read: as given, else as the model takes its pictures; a named network takes any size."""
     from tfigkd import models
-    from tfigkd.edge.files import reading_for
+    from tfigkd.edge.classifier_files import reading_for
 
     if options.model.endswith(".tflite"):
         return reading_for(Path(options.model), options)

@@ -15,8 +15,8 @@ import numpy as np
 from tfigkd.config.data_fields import BACKGROUND, Fit
 from tfigkd.data.pictures import bombs_refused, decode, is_picture, reading, scaled
 from tfigkd.data.spaces import UNIT, Outputs, Range, to_logits
+from tfigkd.edge.classifier_files import add_space_options, background_of, finite, fit_of, spaces
 from tfigkd.edge.contract import admit, contract_path
-from tfigkd.edge.files import add_space_options, background_of, finite, fit_of, spaces
 from tfigkd.edge.input_range import assumption
 from tfigkd.edge.litert import dequantize, input_values, open_classifier
 from tfigkd.edge.package import model_file

@@ -18,9 +18,9 @@ import numpy as np
 from tfigkd.config.measure_fields import BenchmarkConfig
 from tfigkd.config.reading import refused_as
 from tfigkd.data.spaces import UNIT, Range, to_gray
+from tfigkd.edge.classifier_files import add_data_options, add_space_options, image_side, load_data, reading_for, spaces
 from tfigkd.edge.contract import admit, contract_path
-from tfigkd.edge.files import add_data_options, add_space_options, image_side, load_data, reading_for, spaces
-from tfigkd.edge.layers import Comparison, compare, is_integer
+from tfigkd.edge.layer_differences import Comparison, compare, is_integer
 from tfigkd.edge.litert import open_classifier
 from tfigkd.edge.profile import about_layers, about_times, noisiest, profile, rows, slowest
 from tfigkd.runtime import console

@@ -18,7 +18,7 @@ import numpy as np
 from tfigkd import data
 from tfigkd.config.measure_fields import BenchmarkConfig
 from tfigkd.edge.contract import admit
-from tfigkd.edge.layers import Comparison, compare
+from tfigkd.edge.layer_differences import Comparison, compare
 from tfigkd.edge.litert import open_classifier
 from tfigkd.edge.profile import profile, rows
 from tfigkd.profile import float_file

@@ -10,8 +10,8 @@ import pytest
 import tensorflow as tf
 
 from tfigkd.data.spaces import to_gray
+from tfigkd.edge.classifier_files import class_order, file_predictor, image_side, look, spaces
 from tfigkd.edge.contract import read_contract, write_contract
-from tfigkd.edge.files import class_order, file_predictor, image_side, look, spaces
 from tfigkd.edge.input_range import assumption, range_shown
 from tfigkd.edge.litert import open_classifier
 from tfigkd.export import Options

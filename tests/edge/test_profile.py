@@ -19,12 +19,12 @@ from tfigkd.config.measure_fields import BenchmarkConfig
 from tfigkd.edge import profiler
 from tfigkd.edge.contract import write_contract
 from tfigkd.edge.convert import convert
-from tfigkd.edge.layers import compare
+from tfigkd.edge.event_matching import operation_times, partition
+from tfigkd.edge.layer_differences import compare
 from tfigkd.edge.litert import open_classifier, open_litert
 from tfigkd.edge.operations import Operation, read_operations
 from tfigkd.edge.profile import about_layers, about_times, profile, rows
 from tfigkd.edge.profiler import Event
-from tfigkd.edge.times import operation_times, partition
 from tfigkd.models.cost import multiply_adds
 from tfigkd.profile import main
 from tfigkd.runtime.errors import UserError

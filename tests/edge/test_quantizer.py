@@ -12,7 +12,7 @@ from tfigkd.config.fields import ExportConfig
 from tfigkd.data import load
 from tfigkd.edge.contract import read_contract
 from tfigkd.edge.convert import convert
-from tfigkd.edge.layers import compare
+from tfigkd.edge.layer_differences import compare
 from tfigkd.edge.litert import float_tensors, litert_predictor, open_litert
 from tfigkd.edge.operations import read_operations
 from tfigkd.edge.parity import export_file

@@ -2,7 +2,6 @@
 
 import gzip
 import json
-import os
 import subprocess
 import sys
 from dataclasses import asdict, dataclass
@@ -11,9 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from tfigkd.edge.litert import open_litert
+from tfigkd.edge.litert import TRIAL_SECONDS, open_litert
 from tfigkd.edge.operations import kernel_tensors, operations_of
 from tfigkd.runtime.errors import UserError
+from tfigkd.runtime.processes import call_module, last_line
 
 
 @dataclass(frozen=True)
@@ -71,21 +71,18 @@ def peak_memory(path: Path, *, runs: int = 5) -> int | None:
     """Return the peak bytes that loading and running a file adds to a new process; None if the system does not say.
 
     Raises:
-        UserError: the child process fails on the file.
+        UserError: the child process fails on the file, or takes longer than TRIAL_SECONDS.
     """
     if not Path("/proc/self/status").is_file():
         return None
-    # so that the child imports the same package as the parent
-    places = [str(Path(__file__).resolve().parents[2]), os.environ.get("PYTHONPATH", "")]
-    done = subprocess.run(
-        [sys.executable, "-m", "tfigkd.edge.footprint", str(path), str(runs)],
-        env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, places))},
-        capture_output=True,
-        text=True,
-    )
+    try:
+        done = call_module("tfigkd.edge.footprint", path, runs, seconds=TRIAL_SECONDS)
+    except subprocess.TimeoutExpired as error:
+        raise UserError(
+            f"cannot measure the memory of {path}: it did not run {runs} times in {TRIAL_SECONDS} s; export it anew"
+        ) from error
     if done.returncode:
-        last = (done.stderr.strip().splitlines() or [f"it ended with status {done.returncode}"])[-1]
-        raise UserError(f"cannot measure the memory of {path}: {last}")
+        raise UserError(f"cannot measure the memory of {path}: {last_line(done)}")
     return json.loads(done.stdout)
 
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from tfigkd.data.ranges import Affine, composed, range_of, scalar
 from tfigkd.data.spaces import PIXELS, SIGNED, UNIT, Range
-from tfigkd.edge.litert import dequantize
+from tfigkd.edge.litert import dequantize, file_operations
 
 PASSES = ("QUANTIZE", "DEQUANTIZE", "CAST", "RESHAPE", "PAD", "RESIZE_BILINEAR", "RESIZE_NEAREST_NEIGHBOR")
 """Operations that leave the range of the pixels as it is."""
@@ -73,7 +73,7 @@ def _leading_range(interpreter: Any) -> Range | None:
     Args:
         interpreter: From `open_classifier`.
     """
-    operations = [one for one in interpreter._get_ops_details() if one["op_name"] != "DELEGATE"]
+    operations = file_operations(interpreter)
     written = {int(index) for one in operations for index in one["outputs"]}
     tensors = {one["index"]: one for one in interpreter.get_tensor_details()}
     tensor, found = int(interpreter.get_input_details()[0]["index"]), []

@@ -12,7 +12,8 @@ from tfigkd.data import to_model_input
 from tfigkd.data.disk import Pictures
 from tfigkd.data.spaces import UNIT, Outputs, Range, in_range, to_logits
 from tfigkd.runtime.errors import UserError
-from tfigkd.runtime.processes import call_module, cores
+from tfigkd.runtime.machine import cores
+from tfigkd.runtime.processes import call_module
 from tfigkd.runtime.quiet import quiet_stderr
 
 IDENTIFIER = b"TFL3"
@@ -73,6 +74,18 @@ def _require_size(model: Path | bytes, interpreter: Any) -> None:
             raise UserError(f"{name} takes images of any size, [{open_ones}]; export it with a fixed size")
 
 
+def file_operations(interpreter: Any) -> list[dict[str, Any]]:
+    """Return the operations of an interpreter's file in its order, without the delegates that it was given.
+
+    This is the only place that uses LiteRT's private name of them.
+
+    Returns:
+        Of each operation `index`, its place in the file from 0, `op_name`, its type such as CONV_2D, and `inputs` and
+        `outputs`, arrays of tensor indices; a missing optional input is -1.
+    """
+    return [operation for operation in interpreter._get_ops_details() if operation["op_name"] != "DELEGATE"]
+
+
 def trial(path: Path) -> None:
     """Open a file and run it once in a child process, because a damaged file can crash the process.
 
@@ -126,7 +139,7 @@ def float_operations(model: Path | bytes) -> list[str]:
     return sorted(
         {
             operation["op_name"]
-            for operation in interpreter._get_ops_details()
+            for operation in file_operations(interpreter)
             if operation["op_name"] not in ("QUANTIZE", "DEQUANTIZE") and floats & {*operation["outputs"]}
         }
     )
@@ -212,7 +225,7 @@ def quantize(values: np.ndarray, tensor: dict[str, Any]) -> np.ndarray:
 
 
 def dequantize(values: np.ndarray, tensor: dict[str, Any]) -> np.ndarray:
-    """Convert the values of a LiteRT tensor to float32; integers are made real by its scale."""
+    """Convert the values of a LiteRT tensor to float32; integers by its scale and zero point."""
     if np.issubdtype(values.dtype, np.floating):
         return values.astype(np.float32, copy=False)
     scale, zero_point = tensor["quantization"]

@@ -1,21 +1,50 @@
 """LiteRT files as C sources for LiteRT for Microcontrollers. This module does not need TensorFlow."""
 
 import re
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from tfigkd.data.spaces import UNIT, Outputs, Range
+from tfigkd.edge.classifier_files import spaces
 from tfigkd.edge.contract import admit
-from tfigkd.edge.files import spaces
-from tfigkd.edge.litert import open_classifier, open_litert
+from tfigkd.edge.litert import file_operations, open_classifier, open_litert
+from tfigkd.edge.operations import tensor_bytes
 from tfigkd.runtime.errors import UserError
 from tfigkd.runtime.files import checksum, write_text
 
 ALIGNMENT = 16
 """Bytes at whose multiples tensors begin in the arena."""
 BYTES_A_LINE = 16
+
+
+@dataclass(frozen=True)
+class _File:
+    """What the C sources tell of a file.
+
+    Attributes:
+        path: Of the .tflite file.
+        name: What the names in C begin with.
+        source: Details of the input tensor, as LiteRT gives them.
+        sink: Details of the output tensor.
+        arena: From `arena_bytes`.
+        operations: From `operation_names`.
+        class_names: In the order of the outputs; None if they are unknown.
+        input_range: The values of a black and of a white pixel.
+        outputs: "logits" or "probabilities".
+    """
+
+    path: Path
+    name: str
+    source: dict[str, Any]
+    sink: dict[str, Any]
+    arena: int
+    operations: list[str]
+    class_names: list[str] | None
+    input_range: Range
+    outputs: Outputs
 
 
 def write_c(
@@ -48,15 +77,15 @@ def write_c(
     arena, operations = arena_bytes(model), operation_names(model)
     names = (contract or {}).get("class_names")
     taken, given = spaces(interpreter, contract, input_range, outputs)
-    header = _header(name, model, source, sink, arena, operations, names, taken, given)
-    write_text(output.with_suffix(".h"), header)
-    write_text(output, _source(name, output, model.read_bytes(), names))
+    file = _File(model, name, source, sink, arena, operations, names, taken, given)
+    write_text(output.with_suffix(".h"), _header(file))
+    write_text(output, _source(file, output))
     return {"bytes": model.stat().st_size, "arena": arena, "operations": operations}
 
 
 def operation_names(model: Path) -> list[str]:
     """Return the types of a file's operations, such as CONV_2D, each once, in alphabetical order."""
-    return sorted({operation["op_name"] for operation in _operations(open_litert(model, delegates=False))})
+    return sorted({operation["op_name"] for operation in file_operations(open_litert(model, delegates=False))})
 
 
 def arena_bytes(model: Path) -> int:
@@ -67,7 +96,7 @@ def arena_bytes(model: Path) -> int:
     """
     interpreter = open_litert(model, delegates=False)
     details = {tensor["index"]: tensor for tensor in interpreter.get_tensor_details()}
-    operations = _operations(interpreter)
+    operations = file_operations(interpreter)
     first = {tensor["index"]: -1 for tensor in interpreter.get_input_details()}
     last = {tensor["index"]: len(operations) for tensor in interpreter.get_output_details()}
     for number, operation in enumerate(operations):
@@ -76,7 +105,7 @@ def arena_bytes(model: Path) -> int:
         for index in operation["inputs"]:
             if index in first:
                 last[int(index)] = max(number, last.get(int(index), number))
-    sizes = {index: _aligned(_bytes(details[index])) for index in first}
+    sizes = {index: _aligned(tensor_bytes(details[index])) for index in first}
     placed: list[tuple[int, int]] = []  # tensor and offset
     for index in sorted(first, key=lambda index: (-sizes[index], first[index])):
         begin, end = first[index], last.get(index, first[index])
@@ -94,52 +123,35 @@ def arena_bytes(model: Path) -> int:
     return max((offset + sizes[index] for index, offset in placed), default=0)
 
 
-def _operations(interpreter: Any) -> list[dict[str, Any]]:
-    return [operation for operation in interpreter._get_ops_details() if operation["op_name"] != "DELEGATE"]
-
-
-def _bytes(tensor: dict[str, Any]) -> int:
-    return int(np.prod(tensor["shape"])) * np.dtype(tensor["dtype"]).itemsize
-
-
 def _aligned(size: int) -> int:
     return -(-size // ALIGNMENT) * ALIGNMENT
 
 
-def _header(
-    name: str,
-    model: Path,
-    source: dict[str, Any],
-    sink: dict[str, Any],
-    arena: int,
-    operations: list[str],
-    class_names: list[str] | None,
-    taken: Range,
-    given: Outputs,
-) -> str:
-    constant = name.upper()
+def _header(file: _File) -> str:
+    name, constant = file.name, file.name.upper()
+    source, sink = file.source, file.sink
     (_, height, width, channels), (_, classes) = source["shape"], sink["shape"]
     values = {
         "HEIGHT": height, "WIDTH": width, "CHANNELS": channels, "CLASSES": classes,
         "INPUT_SCALE": f"{source['quantization'][0]!r}f", "INPUT_ZERO_POINT": source["quantization"][1],
         "OUTPUT_SCALE": f"{sink['quantization'][0]!r}f", "OUTPUT_ZERO_POINT": sink["quantization"][1],
     }  # fmt: skip
-    low, high = taken
-    value = "pixel / 255" if taken == UNIT else f"({low:g} + {high - low:g} * pixel / 255)"
-    meaning = "logit" if given == "logits" else "probability"
+    low, high = file.input_range
+    value = "pixel / 255" if file.input_range == UNIT else f"({low:g} + {high - low:g} * pixel / 255)"
+    meaning = "logit" if file.outputs == "logits" else "probability"
     lines = [f"#define {constant}_{key} {value}" for key, value in values.items()]
-    named = f"extern const char *const {name}_class_names[{constant}_CLASSES];\n" if class_names else ""
-    return f"""/* {model.name} for LiteRT for Microcontrollers, made by tfigkd.
-   sha256 {checksum(model)}
+    named = f"extern const char *const {name}_class_names[{constant}_CLASSES];\n" if file.class_names else ""
+    return f"""/* {file.path.name} for LiteRT for Microcontrollers, made by tfigkd.
+   sha256 {checksum(file.path)}
    Input: int8 [1][HEIGHT][WIDTH][CHANNELS], round({value} / INPUT_SCALE) + INPUT_ZERO_POINT, at most 127.
    Output: int8 [1][CLASSES], {meaning} = (value - OUTPUT_ZERO_POINT) * OUTPUT_SCALE.
-   Operations to register: {", ".join(operations)}. */
+   Operations to register: {", ".join(file.operations)}. */
 #ifndef {constant}_H_
 #define {constant}_H_
 
 {chr(10).join(lines)}
 /* Of the tensors alone; the interpreter and scratch buffers come on top. */
-#define {constant}_TENSOR_BYTES {arena}
+#define {constant}_TENSOR_BYTES {file.arena}
 
 #ifdef __cplusplus
 extern "C" {{
@@ -154,12 +166,13 @@ extern const unsigned int {name}_model_size;
 """
 
 
-def _source(name: str, output: Path, content: bytes, class_names: list[str] | None) -> str:
+def _source(file: _File, output: Path) -> str:
+    name, content = file.name, file.path.read_bytes()
     lines = [content[start : start + BYTES_A_LINE] for start in range(0, len(content), BYTES_A_LINE)]
     array = "\n".join("  " + " ".join(f"0x{byte:02x}," for byte in line) for line in lines)
     named = ""
-    if class_names:
-        quoted = ", ".join(_quoted(one) for one in class_names)
+    if file.class_names:
+        quoted = ", ".join(_quoted(one) for one in file.class_names)
         named = f"\nconst char *const {name}_class_names[{name.upper()}_CLASSES] = {{{quoted}}};\n"
     return f"""#include "{output.with_suffix(".h").name}"
 

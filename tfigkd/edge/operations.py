@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from tfigkd.edge.litert import open_litert
+from tfigkd.edge.litert import file_operations, open_litert
 
 KERNELS = {"CONV_2D": (1, 2), "DEPTHWISE_CONV_2D": (1, 2), "FULLY_CONNECTED": (1, 2), "TRANSPOSE_CONV": (1, 3)}
 """Operations with weights, and the positions of kernel and bias among their inputs."""
@@ -73,7 +73,7 @@ def read_operations(model: Path | bytes) -> list[Operation]:
 def operations_of(interpreter: Any) -> list[Operation]:
     """Return the operations of an interpreter without delegates, which would replace some of them."""
     tensors = {tensor["index"]: tensor for tensor in interpreter.get_tensor_details()}
-    found = interpreter._get_ops_details()
+    found = file_operations(interpreter)
     origin = {one["outputs"][0]: one["inputs"][0] for one in found if one["op_name"] in CONVERSIONS}
     computed = {int(index) for one in found for index in one["outputs"]}
     computed |= {tensor["index"] for tensor in interpreter.get_input_details()}
@@ -126,7 +126,7 @@ def kernel_tensors(operations: Sequence[Operation], interpreter: Any) -> set[int
         operations: Of the file.
         interpreter: That they are of.
     """
-    found = {one["index"]: one for one in interpreter._get_ops_details()}
+    found = {one["index"]: one for one in file_operations(interpreter)}
     origin = {one["outputs"][0]: one["inputs"][0] for one in found.values() if one["op_name"] in CONVERSIONS}
     held = set()
     for operation in operations:

@@ -41,7 +41,7 @@ def write_package(path: Path, files: Mapping[str, bytes]) -> None:
 
 @contextlib.contextmanager
 def model_file(path: Path, name: str | None = None) -> Iterator[Path]:
-    """Yield the path of a .tflite file: of the given one, or of one out of a package, in a temporary folder.
+    """Yield the path of a .tflite file: the given one, or one extracted from a package to a temporary folder.
 
     Args:
         path: A .tflite file, or a package, which ends in .zip.

@@ -1,5 +1,6 @@
 """Parity: writing a LiteRT file and comparing it with its Keras model."""
 
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from tfigkd.data.spaces import UNIT
 from tfigkd.edge.contract import write_contract
 from tfigkd.edge.convert import CALIBRATED, check_calibration, convert
 from tfigkd.edge.litert import litert_predictor
-from tfigkd.edge.quantizer import quantize
+from tfigkd.edge.quantizer import Quantized, quantize
 from tfigkd.measure.metrics import accuracy, comparison, predict_logits
 from tfigkd.models.cost import count_parameters
 from tfigkd.models.fake_quant import is_fake_quantized
@@ -120,41 +121,34 @@ def export_file(
         UserError: the model cannot be converted to this format, or a parity bound is exceeded.
     """
     predict = partial(predict_logits, model) if original is None else original.logits
-    calibration = None if data is None else data.validation.images[: _calibration_count(data.validation, config)]
     learned = is_fake_quantized(model)
-    if data is not None and format in CALIBRATED and not learned and len(data.validation) < 2:
+    calibrates = data is not None and format in CALIBRATED and not learned
+    by_ai_edge = format == "int8" and config.quantizer == "ai-edge" and not learned
+    if data is not None and calibrates and len(data.validation) < 2:
         raise UserError(
             f"{format} needs at least 2 validation images, one to calibrate and one to compare; {data.name} has "
             f"{len(data.validation)}: give more pictures"
         )
-    kept: tuple[str, ...] = ()
-    used = None
-    own = format == "int8" and config.quantizer == "ai-edge" and not learned
-    if own:
-        if calibration is None:
-            raise ValueError(f"{format} needs calibration images.")
-        check_calibration(calibration, tuple(model.input_shape[1:]))
-        made = quantize(convert(model, "float32"), calibration, io=config.io, keep=config.keep, keep_in=config.keep_in)
-        content, kept = made.content, made.kept
+    calibration = None if data is None else data.validation.images[: _calibration_count(data.validation, config)]
+    if by_ai_edge:
+        made = _quantized(model, calibration, config)
     else:
-        content = convert(model, format, calibration, io=config.io, input_range=UNIT)
-    if calibration is not None and format in CALIBRATED and not learned:
-        used = {"split": "validation", "examples": len(calibration)}
+        made = Quantized(convert(model, format, calibration, io=config.io, input_range=UNIT), kept=())
+    used = len(calibration) if calibration is not None and calibrates else 0
     with atomic(path) as temporary:
-        temporary.write_bytes(content)
+        temporary.write_bytes(made.content)
         if data is None:
-            noise = np.random.default_rng(0).integers(0, 256, (NOISE_EXAMPLES, *model.input_shape[1:]), dtype=np.uint8)
-            reference, on = predict(noise), "noise"
-            report = dict(comparison(litert_predictor(temporary)(noise), reference))
+            report, expected = _parity_on_noise(temporary, predict, model.input_shape[1:])
+            on = "noise"
         else:
-            reference = predict(data.validation.images) if reference is None else reference
-            # images that have set a file's ranges would flatter it
-            fresh = slice(0 if used is None else used["examples"], None)
-            on = "validation" if used is None else "validation without the calibration images"
-            reference = reference[fresh]
-            report = parity(temporary, data.validation.take(fresh), reference)
+            expected = predict(data.validation.images) if reference is None else reference
+            # on its calibration images a file agrees with Keras more often than on others
+            expected, others = expected[used:], data.validation.take(slice(used, None))
+            report = parity(temporary, others, expected)
+            on = "validation without the calibration images" if used else "validation"
         if data is not None or format in WIDE:
-            check_parity(path.name, format, report, reference, config, rounded=original is not None and original.half)
+            check_parity(path.name, format, report, expected, config, rounded=original is not None and original.half)
+    kept = {"quantizer": config.quantizer, "kept": {"in": config.keep_in, "layers": list(made.kept)}}
     write_contract(
         path,
         None if data is None else data.class_names,
@@ -162,14 +156,51 @@ def export_file(
         io=config.io if format in CALIBRATED else "float32",
         parameters=count_parameters(model),
         data=None if data is None else {"name": data.name, "fingerprint": data.fingerprint},
-        calibration=used,
-        **({"quantizer": config.quantizer, "kept": {"in": config.keep_in, "layers": list(kept)}} if own else {}),
+        calibration={"split": "validation", "examples": used} if used else None,
+        **(kept if by_ai_edge else {}),
         background=BACKGROUND if data is None else data.background,
         **({} if data is None or data.fit == "stretch" else {"fit": data.fit}),
         parity=report | {"on": on},
         versions=versions(),
     )
     return report
+
+
+def _quantized(model: keras.Model, calibration: np.ndarray | None, config: ExportConfig) -> Quantized:
+    """Return an int8 file that ai-edge-quantizer makes of a model.
+
+    Args:
+        model: As for `export_file`.
+        calibration: uint8 images [N,H,W,C].
+        config: Type of input and output, and the layers that stay out of int8.
+
+    Raises:
+        ValueError: calibration images are missing.
+        UserError: the model cannot be quantized, or the images do not fit.
+    """
+    if calibration is None:
+        raise ValueError("int8 needs calibration images.")
+    check_calibration(calibration, tuple(model.input_shape[1:]))
+    whole = convert(model, "float32")
+    return quantize(whole, calibration, io=config.io, keep=config.keep, keep_in=config.keep_in)
+
+
+def _parity_on_noise(
+    path: Path, predict: Callable[[np.ndarray], np.ndarray], image_shape: tuple[int, ...]
+) -> tuple[dict[str, float], np.ndarray]:
+    """Compare a file with its Keras model on images of noise.
+
+    Args:
+        path: The .tflite file.
+        predict: Returns the Keras model's logits [N,K] for uint8 images [N,H,W,C].
+        image_shape: Height, width and channels.
+
+    Returns:
+        The parity report without accuracies, and the Keras model's logits [N,K].
+    """
+    noise = np.random.default_rng(0).integers(0, 256, (NOISE_EXAMPLES, *image_shape), dtype=np.uint8)
+    expected = predict(noise)
+    return dict(comparison(litert_predictor(path)(noise), expected)), expected
 
 
 def _calibration_count(examples: Examples, config: ExportConfig) -> int:

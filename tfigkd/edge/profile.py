@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from tfigkd.config.measure_fields import BenchmarkConfig
+from tfigkd.edge.event_matching import operation_times
 from tfigkd.edge.latency import latencies
-from tfigkd.edge.layers import Comparison
+from tfigkd.edge.layer_differences import Comparison
 from tfigkd.edge.operations import Operation, read_operations
 from tfigkd.edge.profiler import Event, record
-from tfigkd.edge.times import operation_times
 from tfigkd.runtime.errors import UserError
 from tfigkd.runtime.text import counted
 

@@ -1,6 +1,6 @@
 """The second quantizer: `ai-edge-quantizer` makes an int8 file of a float32 file, whole or without its worst layers.
 
-Beside the converter of TensorFlow. The package is an extra: `pip install tfigkd[quantizer]`.
+An alternative to TensorFlow's converter. The package is an extra: `pip install tfigkd[quantizer]`.
 """
 
 import contextlib
@@ -20,7 +20,7 @@ from tfigkd.config.fields import Ends, Kept
 from tfigkd.data import to_model_input
 from tfigkd.data.pictures import one_line
 from tfigkd.edge.convert import check_content
-from tfigkd.edge.layers import compare
+from tfigkd.edge.layer_differences import compare
 from tfigkd.edge.litert import open_litert
 from tfigkd.edge.operations import Operation, read_operations
 from tfigkd.runtime.errors import UserError

@@ -7,7 +7,7 @@ from typing import Any
 from tfigkd.config.experiment import Config
 from tfigkd.edge.footprint import footprint
 from tfigkd.edge.latency import latencies
-from tfigkd.edge.layers import compare
+from tfigkd.edge.layer_differences import compare
 from tfigkd.edge.parity import file_name
 from tfigkd.edge.profile import about_layers, about_times, profile, rows
 from tfigkd.runtime import console

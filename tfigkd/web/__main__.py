@@ -17,8 +17,8 @@ import numpy as np
 
 from tfigkd.config.data_fields import rgb
 from tfigkd.data.spaces import Range
+from tfigkd.edge.classifier_files import add_space_options, background_of, fit_of, look, names_apart, spaces
 from tfigkd.edge.contract import admit, contract_path, is_foreign
-from tfigkd.edge.files import add_space_options, background_of, fit_of, look, names_apart, spaces
 from tfigkd.edge.input_range import assumption
 from tfigkd.edge.litert import open_classifier
 from tfigkd.measure.gallery import Gallery
@@ -49,8 +49,8 @@ def describe(
     Args:
         path: A .tflite file with float32 input and output.
         labels: Text file with one class name a line.
-        input_range: As in `tfigkd.edge.files.spaces`.
-        outputs: As in `tfigkd.edge.files.spaces`.
+        input_range: As in `tfigkd.edge.classifier_files.spaces`.
+        outputs: As in `tfigkd.edge.classifier_files.spaces`.
         background: Color behind transparent pixels; by default that of the contract.
 
     Raises:

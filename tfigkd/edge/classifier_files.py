@@ -25,7 +25,7 @@ from tfigkd.data.spaces import (
 )
 from tfigkd.edge.contract import admit
 from tfigkd.edge.input_range import range_shown
-from tfigkd.edge.litert import dequantize, litert_predictor, open_classifier, tensor_values
+from tfigkd.edge.litert import dequantize, file_operations, litert_predictor, open_classifier, tensor_values
 from tfigkd.runtime.errors import UserError
 from tfigkd.runtime.quiet import quiet_stderr
 
@@ -187,8 +187,7 @@ def finite(outputs: np.ndarray, what: str) -> np.ndarray:
 
 def _told_by_the_end(interpreter: Any, tensor: int) -> Outputs | None:
     """Return what a tensor holds, by the operation that computes it; None if that operation does not show it."""
-    operations = [one for one in interpreter._get_ops_details() if one["op_name"] != "DELEGATE"]
-    writers = {int(index): one for one in operations for index in one["outputs"]}
+    writers = {int(index): one for one in file_operations(interpreter) for index in one["outputs"]}
     while tensor in writers and writers[tensor]["op_name"] in (*PASSES, *SCALES):
         computed = [int(index) for index in writers[tensor]["inputs"] if int(index) in writers]
         if len(computed) != 1:

@@ -49,7 +49,8 @@ MAY_VANISH = frozenset(
 """Operations that XNNPACK may do without."""
 
 FITS, EXACT, ODD, ABSENT, VANISHED = 4.0, 1.0, -20.0, -6.0, -0.1
-"""Scores of an assignment."""
+"""Scores of an assignment: the name fits; the kind of convolution fits too; the name does not fit; an operation has no
+event; it has none and may vanish."""
 
 
 @dataclass(frozen=True)
@@ -151,7 +152,7 @@ def _align(operations: Sequence[Operation], events: Sequence[Event]) -> list[Ope
                 better = reached[index - 1] > best[index - 1]
                 best[index] = reached[index - 1] if better else best[index - 1]
                 best_at[index] = index - 1 if better else best_at[index - 1]
-            following = scores + np.array([_following_score(one, event) for one in operations])
+            following = scores + _following_score(event)
             moving = best + skipped[:-1] + first
             origin = np.where(following >= moving, np.arange(count), best_at)
             scores = np.maximum(following, moving)
@@ -160,7 +161,8 @@ def _align(operations: Sequence[Operation], events: Sequence[Event]) -> list[Ope
     assigned: list[Operation | None] = []
     for place in reversed(range(len(events))):
         before = int(origins[place][at])
-        score = (_following_score if before == at else _first_score)(operations[at], events[place])
+        event = events[place]
+        score = _following_score(event) if before == at else _first_score(operations[at], event)
         assigned.append(None if score <= ODD else operations[at])
         at = before
     return assigned[::-1]
@@ -178,6 +180,6 @@ def _first_score(operation: Operation, event: Event) -> float:
     return FITS + EXACT * (("DWConv" in event.tag) == (operation.kind == "DEPTHWISE_CONV_2D"))
 
 
-def _following_score(operation: Operation, event: Event) -> float:
+def _following_score(event: Event) -> float:
     """Return how well an event fits an operation that has one already."""
     return 0.0 if _words(event).startswith(FOLLOWING) else ODD
