@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from tfigkd import models
-from tfigkd.compress.quantization import CURVES, fake_quantized
+from tfigkd.compress.quantization import COMPOSITE_ACTIVATIONS, fake_quantized
 from tfigkd.edge.convert import convert
 from tfigkd.edge.litert import float_tensors, litert_predictor
 from tfigkd.models.cost import count_parameters, multiply_adds
@@ -163,7 +163,7 @@ def users_network(activation: str = "swish") -> keras.Model:
     return model
 
 
-@pytest.mark.parametrize("activation", [*CURVES, "relu"])
+@pytest.mark.parametrize("activation", [*COMPOSITE_ACTIVATIONS, "relu"])
 def test_curves_gates_scaling_and_backbones_become_an_int8_file(activation, tmp_path):
     """LiteRT's own integer arithmetic says what the fake-quantized model says, and that says what Keras says."""
     keras.utils.set_random_seed(0)

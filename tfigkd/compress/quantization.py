@@ -7,7 +7,6 @@ import keras
 import numpy as np
 
 from tfigkd.compress.graph import Node, is_linear, is_linear_activation, is_relu, nodes, trace
-from tfigkd.data.spaces import UNIT
 from tfigkd.models.equivalence import check_same
 from tfigkd.models.fake_quant import (
     FakeQuantConv2D,
@@ -19,7 +18,7 @@ from tfigkd.models.fake_quant import (
 from tfigkd.models.flat import flattened
 from tfigkd.models.fold import fold_batch_norm, inference_values
 from tfigkd.models.graph import ARITHMETIC, maker_of
-from tfigkd.models.input_range import recognize_input_range
+from tfigkd.models.input_range import require_unit_range
 from tfigkd.models.layers import copy_layer, copy_layer_state
 from tfigkd.runtime.errors import UserError
 
@@ -63,7 +62,8 @@ offset for each channel."""
 
 SIGMOID, TANH = (0.0, 255 / 256), (-1.0, 127 / 128)
 """The ranges that an int8 file gives these functions, whatever their inputs."""
-Curve = Callable[[Any, str], Any]
+Composite = Callable[[Any, str], Any]
+"""Applies an activation, as rounded layers named after the given name, to a tensor."""
 
 
 def _sigmoid(x: Any, name: str) -> Any:
@@ -81,17 +81,17 @@ def _hard_sigmoid(x: Any, name: str) -> Any:
     )
 
 
-def _times(gate: Curve) -> Curve:
-    """Return the curve x · gate(x); an int8 file stores the values of the gate as well."""
+def _times(gate: Composite) -> Composite:
+    """Return the activation x · gate(x); an int8 file stores the values of the gate as well."""
 
-    def curve(x: Any, name: str) -> Any:
-        product = keras.layers.Multiply(name=name)([x, gate(x, f"{name}_gate")])
-        return FakeQuantize(name=f"{name}_range")(product)
+    def product(x: Any, name: str) -> Any:
+        gated = keras.layers.Multiply(name=name)([x, gate(x, f"{name}_gate")])
+        return FakeQuantize(name=f"{name}_range")(gated)
 
-    return curve
+    return product
 
 
-CURVES: dict[str, Curve] = {
+COMPOSITE_ACTIVATIONS: dict[str, Composite] = {
     "sigmoid": _sigmoid,
     "tanh": _tanh,
     "hard_sigmoid": _hard_sigmoid,
@@ -108,7 +108,7 @@ def fake_quantized(model: keras.Model) -> keras.Model:
     folded, as in DenseNet, becomes a 1x1 depthwise convolution. Every tensor that the int8 file stores is rounded: the
     image with the fixed range [0,1], and each layer's output after the ReLU that the file fuses with it. Layers that
     scale the image, such as `Rescaling` and `Normalization`, become one frozen 1x1 depthwise convolution. A layer whose
-    activation is a curve, such as swish, gets it as layers of its own.
+    activation an int8 file computes in several steps, such as swish, gets it as layers of its own.
 
     Args:
         model: Functional or Sequential image classifier; it is not changed.
@@ -120,12 +120,7 @@ def fake_quantized(model: keras.Model) -> keras.Model:
     Raises:
         UserError: a layer has no fake-quantized version, the graph cannot be read, or the model takes other images.
     """
-    shown = recognize_input_range(model)
-    if shown not in (None, UNIT):
-        raise UserError(
-            f"{model.name} takes pixels from {shown[0]:g} to {shown[1]:g}, expected images in [0,1]; give "
-            "tfigkd.models.as_classifier(model)"
-        )
+    require_unit_range(model)
     folded = fold_batch_norm(flattened(model))
     graph = nodes(folded)
     prepares = _preparation(graph)
@@ -143,15 +138,15 @@ def fake_quantized(model: keras.Model) -> keras.Model:
                 return inputs[0]
             scaled = FakeQuantDepthwiseConv2D(1, trainable=False, name=name)(inputs[0])
             return FakeQuantize(name=f"{name}_range")(scaled)
-        curve = _curve(node.layer)
-        if type(node.layer) is keras.layers.Activation and curve:
-            return CURVES[curve](inputs[0], name)
+        composite = _composite_activation(node.layer)
+        if type(node.layer) is keras.layers.Activation and composite:
+            return COMPOSITE_ACTIVATIONS[composite](inputs[0], name)
         if isinstance(node.layer, keras.layers.Rescaling):
             return _rescaled(node.layer, inputs[0])
         outputs = node.call(_replacement(node.layer), inputs)
-        if curve:
+        if composite:
             outputs = FakeQuantize(name=f"{name}_linear_range")(outputs)
-            return CURVES[curve](outputs, f"{name}_{curve}")
+            return COMPOSITE_ACTIVATIONS[composite](outputs, f"{name}_{composite}")
         needed = not _changes_no_value(node.layer) and not _is_fused(node, graph)
         return FakeQuantize(name=f"{name}_range")(outputs) if needed else outputs
 
@@ -180,7 +175,7 @@ def _replacement(layer: Any) -> Any:
     if kind is None:
         return copy_layer(layer)
     config = layer.get_config()
-    return kind.from_config({**config, "activation": "linear"} if _curve(layer) else config)
+    return kind.from_config({**config, "activation": "linear"} if _composite_activation(layer) else config)
 
 
 def _rescaled(layer: keras.layers.Rescaling, inputs: Any) -> Any:
@@ -190,10 +185,10 @@ def _rescaled(layer: keras.layers.Rescaling, inputs: Any) -> Any:
     return FakeQuantize(name=f"{layer.name}_offset_range")(outputs + layer.offset)
 
 
-def _curve(layer: Any) -> str | None:
-    """Return the name of a layer's activation, where it is one of `CURVES`."""
+def _composite_activation(layer: Any) -> str | None:
+    """Return the name of a layer's activation, where it is one of `COMPOSITE_ACTIVATIONS`."""
     name = getattr(getattr(layer, "activation", None), "__name__", "")
-    return name if name in CURVES else None
+    return name if name in COMPOSITE_ACTIVATIONS else None
 
 
 def _is_operation(layer: Any, names: tuple[str, ...]) -> bool:
@@ -258,8 +253,8 @@ def _check(node: Node, model: str) -> None:
             reason = "it cannot be folded; put it between a layer and its activation"
     elif not (_augments(layer) or isinstance(layer, SUPPORTED)):
         reason = f"{type(layer).__name__} is not a supported layer type"
-    elif activation is not None and not (is_linear(layer) or is_relu(layer) or _curve(layer)):
-        supported = ", ".join(["linear", "relu", "relu6", *CURVES])
+    elif activation is not None and not (is_linear(layer) or is_relu(layer) or _composite_activation(layer)):
+        supported = ", ".join(["linear", "relu", "relu6", *COMPOSITE_ACTIVATIONS])
         reason = f"its activation is {activation.__name__}; supported are {supported}"
         if not node.readers and activation is keras.activations.softmax:
             reason = "it gives probabilities, not logits; give tfigkd.models.as_classifier(model)"

@@ -14,7 +14,7 @@ from tfigkd.data.pictures import one_line
 from tfigkd.data.spaces import UNIT, Range
 from tfigkd.edge.litert import float_operations, float_tensors
 from tfigkd.models.graph import flatten_layers
-from tfigkd.models.input_range import recognize_input_range
+from tfigkd.models.input_range import require_unit_range
 from tfigkd.runtime.errors import UserError
 from tfigkd.runtime.quiet import quiet_stderr
 
@@ -83,13 +83,7 @@ def convert(
         return _run(frozen, format, io=io)
     if calibration is None:
         raise ValueError(f"{format} needs calibration images.")
-    given = None if input_range is None else (float(input_range[0]), float(input_range[1]))
-    shown = given or recognize_input_range(model)
-    if shown not in (None, UNIT):
-        raise UserError(
-            f"{model.name} takes pixels from {shown[0]:g} to {shown[1]:g}, calibration gives it images in [0,1]; give "
-            "tfigkd.models.as_classifier(model), or input_range=(0, 1) if it does take these"
-        )
+    require_unit_range(model, input_range, remedy=", or input_range=(0, 1) if it does take these")
     check_calibration(calibration, shape[1:])
     return _run(frozen, format, calibration, io=io)
 
@@ -169,7 +163,7 @@ def _run(frozen: Any, format: Format, calibration: np.ndarray | None = None, *, 
 
 
 def check_content(content: bytes, format: Format, io: Ends, remedy: str = "use another format") -> None:
-    """Check that LiteRT opens a file, and that it computes in integers if it is to: no quantizer tells what it leaves.
+    """Check that LiteRT opens a file, and that an integer format has no operation left in floats.
 
     Args:
         content: Of the .tflite file.
@@ -203,7 +197,7 @@ def check_convertible(model: keras.Model, formats: Iterable[Format]) -> None:
             convert(model, format, noise, input_range=UNIT)
         except OperationError:
             raise
-        except UserError:  # of the values, which training will change
+        except UserError:  # caused by the weights' values, which training will change
             continue
 
 

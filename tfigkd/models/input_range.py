@@ -9,8 +9,9 @@ import numpy as np
 from keras import ops
 
 from tfigkd.data.ranges import Affine, range_of, scalar
-from tfigkd.data.spaces import PIXELS, Range
+from tfigkd.data.spaces import PIXELS, UNIT, Range
 from tfigkd.models.graph import ARITHMETIC, readers_of, single_graph
+from tfigkd.runtime.errors import UserError
 
 INPUT_RANGE = "input_range"
 """Name of the layer that maps [0,1] to the model's own range; a model that begins with it takes [0,1]."""
@@ -45,6 +46,25 @@ def recognize_input_range(model: keras.Model) -> Range | None:
         found = told.pop() if len(told) == 1 else None
     integer = "int" in keras.backend.standardize_dtype(first.inputs[0].dtype)
     return PIXELS if integer and found is None else found
+
+
+def require_unit_range(model: keras.Model, given: Range | None = None, *, remedy: str = "") -> None:
+    """Check that a model takes pixels from 0 to 1, as far as it shows.
+
+    Args:
+        model: Functional or Sequential, built.
+        given: The range that the user states; by default that of `recognize_input_range`.
+        remedy: What else the user can do, after "give tfigkd.models.as_classifier(model)".
+
+    Raises:
+        UserError: It takes another range.
+    """
+    shown = recognize_input_range(model) if given is None else given
+    if shown is not None and tuple(shown) != UNIT:
+        raise UserError(
+            f"{model.name} takes pixels from {shown[0]:g} to {shown[1]:g}, expected images in [0,1]; give "
+            f"tfigkd.models.as_classifier(model){remedy}"
+        )
 
 
 def _told_by(model: keras.Model, start: Any = None) -> Range | None:
