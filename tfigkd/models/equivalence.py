@@ -1,7 +1,7 @@
 """Comparison of two models that must be the same function: outputs on random inputs, and the first layer that differs.
 
-Every model that is rebuilt goes through this check. Without it nobody would notice that a rebuilt model has lost
-something of the original, such as a layer's state.
+Every model that is rebuilt goes through this check. It detects a rebuilt model that has lost part of the original,
+such as a layer's state.
 """
 
 from collections.abc import Callable, Sequence
@@ -10,7 +10,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from tfigkd.models.graph import flatten_layers, is_built_graph, run_graph
+from tfigkd.models.graph import flatten_layers, is_built_graph, run_graph, takes_training
 from tfigkd.runtime.errors import UserError
 
 EXAMPLES = 3
@@ -82,7 +82,7 @@ def check_same(
     layer = f"the first layer that differs is {place!r}" if place else "no layer of the same name differs"
     sizes = [float(np.max(_difference(*pair), initial=0.0)) for pair in zip(found, expected, strict=False)]
     raise UserError(
-        f"{what} of {source.name!r} is another function than the model itself (outputs differ by {max(sizes):.2g}): "
+        f"{what} of {source.name!r} does not give the model's outputs (they differ by {max(sizes):.2g}): "
         f"{layer}; use a stock layer in its place, or report this model as a bug"
     )
 
@@ -129,7 +129,7 @@ def _visit(model: keras.Model, inputs: Sequence[Any], see: Callable[[str, np.nda
     def run(graph: keras.Model, given: Any, prefix: str) -> Any:
         def call(operation: Any, *args: Any, **kwargs: Any) -> Any:
             path = prefix + operation.name
-            if getattr(operation, "_call_has_training_arg", False):
+            if takes_training(operation):
                 kwargs["training"] = False  # random layers of Keras augment by default
             inside = is_built_graph(operation)
             result = run(operation, args[0], f"{path}/") if inside else operation(*args, **kwargs)

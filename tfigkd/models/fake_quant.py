@@ -61,15 +61,7 @@ class FakeQuantConv2D(keras.layers.Conv2D):
 
     def call(self, inputs: Any) -> Any:
         """Map [B,H,W,C] to [B,H',W',filters]."""
-        kernel = fake_quantized_kernel(self.kernel, axis=3)
-        outputs = ops.conv(
-            inputs,
-            kernel,
-            strides=self.strides,
-            padding=self.padding,
-            data_format=self.data_format,
-            dilation_rate=self.dilation_rate,
-        )
+        outputs = self.convolution_op(inputs, fake_quantized_kernel(self.kernel, axis=3))
         return self.activation(outputs + self.bias if self.use_bias else outputs)
 
 

@@ -7,7 +7,16 @@ from typing import Any
 import keras
 
 from tfigkd.models.equivalence import check_same
-from tfigkd.models.graph import graph_of, input_like, is_graph, maker_of, nodes_of, run_graph
+from tfigkd.models.graph import (
+    graph_of,
+    input_like,
+    is_graph,
+    maker_of,
+    nodes_of,
+    run_graph,
+    takes_training,
+    without_empty_mask,
+)
 from tfigkd.models.layers import copy_layer_state
 
 
@@ -51,9 +60,8 @@ def flattened(model: keras.Model) -> keras.Model:
                 return run(graph_of(operation), args[0], [*inside, operation], training if asked is None else asked)
             if not isinstance(operation, keras.Layer):
                 return operation(*args, **kwargs)
-            if kwargs.get("mask") is None:
-                kwargs.pop("mask", None)
-            if training is not None and kwargs.get("training") is None and operation._call_has_training_arg:
+            kwargs = without_empty_mask(kwargs)
+            if training is not None and kwargs.get("training") is None and takes_training(operation):
                 kwargs["training"] = training
             return copied(operation, inside)(*args, **kwargs)
 
@@ -89,9 +97,7 @@ class Node:
         """Call a replacement of the layer with these tensors in the place of its sources, and its other arguments."""
         tensors = {id(old): new for old, new in zip(self.arguments.keras_tensors, inputs, strict=True)}
         args, kwargs = self.arguments.fill_in(tensors)
-        if kwargs.get("mask") is None:
-            kwargs.pop("mask", None)
-        return layer(*args, **kwargs)
+        return layer(*args, **without_empty_mask(kwargs))
 
     @property
     def constants(self) -> list[Any]:

@@ -101,7 +101,20 @@ def output_in(graph: keras.Model, operation: Any) -> Any:
         for node in nodes:
             if node.operation is operation:
                 return node.outputs[0]
-    raise ValueError(f"{operation.name} stands nowhere in the graph")
+    raise ValueError(f"the graph does not call {operation.name!r}")
+
+
+def takes_training(operation: Any) -> bool:
+    """Return whether the `call` of a layer names an argument `training`; False for a function of keras.ops."""
+    return bool(getattr(operation, "_call_has_training_arg", False))
+
+
+def without_empty_mask(kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Return the keyword arguments of a recorded call without a `mask` of None.
+
+    Keras records the argument for every layer that knows masks; the layer's replacement may know none.
+    """
+    return {name: value for name, value in kwargs.items() if name != "mask" or value is not None}
 
 
 def run_graph(graph: keras.Model, inputs: Any, call: Callable[..., Any] | None = None) -> Any:

@@ -13,7 +13,7 @@ import numpy as np
 from keras import ops
 
 from tfigkd.models.equivalence import check_same
-from tfigkd.models.graph import flatten_layers, graph_of, input_like, is_graph
+from tfigkd.models.graph import flatten_layers, graph_of, input_like, is_graph, without_empty_mask
 
 Replace = Callable[[keras.Layer], keras.Layer]
 Values = Callable[[keras.Layer], list[np.ndarray] | None]
@@ -212,10 +212,7 @@ def _rebuild(
         return made[id(layer)]
 
     def call(layer: Any, *args: Any, **kwargs: Any) -> Any:
-        # The graph records the argument of every layer that knows masks; its replacement may know none.
-        if kwargs.get("mask") is None:
-            kwargs.pop("mask", None)
-        return args[0] if layer.name in skip else layer(*args, **kwargs)
+        return args[0] if layer.name in skip else layer(*args, **without_empty_mask(kwargs))
 
     bare = graph_of(model)
     result = keras.models.clone_model(

@@ -50,7 +50,7 @@ def head_behind(model: keras.Model, name: str) -> keras.Model:
         A Functional model of the model's own layers.
 
     Raises:
-        ValueError: The model is subclassed or not built, has no such layer, or leads around it to its output.
+        ValueError: The model is subclassed or not built, has no such layer, or a path to its output that bypasses it.
     """
     tapped = tap_outputs(model, [name])
     output, features = tapped.outputs
@@ -58,7 +58,7 @@ def head_behind(model: keras.Model, name: str) -> keras.Model:
         return keras.Model(features, output)
     except ValueError as error:
         raise ValueError(
-            f"{model.name} leads around its layer {name!r} to the output; choose a layer that all of it passes through"
+            f"{model.name} has a path to its output that bypasses layer {name!r}; choose a layer on every path"
         ) from error
 
 
@@ -143,7 +143,7 @@ def _replay(
 
     def call(operation: Any, *args: Any, **kwargs: Any) -> Any:
         name = prefix + operation.name
-        if training is not None and "training" in getattr(operation, "_call_context_args", ()):
+        if training is not None and isinstance(operation, keras.Layer):
             kwargs["training"] = training  # base(x, training=False) also applies to the layers inside base
         if is_built_graph(operation) and any(each.startswith(f"{name}/") for each in wanted):
             fixed = kwargs.get("training", training)
