@@ -19,7 +19,7 @@ from tfigkd.compress.graph import Node, is_linear, nodes
 from tfigkd.models.equivalence import check_same
 from tfigkd.models.flat import flattened
 from tfigkd.models.graph import ARITHMETIC, calls_of
-from tfigkd.models.layers import copy_layer, copy_layer_state, has_plain_kernel, rebuild
+from tfigkd.models.layers import copy_layer, copy_state, has_plain_kernel, rebuild
 from tfigkd.runtime.errors import UserError
 
 PASSES_CHANNELS = (
@@ -40,9 +40,9 @@ PASSES_CHANNELS = (
     keras.layers.GlobalMaxPooling2D,
 )
 """Layers that process each channel separately."""
-CURVED_OPERATIONS = ("Relu", "Relu6", "Sigmoid", "Silu")
+NONLINEAR_OPERATIONS = ("Relu", "Relu6", "Sigmoid", "Silu")
 """The activations among the functions of keras.ops."""
-PASSING_OPERATIONS = (*ARITHMETIC, *CURVED_OPERATIONS)
+PASSING_OPERATIONS = (*ARITHMETIC, *NONLINEAR_OPERATIONS)
 """Functions of keras.ops that do so as well; those of two arguments only where the other one is a number."""
 MULTIPLE = 8
 """The number of kept channels is a multiple of it and at least this many; inference kernels are faster then."""
@@ -69,7 +69,7 @@ class Group:
 
 
 def channel_groups(model: keras.Model) -> list[Group]:
-    """Return the groups of channels of a model that can be cut: no shortcut reads them, and they have an activation.
+    """Return the groups of channels of a model that can be cut: no shortcut reads them, and an activation follows.
 
     Raises:
         UserError: The graph cannot be read, or a layer is called more than once.
@@ -85,7 +85,11 @@ def channel_groups(model: keras.Model) -> list[Group]:
 
 
 def _group(first: Node, graph: dict[str, Node]) -> Group | None:
-    """Return the channels that a convolution writes, followed to all that reads them, and back to what gates them."""
+    """Return the group of a convolution's output channels: all their readers, and the convolutions that gate them.
+
+    Returns:
+        None where the channels cannot be cut: they reach a shortcut or the model's output, or no activation follows.
+    """
     if not _is_convolution(first.layer):
         return None
     writers, passed, readers = {first.layer.name}, set(), set()
@@ -115,9 +119,9 @@ def _group(first: Node, graph: dict[str, Node]) -> Group | None:
     if writers & readers or any(graph[name].layer.filters != first.layer.filters for name in writers):
         return None
     chosen = [[graph[name] for name in graph if name in names] for names in (writers, passed, readers)]
-    curved = any(_is_curved(node.layer) for node in [*chosen[0], *chosen[1]])
+    nonlinear = any(_is_nonlinear(node.layer) for node in [*chosen[0], *chosen[1]])
     main = [first, *(node for node in chosen[0] if node is not first)]
-    return Group(tuple(main), tuple(chosen[1]), tuple(chosen[2])) if curved and readers else None
+    return Group(tuple(main), tuple(chosen[1]), tuple(chosen[2])) if nonlinear and readers else None
 
 
 def _followed_back(name: str, graph: dict[str, Node]) -> list[str] | None:
@@ -156,10 +160,10 @@ def _shape(node: Node) -> tuple[int, ...]:
     return calls_of(node.layer)[0].outputs[0].shape
 
 
-def _is_curved(layer: Any) -> bool:
+def _is_nonlinear(layer: Any) -> bool:
     """Return whether an operation is or ends in an activation."""
     if not isinstance(layer, keras.Layer):
-        return type(layer).__name__ in CURVED_OPERATIONS
+        return type(layer).__name__ in NONLINEAR_OPERATIONS
     kinds = (keras.layers.ReLU, keras.layers.LeakyReLU, keras.layers.ELU)
     return isinstance(layer, kinds) or (getattr(layer, "activation", None) is not None and not is_linear(layer))
 
@@ -224,14 +228,9 @@ def cut_channels(model: keras.Model, share: float) -> keras.Model:
             return keras.layers.Reshape(shape, name=layer.name)
         return copy_layer(layer)
 
-    result = rebuild(model, replace)
-    for layer in result.layers:
-        source = model.get_layer(layer.name)
+    def kept_values(layer: keras.Layer) -> list[np.ndarray] | None:
         kinds = [cut.get(layer.name) for cut in (gives, passes, takes)]
-        if all(kept is None for kept in kinds):
-            copy_layer_state(source, layer)
-        elif layer.weights:
-            layer.set_weights(list(_sliced(source, *kinds)))
+        return None if all(kept is None for kept in kinds) else list(_sliced(layer, *kinds))
 
     def silenced(layer: keras.Layer) -> list[np.ndarray] | None:
         if layer.name not in takes:
@@ -241,13 +240,9 @@ def cut_channels(model: keras.Model, share: float) -> keras.Model:
         kernel[..., dead, :] = 0
         return [kernel, *rest]
 
-    reference = rebuild(model)
-    for layer in reference.layers:
-        values = silenced(model.get_layer(layer.name))
-        if values is None:
-            copy_layer_state(model.get_layer(layer.name), layer)
-        else:
-            layer.set_weights(values)
+    result, reference = rebuild(model, replace), rebuild(model)
+    copy_state(model, result, kept_values)
+    copy_state(model, reference, silenced)
     check_same(result, reference, what="the copy with fewer channels")
     return result
 

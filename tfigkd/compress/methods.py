@@ -1,7 +1,7 @@
 """The methods of `compress.method`: each is a chain of phases with their own fine-tuning and checkpoints."""
 
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 
 import keras
 
@@ -17,8 +17,23 @@ from tfigkd.runtime.files import atomic, checksum, fingerprint, finished, make_f
 
 FILE = "student.keras"
 
-Phase = Callable[[keras.Model, CompressConfig, FineTuning], keras.Model]
-"""A function from a student to a smaller or quantized one, fine-tuned; its name is part of the fingerprint."""
+
+@dataclass(frozen=True)
+class Phase:
+    """One fine-tuning of a method.
+
+    Attributes:
+        name: Of its folder and in its fingerprint, so that another name makes finished runs train again.
+        run: Makes a smaller or quantized student of one, fine-tuned.
+        check: What it makes of a student before it trains; it raises UserError for one that the phase cannot handle.
+            None where it can handle all.
+        by_tfmot: Whether tfmot trains it, in a twin that gives logits alone.
+    """
+
+    name: str
+    run: Callable[[keras.Model, CompressConfig, FineTuning], keras.Model]
+    check: Callable[[keras.Model, CompressConfig], object] | None = None
+    by_tfmot: bool = False
 
 
 def prune(student: keras.Model, config: CompressConfig, tuning: FineTuning) -> keras.Model:
@@ -81,31 +96,46 @@ def quantize_sparse(student: keras.Model, config: CompressConfig, tuning: FineTu
     return fine_tune(fake_quantized(student), config, tuning, title="quantize", callbacks=[callback])
 
 
+def _cut(student: keras.Model, config: CompressConfig) -> keras.Model:
+    return cut_channels(student, config.sparsity)
+
+
+def _fake_quantized(student: keras.Model, config: CompressConfig) -> keras.Model:
+    return fake_quantized(student)
+
+
+def _twin(student: keras.Model, config: CompressConfig) -> object:
+    return tfmot_bridge.make_twin(student)
+
+
+def _quantization_twin(student: keras.Model, config: CompressConfig) -> object:
+    return tfmot_bridge.quantization_twin(student)
+
+
+PRUNE = Phase("prune", prune)
+PRUNE_TFMOT = Phase("prune_tfmot", tfmot_bridge.prune_tfmot, _twin, by_tfmot=True)
+CLUSTER = Phase("cluster", tfmot_bridge.cluster, _twin, by_tfmot=True)
+
 PHASES: dict[Method, tuple[Phase, ...]] = {
     "none": (),
-    "prune": (prune,),
-    "prune_channels": (prune_channels,),
-    "qat": (quantize,),
-    "prune_qat": (prune, quantize_sparse),
-    "prune_tfmot": (tfmot_bridge.prune_tfmot,),
-    "cluster": (tfmot_bridge.cluster,),
-    "qat_tfmot": (tfmot_bridge.quantize_tfmot,),
-    "pqat": (tfmot_bridge.prune_tfmot, tfmot_bridge.quantize_preserving_zeros),
-    "cqat": (tfmot_bridge.cluster, tfmot_bridge.quantize_preserving_clusters),
+    "prune": (PRUNE,),
+    "prune_channels": (Phase("prune_channels", prune_channels, _cut),),
+    "qat": (Phase("quantize", quantize, _fake_quantized),),
+    "prune_qat": (PRUNE, Phase("quantize_sparse", quantize_sparse, _fake_quantized)),
+    "prune_tfmot": (PRUNE_TFMOT,),
+    "cluster": (CLUSTER,),
+    "qat_tfmot": (Phase("quantize_tfmot", tfmot_bridge.quantize_tfmot, _quantization_twin, by_tfmot=True),),
+    "pqat": (
+        PRUNE_TFMOT,
+        Phase("quantize_preserving_zeros", tfmot_bridge.quantize_preserving_zeros, _quantization_twin, by_tfmot=True),
+    ),
+    "cqat": (
+        CLUSTER,
+        Phase(
+            "quantize_preserving_clusters", tfmot_bridge.quantize_preserving_clusters, _quantization_twin, by_tfmot=True
+        ),
+    ),
 }
-
-
-CHECKS: dict[Phase, Callable[[keras.Model, CompressConfig], object]] = {
-    prune_channels: lambda student, config: cut_channels(student, config.sparsity),
-    quantize: lambda student, config: fake_quantized(student),
-    quantize_sparse: lambda student, config: fake_quantized(student),
-    tfmot_bridge.prune_tfmot: lambda student, config: tfmot_bridge.make_twin(student),
-    tfmot_bridge.cluster: lambda student, config: tfmot_bridge.make_twin(student),
-    tfmot_bridge.quantize_tfmot: lambda student, config: tfmot_bridge.quantization_twin(student),
-    tfmot_bridge.quantize_preserving_zeros: lambda student, config: tfmot_bridge.quantization_twin(student),
-    tfmot_bridge.quantize_preserving_clusters: lambda student, config: tfmot_bridge.quantization_twin(student),
-}
-"""What each phase makes of a student before it trains; it refuses what the phase cannot handle."""
 
 
 def check_compressible(student: keras.Model, config: CompressConfig) -> None:
@@ -114,13 +144,13 @@ def check_compressible(student: keras.Model, config: CompressConfig) -> None:
     Raises:
         UserError: the method does not support one of the student's layers, or one of its losses.
     """
-    if any(phase.__module__ == tfmot_bridge.__name__ for phase in PHASES[config.method]):
+    if any(phase.by_tfmot for phase in PHASES[config.method]):
         terms = config.losses.active().items()
         options = {name: {key: value for key, value in asdict(term).items() if key != "weight"} for name, term in terms}
         tfmot_bridge.check_losses([LOSSES[name](**given) for name, given in options.items()])
     for phase in PHASES[config.method]:
-        if phase in CHECKS:
-            CHECKS[phase](with_stock_layers(student), config)
+        if phase.check is not None:
+            phase.check(with_stock_layers(student), config)
 
 
 def compress_student(student: keras.Model, config: CompressConfig, tuning: FineTuning) -> keras.Model:
@@ -143,12 +173,12 @@ def compress_student(student: keras.Model, config: CompressConfig, tuning: FineT
     if result is student:  # without batch normalization, there is nothing to exchange in a copy
         result = rebuilt(student)
     for phase in PHASES[config.method]:
-        identity = fingerprint(tuning.fingerprint, phase.__name__)
-        folder = make_folder(tuning.folder / phase.__name__)
+        identity = fingerprint(tuning.fingerprint, phase.name)
+        folder = make_folder(tuning.folder / phase.name)
         if finished(folder, identity):
             result = keras.saving.load_model(folder / FILE, compile=False, safe_mode=True)
             continue
-        result = phase(result, config, replace(tuning, folder=folder, fingerprint=identity))
+        result = phase.run(result, config, replace(tuning, folder=folder, fingerprint=identity))
         result = with_stock_layers(result)
         with atomic(folder / FILE) as temporary:
             result.save(temporary)

@@ -38,7 +38,7 @@ class MagnitudePruning(keras.callbacks.Callback):
         frequency: Steps between two selections of weights.
         begin: The optimizer's step at which pruning begins; None is that of the first training with this callback. A
             run that is resumed from a checkpoint in a new process gives the result of an uninterrupted one with the
-            number alone: 0 where the optimizer was new. Cuts before the step of the optimizer are not made up for.
+            number alone: 0 where the optimizer was new. Selections due before the optimizer's current step are skipped.
 
     Example:
         model.fit(images, labels, callbacks=[MagnitudePruning(0.5, end=400)])
