@@ -36,6 +36,20 @@ def test_front_by_hand():
     assert front([], []) == []
 
 
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (["--table", "none/x.md"], "no folder none; make it or choose another --table"),
+        (["--output", "none/x.html"], "no folder none; make it or choose another --output"),
+        (["--table", "."], "--table is no name of a file, got '.'"),
+    ],
+)
+def test_files_that_cannot_be_written_are_refused_before_the_work(given, said, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(["missing.csv", *given]) == 1
+    assert capsys.readouterr().err == f"error: {said}\n"
+
+
 def test_no_point_of_the_front_is_beaten_and_every_other_is():
     generator = np.random.default_rng(0)
     costs, accuracies = generator.random((2, 60))

@@ -15,7 +15,7 @@ from tfigkd.report.pareto import plot, read_points, table
 from tfigkd.runtime import console
 from tfigkd.runtime.command import command
 from tfigkd.runtime.errors import UserError
-from tfigkd.runtime.files import write_text
+from tfigkd.runtime.files import require_folder_of, write_text
 
 SUFFIXES = (".png", ".svg", ".pdf", ".html")
 
@@ -38,6 +38,8 @@ def main(arguments: list[str]) -> None:
     options = read_all_options(Options, arguments, prog="python -m tfigkd.pareto")
     if not options.rows:
         raise UserError("give at least one .csv of rows, such as experiments/results/edge.csv")
+    require_folder_of(options.table, "--table")
+    require_folder_of(options.output, "--output")
     points, remarks = read_points(options.rows)
     if options.output and options.output.suffix not in SUFFIXES:
         raise UserError(f"--output must end in .png, .svg, .pdf or .html, got {options.output}")

@@ -157,8 +157,8 @@ def reference() -> str:
 
 
 def main() -> int:
-    """Print the page."""
-    sys.stdout.write(reference())
+    """Print the page, in UTF-8 wherever it is printed to: it is the text of a file."""
+    sys.stdout.buffer.write(reference().encode())
     return 0
 
 

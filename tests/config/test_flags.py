@@ -60,6 +60,22 @@ def test_what_is_missing_is_named_without_its_help(command, arguments, message, 
     assert error_of(command, arguments, capsys).removeprefix("error: ").partition(";")[0] == message
 
 
+@pytest.mark.parametrize(
+    ("command", "flag", "arguments"),
+    [
+        ("run", "--workdir", ["--experiment", "quickstart", "--workdir", ""]),
+        ("run", "--workdir", ["--experiment", "quickstart", "--workdir="]),
+        ("evaluate", "--rows", ["--rows", "", "model.keras"]),
+    ],
+)
+def test_an_empty_path_is_not_the_current_folder(command, flag, arguments, tmp_path, monkeypatch, capsys):
+    """As `--workdir "$UNSET"` gives one."""
+    monkeypatch.chdir(tmp_path)
+    assert importlib.import_module(f"tfigkd.{command}").main(arguments) == 1
+    assert capsys.readouterr().err == f"error: {flag} is empty; give a path, . for the current folder\n"
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_path_may_begin_with_the_home_folder_after_an_equals_sign(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     options, _ = parse(["--experiment", "kd", "--workdir=~/runs", "--teachers", "here"])

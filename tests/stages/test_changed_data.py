@@ -3,6 +3,7 @@
 import hashlib
 import json
 import re
+import shutil
 from pathlib import Path
 
 import keras
@@ -129,7 +130,7 @@ def test_a_finished_student_is_not_overwritten_by_other_data(pictures, tmp_path,
     assert digest(student) == trained
 
 
-def test_a_finished_student_is_not_overwritten_by_another_teacher(pictures, tmp_path):
+def test_a_finished_student_is_not_overwritten_by_another_teacher(pictures, tmp_path, capsys):
     layers = keras.layers
     keras.utils.set_random_seed(0)
     own = keras.Sequential(
@@ -142,6 +143,21 @@ def test_a_finished_student_is_not_overwritten_by_another_teacher(pictures, tmp_
     workdir, stages = Workdir(tmp_path / "w", tmp_path / "t"), ("data", "teacher", "overlays", "distill")
     run(Run("kd", config, workdir, stages))
     trained = digest(workdir.stage("distill") / "student.keras")
+    # the same file under another path is the same teacher, and one of other weights is not
+    moved = override(config, {"teacher.model": str(tmp_path / "moved/same.keras")})
+    (tmp_path / "moved").mkdir()
+    shutil.copy(tmp_path / "own.keras", tmp_path / "moved/same.keras")
+    capsys.readouterr()
+    run(Run("kd", moved, workdir, stages))
+    assert f"already done: {workdir.stage('distill')}" in capsys.readouterr().out
+    other = keras.models.clone_model(own)
+    other.save(tmp_path / "moved/same.keras")
+    with pytest.raises(UserError, match="holds a student of another teacher"):
+        run(Run("kd", moved, workdir, stages))
+    other.save(tmp_path / "third.keras")
+    with pytest.raises(UserError, match=r"holds a run with other settings \(teacher\.model\)"):
+        run(Run("kd", override(config, {"teacher.model": str(tmp_path / "third.keras")}), workdir, stages))
+    run(Run("kd", config, workdir, stages))
     own.set_weights([one + 0.1 for one in own.get_weights()])
     own.save(tmp_path / "own.keras")
     with pytest.raises(UserError, match="holds a student of another teacher") as caught:

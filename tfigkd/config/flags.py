@@ -7,6 +7,7 @@ import re
 import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -135,6 +136,7 @@ def _parse(
         UserError: A value is missing, of the wrong type, not among the choices or out of range.
         SystemExit: tyro has printed what was asked for.
     """
+    _refuse_empty_paths(cls, arguments)
     said = io.StringIO()
     registry = ConstructorRegistry()
     if with_fields:
@@ -160,6 +162,20 @@ def _parse(
         raise UserError(misspelled(arguments, [*_names(cls), *SHORT]) or _one_line(message, cls)) from None
     homes = {name: expanded(str(value)) for name, value in vars(options).items() if isinstance(value, Path)}
     return dataclasses.replace(typing.cast(Any, options), **homes), unknown
+
+
+def _refuse_empty_paths(cls: type, arguments: Sequence[str]) -> None:
+    """Refuse a path without a letter, such as `--workdir "$UNSET"`: it would be the current folder.
+
+    Raises:
+        UserError: There is one.
+    """
+    hints = typing.get_type_hints(cls)
+    for argument, following in zip_longest(arguments, arguments[1:]):
+        flag, equals, value = argument.partition("=")
+        is_path = hints.get(flag.removeprefix("--").replace("-", "_")) in (Path, Path | None)
+        if flag.startswith("--") and is_path and (value if equals else following) == "":
+            raise UserError(f"{flag} is empty; give a path, . for the current folder")
 
 
 def _one_line(message: str, cls: type) -> str:

@@ -25,8 +25,10 @@ def require_folder_of(path: Path | None, flag: str) -> None:
     """Check before the work that the folder exists in which a file will be written; None is no file.
 
     Raises:
-        UserError: It does not; `flag` is the option that gave the path.
+        UserError: It does not, or the path has no name; `flag` is the option that gave the path.
     """
+    if path is not None and not path.name:
+        raise UserError(f"{flag} is no name of a file, got {str(path)!r}")
     if path is not None and not path.parent.is_dir():
         raise UserError(f"no folder {path.parent}; make it or choose another {flag}")
 

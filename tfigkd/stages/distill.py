@@ -107,10 +107,20 @@ def student_fingerprint(config: Config, workdir: Workdir, data: str | None = Non
 
 def _identity(config: Config, workdir: Workdir) -> str:
     """Return the fingerprint of the student that this config trains, or has begun to train."""
-    folder = workdir.stage("distill")
-    there = (read_manifest(folder) or {}).get("fingerprint"), checkpoint.owner(folder)
+    there = _begun(workdir)
     identities = [student_fingerprint(config, workdir, data) for data in data_fingerprints(config.data)]
     return first_known(identities, lambda identity: identity in there)
+
+
+def _begun(workdir: Workdir) -> tuple[str | None, str | None]:
+    """Return the fingerprints of the finished student and of the checkpoints in a folder."""
+    folder = workdir.stage("distill")
+    return (read_manifest(folder) or {}).get("fingerprint"), checkpoint.owner(folder)
+
+
+def is_begun(config: Config, workdir: Workdir) -> bool:
+    """Return whether the very student that this config trains is in the folder, finished or begun."""
+    return _identity(config, workdir) in _begun(workdir)
 
 
 def refuse_changed_inputs(config: Config, workdir: Workdir, stages: Collection[str]) -> None:

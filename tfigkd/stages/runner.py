@@ -19,7 +19,9 @@ from tfigkd.stages.parts import Part
 from tfigkd.stages.workdir import SETTINGS, VERDICT, Workdir
 
 STAGES = ("data", "teacher", "overlays", "distill", "compress", "export", "evaluate", "benchmark", "report")
-DATA = "config.data.name"
+DATA = "data.name"
+MODELS = ("teacher.model", "teacher.weights", "student.model", "student.weights")
+"""Fields that may name a file, which is known by its content."""
 
 AFTER_TRAINING = ("compress.", "export.", "evaluation.", "benchmark.")
 """Tables of the stages that come after the student's training."""
@@ -105,7 +107,8 @@ def changed_settings(path: Path, chosen: Run, free: tuple[str, ...] = FREE) -> l
     """Return dotted names of the settings in which a settings file differs from a run, except free ones.
 
     A data set may go by another name, as one that was packed into a file for another machine, where its student has
-    recorded the fingerprint that the data of this name have.
+    recorded the fingerprint that the data of this name have; a file of a model may have another path, where the student
+    has recorded the fingerprint that its content gives.
 
     Raises:
         UserError: the file is damaged, or there is no data set of the new name.
@@ -116,11 +119,14 @@ def changed_settings(path: Path, chosen: Run, free: tuple[str, ...] = FREE) -> l
         raise UserError(f"{path} is damaged ({error}); choose another --workdir or delete it") from error
     if DATA in changed and _same_data(path.parent, chosen.config):
         changed.remove(DATA)
+    moved = [name for name in changed if name in MODELS]
+    if moved and moved == changed and _is_begun(path.parent, chosen):
+        return []
     return changed
 
 
 def changed_fields(before: Mapping[str, Any], now: Mapping[str, Any], free: tuple[str, ...]) -> list[str]:
-    """Return dotted names of the values in which two mappings of settings differ.
+    """Return dotted names of the values in which two mappings of settings differ, those of fields as they are typed.
 
     Args:
         before: Settings as a file has them, with a `"config"`. Fields that a newer version has brought stand at their
@@ -132,7 +138,8 @@ def changed_fields(before: Mapping[str, Any], now: Mapping[str, Any], free: tupl
         UserError: A value of a config is none that its field can have.
     """
     then, today = ({**one, "config": _settled(one["config"])} for one in (before, now))
-    return [name for name in differences(then, today) if not name.removeprefix("config.").startswith(free)]
+    names = (name.removeprefix("config.") for name in differences(then, today))
+    return [name for name in names if not name.startswith(free)]
 
 
 def _settled(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -141,6 +148,16 @@ def _settled(values: Mapping[str, Any]) -> dict[str, Any]:
     values = to_mapping(config)
     values["teacher"]["train"] = config.teacher.trains
     return values
+
+
+def _is_begun(folder: Path, chosen: Run) -> bool:
+    """Return whether a folder holds the very student that a run would train."""
+    from tfigkd.stages.distill import is_begun
+
+    try:
+        return is_begun(chosen.config, Workdir(folder, chosen.workdir.teachers, chosen.workdir.seed))
+    except UserError:  # the teacher or its store does not exist
+        return False
 
 
 def _same_data(folder: Path, config: Config) -> bool:
