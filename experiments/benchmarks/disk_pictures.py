@@ -25,6 +25,8 @@ from tfigkd.data import load
 from tfigkd.training.distiller import Distiller
 
 BATCH = 64
+PAGE = 4096
+"""Least peak of memory that is told, in bytes: a few pictures may fit into memory that the process already has."""
 
 
 def measure(folder: Path, resident: Any, size: int, steps: int, threads: int = 0) -> dict[str, float]:
@@ -43,7 +45,7 @@ def measure(folder: Path, resident: Any, size: int, steps: int, threads: int = 0
     for _ in range(steps):
         next(batches)
     rate = steps * BATCH / (time.perf_counter() - loaded)
-    return {"peak": peak_memory() - before, "load": loaded - start, "rate": rate}
+    return {"peak": max(PAGE, peak_memory() - before), "load": loaded - start, "rate": rate}
 
 
 def write_pictures(folder: Path, count: int, size: int, *, tinted: bool = False) -> None:
@@ -67,15 +69,15 @@ def child(folder: Path, resident: str, size: int, steps: int, threads: int = 0) 
 
 
 def run(options: Options) -> None:
-    """Measure and append rows."""
+    """Measure and append rows; at tiny size all but the first measurement are of this process."""
     count, size, steps = (60, 8, 2) if options.tiny else (6000, 224, 60)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         write_pictures(folder, count, size)
         first = child(folder, "disk", size, steps)
-        rounds = 1 if options.tiny else min(3, options.pairs)
-        pairs = [(child(folder, "disk", size, steps), child(folder, "memory", size, steps)) for _ in range(rounds)]
-        threads = [[child(folder, "disk", size, steps, count)["rate"] for count in (1, 2)] for _ in range(rounds)]
+        rounds, taken = (1, measure) if options.tiny else (min(3, options.pairs), child)
+        pairs = [(taken(folder, "disk", size, steps), taken(folder, "memory", size, steps)) for _ in range(rounds)]
+        threads = [[taken(folder, "disk", size, steps, count)["rate"] for count in (1, 2)] for _ in range(rounds)]
     disk, memory = ({name: np.array([pair[side][name] for pair in pairs]) for name in first} for side in range(2))
     what = f"{count:,} JPEG pictures of {size} pixels on disk"
     about: dict[str, Any] = {"note": f"a process of its own for each; decoding them to disk took {first['load']:.1f} s"}
@@ -111,7 +113,7 @@ def _record_training(options: Options) -> None:
             recipe = TrainingConfig(batch_size=128, batch_threads=1)
             batches = TrainingBatches(data.train, recipe, AugmentConfig(), seed=0)(0)
             shape = data.image_shape
-            model = Distiller(models.mobilenet_v2(10, 5, input_shape=shape))
+            model = Distiller(models.mobilenet_v2(10, 17 if options.tiny else 5, input_shape=shape))
             model.compile("adam", metrics=["accuracy"], jit_compile=False)
 
             def train(model: Distiller = model, batches: Iterator = batches) -> None:
