@@ -321,6 +321,7 @@ def test_jax_gives_the_same(model: keras.Model, tmp_path: Path) -> None:
             np.testing.assert_allclose(outputs[name], getattr(expected, name), atol=1e-3)
 
 
+@pytest.mark.slow
 def test_the_share_of_real_images_within_tolerance_is_what_the_readme_states(cifar10_dir, weights_dir):
     """The README states: all of 256 validation images for ResNet-56 from black; here a sample of them is checked."""
     from tfigkd import models
