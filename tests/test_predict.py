@@ -14,7 +14,7 @@ from tfigkd import models
 from tfigkd.data import to_model_input
 from tfigkd.edge.contract import contract_path, read_contract, write_contract
 from tfigkd.edge.convert import convert
-from tfigkd.predict import main, probabilities
+from tfigkd.predict import main, pictures_in, probabilities
 from tfigkd.runtime.errors import UserError
 
 NAMES = [f"kind {index}" for index in range(10)]
@@ -102,6 +102,21 @@ assert not {"tensorflow", "keras", "rich", "tyro", "sklearn"} & {*sys.modules}
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("kind") == 5
     assert done.stderr == ""
+
+
+def test_a_folder_stands_for_the_pictures_that_training_reads_in_it(tmp_path):
+    """Also behind a link, but neither hidden ones nor those that an operating system has left."""
+    for place, count in (("a/deep", 3), ("b", 2), ("__MACOSX", 1), (".hidden", 1), ("a/@eaDir", 1)):
+        for index in range(count):
+            (tmp_path / "given" / place).mkdir(parents=True, exist_ok=True)
+            shade = 10 * index + len(place)
+            Image.new("RGB", (8, 8), (shade, shade, shade)).save(tmp_path / "given" / place / f"{index}.png")
+    (tmp_path / "given/a/more").symlink_to(tmp_path / "given/b")
+    (tmp_path / "given/a/round").symlink_to(tmp_path / "given")
+    found = [str(path.relative_to(tmp_path / "given")) for path in pictures_in([tmp_path / "given"])]
+    assert found == [*(f"a/deep/{index}.png" for index in range(3)), *(f"a/more/{index}.png" for index in range(2))] + [
+        f"b/{index}.png" for index in range(2)
+    ]
 
 
 def test_pictures_that_do_not_fit(folder, capsys):

@@ -4,6 +4,7 @@ python -m tfigkd.predict runs/ig_kd/0/export/student.int8.tflite cat.png dog.png
 """
 
 import argparse
+import os
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from tfigkd.config.data_fields import BACKGROUND, Fit
-from tfigkd.data.pictures import bombs_refused, decode, is_picture, reading, scaled
+from tfigkd.data.pictures import SYSTEM_FOLDERS, bombs_refused, decode, is_picture, reading, scaled
 from tfigkd.data.spaces import UNIT, Outputs, Range, to_logits
 from tfigkd.edge.classifier_files import add_space_options, background_of, finite, fit_of, spaces
 from tfigkd.edge.contract import admit, contract_path
@@ -115,17 +116,24 @@ def pictures_in(paths: Sequence[Path]) -> list[Path]:
         if not path.is_dir():
             found.append(path)
             continue
-        inside = sorted(
-            file
-            for file in path.rglob("*")
-            if file.is_file()
-            and is_picture(file)
-            and not any(part.startswith(".") for part in file.relative_to(path).parts)
-        )
+        inside = sorted(_inside(path))
         if not inside:
             raise UserError(f"folder {path} has no pictures; give pictures or a folder of them")
         found += inside
     return found
+
+
+def _inside(folder: Path, above: frozenset[str] = frozenset()) -> Iterator[Path]:
+    """Yield the pictures in a folder and its folders, also behind links, as training reads a class folder."""
+    above |= {os.path.realpath(folder)}
+    for child in folder.iterdir():
+        if child.name.startswith(".") or child.name in SYSTEM_FOLDERS:
+            continue
+        if child.is_dir():
+            if os.path.realpath(child) not in above:  # a link to a folder above would be followed for ever
+                yield from _inside(child, above)
+        elif child.is_file() and is_picture(child):
+            yield child
 
 
 def refusal(unusable: Sequence[UserError], count: int) -> UserError:

@@ -175,7 +175,7 @@ def test_a_file_in_the_place_of_the_teachers_folder(empty):
 
 def test_a_workdir_of_other_settings(copy):
     line = refused(copy, "--losses.kd.temperature", "3")
-    assert re.search(f"{RUN} holds a run with other settings .config.losses.kd.temperature.*another --workdir", line)
+    assert re.search(f"{RUN} holds a run with other settings .losses.kd.temperature.*another --workdir", line)
     line = refused(copy, "--workdir", RUN, "--seed", "1")
     assert "other settings (seed)" in line
 

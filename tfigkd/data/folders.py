@@ -10,6 +10,7 @@ import numpy as np
 from tfigkd.config.data_fields import Reading, SplitsConfig
 from tfigkd.data.pictures import (
     PICTURE_SUFFIXES,
+    SYSTEM_FOLDERS,
     is_picture,
     reading,
 )
@@ -26,9 +27,6 @@ from tfigkd.data.sources import (
     usual,
 )
 from tfigkd.runtime.errors import UserError
-
-SYSTEM_FOLDERS = frozenset({"__MACOSX", "@eaDir"})
-"""Folders that operating systems leave beside pictures; ignored like hidden ones."""
 
 
 def read_folder(root: Path, wanted: Reading) -> Source:

@@ -26,6 +26,8 @@ PICTURE_SUFFIXES = frozenset(
     | {".tiff", ".webp"}
 )
 """Endings of files that have to be pictures; others are pictures if their first bytes say so."""
+SYSTEM_FOLDERS = frozenset({"__MACOSX", "@eaDir"})
+"""Folders that operating systems leave beside pictures; ignored like hidden ones."""
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 """The formats that are decoded. Pillow also reads others, such as EPS, for which it starts Ghostscript."""
 SIGNATURES = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF87a", b"GIF89a", b"II*\0", b"MM\0*")
