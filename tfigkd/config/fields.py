@@ -279,7 +279,8 @@ class OverlayConfig:
     """How maps are overlaid on training images: 0.5 image + 0.5 map ** s, s log-uniform."""
 
     probability: float = 0.0
-    """Share of training images that carry an overlay (the papers' p = 0.1); 0 switches it off."""
+    """Share of training images that carry an overlay (the papers' p = 0.1), of those whose map is within
+    attribution.tolerance; 0 switches it off."""
     min_exponent: float = 1.0
     """Smallest exponent s."""
     max_exponent: float = 2.0
