@@ -117,14 +117,21 @@ def _measure(options: Options) -> tuple[dict[str, Any], str | None]:
     from tfigkd.data.spaces import RANGES
     from tfigkd.measure.chance import near_chance, suggest_fix
     from tfigkd.measure.explanation import measure
-    from tfigkd.measure.metrics import mirrored_accuracy, per_class
+    from tfigkd.measure.metrics import comparison, mirrored_accuracy, per_class
 
     data = load(options.data, _reading(options), directory=options.data_dir)
     examples = data.test if options.split == "test" else concatenate([data.train, data.validation, data.test])
     predict = _predictor(options, data, options.input_range)
+    values, logits = measure(predict, examples)
     teacher = _teacher(options)
-    reference = None if teacher is None else _predictor(teacher, data, None)(examples.images)
-    values, logits = measure(predict, examples, reference)
+    if teacher is not None:
+        reference = _predictor(teacher, data, None)(examples.images)
+        if reference.shape != logits.shape:
+            raise UserError(
+                f"{options.model} has {logits.shape[1]} classes and {teacher.model} {reference.shape[1]}; "
+                "give a teacher of the same classes"
+            )
+        values |= comparison(logits, reference)
     if options.mirrored:
         values["mirrored_accuracy"] = mirrored_accuracy(predict, examples.images, logits, examples.labels)
     if options.per_class:
@@ -158,9 +165,7 @@ def _measure(options: Options) -> tuple[dict[str, Any], str | None]:
 
 def _teacher(options: Options) -> Options | None:
     """Return the options with which the teacher's file is opened: it tells itself which pixels it takes."""
-    if options.teacher is None:
-        return None
-    return Options(model=options.teacher)
+    return None if options.teacher is None else Options(model=options.teacher)
 
 
 def _maps(options: Options, data: Any, examples: Any, predict: Predict) -> dict[str, float]:
@@ -278,10 +283,12 @@ def main(arguments: list[str]) -> None:
     console.say(f"{figures}  ({values['n_test']:,} images)")
     for line in _compared(options, values):
         console.say(line)
-    if is_file(options.model):
-        from tfigkd.models.user_model import pixels_said
+    given = {"": (options.model, options.input_range), "teacher: ": (options.teacher or "", None)}
+    for role, (path, input_range) in given.items():
+        if is_file(path):
+            from tfigkd.models.user_model import pixels_said
 
-        console.say(f"({pixels_said(options.model, options.input_range)})")
+            console.say(f"({role}{pixels_said(path, input_range)})")
     if advice is not None:
         console.say(f"warning: {advice}")
     if options.rows:

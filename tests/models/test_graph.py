@@ -13,7 +13,7 @@ from tfigkd.models import graph
 PACKAGE = Path(tfigkd.__file__).parent
 PRIVATE = re.compile(
     r"\b(_keras_history|_inbound_nodes|_outbound_nodes|_nodes_by_depth|_operations_by_depth|_run_through_graph"
-    r"|_flatten_layers|_inputs_struct|_outputs_struct)\b"
+    r"|_flatten_layers|_inputs_struct|_outputs_struct|_call_has_training_arg|_call_context_args)\b"
 )
 
 
