@@ -55,7 +55,8 @@ class Compared:
         second: The arm that is subtracted.
         lead: The comparison in pairs of the same seed; Welch's if too few seeds are common.
         free: Welch's comparison, which ignores the seeds.
-        adjusted: p of `lead` after Holm's correction over the study.
+        adjusted: p of `lead` after Holm's correction over all planned comparisons.
+        planned: How many these are.
     """
 
     size: str
@@ -64,6 +65,7 @@ class Compared:
     lead: Difference
     free: Difference
     adjusted: float
+    planned: int
 
     @property
     def title(self) -> str:
@@ -129,8 +131,9 @@ def compare(study: Study, runs: Runs) -> list[Compared]:
             a, b = runs.get((size, first), {}), runs.get((size, second), {})
             if a and b:
                 found.append((size, first, second, *compare_by_seed(a, b)))
-    adjusted = holm([one[3].p for one in found], len(study.sizes) * len(study.comparisons))
-    return [Compared(*one, p) for one, p in zip(found, adjusted, strict=True)]
+    planned = len(study.sizes) * len(study.comparisons)
+    adjusted = holm([one[3].p for one in found], planned)
+    return [Compared(*one, p, planned) for one, p in zip(found, adjusted, strict=True)]
 
 
 def _number(value: float, digits: int = 2, *, sign: bool = False) -> str:
@@ -264,7 +267,8 @@ def sentences(compared: Sequence[Compared]) -> list[str]:
     tested = [one for one in compared if not math.isnan(one.adjusted)]
     beyond = sum(one.adjusted < LEVEL for one in tested)
     some = f"{plural(len(tested), 'tested comparison')} {'is' if len(tested) == 1 else 'are'}"
-    total = f"{beyond} of {some} beyond the noise after Holm's correction." if tested else ""
+    total = f"{beyond} of {some} beyond the noise after Holm's correction" if tested else ""
+    total += f" over the {tested[0].planned} that were planned." if tested else ""
     return [total or "No arm has runs enough for a test.", *said]
 
 
