@@ -288,9 +288,7 @@ def test_verify_of_what_is_no_store(tmp_path, place):
     assert re.fullmatch(rf"error: no finished .*store in {place}\b.*\n", done.stderr)
 
 
-@pytest.mark.parametrize(
-    ("trained", "refused"), [("digits", []), ("others", ["config.data.name"]), (None, ["config.data.name"])]
-)
+@pytest.mark.parametrize(("trained", "refused"), [("digits", []), ("others", ["data.name"]), (None, ["data.name"])])
 def test_a_run_goes_on_where_its_data_have_another_name(tmp_path, trained, refused):
     fingerprints = {"digits": load("digits").fingerprint, "others": "0123456789abcdef"}
     outputs = {"data": fingerprints[trained]} if trained else {}  # a student of an earlier version has no such note
@@ -302,7 +300,7 @@ def test_a_run_goes_on_where_its_data_have_another_name(tmp_path, trained, refus
     _, chosen = parse(["--experiment", "quickstart"])
     assert changed_settings(tmp_path / "config.json", chosen) == refused
     _, chosen = parse(["--experiment", "quickstart", "--data.limit", "300"])
-    assert changed_settings(tmp_path / "config.json", chosen) == ["config.data.limit", "config.data.name"]
+    assert changed_settings(tmp_path / "config.json", chosen) == ["data.limit", "data.name"]
 
 
 @pytest.mark.slow

@@ -125,7 +125,8 @@ def _measure(options: Options) -> tuple[dict[str, Any], str | None]:
     values, logits = measure(predict, examples)
     teacher = _teacher(options)
     if teacher is not None:
-        reference = _predictor(teacher, data, None)(examples.images)
+        taught, reference = measure(_predictor(teacher, data, None), examples)
+        console.say(f"teacher: accuracy {100 * taught['accuracy']:.2f} %")
         if reference.shape != logits.shape:
             raise UserError(
                 f"{options.model} has {logits.shape[1]} classes and {teacher.model} {reference.shape[1]}; "
@@ -206,7 +207,7 @@ def _compared(options: Options, values: dict[str, Any]) -> Iterator[str]:
         )
     if options.maps and options.teacher is not None:
         yield (
-            f"beside the teacher's maps: rank correlation {values['attribution_rank_correlation']:.3f}  "
+            f"compared with the teacher's maps: rank correlation {values['attribution_rank_correlation']:.3f}  "
             f"(with its maps of other images {values['attribution_rank_correlation_chance']:.3f})"
         )
 
@@ -283,12 +284,15 @@ def main(arguments: list[str]) -> None:
     console.say(f"{figures}  ({values['n_test']:,} images)")
     for line in _compared(options, values):
         console.say(line)
-    given = {"": (options.model, options.input_range), "teacher: ": (options.teacher or "", None)}
-    for role, (path, input_range) in given.items():
-        if is_file(path):
-            from tfigkd.models.user_model import pixels_said
+    if is_file(options.model):
+        from tfigkd.models.user_model import pixels_said
 
-            console.say(f"({role}{pixels_said(path, input_range)})")
+        console.say(f"({pixels_said(options.model, options.input_range)})")
+    if is_file(options.teacher or ""):
+        from tfigkd.models.user_model import pixels_said
+
+        remedy = "else save tfigkd.models.as_classifier(teacher, input_range=...)"
+        console.say(f"(teacher: {pixels_said(str(options.teacher), None, remedy=remedy)})")
     if advice is not None:
         console.say(f"warning: {advice}")
     if options.rows:

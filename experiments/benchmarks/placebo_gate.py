@@ -3,7 +3,7 @@
     python experiments/benchmarks/placebo_gate.py --teachers runs/teachers
 
 Appends a row to experiments/results/placebo.csv. Maps over the completeness gate are never overlaid. Up to commit
-b556d36 the shuffled placebo took the gate along with the map of the other image, so that other images than in the arm
+0634a47 the shuffled placebo took the gate along with the map of the other image, so that other images than in the arm
 could carry an overlay; now it is that of an image's own map.
 """
 

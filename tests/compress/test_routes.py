@@ -31,11 +31,14 @@ def kernels(model: keras.Model) -> Iterator[np.ndarray]:
             yield np.asarray(layer.kernel)
 
 
-def small_student(case) -> keras.Model:
-    """Return a student of two layers with kernels, without batch normalization."""
+def small_student(case, *, normalized: bool = False) -> keras.Model:
+    """Return a student of two layers with kernels, with or without batch normalization."""
     keras.utils.set_random_seed(0)
     image = keras.Input(case.data.image_shape)
-    features = keras.layers.GlobalAveragePooling2D()(keras.layers.Conv2D(8, 3, activation="relu")(image))
+    features = keras.layers.Conv2D(8, 3, use_bias=not normalized)(image)
+    if normalized:
+        features = keras.layers.BatchNormalization()(features)
+    features = keras.layers.GlobalAveragePooling2D()(keras.layers.ReLU()(features))
     return keras.Model(image, keras.layers.Dense(10)(features))
 
 
@@ -121,7 +124,7 @@ def test_an_interrupted_method_ends_as_an_uninterrupted_one(case, tmp_path, meth
     config = CompressConfig(method=method, steps=12, batch_size=32, clusters=8)
 
     def compressed(folder):
-        student = small_student(case)
+        student = small_student(case, normalized=True)
         return compress_student(student, config, case.tuning(tmp_path / folder, cached=True))
 
     whole = compressed("whole")

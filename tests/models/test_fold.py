@@ -64,6 +64,12 @@ def test_models_inside_models() -> None:
     )
     _assert_same_function(sequential, fold_batch_norm(sequential))
     assert _norms(fold_batch_norm(sequential)) == []
+    first = [keras.Input((6, 6, 4)), Norm(name="first"), keras.layers.Conv2D(2, 3), Norm()]
+    begins = _randomized(keras.Sequential(first, name="begins"))
+    around = keras.Model(inputs, begins(inputs))
+    for model in (begins, around):
+        assert _norms(fold_batch_norm(model)) == ["first"]
+        _assert_same_function(model, fold_batch_norm(model))
 
 
 def _two_readers(x: Any) -> Any:

@@ -273,7 +273,7 @@ def test_a_killed_search_goes_on_and_leaves_the_best_as_an_experiment(tmp_path):
     write_signed(path, before)
     _claim(folder, read_signed(path, "") | {"config": to_mapping(from_mapping(Config, before["config"]))})
     before["config"]["training"]["epochs"] += 1
-    with pytest.raises(UserError, match=r"holds another search \(config.training.epochs\)"):
+    with pytest.raises(UserError, match=r"holds another search \(training.epochs\)"):
         _claim(folder, before)
 
     other = start(tmp_path, *arguments[:-2])

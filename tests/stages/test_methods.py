@@ -7,7 +7,8 @@ import pytest
 
 from tfigkd.batches.stream import TrainingBatches
 from tfigkd.config.experiment import fine_tuning, override, read_experiment, smoke
-from tfigkd.config.training_fields import FeaturesConfig, TrainingConfig
+from tfigkd.config.training_fields import AugmentConfig, FeaturesConfig, TrainingConfig
+from tfigkd.data import Examples
 from tfigkd.losses import kl_divergence
 from tfigkd.runtime.errors import UserError
 from tfigkd.stages import distill, teacher, training_setup
@@ -241,3 +242,14 @@ def test_the_tensor_loss_needs_kernels_of_the_teachers_shapes():
     config = override(read_experiment("cifar10_opdf")[1], {"losses.opdf.weight": 0.0})
     assert not config.needs_live_teacher and config.needs_views
     assert fine_tuning(config).training.chain == 0
+
+
+def test_neighbors_are_told_which_examples_they_are():
+    """Else the queue would give an example its own label, from the epoch before."""
+    for name, told in (("cifar10_osakd", True), ("cifar10_osakd_teacher", False), ("cifar10_kd", False)):
+        assert ("example" in training_setup._wanted(read_experiment(name)[1])) == told
+    images = np.zeros((8, 4, 4, 3), np.uint8)
+    examples = Examples(np.array([f"{index:016x}" for index in range(8)]), images, np.arange(8) % 2, np.arange(8))
+    recipe = replace(read_experiment("cifar10_osakd")[1].training, batch_size=4)
+    for _, targets, *_ in TrainingBatches(examples, recipe, AugmentConfig(), seed=0, wanted={"example"})(0):
+        np.testing.assert_array_equal(targets["label"], examples.labels[targets["example"]])

@@ -9,6 +9,7 @@ import shlex
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -565,6 +566,19 @@ def test_the_readmes_differences_are_the_paired_intervals_of_the_rows(table, fir
     text = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
     said = re.escape(f"{difference} points ({len(shared)} seeds, ") + "[^)]*" + re.escape(f"{low} to {high}, p = {p})")
     assert re.search(said, text), said
+
+
+def test_what_was_planned_counts_before_it_has_runs(pair):
+    """Holm's correction is over all planned comparisons, and no arm is the best of a study that is not complete."""
+    far = [row(arm, seed, mean + seed / 10) for arm, mean in (("slow", 70), ("fast", 90)) for seed in range(3)]
+    for one in far[:3]:
+        one["student_accuracy"] = str(float(one["student_accuracy"]) + 0.001 * (int(one["seed"]) % 2))
+    more = replace(pair, arms={**pair.arms, "third": "kd"}, comparisons=[*pair.comparisons, ("third", "slow")])
+    (alone,), (planned,) = compare(pair, runs_of(far)), compare(more, runs_of(far))
+    assert (alone.planned, planned.planned) == (len(pair.comparisons), len(pair.comparisons) + 1)
+    assert planned.adjusted == pytest.approx(planned.planned * planned.lead.p) and planned.adjusted > alone.adjusted
+    assert "**" in "".join(arms_table(pair, far, [])) and "**" not in "".join(arms_table(more, far, []))
+    assert f"over the {planned.planned} that were planned" in sentences([planned])[0]
 
 
 def test_pairs_are_those_of_one_seed(pair):

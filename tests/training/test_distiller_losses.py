@@ -342,6 +342,7 @@ def test_soft_labels_of_neighbors_need_no_teacher_and_remember_the_batches_of_tr
     assert logs["osakd_loss"] > 0
     assert int(queue.count) == 16
     np.testing.assert_array_equal(queue.labels[:16], LABELS)
+    np.testing.assert_array_equal(queue.examples[:16], -1)  # which examples they are was not told
     model.save(tmp_path / "d.keras")
     loaded = keras.saving.load_model(tmp_path / "d.keras")
     np.testing.assert_array_equal(loaded.projectors[0].logits, queue.logits)
@@ -351,6 +352,8 @@ def test_soft_labels_of_neighbors_need_no_teacher_and_remember_the_batches_of_tr
     np.testing.assert_array_equal(queue.labels[:24], np.concatenate([LABELS[8:], LABELS[8:], LABELS[:8]]))
     for a, b in zip(model.get_weights(), loaded.get_weights(), strict=True):
         np.testing.assert_allclose(a, b, atol=1e-6)
+    model.train_on_batch(IMAGES, {"label": LABELS, "example": np.arange(16) + 100})
+    np.testing.assert_array_equal(np.sort(queue.examples), [*[-1] * 8, *range(100, 116)])
     with pytest.raises(ValueError, match="osakd needs one label per example"):
         model.train_on_batch(IMAGES, np.eye(10, dtype=np.float32)[LABELS])
 

@@ -300,8 +300,8 @@ class ControlConfig:
     """Placebo arms: the same treatment without the information."""
 
     maps: Literal["own", "shuffled", "noise", "none"] = "own"
-    """own; shuffled across images, those of losses.e2kd within the batch; noise with each map's pixel values and power
-    spectrum; none: no map, dimmed as by an overlay."""
+    """own; shuffled among the images whose map is within attribution.tolerance, those of losses.e2kd within the batch;
+    noise with each map's pixel values and power spectrum; none: no map, dimmed as by an overlay."""
     logits: Literal["own", "shuffled"] = "own"
     """own; shuffled across images. With view.kind live, all that the live teacher says is shuffled within the batch."""
     seed: int = 77

@@ -165,7 +165,7 @@ def _parse(
 
 
 def _refuse_empty_paths(cls: type, arguments: Sequence[str]) -> None:
-    """Refuse a path without a letter, such as `--workdir "$UNSET"`: it would be the current folder.
+    """Refuse an empty path, such as `--workdir "$UNSET"`, which would mean the current folder.
 
     Raises:
         UserError: There is one.

@@ -15,7 +15,7 @@ POSTERIORS = "teacher_posteriors"
 EXAMPLE = "example"
 """Target of a batch: integers [B] that tell which examples these are."""
 UNKNOWN = -1
-"""Number of an example that was not told."""
+"""Number of an example whose index is not given."""
 EPSILON = 1e-12
 """Smallest probability of which the logarithm is taken."""
 
@@ -66,6 +66,15 @@ class Queue(keras.layers.Layer):
         self.count = self.add_weight(shape=(), dtype="int32", name="count", **fixed)
         self.built = True
 
+    def load_own_variables(self, store: Any) -> None:
+        """Load the variables; a file of an earlier version has no numbers of the examples."""
+        if len(store) == len(self.variables):
+            super().load_own_variables(store)
+            return
+        for variable, key in zip((self.logits, self.labels, self.count), sorted(store, key=int), strict=True):
+            variable.assign(store[key])
+        self.examples.assign(ops.full_like(self.examples, UNKNOWN))
+
     def filled(self) -> Tensor:
         """Return which places hold an example, bool [size]."""
         return ops.arange(self.size, dtype="int32") < self.count
@@ -89,8 +98,8 @@ class OSAKD(PerExampleLoss):
 
     In the student's space there is no teacher: the soft label of an example is `neighbor_posteriors` among the other
     examples of its batch and the last `queue` training examples, whose logits are those of the step in which they were
-    seen. An example is no neighbor of itself, also where the queue still has it from the epoch before, as far as the
-    targets tell it by `"example"`, integers [B]. The loss is KL(soft label ‖ student); no gradient passes through the
+    seen. An example is no neighbor of itself, also where the queue still has it from the epoch before, if the targets
+    give its index as `"example"`, integers [B]. The loss is KL(soft label ‖ student); no gradient passes through the
     soft label. The number of neighbors, the distance and the queue are our reading, since the abstract alone was
     available to us.
 

@@ -78,7 +78,7 @@ def _find_folds(model: keras.Model) -> dict[keras.Layer, keras.Layer]:
             folds.update(_find_folds(layer))
         elif isinstance(layer, keras.layers.BatchNormalization) and len(inputs[layer.name]) == 1:
             source = inputs[layer.name][0]
-            if source and readers[source] == 1 and len(inputs[source]) == 1:
+            if readers[source] == 1 and len(inputs.get(source, ())) == 1:  # an input reads nothing
                 before = model.get_layer(source)
                 if _can_take_in(before, layer):
                     folds[layer] = before

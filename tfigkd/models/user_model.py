@@ -258,11 +258,17 @@ def own_channels(path: str | Path) -> int:
     return (inputs[0].shape[3] if len(inputs) == 1 and len(inputs[0].shape) == 4 else None) or 3
 
 
-def pixels_said(path: str, input_range: Range | None) -> str:
-    """Return a phrase for the last line of a command: which pixel values a .keras file is given, and why."""
+def pixels_said(path: str, input_range: Range | None, *, remedy: str = "--input-range sets them") -> str:
+    """Return a phrase for the last line of a command: which pixel values a .keras file is given, and why.
+
+    Args:
+        path: The file.
+        input_range: As the command was given it, if at all.
+        remedy: What to do where the range is assumed.
+    """
     shown = own_input_range(path, checksum(expanded(path)))
     low, high = input_range or shown or UNIT
-    why = "as given" if input_range else "as its first layers tell" if shown else "assumed; --input-range sets them"
+    why = "as given" if input_range else "as its first layers tell" if shown else f"assumed; {remedy}"
     return f"pixels from {low:g} to {high:g}, {why}"
 
 

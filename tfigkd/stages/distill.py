@@ -43,7 +43,7 @@ from tfigkd.stages.data import (
     training_choice,
     training_examples,
 )
-from tfigkd.stages.earlier import data_fingerprints, first_known, student_marks
+from tfigkd.stages.earlier import corrections, data_fingerprints, first_known, student_marks
 from tfigkd.stages.overlays import store_folder, stored_maps, views_folder, views_name
 from tfigkd.stages.teacher import (
     build_network,
@@ -358,6 +358,7 @@ def distill(config: Config, workdir: Workdir) -> None:
         step_ms=1e3 * median(entry["seconds"] for entry in history) / math.ceil(len(examples) / recipe.batch_size),
         saw_validation=not holds_out_validation(config.data),
         validation_accuracy=score,
+        corrections=corrections(config),
         origin=surroundings(),
     )
     _remove_checkpoints(folder, config)

@@ -30,6 +30,20 @@ def data_fingerprints(config: DataConfig) -> tuple[str, str]:
     return data.training_fingerprint, data.fingerprint
 
 
+def corrections(config: Config) -> list[str]:
+    """Return in what earlier versions trained other students with the very same settings, by a fault.
+
+    The manifest of a student holds it, so that rows from before and after are not averaged.
+    """
+    losses = config.losses
+    maps = config.overlay.probability > 0 or losses.compare("map")
+    marks = {
+        "usable by its own map": config.control.maps == "shuffled" and maps,  # it was by the map of the other image
+        "no neighbor of itself": losses.osakd.weight > 0 and losses.osakd.space == "student",  # the queue gave it back
+    }
+    return [mark for mark, holds in marks.items() if holds]
+
+
 def student_marks(config: Config, *, crops_of_views: bool) -> list[str]:
     """Return what a student's fingerprint holds of settings with which earlier versions trained other weights.
 
@@ -38,13 +52,10 @@ def student_marks(config: Config, *, crops_of_views: bool) -> list[str]:
         crops_of_views: Whether the student sees the crops of stored views without a teacher that would store them.
     """
     losses, student = config.losses, config.student
-    maps = config.overlay.probability > 0 or losses.compare("map")
     marks = {
         "crops of the views": crops_of_views,  # a student without a teacher had others
         "even batches": evens_out(len(training_examples(config.data)), config.training.batch_size),
         "pruned teacher": bool(losses.r2kd.weight and losses.r2kd.pruned),  # nothing of a frozen teacher was pruned
-        "usable by its own map": config.control.maps == "shuffled" and maps,  # it was by the map of the other image
-        "no neighbor of itself": losses.osakd.weight > 0 and losses.osakd.space == "student",  # the queue gave it back
         "head of a convnet": student.init == "teacher" and config.teacher.model == "convnet",  # it was a MobileNet's
     }
-    return [mark for mark, holds in marks.items() if holds]
+    return [*(mark for mark, holds in marks.items() if holds), *corrections(config)]

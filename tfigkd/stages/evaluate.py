@@ -68,7 +68,7 @@ def _explain(
     found = {}
     with console.progress("explain", len(roles)) as advance:
         for role, model in roles.items():
-            # one call for all parts: another number of images is another graph to trace
+            # one call for all parts, so that small images are one graph to trace
             found[role] = explain(model, together, config.attribution, color)
             advance()
     ends = np.cumsum([len(part) for part in parts])

@@ -152,12 +152,15 @@ def _settled(values: Mapping[str, Any]) -> dict[str, Any]:
 
 def _is_begun(folder: Path, chosen: Run) -> bool:
     """Return whether a folder holds the very student that a run would train."""
-    from tfigkd.stages.distill import is_begun
+    with console.quiet_tensorflow():
+        from tfigkd.stages.distill import is_begun
+        from tfigkd.stages.precision import resolve
 
-    try:
-        return is_begun(chosen.config, Workdir(folder, chosen.workdir.teachers, chosen.workdir.seed))
-    except UserError:  # the teacher or its store does not exist
-        return False
+        workdir = Workdir(folder, chosen.workdir.teachers, chosen.workdir.seed)
+        try:
+            return is_begun(resolve(chosen.config, workdir), workdir)
+        except UserError:  # the teacher or its store does not exist
+            return False
 
 
 def _same_data(folder: Path, config: Config) -> bool:

@@ -48,6 +48,7 @@ def protocol_of(run: Path, seed_fields: Sequence[str] = ()) -> str:
     trained = read_manifest(run / "distill") or {}
     known = [trained["data"]] if trained.get("data") else []
     free = FREE + (DATA if known else ())
+    known += trained.get("corrections", [])
     if not config.needs_teacher:
         free += ("teacher.", "attribution.")
     elif trained.get("teacher") and not any(field.startswith("teacher.") for field in seed_fields):

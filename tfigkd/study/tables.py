@@ -153,7 +153,7 @@ def _interval(low: float, high: float, *, sign: bool = False) -> str:
 def arms_table(study: Study, rows: Sequence[Row], papers: Sequence[Row]) -> list[str]:
     """Return one row for each arm and size; an arm is bold only if it is significantly better than all others."""
     header, lines, remarks = arms_lines(study, rows, papers)
-    return [*markdown_table(header, lines), "", remarks]
+    return [*markdown_table(header, lines), *(["", remarks] if remarks else [])]
 
 
 def arms_lines(study: Study, rows: Sequence[Row], papers: Sequence[Row]) -> tuple[list[str], list[list[str]], str]:
