@@ -1,9 +1,11 @@
 """Knowledge review: deep levels of the student are fused into shallow ones, and each is compared with the teacher."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
 import keras
+import numpy as np
 from keras import ops
 
 from tfigkd.losses.base import Tensor
@@ -14,6 +16,31 @@ LARGEST_MIDDLE = 512
 """Most channels of the fused features."""
 CONTEXTS = (4, 2, 1)
 """Heights and widths to which maps are averaged for the hierarchical context loss."""
+
+
+def adaptive_mean(features: Tensor, size: int) -> Tensor:
+    """Return the means of size x size windows that cover a map; where the size does not divide it, they overlap.
+
+    `keras.ops.adaptive_average_pool` does the same, but fails in a graph of TensorFlow for windows as large as the map
+    (Keras 3.15).
+
+    Args:
+        features: [B,H,W,D].
+        size: Windows along each side.
+
+    Returns:
+        float32 [B,size,size,D].
+    """
+
+    def windows(length: int) -> np.ndarray:
+        matrix = np.zeros((size, length), np.float32)
+        for index in range(size):
+            start, end = index * length // size, math.ceil((index + 1) * length / size)
+            matrix[index, start:end] = 1 / (end - start)
+        return matrix
+
+    height, width = map_size(features)
+    return ops.einsum("ih,bhwd,jw->bijd", windows(height), ops.cast(features, "float32"), windows(width))
 
 
 def context_distance(teacher_features: Tensor, student_features: Tensor) -> Tensor:
@@ -34,10 +61,7 @@ def context_distance(teacher_features: Tensor, student_features: Tensor) -> Tens
         if size >= map_size(student_features)[0]:
             continue
         weight /= 2
-        pair = (
-            ops.adaptive_average_pool(ops.cast(one, "float32"), size, data_format="channels_last")
-            for one in (teacher_features, student_features)
-        )
+        pair = (adaptive_mean(one, size) for one in (teacher_features, student_features))
         loss = loss + weight * hint_distance(*pair)
         total += weight
     return loss / total
