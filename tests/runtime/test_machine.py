@@ -33,7 +33,9 @@ def test_without_limits_it_is_the_machine(groups):
 
 
 @pytest.mark.parametrize(("quota", "expected"), [("200000 100000", 2), ("250000 100000", 3), ("5000 100000", 1)])
-def test_cores_are_the_quota_of_the_container(groups, quota, expected):
+def test_cores_are_the_quota_of_the_container(groups, quota, expected, monkeypatch):
+    for name in processes.THREADS:
+        monkeypatch.delenv(name, raising=False)
     (groups / "cpu.max").write_text(f"{quota}\n")
     assert machine.cores() == processes.threads() == expected
 
