@@ -164,7 +164,7 @@ def test_rounding_is_no_difference() -> None:
     np.testing.assert_allclose(folded(IMAGES), expected, atol=1e-2 * np.abs(expected).max())
     other = layers.rebuilt(model)
     other.layers[-1].bias.assign_add(np.full(4, 0.01 * np.abs(expected).max(), "float32"))
-    with pytest.raises(UserError, match="does not give the model.s outputs"):
+    with pytest.raises(UserError, match="does not give the model's outputs"):
         equivalence.check_same(other, model)
 
 
