@@ -67,22 +67,21 @@ class Options(DataOptions, SpaceOptions):
     """Append the result to this .csv."""
 
 
-def _predictor(options: Options, data: Any, input_range: Range | None, outputs: Outputs | None = None) -> Predict:
-    """Return the model as a function from uint8 images to the logits of the data's classes."""
+def _opened(
+    options: Options, data: Any, input_range: Range | None, outputs: Outputs | None = None
+) -> tuple[Predict, Any]:
+    """Return the model as a function from uint8 images to the logits of the data's classes, and as a Keras model.
+
+    The Keras model takes float32 images in [0,1]; it is None for a .tflite file.
+    """
+    from tfigkd import models
     from tfigkd.edge.classifier_files import file_predictor
+    from tfigkd.measure.chance import probe_examples
     from tfigkd.measure.metrics import predict_logits
 
+    spaces: dict[str, Any] = {"input_range": input_range, "outputs": outputs or options.outputs}
     if options.model.endswith(".tflite"):
-        spaces: dict[str, Any] = {"input_range": input_range, "outputs": outputs or options.outputs}
-        return file_predictor(Path(options.model), data.class_names, **spaces)
-    return partial(predict_logits, _network(options, data, input_range, outputs))
-
-
-def _network(options: Options, data: Any, input_range: Range | None, outputs: Outputs | None = None) -> Any:
-    """Return a .keras file or a named network as a Keras model from float32 images in [0,1] to logits."""
-    from tfigkd import models
-    from tfigkd.measure.chance import probe_examples
-
+        return file_predictor(Path(options.model), data.class_names, **spaces), None
     published = bool(options.weights) and not is_application(options.model)
     model = models.build(
         options.model,
@@ -92,12 +91,11 @@ def _network(options: Options, data: Any, input_range: Range | None, outputs: Ou
         drop_blocks=options.drop_blocks,
         normalization=options.normalization,
         images=probe_examples(data).images[:] if is_file(options.model) else None,
-        input_range=input_range,
-        outputs=outputs or options.outputs,
+        **spaces,
     )
     if published:
         models.load_torch_weights(model, str(options.weights))
-    return model
+    return partial(predict_logits, model), model
 
 
 def _reading(options: Options) -> Reading:
@@ -113,7 +111,7 @@ def _reading(options: Options) -> Reading:
 
 def _measure(options: Options) -> tuple[dict[str, Any], str | None]:
     """Return what is known of the model: data, number of images and metrics, and what to try where it is at chance."""
-    from tfigkd.data import concatenate, load
+    from tfigkd.data import concatenate, load, mean_color
     from tfigkd.data.spaces import RANGES
     from tfigkd.measure.chance import near_chance, suggest_fix
     from tfigkd.measure.explanation import measure
@@ -121,15 +119,16 @@ def _measure(options: Options) -> tuple[dict[str, Any], str | None]:
 
     data = load(options.data, _reading(options), directory=options.data_dir)
     examples = data.test if options.split == "test" else concatenate([data.train, data.validation, data.test])
-    predict = _predictor(options, data, options.input_range)
+    predict, network = _opened(options, data, options.input_range)
     values, logits = measure(predict, examples)
-    teacher = _teacher(options)
-    if teacher is not None:
-        taught, reference = measure(_predictor(teacher, data, None), examples)
+    teacher = None
+    if options.teacher is not None:
+        predict_by_teacher, teacher = _opened(Options(model=options.teacher), data, None)
+        taught, reference = measure(predict_by_teacher, examples)
         console.say(f"teacher: accuracy {100 * taught['accuracy']:.2f} %")
         if reference.shape != logits.shape:
             raise UserError(
-                f"{options.model} has {logits.shape[1]} classes and {teacher.model} {reference.shape[1]}; "
+                f"{options.model} has {logits.shape[1]} classes and {options.teacher} {reference.shape[1]}; "
                 "give a teacher of the same classes"
             )
         values |= comparison(logits, reference)
@@ -142,7 +141,8 @@ def _measure(options: Options) -> tuple[dict[str, Any], str | None]:
             recall = "no images" if one["recall"] is None else f"{100 * one['recall']:6.2f} % of {one['examples']:,}"
             console.say(f"{name:<{width}}  {recall}")
     if options.maps:
-        values |= _maps(options, data, examples.take(slice(options.maps)), predict)
+        color = mean_color(data.train)
+        values |= _maps(examples.take(slice(options.maps)), network, predict, teacher, options.attribution, color)
     guesses = near_chance(logits[:, : data.num_classes], examples.labels)
     some = examples.take(slice(TRIED))
     others = {}
@@ -164,32 +164,37 @@ def _measure(options: Options) -> tuple[dict[str, Any], str | None]:
     return {"data": data.name, "data_fingerprint": data.fingerprint, "n_test": len(examples), **values}, advice
 
 
-def _teacher(options: Options) -> Options | None:
-    """Return the options with which the teacher's file is opened: it tells itself which pixels it takes."""
-    return None if options.teacher is None else Options(model=options.teacher)
+def _maps(
+    examples: Any, network: Any, predict: Predict, teacher: Any, attribution: AttributionConfig, color: np.ndarray
+) -> dict[str, float]:
+    """Return how faithful the maps of a model are to it, and how alike those of its teacher.
 
-
-def _maps(options: Options, data: Any, examples: Any, predict: Predict) -> dict[str, float]:
-    """Return how faithful the maps of the model are to it, and how alike those of the teacher, where there is one."""
+    Args:
+        examples: Images and labels.
+        network: The Keras model.
+        predict: The same, from uint8 images to logits.
+        teacher: The teacher's Keras model, or None.
+        attribution: How the maps are computed.
+        color: Mean of the training images, float32 [3] in [0,1].
+    """
     from tfigkd.config.measure_fields import EvaluationConfig
-    from tfigkd.data import mean_color
     from tfigkd.measure.explanation import faithfulness, similarity
     from tfigkd.store.maps import explain
 
-    settings, color, teacher = EvaluationConfig(), mean_color(data.train), _teacher(options)
-    maps, errors = explain(_network(options, data, options.input_range), examples, options.attribution, color)
+    settings = EvaluationConfig()
+    maps, errors = explain(network, examples, attribution, color)
     values: dict[str, float] = dict(zip(OF_MAPS, (len(examples), float(np.median(errors))), strict=True))
     values |= faithfulness(predict, examples, maps, mean_color=color, steps=settings.curve_steps)
     if teacher is not None:
-        others, _ = explain(_network(teacher, data, None), examples, options.attribution, color)
-        values |= similarity(maps, others, top_fraction=settings.top_fraction)
+        reference, _ = explain(teacher, examples, attribution, color)
+        values |= similarity(maps, reference, top_fraction=settings.top_fraction)
     return values
 
 
 def _logits_in(
     options: Options, data: Any, input_range: Range | None, images: np.ndarray, outputs: Outputs | None = None
 ) -> np.ndarray:
-    return _predictor(options, data, input_range, outputs)(images)
+    return _opened(options, data, input_range, outputs)[0](images)
 
 
 def _compared(options: Options, values: dict[str, Any]) -> Iterator[str]:
@@ -210,6 +215,17 @@ def _compared(options: Options, values: dict[str, Any]) -> Iterator[str]:
             f"compared with the teacher's maps: rank correlation {values['attribution_rank_correlation']:.3f}  "
             f"(with its maps of other images {values['attribution_rank_correlation_chance']:.3f})"
         )
+
+
+def _pixels(options: Options) -> Iterator[str]:
+    """Yield which pixel values the .keras files were given, and why."""
+    from tfigkd.models.user_model import pixels_said
+
+    if is_file(options.model):
+        yield f"({pixels_said(options.model, options.input_range)})"
+    if options.teacher is not None and is_file(options.teacher):
+        remedy = "else save tfigkd.models.as_classifier(teacher, input_range=...)"
+        yield f"(teacher: {pixels_said(options.teacher, None, remedy=remedy)})"
 
 
 def _is_named(model: str) -> bool:
@@ -284,15 +300,8 @@ def main(arguments: list[str]) -> None:
     console.say(f"{figures}  ({values['n_test']:,} images)")
     for line in _compared(options, values):
         console.say(line)
-    if is_file(options.model):
-        from tfigkd.models.user_model import pixels_said
-
-        console.say(f"({pixels_said(options.model, options.input_range)})")
-    if is_file(options.teacher or ""):
-        from tfigkd.models.user_model import pixels_said
-
-        remedy = "else save tfigkd.models.as_classifier(teacher, input_range=...)"
-        console.say(f"(teacher: {pixels_said(str(options.teacher), None, remedy=remedy)})")
+    for line in _pixels(options):
+        console.say(line)
     if advice is not None:
         console.say(f"warning: {advice}")
     if options.rows:

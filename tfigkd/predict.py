@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from tfigkd.config.data_fields import BACKGROUND, Fit
-from tfigkd.data.pictures import SYSTEM_FOLDERS, bombs_refused, decode, is_picture, reading, scaled
+from tfigkd.data.pictures import bombs_refused, decode, is_hidden, is_picture, reading, scaled
 from tfigkd.data.spaces import UNIT, Outputs, Range, to_logits
 from tfigkd.edge.classifier_files import add_space_options, background_of, finite, fit_of, spaces
 from tfigkd.edge.contract import admit, contract_path
@@ -127,7 +127,7 @@ def _inside(folder: Path, above: frozenset[str] = frozenset()) -> Iterator[Path]
     """Yield the pictures in a folder and its folders, also behind links, as training reads a class folder."""
     above |= {os.path.realpath(folder)}
     for child in folder.iterdir():
-        if child.name.startswith(".") or child.name in SYSTEM_FOLDERS:
+        if is_hidden(child):
             continue
         if child.is_dir():
             if os.path.realpath(child) not in above:  # a link to a folder above would be followed for ever

@@ -10,7 +10,7 @@ import numpy as np
 from tfigkd.config.data_fields import Reading, SplitsConfig
 from tfigkd.data.pictures import (
     PICTURE_SUFFIXES,
-    SYSTEM_FOLDERS,
+    is_hidden,
     is_picture,
     reading,
 )
@@ -200,9 +200,7 @@ def _hidden_classes(folder: Path) -> list[Path]:
 def _visible_children(root: Path, folder: Path) -> list[Path]:
     """Return the children of a folder that are not hidden; raise an error for links to outside of `root`."""
     real_root = os.path.realpath(root)
-    children = [
-        child for child in folder.iterdir() if not child.name.startswith(".") and child.name not in SYSTEM_FOLDERS
-    ]
+    children = [child for child in folder.iterdir() if not is_hidden(child)]
     for child in (folder, *children):
         # realpath, because Path.resolve raises an error for a cycle of links.
         if child != root and child.is_symlink() and not Path(os.path.realpath(child)).is_relative_to(real_root):

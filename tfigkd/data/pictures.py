@@ -158,6 +158,11 @@ def _orientation(file: Any) -> int:
     return turned if isinstance(turned, int) and 2 <= turned <= 8 else 1
 
 
+def is_hidden(path: Path) -> bool:
+    """Return whether a file or folder is hidden, or was left by an operating system beside pictures."""
+    return path.name.startswith(".") or path.name in SYSTEM_FOLDERS
+
+
 def is_picture(path: Path) -> bool:
     """Return whether a file has to be a picture by its ending, or is one by its first bytes."""
     if path.suffix.lower() in PICTURE_SUFFIXES:
