@@ -154,7 +154,7 @@ def test_all_broken_pictures_of_a_folder_are_named_at_once(folder, capsys):
     for index in range(7):
         (pictures / f"bad{index}.png").write_bytes(b"\x89PNG\r\n" + bytes(index))
     error = refusal(capsys, folder / "int8.tflite", folder / "pictures")
-    assert error.startswith("error: 7 of 8 pictures cannot be used: ") and error.endswith("; and 2 more\n")
+    assert error.startswith("error: 7 of 8 pictures cannot be used: ") and error.endswith(" and 2 more\n")
     assert [f"bad{index}.png" in error for index in range(7)] == [True] * 5 + [False] * 2
     for index in range(1, 7):
         (pictures / f"bad{index}.png").unlink()

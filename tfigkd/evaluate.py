@@ -105,7 +105,7 @@ def _reading(options: Options) -> Reading:
 
     if options.model.endswith(".tflite"):
         return reading_for(Path(options.model), options)
-    own = models.own_image_size(options.model) if is_file(options.model) else None
+    own = models.image_size_of(options.model) if is_file(options.model) else None
     return replace(options.reading, image_size=options.image_size or own)
 
 

@@ -58,7 +58,7 @@ def _load(options: Options) -> tuple[Any, Any, Any]:
     side = options.image_size
     own = models.load_own(
         options.model,
-        input_shape=None if side is None else (side, side, models.own_channels(options.model)),
+        input_shape=None if side is None else (side, side, models.channels_of(options.model)),
         input_range=options.input_range,
         outputs=options.outputs,
     )

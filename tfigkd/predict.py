@@ -23,6 +23,7 @@ from tfigkd.edge.litert import dequantize, input_values, open_classifier
 from tfigkd.edge.package import model_file
 from tfigkd.runtime.command import Parser, command
 from tfigkd.runtime.errors import UserError, plain
+from tfigkd.runtime.text import shortened
 
 NAMED = 5
 """Unusable pictures that the error names."""
@@ -145,9 +146,8 @@ def refusal(unusable: Sequence[UserError], count: int) -> UserError:
     """
     if len(unusable) == 1:
         return unusable[0]
-    named = "; ".join(str(error) for error in unusable[:NAMED])
-    more = "" if len(unusable) <= NAMED else f"; and {len(unusable) - NAMED} more"
-    return UserError(f"{len(unusable)} of {count} pictures cannot be used: {named}{more}")
+    named = shortened([str(error) for error in unusable], NAMED, "; ")
+    return UserError(f"{len(unusable)} of {count} pictures cannot be used: {named}")
 
 
 def predictions(

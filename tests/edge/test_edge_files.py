@@ -10,9 +10,9 @@ import pytest
 import tensorflow as tf
 
 from tfigkd.data.spaces import to_gray
-from tfigkd.edge.classifier_files import class_order, file_predictor, image_side, look, spaces
+from tfigkd.edge.classifier_files import class_order, file_predictor, image_side, probe, spaces
 from tfigkd.edge.contract import read_contract, write_contract
-from tfigkd.edge.input_range import assumption, range_shown
+from tfigkd.edge.input_range import assumption, infer_input_range
 from tfigkd.edge.litert import open_classifier
 from tfigkd.export import Options
 from tfigkd.export import run as export
@@ -140,7 +140,7 @@ def test_the_first_operations_of_a_float_input_tell_its_range(
     model = net(keras.layers.Rescaling(scale, offset), convolution)
     shown = (taken[0] + (taken[1] - taken[0]) * (pixels / 255)).astype("float32")
     path = convert(model, tmp_path / "m.tflite", shown if quantized else None, tf.float32)
-    np.testing.assert_allclose(range_shown(open_classifier(path), None), taken, rtol=0.01)
+    np.testing.assert_allclose(infer_input_range(open_classifier(path), None), taken, rtol=0.01)
     assert assumption(open_classifier(path), None, None) == ""
     expected = keras.ops.convert_to_numpy(model(shown))
     found = file_predictor(path, NAMES, outputs="logits")(pixels)
@@ -153,7 +153,7 @@ def test_a_range_that_nothing_tells_is_said_to_be_assumed(tmp_path: Path) -> Non
     assert assumption(open_classifier(path), None, (0, 255)) == ""
     # batch normalization of pixels of unknown range: mean 0.1, deviation 1
     scaled = net(keras.layers.Rescaling(1.0, -0.1), keras.layers.Conv2D(4, 3, padding="same"))
-    assert range_shown(open_classifier(convert(scaled, tmp_path / "b.tflite")), None) is None
+    assert infer_input_range(open_classifier(convert(scaled, tmp_path / "b.tflite")), None) is None
 
 
 def test_standardized_pixels_of_an_integer_input(pixels: np.ndarray, tmp_path: Path) -> None:
@@ -161,7 +161,7 @@ def test_standardized_pixels_of_an_integer_input(pixels: np.ndarray, tmp_path: P
     extremes = np.stack([np.zeros(SHAPE), np.full(SHAPE, 255), *pixels]).astype("float32")
     standard = (extremes / 255 - 0.45) / 0.22
     path = convert(model, tmp_path / "q.tflite", standard, tf.int8)
-    assert range_shown(open_classifier(path), None) == (pytest.approx(-2.045, abs=0.03), pytest.approx(2.5, abs=0.03))
+    np.testing.assert_allclose(infer_input_range(open_classifier(path), None), (-2.045, 2.5), atol=0.03)
     expected = keras.ops.convert_to_numpy(model(standard[2:]))
     found = file_predictor(path, NAMES, outputs="logits")(pixels)
     np.testing.assert_allclose(found, expected, atol=0.05 * np.ptp(expected))
@@ -175,7 +175,7 @@ def test_a_file_that_gives_nan_is_refused(pixels: np.ndarray, tmp_path: Path) ->
     with pytest.raises(UserError, match=r"nan\.tflite gives NaN or infinity"):
         file_predictor(path, NAMES, outputs="logits")(pixels)
     with pytest.raises(UserError, match="the file gives NaN or infinity"):
-        look(open_classifier(path), (0, 1))
+        probe(open_classifier(path), (0, 1))
 
 
 def test_one_output_of_a_file_is_told_by_the_operation_before_its_scale(pixels: np.ndarray, tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from PIL import Image
 from tfigkd.data.spaces import output_kind, to_gray
 from tfigkd.models import as_classifier, load_own, load_plain, load_written, user_model, with_fresh_weights
 from tfigkd.models.cost import count_parameters
-from tfigkd.models.input_range import recognize_input_range
+from tfigkd.models.input_range import infer_input_range
 from tfigkd.models.keras_file import load_model
 from tfigkd.models.reinitialize import frozen_layers
 from tfigkd.models.spaces import classifier, logits_of
@@ -67,7 +67,7 @@ def through(*functions: Any) -> keras.Model:
     ],
 )
 def test_the_range_that_the_first_operations_tell(functions: Any, expected: Any) -> None:
-    assert recognize_input_range(through(*functions)) == expected
+    assert infer_input_range(through(*functions)) == expected
 
 
 @pytest.mark.parametrize(
@@ -104,7 +104,7 @@ def test_the_range_that_the_first_layers_tell(head: Any, dtype: str, expected: A
         model = keras.Sequential([keras.Input(SHAPE), *layers, keras.layers.Dense(3)])
     else:
         model = own(*layers, dtype=dtype)
-    assert recognize_input_range(model) == expected
+    assert infer_input_range(model) == expected
 
 
 def test_a_file_is_read_once_for_its_range_and_again_where_its_content_has_changed(
@@ -124,9 +124,9 @@ def test_the_range_that_all_models_of_an_ensemble_tell(pixels: np.ndarray, tmp_p
     inputs = keras.Input(SHAPE)
     heads = [scaling(1 / 255), scaling(1 / 127.5, -1), scaling(2.0, -1)]
     members = [own(head, end=dense(3, "softmax"))(inputs) for head in heads]
-    assert recognize_input_range(keras.Model(inputs, keras.layers.Average()([members[0], members[2]]))) is None
+    assert infer_input_range(keras.Model(inputs, keras.layers.Average()([members[0], members[2]]))) is None
     model = keras.Model(inputs, keras.layers.Average()(members[:2]))
-    assert recognize_input_range(model) == (0, 255)
+    assert infer_input_range(model) == (0, 255)
     model.save(tmp_path / "m.keras")
     expected = model(pixels.astype("float32"))
     assert np.ptp(expected) > 0.1
@@ -139,7 +139,7 @@ def test_preprocessing_of_keras_inside_the_file(module: str, tmp_path: Path) -> 
     inputs = keras.Input(SHAPE)
     x = getattr(keras.applications, module).preprocess_input(inputs)
     keras.Model(inputs, own()(x)).save(tmp_path / "m.keras")
-    assert recognize_input_range(keras.saving.load_model(tmp_path / "m.keras")) == (0, 255)
+    assert infer_input_range(keras.saving.load_model(tmp_path / "m.keras")) == (0, 255)
 
 
 @pytest.mark.parametrize("low_high", [None, (0.0, 255.0), (-1.0, 1.0)])

@@ -23,6 +23,7 @@ from tfigkd.data.spaces import to_gray
 from tfigkd.data.splits import check_groups, hold_out
 from tfigkd.runtime.errors import UserError
 from tfigkd.runtime.files import expanded
+from tfigkd.runtime.text import shortened
 
 VALIDATION_DIVISOR = 10
 TEST_DIVISOR = 5
@@ -142,7 +143,7 @@ def load(
             raise UserError(f"data set {name!r}: the {split} split is empty; {remedy}")
         lacking = [one for label, one in enumerate(source.class_names) if not (examples.labels == label).any()]
         if lacking:
-            notes.append(f"warning: {split} has no pictures of {', '.join(lacking[:10])}")
+            notes.append(f"warning: {split} has no pictures of {shortened(lacking)}")
     notes += _contradictions([*parts.values()], source.class_names)
     parts = {split: examples.take(slice(limit)) for split, examples in parts.items()}
     return Dataset(

@@ -29,7 +29,7 @@ from tfigkd.runtime.files import checksum, expanded
 # The host of the files of TensorFlow Datasets. Without a network tfds itself would wait for minutes.
 PROBE_URL = "https://storage.googleapis.com"
 PROBE_SECONDS = 4.0
-LOOKED_AT = 256
+PROBED = 256
 """How many records of a split are read to see whether it has labels."""
 NAME_PATTERN = re.compile(r"[A-Za-z_]\w*(/[A-Za-z0-9_][\w.\-]*)?(:\d+\.\d+\.\d+)?")
 OTHER_FILES = {
@@ -240,7 +240,7 @@ def _pieces(splits: Any, role: str, text: str, folder: Path) -> list[tuple[str, 
 
 def _is_labeled(builder: Any, split: str, label_key: str) -> bool:
     """Return whether any of the first records of a split has a label; tfds writes -1 where there is none."""
-    count = min(LOOKED_AT, builder.info.splits[split].num_examples)
+    count = min(PROBED, builder.info.splits[split].num_examples)
     records = _records(builder, f"{split}[:{count}]", (label_key,))
     return any((batch[label_key] >= 0).any() for batch in records.as_numpy_iterator())
 

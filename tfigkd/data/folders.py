@@ -27,6 +27,7 @@ from tfigkd.data.sources import (
     usual,
 )
 from tfigkd.runtime.errors import UserError
+from tfigkd.runtime.text import shortened
 
 
 def read_folder(root: Path, wanted: Reading) -> Source:
@@ -141,8 +142,7 @@ def _read_classes(
             name = unicodedata.normalize("NFC", child.name)  # macOS takes accents apart, others do not
             if expected is not None and name not in expected:
                 raise UserError(
-                    f"{child} is not a class of train ({', '.join(expected[:10])}); rename or remove it, or add it to "
-                    "train"
+                    f"{child} is not a class of train ({shortened(expected)}); rename or remove it, or add it to train"
                 )
             members = [(file, _group(child, file)) for file in _pictures(root, child, notes)]
             if not members and expected is not None:

@@ -39,7 +39,7 @@ HEADER_READERS = {
     (1, 0): np.lib.format.read_array_header_1_0,
     (2, 0): np.lib.format.read_array_header_2_0,
 }
-LOOKED_AT = 2**20
+PROBED = 2**20
 """How many values of an array of another type are read to say what they are."""
 
 
@@ -198,7 +198,7 @@ def _some_values(archive: zipfile.ZipFile, key: str) -> np.ndarray:
         shape, _, dtype = HEADER_READERS[np.lib.format.read_magic(file)](file)
         if dtype.hasobject:
             return np.empty(0)
-        count = min(math.prod(map(int, shape)), LOOKED_AT)
+        count = min(math.prod(map(int, shape)), PROBED)
         return np.frombuffer(file.read(count * dtype.itemsize), dtype)
 
 

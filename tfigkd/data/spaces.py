@@ -53,7 +53,7 @@ def to_gray(images: Any) -> Any:
     return (images @ np.array(LUMA, images.dtype))[..., None]
 
 
-def look_images(shape: tuple[int, ...]) -> np.ndarray:
+def probe_images(shape: tuple[int, ...]) -> np.ndarray:
     """Return images that show whether a classifier gives logits or probabilities.
 
     Args:

@@ -19,15 +19,16 @@ from tfigkd.data.spaces import (
     Range,
     check_range,
     in_range,
-    look_images,
     output_kind,
+    probe_images,
     to_gray,
 )
 from tfigkd.edge.contract import admit
-from tfigkd.edge.input_range import range_shown
+from tfigkd.edge.input_range import infer_input_range
 from tfigkd.edge.litert import dequantize, file_operations, litert_predictor, open_classifier, tensor_values
 from tfigkd.runtime.errors import UserError
 from tfigkd.runtime.quiet import quiet_stderr
+from tfigkd.runtime.text import shortened
 
 GIVES: dict[str, Outputs] = {
     **dict.fromkeys(("SOFTMAX", "LOGISTIC"), "probabilities"),
@@ -143,11 +144,11 @@ def spaces(
             raise UserError(f"--input-range: {error}") from error
     sink = interpreter.get_output_details()[0]
     about = contract or {}
-    taken = input_range or range_shown(interpreter, contract) or UNIT
+    taken = input_range or infer_input_range(interpreter, contract) or UNIT
     means = about.get("output", {}).get("means") if isinstance(about.get("output"), Mapping) else None
-    given = outputs or MEANS.get(str(means)) or _told_by_the_end(interpreter, int(sink["index"]))
+    given = outputs or MEANS.get(str(means)) or _infer_outputs_by_end(interpreter, int(sink["index"]))
     if given is None:
-        seen = look(interpreter, taken)
+        seen = probe(interpreter, taken)
         # each of the quantized shares is off by up to half a step
         rounding = len(seen[0]) * float(sink["quantization"][0]) / 2
         given = output_kind(seen, min(max(SUM_TOLERANCE, rounding), 0.5))
@@ -159,7 +160,7 @@ def spaces(
     return taken, given
 
 
-def look(interpreter: Any, input_range: Range) -> np.ndarray:
+def probe(interpreter: Any, input_range: Range) -> np.ndarray:
     """Return the outputs [N,K] of a file on noise, black and white.
 
     Raises:
@@ -167,7 +168,7 @@ def look(interpreter: Any, input_range: Range) -> np.ndarray:
     """
     source, sink = interpreter.get_input_details()[0], interpreter.get_output_details()[0]
     seen = []
-    for image in in_range(look_images(tuple(map(int, source["shape"][1:]))), input_range):
+    for image in in_range(probe_images(tuple(map(int, source["shape"][1:]))), input_range):
         interpreter.set_tensor(source["index"], tensor_values(image[None], source))
         interpreter.invoke()
         seen.append(dequantize(interpreter.get_tensor(sink["index"]), sink)[0])
@@ -185,7 +186,7 @@ def finite(outputs: np.ndarray, what: str) -> np.ndarray:
     return outputs
 
 
-def _told_by_the_end(interpreter: Any, tensor: int) -> Outputs | None:
+def _infer_outputs_by_end(interpreter: Any, tensor: int) -> Outputs | None:
     """Return what a tensor holds, by the operation that computes it; None if that operation does not show it."""
     writers = {int(index): one for one in file_operations(interpreter) for index in one["outputs"]}
     while tensor in writers and writers[tensor]["op_name"] in (*PASSES, *SCALES):
@@ -248,8 +249,8 @@ def class_order(path: Path, count: int, own: Sequence[str] | None, wanted: Seque
     if own is None:
         if count != len(wanted):
             raise UserError(
-                f"{path} has {count} classes without names, the data have {len(wanted)} ({_listed(wanted)}); give the "
-                "data that it was made for, or export it with --data"
+                f"{path} has {count} classes without names, the data have {len(wanted)} ({shortened(wanted)}); give "
+                "the data that it was made for, or export it with --data"
             )
         return list(range(count))
     if len(own) != count:
@@ -269,8 +270,8 @@ def class_order(path: Path, count: int, own: Sequence[str] | None, wanted: Seque
             order.append(place)
     if missing:
         raise UserError(
-            f"{path} does not know the classes {_listed(missing)} of the data; it knows {_listed(own)}: name the class "
-            "folders so"
+            f"{path} does not know the classes {shortened(missing)} of the data; it knows {shortened(own)}: name the "
+            "class folders so"
         )
     return order + [index for index in range(count) if index not in order]
 
@@ -347,7 +348,3 @@ def load_data(options: argparse.Namespace, reading: Reading) -> Dataset:
     """
     with quiet_stderr():  # tfds imports TensorFlow, which greets
         return load(options.data, reading, directory=options.data_dir)
-
-
-def _listed(names: Sequence[str]) -> str:
-    return ", ".join(names[:10]) + (" …" if len(names) > 10 else "")

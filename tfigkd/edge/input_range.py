@@ -14,7 +14,7 @@ PASSES = ("QUANTIZE", "DEQUANTIZE", "CAST", "RESHAPE", "PAD", "RESIZE_BILINEAR",
 """Operations that leave the range of the pixels as it is."""
 
 
-def range_shown(interpreter: Any, contract: Mapping[str, Any] | None) -> Range | None:
+def infer_input_range(interpreter: Any, contract: Mapping[str, Any] | None) -> Range | None:
     """Return the range of pixels that a contract states, or an integer input's scale or the first operations show.
 
     Args:
@@ -40,7 +40,7 @@ def assumption(interpreter: Any, contract: Mapping[str, Any] | None, given: Rang
         contract: From `admit`, or None.
         given: The range that the user gives.
     """
-    if given is not None or range_shown(interpreter, contract) is not None:
+    if given is not None or infer_input_range(interpreter, contract) is not None:
         return ""
     return "note: the file does not tell its pixels, assumed 0 to 1; --input-range sets them"
 

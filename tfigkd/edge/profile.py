@@ -13,7 +13,7 @@ from tfigkd.edge.layer_differences import Comparison
 from tfigkd.edge.operations import Operation, read_operations
 from tfigkd.edge.profiler import Event, record
 from tfigkd.runtime.errors import UserError
-from tfigkd.runtime.text import counted
+from tfigkd.runtime.text import counted, shortened
 
 XNNPACK, LITERT, FUSED, UNKNOWN = "XNNPACK", "LiteRT", "fused", ""
 
@@ -143,7 +143,7 @@ def about_times(profiled: Profile) -> list[str]:
             f"runs the rest in {counted(profiled.groups, 'group')}"
         )
     if profiled.unmatched:
-        names = ", ".join(f"{event.tag} {event.milliseconds:.3f} ms" for event in profiled.unmatched[:10])
+        names = shortened([f"{event.tag} {event.milliseconds:.3f} ms" for event in profiled.unmatched])
         said.append(f"{len(profiled.unmatched)} of XNNPACK's operators fit no operation of the file: {names}")
     return said
 
@@ -165,12 +165,9 @@ def about_layers(compared: Comparison, count: int = 3) -> list[str]:
         parts = ", ".join(f"{one.operation.layer} {100 * one.saturated:.2g} %" for one in clipped)
         said.append(f"values beyond the range of their integers: {parts}")
     if compared.unmatched:
-        kinds = ", ".join(f"#{one.index} {one.kind}" for one in compared.unmatched[:10])
-        more = f" and {len(compared.unmatched) - 10} more" if len(compared.unmatched) > 10 else ""
+        kinds = shortened([f"#{one.index} {one.kind}" for one in compared.unmatched])
         total = len(compared.unmatched) + len(compared.differences)
-        said.append(
-            f"{len(compared.unmatched)} of {total} operations have no counterpart in the float32 file: {kinds}{more}"
-        )
+        said.append(f"{len(compared.unmatched)} of {total} operations have no counterpart in the float32 file: {kinds}")
     return said
 
 

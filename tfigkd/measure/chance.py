@@ -6,6 +6,7 @@ import numpy as np
 
 from tfigkd.data import Dataset, Examples, concatenate
 from tfigkd.runtime.errors import UserError
+from tfigkd.runtime.text import shortened
 
 PROBE_EXAMPLES = 256
 """Number of images used for these checks; more would hardly change the result."""
@@ -101,7 +102,7 @@ def suggest_fix(
         order = better_order(other, labels, len(class_names))
         if order is None or not _clearly_better(placed := _in_order(other, order), logits, labels, ORDER_GAIN):
             continue
-        listed = ", ".join(class_names[index] for index in order[:10]) + (" …" if len(order) > 10 else "")
+        listed = shortened([class_names[index] for index in order])
         also = f" and its pixels those of {text}" if text else ""
         return (
             f"its outputs seem to be in the order {listed}{also} (balanced accuracy in this order: "

@@ -25,7 +25,7 @@ from tfigkd.models.reinitialize import frozen_layers, with_fresh_weights
 from tfigkd.models.resnet import resnet
 from tfigkd.models.spaces import as_classifier, resized, with_image_size, with_input_range, with_rgb
 from tfigkd.models.students import truncate
-from tfigkd.models.user_model import load_own, load_plain, load_written, own_channels, own_image_size, own_input_range
+from tfigkd.models.user_model import channels_of, image_size_of, input_range_of, load_own, load_plain, load_written
 from tfigkd.models.weights import load_torch_weights
 from tfigkd.runtime.errors import UserError
 
@@ -41,10 +41,13 @@ __all__ = [
     "Normalization",
     "as_classifier",
     "build",
+    "channels_of",
     "convnet",
     "ensemble",
     "fold_batch_norm",
     "frozen_layers",
+    "image_size_of",
+    "input_range_of",
     "is_application",
     "is_file",
     "load_own",
@@ -52,9 +55,6 @@ __all__ = [
     "load_torch_weights",
     "load_written",
     "mobilenet_v2",
-    "own_channels",
-    "own_image_size",
-    "own_input_range",
     "resized",
     "resnet",
     "set_whitening",

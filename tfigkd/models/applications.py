@@ -17,6 +17,7 @@ from tfigkd.models.graph import flatten_layers, run_graph
 from tfigkd.models.input_range import INPUT_RANGE
 from tfigkd.models.keras_file import load_model
 from tfigkd.runtime.errors import UserError
+from tfigkd.runtime.text import shortened
 
 WEIGHTS = (".weights.h5", ".h5", ".keras")
 SHOWN = 5
@@ -140,8 +141,9 @@ def load_application_weights(model: keras.Model, path: str | Path, bare: Callabl
     missing = [name for name in fresh if any(np.isnan(one).any() for one in model.get_layer(name).get_weights())]
     head = [layer.name for layer in model.layers if layer.weights][-1]
     if set(missing) - {head}:
-        listed = ", ".join(missing[:SHOWN]) + (" …" if len(missing) > SHOWN else "")
-        raise UserError(f"{path} does not fit {model.name}: it lacks {listed}; give weights of this very network")
+        raise UserError(
+            f"{path} does not fit {model.name}: it lacks {shortened(missing, SHOWN)}; give weights of this very network"
+        )
     for name in missing:
         model.get_layer(name).set_weights(fresh[name])
 

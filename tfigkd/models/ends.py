@@ -26,7 +26,7 @@ BACKENDS = ("keras", "tensorflow", "jax", "torch")
 """Packages whose `softmax`, `log_softmax` and `sigmoid` are recognized by name."""
 
 
-def told_by_end(model: keras.Model) -> Outputs | None:
+def infer_outputs_by_end(model: keras.Model) -> Outputs | None:
     """Return whether a model gives logits or probabilities by its last operations; None where these do not tell."""
     last, activation = last_operation(model)
     if activation in ("softmax", "sigmoid"):

@@ -10,7 +10,7 @@ from scipy.special import log_softmax, softmax
 
 from tfigkd.data.spaces import UNIT
 from tfigkd.models.graph import graph_of
-from tfigkd.models.input_range import recognize_input_range
+from tfigkd.models.input_range import infer_input_range
 from tfigkd.models.spaces import logits_of
 
 Weighting = Literal["mean", "confidence"]
@@ -45,7 +45,7 @@ def ensemble(models: Sequence[keras.Model], *, weighting: Weighting = "mean") ->
     shapes = {(tuple(model.input_shape), tuple(model.output_shape)) for model in named}
     if len(shapes) > 1:
         raise ValueError(f"the models of an ensemble must have the same images and classes, got {sorted(shapes)}")
-    ranges = {recognize_input_range(model) or UNIT for model in models}
+    ranges = {infer_input_range(model) or UNIT for model in models}
     if len(ranges) > 1:
         listed = ", ".join(f"{low:g} to {high:g}" for low, high in sorted(ranges))
         raise ValueError(

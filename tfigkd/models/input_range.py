@@ -1,4 +1,4 @@
-"""The range of pixel values that a model expects, recognized by its first layers: Rescaling, arithmetic and others."""
+"""The range of pixel values that a model expects, inferred from its first layers: Rescaling, arithmetic and others."""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -23,7 +23,7 @@ PASSED = (
 PASSED_OPERATIONS = ("GetItem", "Stack", "Concatenate", "Cast", "Flip", "Clip", "RGBToGrayscale")
 
 
-def recognize_input_range(model: keras.Model) -> Range | None:
+def infer_input_range(model: keras.Model) -> Range | None:
     """Return the values of a black and of a white pixel that a model shows it was made for.
 
     The type of the input tells, and the operations that a single image passes first: Rescaling, Normalization, batch
@@ -40,9 +40,9 @@ def recognize_input_range(model: keras.Model) -> Range | None:
     if first is None:
         return None
     readers = readers_of(first, first.inputs[0])
-    found = _told_by(first)
+    found = _infer_range(first)
     if found is None and len(readers) > 1:
-        told = {_told_by(first, node) for node in readers}
+        told = {_infer_range(first, node) for node in readers}
         found = told.pop() if len(told) == 1 else None
     integer = "int" in keras.backend.standardize_dtype(first.inputs[0].dtype)
     return PIXELS if integer and found is None else found
@@ -53,13 +53,13 @@ def require_unit_range(model: keras.Model, given: Range | None = None, *, remedy
 
     Args:
         model: Functional or Sequential, built.
-        given: The range that the user states; by default that of `recognize_input_range`.
+        given: The range that the user states; by default that of `infer_input_range`.
         remedy: What else the user can do, after "give tfigkd.models.as_classifier(model)".
 
     Raises:
         UserError: It takes another range.
     """
-    shown = recognize_input_range(model) if given is None else given
+    shown = infer_input_range(model) if given is None else given
     if shown is not None and tuple(shown) != UNIT:
         raise UserError(
             f"{model.name} takes pixels from {shown[0]:g} to {shown[1]:g}, expected images in [0,1]; give "
@@ -67,7 +67,7 @@ def require_unit_range(model: keras.Model, given: Range | None = None, *, remedy
         )
 
 
-def _told_by(model: keras.Model, start: Any = None) -> Range | None:
+def _infer_range(model: keras.Model, start: Any = None) -> Range | None:
     return range_of([*_affine_parts(model, start)])
 
 

@@ -20,13 +20,13 @@ from tfigkd.data.spaces import (
     Outputs,
     Range,
     check_range,
-    look_images,
     output_kind,
+    probe_images,
 )
 from tfigkd.models import layers
-from tfigkd.models.ends import OUTPUT_ACTIVATIONS, last_operation, refuse_end, told_by_end
+from tfigkd.models.ends import OUTPUT_ACTIVATIONS, infer_outputs_by_end, last_operation, refuse_end
 from tfigkd.models.graph import is_graph, run_graph, single_graph
-from tfigkd.models.input_range import INPUT_RANGE, recognize_input_range
+from tfigkd.models.input_range import INPUT_RANGE, infer_input_range
 from tfigkd.models.settings import settings_of
 from tfigkd.models.subclassed import logarithm, logits_model, two_classes
 
@@ -36,7 +36,7 @@ RGB_TO_GRAY = "rgb_to_gray"
 """Name of the layer that gives a model of gray images the gray of RGB images."""
 ADDED = frozenset({INPUT_RANGE, TWO_CLASSES, RGB_TO_GRAY})
 
-LOOKED_AT = 16
+PROBED = 16
 """Number of images, besides noise, that the model is run on to infer what it gives."""
 
 
@@ -58,7 +58,7 @@ def classifier(
         model: Functional or Sequential; it is not altered.
         input_shape: Fixed (H, W, C) for a model of open image size; by default its own.
         input_range: The values of a black and of a white pixel that it takes; by default as
-            `recognize_input_range` says, else (0, 1).
+            `infer_input_range` says, else (0, 1).
         outputs: What it gives; by default "probabilities" where it ends in softmax or sigmoid, or where its outputs on
             some images look so, else "logits".
         images: uint8 [N,H,W,C], whose outputs are looked at, beside those of noise.
@@ -81,7 +81,7 @@ def classifier(
         isinstance(end, keras.KerasTensor) for end in (model.input, model.output)
     ):
         model = keras.Model(model.inputs[0], model.outputs[0], name=model.name)  # of a dictionary or list of one
-    known = recognize_input_range(model)
+    known = infer_input_range(model)
     taken = (known or UNIT) if input_range is None else (float(input_range[0]), float(input_range[1]))
     check_range(taken)
     result = _with_linear_end(model, outputs, input_shape)
@@ -92,7 +92,7 @@ def classifier(
     if len(result.output_shape) != 2:
         return result
     squashed = last_operation(model)[1] in OUTPUT_ACTIVATIONS  # it is off by now
-    if not squashed and (outputs or _given_by(result, images)) == "probabilities":
+    if not squashed and (outputs or _infer_outputs(result, images)) == "probabilities":
         result = _with_logarithm(result)
     return _with_two_classes(result) if result.output_shape[-1] == 1 else result
 
@@ -130,7 +130,7 @@ def as_classifier(
                 "pixels, from [0,1]"
             )
         if outputs is None and images is not None:
-            outputs = _subclassed_kind(model, images)
+            outputs = _infer_subclassed_outputs(model, images)
         return logits_model(model) if outputs == "probabilities" else model
     known = _CLASSIFIERS.setdefault(model, {})
     key = None if input_range is None else tuple(map(float, input_range)), outputs, settings_of(model)
@@ -161,14 +161,14 @@ def logits_of(model: keras.Model, outputs: Outputs | None = None) -> Callable[[A
     """
     graph = single_graph(model)
     if graph is None and isinstance(model, keras.Sequential) and not model.built:
-        if outputs is None and not (model.layers and told_by_end(model) == "logits"):
+        if outputs is None and not (model.layers and infer_outputs_by_end(model) == "logits"):
             _refuse_unbuilt(model)
         return (lambda values: two_classes(logarithm(values))) if outputs == "probabilities" else two_classes
     if graph is None or len(model.output_shape) != 2:
         return (lambda values: values) if outputs != "probabilities" else logarithm
     single = model.output_shape[-1] == 1
     refuse_end(model)
-    given = outputs or _given_by(model, None)
+    given = outputs or _infer_outputs(model, None)
 
     def convert(values: Any) -> Any:
         logits = logarithm(values) if given == "probabilities" else values
@@ -277,16 +277,16 @@ def _copy(model: keras.Model) -> keras.Model:
     return layers.rebuilt(model)
 
 
-def _given_by(model: keras.Model, images: np.ndarray | None) -> Outputs:
+def _infer_outputs(model: keras.Model, images: np.ndarray | None) -> Outputs:
     """Return whether a model gives logits or probabilities: by its end, else by its outputs on noise and on images.
 
     Raises:
         ValueError: It has a single output from 0 to 1, which may be a probability or a logit.
     """
-    told = told_by_end(model)
+    told = infer_outputs_by_end(model)
     if told is not None:
         return told
-    looks = output_kind(_look(model, images))
+    looks = output_kind(_probe(model, images))
     if looks == "probabilities" and model.output_shape[-1] == 1:
         raise ValueError(
             f"the single output of {model.name} may be a probability or a logit; declare outputs as probabilities or "
@@ -295,24 +295,24 @@ def _given_by(model: keras.Model, images: np.ndarray | None) -> Outputs:
     return looks
 
 
-def _look(model: keras.Model, images: np.ndarray | None) -> np.ndarray:
+def _probe(model: keras.Model, images: np.ndarray | None) -> np.ndarray:
     """Return a model's outputs [N,C], float64, on noise, on black and white images, and on some real ones."""
     shape = tuple(model.input_shape[1:])
     if None in shape:
         return np.full((1, int(model.output_shape[-1])), -1.0)  # not known; the size is asked for elsewhere
-    seen = [look_images(shape)]
+    seen = [probe_images(shape)]
     if images is not None and images.shape[1:] == shape:
-        seen.append(images[:LOOKED_AT].astype(np.float32) / np.float32(255))
+        seen.append(images[:PROBED].astype(np.float32) / np.float32(255))
     return ops.convert_to_numpy(model(np.concatenate(seen), training=False)).astype(np.float64)
 
 
-def _subclassed_kind(model: keras.Model, images: np.ndarray) -> Outputs | None:
+def _infer_subclassed_outputs(model: keras.Model, images: np.ndarray) -> Outputs | None:
     """Return what a subclassed model gives for noise and for images, float32 [N,H,W,C]; None if that is no [N,C].
 
     Raises:
         ValueError: It has a single output from 0 to 1, which may be a probability or a logit.
     """
-    shown = np.concatenate([look_images(images.shape[1:]), images[:LOOKED_AT]])
+    shown = np.concatenate([probe_images(images.shape[1:]), images[:PROBED]])
     values = model(shown, training=False)
     if len(getattr(values, "shape", ())) != 2:
         return None

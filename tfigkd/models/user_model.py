@@ -16,10 +16,10 @@ from tfigkd.models import layers
 from tfigkd.models.ends import last_operation
 from tfigkd.models.equivalence import TOLERANCE, close, tolerance_of
 from tfigkd.models.graph import sources_of
-from tfigkd.models.input_range import recognize_input_range
+from tfigkd.models.input_range import infer_input_range
 from tfigkd.models.keras_file import load_model
 from tfigkd.models.precision import HALF, OTHERS, computes_in, with_precision
-from tfigkd.models.spaces import LOOKED_AT, classifier, logits_of, with_rgb
+from tfigkd.models.spaces import PROBED, classifier, logits_of, with_rgb
 from tfigkd.runtime.errors import UserError
 from tfigkd.runtime.files import checksum, expanded
 
@@ -59,7 +59,7 @@ def load_own(
     plain, wanted = _fitting(path, num_classes, input_shape)
     gray = plain.inputs[0].shape[-1] == 1 and wanted[2] == 3
     if gray:
-        wanted, images = (*wanted[:2], 1), None if images is None else to_gray(images[:LOOKED_AT])
+        wanted, images = (*wanted[:2], 1), None if images is None else to_gray(images[:PROBED])
     try:
         model = classifier(plain, input_shape=wanted, input_range=input_range, outputs=outputs, images=images)
     except ValueError as error:
@@ -75,7 +75,7 @@ def load_own(
 def _check_against(plain: keras.Model, model: keras.Model, input_range: Range | None, path: str | Path) -> None:
     """Check that a classifier has the outputs of the model that plain Keras opened, in the classifier's spaces."""
     images, taken = np.random.default_rng(0).integers(0, 256, (3, *model.input_shape[1:])) / 255, input_range
-    taken = taken or recognize_input_range(plain) or UNIT
+    taken = taken or infer_input_range(plain) or UNIT
     expected = _outputs(plain, images, taken)
     logits = ops.convert_to_numpy(model(images.astype("float32"), training=False)).astype("float64")
     shares = np.exp(logits - logits.max(axis=-1, keepdims=True))
@@ -122,7 +122,7 @@ class PlainClassifier:
     def __init__(self, path: str | Path, *, input_range: Range | None = None, outputs: Outputs | None = None):
         self.model = load_model(Path(path))
         self.half = computes_in(self.model, HALF)
-        self._range = input_range or recognize_input_range(self.model) or UNIT
+        self._range = input_range or infer_input_range(self.model) or UNIT
         last, activation = last_operation(self.model)
         self._convert: Callable[[Any], Any] | None = None
         if activation in ("softmax", "sigmoid", "log_softmax") and outputs != "logits":
@@ -237,7 +237,7 @@ def _remedy(takes: Sequence[int | None], wanted: Sequence[int]) -> str:
     return f"give --image-size {height}; in a run also --{option}, with which it resizes the images itself"
 
 
-def own_image_size(path: str | Path) -> int | None:
+def image_size_of(path: str | Path) -> int | None:
     """Return height and width of the images that a .keras file takes; None where they are open or differ.
 
     Raises:
@@ -248,7 +248,7 @@ def own_image_size(path: str | Path) -> int | None:
     return sides.pop() if len(sides) == 1 else None
 
 
-def own_channels(path: str | Path) -> int:
+def channels_of(path: str | Path) -> int:
     """Return the number of channels of the images that a .keras file takes; 3 where it is open.
 
     Raises:
@@ -266,18 +266,18 @@ def pixels_said(path: str, input_range: Range | None, *, remedy: str = "--input-
         input_range: As the command was given it, if at all.
         remedy: What to do where the range is assumed.
     """
-    shown = own_input_range(path, checksum(expanded(path)))
+    shown = input_range_of(path, checksum(expanded(path)))
     low, high = input_range or shown or UNIT
     why = "as given" if input_range else "as its first layers tell" if shown else f"assumed; {remedy}"
     return f"pixels from {low:g} to {high:g}, {why}"
 
 
 @functools.lru_cache(maxsize=8)
-def own_input_range(path: str, checksum: str) -> Range | None:
-    """Return the input range that a .keras file shows, see `input_range.recognize_input_range`; read once a content.
+def input_range_of(path: str, checksum: str) -> Range | None:
+    """Return the input range that a .keras file shows, see `input_range.infer_input_range`; read once a content.
 
     Args:
         path: The file.
         checksum: Of its content.
     """
-    return recognize_input_range(load_model(Path(path)))
+    return infer_input_range(load_model(Path(path)))

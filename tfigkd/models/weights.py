@@ -14,6 +14,7 @@ import numpy as np
 from tfigkd.data.pictures import reading
 from tfigkd.models.graph import flatten_layers
 from tfigkd.runtime.errors import UserError
+from tfigkd.runtime.text import shortened
 
 VARIABLES = {
     "kernel": "weight",
@@ -60,9 +61,8 @@ def load_torch_weights(model: keras.Model, npz_path: str | Path) -> None:
         elif arrays[key].dtype.kind != "f" or not np.isfinite(arrays[key]).all():
             wrong.append(f"{key} has values that are not finite floats")
     if wrong:
-        more = f" and {len(wrong) - SHOWN} more" if len(wrong) > SHOWN else ""
         raise UserError(
-            f"{npz_path} does not fit {model.name}: {', '.join(wrong[:SHOWN])}{more}; "
+            f"{npz_path} does not fit {model.name}: {shortened(wrong, SHOWN)}; "
             "choose the architecture, drop_blocks and classes that these weights were trained with"
         )
     for key, (layer, variable) in places.items():

@@ -11,7 +11,8 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from tfigkd.report.facts import Facts
-from tfigkd.report.table import GOOD, ROLES, caveats, lines, percent, plural
+from tfigkd.report.table import GOOD, ROLES, caveats, lines, percent
+from tfigkd.runtime.text import counted, shortened
 
 NAMED = 20
 """Class names that the card lists; `labels.txt` of the package has all of them."""
@@ -38,7 +39,7 @@ def model_card(
     results, names = facts.evaluated["results"], facts.data["class_names"] if facts.data else []
     known = {name: results.get(name) or results.get(name.removesuffix(".keras")) for name in sizes}
     public = str(facts.config["data"]["name"])
-    listed = ", ".join(names[:NAMED]) + (f" and {len(names) - NAMED} more" if len(names) > NAMED else "")
+    listed = shortened(names, NAMED)
     return (
         _environment()
         .get_template("model_card.md")
@@ -71,7 +72,7 @@ def _environment() -> Environment:
         "text": _text,
         "quoted": shlex.quote,
         "percent": percent,
-        "plural": plural,
+        "counted": counted,
         "grouped": "{:,}".format,
     }
     return made

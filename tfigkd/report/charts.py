@@ -12,7 +12,8 @@ from typing import Any
 from plotly import graph_objects as go
 
 from tfigkd.measure.statistics import wilson
-from tfigkd.report.table import ROLES, interval, percent, plural
+from tfigkd.report.table import ROLES, interval, percent
+from tfigkd.runtime.text import counted
 
 Table = tuple[Sequence[str], Sequence[Sequence[str]]]
 """Header and lines of a table; cells are text."""
@@ -169,7 +170,7 @@ def trade_off(
     times = {name: timed[name]["milliseconds"][first]["p50"] for name in names}
     return [
         _cost("size", "size of the file, kB", sizes, "kB", results, n_test),
-        _cost("latency", f"median latency, batch 1, {plural(threads[0], 'thread')}, ms", times, "ms", results, n_test),
+        _cost("latency", f"median latency, batch 1, {counted(threads[0], 'thread')}, ms", times, "ms", results, n_test),
     ]
 
 
@@ -246,14 +247,14 @@ def latencies(timed: Mapping[str, Mapping[str, Any]], threads: Sequence[int]) ->
                     "width": 4,
                 },
                 orientation="h",
-                name=plural(count, "thread"),
+                name=counted(count, "thread"),
                 marker={"color": ("#2f7de1", "#0d9f75", "#b455c8", "#7a8794")[number % 4]},
                 customdata=[[one["p90"], one["p99"]] for one in values],
                 hovertemplate="median %{x:.3f} ms, p90 %{customdata[0]:.3f}, p99 %{customdata[1]:.3f}",
             )
         )
         lines += [
-            [f"{title_of(name)}, {plural(count, 'thread')}", *(f"{one[p]:.3f}" for p in ("p50", "p90", "p99"))]
+            [f"{title_of(name)}, {counted(count, 'thread')}", *(f"{one[p]:.3f}" for p in ("p50", "p90", "p99"))]
             for name, one in zip(names, values, strict=True)
         ]
     first = {name: timed[name]["milliseconds"][str(threads[0])]["p50"] for name in names}

@@ -16,7 +16,8 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from tfigkd.report.table import percent, plural
+from tfigkd.report.table import percent
+from tfigkd.runtime.text import counted
 
 
 def render(template: str, **values: Any) -> str:
@@ -42,7 +43,7 @@ def _environment() -> Environment:
         keep_trailing_newline=True,
     )
     made.policies["json.dumps_kwargs"] = {"sort_keys": True, "separators": (",", ":")}
-    made.filters |= {"percent": percent, "plural": plural, "grouped": "{:,}".format, "fixed": _fixed, "data": _data}
+    made.filters |= {"percent": percent, "counted": counted, "grouped": "{:,}".format, "fixed": _fixed, "data": _data}
     style, script = (
         files("tfigkd.report").joinpath(f"page.{kind}").read_text(encoding="utf-8") for kind in ("css", "js")
     )

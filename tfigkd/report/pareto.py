@@ -12,7 +12,7 @@ from typing import NamedTuple
 from tfigkd.config.fields import FORMATS
 from tfigkd.runtime.errors import UserError
 from tfigkd.runtime.files import atomic
-from tfigkd.runtime.text import markdown_table
+from tfigkd.runtime.text import markdown_table, shortened
 
 MARKERS = "osD^v<>Pphd8X*"
 KINDS = (*FORMATS, "unknown")
@@ -171,8 +171,7 @@ def _points(groups: Mapping[Key, Sequence[dict[str, str]]]) -> tuple[list[Point]
             points.append(Point(names[key], key.format, *facts))
     remarks = []
     for reason, keys in left_out.items():
-        named = ", ".join(f"{names[key]} {key.format}" for key in keys[:NAMED])
-        remarks.append(f"left out, {reason}: {named}{f' and {len(keys) - NAMED} more' * (len(keys) > NAMED)}")
+        remarks.append(f"left out, {reason}: {shortened([f'{names[key]} {key.format}' for key in keys], NAMED)}")
     data = sorted({key.data for key in groups if key.data})
     if len(data) > 1:
         remarks.append(f"accuracies on {', '.join(data)} do not compare; give the rows of one data set alone")

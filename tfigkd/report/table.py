@@ -6,7 +6,7 @@ from typing import Any
 
 from tfigkd.config.fields import FORMATS
 from tfigkd.measure.statistics import wilson
-from tfigkd.runtime.text import markdown_table
+from tfigkd.runtime.text import counted, markdown_table
 
 ROLES = ("teacher", "student", "compressed")
 
@@ -19,11 +19,6 @@ Roles = dict[str, dict[str, Any]]
 def percent(value: float) -> str:
     """Return a share of 0 to 1 in percent."""
     return f"{100 * value:.2f} %"
-
-
-def plural(count: float, one: str, many: str = "") -> str:
-    """Return a count with its noun: 1 epoch, 1,200 epochs; `many` where an s does not make the plural."""
-    return f"{count:,} {one if count == 1 else many or f'{one}s'}"
 
 
 def interval(accuracy: float, n_test: int) -> str:
@@ -50,7 +45,7 @@ def lines(roles: Roles, n_test: int) -> list[list[str]]:
         line("parameters", lambda value: f"{value:,}", "parameters"),
         line("multiply-adds", lambda value: f"{value / 1e6:,.2f} M", "multiply_adds"),
         line("test accuracy", percent, "accuracy"),
-        line(f"95 % interval ({plural(n_test, 'test image')})", lambda value: interval(value, n_test), "accuracy"),
+        line(f"95 % interval ({counted(n_test, 'test image')})", lambda value: interval(value, n_test), "accuracy"),
         line("top-5 test accuracy", percent, "top5_accuracy"),
         line("with the mirror image averaged", percent, "mirrored_accuracy"),
         line("balanced accuracy", percent, "balanced_accuracy"),
@@ -85,7 +80,7 @@ def caveats(row: Mapping[str, Any]) -> str:
     return (
         "This is one run (n = 1), so it has no spread over seeds and supports no comparison. The intervals are the "
         "uncertainty from the number of test images, not from the seed. The student was trained on "
-        f"{plural(row['n_train'], 'example')} in {row['train_seconds']:,.0f} s and is kept as it is after the last "
+        f"{counted(row['n_train'], 'example')} in {row['train_seconds']:,.0f} s and is kept as it is after the last "
         "epoch; nothing was chosen on the test split."
         + (" The validation images were part of the student's training set." if row["saw_validation"] else "")
         + TEACHER_SAW.get(row["teacher_saw_validation"], "")

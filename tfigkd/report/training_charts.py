@@ -8,7 +8,8 @@ import numpy as np
 from plotly import graph_objects as go
 
 from tfigkd.report.charts import COLORS, PALETTE, Chart, Table, label, make
-from tfigkd.report.table import ROLES, plural
+from tfigkd.report.table import ROLES
+from tfigkd.runtime.text import counted
 from tfigkd.training.ledger import INERT, inert_terms
 
 
@@ -84,7 +85,7 @@ def rates(histories: Mapping[str, Sequence[Mapping[str, float]]]) -> Chart:
         epochs, values = _series(histories[role], "learning_rate")
         seconds = _series(histories[role], "seconds")[1]
         traces.append(_line(role, epochs, values, COLORS[role], "solid", "%{y:.2e}"))
-        words.append(f"{role}: {plural(len(epochs), 'epoch')} of {np.median(seconds):.1f} s (median)")
+        words.append(f"{role}: {counted(len(epochs), 'epoch')} of {np.median(seconds):.1f} s (median)")
         columns[f"{role}, learning rate"] = dict(zip(epochs, (f"{rate:.3g}" for rate in values), strict=True))
         columns[f"{role}, seconds"] = dict(zip(epochs, (f"{one:.1f}" for one in seconds), strict=True))
     return Chart(

@@ -15,7 +15,8 @@ from tfigkd.config.reading import from_mapping
 from tfigkd.measure.chance import explained_by_guessing
 from tfigkd.measure.statistics import LEVEL, wilson
 from tfigkd.report.facts import Facts, History
-from tfigkd.report.table import interval, percent, plural
+from tfigkd.report.table import interval, percent
+from tfigkd.runtime.text import counted
 from tfigkd.training.ledger import HARD, inert_terms
 
 WIDE = 0.10
@@ -96,7 +97,7 @@ def level(roles: Mapping[str, Mapping[str, Any]], counts: Sequence[int], *, trai
             flag = "--compress.steps, --compress.sparsity"
         elif role == "teacher" and not trained_teacher:
             flag = "--teacher.model; check the range of its inputs and the order of its classes"
-        of = f"{percent(accuracy)} of {plural(n_test, 'test image')} in {plural(classes, 'class', 'classes')}"
+        of = f"{percent(accuracy)} of {counted(n_test, 'test image')} in {counted(classes, 'class', 'classes')}"
         recall = values["balanced_accuracy"]
         if explained_by_guessing(recall, occurring):
             text = f"The {role} is at chance: {of} ({interval(accuracy, n_test)}), where {percent(chance)} is chance."
@@ -160,7 +161,7 @@ def few_images(split: str, count: int, accuracy: float) -> list[Remark]:
     if high - low <= WIDE:
         return []
     text = (
-        f"There {'is' if count == 1 else 'are'} only {plural(count, f'{split} image')}: an accuracy of "
+        f"There {'is' if count == 1 else 'are'} only {counted(count, f'{split} image')}: an accuracy of "
         f"{percent(accuracy)} would have the 95 % interval {interval(accuracy, count)}."
     )
     return [Remark(f"few {split} images", text, "the data, to have more pictures")]
@@ -214,7 +215,7 @@ def idle_overlays(errors: Sequence[float], tolerance: float) -> list[Remark]:
     if usable >= FEW_MAPS:
         return []
     text = (
-        f"Overlays have little effect: {percent(usable)} of {plural(len(errors), 'map')} are within the tolerance of "
+        f"Overlays have little effect: {percent(usable)} of {counted(len(errors), 'map')} are within the tolerance of "
         f"{tolerance:g}, and the others are never overlaid."
     )
     return [Remark("idle overlays", text, "--attribution.max_steps, --attribution.tolerance")]
@@ -251,7 +252,7 @@ def far_files(parity: Mapping[str, Mapping[str, float]]) -> list[Remark]:
         if name.split(".")[-2] in QUANTIZED and differs:
             text = (
                 f"{name} is far from its Keras model: the same class for {percent(report['agreement'])} of "
-                f"{plural(count, 'validation image')}, accuracy {percent(report['accuracy'])} against "
+                f"{counted(count, 'validation image')}, accuracy {percent(report['accuracy'])} against "
                 f"{percent(report['keras_accuracy'])}."
             )
             found.append(Remark("far file", text, "--export.calibration_examples, --compress.method qat"))

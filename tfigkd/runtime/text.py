@@ -3,9 +3,15 @@
 from collections.abc import Iterable, Sequence
 
 
-def counted(count: int, noun: str) -> str:
-    """Return a number with its noun, in the plural unless it is 1, such as `1 row` and `1,200 rows`."""
-    return f"{count:,} {noun}{'s' * (count != 1)}"
+def counted(count: float, one: str, many: str = "") -> str:
+    """Return a number with its noun, such as `1 row` and `1,200 rows`; `many` where an s does not make the plural."""
+    return f"{count:,} {one if count == 1 else many or f'{one}s'}"
+
+
+def shortened(items: Sequence[str], shown: int = 10, separator: str = ", ") -> str:
+    """Return a list of words as text, such as `a, b and 3 more` where only two are shown."""
+    hidden = len(items) - shown
+    return separator.join(items[:shown]) + (f" and {hidden} more" if hidden > 0 else "")
 
 
 def markdown_table(header: Sequence[str], lines: Iterable[Sequence[object]], *, right: int = 0) -> list[str]:

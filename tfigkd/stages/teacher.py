@@ -172,7 +172,7 @@ def network_values(network: NetworkConfig, data: Dataset) -> dict[str, Any]:
     if network.own_file or network.application:  # settings of other architectures do not apply
         values = {name: value for name, value in values.items() if name not in models.ARCHITECTURE} | FILE_ARCHITECTURE
     if network.own_file and network.input_range is None:
-        shown = models.own_input_range(network.model, values["model"])
+        shown = models.input_range_of(network.model, values["model"])
         if shown not in (None, UNIT):  # it was taken for [0,1] before it was looked for
             values["input_range"] = list(shown)
     if max(data.image_shape[:2]) > models.LARGEST_SMALL and models.strided(network.model):
@@ -289,7 +289,7 @@ def _check_given(config: Config, data: Dataset, model: keras.Model) -> None:
     teacher, examples = config.teacher, probe_examples(data)
     logits = predict_logits(model, examples.images)
     what = teacher.weights or teacher.model
-    shown = models.own_input_range(teacher.model, str(content_of(teacher.model))) if teacher.own_file else None
+    shown = models.input_range_of(teacher.model, str(content_of(teacher.model))) if teacher.own_file else None
     low, high = teacher.input_range or shown or UNIT
     console.say(f"  taken as it is: {what}, for pixels from {low:g} to {high:g}")
     guesses = near_chance(logits, examples.labels)

@@ -19,8 +19,8 @@ from tfigkd.measure.chance import PROBE_EXAMPLES, mean_recall, suggest_fix
 from tfigkd.measure.metrics import predict_logits
 from tfigkd.models import as_classifier
 from tfigkd.models.graph import single_graph
-from tfigkd.models.input_range import recognize_input_range
-from tfigkd.models.spaces import LOOKED_AT, classifier
+from tfigkd.models.input_range import infer_input_range
+from tfigkd.models.spaces import PROBED, classifier
 from tfigkd.models.weights import architecture_fingerprint, weights_fingerprint
 from tfigkd.runtime.errors import UserError
 from tfigkd.runtime.files import MANIFEST, fingerprint, finished, locked, read_manifest
@@ -300,7 +300,7 @@ def _classifier_of(
     teacher: keras.Model, input_range: Range | None, outputs: Outputs | None, examples: Examples
 ) -> keras.Model:
     """Return `as_classifier` of a teacher; a subclassed one, whose layers are not known, is looked at on pictures."""
-    some = to_model_input(examples.images[:LOOKED_AT])
+    some = to_model_input(examples.images[:PROBED])
     return as_classifier(teacher, input_range=input_range, outputs=outputs, images=some)
 
 
@@ -342,7 +342,7 @@ def _check_range(given: keras.Model, teacher: keras.Model, outputs: Outputs | No
     others = {f"input_range={one}": partial(logits, one) for one in RANGES}
     fix = suggest_fix(own, some.labels, (), others, try_orders=False)
     if fix is not None:
-        recall, shown = 100 * mean_recall(own, some.labels), recognize_input_range(given) or UNIT
+        recall, shown = 100 * mean_recall(own, some.labels), infer_input_range(given) or UNIT
         raise ValueError(
             f"the teacher has a balanced accuracy of {recall:.1f} % on {len(some)} of the pictures; {fix}; "
             f"input_range={shown} keeps it as it is"

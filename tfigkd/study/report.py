@@ -9,10 +9,10 @@ from rich.table import Table
 from rich.text import Text
 
 from tfigkd.config.experiment import experiments_folder
-from tfigkd.report.table import plural
 from tfigkd.runtime import console
 from tfigkd.runtime.errors import UserError
 from tfigkd.runtime.files import locked, make_folder, write_text
+from tfigkd.runtime.text import counted
 from tfigkd.study.collect import finished_runs, read_rows
 from tfigkd.study.page import page
 from tfigkd.study.plan import Study, read_study
@@ -118,7 +118,7 @@ def show_results(study: Study, workdir: Path) -> bool:
     if not rows:
         return False
     header, lines, remarks = arms_lines(study, rows, [])
-    title = f"{study.name}: {study.judged_on} accuracy of {plural(len(rows), 'run')}"
+    title = f"{study.name}: {study.judged_on} accuracy of {counted(len(rows), 'run')}"
     table = Table(title=Text(title), title_justify="left")
     for number, name in enumerate(header):
         table.add_column(Text(name), justify="right" if number else "left")

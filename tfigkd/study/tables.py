@@ -21,10 +21,9 @@ from tfigkd.measure.statistics import (
     seeds_between,
     winner,
 )
-from tfigkd.report.table import plural
 from tfigkd.runtime.errors import UserError
 from tfigkd.runtime.files import atomic
-from tfigkd.runtime.text import markdown_table
+from tfigkd.runtime.text import counted, markdown_table
 from tfigkd.study.plan import PROG, Options, Study, words_of
 from tfigkd.study.protocol import refuse_mixed, remarks
 from tfigkd.study.quality import TITLE, quality_lines
@@ -266,7 +265,7 @@ def sentences(compared: Sequence[Compared]) -> list[str]:
     said += [_sentence(one) for one in compared if one not in placebo]
     tested = [one for one in compared if not math.isnan(one.adjusted)]
     beyond = sum(one.adjusted < LEVEL for one in tested)
-    some = f"{plural(len(tested), 'tested comparison')} {'is' if len(tested) == 1 else 'are'}"
+    some = f"{counted(len(tested), 'tested comparison')} {'is' if len(tested) == 1 else 'are'}"
     total = f"{beyond} of {some} beyond the noise after Holm's correction" if tested else ""
     total += f" over the {tested[0].planned} that were planned." if tested else ""
     return [total or "No arm has runs enough for a test.", *said]
@@ -305,7 +304,7 @@ def provenance(rows: Sequence[Row]) -> str:
 
     minutes = round(sum(float(row["train_seconds"]) for row in rows) / 60)
     text = (
-        f"{plural(len(rows), 'run')}, {plural(minutes, 'minute')} of training (wall time, pauses and other work "
+        f"{counted(len(rows), 'run')}, {counted(minutes, 'minute')} of training (wall time, pauses and other work "
         "on the machine included) on "
         f"{distinct('hardware')}; {distinct('n_train')} training images; last epoch, nothing chosen on test. "
     )

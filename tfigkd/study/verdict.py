@@ -4,7 +4,8 @@ from collections import defaultdict
 from collections.abc import Sequence
 
 from tfigkd.measure.statistics import FEWEST
-from tfigkd.report.table import percent, plural
+from tfigkd.report.table import percent
+from tfigkd.runtime.text import counted
 from tfigkd.study.plan import Study
 from tfigkd.study.tables import CONTROLS, METRICS, Row, runs_of
 
@@ -62,7 +63,7 @@ def study_verdict(study: Study, rows: Sequence[Row]) -> list[str]:
             )
     few = sorted({len(own) for own in runs.values() if len(own) < FEWEST})
     if few and study.comparisons:
-        counts = " and ".join(plural(count, "run") for count in few)
+        counts = " and ".join(counted(count, "run") for count in few)
         found.append(
             f"Arms of {counts} cannot be compared: an interval needs {FEWEST}. "
             + (

@@ -79,7 +79,7 @@ class Distiller(Steps, CheckedData, keras.Model):
             one; None has one phase.
         l1: Weight of the sum of absolute values of the student's trainable kernels, part of `"loss"` in training.
         input_range: The values of a black and of a white pixel in the batches; a model that shows another range (see
-            `tfigkd.models.input_range.recognize_input_range`) gets its own. Needed where a model shows one that is not
+            `tfigkd.models.input_range.infer_input_range`) gets its own. Needed where a model shows one that is not
             [0,1].
 
     Raises:

@@ -10,7 +10,7 @@ from tfigkd.data.spaces import UNIT, Range
 from tfigkd.losses import Loss
 from tfigkd.losses.base import Tensor
 from tfigkd.models.chain import taught_tensors
-from tfigkd.models.input_range import recognize_input_range
+from tfigkd.models.input_range import infer_input_range
 from tfigkd.models.spaces import logits_of
 from tfigkd.models.taps import head_behind, tap_outputs
 
@@ -101,7 +101,7 @@ def input_converter(model: keras.Model, input_range: Range | None) -> Callable[[
     Raises:
         ValueError: the model shows that it takes other values than [0,1], and what the batches hold is not said.
     """
-    shown = recognize_input_range(model)
+    shown = infer_input_range(model)
     if input_range is None and shown not in (None, UNIT):
         raise ValueError(
             f"{model.name} takes pixels from {shown[0]:g} to {shown[1]:g}; say which values the batches hold, "

@@ -17,7 +17,7 @@ import numpy as np
 
 from tfigkd.config.data_fields import rgb
 from tfigkd.data.spaces import Range
-from tfigkd.edge.classifier_files import add_space_options, background_of, fit_of, look, names_apart, spaces
+from tfigkd.edge.classifier_files import add_space_options, background_of, fit_of, names_apart, probe, spaces
 from tfigkd.edge.contract import admit, contract_path, is_foreign
 from tfigkd.edge.input_range import assumption
 from tfigkd.edge.litert import open_classifier
@@ -66,7 +66,7 @@ def describe(
             "it with --io float32, or the run with --export.io float32: the inside stays integer"
         )
     taken, given = spaces(interpreter, contract, input_range, outputs)
-    look(interpreter, taken)
+    probe(interpreter, taken)
     if note := assumption(interpreter, contract, input_range):
         print(f"{path}: {note}", file=sys.stderr)
     classes = max(int(sink["shape"][-1]), 2)  # one output is that of the second of two
