@@ -9,7 +9,7 @@ import pytest
 from tfigkd.models.keras_file import load_model
 from tfigkd.run import parse
 from tfigkd.runtime.errors import UserError
-from tfigkd.stages.teacher import content_of, weights_path
+from tfigkd.stages.networks import content_of, weights_path
 
 COMMANDS = {
     "run": ["--experimnt", "kd"],

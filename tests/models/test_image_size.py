@@ -11,8 +11,8 @@ from tfigkd.config.fields import NetworkConfig
 from tfigkd.export import main as export
 from tfigkd.runtime.errors import UserError
 from tfigkd.stages.data import dataset
+from tfigkd.stages.networks import build_network
 from tfigkd.stages.pipeline import STAGES
-from tfigkd.stages.teacher import build_network
 from tfigkd.stages.workdir import Workdir
 
 

@@ -14,7 +14,8 @@ from tfigkd.stages.data import (
     training_examples,
 )
 from tfigkd.stages.distill import student_fingerprint
-from tfigkd.stages.teacher import teacher_fingerprint, weights_path
+from tfigkd.stages.networks import weights_path
+from tfigkd.stages.teacher import teacher_fingerprint
 from tfigkd.stages.workdir import Workdir
 
 DIGITS = override(Config(), {"data.name": "digits"})

@@ -33,7 +33,7 @@ from tfigkd.runtime.files import (
 )
 from tfigkd.runtime.provenance import as_csv, origin
 from tfigkd.stages.data import dataset, training_choice, training_examples
-from tfigkd.stages.teacher import build_network, network_values
+from tfigkd.stages.networks import build_network, network_values
 from tfigkd.stages.workdir import ROWS, STUDENT_FILE
 from tfigkd.training import checkpoint
 from tfigkd.training.distiller import Distiller

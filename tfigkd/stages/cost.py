@@ -14,7 +14,8 @@ from tfigkd.data.disk import DiskPictures
 from tfigkd.models.cost import count_parameters, multiply_adds
 from tfigkd.stages.data import dataset, stored_examples, training_examples
 from tfigkd.stages.estimate import BACKWARD, TYPICAL_STEPS, seconds_of_stages
-from tfigkd.stages.teacher import build_network, build_teacher
+from tfigkd.stages.networks import build_network
+from tfigkd.stages.teacher import build_teacher
 from tfigkd.stages.workdir import Workdir
 
 PROCESS = 1.2e9

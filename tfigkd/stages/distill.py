@@ -44,19 +44,16 @@ from tfigkd.stages.data import (
     training_examples,
 )
 from tfigkd.stages.earlier import corrections, data_fingerprints, first_known, student_marks
+from tfigkd.stages.networks import build_network, network_values, require_trainable, weights_path
 from tfigkd.stages.overlays import store_folder, stored_maps, views_folder, views_name
 from tfigkd.stages.teacher import (
-    build_network,
     build_teacher,
     load_teacher,
     members,
-    network_values,
-    require_trainable,
     taught_examples,
     teacher_fingerprint,
     teacher_folder,
     watched,
-    weights_path,
 )
 from tfigkd.stages.training_setup import (
     assemble,

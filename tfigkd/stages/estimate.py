@@ -27,14 +27,8 @@ from tfigkd.models.layers import with_fused_layers
 from tfigkd.models.precision import on_processor
 from tfigkd.runtime.files import read_manifest
 from tfigkd.stages.data import dataset, holds_out_validation, stored_examples, training_examples
-from tfigkd.stages.teacher import (
-    build_network,
-    build_teacher,
-    load_teacher,
-    members,
-    taught_examples,
-    teacher_folder,
-)
+from tfigkd.stages.networks import build_network
+from tfigkd.stages.teacher import build_teacher, load_teacher, members, taught_examples, teacher_folder
 from tfigkd.stages.training_setup import assemble, reparameterized
 from tfigkd.stages.workdir import Workdir
 from tfigkd.store.maps import attribute_examples, baseline_color

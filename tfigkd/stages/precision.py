@@ -11,7 +11,7 @@ from tfigkd.runtime import console
 from tfigkd.runtime.files import fingerprint, locked, read_signed, write_signed
 from tfigkd.runtime.provenance import hardware
 from tfigkd.stages.data import dataset
-from tfigkd.stages.teacher import build_network
+from tfigkd.stages.networks import build_network
 from tfigkd.stages.workdir import PRECISION, Workdir
 from tfigkd.training.speed import choose_precision, compare_precisions
 

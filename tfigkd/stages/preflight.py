@@ -15,7 +15,8 @@ from tfigkd.report.table import percent
 from tfigkd.report.verdict import Remark, few_images, sizes
 from tfigkd.runtime.errors import UserError
 from tfigkd.stages.data import dataset, holds_out_validation, training_examples
-from tfigkd.stages.teacher import build_network, build_teacher
+from tfigkd.stages.networks import build_network
+from tfigkd.stages.teacher import build_teacher
 from tfigkd.stages.training_setup import assemble, untrained_student
 
 GOOD_ACCURACY = 0.97

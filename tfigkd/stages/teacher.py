@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
@@ -16,7 +15,6 @@ from tfigkd import models
 from tfigkd.attribution import make_baseline
 from tfigkd.batches.stream import TrainingBatches, evens_out
 from tfigkd.config.experiment import Config, experiments_folder
-from tfigkd.config.fields import NetworkConfig
 from tfigkd.data import Dataset, Examples, to_model_input
 from tfigkd.data.spaces import RANGES, UNIT
 from tfigkd.measure.chance import mean_recall, near_chance, probe_examples, suggest_fix
@@ -29,9 +27,7 @@ from tfigkd.runtime.files import (
     MANIFEST,
     atomic,
     checksum,
-    expanded,
     fingerprint,
-    fingerprint_values,
     finished,
     locked,
     write_manifest,
@@ -46,6 +42,7 @@ from tfigkd.stages.data import (
     teacher_examples,
 )
 from tfigkd.stages.earlier import data_fingerprints, first_known
+from tfigkd.stages.networks import WHITENED, build_network, content_of, network_values, weights_path
 from tfigkd.stages.workdir import HISTORY, TEACHER_FILE, Workdir
 from tfigkd.store.maps import baseline_color
 from tfigkd.training import checkpoint
@@ -54,40 +51,7 @@ from tfigkd.training.distiller import Distiller
 from tfigkd.training.fit import Training
 from tfigkd.training.tensorboard import Watched
 
-FILE_ARCHITECTURE = {"drop_blocks": 0, "width": 1.0, "dropout": None, "normalization": "none"}
-"""What fingerprints hold of the architecture of a file, whatever the config says."""
-WHITENED = 5000  # training images that the stem of a convnet is made from
 SEEDS = 2**32  # of students: from 0 to here
-
-
-def build_network(config: NetworkConfig, data: Dataset) -> keras.Model:
-    """Build a network of a config for the classes and image shape of a data set.
-
-    A .keras file comes with its weights, but for a student whose `init` is random.
-    """
-    spaces: dict[str, Any] = {"input_range": config.input_range, "outputs": config.outputs}
-    own = config.own_shape(data.image_shape)
-    weights = getattr(config, "weights", None) if config.application else None
-    model = models.build(
-        config.model,
-        num_classes=data.num_classes,
-        input_shape=own,
-        weights=None if weights is None else weights_path(weights),
-        images=models.resized(probe_examples(data).images[:], own) if config.own_file else None,
-        **{name: getattr(config, name) for name in models.ARCHITECTURE},
-        **spaces,
-    )
-    if config.model == "convnet":
-        models.set_whitening(model, to_model_input(models.resized(data.train.images[:WHITENED], own)))
-    if config.own_file and getattr(config, "init", "") == "random":
-        model = models.with_fresh_weights(model)
-    return models.with_image_size(model, data.image_shape)
-
-
-def require_trainable(model: keras.Model, what: str) -> None:
-    """Raise a UserError for a model that is to be trained and has no weights that train."""
-    if not model.trainable_variables:
-        raise UserError(f"{what} has no weights that train, all its layers are frozen; save it with trainable = True")
 
 
 def build_teacher(config: Config, data: Dataset) -> keras.Model:
@@ -118,30 +82,6 @@ def members(config: Config) -> list[Config]:
     return [replace(config, teacher=replace(teacher, count=1, seed=seed)) for seed in seeds]
 
 
-def weights_path(name: str) -> Path:
-    """Return where given weights lie: as given, or in the folder $TFIGKD_WEIGHTS_DIR.
-
-    Raises:
-        UserError: neither place has them.
-    """
-    given, folder = expanded(name), os.environ.get("TFIGKD_WEIGHTS_DIR")
-    places = [given] if folder is None else [given, Path(folder) / name]
-    for place in places:
-        if place.is_file():
-            return place
-    where = " or ".join(map(str, places))
-    raise UserError(f"weights: no file {where}; give the path of a local file or set TFIGKD_WEIGHTS_DIR")
-
-
-def content_of(path: str | None) -> str | None:
-    """Return the checksum of a .keras or .npz file, so that a teacher's identity ignores its path; else the name."""
-    if path is None or not path.endswith((".keras", ".npz")):
-        return path
-    if not expanded(path).is_file():
-        raise UserError(f"teacher: no file {path}; give the path of a .keras model or .npz weights")
-    return checksum(expanded(path))
-
-
 def teacher_fingerprint(config: Config, data: str | None = None) -> str:
     """Return the hash of everything the teacher's weights depend on.
 
@@ -162,22 +102,6 @@ def teacher_fingerprint(config: Config, data: str | None = None) -> str:
     if teacher.trained and evens_out(len(taught_examples(config)), teacher.training.batch_size):
         recipe.append("even batches")
     return fingerprint("teacher", data, network, published, *recipe)
-
-
-def network_values(network: NetworkConfig, data: Dataset) -> dict[str, Any]:
-    """Return what a fingerprint holds of a network: its architecture, or the content of its file."""
-    values, ours = fingerprint_values(network), NetworkConfig.__dataclass_fields__
-    values = {name: value for name, value in values.items() if name in ours}
-    values["model"] = content_of(network.model)
-    if network.own_file or network.application:  # settings of other architectures do not apply
-        values = {name: value for name, value in values.items() if name not in models.ARCHITECTURE} | FILE_ARCHITECTURE
-    if network.own_file and network.input_range is None:
-        shown = models.input_range_of(network.model, values["model"])
-        if shown not in (None, UNIT):  # it was taken for [0,1] before it was looked for
-            values["input_range"] = list(shown)
-    if max(data.image_shape[:2]) > models.LARGEST_SMALL and models.strided(network.model):
-        values["strides"] = "imagenet"
-    return values
 
 
 def _draws(config: Config) -> int:
