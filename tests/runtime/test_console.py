@@ -80,14 +80,14 @@ def work():
     """Run three stages, of which one is not needed."""
     with console.stages(["data", "teacher", "distill"], skipped=["teacher"]) as stage:
         with stage("data"):
-            console.say("  12 pictures of a data set whose name is long, very long, and longer than many a terminal")
+            console.status("12 pictures of a data set whose name is long, very long, and longer than many a terminal")
         with stage("distill"):
             console.say("  warning: a term does nothing")
             with console.progress("student", 20) as advance:
                 advance(20, note="epoch 1/1  loss 0.1")
             console.detail("  epoch 1/1")
-            console.say("  validation accuracy 98 %")
-            console.say("  teacher.int8.tflite: 98 %")
+            console.status("validation accuracy 98 %")
+            console.status("teacher.int8.tflite: 98 %", note=False)
     console.say("model: here", last=True)
 
 

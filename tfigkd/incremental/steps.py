@@ -237,7 +237,7 @@ def _finish(
         _remove_checkpoints(step.folder)  # a kill right after the manifest leaves them
         if manifest.get("data", step.data.fingerprint) != step.data.fingerprint:  # its row is of other pictures
             raise UserError(f"{step.folder} was measured on other test pictures; choose another --workdir")
-        console.say(f"  already done: {step.folder}")
+        console.status(f"already done: {step.folder}")
         return manifest
     if read_manifest(step.folder) is not None:
         raise UserError(f"{step.folder} holds a step of other settings; choose another --workdir")

@@ -84,23 +84,28 @@ class _Rate(ProgressColumn):
 
 
 def say(message: str, *, last: bool = False) -> None:
-    """Print one line; while the live table is shown, a line of a stage becomes the note of that stage instead.
+    """Print one line.
 
     Args:
-        message: One line; lines of a stage are indented.
+        message: The line.
         last: Whether it is a last line of the command, which is printed under `--quiet` as well.
     """
-    if _settings.quiet and not last:
-        return
-    text = message.strip()
-    if _shown.stage is not None and message.startswith(" ") and not text.startswith(("warning", "note")):
-        # the teacher's files are listed last, and the note must stay that of the student's files
-        if not (_shown.stage.note and text.startswith("teacher.")):
-            _shown.stage.note = text
-        if not _settings.verbose:
-            return
-    # a command to copy must not be broken into lines
-    _console.print(message, markup=False, soft_wrap=last or _console.soft_wrap)
+    if not _settings.quiet or last:
+        # a command to copy must not be broken into lines
+        _console.print(message, markup=False, soft_wrap=last or _console.soft_wrap)
+
+
+def status(message: str, *, note: bool = True) -> None:
+    """Print one indented line of the running stage; in the live table it is the note beside the stage instead.
+
+    Args:
+        message: The line, without indentation.
+        note: Whether it may become the note, which at the end of a stage should be about the student.
+    """
+    if _shown.stage is not None and note:
+        _shown.stage.note = message
+    if _shown.stage is None or _settings.verbose:
+        say(f"  {message}")
 
 
 def detail(message: str) -> None:

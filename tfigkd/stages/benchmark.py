@@ -30,7 +30,7 @@ def benchmark(config: Config, workdir: Workdir) -> None:
     exported = require(workdir.stage("export"), "export")
     identity = fingerprint("benchmark", exported["files"], config.benchmark, hardware(), versions(("ai-edge-litert",)))
     if finished(folder, identity):
-        console.say(f"  already done: {folder}")
+        console.status(f"already done: {folder}")
         return
     paths = [workdir.stage("export") / name for name in sorted(exported["parity"])]
     timed = latencies(paths, config.benchmark)
@@ -46,7 +46,7 @@ def benchmark(config: Config, workdir: Workdir) -> None:
     sums = {path.name: exported["files"][path.name] for path in paths}
     write_manifest(folder, identity, results=files, exported=sums, **about)
     for path in paths:
-        console.say(f"  {path.name}: {_line(timed[path])}")
+        console.status(f"{path.name}: {_line(timed[path])}", note=not path.name.startswith("teacher"))
 
 
 def _profile(path: Path, reference: Path | None, config: Config) -> dict[str, Any]:
@@ -62,7 +62,7 @@ def _profile(path: Path, reference: Path | None, config: Config) -> dict[str, An
         try:
             compared = compare(path, reference, dataset(config.data).validation.images[-IMAGES:])
         except UserError as error:  # benchmarked where the data are not
-            console.say(f"  {path.name}: layers not compared: {error}")
+            console.status(f"{path.name}: layers not compared: {error}")
     return {
         "operations": rows(profiled, compared),
         "times": about_times(profiled),

@@ -101,7 +101,7 @@ def compress(config: Config, workdir: Workdir) -> None:
     identity = compress_fingerprint(config, workdir)
     if finished(folder, identity):
         shutil.rmtree(folder / identity, ignore_errors=True)  # a kill right after the manifest leaves it
-        console.say(f"  already done: {folder}")
+        console.status(f"already done: {folder}")
         return
     student = load_student(config, workdir)
     tuning = _fine_tuning(config, workdir, student, identity)
@@ -127,8 +127,8 @@ def compress(config: Config, workdir: Workdir) -> None:
     )
     shutil.rmtree(tuning.folder)
     before, after = (f"{100 * score:.2f} %" for score in scores)
-    console.say(
-        f"  {config.compress.method}: validation accuracy {before} before, {after} after; "
+    console.status(
+        f"{config.compress.method}: validation accuracy {before} before, {after} after; "
         f"{count_parameters(result):,} parameters, {100 * counts['sparsity']:.1f} % of them zero "
         f"({100 * counts['prunable_sparsity']:.1f} % of the prunable ones)"
     )

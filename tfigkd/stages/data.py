@@ -161,13 +161,14 @@ def prepare(config: Config, workdir: Workdir) -> None:
     counts = {"train": len(data.train), "validation": len(data.validation), "test": len(data.test)}
     sizes = ", ".join(f"{count:,} {split}" for split, count in counts.items())
     height, width, _ = data.image_shape
-    console.say(f"  {data.name}: {sizes}, {data.num_classes} classes, {height}x{width}, fingerprint {data.fingerprint}")
+    size = f"{height}x{width}"
+    console.status(f"{data.name}: {sizes}, {data.num_classes} classes, {size}, fingerprint {data.fingerprint}")
     if config.data.imbalance > 1:
         counts_of = np.bincount(teacher_examples(config.data).labels)
-        console.say(f"  what trains has {counts_of.max():,} to {counts_of.min():,} examples a class")
+        console.status(f"what trains has {counts_of.max():,} to {counts_of.min():,} examples a class")
     if config.data.train_fraction < 1:
         share = f"{100 * config.data.train_fraction:g} % of each class, subset seed {config.data.subset_seed}"
-        console.say(f"  the student trains on {len(training_examples(config.data)):,} examples: {share}")
+        console.status(f"the student trains on {len(training_examples(config.data)):,} examples: {share}")
     for note in data.notes:
         console.say(note if note.startswith("warning") else f"note: {note}")
     if data.test_train_overlap:

@@ -163,7 +163,7 @@ def _initial(config: Config, workdir: Workdir, data: Dataset) -> keras.Model:
     else:
         student = build_network(config.student, data)
         if config.student.own_file:
-            console.say(f"  student: {_start(config, student, workdir.seed)}")
+            console.status(f"student: {_start(config, student, workdir.seed)}")
     student = models.with_precision(reparameterized(with_fused_layers(student), config), config.training.precision)
     return models.with_code(student, config.code.weight, config.code.step)
 
@@ -300,7 +300,7 @@ def distill(config: Config, workdir: Workdir) -> None:
     if hosts.from_first(finished(folder, identity) is not None):
         if hosts.is_first_process():
             _remove_checkpoints(folder, config)  # a kill right after the manifest leaves them
-        console.say(f"  already done: {folder}")
+        console.status(f"already done: {folder}")
         return
     if read_manifest(folder) is not None:
         refuse_changed_inputs(config, workdir, ("distill",))
@@ -359,4 +359,4 @@ def distill(config: Config, workdir: Workdir) -> None:
         origin=surroundings(),
     )
     _remove_checkpoints(folder, config)
-    console.say(f"  validation accuracy {100 * score:.2f} %")
+    console.status(f"validation accuracy {100 * score:.2f} %")

@@ -104,7 +104,7 @@ def _teacher(config: Config, workdir: Workdir) -> dict[str, keras.Model]:
     except UserError as error:
         if not workdir.saved:
             raise
-        console.say(f"  without the teacher: {error}")
+        console.status(f"without the teacher: {error}")
         return {}
 
 
@@ -175,7 +175,8 @@ def evaluate(config: Config, workdir: Workdir) -> None:
     for name, values in results.items():
         agreement = f", agreement with the teacher {100 * values['agreement']:.2f} %" if "agreement" in values else ""
         mirrored = f" ({100 * values['mirrored_accuracy']:.2f} % with mirror images)" if settings.mirrored else ""
-        console.say(f"  {name}: test accuracy {100 * values['accuracy']:.2f} %{mirrored}{agreement}")
+        line = f"{name}: test accuracy {100 * values['accuracy']:.2f} %{mirrored}{agreement}"
+        console.status(line, note=not name.startswith("teacher"))
 
 
 def _is_done(folder: Path, identity: str, workdir: Workdir, data: Dataset) -> bool:
@@ -183,7 +184,7 @@ def _is_done(folder: Path, identity: str, workdir: Workdir, data: Dataset) -> bo
     manifest = finished(folder, identity)
     if manifest is None or manifest["class_names"] != list(data.class_names):
         return False
-    console.say(f"  already done: {folder}")
+    console.status(f"already done: {folder}")
     models_now = trained_files(workdir)
     if manifest.get("models", models_now) != models_now:
         outputs = {name: value for name, value in manifest.items() if name not in ("fingerprint", "files")}

@@ -60,7 +60,7 @@ def export(config: Config, workdir: Workdir) -> None:
     names = list(data.class_names)
     manifest = finished(folder, identity)
     if manifest and manifest.get("class_names", names) == names:  # files of before have no names in the manifest
-        console.say(f"  already done: {folder}")
+        console.status(f"already done: {folder}")
         return
     earlier = (read_manifest(folder) or {}).get("files", {})
     reports: dict[str, dict[str, float]] = {}
@@ -94,7 +94,8 @@ def export(config: Config, workdir: Workdir) -> None:
         console.say(f"  {name}: not written, the run goes on without it: {reason}", last=True)
     for name, report in reports.items():
         same = f"{100 * report['agreement']:.2f} % of {counted(report['examples'], 'validation image')}"
-        console.say(
-            f"  {name}: {(folder / name).stat().st_size / 1e6:.2f} MB, agreement with Keras {same}, "
-            f"largest difference {report['max_difference']:.2g}"
+        console.status(
+            f"{name}: {(folder / name).stat().st_size / 1e6:.2f} MB, agreement with Keras {same}, "
+            f"largest difference {report['max_difference']:.2g}",
+            note=not name.startswith("teacher"),
         )

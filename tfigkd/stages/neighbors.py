@@ -58,7 +58,7 @@ def load_posteriors(config: Config, workdir: Workdir, examples: Examples) -> np.
                 np.save(temporary, found)
             own = found[np.arange(len(found)), examples.labels].mean()
             write_manifest(folder, identity, files={FILE: checksum(folder / FILE)}, own_class=float(own))
-            console.say(f"  {neighbors} neighbors of each image: {100 * own:.1f} % are of its own class  ({folder})")
+            console.status(f"{neighbors} neighbors of each image: {100 * own:.1f} % are of its own class  ({folder})")
         return np.load(folder / FILE)
 
 

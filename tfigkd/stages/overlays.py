@@ -114,8 +114,8 @@ def build_overlays(config: Config, workdir: Workdir) -> None:
         manifest = read_manifest(folder)
     assert manifest is not None
     error = manifest["completeness_error"]
-    console.say(
-        f"  {manifest['examples']:,} maps, median completeness error {error['median']:.3f}, "
+    console.status(
+        f"{manifest['examples']:,} maps, median completeness error {error['median']:.3f}, "
         f"{manifest['flagged']:,} over {config.attribution.tolerance} and never overlaid  ({folder})"
     )
 
@@ -252,7 +252,7 @@ def build_views(config: Config, workdir: Workdir, tap: str | None = None) -> Non
             write_manifest(folder, folder.name, files=files, identity=identity, source=source, examples=count)
     what = "logits" if tap is None else f"attention of {tap}"
     views = _drawn(config, tap)[1].views
-    console.say(f"  {what}: {counted(views, 'view')} of each image  ({folder})")
+    console.status(f"{what}: {counted(views, 'view')} of each image  ({folder})")
 
 
 @dataclass(frozen=True)
@@ -311,7 +311,7 @@ def store_on_cluster(config: Config, workdir: Workdir, cluster: Cluster) -> None
                 done = ", ".join(f"{node}: {count}" for node, count in sorted(counts.items()))
                 advance(note=done)
         if missing:
-            console.say(f"  {shards.title}: {len(missing)} shards ({done})")
+            console.status(f"{shards.title}: {len(missing)} shards ({done})")
         _finish(store)
 
 
@@ -339,4 +339,4 @@ def _finish(store: Store) -> None:
     if there == len(shards):
         store.build()
     else:
-        console.say(f"  {shards.title}: {there} of {len(shards)} shards are there; the last part finishes the store")
+        console.status(f"{shards.title}: {there} of {len(shards)} shards are there; the last part finishes the store")

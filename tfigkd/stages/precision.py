@@ -67,5 +67,5 @@ def _measured(config: Config, network: NetworkConfig, recipe: TrainingConfig, wo
             write_signed(path, {"precision": choose_precision(seconds), "seconds": seconds, "hardware": hardware()})
     choice = read_signed(path, REMEDY)
     times = ", ".join(f"{name} {1e3 * value:.0f} ms" for name, value in choice["seconds"].items())
-    console.say(f"  {network.model}: precision {choice['precision']} (a training step: {times})")
+    console.status(f"{network.model}: precision {choice['precision']} (a training step: {times})")
     return {name: choice[name] for name in ("precision", "seconds", "hardware")}

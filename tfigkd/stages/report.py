@@ -74,7 +74,7 @@ def _page(facts: Facts, workdir: Workdir) -> None:
     try:
         from tfigkd.report.run_page import page
     except ImportError as error:  # an accelerator machine with JAX alone
-        console.say(f"  no report.html: {error}")
+        console.status(f"no report.html: {error}")
         return
     write_text(workdir.run / "report.html", page(facts))
 
@@ -189,7 +189,7 @@ def _store(config: Config, workdir: Workdir) -> tuple[dict[str, Any] | None, np.
         manifest = open_store(folder, {})
         errors = [record["error"] for record in read_all(folder, manifest["files"], parse_record)]
     except UserError as error:  # shards may go when training is over
-        console.say(f"  report without the maps' errors: {error}")
+        console.status(f"report without the maps' errors: {error}")
         return nothing
     return manifest, np.array(errors, np.float32)
 

@@ -146,7 +146,7 @@ def _train_members(config: Config, workdir: Workdir) -> keras.Model:
     """Train several teachers, as far as they are not there, and return them as one model."""
     networks = []
     for member in members(config):
-        console.say(f"  teacher of seed {member.teacher.seed}")
+        console.status(f"teacher of seed {member.teacher.seed}")
         train_teacher(member, workdir)
         hosts.meet("the end of a teacher")
         networks.append(load_teacher(member, workdir))
@@ -215,7 +215,7 @@ def _check_given(config: Config, data: Dataset, model: keras.Model) -> None:
     what = teacher.weights or teacher.model
     shown = models.input_range_of(teacher.model, str(content_of(teacher.model))) if teacher.own_file else None
     low, high = teacher.input_range or shown or UNIT
-    console.say(f"  taken as it is: {what}, for pixels from {low:g} to {high:g}")
+    console.status(f"taken as it is: {what}, for pixels from {low:g} to {high:g}")
     guesses = near_chance(logits, examples.labels)
 
     def in_range(other: tuple[float, float]) -> np.ndarray:
@@ -233,7 +233,7 @@ def _check_given(config: Config, data: Dataset, model: keras.Model) -> None:
     if guesses:
         score += ", about what guessing gives"
     if teacher.accept_chance:
-        console.say(f"  {score}")
+        console.status(score)
         return
     other = "the values of its pixels (--teacher.input_range 0 255)" if others else "--teacher.normalization"
     advice = fix or f"look at {other} and at the order of its classes"
@@ -250,13 +250,13 @@ def train_teacher(config: Config, workdir: Workdir) -> None:
         if hosts.from_first(finished(folder, folder.name) is not None):
             if hosts.is_first_process():
                 checkpoint.remove(folder)  # a kill right after the manifest leaves them
-            console.say(f"  already done: {folder}")
+            console.status(f"already done: {folder}")
             return
         history: list = []
         trained = config.teacher.trained
         saved = _saved(config)
         if saved is not None:
-            console.say(f"  taken from {saved}")
+            console.status(f"taken from {saved}")
             model = models.load_written(saved, num_classes=data.num_classes, input_shape=data.image_shape)
         elif config.teacher.count > 1:
             model = _train_members(config, workdir)
@@ -293,4 +293,4 @@ def train_teacher(config: Config, workdir: Workdir) -> None:
             validation_accuracy=score,
         )
         checkpoint.remove(folder)
-        console.say(f"  validation accuracy {100 * score:.2f} %  ({folder})")
+        console.status(f"validation accuracy {100 * score:.2f} %  ({folder})")

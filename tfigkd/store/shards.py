@@ -80,7 +80,7 @@ class Shards:
         try:
             return [record["id"] for record in read_shard(path, self.folder.name, self.parse)] == list(chosen.ids)
         except UserError as error:
-            console.say(f"  {error}; writing this shard again")
+            console.status(f"{error}; writing this shard again")
             return False
 
     def write(self, number: int, chosen: Examples, features: Iterable[Mapping[str, Any]]) -> None:

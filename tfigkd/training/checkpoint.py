@@ -136,7 +136,7 @@ def restore(folder: Path, model: keras.Model, fingerprint: str) -> Progress:
         try:
             owner, progress, arrays = _read(path, variables)
         except (OSError, ValueError, KeyError, TypeError, AttributeError, EOFError, zipfile.BadZipFile) as error:
-            console.say(f"  {path} is damaged ({error}); going back to the checkpoint before it, or to the start")
+            console.status(f"{path} is damaged ({error}); going back to the checkpoint before it, or to the start")
             continue
         if owner != fingerprint:
             raise UserError(f"{path} belongs to a run with other settings; choose another --workdir")

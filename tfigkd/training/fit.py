@@ -142,7 +142,7 @@ class Training:
         compile_for(self.model, self.config, len(self.sizes))
         epochs, progress = self.config.epochs, self._restored()
         if progress.history or progress.steps:
-            console.say(f"  {self.title}: going on after {self._reached(progress)}")
+            console.status(f"{self.title}: going on after {self._reached(progress)}")
         while len(progress.history) < epochs:
             self._go_on(progress)
             if len(progress.history) < epochs:

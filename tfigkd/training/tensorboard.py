@@ -259,7 +259,7 @@ class Board(keras.callbacks.Callback):
         self.profiling = False
         tf.profiler.experimental.stop()
         where = self.folder / "plugins" / "profile"
-        console.say(f"  profile: {where}; TensorBoard shows it after pip install tensorboard-plugin-profile")
+        console.status(f"profile: {where}; TensorBoard shows it after pip install tensorboard-plugin-profile")
 
 
 def model_graph(model: keras.Model, graph: Any) -> Any:
