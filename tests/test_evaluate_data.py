@@ -16,7 +16,7 @@ from tfigkd.config.flags import with_flags
 from tfigkd.edge.classifier_files import add_data_options, load_data, reading_for
 from tfigkd.edge.contract import write_contract
 from tfigkd.edge.convert import convert
-from tfigkd.evaluate import Options, _check, main
+from tfigkd.evaluate import Options, check, main
 from tfigkd.study.collect import read_rows
 
 RNG = np.random.default_rng(0)
@@ -171,7 +171,7 @@ def test_a_model_is_compared_with_its_teacher(folder, teacher, tmp_path, capsys)
     for more, table in ([], tmp_path / "rows.csv"), (["--maps", "12"], tmp_path / "maps.csv"):
         assert main([*common, *more, "--rows", str(table)]) == 0
         (row,) = read_rows(table)
-        _check(Options(model=common[0], teacher=teacher, maps=12 if more else 0, rows=table))  # a second row fits
+        check(Options(model=common[0], teacher=teacher, maps=12 if more else 0, rows=table))  # a second row fits
         assert float(row["agreement"]) == np.mean(student.argmax(axis=1) == reference.argmax(axis=1))
         assert float(row["kl"]) == pytest.approx(stats.entropy(reference, student, axis=1).mean(), rel=1e-5)
     assert f"agreement with {teacher} {100 * float(row['agreement']):.2f} %" in capsys.readouterr().out

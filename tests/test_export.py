@@ -26,7 +26,7 @@ from tfigkd.edge.litert import (
 )
 from tfigkd.edge.parity import check_parity, export_file, near_chance_level, parity
 from tfigkd.evaluate import main as evaluate
-from tfigkd.export import Options, _in_options, main
+from tfigkd.export import Options, in_options, main
 from tfigkd.measure.metrics import predict_logits
 from tfigkd.models.layers import with_stock_layers
 from tfigkd.predict import main as predict
@@ -260,7 +260,7 @@ def test_the_command_without_data(shop, capsys):
 def test_a_bound_that_the_command_lacks_is_not_called_an_option():
     """A run has --export.max_float32_difference, this command has not."""
     said = "export: a/export.keep/x.tflite differs; allowed is export.max_float32_difference = 0.001; try export.keep"
-    assert _in_options(said) == "export: a/export.keep/x.tflite differs; allowed is 0.001; try --keep"
+    assert in_options(said) == "export: a/export.keep/x.tflite differs; allowed is 0.001; try --keep"
 
 
 def refusal(capsys, *arguments):

@@ -234,7 +234,7 @@ def _is_named(model: str) -> bool:
     return model in MODELS or is_application(model)
 
 
-def _check(options: Options) -> None:
+def check(options: Options) -> None:
     """Check what can be checked before the work.
 
     Raises:
@@ -290,7 +290,7 @@ def main(arguments: list[str]) -> None:
     """Run `python -m tfigkd.evaluate`."""
     options = read_all_options(Options, arguments, prog=PROG)
     require_folder_of(options.rows, "--rows")
-    _check(options)
+    check(options)
     with console.quiet_stderr():  # TensorFlow greets when it is imported and when it looks for a GPU
         values, advice = _measure(options)
     figures = f"accuracy {100 * values['accuracy']:.2f} %  balanced {100 * values['balanced_accuracy']:.2f} %"

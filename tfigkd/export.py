@@ -121,9 +121,9 @@ def run(options: Options) -> str:
         report = export_file(options.output, model, options.format, data, bounds, original=plain)
     except ValueError as error:
         hint = "; give --data DATASET" if "needs calibration images" in str(error) else ""
-        raise UserError(_in_options(f"{str(error).rstrip('.')}{hint}")) from error
+        raise UserError(in_options(f"{str(error).rstrip('.')}{hint}")) from error
     except UserError as error:
-        raise UserError(_in_options(str(error))) from error
+        raise UserError(in_options(str(error))) from error
     pixels = pixels_said(options.model, options.input_range)
     ends = ", float32 input and output" if options.format in CALIBRATED and options.io == "float32" else ""
     size, on, scores = options.output.stat().st_size, "noise, as there is no --data", ""
@@ -138,7 +138,7 @@ def run(options: Options) -> str:
     )
 
 
-def _in_options(message: str) -> str:
+def in_options(message: str) -> str:
     """Return an error with the options of this command in place of the fields of a run: --keep for export.keep."""
     own, known = ({field.name for field in fields(one)} for one in (Options, ExportConfig))
 

@@ -24,7 +24,7 @@ from tfigkd.models import load_own, load_torch_weights
 from tfigkd.models.layers import with_stock_layers
 from tfigkd.runtime.errors import UserError
 from tfigkd.runtime.files import finished, read_manifest, require, sealed, write_signed
-from tfigkd.search.tuner import _check_state
+from tfigkd.search.tuner import check_state
 from tfigkd.stages.data import training_examples
 from tfigkd.stages.distill import load_student
 from tfigkd.stages.overlays import load_knowledge, load_views, store_folder, views_folder
@@ -176,7 +176,7 @@ class Place:
             return "nothing changed"
 
         def searched():
-            _check_state(self.folder / "search/tuner")
+            check_state(self.folder / "search/tuner")
             return digest(sorted(str(path) for path in (self.folder / "search").rglob("*")))
 
         tables = {
@@ -238,12 +238,12 @@ def published_network():
 
 def save_published(path):
     """Write the weights of a tiny network with PyTorch's names."""
-    from tfigkd.models.weights import _places, _torch_axes
+    from tfigkd.models.weights import torch_axes, torch_places
 
     model = published_network()
     arrays = {}
-    for name, (layer, variable) in _places(model):
-        arrays[name] = keras.ops.convert_to_numpy(variable).transpose(_torch_axes(layer, variable))
+    for name, (layer, variable) in torch_places(model):
+        arrays[name] = keras.ops.convert_to_numpy(variable).transpose(torch_axes(layer, variable))
     np.savez(path, **arrays)
 
 

@@ -94,6 +94,7 @@ def test_the_table_of_a_loss_says_what_the_loss_needs(name):
     loss, table = RKD() if name == "rkd" else EXAMPLES[name], getattr(LossesConfig(), name)
     outputs = "logits" if loss.student_layer is None else "features"
     assert table.compares == (outputs if loss.compares == "outputs" else TABLES.get(loss.compares, loss.compares))
+    assert table.needs_labels == (loss.needs_labels or loss.compares == "labels")
     live = override(Config(), {f"losses.{name}.weight": 1.0, "view.kind": "live"} | ALONE)
     assert live.needs_live_teacher == (name not in ("ig_match", "osakd"))
     alone = {**ALONE, "losses.r2kd.pruned": 0.0}  # a pruned teacher needs the view of the live one

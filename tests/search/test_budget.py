@@ -17,7 +17,7 @@ from tfigkd.search.candidates import Candidates, propose_within
 from tfigkd.search.options import Options
 from tfigkd.search.outcome import Search, finish
 from tfigkd.search.space import PLAIN, Dimension, student_space, trial_config
-from tfigkd.search.tuner import _oracle
+from tfigkd.search.tuner import make_oracle
 from tfigkd.study.collect import read_rows
 
 TINY = """
@@ -110,7 +110,7 @@ def test_every_student_of_the_space_is_one(tmp_path):
     """Options of one network stay away from the others, which would refuse them."""
     config = override(read_experiment("cifar10_small")[1], PLAIN)
     space = student_space(config, ())
-    oracle = _oracle(Options(tuner="random"), config, space)
+    oracle = make_oracle(Options(tuner="random"), config, space)
     drawn = [oracle.populate_space(str(number))["values"] for number in range(60)]
     assert {values["student.model"] for values in drawn} == {*space[0].values}
     for values in drawn:
@@ -136,7 +136,7 @@ def test_only_what_is_admitted_becomes_a_trial_and_each_once(tuner, tmp_path):
     """Of 16 candidates 10 are admitted. A Bayesian oracle guesses from its seventh trial on; it would repeat itself."""
     config = read_experiment("kd")[1]
     space = [Dimension(f"training.{name}", (1, 2, 3, 4), "choice") for name in ("epochs", "batch_size")]
-    oracle = _oracle(Options(tuner=tuner, trials=9), config, space)
+    oracle = make_oracle(Options(tuner=tuner, trials=9), config, space)
     oracle._set_project_dir(str(tmp_path), "oracle")
     asked = []
 
@@ -158,7 +158,7 @@ def test_only_what_is_admitted_becomes_a_trial_and_each_once(tuner, tmp_path):
 
 @pytest.mark.filterwarnings("ignore")  # warnings of packages that KerasTuner imports
 def test_a_search_ends_after_many_refusals_in_a_row(tmp_path):
-    oracle = _oracle(Options(tuner="random"), read_experiment("kd")[1], [Dimension("a.b", (0.0, 1.0), "linear")])
+    oracle = make_oracle(Options(tuner="random"), read_experiment("kd")[1], [Dimension("a.b", (0.0, 1.0), "linear")])
     asked = []
     propose_within(oracle, lambda values: asked.append(values), most=7)
     assert oracle.populate_space("0")["status"] == "STOPPED"

@@ -16,7 +16,7 @@ from tfigkd.runtime.files import read_manifest, read_signed, write_signed
 from tfigkd.search import outcome
 from tfigkd.search.__main__ import main
 from tfigkd.search.space import Dimension, dimension, usual_space
-from tfigkd.search.tuner import Options, _claim, _oracle, trial_config
+from tfigkd.search.tuner import Options, claim, make_oracle, trial_config
 from tfigkd.study.collect import read_rows
 
 TINY = """
@@ -60,7 +60,7 @@ def test_a_seed_draws_the_same_trials_again(tuner):
     space = [dimension("losses.kd.weight=0.1:0.9", config), dimension("training.batch_size=16,32,64", config)]
 
     def drawn(seed):
-        oracle = _oracle(Options("ig_kd", tuner=tuner, seed=seed), config, space)
+        oracle = make_oracle(Options("ig_kd", tuner=tuner, seed=seed), config, space)
         return [oracle.populate_space(str(number))["values"] for number in range(3)]
 
     assert drawn(0) == drawn(0)
@@ -125,7 +125,7 @@ def test_the_usual_space_holds_what_the_experiment_switches_on():
 def test_values_of_any_type_are_drawn_and_reach_the_config(text, expected):
     """KerasTuner itself refuses true and false, null, and integers beside floats."""
     config = read_experiment("ig_kd")[1]
-    oracle = _oracle(Options("ig_kd", tuner="random"), config, [dimension(text, config)])
+    oracle = make_oracle(Options("ig_kd", tuner="random"), config, [dimension(text, config)])
     field, drawn = text.partition("=")[0], set()
     for number in range(40):
         drawn.add(value_at(to_mapping(trial_config(config, oracle.populate_space(str(number))["values"])), field))
@@ -146,7 +146,7 @@ def test_learning_rates_are_tried_at_the_optimizers_scale():
 @pytest.mark.filterwarnings("ignore")  # warnings of packages that KerasTuner imports
 def test_no_rung_of_hyperband_is_shorter_than_its_warm_up():
     config = override(read_experiment("ig_kd")[1], {"training.epochs": 90, "training.warmup_epochs": 9.0})
-    oracle = _oracle(Options("ig_kd", tuner="hyperband"), config, [dimension("losses.kd.weight=0.1:0.9", config)])
+    oracle = make_oracle(Options("ig_kd", tuner="hyperband"), config, [dimension("losses.kd.weight=0.1:0.9", config)])
     rungs = []
     for number in range(5):
         trained = trial_config(config, oracle.populate_space(str(number))["values"]).training
@@ -271,10 +271,10 @@ def test_a_killed_search_goes_on_and_leaves_the_best_as_an_experiment(tmp_path):
     del before["config"]["data"]["fit"]
     before["config"]["data"]["cache"] = "elsewhere"
     write_signed(path, before)
-    _claim(folder, read_signed(path, "") | {"config": to_mapping(from_mapping(Config, before["config"]))})
+    claim(folder, read_signed(path, "") | {"config": to_mapping(from_mapping(Config, before["config"]))})
     before["config"]["training"]["epochs"] += 1
     with pytest.raises(UserError, match=r"holds another search \(training.epochs\)"):
-        _claim(folder, before)
+        claim(folder, before)
 
     other = start(tmp_path, *arguments[:-2])
     assert "holds another search (space)" in other.communicate()[0]

@@ -36,7 +36,7 @@ from tfigkd.study.plan import Options, Study, plan, read_study
 from tfigkd.study.protocol import protocol_of
 from tfigkd.study.quality import quality_lines
 from tfigkd.study.report import BEGIN, END
-from tfigkd.study.runs import _label, finished_row
+from tfigkd.study.runs import finished_row, label_of
 from tfigkd.study.tables import (
     arms_lines,
     arms_table,
@@ -529,10 +529,10 @@ def test_the_label_of_a_run_names_the_study_as_it_was_given(tmp_path, monkeypatc
     monkeypatch.chdir(tmp_path)
     write_tiny(tmp_path)
     (job, *_) = plan(read_study(str(tmp_path / "pair.toml")), Options("x"))
-    words = shlex.split(_label(job)["command"])
+    words = shlex.split(label_of(job)["command"])
     assert read_study(words[words.index("--experiment") + 1]).name == "pair"
     (job, *_) = plan(read_study("lowdata"), Options("x"))
-    assert "--experiment lowdata " in _label(job)["command"]
+    assert "--experiment lowdata " in label_of(job)["command"]
 
 
 def test_two_runs_an_arm_say_that_they_cannot_tell(pair):
@@ -745,7 +745,7 @@ def test_stages_that_were_asked_for_are_done_in_finished_runs_too(tmp_path):
     assert finished_row(planned) and not finished_row(asked)
     write_manifest(make_folder(planned.folder / "benchmark"), "1", files={})
     assert finished_row(asked)
-    assert "--stages benchmark,report" in _label(asked)["command"]
+    assert "--stages benchmark,report" in label_of(asked)["command"]
 
 
 def test_collecting_from_several_processes_at_once_loses_no_row(tmp_path):

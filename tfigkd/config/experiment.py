@@ -78,9 +78,9 @@ class Config:
         if not mixed:
             return
         forbid(self.needs_single_images, MIXED, mixed)
-        for name in ("dkd", "osakd"):
+        for name, term in self.losses.active().items():
             forbid(
-                getattr(self.losses, name).weight > 0,
+                term.needs_labels,
                 f"training.mixup and cutmix must be 0 with losses.{name}, which needs one label",
                 mixed,
             )

@@ -19,6 +19,9 @@ class LossConfig:
     which need the live teacher; map: the teacher's stored map with the student's; weights: kernels, for which the
     teacher is loaded but does not run; labels: nothing of a teacher."""
 
+    needs_labels: ClassVar[bool] = False
+    """Whether the term needs one label for each example, which mixed images do not have."""
+
     weight: float = 0.0
     """Weight of the term; 0 switches it off."""
 
@@ -96,6 +99,7 @@ class DKDConfig(LossConfig):
     """Decoupled distillation (Zhao et al. 2022, arXiv 2203.08679). Start: weight 1."""
 
     compares = "logits"
+    needs_labels = True
 
     alpha: float = 1.0
     """Weight of the target class's part."""
@@ -263,6 +267,7 @@ class OSAKDConfig(LossConfig):
     Tefas 2021, arXiv 2108.11798). Start: weight 0.1 to 1."""
 
     compares = "labels"
+    needs_labels = True
 
     neighbors: int = 16
     """Neighbors of an example."""

@@ -49,13 +49,13 @@ def load_torch_weights(model: keras.Model, npz_path: str | Path) -> None:
         UserError: The file cannot be read, or does not fit the model.
     """
     arrays = _read(Path(npz_path))
-    places = dict(_places(model))
+    places = dict(torch_places(model))
     wrong = [f"{key} is missing" for key in places if key not in arrays]
     wrong += [f"{key} is left over" for key in arrays if key not in places]
     for key, (layer, variable) in places.items():
         if key not in arrays:
             continue
-        expected = tuple(variable.shape[axis] for axis in _torch_axes(layer, variable))
+        expected = tuple(variable.shape[axis] for axis in torch_axes(layer, variable))
         if arrays[key].shape != expected:
             wrong.append(f"{key} has shape {arrays[key].shape}, expected {expected}")
         elif arrays[key].dtype.kind != "f" or not np.isfinite(arrays[key]).all():
@@ -66,7 +66,7 @@ def load_torch_weights(model: keras.Model, npz_path: str | Path) -> None:
             "choose the architecture, drop_blocks and classes that these weights were trained with"
         )
     for key, (layer, variable) in places.items():
-        variable.assign(arrays[key].transpose(np.argsort(_torch_axes(layer, variable))))
+        variable.assign(arrays[key].transpose(np.argsort(torch_axes(layer, variable))))
 
 
 def _read(path: Path) -> dict[str, np.ndarray]:
@@ -93,7 +93,7 @@ def _canonical(name: str, middle: int) -> str:
     return re.sub(r"^end_layers\.(\d+)\.", lambda found: f"features.{middle + 1 + int(found[1])}.", name)
 
 
-def _places(model: keras.Model) -> Iterator[tuple[str, tuple[keras.Layer, keras.Variable]]]:
+def torch_places(model: keras.Model) -> Iterator[tuple[str, tuple[keras.Layer, keras.Variable]]]:
     """Yield every PyTorch name that the model has a variable for, with the layer and the variable."""
     names = {layer.name for layer in model.layers}
     residual_blocks = sum(bool(re.fullmatch(r"block_\d+_conv1", name)) for name in names)
@@ -141,7 +141,7 @@ def _resnet_module(name: str, blocks_a_stage: int) -> str:
     return f"layer{stage + 1}.{block}.{found[2]}"
 
 
-def _torch_axes(layer: keras.Layer, variable: keras.Variable) -> tuple[int, ...]:
+def torch_axes(layer: keras.Layer, variable: keras.Variable) -> tuple[int, ...]:
     """Return Keras's axes in PyTorch's order: OIHW for a convolution, [C,1,H,W] for a depthwise one, [out,in]."""
     rank = len(variable.shape)
     if rank == 4:

@@ -38,7 +38,8 @@ REFUSALS = 50
 """Students refused in a row after which a search with a budget ends."""
 
 
-def _oracle(options: Options, config: Config, space: Sequence[Dimension]) -> Any:
+def make_oracle(options: Options, config: Config, space: Sequence[Dimension]) -> Any:
+    """Return KerasTuner's oracle, which chooses the values of each trial of a search."""
     import keras_tuner
 
     settings: dict[str, Any] = {
@@ -153,7 +154,7 @@ def _tuner(
                 self.oracle.save()
             write_signed(Path(self._get_tuner_fname()), self.get_state())
 
-    oracle = _oracle(options, config, space)
+    oracle = make_oracle(options, config, space)
     # KerasTuner overwrites its files in place, so a kill during a write would make the search unusable
     oracle.save = lambda: write_signed(Path(oracle._get_oracle_fname()), oracle.get_state())
     oracle._save_trial = lambda trial: write_signed(
@@ -172,7 +173,7 @@ def _tuner(
     return tuner
 
 
-def _check_state(folder: Path) -> None:
+def check_state(folder: Path) -> None:
     """Check the files of a stopped search, and remove a trial that was killed before the search recorded it.
 
     Raises:
@@ -190,7 +191,7 @@ def _check_state(folder: Path) -> None:
         read_signed(path, remedy, unsigned=True)
 
 
-def _claim(folder: Path, settings: dict[str, Any]) -> None:
+def claim(folder: Path, settings: dict[str, Any]) -> None:
     """Write the settings of a search, or check that the folder holds a search with the same settings.
 
     Raises:
@@ -248,11 +249,11 @@ def search(options: Options, flags: Sequence[str], command: str = "") -> Path | 
         console.say(f"it would write to {folder}")
         return None
     with locked(folder / (role or "search"), wait=False):
-        _claim(folder, _settings(options, name, config, space, budget))
+        claim(folder, _settings(options, name, config, space, budget))
         with console.quiet_tensorflow(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             if role in ("", "chief"):
-                _check_state(folder / PROJECT)
+                check_state(folder / PROJECT)
             from tfigkd.search.candidates import Candidates
             from tfigkd.search.outcome import Search, finish
 

@@ -54,7 +54,7 @@ def work(job: Job) -> int:
         with locked(job.folder / "claim", wait=False):
             if finished_row(job):
                 return DONE
-            write_signed(job.folder / LABEL, _label(job))
+            write_signed(job.folder / LABEL, label_of(job))
             if "report" in job.run.stages:  # which writes it anew: it is of other settings of the late stages
                 (job.folder / ROWS).unlink(missing_ok=True)
             run(job.run)
@@ -69,7 +69,7 @@ def work(job: Job) -> int:
     return DONE
 
 
-def _label(job: Job) -> dict[str, Any]:
+def label_of(job: Job) -> dict[str, Any]:
     """Return the columns that `collect` adds to the run's row, and the fields that the study sets to the seed."""
     own = ["--experiment", job.source or job.study, "--arms", job.arm, "--seeds", str(job.seed + 1)]
     own += ["--stages", ",".join(job.run.stages)] if job.stages_given else []
