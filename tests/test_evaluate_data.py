@@ -17,7 +17,7 @@ from tfigkd.edge.classifier_files import add_data_options, load_data, reading_fo
 from tfigkd.edge.contract import write_contract
 from tfigkd.edge.convert import convert
 from tfigkd.evaluate import Options, check, main
-from tfigkd.study.collect import read_rows
+from tfigkd.runtime.rows import read_rows
 
 RNG = np.random.default_rng(0)
 
@@ -115,7 +115,7 @@ def test_other_values_are_refused_in_one_line(folder, capsys):
     for arguments in wrong:
         assert main([str(folder / "own.keras"), "--data", str(folder / "list.csv"), *arguments]) == 1
         assert re.fullmatch(
-            r"error: [^\n]*(--background must be white|no split 'validation'|data\.group|no folder no)[^\n]*\n",
+            r"error: (--background must be white|[^\n]*(no split 'validation'|data\.group|no folder no))[^\n]*\n",
             capsys.readouterr().err,
         )
 

@@ -11,7 +11,7 @@ from PIL import Image
 
 from tfigkd import models
 from tfigkd.benchmark import main as benchmark
-from tfigkd.config.fields import ExportConfig
+from tfigkd.config.export_fields import ExportConfig
 from tfigkd.data import load
 from tfigkd.data.spaces import to_gray
 from tfigkd.edge.contract import read_contract

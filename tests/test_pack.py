@@ -25,9 +25,8 @@ from tfigkd.pack.content import read_facts
 from tfigkd.pack.model_card import model_card
 from tfigkd.predict import main as predict
 from tfigkd.runtime.errors import UserError
-from tfigkd.runtime.files import fingerprint, read_manifest, sealed, write_manifest
-from tfigkd.runtime.provenance import as_csv
-from tfigkd.study.collect import read_rows
+from tfigkd.runtime.files import fingerprint, read_manifest, write_manifest
+from tfigkd.runtime.rows import as_csv, read_rows, sealed
 
 
 @pytest.fixture(scope="module")

@@ -20,6 +20,7 @@ from tfigkd.edge.classifier_files import (
     add_data_options,
     add_space_options,
     file_predictor,
+    given_spaces,
     load_data,
     names_apart,
     reading_for,
@@ -32,8 +33,9 @@ from tfigkd.edge.litert import open_classifier
 from tfigkd.runtime import console
 from tfigkd.runtime.command import Parser, command
 from tfigkd.runtime.files import require_folder_of
-from tfigkd.runtime.provenance import append_row, origin, require_columns
-from tfigkd.runtime.text import counted
+from tfigkd.runtime.provenance import origin
+from tfigkd.runtime.rows import append_row, require_columns
+from tfigkd.runtime.text import counted, percent
 
 PARITY = ("agreement", "kl", "max_difference", "mean_difference", "accuracy", "keras_accuracy")
 SCORED = ("data", "data_fingerprint", "n_test", "accuracy")
@@ -60,7 +62,7 @@ def rows(
     source, first = origin(command), next(iter(named))
     made = []
     for path, columns in named.items():
-        row = dict(columns) | footprint(path).columns()
+        row = dict(columns) | dataclasses.asdict(footprint(path))
         for threads in config.threads:
             for share in SHARES:
                 values = [one[path][threads][share] for one in timed]
@@ -126,7 +128,7 @@ def main(arguments: list[str]) -> None:
     with refused_as("--"):
         config = BenchmarkConfig(options.runs, options.warmup, tuple(options.threads))
     require_columns(options.rows, row_names(config))
-    spaces = {"input_range": options.input_range and tuple(options.input_range), "outputs": options.outputs}
+    spaces = given_spaces(options)
 
     @cache
     def data(reading: Reading) -> Any:
@@ -146,7 +148,7 @@ def main(arguments: list[str]) -> None:
             for threads in config.threads
         )
         memory = "" if row["peak_memory"] is None else f", {row['peak_memory'] / 1e6:.1f} MB of memory"
-        score = f", accuracy {100 * row['accuracy']:.2f} %" if options.data else ""
+        score = f", accuracy {percent(row['accuracy'])}" if options.data else ""
         console.say(
             f"{row['model']}: {row['bytes'] / 1e3:,.1f} kB ({row['gzip_bytes'] / 1e3:,.1f} gzipped), "
             f"{row['multiply_adds'] / 1e6:,.2f} M multiply-adds{memory}; {timed}{score}"

@@ -25,7 +25,9 @@ from tfigkd.runtime import console
 from tfigkd.runtime.command import command
 from tfigkd.runtime.errors import UserError
 from tfigkd.runtime.files import require_folder_of
-from tfigkd.runtime.provenance import append_row, origin, require_columns
+from tfigkd.runtime.provenance import origin
+from tfigkd.runtime.rows import append_row, require_columns
+from tfigkd.runtime.text import percent
 
 PROG = "python -m tfigkd.evaluate"
 Predict = Callable[[Any], np.ndarray]
@@ -114,8 +116,7 @@ def _measure(options: Options) -> tuple[dict[str, Any], str | None]:
     from tfigkd.data import concatenate, load, mean_color
     from tfigkd.data.spaces import RANGES
     from tfigkd.measure.chance import near_chance, suggest_fix
-    from tfigkd.measure.explanation import measure
-    from tfigkd.measure.metrics import comparison, mirrored_accuracy, per_class
+    from tfigkd.measure.metrics import comparison, measure, mirrored_accuracy, per_class
 
     data = load(options.data, _reading(options), directory=options.data_dir)
     examples = data.test if options.split == "test" else concatenate([data.train, data.validation, data.test])
@@ -125,7 +126,7 @@ def _measure(options: Options) -> tuple[dict[str, Any], str | None]:
     if options.teacher is not None:
         predict_by_teacher, teacher = _opened(Options(model=options.teacher), data, None)
         taught, reference = measure(predict_by_teacher, examples)
-        console.say(f"teacher: accuracy {100 * taught['accuracy']:.2f} %")
+        console.say(f"teacher: accuracy {percent(taught['accuracy'])}")
         if reference.shape != logits.shape:
             raise UserError(
                 f"{options.model} has {logits.shape[1]} classes and {options.teacher} {reference.shape[1]}; "
@@ -201,7 +202,7 @@ def _compared(options: Options, values: dict[str, Any]) -> Iterator[str]:
     """Yield the lines on the teacher and on the maps, where they were asked for."""
     if options.teacher is not None:
         yield (
-            f"agreement with {options.teacher} {100 * values['agreement']:.2f} %  "
+            f"agreement with {options.teacher} {percent(values['agreement'])}  "
             f"KL(teacher ‖ model) {values['kl']:.4f} nats"
         )
     if options.maps:
@@ -293,10 +294,10 @@ def main(arguments: list[str]) -> None:
     check(options)
     with console.quiet_stderr():  # TensorFlow greets when it is imported and when it looks for a GPU
         values, advice = _measure(options)
-    figures = f"accuracy {100 * values['accuracy']:.2f} %  balanced {100 * values['balanced_accuracy']:.2f} %"
-    figures += f"  nll {values['nll']:.4f}  ece {100 * values['ece']:.2f} %"
+    figures = f"accuracy {percent(values['accuracy'])}  balanced {percent(values['balanced_accuracy'])}"
+    figures += f"  nll {values['nll']:.4f}  ece {percent(values['ece'])}"
     if options.mirrored:
-        figures += f"  with mirror images {100 * values['mirrored_accuracy']:.2f} %"
+        figures += f"  with mirror images {percent(values['mirrored_accuracy'])}"
     console.say(f"{figures}  ({values['n_test']:,} images)")
     for line in _compared(options, values):
         console.say(line)

@@ -13,13 +13,14 @@ from typing import Annotated, Any, Literal
 
 from tyro.conf import Positional, arg
 
-from tfigkd.config.fields import Ends, ExportConfig, Format, Kept, Quantizer
+from tfigkd.config.export_fields import Ends, ExportConfig, Format, Kept, Quantizer
 from tfigkd.config.flags import DataOptions, SpaceOptions, read_all_options
 from tfigkd.config.reading import refused_as
 from tfigkd.runtime import console
 from tfigkd.runtime.command import command
 from tfigkd.runtime.errors import UserError
 from tfigkd.runtime.files import require_folder_of
+from tfigkd.runtime.text import percent
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,12 +130,12 @@ def run(options: Options) -> str:
     size, on, scores = options.output.stat().st_size, "noise, as there is no --data", ""
     if data is not None:
         on, own = f"{report['examples']:,} validation images", report["keras_accuracy"]
-        scores = f", accuracy {100 * report['accuracy']:.2f} % (Keras {100 * own:.2f} %)"
+        scores = f", accuracy {percent(report['accuracy'])} (Keras {percent(own)})"
         if own < near_chance_level(data.num_classes):
             scores += "; the Keras model itself is near chance: does it take other pixel values? (--input-range 0 255)"
     return (
         f"{options.output}: {size / 1e3:,.1f} kB{ends}; on {on}: agreement with Keras "
-        f"{100 * report['agreement']:.2f} %, largest difference {report['max_difference']:.2g}{scores}; {pixels}"
+        f"{percent(report['agreement'])}, largest difference {report['max_difference']:.2g}{scores}; {pixels}"
     )
 
 

@@ -15,11 +15,18 @@ import numpy as np
 
 from tfigkd.config.data_fields import BACKGROUND, Fit
 from tfigkd.data.pictures import bombs_refused, decode, is_hidden, is_picture, reading, scaled
-from tfigkd.data.spaces import UNIT, Outputs, Range, to_logits
-from tfigkd.edge.classifier_files import add_space_options, background_of, finite, fit_of, spaces
+from tfigkd.data.spaces import UNIT, Outputs, Range, require_finite_outputs, to_logits
+from tfigkd.edge.classifier_files import (
+    add_background_option,
+    add_space_options,
+    background_of,
+    fit_of,
+    given_spaces,
+    spaces,
+)
 from tfigkd.edge.contract import admit, contract_path
 from tfigkd.edge.input_range import assumption
-from tfigkd.edge.litert import dequantize, input_values, open_classifier
+from tfigkd.edge.litert import class_count, dequantize, ends, input_values, open_classifier
 from tfigkd.edge.package import model_file
 from tfigkd.runtime.command import Parser, command
 from tfigkd.runtime.errors import UserError, plain
@@ -137,7 +144,7 @@ def _inside(folder: Path, above: frozenset[str] = frozenset()) -> Iterator[Path]
             yield child
 
 
-def refusal(unusable: Sequence[UserError], count: int) -> UserError:
+def refusal_in_one_line(unusable: Sequence[UserError], count: int) -> UserError:
     """Return one error for all pictures that cannot be used, so that they can be replaced at once.
 
     Args:
@@ -158,13 +165,13 @@ def predictions(
     Raises:
         UserError: The model gives NaN or infinity.
     """
-    source, sink = interpreter.get_input_details()[0], interpreter.get_output_details()[0]
+    source, sink = ends(interpreter)
     for picture in pictures:
         interpreter.set_tensor(source["index"], input_values(picture[None], source, input_range))
         start = time.perf_counter()
         interpreter.invoke()
         milliseconds = 1e3 * (time.perf_counter() - start)
-        values = finite(dequantize(interpreter.get_tensor(sink["index"]), sink), "the model")
+        values = require_finite_outputs(dequantize(interpreter.get_tensor(sink["index"]), sink), "the model")
         yield probabilities(to_logits(values, outputs)[0]), milliseconds
 
 
@@ -188,24 +195,23 @@ def classify(model: Path, options: argparse.Namespace) -> None:
     """
     contract = admit(model)
     interpreter = open_classifier(model, threads=options.threads)
-    shape = interpreter.get_input_details()[0]["shape"][1:]
-    classes = max(int(interpreter.get_output_details()[0]["shape"][-1]), 2)  # one output is that of the second of two
-    given = None if options.input_range is None else (options.input_range[0], options.input_range[1])
-    space = spaces(interpreter, contract, given, options.outputs)
-    if note := assumption(interpreter, contract, given):
+    source, sink = ends(interpreter)
+    given = given_spaces(options)
+    space = spaces(interpreter, contract, **given)
+    if note := assumption(interpreter, contract, given["input_range"]):
         print(note, file=sys.stderr)
-    names = class_names(model, classes, contract, options.labels)
+    names = class_names(model, class_count(sink), contract, options.labels)
     color = background_of(contract, options.background)
     adapt = {"resize": options.resize, "drop_alpha": options.drop_alpha, "fit": fit_of(contract)}
     images = pictures_in(options.images)
     pictures, unusable = [], []
     for path in images:
         try:
-            pictures.append(read_picture(path, shape, background=color, **adapt))
+            pictures.append(read_picture(path, source["shape"][1:], background=color, **adapt))
         except UserError as error:
             unusable.append(error)
     if unusable:
-        raise refusal(unusable, len(images))
+        raise refusal_in_one_line(unusable, len(images))
     width = max(map(len, names))
     for path, (shares, milliseconds) in zip(images, predictions(interpreter, pictures, *space), strict=True):
         print(f"{plain(str(path))}  ({milliseconds:.2f} ms)")
@@ -224,10 +230,7 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--top", type=int, default=5, help="classes to show for each picture (default: 5)")
     parser.add_argument("--labels", type=Path, help="text file with one class name a line")
     parser.add_argument("--resize", action="store_true", help="stretch (or crop, as in training) to the model's size")
-    parser.add_argument(
-        "--background",
-        help='color behind transparent pixels: white, gray, black, "#rrggbb" (default: as in training)',
-    )
+    add_background_option(parser)
     parser.add_argument(
         *("--drop-alpha", "--drop_alpha"), action="store_true", help="read transparent pixels as if they were opaque"
     )

@@ -18,7 +18,15 @@ import numpy as np
 from tfigkd.config.measure_fields import BenchmarkConfig
 from tfigkd.config.reading import refused_as
 from tfigkd.data.spaces import UNIT, Range, to_gray
-from tfigkd.edge.classifier_files import add_data_options, add_space_options, image_side, load_data, reading_for, spaces
+from tfigkd.edge.classifier_files import (
+    add_data_options,
+    add_space_options,
+    given_spaces,
+    image_side,
+    load_data,
+    reading_for,
+    spaces,
+)
 from tfigkd.edge.contract import admit, contract_path
 from tfigkd.edge.layer_differences import Comparison, compare, is_integer
 from tfigkd.edge.litert import open_classifier
@@ -28,7 +36,8 @@ from tfigkd.runtime.command import Parser, command
 from tfigkd.runtime.errors import UserError
 from tfigkd.runtime.files import require_folder_of, write_text
 from tfigkd.runtime.processes import call_module, last_line
-from tfigkd.runtime.provenance import as_csv, origin
+from tfigkd.runtime.provenance import origin
+from tfigkd.runtime.rows import as_csv
 
 IMAGES, TOP = 64, 15
 
@@ -46,7 +55,7 @@ def converted(
     model: Path,
     folder: Path,
     side: int | None,
-    input_range: Sequence[float] | None = None,
+    input_range: Range | None = None,
     outputs: str | None = None,
 ) -> Path:
     """Convert a .keras file to float32 in a process of its own, since this command runs without TensorFlow.
@@ -92,19 +101,19 @@ def layers(path: Path, options: argparse.Namespace, given: Path) -> tuple[Compar
         shape = tuple(map(int, interpreter.get_input_details()[0]["shape"][1:]))
         images = np.random.default_rng(0).integers(0, 256, (options.images, *shape), dtype=np.uint8)
         on = f"{options.images} images of noise, which no model was made for: give --data DATASET"
+    declared = given_spaces(options)
     if given.suffix != ".keras":
-        ranges = [_range(one, options.input_range) for one in (path, given)]
+        ranges = [_range(one, declared["input_range"]) for one in (path, given)]
         return compare(path, given, images, input_range=ranges[0], reference_range=ranges[1]), on
     # --input-range is that of the .keras file; a contract says what the int8 file takes
-    own = _range(path, None if "input" in (admit(path) or {}) else options.input_range)
+    own = _range(path, None if "input" in (admit(path) or {}) else declared["input_range"])
     with tempfile.TemporaryDirectory() as folder:
-        reference = converted(given, Path(folder), side, options.input_range, options.outputs)
+        reference = converted(given, Path(folder), side, **declared)
         return compare(path, reference, images, input_range=own, reference_range=UNIT), on
 
 
-def _range(path: Path, given: Sequence[float] | None) -> Range:
-    pair = None if given is None else (given[0], given[1])
-    return spaces(open_classifier(path), admit(path), pair, "logits")[0]
+def _range(path: Path, given: Range | None) -> Range:
+    return spaces(open_classifier(path), admit(path), given, "logits")[0]
 
 
 def show_times(made: Sequence[dict[str, Any]], top: int) -> None:

@@ -12,10 +12,8 @@ from typing import Annotated
 
 import tyro
 
-from tfigkd.config.declare import require_seed
-from tfigkd.config.experiment import Config, experiments_folder, read_experiment, smoke
-from tfigkd.config.flags import first_value, plain_flags, read_options, refuse_unknown, require_option
-from tfigkd.config.helptext import is_wanted
+from tfigkd.config.experiment import Config, experiments_folder, read_experiment
+from tfigkd.config.flags import read_experiment_options
 from tfigkd.runtime import console, hosts
 from tfigkd.runtime.cluster import connected
 from tfigkd.runtime.command import command
@@ -90,18 +88,9 @@ def parse(arguments: Sequence[str]) -> tuple[Options, Run]:
     Raises:
         UserError: an unknown experiment, flag, stage or field, or a value of the wrong type or range.
     """
-    given = first_value(arguments, "--experiment")
-    if not is_wanted(arguments):
-        require_option(given, "--experiment", "--list shows the shipped ones", arguments, Options)
-    name, config = read_experiment(given) if given else ("", Config())
-    if "--smoke" in arguments:
-        config = smoke(config)
-    default = Options(name, config=config)
-    options, unknown = read_options(Options, plain_flags(arguments), prog=PROG, default=default)
-    refuse_unknown(unknown, arguments, Options)
+    options, name = read_experiment_options(Options, arguments, prog=PROG, hint="--list shows the shipped ones")
     if options.quiet and options.verbose:
         raise UserError("--quiet and --verbose exclude each other; give one of them")
-    require_seed(options.seed, "--seed")
     stages = read_stages(options.stages)
     if options.strict and "report" not in stages:
         raise UserError(f"--strict needs the verdict of stage report, got --stages {options.stages}; add report")

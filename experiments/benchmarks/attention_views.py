@@ -18,6 +18,7 @@ from tfigkd.batches.augment import crop_and_flip, example_keys, move_coarse
 from tfigkd.config.fields import ViewConfig
 from tfigkd.config.training_fields import AugmentConfig
 from tfigkd.runtime import provenance
+from tfigkd.runtime.rows import append_row
 from tfigkd.store.views import view_outputs, with_attention
 
 RESULTS = Path(__file__).parents[1] / "results" / "attention.csv"
@@ -62,7 +63,7 @@ def main() -> None:
                 row |= {"images": len(examples), "distance_mean": f"{distance.mean():.4g}"}
                 row |= {"distance_sd": f"{distance.std(ddof=1):.4g}"}
                 print(*row.values(), sep="  ", flush=True)
-                provenance.append_row(RESULTS, row | origin)
+                append_row(RESULTS, row | origin)
 
 
 def distances(left: np.ndarray, right: np.ndarray) -> np.ndarray:

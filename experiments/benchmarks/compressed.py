@@ -40,6 +40,7 @@ from tfigkd.models.fake_quant import is_fake_quantized
 from tfigkd.models.layers import with_stock_layers
 from tfigkd.runtime import provenance
 from tfigkd.runtime.files import fingerprint
+from tfigkd.runtime.rows import append_row
 from tfigkd.training.distiller import Distiller
 
 RESULTS = Path(__file__).parents[1] / "results" / "compressed.csv"
@@ -122,7 +123,7 @@ def time_files(name: str, options: argparse.Namespace) -> None:
         row: dict[str, Any] = {"network": name, "method": path.parent.name, "format": path.stem}
         row |= {"bytes": path.stat().st_size, "threads": 1, "runs": options.runs}
         row |= {f"ms_{share}": f"{values[1][share]:.4f}" for share in ("p50", "p90", "p99")}
-        provenance.append_row(LATENCY, row | provenance.origin(command()))
+        append_row(LATENCY, row | provenance.origin(command()))
         print(path, f"{values[1]['p50']:.3f} ms", flush=True)
 
 
@@ -146,7 +147,7 @@ def rows(name: str, cifar10: data.Dataset, options: argparse.Namespace) -> None:
             row |= {"test_accuracy": test_accuracy(litert_predictor(path), cifar10), "n_test": len(cifar10.test)}
             row |= {f"validation_{key}": own[key] for key in ("agreement", "max_difference", "mean_difference", "kl")}
             row |= {f"validation_published_{key}": against[key] for key in ("agreement", "kl")}
-            provenance.append_row(RESULTS, row | provenance.origin(command()))
+            append_row(RESULTS, row | provenance.origin(command()))
             print(name, columns["method"], path.stem, f"test {100 * row['test_accuracy']:.2f} %", flush=True)
             path.with_suffix(".done").touch()
 

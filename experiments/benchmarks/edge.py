@@ -28,7 +28,7 @@ import keras
 import numpy as np
 
 from tfigkd import benchmark, data, models
-from tfigkd.config.fields import ExportConfig, Format
+from tfigkd.config.export_fields import ExportConfig, Format
 from tfigkd.config.measure_fields import BenchmarkConfig
 from tfigkd.edge.convert import CALIBRATED, FORMATS, convert
 from tfigkd.edge.litert import litert_predictor
@@ -36,7 +36,7 @@ from tfigkd.edge.parity import export_file
 from tfigkd.measure.metrics import accuracy, predict_logits
 from tfigkd.models.cost import count_parameters
 from tfigkd.models.layers import with_stock_layers
-from tfigkd.runtime import provenance
+from tfigkd.runtime.rows import append_row
 
 RESULTS = Path(__file__).parents[1] / "results" / "edge.csv"
 IMAGENET = (models.IMAGENET_MEAN, models.IMAGENET_STD)
@@ -114,7 +114,7 @@ def write_rows(options: argparse.Namespace) -> list[str]:
     config = BenchmarkConfig(options.runs, options.warmup)
     broken = []
     for row in benchmark.rows(named, config, command, repeat=options.repeat):
-        provenance.append_row(options.rows, row)
+        append_row(options.rows, row)
         print(row["model"], row["format"], row["bytes"], row["ms_p50_1t"], row["ratio_1t"], row["accuracy"])
         lost = (row["keras_accuracy"] or 0) - (row["accuracy"] or 0)
         lost = abs(lost) if row["format"] == "float32" else lost

@@ -31,6 +31,7 @@ from tfigkd.data import Examples
 from tfigkd.measure.metrics import accuracy, predict_logits
 from tfigkd.models.layers import with_fused_layers
 from tfigkd.runtime import provenance
+from tfigkd.runtime.rows import append_row
 from tfigkd.stages.data import dataset, training_examples
 
 RESULTS = Path(__file__).parents[1] / "results" / "embedding.csv"
@@ -105,7 +106,7 @@ def main() -> None:
     origin = provenance.origin(shlex.join(["python", "-m", "experiments.benchmarks.embedding_bits", *sys.argv[1:]]))
     for row in rows_of(students, steps, training_examples(config), dataset(config).test):
         print(*row.values(), sep="  ", flush=True)
-        provenance.append_row(options.rows, row | weights | origin)
+        append_row(options.rows, row | weights | origin)
 
 
 if __name__ == "__main__":

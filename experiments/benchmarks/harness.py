@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from tfigkd.runtime import provenance
+from tfigkd.runtime.rows import append_row
 
 RESULTS = Path(__file__).parents[1] / "results" / "benchmarks.csv"
 PEER = Path(__file__).with_name("peer.py")
@@ -171,7 +172,7 @@ def record(
         **provenance.origin(command),
     }
     options.results.parent.mkdir(parents=True, exist_ok=True)
-    provenance.append_row(options.results, row)
+    append_row(options.results, row)
     print(
         f"{subject} | {against} | {row['ratio']} ({row['lowest']} to {row['highest']}) {target} {row['met']}"
         f" | {row['ours']} and {row['theirs']} {unit}",

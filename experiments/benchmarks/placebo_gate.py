@@ -17,6 +17,7 @@ import numpy as np
 from tfigkd.batches.controls import apply_control, derangement
 from tfigkd.config.experiment import override, read_experiment
 from tfigkd.runtime import provenance
+from tfigkd.runtime.rows import append_row
 from tfigkd.stages.data import training_examples
 from tfigkd.stages.overlays import load_knowledge
 from tfigkd.stages.workdir import Workdir
@@ -49,7 +50,7 @@ def main() -> None:
         **rates,
         **provenance.origin(shlex.join(["python", "experiments/benchmarks/placebo_gate.py", *sys.argv[1:]])),
     }
-    provenance.append_row(RESULTS, row)
+    append_row(RESULTS, row)
     print(row)
 
 

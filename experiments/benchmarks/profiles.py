@@ -23,6 +23,7 @@ from tfigkd.edge.litert import open_classifier
 from tfigkd.edge.profile import profile, rows
 from tfigkd.profile import float_file
 from tfigkd.runtime import provenance
+from tfigkd.runtime.rows import append_row
 
 RESULTS = Path(__file__).parents[1] / "results" / "profiles.csv"
 IMAGES, WORST = 64, 3
@@ -83,7 +84,7 @@ def main() -> None:
     command = shlex.join(["python", "experiments/benchmarks/profiles.py", *sys.argv[1:]])
     for path in options.files:
         made = row(path, options)
-        provenance.append_row(options.rows, made | provenance.origin(command))
+        append_row(options.rows, made | provenance.origin(command))
         print(*made.values(), flush=True)
 
 

@@ -21,13 +21,13 @@ from pathlib import Path
 import keras
 
 from tfigkd import benchmark, data, models
-from tfigkd.config.fields import ExportConfig
+from tfigkd.config.export_fields import ExportConfig
 from tfigkd.config.measure_fields import BenchmarkConfig
 from tfigkd.edge.litert import litert_predictor
 from tfigkd.edge.parity import export_file
 from tfigkd.measure.metrics import accuracy, predict_logits
 from tfigkd.models.layers import with_stock_layers
-from tfigkd.runtime import provenance
+from tfigkd.runtime.rows import append_row
 
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "experiments" / "results" / "quantizers.csv"
@@ -87,7 +87,7 @@ def write_rows(options: argparse.Namespace) -> None:
         named = {path.with_suffix(".tflite"): columns for path, columns in own}
         config = BenchmarkConfig(options.runs, options.warmup, (1,))
         for row in benchmark.rows(named, config, command, repeat=options.repeat):
-            provenance.append_row(options.rows, row)
+            append_row(options.rows, row)
             print(row["model"], row["file"], row["bytes"], row["ms_p50_1t"], row["ratio_1t"], row["accuracy"])
 
 

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from tfigkd.attribution import integrated_gradients
-from tfigkd.models.settings import settings_of
+from tfigkd.models.trace_key import settings_of
 
 IMAGES = np.random.default_rng(0).random((4, 6, 6, 3)).astype(np.float32)
 TARGETS = np.arange(4)

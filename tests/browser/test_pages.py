@@ -12,7 +12,7 @@ from tests.children import smoke_run
 from tests.stages.test_report import HOSTILE, make_facts
 from tfigkd.report.charts import label
 from tfigkd.report.run_page import page as run_page_of
-from tfigkd.study.collect import read_rows
+from tfigkd.runtime.rows import read_rows
 from tfigkd.study.page import page as study_page
 from tfigkd.study.plan import read_study
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from tfigkd.batches.stream import TrainingBatches
-from tfigkd.compress.finetune import FineTuning, shortened
+from tfigkd.compress.finetune import FineTuning, in_epochs_of
 from tfigkd.compress.methods import prune
 from tfigkd.config.compress_fields import CompressConfig
 from tfigkd.config.training_fields import AugmentConfig, TrainingConfig
@@ -31,14 +31,14 @@ def test_epochs_of_fine_tuning_follow_one_another_in_the_data(steps, epochs):
     """Each takes the first `steps` batches from an epoch of the data on, behind all that the one before has taken."""
     every = images(stream()(0), 3 * 3 * epochs)
     wanted = [batch for start in range(3) for batch in every[3 * epochs * start :][:steps]]
-    assert images(shortened(stream(), steps)(0), 3 * steps) == wanted
+    assert images(in_epochs_of(stream(), steps)(0), 3 * steps) == wanted
     assert len(set(wanted)) == 3 * steps  # no batch is taken twice
     for resumed in (1, 2):
-        assert images(shortened(stream(), steps)(resumed), steps) == wanted[resumed * steps :][:steps]
+        assert images(in_epochs_of(stream(), steps)(resumed), steps) == wanted[resumed * steps :][:steps]
 
 
 def test_a_function_is_a_stream_of_long_epochs():
-    batches = images(shortened(lambda epoch: stream()(epoch), 2)(0), 4)
+    batches = images(in_epochs_of(lambda epoch: stream()(epoch), 2)(0), 4)
     every = images(stream()(0), 6)
     assert batches == every[:2] + every[3:5]
 

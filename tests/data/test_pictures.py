@@ -322,18 +322,18 @@ def test_pictures_are_resized_as_keras_resizes_those_of_folders(tmp_path, height
     (tmp_path / "ant").mkdir()
     Image.fromarray(RNG.integers(0, 256, (height, width, 3), dtype=np.uint8)).save(tmp_path / "ant/one.png")
     ((images, _),) = keras.utils.image_dataset_from_directory(tmp_path, image_size=(16, 16), verbose=False)
-    found = pictures.decode(tmp_path / "ant/one.png", "one", 16, fit="keras")
+    found = pictures.decode_all([tmp_path / "ant/one.png"], ["one"], Reading(image_size=16, fit="keras"))[0][0]
     np.testing.assert_allclose(found, images[0], atol=0.51)  # Keras does not round
 
 
 def test_photographs_are_cropped_in_the_middle_and_not_distorted(tmp_path):
     wide = RNG.integers(0, 256, (8, 20, 3), dtype=np.uint8)
-    cropped = pictures.decode(encoded(Image.fromarray(wide)), "wide", 8, fit="crop")
+    (cropped,), _ = pictures.decode_all([encoded(Image.fromarray(wide))], ["wide"], Reading(image_size=8, fit="crop"))
     np.testing.assert_array_equal(cropped, wide[:, 6:14])
     np.testing.assert_array_equal(pictures.resize(wide[None], 8, "crop")[0], cropped)
     tall = np.swapaxes(wide, 0, 1)
     smaller = np.asarray(Image.fromarray(tall).resize((4, 10), Image.Resampling.BILINEAR))[3:7]
-    found = pictures.decode(encoded(Image.fromarray(tall)), "tall", 4, fit="crop")
+    (found,), _ = pictures.decode_all([encoded(Image.fromarray(tall))], ["tall"], Reading(image_size=4, fit="crop"))
     np.testing.assert_allclose(found.astype(int), smaller, atol=1)
     for split, side in (("train", 20), ("test", 12)):
         for name in ("ant", "bee"):

@@ -5,7 +5,7 @@ from functools import partial
 import pytest
 
 from tfigkd import data, models
-from tfigkd.config.fields import ExportConfig
+from tfigkd.config.export_fields import ExportConfig
 from tfigkd.edge.litert import float_tensors, litert_predictor
 from tfigkd.edge.parity import export_file
 from tfigkd.measure.metrics import accuracy, predict_logits

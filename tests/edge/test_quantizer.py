@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from tfigkd.config.experiment import override, read_experiment
-from tfigkd.config.fields import ExportConfig
+from tfigkd.config.export_fields import ExportConfig
 from tfigkd.data import load
 from tfigkd.edge.contract import read_contract
 from tfigkd.edge.convert import convert

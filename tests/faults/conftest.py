@@ -12,7 +12,8 @@ import pytest
 
 from tests.faults.runs import end_all
 from tfigkd.runtime.errors import UserError
-from tfigkd.runtime.provenance import append_row, origin
+from tfigkd.runtime.provenance import origin
+from tfigkd.runtime.rows import append_row
 
 
 @dataclass

@@ -24,7 +24,7 @@ from tests.faults.runs import (
     start,
     succeed,
 )
-from tfigkd.runtime.provenance import append_row
+from tfigkd.runtime.rows import append_row
 
 
 @contextlib.contextmanager

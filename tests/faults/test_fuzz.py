@@ -23,19 +23,19 @@ from tfigkd.losses import KLDivergence
 from tfigkd.models import load_own, load_torch_weights
 from tfigkd.models.layers import with_stock_layers
 from tfigkd.runtime.errors import UserError
-from tfigkd.runtime.files import finished, read_manifest, require, sealed, write_signed
+from tfigkd.runtime.files import finished, read_manifest, require_stage, write_signed
+from tfigkd.runtime.rows import sealed, unsealed
 from tfigkd.search.tuner import check_state
 from tfigkd.stages.data import training_examples
 from tfigkd.stages.distill import load_student
 from tfigkd.stages.overlays import load_knowledge, load_views, store_folder, views_folder
 from tfigkd.stages.runner import SETTINGS, Run, changed_settings, run
 from tfigkd.stages.teacher import load_teacher
-from tfigkd.stages.workdir import Workdir
+from tfigkd.stages.workdir import LABEL, Workdir
 from tfigkd.store.maps import parse_record
 from tfigkd.store.shards import read_shard
 from tfigkd.study.collect import finished_runs
 from tfigkd.study.plan import read_study
-from tfigkd.study.runs import LABEL
 from tfigkd.training import checkpoint
 from tfigkd.training.checkpoint import Progress
 from tfigkd.training.distiller import Distiller
@@ -187,7 +187,7 @@ class Place:
             "student": ([run_folder / "distill/student.keras"], lambda: network(load_student(config, workdir))),
             "history and loss ledger": (
                 [path for path in run_folder.glob("distill/*.json*") if path.name != "manifest.json"],
-                lambda: digest(require(run_folder / "distill", "distill")),
+                lambda: digest(require_stage(run_folder / "distill", "distill")),
             ),
             "LiteRT file or its contract": (
                 [path for path in stages["export"].iterdir() if path.name != "manifest.json"],
@@ -362,8 +362,6 @@ def test_a_sealed_row_reads_as_it_was_written():
     writer = csv.DictWriter(buffer, sealed(row))
     writer.writeheader()
     writer.writerow(sealed(row))
-    from tfigkd.runtime.files import unsealed
-
     (read,) = csv.DictReader(io.StringIO(buffer.getvalue()))
     assert unsealed("rows.csv", read) == {"a": "0.1", "b": "", "c": "True", "d": "x, y", "e": "3", "f": ""}
     with pytest.raises(UserError, match=r"rows.csv is damaged"):

@@ -29,6 +29,8 @@ def test_weights_that_cannot_be_are_refused(counts, beta):
 def test_counts_of_other_classes_are_refused():
     with pytest.raises(ValueError, match="one number for each of 4 classes, got 3"):
         BalancedKL(counts=[1, 2, 3]).per_example(TEACHER, STUDENT)
+    with pytest.raises(ValueError, match="temperature must be positive, got nan"):
+        BalancedKL(float("nan"))
 
 
 def test_the_loss_by_hand():

@@ -16,11 +16,12 @@ from tfigkd.config.experiment import override, read_experiment
 from tfigkd.data import Examples, to_model_input
 from tfigkd.edge.convert import convert
 from tfigkd.edge.litert import litert_predictor
-from tfigkd.measure.explanation import measure, similarity
+from tfigkd.measure.explanation import similarity
 from tfigkd.measure.metrics import (
     accuracy,
     calibration_error,
     comparison,
+    measure,
     metrics,
     mirrored_accuracy,
     per_class,
@@ -29,7 +30,8 @@ from tfigkd.measure.metrics import (
 from tfigkd.runtime import provenance
 from tfigkd.runtime.errors import UserError
 from tfigkd.runtime.files import checksum, read_manifest
-from tfigkd.runtime.provenance import append_row, hardware, versions
+from tfigkd.runtime.provenance import hardware, versions
+from tfigkd.runtime.rows import append_row
 from tfigkd.stages.data import dataset
 from tfigkd.stages.evaluate import evaluate
 from tfigkd.stages.export import export

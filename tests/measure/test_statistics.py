@@ -27,6 +27,15 @@ KD = [91.73, 91.45, 91.19, 91.37, 92.29, 91.88, 92.01, 91.41, 92.01, 90.88]
 IG = [91.27, 92.01, 91.22, 91.42, 91.11, 91.58, 91.09, 91.57, 91.38, 90.85]
 KD_IG = [92.58, 91.73, 92.08, 92.45, 91.96, 91.58, 91.82, 91.62, 92.13, 92.23]
 
+
+def independent(**arms):
+    """Return the values of each arm by seed; no two arms have a common seed."""
+    return {
+        arm: {100 * number + seed: value for seed, value in enumerate(values)}
+        for number, (arm, values) in enumerate(arms.items())
+    }
+
+
 samples = st.lists(st.floats(0, 100), min_size=3, max_size=12).filter(lambda values: np.std(values) > 1e-3)
 
 
@@ -110,7 +119,7 @@ def test_arms_of_common_seeds_are_compared_in_pairs():
     lead, free = compare_by_seed({0: 1.0, 1: 2.0, 2: 3.0}, {1: 5.0, 2: 6.5, 3: 8.0})
     assert lead == free and not lead.by_pairs
     assert winner({"first": {0: 51.0, 1: 61.1, 2: 70.9}, "second": second}) == ("first", [])
-    assert winner({"first": [51.0, 61.1, 70.9], "second": [50.0, 60.0, 70.0]})[0] is None
+    assert winner(independent(first=[51.0, 61.1, 70.9], second=[50.0, 60.0, 70.0]))[0] is None
 
 
 def test_pairs_that_all_differ_alike_have_no_test():
@@ -188,22 +197,22 @@ def test_normality_tells_a_mixture_from_one_sample():
 
 
 def test_no_winner_inside_the_noise():
-    assert winner({"a": [91.0, 91.4, 91.2], "b": [91.1, 91.3, 91.5]}) == (None, ["b", "a"])
-    assert winner({"a": [91.0], "b": [99.0]}) == (None, ["b", "a"])
-    assert winner({"a": [91.0, 91.1]}) == (None, ["a"])
+    assert winner(independent(a=[91.0, 91.4, 91.2], b=[91.1, 91.3, 91.5])) == (None, ["b", "a"])
+    assert winner(independent(a=[91.0], b=[99.0])) == (None, ["b", "a"])
+    assert winner(independent(a=[91.0, 91.1])) == (None, ["a"])
 
 
 def test_a_winner_beyond_the_noise():
-    arms = {"a": [91.0, 91.1, 91.2], "b": [95.0, 95.1, 95.2], "c": [80.0, 80.1, 80.2]}
+    arms = independent(a=[91.0, 91.1, 91.2], b=[95.0, 95.1, 95.2], c=[80.0, 80.1, 80.2])
     assert winner(arms) == ("b", [])
 
 
 def test_the_papers_winner_is_one_among_four_arms_and_none_among_eight():
     # KD&IG against KD, p = 0.037, is the last step of Holm's method and stays as it is
-    assert winner({"student": STUDENT, "kd": KD, "ig": IG, "ig_kd": KD_IG}) == ("ig_kd", [])
+    assert winner(independent(student=STUDENT, kd=KD, ig=IG, ig_kd=KD_IG)) == ("ig_kd", [])
     # KD&AT has p = 0.07: KD&IG is beyond neither
     kd_at = [91.48, 92.05, 91.49, 91.69, 91.58, 91.92, 92.20, 91.62, 92.06, 91.39]
-    assert winner({"kd": KD, "ig_kd": KD_IG, "kd_at": kd_at})[0] is None
+    assert winner(independent(kd=KD, ig_kd=KD_IG, kd_at=kd_at))[0] is None
 
 
 @given(samples, samples)

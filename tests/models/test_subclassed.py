@@ -69,7 +69,7 @@ def test_the_maps_of_a_subclassed_softmax_are_those_of_the_logits_under_it(pixel
     linear, _ = integrated_gradients(subclassed(activation=None), images, np.full(6, 1), n_steps=4)
     assert not np.allclose(linear, maps)
     single = subclassed(1, "sigmoid")
-    with pytest.raises(ValueError, match="may be a probability or a logit; give outputs="):
+    with pytest.raises(ValueError, match="may be a probability or a logit; declare outputs"):
         integrated_gradients(single, images, np.full(6, 1), n_steps=4)
     second, _ = integrated_gradients(single, images, np.full(6, 1), n_steps=4, outputs="probabilities")
     np.testing.assert_allclose(second, images * single.dense.get_weights()[0].reshape(SHAPE) / 2, atol=1e-4)

@@ -14,7 +14,7 @@ from tfigkd.runtime.files import (
     finished,
     locked,
     make_folder,
-    require,
+    require_stage,
     write_manifest,
     write_text,
 )
@@ -46,7 +46,7 @@ def test_a_flipped_byte_of_a_file_is_detected(stage, position):
 def test_a_missing_file_is_detected(stage):
     (stage / "data.bin").unlink()
     with pytest.raises(UserError, match=r"data\.bin is missing"):
-        require(stage, "stage")
+        require_stage(stage, "stage")
 
 
 def test_every_flipped_or_cut_byte_of_a_manifest_is_detected_or_harmless(stage):
@@ -65,7 +65,7 @@ def test_every_flipped_or_cut_byte_of_a_manifest_is_detected_or_harmless(stage):
 
 def test_a_stage_that_has_not_run_says_how_to_run_it(tmp_path):
     with pytest.raises(UserError, match="add it to --stages"):
-        require(tmp_path, "distill")
+        require_stage(tmp_path, "distill")
 
 
 def test_a_failed_write_leaves_the_old_file_and_no_temporary_file(tmp_path):

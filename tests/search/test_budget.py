@@ -11,6 +11,7 @@ from tests.children import once, run
 from tfigkd.config.experiment import override, read_experiment
 from tfigkd.runtime.errors import UserError
 from tfigkd.runtime.files import read_manifest
+from tfigkd.runtime.rows import read_rows
 from tfigkd.search.__main__ import main
 from tfigkd.search.budget import excess, in_words, largest_share, read_budget
 from tfigkd.search.candidates import Candidates, propose_within
@@ -18,7 +19,6 @@ from tfigkd.search.options import Options
 from tfigkd.search.outcome import Search, finish
 from tfigkd.search.space import PLAIN, Dimension, student_space, trial_config
 from tfigkd.search.tuner import make_oracle
-from tfigkd.study.collect import read_rows
 
 TINY = """
 [data]

@@ -13,11 +13,11 @@ from tfigkd.config.reading import from_mapping, value_at
 from tfigkd.config.toml import to_toml
 from tfigkd.runtime.errors import UserError
 from tfigkd.runtime.files import read_manifest, read_signed, write_signed
+from tfigkd.runtime.rows import read_rows
 from tfigkd.search import outcome
 from tfigkd.search.__main__ import main
 from tfigkd.search.space import Dimension, dimension, usual_space
 from tfigkd.search.tuner import Options, claim, make_oracle, trial_config
-from tfigkd.study.collect import read_rows
 
 TINY = """
 [data]

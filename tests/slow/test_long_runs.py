@@ -14,7 +14,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tfigkd.runtime.provenance import append_row, origin
+from tfigkd.runtime.provenance import origin
+from tfigkd.runtime.rows import append_row
 
 ROOT = Path(__file__).resolve().parents[2]
 TINY = """

@@ -23,7 +23,7 @@ import pytest
 from tfigkd import Distiller, OverlayStore, integrated_gradients, models
 from tfigkd.compress.channels import cut_channels
 from tfigkd.compress.quantization import fake_quantized
-from tfigkd.config.fields import ExportConfig
+from tfigkd.config.export_fields import ExportConfig
 from tfigkd.edge.litert import litert_predictor
 from tfigkd.edge.parity import export_file
 from tfigkd.losses import KLDivergence

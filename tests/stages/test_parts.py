@@ -12,7 +12,7 @@ from tfigkd.data import identify
 from tfigkd.run import parse
 from tfigkd.runtime.errors import UserError
 from tfigkd.runtime.files import MANIFEST, locked
-from tfigkd.stages.parts import Part, read_part
+from tfigkd.stages.parts import StorePart, read_part
 from tfigkd.store.shards import Shards, write_part, write_shards
 from tfigkd.store.views import parse_view
 
@@ -164,7 +164,7 @@ def test_who_writes_the_whole_store_waits_for_parts(tmp_path):
 
 @pytest.mark.parametrize("count", [1, 3, 7, 30])
 def test_parts_are_all_shards_once(count):
-    parts = [Part(number, count).of(20) for number in range(1, count + 1)]
+    parts = [StorePart(number, count).of(20) for number in range(1, count + 1)]
     assert sorted(shard for part in parts for shard in part) == [*range(20)]
     assert max(map(len, parts)) - min(map(len, parts)) <= 1
 

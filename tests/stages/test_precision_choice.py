@@ -69,6 +69,8 @@ def test_a_choice_of_a_run_is_not_measured_again(config, measured, tmp_path):
     chosen = precision.resolve(auto, workdir)
     shutil.rmtree(workdir.teachers)
     assert precision.resolve(auto, workdir) == chosen and measured["count"] == 2
+    given = precision.resolve(override(auto, {"teacher.training.precision": "float32"}), workdir)
+    assert (given.training.precision, given.teacher.training.precision) == ("mixed_bfloat16", "float32")
 
 
 def test_fingerprints_hold_the_resolved_precision(config, measured, tmp_path):

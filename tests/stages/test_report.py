@@ -439,7 +439,8 @@ def test_labels_are_short_and_carry_no_tags():
 
 
 def test_the_interval_stands_under_the_accuracy():
-    found = lines({"student": {"accuracy": 0.8}}, 10)
+    header, found = lines({"student": {"accuracy": 0.8}}, 10)
+    assert header == ["", "student"]
     assert ["95 % interval (10 test images)", "49.02 to 94.33 %"] in found
 
 

@@ -8,13 +8,14 @@ import numpy as np
 import pytest
 
 from experiments.benchmarks import imagenet_cost
+from experiments.benchmarks.imagenet_cost import Rates, seconds_by_rates
 from tests.children import ROOT, run
 from tests.stages.test_parts import OPTIONS, alone
 from tfigkd.run import parse
 from tfigkd.runtime import tfrecord
 from tfigkd.runtime.errors import UserError
 from tfigkd.stages import cost
-from tfigkd.stages.cost import Job, Rates, costs, duration, seconds_by_rates, size
+from tfigkd.stages.cost import Job, costs, duration, size
 from tfigkd.store.views import view_record
 
 JOB = Job(

@@ -28,9 +28,10 @@ from tfigkd.runtime.files import (
     write_manifest,
     write_signed,
 )
+from tfigkd.runtime.rows import read_rows
 from tfigkd.study import collect as collecting
 from tfigkd.study.__main__ import main as study_command
-from tfigkd.study.collect import collect, finished_runs, merge_rows, read_rows, table_of
+from tfigkd.study.collect import collect, finished_runs, merge_rows, table_of
 from tfigkd.study.page import page, size_chart
 from tfigkd.study.plan import Options, Study, plan, read_study
 from tfigkd.study.protocol import protocol_of
@@ -391,7 +392,7 @@ def test_rows_of_two_protocols_are_not_averaged():
 
 def test_rows_of_two_configs_are_refused_by_name():
     rows = [row("slow", seed, 70) | {"config": config} for seed, config in ((0, "aaaa"), (1, "aaaa"), (2, "bbbb"))]
-    message = r"pair: expected one config an arm and size, got several of slow \(aaaa: seeds 0, 1; bbbb: seed 2\)"
+    message = r"pair: expected one config per arm and size, got several of slow \(aaaa: seeds 0, 1; bbbb: seed 2\)"
     with pytest.raises(UserError, match=message):
         runs_of(rows)
     # another arm, or another size, may have another config
@@ -471,10 +472,10 @@ def test_the_table_crowns_nobody_inside_the_noise(pair):
     assert "**fast**" in "\n".join(arms_table(pair, far, []))
 
 
-def test_one_run_an_arm_gives_no_statement(pair):
+def test_one_run_per_arm_gives_no_statement(pair):
     (one,) = compare(pair, runs_of([row("slow", 0, 70), row("fast", 0, 90)]))
     assert math.isnan(one.adjusted)
-    assert "one run an arm cannot tell" in sentences([one])[1]
+    assert "one run per arm cannot tell" in sentences([one])[1]
 
 
 def finished(folder, rows):
@@ -493,7 +494,7 @@ def test_a_user_provided_study_is_reported_where_it_lies(tmp_path, monkeypatch, 
     finished(tmp_path / "runs/studies", [one | {"student_kappa": "0.01"} for one in lines])
     assert study_command(["report", "--experiment", "pair.toml"]) == 0
     said = " ".join(capsys.readouterr().out.split())
-    assert "70.50" in said and "71.50" in said and "two runs an arm cannot tell" in said
+    assert "70.50" in said and "71.50" in said and "two runs per arm cannot tell" in said
     assert "verdict: slow is at chance: 70.50 %, kappa 0.01." in said  # the words are those of the rows
     assert "written" not in said and "report: runs/studies/pair/report.html" in said
     page = (tmp_path / "runs/studies/pair/report.html").read_text(encoding="utf-8")
@@ -535,11 +536,11 @@ def test_the_label_of_a_run_names_the_study_as_it_was_given(tmp_path, monkeypatc
     assert "--experiment lowdata " in label_of(job)["command"]
 
 
-def test_two_runs_an_arm_say_that_they_cannot_tell(pair):
+def test_two_runs_per_arm_say_that_they_cannot_tell(pair):
     (one,) = compare(
         pair, runs_of([row(arm, seed, mean + seed) for arm, mean in (("slow", 70), ("fast", 90)) for seed in range(2)])
     )
-    assert "+20.00 points (2 and 2): two runs an arm cannot tell; 3 or more give an interval." in sentences([one])[1]
+    assert "+20.00 points (2 and 2): two runs per arm cannot tell; 3 or more give an interval." in sentences([one])[1]
     (line,) = comparisons_lines([one])[1]
     assert line[2:4] == ["–", "–"] and line[-2:] == ["–", "–"]
 

@@ -8,8 +8,9 @@ import pytest
 
 from tfigkd.config.experiment import experiments_folder
 from tfigkd.measure.statistics import summarize
+from tfigkd.runtime.rows import read_rows
 from tfigkd.study.__main__ import main
-from tfigkd.study.collect import merge_rows, read_rows
+from tfigkd.study.collect import merge_rows
 from tfigkd.study.page import forest_chart, page
 from tfigkd.study.plan import Study, read_study
 from tfigkd.study.report import BEGIN, END
@@ -93,7 +94,7 @@ def test_the_forest_has_tested_comparisons_only(text):
     assert one.lead.by_pairs and one.lead.high < one.free.high
     assert marks["marker"]["symbol"] == ["circle"] and one.adjusted < 0.05
     assert forest_chart([single]) is None
-    assert "one run an arm cannot tell" in words(text)
+    assert "one run per arm cannot tell" in words(text)
 
 
 def test_two_runs_of_an_arm_claim_no_more_than_they_know():
@@ -101,7 +102,7 @@ def test_two_runs_of_an_arm_claim_no_more_than_they_know():
     study = Study("pair", "", arms=PAIR.arms, seeds=2, sizes={"2x": {}}, comparisons=PAIR.comparisons)
     rows = [row(arm, "2x", seed, 60 + 30 * seed) for arm in ("slow", "fast") for seed in range(2)]
     said = words(page(study, [one | {"train_seconds": "15"} for one in rows], []))
-    assert "two runs an arm cannot tell; 3 or more give an interval" in said
+    assert "two runs per arm cannot tell; 3 or more give an interval" in said
     assert "178" not in said and "0.00 to 100.00" not in said and "needs" not in said.split("cannot tell")[1]
     assert "4 runs, 1 minute of training" in said
     means = data_of(page(study, rows, []), "arms")["mean, 95 % interval"]

@@ -45,13 +45,12 @@ def insertion(
     *,
     baseline: str | np.ndarray = "blur",
     steps: int = 16,
-    from_logits: bool = True,
     batch_size: int = 1024,
 ) -> Curve:
     """Insert the pixels of an image into a baseline in the order of its map; a large area under the curve is good.
 
     Args:
-        predict: Function from images [N,H,W,C] of the dtype of `images` to logits or probabilities [N,classes].
+        predict: Function from images [N,H,W,C] of the dtype of `images` to logits [N,classes].
         images: uint8 [B,H,W,C], or float [B,H,W,C] in [0,1].
         maps: [B,H,W]; the highest pixels come first. Pixels of equal value are in a fixed random order, so a constant
             map gives a random order.
@@ -59,7 +58,6 @@ def insertion(
         baseline: "blur", "black", or an array in [0,1] that broadcasts to the images, such as `make_baseline` gives.
             The default is the blurred image, because pixels on a flat color create new edges, to which models react.
         steps: Number of steps in which the pixels are inserted, at least 1.
-        from_logits: Whether `predict` gives logits; probabilities are used as they are.
         batch_size: Approximate number of images per call of `predict`; it limits the memory.
 
     Returns:
@@ -69,7 +67,7 @@ def insertion(
         ValueError: An argument is not as above.
     """
     pixels, hidden, ranks, targets = _prepare(images, maps, targets, baseline, steps)
-    return _curve(predict, hidden, pixels, ranks, targets, steps, from_logits, batch_size)
+    return _curve(predict, hidden, pixels, ranks, targets, steps, batch_size)
 
 
 def deletion(
@@ -80,7 +78,6 @@ def deletion(
     *,
     baseline: str | np.ndarray = "black",
     steps: int = 16,
-    from_logits: bool = True,
     batch_size: int = 1024,
 ) -> Curve:
     """Replace the pixels of an image by a baseline in the order of its map; a small area under the curve is good.
@@ -94,7 +91,6 @@ def deletion(
         targets: Index of a class for each image, [B].
         baseline: "blur", "black", or an array in [0,1] that broadcasts to the images.
         steps: Number of steps in which the pixels are replaced, at least 1.
-        from_logits: Whether `predict` gives logits; probabilities are used as they are.
         batch_size: Approximate number of images per call of `predict`; it limits the memory.
 
     Returns:
@@ -104,7 +100,7 @@ def deletion(
         ValueError: An argument is not as above.
     """
     pixels, hidden, ranks, targets = _prepare(images, maps, targets, baseline, steps)
-    return _curve(predict, pixels, hidden, ranks, targets, steps, from_logits, batch_size)
+    return _curve(predict, pixels, hidden, ranks, targets, steps, batch_size)
 
 
 def _prepare(
@@ -150,7 +146,6 @@ def _curve(
     ranks: np.ndarray,
     targets: np.ndarray,
     steps: int,
-    from_logits: bool,
     batch_size: int,
 ) -> Curve:
     """Return the curve while the pixels of `before` are replaced by those of `after`, both [B,H,W,C]."""
@@ -167,7 +162,6 @@ def _curve(
             raise ValueError(f"predict must give one row of class scores for each image, got shape {outputs.shape}.")
         if targets.max() >= outputs.shape[1]:
             raise ValueError(f"targets must be below the number of classes, {outputs.shape[1]}; got {targets.max()}.")
-        probabilities = special.softmax(outputs, axis=1) if from_logits else outputs
-        probabilities = probabilities.reshape(*mixed.shape[:2], -1)
+        probabilities = special.softmax(outputs, axis=1).reshape(*mixed.shape[:2], -1)
         scores.append(np.take_along_axis(probabilities, targets[chosen, None, None], axis=2)[..., 0])
     return Curve(counts / ranks.shape[1], np.concatenate(scores))

@@ -18,7 +18,7 @@ from tfigkd.attribution.quadrature import added_by_doubling, nodes_and_weights
 from tfigkd.data.spaces import Outputs, Range
 from tfigkd.models import as_classifier
 from tfigkd.models.graph import is_built_graph
-from tfigkd.models.settings import settings_of
+from tfigkd.models.trace_key import settings_of
 
 FIRST_STEPS = 16
 """Number of steps with which the adaptive mode starts. With 4 or 8 some images pass the tolerance by chance with

@@ -33,7 +33,7 @@ from tfigkd.data.stored import StoredArrays, masked
 
 Batch = tuple[Any, ...]
 """Images, targets by name and, with weights of classes, a weight for each image."""
-Part = tuple[int, int]
+BatchPart = tuple[int, int]
 """Which of how many equal parts of a batch, counted from 0."""
 
 
@@ -75,7 +75,7 @@ def batch_sizes(examples: int, batch_size: int, devices: int = 1) -> list[int]:
     return [devices * part for part in parts]
 
 
-def part_of(count: int, part: Part) -> slice:
+def part_of(count: int, part: BatchPart) -> slice:
     """Return which of `count` examples are a part of them."""
     number, parts = part
     return slice(count * number // parts, count * (number + 1) // parts)
@@ -176,7 +176,7 @@ class TrainingBatches:
             self._make = _on_host(pixels, maps, *options)
             self.threads = batch_threads(self.recipe)
 
-    def __call__(self, epoch: int, part: Part = (0, 1), skip: int = 0) -> Iterator[Batch]:
+    def __call__(self, epoch: int, part: BatchPart = (0, 1), skip: int = 0) -> Iterator[Batch]:
         """Return the batches from an epoch on.
 
         Args:
@@ -191,7 +191,7 @@ class TrainingBatches:
         """
         return done_in_order(self._tasks(epoch, part, skip), self.threads)
 
-    def _tasks(self, epoch: int, part: Part, skip: int) -> Iterator[Callable[[], Batch]]:
+    def _tasks(self, epoch: int, part: BatchPart, skip: int) -> Iterator[Callable[[], Batch]]:
         *bounds, used = np.cumsum(batch_sizes(len(self.examples), self.recipe.batch_size, self.devices))
         while True:
             order = np.argsort(uniform(self._keys, seed=self.seed, epoch=epoch, purpose=Purpose.ORDER), kind="stable")
@@ -199,7 +199,7 @@ class TrainingBatches:
                 yield functools.partial(self._part, chosen, epoch, part)
             epoch, skip = epoch + 1, 0
 
-    def _part(self, chosen: np.ndarray, epoch: int, part: Part) -> Batch:
+    def _part(self, chosen: np.ndarray, epoch: int, part: BatchPart) -> Batch:
         mine = part_of(len(chosen), part)
         # an example takes something of another one, which may be in another part
         related = self._mixes or self._swaps or self._change

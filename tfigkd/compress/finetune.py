@@ -68,11 +68,11 @@ def pruning_times(config: CompressConfig) -> tuple[int, int]:
     return end - end % frequency, frequency
 
 
-def shortened(stream: Stream, steps: int) -> Stream:
+def in_epochs_of(stream: Stream, steps: int) -> Stream:
     """Return a stream whose epochs have `steps` batches, so that a resumed run sees the same batches.
 
-    Each of them is the first batches of an epoch of the data. Where that has fewer, its next epochs follow, and the
-    next epoch of the result begins behind them.
+    An epoch of the result is the first `steps` batches of an epoch of the data. Where the data have fewer batches, one
+    epoch of the result uses several epochs of the data, and the next one starts after these.
 
     Args:
         stream: From first epoch to endless batches; one that is no `TrainingBatches` has at least `steps` an epoch.
@@ -113,7 +113,7 @@ def fine_tune(
     steps = steps_an_epoch(config)
     training = Training(
         tuning.distiller(student),
-        shortened(tuning.stream, steps),
+        in_epochs_of(tuning.stream, steps),
         examples=steps * config.batch_size,
         config=recipe(config),
         folder=tuning.folder,

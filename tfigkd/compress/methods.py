@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 
 import keras
 
@@ -67,74 +68,50 @@ def prune_channels(student: keras.Model, config: CompressConfig, tuning: FineTun
     return fine_tune(smaller, config, tuning, title="prune channels")
 
 
-def quantize(student: keras.Model, config: CompressConfig, tuning: FineTuning) -> keras.Model:
+def quantize(student: keras.Model, config: CompressConfig, tuning: FineTuning, *, sparse: bool = False) -> keras.Model:
     """Fine-tune with fake-quantized layers.
 
     Args:
         student: Functional model, images [B,H,W,C] in [0,1] to logits [B,K]; it is not changed.
         config: Number of steps and learning rate.
         tuning: Losses, teacher, batches and folders.
+        sparse: Whether zero weights are kept zero.
 
     Returns:
         A student of the layers in `tfigkd.models.fake_quant`.
     """
-    return fine_tune(fake_quantized(student), config, tuning, title="quantize")
+    callbacks = [MagnitudePruning(config.sparsity, end=0)] if sparse else []
+    return fine_tune(fake_quantized(student), config, tuning, title="quantize", callbacks=callbacks)
 
 
-def quantize_sparse(student: keras.Model, config: CompressConfig, tuning: FineTuning) -> keras.Model:
-    """Fine-tune with fake-quantized layers and keep zero weights zero.
-
-    Args:
-        student: Functional model, images [B,H,W,C] in [0,1] to logits [B,K]; it is not changed.
-        config: Number of steps and learning rate.
-        tuning: Losses, teacher, batches and folders.
-
-    Returns:
-        A student of the layers in `tfigkd.models.fake_quant`.
-    """
-    callback = MagnitudePruning(config.sparsity, end=0)
-    return fine_tune(fake_quantized(student), config, tuning, title="quantize", callbacks=[callback])
-
-
-def _cut(student: keras.Model, config: CompressConfig) -> keras.Model:
-    return cut_channels(student, config.sparsity)
-
-
-def _fake_quantized(student: keras.Model, config: CompressConfig) -> keras.Model:
-    return fake_quantized(student)
-
-
-def _twin(student: keras.Model, config: CompressConfig) -> object:
-    return tfmot_bridge.make_twin(student)
-
-
-def _quantization_twin(student: keras.Model, config: CompressConfig) -> object:
-    return tfmot_bridge.quantization_twin(student)
+def _quantize_tfmot(name: str, preserve: tfmot_bridge.Preserve) -> Phase:
+    """Return a phase of tfmot's quantization-aware training, with the name of its folder."""
+    run = partial(tfmot_bridge.quantize, preserve=preserve)
+    return Phase(name, run, lambda student, _: tfmot_bridge.quantization_twin(student), by_tfmot=True)
 
 
 PRUNE = Phase("prune", prune)
-PRUNE_TFMOT = Phase("prune_tfmot", tfmot_bridge.prune_tfmot, _twin, by_tfmot=True)
-CLUSTER = Phase("cluster", tfmot_bridge.cluster, _twin, by_tfmot=True)
+PRUNE_TFMOT = Phase(
+    "prune_tfmot", tfmot_bridge.prune_tfmot, lambda student, _: tfmot_bridge.make_twin(student), by_tfmot=True
+)
+CLUSTER = Phase("cluster", tfmot_bridge.cluster, lambda student, _: tfmot_bridge.make_twin(student), by_tfmot=True)
 
 PHASES: dict[Method, tuple[Phase, ...]] = {
     "none": (),
     "prune": (PRUNE,),
-    "prune_channels": (Phase("prune_channels", prune_channels, _cut),),
-    "qat": (Phase("quantize", quantize, _fake_quantized),),
-    "prune_qat": (PRUNE, Phase("quantize_sparse", quantize_sparse, _fake_quantized)),
+    "prune_channels": (
+        Phase("prune_channels", prune_channels, lambda student, config: cut_channels(student, config.sparsity)),
+    ),
+    "qat": (Phase("quantize", quantize, lambda student, _: fake_quantized(student)),),
+    "prune_qat": (
+        PRUNE,
+        Phase("quantize_sparse", partial(quantize, sparse=True), lambda student, _: fake_quantized(student)),
+    ),
     "prune_tfmot": (PRUNE_TFMOT,),
     "cluster": (CLUSTER,),
-    "qat_tfmot": (Phase("quantize_tfmot", tfmot_bridge.quantize_tfmot, _quantization_twin, by_tfmot=True),),
-    "pqat": (
-        PRUNE_TFMOT,
-        Phase("quantize_preserving_zeros", tfmot_bridge.quantize_preserving_zeros, _quantization_twin, by_tfmot=True),
-    ),
-    "cqat": (
-        CLUSTER,
-        Phase(
-            "quantize_preserving_clusters", tfmot_bridge.quantize_preserving_clusters, _quantization_twin, by_tfmot=True
-        ),
-    ),
+    "qat_tfmot": (_quantize_tfmot("quantize_tfmot", "nothing"),),
+    "pqat": (PRUNE_TFMOT, _quantize_tfmot("quantize_preserving_zeros", "zeros")),
+    "cqat": (CLUSTER, _quantize_tfmot("quantize_preserving_clusters", "clusters")),
 }
 
 
@@ -147,7 +124,7 @@ def check_compressible(student: keras.Model, config: CompressConfig) -> None:
     if any(phase.by_tfmot for phase in PHASES[config.method]):
         terms = config.losses.active().items()
         options = {name: {key: value for key, value in asdict(term).items() if key != "weight"} for name, term in terms}
-        tfmot_bridge.check_losses([LOSSES[name](**given) for name, given in options.items()])
+        tfmot_bridge.check_logit_losses([LOSSES[name](**given) for name, given in options.items()])
     for phase in PHASES[config.method]:
         if phase.check is not None:
             phase.check(with_stock_layers(student), config)

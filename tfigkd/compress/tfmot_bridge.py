@@ -15,7 +15,7 @@ from typing import Any, Literal
 import keras
 import numpy as np
 
-from tfigkd.compress.finetune import FineTuning, pruning_times, recipe, shortened, steps_an_epoch
+from tfigkd.compress.finetune import FineTuning, in_epochs_of, pruning_times, recipe, steps_an_epoch
 from tfigkd.compress.graph import Node, is_linear_activation, nodes, one_or_all, trace
 from tfigkd.compress.quantization import fake_quantized
 from tfigkd.config.compress_fields import CompressConfig
@@ -112,7 +112,7 @@ def _check_twin(twin: Any, model: keras.Model) -> None:
         raise UserError(f"the tf_keras twin of {model.name} differs from it by {off:.2g}; use qat, prune or prune_qat")
 
 
-def check_losses(losses: Iterable[Loss]) -> None:
+def check_logit_losses(losses: Iterable[Loss]) -> None:
     """Check that the losses of fine-tuning compare logits with a teacher's alone, since a twin has no other outputs.
 
     Raises:
@@ -188,49 +188,18 @@ def cluster(student: keras.Model, config: CompressConfig, tuning: FineTuning) ->
     return weights_back(clustering.strip_clustering(wrapped), student)
 
 
-def quantize_tfmot(student: keras.Model, config: CompressConfig, tuning: FineTuning) -> keras.Model:
+def quantize(student: keras.Model, config: CompressConfig, tuning: FineTuning, preserve: Preserve) -> keras.Model:
     """Train with tfmot's quantization-aware training.
 
     Args:
         student: Functional model, images [B,H,W,C] in [0,1] to logits [B,K]; it is not changed.
         config: Number of steps and learning rate.
         tuning: Losses, teacher, batches and folders.
+        preserve: As for `quantization_twin`.
 
     Returns:
         A student of the layers in `tfigkd.models.fake_quant`.
     """
-    return _quantize(student, config, tuning, "nothing")
-
-
-def quantize_preserving_zeros(student: keras.Model, config: CompressConfig, tuning: FineTuning) -> keras.Model:
-    """Train with tfmot's quantization-aware training that keeps zero weights zero.
-
-    Args:
-        student: Functional model, images [B,H,W,C] in [0,1] to logits [B,K]; it is not changed.
-        config: Number of steps and learning rate.
-        tuning: Losses, teacher, batches and folders.
-
-    Returns:
-        A student of the layers in `tfigkd.models.fake_quant`.
-    """
-    return _quantize(student, config, tuning, "zeros")
-
-
-def quantize_preserving_clusters(student: keras.Model, config: CompressConfig, tuning: FineTuning) -> keras.Model:
-    """Train with tfmot's quantization-aware training that keeps equal weights equal.
-
-    Args:
-        student: Functional model, images [B,H,W,C] in [0,1] to logits [B,K]; it is not changed.
-        config: Number of steps and learning rate.
-        tuning: Losses, teacher, batches and folders.
-
-    Returns:
-        A student of the layers in `tfigkd.models.fake_quant`.
-    """
-    return _quantize(student, config, tuning, "clusters")
-
-
-def _quantize(student: keras.Model, config: CompressConfig, tuning: FineTuning, preserve: Preserve) -> keras.Model:
     quantized = quantization_twin(student, preserve)
     _fine_tune(quantized, student, config, tuning, title="quantize (tfmot)")
     return from_quantization_twin(quantized, student, preserve)
@@ -320,7 +289,7 @@ def _fine_tune(
     import tensorflow as tf
 
     distiller = tuning.distiller(student)
-    check_losses(distiller.distillation_losses.values())
+    check_logit_losses(distiller.distillation_losses.values())
     tf_keras, steps, epochs = libraries().tf_keras, steps_an_epoch(config), recipe(config).epochs
     rate = tf_keras.optimizers.schedules.CosineDecay(config.learning_rate, steps * epochs)
     optimizer = tf_keras.optimizers.Adam(rate)
@@ -343,7 +312,7 @@ def _fine_tune(
         optimizer.apply_gradients([(gradient, variable) for gradient, variable in pairs if gradient is not None])
         return loss
 
-    batches = shortened(tuning.stream, steps)(len(history))
+    batches = in_epochs_of(tuning.stream, steps)(len(history))
     with console.progress(title, epochs * steps, len(history) * steps) as advance:
         for epoch in range(len(history), epochs):
             losses = []

@@ -1,8 +1,8 @@
 """How the pictures of a data set are read: size, background, fit, groups, splits, and where they are kept."""
 
 import re
-from dataclasses import dataclass, field
-from typing import Literal
+from dataclasses import dataclass, field, fields
+from typing import Any, Literal
 
 from tfigkd.config.declare import forbid, require
 
@@ -66,6 +66,16 @@ class Reading:
     splits: SplitsConfig = field(default_factory=SplitsConfig)
     resident: Resident = "auto"
     cache: str | None = None
+
+    @classmethod
+    def of(cls, options: Any) -> "Reading":
+        """Return the fields of the same names of a table or of a command's options; the default where one is None.
+
+        Raises:
+            UserError: A value is out of range.
+        """
+        given = {each.name: getattr(options, each.name) for each in fields(cls)}
+        return cls(**{name: value for name, value in given.items() if value is not None})
 
     def __post_init__(self) -> None:
         require(self.image_size is None or self.image_size > 0, "image_size must be positive", self.image_size)

@@ -20,7 +20,7 @@ def revised(default: Any, revision: int) -> Any:
 
 
 def settled(default: Any, value: Callable[[Any], Any]) -> Any:
-    """Return a dataclass field of which fingerprints hold the resolved value, computed from its table by `value`."""
+    """Return a dataclass field of which fingerprints hold `value(table)`, such as what None stands for."""
     return field(default=default, metadata={"settled": value})
 
 
@@ -30,9 +30,9 @@ def inert(default: Any) -> Any:
 
 
 def free(default: Any, *, late: bool = False) -> Any:
-    """Return a dataclass field in which a run may differ when it is repeated, as no result depends on it.
+    """Return a dataclass field that may differ when a run is repeated, as no result depends on it.
 
-    It names a place, or says what is shown or how something is computed. Fingerprints hold it, unlike an inert field.
+    It names a place, or says what is shown or how something is computed. Fingerprints hold it, other than an inert one.
 
     Args:
         default: The field's default.

@@ -14,11 +14,12 @@ from typing import Any
 from tfigkd.config.code_fields import CodeConfig
 from tfigkd.config.compress_fields import CompressConfig
 from tfigkd.config.declare import forbid, free, late, require, require_finite
+from tfigkd.config.export_fields import ExportConfig
 from tfigkd.config.fields import (
     AttributionConfig,
     ControlConfig,
     DataConfig,
-    ExportConfig,
+    NetworkConfig,
     OverlayConfig,
     StudentConfig,
     TeacherConfig,
@@ -112,8 +113,7 @@ class Config:
             "student.init = teacher needs a single teacher, got teacher.count",
             self.teacher.count,
         )
-        network = ("model", "width", "dropout", "normalization", "widths", "depth", "stem_stride")
-        for name in (*network, "image_size", "input_range", "outputs"):
+        for name in (one.name for one in dataclasses.fields(NetworkConfig) if one.name != "drop_blocks"):
             given, unset, theirs = (getattr(one, name) for one in (self.student, StudentConfig(), self.teacher))
             message = f"student.init = teacher takes the teacher's {name}, got student.{name}"
             require(given in (unset, theirs), message, given)

@@ -1,7 +1,7 @@
-"""The fields of data, networks, maps, overlays, placebos, views and LiteRT files. The defaults are the papers'."""
+"""The fields of data, networks, maps, overlays, placebos and views. The defaults are the papers'."""
 
-from dataclasses import dataclass, field, fields
-from typing import Literal, get_args
+from dataclasses import dataclass, field
+from typing import Literal
 
 from tfigkd.config.data_fields import BACKGROUND, Fit, Reading, Resident, SplitsConfig
 from tfigkd.config.declare import forbid, free, late, require, require_seed, settled
@@ -61,7 +61,7 @@ class DataConfig:
     @property
     def reading(self) -> Reading:
         """How the pictures are read."""
-        return Reading(**{each.name: getattr(self, each.name) for each in fields(Reading)})
+        return Reading.of(self)
 
 
 APPLICATIONS = "keras/"
@@ -341,50 +341,3 @@ class ViewConfig:
         )
         require_seed(self.seed, "seed")
         require(self.top_logits is None or self.top_logits > 0, "top_logits must be positive", self.top_logits)
-
-
-Format = Literal["float32", "float16", "dynamic", "int8", "int16x8"]
-FORMATS: tuple[Format, ...] = get_args(Format)
-Ends = Literal["integer", "float32"]
-Quantizer = Literal["converter", "ai-edge"]
-Kept = Literal["float32", "int16"]
-
-
-@dataclass(frozen=True)
-class ExportConfig:
-    """LiteRT files, and how far each may deviate from its Keras model."""
-
-    formats: tuple[Format, ...] = ("float32", "int8")
-    """Which files are written: float32; float16 weights; dynamic: int8 weights, float activations; int8 throughout;
-    int16x8: int8 weights, int16 activations."""
-    calibration_examples: int = 256
-    """Validation images that calibrate int8 and int16x8 files, at most half of the split; the file is compared with
-    Keras on the rest."""
-    max_float32_difference: float = 1e-3
-    """Largest difference of a float32 logit, relative to the largest logit, on validation."""
-    max_float16_difference: float = 2e-2
-    """The same of a file with float16 weights."""
-    min_int8_agreement: float = 0.9
-    """Smallest share of validation images with the same top-1 class; of files with int8 weights."""
-    io: Ends = late("integer")  # noqa: RUF009 - a text
-    """Input and output of int8 and int16x8 files: integer, as inside; float32, as LiteRT.js needs, with integer
-    operations inside."""
-    quantizer: Quantizer = late("converter")  # noqa: RUF009 - a text
-    """What makes int8 files: TensorFlow's converter, or ai-edge-quantizer, which is installed apart. Models with fake
-    quantization always go through the converter, which knows their ranges."""
-    keep: int = late(0)
-    """How many layers of an int8 file ai-edge leaves out of int8: those that add the most noise (see
-    tfigkd.profile)."""
-    keep_in: Kept = late("float32")  # noqa: RUF009 - a text
-    """What these layers compute in: float32, or int16 with int8 weights."""
-
-    def __post_init__(self) -> None:
-        once = 0 < len(self.formats) == len({*self.formats})
-        require(once, "formats must name at least one format, each once", self.formats)
-        require(self.calibration_examples > 0, "calibration_examples must be positive", self.calibration_examples)
-        require(self.keep >= 0, "keep must not be negative", self.keep)
-        forbid(
-            self.keep > 0 and self.quantizer != "ai-edge",
-            "keep needs export.quantizer = ai-edge, with the converter it must be 0",
-            self.keep,
-        )

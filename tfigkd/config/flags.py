@@ -15,8 +15,9 @@ import tyro
 from tyro.constructors import ConstructorRegistry
 
 from tfigkd.config import helptext
-from tfigkd.config.data_fields import BACKGROUND, Fit, Reading, Resident, SplitsConfig
-from tfigkd.config.experiment import Config
+from tfigkd.config.data_fields import Fit, Reading, Resident, SplitsConfig
+from tfigkd.config.declare import require_seed
+from tfigkd.config.experiment import Config, read_experiment, smoke
 from tfigkd.config.helptext import Fields, plain_tables
 from tfigkd.config.reading import field_types, refused_as
 from tfigkd.runtime.errors import UserError, closest, misspelled
@@ -52,6 +53,30 @@ def read_options(cls: type[T], arguments: Sequence[str], *, prog: str, default: 
     if helptext.is_wanted(arguments):
         helptext.print_help_with_fields(cls, arguments, prog=prog, default=default)
     return _parse(cls, arguments, default=default)
+
+
+def read_experiment_options(cls: type[T], arguments: Sequence[str], *, prog: str, hint: str) -> tuple[T, str]:
+    """Return the options of a command that runs an experiment, and the experiment's name.
+
+    Args:
+        cls: The dataclass of the options; `experiment` is its first field, `config` and `seed` are others.
+        arguments: Of the command line.
+        prog: The command.
+        hint: Which experiments there are, where none is given.
+
+    Raises:
+        UserError: An unknown experiment, flag or field, or a value of the wrong type or range.
+    """
+    given = first_value(arguments, "--experiment")
+    if not helptext.is_wanted(arguments):
+        require_option(given, "--experiment", hint, arguments, cls)
+    name, config = read_experiment(given) if given else ("", Config())
+    config = smoke(config) if "--smoke" in arguments else config
+    default: Any = cls(name, config=config)  # type: ignore[call-arg]
+    options, unknown = read_options(cls, plain_flags(arguments), prog=prog, default=default)
+    refuse_unknown(unknown, arguments, cls)
+    require_seed(options.seed, "--seed")
+    return options, name
 
 
 def read_all_options(
@@ -227,15 +252,7 @@ class DataOptions:
             UserError: A value is out of range.
         """
         with refused_as("--"):
-            return Reading(
-                image_size=self.image_size,
-                background=self.background or BACKGROUND,
-                fit=self.fit or "stretch",
-                group=self.group,
-                splits=self.splits,
-                resident=self.resident,
-                cache=self.cache,
-            )
+            return Reading.of(self)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -118,24 +118,7 @@ def load(
     notes = list(source.notes)
     if next(blocks(source.train.images)).max() <= 1:
         notes.append("warning: no pixel of train is above 1, expected 0 to 255; multiply pixels from 0 to 1 by 255")
-    if source.validation is None:
-        train = _identify(source.train)
-        if source.test is None:
-            # Identified again, because duplicates are numbered within a split.
-            train, test = (_identify(part) for part in hold_out(train, TEST_DIVISOR, last=True))
-        else:
-            test = _identify(source.test)
-        train, validation = hold_out(train, VALIDATION_DIVISOR)
-    else:
-        train, validation = _identify_together(source.train, source.validation)
-        if source.test is None:
-            train, test = hold_out(train, TEST_DIVISOR, last=True)
-            test = _identify(test)
-        else:
-            test = _identify(source.test)
-        if twice := int(np.isin(_digests(validation), _digests(train)).sum()):
-            notes.append(f"{twice:,} validation pictures are in train as well")
-    parts = {"train": train, "validation": validation, "test": test}
+    parts = _split(source, notes)
     check_groups(name, parts)
     for split, examples in parts.items():
         if not len(examples):
@@ -177,7 +160,7 @@ def identify(images: np.ndarray, labels: np.ndarray) -> Examples:
     if len(labels) and labels.min() < 0:
         raise ValueError(f"labels must not be negative, got {labels.min()}")
     names = np.array([str(number) for number in range(len(images))])
-    return _identify(sources.Part(np.ascontiguousarray(images), labels.astype(np.int64), names))
+    return _identify(sources.SplitPart(np.ascontiguousarray(images), labels.astype(np.int64), names))
 
 
 def to_model_input(images: np.ndarray) -> np.ndarray:
@@ -254,12 +237,37 @@ def _check(name: str, source: sources.Source) -> None:
             )
 
 
-def _size(part: sources.Part) -> str:
+def _size(part: sources.SplitPart) -> str:
     height, width = part.images.shape[1:3]
     return f"{width}x{height}"
 
 
-def _identify(part: "sources.Part | Examples") -> Examples:
+def _split(source: sources.Source, notes: list[str]) -> dict[str, Examples]:
+    """Return the splits of a source under ids; what it lacks is held out of its training pictures.
+
+    Args:
+        source: Checked.
+        notes: Gets a line if validation pictures are in train as well.
+    """
+    validation: Examples | None = None
+    if source.validation is None:
+        train = _identify(source.train)
+    else:
+        train, validation = _identify_together(source.train, source.validation)
+    if source.test is not None:
+        test = _identify(source.test)
+    else:
+        train, test = hold_out(train, TEST_DIVISOR, last=True)
+        test = _identify(test)  # again, because duplicates are numbered within a split
+        train = _identify(train) if validation is None else train
+    if validation is None:
+        train, validation = hold_out(train, VALIDATION_DIVISOR)
+    elif twice := int(np.isin(_digests(validation), _digests(train)).sum()):
+        notes.append(f"{twice:,} validation pictures are in train as well")
+    return {"train": train, "validation": validation, "test": test}
+
+
+def _identify(part: "sources.SplitPart | Examples") -> Examples:
     """Compute the id of every picture from its pixels and sort by id.
 
     Pictures with equal pixels are numbered in the order of their labels, not in the source's order.
@@ -279,7 +287,7 @@ def _identify(part: "sources.Part | Examples") -> Examples:
     return Examples(ids[by_id], pick(part.images, order), part.labels[order], part.source_ids[order], groups)
 
 
-def _identify_together(train: sources.Part, validation: sources.Part) -> tuple[Examples, Examples]:
+def _identify_together(train: sources.SplitPart, validation: sources.SplitPart) -> tuple[Examples, Examples]:
     """Compute ids that are unique in both splits, as stores cover both; equal pictures are numbered across them."""
     count = len(train.labels)
     # `groups` holds each picture's position until the pictures are split again

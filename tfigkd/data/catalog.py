@@ -22,7 +22,7 @@ import numpy as np
 from tfigkd.config.data_fields import Reading
 from tfigkd.data.disk import Pictures, decoded
 from tfigkd.data.pictures import check_memory, decode_all, one_line, reading
-from tfigkd.data.sources import ROLES, Notes, Part, Source, cache_folder, kept_on_disk, unused, usual
+from tfigkd.data.sources import ROLES, Notes, Source, SplitPart, cache_folder, kept_on_disk, unused, usual
 from tfigkd.runtime.errors import UserError
 from tfigkd.runtime.files import checksum, expanded
 
@@ -62,9 +62,7 @@ def read(name: str, directory: str | None, wanted: Reading, download: bool) -> S
             f"name/config), the path of an .npz or .csv file or the path of an image folder{similar_folder(name)}"
         )
     directories = data_directories(directory)
-    plain, _, version = name.partition(":")
-    folders = (find_prepared(parent / plain, version) for parent in directories)
-    folder = next((found for found in folders if found), None)
+    folder = _prepared(name, directory)
     if folder is None:
         where = ", ".join(map(str, directories))
         if not download:
@@ -100,6 +98,13 @@ def find_prepared(folder: Path, version: str = "") -> Path | None:
     return max(versions, key=lambda path: tuple(map(int, path.name.split("."))), default=None)
 
 
+def _prepared(name: str, directory: str | None) -> Path | None:
+    """Return the folder of a tfds data set, of the highest version if the name gives none; None if none is prepared."""
+    plain, _, version = name.partition(":")
+    folders = (find_prepared(parent / plain, version) for parent in data_directories(directory))
+    return next((found for found in folders if found), None)
+
+
 def about(name: str, directory: str | None) -> dict[str, Any]:
     """Return where a data set comes from: `version`, `urls` and `citation`, empty for one of the user's own.
 
@@ -109,12 +114,9 @@ def about(name: str, directory: str | None) -> dict[str, Any]:
     """
     if name == "digits":
         return {"version": "", "urls": ["https://doi.org/10.24432/C50P49"], "citation": ""}
-    plain, _, version = name.partition(":")
-    named = NAME_PATTERN.fullmatch(name) is not None
-    folders = (find_prepared(parent / plain, version) for parent in data_directories(directory) if named)
-    folder = next((found for found in folders if found), None)
+    folder = _prepared(name, directory) if NAME_PATTERN.fullmatch(name) else None
     if folder is None:
-        return {"version": version, "urls": [], "citation": ""}
+        return {"version": name.partition(":")[2], "urls": [], "citation": ""}
     with reading(f"tfds data in {folder}", "restore that folder or prepare it again"):
         info = json.loads((folder / "dataset_info.json").read_text(encoding="utf-8"))
         urls = [url for url in info.get("location", {}).get("urls", []) if url.startswith("http")]
@@ -304,7 +306,7 @@ def _encoded(
         position = last
 
 
-def _read_split(builder: Any, split: str, keys: tuple[str, str], wanted: Reading, notes: Notes) -> Part:
+def _read_split(builder: Any, split: str, keys: tuple[str, str], wanted: Reading, notes: Notes) -> SplitPart:
     """Read one split; the pictures stay encoded and are decoded like those of other sources."""
     import tensorflow_datasets as tfds
 
@@ -344,4 +346,4 @@ def _read_split(builder: Any, split: str, keys: tuple[str, str], wanted: Reading
         images, done = decode_all(encoded, names, wanted)
     notes.done += done
     groups = None if wanted.group is None else np.array(found[wanted.group])
-    return Part(images, all_labels, np.array(ids), groups, digests)
+    return SplitPart(images, all_labels, np.array(ids), groups, digests)

@@ -24,7 +24,7 @@ import numpy as np
 from tfigkd.config.data_fields import Reading
 from tfigkd.data.pictures import attempt, bombs_refused, check_size, refusal
 from tfigkd.runtime.errors import UserError
-from tfigkd.runtime.files import checksum, locked, make_folder, read_signed, write_signed
+from tfigkd.runtime.files import checksum, locked, read_signed, write_signed
 from tfigkd.runtime.machine import cores
 
 BLOCK = 256
@@ -79,7 +79,6 @@ class DiskPictures:
     """
 
     dtype = np.dtype(np.uint8)
-    ndim = 4
 
     def __init__(
         self,
@@ -112,11 +111,6 @@ class DiskPictures:
     def shape(self) -> tuple[int, ...]:
         """(N, H, W, C)."""
         return len(self), *(self._one if self._convert is None else self._read(self._places[:0]).shape[1:])
-
-    @property
-    def size(self) -> int:
-        """Number of values."""
-        return math.prod(self.shape)
 
     def __len__(self) -> int:
         return len(self._places)
@@ -169,7 +163,7 @@ def _damaged(pixels: Path) -> UserError:
 Pictures = np.ndarray | DiskPictures
 
 
-class _JoinedPictures(DiskPictures):
+class JoinedPictures(DiskPictures):
     """Pictures of several splits one after the other, of which some may be in memory.
 
     Args:
@@ -186,7 +180,7 @@ class _JoinedPictures(DiskPictures):
         self._parts = tuple(parts)
 
     def _with(self, places: np.ndarray, convert: Convert | None) -> DiskPictures:
-        return _JoinedPictures(self._parts, places, convert)
+        return JoinedPictures(self._parts, places, convert)
 
     def _read(self, places: np.ndarray) -> np.ndarray:
         found = np.empty((len(places), *self._one), np.uint8)
@@ -205,7 +199,7 @@ def pick(images: Pictures, indices: Any) -> Pictures:
 def join(parts: Sequence[Pictures]) -> Pictures:
     """Return pictures of several splits, of one shape, one after the other; an array if all are in memory."""
     if any(isinstance(part, DiskPictures) for part in parts):
-        return _JoinedPictures(parts)
+        return JoinedPictures(parts)
     return np.concatenate([part for part in parts if isinstance(part, np.ndarray)])
 
 
@@ -284,7 +278,7 @@ def _prepared(folder: Path, finished: Path) -> Iterator[None]:
         return
     try:
         lock = contextlib.ExitStack()
-        lock.enter_context(locked(make_folder(folder), wait=True))
+        lock.enter_context(locked(folder, wait=True))
     except UserError as error:
         raise UserError(
             f"decoded pictures cannot be kept in {folder}; name a folder in --cache (data.cache)"

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tfigkd.data.disk import DiskPictures, Pictures, join, pick
+from tfigkd.data.disk import DiskPictures, JoinedPictures, Pictures, pick
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,16 +44,17 @@ def concatenate(parts: Sequence[Examples]) -> Examples:
 class _Joined(Examples):
     """Several splits as one, sorted by id; the pictures are not copied until they are read."""
 
-    _parts: tuple[Examples, ...]
-    _order: np.ndarray
+    _pictures: DiskPictures
+    _on_disk: bool
 
     def __init__(self, parts: Sequence[Examples]):
         columns = [np.concatenate([getattr(part, name) for part in parts]) for name in ("ids", "labels", "source_ids")]
         order = np.argsort(columns[0], kind="stable")
         for name, column in zip(("ids", "labels", "source_ids"), columns, strict=True):
             object.__setattr__(self, name, column[order])
-        object.__setattr__(self, "_parts", tuple(parts))
-        object.__setattr__(self, "_order", order)
+        pictures = [part.images for part in parts]
+        object.__setattr__(self, "_pictures", JoinedPictures(pictures).pick(order))
+        object.__setattr__(self, "_on_disk", any(isinstance(one, DiskPictures) for one in pictures))
 
     @property
     def images(self) -> Pictures:
@@ -62,14 +63,6 @@ class _Joined(Examples):
 
     def take(self, indices: np.ndarray | slice) -> Examples:
         """Return the examples at `indices`, in that order."""
-        positions = self._order[indices]
-        if any(isinstance(part.images, DiskPictures) for part in self._parts):
-            on_disk = pick(join([part.images for part in self._parts]), positions)
-            return Examples(self.ids[indices], on_disk, self.labels[indices], self.source_ids[indices])
-        images = np.empty((len(positions), *self._parts[0].images.shape[1:]), np.uint8)
-        start = 0
-        for part in self._parts:
-            here = (positions >= start) & (positions < start + len(part))
-            images[here] = part.images[positions[here] - start]
-            start += len(part)
+        pictures = self._pictures.pick(indices)
+        images = pictures if self._on_disk else pictures[:]
         return Examples(self.ids[indices], images, self.labels[indices], self.source_ids[indices])

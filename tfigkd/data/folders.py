@@ -18,8 +18,8 @@ from tfigkd.data.sources import (
     ROLES,
     UNREAD,
     Notes,
-    Part,
     Source,
+    SplitPart,
     given_splits,
     open_pictures,
     taken,
@@ -27,7 +27,7 @@ from tfigkd.data.sources import (
     usual,
 )
 from tfigkd.runtime.errors import UserError
-from tfigkd.runtime.text import shortened
+from tfigkd.runtime.text import counted, shortened
 
 
 def read_folder(root: Path, wanted: Reading) -> Source:
@@ -115,7 +115,7 @@ def _folder_splits(root: Path, splits: SplitsConfig, notes: Notes) -> dict[str, 
 
 def _read_classes(
     root: Path, folders: Sequence[Path], wanted: Reading, notes: Notes, expected: tuple[str, ...] | None = None
-) -> tuple[tuple[str, ...], Part]:
+) -> tuple[tuple[str, ...], SplitPart]:
     """Return the class names and pictures of `folder/<class>/**` of some folders.
 
     Args:
@@ -155,7 +155,7 @@ def _read_classes(
             on_disk.setdefault(name, child.name)
         notes.lines += [f"left out {hidden}, a hidden folder of pictures" for hidden in _hidden_classes(folder)]
         if loose:
-            notes.lines.append(f"left out {loose:,} picture{'s' * (loose != 1)} of {folder} in no class folder")
+            notes.lines.append(f"left out {counted(loose, 'picture')} of {folder} in no class folder")
     if not found:
         raise UserError(f"{folders[0]} has no class folders with pictures; expected <class>/<picture> in it")
     class_names = tuple(sorted(found, key=on_disk.__getitem__)) if expected is None else expected  # as Keras sorts
@@ -165,7 +165,7 @@ def _read_classes(
     source_ids = [path.relative_to(root).as_posix() for path in paths]
     images, digests = open_pictures(paths, source_ids, root, wanted, notes)
     groups = np.array([group for _, group in members]) if wanted.group == "folder" else None
-    return class_names, Part(images, np.array(labels, np.int64), np.array(source_ids), groups, digests)
+    return class_names, SplitPart(images, np.array(labels, np.int64), np.array(source_ids), groups, digests)
 
 
 def _group(folder: Path, file: Path) -> str:

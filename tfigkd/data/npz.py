@@ -20,8 +20,8 @@ from tfigkd.data.pictures import (
 from tfigkd.data.sources import (
     ROLES,
     Notes,
-    Part,
     Source,
+    SplitPart,
     cache_folder,
     given_splits,
     join_parts,
@@ -87,28 +87,41 @@ def read_npz(path: Path, wanted: Reading) -> Source:
                 for role, splits in chosen.items()
             }
             given = arrays.get("class_names")
-            class_names = given if given is None else [_text(name) for name in given.ravel()]
+            names_given = None if given is None else [_text(name) for name in given.ravel()]
     train = parts["train"]
-    if class_names is not None:
-        names = class_names
-        if len(train.labels) and train.labels.max() >= len(names):
-            most = train.labels.max()
-            counted = train.labels.min() == 1 and most == len(names)
+    class_names = _class_names(path, train.labels, names_given)
+    return Source(train, parts.get("test"), class_names, parts.get("validation"), notes.said())
+
+
+def _class_names(path: Path, labels: np.ndarray, given: Sequence[str] | None) -> tuple[str, ...]:
+    """Return the names of the classes: the given ones, or else the labels.
+
+    Args:
+        path: For messages.
+        labels: int64 [N], of the training pictures.
+        given: Those of the array class_names, or None.
+
+    Raises:
+        UserError: A label has no name; or there are no names, and the labels do not run from 0 without gaps.
+    """
+    if given is not None:
+        if len(labels) and labels.max() >= len(given):
+            most = labels.max()
+            counted = labels.min() == 1 and most == len(given)
             raise UserError(
-                f"{path}: y_train has labels to {most}, class_names names {len(names)} classes, 0 to {len(names) - 1}; "
+                f"{path}: y_train has labels to {most}, class_names names {len(given)} classes, 0 to {len(given) - 1}; "
                 f"{'they count from 1, so subtract 1' if counted else 'name each class'}"
             )
-    else:
-        present = np.unique(train.labels)
-        if not np.array_equal(present, np.arange(len(present))):
-            counted = np.array_equal(present, np.arange(1, len(present) + 1))
-            raise UserError(
-                f"{path}: y_train has {len(present)} labels from {present.min()} to {present.max()}; expected "
-                "0 to classes - 1 without gaps, or an array class_names that names every class"
-                f"{'; they count from 1, so subtract 1' if counted else ''}"
-            )
-        names = [str(label) for label in present]
-    return Source(train, parts.get("test"), tuple(names), parts.get("validation"), notes.said())
+        return tuple(given)
+    present = np.unique(labels)
+    if not np.array_equal(present, np.arange(len(present))):
+        counted = np.array_equal(present, np.arange(1, len(present) + 1))
+        raise UserError(
+            f"{path}: y_train has {len(present)} labels from {present.min()} to {present.max()}; expected "
+            "0 to classes - 1 without gaps, or an array class_names that names every class"
+            f"{'; they count from 1, so subtract 1' if counted else ''}"
+        )
+    return tuple(str(label) for label in present)
 
 
 def _text(name: Any) -> str:
@@ -118,7 +131,7 @@ def _text(name: Any) -> str:
         raise UserError(f"class_names has {name!r}, which is not UTF-8; store it as an array of str") from error
 
 
-def _read_arrays(path: Path, arrays: Any, split: str, wanted: Reading) -> Part:
+def _read_arrays(path: Path, arrays: Any, split: str, wanted: Reading) -> SplitPart:
     """Return the arrays of a split of an `.npz` file, whose headers have been checked."""
     labels = arrays[f"y_{split}"]
     groups = None if wanted.group is None else arrays[f"{wanted.group}_{split}"]

@@ -43,15 +43,7 @@ COMPOSITED = "composited on {background}, as they are transparent"
 ANIMATED = "read as the first of several frames"
 
 
-def decode(
-    encoded: bytes | Path,
-    name: str,
-    image_size: int | None = None,
-    *,
-    background: str = BACKGROUND,
-    drop_alpha: bool = False,
-    fit: Fit = "stretch",
-) -> np.ndarray:
+def decode(encoded: bytes | Path, name: str, *, background: str = BACKGROUND, drop_alpha: bool = False) -> np.ndarray:
     """Decode one picture to uint8 RGB [H,W,3], as a viewer shows it.
 
     It is turned upright by its EXIF data, and transparent pixels are composited on a background, since their own colors
@@ -60,15 +52,13 @@ def decode(
     Args:
         encoded: The bytes of the file, or its path.
         name: Name of the picture in messages.
-        image_size: Height and width, see `scaled`, or None.
         background: Color behind transparent pixels; see `tfigkd.config.fields.is_color`.
         drop_alpha: Read the colors of transparent pixels as if they were opaque.
-        fit: As for `scaled`.
 
     Raises:
         UserError: The picture is damaged, has more than 8 bits per channel or too many pixels.
     """
-    return _decode(encoded, name, Reading(image_size=image_size, background=background, fit=fit), drop_alpha)[0]
+    return _decode(encoded, name, Reading(background=background), drop_alpha)[0]
 
 
 def scaled(picture: Any, size: tuple[int, int], fit: Fit = "stretch") -> Any:

@@ -25,6 +25,7 @@ from tfigkd.data.pictures import (
 from tfigkd.runtime.errors import UserError, closest
 from tfigkd.runtime.files import checksum, expanded
 from tfigkd.runtime.machine import cores, free_memory
+from tfigkd.runtime.text import counted
 
 SHARE = 0.25
 """Share of the free memory that the pictures of a split may take: they are copied when they are sorted and cropped."""
@@ -35,7 +36,7 @@ UNREAD = frozenset({".heic", ".heif", ".avif", ".jxl", ".jp2", ".cr2", ".nef", "
 
 
 @dataclass(frozen=True, eq=False)
-class Part:
+class SplitPart:
     """One split in the order of its source: uint8 images [N,H,W,3], int64 labels [N], source ids [N].
 
     Pictures with the same text in `groups` [N] stay on one side of every split that is held out. `digests` [N] are the
@@ -56,10 +57,10 @@ class Source:
     Each of the `notes` is a line on what was left out or changed, and how often.
     """
 
-    train: Part
-    test: Part | None
+    train: SplitPart
+    test: SplitPart | None
     class_names: tuple[str, ...]
-    validation: Part | None = None
+    validation: SplitPart | None = None
     notes: tuple[str, ...] = ()
 
 
@@ -91,11 +92,11 @@ class Notes:
 
     def said(self) -> tuple[str, ...]:
         """Return one line for each kind of note."""
-        said = [f"{count:,} picture{'s' * (count != 1)} {what}" for what, count in self.done.items()]
+        said = [f"{counted(count, 'picture')} {what}" for what, count in self.done.items()]
         if self.endings:
             listed = ", ".join(f"{count:,} {ending}" for ending, count in self.endings.most_common())
             remedy = "; save them as .jpg to use them" if UNREAD & self.endings.keys() else ""
-            files = f"{self.endings.total():,} file{'s' * (self.endings.total() != 1)}"
+            files = counted(self.endings.total(), "file")
             said.append(f"left out {files} of no known picture format ({listed}){remedy}")
         return (*said, *self.lines)
 
@@ -168,7 +169,7 @@ def refuse_group(where: str, wanted: Reading) -> None:
         raise UserError(f"data.group = {wanted.group!r}: {where} has no groups; leave it out")
 
 
-def join_parts(parts: Sequence[Part]) -> Part:
+def join_parts(parts: Sequence[SplitPart]) -> SplitPart:
     """Return the parts of one split, one after the other.
 
     Raises:
@@ -183,7 +184,7 @@ def join_parts(parts: Sequence[Part]) -> Part:
     labels, ids = (np.concatenate([getattr(part, name) for part in parts]) for name in ("labels", "source_ids"))
     groups = [part.groups for part in parts if part.groups is not None]
     digests = [part.digests for part in parts if part.digests is not None]
-    return Part(
+    return SplitPart(
         join([part.images for part in parts]),
         labels,
         ids,
@@ -210,7 +211,7 @@ def numbered(
     name: str,
     groups: np.ndarray | None = None,
     digests: np.ndarray | None = None,
-) -> Part:
+) -> SplitPart:
     """Return one split of a source whose pictures have no names; they are numbered.
 
     Args:
@@ -222,7 +223,7 @@ def numbered(
     """
     source_ids = np.array([f"{name}-{index:06d}" for index in range(len(labels))], dtype=str)
     groups = None if groups is None else groups.astype(str)
-    return Part(images, labels.reshape(-1).astype(np.int64), source_ids, groups, digests)
+    return SplitPart(images, labels.reshape(-1).astype(np.int64), source_ids, groups, digests)
 
 
 def open_pictures(

@@ -5,6 +5,7 @@ from typing import Any, Literal
 import numpy as np
 
 from tfigkd.data.disk import DiskPictures
+from tfigkd.runtime.errors import UserError
 
 Range = tuple[float, float]
 """The values of a black and of a white pixel."""
@@ -95,3 +96,18 @@ def to_logits(values: np.ndarray, outputs: Outputs) -> np.ndarray:
     else:
         logits = values
     return np.concatenate([-logits / 2, logits / 2], axis=1) if logits.shape[1] == 1 else logits
+
+
+def require_finite_outputs(outputs: np.ndarray, what: str) -> np.ndarray:
+    """Return the outputs of a model, which are checked.
+
+    Args:
+        outputs: Of any shape.
+        what: The model, for the message.
+
+    Raises:
+        UserError: They hold NaN or infinity.
+    """
+    if not np.isfinite(outputs).all():
+        raise UserError(f"{what} gives NaN or infinity; look at its weights, and at the values of its pixels")
+    return outputs

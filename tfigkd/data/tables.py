@@ -18,8 +18,8 @@ from tfigkd.data.pictures import (
 from tfigkd.data.sources import (
     ROLES,
     Notes,
-    Part,
     Source,
+    SplitPart,
     given_splits,
     open_pictures,
     taken,
@@ -161,7 +161,7 @@ def _alike(labels: Collection[str]) -> list[str]:
 
 def _read_rows(
     table: Path, rows: Sequence[Mapping[str, str]], class_names: tuple[str, ...], wanted: Reading, notes: Notes
-) -> Part:
+) -> SplitPart:
     """Read the pictures of rows.
 
     Raises:
@@ -183,4 +183,4 @@ def _read_rows(
     images, digests = open_pictures(paths, source_ids, table.parent, wanted, notes)
     labels = np.array([class_names.index(row["label"]) for row in rows], np.int64)
     groups = np.array([row["group"] for row in rows]) if rows and "group" in rows[0] else None
-    return Part(images, labels, np.array(source_ids), groups, digests)
+    return SplitPart(images, labels, np.array(source_ids), groups, digests)

@@ -65,11 +65,12 @@ def unpack(packed: np.ndarray) -> np.ndarray:
     return logits
 
 
-def finite(packed: np.ndarray) -> np.ndarray:
-    """Return which packed logits [N,...] are all finite numbers, bool [N]."""
-    count = packed.shape[-1] // 2 - 1
-    numbers = np.concatenate([packed[..., :count], packed[..., -2:-1]], axis=-1).view("<f2")
-    return np.isfinite(numbers).reshape(len(packed), -1).all(axis=1)
+def finite(values: np.ndarray) -> np.ndarray:
+    """Return which of floats [N,...], or of packed logits, uint16 [N,...], are all finite numbers, bool [N]."""
+    if values.dtype == np.uint16:
+        count = values.shape[-1] // 2 - 1
+        values = np.concatenate([values[..., :count], values[..., -2:-1]], axis=-1).view("<f2")
+    return np.isfinite(values).reshape(len(values), -1).all(axis=1)
 
 
 class TopLogits:

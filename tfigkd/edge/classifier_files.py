@@ -21,11 +21,20 @@ from tfigkd.data.spaces import (
     in_range,
     output_kind,
     probe_images,
+    require_finite_outputs,
     to_gray,
 )
 from tfigkd.edge.contract import admit
 from tfigkd.edge.input_range import infer_input_range
-from tfigkd.edge.litert import dequantize, file_operations, litert_predictor, open_classifier, tensor_values
+from tfigkd.edge.litert import (
+    class_count,
+    dequantize,
+    ends,
+    file_operations,
+    litert_predictor,
+    open_classifier,
+    tensor_values,
+)
 from tfigkd.runtime.errors import UserError
 from tfigkd.runtime.quiet import quiet_stderr
 from tfigkd.runtime.text import shortened
@@ -63,7 +72,7 @@ def image_side(path: Path) -> int | None:
 
 
 def _side(path: Path) -> int | None:
-    height, width = map(int, open_classifier(path).get_input_details()[0]["shape"][1:3])
+    height, width = map(int, ends(open_classifier(path))[0]["shape"][1:3])
     return height if height == width else None
 
 
@@ -80,15 +89,13 @@ def reading_for(path: Path, options: Any) -> Reading:
     """
     contract = admit(path)
     with refused_as("--"):
-        return Reading(
-            image_size=_side(path) if options.image_size is None else options.image_size,
-            background=background_of(contract, options.background),
-            fit=fit_of(contract, options.fit),
-            group=options.group,
-            splits=options.splits,
-            resident=options.resident,
-            cache=options.cache,
-        )
+        reading = Reading.of(options)
+    return replace(
+        reading,
+        image_size=_side(path) if options.image_size is None else options.image_size,
+        background=background_of(contract, options.background),
+        fit=fit_of(contract, options.fit),
+    )
 
 
 def background_of(contract: Mapping[str, Any] | None, given: str | None) -> str:
@@ -142,7 +149,7 @@ def spaces(
             check_range(input_range)
         except ValueError as error:
             raise UserError(f"--input-range: {error}") from error
-    sink = interpreter.get_output_details()[0]
+    _, sink = ends(interpreter)
     about = contract or {}
     taken = input_range or infer_input_range(interpreter, contract) or UNIT
     means = about.get("output", {}).get("means") if isinstance(about.get("output"), Mapping) else None
@@ -166,24 +173,13 @@ def probe(interpreter: Any, input_range: Range) -> np.ndarray:
     Raises:
         UserError: They are not finite.
     """
-    source, sink = interpreter.get_input_details()[0], interpreter.get_output_details()[0]
+    source, sink = ends(interpreter)
     seen = []
     for image in in_range(probe_images(tuple(map(int, source["shape"][1:]))), input_range):
         interpreter.set_tensor(source["index"], tensor_values(image[None], source))
         interpreter.invoke()
         seen.append(dequantize(interpreter.get_tensor(sink["index"]), sink)[0])
-    return finite(np.stack(seen), "the file")
-
-
-def finite(outputs: np.ndarray, what: str) -> np.ndarray:
-    """Return the outputs of a file.
-
-    Raises:
-        UserError: They hold NaN or infinity.
-    """
-    if not np.isfinite(outputs).all():
-        raise UserError(f"{what} gives NaN or infinity; look at its weights, and at the values of its pixels")
-    return outputs
+    return require_finite_outputs(np.stack(seen), "the file")
 
 
 def _infer_outputs_by_end(interpreter: Any, tensor: int) -> Outputs | None:
@@ -221,13 +217,14 @@ def file_predictor(
     contract = admit(path)
     interpreter = open_classifier(path)
     taken, given = spaces(interpreter, contract, input_range, outputs)
-    count = max(int(interpreter.get_output_details()[0]["shape"][-1]), 2)
-    order = class_order(path, count, (contract or {}).get("class_names"), class_names)
+    source, sink = ends(interpreter)
+    order = class_order(path, class_count(sink), (contract or {}).get("class_names"), class_names)
     predict = litert_predictor(path, input_range=taken, outputs=given)
-    gray = int(interpreter.get_input_details()[0]["shape"][-1]) == 1
+    gray = int(source["shape"][-1]) == 1
 
     def in_order(images: np.ndarray) -> np.ndarray:
-        return finite(predict(to_gray(images) if gray and images.shape[-1] == 3 else images), str(path))[:, order]
+        logits = predict(to_gray(images) if gray and images.shape[-1] == 3 else images)
+        return require_finite_outputs(logits, str(path))[:, order]
 
     return in_order
 
@@ -293,6 +290,20 @@ def add_space_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def given_spaces(options: argparse.Namespace) -> dict[str, Any]:
+    """Return what the options of `add_space_options` say, as the arguments `input_range` and `outputs` of `spaces`."""
+    pair = options.input_range
+    return {"input_range": None if pair is None else (pair[0], pair[1]), "outputs": options.outputs}
+
+
+def add_background_option(parser: argparse.ArgumentParser) -> None:
+    """Add the option that names the color behind transparent pixels, see `background_of`."""
+    parser.add_argument(
+        "--background",
+        help='color behind transparent pixels: white, gray, black or "#rrggbb" (default: as in training)',
+    )
+
+
 def add_data_options(parser: argparse.ArgumentParser, purpose: str) -> None:
     """Add the options that name a data set; `config.flags.DataOptions` has the same.
 
@@ -307,10 +318,7 @@ def add_data_options(parser: argparse.ArgumentParser, purpose: str) -> None:
         help="bring pictures to this height and width, antialiased (default: the size that each file takes)",
     )
     parser.add_argument("--data-dir", "--data_dir", help="prepared tfds directory (default: TFDS_DATA_DIR)")
-    parser.add_argument(
-        "--background",
-        help='color behind transparent pixels: white, gray, black or "#rrggbb" (default: as in training)',
-    )
+    add_background_option(parser)
     parser.add_argument("--fit", choices=get_args(Fit), help="how pictures come to that size (default: as in training)")
     parser.add_argument("--group", help="what keeps pictures on one side of a split that is held out, as in data.group")
     kinds = get_args(Resident)

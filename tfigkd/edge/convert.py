@@ -8,7 +8,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from tfigkd.config.fields import FORMATS, Ends, Format
+from tfigkd.config.export_fields import FORMATS, Ends, Format
 from tfigkd.data import to_model_input
 from tfigkd.data.pictures import one_line
 from tfigkd.data.spaces import UNIT, Range

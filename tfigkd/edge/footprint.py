@@ -4,7 +4,7 @@ import gzip
 import json
 import subprocess
 import sys
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,9 @@ from tfigkd.edge.litert import TRIAL_SECONDS, open_litert
 from tfigkd.edge.operations import kernel_tensors, operations_of
 from tfigkd.runtime.errors import UserError
 from tfigkd.runtime.processes import call_module, last_line
+
+RUNS = 5
+"""Runs of a file in the process whose memory is measured."""
 
 
 @dataclass(frozen=True)
@@ -36,10 +39,6 @@ class Footprint:
     nonzero_weights: int
     multiply_adds: int
     peak_memory: int | None
-
-    def columns(self) -> dict[str, int | None]:
-        """Return the values as columns of a row."""
-        return asdict(self)
 
 
 def footprint(path: Path) -> Footprint:
@@ -67,7 +66,7 @@ def count_weights(path: Path) -> tuple[int, int, int]:
     return weights, nonzero, sum(operation.multiply_adds for operation in operations)
 
 
-def peak_memory(path: Path, *, runs: int = 5) -> int | None:
+def peak_memory(path: Path) -> int | None:
     """Return the peak bytes that loading and running a file adds to a new process; None if the system does not say.
 
     Raises:
@@ -76,10 +75,10 @@ def peak_memory(path: Path, *, runs: int = 5) -> int | None:
     if not Path("/proc/self/status").is_file():
         return None
     try:
-        done = call_module("tfigkd.edge.footprint", path, runs, seconds=TRIAL_SECONDS)
+        done = call_module("tfigkd.edge.footprint", path, seconds=TRIAL_SECONDS)
     except subprocess.TimeoutExpired as error:
         raise UserError(
-            f"cannot measure the memory of {path}: it did not run {runs} times in {TRIAL_SECONDS} s; export it anew"
+            f"cannot measure the memory of {path}: it did not run {RUNS} times in {TRIAL_SECONDS} s; export it anew"
         ) from error
     if done.returncode:
         raise UserError(f"cannot measure the memory of {path}: {last_line(done)}")
@@ -94,17 +93,17 @@ def _status(field: str) -> int:
     raise UserError(f"/proc/self/status has no {field}")
 
 
-def _child(path: Path, runs: int) -> int:
+def _child(path: Path) -> int:
     # libraries that every file needs are loaded before the measurement starts
     from ai_edge_litert.interpreter import Interpreter  # noqa: F401
 
     before = _status("VmRSS")
     interpreter: Any = open_litert(path, threads=1)
-    for _ in range(runs):
+    for _ in range(RUNS):
         interpreter.invoke()
     # getrusage does not work here: its maximum is inherited from the parent process through fork and exec
     return max(0, _status("VmHWM") - before)
 
 
 if __name__ == "__main__":
-    print(json.dumps(_child(Path(sys.argv[1]), int(sys.argv[2]))))
+    print(json.dumps(_child(Path(sys.argv[1]))))

@@ -2,7 +2,7 @@
 
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -117,8 +117,8 @@ def float_tensors(model: Path | bytes, *, inside: bool = False) -> list[str]:
         UserError: it is not a LiteRT model.
     """
     interpreter = open_litert(model, delegates=False)
-    ends = [*interpreter.get_input_details(), *interpreter.get_output_details()] if inside else []
-    left_out = {tensor["index"] for tensor in ends}
+    outer = [*interpreter.get_input_details(), *interpreter.get_output_details()] if inside else []
+    left_out = {tensor["index"] for tensor in outer}
     return [
         tensor["name"]
         for tensor in interpreter.get_tensor_details()
@@ -172,6 +172,16 @@ def open_classifier(model: Path, *, threads: int | None = None) -> Any:
     return interpreter
 
 
+def ends(interpreter: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return what LiteRT tells of the input and the output of a classifier from `open_classifier`."""
+    return interpreter.get_input_details()[0], interpreter.get_output_details()[0]
+
+
+def class_count(sink: Mapping[str, Any]) -> int:
+    """Return the number of classes of a classifier's output; a single value is that of the second of two."""
+    return max(int(sink["shape"][-1]), 2)
+
+
 def litert_predictor(
     path: Path, *, input_range: Range = UNIT, outputs: Outputs = "logits"
 ) -> Callable[[Any], np.ndarray]:
@@ -187,7 +197,7 @@ def litert_predictor(
             size.
     """
     interpreter = open_classifier(path)
-    source, sink = interpreter.get_input_details()[0], interpreter.get_output_details()[0]
+    source, sink = ends(interpreter)
 
     def predict(images: Pictures) -> np.ndarray:
         if images.shape[1:] != tuple(source["shape"][1:]):

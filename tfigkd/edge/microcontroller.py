@@ -10,7 +10,7 @@ import numpy as np
 from tfigkd.data.spaces import UNIT, Outputs, Range
 from tfigkd.edge.classifier_files import spaces
 from tfigkd.edge.contract import admit
-from tfigkd.edge.litert import file_operations, open_classifier, open_litert
+from tfigkd.edge.litert import ends, file_operations, open_classifier, open_litert
 from tfigkd.edge.operations import tensor_bytes
 from tfigkd.runtime.errors import UserError
 from tfigkd.runtime.files import checksum, write_text
@@ -66,7 +66,7 @@ def write_c(
     """
     contract = admit(model)
     interpreter = open_classifier(model, threads=1)
-    source, sink = interpreter.get_input_details()[0], interpreter.get_output_details()[0]
+    source, sink = ends(interpreter)
     if {source["dtype"], sink["dtype"]} != {np.int8}:
         takes, gives = (np.dtype(tensor["dtype"]).name for tensor in (source, sink))
         raise UserError(

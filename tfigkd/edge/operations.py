@@ -78,7 +78,7 @@ def operations_of(interpreter: Any) -> list[Operation]:
     computed = {int(index) for one in found for index in one["outputs"]}
     computed |= {tensor["index"] for tensor in interpreter.get_input_details()}
     # weights that are stored in another type count where they are used
-    computed -= {int(index) for index in origin if resolve(index, origin) not in computed}
+    computed -= {int(index) for index in origin if stored_tensor(index, origin) not in computed}
     return [_operation(one, tensors, computed, origin) for one in found]
 
 
@@ -99,7 +99,7 @@ def _operation(
         outputs=outputs,
         shape=tuple(map(int, first["shape"])),
         dtype=np.dtype(first["dtype"]).name,
-        weight_bytes=sum(tensor_bytes(tensors[resolve(index, origin)]) for index in constants),
+        weight_bytes=sum(tensor_bytes(tensors[stored_tensor(index, origin)]) for index in constants),
         activation_bytes=sum(tensor_bytes(tensors[index]) for index in (*inputs, *outputs)),
         multiply_adds=_multiply_adds(found, tensors, computed),
     )
@@ -133,11 +133,11 @@ def kernel_tensors(operations: Sequence[Operation], interpreter: Any) -> set[int
         read = found[operation.index]["inputs"]
         for place in KERNELS.get(operation.kind, ()):
             if place < len(read) and read[place] in operation.constants:
-                held.add(resolve(int(read[place]), origin))
+                held.add(stored_tensor(int(read[place]), origin))
     return held
 
 
-def resolve(index: int, origin: Mapping[int, int]) -> int:
+def stored_tensor(index: int, origin: Mapping[int, int]) -> int:
     """Return the stored tensor from which a converted one comes; other tensors are returned as they are."""
     while index in origin:
         index = origin[index]

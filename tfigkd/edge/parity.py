@@ -8,7 +8,7 @@ import keras
 import numpy as np
 
 from tfigkd.config.data_fields import BACKGROUND
-from tfigkd.config.fields import ExportConfig, Format
+from tfigkd.config.export_fields import ExportConfig, Format
 from tfigkd.data import Dataset, Examples
 from tfigkd.data.spaces import UNIT
 from tfigkd.edge.contract import write_contract
@@ -206,8 +206,3 @@ def _parity_on_noise(
 def _calibration_count(examples: Examples, config: ExportConfig) -> int:
     """Return how many examples calibrate: at most half of them, so that a file is compared on others."""
     return min(config.calibration_examples, max(1, len(examples) // 2))
-
-
-def file_name(role: str, format: str) -> str:
-    """Return the name of an exported file, e.g. student.int8.tflite."""
-    return f"{role}.{format}.tflite"

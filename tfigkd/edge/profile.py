@@ -16,6 +16,8 @@ from tfigkd.runtime.errors import UserError
 from tfigkd.runtime.text import counted, shortened
 
 XNNPACK, LITERT, FUSED, UNKNOWN = "XNNPACK", "LiteRT", "fused", ""
+NAMED = 3
+"""Layers that a sentence names."""
 
 
 @dataclass(frozen=True)
@@ -148,19 +150,14 @@ def about_times(profiled: Profile) -> list[str]:
     return said
 
 
-def about_layers(compared: Comparison, count: int = 3) -> list[str]:
-    """Return sentences on the layers of an integer file that differ most from float32.
-
-    Args:
-        compared: The file with its float32 file.
-        count: How many layers are named.
-    """
+def about_layers(compared: Comparison) -> list[str]:
+    """Return sentences on the layers of an integer file that differ most from its float32 file."""
     said = []
-    worst = compared.worst(count)
+    worst = compared.worst(NAMED)
     if worst:
         named = ", ".join(f"{one.operation.layer} (#{one.operation.index}, {one.sqnr:.1f} dB)" for one in worst)
         said.append(f"most noise is added by {named}")
-    clipped = sorted((one for one in compared.differences if one.saturated), key=lambda one: -one.saturated)[:count]
+    clipped = sorted((one for one in compared.differences if one.saturated), key=lambda one: -one.saturated)[:NAMED]
     if clipped:
         parts = ", ".join(f"{one.operation.layer} {100 * one.saturated:.2g} %" for one in clipped)
         said.append(f"values beyond the range of their integers: {parts}")

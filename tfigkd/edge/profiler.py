@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from tfigkd.edge.litert import input_values, open_classifier
+from tfigkd.edge.litert import ends, input_values, open_classifier
 from tfigkd.runtime.errors import UserError
 from tfigkd.runtime.processes import call_module, last_line
 from tfigkd.runtime.quiet import quiet_stderr
@@ -234,7 +234,7 @@ def _keep(address: Any) -> None:
 
 def _child(path: Path, runs: int, warmup: int, threads: int) -> str:
     interpreter = open_classifier(path, threads=1)
-    source, sink = interpreter.get_input_details()[0], interpreter.get_output_details()[0]
+    source, sink = ends(interpreter)
     noise = np.random.default_rng(0).integers(0, 256, tuple(source["shape"]), dtype=np.uint8)
     profiled = _Profiled(path, input_values(noise, source), sink["shape"], threads)
     for _ in range(max(warmup, 1)):

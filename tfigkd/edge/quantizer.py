@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from tfigkd.config.fields import Ends, Kept
+from tfigkd.config.export_fields import Ends, Kept
 from tfigkd.data import to_model_input
 from tfigkd.data.pictures import one_line
 from tfigkd.edge.convert import check_content

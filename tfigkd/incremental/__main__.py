@@ -12,10 +12,8 @@ from typing import Annotated
 
 import tyro
 
-from tfigkd.config.declare import require_seed
-from tfigkd.config.experiment import Config, read_experiment, smoke
-from tfigkd.config.flags import first_value, plain_flags, read_options, refuse_unknown, require_option
-from tfigkd.config.helptext import is_wanted
+from tfigkd.config.experiment import Config
+from tfigkd.config.flags import read_experiment_options
 from tfigkd.config.incremental_fields import Method
 from tfigkd.runtime import console, hosts
 from tfigkd.runtime.command import command
@@ -52,31 +50,21 @@ class Options:
     config: Annotated[Config, tyro.conf.arg(name="")] = field(default_factory=Config)
 
 
-def parse(arguments: list[str]) -> Options:
-    """Return the options, with the resolved experiment.
+def parse(arguments: list[str]) -> tuple[Options, str]:
+    """Return the options, with the resolved experiment, and its name.
 
     Raises:
         UserError: an unknown experiment, flag or field, or a value of the wrong type or range.
     """
-    given = first_value(arguments, "--experiment")
-    if not is_wanted(arguments):
-        require_option(given, "--experiment", "cifar10_foster is the shipped one", arguments, Options)
-    name, config = read_experiment(given) if given else ("", Config())
-    config = smoke(config) if "--smoke" in arguments else config
-    default = Options(name, config=config)
-    options, unknown = read_options(Options, plain_flags(arguments), prog=PROG, default=default)
-    refuse_unknown(unknown, arguments, Options)
-    require_seed(options.seed, "--seed")
-    return options
+    return read_experiment_options(Options, arguments, prog=PROG, hint="cifar10_foster is the shipped one")
 
 
 @command(stopped=f"stopped; nothing finished is lost. Go on with: {PROG} {{arguments}}")
 def main(arguments: list[str]) -> None:
     """Entry point of `python -m tfigkd.incremental`."""
-    options = parse(arguments)
+    options, name = parse(arguments)
     hosts.require_alone()
     console.configure(quiet=options.quiet, verbose=options.verbose)
-    name = Path(options.experiment).stem
     root = options.workdir or default_folder(name, options.seed, smoke=options.smoke)
     with console.quiet_tensorflow():
         from tfigkd.incremental import steps
@@ -85,7 +73,7 @@ def main(arguments: list[str]) -> None:
     config = resolve(options.config, Workdir(root, options.teachers, options.seed))
     said = shlex.join(["python", "-m", "tfigkd.incremental", *arguments])
     steps.run_method(config, options.method, root, options.seed, experiment=name, smoke=options.smoke, command=said)
-    header, lines = steps.table(steps.read_rows(root))
+    header, lines = steps.table(steps.finished_rows(root))
     console.say("test accuracy in percent, of all classes so far:", last=True)
     console.show_columns(header, lines, right=len(header), last=True)
     console.say(f"rows: {root / options.method / 'rows.csv'}", last=True)

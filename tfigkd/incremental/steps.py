@@ -1,6 +1,5 @@
 """Class-incremental training, step by step: each step's network, memory and accuracies in a folder of its own."""
 
-import csv
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -31,7 +30,8 @@ from tfigkd.runtime.files import (
     write_manifest,
     write_text,
 )
-from tfigkd.runtime.provenance import as_csv, origin
+from tfigkd.runtime.provenance import origin
+from tfigkd.runtime.rows import as_csv, read_rows
 from tfigkd.stages.data import dataset, training_choice, training_examples
 from tfigkd.stages.networks import build_network, network_values
 from tfigkd.stages.workdir import ROWS, STUDENT_FILE
@@ -296,15 +296,14 @@ def _remember(network: keras.Model, step: Step, memory: dict[str, list[str]]) ->
     return kept
 
 
-def read_rows(root: Path) -> dict[str, list[dict[str, str]]]:
-    """Return the rows of each method that has been through all steps in a folder."""
-    found: dict[str, list[dict[str, str]]] = {}
-    for method in METHODS:
-        path = root / method / ROWS
-        if path.is_file():
-            with open(path, newline="", encoding="utf-8") as file:
-                found[method] = list(csv.DictReader(file))
-    return found
+def finished_rows(root: Path) -> dict[str, list[dict[str, str]]]:
+    """Return the rows of each method that has been through all steps in a folder.
+
+    Raises:
+        UserError: a file of rows is no table.
+    """
+    found = {method: read_rows(root / method / ROWS) for method in METHODS}
+    return {method: rows for method, rows in found.items() if rows}
 
 
 def table(rows: dict[str, list[dict[str, str]]]) -> tuple[list[str], list[list[str]]]:

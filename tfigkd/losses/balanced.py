@@ -6,7 +6,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from tfigkd.losses.base import PerExampleLoss, Tensor
+from tfigkd.losses.base import PerExampleLoss, Tensor, check_positive
 from tfigkd.losses.logits import kl_divergence
 
 SMALLEST_WEIGHT = 1e-30
@@ -72,8 +72,7 @@ class BalancedKL(PerExampleLoss):
     """
 
     def __init__(self, temperature: float = 2.0, beta: float = 0.97, counts: Sequence[int] | None = None):
-        if temperature <= 0:
-            raise ValueError(f"temperature must be positive, got {temperature}")
+        check_positive(temperature=temperature)
         self.temperature, self.beta = temperature, beta
         self.counts = None if counts is None else [int(count) for count in counts]
         self._weights = effective_weights([1] if self.counts is None else self.counts, beta)

@@ -1,4 +1,4 @@
-"""Base classes of the losses, which define what a Distiller relies on, and distances that accept zero vectors."""
+"""Base classes of the losses, on which a Distiller relies; checks of arguments; distances that accept zero vectors."""
 
 import difflib
 import inspect
@@ -174,3 +174,25 @@ def pearson_distance(left: Tensor, right: Tensor, axis: int = -1) -> Tensor:
     return cosine_distance(
         left - ops.mean(left, axis=axis, keepdims=True), right - ops.mean(right, axis=axis, keepdims=True), axis
     )
+
+
+def check_positive(**values: float) -> None:
+    """Check that arguments are positive.
+
+    Raises:
+        ValueError: One is not, or no number.
+    """
+    for name, value in values.items():
+        if not value > 0:
+            raise ValueError(f"{name} must be positive, got {value}")
+
+
+def check_not_negative(**values: float) -> None:
+    """Check that arguments are positive or zero.
+
+    Raises:
+        ValueError: One is not, or no number.
+    """
+    for name, value in values.items():
+        if not value >= 0:
+            raise ValueError(f"{name} must not be negative, got {value}")

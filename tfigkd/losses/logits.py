@@ -5,7 +5,15 @@ from typing import Any
 import keras
 from keras import ops
 
-from tfigkd.losses.base import Loss, PerExampleLoss, Tensor, pearson_distance, unit_vectors
+from tfigkd.losses.base import (
+    Loss,
+    PerExampleLoss,
+    Tensor,
+    check_not_negative,
+    check_positive,
+    pearson_distance,
+    unit_vectors,
+)
 
 
 def hard_label_loss(labels: Tensor, logits: Tensor, *, label_smoothing: float = 0.0) -> Tensor:
@@ -196,7 +204,7 @@ class KLDivergence(PerExampleLoss):
     """
 
     def __init__(self, temperature: float = 2.5, standardize: bool = False):
-        _check_positive(temperature=temperature)
+        check_positive(temperature=temperature)
         self.temperature = temperature
         self.standardize = standardize
 
@@ -237,8 +245,8 @@ class DKD(PerExampleLoss):
     needs_labels = True
 
     def __init__(self, alpha: float = 1.0, beta: float = 2.0, temperature: float = 4.0, standardize: bool = False):
-        _check_positive(temperature=temperature)
-        _check_not_negative(alpha=alpha, beta=beta)
+        check_positive(temperature=temperature)
+        check_not_negative(alpha=alpha, beta=beta)
         self.alpha = alpha
         self.beta = beta
         self.temperature = temperature
@@ -295,8 +303,8 @@ class R2KD(PerExampleLoss):
         pruned: float = 0.3,
         second: float = 1.0,
     ):
-        _check_positive(temperature=temperature, softness=softness)
-        _check_not_negative(value=value, rank=rank, second=second)
+        check_positive(temperature=temperature, softness=softness)
+        check_not_negative(value=value, rank=rank, second=second)
         if not 0 <= pruned < 1:
             raise ValueError(f"pruned must be in [0, 1), got {pruned}")
         self.temperature = temperature
@@ -345,8 +353,8 @@ class DIST(Loss):
         rank: float = 0.0,
         softness: float = 1.0,
     ):
-        _check_positive(temperature=temperature, softness=softness)
-        _check_not_negative(inter=inter, intra=intra, rank=rank)
+        check_positive(temperature=temperature, softness=softness)
+        check_not_negative(inter=inter, intra=intra, rank=rank)
         self.temperature = temperature
         self.inter = inter
         self.intra = intra
@@ -360,15 +368,3 @@ class DIST(Loss):
 
 def _kl(teacher_log: Tensor, student_log: Tensor) -> Tensor:
     return ops.sum(ops.exp(teacher_log) * (teacher_log - student_log), axis=-1)
-
-
-def _check_positive(**values: float) -> None:
-    for name, value in values.items():
-        if not value > 0:
-            raise ValueError(f"{name} must be positive, got {value}")
-
-
-def _check_not_negative(**values: float) -> None:
-    for name, value in values.items():
-        if not value >= 0:
-            raise ValueError(f"{name} must not be negative, got {value}")

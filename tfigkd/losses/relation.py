@@ -6,7 +6,7 @@ from typing import Any
 import keras
 from keras import ops
 
-from tfigkd.losses.base import SMALLEST_SQUARED_NORM, Loss, PerExampleLoss, Tensor, unit_vectors
+from tfigkd.losses.base import SMALLEST_SQUARED_NORM, Loss, PerExampleLoss, Tensor, check_not_negative, unit_vectors
 from tfigkd.losses.features import match_resolution
 
 EPSILON = 1e-7
@@ -196,8 +196,7 @@ class RKD(Loss):
     ):
         if (student_layer is None) != (teacher_layer is None):
             raise ValueError(f"RKD needs both taps or none, got {student_layer!r} and {teacher_layer!r}")
-        if not (distance >= 0 and angle >= 0):
-            raise ValueError(f"distance and angle must not be negative, got {distance} and {angle}")
+        check_not_negative(distance=distance, angle=angle)
         self.student_layer = student_layer
         self.teacher_layer = teacher_layer
         self.distance = distance

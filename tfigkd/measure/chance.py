@@ -27,10 +27,10 @@ An untrained model that happens to tell two of three classes apart is no model o
 """
 
 
-def probe_examples(data: Dataset, count: int = PROBE_EXAMPLES) -> Examples:
-    """Return images for these checks: validation, and some of train where validation has fewer than `count`."""
-    held_out = data.validation.take(slice(count))
-    missing = count - len(held_out)
+def probe_examples(data: Dataset) -> Examples:
+    """Return `PROBE_EXAMPLES` images for these checks: validation, and some of train where validation has fewer."""
+    held_out = data.validation.take(slice(PROBE_EXAMPLES))
+    missing = PROBE_EXAMPLES - len(held_out)
     return held_out if missing <= 0 else concatenate([held_out, data.train.take(slice(missing))])
 
 

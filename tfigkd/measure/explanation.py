@@ -1,4 +1,4 @@
-"""Measures of predictions and explanations, the same for Keras models and LiteRT files."""
+"""Measures of explanations, the same for Keras models and LiteRT files."""
 
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -8,37 +8,10 @@ import numpy as np
 from tfigkd.attribution.faithfulness import deletion, insertion
 from tfigkd.attribution.similarity import cosine, rank_correlation, top_overlap
 from tfigkd.data import Examples
-from tfigkd.measure.metrics import Predict, check_labels, comparison, metrics
-from tfigkd.runtime.errors import UserError
+from tfigkd.measure.metrics import Predict
 
 FAITHFULNESS = ("attribution_insertion", "attribution_deletion")
 """The names of what `faithfulness` measures."""
-
-
-def measure(
-    predict: Predict, examples: Examples, reference: np.ndarray | None = None
-) -> tuple[dict[str, float], np.ndarray]:
-    """Measure a function from uint8 images [N,H,W,3] to logits [N,C].
-
-    Args:
-        predict: A Keras model as `functools.partial(predict_logits, model)`, a LiteRT file as `litert_predictor(path)`.
-        examples: The examples to predict.
-        reference: Logits [N,C] of a model to compare with, such as the teacher; None for no comparison.
-
-    Returns:
-        The metrics by name, and the logits [N,C].
-
-    Raises:
-        UserError: A label is none of the C classes.
-    """
-    logits = predict(examples.images)
-    check_labels(examples.labels, logits.shape[1])
-    if not np.isfinite(logits).all():
-        raise UserError("the model gives NaN or infinity; look at its weights, and at the values of its pixels")
-    values = dict(metrics(logits, examples.labels))
-    if reference is not None:
-        values |= dict(comparison(logits, reference))
-    return values, logits
 
 
 def similarity(maps: np.ndarray, reference: np.ndarray, *, top_fraction: float) -> Iterator[tuple[str, float]]:

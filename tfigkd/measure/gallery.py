@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from tfigkd.runtime.errors import UserError
-from tfigkd.runtime.files import atomic, checksum
+from tfigkd.runtime.files import checksum, write_bytes
 
 FILE = "gallery.npz"
 OF_TEACHER = ("teacher_predicted", "teacher_maps", "overlays", "overlaid", "alike", "chance")
@@ -48,8 +48,7 @@ class Gallery:
         """Write the file atomically and return its checksum."""
         buffer = io.BytesIO()
         np.savez_compressed(buffer, **{one.name: getattr(self, one.name) for one in fields(self)})
-        with atomic(path) as temporary:
-            temporary.write_bytes(buffer.getvalue())
+        write_bytes(path, buffer.getvalue())
         return checksum(path)
 
     @classmethod

@@ -8,8 +8,9 @@ import keras
 import numpy as np
 from scipy.special import log_softmax
 
-from tfigkd.data import to_model_input
+from tfigkd.data import Examples, to_model_input
 from tfigkd.data.disk import Pictures, blocks
+from tfigkd.data.spaces import require_finite_outputs
 from tfigkd.runtime.errors import UserError
 
 Predict = Callable[[Pictures], np.ndarray]
@@ -37,6 +38,31 @@ def predict_logits(model: keras.Model, images: Pictures, *, batch_size: int = 25
         padded = np.concatenate([chunk, np.repeat(images[:1], batch_size - len(chunk), axis=0)])
         logits.append(model.predict_on_batch(to_model_input(padded)))
     return np.concatenate(logits)[: len(images)]
+
+
+def measure(
+    predict: Predict, examples: Examples, reference: np.ndarray | None = None
+) -> tuple[dict[str, float], np.ndarray]:
+    """Measure a function from uint8 images [N,H,W,3] to logits [N,C].
+
+    Args:
+        predict: A Keras model as `functools.partial(predict_logits, model)`, a LiteRT file as `litert_predictor(path)`.
+        examples: The examples to predict.
+        reference: Logits [N,C] of a model to compare with, such as the teacher; None for no comparison.
+
+    Returns:
+        The metrics by name, and the logits [N,C].
+
+    Raises:
+        UserError: A label is none of the C classes.
+    """
+    logits = predict(examples.images)
+    check_labels(examples.labels, logits.shape[1])
+    require_finite_outputs(logits, "the model")
+    values = dict(metrics(logits, examples.labels))
+    if reference is not None:
+        values |= dict(comparison(logits, reference))
+    return values, logits
 
 
 def check_labels(labels: np.ndarray, classes: int) -> None:

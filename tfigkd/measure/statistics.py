@@ -253,30 +253,22 @@ def normality(values: Sequence[float]) -> float:
     return float(stats.shapiro(array).pvalue)
 
 
-def winner(arms: Mapping[str, Sequence[float] | Mapping[int, float]]) -> tuple[str | None, list[str]]:
+def winner(arms: Mapping[str, Mapping[int, float]]) -> tuple[str | None, list[str]]:
     """Return the arm with the highest mean if it is significantly better than every other arm.
 
     Args:
-        arms: Name to values: by seed, then arms with common seeds are compared in pairs; or as lists of independent
-            runs.
+        arms: Name to values by seed; arms with common seeds are compared in pairs.
 
     Returns:
         The winner and an empty list; or None and the arms, best first, that are not significantly worse than the
         best: the test against it, corrected over all other arms, does not reach the 5 % level, or an arm has too few
         runs.
     """
-    values = {arm: dict(enumerate(own)) if not isinstance(own, Mapping) else own for arm, own in arms.items()}
-    order = sorted(arms, key=lambda arm: -summarize(list(values[arm].values())).mean)
+    order = sorted(arms, key=lambda arm: -summarize(list(arms[arm].values())).mean)
     best, others = order[0], order[1:]
-    adjusted = holm([_test(arms[best], arms[arm]).p for arm in others])
+    adjusted = holm([compare_by_seed(arms[best], arms[arm])[0].p for arm in others])
     level = [arm for arm, p in zip(others, adjusted, strict=True) if not p < LEVEL]
     return (best, []) if others and not level else (None, [best, *level])
-
-
-def _test(first: Sequence[float] | Mapping[int, float], second: Sequence[float] | Mapping[int, float]) -> Difference:
-    if isinstance(first, Mapping) and isinstance(second, Mapping):
-        return compare_by_seed(first, second)[0]
-    return welch(*(list(one.values()) if isinstance(one, Mapping) else one for one in (first, second)))
 
 
 def wilson(share: float, n: int) -> tuple[float, float]:

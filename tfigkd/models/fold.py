@@ -6,7 +6,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from tfigkd.models.graph import graph_of, is_graph, maker_of, nodes_of
+from tfigkd.models.graph import float64_of, graph_of, is_graph, maker_of, nodes_of
 from tfigkd.models.layers import copy_layer, has_plain_kernel, rebuilt
 
 FOLDABLE = (keras.layers.Conv2D, keras.layers.DepthwiseConv2D, keras.layers.Dense)
@@ -50,8 +50,8 @@ def fold_batch_norm(model: keras.Model) -> keras.Model:
 
 def _folded_weights(layer: keras.Layer, norm: keras.layers.BatchNormalization) -> list[np.ndarray]:
     """Return the kernel and bias that do what a layer and the normalization after it do."""
-    kernel, (mean, scale, offset) = _array(layer.kernel), inference_values(norm)
-    bias = _array(layer.bias) if layer.use_bias else 0.0
+    kernel, (mean, scale, offset) = float64_of(layer.kernel), inference_values(norm)
+    bias = float64_of(layer.bias) if layer.use_bias else 0.0
     # The output channels of a depthwise convolution are the last two axes, (input channel, multiplier).
     channels = kernel.shape[2:] if isinstance(layer, keras.layers.DepthwiseConv2D) else kernel.shape[-1:]
     return [kernel * scale.reshape(channels), (bias - mean) * scale + offset]
@@ -59,13 +59,9 @@ def _folded_weights(layer: keras.Layer, norm: keras.layers.BatchNormalization) -
 
 def inference_values(norm: keras.layers.BatchNormalization) -> tuple[np.ndarray, np.ndarray, Any]:
     """Return mean, scale and offset of a normalization in inference, `(x - mean) · scale + offset`, float64 [C]."""
-    mean, variance = _array(norm.moving_mean), _array(norm.moving_variance)
-    scale = (_array(norm.gamma) if norm.scale else 1.0) / np.sqrt(variance + norm.epsilon)
-    return mean, scale, _array(norm.beta) if norm.center else 0.0
-
-
-def _array(variable: keras.Variable) -> np.ndarray:
-    return keras.ops.convert_to_numpy(variable).astype("float64")
+    mean, variance = float64_of(norm.moving_mean), float64_of(norm.moving_variance)
+    scale = (float64_of(norm.gamma) if norm.scale else 1.0) / np.sqrt(variance + norm.epsilon)
+    return mean, scale, float64_of(norm.beta) if norm.center else 0.0
 
 
 def _find_folds(model: keras.Model) -> dict[keras.Layer, keras.Layer]:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
+import numpy as np
 
 ARITHMETIC = ("Add", "Subtract", "Multiply", "Divide", "TrueDivide")
 """Class names of the operations that Keras makes of `+`, `-`, `*` and `/`; layers can have the first three as well."""
@@ -129,6 +130,11 @@ def run_graph(graph: keras.Model, inputs: Any, call: Callable[..., Any] | None =
         Tensors in the structure of the graph's outputs.
     """
     return graph._run_through_graph(inputs, call_fn=call)
+
+
+def float64_of(variable: Any) -> np.ndarray:
+    """Return the values of a variable or tensor as a NumPy array, float64."""
+    return keras.ops.convert_to_numpy(variable).astype("float64")
 
 
 def input_like(tensor: Any, batch_shape: Sequence[int | None] | None = None) -> Any:

@@ -10,7 +10,7 @@ from keras import ops
 
 from tfigkd.data.ranges import Affine, range_of, scalar
 from tfigkd.data.spaces import PIXELS, UNIT, Range
-from tfigkd.models.graph import ARITHMETIC, readers_of, single_graph
+from tfigkd.models.graph import ARITHMETIC, float64_of, readers_of, single_graph
 from tfigkd.runtime.errors import UserError
 
 INPUT_RANGE = "input_range"
@@ -133,8 +133,8 @@ def _affine(operation: Any, node: Any) -> Affine | None:
         linear = operation.activation is keras.activations.linear
         if set(operation.kernel_size) | set(operation.strides) | {operation.depth_multiplier} != {1} or not linear:
             return None
-        bias = _array(operation.bias) if operation.use_bias else scalar(0)
-        return Affine(_array(operation.kernel).reshape(-1), bias)
+        bias = float64_of(operation.bias) if operation.use_bias else scalar(0)
+        return Affine(float64_of(operation.kernel).reshape(-1), bias)
     return _arithmetic(kind, node)
 
 
@@ -161,11 +161,7 @@ def _arithmetic(kind: str, node: Any) -> Affine | None:
 
 
 def _statistics(mean: Any, variance: Any, invert: bool = False) -> Affine:
-    center, deviation = _array(mean).reshape(-1), np.sqrt(np.maximum(_array(variance), 1e-12)).reshape(-1)
+    center, deviation = float64_of(mean).reshape(-1), np.sqrt(np.maximum(float64_of(variance), 1e-12)).reshape(-1)
     if invert:
         return Affine(deviation, center, statistics=True)
     return Affine(1 / deviation, -center / deviation, statistics=True)
-
-
-def _array(variable: Any) -> np.ndarray:
-    return ops.convert_to_numpy(variable).astype("float64")

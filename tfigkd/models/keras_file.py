@@ -15,6 +15,7 @@ import keras
 
 import tfigkd.models.fake_quant  # noqa: F401 - registers what a quantized student is made of
 from tfigkd.data.pictures import reading
+from tfigkd.models.layers import mapped
 from tfigkd.runtime.errors import UserError
 from tfigkd.runtime.files import expanded
 
@@ -63,7 +64,7 @@ def load_model(path: Path) -> Any:
     try:
         if _values(config) > stored:  # a value takes a byte at least
             raise ValueError(f"its layers have more values than the {stored:,} bytes of its weights can hold")
-        bare = {**_not_compiled(config), "compile_config": None}
+        bare = {**mapped(config, _not_compiled), "compile_config": None}
         if bare == {**config, "compile_config": None}:
             return _with_bare_ends(keras.saving.load_model(path, compile=False, safe_mode=True))
         # compile=False does not reach the models inside, whose optimizers may then be refused
@@ -139,17 +140,15 @@ def _values(config: dict[str, Any]) -> int:
     state = random.getstate()  # initializers draw their seeds from it: this count must not change later draws
     try:
         with keras.StatelessScope(initialize_variables=False):
-            model = keras.saving.deserialize_keras_object(_not_compiled(config), safe_mode=True)
+            model = keras.saving.deserialize_keras_object(mapped(config, _not_compiled), safe_mode=True)
             return sum(math.prod(variable.shape) for variable in model.variables)
     finally:
         random.setstate(state)
 
 
-def _not_compiled(config: Any) -> Any:
-    """Return a config without the compilation of the model and of the models inside it."""
-    if isinstance(config, dict):
-        return {key: None if key == "compile_config" else _not_compiled(value) for key, value in config.items()}
-    return [_not_compiled(value) for value in config] if isinstance(config, list) else config
+def _not_compiled(config: dict[str, Any]) -> dict[str, Any]:
+    """Return a dictionary of a config without the compilation of a model, the outer one or one inside it."""
+    return {**config, "compile_config": None} if "compile_config" in config else config
 
 
 def _foreign(config: Any) -> Iterator[Any]:

@@ -121,6 +121,20 @@ def _exchange(model: keras.Model, old: type[keras.Layer], new: type[keras.Layer]
     return rebuilt(model, replace)
 
 
+def mapped(config: Any, change: Callable[[dict[str, Any]], dict[str, Any]]) -> Any:
+    """Return a config of Keras in which each dictionary is changed, those inside it first; lists and tuples stay such.
+
+    Args:
+        config: Of a layer or model, or a part of it.
+        change: Function from a dictionary, whose values are changed already, to the one in its place.
+    """
+    if isinstance(config, list | tuple):
+        return type(config)(mapped(value, change) for value in config)
+    if not isinstance(config, dict):
+        return config
+    return change({key: mapped(value, change) for key, value in config.items()})
+
+
 def copy_layer(layer: keras.Layer) -> keras.Layer:
     """Return a new layer of the same configuration, with its own fresh weights.
 

@@ -6,7 +6,7 @@ from typing import Any
 import keras
 
 from tfigkd.models.graph import flatten_layers, maker_of, sources_of
-from tfigkd.models.layers import copy_layer, rebuilt
+from tfigkd.models.layers import copy_layer, mapped, rebuilt
 
 PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16")
 HALF = ("float16", "bfloat16")
@@ -50,7 +50,7 @@ def with_precision(model: keras.Model, precision: str) -> keras.Model:
 
 def in_float32(layer: keras.Layer) -> keras.Layer:
     """Return a new layer of the same configuration that computes in float32, with its own fresh weights."""
-    return type(layer).from_config(_float32(layer.get_config()))
+    return type(layer).from_config(mapped(layer.get_config(), _in_float32))
 
 
 def computes_in(layer: keras.Layer, dtypes: Collection[str]) -> bool:
@@ -58,18 +58,11 @@ def computes_in(layer: keras.Layer, dtypes: Collection[str]) -> bool:
     return any(one.compute_dtype in dtypes for one in flatten_layers(layer, include_self=True))
 
 
-def _float32(config: Any) -> Any:
-    """Return a layer's config with float32 in the place of every precision policy."""
-    if isinstance(config, list | tuple):
-        return type(config)(map(_float32, config))
-    if not isinstance(config, dict):
-        return config
+def _in_float32(config: dict[str, Any]) -> dict[str, Any]:
+    """Return a dictionary of a layer's config with float32 in the place of a precision policy."""
     if config.get("class_name") == "DTypePolicy":
         return {**config, "config": {"name": "float32"}}
-    return {
-        key: "float32" if key == "dtype" and value in (*PRECISIONS, *OTHERS) else _float32(value)
-        for key, value in config.items()
-    }
+    return {**config, "dtype": "float32"} if config.get("dtype") in (*PRECISIONS, *OTHERS) else config
 
 
 def float32_layers(model: keras.Model) -> set[str]:

@@ -27,7 +27,7 @@ def with_fresh_weights(model: keras.Model) -> keras.Model:
     def replace(layer: keras.Layer) -> keras.Layer:
         if _kept(layer):
             return layers.copy_layer(layer)
-        return type(layer).from_config(_without_seeds(layer.get_config()))
+        return type(layer).from_config(layers.mapped(layer.get_config(), _without_seed))
 
     result = layers.rebuild(model, replace)
     _copy_kept(model, result)
@@ -51,14 +51,9 @@ def _copy_kept(source: keras.Model, target: keras.Model) -> None:
             layers.copy_layer_state(source.get_layer(layer.name), layer)
 
 
-def _without_seeds(config: Any) -> Any:
-    """Return a layer's config with initializers that draw their seed."""
-    if isinstance(config, list | tuple):
-        return type(config)(map(_without_seeds, config))
-    if not isinstance(config, dict):
-        return config
-    made = {key: _without_seeds(value) for key, value in config.items()}
-    inner = made.get("config")
-    if "initializers" in str(made.get("module")) and isinstance(inner, dict) and "seed" in inner:
-        made["config"] = {**inner, "seed": None}
-    return made
+def _without_seed(config: dict[str, Any]) -> dict[str, Any]:
+    """Return a dictionary of a layer's config; an initializer draws its seed."""
+    inner = config.get("config")
+    if "initializers" in str(config.get("module")) and isinstance(inner, dict) and "seed" in inner:
+        return {**config, "config": {**inner, "seed": None}}
+    return config

@@ -14,6 +14,7 @@ import keras
 import numpy as np
 from keras import ops
 
+from tfigkd.data import to_model_input
 from tfigkd.data.spaces import (
     LUMA,
     UNIT,
@@ -24,11 +25,11 @@ from tfigkd.data.spaces import (
     probe_images,
 )
 from tfigkd.models import layers
-from tfigkd.models.ends import OUTPUT_ACTIVATIONS, infer_outputs_by_end, last_operation, refuse_end
 from tfigkd.models.graph import is_graph, run_graph, single_graph
 from tfigkd.models.input_range import INPUT_RANGE, infer_input_range
-from tfigkd.models.settings import settings_of
+from tfigkd.models.output_end import OUTPUT_ACTIVATIONS, infer_outputs_by_end, last_operation, refuse_end
 from tfigkd.models.subclassed import logarithm, logits_model, two_classes
+from tfigkd.models.trace_key import settings_of
 
 TWO_CLASSES = "two_classes"
 """Name of the layer that turns one logit z into the two logits [-z/2, z/2]."""
@@ -286,13 +287,22 @@ def _infer_outputs(model: keras.Model, images: np.ndarray | None) -> Outputs:
     told = infer_outputs_by_end(model)
     if told is not None:
         return told
-    looks = output_kind(_probe(model, images))
-    if looks == "probabilities" and model.output_shape[-1] == 1:
+    return _kind_of(model, _probe(model, images))
+
+
+def _kind_of(model: keras.Model, values: np.ndarray) -> Outputs:
+    """Return whether outputs [N,C] of a model are logits or probabilities.
+
+    Raises:
+        ValueError: They are single ones from 0 to 1, each of which may be a probability or a logit.
+    """
+    found = output_kind(values)
+    if found == "probabilities" and values.shape[1] == 1:
         raise ValueError(
             f"the single output of {model.name} may be a probability or a logit; declare outputs as probabilities or "
             "logits"
         )
-    return looks
+    return found
 
 
 def _probe(model: keras.Model, images: np.ndarray | None) -> np.ndarray:
@@ -302,7 +312,7 @@ def _probe(model: keras.Model, images: np.ndarray | None) -> np.ndarray:
         return np.full((1, int(model.output_shape[-1])), -1.0)  # not known; the size is asked for elsewhere
     seen = [probe_images(shape)]
     if images is not None and images.shape[1:] == shape:
-        seen.append(images[:PROBED].astype(np.float32) / np.float32(255))
+        seen.append(to_model_input(images[:PROBED]))
     return ops.convert_to_numpy(model(np.concatenate(seen), training=False)).astype(np.float64)
 
 
@@ -316,13 +326,7 @@ def _infer_subclassed_outputs(model: keras.Model, images: np.ndarray) -> Outputs
     values = model(shown, training=False)
     if len(getattr(values, "shape", ())) != 2:
         return None
-    found = output_kind(ops.convert_to_numpy(values))
-    if values.shape[1] == 1 and found == "probabilities":
-        raise ValueError(
-            f"the single output of {model.name} may be a probability or a logit; give outputs='probabilities' or "
-            "outputs='logits'"
-        )
-    return found
+    return _kind_of(model, ops.convert_to_numpy(values))
 
 
 def _with_linear_end(model: keras.Model, outputs: Outputs | None, input_shape: Sequence[int] | None) -> keras.Model:

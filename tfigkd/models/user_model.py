@@ -8,16 +8,17 @@ from typing import Any
 import keras
 import numpy as np
 from keras import ops
+from scipy import special
 
 from tfigkd.data import to_model_input
 from tfigkd.data.disk import Pictures
 from tfigkd.data.spaces import UNIT, Outputs, Range, to_gray, to_logits
 from tfigkd.models import layers
-from tfigkd.models.ends import last_operation
 from tfigkd.models.equivalence import TOLERANCE, close, tolerance_of
 from tfigkd.models.graph import sources_of
 from tfigkd.models.input_range import infer_input_range
 from tfigkd.models.keras_file import load_model
+from tfigkd.models.output_end import last_operation
 from tfigkd.models.precision import HALF, OTHERS, computes_in, with_precision
 from tfigkd.models.spaces import PROBED, classifier, logits_of, with_rgb
 from tfigkd.runtime.errors import UserError
@@ -78,8 +79,7 @@ def _check_against(plain: keras.Model, model: keras.Model, input_range: Range | 
     taken = taken or infer_input_range(plain) or UNIT
     expected = _outputs(plain, images, taken)
     logits = ops.convert_to_numpy(model(images.astype("float32"), training=False)).astype("float64")
-    shares = np.exp(logits - logits.max(axis=-1, keepdims=True))
-    shares /= shares.sum(axis=-1, keepdims=True)
+    shares = special.softmax(logits, axis=-1)
     forms = [logits, shares, np.log(np.maximum(shares, 1e-300)), logits[:, 1:] - logits[:, :1], shares[:, 1:]]
     forms = [form for form in forms if form.shape == expected.shape]
     tolerance = max(tolerance_of(plain), TOLERANCE)

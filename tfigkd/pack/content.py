@@ -1,21 +1,20 @@
 """The content of a package, from the files of a finished run: models, contracts, class names, report, model card."""
 
-import csv
-import json
 from pathlib import Path
 
-from tfigkd.config.experiment import Config, override, to_mapping
-from tfigkd.config.reading import from_mapping, value_at
+from tfigkd.config.experiment import Config, to_mapping
 from tfigkd.data.catalog import about
 from tfigkd.edge.contract import contract_path
 from tfigkd.pack.model_card import model_card
 from tfigkd.report.facts import Facts
-from tfigkd.report.verdict import Remark
+from tfigkd.report.verdict import read_remarks
 from tfigkd.runtime.errors import UserError
-from tfigkd.runtime.files import fingerprint, read_signed, require, unsealed
+from tfigkd.runtime.files import fingerprint, read_signed, require_stage
+from tfigkd.runtime.rows import read_rows, unsealed
 from tfigkd.stages import repeat
+from tfigkd.stages.precision import undecided_roles, with_precisions
 from tfigkd.stages.report import figures, read_timed
-from tfigkd.stages.workdir import PRECISION, ROWS, SETTINGS, VERDICT, Workdir
+from tfigkd.stages.workdir import PRECISION, ROWS, SETTINGS, VERDICT, Workdir, read_settings
 
 REPORT, CARD = "report.html", "README.md"
 
@@ -32,18 +31,18 @@ def read_facts(run: Path) -> Facts:
     if not (run / SETTINGS).is_file():
         raise UserError(f"no run in {run}: it has no {SETTINGS}; give the folder of a run, such as runs/quickstart/0")
     workdir = Workdir(run, run)  # teachers are not read
-    data, _, exported, evaluated = (require(run / stage, stage) for stage in ("data", "distill", "export", "evaluate"))
+    data, _, exported, evaluated = (
+        require_stage(run / stage, stage) for stage in ("data", "distill", "export", "evaluate")
+    )
     litert = {name: content for name, content in exported["files"].items() if name.endswith(".tflite")}
     if evaluated.get("exported", litert) != litert:  # earlier versions did not write it
         raise UserError(f"the files of {run}/export are not those that were measured; run evaluate and report again")
-    if not (run / VERDICT).is_file():
+    if not ((run / VERDICT).is_file() and (run / ROWS).is_file()):
         raise UserError(f"stage 'report' has not run in {run}; add it to --stages")
     try:
-        settings = json.loads((run / SETTINGS).read_text(encoding="utf-8"))
-        config = from_mapping(Config, settings["config"])
-        remarks = [Remark(**remark) for remark in json.loads((run / VERDICT).read_text(encoding="utf-8"))]
-        with open(run / ROWS, newline="", encoding="utf-8") as file:
-            (cells,) = csv.DictReader(file)
+        settings, config = read_settings(run)
+        remarks = read_remarks(run / VERDICT)
+        (cells,) = read_rows(run / ROWS)
         row = {
             **unsealed(run / ROWS, cells),
             "experiment": settings["experiment"],
@@ -55,7 +54,7 @@ def read_facts(run: Path) -> Facts:
         }
         as_run = _with_precision(config, workdir)
         command, toml = repeat.command(config, settings)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, csv.Error) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"a file of {run} is damaged ({error}); run its stage report again") from error
     if as_run is not None and fingerprint(as_run) != row["config"]:
         raise UserError(
@@ -81,12 +80,9 @@ def _with_precision(config: Config, workdir: Workdir) -> Config | None:
     """Return the config with what the run has measured in the place of each "auto"; None if that is not known."""
     path = workdir.run / PRECISION
     chosen = read_signed(path, "run its stage report again") if path.is_file() else {}
-    for role, field in (("teacher", "teacher.training.precision"), ("student", "training.precision")):
-        if value_at(to_mapping(config), field) == "auto":
-            if role not in chosen:
-                return None
-            config = override(config, {field: chosen[role]["precision"]})
-    return config
+    if undecided_roles(config) - chosen.keys():
+        return None
+    return with_precisions(config, {role: one["precision"] for role, one in chosen.items()})
 
 
 def contents(run: Path, facts: Facts, package: str, *, license: str | None, report: bool) -> dict[str, bytes]:

@@ -11,8 +11,8 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from tfigkd.report.facts import Facts
-from tfigkd.report.table import GOOD, ROLES, caveats, lines, percent
-from tfigkd.runtime.text import counted, shortened
+from tfigkd.report.table import GOOD, caveats, lines
+from tfigkd.runtime.text import counted, percent, shortened
 
 NAMED = 20
 """Class names that the card lists; `labels.txt` of the package has all of them."""
@@ -40,6 +40,7 @@ def model_card(
     known = {name: results.get(name) or results.get(name.removesuffix(".keras")) for name in sizes}
     public = str(facts.config["data"]["name"])
     listed = shortened(names, NAMED)
+    header, figures = lines(facts.roles, facts.evaluated["n_test"])
     return (
         _environment()
         .get_template("model_card.md")
@@ -54,8 +55,8 @@ def model_card(
             names=names,
             named=listed,
             shape=facts.data["image_shape"] if facts.data else [],
-            header=["", *(role for role in ROLES if role in facts.roles)],
-            figures=lines(facts.roles, facts.evaluated["n_test"]),
+            header=header,
+            figures=figures,
             caveats=caveats(facts.row),
             good=GOOD,
         )

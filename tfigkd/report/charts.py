@@ -11,9 +11,10 @@ from typing import Any
 
 from plotly import graph_objects as go
 
+from tfigkd.config.export_fields import format_of, role_of
 from tfigkd.measure.statistics import wilson
-from tfigkd.report.table import ROLES, interval, percent
-from tfigkd.runtime.text import counted
+from tfigkd.report.table import ROLES, interval
+from tfigkd.runtime.text import counted, percent
 
 Table = tuple[Sequence[str], Sequence[Sequence[str]]]
 """Header and lines of a table; cells are text."""
@@ -93,19 +94,14 @@ def cost_axis(values: Sequence[float], title: str) -> dict[str, Any]:
     }
 
 
-def role_of(name: str) -> str:
-    """Return the role of a model or file: that of student.int8.tflite is student."""
-    return name.partition(".")[0]
-
-
-def format_of(name: str) -> str:
-    """Return the format of a file, "Keras" for a model."""
-    return name.split(".")[1] if "." in name else "Keras"
-
-
 def title_of(name: str) -> str:
     """Return the title of a model or file, such as "student, int8"."""
     return f"{role_of(name)}, {format_of(name)}"
+
+
+def error_bars(above: Sequence[float], below: Sequence[float], **style: Any) -> dict[str, Any]:
+    """Return the error bars of a trace from their lengths above and below its values."""
+    return {"type": "data", "symmetric": False, "array": above, "arrayminus": below, **style}
 
 
 def _errors(accuracies: Sequence[float], n_test: int) -> dict[str, Any]:
@@ -113,7 +109,7 @@ def _errors(accuracies: Sequence[float], n_test: int) -> dict[str, Any]:
     bounds = [wilson(value, n_test) for value in accuracies]
     above = [100 * (high - value) for value, (_, high) in zip(accuracies, bounds, strict=True)]
     below = [100 * (value - low) for value, (low, _) in zip(accuracies, bounds, strict=True)]
-    return {"type": "data", "symmetric": False, "array": above, "arrayminus": below, "thickness": 1.4, "width": 4}
+    return error_bars(above, below, thickness=1.4, width=4)
 
 
 def accuracies(results: Mapping[str, Mapping[str, float]], n_test: int) -> Chart:
@@ -237,18 +233,16 @@ def latencies(timed: Mapping[str, Mapping[str, Any]], threads: Sequence[int]) ->
             go.Bar(
                 y=[title_of(name) for name in names],
                 x=[one["p50"] for one in values],
-                error_x={
-                    "type": "data",
-                    "symmetric": False,
-                    "array": [one["p90"] - one["p50"] for one in values],
-                    "arrayminus": [0.0] * len(values),
-                    "color": PALETTE[5],
-                    "thickness": 1.4,
-                    "width": 4,
-                },
+                error_x=error_bars(
+                    [one["p90"] - one["p50"] for one in values],
+                    [0.0] * len(values),
+                    color=PALETTE[5],
+                    thickness=1.4,
+                    width=4,
+                ),
                 orientation="h",
                 name=counted(count, "thread"),
-                marker={"color": ("#2f7de1", "#0d9f75", "#b455c8", "#7a8794")[number % 4]},
+                marker={"color": (PALETTE[0], PALETTE[2], PALETTE[3], PALETTE[5])[number % 4]},
                 customdata=[[one["p90"], one["p99"]] for one in values],
                 hovertemplate="median %{x:.3f} ms, p90 %{customdata[0]:.3f}, p99 %{customdata[1]:.3f}",
             )

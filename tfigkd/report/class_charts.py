@@ -7,7 +7,8 @@ from typing import Any
 from plotly import graph_objects as go
 
 from tfigkd.report.charts import COLORS, Chart, labels, make, rows_axis
-from tfigkd.report.table import ROLES, percent
+from tfigkd.report.table import ROLES
+from tfigkd.runtime.text import percent
 
 MOST_CLASSES = 24
 

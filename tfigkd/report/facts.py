@@ -1,15 +1,14 @@
 """The results of one run's stages, which its page shows; what is missing is None or empty."""
 
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 
 from tfigkd.measure.gallery import Gallery
-from tfigkd.report.table import Roles
 
 History = list[dict[str, float]]
-T = TypeVar("T")
+Roles = dict[str, dict[str, Any]]
 
 
 @dataclass(frozen=True)

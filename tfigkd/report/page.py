@@ -16,8 +16,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from tfigkd.report.table import percent
-from tfigkd.runtime.text import counted
+from tfigkd.runtime.text import counted, percent
 
 
 def render(template: str, **values: Any) -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 from statistics import fmean, median, stdev
 from typing import NamedTuple
 
-from tfigkd.config.fields import FORMATS
+from tfigkd.config.export_fields import FORMATS
 from tfigkd.runtime.errors import UserError
 from tfigkd.runtime.files import atomic
 from tfigkd.runtime.text import markdown_table, shortened

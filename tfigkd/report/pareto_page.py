@@ -7,7 +7,7 @@ from plotly import graph_objects as go
 from tfigkd.report.charts import PALETTE, SYMBOLS, Chart, cost_axis, label, make
 from tfigkd.report.page import render
 from tfigkd.report.pareto import KINDS, Point, front
-from tfigkd.report.table import percent
+from tfigkd.runtime.text import percent
 
 COSTS = {
     "milliseconds": ("latency", "latency, batch 1, one thread, ms", 1.0, "ms"),
@@ -39,7 +39,7 @@ def chart(points: Sequence[Point], cost: str, accuracy: str) -> Chart | None:
             x=[costs[id(point)] for point in best],
             y=[100 * point.accuracy for point in best],
             mode="lines",
-            line={"color": "#7a8794", "shape": "hv", "width": 1.5},
+            line={"color": PALETTE[5], "shape": "hv", "width": 1.5},
             name="Pareto front",
             hoverinfo="skip",
         )

@@ -9,8 +9,9 @@ from tfigkd.report.class_charts import agreement, confusions, recalls
 from tfigkd.report.facts import Facts
 from tfigkd.report.page import render
 from tfigkd.report.pictures import examples
-from tfigkd.report.table import GOOD, ROLES, caveats, interval, lines, percent
+from tfigkd.report.table import GOOD, ROLES, caveats, interval, lines
 from tfigkd.report.training_charts import accuracy_curves, completeness, ledger, loss_curves, rates
+from tfigkd.runtime.text import percent
 
 LISTED = 12
 """Operations of a profile that the page lists."""
@@ -28,7 +29,7 @@ def page(facts: Facts) -> str:
         best="compressed" if "compressed" in facts.roles else "student",
         caveats=caveats(facts.row),
         intervals={role: interval(values["accuracy"], n_test) for role, values in facts.roles.items()},
-        figures=(["", *(role for role in ROLES if role in facts.roles)], lines(facts.roles, n_test)),
+        figures=lines(facts.roles, n_test),
         config_text=json.dumps(facts.config, indent=1),
         accuracies=accuracies(evaluated["results"], n_test),
         costs=trade_off(evaluated["results"], timed["results"], n_test, timed["threads"]) if timed else [],

@@ -4,35 +4,29 @@ import json
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from tfigkd.config.fields import FORMATS
+from tfigkd.config.export_fields import FORMATS
 from tfigkd.measure.statistics import wilson
-from tfigkd.runtime.text import counted, markdown_table
+from tfigkd.report.facts import Facts, Roles
+from tfigkd.runtime.text import counted, markdown_table, percent
 
 ROLES = ("teacher", "student", "compressed")
 
 GOOD = "Nothing wrong was found with this run"
 """The verdict of a run without remarks."""
 
-Roles = dict[str, dict[str, Any]]
-
-
-def percent(value: float) -> str:
-    """Return a share of 0 to 1 in percent."""
-    return f"{100 * value:.2f} %"
-
 
 def interval(accuracy: float, n_test: int) -> str:
     """Return Wilson's 95 % interval of an accuracy on `n_test` images."""
     low, high = wilson(accuracy, n_test)
-    return f"{100 * low:.2f} to {100 * high:.2f} %"
+    return f"{100 * low:.2f} to {percent(high)}"
 
 
 def _plain(*values: float) -> str:
     return " / ".join(f"{value:.3f}" for value in values)
 
 
-def lines(roles: Roles, n_test: int) -> list[list[str]]:
-    """Return the lines of the table: a title, then a cell for each role; what no role has is left out."""
+def lines(roles: Roles, n_test: int) -> tuple[list[str], list[list[str]]]:
+    """Return header and lines of the table: a title, then a cell for each role; what no role has is left out."""
     order = [role for role in ROLES if role in roles]
 
     def line(title: str, show: Callable[..., str], *keys: str) -> list[str] | None:
@@ -64,7 +58,7 @@ def lines(roles: Roles, n_test: int) -> list[list[str]]:
         found.append(line(f"{format} test accuracy", percent, f"{format}_accuracy"))
         found.append(line(f"{format} latency, batch 1", lambda value: f"{value:.3f} ms", f"{format}_ms"))
         found.append(line(f"{format} agreement with Keras", percent, f"{format}_parity"))
-    return [cells for cells in found if cells]
+    return ["", *order], [cells for cells in found if cells]
 
 
 TEACHER_SAW = {
@@ -88,27 +82,22 @@ def caveats(row: Mapping[str, Any]) -> str:
     )
 
 
-def markdown(
-    config: Mapping[str, Any],
-    row: Mapping[str, Any],
-    header: list[str],
-    found: list[list[str]],
-    command: str,
-    verdict: list[str],
-) -> str:
+def markdown(facts: Facts) -> str:
     """Return the text of `report.md`, which opens with the sentences of the verdict."""
+    config, row = facts.config, facts.row
+    header, found = lines(facts.roles, facts.evaluated["n_test"])
     text = [
         f"# {row['experiment']}, seed {row['seed']}",
         "",
         f"{config['description']}." if config["description"] else "",
         "",
-        *([f"- **{one}**" for one in verdict] or [f"{GOOD}."]),
+        *([f"- **{one}**" for one in facts.verdict] or [f"{GOOD}."]),
         "",
         *markdown_table(header, found, right=len(header) - 1),
         "",
         caveats(row),
         "",
-        f"- repeat: `{command}`",
+        f"- repeat: `{facts.command}`",
         f"- hardware: {row['hardware']}",
         f"- versions: {row['versions']}",
         f"- commit: {row['commit'] or 'not a checkout'}",

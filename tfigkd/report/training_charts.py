@@ -12,6 +12,9 @@ from tfigkd.report.table import ROLES
 from tfigkd.runtime.text import counted
 from tfigkd.training.ledger import INERT, inert_terms
 
+BINS = 48
+"""Bars of the histogram of completeness errors, about."""
+
 
 def _series(history: Sequence[Mapping[str, float]], name: str) -> tuple[list[int], list[float]]:
     known = [(epoch, entry[name]) for epoch, entry in enumerate(history, start=1) if name in entry]
@@ -131,11 +134,11 @@ def ledger(entries: list[dict[str, Any]]) -> Chart:
     return Chart("ledger", figure, _columns(columns, "step"), says=says)
 
 
-def completeness(errors: np.ndarray, tolerance: float, bins: int = 48) -> Chart:
+def completeness(errors: np.ndarray, tolerance: float) -> Chart:
     """Draw a histogram of the maps' completeness errors; the last bar counts all larger ones."""
     # the tolerance is an edge, so that no bar lies on both sides
-    end = min(max(1.6 * tolerance, float(np.quantile(errors, 0.99))), bins * tolerance)
-    width = tolerance / max(1, int(bins * tolerance / end))
+    end = min(max(1.6 * tolerance, float(np.quantile(errors, 0.99))), BINS * tolerance)
+    width = tolerance / max(1, int(BINS * tolerance / end))
     edges = width * np.arange(int(np.ceil(end / width)) + 1)
     counts = np.histogram(np.minimum(errors, edges[-1]), edges)[0]
     above = int((~(errors <= tolerance)).sum())

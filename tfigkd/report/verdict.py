@@ -1,22 +1,25 @@
 """What a run's figures say about it in plain words: each remark names what is wrong and which flag changes it.
 
-Everything here is a function of plain values; nothing is read or measured. An empty list means that nothing was found.
+Remarks are made of plain values; nothing is measured. An empty list means that nothing was found.
 """
 
+import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from scipy import stats
 
+from tfigkd.config.export_fields import format_of
 from tfigkd.config.fields import TeacherConfig
 from tfigkd.config.reading import from_mapping
 from tfigkd.measure.chance import explained_by_guessing
 from tfigkd.measure.statistics import LEVEL, wilson
 from tfigkd.report.facts import Facts, History
-from tfigkd.report.table import interval, percent
-from tfigkd.runtime.text import counted
+from tfigkd.report.table import interval
+from tfigkd.runtime.text import counted, percent
 from tfigkd.training.ledger import HARD, inert_terms
 
 WIDE = 0.10
@@ -50,6 +53,17 @@ class Remark:
     def sentence(self) -> str:
         """The text and what to change."""
         return f"{self.text} Change: {self.flag}." if self.flag else self.text
+
+
+def read_remarks(path: Path) -> list[Remark]:
+    """Return the remarks in the file that stage `report` wrote of a run.
+
+    Raises:
+        OSError: The file is missing.
+        ValueError: It is no JSON.
+        TypeError: It holds something else.
+    """
+    return [Remark(**one) for one in json.loads(path.read_text(encoding="utf-8"))]
 
 
 def verdict(facts: Facts) -> list[Remark]:
@@ -249,7 +263,7 @@ def far_files(parity: Mapping[str, Mapping[str, float]]) -> list[Remark]:
         count, lost = int(report["examples"]), max(report["keras_accuracy"] - report["accuracy"], 0.0)
         apart = 1 - report["agreement"]
         differs = wilson(report["agreement"], count)[1] < INT8_AGREEMENT or _least_loss(lost, apart, count) > INT8_LOSS
-        if name.split(".")[-2] in QUANTIZED and differs:
+        if format_of(name) in QUANTIZED and differs:
             text = (
                 f"{name} is far from its Keras model: the same class for {percent(report['agreement'])} of "
                 f"{counted(count, 'validation image')}, accuracy {percent(report['accuracy'])} against "

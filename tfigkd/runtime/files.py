@@ -22,7 +22,7 @@ LOCK = ".lock"
 
 
 def require_folder_of(path: Path | None, flag: str) -> None:
-    """Check before the work that the folder exists in which a file will be written; None is no file.
+    """Check, before the work begins, that the folder of an output file exists; None stands for no file.
 
     Raises:
         UserError: It does not, or the path has no name; `flag` is the option that gave the path.
@@ -80,6 +80,12 @@ def write_text(path: Path, text: str) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a file atomically."""
+    with atomic(path) as temporary:
+        temporary.write_bytes(content)
+
+
 def checksum(path: Path) -> str:
     """Return the SHA-256 of a file, as hex digits."""
     with open(path, "rb") as file:
@@ -131,30 +137,6 @@ def read_signed(path: Path, remedy: str, *, names: Collection[str] = (), unsigne
     return content
 
 
-def sealed(row: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a row for a CSV file with a last column added: the signature of the text of its cells."""
-    return {**row, "checksum": signature({name: "" if value is None else str(value) for name, value in row.items()})}
-
-
-def unsealed(path: Path, row: Mapping[str, Any]) -> dict[str, Any]:
-    """Check the signature of a row that was read from a CSV file, and return the row without it.
-
-    A row of an earlier version has no signature and is returned as it is.
-
-    Raises:
-        UserError: The cells are not those that were written.
-    """
-    cells = dict(row)
-    sound = None not in cells and all(
-        isinstance(text, str) and text.isprintable() for text in [*cells, *cells.values()]
-    )
-    if sound and "checksum" in cells:
-        sound = cells.pop("checksum") == signature(cells)
-    if not sound:
-        raise UserError(f"{path} is damaged (its checksum does not fit); delete it and run the stage again")
-    return cells
-
-
 def write_manifest(folder: Path, fingerprint: str, *, files: Mapping[str, str] | None = None, **outputs: Any) -> None:
     """Mark a stage as done.
 
@@ -165,6 +147,11 @@ def write_manifest(folder: Path, fingerprint: str, *, files: Mapping[str, str] |
         **outputs: Results for later stages and readers; plain JSON values.
     """
     write_signed(folder / MANIFEST, {"fingerprint": fingerprint, "files": dict(files or {}), **outputs})
+
+
+def outputs_of(manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the results in a manifest, as `write_manifest` takes them."""
+    return {name: value for name, value in manifest.items() if name not in ("fingerprint", "files")}
 
 
 def read_manifest(folder: Path) -> dict[str, Any] | None:
@@ -227,7 +214,7 @@ def finished(folder: Path, fingerprint: str) -> dict[str, Any] | None:
     return manifest
 
 
-def require(folder: Path, stage: str) -> dict[str, Any]:
+def require_stage(folder: Path, stage: str) -> dict[str, Any]:
     """Return the manifest of a stage that an earlier call must have finished; its files are verified.
 
     Raises:

@@ -1,18 +1,13 @@
-"""Provenance of results: rows with versions, hardware, commit and command."""
+"""Provenance of results: versions, hardware, commit and command."""
 
-import csv
-import errno
-import io
 import os
 import platform
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
-from typing import Any
 
-from tfigkd.runtime.errors import UserError
 from tfigkd.runtime.machine import cores
 from tfigkd.runtime.quiet import quiet_stderr
 
@@ -91,65 +86,3 @@ def surroundings() -> dict[str, str]:
 def origin(command: str) -> dict[str, str]:
     """Return all provenance columns of a row: versions, hardware, commit and command."""
     return {**surroundings(), "command": command}
-
-
-def as_csv(rows: Sequence[Mapping[str, Any]], header: bool = True) -> str:
-    """Format rows as CSV, with the columns of the first row; all rows must have the same columns."""
-    buffer = io.StringIO()
-    writer = csv.DictWriter(buffer, list(rows[0]), lineterminator="\n")
-    if header:
-        writer.writeheader()
-    writer.writerows(rows)
-    return buffer.getvalue()
-
-
-def _header(path: Path) -> list[str]:
-    with open(path, newline="", encoding="utf-8") as file:
-        return next(csv.reader(file), [])
-
-
-def require_columns(path: Path | None, wanted: Sequence[str], maybe: Sequence[str] = ()) -> None:
-    """Check before the work that rows can be appended to a .csv file; None and a new file take any.
-
-    Args:
-        path: The file.
-        wanted: Columns of the rows, in order.
-        maybe: Columns that the rows may have or not, which is not known yet.
-
-    Raises:
-        UserError: it has other columns.
-    """
-    if path is None or not path.exists():
-        return
-    try:
-        found = _header(path)
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"{path} is no .csv file; write to another --rows") from error
-    header, wanted = ([name for name in names if name not in maybe] for names in (found, wanted))
-    if header != wanted:
-        apart = [name for name in (*wanted, *header) if (name in wanted) != (name in header)]
-        differs = f"{', '.join(apart)} {'is' if len(apart) == 1 else 'are'} in one of both" if apart else "their order"
-        raise UserError(f"{path} has other columns than these rows ({differs}); write to another --rows")
-
-
-def append_row(path: Path, row: Mapping[str, Any]) -> None:
-    """Append a row to a CSV file; a new file gets its header from this row.
-
-    Raises:
-        UserError: The file has other columns.
-    """
-    new = not path.exists()
-    if not new:
-        header = _header(path)
-        if header != list(row):
-            raise UserError(f"{path} has the columns {header}, but the row has {list(row)}; write to another file")
-    content = as_csv([row], header=new).encode()
-    with open(path, "ab", buffering=0) as file:
-        before = file.tell()
-        try:
-            if file.write(content) < len(content):
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
-            os.fsync(file.fileno())
-        except OSError:
-            file.truncate(before)  # a partial row would corrupt the next one
-            raise

@@ -14,6 +14,11 @@ def shortened(items: Sequence[str], shown: int = 10, separator: str = ", ") -> s
     return separator.join(items[:shown]) + (f" and {hidden} more" if hidden > 0 else "")
 
 
+def percent(share: float) -> str:
+    """Return a share of 0 to 1 in percent, such as `93.85 %`."""
+    return f"{100 * share:.2f} %"
+
+
 def markdown_table(header: Sequence[str], lines: Iterable[Sequence[object]], *, right: int = 0) -> list[str]:
     """Return the lines of a Markdown table.
 

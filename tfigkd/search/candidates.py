@@ -21,7 +21,7 @@ import numpy as np
 
 from tfigkd import models
 from tfigkd.config.experiment import Config
-from tfigkd.config.fields import Format
+from tfigkd.config.export_fields import Format
 from tfigkd.config.measure_fields import BenchmarkConfig
 from tfigkd.data.spaces import UNIT
 from tfigkd.edge.convert import convert
@@ -31,7 +31,7 @@ from tfigkd.models.cost import count_parameters, multiply_adds
 from tfigkd.models.layers import with_stock_layers
 from tfigkd.runtime import console
 from tfigkd.runtime.errors import UserError
-from tfigkd.runtime.files import atomic, make_folder, read_signed, write_signed
+from tfigkd.runtime.files import make_folder, read_signed, write_bytes, write_signed
 from tfigkd.search.budget import QUANTITIES, Budget, excess, largest_share
 from tfigkd.search.space import words
 from tfigkd.stages.data import dataset
@@ -82,7 +82,7 @@ class Candidates:
         self._reference, self._state = self._folder / f"{REFERENCE}.float32.tflite", self._folder / "candidates.json"
         if not self._reference.is_file():
             network = models.build(REFERENCE, num_classes=self._data.num_classes, input_shape=self._data.image_shape)
-            _write(self._reference, convert(with_stock_layers(network), "float32"))
+            write_bytes(self._reference, convert(with_stock_layers(network), "float32"))
         try:
             before = read_signed(self._state, f"delete {folder} to search anew", names=("reference_ms", "candidates"))
         except FileNotFoundError:
@@ -126,7 +126,7 @@ class Candidates:
                 _set_distinct(student)
                 noise = np.random.default_rng(0).integers(0, 256, (NOISE, *self._data.image_shape), dtype=np.uint8)
                 path = self._folder / f"candidate.{self.format}.tflite"
-                _write(path, convert(student, self.format, noise, io=config.export.io, input_range=UNIT))
+                write_bytes(path, convert(student, self.format, noise, io=config.export.io, input_range=UNIT))
                 measured |= self.measure_file(path)
         except UserError as error:
             return measured, str(error)
@@ -185,11 +185,6 @@ def _set_distinct(model: keras.Model) -> None:
             variable.assign(generator.uniform(0.5, 1.5, variable.shape))
         else:
             variable.assign(variable + generator.uniform(-0.05, 0.05, variable.shape))
-
-
-def _write(path: Path, content: bytes) -> None:
-    with atomic(path) as temporary:
-        temporary.write_bytes(content)
 
 
 def propose_within(oracle: Any, admits: Callable[[Mapping[str, Any]], bool], most: int) -> None:

@@ -6,7 +6,7 @@ from typing import Literal
 
 import tyro
 
-from tfigkd.config.fields import Format
+from tfigkd.config.export_fields import Format
 from tfigkd.stages.workdir import TEACHERS
 
 PROG = "python -m tfigkd.search"

@@ -9,15 +9,15 @@ from pathlib import Path
 from typing import Any
 
 from tfigkd.config.experiment import Config, override
+from tfigkd.config.export_fields import file_name
 from tfigkd.config.toml import to_toml
-from tfigkd.edge.parity import file_name
 from tfigkd.report.pareto import Point
 from tfigkd.report.pareto_page import page
-from tfigkd.report.table import percent
 from tfigkd.runtime import console
 from tfigkd.runtime.errors import UserError
-from tfigkd.runtime.files import require, write_text
-from tfigkd.runtime.provenance import as_csv
+from tfigkd.runtime.files import require_stage, write_text
+from tfigkd.runtime.rows import as_csv
+from tfigkd.runtime.text import counted, percent
 from tfigkd.search.budget import QUANTITIES, excess, in_words
 from tfigkd.search.candidates import Candidate, Candidates
 from tfigkd.search.options import OBJECTIVE, Options
@@ -177,7 +177,7 @@ def _settings(search: Search) -> dict[str, Any]:
 def _row(search: Search, trial: Any) -> dict[str, Any]:
     """Return the row of a trial: its values, training time, number of training images and score."""
     paths = (search.folder / "trials" / trial.trial_id).glob("*/distill/manifest.json")
-    trained = [require(path.parent, "distill") for path in paths]
+    trained = [require_stage(path.parent, "distill") for path in paths]
     seconds = sum(one["seconds"] for one in trained)
     return (
         _settings(search)
@@ -216,7 +216,7 @@ def _write_best(search: Search, best: Any, count: int) -> Path:
     """Write the experiment file of the best trial, and say what comes next."""
     values = {key: value for key, value in _values(best).items() if not key.startswith("tuner/")}
     options, name, folder = search.options, search.name, search.folder
-    students = f"{options.students} student{'s' if options.students > 1 else ''} a trial"
+    students = f"{counted(options.students, 'student')} a trial"
     description = f"{name}, the best of {count} trials on validation ({percent(best.score)})"
     comment = f"python -m tfigkd.search --experiment {name} --tuner {options.tuner}: {students}, by {OBJECTIVE}."
     path = folder / f"{name}_best.toml"

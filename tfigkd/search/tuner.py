@@ -1,6 +1,5 @@
 """Search with KerasTuner: each trial runs stages of the pipeline, and the objective is its validation accuracy."""
 
-import json
 import math
 import os
 import sys
@@ -15,9 +14,10 @@ from tfigkd.config.experiment import Config, override, read_experiment, smoke, t
 from tfigkd.config.flags import with_flags
 from tfigkd.runtime import console
 from tfigkd.runtime.errors import UserError, system_line
-from tfigkd.runtime.files import locked, read_signed, require, write_signed
+from tfigkd.runtime.files import locked, read_signed, require_stage, write_signed
 from tfigkd.runtime.processes import CONTEXT, settle
 from tfigkd.runtime.provenance import origin
+from tfigkd.runtime.text import percent
 from tfigkd.search.budget import in_words, read_budget
 from tfigkd.search.options import OBJECTIVE, Options
 from tfigkd.search.space import (
@@ -108,7 +108,7 @@ def try_out(options: Options, name: str, config: Config, folder: Path) -> float:
         workdir = Workdir(folder / str(seed), options.teachers, seed)
         stages = ("data", "teacher", "overlays", "distill")
         _train(Run(name, config, workdir, stages, smoke=options.smoke, preview=False))
-        scores.append(require(workdir.stage("distill"), "distill")[OBJECTIVE])
+        scores.append(require_stage(workdir.stage("distill"), "distill")[OBJECTIVE])
     return sum(scores) / len(scores)
 
 
@@ -143,8 +143,8 @@ def _tuner(
             seconds = time.monotonic() - began
             ended = [one.score for one in self.oracle.trials.values() if one.score is not None]
             best = max((one for one in [*ended, score] if not math.isnan(one)), default=score)
-            after = f"({seconds:.0f} s; best so far: {100 * best:.2f} %)"
-            console.say(f"  trial {trial.trial_id}: {100 * score:.2f} %  {words(values)}  {after}")
+            after = f"({seconds:.0f} s; best so far: {percent(best)})"
+            console.say(f"  trial {trial.trial_id}: {percent(score)}  {words(values)}  {after}")
             with console.quiet_stderr():  # TensorFlow greets when it is imported
                 _log_hparams(folder / "tensorboard" / trial.trial_id, values, score)
             return {OBJECTIVE: score}
@@ -270,7 +270,7 @@ def _settings(
     options: Options, name: str, config: Config, space: Sequence[Dimension], budget: Mapping[str, float]
 ) -> dict[str, Any]:
     """Return what a search is known by when it continues, as JSON keeps it."""
-    settings = json.loads(json.dumps({"experiment": name, "config": to_mapping(config)}))
+    settings: dict[str, Any] = {"experiment": name, "config": to_mapping(config)}
     settings |= {"tuner": options.tuner, "seeds": options.students, "seed": options.seed}
     settings["space"] = [[one.field, list(one.values), one.scale] for one in space]
     return settings | ({"budget": budget, "format": options.format} if budget else {})

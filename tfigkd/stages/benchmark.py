@@ -1,18 +1,19 @@
 """Stage `benchmark`: latency, memory and size of the exported files on this machine, and the int8 files' profiles."""
 
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from tfigkd.config.experiment import Config
+from tfigkd.config.export_fields import file_name
 from tfigkd.edge.footprint import footprint
 from tfigkd.edge.latency import latencies
 from tfigkd.edge.layer_differences import compare
-from tfigkd.edge.parity import file_name
 from tfigkd.edge.profile import about_layers, about_times, profile, rows
 from tfigkd.runtime import console
 from tfigkd.runtime.errors import UserError
-from tfigkd.runtime.files import fingerprint, finished, make_folder, require, write_manifest
+from tfigkd.runtime.files import fingerprint, finished, make_folder, require_stage, write_manifest
 from tfigkd.runtime.provenance import hardware, versions
 from tfigkd.runtime.text import counted
 from tfigkd.stages.data import dataset
@@ -27,14 +28,14 @@ IMAGES = 32
 def benchmark(config: Config, workdir: Workdir) -> None:
     """Stage `benchmark`: latency, memory and size of the exported files on this machine, and profiles of int8 files."""
     folder = make_folder(workdir.stage("benchmark"))
-    exported = require(workdir.stage("export"), "export")
+    exported = require_stage(workdir.stage("export"), "export")
     identity = fingerprint("benchmark", exported["files"], config.benchmark, hardware(), versions(("ai-edge-litert",)))
     if finished(folder, identity):
         console.status(f"already done: {folder}")
         return
     paths = [workdir.stage("export") / name for name in sorted(exported["parity"])]
     timed = latencies(paths, config.benchmark)
-    files = {path.name: footprint(path).columns() | {"milliseconds": timed[path]} for path in paths}
+    files = {path.name: asdict(footprint(path)) | {"milliseconds": timed[path]} for path in paths}
     floats = {role: workdir.stage("export") / file_name(role, "float32") for role in PROFILED}
     profiles = {
         path.name: _profile(path, floats[role] if floats[role] in paths else None, config)

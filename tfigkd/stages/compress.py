@@ -22,9 +22,10 @@ from tfigkd.runtime.files import (
     finished,
     make_folder,
     read_manifest,
-    require,
+    require_stage,
     write_manifest,
 )
+from tfigkd.runtime.text import percent
 from tfigkd.stages.data import dataset, holds_out_validation, training_examples
 from tfigkd.stages.distill import load_student, student_fingerprint
 from tfigkd.stages.earlier import data_fingerprints, first_known
@@ -35,7 +36,7 @@ from tfigkd.training.distiller import Distiller
 
 def compress_fingerprint(config: Config, workdir: Workdir) -> str:
     """Return the hash of everything the compressed student's weights depend on."""
-    weights = require(workdir.stage("distill"), "distill")["weights"]
+    weights = require_stage(workdir.stage("distill"), "distill")["weights"]
     folder, tuned = workdir.stage("compress"), fine_tuning(config)
     before = (read_manifest(folder) or {}).get("fingerprint")
     trained = [student_fingerprint(tuned, workdir, data) for data in data_fingerprints(config.data)]
@@ -50,7 +51,7 @@ def require_compressed(config: Config, workdir: Workdir) -> dict[str, Any]:
         UserError: the stage has not run, or with other settings or another student, or its file is damaged.
     """
     folder = workdir.stage("compress")
-    manifest = require(folder, "compress")
+    manifest = require_stage(folder, "compress")
     if manifest["fingerprint"] != compress_fingerprint(config, workdir):
         raise UserError(
             f"{workdir.compressed} was made with other settings, or of another student; add compress to --stages"
@@ -126,7 +127,7 @@ def compress(config: Config, workdir: Workdir) -> None:
         **counts,
     )
     shutil.rmtree(tuning.folder)
-    before, after = (f"{100 * score:.2f} %" for score in scores)
+    before, after = map(percent, scores)
     console.status(
         f"{config.compress.method}: validation accuracy {before} before, {after} after; "
         f"{count_parameters(result):,} parameters, {100 * counts['sparsity']:.1f} % of them zero "

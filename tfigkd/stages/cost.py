@@ -1,7 +1,6 @@
 """What a run costs on n workers: time, memory, disk and network of every stage.
 
-Sizes follow from the formats of stores and checkpoints. Times are measured on this machine (`estimate.py`), or follow
-from rates that are given, for machines that are not at hand.
+Sizes follow from the formats of stores and checkpoints. Times are measured on this machine (`estimate.py`).
 """
 
 import math
@@ -13,7 +12,7 @@ from tfigkd.config.experiment import Config
 from tfigkd.data.disk import DiskPictures
 from tfigkd.models.cost import count_parameters, multiply_adds
 from tfigkd.stages.data import dataset, stored_examples, training_examples
-from tfigkd.stages.estimate import BACKWARD, TYPICAL_STEPS, seconds_of_stages
+from tfigkd.stages.estimate import TYPICAL_STEPS, seconds_of_stages
 from tfigkd.stages.networks import build_network
 from tfigkd.stages.teacher import build_teacher
 from tfigkd.stages.workdir import Workdir
@@ -23,9 +22,7 @@ PROCESS = 1.2e9
 RECORD = 180
 """Bytes of a record beside its arrays: id, store, label, scale, error, steps and the framing."""
 KEPT = 4.0 * (1 + 2 * 3)
-"""Bytes that a training keeps for each parameter: the model, and two checkpoints of it with two moments."""
-INPUT_GRADIENT = 2
-"""Multiply-adds of the gradient of the input, as a multiple of those of a forward pass."""
+"""Bytes kept for each parameter: the model once, and two checkpoints, each of the parameter and two moments."""
 
 
 @dataclass(frozen=True)
@@ -88,27 +85,6 @@ class Job:
 
 
 @dataclass(frozen=True)
-class Rates:
-    """What machines are assumed to do.
-
-    Attributes:
-        teacher: Multiply-adds a second of the teacher on one device.
-        student: Multiply-adds a second of the student on one device, which are fewer for a small network.
-        pictures: Decoded pictures a second that one process reads.
-        batches: Images a second that one thread crops and overlays.
-        threads: Threads that do so in a process: a training has one process, a store one for each device.
-        devices: Devices of a machine.
-    """
-
-    teacher: float
-    student: float
-    pictures: float
-    batches: float
-    devices: int
-    threads: int = 1
-
-
-@dataclass(frozen=True)
 class Cost:
     """The cost of one stage.
 
@@ -152,23 +128,6 @@ def job_of(config: Config) -> Job:
         in_memory=not isinstance(data.train.images, DiskPictures),
         ahead=config.training.batch_size * (threads + 1) if threads > 1 else 0,
     )
-
-
-def seconds_by_rates(job: Job, rates: Rates, machines: int) -> dict[str, float]:
-    """Return the seconds of the stages at given rates; a training has the devices of one machine."""
-    macs, own = job.teacher[0], job.student[0]
-    all_devices = rates.devices * machines
-    taught = BACKWARD * macs * job.train * job.teacher_epochs / (rates.devices * rates.teacher)
-    maps = INPUT_GRADIENT * macs * job.gradients * job.stored / (all_devices * rates.teacher)
-    views = macs * job.views * job.stored / (all_devices * rates.teacher)
-    batch = 1 / (rates.batches * rates.threads)
-    made = job.views * job.stored * batch / all_devices  # a process for each device, which crops the views
-    step = BACKWARD * own / rates.student + (macs / rates.teacher if job.live else 0)
-    trained = job.train * job.epochs * max(step / rates.devices, batch)
-    teacher = max(taught, job.train * job.teacher_epochs * batch)
-    read = job.stored / (rates.pictures * all_devices)
-    overlays = max(maps, read) * (job.gradients > 0) + max(views, made) * (job.views > 0)
-    return {"teacher": teacher, "overlays": overlays, "distill": trained}
 
 
 def costs(job: Job, seconds: Mapping[str, float], *, machines: int = 1) -> dict[str, Cost]:

@@ -31,11 +31,12 @@ from tfigkd.runtime.files import (
     finished,
     make_folder,
     read_manifest,
-    require,
+    require_stage,
     write_manifest,
     write_text,
 )
 from tfigkd.runtime.provenance import surroundings
+from tfigkd.runtime.text import percent
 from tfigkd.stages.data import (
     class_weights,
     dataset,
@@ -57,7 +58,6 @@ from tfigkd.stages.teacher import (
 )
 from tfigkd.stages.training_setup import (
     assemble,
-    attention_tap,
     cut_from,
     make_distiller,
     reparameterized,
@@ -81,7 +81,8 @@ def student_fingerprint(config: Config, workdir: Workdir, data: str | None = Non
     """
     store = store_folder(config, workdir).name if config.needs_store else None
     views = views_name(config, workdir) if config.needs_views else None
-    attention = views_folder(config, workdir, attention_tap(config)).name if config.needs_attention else None
+    tap = config.losses.at.teacher_layer
+    attention = views_folder(config, workdir, tap).name if config.needs_attention else None
     teacher = teacher_folder(config, workdir).name if config.needs_teacher else None
     trained_on = [data or data_fingerprints(config.data)[0], *training_choice(config.data)]
     identity = [*trained_on, workdir.seed, teacher, store, views]
@@ -238,7 +239,7 @@ def load_student(config: Config, workdir: Workdir) -> keras.Model:
         UserError: the stage has not run, or its file is damaged.
     """
     folder, data = workdir.stage("distill"), dataset(config.data)
-    require(folder, "distill")
+    require_stage(folder, "distill")
     return models.load_written(workdir.student, num_classes=data.num_classes, input_shape=data.image_shape)
 
 
@@ -359,4 +360,4 @@ def distill(config: Config, workdir: Workdir) -> None:
         origin=surroundings(),
     )
     _remove_checkpoints(folder, config)
-    console.status(f"validation accuracy {100 * score:.2f} %")
+    console.status(f"validation accuracy {percent(score)}")

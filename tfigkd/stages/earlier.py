@@ -31,7 +31,7 @@ def data_fingerprints(config: DataConfig) -> tuple[str, str]:
 
 
 def corrections(config: Config) -> list[str]:
-    """Return in what earlier versions trained other students with the very same settings, by a fault.
+    """Return names of faults, since corrected, that made earlier versions train another student with these settings.
 
     The manifest of a student holds it, so that rows from before and after are not averaged.
     """

@@ -14,20 +14,22 @@ from tfigkd.attribution.similarity import rank_correlation
 from tfigkd.batches.augment import overlay_some
 from tfigkd.batches.controls import apply_control
 from tfigkd.config.experiment import Config
+from tfigkd.config.export_fields import role_of
 from tfigkd.data import Dataset, Examples, mean_color, to_model_input
 from tfigkd.data.grid import cell_means, spread
 from tfigkd.data.knowledge import Knowledge
 from tfigkd.edge.litert import litert_predictor
 from tfigkd.measure import gallery
 from tfigkd.measure.examples import Explained, Shown, choose_examples
-from tfigkd.measure.explanation import faithfulness, measure, similarity
+from tfigkd.measure.explanation import faithfulness, similarity
 from tfigkd.measure.gallery import OF_TEACHER, Gallery
-from tfigkd.measure.metrics import Predict, disagreement, mirrored_accuracy, per_class, predict_logits
+from tfigkd.measure.metrics import Predict, disagreement, measure, mirrored_accuracy, per_class, predict_logits
 from tfigkd.models.cost import count_parameters, multiply_adds
 from tfigkd.models.weights import weights_fingerprint
 from tfigkd.runtime import console
 from tfigkd.runtime.errors import UserError
-from tfigkd.runtime.files import fingerprint, finished, make_folder, read_manifest, write_manifest
+from tfigkd.runtime.files import fingerprint, finished, make_folder, outputs_of, read_manifest, write_manifest
+from tfigkd.runtime.text import percent
 from tfigkd.stages.compress import students
 from tfigkd.stages.data import dataset
 from tfigkd.stages.export import export_identity
@@ -86,7 +88,7 @@ def _attributions(
     settings, results = config.evaluation, {}
     with console.progress("faithfulness", len(predictors)) as advance:
         for name, predict in predictors.items():
-            own, steps = explained[name.split(".")[0]][0], settings.curve_steps
+            own, steps = explained[role_of(name)][0], settings.curve_steps
             results[name] = dict(faithfulness(predict, examples, own, mean_color=color, steps=steps))
             advance()
     for role in explained.keys() - {"teacher"} if "teacher" in explained else ():
@@ -173,9 +175,9 @@ def evaluate(config: Config, workdir: Workdir) -> None:
         models=trained_files(workdir),
     )
     for name, values in results.items():
-        agreement = f", agreement with the teacher {100 * values['agreement']:.2f} %" if "agreement" in values else ""
-        mirrored = f" ({100 * values['mirrored_accuracy']:.2f} % with mirror images)" if settings.mirrored else ""
-        line = f"{name}: test accuracy {100 * values['accuracy']:.2f} %{mirrored}{agreement}"
+        agreement = f", agreement with the teacher {percent(values['agreement'])}" if "agreement" in values else ""
+        mirrored = f" ({percent(values['mirrored_accuracy'])} with mirror images)" if settings.mirrored else ""
+        line = f"{name}: test accuracy {percent(values['accuracy'])}{mirrored}{agreement}"
         console.status(line, note=not name.startswith("teacher"))
 
 
@@ -187,8 +189,8 @@ def _is_done(folder: Path, identity: str, workdir: Workdir, data: Dataset) -> bo
     console.status(f"already done: {folder}")
     models_now = trained_files(workdir)
     if manifest.get("models", models_now) != models_now:
-        outputs = {name: value for name, value in manifest.items() if name not in ("fingerprint", "files")}
-        write_manifest(folder, identity, files=manifest["files"], **{**outputs, "models": models_now})
+        outputs = {**outputs_of(manifest), "models": models_now}
+        write_manifest(folder, identity, files=manifest["files"], **outputs)
     return True
 
 

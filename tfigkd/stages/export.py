@@ -5,16 +5,16 @@ from pathlib import Path
 import keras
 
 from tfigkd.config.experiment import Config
-from tfigkd.config.fields import Format
+from tfigkd.config.export_fields import Format, file_name
 from tfigkd.edge.contract import contract_path
-from tfigkd.edge.parity import export_file, file_name
+from tfigkd.edge.parity import export_file
 from tfigkd.measure.metrics import predict_logits
 from tfigkd.models.fake_quant import is_fake_quantized
 from tfigkd.models.weights import weights_fingerprint
 from tfigkd.runtime import console
 from tfigkd.runtime.errors import UserError
 from tfigkd.runtime.files import checksum, fingerprint, finished, make_folder, read_manifest, write_manifest
-from tfigkd.runtime.text import counted
+from tfigkd.runtime.text import counted, percent
 from tfigkd.stages.compress import students
 from tfigkd.stages.data import dataset
 from tfigkd.stages.earlier import data_fingerprints, first_known
@@ -93,7 +93,7 @@ def export(config: Config, workdir: Workdir) -> None:
     for name, reason in left_out.items():
         console.say(f"  {name}: not written, the run goes on without it: {reason}", last=True)
     for name, report in reports.items():
-        same = f"{100 * report['agreement']:.2f} % of {counted(report['examples'], 'validation image')}"
+        same = f"{percent(report['agreement'])} of {counted(report['examples'], 'validation image')}"
         console.status(
             f"{name}: {(folder / name).stat().st_size / 1e6:.2f} MB, agreement with Keras {same}, "
             f"largest difference {report['max_difference']:.2g}",

@@ -32,11 +32,11 @@ from tfigkd.runtime.files import fingerprint, finished, locked, read_manifest, w
 from tfigkd.runtime.text import counted
 from tfigkd.stages.data import dataset, stored_examples, stored_fingerprint
 from tfigkd.stages.earlier import data_fingerprints, first_known
-from tfigkd.stages.parts import Part
+from tfigkd.stages.parts import StorePart
 from tfigkd.stages.teacher import load_teacher, members, require_teacher, teacher_folder
 from tfigkd.stages.workdir import TEACHER_FILE, Workdir
 from tfigkd.store.maps import baseline_color, deviation, features, parse_record, read_store, store_identity, write_store
-from tfigkd.store.shards import REBUILD, Shards, join, join_arrays, open_store, write_part, write_shards
+from tfigkd.store.shards import REBUILD, Shards, join, join_arrays, open_store, refuse_broken, write_part, write_shards
 from tfigkd.store.views import (
     SHARD_SIZE,
     parse_view,
@@ -211,17 +211,8 @@ def load_views(config: Config, workdir: Workdir, examples: Examples, tap: str | 
     folder = views_folder(config, workdir, tap)
     manifest = open_store(folder, _views_identity(config, workdir, tap))
     views = join_arrays(folder, manifest, examples, parse_view, large="views")["views"]
-    top = views.dtype == np.uint16
-    sound = finite if top else _finite
-    broken = np.concatenate([~sound(block) for block in blocks(views)])
-    if broken.any():
-        first = examples.ids[int(broken.argmax())]
-        raise UserError(f"store {folder}: {broken.sum()} records hold NaN or infinity, the first {first}; {REBUILD}")
-    return TopLogits(views) if top else views
-
-
-def _finite(values: np.ndarray) -> np.ndarray:
-    return np.isfinite(values).reshape(len(values), -1).all(axis=1)
+    refuse_broken(folder, examples.ids, np.concatenate([finite(block) for block in blocks(views)]))
+    return TopLogits(views) if views.dtype == np.uint16 else views
 
 
 def _view_shards(config: Config, workdir: Workdir, tap: str | None = None) -> Shards:
@@ -288,7 +279,7 @@ def store_knowledge(config: Config, workdir: Workdir) -> None:
         store.build()
 
 
-def store_part(config: Config, workdir: Workdir, part: Part) -> None:
+def store_part(config: Config, workdir: Workdir, part: StorePart) -> None:
     """Stage `overlays` of one of several processes or machines: write its shards of each store.
 
     Whoever finds all shards of a store written builds it, which then checks them and writes the manifest: the result

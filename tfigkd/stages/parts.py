@@ -7,7 +7,7 @@ from tfigkd.runtime.errors import UserError
 
 
 @dataclass(frozen=True)
-class Part:
+class StorePart:
     """One of several processes that share the shards of a store.
 
     Attributes:
@@ -23,14 +23,14 @@ class Part:
         return range(self.number - 1, shards, self.count)
 
 
-def read_part(text: str) -> Part:
+def read_part(text: str) -> StorePart:
     """Read a part as the command line gives it: "2/8" is the second of eight.
 
     Raises:
         UserError: the text is no such part.
     """
     found = re.fullmatch(r"([0-9]{1,9})/([0-9]{1,9})", text)
-    part = Part(*map(int, found.groups())) if found else None
+    part = StorePart(*map(int, found.groups())) if found else None
     if part is None or not 1 <= part.number <= part.count:
         raise UserError(f"--part must be NUMBER/COUNT with 1 <= NUMBER <= COUNT, such as 2/8, got {text!r}")
     return part

@@ -1,10 +1,11 @@
 """What `precision = "auto"` stands for in a run: measured once, written down, and the same at every start."""
 
-from dataclasses import replace
+from collections.abc import Mapping
 from typing import Any
 
-from tfigkd.config.experiment import Config
+from tfigkd.config.experiment import Config, override, to_mapping
 from tfigkd.config.fields import NetworkConfig
+from tfigkd.config.reading import value_at
 from tfigkd.config.training_fields import TrainingConfig
 from tfigkd.models.layers import with_fused_layers
 from tfigkd.runtime import console
@@ -15,17 +16,25 @@ from tfigkd.stages.networks import build_network
 from tfigkd.stages.workdir import PRECISION, Workdir
 from tfigkd.training.speed import choose_precision, compare_precisions
 
+FIELDS = {"teacher": "teacher.training.precision", "student": "training.precision"}
 UNTRAINED = {"precision": "float32"}
 REMEDY = "delete it, and the run measures anew"
 
 
+def undecided_roles(config: Config) -> set[str]:
+    """Return the networks of a config, "teacher" and "student", whose precision is "auto"."""
+    values = to_mapping(config)
+    return {role for role, name in FIELDS.items() if value_at(values, name) == "auto"}
+
+
+def with_precisions(config: Config, chosen: Mapping[str, str]) -> Config:
+    """Return the config with the precision of a role, such as "float32", in the place of its "auto"."""
+    return override(config, {FIELDS[role]: chosen[role] for role in undecided_roles(config)})
+
+
 def undecided(config: Config) -> Config:
     """Return the config with float32 in the place of each "auto": for an estimate, before anything is measured."""
-    teacher, student = (
-        replace(one, precision="float32") if one.precision == "auto" else one
-        for one in (config.teacher.training, config.training)
-    )
-    return replace(config, teacher=replace(config.teacher, training=teacher), training=student)
+    return with_precisions(config, dict.fromkeys(FIELDS, "float32"))
 
 
 def resolve(config: Config, workdir: Workdir) -> Config:
@@ -34,24 +43,20 @@ def resolve(config: Config, workdir: Workdir) -> Config:
     What a run has once chosen stands in its `precision.json` and holds. A new run takes over what another run measured
     for the same network, batch size and machine, so that the arms and seeds of a study agree.
     """
-    teacher, student = config.teacher.training, config.training
-    if "auto" not in (teacher.precision, student.precision):
+    roles = undecided_roles(config)
+    if not roles:
         return config
     path = workdir.run / PRECISION
     with locked(workdir.run, wait=True, name=".precision.lock"):  # parts of a store start at the same time
         chosen: dict[str, Any] = read_signed(path, REMEDY) if path.is_file() else {}
-        if teacher.precision == "auto" and "teacher" not in chosen:
+        if "teacher" in roles and "teacher" not in chosen:
             trained = config.needs_teacher and config.teacher.trained
-            chosen["teacher"] = _measured(config, config.teacher, teacher, workdir) if trained else UNTRAINED
-        if student.precision == "auto" and "student" not in chosen:
-            chosen["student"] = _measured(config, config.student, student, workdir)
+            recipe = config.teacher.training
+            chosen["teacher"] = _measured(config, config.teacher, recipe, workdir) if trained else UNTRAINED
+        if "student" in roles and "student" not in chosen:
+            chosen["student"] = _measured(config, config.student, config.training, workdir)
         write_signed(path, chosen)
-    if "teacher" in chosen:
-        precision = chosen["teacher"]["precision"]
-        config = replace(config, teacher=replace(config.teacher, training=replace(teacher, precision=precision)))
-    if "student" in chosen:
-        config = replace(config, training=replace(student, precision=chosen["student"]["precision"]))
-    return config
+    return with_precisions(config, {role: one["precision"] for role, one in chosen.items()})
 
 
 def _measured(config: Config, network: NetworkConfig, recipe: TrainingConfig, workdir: Workdir) -> dict[str, Any]:

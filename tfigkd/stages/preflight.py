@@ -11,9 +11,9 @@ from tfigkd.models.cost import count_parameters, multiply_adds
 from tfigkd.models.fold import fold_batch_norm
 from tfigkd.models.graph import flatten_layers
 from tfigkd.models.layers import with_stock_layers
-from tfigkd.report.table import percent
 from tfigkd.report.verdict import Remark, few_images, sizes
 from tfigkd.runtime.errors import UserError
+from tfigkd.runtime.text import percent
 from tfigkd.stages.data import dataset, holds_out_validation, training_examples
 from tfigkd.stages.networks import build_network
 from tfigkd.stages.teacher import build_teacher

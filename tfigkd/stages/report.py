@@ -5,62 +5,63 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from rich.table import Table
 from rich.text import Text
 
 from tfigkd.config.experiment import Config, to_mapping
-from tfigkd.config.fields import FORMATS
-from tfigkd.edge.parity import file_name
+from tfigkd.config.export_fields import FORMATS, file_name
 from tfigkd.measure import gallery
 from tfigkd.measure.gallery import Gallery
-from tfigkd.report.facts import Facts, History, T
-from tfigkd.report.table import ROLES, Roles, lines, markdown
+from tfigkd.report.facts import Facts, History, Roles
+from tfigkd.report.table import ROLES, lines, markdown
 from tfigkd.report.verdict import verdict
 from tfigkd.runtime import console
 from tfigkd.runtime.errors import UserError
-from tfigkd.runtime.files import fingerprint, read_manifest, require, sealed, write_text
-from tfigkd.runtime.provenance import as_csv, surroundings
+from tfigkd.runtime.files import fingerprint, read_manifest, require_stage, write_text
+from tfigkd.runtime.provenance import surroundings
+from tfigkd.runtime.rows import as_csv, sealed
 from tfigkd.stages.compress import require_compressed
 from tfigkd.stages.evaluate import attribution_settings, check_measured
 from tfigkd.stages.overlays import store_folder
 from tfigkd.stages.repeat import command, own_file
 from tfigkd.stages.teacher import require_teacher, teacher_folder
-from tfigkd.stages.workdir import HISTORY, ROWS, SETTINGS, VERDICT, Workdir
+from tfigkd.stages.workdir import HISTORY, LABEL, ROWS, VERDICT, Workdir, read_settings
 from tfigkd.store.maps import parse_record
 from tfigkd.store.shards import open_store, read_all
 from tfigkd.training.fit import LEDGER
 from tfigkd.training.ledger import read_ledger
 
+T = TypeVar("T")
+
 
 def report(config: Config, workdir: Workdir) -> None:
     """Stage `report`: write `rows.csv`, `report.md` and `report.html`, and show the table."""
-    evaluated = require(workdir.stage("evaluate"), "evaluate")
+    evaluated = require_stage(workdir.stage("evaluate"), "evaluate")
     check_measured(workdir, evaluated)
     roles = figures(workdir, evaluated["results"])
-    trained = require(workdir.stage("distill"), "distill")
+    trained = require_stage(workdir.stage("distill"), "distill")
     try:
         teacher = require_teacher(config, workdir) if config.needs_teacher else None
     except UserError:
         if not workdir.saved:  # a student of saved_models may stand without its teacher
             raise
         teacher = None
-    found = lines(roles, evaluated["n_test"])
-    header = ["", *(role for role in ROLES if role in roles)]
-    row = row_of(config, workdir, roles, trained, teacher)
-    settings = json.loads((workdir.run / SETTINGS).read_text(encoding="utf-8"))
+    settings, _ = read_settings(workdir.run)
+    row = row_of(config, workdir, settings, roles, trained, teacher)
     repeat = command(config, settings, workdir)
     if repeat[1]:
         write_text(own_file(settings["experiment"], workdir), repeat[1])
     facts = gather(config, workdir, row, roles, evaluated, repeat)
     remarks = verdict(facts)
     write_text(workdir.run / VERDICT, json.dumps([asdict(remark) for remark in remarks], indent=1) + "\n")
-    said = [remark.sentence for remark in remarks]
-    write_text(workdir.run / "report.md", markdown(to_mapping(config), row, header, found, repeat[0], said))
-    _page(replace(facts, verdict=said), workdir)
+    facts = replace(facts, verdict=[remark.sentence for remark in remarks])
+    write_text(workdir.run / "report.md", markdown(facts))
+    _page(facts, workdir)
     write_text(workdir.run / ROWS, as_csv([sealed(row)]))  # last: a run with a row is finished
+    header, found = lines(roles, evaluated["n_test"])
     table = Table(title=Text(f"{row['experiment']}, seed {row['seed']}"), title_justify="left")
     table.add_column(header[0])
     for name in header[1:]:
@@ -147,7 +148,7 @@ def gather(
         evaluated=evaluated,
         command=repeat[0],
         toml=repeat[1],
-        study=_study(workdir.run / "job.json"),
+        study=_study(workdir.run / LABEL),
         taught=config.needs_teacher,
         data=read_manifest(workdir.stage("data")),
         exported=read_manifest(workdir.stage("export")),
@@ -207,25 +208,30 @@ def _saw_validation(teacher: Mapping[str, Any]) -> bool | str:
 
 
 def row_of(
-    config: Config, workdir: Workdir, roles: Roles, trained: Mapping[str, Any], teacher: Mapping[str, Any] | None
+    config: Config,
+    workdir: Workdir,
+    settings: Mapping[str, Any],
+    roles: Roles,
+    trained: Mapping[str, Any],
+    teacher: Mapping[str, Any] | None,
 ) -> dict[str, Any]:
     """Return the run as one flat row; metrics are prefixed by their role.
 
     Args:
         config: The run's.
         workdir: Where it wrote.
+        settings: What the settings file in its folder says.
         roles: From `figures`.
         trained: The manifest of stage `distill`; the row's versions, hardware and commit are those of its training.
         teacher: The manifest of stage `teacher`, where there is one.
     """
-    run = json.loads((workdir.run / SETTINGS).read_text(encoding="utf-8"))
     compressed = None if config.compress.method == "none" else require_compressed(config, workdir)
     made = trained.get("origin") or surroundings()  # students of earlier versions do not say
     row = {
-        "experiment": run["experiment"],
-        "arm": run["experiment"],
+        "experiment": settings["experiment"],
+        "arm": settings["experiment"],
         "seed": workdir.seed,
-        "smoke": run["smoke"],
+        "smoke": settings["smoke"],
         "config": fingerprint(config),
         "commit": made["commit"],
         "versions": made["versions"],

@@ -15,8 +15,8 @@ from tfigkd.runtime import console, hosts
 from tfigkd.runtime.cluster import Cluster
 from tfigkd.runtime.errors import UserError, closest
 from tfigkd.runtime.files import fingerprint, locked, read_manifest, write_text
-from tfigkd.stages.parts import Part
-from tfigkd.stages.workdir import SETTINGS, VERDICT, Workdir
+from tfigkd.stages.parts import StorePart
+from tfigkd.stages.workdir import SETTINGS, VERDICT, Workdir, read_settings
 
 STAGES = ("data", "teacher", "overlays", "distill", "compress", "export", "evaluate", "benchmark", "report")
 DATA = "data.name"
@@ -26,9 +26,10 @@ MODELS = ("teacher.model", "teacher.weights", "student.model", "student.weights"
 AFTER_TRAINING = ("compress.", "export.", "evaluation.", "benchmark.")
 """Tables of the stages that come after the student's training."""
 INERT = free_fields(Config())
-"""Fields that no result depends on: they name places, or say what is shown and how it is computed."""
+"""Fields on which no result depends: places, what is shown, how something is computed."""
 FREE = INERT + AFTER_TRAINING
-"""Fields that a finished run may be repeated with, as the stages that they concern are cheap to redo."""
+"""Fields that may change between two calls of one run: those without effect, and those of the stages after training,
+which are cheap to redo."""
 
 
 def _lines(table: dict[str, Any], unset: dict[str, Any], prefix: str = "") -> list[str]:
@@ -114,9 +115,10 @@ def changed_settings(path: Path, chosen: Run, free: tuple[str, ...] = FREE) -> l
         UserError: the file is damaged, or there is no data set of the new name.
     """
     try:
-        changed = changed_fields(json.loads(path.read_text(encoding="utf-8")), chosen.settings, free)
-    except (UserError, OSError, ValueError, AttributeError, KeyError, TypeError, RecursionError) as error:
+        before, _ = read_settings(path.parent)
+    except ValueError as error:
         raise UserError(f"{path} is damaged ({error}); choose another --workdir or delete it") from error
+    changed = changed_fields(before, chosen.settings, free)
     if DATA in changed and _same_data(path.parent, chosen.config):
         changed.remove(DATA)
     moved = [name for name in changed if name in MODELS]
@@ -230,7 +232,7 @@ def check_hosts(chosen: Run) -> None:
             raise UserError(f"several hosts ({hosts.COUNT} is set) need {field} = all, got one")
 
 
-def run_stores(chosen: Run, share: Part | Cluster) -> None:
+def run_stores(chosen: Run, share: StorePart | Cluster) -> None:
     """Compute the stores of a run together with others. Nothing is written into the workdir, which they share.
 
     Args:
@@ -247,7 +249,7 @@ def run_stores(chosen: Run, share: Part | Cluster) -> None:
     config = _resolved(chosen)
     with console.quiet_stderr():
         from tfigkd.stages import overlays
-    if isinstance(share, Part):
+    if isinstance(share, StorePart):
         console.say(f"{chosen.experiment}, part {share.number} of {share.count} of the stores")
         overlays.store_part(config, chosen.workdir, share)
     else:
@@ -319,6 +321,7 @@ def _run(chosen: Run) -> bool:
     started = time.monotonic()
     config = _resolved(chosen)
     with console.quiet_stderr():
+        from tfigkd.report.verdict import read_remarks
         from tfigkd.stages import pipeline
     _prepare(chosen, config)
     asked = [stage for stage in STAGES if stage in chosen.stages]
@@ -334,16 +337,10 @@ def _run(chosen: Run) -> bool:
         console.say(line, last=True)
     if "report" not in needed:
         return True
-    remarks = _verdict(workdir)
+    remarks = [remark.sentence for remark in read_remarks(workdir.run / VERDICT)]
     for sentence in remarks or ["nothing wrong was found with this run"]:
         console.say(f"verdict: {sentence}", last=True)
     return chosen.smoke or not remarks
-
-
-def _verdict(workdir: Workdir) -> list[str]:
-    """Return what stage `report` found wrong with a run."""
-    remarks = json.loads((workdir.run / VERDICT).read_text(encoding="utf-8"))
-    return [f"{one['text']} Change: {one['flag']}." if one["flag"] else one["text"] for one in remarks]
 
 
 def _last_lines(workdir: Workdir, needed: Sequence[str], chosen: Sequence[str]) -> Iterator[str]:

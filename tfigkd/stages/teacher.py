@@ -33,6 +33,7 @@ from tfigkd.runtime.files import (
     write_manifest,
     write_text,
 )
+from tfigkd.runtime.text import percent
 from tfigkd.stages.data import (
     class_weights,
     dataset,
@@ -51,7 +52,7 @@ from tfigkd.training.distiller import Distiller
 from tfigkd.training.fit import Training
 from tfigkd.training.tensorboard import Watched
 
-SEEDS = 2**32  # of students: from 0 to here
+SEEDS = 2**32  # students have the seeds below it
 
 
 def build_teacher(config: Config, data: Dataset) -> keras.Model:
@@ -293,4 +294,4 @@ def train_teacher(config: Config, workdir: Workdir) -> None:
             validation_accuracy=score,
         )
         checkpoint.remove(folder)
-        console.status(f"validation accuracy {100 * score:.2f} %  ({folder})")
+        console.status(f"validation accuracy {percent(score)}  ({folder})")

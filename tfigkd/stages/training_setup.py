@@ -109,11 +109,6 @@ def assemble(config: Config, student: keras.Model, teacher: keras.Model | None) 
         raise UserError(f"losses: {error}") from error
 
 
-def attention_tap(config: Config) -> str:
-    """Return the teacher's layer whose attention maps are stored."""
-    return config.losses.at.teacher_layer
-
-
 def _wanted(config: Config) -> set[str]:
     """Return what the losses compare beside the outputs of both networks."""
     wanted = {"teacher_map"} if config.losses.compare("map") else set()
@@ -132,7 +127,7 @@ def _stored(config: Config, workdir: Workdir, examples: Examples) -> TeacherTarg
     if config.needs_views:
         views = shuffle_views(load_views(config, workdir, examples), config.control)
     if config.needs_attention:
-        tap = attention_tap(config)
+        tap = config.losses.at.teacher_layer
         attention = StoredAttention(tap, load_views(config, workdir, examples, tap))
     if config.losses.osakd.weight and config.losses.osakd.space == "teacher":
         posteriors = shuffle_views(load_posteriors(config, workdir, examples), config.control)[:]

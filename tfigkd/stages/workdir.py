@@ -1,8 +1,13 @@
 """Where one run writes, and where teachers and their stores are shared."""
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+from tfigkd.config.experiment import Config
+from tfigkd.config.reading import from_mapping
+from tfigkd.runtime.errors import UserError
 from tfigkd.runtime.files import MANIFEST
 
 TEACHERS = Path("runs/teachers")
@@ -32,6 +37,9 @@ ROWS = "rows.csv"
 VERDICT = "verdict.json"
 """In a run's folder: what is wrong with the run, as stage `report` found it; an empty list where nothing is."""
 
+LABEL = "job.json"
+"""In the folder of a run of a study: the study, arm and size, and the command of the run."""
+
 
 @dataclass(frozen=True)
 class Workdir:
@@ -59,6 +67,19 @@ class Workdir:
     def saved(self) -> bool:
         """Whether this is a run of saved_models, reduced to its student."""
         return (self.run / MANIFEST).is_file()
+
+
+def read_settings(run: Path) -> tuple[dict[str, Any], Config]:
+    """Return what the settings file in a run's folder says, and the config in it.
+
+    Raises:
+        ValueError: the file is missing or damaged; the message says what is wrong with it.
+    """
+    try:
+        settings = json.loads((run / SETTINGS).read_text(encoding="utf-8"))
+        return settings, from_mapping(Config, settings["config"])
+    except (UserError, OSError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        raise ValueError(str(error)) from error
 
 
 def default_folder(experiment: str, seed: int, *, smoke: bool) -> Path:

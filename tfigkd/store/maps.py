@@ -20,7 +20,7 @@ from tfigkd.data.top_logits import TopLogits, chosen_classes, finite, pack, spre
 from tfigkd.models.graph import is_graph
 from tfigkd.runtime.errors import UserError
 from tfigkd.runtime.files import fingerprint, write_manifest
-from tfigkd.store.shards import REBUILD, Record, Shards, join_arrays, open_store, read_all, write_shards
+from tfigkd.store.shards import REBUILD, Record, Shards, join_arrays, open_store, read_all, refuse_broken, write_shards
 
 FORMAT = 1
 NAMES = {"scale": "map_scale", "error": "completeness_error", "steps": "n_steps"}  # names now and in earlier versions
@@ -318,12 +318,8 @@ def to_knowledge(folder: Path, found: Mapping[str, Any], ids: np.ndarray, tolera
     Raises:
         UserError: A record has NaN or infinity.
     """
+    refuse_broken(folder, ids, finite(found["logits"]) & np.isfinite(found["error"]))
     top = found["logits"].dtype == np.uint16
-    broken = ~(finite(found["logits"]) if top else np.isfinite(found["logits"]).all(axis=1))
-    broken |= ~np.isfinite(found["error"])
-    if broken.any():
-        first = ids[int(broken.argmax())]
-        raise UserError(f"store {folder}: {broken.sum()} records hold NaN or infinity, the first {first}; {REBUILD}")
     errors = found["error"].astype(np.float32)
     return Knowledge(
         logits=TopLogits(found["logits"]) if top else found["logits"].astype(np.float32),

@@ -221,7 +221,7 @@ class OverlayStore:
         low, high = np.log(min_exponent), np.log(max_exponent)
 
         def blend(pixels: np.ndarray) -> np.ndarray:
-            images = pixels[..., :3].astype(np.float32) / np.float32(255)
+            images = to_model_input(pixels[..., :3])
             chosen = generator.random(len(pixels)) < probability
             exponents = np.exp(generator.uniform(low, high, len(pixels)))
             images[chosen] = overlay(images[chosen], pixels[chosen, ..., 3], exponents[chosen])

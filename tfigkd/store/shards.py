@@ -135,7 +135,8 @@ def write_part(shards: Shards, numbers: Sequence[int]) -> None:
     """Write some shards of a store that other processes may be writing as well; each one once, under its lock.
 
     A shard that another process is writing is left to it. At the end this process waits for it, and writes the shard
-    itself if the other one was killed. A process that writes the whole store waits until then.
+    itself if the other one was killed. A process that writes the whole store waits for all
+    writers of parts.
 
     Args:
         shards: The shards of the store; its folder is created if missing.
@@ -227,6 +228,17 @@ def open_store(folder: Path, identity: Mapping[str, Any]) -> dict[str, Any]:
         raise UserError(f"store {folder}: the folder's name is not its fingerprint; {REBUILD}")
     verify_files(folder, manifest)
     return manifest
+
+
+def refuse_broken(folder: Path, ids: np.ndarray, sound: np.ndarray) -> None:
+    """Refuse the records [N] of a store if not all are sound, bool [N].
+
+    Raises:
+        UserError: Some hold NaN or infinity.
+    """
+    if not sound.all():
+        first, count = ids[int(sound.argmin())], int((~sound).sum())
+        raise UserError(f"store {folder}: {count} records hold NaN or infinity, the first {first}; {REBUILD}")
 
 
 def join(folder: Path, manifest: Mapping[str, Any], examples: Examples, parse: Parse) -> Iterator[tuple[int, Record]]:

@@ -27,8 +27,6 @@ def study(options: Options, flags: Sequence[str]) -> int:
     hosts.require_alone()
     if options.processes is not None and options.processes < 1:
         raise UserError(f"--processes must be at least 1, got {options.processes}")
-    if options.seeds is not None and options.seeds < 1:
-        raise UserError(f"--seeds must be at least 1, got {options.seeds}")
     require_minutes(options.minutes)
     described = read_study(options.experiment)
     jobs = plan(described, options, flags)

@@ -8,33 +8,31 @@ from the seed. Runs copied from another machine may lack their students: their r
 them.
 """
 
-import csv
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from glob import escape
 from pathlib import Path
 from typing import Any
 
-from tfigkd.config.experiment import Config, experiments_folder
-from tfigkd.config.reading import from_mapping
+from tfigkd.config.experiment import experiments_folder
 from tfigkd.runtime import console
 from tfigkd.runtime.errors import UserError
 from tfigkd.runtime.files import (
     copy_file,
     locked,
     make_folder,
+    outputs_of,
     read_manifest,
     read_signed,
-    require,
-    unsealed,
+    require_stage,
     verify_files,
     write_manifest,
     write_text,
 )
-from tfigkd.runtime.provenance import as_csv
+from tfigkd.runtime.rows import as_csv, read_rows, unsealed
 from tfigkd.runtime.text import counted
 from tfigkd.stages.workdir import (
+    LABEL,
     PRECISION,
     ROWS,
     SETTINGS,
@@ -42,10 +40,10 @@ from tfigkd.stages.workdir import (
     TEACHER_FILE,
     TEACHERS,
     Workdir,
+    read_settings,
 )
 from tfigkd.study.plan import folder_of, read_study
 from tfigkd.study.protocol import COLUMN, mixed_arms, protocol_of, refuse_mixed
-from tfigkd.study.runs import LABEL
 
 KEY = ("study", "arm", "size", "seed")
 JOB = ("study", "arm", "size", "command")
@@ -91,25 +89,6 @@ def table_of(study: str, workdir: Path, into: Path | None = None) -> Path:
     shipped = (experiments_folder() / "studies" / f"{study}.toml").is_file()
     root = into or (checkout() if shipped else None)
     return workdir / study / "results.csv" if root is None else root / "experiments" / "results" / f"{study}.csv"
-
-
-def read_rows(path: Path) -> list[dict[str, str]]:
-    """Read the rows of a CSV file; a missing file has no rows.
-
-    Raises:
-        UserError: the file is not a CSV table.
-    """
-    if not path.is_file():
-        return []
-    try:
-        with open(path, newline="", encoding="utf-8") as file:
-            rows = list(csv.DictReader(file))
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"{path} is not a CSV table of results ({error}); restore the file") from error
-    for number, row in enumerate(rows, start=1):
-        if None in row or None in row.values():
-            raise UserError(f"{path}: row {number} has another number of cells than the header; restore the file")
-    return rows
 
 
 def finished_runs(workdir: Path, study: str | None = None) -> list[tuple[Path, dict[str, str]]]:
@@ -168,7 +147,6 @@ def merge_rows(path: Path, rows: Sequence[dict[str, str]], *, replace: bool = Fa
             is damaged.
     """
     refuse_mixed(rows, path.stem, "run the study again in another --workdir, and collect from there")
-    make_folder(path.parent)
     with locked(path.parent, wait=True):
         try:
             before = {_key(row): row for row in read_rows(path)}
@@ -198,19 +176,19 @@ def save_student(run: Path, row: dict[str, str], into: Path) -> Path:
     """
     folder = make_folder(into / row["experiment"] / row["seed"])
     there = (read_manifest(folder) or {"files": {}})["files"]
-    trained = require(run / "distill", "distill")  # checks the file, so that a damaged one does not get a new checksum
+    # checks the file, so that a damaged one does not get a new checksum
+    trained = require_stage(run / "distill", "distill")
     files = {}
     for stage, name in FILES.items():
         if (run / stage / name).is_file():
-            require(run / stage, stage)
+            require_stage(run / stage, stage)
             files[name] = copy_file(run / stage / name, folder / name)
     if there.get(STUDENT_FILE) == files[STUDENT_FILE]:
         files = {name: checked for name, checked in there.items() if (folder / name).is_file()} | files
     copy_file(run / SETTINGS, folder / SETTINGS)
     if (run / PRECISION).is_file():  # the precision that "auto" chose in the run
         copy_file(run / PRECISION, folder / PRECISION)
-    outputs = {name: value for name, value in trained.items() if name not in ("fingerprint", "files")}
-    write_manifest(folder, trained["fingerprint"], files=files, **outputs, row=row)
+    write_manifest(folder, trained["fingerprint"], files=files, **outputs_of(trained), row=row)
     return folder
 
 
@@ -224,9 +202,8 @@ def save_teacher(run: Path, teachers: Path, into: Path) -> Path | None:
     Its folder has the name of its architecture; a second teacher of the same architecture has its fingerprint too.
     """
     try:
-        settings = json.loads((run / SETTINGS).read_text(encoding="utf-8"))
-        config = from_mapping(Config, settings["config"])
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        _, config = read_settings(run)
+    except ValueError as error:
         raise UserError(f"{run / SETTINGS} is damaged ({error}); run the study again in another --workdir") from error
     if not config.needs_teacher or config.teacher.weights is not None:
         return None
@@ -248,8 +225,7 @@ def save_teacher(run: Path, teachers: Path, into: Path) -> Path | None:
         name = f"{name}-{manifest['fingerprint'][:8]}"
     folder = make_folder(into / "teachers" / name)
     copied = copy_file(source / TEACHER_FILE, folder / TEACHER_FILE)
-    outputs = {name: value for name, value in manifest.items() if name not in ("fingerprint", "files")}
-    write_manifest(folder, manifest["fingerprint"], files={TEACHER_FILE: copied}, **outputs)
+    write_manifest(folder, manifest["fingerprint"], files={TEACHER_FILE: copied}, **outputs_of(manifest))
     return folder
 
 

@@ -10,9 +10,9 @@ from typing import Any
 from plotly import graph_objects as go
 
 from tfigkd.measure.statistics import LEVEL, Summary
-from tfigkd.report.charts import PALETTE, Chart, Table, cost_axis, label, labels, make, rows_axis
+from tfigkd.report.charts import PALETTE, Chart, Table, cost_axis, error_bars, label, labels, make, rows_axis
 from tfigkd.report.page import render
-from tfigkd.study.plan import PROG, Options, Study
+from tfigkd.study.plan import PROG, Options, Study, title_of
 from tfigkd.study.quality import TITLE, quality_lines
 from tfigkd.study.tables import (
     Compared,
@@ -72,10 +72,6 @@ def page(study: Study, rows: Sequence[Row], papers: Sequence[Row], workdir: Path
     )
 
 
-def _title(arm: str, size: str) -> str:
-    return f"{arm} {size}".strip()
-
-
 def arms_chart(name: str, study: Study, runs: Runs) -> Chart | None:
     """Draw every run as a dot, and the mean of each arm with its 95 % interval where it has three runs or more.
 
@@ -85,12 +81,12 @@ def arms_chart(name: str, study: Study, runs: Runs) -> Chart | None:
     if not order:
         return None
     summaries = {key: summarize(list(runs[key].values())) for key in order}
-    names = dict(zip(order, labels([_title(arm, size) for size, arm in order]), strict=True))
+    names = dict(zip(order, labels([title_of(arm, size) for size, arm in order]), strict=True))
     dots = go.Scatter(
         x=[value for key in order for value in runs[key].values()],
         y=[names[key] for key in order for _ in runs[key]],
         mode="markers",
-        marker={"size": 7, "color": "#7a8794", "opacity": 0.65},
+        marker={"size": 7, "color": PALETTE[5], "opacity": 0.65},
         name="one run",
         text=[f"seed {seed}" for key in order for seed in runs[key]],
         hovertemplate="%{y}, %{text}<br>%{x:.2f} %<extra></extra>",
@@ -107,7 +103,7 @@ def arms_chart(name: str, study: Study, runs: Runs) -> Chart | None:
         hovertemplate="%{y}<br>%{text}<extra></extra>",
     )
     best = max(order, key=lambda key: summaries[key].mean)
-    lines = [[_title(arm, size), *_columns(summaries[size, arm])] for size, arm in order]
+    lines = [[title_of(arm, size), *_columns(summaries[size, arm])] for size, arm in order]
     return Chart(
         name,
         make(
@@ -119,7 +115,7 @@ def arms_chart(name: str, study: Study, runs: Runs) -> Chart | None:
         ),
         (["arm", "n", "mean, %", "sd", "95 % interval"], lines),
         height=140 + 26 * len(order),
-        says={"arms": len(order), "best": _title(best[1], best[0]), "mean": _words(summaries[best])},
+        says={"arms": len(order), "best": title_of(best[1], best[0]), "mean": _words(summaries[best])},
     )
 
 
@@ -127,7 +123,7 @@ def _bars(summaries: Iterable[Summary], **style: float) -> dict[str, Any]:
     """Return the intervals of means as error bars; fewer than three runs have none."""
     halves = [(0, 0) if math.isnan(one.low) else (one.high - one.mean, one.mean - one.low) for one in summaries]
     above, below = zip(*halves, strict=True)
-    return {"type": "data", "symmetric": False, "array": above, "arrayminus": below, **style}
+    return error_bars(above, below, **style)
 
 
 def _words(summary: Summary) -> str:
@@ -151,14 +147,12 @@ def forest_chart(compared: Sequence[Compared]) -> Chart | None:
     marks = go.Scatter(
         x=[one.lead.difference for one in drawn],
         y=labels([one.title for one in drawn], 40),
-        error_x={
-            "type": "data",
-            "symmetric": False,
-            "array": [one.lead.high - one.lead.difference for one in drawn],
-            "arrayminus": [one.lead.difference - one.lead.low for one in drawn],
-            "thickness": 1.8,
-            "width": 5,
-        },
+        error_x=error_bars(
+            [one.lead.high - one.lead.difference for one in drawn],
+            [one.lead.difference - one.lead.low for one in drawn],
+            thickness=1.8,
+            width=5,
+        ),
         mode="markers",
         marker={
             "size": 11,
@@ -223,7 +217,7 @@ def size_chart(study: Study, rows: Sequence[Row]) -> Chart | None:
                 hovertemplate="%{text}",
             )
         )
-        lines += [[_title(arm, size), f"{parameters[size, arm]:,}", *_columns(one)] for size, one in known.items()]
+        lines += [[title_of(arm, size), f"{parameters[size, arm]:,}", *_columns(one)] for size, one in known.items()]
     figure = make(
         traces,
         xaxis=cost_axis(list(parameters.values()), "parameters of the student"),
@@ -238,7 +232,7 @@ def size_chart(study: Study, rows: Sequence[Row]) -> Chart | None:
 def _published(papers: Sequence[Row]) -> Table:
     header = ["arm", "n", "mean, %", "sd", "source"]
     return header, [
-        [_title(row["arm"], row["size"]), row["n"] or "–", row["mean"], row["deviation"] or "–", row["source"]]
+        [title_of(row["arm"], row["size"]), row["n"] or "–", row["mean"], row["deviation"] or "–", row["source"]]
         for row in papers
     ]
 
@@ -257,5 +251,5 @@ def _left(study: Study, rows: Sequence[Row]) -> Table:
     done = Counter((row["size"], row["arm"]) for row in rows if int(row["seed"]) < study.seeds)
     every = [(size, arm, done[size, arm]) for size in study.sizes for arm in study.arms]
     return ["arm", "finished runs", "runs to do"], [
-        [_title(arm, size), str(n), str(study.seeds - n)] for size, arm, n in every if n < study.seeds
+        [title_of(arm, size), str(n), str(study.seeds - n)] for size, arm, n in every if n < study.seeds
     ]

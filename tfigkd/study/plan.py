@@ -126,7 +126,7 @@ class Job:
     @property
     def title(self) -> str:
         """Arm, size and seed, for messages."""
-        return f"{self.arm}{f' {self.size}' if self.size else ''}, seed {self.seed}"
+        return f"{title_of(self.arm, self.size)}, seed {self.seed}"
 
 
 def words_of(study: Study, workdir: Path) -> str:
@@ -192,6 +192,11 @@ def _beside(path: Path, experiment: str) -> str:
 def folder_of(arm: str, size: str) -> str:
     """Return the name of the folder with an arm's runs at a size; the study's one size may have no name."""
     return f"{arm}-{size}" if size else arm
+
+
+def title_of(arm: str, size: str) -> str:
+    """Return what an arm at a size is called in tables and messages; the study's one size may have no name."""
+    return f"{arm} {size}".strip()
 
 
 def _config(experiment: str, study: Study, size: str, seed: int, *, small: bool) -> tuple[str, Config]:

@@ -5,17 +5,18 @@ to seed where a study sets fields to the seed. The column `protocol`, which `col
 how the student was trained: no seed, no folders, and the data and the teacher by their content.
 """
 
-import json
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from tfigkd.config.experiment import Config, override, to_mapping
-from tfigkd.config.reading import differences, from_mapping, value_at
+from tfigkd.config.reading import differences, value_at
 from tfigkd.runtime.errors import UserError
 from tfigkd.runtime.files import fingerprint, read_manifest
+from tfigkd.runtime.text import percent
 from tfigkd.stages.runner import FREE
-from tfigkd.stages.workdir import SETTINGS
+from tfigkd.stages.workdir import SETTINGS, read_settings
+from tfigkd.study.plan import title_of
 
 COLUMN = "protocol"
 DATA = ("data.name", "data.image_size", "data.limit", "data.background", "data.fit", "data.group", "data.splits.")
@@ -41,9 +42,8 @@ def protocol_of(run: Path, seed_fields: Sequence[str] = ()) -> str:
     if not path.is_file():
         return ""
     try:
-        config = from_mapping(Config, json.loads(path.read_text(encoding="utf-8"))["config"])
-        config = override(config, dict.fromkeys(seed_fields, 0))
-    except (UserError, OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        config = override(read_settings(run)[1], dict.fromkeys(seed_fields, 0))
+    except (UserError, ValueError) as error:
         raise UserError(f"{path} is damaged ({error}); delete {run} and run the study again") from error
     trained = read_manifest(run / "distill") or {}
     known = [trained["data"]] if trained.get("data") else []
@@ -79,17 +79,13 @@ def _seeds(rows: Iterable[Row]) -> str:
     return f"seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}"
 
 
-def _title(key: tuple[str, str]) -> str:
-    return f"{key[1]} {key[0]}".strip()
-
-
 def mixed_arms(rows: Sequence[Row]) -> dict[tuple[str, str], str]:
     """Return size and arm of rows of several configs, each with a phrase that names the seeds of each config."""
     found = {}
-    for key, kinds in _by_kind(rows).items():
+    for (size, arm), kinds in _by_kind(rows).items():
         if len(kinds) > 1:
             parts = "; ".join(f"{kind or 'no config'}: {_seeds(own)}" for kind, own in sorted(kinds.items()))
-            found[key] = f"{_title(key)} ({parts})"
+            found[size, arm] = f"{title_of(arm, size)} ({parts})"
     return found
 
 
@@ -106,26 +102,26 @@ def refuse_mixed(rows: Sequence[Row], where: str, remedy: str) -> None:
     """
     found = list(mixed_arms(rows).values())
     if found:
-        raise UserError(f"{where}: expected one config an arm and size, got several of {'; '.join(found)}; {remedy}")
+        raise UserError(f"{where}: expected one config per arm and size, got several of {'; '.join(found)}; {remedy}")
 
 
 def remarks(rows: Sequence[Row]) -> str:
     """Return sentences that name the arms whose runs are of several commits, or had teachers of different accuracy."""
     said = []
     for column, what in (("commit", "commits"), ("teacher_accuracy", "teachers, of test accuracy")):
-        for key, kinds in _by_kind(rows).items():
+        for (size, arm), kinds in _by_kind(rows).items():
             values: dict[str, list[Row]] = defaultdict(list)
             for own in kinds.values():
                 for row in own:
                     values[row.get(column) or "unknown"].append(row)
             if len(values) > 1:
                 parts = "; ".join(f"{_value(value)}: {_seeds(own)}" for value, own in sorted(values.items()))
-                said.append(f"The runs of {_title(key)} are of {len(values)} {what} ({parts}).")
+                said.append(f"The runs of {title_of(arm, size)} are of {len(values)} {what} ({parts}).")
     return " ".join(said)
 
 
 def _value(text: str) -> str:
     try:
-        return f"{100 * float(text):.2f} %" if "." in text else text
+        return percent(float(text)) if "." in text else text
     except ValueError:
         return text

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from tfigkd.measure.statistics import summarize
-from tfigkd.study.plan import Study
+from tfigkd.study.plan import Study, title_of
 from tfigkd.study.protocol import Row
 
 TITLE = "Besides accuracy, on test: means and standard deviations of the runs, without a test of their differences"
@@ -58,7 +58,7 @@ def quality_lines(study: Study, rows: Sequence[Row]) -> tuple[list[str], list[li
         for arm in study.arms:
             own = [row for row in rows if row["size"] == size and row["arm"] == arm]
             if own:
-                lines.append([f"{arm} {size}".strip(), str(len(own)), *(_cell(own, column) for column in shown)])
+                lines.append([title_of(arm, size), str(len(own)), *(_cell(own, column) for column in shown)])
     return ["arm", "n", *(column.title for column in shown)], lines
 
 

@@ -12,8 +12,9 @@ from tfigkd.config.experiment import experiments_folder
 from tfigkd.runtime import console
 from tfigkd.runtime.errors import UserError
 from tfigkd.runtime.files import locked, make_folder, write_text
+from tfigkd.runtime.rows import read_rows
 from tfigkd.runtime.text import counted
-from tfigkd.study.collect import finished_runs, read_rows
+from tfigkd.study.collect import finished_runs
 from tfigkd.study.page import page
 from tfigkd.study.plan import Study, read_study
 from tfigkd.study.tables import (
@@ -130,7 +131,7 @@ def show_results(study: Study, workdir: Path) -> bool:
         console.say(line)
     for line in study_verdict(study, rows) or ["nothing wrong was found with the arms that have run"]:
         console.say(f"verdict: {line}", last=True)
-    path = make_folder(workdir / study.name) / "report.html"
+    path = workdir / study.name / "report.html"
     with locked(path.parent, wait=True, name=LOCK):  # two commands of one study may end at once
         write_text(path, page(study, rows, [], workdir))
     console.say(f"report: {path}", last=True)

@@ -13,10 +13,9 @@ from tfigkd.runtime.errors import InUseError, UserError, system_line
 from tfigkd.runtime.files import locked, read_manifest, write_signed
 from tfigkd.runtime.processes import CONTEXT, settle
 from tfigkd.stages.runner import INERT, changed_settings, run
-from tfigkd.stages.workdir import ROWS, SETTINGS
+from tfigkd.stages.workdir import LABEL, ROWS, SETTINGS
 from tfigkd.study.plan import PROG, Job
 
-LABEL = "job.json"
 IN_THE_RUN = ("distill", "compress", "export", "evaluate", "benchmark")
 """Stages with a manifest in the run's folder."""
 DONE, FAILED, BUSY = 0, 1, 3  # exit statuses of the process of one run

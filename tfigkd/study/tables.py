@@ -24,7 +24,7 @@ from tfigkd.measure.statistics import (
 from tfigkd.runtime.errors import UserError
 from tfigkd.runtime.files import atomic
 from tfigkd.runtime.text import counted, markdown_table
-from tfigkd.study.plan import PROG, Options, Study, words_of
+from tfigkd.study.plan import PROG, Options, Study, title_of, words_of
 from tfigkd.study.protocol import refuse_mixed, remarks
 from tfigkd.study.quality import TITLE, quality_lines
 
@@ -109,8 +109,8 @@ def _refuse_other_compression(rows: Sequence[Row]) -> None:
         if len(found[row["size"], row["arm"]]) > 1:
             kinds = "; ".join(sorted(found[row["size"], row["arm"]]))
             raise UserError(
-                f"{row['study']}: runs of {row['arm']} {row['size']} are compressed in several ways ({kinds}); run "
-                "them again with one setting"
+                f"{row['study']}: runs of {title_of(row['arm'], row['size'])} are compressed in several ways "
+                f"({kinds}); run them again with one setting"
             )
 
 
@@ -120,6 +120,12 @@ def summarize(accuracies: Sequence[float]) -> Summary:
     if math.isnan(found.low):
         return found
     return replace(found, low=max(found.low, 0.0), high=min(found.high, 100.0))
+
+
+def column_mean(rows: Sequence[Row], column: str) -> float | None:
+    """Return the mean of a column over the rows that have it; None without any."""
+    values = [float(row[column]) for row in rows if row.get(column)]
+    return sum(values) / len(values) if values else None
 
 
 def compare(study: Study, runs: Runs) -> list[Compared]:
@@ -173,9 +179,8 @@ def arms_lines(study: Study, rows: Sequence[Row], papers: Sequence[Row]) -> tupl
         for arm, values in arms.items():
             own = [row for row in rows if row["size"] == size and row["arm"] == arm]
             summary, paper = summarize(list(values.values())), published.get((size, arm))
-            mean, title = _number(summary.mean), f"{arm} {size}".strip()
+            mean, title = _number(summary.mean), title_of(arm, size)
             minutes = sum(float(row["train_seconds"]) for row in own) / len(own) / 60
-            agreement = [100 * float(row["student_agreement"]) for row in own if row.get("student_agreement")]
             lines.append(
                 [
                     f"**{title}**" if arm == best else title,
@@ -183,7 +188,7 @@ def arms_lines(study: Study, rows: Sequence[Row], papers: Sequence[Row]) -> tupl
                     f"**{mean}**" if arm == best else mean,
                     _number(summary.deviation),
                     _interval(summary.low, summary.high),
-                    _number(sum(agreement) / len(agreement)) if agreement else "–",
+                    _mean_of(own, "student_agreement", 100.0, 2),
                     f"{minutes:.1f}",
                     *(_mean_of(own, column, factor, digits) for _, column, factor, digits in costs),
                     _paper(paper, own[0]),
@@ -197,9 +202,9 @@ def arms_lines(study: Study, rows: Sequence[Row], papers: Sequence[Row]) -> tupl
 
 
 def _mean_of(rows: Sequence[Row], column: str, factor: float, digits: int) -> str:
-    """Return the mean of a column over the rows that have it; a dash without any."""
-    values = [factor * float(row[column]) for row in rows if row.get(column)]
-    return f"{sum(values) / len(values):,.{digits}f}" if values else "–"
+    """Return the mean of a column, times a factor, as text; a dash without any value."""
+    mean = column_mean(rows, column)
+    return "–" if mean is None else f"{factor * mean:,.{digits}f}"
 
 
 def _paper(paper: Row | None, own: Row) -> str:
@@ -215,7 +220,7 @@ def _normality(study: Study, runs: Runs) -> list[str]:
     tested = {key: p for key, p in values.items() if not math.isnan(p)}
     if not tested:
         return []
-    odd = [f"{arm} {size}".strip() for (size, arm), p in tested.items() if p < LEVEL]
+    odd = [title_of(arm, size) for (size, arm), p in tested.items() if p < LEVEL]
     named = f" ({', '.join(odd)})" if odd else ""
     return [f"Not normally distributed by the Shapiro-Wilk test at 5 %: {len(odd)} of {len(tested)} arms{named}."]
 
@@ -240,7 +245,10 @@ def comparisons_lines(compared: Sequence[Compared]) -> tuple[list[str], list[lis
             ]
         )
     header = ["comparison", "difference, points", "95 % interval", "p", "after Holm", "runs", "d (pairs) or g"]
-    header += ["Welch: difference, 95 % interval, p", *(f"runs an arm for {points} (95 %)" for points in TO_SEE)]
+    header += [
+        "Welch: difference, 95 % interval, p",
+        *(f"runs per arm to show {points} points (95 %)" for points in TO_SEE),
+    ]
     return header, lines
 
 
@@ -250,7 +258,7 @@ def _runs(found: Difference) -> str:
 
 
 def _needed(found: Difference, points: float) -> str:
-    """Return how many runs an arm, or pairs, a difference needs, with the interval from the deviation's own."""
+    """Return how many runs per arm, or pairs, a difference needs, with the interval from the deviation's own."""
     if not found.tested:
         return "–"
     counts = (None if count is None else max(count, FEWEST) for count in seeds_between(found, points))
@@ -284,7 +292,7 @@ def _sentence(one: Compared, kind: str = "") -> str:
         start += f"; Welch: {_interval(free.low, free.high, sign=True)}, p {_p(free.p)}"
     if one.adjusted < LEVEL:
         return f"{start}): beyond the noise."
-    unit = "pairs" if lead.by_pairs else "seeds an arm"
+    unit = "pairs" if lead.by_pairs else "seeds per arm"
     return f"{start}): inside the noise. A difference of {TO_SEE[1]} points needs {_needed(lead, TO_SEE[1])} {unit}."
 
 
@@ -293,7 +301,7 @@ def too_few(runs: int) -> str:
     words = {1: "one run", 2: "two runs"}
     if runs >= FEWEST:  # runs enough, but without any spread
         return "the runs have no spread, so no test"
-    return f"{words[runs]} an arm cannot tell; {FEWEST} or more give an interval"
+    return f"{words[runs]} per arm cannot tell; {FEWEST} or more give an interval"
 
 
 def provenance(rows: Sequence[Row]) -> str:

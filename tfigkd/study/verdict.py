@@ -4,18 +4,12 @@ from collections import defaultdict
 from collections.abc import Sequence
 
 from tfigkd.measure.statistics import FEWEST
-from tfigkd.report.table import percent
-from tfigkd.runtime.text import counted
-from tfigkd.study.plan import Study
-from tfigkd.study.tables import CONTROLS, METRICS, Row, runs_of
+from tfigkd.runtime.text import counted, percent
+from tfigkd.study.plan import Study, title_of
+from tfigkd.study.tables import CONTROLS, METRICS, Row, column_mean, runs_of
 
 AT_CHANCE = 0.05
 """Cohen's kappa, which is 0 for guesses, below which an arm is at chance."""
-
-
-def _mean(rows: Sequence[Row], column: str) -> float | None:
-    values = [float(row[column]) for row in rows if row.get(column)]
-    return sum(values) / len(values) if values else None
 
 
 def _different_data(study: Study, rows: Sequence[Row]) -> list[str]:
@@ -41,8 +35,10 @@ def study_verdict(study: Study, rows: Sequence[Row]) -> list[str]:
     runs = runs_of(rows, study.judged_on)
     for size, arm in runs:
         own = [row for row in rows if (row["size"], row["arm"]) == (size, arm)]
-        title = f"{arm} {size}".strip()
-        kappa, accuracy, teacher = (_mean(own, name) for name in ("student_kappa", METRICS["test"], "teacher_accuracy"))
+        title = title_of(arm, size)
+        kappa, accuracy, teacher = (
+            column_mean(own, name) for name in ("student_kappa", METRICS["test"], "teacher_accuracy")
+        )
         # placebos of the logits are meant to be near chance
         if kappa is not None and kappa < AT_CHANCE and not arm.endswith(CONTROLS) and accuracy is not None:
             found.append(
@@ -54,7 +50,7 @@ def study_verdict(study: Study, rows: Sequence[Row]) -> list[str]:
                 f"The teacher of {title} is worse than its students: {percent(teacher)} against {percent(accuracy)}. "
                 "Change: --teacher.model, --teacher.training.epochs."
             )
-        large, small = _mean(own, "student_parameters"), _mean(own, "teacher_parameters")
+        large, small = column_mean(own, "student_parameters"), column_mean(own, "teacher_parameters")
         if large is not None and small is not None and large >= small:
             found.append(
                 f"The students of {title} are not smaller than their teacher: {large:,.0f} parameters against "

@@ -6,10 +6,9 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import keras
-import numpy as np
 
 from tfigkd.batches.stream import Batch
-from tfigkd.models.graph import flatten_layers
+from tfigkd.models.graph import flatten_layers, float64_of
 from tfigkd.training.devices import on_this_host
 
 STATISTICS_EXAMPLES = 4096
@@ -46,7 +45,7 @@ def recompute_statistics(model: keras.Model, batches: Iterable[Any]) -> None:
             model(images, training=True)
             count += 1
             for total, layer in zip(sums, layers, strict=True):
-                mean, variance = _array(layer.moving_mean), _array(layer.moving_variance)
+                mean, variance = float64_of(layer.moving_mean), float64_of(layer.moving_variance)
                 total[0] += mean
                 total[1] += variance + mean**2
     finally:
@@ -57,10 +56,6 @@ def recompute_statistics(model: keras.Model, batches: Iterable[Any]) -> None:
     for (of_means, of_squares), layer in zip(sums, layers, strict=True):
         layer.moving_mean.assign(of_means / count)
         layer.moving_variance.assign(of_squares / count - (of_means / count) ** 2)
-
-
-def _array(variable: Any) -> np.ndarray:
-    return keras.ops.convert_to_numpy(variable).astype(np.float64)
 
 
 class Averaged(keras.callbacks.Callback):

@@ -20,7 +20,7 @@ import numpy as np
 
 from tfigkd.runtime import console, hosts
 from tfigkd.runtime.errors import UserError
-from tfigkd.runtime.files import atomic
+from tfigkd.runtime.files import write_bytes
 
 KEPT = 2
 NAME = re.compile(r"checkpoint-\d+(-\d+)?\.ckpt")
@@ -96,8 +96,7 @@ def save(folder: Path, model: keras.Model, fingerprint: str, progress: Progress)
     np.savez(buffer, note=np.frombuffer(note, np.uint8), **arrays)
     content = buffer.getvalue()
     within = f"-{steps:07d}" if steps else ""
-    with atomic(folder / f"checkpoint-{epochs:05d}{within}.ckpt") as temporary:
-        temporary.write_bytes(content + hashlib.sha256(content).digest())
+    write_bytes(folder / f"checkpoint-{epochs:05d}{within}.ckpt", content + hashlib.sha256(content).digest())
     done = [path for path in _paths(folder) if _reached(path) <= (epochs, steps)]
     for old in {*_paths(folder)} - {*done[:KEPT]}:  # what is newer was damaged: training went on from before it
         old.unlink()

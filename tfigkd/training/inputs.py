@@ -7,7 +7,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from tfigkd.batches.stream import Batch, Part, part_of
+from tfigkd.batches.stream import Batch, BatchPart, part_of
 from tfigkd.data import Examples, to_model_input
 
 MEASURED = 256
@@ -23,7 +23,7 @@ class Measured(keras.utils.PyDataset):
     reads its own part.
     """
 
-    def __init__(self, examples: Examples, devices: int, part: Part):
+    def __init__(self, examples: Examples, devices: int, part: BatchPart):
         super().__init__()
         self._part = part
         self._examples = examples.take(slice(len(examples) - len(examples) % devices))
@@ -52,7 +52,7 @@ def training_input(stream: Callable[..., Iterator[Batch]], epoch: int, **which: 
     return _dataset(lambda: stream(epoch, **which), next(stream(epoch)))
 
 
-def validation_input(examples: Examples, devices: int, part: Part) -> Any:
+def validation_input(examples: Examples, devices: int, part: BatchPart) -> Any:
     """Return examples to measure after each epoch, of which this host reads a part.
 
     Args:

@@ -17,15 +17,24 @@ import numpy as np
 
 from tfigkd.config.data_fields import rgb
 from tfigkd.data.spaces import Range
-from tfigkd.edge.classifier_files import add_space_options, background_of, fit_of, names_apart, probe, spaces
+from tfigkd.edge.classifier_files import (
+    add_background_option,
+    add_space_options,
+    background_of,
+    fit_of,
+    given_spaces,
+    names_apart,
+    probe,
+    spaces,
+)
 from tfigkd.edge.contract import admit, contract_path, is_foreign
 from tfigkd.edge.input_range import assumption
-from tfigkd.edge.litert import open_classifier
+from tfigkd.edge.litert import class_count, ends, open_classifier
 from tfigkd.measure.gallery import Gallery
 from tfigkd.predict import class_names
 from tfigkd.runtime.command import Parser, command
 from tfigkd.runtime.errors import UserError
-from tfigkd.runtime.files import atomic, checksum, copy_file, make_folder, write_text
+from tfigkd.runtime.files import checksum, copy_file, make_folder, write_bytes, write_text
 from tfigkd.runtime.text import counted
 from tfigkd.web.examples import FOLDER as EXAMPLES
 from tfigkd.web.examples import list_examples, read_examples
@@ -58,7 +67,7 @@ def describe(
     """
     contract = admit(path)
     interpreter = open_classifier(path)
-    source, sink = interpreter.get_input_details()[0], interpreter.get_output_details()[0]
+    source, sink = ends(interpreter)
     kinds = sorted({np.dtype(tensor["dtype"]).name for tensor in (source, sink)} - {"float32"})
     if kinds:
         raise UserError(
@@ -69,7 +78,6 @@ def describe(
     probe(interpreter, taken)
     if note := assumption(interpreter, contract, input_range):
         print(f"{path}: {note}", file=sys.stderr)
-    classes = max(int(sink["shape"][-1]), 2)  # one output is that of the second of two
     about = contract or {}
     parity = about.get("parity") or {}
     return {
@@ -81,7 +89,7 @@ def describe(
         "range": list(taken),
         "outputs": given,
         "count": int(sink["shape"][-1]),
-        "classes": class_names(path, classes, contract, labels),
+        "classes": class_names(path, class_count(sink), contract, labels),
         "named": labels is not None or about.get("class_names") is not None,
         "background": list(rgb(background_of(contract, background))),
         "fit": fit_of(contract),
@@ -119,8 +127,7 @@ def write_site(
     contents = {f"litert/{name}": content for name, content in litert.items()} | pictures
     for name, content in contents.items():
         make_folder((folder / name).parent, "--output")
-        with atomic(folder / name) as temporary:
-            temporary.write_bytes(content)
+        write_bytes(folder / name, content)
     listed = []
     for index, (model, path) in enumerate(zip(models, paths, strict=True)):
         place = make_folder(folder / "models" / str(index), "--output")
@@ -163,10 +170,7 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--output", type=Path, required=True, help="folder that is written")
     parser.add_argument("--labels", type=Path, help="text file with one class name a line")
     add_space_options(parser)
-    parser.add_argument(
-        "--background",
-        help='color behind transparent pixels: white, gray, black, "#rrggbb" (default: as in training)',
-    )
+    add_background_option(parser)
     parser.add_argument(
         "--litert",
         type=Path,
@@ -181,9 +185,8 @@ def main(arguments: list[str]) -> None:
         "the folder then holds pictures of the data set",
     )
     options = parser.parse_args(arguments)
-    given = None if options.input_range is None else (options.input_range[0], options.input_range[1])
-    about = {"labels": options.labels, "outputs": options.outputs, "background": options.background}
-    models = [describe(path, input_range=given, **about) for path in options.files]
+    about = {"labels": options.labels, "background": options.background, **given_spaces(options)}
+    models = [describe(path, **about) for path in options.files]
     for model, name in zip(models, names_apart(options.files), strict=True):
         model["name"] = name
     examples = () if options.examples is None else read_examples(options.examples)

@@ -21,7 +21,7 @@ SECONDS = 600
 """Time limit of npm; the packages are 12 MB."""
 
 
-class Part(NamedTuple):
+class PackageFile(NamedTuple):
     """A file of LiteRT.js: npm package, path in it, and SHA-256."""
 
     package: str
@@ -31,22 +31,24 @@ class Part(NamedTuple):
 
 # `internal` needs relaxed SIMD, which Chromium and Firefox have; LiteRT.js loads `compat` in the other browsers
 PARTS = {
-    "index.js": Part("core", "dist/index.js", "e7daccc3a31eef890848a737ccb863ded5f046a6b40c3fdc0556495adeb5d9b3"),
-    "wasm-utils.js": Part(
+    "index.js": PackageFile(
+        "core", "dist/index.js", "e7daccc3a31eef890848a737ccb863ded5f046a6b40c3fdc0556495adeb5d9b3"
+    ),
+    "wasm-utils.js": PackageFile(
         "wasm-utils", "dist/index.js", "e0e20bc28ab001ac732cf40d15b6eebd24fb0deaeb95eeba5100f51eebf015f2"
     ),
-    "litert_wasm_internal.js": Part(
+    "litert_wasm_internal.js": PackageFile(
         "core", "wasm/litert_wasm_internal.js", "68efb69f770e3f76aff36a377de629ca496c131b86ac0f0f4b592a1543a898eb"
     ),
-    "litert_wasm_internal.wasm": Part(
+    "litert_wasm_internal.wasm": PackageFile(
         "core", "wasm/litert_wasm_internal.wasm", "7280cf4471774867e385e6c3cd53e2b45e2975b80fea338fff4ef359b0865614"
     ),
-    "litert_wasm_compat_internal.js": Part(
+    "litert_wasm_compat_internal.js": PackageFile(
         "core",
         "wasm/litert_wasm_compat_internal.js",
         "4d8f894b7883654fd6e8439730aa41e79ceaab7d19184fc4f1f0b0f1a2a2c8a5",
     ),
-    "litert_wasm_compat_internal.wasm": Part(
+    "litert_wasm_compat_internal.wasm": PackageFile(
         "core",
         "wasm/litert_wasm_compat_internal.wasm",
         "5255c8ad06eabdbd2522cdebf6b22fc10faf74625c23a49b9e072570cd1fa41c",
@@ -132,7 +134,7 @@ def _read(folder: Path) -> dict[str, bytes]:
     return contents
 
 
-def _content(folder: Path, part: Part) -> bytes | None:
+def _content(folder: Path, part: PackageFile) -> bytes | None:
     """Return a part from a packed or an unpacked package, or None."""
     packed = folder / f"litertjs-{part.package}-{VERSION}.tgz"
     if packed.is_file():
