@@ -182,6 +182,8 @@ def test_what_the_command_refuses(files, tmp_path, capsys):
         (str(tmp_path / "absent.tflite"),): "no file",
         (str(files / "int8.tflite"), "--threads", "0"): "--threads must be positive",
         (str(files / "int8.tflite"), "--runs", "0"): "--runs must be positive",
+        (str(files / "int8.tflite"), "--fit", "crop"): "--fit has no effect without --data; leave it out",
+        (str(files / "int8.tflite"), "--splits.test", "x"): "--splits has no effect without --data; leave it out",
         (str(files / "int8.tflite"), "--rows", str(tmp_path / "no" / "r.csv")): "no folder .*; make it or choose",
     }.items():
         assert main(list(arguments)) == 1

@@ -284,6 +284,12 @@ def test_what_the_command_refuses(shop, capsys, tmp_path):
     assert "error: --calibration-examples must be positive" in line
     line = refusal(capsys, own, *int8, *output, "--data", "digits", "--keep", "1")
     assert "error: --keep needs --quantizer ai-edge" in line
+    line = refusal(capsys, own, *int8, *output, "--splits.test", "validation")
+    assert "--splits has no effect without --data; leave it out" in line
+    line = refusal(capsys, shop / "x.tflite", "--format", "c", "--output", tmp_path / "x.c", "--data", "digits")
+    assert "--data has no effect with --format c" in line
+    line = refusal(capsys, shop / "x.tflite", "--format", "c", "--output", tmp_path / "x.c", "--keep", "3")
+    assert "--keep has no effect with --format c" in line
     assert list(tmp_path.iterdir()) == []
 
 

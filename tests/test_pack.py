@@ -25,7 +25,7 @@ from tfigkd.pack.content import read_facts
 from tfigkd.pack.model_card import model_card
 from tfigkd.predict import main as predict
 from tfigkd.runtime.errors import UserError
-from tfigkd.runtime.files import fingerprint, read_manifest, write_manifest
+from tfigkd.runtime.files import checksum, fingerprint, outputs_of, read_manifest, write_manifest
 from tfigkd.runtime.rows import as_csv, read_rows, sealed
 
 
@@ -181,6 +181,14 @@ def test_settings_of_a_later_call_are_not_packed(copied, capsys):
 def test_a_damaged_student_is_not_packed(copied, capsys):
     (copied / "distill" / "student.keras").write_bytes(b"other")
     assert "student.keras is corrupt" in refusal(capsys, main, copied)
+
+
+def test_a_student_that_was_trained_again_is_not_packed_with_files_of_the_one_before(copied, capsys):
+    manifest = read_manifest(copied / "distill")
+    (copied / "distill" / "student.keras").write_bytes(b"another student")
+    files = manifest["files"] | {"student.keras": checksum(copied / "distill" / "student.keras")}
+    write_manifest(copied / "distill", manifest["fingerprint"], files=files, **outputs_of(manifest))
+    assert "student.keras was made anew after it was measured" in refusal(capsys, main, copied)
 
 
 def test_the_card_names_no_folder_of_the_users_own_data(copied):

@@ -158,7 +158,10 @@ def test_latencies_of_two_machines_are_two_points_and_a_file_measured_again_is_o
         ("net (Raspberry Pi 5)", 11.0, 2, pytest.approx(0.85)),
         ("net (desk)", 2.0, 2, pytest.approx(0.85)),
     ]
-    assert remarks == ["latencies on Raspberry Pi 5; desk do not compare; give the rows of one machine alone"]
+    assert remarks == [
+        "taken for seeds of one model, as several files have this name: net (Raspberry Pi 5) int8, net (desk) int8",
+        "latencies on Raspberry Pi 5; desk do not compare; give the rows of one machine alone",
+    ]
     assert main([str(write(tmp_path / "one.csv", row("a|b", "int8", 0.9, 1.0, 500)))]) == 0
     assert "| a\\|b | int8 |" in capsys.readouterr().out
 
@@ -174,6 +177,35 @@ def test_rows_of_runs_are_read_as_they_are(tmp_path):
     assert {(point.model, point.n) for point in points} == {
         ("ig_kd", 3), ("ig_kd, prune (half)", 1), ("ig_kd, prune (most)", 2)
     }  # fmt: skip
+
+
+def test_runs_of_two_machines_or_data_sets_are_apart_and_smoke_runs_left_out(tmp_path):
+    one = run_row("aaaa", 0.9) | {"student_int8_ms": 10.0, "hardware": "board", "data_fingerprint": "d1", "seed": 0}
+    one |= {"time": "10:00", "smoke": "False"}
+    other = one | {"student_int8_accuracy": 0.92, "seed": 1, "time": "11:00"}
+    server = one | {"hardware": "server", "student_int8_ms": 1.0}
+    harder = one | {"data_fingerprint": "d2", "student_int8_accuracy": 0.5}
+    tried = one | {"smoke": "True", "student_int8_accuracy": 0.99}
+
+    def read(*rows):
+        points, remarks = read_points([write(tmp_path / "rows.csv", *rows)])
+        return [(point.model, point.n, round(point.accuracy, 3), point.milliseconds) for point in points], remarks
+
+    assert read(one, one) == ([("kd", 1, 0.9, 10.0)], [])  # one run given twice
+    assert read(one, other, tried) == ([("kd", 2, 0.91, 10.0)], ["left out, smoke runs: 1 row"])
+    found, remarks = read(one, server)
+    assert sorted(found) == [("kd (board)", 1, 0.9, 10.0), ("kd (server)", 1, 0.9, 1.0)]
+    assert remarks == ["latencies on board; server do not compare; give the rows of one machine alone"]
+    found, remarks = read(one, harder)
+    assert sorted(found) == [("kd (d1)", 1, 0.9, 10.0), ("kd (d2)", 1, 0.5, 10.0)]
+    assert remarks == ["accuracies on d1, d2 do not compare; give the rows of one data set alone"]
+
+
+def test_files_of_one_name_are_said_to_be_taken_for_seeds(tmp_path):
+    measured = [row("student.int8", "int8", value, 1.0, 10) | {"gzip_bytes": value} for value in (0.9, 0.6)]
+    (point,), remarks = read_points([write(tmp_path / "rows.csv", *measured)])
+    assert point.n == 2
+    assert remarks == ["taken for seeds of one model, as several files have this name: student.int8 int8"]
 
 
 def test_the_table_marks_both_fronts(rows):
@@ -199,7 +231,8 @@ def test_the_command(rows, tmp_path, capsys):
     assert "<svg" in (tmp_path / "p.svg").read_text()
     assert main([str(rows), "--output", str(tmp_path / "p.html"), "--table", str(tmp_path / "p.md")]) == 0
     assert "Pareto front" in (tmp_path / "p.html").read_text(encoding="utf-8")
-    assert capsys.readouterr().out == "left out, no accuracy: untrained int8\n" * 2
+    pooled = "taken for seeds of one model, as several files have this name: small float32\n"
+    assert capsys.readouterr().out == ("left out, no accuracy: untrained int8\n" + pooled) * 2
     assert main([str(rows)]) == 0
     assert capsys.readouterr().out.startswith("| model | format |")
 

@@ -24,6 +24,7 @@ from tfigkd.edge.classifier_files import (
     load_data,
     names_apart,
     reading_for,
+    refuse_without_data,
 )
 from tfigkd.edge.contract import admit
 from tfigkd.edge.footprint import Footprint, footprint
@@ -124,6 +125,7 @@ def main(arguments: list[str]) -> None:
     add_space_options(parser)
     parser.add_argument("--rows", type=Path, help="append the results to this .csv")
     options = parser.parse_args(arguments)
+    refuse_without_data(parser, options)
     require_folder_of(options.rows, "--rows")
     with refused_as("--"):
         config = BenchmarkConfig(options.runs, options.warmup, tuple(options.threads))

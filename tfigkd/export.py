@@ -96,6 +96,7 @@ def run(options: Options) -> str:
     from tfigkd.edge.parity import export_file, near_chance_level
     from tfigkd.models.user_model import pixels_said
 
+    _refuse_without_effect(options)
     if options.format == "c":
         return _write_c(options)
     if options.output.suffix != ".tflite":
@@ -137,6 +138,19 @@ def run(options: Options) -> str:
         f"{options.output}: {size / 1e3:,.1f} kB{ends}; on {on}: agreement with Keras "
         f"{percent(report['agreement'])}, largest difference {report['max_difference']:.2g}{scores}; {pixels}"
     )
+
+
+def _refuse_without_effect(options: Options) -> None:
+    """Refuse options that a C file does not take, and those of a data set where none is given."""
+    default = Options(model=options.model, format=options.format, output=options.output)
+    given = [one.name for one in fields(Options) if getattr(options, one.name) != getattr(default, one.name)]
+    if options.format == "c":
+        unused, why = [name for name in given if name not in ("input_range", "outputs")], "with --format c"
+    else:
+        own = {one.name for one in fields(DataOptions)} - {"image_size"}
+        unused, why = [name for name in given if name in own and not options.data], "without --data"
+    if unused:
+        raise UserError(f"--{unused[0].replace('_', '-')} has no effect {why}; leave it out")
 
 
 def in_options(message: str) -> str:

@@ -25,6 +25,7 @@ from tfigkd.edge.classifier_files import (
     image_side,
     load_data,
     reading_for,
+    refuse_without_data,
     spaces,
 )
 from tfigkd.edge.contract import admit, contract_path
@@ -192,6 +193,7 @@ def main(arguments: list[str]) -> None:
     add_data_options(parser, "compare layers on the last validation images of this data set (default: on noise)")
     add_space_options(parser)
     options = parser.parse_args(arguments)
+    refuse_without_data(parser, options)
     if options.output and options.output.suffix not in (".csv", ".json"):
         raise UserError(f"--output must end in .csv or .json, got {options.output}")
     require_folder_of(options.output, "--output")

@@ -361,6 +361,60 @@ def test_what_is_no_picture_is_one_line(visit, site, tmp_path):
     assert "amera" in page.locator("#errors p span").text_content()
 
 
+def test_the_time_of_an_image_is_that_of_the_pictures_below(visit, site, folder):
+    page = visit(site)
+    cells = page.locator("#models td:nth-child(2)")
+    assert cells.all_text_contents() == ["–"] * 3
+    choose(page, sorted((folder / "pictures").iterdir())[:2])
+    each = [one.locator("h4 span").all_text_contents() for one in page.locator("article").all()]
+    times = np.array([[float(text.split()[0]) for text in texts] for texts in each])
+    shown = [float(text.split()[0]) for text in cells.all_text_contents()]
+    np.testing.assert_allclose(shown, times.mean(axis=0), atol=0.011 if times.max() < 10 else 1)
+    page.get_by_role("button", name="Remove 00.png").click()
+    assert cells.all_text_contents() == each[0]  # the later picture is the first of the page
+    page.locator("#clear").click()
+    assert cells.all_text_contents() == ["–"] * 3
+
+
+def test_a_model_that_gives_nan_gives_no_answer(visit, litert, tmp_path):
+    """Here of dark pictures: the logarithm of a negative number. The page was built on light ones."""
+    inputs = keras.Input((8, 8, 3))
+    means = keras.layers.GlobalAveragePooling2D()(inputs)
+    model = keras.Model(inputs, keras.layers.Dense(10)(keras.ops.log(means - 0.2)))
+    path = tmp_path / "dark.float32.tflite"
+    path.write_bytes(convert(model, "float32"))
+    write_contract(path, NAMES, format="float32", background="black")
+    assert main([str(path), "--output", str(tmp_path / "site")]) == 0
+    for name, gray in (("dark", 10), ("light", 200)):
+        Image.new("RGB", (8, 8), (gray, gray, gray)).save(tmp_path / f"{name}.png")
+    page = visit(tmp_path / "site")
+    page.set_input_files("#files", [str(tmp_path / "dark.png"), str(tmp_path / "light.png")])
+    page.get_by_role("heading", name="light.png").wait_for()
+    said = page.locator("#errors p span").all_text_contents()
+    assert said == ["Cannot classify dark.png: the model gives NaN or infinity."]
+    assert page.locator("article").count() == 1
+    page.evaluate(
+        """() => {
+            const canvas = document.createElement('canvas');
+            [canvas.width, canvas.height] = [8, 8];
+            window.paint = (color) => {
+                canvas.getContext('2d').fillStyle = color;
+                canvas.getContext('2d').fillRect(0, 0, 8, 8);
+            };
+            window.paint('rgb(10, 10, 10)');
+            setInterval(() => window.paint(window.color ?? 'rgb(10, 10, 10)'), 50);
+            const media = { getUserMedia: async () => canvas.captureStream(20) };
+            Object.defineProperty(navigator, 'mediaDevices', { value: media });
+        }"""
+    )
+    page.get_by_role("button", name="Use the camera").click()
+    live = page.locator("#live dd")
+    live.get_by_text("No answer: the model gives NaN or infinity.").wait_for()
+    page.evaluate("() => { window.color = 'rgb(200, 200, 200)'; }")
+    page.locator("#live dd", has_text="%").wait_for()  # the loop goes on with the next frame
+    page.locator("#stop").click()
+
+
 def test_models_that_do_not_fit_are_named_and_the_others_work(visit, site, folder, tmp_path):
     broken = shutil.copytree(site, tmp_path / "site")
     model = next((broken / "models" / "0").glob("*.tflite"))

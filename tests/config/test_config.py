@@ -71,6 +71,7 @@ def test_student_differs_from_ig_kd_in_the_teacher_alone():
         ({"student.init": "teacher", "student.model": "resnet20"}, "takes the teacher's model, got student.model"),
         ({"student.init": "teacher", "student.depth": 3}, "takes the teacher's depth, got student.depth"),
         ({"benchmark.threads": [1, 0]}, "benchmark.threads must be positive"),
+        ({"benchmark.threads": [1, 1]}, "benchmark.threads must be positive numbers, each once"),
         ({"benchmark.threads": [1.5]}, "benchmark.threads must be of type int"),
         ({"training.learning_rate": float("inf")}, "training.learning_rate must be a finite number, got inf"),
         ({"teacher.input_range": [0.0, float("nan")]}, "teacher.input_range must be a finite number, got nan"),

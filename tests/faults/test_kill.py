@@ -3,6 +3,7 @@
 All tests use the real command line in child processes; the undisturbed run has a new interpreter.
 """
 
+import os
 import random
 import re
 import shlex
@@ -54,7 +55,10 @@ def test_kills_in_teacher_training_overlays_and_distillation_change_nothing(refe
     shards = stamps(folder, SHARD.format(0)) | stamps(folder, SHARD.format(2))
     assert not list(folder.glob(f"{TEACHERS}/overlays/*/manifest.json"))
     store = only(folder, f"{TEACHERS}/overlays/*")
-    (store / ".overlays-00010-of-00011.partial.tfrecord").write_bytes(b"half a shard")
+    process = subprocess.Popen(["true"])
+    process.wait()
+    scrap = f".overlays-00010-of-00011.{os.uname().nodename[:20]}.{process.pid}-00000000.partial.tfrecord"
+    (store / scrap).write_bytes(b"half a shard")
 
     assert stop_when(folder, f"{RUN}/distill/checkpoint-00001.ckpt").returncode == -signal.SIGKILL
     assert_kept(teacher | shards)

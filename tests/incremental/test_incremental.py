@@ -1,6 +1,7 @@
 """Classes that come in steps: what each step sees and keeps, its rows, what is done before, and what is refused."""
 
 import csv
+import shutil
 from functools import partial
 
 import keras
@@ -114,6 +115,27 @@ def test_finished_steps_are_skipped_and_the_controls_share_the_first(foster, tmp
                 method(tiny(), "foster", root)
     with pytest.raises(UserError, match="holds a step of other settings; choose another --workdir"):
         method(tiny(**{"incremental.temperature": 3.0}), "foster", root)
+
+
+def test_methods_of_other_settings_are_left_out_of_the_table(foster, tmp_path, capsys):
+    """They may have more epochs, or another weight: a comparison with them would say nothing."""
+    root = shutil.copytree(foster[0], tmp_path / "root")
+    shutil.rmtree(root / "kd", ignore_errors=True)
+    method(tiny(**{"incremental.compression_epochs": 2}), "kd", root)
+    rows, others = steps.finished_rows(root, tiny(), 0)
+    assert "foster" in rows and "kd" not in rows and others == ["kd"]
+    flags = [word for name, value in TINY.items() for word in (f"--{name}", *map(str, np.atleast_1d(value)))]
+    arguments = ["--experiment", "cifar10_foster", "--method", "foster", "--workdir", str(root), *flags]
+    assert command.main(arguments) == 0
+    said = capsys.readouterr().out
+    assert f"note: kd is left out, as {root / 'kd'} has other settings; to compare it, delete that folder" in said
+    assert [line.split()[0] for line in said.splitlines() if line.split()[:1] in (["kd"], ["foster"])] == ["foster"]
+
+    manifest = read_manifest(root / "foster/step_2")
+    kept = {name: value for name, value in manifest.items() if name not in ("fingerprint", "files", "checksum")}
+    changed = kept | {"data": "of other test pictures"}
+    write_manifest(root / "foster/step_2", manifest["fingerprint"], files=manifest["files"], **changed)
+    assert "foster" in steps.finished_rows(root, tiny(), 0)[1]
 
 
 @pytest.mark.slow  # four trainings; the checkpoints of a phase are those that tests/faults kills

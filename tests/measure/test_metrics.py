@@ -31,7 +31,7 @@ from tfigkd.runtime import provenance
 from tfigkd.runtime.errors import UserError
 from tfigkd.runtime.files import checksum, read_manifest
 from tfigkd.runtime.provenance import hardware, versions
-from tfigkd.runtime.rows import append_row
+from tfigkd.runtime.rows import append_row, require_columns
 from tfigkd.stages.data import dataset
 from tfigkd.stages.evaluate import evaluate
 from tfigkd.stages.export import export
@@ -188,6 +188,28 @@ def test_rows_are_appended_and_other_columns_refused(tmp_path):
         assert list(csv.DictReader(file)) == [{"a": "1", "b": "x, y"}, {"a": "2", "b": "z"}]
     with pytest.raises(UserError, match="columns"):
         append_row(path, {"a": 3})
+
+
+def test_rows_of_processes_that_begin_a_table_together(tmp_path):
+    code = "import sys; from pathlib import Path; from tfigkd.runtime.rows import append_row\n" + (
+        "for one in range(200): append_row(Path(sys.argv[1]) / f'{one}.csv', {'a': 1, 'b': 2})"
+    )
+    running = [subprocess.Popen([sys.executable, "-c", code, str(tmp_path)]) for _ in range(3)]
+    assert [process.wait() for process in running] == [0, 0, 0]
+    assert {path.read_text() for path in tmp_path.iterdir()} == {"a,b\n" + 3 * "1,2\n"}
+
+
+def test_a_row_is_not_appended_to_half_a_row(tmp_path):
+    path = tmp_path / "rows.csv"
+    append_row(path, {"a": 1, "b": "x"})
+    path.write_text(path.read_text().removesuffix("\n"))
+    for check in (lambda: append_row(path, {"a": 2, "b": "y"}), lambda: require_columns(path, ["a", "b"])):
+        with pytest.raises(UserError, match="the last line has no end"):
+            check()
+    path.write_text("")
+    require_columns(path, ["a", "b"])
+    append_row(path, {"a": 2, "b": "y"})
+    assert path.read_text() == "a,b\n2,y\n"
 
 
 def test_provenance_names_what_affects_the_results():

@@ -83,6 +83,40 @@ def test_a_failed_write_leaves_the_old_file_and_no_temporary_file(tmp_path):
     assert [item.name for item in tmp_path.iterdir()] == ["file.txt"]
 
 
+def test_two_writers_of_one_file_do_not_mix(tmp_path):
+    path = tmp_path / "file.txt"
+    with atomic(path) as first:
+        first.write_text("first")
+        with atomic(path) as second:
+            second.write_text("second, longer")
+        assert path.read_text() == "second, longer"
+    assert path.read_text() == "first"
+    assert [item.name for item in tmp_path.iterdir()] == ["file.txt"]
+
+
+def test_what_a_killed_writer_has_left_is_removed_by_the_next_one(tmp_path):
+    code = "import os, sys; from pathlib import Path; from tfigkd.runtime.files import atomic\n" + (
+        "with atomic(Path(sys.argv[1])) as path:\n    path.write_text('half'); os.kill(os.getpid(), 9)"
+    )
+    assert subprocess.run([sys.executable, "-c", code, str(tmp_path / "file.txt")]).returncode == -9
+    assert len([*tmp_path.iterdir()]) == 1
+    with atomic(tmp_path / "file.txt") as mine:
+        mine.write_text("whole")
+        write_text(tmp_path / "file.txt", "beside it")  # which leaves those of living processes
+        assert mine.is_file()
+    assert [item.name for item in tmp_path.iterdir()] == ["file.txt"]
+
+
+def test_a_link_stays_and_the_mode_too(tmp_path):
+    (tmp_path / "folder").mkdir()
+    real, link = tmp_path / "folder" / f"{'x' * 250}.txt", tmp_path / "link.txt"
+    real.write_text("old")
+    real.chmod(0o600)
+    link.symlink_to(real)
+    write_text(link, "new")
+    assert link.is_symlink() and real.read_text() == "new" and real.stat().st_mode & 0o777 == 0o600
+
+
 def test_a_file_in_place_of_a_folder_gives_one_line(tmp_path):
     (tmp_path / "run").write_text("")
     with pytest.raises(UserError, match="cannot make the folder"):

@@ -9,8 +9,9 @@ import pytest
 
 from tests.children import once, run
 from tfigkd.config.experiment import override, read_experiment
+from tfigkd.models.cost import multiply_adds
 from tfigkd.runtime.errors import UserError
-from tfigkd.runtime.files import read_manifest
+from tfigkd.runtime.files import read_manifest, read_signed, write_signed
 from tfigkd.runtime.rows import read_rows
 from tfigkd.search.__main__ import main
 from tfigkd.search.budget import excess, in_words, largest_share, read_budget
@@ -19,6 +20,8 @@ from tfigkd.search.options import Options
 from tfigkd.search.outcome import Search, finish
 from tfigkd.search.space import PLAIN, Dimension, student_space, trial_config
 from tfigkd.search.tuner import make_oracle
+from tfigkd.stages.data import dataset
+from tfigkd.stages.training_setup import untrained_student
 
 TINY = """
 [data]
@@ -249,6 +252,47 @@ def test_a_trained_file_is_held_to_the_budget_again(finished, tmp_path):
         finish(search, trials)
     outcomes = [row["outcome"] for row in read_rows(folder / "trials.csv")]
     assert sum(bool(re.fullmatch("trained file: size .* kB, at most 1 kB", one)) for one in outcomes) == 2
+
+
+def test_a_candidate_is_measured_with_all_that_its_file_depends_on(tmp_path):
+    """The fields of the student alone are not enough: images of 32 pixels take 16 times as many operations."""
+    plain = {
+        "student.model": "resnet8",
+        "student.width": 0.25,
+        "student.drop_blocks": 0,
+        "student.normalization": "none",
+    }
+    config = override(read_experiment("quickstart")[1], plain)
+    cut = {"student.model": "mobilenet_v2", "student.init": "teacher", "student.drop_blocks": 16, "student.width": 1.0}
+    cut |= {"teacher.model": "mobilenet_v2", "student.normalization": "none", "teacher.normalization": "none"}
+    several = [
+        {"data.image_size": 8},
+        {"data.image_size": 32},
+        {"data.image_size": 8, "export.io": "float32"},
+        cut | {"teacher.width": 1.0},
+        cut | {"teacher.width": 2.0},
+    ]
+    candidates = Candidates(tmp_path, config, {"multiply_adds": 1e6}, "int8")
+    found = []
+    for changes in several:
+        given = override(config, changes)
+        found.append(candidates.measure(given, changes))
+        truth = multiply_adds(untrained_student(given, dataset(given.data)))
+        assert found[-1].measured["multiply_adds"] == truth, changes
+        assert candidates.measure(given, {}).measured == found[-1].measured
+    assert [one.measured["multiply_adds"] for one in found[:3]] == [121504, 1941664, 121504]
+    assert len(candidates.all) == len(several)
+    assert found[0].measured["size"] != found[2].measured["size"]  # whose ends are converted inside
+
+    # an earlier version has measured with the experiment's own data and ends
+    path = tmp_path / "candidates/candidates.json"
+    kept = read_signed(path, "")
+    kept = {"reference_ms": kept["reference_ms"], "candidates": kept["candidates"][:1]}
+    del kept["candidates"][0]["beside"]
+    write_signed(path, kept)
+    again = Candidates(tmp_path, override(config, several[0]), {"multiply_adds": 1e6}, "int8")
+    assert again.measure(override(config, several[0]), {}).measured == found[0].measured
+    assert len(again.all) == 1
 
 
 def test_a_damaged_list_of_candidates_is_one_line(finished, tmp_path):

@@ -94,12 +94,33 @@ def test_any_field_can_be_varied(text, expected):
         ("losses.kd.weight", "expected FIELD=LOW:HIGH"),
         ("training.schedule=constant,linear", "training.schedule must be one of"),
         ("training.batch_size=16.5:64", "training.batch_size must be of type int"),
+        ("compress.steps=4,8", r"does not depend on compress\.steps; give one value, --compress\.steps VALUE"),
+        ("export.io=integer,float32", r"does not depend on export\.io"),
+        ("evaluation.curve_steps=8:16", r"does not depend on evaluation\.curve_steps"),
+        ("ledger.every=10,20", r"does not depend on ledger\.every"),
+        ("data.dir=a,b", r"does not depend on data\.dir"),
+        ("description=a,b", "does not depend on description"),
+        ("incremental.memory=10,20", r"does not depend on incremental\.memory"),
+        ("training.batch_threads=1,2", r"does not depend on training\.batch_threads"),
+        ("data.train_split=train,train+validation", r"different data\.train_split are judged on different images"),
+        ("data.limit=100,1000", r"different data\.limit are judged .*; give one value, --data\.limit VALUE"),
+        ("data.name=digits,cifar10", r"different data\.name are judged on different images"),
+        ("data.splits.train=train,extra", r"different data\.splits\.train are judged on different images"),
+        ("data.group=patient,camera", r"different data\.group are judged on different images"),
     ],
 )
 def test_what_cannot_be_varied_is_one_line(text, message):
     with pytest.raises(UserError, match=message) as caught:
         dimension(text, Config())
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("more", [(), ("--student",)])
+def test_a_field_that_is_varied_twice_is_one_line(more, capsys):
+    words = ["--experiment", "kd", "--dry-run", *more]
+    assert main([*words, "--vary", "student.width=0.5,1.0", "--vary", "student.width=0.25,0.75"]) == 1
+    line = "error: --vary: student.width is given twice; give all its values in one --vary\n"
+    assert capsys.readouterr().err == line
 
 
 def test_the_usual_space_holds_what_the_experiment_switches_on():

@@ -6,6 +6,7 @@ import math
 import os
 import re
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -173,7 +174,10 @@ def test_stages_are_read_as_those_of_run():
     ("change", "message"),
     [
         (("seeds = 2", "seedz = 2"), "unknown field 'seedz'; did you mean 'seeds'"),
-        (("seeds = 2", "seeds = 0"), "at least one arm and one seed"),
+        (("seeds = 2", "seeds = 0"), "at least one arm, one size and one seed"),
+        (("[arms]", "[sizes]\n[arms]"), "at least one arm, one size and one seed"),
+        (('["fast", "slow"]', '["fast", "fast"]'), "expected comparisons of two of its arms"),
+        (('["fast", "slow"]', '["fast", "slow"], ["slow", "fast"]'), "expected each comparison once"),
         (('["fast", "slow"]', '["fast", "fats"]'), "expected comparisons of two of its arms"),
         (("seeds = 2", "seeds = "), "Invalid value"),
     ],
@@ -342,6 +346,25 @@ def test_models_from_another_machine_are_collected_without_its_data(tmp_path, ca
     assert manifest.stat().st_mtime_ns == before  # a teacher that was taken from there is not copied back
 
 
+def test_a_student_is_never_saved_in_the_place_of_another_studys(tmp_path, capsys):
+    run = brought_run(tmp_path, 0, teacher="2")
+    other = tmp_path / "runs/studies/tenth/slow/0"
+    shutil.copytree(run, other)
+    write_signed(other / "job.json", {"study": "tenth", "arm": "slow", "size": "", "command": "none"})
+    places = {"workdir": tmp_path / "runs/studies", "teachers": tmp_path, "into": tmp_path / "checkout"}
+    with pytest.raises(UserError, match="slow is an arm of pair and tenth; name one of them with --experiment"):
+        collect(collecting.Options(**places, models="slow"))
+    collect(collecting.Options(**places, models="slow", experiment="pair"))
+    with pytest.raises(UserError, match="saved_models/slow/0 has the student of study pair, not of tenth"):
+        collect(collecting.Options(**places, models="slow", experiment="tenth"))
+    shutil.move(other, tmp_path / "runs/studies/tenth/slow-half/0")
+    label = {"study": "tenth", "arm": "slow", "size": "half", "command": "none"}
+    write_signed(tmp_path / "runs/studies/tenth/slow-half/0/job.json", label)
+    capsys.readouterr()
+    collect(collecting.Options(**places, models="slow", experiment="tenth"))
+    assert "  slow: its runs of a size are skipped" in capsys.readouterr().out
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(2400)
 def test_smoke_of_all_arms_of_the_ablation(tmp_path, cifar10_dir):
@@ -455,6 +478,12 @@ def test_a_protocol_is_what_decides_the_training_apart_from_the_seed(tmp_path):
         seeds.append(protocol_of(run, ["data.subset_seed"]))
     assert seeds[0] == seeds[1]
     assert protocol_of(tmp_path / "s1") != seeds[1]
+    # the teacher of unbalanced data is trained on the subset of the student, one for each seed
+    few = override(config, {"data.imbalance": 10.0})
+    for seed in range(2):
+        run = settings(tmp_path / f"u{seed}", override(few, {"data.subset_seed": seed}), data="d1", teacher=f"t{seed}")
+        seeds.append(protocol_of(run, ["data.subset_seed"]))
+    assert seeds[2] == seeds[3] != seeds[0]
 
 
 @pytest.fixture
@@ -656,6 +685,8 @@ def test_what_changes_besides_accuracy_is_a_table_of_the_evaluated_runs():
     assert quality_lines(study, rows)[1][0][-4:] == [
         "0.500, n = 1 (−0.125)", "0.700 ± 0.283", "0.600, n = 1", "0.300, n = 1"
     ]  # fmt: skip
+    rows[2] |= {"student_attribution_insertion": "0.8", "evaluation": "2 steps"}  # of the other arm
+    assert [line[-3] for line in quality_lines(study, rows)[1]] == ["measured in several ways"] * 2
     assert "| slow | 2 | 0.500 ± 0.354 | 12.5, n = 1 |" in "\n".join(section(study, rows, []))
     assert "0.500 ± 0.354" in page(study, rows, [])
 
@@ -700,6 +731,10 @@ def test_names_that_cannot_be_folders_of_their_own_are_refused(tmp_path):
     text = 'description = "x"\nseeds = 1\n[arms]\n'
     with pytest.raises(UserError, match="'a/b' cannot name a folder"):
         read_study(write(tmp_path / "slash.toml", text + '"a/b" = "kd"\n'))
+    with pytest.raises(UserError, match=r"'\.\.' cannot name a folder"):
+        read_study(write(tmp_path / "above.toml", text + '".." = "kd"\n'))
+    with pytest.raises(UserError, match="cifar10 is a shipped study, and this file is another one"):
+        read_study(write(tmp_path / "cifar10.toml", text + 'kd = "kd"\n'))
     sizes = '[sizes]\ny.student.drop_blocks = 9\n"x-y".student.drop_blocks = 9\n'
     twice = read_study(write(tmp_path / "twice.toml", text + 'kd = "kd"\nkd-x = "kd"\n' + sizes))
     with pytest.raises(UserError, match="two arms with their sizes have the folder kd-x-y"):

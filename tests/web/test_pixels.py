@@ -118,6 +118,23 @@ def test_probabilities_are_those_of_python(node, values, kind):
     np.testing.assert_allclose(said, probabilities(to_logits(np.array([values]), kind)[0]), atol=1e-9)
 
 
+@pytest.mark.parametrize("kind", ["logits", "probabilities"])
+def test_outputs_that_are_not_finite_are_no_answer(node, kind):
+    """As in `predict`; the likeliest class of NaN would be none, and two models of NaN would agree."""
+    statements = """
+const said = [[NaN, 0], [0, Infinity], [-Infinity, 0], [NaN]].map((one) => {
+  try { return pixels.probabilities(Float32Array.from(one), given); } catch (error) { return error.message; }
+});
+console.log(JSON.stringify(said));
+"""
+    assert node(statements, kind) == ["the model gives NaN or infinity"] * 4
+
+
+def test_the_median_of_an_even_number_of_times_lies_between_two(node):
+    said = node("console.log(JSON.stringify(given.map(pixels.median)))", [[3, 1], [5], [10, 2, 9], [1, 2, 30, 4]])
+    assert said == [2, 5, 9, 3]
+
+
 def test_answers_without_class_names_are_compared_by_their_places(node):
     """Else every picture would be one on which the models disagree."""
 

@@ -53,7 +53,8 @@ class EvaluationConfig:
 
     def __post_init__(self) -> None:
         for name in ("attribution_examples", "gallery_examples"):
-            require(getattr(self, name) >= 0, f"{name} must not be negative", getattr(self, name))
+            count = getattr(self, name)
+            require(count == 0 or count > 1, f"{name} must be 0, or 2 or more: maps are compared with others", count)
         require(self.curve_steps > 0, "curve_steps must be positive", self.curve_steps)
         require(0 < self.top_fraction <= 1, "top_fraction must be in (0, 1]", self.top_fraction)
 
@@ -72,4 +73,5 @@ class BenchmarkConfig:
     def __post_init__(self) -> None:
         require(self.runs > 0, "runs must be positive", self.runs)
         require(self.warmup >= 0, "warmup must not be negative", self.warmup)
-        require(len(self.threads) > 0 and min(self.threads) > 0, "threads must be positive", self.threads)
+        once = 0 < len(self.threads) == len({*self.threads})
+        require(once and min(self.threads) > 0, "threads must be positive numbers, each once", self.threads)

@@ -335,6 +335,18 @@ def add_data_options(parser: argparse.ArgumentParser, purpose: str) -> None:
         )
 
 
+def refuse_without_data(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
+    """Refuse options of a data set where none is given.
+
+    Raises:
+        UserError: One of them has another value than its default.
+    """
+    names = ("image_size", "data_dir", "background", "fit", "group", "resident", "cache", "splits")
+    unused = [name for name in names if getattr(options, name) != parser.get_default(name)]
+    if unused and not options.data:
+        raise UserError(f"--{unused[0].replace('_', '-')} has no effect without --data; leave it out")
+
+
 class _SplitOf(argparse.Action):
     """An option that names the split of one role, `const`; all of them together are one `SplitsConfig`."""
 

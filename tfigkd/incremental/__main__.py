@@ -73,7 +73,11 @@ def main(arguments: list[str]) -> None:
     config = resolve(options.config, Workdir(root, options.teachers, options.seed))
     said = shlex.join(["python", "-m", "tfigkd.incremental", *arguments])
     steps.run_method(config, options.method, root, options.seed, experiment=name, smoke=options.smoke, command=said)
-    header, lines = steps.table(steps.finished_rows(root))
+    rows, others = steps.finished_rows(root, config, options.seed)
+    for method in others:
+        was = f"note: {method} is left out, as {root / method} has other settings"
+        console.say(f"{was}; to compare it, delete that folder and train it with these", last=True)
+    header, lines = steps.table(rows)
     console.say("test accuracy in percent, of all classes so far:", last=True)
     console.show_columns(header, lines, right=len(header), last=True)
     console.say(f"rows: {root / options.method / 'rows.csv'}", last=True)

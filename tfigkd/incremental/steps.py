@@ -296,14 +296,28 @@ def _remember(network: keras.Model, step: Step, memory: dict[str, list[str]]) ->
     return kept
 
 
-def finished_rows(root: Path) -> dict[str, list[dict[str, str]]]:
-    """Return the rows of each method that has been through all steps in a folder.
+def finished_rows(root: Path, config: Config, seed: int) -> tuple[dict[str, list[dict[str, str]]], list[Method]]:
+    """Return the rows of each method that has been through all steps in a folder, and the methods that are left out.
+
+    The methods of one table have the same memory and as many epochs, so those of other settings or data have no rows.
+
+    Args:
+        root: Folder of all methods.
+        config: Settings of the table, with a precision that is decided.
+        seed: Of the table.
 
     Raises:
-        UserError: a file of rows is no table.
+        UserError: a file of rows is no table, or a manifest is damaged.
     """
-    found = {method: read_rows(root / method / ROWS) for method in METHODS}
-    return {method: rows for method, rows in found.items() if rows}
+    found = {method: rows for method in METHODS if (rows := read_rows(root / method / ROWS))}
+    number, data = config.incremental.steps, dataset(config.data).fingerprint
+    others = []
+    for method in found:
+        manifest = read_manifest(root / f"{method}/step_{number}") or {}
+        identity = _identity(config, method, seed, number)
+        if (manifest.get("fingerprint"), manifest.get("data", data)) != (identity, data):
+            others.append(method)
+    return {method: rows for method, rows in found.items() if method not in others}, others
 
 
 def table(rows: dict[str, list[dict[str, str]]]) -> tuple[list[str], list[list[str]]]:

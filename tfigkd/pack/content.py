@@ -12,6 +12,7 @@ from tfigkd.runtime.errors import UserError
 from tfigkd.runtime.files import fingerprint, read_signed, require_stage
 from tfigkd.runtime.rows import read_rows, unsealed
 from tfigkd.stages import repeat
+from tfigkd.stages.evaluate import check_measured
 from tfigkd.stages.precision import undecided_roles, with_precisions
 from tfigkd.stages.report import figures, read_timed
 from tfigkd.stages.workdir import PRECISION, ROWS, SETTINGS, VERDICT, Workdir, read_settings
@@ -37,6 +38,7 @@ def read_facts(run: Path) -> Facts:
     litert = {name: content for name, content in exported["files"].items() if name.endswith(".tflite")}
     if evaluated.get("exported", litert) != litert:  # earlier versions did not write it
         raise UserError(f"the files of {run}/export are not those that were measured; run evaluate and report again")
+    check_measured(workdir, evaluated)
     if not ((run / VERDICT).is_file() and (run / ROWS).is_file()):
         raise UserError(f"stage 'report' has not run in {run}; add it to --stages")
     try:
@@ -56,6 +58,8 @@ def read_facts(run: Path) -> Facts:
         command, toml = repeat.command(config, settings)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"a file of {run} is damaged ({error}); run its stage report again") from error
+    if config.compress.method != "none":
+        require_stage(run / "compress", "compress")
     if as_run is not None and fingerprint(as_run) != row["config"]:
         raise UserError(
             f"{run / SETTINGS} is of a later call than {ROWS}, with other settings; run stage report again, or all "

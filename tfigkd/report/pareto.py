@@ -12,7 +12,7 @@ from typing import NamedTuple
 from tfigkd.config.export_fields import FORMATS
 from tfigkd.runtime.errors import UserError
 from tfigkd.runtime.files import atomic
-from tfigkd.runtime.text import markdown_table, shortened
+from tfigkd.runtime.text import counted, markdown_table, shortened
 
 MARKERS = "osD^v<>Pphd8X*"
 KINDS = (*FORMATS, "unknown")
@@ -65,7 +65,8 @@ def long_rows(row: Mapping[str, str]) -> Iterator[dict[str, str]]:
         format = row["format"] if row["format"] in FORMATS else "unknown"
         milliseconds = row.get("ms_p50_1t", "")
         # latencies of two machines are not of one point; an accuracy is the same on all of them
-        yield {**row, "format": format, "ms": milliseconds, "timed_on": milliseconds and row.get("hardware", "")}
+        timed_on = milliseconds and row.get("hardware", "")
+        yield {**row, "model": row["model"], "format": format, "ms": milliseconds, "timed_on": timed_on}
         return
     for role, format in itertools.product(("student", "compressed"), FORMATS):
         if row.get(f"{role}_{format}_bytes"):
@@ -75,6 +76,8 @@ def long_rows(row: Mapping[str, str]) -> Iterator[dict[str, str]]:
             # runs of other configs are separate points, not further seeds of this one
             kinds = [row.get("protocol") or row.get("config", "")]
             kinds += [row.get("compressed_settings", "")] * (role == "compressed")
+            own |= {"timed_on": own["ms"] and row.get("hardware", ""), "data": row.get("data_fingerprint", "")}
+            own["file"] = " ".join(filter(None, (row.get("seed", ""), row.get("time", ""))))
             yield own | {"model": name, "kind": " ".join(filter(None, kinds))}
 
 
@@ -94,21 +97,28 @@ def read_points(paths: Sequence[Path]) -> tuple[list[Point], list[str]]:
     Raises:
         UserError: a file cannot be read, or no model has an accuracy and a size.
     """
-    groups: dict[Key, list[dict[str, str]]] = {}
+    read: list[dict[str, str]] = []
+    smoke = 0
     for path in paths:
         try:
             with open(path, newline="", encoding="utf-8-sig") as file:  # spreadsheets write a byte-order mark
                 for row in csv.DictReader(file):
-                    for one in long_rows(row):
-                        others = (one.get(name) or "" for name in ("kind", "parameters", "data", "timed_on"))
-                        groups.setdefault(Key(one["model"], one["format"], *others), []).append(one)
+                    smoke += row.get("smoke") == "True"
+                    read += [] if row.get("smoke") == "True" else long_rows(row)
         except (OSError, UnicodeDecodeError, csv.Error, KeyError) as error:
             raise UserError(f"cannot read rows from {path}: {error}; expected a .csv of tfigkd.benchmark") from error
+    data = {row["data_fingerprint"]: row["data"] for row in read if row.get("data_fingerprint")}  # of benchmark
+    groups: dict[Key, list[dict[str, str]]] = {}
+    for one in read:
+        one["data"] = data.get(one.get("data", ""), one.get("data") or "")
+        others = (one.get(name) or "" for name in ("kind", "parameters", "data", "timed_on"))
+        groups.setdefault(Key(one["model"], one["format"], *others), []).append(one)
     files = ", ".join(map(str, paths))
     try:
         points, remarks = _points(_shared(_shared(groups, "data", "accuracy"), "hardware", "ms"))
     except ValueError as error:
         raise UserError(f"cannot read rows of {files}: {error}; expected numbers such as 0.95") from error
+    remarks += [f"left out, smoke runs: {counted(smoke, 'row')}"] if smoke else []
     if not points:
         raise UserError(f"{files}: no model has both an accuracy and a size; measure with tfigkd.benchmark --data")
     return sorted(points, key=lambda point: (-(point.parameters or 0), point.model, KINDS.index(point.format))), remarks
@@ -138,7 +148,7 @@ def _scores(rows: Sequence[dict[str, str]]) -> list[float]:
     files = {}
     for number, row in enumerate(rows):
         if row.get("accuracy"):
-            content = row.get("gzip_bytes") or str(number)
+            content = row.get("gzip_bytes") or row.get("file") or str(number)
             files[row["accuracy"], row.get("bytes"), content] = float(row["accuracy"])
     return list(files.values())
 
@@ -172,6 +182,10 @@ def _points(groups: Mapping[Key, Sequence[dict[str, str]]]) -> tuple[list[Point]
     remarks = []
     for reason, keys in left_out.items():
         remarks.append(f"left out, {reason}: {shortened([f'{names[key]} {key.format}' for key in keys], NAMED)}")
+    several = [key for key, rows in groups.items() if not key.kind and len(_scores(rows)) > 1]
+    if several:
+        names_of = shortened([f"{names[key]} {key.format}" for key in several], NAMED)
+        remarks.append(f"taken for seeds of one model, as several files have this name: {names_of}")
     data = sorted({key.data for key in groups if key.data})
     if len(data) > 1:
         remarks.append(f"accuracies on {', '.join(data)} do not compare; give the rows of one data set alone")

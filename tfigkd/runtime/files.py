@@ -10,8 +10,10 @@ import fcntl
 import hashlib
 import json
 import os
+import secrets
 import shutil
 from collections.abc import Collection, Iterator, Mapping
+from glob import escape
 from pathlib import Path
 from typing import Any
 
@@ -57,17 +59,41 @@ def _sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
+def _remove_scraps(folder: Path, start: str, end: str) -> None:
+    """Remove temporary files of `atomic` that killed processes of this machine have left: START PROCESS-TOKEN END."""
+    for scrap in folder.glob(f"{escape(start)}*{escape(end)}"):
+        process = scrap.name.removeprefix(start).partition("-")[0]
+        if process.isdigit() and not _is_alive(int(process)):
+            scrap.unlink(missing_ok=True)
+
+
+def _is_alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True
+
+
 @contextlib.contextmanager
 def atomic(path: Path) -> Iterator[Path]:
     """Yield a temporary path with the same suffix; on success the file is synced and replaces `path`.
 
-    A crash leaves either the old file or the new one, never a partial file.
+    A crash leaves either the old file or the new one, never a partial file. Of several processes that write the same
+    file, the last one wins. Where `path` is a symbolic link, the file that it leads to is replaced.
     """
-    temporary = path.with_name(f".{path.stem}.partial{path.suffix}")
+    path = Path(os.path.realpath(path))
+    start, end = f".{path.stem[:40]}.{os.uname().nodename[:20]}.", f".partial{path.suffix}"
+    _remove_scraps(path.parent, start, end)
+    temporary = path.with_name(f"{start}{os.getpid()}-{secrets.token_hex(4)}{end}")
     try:
         yield temporary
         with open(temporary, "rb") as file:
             os.fsync(file.fileno())
+        with contextlib.suppress(FileNotFoundError):
+            shutil.copymode(path, temporary)
         os.replace(temporary, path)
         _sync_folder(path.parent)
     finally:

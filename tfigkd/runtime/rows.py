@@ -2,6 +2,7 @@
 
 import csv
 import errno
+import fcntl
 import io
 import os
 from collections.abc import Mapping, Sequence
@@ -66,12 +67,21 @@ def unsealed(path: Path, row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _header(path: Path) -> list[str]:
+    """Return the columns of a CSV file that is not empty.
+
+    Raises:
+        UserError: Its last line has no end.
+    """
+    with open(path, "rb") as file:
+        file.seek(-1, os.SEEK_END)
+        if file.read(1) != b"\n":  # a process was killed within it
+            raise UserError(f"{path}: the last line has no end; delete it, or end it with a line break if it is whole")
     with open(path, newline="", encoding="utf-8") as file:
         return next(csv.reader(file), [])
 
 
 def require_columns(path: Path | None, wanted: Sequence[str], maybe: Sequence[str] = ()) -> None:
-    """Check before the work that rows can be appended to a .csv file; None and a new file take any.
+    """Check before the work that rows can be appended to a .csv file; None and a new or empty file take any.
 
     Args:
         path: The file.
@@ -79,9 +89,9 @@ def require_columns(path: Path | None, wanted: Sequence[str], maybe: Sequence[st
         maybe: Columns that the rows may have or not, which is not known yet.
 
     Raises:
-        UserError: it has other columns.
+        UserError: it has other columns, or its last line has no end.
     """
-    if path is None or not path.exists():
+    if path is None or not path.exists() or not path.stat().st_size:
         return
     try:
         found = _header(path)
@@ -95,19 +105,19 @@ def require_columns(path: Path | None, wanted: Sequence[str], maybe: Sequence[st
 
 
 def append_row(path: Path, row: Mapping[str, Any]) -> None:
-    """Append a row to a CSV file; a new file gets its header from this row.
+    """Append a row to a CSV file; a new or empty file gets its header from this row. Several processes may append.
 
     Raises:
-        UserError: The file has other columns.
+        UserError: The file has other columns, or its last line has no end.
     """
-    new = not path.exists()
-    if not new:
-        header = _header(path)
-        if header != list(row):
-            raise UserError(f"{path} has the columns {header}, but the row has {list(row)}; write to another file")
-    content = as_csv([row], header=new).encode()
     with open(path, "ab", buffering=0) as file:
-        before = file.tell()
+        fcntl.flock(file, fcntl.LOCK_EX)  # ends with the file
+        before = os.fstat(file.fileno()).st_size
+        if before:
+            header = _header(path)
+            if header != list(row):
+                raise UserError(f"{path} has the columns {header}, but the row has {list(row)}; write to another file")
+        content = as_csv([row], header=not before).encode()
         try:
             if file.write(content) < len(content):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))

@@ -4,10 +4,10 @@ A candidate is built with random weights, converted to LiteRT and timed. The lat
 values of its weights, and its size hardly does, so no training is needed for either; the file of the trained winner is
 measured again. An int8 file is calibrated on noise, because its ranges are values as well.
 
-The machine may be busy with other work, so a candidate takes turns with a reference file, MobileNet-V2 in float32, and
-its latency is stated as its share of the reference's, times the reference's latency at the start of the search. Both
-are the fastest inference, not the median: other work interrupts a long inference more often than a short one, so that
-on a busy machine the ratio of medians flatters fast files.
+The machine may be busy with other work, so a candidate takes turns with a reference file, MobileNet-V2 in float32 for
+images of the experiment's size, and its latency is stated as its share of the reference's, times the reference's
+latency at the start of the search. Both are the fastest inference, not the median: other work interrupts a long
+inference more often than a short one, so that on a busy machine the ratio of medians flatters fast files.
 """
 
 import json
@@ -52,12 +52,14 @@ class Candidate:
 
     Attributes:
         student: Its fields that are searched or fixed, as plain values.
+        beside: What else its file depends on, from `_beside`.
         values: What the search has chosen, by dotted name.
         measured: The quantities of `budget.QUANTITIES`; those that need a file are missing where none was made.
         refused: Why it is not trained; empty where it is.
     """
 
     student: dict[str, Any]
+    beside: dict[str, Any]
     values: dict[str, Any]
     measured: dict[str, float]
     refused: str
@@ -90,7 +92,8 @@ class Candidates:
             self.all: list[Candidate] = []
         else:
             self.reference_ms = before["reference_ms"]
-            self.all = [Candidate(**one) for one in before["candidates"]]
+            own = {"beside": _beside(config)}  # of an earlier version, which took nothing else
+            self.all = [Candidate(**own | one) for one in before["candidates"]]
 
     @property
     def n_validation(self) -> int:
@@ -105,26 +108,28 @@ class Candidates:
             values: What the search has chosen for it.
         """
         student = json.loads(json.dumps(asdict(config.student)))  # as it reads back
-        known = next((one for one in self.all if one.student == student), None)
+        beside = _beside(config)
+        known = next((one for one in self.all if (one.student, one.beside) == (student, beside)), None)
         if known is None:
-            known = Candidate(student, dict(values), *self._measured(config))
+            known = Candidate(student, beside, dict(values), *self._measured(config))
             self.all.append(known)
             kept = {"reference_ms": self.reference_ms, "candidates": [asdict(one) for one in self.all]}
             write_signed(self._state, kept)
             taken = ", ".join(f"{name} {QUANTITIES[name].words(value)}" for name, value in known.measured.items())
             console.say(f"  {f'refused: {known.refused}' if known.refused else f'measured: {taken}'}:  {words(values)}")
-        return replace(known, values=dict(values))  # of this trial: others may differ in what is not of the student
+        return replace(known, values=dict(values))  # of this trial: others may differ in what its file does not have
 
     def _measured(self, config: Config) -> tuple[dict[str, float], str]:
         """Return what a student takes, and why it is refused; no file is made where the network exceeds the budget."""
         measured: dict[str, float] = {}
+        data = dataset(config.data)
         try:
             keras.utils.set_random_seed(0)
-            student = with_stock_layers(untrained_student(config, self._data))
+            student = with_stock_layers(untrained_student(config, data))
             measured |= {"multiply_adds": multiply_adds(student), "parameters": count_parameters(student)}
             if not excess(measured, self.budget):
                 _set_distinct(student)
-                noise = np.random.default_rng(0).integers(0, 256, (NOISE, *self._data.image_shape), dtype=np.uint8)
+                noise = np.random.default_rng(0).integers(0, 256, (NOISE, *data.image_shape), dtype=np.uint8)
                 path = self._folder / f"candidate.{self.format}.tflite"
                 write_bytes(path, convert(student, self.format, noise, io=config.export.io, input_range=UNIT))
                 measured |= self.measure_file(path)
@@ -154,7 +159,7 @@ class Candidates:
         Raises:
             UserError: The student cannot be converted.
         """
-        data = self._data
+        data = dataset(config.data)
         model = models.load_written(student, num_classes=data.num_classes, input_shape=data.image_shape)
         bounds = replace(config.export, min_int8_agreement=0.0)  # after a short training it is reported, not required
         report = export_file(path, with_stock_layers(model), self.format, data, bounds)
@@ -163,6 +168,13 @@ class Candidates:
     def nearest(self) -> Candidate | None:
         """Return the candidate that comes nearest to the budget."""
         return min(self.all, key=lambda one: largest_share(one.measured, self.budget), default=None)
+
+
+def _beside(config: Config) -> dict[str, Any]:
+    """Return what the file of an untrained student depends on beside its own fields, as plain values."""
+    fields = {"image_size": config.data.image_size, "io": config.export.io}
+    taught = {"teacher": asdict(config.teacher)} if config.student.init == "teacher" else {}
+    return json.loads(json.dumps(fields | taught))  # as it reads back
 
 
 def _fastest(paths: Sequence[Path]) -> dict[Path, float]:

@@ -8,6 +8,7 @@ from typing import Any, Literal
 from tfigkd.config.experiment import Config, override, to_mapping
 from tfigkd.config.reading import dotted_names, value_at
 from tfigkd.runtime.errors import UserError, closest
+from tfigkd.stages.runner import FREE
 
 # default without --vary; fields of loss terms that the experiment switches off are left out
 SPACE = (
@@ -33,6 +34,10 @@ STUDENTS: tuple[tuple[str, tuple[str, ...]], ...] = (
 """The space of `--student`: kind of block, width, stride of the stem and depth, with the networks that have them."""
 PLAIN = {"student.drop_blocks": 0, "student.dropout": None, "student.depth": 2, "student.stem_stride": None}
 """What a student is set to before it is searched: options that not all networks of `STUDENTS` have."""
+JUDGING = ("data.name", "data.limit", "data.train_split", "data.splits", "data.group")
+"""Fields that decide which images train and which judge: trials that differ in them cannot be compared."""
+UNREAD = (*FREE, "incremental.")
+"""Fields on which no student of a trial depends."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +69,8 @@ def dimension(text: str, config: Config) -> Dimension:
     """Read one `--vary` option.
 
     Raises:
-        UserError: the text has another form, the field is unknown, or a value is outside the field's range.
+        UserError: the text has another form, the field is unknown or none that trials can differ in, or a value is
+            outside the field's range.
     """
     field, _, values = text.partition("=")
     low_high, separator, scale = values, "", ""
@@ -79,6 +85,11 @@ def dimension(text: str, config: Config) -> Dimension:
         value_at(fields, field)
     except KeyError:
         raise UserError(f"--vary {text}: unknown field {field!r}; {closest(field, dotted_names(fields))}") from None
+    remedy = f"give one value, --{field} VALUE"
+    if f"{field}.".startswith(UNREAD):
+        raise UserError(f"--vary {text}: the student of a trial does not depend on {field}; {remedy}")
+    if field.startswith(JUDGING):
+        raise UserError(f"--vary {text}: trials of different {field} are judged on different images; {remedy}")
     taken = [value_at(to_mapping(override(config, {field: part})), field) for part in parts]
     if not ranged:
         return Dimension(field, parts, "choice")
@@ -88,6 +99,20 @@ def dimension(text: str, config: Config) -> Dimension:
     if any(isinstance(value, float) for value in taken):
         parts = (float(low), float(high))
     return Dimension(field, parts, "log" if scale == "log" else "linear")
+
+
+def dimensions(vary: Sequence[str], config: Config) -> list[Dimension]:
+    """Read all `--vary` options.
+
+    Raises:
+        UserError: One of them is wrong, or a field is given twice.
+    """
+    space = [dimension(text, config) for text in vary]
+    names = [one.field for one in space]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise UserError(f"--vary: {twice} is given twice; give all its values in one --vary")
+    return space
 
 
 def usual_space(config: Config) -> list[Dimension]:
@@ -107,7 +132,7 @@ def student_space(config: Config, vary: Sequence[str]) -> list[Dimension]:
         config: The experiment, with the student's options as in `PLAIN`.
         vary: Options `--vary`.
     """
-    given = {one.field: one for one in (dimension(text, config) for text in vary)}
+    given = {one.field: one for one in dimensions(vary, config)}
     space = []
     for text, networks in STUDENTS:
         one = dimension(text, config)

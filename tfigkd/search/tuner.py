@@ -23,7 +23,7 @@ from tfigkd.search.options import OBJECTIVE, Options
 from tfigkd.search.space import (
     PLAIN,
     Dimension,
-    dimension,
+    dimensions,
     hyperparameters,
     student_space,
     trial_config,
@@ -314,12 +314,12 @@ def _space(options: Options, config: Config) -> list[Dimension]:
     """Return the search space of a command.
 
     Raises:
-        UserError: A field is unknown, or is one that hyperband sets itself.
+        UserError: A field is unknown, given twice, none that trials can differ in, or one that hyperband sets itself.
     """
     if options.student:
         space = student_space(config, options.vary)
     else:
-        space = [dimension(text, config) for text in options.vary] or usual_space(config)
+        space = dimensions(options.vary, config) or usual_space(config)
     if options.tuner == "hyperband" and any(one.field == "training.epochs" for one in space):
         raise UserError("hyperband sets training.epochs itself; leave it out of --vary, or choose another --tuner")
     return space

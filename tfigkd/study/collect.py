@@ -176,6 +176,9 @@ def save_student(run: Path, row: dict[str, str], into: Path) -> Path:
     """
     folder = make_folder(into / row["experiment"] / row["seed"])
     there = (read_manifest(folder) or {"files": {}})["files"]
+    of = (read_manifest(folder) or {}).get("row", {}).get("study", row["study"])
+    if of != row["study"]:
+        raise UserError(f"{folder} has the student of study {of}, not of {row['study']}; give another --into")
     # checks the file, so that a damaged one does not get a new checksum
     trained = require_stage(run / "distill", "distill")
     files = {}
@@ -250,9 +253,15 @@ def collect(options: Options) -> None:
     known = {row["experiment"] for _, row in runs}
     if wanted - known:
         raise UserError(f"no finished run of {', '.join(sorted(wanted - known))}; finished: {', '.join(sorted(known))}")
-    for run, row in runs:
-        if row["experiment"] not in wanted or row["size"]:
-            continue
+    named = [(run, row) for run, row in runs if row["experiment"] in wanted]
+    for name in sorted({row["experiment"] for _, row in named if row["size"]}):
+        console.say(f"  {name}: its runs of a size are skipped; a place in saved_models is of an experiment and a seed")
+    named = [(run, row) for run, row in named if not row["size"]]
+    for name in sorted(wanted):
+        studies = sorted({row["study"] for _, row in named if row["experiment"] == name})
+        if len(studies) > 1:
+            raise UserError(f"{name} is an arm of {' and '.join(studies)}; name one of them with --experiment")
+    for run, row in named:
         if (run / "distill" / FILES["distill"]).is_file():
             saved = (options.into or checkout() or Path()) / "saved_models"
             console.say(f"  {save_student(run, row, saved)}")

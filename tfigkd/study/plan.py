@@ -151,18 +151,22 @@ def read_study(name_or_file: str) -> Study:
     for given in {"name", "source"} & table.keys():
         raise UserError(f"{what}: a study is named by its file; remove the line `{given}`")
     shipped = path.resolve().parent == folder.resolve()
+    if not shipped and (folder / path.name).is_file():
+        raise UserError(f"{what}: {path.stem} is a shipped study, and this file is another one; rename it")
     source = path.stem if shipped else str(path)
     study = from_mapping(Study, table, what=what)
     arms = {arm: _beside(path, experiment) for arm, experiment in study.arms.items()}
     study = replace(study, arms=arms, name=path.stem, source=source)
-    if not study.arms or study.seeds < 1:
-        raise UserError(f"{what}: expected at least one arm and one seed")
+    if not (study.arms and study.sizes) or study.seeds < 1:
+        raise UserError(f"{what}: expected at least one arm, one size and one seed")
     for part in (*study.arms, *study.sizes):
-        if "/" in part or (part in study.arms and not part.strip()):
-            raise UserError(f"{what}: {part!r} cannot name a folder; choose a name without slashes")
+        if "/" in part or part in (".", "..") or (part in study.arms and not part.strip()):
+            raise UserError(f"{what}: {part!r} cannot name a folder; choose a name without slashes, not . or ..")
     for pair in study.comparisons:
-        if not {*pair} <= study.arms.keys():
+        if len({*pair} & study.arms.keys()) < 2:
             raise UserError(f"{what}: expected comparisons of two of its arms, got {list(pair)}")
+    if len({frozenset(pair) for pair in study.comparisons}) < len(study.comparisons):
+        raise UserError(f"{what}: expected each comparison once, got {[*map(list, study.comparisons)]}")
     return study
 
 

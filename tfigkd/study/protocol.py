@@ -51,13 +51,19 @@ def protocol_of(run: Path, seed_fields: Sequence[str] = ()) -> str:
     known += trained.get("corrections", [])
     if not config.needs_teacher:
         free += ("teacher.", "attribution.")
-    elif trained.get("teacher") and not any(field.startswith("teacher.") for field in seed_fields):
+    elif trained.get("teacher") and not _teacher_follows(seed_fields, config):
         known.append(trained["teacher"])
         free += ("teacher.",)
     unset, values = to_mapping(Config()), to_mapping(config)
     # only what differs from its default, so that a field of a later version changes no hash
     changed = [name for name in differences(unset, values) if not name.startswith(free)]
     return fingerprint("protocol", known, {name: value_at(values, name) for name in changed})
+
+
+def _teacher_follows(seed_fields: Iterable[str], config: Config) -> bool:
+    """Return whether the teacher depends on a field that a study sets to the seed."""
+    unbalanced = config.data.imbalance > 1  # of which teacher and student train on the same subset
+    return any(name.startswith("teacher.") or (unbalanced and name == "data.subset_seed") for name in seed_fields)
 
 
 def _by_kind(rows: Iterable[Row]) -> dict[tuple[str, str], dict[str, list[Row]]]:

@@ -55,10 +55,13 @@ def quality_lines(study: Study, rows: Sequence[Row]) -> tuple[list[str], list[li
         return None
     lines = []
     for size in study.sizes:
+        alike = [row for row in rows if row["size"] == size]
+        several = len({row["evaluation"] for row in alike if row.get("evaluation")}) > 1
         for arm in study.arms:
-            own = [row for row in rows if row["size"] == size and row["arm"] == arm]
+            own = [row for row in alike if row["arm"] == arm]
             if own:
-                lines.append([title_of(arm, size), str(len(own)), *(_cell(own, column) for column in shown)])
+                cells = (_cell(own, column, several and column.metric.startswith("attribution")) for column in shown)
+                lines.append([title_of(arm, size), str(len(own)), *cells])
     return ["arm", "n", *(column.title for column in shown)], lines
 
 
@@ -71,14 +74,19 @@ def _values(rows: Sequence[Row], metric: str, minus: str = "") -> list[float]:
     return [first - sum(less) for first, *less in values]
 
 
-def _cell(rows: Sequence[Row], column: Column) -> str:
-    """Return the mean, with the deviation of two runs or more, and the mean by chance; a dash without any value."""
+def _cell(rows: Sequence[Row], column: Column, several: bool) -> str:
+    """Return the mean, with the deviation of two runs or more, and the mean by chance; a dash without any value.
+
+    Args:
+        rows: Of one arm and size.
+        column: What is shown.
+        several: Whether the arms of this size were measured in several ways, so that their values do not compare.
+    """
 
     def said(value: float) -> str:
         return f"{column.factor * value:.{column.digits}f}".replace("-", "−")
 
-    ways = {row["evaluation"] for row in rows if row.get("evaluation")}
-    if len(ways) > 1 and column.metric.startswith("attribution"):
+    if several:
         return "measured in several ways"
     values, by_chance = _values(rows, column.metric, column.minus), _values(rows, column.chance)
     if not values:

@@ -1,6 +1,6 @@
 // The page of `python -m tfigkd.web`: loads the models of models.json, classifies pictures, shows where models look.
 
-import { agree, gray, inputValues, occlusionMap, opaque, probabilities, resize } from "./pixels.js";
+import { agree, gray, inputValues, median, occlusionMap, opaque, probabilities, resize } from "./pixels.js";
 
 const byId = (id) => document.getElementById(id);
 const [models, pictures] = [[], []];
@@ -35,7 +35,6 @@ const say = (text) => (byId("status").textContent = text);
 const reason = (error) => String(error?.message ?? error).split("\n")[0];
 const percent = (share) => `${(100 * share).toFixed(1)} %`;
 const time = (milliseconds) => `${milliseconds < 10 ? milliseconds.toFixed(2) : milliseconds.toFixed(0)} ms`;
-const median = (values) => values.toSorted((one, other) => one - other)[values.length >> 1];
 const likeliest = (shares) => shares.indexOf(Math.max(...shares));
 /** Let the page be drawn and used between two long computations. */
 const breathe = () => new Promise((resolve) => setTimeout(resolve));
@@ -63,7 +62,7 @@ async function open(about) {
   }
   const compiled = await litert.loadAndCompile(bytes, { accelerator: "wasm" });
   const [height, width, channels] = about.shape;
-  const model = { about, compiled, height, width, channels, times: [], cell: make("td", {}, "–") };
+  const model = { about, compiled, height, width, channels, cell: make("td", {}, "–") };
   const outputs = await run(model, new Float32Array(height * width * channels));
   if (outputs.length !== about.count || Math.max(about.count, 2) !== about.classes.length) {
     throw new Error(`it gives ${outputs.length} values, models.json has ${about.classes.length} class names`);
@@ -194,8 +193,6 @@ async function addPicture(picture) {
     const answer = { ...(await classify(model, rgb)), model, rgb };
     answer.best = likeliest(answer.shares);
     answer.name = model.about.classes[answer.best];
-    model.times.push(answer.milliseconds);
-    model.cell.textContent = time(median(model.times));
     picture.answers.push(answer);
   }
   picture.apart = picture.answers.some((one) => picture.answers.some((other) => !agree(one, other)));
@@ -249,6 +246,11 @@ function fill(answer) {
 function summarize() {
   const only = byId("apart").checked;
   for (const picture of pictures) picture.card.hidden = only && !picture.apart;
+  for (const model of models) {
+    const answers = pictures.flatMap((picture) => picture.answers).filter((answer) => answer.model === model);
+    const times = answers.map((answer) => answer.milliseconds);
+    model.cell.textContent = times.length ? time(median(times)) : "–";
+  }
   const count = pictures.length;
   const apart = pictures.filter((picture) => picture.apart).length;
   const pictureCount = `${count} picture${count === 1 ? "" : "s"}`;
@@ -379,10 +381,14 @@ async function startCamera() {
       if (frame === null || stream !== now) break;
       const input = values(model, seen(model, frame));
       const before = performance.now();
-      const result = await shares(model, input);
-      const passed = performance.now() - before;
-      const best = likeliest(result);
-      lines[index].textContent = `${model.about.classes[best]}, ${percent(result[best])}, ${time(passed)}`;
+      try {
+        const result = await shares(model, input);
+        const passed = performance.now() - before;
+        const best = likeliest(result);
+        lines[index].textContent = `${model.about.classes[best]}, ${percent(result[best])}, ${time(passed)}`;
+      } catch (error) {
+        lines[index].textContent = `No answer: ${reason(error)}.`; // the next frame may have one
+      }
     }
     await new Promise((resolve) => setTimeout(resolve, Math.max(20, LIVE - (performance.now() - start))));
   }

@@ -137,8 +137,12 @@ export function inputValues(pixels, [black, white]) {
   return Float32Array.from(pixels, (pixel) => table[pixel]);
 }
 
-/** Probabilities of a model's outputs, which are logits or probabilities; one output is that of the second class. */
+/**
+ * Probabilities of a model's outputs, which are logits or probabilities; one output is that of the second class.
+ * Outputs of which one is NaN or infinite are refused, as `predict` refuses them.
+ */
 export function probabilities(outputs, kind) {
+  if (!outputs.every(Number.isFinite)) throw new Error("the model gives NaN or infinity");
   const logarithm = (value) => Math.log(Math.max(value, 1e-7));
   let logits = Array.from(outputs, (value) => (kind === "probabilities" ? logarithm(value) : value));
   if (logits.length === 1) {
@@ -148,6 +152,12 @@ export function probabilities(outputs, kind) {
   const powers = logits.map((logit) => Math.exp(logit - largest));
   const sum = powers.reduce((total, power) => total + power, 0);
   return powers.map((power) => power / sum);
+}
+
+/** The middle of some values, or the mean of the two in the middle. */
+export function median(values) {
+  const sorted = values.toSorted((one, other) => one - other);
+  return (sorted[(sorted.length - 1) >> 1] + sorted[sorted.length >> 1]) / 2;
 }
 
 /** Whether two answers are one class: by its name, or by its place where a model's classes have no names. */
