@@ -117,6 +117,18 @@ def test_tfmot_refuses_a_resnets_shortcut_in_one_line(case, resnet, tmp_path, me
     assert "\n" not in str(e.value)
 
 
+def test_checkpoints_stay_until_the_result_is_written(case, tmp_path, monkeypatch):
+    """A kill between the training and its file would else repeat the training."""
+    config, tuning = CompressConfig(method="qat", steps=4, batch_size=32), case.tuning(tmp_path)
+    save = keras.Model.save
+    there = []
+    monkeypatch.setattr(
+        keras.Model, "save", lambda *given: there.append(len([*tmp_path.rglob("*.ckpt")])) or save(*given)
+    )
+    compress_student(small_student(case), config, tuning)
+    assert there[-1] > 0 and not [*tmp_path.rglob("*.ckpt")]
+
+
 @pytest.mark.parametrize("method", ["prune_qat", *(pytest.param(m, marks=pytest.mark.slow) for m in ("pqat", "cqat"))])
 def test_an_interrupted_method_ends_as_an_uninterrupted_one(case, tmp_path, method, monkeypatch):
     """The method is interrupted after the first epoch of each of its two phases and started again."""

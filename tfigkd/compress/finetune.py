@@ -11,7 +11,6 @@ import keras
 from tfigkd.batches.stream import Batch, TrainingBatches, batch_sizes
 from tfigkd.config.compress_fields import CompressConfig
 from tfigkd.config.training_fields import TrainingConfig
-from tfigkd.training import checkpoint
 from tfigkd.training.distiller import Distiller
 from tfigkd.training.fit import Training
 
@@ -31,7 +30,7 @@ class FineTuning:
     Attributes:
         distiller: Returns a Distiller with losses and teacher for a student.
         stream: Batches of the recipe's size, as from `TrainingBatches`.
-        folder: Folder of the checkpoints; they are removed at the end.
+        folder: Folder of the checkpoints; `compress_student` removes them when the result is written.
         fingerprint: Identifies everything that the weights depend on.
         tensorboard: Folder of the event files.
     """
@@ -123,5 +122,4 @@ def fine_tune(
         callbacks=callbacks,
     )
     training.run()
-    checkpoint.remove(tuning.folder)
     return student

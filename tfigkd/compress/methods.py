@@ -15,6 +15,7 @@ from tfigkd.config.compress_fields import CompressConfig, Method
 from tfigkd.losses import LOSSES
 from tfigkd.models.layers import rebuilt, with_fused_layers, with_stock_layers
 from tfigkd.runtime.files import atomic, checksum, fingerprint, finished, make_folder, write_manifest
+from tfigkd.training import checkpoint
 
 FILE = "student.keras"
 
@@ -160,4 +161,5 @@ def compress_student(student: keras.Model, config: CompressConfig, tuning: FineT
         with atomic(folder / FILE) as temporary:
             result.save(temporary)
         write_manifest(folder, identity, files={FILE: checksum(folder / FILE)})
+        checkpoint.remove(folder)
     return result

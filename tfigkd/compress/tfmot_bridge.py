@@ -325,7 +325,6 @@ def _fine_tune(
                 callback.on_epoch_end(epoch)
             history.append({"loss": float(np.mean(losses))})
             checkpoint.save(tuning.folder, state, tuning.fingerprint, progress)
-    checkpoint.remove(tuning.folder)
 
 
 class _State:
