@@ -151,7 +151,7 @@ def test_a_run_that_is_not_finished_is_refused(copied, tmp_path, capsys):
 def test_files_that_were_exported_anew_are_not_given_the_old_figures(copied, capsys):
     manifest = read_manifest(copied / "evaluate")
     files = {name: "0" * 64 for name in manifest["exported"]}
-    outputs = {name: value for name, value in manifest.items() if name not in ("fingerprint", "files")}
+    outputs = outputs_of(manifest)
     write_manifest(
         copied / "evaluate", manifest["fingerprint"], files=manifest["files"], **outputs | {"exported": files}
     )
@@ -162,7 +162,7 @@ def test_files_that_were_exported_anew_are_not_given_the_old_latency(copied):
     manifest = read_manifest(copied / "benchmark")
     exported = read_manifest(copied / "export")["files"]
     assert manifest["exported"] == {name: sum for name, sum in exported.items() if name.endswith(".tflite")}
-    outputs = {name: value for name, value in manifest.items() if name not in ("fingerprint", "files")}
+    outputs = outputs_of(manifest)
     outputs["exported"] |= {"student.int8.tflite": "0" * 64}
     write_manifest(copied / "benchmark", manifest["fingerprint"], files=manifest["files"], **outputs)
     facts = read_facts(copied)

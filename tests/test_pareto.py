@@ -193,12 +193,24 @@ def test_runs_of_two_machines_or_data_sets_are_apart_and_smoke_runs_left_out(tmp
 
     assert read(one, one) == ([("kd", 1, 0.9, 10.0)], [])  # one run given twice
     assert read(one, other, tried) == ([("kd", 2, 0.91, 10.0)], ["left out, smoke runs: 1 row"])
+    rented = other | {"hardware": "rented", "timed_on": "board"}  # trained elsewhere, timed here
+    assert read(one, rented) == ([("kd", 2, 0.91, 10.0)], [])
+    assert read(one, other | {"data_fingerprint": ""}) == ([("kd", 2, 0.91, 10.0)], [])  # of an earlier version
     found, remarks = read(one, server)
     assert sorted(found) == [("kd (board)", 1, 0.9, 10.0), ("kd (server)", 1, 0.9, 1.0)]
     assert remarks == ["latencies on board; server do not compare; give the rows of one machine alone"]
     found, remarks = read(one, harder)
     assert sorted(found) == [("kd (d1)", 1, 0.9, 10.0), ("kd (d2)", 1, 0.5, 10.0)]
     assert remarks == ["accuracies on d1, d2 do not compare; give the rows of one data set alone"]
+
+
+def test_a_file_measured_on_fewer_images_before_is_one_file(tmp_path):
+    measured = ((0.8, 1000), (0.9, 10000))
+    rows = [row("a", "int8", value, 1.0, 10) | {"n_test": n, "gzip_bytes": 9} for value, n in measured]
+    (point,), remarks = read_points([write(tmp_path / "rows.csv", *rows)])
+    assert (point.accuracy, point.n) == (0.9, 1) and remarks == [
+        "left out, fewer than the 10,000 test images of others: a int8"
+    ]
 
 
 def test_files_of_one_name_are_said_to_be_taken_for_seeds(tmp_path):

@@ -20,7 +20,7 @@ from tfigkd.config.reading import differences, dotted_names, value_at
 from tfigkd.data import load
 from tfigkd.run import parse
 from tfigkd.runtime import tfrecord
-from tfigkd.runtime.files import checksum, read_manifest, write_manifest
+from tfigkd.runtime.files import checksum, outputs_of, read_manifest, write_manifest
 from tfigkd.stages.runner import STAGES, changed_settings
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -271,7 +271,7 @@ def test_verify_recomputes_what_a_store_says(teacher_alone):
         assert not np.array_equal(first[field], second[field])
         first[field], second[field] = second[field], first[field]
     tfrecord.write_records(shard, [tfrecord.encode_example(record) for record in (first, second, *others)])
-    content = {name: value for name, value in manifest.items() if name not in ("fingerprint", "files")}
+    content = outputs_of(manifest)
     write_manifest(store, manifest["fingerprint"], files={**manifest["files"], shard.name: checksum(shard)}, **content)
     done = call(folder, store, "--sample", manifest["examples"], **verify)
     assert done.returncode == 1

@@ -30,7 +30,7 @@ from tfigkd.edge.classifier_files import (
 )
 from tfigkd.edge.contract import admit, contract_path
 from tfigkd.edge.layer_differences import Comparison, compare, is_integer
-from tfigkd.edge.litert import open_classifier
+from tfigkd.edge.litert import ends, open_classifier
 from tfigkd.edge.profile import about_layers, about_times, noisiest, profile, rows, slowest
 from tfigkd.runtime import console
 from tfigkd.runtime.command import Parser, command
@@ -91,15 +91,15 @@ def layers(path: Path, options: argparse.Namespace, given: Path) -> tuple[Compar
             f"{path} computes in floats; layers are compared of an int8 file, which tfigkd.export --format int8 makes"
         )
     side = image_side(path)
-    interpreter = open_classifier(path)
+    source, _ = ends(open_classifier(path))
     if options.data:
         validation = load_data(options, reading_for(path, options)).validation
         images = validation.images[-options.images :]  # the first may have calibrated the file
-        if interpreter.get_input_details()[0]["shape"][-1] == 1:
+        if source["shape"][-1] == 1:
             images = to_gray(images)
         on = f"{len(images)} validation images of {options.data}"
     else:
-        shape = tuple(map(int, interpreter.get_input_details()[0]["shape"][1:]))
+        shape = tuple(map(int, source["shape"][1:]))
         images = np.random.default_rng(0).integers(0, 256, (options.images, *shape), dtype=np.uint8)
         on = f"{options.images} images of noise, which no model was made for: give --data DATASET"
     declared = given_spaces(options)

@@ -12,7 +12,7 @@ from tfigkd.config.experiment import override, read_experiment
 from tfigkd.incremental import __main__ as command
 from tfigkd.incremental import steps
 from tfigkd.runtime.errors import UserError
-from tfigkd.runtime.files import read_manifest, write_manifest
+from tfigkd.runtime.files import outputs_of, read_manifest, write_manifest
 from tfigkd.stages import training_setup
 from tfigkd.stages.data import dataset, training_examples
 from tfigkd.stages.runner import Run, print_estimate, run
@@ -107,7 +107,7 @@ def test_finished_steps_are_skipped_and_the_controls_share_the_first(foster, tmp
             f"{name} {scores[0]:.2f} {scores[1]:.2f} {np.mean(scores):.2f}"
         )
     manifest = read_manifest(root / "first")
-    kept = {name: value for name, value in manifest.items() if name not in ("fingerprint", "files", "checksum")}
+    kept = outputs_of(manifest)
     for data, message in (("another", "was measured on other test pictures"), (kept["data"], None)):
         write_manifest(root / "first", manifest["fingerprint"], files=manifest["files"], **kept | {"data": data})
         if message:
@@ -132,7 +132,7 @@ def test_methods_of_other_settings_are_left_out_of_the_table(foster, tmp_path, c
     assert [line.split()[0] for line in said.splitlines() if line.split()[:1] in (["kd"], ["foster"])] == ["foster"]
 
     manifest = read_manifest(root / "foster/step_2")
-    kept = {name: value for name, value in manifest.items() if name not in ("fingerprint", "files", "checksum")}
+    kept = outputs_of(manifest)
     changed = kept | {"data": "of other test pictures"}
     write_manifest(root / "foster/step_2", manifest["fingerprint"], files=manifest["files"], **changed)
     assert "foster" in steps.finished_rows(root, tiny(), 0)[1]

@@ -32,7 +32,7 @@ def inert(default: Any) -> Any:
 def free(default: Any, *, late: bool = False) -> Any:
     """Return a dataclass field that may differ when a run is repeated, as no result depends on it.
 
-    It names a place, or says what is shown or how something is computed. Fingerprints hold it, other than an inert one.
+    It names a place, or says what is shown or how something is computed. Fingerprints hold it, unlike an inert field.
 
     Args:
         default: The field's default.

@@ -52,7 +52,7 @@ def decode(encoded: bytes | Path, name: str, *, background: str = BACKGROUND, dr
     Args:
         encoded: The bytes of the file, or its path.
         name: Name of the picture in messages.
-        background: Color behind transparent pixels; see `tfigkd.config.fields.is_color`.
+        background: Color behind transparent pixels; see `tfigkd.config.data_fields.is_color`.
         drop_alpha: Read the colors of transparent pixels as if they were opaque.
 
     Raises:

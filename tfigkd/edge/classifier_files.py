@@ -3,7 +3,7 @@
 import argparse
 import unicodedata
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -341,7 +341,7 @@ def refuse_without_data(parser: argparse.ArgumentParser, options: argparse.Names
     Raises:
         UserError: One of them has another value than its default.
     """
-    names = ("image_size", "data_dir", "background", "fit", "group", "resident", "cache", "splits")
+    names = ("data_dir", *(one.name for one in fields(Reading)))
     unused = [name for name in names if getattr(options, name) != parser.get_default(name)]
     if unused and not options.data:
         raise UserError(f"--{unused[0].replace('_', '-')} has no effect without --data; leave it out")

@@ -106,7 +106,7 @@ def export_file(
     Args:
         path: Where to write the .tflite file; nothing is written there if the check fails.
         model: float32 [B,H,W,C] in [0,1] to logits.
-        format: One of `tfigkd.config.fields.FORMATS`.
+        format: One of `tfigkd.config.export_fields.FORMATS`.
         data: Its validation split: the first examples, at most half of them, calibrate; a calibrated file is compared
             on the others, any other file on all. Without data, the file is compared on noise, and bounds are checked
             for float32 and float16 only.

@@ -76,7 +76,8 @@ def long_rows(row: Mapping[str, str]) -> Iterator[dict[str, str]]:
             # runs of other configs are separate points, not further seeds of this one
             kinds = [row.get("protocol") or row.get("config", "")]
             kinds += [row.get("compressed_settings", "")] * (role == "compressed")
-            own |= {"timed_on": own["ms"] and row.get("hardware", ""), "data": row.get("data_fingerprint", "")}
+            timed_on = row.get("timed_on") or row.get("hardware", "")  # earlier versions did not write it
+            own |= {"timed_on": own["ms"] and timed_on, "data": row.get("data_fingerprint", "")}
             own["file"] = " ".join(filter(None, (row.get("seed", ""), row.get("time", ""))))
             yield own | {"model": name, "kind": " ".join(filter(None, kinds))}
 
@@ -103,14 +104,19 @@ def read_points(paths: Sequence[Path]) -> tuple[list[Point], list[str]]:
         try:
             with open(path, newline="", encoding="utf-8-sig") as file:  # spreadsheets write a byte-order mark
                 for row in csv.DictReader(file):
-                    smoke += row.get("smoke") == "True"
-                    read += [] if row.get("smoke") == "True" else long_rows(row)
+                    if row.get("smoke") == "True":
+                        smoke += 1
+                    else:
+                        read += long_rows(row)
         except (OSError, UnicodeDecodeError, csv.Error, KeyError) as error:
             raise UserError(f"cannot read rows from {path}: {error}; expected a .csv of tfigkd.benchmark") from error
     data = {row["data_fingerprint"]: row["data"] for row in read if row.get("data_fingerprint")}  # of benchmark
+    # runs of earlier versions do not say their data, which are those of all runs of their config
+    known = {(one["model"], one["kind"]): one["data"] for one in read if one.get("kind") and one["data"]}
     groups: dict[Key, list[dict[str, str]]] = {}
     for one in read:
-        one["data"] = data.get(one.get("data", ""), one.get("data") or "")
+        given = one.get("data") or known.get((one["model"], one.get("kind", "")), "")
+        one["data"] = data.get(given, given)
         others = (one.get(name) or "" for name in ("kind", "parameters", "data", "timed_on"))
         groups.setdefault(Key(one["model"], one["format"], *others), []).append(one)
     files = ", ".join(map(str, paths))
@@ -155,7 +161,7 @@ def _scores(rows: Sequence[dict[str, str]]) -> list[float]:
 
 def _points(groups: Mapping[Key, Sequence[dict[str, str]]]) -> tuple[list[Point], list[str]]:
     """Return a point for each group that has an accuracy and a size, and sentences on the others."""
-    points, left_out = [], defaultdict(list)
+    points, left_out, several = [], defaultdict(list), []
     largest: dict[str, int] = {}
     for key, rows in groups.items():
         counts = [int(row["n_test"]) for row in rows if row.get("n_test")]
@@ -179,13 +185,14 @@ def _points(groups: Mapping[Key, Sequence[dict[str, str]]]) -> tuple[list[Point]
             count = int(parameters[0]) if parameters else None
             facts = fmean(scores), spread, len(scores), milliseconds, median(sizes), count
             points.append(Point(names[key], key.format, *facts))
+            if len(scores) > 1 and not key.kind:
+                several.append(f"{names[key]} {key.format}")
     remarks = []
     for reason, keys in left_out.items():
         remarks.append(f"left out, {reason}: {shortened([f'{names[key]} {key.format}' for key in keys], NAMED)}")
-    several = [key for key, rows in groups.items() if not key.kind and len(_scores(rows)) > 1]
     if several:
-        names_of = shortened([f"{names[key]} {key.format}" for key in several], NAMED)
-        remarks.append(f"taken for seeds of one model, as several files have this name: {names_of}")
+        named = shortened(several, NAMED)
+        remarks.append(f"taken for seeds of one model, as several files have this name: {named}")
     data = sorted({key.data for key in groups if key.data})
     if len(data) > 1:
         remarks.append(f"accuracies on {', '.join(data)} do not compare; give the rows of one data set alone")

@@ -98,6 +98,8 @@ def say(message: str, *, last: bool = False) -> None:
 def status(message: str, *, note: bool = True) -> None:
     """Print one indented line of the running stage; in the live table it is the note beside the stage instead.
 
+    A warning is given to `say`, so that it stays.
+
     Args:
         message: The line, without indentation.
         note: Whether it may become the note, which at the end of a stage should be about the student.

@@ -92,7 +92,7 @@ class Candidates:
             self.all: list[Candidate] = []
         else:
             self.reference_ms = before["reference_ms"]
-            own = {"beside": _beside(config)}  # of an earlier version, which took nothing else
+            own = {"beside": _beside(config)}  # an earlier version measured all with these
             self.all = [Candidate(**own | one) for one in before["candidates"]]
 
     @property

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from tfigkd.config.experiment import Config
-from tfigkd.config.export_fields import file_name
+from tfigkd.config.export_fields import file_name, role_of
 from tfigkd.edge.footprint import footprint
 from tfigkd.edge.latency import latencies
 from tfigkd.edge.layer_differences import compare
@@ -47,7 +47,7 @@ def benchmark(config: Config, workdir: Workdir) -> None:
     sums = {path.name: exported["files"][path.name] for path in paths}
     write_manifest(folder, identity, results=files, exported=sums, **about)
     for path in paths:
-        console.status(f"{path.name}: {_line(timed[path])}", note=not path.name.startswith("teacher"))
+        console.status(f"{path.name}: {_line(timed[path])}", note=role_of(path.name) != "teacher")
 
 
 def _profile(path: Path, reference: Path | None, config: Config) -> dict[str, Any]:

@@ -178,7 +178,7 @@ def evaluate(config: Config, workdir: Workdir) -> None:
         agreement = f", agreement with the teacher {percent(values['agreement'])}" if "agreement" in values else ""
         mirrored = f" ({percent(values['mirrored_accuracy'])} with mirror images)" if settings.mirrored else ""
         line = f"{name}: test accuracy {percent(values['accuracy'])}{mirrored}{agreement}"
-        console.status(line, note=not name.startswith("teacher"))
+        console.status(line, note=role_of(name) != "teacher")
 
 
 def _is_done(folder: Path, identity: str, workdir: Workdir, data: Dataset) -> bool:

@@ -5,7 +5,7 @@ from pathlib import Path
 import keras
 
 from tfigkd.config.experiment import Config
-from tfigkd.config.export_fields import Format, file_name
+from tfigkd.config.export_fields import Format, file_name, role_of
 from tfigkd.edge.contract import contract_path
 from tfigkd.edge.parity import export_file
 from tfigkd.measure.metrics import predict_logits
@@ -97,5 +97,5 @@ def export(config: Config, workdir: Workdir) -> None:
         console.status(
             f"{name}: {(folder / name).stat().st_size / 1e6:.2f} MB, agreement with Keras {same}, "
             f"largest difference {report['max_difference']:.2g}",
-            note=not name.startswith("teacher"),
+            note=role_of(name) != "teacher",
         )

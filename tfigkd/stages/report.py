@@ -248,6 +248,7 @@ def row_of(
         # students of earlier versions have neither
         "extra_parameters": trained.get("extra_parameters", ""),
         "step_ms": round(trained["step_ms"], 2) if "step_ms" in trained else "",
+        "timed_on": (read_timed(workdir) or {}).get("hardware", ""),
         "evaluation": fingerprint("evaluation", config.evaluation, attribution_settings(config)),
     }
     if compressed:

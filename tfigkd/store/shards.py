@@ -135,8 +135,7 @@ def write_part(shards: Shards, numbers: Sequence[int]) -> None:
     """Write some shards of a store that other processes may be writing as well; each one once, under its lock.
 
     A shard that another process is writing is left to it. At the end this process waits for it, and writes the shard
-    itself if the other one was killed. A process that writes the whole store waits for all
-    writers of parts.
+    itself if the other one was killed. A process that writes the whole store waits for all writers of parts.
 
     Args:
         shards: The shards of the store; its folder is created if missing.

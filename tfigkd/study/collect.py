@@ -175,10 +175,10 @@ def save_student(run: Path, row: dict[str, str], into: Path) -> Path:
     Files that were made of the same student in that folder, such as an int8 file, stay.
     """
     folder = make_folder(into / row["experiment"] / row["seed"])
-    there = (read_manifest(folder) or {"files": {}})["files"]
-    of = (read_manifest(folder) or {}).get("row", {}).get("study", row["study"])
-    if of != row["study"]:
-        raise UserError(f"{folder} has the student of study {of}, not of {row['study']}; give another --into")
+    before = read_manifest(folder) or {}
+    there, study = before.get("files", {}), before.get("row", {}).get("study", row["study"])
+    if study != row["study"]:
+        raise UserError(f"{folder} has the student of study {study}, not of {row['study']}; give another --into")
     # checks the file, so that a damaged one does not get a new checksum
     trained = require_stage(run / "distill", "distill")
     files = {}

@@ -128,8 +128,10 @@ class JaxSteps(_Shared):
         return logs, (trainable, non_trainable, optimizer_state, metrics_state)
 
     def _loss_function(self: Any, state: tuple, data: Any, *, apart: bool = False) -> Callable[[list], tuple]:
-        """Return the function from the trainable variables to (loss, or its two parts; and what the step logs, with
-        the other variables after it)."""
+        """Return a function of the trainable variables.
+
+        It gives the loss, or its two parts, and aside what the step logs and the other variables after it.
+        """
         _, non_trainable, optimizer_state, _ = state
 
         def loss_function(trainable: list) -> tuple:
