@@ -13,6 +13,7 @@ import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import FrameType
 from typing import Any, NoReturn
 
 from tfigkd.runtime.errors import UserError, misspelled, system_line
@@ -50,6 +51,19 @@ class Parser(argparse.ArgumentParser):
         raise UserError(f"{message}; --help shows all options")
 
 
+def interrupt(number: int, frame: FrameType | None) -> NoReturn:
+    """Handle a signal that stops the command.
+
+    What the interruption leaves half made, a function of TensorFlow for example, may fail when it is freed. Python
+    would print these errors with their tracebacks.
+
+    Raises:
+        KeyboardInterrupt: always.
+    """
+    sys.unraisablehook = lambda _: None
+    raise KeyboardInterrupt
+
+
 def command(stopped: str = "stopped") -> Callable[[Main], Callable[..., int]]:
     """Turn a function of the command-line arguments into the `main` of a module.
 
@@ -69,7 +83,9 @@ def command(stopped: str = "stopped") -> Callable[[Main], Callable[..., int]]:
                 if isinstance(stream, io.TextIOWrapper):
                     stream.reconfigure(errors="backslashreplace")
             with contextlib.suppress(ValueError):  # not in the main thread: the caller handles signals
-                signal.signal(signal.SIGTERM, signal.default_int_handler)
+                signal.signal(signal.SIGTERM, interrupt)
+                if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # a background job may ignore it
+                    signal.signal(signal.SIGINT, interrupt)
             try:
                 return function(given) or 0
             except UserError as error:

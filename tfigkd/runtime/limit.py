@@ -4,6 +4,7 @@ import contextlib
 import signal
 from collections.abc import Iterator
 
+from tfigkd.runtime.command import interrupt
 from tfigkd.runtime.errors import UserError
 
 MOST = 10_000_000
@@ -31,7 +32,7 @@ def stop_after(minutes: float | None) -> Iterator[None]:
     if minutes is None:
         yield
         return
-    before = signal.signal(signal.SIGALRM, signal.default_int_handler)
+    before = signal.signal(signal.SIGALRM, interrupt)
     signal.setitimer(signal.ITIMER_REAL, 60 * minutes)
     try:
         yield

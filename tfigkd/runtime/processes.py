@@ -8,6 +8,7 @@ import sys
 import threading
 from pathlib import Path
 
+from tfigkd.runtime.command import interrupt
 from tfigkd.runtime.machine import cores, memory
 
 CONTEXT = multiprocessing.get_context("spawn")
@@ -73,7 +74,7 @@ def settle(log: Path, threads: int | None = None) -> None:
     """
     for name in THREADS if threads else ():
         os.environ.setdefault(name, str(threads))
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, interrupt)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     log.parent.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
