@@ -7,8 +7,9 @@ import pytest
 
 from tfigkd.config.experiment import override, read_experiment, smoke
 from tfigkd.runtime.errors import UserError
-from tfigkd.stages import teacher
+from tfigkd.stages import estimate, precision, teacher
 from tfigkd.stages.data import dataset
+from tfigkd.stages.estimate import STAGE_SECONDS, seconds_of_stages
 from tfigkd.stages.training_setup import training_stream
 from tfigkd.stages.workdir import TEACHER_FILE, Workdir
 from tfigkd.training.fit import Training
@@ -51,21 +52,51 @@ def test_a_trained_convnet_keeps_the_whitening_of_its_training_images(config, tm
     np.testing.assert_allclose(moments, np.diag(np.diag(moments)), atol=1e-3)
 
 
-def test_a_saved_teacher_is_taken_over_and_a_damaged_one_is_refused(config, tmp_path, monkeypatch):
-    first = Workdir(tmp_path / "run", tmp_path / "first")
-    teacher.train_teacher(config, first)
-    trained = teacher.teacher_folder(config, first)
-    saved = shutil.copytree(trained, tmp_path / "checkout/saved_models/teachers/mobilenet_v2")
-    monkeypatch.setattr(teacher, "experiments_folder", lambda: tmp_path / "checkout/experiments")
+@pytest.fixture
+def saved(tmp_path, monkeypatch):
+    """Trains the teacher of a config in the folder first, and copies it to the saved models."""
 
+    def save(config):
+        first = Workdir(tmp_path / "run", tmp_path / "first")
+        teacher.train_teacher(config, first)
+        trained = teacher.teacher_folder(config, first)
+        monkeypatch.setattr(teacher, "experiments_folder", lambda: tmp_path / "checkout/experiments")
+        return first, shutil.copytree(trained, tmp_path / "checkout/saved_models/teachers/mobilenet_v2")
+
+    return save
+
+
+def test_with_auto_and_in_an_estimate_a_saved_teacher_counts_as_trained(config, saved, tmp_path, monkeypatch):
+    saved(override(config, {"teacher.training.precision": "mixed_bfloat16"}))
+    auto = override(config, {"teacher.training.precision": "auto"})
+    assert precision.undecided(auto).teacher.training.precision == "mixed_bfloat16"
+    monkeypatch.setattr(
+        precision, "compare_precisions", lambda network, recipe: {"float32": 1.0, "mixed_bfloat16": 2.0}
+    )
+    workdir = Workdir(tmp_path / "run", tmp_path / "second")
+    resolved = precision.resolve(auto, workdir)
+    assert resolved.teacher.training.precision == "mixed_bfloat16"
+    assert precision.resolve(auto, workdir) == resolved
+    monkeypatch.setattr(estimate, "_with_trial", lambda measure: 1000.0)
+    epochs = override(resolved, {"teacher.training.epochs": 2})
+    costs = [seconds_of_stages(one, workdir, ["teacher"])["teacher"] for one in (resolved, epochs)]
+    assert costs == [pytest.approx(STAGE_SECONDS, rel=0.01), pytest.approx(STAGE_SECONDS + 1000, rel=0.01)]
+    other = precision.resolve(
+        override(epochs, {"teacher.training.precision": "auto"}), Workdir(tmp_path / "other", tmp_path)
+    )
+    assert other.teacher.training.precision == "float32"  # nobody has saved this one, so it is measured
+
+
+def test_a_saved_teacher_is_taken_over_and_a_damaged_one_is_refused(config, saved, tmp_path):
+    first, folder = saved(config)
     second = Workdir(tmp_path / "run", tmp_path / "second")
     teacher.train_teacher(config, second)
     assert not teacher.require_teacher(config, second)["trained_here"]
     weights = [teacher.require_teacher(config, workdir)["weights"] for workdir in (first, second)]
     assert weights[0] == weights[1]
 
-    content = bytearray((saved / TEACHER_FILE).read_bytes())
+    content = bytearray((folder / TEACHER_FILE).read_bytes())
     content[len(content) // 2] ^= 1
-    (saved / TEACHER_FILE).write_bytes(content)
+    (folder / TEACHER_FILE).write_bytes(content)
     with pytest.raises(UserError, match=r"teacher\.keras"):
         teacher.train_teacher(config, Workdir(tmp_path / "run", tmp_path / "third"))

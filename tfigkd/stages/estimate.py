@@ -28,7 +28,14 @@ from tfigkd.models.precision import on_processor
 from tfigkd.runtime.files import read_manifest
 from tfigkd.stages.data import dataset, holds_out_validation, stored_examples, training_examples
 from tfigkd.stages.networks import build_network
-from tfigkd.stages.teacher import build_teacher, load_teacher, members, taught_examples, teacher_folder
+from tfigkd.stages.teacher import (
+    build_teacher,
+    load_teacher,
+    members,
+    saved_teacher,
+    taught_examples,
+    teacher_folder,
+)
 from tfigkd.stages.training_setup import assemble, reparameterized
 from tfigkd.stages.workdir import Workdir
 from tfigkd.store.maps import attribute_examples, baseline_color
@@ -64,7 +71,8 @@ def matrix_rate() -> float:
 def estimate(config: Config, workdir: Workdir, stages: list[str]) -> timedelta:
     """Return the estimated time of the stages that have yet to run, on a machine that does nothing else.
 
-    Its errors are in experiments/README.md, "What it costs". Below `MEASURED_FROM` expect a factor of two on a CPU.
+    Its errors are in experiments/README.md, "Estimating time, memory and disk". Below `MEASURED_FROM` expect a factor
+    of two on a CPU.
     """
     seconds = _rough_seconds(config, workdir, stages)
     if seconds >= MEASURED_FROM:
@@ -76,13 +84,17 @@ def _done(workdir: Workdir, stage: str) -> bool:
     return read_manifest(workdir.stage(stage)) is not None
 
 
+def _must_train_teacher(config: Config, folder: Path) -> bool:
+    """Return whether the teacher is still to be trained: it is neither finished in its folder nor in saved_models."""
+    return config.teacher.trained and read_manifest(folder) is None and saved_teacher(config) is None
+
+
 def _rough_seconds(config: Config, workdir: Workdir, stages: list[str]) -> float:
     data, rate = dataset(config.data), matrix_rate()
     seconds = float(STAGE_SECONDS * sum(not _done(workdir, stage) for stage in stages))
     if config.needs_teacher and {"teacher", "overlays"} & {*stages}:
         folder, macs = teacher_folder(config, workdir), multiply_adds(build_teacher(config, data))
-        trained = config.teacher.trained
-        if "teacher" in stages and trained and read_manifest(folder) is None:
+        if "teacher" in stages and _must_train_teacher(config, folder):
             work = macs * BACKWARD * len(taught_examples(members(config)[0])) * config.teacher.training.epochs
             seconds += work / (rate * TRAINING_EFFICIENCY)
         if "overlays" in stages and not list(folder.glob("overlays/*/manifest.json")):
@@ -112,7 +124,7 @@ def seconds_of_stages(config: Config, workdir: Workdir, stages: list[str]) -> di
     if any(seconds.values()):
         seconds[next(stage for stage in seconds if seconds[stage])] += read
     folder = teacher_folder(config, workdir) if config.needs_teacher else None
-    if folder is not None and "teacher" in seconds and read_manifest(folder) is None:
+    if folder is not None and "teacher" in seconds and _must_train_teacher(config, folder):
         seconds["teacher"] += _with_trial(partial(_teacher_training, config, data, folder))
     if folder is not None and "overlays" in seconds and config.needs_stored:
         seconds["overlays"] += _with_trial(partial(_stores, config, data, workdir))
@@ -172,7 +184,7 @@ def _epoch_seconds(step: float, examples: Examples, recipe: TrainingConfig, augm
 def _teacher_training(config: Config, data: Dataset, folder: Path) -> float:
     recipe, examples = config.teacher.training, taught_examples(members(config)[0])
     left = recipe.epochs * config.teacher.count - checkpoint.epochs_done(folder)
-    if not config.teacher.trained or not left:
+    if not left:
         return 0.0
     network = models.with_precision(with_fused_layers(build_network(config.teacher, data)), recipe.precision)
     (step,) = fastest([trial_step(Distiller(network), recipe)])
@@ -182,11 +194,15 @@ def _teacher_training(config: Config, data: Dataset, folder: Path) -> float:
 def _stores(config: Config, data: Dataset, workdir: Workdir) -> float:
     """Return the seconds of the maps and of the stored views, whichever a training reads."""
     folder, examples = teacher_folder(config, workdir), stored_examples(config.data)
-    ready = read_manifest(folder) is not None
-    teacher = load_teacher(config, workdir) if ready else build_teacher(config, data)
+    saved = saved_teacher(config)
+    if read_manifest(folder) is not None:
+        teacher, known = load_teacher(config, workdir), True
+    elif saved is not None:
+        teacher, known = models.load_written(saved, num_classes=data.num_classes, input_shape=data.image_shape), True
+    else:
+        teacher, known = build_teacher(config, data), config.teacher.own_file and not config.teacher.trained
     seconds = 0.0
     if config.needs_store and not list(folder.glob("overlays/*/manifest.json")):
-        known = ready or (config.teacher.own_file and not config.teacher.trained)
         measure = _map_seconds if known else _typical_map_seconds
         seconds += measure(teacher, examples, data, config.attribution) * len(examples)
     if config.needs_views and not list(folder.glob("views/*/manifest.json")):

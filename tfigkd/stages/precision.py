@@ -8,11 +8,13 @@ from tfigkd.config.fields import NetworkConfig
 from tfigkd.config.reading import value_at
 from tfigkd.config.training_fields import TrainingConfig
 from tfigkd.models.layers import with_fused_layers
+from tfigkd.models.precision import PRECISIONS
 from tfigkd.runtime import console
 from tfigkd.runtime.files import fingerprint, locked, read_signed, write_signed
 from tfigkd.runtime.provenance import hardware
 from tfigkd.stages.data import dataset
 from tfigkd.stages.networks import build_network
+from tfigkd.stages.teacher import saved_teacher
 from tfigkd.stages.workdir import PRECISION, Workdir
 from tfigkd.training.speed import choose_precision, compare_precisions
 
@@ -33,15 +35,28 @@ def with_precisions(config: Config, chosen: Mapping[str, str]) -> Config:
 
 
 def undecided(config: Config) -> Config:
-    """Return the config with float32 in the place of each "auto": for an estimate, before anything is measured."""
-    return with_precisions(config, dict.fromkeys(FIELDS, "float32"))
+    """Return the config for an estimate, before anything is measured: with float32 in the place of each "auto".
+
+    The teacher's is that of a saved teacher, if there is one.
+    """
+    return with_precisions(config, dict.fromkeys(FIELDS, "float32") | _of_saved_teacher(config))
+
+
+def _of_saved_teacher(config: Config) -> dict[str, str]:
+    """Return the precision in which the teacher of saved_models was trained, by role; empty where none is this one."""
+    if "teacher" in undecided_roles(config) and config.needs_teacher and config.teacher.trained:
+        for precision in PRECISIONS:
+            if saved_teacher(override(config, {FIELDS["teacher"]: precision})) is not None:
+                return {"teacher": precision}
+    return {}
 
 
 def resolve(config: Config, workdir: Workdir) -> Config:
     """Return the config with a precision in the place of each "auto".
 
     What a run has once chosen stands in its `precision.json` and holds. A new run takes over what another run measured
-    for the same network, batch size and machine, so that the arms and seeds of a study agree.
+    for the same network, batch size and machine, so that the arms and seeds of a study agree. A teacher that is in
+    saved_models is not trained, so its precision is that of its training.
     """
     roles = undecided_roles(config)
     if not roles:
@@ -50,13 +65,22 @@ def resolve(config: Config, workdir: Workdir) -> Config:
     with locked(workdir.run, wait=True, name=".precision.lock"):  # parts of a store start at the same time
         chosen: dict[str, Any] = read_signed(path, REMEDY) if path.is_file() else {}
         if "teacher" in roles and "teacher" not in chosen:
-            trained = config.needs_teacher and config.teacher.trained
-            recipe = config.teacher.training
-            chosen["teacher"] = _measured(config, config.teacher, recipe, workdir) if trained else UNTRAINED
+            chosen["teacher"] = _choice_of_teacher(config, workdir)
         if "student" in roles and "student" not in chosen:
             chosen["student"] = _measured(config, config.student, config.training, workdir)
         write_signed(path, chosen)
     return with_precisions(config, {role: one["precision"] for role, one in chosen.items()})
+
+
+def _choice_of_teacher(config: Config, workdir: Workdir) -> dict[str, Any]:
+    if not (config.needs_teacher and config.teacher.trained):
+        return UNTRAINED
+    saved = _of_saved_teacher(config)
+    return (
+        {"precision": saved["teacher"]}
+        if saved
+        else _measured(config, config.teacher, config.teacher.training, workdir)
+    )
 
 
 def _measured(config: Config, network: NetworkConfig, recipe: TrainingConfig, workdir: Workdir) -> dict[str, Any]:

@@ -196,8 +196,8 @@ def _train(config: Config, data: Dataset, folder: Path) -> tuple[keras.Model, li
     return model, training.run()
 
 
-def _saved(config: Config) -> Path | None:
-    """Return the teacher in the checkout's saved_models/teachers, when it is this one."""
+def saved_teacher(config: Config) -> Path | None:
+    """Return the file of this config's teacher in the checkout's saved_models/teachers, None if it is not there."""
     names = [teacher_fingerprint(config, data) for data in data_fingerprints(config.data)]
     for folder in sorted((experiments_folder().parent / "saved_models/teachers").glob("*/")):
         if any(finished(folder, name) for name in names):
@@ -255,7 +255,7 @@ def train_teacher(config: Config, workdir: Workdir) -> None:
             return
         history: list = []
         trained = config.teacher.trained
-        saved = _saved(config)
+        saved = saved_teacher(config)
         if saved is not None:
             console.status(f"taken from {saved}")
             model = models.load_written(saved, num_classes=data.num_classes, input_shape=data.image_shape)
