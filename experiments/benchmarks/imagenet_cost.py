@@ -47,7 +47,6 @@ def job(views: int = 16, gradients: float = 35, epochs: int = 100) -> Job:
         train=1_281_167,
         stored=1_281_167,
         pixels=224 * 224,
-        classes=1000,
         teacher=(4.1e9, 25_557_032),
         student=(0.30e9, 3_504_872),
         teacher_epochs=0,
@@ -55,7 +54,8 @@ def job(views: int = 16, gradients: float = 35, epochs: int = 100) -> Job:
         gradients=gradients,
         views=views,
         cells=56 * 56,
-        logits=(84, 84),
+        image_logits=84,
+        view_logits=84,
         ahead=9 * 256,
     )
 

@@ -19,7 +19,7 @@ from tfigkd import data
 from tfigkd.config.measure_fields import BenchmarkConfig
 from tfigkd.edge.contract import admit
 from tfigkd.edge.layer_differences import Comparison, compare
-from tfigkd.edge.litert import open_classifier
+from tfigkd.edge.litert import input_details, open_classifier
 from tfigkd.edge.profile import profile, rows
 from tfigkd.profile import float_file
 from tfigkd.runtime import provenance
@@ -35,7 +35,7 @@ def compared(path: Path, options: argparse.Namespace) -> tuple[Comparison | None
     reference = float_file(path, None)
     if reference is None:
         return None, ""
-    shape = tuple(map(int, open_classifier(path).get_input_details()[0]["shape"][1:]))
+    shape = tuple(map(int, input_details(open_classifier(path))["shape"][1:]))
     images = np.random.default_rng(0).integers(0, 256, (IMAGES, *shape), dtype=np.uint8)
     on = "noise"
     if shape == (32, 32, 3):
