@@ -13,9 +13,10 @@ from scipy import special, stats
 from tfigkd.config.data_fields import Reading, SplitsConfig
 from tfigkd.config.experiment import Config
 from tfigkd.config.flags import with_flags
-from tfigkd.edge.classifier_files import add_data_options, load_data, reading_for
+from tfigkd.edge.classifier_files import reading_for
 from tfigkd.edge.contract import write_contract
 from tfigkd.edge.convert import convert
+from tfigkd.edge.options import add_data_options, load_data
 from tfigkd.evaluate import Options, check, main
 from tfigkd.runtime.rows import read_rows
 

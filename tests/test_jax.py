@@ -64,6 +64,28 @@ images, labels = np.random.default_rng(0).random((64, 8, 8, 3)).astype("float32"
 model.fit(images, labels, batch_size=16, epochs=3, verbose=0, callbacks=[MagnitudePruning(0.5, end=6, frequency=2)])
 print(sparsity(model)["prunable_sparsity"])
 """
+COPIES = """
+import keras, numpy as np
+from tfigkd import models
+from tfigkd.compress import cut_channels, fake_quantized
+from tfigkd import OverlayStore
+from tfigkd.models import as_classifier, fold_batch_norm
+images, labels = np.random.default_rng(0).random((8, 32, 32, 3)).astype("float32"), np.arange(8) % 4
+def network():
+    layers = [keras.layers.Conv2D(16, 3), keras.layers.BatchNormalization(), keras.layers.ReLU()]
+    layers += [keras.layers.Conv2D(16, 3), keras.layers.ReLU(), keras.layers.GlobalAveragePooling2D()]
+    return keras.Sequential([keras.Input((32, 32, 3)), *layers, keras.layers.Dense(4, activation="softmax")])
+logits = lambda model: as_classifier(model)
+for copy in (as_classifier, lambda model: fold_batch_norm(model), lambda model: fake_quantized(logits(model)),
+             lambda model: cut_channels(logits(model), 0.5), lambda model: models.with_input_range(model, 0, 255)):
+    model = network()
+    before, made = np.asarray(model(images)), copy(model)
+    made.predict(images, verbose=0)
+    made.compile("sgd", "mse")
+    made.fit(images, np.zeros((8, 4)), verbose=0)
+    np.testing.assert_array_equal(np.asarray(model(images)), before)
+OverlayStore.build("store", network(), ((255 * images).astype("uint8"), labels), n_steps=1)
+"""
 BROKEN = """
 import sys
 from pathlib import Path
@@ -196,6 +218,7 @@ PROGRAMS = {
     **{f"batches {name}": (BATCHES, options) for name, options in VIEWS.items()},
     **{f"broken {step}": (BROKEN, step) for step in ("3", "55")},
     "gradients": (GRADIENTS, ""),
+    "copies": (COPIES, ""),
     "pruning": (PRUNING, ""),
     "resumed": (RESUMED, ""),
     **{check: (f"from tests.{module} import {check}\n{check}()", "") for check, module in CHECKS.items()},
@@ -257,6 +280,12 @@ def test_nan_names_its_step_and_term_though_steps_are_looked_at_later(step, on_j
 def test_a_run_goes_on_within_an_epoch(on_jax):
     """With averaged weights and dropout, cut in step 8 of epoch 2; to the last bit the weights of a whole run."""
     on_jax("resumed")
+
+
+@NEEDS_JAX
+def test_a_copy_can_be_trained_and_leaves_its_original_as_it_was(on_jax):
+    """Keras's trainer on JAX deletes the arrays that it is given, so that no copy may share one."""
+    on_jax("copies")
 
 
 @NEEDS_JAX

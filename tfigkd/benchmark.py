@@ -16,21 +16,20 @@ import numpy as np
 from tfigkd.config.data_fields import Reading
 from tfigkd.config.measure_fields import BenchmarkConfig
 from tfigkd.config.reading import refused_as
-from tfigkd.edge.classifier_files import (
-    add_data_options,
-    add_space_options,
-    file_predictor,
-    given_spaces,
-    load_data,
-    names_apart,
-    reading_for,
-    refuse_without_data,
-)
+from tfigkd.edge.classifier_files import file_predictor, reading_for
 from tfigkd.edge.contract import admit
 from tfigkd.edge.footprint import Footprint, footprint
 from tfigkd.edge.input_range import assumption
 from tfigkd.edge.latency import latencies
 from tfigkd.edge.litert import open_classifier
+from tfigkd.edge.options import (
+    add_data_options,
+    add_space_options,
+    given_spaces,
+    load_data,
+    names_apart,
+    refuse_without_data,
+)
 from tfigkd.runtime import console
 from tfigkd.runtime.command import Parser, command
 from tfigkd.runtime.files import require_folder_of
@@ -42,7 +41,7 @@ PARITY = ("agreement", "kl", "max_difference", "mean_difference", "accuracy", "k
 SCORED = ("data", "data_fingerprint", "n_test", "accuracy")
 DESCRIBED = ("model", "format", "parameters", *(f"validation_{name}" for name in PARITY), *SCORED)
 """Columns of `describe`."""
-SHARES = ("p50", "p90", "p99")
+PERCENTILES = ("p50", "p90", "p99")
 
 
 def rows(
@@ -65,9 +64,9 @@ def rows(
     for path, columns in named.items():
         row = dict(columns) | dataclasses.asdict(footprint(path))
         for threads in config.threads:
-            for share in SHARES:
-                values = [one[path][threads][share] for one in timed]
-                row[f"ms_{share}_{threads}t"] = round(float(np.median(values)), 4)
+            for percentile in PERCENTILES:
+                values = [one[path][threads][percentile] for one in timed]
+                row[f"ms_{percentile}_{threads}t"] = round(float(np.median(values)), 4)
             ratios = [one[first][threads]["p50"] / one[path][threads]["p50"] for one in timed]
             row[f"ratio_{threads}t"] = round(float(np.median(ratios)), 3)
         runs = int(timed[0][path][config.threads[0]]["runs"])
@@ -78,7 +77,7 @@ def rows(
 def row_names(config: BenchmarkConfig) -> list[str]:
     """Return the columns of the rows of this command, before anything is measured."""
     taken = [field.name for field in dataclasses.fields(Footprint)]
-    timed = [f"{name}_{n}t" for n in config.threads for name in (*(f"ms_{share}" for share in SHARES), "ratio")]
+    timed = [f"{name}_{n}t" for n in config.threads for name in (*(f"ms_{one}" for one in PERCENTILES), "ratio")]
     return [*DESCRIBED, *taken, *timed, "runs", "repeats", *origin("")]
 
 

@@ -14,22 +14,16 @@ from typing import Any
 import numpy as np
 
 from tfigkd.config.data_fields import BACKGROUND, Fit
-from tfigkd.data.pictures import bombs_refused, decode, is_hidden, is_picture, reading, scaled
+from tfigkd.data.pictures import bombs_refused, decode, is_hidden, is_picture, scaled
 from tfigkd.data.spaces import UNIT, Outputs, Range, require_finite_outputs, to_logits
-from tfigkd.edge.classifier_files import (
-    add_background_option,
-    add_space_options,
-    background_of,
-    fit_of,
-    given_spaces,
-    spaces,
-)
+from tfigkd.edge.classifier_files import background_of, fit_of, infer_spaces
 from tfigkd.edge.contract import admit, contract_path
 from tfigkd.edge.input_range import assumption
-from tfigkd.edge.litert import class_count, dequantize, ends, input_values, open_classifier
+from tfigkd.edge.litert import class_count, dequantize, input_details, input_values, open_classifier, output_details
+from tfigkd.edge.options import add_background_option, add_space_options, given_spaces
 from tfigkd.edge.package import model_file
 from tfigkd.runtime.command import Parser, command
-from tfigkd.runtime.errors import UserError, plain
+from tfigkd.runtime.errors import UserError, plain, readable
 from tfigkd.runtime.text import shortened
 
 NAMED = 5
@@ -44,7 +38,7 @@ def read_labels(path: Path) -> list[str]:
     """
     if not path.is_file():
         raise UserError(f"no label file {path}; give a text file with one class name a line")
-    with reading(f"label file {path}", "save it as UTF-8 text with one class name a line"):
+    with readable(f"label file {path}", "save it as UTF-8 text with one class name a line"):
         return path.read_text(encoding="utf-8-sig").rstrip().splitlines()  # editors on Windows write a byte-order mark
 
 
@@ -165,7 +159,7 @@ def predictions(
     Raises:
         UserError: The model gives NaN or infinity.
     """
-    source, sink = ends(interpreter)
+    source, sink = input_details(interpreter), output_details(interpreter)
     for picture in pictures:
         interpreter.set_tensor(source["index"], input_values(picture[None], source, input_range))
         start = time.perf_counter()
@@ -195,9 +189,9 @@ def classify(model: Path, options: argparse.Namespace) -> None:
     """
     contract = admit(model)
     interpreter = open_classifier(model, threads=options.threads)
-    source, sink = ends(interpreter)
+    source, sink = input_details(interpreter), output_details(interpreter)
     given = given_spaces(options)
-    space = spaces(interpreter, contract, **given)
+    space = infer_spaces(interpreter, contract, **given)
     if note := assumption(interpreter, contract, given["input_range"]):
         print(note, file=sys.stderr)
     names = class_names(model, class_count(sink), contract, options.labels)

@@ -18,19 +18,11 @@ import numpy as np
 from tfigkd.config.measure_fields import BenchmarkConfig
 from tfigkd.config.reading import refused_as
 from tfigkd.data.spaces import UNIT, Range, to_gray
-from tfigkd.edge.classifier_files import (
-    add_data_options,
-    add_space_options,
-    given_spaces,
-    image_side,
-    load_data,
-    reading_for,
-    refuse_without_data,
-    spaces,
-)
+from tfigkd.edge.classifier_files import image_side, infer_spaces, reading_for
 from tfigkd.edge.contract import admit, contract_path
 from tfigkd.edge.layer_differences import Comparison, compare, is_integer
-from tfigkd.edge.litert import ends, open_classifier
+from tfigkd.edge.litert import input_details, open_classifier
+from tfigkd.edge.options import add_data_options, add_space_options, given_spaces, load_data, refuse_without_data
 from tfigkd.edge.profile import about_layers, about_times, noisiest, profile, rows, slowest
 from tfigkd.runtime import console
 from tfigkd.runtime.command import Parser, command
@@ -91,7 +83,7 @@ def layers(path: Path, options: argparse.Namespace, given: Path) -> tuple[Compar
             f"{path} computes in floats; layers are compared of an int8 file, which tfigkd.export --format int8 makes"
         )
     side = image_side(path)
-    source, _ = ends(open_classifier(path))
+    source = input_details(open_classifier(path))
     if options.data:
         validation = load_data(options, reading_for(path, options)).validation
         images = validation.images[-options.images :]  # the first may have calibrated the file
@@ -114,7 +106,7 @@ def layers(path: Path, options: argparse.Namespace, given: Path) -> tuple[Compar
 
 
 def _range(path: Path, given: Range | None) -> Range:
-    return spaces(open_classifier(path), admit(path), given, "logits")[0]
+    return infer_spaces(open_classifier(path), admit(path), given, "logits")[0]
 
 
 def show_times(made: Sequence[dict[str, Any]], top: int) -> None:

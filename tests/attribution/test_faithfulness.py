@@ -147,3 +147,10 @@ def test_misuse_is_refused(changes, message):
     arguments = {"predict": partial(looks_at, QUADRANT), "images": IMAGES, "maps": QUADRANT, "targets": TARGETS}
     with np.errstate(invalid="ignore"), pytest.raises(ValueError, match=message):
         insertion(**arguments | changes)
+
+
+def test_targets_in_a_column_are_the_same_targets():
+    predict = partial(looks_at, QUADRANT)
+    for curve in (insertion, deletion):
+        expected = curve(predict, IMAGES, QUADRANT, TARGETS).scores
+        np.testing.assert_array_equal(curve(predict, IMAGES, QUADRANT, TARGETS[:, None]).scores, expected)

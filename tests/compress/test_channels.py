@@ -152,3 +152,9 @@ def test_channels_that_a_kernel_with_factors_reads_stay():
     ends = [group.readers[-1].layer.name for group in channel_groups(model)]
     assert ends == ["block_01_conv2", "block_03_conv2"]
     assert cut_channels(model, 0.5).count_params() < model.count_params()
+
+
+@pytest.mark.parametrize("share", [0, 1, 1.5, -0.1, float("nan")])
+def test_a_share_of_channels_is_between_none_and_all(share):
+    with pytest.raises(ValueError, match=r"share must be in \(0, 1\), got"):
+        cut_channels(models.resnet(8, input_shape=(16, 16, 3)), share)

@@ -53,7 +53,7 @@ def test_student_differs_from_ig_kd_in_the_teacher_alone():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"losses.kd.compares": "logits"}, "unknown field 'losses.kd.compares'"),  # a constant of the class
+        ({"losses.kd.uses": "logits"}, "unknown field 'losses.kd.uses'"),  # a constant of the class
         ({"losses.kd.temprature": 4.0}, "unknown field 'losses.kd.temprature'; did you mean 'temperature'?"),
         ({"losses.kd.temperature": "4"}, "losses.kd.temperature must be of type float, got '4'"),
         ({"training.epochs": 1.5}, "training.epochs must be of type int"),

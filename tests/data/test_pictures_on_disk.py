@@ -16,9 +16,11 @@ from tfigkd.config.data_fields import Reading, SplitsConfig
 from tfigkd.config.fields import ControlConfig, OverlayConfig, ViewConfig
 from tfigkd.config.training_fields import AugmentConfig, TrainingConfig
 from tfigkd.data import Examples, concatenate, load, mean_color
-from tfigkd.data import disk as module
-from tfigkd.data.disk import FOLDER, DiskPictures, blocks, digest, join, pick
+from tfigkd.data import decoded as module
+from tfigkd.data.decoded import FOLDER
+from tfigkd.data.disk import DiskPictures, blocks, join, pick
 from tfigkd.data.knowledge import Knowledge, TeacherTargets
+from tfigkd.data.pictures import digest
 from tfigkd.data.spaces import to_gray
 from tfigkd.measure.metrics import mirrored_accuracy, predict_logits
 from tfigkd.runtime.errors import UserError

@@ -311,7 +311,7 @@ def test_equal_pictures_in_train_and_validation_have_ids_of_their_own(tmp_path):
     np.savez(tmp_path / "a.npz", **arrays)
     dataset = data.load(str(tmp_path / "a.npz"), Reading(splits=SplitsConfig(validation="val")))
     assert [len(dataset.train), len(dataset.validation)] == [20, 6]
-    assert len({*data.covered(dataset).ids}) == 26
+    assert len({*data.train_and_validation(dataset).ids}) == 26
     assert "6 validation pictures are in train as well" in dataset.notes
     for name, count in (("train", 20), ("val", 6)):
         part = dataset.train if name == "train" else dataset.validation

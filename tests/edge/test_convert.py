@@ -109,6 +109,17 @@ def test_an_operation_without_integer_kernel_is_named(format):
     assert f"cannot be converted to {format}: SIN " in str(caught.value)
 
 
+@pytest.mark.parametrize("format", CALIBRATED)
+def test_a_loop_has_no_integer_form(format):
+    """TensorFlow's calibration of it would end the process."""
+    inputs = keras.Input((8, 8, 3))
+    rows = keras.layers.GRU(4)(keras.layers.Reshape((8, 24))(inputs))
+    with pytest.raises(
+        UserError, match=f"{format}: loops and branches, such as recurrent layers, have no integer form"
+    ):
+        convert(keras.Model(inputs, keras.layers.Dense(10)(rows)), format, PIXELS)
+
+
 def test_an_operation_unknown_to_litert_is_named(capfd):
     with pytest.raises(UserError, match="cannot be converted to float32: LiteRT has no operation for Erf; ") as caught:
         convert(with_operation(keras.ops.erf), "float32")
@@ -161,9 +172,9 @@ def test_misuse(network):
     for format in CALIBRATED:
         with pytest.raises(ValueError, match="needs calibration"):
             convert(network, format)
-    with pytest.raises(ValueError, match="Expected a format of float32"):
+    with pytest.raises(ValueError, match="format must be one of float32"):
         convert(network, "int4", PIXELS)
-    with pytest.raises(ValueError, match="fixed image size"):
+    with pytest.raises(ValueError, match="leaves the size of its images open; build it with a fixed input shape"):
         convert(with_open_size(), "float32")
 
 

@@ -10,7 +10,7 @@ import pytest
 import tensorflow as tf
 
 from tfigkd.data.spaces import to_gray
-from tfigkd.edge.classifier_files import class_order, file_predictor, image_side, probe, spaces
+from tfigkd.edge.classifier_files import class_order, file_predictor, image_side, infer_spaces, probe
 from tfigkd.edge.contract import read_contract, write_contract
 from tfigkd.edge.input_range import assumption, infer_input_range
 from tfigkd.edge.litert import open_classifier
@@ -70,7 +70,7 @@ def test_the_scale_of_an_integer_input_tells_its_range(
     images = (low + (high - low) * (pixels / np.float32(255))).astype("float32")
     ends = np.stack([np.full(SHAPE, low), np.full(SHAPE, high)]).astype("float32")
     path = convert(model, tmp_path / "m.tflite", np.concatenate([images, ends]), dtype)
-    assert spaces(open_classifier(path), None) == ((low, high), "probabilities")
+    assert infer_spaces(open_classifier(path), None) == ((low, high), "probabilities")
     np.testing.assert_allclose(shares(file_predictor(path, NAMES)(pixels)), model(images), atol=0.05)
 
 
@@ -94,7 +94,7 @@ def test_one_logit_between_0_and_1_is_no_probability(pixels: np.ndarray, tmp_pat
         convert(model, tmp_path / "m.int8.tflite", images, tf.int8),
         convert(model, tmp_path / "m.float.tflite", images, tf.float32),
     ):
-        assert spaces(open_classifier(path), None)[1] == "logits"
+        assert infer_spaces(open_classifier(path), None)[1] == "logits"
         np.testing.assert_allclose(shares(file_predictor(path, ("no", "yes"))(pixels))[:, 1], second, atol=0.01)
 
 
@@ -117,7 +117,7 @@ def test_bytes_around_zero_are_no_pixels_from_0_to_255(pixels: np.ndarray, tmp_p
     model = net(keras.layers.Rescaling(1 / 128), activation="softmax")
     centered = pixels.astype("float32") - 128
     path = convert(model, tmp_path / "q.tflite", np.concatenate([centered, np.full_like(centered, 127)]), tf.int8)
-    low, high = spaces(open_classifier(path), None)[0]
+    low, high = infer_spaces(open_classifier(path), None)[0]
     assert (low, high) == (pytest.approx(-128, abs=1), pytest.approx(127, abs=1))
     np.testing.assert_allclose(shares(file_predictor(path, NAMES)(pixels)), model(centered), atol=0.05)
 
@@ -183,11 +183,11 @@ def test_one_output_of_a_file_is_told_by_the_operation_before_its_scale(pixels: 
     features = keras.layers.GlobalAveragePooling2D()(image)
     logit = keras.layers.Dense(1, kernel_initializer=keras.initializers.Constant(0.2))(features)
     path = convert(keras.Model(image, keras.layers.Rescaling(1 / 3)(logit)), tmp_path / "z.tflite")
-    assert spaces(open_classifier(path), None)[1] == "logits"
+    assert infer_spaces(open_classifier(path), None)[1] == "logits"
     unsure = convert(keras.Model(image, keras.ops.minimum(logit, 0.9)), tmp_path / "u.tflite")
     with pytest.raises(UserError, match="may be a probability or a logit; give --outputs"):
-        spaces(open_classifier(unsure), None)
-    assert spaces(open_classifier(unsure), None, None, "logits")[1] == "logits"
+        infer_spaces(open_classifier(unsure), None)
+    assert infer_spaces(open_classifier(unsure), None, None, "logits")[1] == "logits"
 
 
 @pytest.mark.parametrize("content", ["architecture", "labels"])

@@ -16,15 +16,15 @@ import tensorflow as tf
 
 from tfigkd import models
 from tfigkd.config.measure_fields import BenchmarkConfig
-from tfigkd.edge import profiler
+from tfigkd.edge import litert_profiler
 from tfigkd.edge.contract import write_contract
 from tfigkd.edge.convert import convert
 from tfigkd.edge.event_matching import operation_times, partition
 from tfigkd.edge.layer_differences import compare
 from tfigkd.edge.litert import open_classifier, open_litert
+from tfigkd.edge.litert_profiler import Event
 from tfigkd.edge.operations import Operation, read_operations
 from tfigkd.edge.profile import about_layers, about_times, profile, rows
-from tfigkd.edge.profiler import Event
 from tfigkd.models.cost import multiply_adds
 from tfigkd.profile import main
 from tfigkd.runtime.errors import UserError
@@ -397,7 +397,7 @@ def test_one_thread_and_two(tmp_path):
     hidden = layers.Conv2D(256, 3)(layers.Conv2D(128, 3)(inputs))
     path = tmp_path / "m.tflite"
     path.write_bytes(convert(keras.Model(inputs, layers.Dense(2)(layers.GlobalAveragePooling2D()(hidden))), "float32"))
-    one, two = (profiler.record(path, runs=20, warmup=2, threads=threads) for threads in (1, 2))
+    one, two = (litert_profiler.record(path, runs=20, warmup=2, threads=threads) for threads in (1, 2))
     assert [event.tag for event in one.events] == [event.tag for event in two.events]
     assert max(event.milliseconds for event in one.events) > 0.1
 
@@ -405,7 +405,8 @@ def test_one_thread_and_two(tmp_path):
 def test_without_a_profiler_the_whole_is_timed(written, tmp_path, monkeypatch):
     """As with a version of LiteRT whose library lacks the functions."""
     _, folder = written
-    module = Path(profiler.__file__).read_text().replace("LiteRtCompiledModelGetProfiler", "LiteRtNoSuchFunction")
+    module = Path(litert_profiler.__file__).read_text()
+    module = module.replace("LiteRtCompiledModelGetProfiler", "LiteRtNoSuchFunction")
     script = tmp_path / "changed.py"
     script.write_text(module)
     real = subprocess.run

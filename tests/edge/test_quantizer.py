@@ -16,7 +16,7 @@ from tfigkd.edge.layer_differences import compare
 from tfigkd.edge.litert import float_tensors, litert_predictor, open_litert
 from tfigkd.edge.operations import read_operations
 from tfigkd.edge.parity import export_file
-from tfigkd.edge.quantizer import quantize
+from tfigkd.edge.quantizer import quantize_file
 from tfigkd.export import main
 from tfigkd.runtime.errors import UserError
 from tfigkd.runtime.files import fingerprint
@@ -63,10 +63,10 @@ def ends(content):
 
 
 def test_all_is_int8_and_near_keras(model, tmp_path):
-    made = quantize(convert(model, "float32"), PIXELS[:16])
+    made = quantize_file(convert(model, "float32"), PIXELS[:16])
     assert made.kept == () and float_tensors(made.content) == [] and ends(made.content) == [np.int8] * 2
     assert noise(made.content, model, tmp_path) < 0.05
-    floating = quantize(convert(model, "float32"), PIXELS[:16], io="float32").content
+    floating = quantize_file(convert(model, "float32"), PIXELS[:16], io="float32").content
     assert ends(floating) == [np.float32] * 2 and {*kinds(floating).values()} == {"int8"}
     assert noise(floating, model, tmp_path) < 0.05
 
@@ -78,7 +78,7 @@ def test_what_would_stay_in_floats_is_named(keep):
     hidden = keras.ops.sin(layers.LeakyReLU()(layers.Conv2D(4, 3)(inputs)))
     model = keras.Model(inputs, layers.Dense(3)(layers.GlobalAveragePooling2D()(hidden)))
     with pytest.raises(UserError, match=r"to int8: LEAKY_RELU,.* SIN would stay in floats; leave out the quantizer"):
-        quantize(convert(model, "float32"), PIXELS[:4], keep=keep)
+        quantize_file(convert(model, "float32"), PIXELS[:4], keep=keep)
 
 
 def test_no_calibration_image_is_clipped(model, tmp_path):
@@ -86,14 +86,14 @@ def test_no_calibration_image_is_clipped(model, tmp_path):
     images = np.concatenate([PIXELS[:15] // 8, PIXELS[16:17]])
     quantized, reference = tmp_path / "m.int8.tflite", tmp_path / "m.float32.tflite"
     reference.write_bytes(convert(model, "float32"))
-    quantized.write_bytes(quantize(reference.read_bytes(), images).content)
+    quantized.write_bytes(quantize_file(reference.read_bytes(), images).content)
     assert max(one.saturated for one in compare(quantized, reference, images[-1:]).differences) < 0.01
 
 
 @pytest.mark.parametrize(("keep_in", "stored"), [("float32", "float32"), ("int16", "int16")])
 def test_the_layer_that_int8_spoils_is_kept(keep_in, stored, model, tmp_path):
     content = convert(model, "float32")
-    whole, mixed = (quantize(content, PIXELS[:16], keep=keep, keep_in=keep_in) for keep in (0, 1))
+    whole, mixed = (quantize_file(content, PIXELS[:16], keep=keep, keep_in=keep_in) for keep in (0, 1))
     assert [name.removesuffix("_1") for name in mixed.kept] == ["spoilt"]
     found = kinds(mixed.content)
     assert found["spoilt"] == stored and {found["stem"], found["first"]} == {"int8"}
@@ -119,7 +119,7 @@ def test_a_file_in_the_export_table(model, tmp_path):
 def test_learned_ranges_go_through_the_converter(model, tmp_path, monkeypatch):
     """Fake quantization has its own ranges, so the second quantizer is not asked."""
     monkeypatch.setattr("tfigkd.edge.parity.is_fake_quantized", lambda model: True)
-    monkeypatch.setattr("tfigkd.edge.parity.quantize", lambda *_, **__: pytest.fail("asked"))
+    monkeypatch.setattr("tfigkd.edge.parity.quantize_file", lambda *_, **__: pytest.fail("asked"))
     config = ExportConfig(quantizer="ai-edge", min_int8_agreement=0.0, calibration_examples=16)
     export_file(tmp_path / "m.int8.tflite", model, "int8", load("digits"), config)
     assert "quantizer" not in read_contract(tmp_path / "m.int8.tflite")
@@ -136,7 +136,7 @@ def test_finished_runs_of_earlier_versions_keep_their_fingerprints():
 def test_what_is_refused(model, tmp_path, capsys, monkeypatch):
     content = convert(model, "float32")
     with pytest.raises(UserError, match="keep is 5, but the model has 4 layers with weights"):
-        quantize(content, PIXELS[:4], keep=5)
+        quantize_file(content, PIXELS[:4], keep=5)
     with pytest.raises(UserError, match=r"keep needs export.quantizer = ai-edge"):
         ExportConfig(keep=1)
     with pytest.raises(UserError, match=r"keep must not be negative"):
@@ -151,4 +151,4 @@ def test_what_is_refused(model, tmp_path, capsys, monkeypatch):
         assert re.fullmatch(rf"error: [^\n]*{message}[^\n]*\n", capsys.readouterr().err)
     monkeypatch.setitem(sys.modules, "ai_edge_quantizer.quantizer", None)
     with pytest.raises(UserError, match="pip install ai-edge-quantizer"):
-        quantize(content, PIXELS[:4])
+        quantize_file(content, PIXELS[:4])

@@ -200,7 +200,8 @@ def alter(path):
     path.write_text(path.read_text().replace("1", "2", 1))
 
 
-CORRUPT = "{} is corrupt: its checksum is not the one in manifest.json; delete .* to redo the stage"
+CORRUPT = "{} is corrupt: its checksum is not the one in manifest.json; delete both and run again what made them"
+ANEW = "delete it and run again what made it"
 
 
 @pytest.mark.parametrize(
@@ -211,8 +212,8 @@ CORRUPT = "{} is corrupt: its checksum is not the one in manifest.json; delete .
         (TEACHER, cut, CORRUPT),
         (STUDENT, cut, CORRUPT),
         pytest.param(f"{RUN}/export/student.int8.tflite", flip, CORRUPT, marks=pytest.mark.slow),
-        (f"{TEACHERS}/manifest.json", cut, "{} is damaged .*; delete it to redo the stage"),
-        (f"{STORE}/manifest.json", alter, "{} is damaged .*checksum does not fit.*; delete it to redo the stage"),
+        (f"{TEACHERS}/manifest.json", cut, f"{{}} is damaged .*; {ANEW}"),
+        (f"{STORE}/manifest.json", alter, f"{{}} is damaged .*checksum does not fit.*; {ANEW}"),
         (f"{RUN}/config.json", cut, "{} is damaged .*; choose another --workdir or delete it"),
     ],
 )

@@ -31,7 +31,7 @@ from tfigkd.stages.distill import load_student
 from tfigkd.stages.overlays import load_knowledge, load_views, store_folder, views_folder
 from tfigkd.stages.runner import SETTINGS, Run, changed_settings, run
 from tfigkd.stages.teacher import load_teacher
-from tfigkd.stages.workdir import LABEL, Workdir
+from tfigkd.stages.workdir import JOB_FILE, Workdir
 from tfigkd.store.maps import parse_record
 from tfigkd.store.shards import read_shard
 from tfigkd.study.collect import finished_runs
@@ -118,7 +118,7 @@ class Place:
             checkpoint.save(self.stopped, self.distiller, "f", Progress(history))
             self.histories.append(digest(history, self.distiller.student.get_weights()))
         write_signed(
-            self.workdir.run / LABEL, {"study": "pair", "arm": "kd", "size": "", "command": "python -m tfigkd.study"}
+            self.workdir.run / JOB_FILE, {"study": "pair", "arm": "kd", "size": "", "command": "python -m tfigkd.study"}
         )
         generator = np.random.default_rng(0)
         arrays = {f"{kind}_{split}": generator.integers(0, 3, 30) for kind in "y" for split in ("train", "test")}
@@ -194,7 +194,7 @@ class Place:
                 exported,
             ),
             "checkpoint": (sorted(self.stopped.glob("*.ckpt")), restored),
-            "row of results and its label": ([run_folder / "rows.csv", run_folder / LABEL], collected),
+            "row of results and its label": ([run_folder / "rows.csv", run_folder / JOB_FILE], collected),
             "settings of a run": ([run_folder / SETTINGS], claimed),
             "data .npz": ([self.folder / "data.npz"], data),
             "published weights .npz": ([self.folder / "published.npz"], published),

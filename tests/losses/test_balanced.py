@@ -20,9 +20,12 @@ def test_the_weights_by_hand():
     assert few / many == pytest.approx(100, rel=1e-5)  # the inverse of the counts
 
 
-@pytest.mark.parametrize(("counts", "beta"), [([1, 2], 1.0), ([1, 2], -0.1), ([0, 0], 0.5)])
+@pytest.mark.parametrize(
+    ("counts", "beta"),
+    [([1, 2], 1.0), ([1, 2], -0.1), ([0, 0], 0.5), ([1, -2], 0.5), ([1, np.nan], 0.5), ([1, np.inf], 0.5)],
+)
 def test_weights_that_cannot_be_are_refused(counts, beta):
-    with pytest.raises(ValueError, match=r"beta must be in|at least one class"):
+    with pytest.raises(ValueError, match=r"beta must be in|at least one class|finite and not negative"):
         effective_weights(counts, beta)
 
 

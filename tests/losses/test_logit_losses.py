@@ -6,7 +6,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from keras import ops
 
-from tfigkd.losses import DIST, DKD, KLDivergence, correlation_distance, decoupled_kl, kl_divergence, standardize_logits
+from tfigkd.losses import (
+    DIST,
+    DKD,
+    KLDivergence,
+    correlation_distance,
+    decoupled_kl,
+    hard_label_loss,
+    kl_divergence,
+    standardize_logits,
+)
 from tfigkd.losses.logits import soft_ranks
 
 RNG = np.random.default_rng(0)
@@ -126,3 +135,36 @@ def test_soft_ranks_by_hand():
 def test_options_out_of_range_are_refused(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+def test_labels_in_a_column_are_classes():
+    column = LABELS[:, None]
+    np.testing.assert_array_equal(hard_label_loss(column, STUDENT), hard_label_loss(LABELS, STUDENT))
+    found = DKD().per_example(TEACHER, STUDENT, column)
+    np.testing.assert_array_equal(found, DKD().per_example(TEACHER, STUDENT, LABELS))
+    assert found.shape == (6,)
+
+
+@pytest.mark.parametrize("wrong", [-1, 10])
+def test_a_label_that_is_no_class_has_no_loss(wrong):
+    labels = np.where(np.arange(6) == 2, wrong, LABELS)
+    for loss in (
+        lambda given: DKD().per_example(TEACHER, STUDENT, given),
+        lambda given: hard_label_loss(given, STUDENT),
+    ):
+        found, right = numpy_of(loss(labels)), numpy_of(loss(LABELS))
+        np.testing.assert_array_equal(np.isnan(found), np.arange(6) == 2)
+        np.testing.assert_array_equal(found[~np.isnan(found)], np.delete(right, 2))
+
+
+def test_a_class_that_the_teacher_excludes_adds_nothing():
+    """As with the class left out for the teacher: 0 · log(0 / q) = 0."""
+    excluded = np.where(np.arange(10) == 7, -np.inf, TEACHER)
+    p = np.exp(np.delete(TEACHER, 7, axis=1).astype(float))
+    p, q = p / p.sum(axis=1, keepdims=True), np.exp(STUDENT.astype(float))
+    q = np.delete(q / q.sum(axis=1, keepdims=True), 7, axis=1)
+    found = numpy_of(kl_divergence(excluded, STUDENT, temperature=1.0))
+    np.testing.assert_allclose(found, np.sum(p * np.log(p / q), axis=1), rtol=1e-4)
+    far = np.where(np.arange(10) == 7, np.float32(-1e4), TEACHER)
+    found, expected = (numpy_of(DKD().per_example(one, STUDENT, LABELS)) for one in (excluded, far))
+    np.testing.assert_allclose(found, expected, rtol=1e-5)

@@ -93,17 +93,17 @@ def test_a_loss_says_what_it_compares(name):
 def test_the_table_of_a_loss_says_what_the_loss_needs(name):
     loss, table = RKD() if name == "rkd" else EXAMPLES[name], getattr(LossesConfig(), name)
     outputs = "logits" if loss.student_layer is None else "features"
-    assert table.compares == (outputs if loss.compares == "outputs" else TABLES.get(loss.compares, loss.compares))
+    assert table.uses == (outputs if loss.compares == "outputs" else TABLES.get(loss.compares, loss.compares))
     assert table.needs_labels == (loss.needs_labels or loss.compares == "labels")
     live = override(Config(), {f"losses.{name}.weight": 1.0, "view.kind": "live"} | ALONE)
     assert live.needs_live_teacher == (name not in ("ig_match", "osakd"))
     alone = {**ALONE, "losses.r2kd.pruned": 0.0}  # a pruned teacher needs the view of the live one
     plain = override(Config(), {f"losses.{name}.weight": 1.0, "overlay.probability": 0.0} | alone)
     assert plain.needs_teacher == (loss.compares != "labels")
-    assert plain.needs_store == plain.needs_single_images == (table.compares in ("logits", "map"))
-    assert plain.needs_live_teacher == (table.compares in ("features", "weights"))
+    assert plain.needs_store == plain.needs_single_images == (table.uses in ("logits", "map"))
+    assert plain.needs_live_teacher == (table.uses in ("features", "weights"))
     views = override(plain, {"view.kind": "views"})
-    assert views.needs_views == (table.compares == "logits")
+    assert views.needs_views == (table.uses == "logits")
 
 
 def test_relations_of_layers_need_the_live_teacher():
@@ -113,12 +113,12 @@ def test_relations_of_layers_need_the_live_teacher():
 
 @pytest.mark.parametrize("settings", [{}, {"space": "teacher"}])
 def test_what_osakd_compares_depends_on_its_space(settings):
-    looks_at, compares = OSAKDConfig(**settings).looks_at, OSAKD(**settings).compares
-    assert looks_at == TABLES.get(compares, compares)
+    used, compares = OSAKDConfig(**settings).used, OSAKD(**settings).compares
+    assert used == TABLES.get(compares, compares)
 
 
 def test_a_table_that_does_not_say_it_cannot_be_defined():
-    with pytest.raises(TypeError, match="SilentConfig has to declare compares"):
+    with pytest.raises(TypeError, match="SilentConfig has to declare uses"):
 
         class SilentConfig(LossConfig):
             pass

@@ -21,6 +21,7 @@ from tfigkd.measure.metrics import (
     accuracy,
     calibration_error,
     comparison,
+    disagreement,
     measure,
     metrics,
     mirrored_accuracy,
@@ -47,6 +48,32 @@ def test_accuracy_and_nll_by_hand():
     values = dict(metrics(LOGITS, labels))
     assert accuracy(LOGITS, labels) == values["accuracy"] == pytest.approx(2 / 3)
     assert values["nll"] == pytest.approx(-np.log([0.7, 0.3, 0.4]).mean())
+
+
+def test_labels_in_a_column_are_the_same_labels():
+    labels = np.array([0, 2, 2])
+    column = labels[:, None]
+    assert accuracy(LOGITS, column) == pytest.approx(2 / 3)
+    assert dict(metrics(LOGITS, column)) == dict(metrics(LOGITS, labels))
+    assert calibration_error(LOGITS, column) == calibration_error(LOGITS, labels)
+    assert per_class(LOGITS, column, 3) == per_class(LOGITS, labels, 3)
+    assert disagreement(LOGITS, -LOGITS, column) == disagreement(LOGITS, -LOGITS, labels)
+
+
+@pytest.mark.parametrize("labels", [np.array([0, 2]), np.array([1]), np.eye(3, dtype=int), np.zeros((3, 1, 1), int)])
+def test_labels_of_another_shape_are_refused(labels):
+    uses = (accuracy, calibration_error, partial(per_class, num_classes=3), lambda *both: dict(metrics(*both)))
+    for use in uses:
+        with pytest.raises(
+            ValueError, match=r"labels must be integers \[N\] or \[N,1\] for logits \(3, 3\), got shape"
+        ):
+            use(LOGITS, labels)
+
+
+@pytest.mark.parametrize("label", [3, -1])
+def test_metrics_of_labels_that_are_no_class_are_refused(label):
+    with pytest.raises(UserError, match=f"label {label} belongs to none of the model's 3 classes"):
+        dict(metrics(LOGITS, np.array([0, label, 2])))
 
 
 def one_hot(predicted, classes):

@@ -202,6 +202,13 @@ def test_no_winner_inside_the_noise():
     assert winner(independent(a=[91.0, 91.1])) == (None, ["a"])
 
 
+def test_what_has_no_answer_is_refused():
+    with pytest.raises(ValueError, match="expected at least one arm, got none"):
+        winner({})
+    with pytest.raises(ValueError, match="the deviation must not be negative, got -1"):
+        seeds_needed(-1, 1)
+
+
 def test_a_winner_beyond_the_noise():
     arms = independent(a=[91.0, 91.1, 91.2], b=[95.0, 95.1, 95.2], c=[80.0, 80.1, 80.2])
     assert winner(arms) == ("b", [])

@@ -86,7 +86,7 @@ def test_what_is_a_graph_and_what_is_one_of_one_input_and_output():
     assert [graph.single_graph(model) is not None for model in models] == [True, False, False, False, False]
     assert [graph.graph_of(model).name for model in (built, several)] == ["residual", "several"]
     for model in (unbuilt, models[3]):
-        with pytest.raises(ValueError, match="Expected a Functional model, or a Sequential one of known input shape"):
+        with pytest.raises(ValueError, match="must be Functional, or Sequential with a known input shape"):
             graph.graph_of(model)
 
 

@@ -249,7 +249,7 @@ def test_what_cannot_be_exchanged() -> None:
         def call(self, x: Any) -> Any:
             return self.norm(x)
 
-    with pytest.raises(ValueError, match="Expected a Functional model"):
+    with pytest.raises(ValueError, match="must be Functional, or Sequential"):
         layers.with_stock_layers(Subclassed())
     plain = Subclassed()
     assert layers.with_fused_layers(plain) is plain

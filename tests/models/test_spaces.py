@@ -8,14 +8,24 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tfigkd.attribution import integrated_gradients
 from tfigkd.data.spaces import output_kind, to_gray
-from tfigkd.models import as_classifier, load_own, load_plain, load_written, user_model, with_fresh_weights
+from tfigkd.models import (
+    as_classifier,
+    cached_classifier,
+    load_own,
+    load_plain,
+    load_written,
+    user_model,
+    with_fresh_weights,
+)
 from tfigkd.models.cost import count_parameters
 from tfigkd.models.input_range import infer_input_range
 from tfigkd.models.keras_file import load_model
 from tfigkd.models.reinitialize import frozen_layers
 from tfigkd.models.spaces import classifier, logits_of
 from tfigkd.runtime.errors import UserError
+from tfigkd.training.distiller import Distiller
 
 SHAPE = (8, 8, 3)
 
@@ -324,11 +334,147 @@ def test_a_model_in_memory_is_converted_once_and_keeps_up(pixels: np.ndarray) ->
     images = pixels / np.float32(255)
     model, plain = own(scaling(1 / 255), end=dense(3, "softmax")), own()
     assert as_classifier(plain) is plain
-    first = as_classifier(model)
+    first = cached_classifier(model)
     np.testing.assert_allclose(softmax(first(images)), model(pixels.astype("float32")), atol=1e-5)
     model.set_weights([0.5 * values for values in model.get_weights()])
-    assert as_classifier(model) is first
+    assert cached_classifier(model) is first
     np.testing.assert_allclose(softmax(first(images)), model(pixels.astype("float32")), atol=1e-5)
+
+
+def test_what_as_classifier_gives_belongs_to_the_user(pixels: np.ndarray) -> None:
+    """It may be trained: no later look at the model that it was made of undoes that."""
+    model, images = own(end=dense(3, "softmax")), pixels / np.float32(255)
+    mine = as_classifier(model)
+    mine.set_weights([0.5 * values for values in model.get_weights()])
+    integrated_gradients(model, images, [0] * len(images), n_steps=1)
+    assert as_classifier(model) is not mine
+    for kept, given in zip(mine.get_weights(), model.get_weights(), strict=True):
+        np.testing.assert_array_equal(kept, 0.5 * given)
+
+
+def test_a_copy_draws_no_random_numbers_of_the_user() -> None:
+    """The next layer that the user makes has the same first weights whether a copy was made before it or not."""
+    model = own(end=dense(3, "softmax"))
+    drawn = []
+    for copies in (0, 1):
+        keras.utils.set_random_seed(0)
+        for _ in range(copies):
+            as_classifier(model)
+        drawn.append(own().get_weights()[0])
+    np.testing.assert_array_equal(*drawn)
+
+
+def test_of_a_distiller_the_student_is_meant(pixels: np.ndarray) -> None:
+    student, images = own(end=dense(3, "softmax")), pixels / np.float32(255)
+    distiller = Distiller(student)
+    np.testing.assert_allclose(softmax(as_classifier(distiller)(images)), student(images), atol=1e-5)
+    explained = [integrated_gradients(one, images, [0] * len(images), n_steps=2)[0] for one in (distiller, student)]
+    np.testing.assert_array_equal(*explained)
+    with pytest.raises(ValueError, match=r"is a Distiller; give its student, distiller\.student"):
+        with_fresh_weights(distiller)
+
+
+@keras.saving.register_keras_serializable("tests")
+class Doubled(keras.layers.Layer):
+    """A layer as beginners write it: without get_config."""
+
+    def __init__(self, times: int = 2, **options: Any):
+        super().__init__(**options)
+        self.times = times
+
+    def call(self, inputs: Any) -> Any:
+        return self.times * inputs
+
+
+@pytest.mark.parametrize("layer", [lambda: Doubled(name="mine"), lambda: keras.layers.Lambda(lambda x: 3 * x)])
+def test_layers_that_do_not_tell_their_configuration_are_copied(layer: Any, pixels: np.ndarray) -> None:
+    model, images = own(layer(), end=dense(3, "softmax")), pixels / np.float32(255)
+    np.testing.assert_allclose(softmax(as_classifier(model)(images)), model(images), atol=1e-5)
+
+
+PASSED_ON = {
+    "identity": [keras.layers.Identity],
+    "float32": [lambda: keras.layers.Activation("linear", dtype="float32")],
+    "dropout": [lambda: keras.layers.Dropout(0.5)],
+    "flat": [lambda: keras.layers.Reshape((1, 1, 3)), keras.layers.Flatten],
+}
+
+
+@pytest.mark.parametrize("after", PASSED_ON.values(), ids=PASSED_ON)
+@pytest.mark.parametrize("squash", [keras.layers.Softmax, lambda: keras.ops.softmax, None])
+def test_a_softmax_is_taken_off_before_what_passes_it_on(
+    squash: Any, after: Any, pixels: np.ndarray, tmp_path: Path
+) -> None:
+    """The logits are those that the softmax reads: a logarithm of probabilities would have another mean."""
+    body, images = own(end=[]), pixels / np.float32(255)
+    (last,) = dense(3)
+    logits = last(body.outputs[0])
+    expected = keras.ops.convert_to_numpy(keras.Model(body.inputs[0], logits)(images))
+    shares = keras.layers.Activation("softmax")(logits) if squash is None else squash()(logits)
+    for make in after:
+        shares = make()(shares)
+    keras.Model(body.inputs[0], shares).save(tmp_path / "m.keras")
+    for opened in (load_own, load_plain):
+        np.testing.assert_allclose(opened(tmp_path / "m.keras")(images), expected, atol=1e-4)
+
+
+def test_a_mean_of_softmaxes_stays(pixels: np.ndarray, tmp_path: Path) -> None:
+    tensor = keras.layers.Conv2D(3, 3, activation="softmax")(image := keras.Input(SHAPE))
+    model = keras.Model(image, keras.layers.GlobalAveragePooling2D()(tensor))
+    model.save(tmp_path / "m.keras")
+    images = pixels / np.float32(255)
+    np.testing.assert_allclose(softmax(load_own(tmp_path / "m.keras")(images)), model(images), atol=1e-5)
+
+
+FRONTS = {
+    "cropping": keras.layers.Cropping2D(1),
+    "pooling": keras.layers.AveragePooling2D(2),
+    "upsampling": keras.layers.UpSampling2D(2),
+    "permuted": keras.layers.Permute((2, 1, 3)),
+    "rows": keras.layers.Reshape((4, 16, 3)),
+    "resized": lambda x: keras.ops.image.resize(x, (12, 12)),
+    "padded": lambda x: keras.ops.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0))),
+    "rounded": keras.ops.round,
+    "gray": lambda x: keras.ops.repeat(keras.ops.mean(x, axis=-1, keepdims=True), 3, axis=-1),
+    "pipeline": keras.layers.Pipeline([keras.layers.RandomFlip(), keras.layers.RandomFlip()]),
+}
+
+
+@pytest.mark.parametrize("front", FRONTS.values(), ids=FRONTS)
+@pytest.mark.parametrize(("scale", "expected"), [((1 / 255,), (0, 255)), ((1 / 127.5, -1), (0, 255)), (None, None)])
+def test_the_range_is_told_behind_operations_that_leave_one_color_as_it_is(
+    front: Any, scale: Any, expected: Any
+) -> None:
+    tensor = front(image := keras.Input(SHAPE))
+    tensor = tensor if scale is None else scaling(*scale)(tensor)
+    model = keras.Model(image, keras.layers.GlobalAveragePooling2D()(keras.layers.Conv2D(3, 1)(tensor)))
+    assert infer_input_range(model) == expected
+
+
+def test_the_range_is_told_by_statistics_of_each_pixel() -> None:
+    layer = keras.layers.Normalization(axis=(1, 2, 3))
+    layer.adapt(np.random.default_rng(0).uniform(0, 255, (64, *SHAPE)).astype("float32"))
+    assert infer_input_range(own(layer)) == (0, 255)
+
+
+def test_channels_that_come_first_are_named(tmp_path: Path) -> None:
+    image = keras.Input((3, 16, 16))
+    tensor = keras.layers.GlobalAveragePooling2D()(keras.layers.Permute((2, 3, 1))(image))
+    keras.Model(image, keras.layers.Dense(3)(tensor)).save(tmp_path / "m.keras")
+    with pytest.raises(
+        UserError, match=r"takes inputs of shape \(3, 16, 16\), channels first; save it for images whose"
+    ):
+        load_own(tmp_path / "m.keras")
+
+
+def test_a_kernel_that_keras_does_not_train_is_not_drawn_anew() -> None:
+    model = own(end=dense(3))
+    model.layers[-1].enable_lora(2)
+    with pytest.raises(ValueError, match="does not train, as Keras has quantized it or given it factors of LoRA"):
+        with_fresh_weights(model)
+    model.layers[-1].trainable = False  # all of it stays
+    kept = with_fresh_weights(model).layers[-1]
+    np.testing.assert_array_equal(kept.kernel, model.layers[-1].kernel)  # with the factors of LoRA
 
 
 @pytest.mark.parametrize("wrap", [lambda tensor: {"one": tensor}, lambda tensor: [tensor]])

@@ -6,7 +6,7 @@ import pytest
 
 from tfigkd.config.experiment import override, read_experiment
 from tfigkd.measure.metrics import accuracy, predict_logits
-from tfigkd.stages.data import dataset, teacher_examples
+from tfigkd.stages.data import all_training_examples, dataset
 from tfigkd.stages.teacher import load_teacher, train_teacher
 from tfigkd.stages.workdir import Workdir
 
@@ -15,7 +15,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
 def test_digits_that_would_leave_a_last_batch_of_two(tmp_path: Path) -> None:
     config = override(read_experiment("quickstart")[1], {"data.train_split": "train+validation"})
-    assert len(teacher_examples(config.data)) % config.teacher.training.batch_size == 2
+    assert len(all_training_examples(config.data)) % config.teacher.training.batch_size == 2
     workdir = Workdir(tmp_path, tmp_path)
     train_teacher(config, workdir)
     test = dataset(config.data).test

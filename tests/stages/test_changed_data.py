@@ -15,8 +15,8 @@ from tfigkd.config.experiment import override, read_experiment
 from tfigkd.runtime.errors import UserError
 from tfigkd.runtime.files import read_manifest
 from tfigkd.stages import data
+from tfigkd.stages.compatibility import data_fingerprints
 from tfigkd.stages.distill import student_fingerprint
-from tfigkd.stages.earlier import data_fingerprints
 from tfigkd.stages.runner import Run, run
 from tfigkd.stages.teacher import teacher_fingerprint
 from tfigkd.stages.workdir import Workdir
@@ -46,7 +46,7 @@ def another_process() -> None:
     """Forget the data, as a new process has not read them yet."""
     data._load.cache_clear()
     data.training_examples.cache_clear()
-    data.teacher_examples.cache_clear()
+    data.all_training_examples.cache_clear()
 
 
 @pytest.fixture

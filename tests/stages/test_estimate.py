@@ -34,7 +34,7 @@ def parts(config, folder, monkeypatch):
 
 def test_what_is_measured_is_multiplied_by_what_is_left(config, tmp_path, monkeypatch):
     found = parts(config, tmp_path, monkeypatch)
-    examples = len(module.taught_examples(config))
+    examples = len(module.teacher_examples(config))
     steps = -(-examples // 32)
     validation = 0.01 * len(module.dataset(config.data).validation)
     pictures = 5 * (8 * 16 * 0.1 + validation)  # 8 maps of 16 gradients, and a confusion matrix

@@ -7,7 +7,7 @@ import pytest
 
 from tfigkd.config.experiment import override, read_experiment
 from tfigkd.runtime.files import fingerprint, write_manifest
-from tfigkd.stages.earlier import data_fingerprints
+from tfigkd.stages.compatibility import data_fingerprints
 from tfigkd.stages.export import export_identity
 from tfigkd.stages.workdir import Workdir
 

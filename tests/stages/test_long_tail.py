@@ -6,7 +6,7 @@ import pytest
 from tfigkd.config.experiment import Config, override, read_experiment
 from tfigkd.runtime.errors import UserError
 from tfigkd.stages import distill, training_setup
-from tfigkd.stages.data import dataset, long_tailed, teacher_examples, training_examples
+from tfigkd.stages.data import all_training_examples, dataset, long_tailed, training_examples
 from tfigkd.stages.distill import student_fingerprint
 from tfigkd.stages.teacher import build_teacher, teacher_fingerprint
 from tfigkd.stages.workdir import Workdir
@@ -17,7 +17,7 @@ TAIL = override(DIGITS, {"data.imbalance": 8.0})
 
 
 def test_the_counts_fall_by_one_factor_from_class_to_class():
-    whole, tail = teacher_examples(DIGITS.data), teacher_examples(TAIL.data)
+    whole, tail = all_training_examples(DIGITS.data), all_training_examples(TAIL.data)
     before, after = np.bincount(whole.labels), np.bincount(tail.labels)
     assert list(after) == [round(count * 8 ** (-label / 9)) for label, count in enumerate(before)]
     assert (after[0], after[9]) == (before[0], round(before[9] / 8))
@@ -30,7 +30,7 @@ def test_the_counts_fall_by_one_factor_from_class_to_class():
 
 def test_a_share_of_it_is_a_share_of_each_class():
     half = training_examples(override(TAIL, {"data.train_fraction": 0.5}).data)
-    expected = [round(0.5 * count) for count in np.bincount(teacher_examples(TAIL.data).labels)]
+    expected = [round(0.5 * count) for count in np.bincount(all_training_examples(TAIL.data).labels)]
     assert list(np.bincount(half.labels)) == expected
 
 
@@ -48,7 +48,9 @@ def test_the_loss_counts_what_the_student_trains_on():
     config = override(read_experiment("cifar10_bkd")[1], small)
     distill.check(config)
     data = dataset(config.data)
-    model = training_setup.assemble(config, training_setup.untrained_student(config, data), build_teacher(config, data))
+    model = training_setup.distiller_with(
+        config, training_setup.untrained_student(config, data), build_teacher(config, data)
+    )
     assert model.distillation_losses["bkd"].counts == list(np.bincount(training_examples(config.data).labels))
     assert model.term_weights == {"hard": 0.1, "bkd": 0.9}
     off = override(config, {"losses.bkd.weight": 0.0, "losses.kd.weight": 0.9, "training.hard_weight": None})

@@ -135,7 +135,7 @@ def test_pruning_after_powerpropagation_trains_the_kernels_themselves():
 
 def test_function_matching_has_no_hard_label_and_its_teacher_sees_what_the_student_sees():
     config, student, taught = networks("cifar10_function")
-    model = training_setup.assemble(config, student, taught)
+    model = training_setup.distiller_with(config, student, taught)
     assert model.term_weights == {"hard": 0.0, "kd": 1.0}
     recipe = TrainingConfig(batch_size=8, mixup=1.0)
     stream = TrainingBatches(training_examples(config.data), recipe, config.augment, seed=0)
@@ -156,7 +156,7 @@ def test_the_phases_of_a_schedule_are_counted_in_steps():
     config, student, taught = networks("cifar10_dagfm")
     examples = len(training_examples(config.data))
     assert config.training.finetune_epochs == 5
-    assert training_setup.assemble(config, student, taught).finetune_from == 25 * -(-examples // 128)
+    assert training_setup.distiller_with(config, student, taught).finetune_from == 25 * -(-examples // 128)
     with pytest.raises(UserError, match=r"training\.finetune_epochs must not be negative, and below epochs"):
         override(config, {"training.finetune_epochs": 30})
     with pytest.raises(UserError, match=r"training\.dot must be 0 with finetune_epochs"):

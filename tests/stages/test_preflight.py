@@ -180,4 +180,5 @@ def test_a_student_can_begin_as_the_first_blocks_of_any_teacher(files, tmp_path,
     np.testing.assert_allclose(student.get_layer(first.name).kernel, first.kernel, atol=1e-5)
     places[3] = tmp_path / "other"  # the same with more blocks dropped than there are
     assert main([*SHORT, *map(str, [*places, *begun]), "--student.drop_blocks", "7"]) == 1
-    assert "drop_blocks must be in 0.." in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "student.init = teacher: drop_blocks must be in 0.." in said and "choose one of these" in said

@@ -6,7 +6,7 @@ import pytest
 
 from tfigkd.config.experiment import Config, override, read_experiment, smoke
 from tfigkd.run import parse
-from tfigkd.stages.repeat import command, own_file
+from tfigkd.stages.repeat import own_file, repeat_command
 from tfigkd.stages.workdir import Workdir
 
 CHANGES = {
@@ -28,7 +28,7 @@ CHANGES = {
 def test_the_command_repeats_a_shipped_experiment(small):
     config = read_experiment("quickstart")[1]
     config = override(smoke(config) if small else config, CHANGES)
-    text, toml = command(
+    text, toml = repeat_command(
         config, {"experiment": "quickstart", "seed": 2, "smoke": small}, Workdir("a b", "runs/teachers")
     )
     assert toml == ""
@@ -42,9 +42,9 @@ def test_the_command_repeats_a_shipped_experiment(small):
 def test_the_command_takes_back_what_an_experiment_sets():
     base = read_experiment("ig_kd")[1]
     config = override(base, {"teacher.dropout": 0.5, "data.dir": None})
-    text, _ = command(config, {"experiment": "ig_kd", "seed": 0, "smoke": False})
+    text, _ = repeat_command(config, {"experiment": "ig_kd", "seed": 0, "smoke": False})
     assert parse(shlex.split(text)[3:])[0].config == config
-    text, _ = command(base, {"experiment": "ig_kd", "seed": 0, "smoke": False})
+    text, _ = repeat_command(base, {"experiment": "ig_kd", "seed": 0, "smoke": False})
     assert text == "python -m tfigkd.run --experiment ig_kd --seed 0"
 
 
@@ -56,7 +56,7 @@ def test_a_user_provided_experiment_is_repeated_with_its_overrides_and_leaves_th
     (tmp_path / "mine.toml").write_text('base = "quickstart"\n[training]\nepochs = 7\n')
     given = ["--experiment", "mine.toml", "--losses.kd.temperature", "9", "--teachers", "t", *["--smoke"] * small]
     options, chosen = parse([*given, "--workdir", "a b"])
-    text, toml = command(options.config, chosen.settings, chosen.workdir)
+    text, toml = repeat_command(options.config, chosen.settings, chosen.workdir)
     (tmp_path / "a b").mkdir()
     own_file("mine", chosen.workdir).write_text(toml)  # as stage report does
     assert "mine.toml" not in text and (tmp_path / "mine.toml").read_text().startswith("base")
@@ -65,7 +65,7 @@ def test_a_user_provided_experiment_is_repeated_with_its_overrides_and_leaves_th
     assert str(repeated.workdir.teachers) == "t"
     # into another folder, so that the first run keeps its settings; and the repetition repeats itself
     assert repeated.workdir.run != chosen.workdir.run
-    once_more, same = command(again.config, repeated.settings, repeated.workdir)
+    once_more, same = repeat_command(again.config, repeated.settings, repeated.workdir)
     assert same.splitlines()[1:] == toml.splitlines()[1:] and "mine_as_run_as_run" not in once_more
 
 
@@ -73,12 +73,13 @@ def test_one_changed_entry_of_a_table_of_classes_repeats_the_whole_table(monkeyp
     base = override(read_experiment("quickstart")[1], {"training.class_weight": {"7": 2.0, "a.b": 0.5}})
     monkeypatch.setattr("tfigkd.stages.repeat.read_experiment", lambda _: ("quickstart", base))
     config = override(base, {"training.class_weight": {"7": 3.0, "a.b": 0.5}})
-    text, _ = command(config, {"experiment": "quickstart", "seed": 0, "smoke": False})
+    text, _ = repeat_command(config, {"experiment": "quickstart", "seed": 0, "smoke": False})
     assert text.endswith("--training.class_weight 7 3.0 a.b 0.5")
 
 
 def test_values_of_all_kinds_survive_the_file(tmp_path):
     config = override(Config(), CHANGES | {"description": 'with "quotes"'})
-    text, toml = command(config, {"experiment": "mine", "seed": 0, "smoke": False}, Workdir(tmp_path, "runs/teachers"))
+    run = {"experiment": "mine", "seed": 0, "smoke": False}
+    text, toml = repeat_command(config, run, Workdir(tmp_path, "runs/teachers"))
     own_file("mine", Workdir(tmp_path, tmp_path)).write_text(toml)
     assert parse(shlex.split(text)[3:])[0].config == config

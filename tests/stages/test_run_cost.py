@@ -22,7 +22,6 @@ JOB = Job(
     train=1000,
     stored=1000,
     pixels=100,
-    classes=10,
     teacher=(1e6, 500),
     student=(1e5, 50),
     teacher_epochs=3,
@@ -30,7 +29,8 @@ JOB = Job(
     gradients=35,
     views=4,
     cells=100,
-    logits=(40, 20),
+    image_logits=40,
+    view_logits=20,
 )
 RATES = Rates(teacher=1e7, student=1e6, pictures=1e9, batches=1e9, devices=2)
 
@@ -76,7 +76,7 @@ def test_sizes_are_those_of_real_stores(tmp_path_factory):
     for top, logits in ((None, 2000), (20, 84)):
         about = {"store": "0" * 16, "id": "0" * 16, "label": [1]}
         record = len(tfrecord.encode_example({**about, **view_record(outputs, top)})) + 16  # the framing
-        each = dataclasses.replace(job, stored=1, views=16, logits=(0, logits))
+        each = dataclasses.replace(job, stored=1, views=16, view_logits=logits)
         assert each.view_bytes == pytest.approx(record, rel=0.2)
 
 

@@ -12,7 +12,7 @@ from tfigkd.runtime.files import read_manifest
 from tfigkd.stages import distill, training_setup
 from tfigkd.stages.data import dataset, shard, training_examples
 from tfigkd.stages.overlays import load_views, store_knowledge, views_folder, views_name
-from tfigkd.stages.teacher import load_teacher, members, taught_examples, teacher_fingerprint, train_teacher
+from tfigkd.stages.teacher import load_teacher, members, teacher_examples, teacher_fingerprint, train_teacher
 from tfigkd.stages.workdir import Workdir
 
 TINY = {
@@ -33,7 +33,7 @@ TINY = {
 
 
 def test_parts_are_disjoint_whole_and_of_all_classes():
-    examples = taught_examples(override(read_experiment("cifar10_kd")[1], {"data.name": "digits"}))
+    examples = teacher_examples(override(read_experiment("cifar10_kd")[1], {"data.name": "digits"}))
     parts = [shard(examples, 4, which) for which in range(4)]
     ids = np.concatenate([part.ids for part in parts])
     assert sorted(ids) == sorted(examples.ids)
@@ -68,7 +68,7 @@ def taught(tmp_path_factory):
 
 def test_each_teacher_learns_from_its_part(taught):
     config, workdir = taught
-    seen = [taught_examples(member) for member in members(config)]
+    seen = [teacher_examples(member) for member in members(config)]
     assert not {*seen[0].ids} & {*seen[1].ids}
     for member, examples in zip(members(config), seen, strict=True):
         manifest = read_manifest(workdir.teachers / teacher_fingerprint(member))

@@ -120,7 +120,7 @@ def test_a_step_of_the_features_phase_is_one_of_regression_and_labels_have_no_pa
         keras.utils.set_random_seed(1)
         student = training_setup.untrained_student(config, data)
         with frozen(cut_at(student, "block_01")[1]):
-            model = training_setup.assemble(phase, student, taught)
+            model = training_setup.distiller_with(phase, student, taught)
             model.compile(keras.optimizers.SGD(0.1), jit_compile=False)
             model.train_on_batch(images, {"label": labels})
         found.append([*student.get_weights(), *model.projectors[0].get_weights()])

@@ -6,11 +6,11 @@ import pytest
 from tfigkd.config.experiment import Config, override, read_experiment
 from tfigkd.runtime.errors import UserError
 from tfigkd.stages.data import (
+    all_training_examples,
     dataset,
     stored_examples,
     stored_fingerprint,
     stratified_share,
-    teacher_examples,
     training_examples,
 )
 from tfigkd.stages.distill import student_fingerprint
@@ -32,10 +32,10 @@ def test_each_class_gives_its_share():
 
 def test_validation_test_and_the_teachers_examples_stay_whole():
     assert dataset(TENTH.data) is dataset(DIGITS.data)
-    assert len(teacher_examples(TENTH.data)) == len(training_examples(DIGITS.data))
+    assert len(all_training_examples(TENTH.data)) == len(training_examples(DIGITS.data))
     assert teacher_fingerprint(TENTH) == teacher_fingerprint(DIGITS)
     everything = override(TENTH, {"data.train_split": "train+validation"})
-    assert len(teacher_examples(everything.data)) > len(teacher_examples(TENTH.data))
+    assert len(all_training_examples(everything.data)) > len(all_training_examples(TENTH.data))
 
 
 def test_the_draw_depends_on_seed_and_id_and_on_nothing_else():

@@ -69,7 +69,7 @@ def saved(tmp_path, monkeypatch):
 def test_with_auto_and_in_an_estimate_a_saved_teacher_counts_as_trained(config, saved, tmp_path, monkeypatch):
     saved(override(config, {"teacher.training.precision": "mixed_bfloat16"}))
     auto = override(config, {"teacher.training.precision": "auto"})
-    assert precision.undecided(auto).teacher.training.precision == "mixed_bfloat16"
+    assert precision.with_assumed_precisions(auto).teacher.training.precision == "mixed_bfloat16"
     monkeypatch.setattr(
         precision, "compare_precisions", lambda network, recipe: {"float32": 1.0, "mixed_bfloat16": 2.0}
     )

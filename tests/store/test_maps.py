@@ -12,7 +12,7 @@ from tfigkd.attribution import attribute, saliency_map
 from tfigkd.batches.controls import apply_control
 from tfigkd.config.fields import AttributionConfig, ControlConfig
 from tfigkd.data import Dataset, concatenate, load, to_model_input
-from tfigkd.models.weights import weights_fingerprint
+from tfigkd.models.fingerprints import weights_fingerprint
 from tfigkd.runtime import tfrecord
 from tfigkd.runtime.errors import UserError
 from tfigkd.runtime.files import MANIFEST, checksum, fingerprint, make_folder, read_manifest, write_manifest

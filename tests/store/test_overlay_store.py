@@ -15,8 +15,8 @@ from tfigkd.config.fields import AttributionConfig
 from tfigkd.data import Dataset, identify, splits_fingerprint
 from tfigkd.data.spaces import to_gray
 from tfigkd.losses import KLDivergence
+from tfigkd.models.fingerprints import weights_fingerprint
 from tfigkd.models.spaces import with_rgb
-from tfigkd.models.weights import weights_fingerprint
 from tfigkd.runtime.errors import UserError
 from tfigkd.runtime.files import fingerprint
 from tfigkd.store.maps import store_identity, write_store
@@ -86,6 +86,55 @@ def test_a_second_build_opens_the_store_and_another_teacher_gets_another(store, 
     )
     assert {path: path.stat().st_mtime_ns for path in store.folder.iterdir()} == before
     assert OverlayStore.build(home, classifier(1), arrays, **SETTINGS).folder != store.folder
+
+
+def test_knowledge_comes_in_the_order_of_the_given_pictures(store, teacher, arrays):
+    """The attribute is in the order of the hashes, which would mispair silently."""
+    images, labels = arrays
+    logits = keras.ops.convert_to_numpy(teacher(images / 255.0))
+    assert np.abs(store.knowledge.logits - logits).max() > 0.1
+    maps = saliency_map(integrated_gradients(teacher, images / 255.0, labels, n_steps=8)[0])
+    order = np.random.default_rng(1).permutation(COUNT)[:30]
+    order = np.append(order, order[0])  # a picture may come twice
+    known = store.knowledge_of(images[order], labels[order, None])
+    np.testing.assert_allclose(known.logits, logits[order], atol=1e-4)
+    np.testing.assert_allclose(known.scales, maps.max(axis=(1, 2))[order], rtol=1e-3)
+    np.testing.assert_allclose(known.maps * known.scales[:, None, None] / 255, maps[order], atol=0.01 * maps.max())
+    assert known.usable.all() and known.errors.shape == (31,)
+    for wrong, error, message in (
+        ((255 - images, labels), UserError, "is not in the store"),
+        ((images, (labels + 1) % CLASSES), UserError, "is in the store, but not with label"),
+        ((images / 255.0, labels), ValueError, "multiply by 255, round and convert"),
+        ((images, labels[1:]), ValueError, r"labels must be integers \[40\]"),
+    ):
+        with pytest.raises(error, match=message):
+            store.knowledge_of(*wrong)
+
+
+def test_join_takes_a_pair_of_arrays_and_keeps_its_order(store, teacher, arrays):
+    images, labels = arrays[0][::-1], arrays[1][::-1]
+    joined = [*store.join((images, labels[:, None])).as_numpy_iterator()]
+    np.testing.assert_array_equal([pixels[..., :3] for pixels, _ in joined], images)
+    np.testing.assert_array_equal([targets["label"] for _, targets in joined], labels)
+    logits = keras.ops.convert_to_numpy(teacher(images / 255.0))
+    np.testing.assert_allclose([targets["teacher_logits"] for _, targets in joined], logits, atol=1e-4)
+    with pytest.raises(ValueError, match=r"a pair of arrays .* or a tf.data.Dataset, got ndarray"):
+        store.join(images)
+
+
+@pytest.mark.parametrize("give", [lambda pair: pair, tf.data.Dataset.from_tensor_slices])
+@pytest.mark.parametrize(
+    ("convert", "message"),
+    [
+        (lambda images: images / np.float32(255), "got float32.*; multiply by 255, round and convert"),
+        (lambda images: images.astype(np.float32), "values go to 255 already: round and convert, without a factor"),
+        (lambda images: images.astype(np.int32), r"got int32.*; its values go to 255 already: convert with astype"),
+    ],
+)
+def test_join_refuses_at_once_pictures_that_are_no_uint8(store, arrays, give, convert, message):
+    images, labels = arrays
+    with pytest.raises(ValueError, match=message):
+        store.join(give((convert(images), labels)))
 
 
 def test_verify_recomputes(store, teacher, arrays):
@@ -228,6 +277,53 @@ def test_a_teacher_that_is_no_model_or_takes_gray_images_is_refused_with_what_he
     np.testing.assert_allclose(store.knowledge.logits[rows], expected, atol=1e-4)
 
 
+def test_pictures_of_several_sizes_are_refused_with_their_sizes(teacher, tmp_path):
+    pictures = [np.zeros((6 + number % 2, 8, 3), np.uint8) for number in range(5)]
+    objects = np.empty(5, object)
+    objects[:] = pictures
+    signature = (tf.TensorSpec((None, None, 3), tf.uint8), tf.TensorSpec((), tf.int64))
+    stream = tf.data.Dataset.from_generator(lambda: zip(pictures, range(5), strict=True), output_signature=signature)
+    message = r"of 2 sizes, \(6, 8, 3\), \(7, 8, 3\); resize them to one"
+    for given in (stream, (pictures, np.zeros(5, int)), (objects, np.zeros(5, int))):
+        with pytest.raises(ValueError, match=message):
+            OverlayStore.build(tmp_path, teacher, given, **SETTINGS)
+
+
+@pytest.mark.parametrize("give", [np.asarray, tf.constant])
+def test_an_array_is_no_baseline_of_a_store(teacher, arrays, give, tmp_path):
+    with pytest.raises(UserError, match=r"baseline must be one of 'black', .*, got an array of shape \(8, 8, 3\)$"):
+        OverlayStore.build(tmp_path, teacher, arrays, baseline=give(np.zeros((SIDE, SIDE, 3), np.float32)))
+    with pytest.raises(UserError, match=r"n_steps must be of type int, got an array of shape \(2,\)"):
+        OverlayStore.build(tmp_path, teacher, arrays, n_steps=give(np.array([2, 4])))
+
+
+def test_a_corrupt_shard_is_computed_anew_once_it_and_the_manifest_are_deleted(teacher, arrays, tmp_path):
+    store = OverlayStore.build(tmp_path, teacher, arrays, **SETTINGS)
+    first, *others = sorted(store.folder.glob("*.tfrecord"))
+    before, times = first.read_bytes(), [path.stat().st_mtime_ns for path in others]
+    first.write_bytes(before[:100] + bytes([before[100] ^ 1]) + before[101:])
+    for use in (OverlayStore, lambda folder: OverlayStore.build(folder.parent, teacher, arrays, **SETTINGS)):
+        with pytest.raises(UserError, match=r"is corrupt.*; delete both and run again what made them$"):
+            use(store.folder)
+    first.unlink()
+    (store.folder / "manifest.json").unlink()
+    again = OverlayStore.build(tmp_path, teacher, arrays, **SETTINGS)
+    assert first.read_bytes() == before
+    assert [path.stat().st_mtime_ns for path in others] == times
+    np.testing.assert_array_equal(again.knowledge.maps, store.knowledge.maps)
+
+
+def test_a_renamed_store_says_its_name_and_opens_under_it(teacher, arrays, tmp_path):
+    store = OverlayStore.build(tmp_path, teacher, arrays, **SETTINGS)
+    renamed = store.folder.rename(tmp_path / "maps")
+    with pytest.raises(UserError, match=f"not named by its fingerprint; rename it to {store.folder.name}$"):
+        OverlayStore(renamed)
+    (tmp_path / "elsewhere").mkdir()
+    back = OverlayStore(renamed.rename(tmp_path / "elsewhere" / store.folder.name))
+    np.testing.assert_array_equal(back.knowledge.logits, store.knowledge.logits)
+    assert back.verify(teacher, arrays, sample=4)["maps"] < 0.01
+
+
 def test_unknown_settings_and_folders_without_a_store_are_refused(teacher, arrays, tmp_path):
     with pytest.raises(UserError, match="attribution"):
         OverlayStore.build(tmp_path, teacher, arrays, steps=8)
@@ -286,6 +382,61 @@ def test_the_overlay_is_half_image_half_map(probability):
     blended = 0.5 * plain + 0.5 * (maps - low) / np.where(high > low, high - low, 1)
     blended[0] = plain[0]
     np.testing.assert_allclose(images, blended if probability else plain, atol=1e-6)
+
+
+@pytest.mark.parametrize("parallel", [None, 4, tf.data.AUTOTUNE])
+def test_draws_do_not_depend_on_threads_and_are_new_in_each_epoch(store, arrays, parallel):
+    pictures = store.join(arrays).batch(4)
+
+    def epochs(seed, calls):
+        batches = pictures.map(OverlayStore.overlay(0.5, seed=seed), num_parallel_calls=calls)
+        return [np.concatenate([images for images, _ in batches.as_numpy_iterator()]) for _ in range(3)]
+
+    first, second, third = epochs(1, None)
+    np.testing.assert_array_equal(epochs(1, parallel), [first, second, third])
+    for one, other in ((first, second), (second, third), (first, epochs(2, None)[0])):
+        assert 5 < (one != other).any(axis=(1, 2, 3)).sum() < COUNT
+    overlaid = [(one != arrays[0] / np.float32(255)).any(axis=(1, 2, 3)).sum() for one in (first, second, third)]
+    assert 40 < sum(overlaid) < 80  # of 120
+
+
+def test_draws_follow_from_the_seed_and_the_pixels_whichever_batch_comes_first():
+    batches = np.random.default_rng(0).integers(0, 256, (6, 32, SIDE, SIDE, 4), np.uint8)
+
+    def overlaid(order):
+        lay, found = OverlayStore.overlay(0.5, seed=3), {}
+        for index in order:
+            found[index] = lay(tf.constant(batches[index]), 0)[0].numpy()
+        return np.stack([found[index] for index in range(6)])
+
+    np.testing.assert_array_equal(overlaid(range(6)), overlaid([3, 5, 0, 1, 4, 2]))
+
+
+@pytest.mark.parametrize("dtype", [tf.float32, tf.float16, tf.bfloat16])
+def test_fractions_are_refused_and_floats_to_255_are_exact(dtype):
+    pixels = np.random.default_rng(0).integers(0, 256, (5, SIDE, SIDE, 4), np.uint8)
+    expected = OverlayStore.overlay(1.0, max_exponent=1.0)(tf.constant(pixels), 0)[0]
+    images, _ = OverlayStore.overlay(1.0, max_exponent=1.0)(tf.cast(pixels, dtype), 0)
+    np.testing.assert_array_equal(images, expected)
+    fractions = tf.cast(pixels / 255, dtype)
+    message = "overlay takes pixels from 0 to 255, got fractions up to 1.00; leave out the division by 255"
+    with pytest.raises(ValueError, match=message):
+        OverlayStore.overlay(1.0)(fractions, 0)
+    batches = tf.data.Dataset.from_tensors((fractions, 0)).map(OverlayStore.overlay(1.0))
+    with pytest.raises(tf.errors.InvalidArgumentError, match=message):
+        next(batches.as_numpy_iterator())
+    dark = tf.cast(pixels > 127, dtype)  # 0 and 1 of 255
+    images, _ = OverlayStore.overlay(0.0)(dark, 0)
+    np.testing.assert_array_equal(images, dark[..., :3].numpy().astype(np.float32) / np.float32(255))
+    assert not OverlayStore.overlay(1.0)(tf.zeros((2, SIDE, SIDE, 4), dtype), 0)[0].numpy().any()
+
+
+def test_sample_weights_pass_through_the_overlay(store, arrays):
+    weighted = store.join(arrays).batch(COUNT).map(lambda x, y: (x, y, tf.cast(y["label"], tf.float32)))
+    images, targets, weights = next(weighted.map(store.overlay(0.0)).as_numpy_iterator())
+    np.testing.assert_array_equal(images, arrays[0] / np.float32(255))
+    np.testing.assert_array_equal(targets["teacher_inputs"], images)
+    np.testing.assert_array_equal(weights, arrays[1])
 
 
 @pytest.mark.filterwarnings("ignore:`shuffle=True` was passed:UserWarning")  # Keras's own, of every tf.data.Dataset

@@ -11,8 +11,9 @@ from sklearn.datasets import load_digits
 
 from tfigkd import models
 from tfigkd.config.experiment import Config, override
-from tfigkd.data.stored import StoredArrays, masked, permuted
-from tfigkd.models.weights import weights_fingerprint
+from tfigkd.data.disk import pick
+from tfigkd.data.stored import StoredArrays, masked
+from tfigkd.models.fingerprints import weights_fingerprint
 from tfigkd.runtime import tfrecord
 from tfigkd.runtime.errors import UserError
 from tfigkd.runtime.files import checksum, write_manifest
@@ -70,8 +71,8 @@ def test_pairs_of_indices_and_masks_and_orders(stored):
     shown, order = np.arange(COUNT) % 3 > 0, np.random.default_rng(2).permutation(COUNT)
     for arrays in (stored, ARRAYS):
         np.testing.assert_array_equal(masked(arrays, shown)[:], np.where(shown[:, None, None], ARRAYS, 0))
-        np.testing.assert_array_equal(permuted(arrays, order)[:], ARRAYS[order])
-        np.testing.assert_array_equal(masked(permuted(arrays, order), shown)[4], ARRAYS[order[4]] * shown[4])
+        np.testing.assert_array_equal(pick(arrays, order)[:], ARRAYS[order])
+        np.testing.assert_array_equal(masked(pick(arrays, order), shown)[4], ARRAYS[order[4]] * shown[4])
     np.testing.assert_array_equal(np.asarray(stored), ARRAYS)
 
 

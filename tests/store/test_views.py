@@ -16,10 +16,10 @@ from tfigkd.batches.stream import TrainingBatches
 from tfigkd.config.experiment import Config, override
 from tfigkd.config.fields import ControlConfig, ViewConfig
 from tfigkd.config.training_fields import AugmentConfig, TrainingConfig
-from tfigkd.data import covered
+from tfigkd.data import train_and_validation
 from tfigkd.data.knowledge import StoredAttention, TeacherTargets
 from tfigkd.losses.attention import attention_transfer, unit_attention
-from tfigkd.models.weights import weights_fingerprint
+from tfigkd.models.fingerprints import weights_fingerprint
 from tfigkd.runtime import tfrecord
 from tfigkd.runtime.errors import UserError
 from tfigkd.runtime.files import MANIFEST, checksum, finished, read_manifest, write_manifest
@@ -252,7 +252,7 @@ def test_nan_in_a_stored_view_is_refused_before_any_training(workdir, attention)
         found = json.loads(manifest)
         write_manifest(folder, folder.name, files={path.name: checksum(path)}, identity=found["identity"], examples=60)
         with pytest.raises(UserError, match="1 records hold NaN"):
-            load_views(config, workdir, covered(dataset(config.data)), TAP)
+            load_views(config, workdir, train_and_validation(dataset(config.data)), TAP)
     finally:
         path.write_bytes(whole)
         (folder / MANIFEST).write_text(manifest)

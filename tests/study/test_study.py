@@ -38,7 +38,7 @@ from tfigkd.study.plan import Options, Study, plan, read_study
 from tfigkd.study.protocol import protocol_of
 from tfigkd.study.quality import quality_lines
 from tfigkd.study.report import BEGIN, END
-from tfigkd.study.runs import finished_row, label_of
+from tfigkd.study.runs import is_finished, job_record
 from tfigkd.study.tables import (
     arms_lines,
     arms_table,
@@ -559,10 +559,10 @@ def test_the_label_of_a_run_names_the_study_as_it_was_given(tmp_path, monkeypatc
     monkeypatch.chdir(tmp_path)
     write_tiny(tmp_path)
     (job, *_) = plan(read_study(str(tmp_path / "pair.toml")), Options("x"))
-    words = shlex.split(label_of(job)["command"])
+    words = shlex.split(job_record(job)["command"])
     assert read_study(words[words.index("--experiment") + 1]).name == "pair"
     (job, *_) = plan(read_study("lowdata"), Options("x"))
-    assert "--experiment lowdata " in label_of(job)["command"]
+    assert "--experiment lowdata " in job_record(job)["command"]
 
 
 def test_two_runs_per_arm_say_that_they_cannot_tell(pair):
@@ -778,10 +778,10 @@ def test_stages_that_were_asked_for_are_done_in_finished_runs_too(tmp_path):
     make_folder(planned.folder)
     write(planned.folder / "rows.csv", "seed\n0\n")
     write(planned.folder / "config.json", json.dumps(planned.run.settings))
-    assert finished_row(planned) and not finished_row(asked)
+    assert is_finished(planned) and not is_finished(asked)
     write_manifest(make_folder(planned.folder / "benchmark"), "1", files={})
-    assert finished_row(asked)
-    assert "--stages benchmark,report" in label_of(asked)["command"]
+    assert is_finished(asked)
+    assert "--stages benchmark,report" in job_record(asked)["command"]
 
 
 def test_collecting_from_several_processes_at_once_loses_no_row(tmp_path):

@@ -8,6 +8,7 @@ import pytest
 
 from tests.training.test_distiller_as_keras import CROSS_ENTROPY, distiller, largest_difference, net
 from tfigkd.training.checked import fit_options
+from tfigkd.training.distiller import Distiller
 
 RNG = np.random.default_rng(0)
 X, Y = RNG.normal(size=(32, 6)).astype(np.float32), RNG.integers(0, 5, 32)
@@ -115,3 +116,36 @@ def test_a_split_that_keras_ignores_takes_no_weights_away():
     options = {"batch_size": 8, "validation_split": 0.5, "validation_data": (X, Y), "class_weight": WEIGHTS}
     expected = plain.fit(X, Y, shuffle=False, verbose=0, **options).history["loss"]
     np.testing.assert_allclose(ours.fit(X, Y, shuffle=False, verbose=0, **options).history["hard_loss"], expected, 1e-5)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        *(({"label_smoothing": one}, r"label_smoothing must be in \[0, 1\), got") for one in (1.5, -0.1, np.nan, 1.0)),
+        *(({"finetune_from": one}, "finetune_from must be a whole number from 0") for one in ("a", -5, 1.5)),
+        *(({"input_range": one}, "input_range: expected different values") for one in ((0, 0), (0, np.nan))),
+        *(({"input_range": one}, "input_range: expected two numbers") for one in ((0,), 255, ("a", "b"))),
+        *(({one: np.inf}, f"or infinite, got .*{one} inf") for one in ("l1", "hard_weight")),
+    ],
+)
+def test_numbers_out_of_range_are_refused(options, said):
+    with pytest.raises(ValueError, match=said):
+        Distiller(net(), **options)
+
+
+def test_class_weight_of_a_single_batch_is_that_of_fit():
+    weights, logits = {0: 3.0, 2: 0.5}, RNG.normal(size=(32, 5)).astype(np.float32)
+    plain = net()
+    plain.compile(keras.optimizers.SGD(0.1), CROSS_ENTROPY)
+    plain.train_on_batch(X, Y, class_weight=weights)
+    for labels in (Y, Y[:, None], np.eye(5)[Y]):
+        model = distiller(weight=0.0)
+        model.train_on_batch(X, {"label": labels, "teacher_logits": logits}, None, weights)
+        assert largest_difference(plain, model.student) < 1e-6
+    fitted, single = distiller(), distiller()
+    targets = {"label": Y, "teacher_logits": logits}
+    logs = fitted.fit(X, targets, batch_size=32, shuffle=False, class_weight=weights, verbose=0).history
+    found = single.train_on_batch(X, targets, class_weight=weights, return_dict=True)
+    assert {name: values[0] for name, values in logs.items()} == pytest.approx(found)
+    with pytest.raises(ValueError, match="dictionary of class number to weight"):
+        single.train_on_batch(X, targets, class_weight=[1.0, 2.0])

@@ -32,7 +32,7 @@ from tfigkd.losses import (
 )
 from tfigkd.models.pruned import pruned_copy
 from tfigkd.training.distiller import Distiller
-from tfigkd.training.terms import Compared, hard_label_weight
+from tfigkd.training.terms import StepComparison, hard_label_weight
 
 RNG = np.random.default_rng(0)
 IMAGES = RNG.random((16, 8, 8, 3)).astype(np.float32)
@@ -297,7 +297,7 @@ def test_explanations_are_of_the_class_that_the_teacher_predicts(teacher):
     model = distiller({"e2kd": E2KD("block_02", "block_04")}, teacher)
     tapped = keras.Model(model.student.input, model.student.get_layer("block_02").output)
     outputs = {"block_02": tapped(IMAGES), "logits": model.student(IMAGES)}
-    compared = Compared(model._tapped_student, model._live, IMAGES, LABELS, outputs, training=True)
+    compared = StepComparison(model._tapped_student, model._live, IMAGES, LABELS, outputs, training=True)
     _, student_map = compared.sides(model.distillation_losses)["e2kd"]
     classes = np.argmax(teacher(IMAGES, training=False), axis=1)
     assert (classes != LABELS).any()

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from tfigkd import Distiller, OverlayStore, integrated_gradients
-from tfigkd.losses import AttentionTransfer, KLDivergence
+from tfigkd.losses import OSAKD, AttentionTransfer, KLDivergence
+from tfigkd.models.subclassed import LogitsOf
 
 SHAPE = (8, 8, 3)
 
@@ -180,3 +181,88 @@ def test_a_layer_of_a_model_inside_is_a_tap(pixels: np.ndarray) -> None:
         *(model.get_layer("backbone").get_layer("block_01")(images) for model in (teacher, student))
     )
     assert logs["at_loss"] == pytest.approx(float(expected), rel=1e-4)
+
+
+def kd_loss(student: keras.Model, images: np.ndarray, targets: Any, **options: Any) -> float:
+    distiller = Distiller(student, losses={"kd": KLDivergence(2.5)}, loss_weights={"kd": 0.5}, **options)
+    distiller.compile(keras.optimizers.SGD(0.0), jit_compile=False)
+    return distiller.fit(images, targets, batch_size=12, verbose=0).history["kd_loss"][0]
+
+
+def test_cached_logits_of_one_output_are_those_of_two_classes(pixels: np.ndarray) -> None:
+    images, labels = pixels / np.float32(255), np.arange(12) % 2
+    teacher, student = net(units=1, seed=1), net(units=1)
+    z = teacher.predict(images, verbose=0)
+    p, q = (1 / (1 + np.exp(-one.astype(float) / 2.5)) for one in (z, student.predict(images, verbose=0)))
+    expected = np.mean(2.5**2 * (p * np.log(p / q) + (1 - p) * np.log((1 - p) / (1 - q))))
+    both = np.concatenate([-z / 2, z / 2], axis=1)
+    assert kd_loss(student, images, labels, teacher=teacher) == pytest.approx(expected, rel=1e-4)
+    for own in (student, net(units=2)):
+        found, known = (kd_loss(own, images, {"label": labels, "teacher_logits": one}) for one in (z, both))
+        assert found == known
+        if own is student:
+            assert found == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.parametrize("shape", [(12, 1), (12, 2), (12,), (12, 3, 1)])
+def test_cached_logits_of_another_shape_are_refused(pixels: np.ndarray, shape: tuple[int, ...]) -> None:
+    images, labels, known = pixels / np.float32(255), np.arange(12) % 3, np.ones(shape, np.float32)
+    with pytest.raises(ValueError, match=r"'teacher_logits' must hold one number for each example and class.*, got"):
+        kd_loss(net(), images, {"label": labels, "teacher_logits": known})
+    distiller = Distiller(net(), losses={"osakd": OSAKD(space="teacher")}, loss_weights={"osakd": 1.0})
+    for name in ("teacher_posteriors", "label_probabilities"):
+        targets = {"label": labels, "teacher_posteriors": np.full((12, 3), 1 / 3, np.float32), name: known}
+        outputs = {"logits": np.zeros((12, 3), np.float32)}
+        if name == "label_probabilities":
+            distiller = Distiller(net())
+        with pytest.raises(ValueError, match=f"'{name}' must hold one number for each example and class"):
+            distiller.compare(outputs, images, targets, training=True)
+
+
+def test_cached_logits_of_a_shape_that_a_graph_does_not_know(pixels: np.ndarray) -> None:
+    import tensorflow as tf
+
+    images, labels = pixels / np.float32(255), np.arange(12) % 3
+    known = np.random.default_rng(0).normal(size=(12, 3)).astype(np.float32)
+    expected = kd_loss(net(), images, {"label": labels, "teacher_logits": known})
+
+    def batches(given: np.ndarray) -> Any:
+        kinds = {"label": tf.TensorSpec((None,), tf.int64), "teacher_logits": tf.TensorSpec(None)}
+        one = lambda: iter([(images, {"label": labels, "teacher_logits": given})])  # noqa: E731
+        return tf.data.Dataset.from_generator(one, output_signature=(tf.TensorSpec((None, *SHAPE)), kinds)).repeat()
+
+    distiller = Distiller(net(), losses={"kd": KLDivergence(2.5)}, loss_weights={"kd": 0.5})
+    distiller.compile(keras.optimizers.SGD(0.0), jit_compile=False)
+    logs = distiller.fit(batches(known), steps_per_epoch=1, shuffle=False, verbose=0).history
+    assert logs["kd_loss"][0] == pytest.approx(expected, rel=1e-5)
+    with pytest.raises(tf.errors.InvalidArgumentError):
+        distiller.fit(batches(known[:, :1]), steps_per_epoch=1, shuffle=False, verbose=0)
+
+
+@pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16"])
+def test_the_policy_of_the_process_is_not_that_of_the_student(pixels: np.ndarray, policy: str, tmp_path: Path) -> None:
+    images = pixels / np.float32(255)
+    student, shares = net(), net(activation="softmax")
+    expected = student.predict(images, verbose=0)
+    distiller = Distiller(student)
+    distiller.compile("adam", jit_compile=False)
+    distiller.fit(images, np.arange(12) % 3, verbose=0)
+    distiller.save(tmp_path / "distiller.keras")
+    trained = student.predict(images, verbose=0)
+    keras.config.set_dtype_policy(policy)
+    try:
+        under = Distiller(student)
+        under.compile("adam", jit_compile=False)
+        loaded = keras.saving.load_model(tmp_path / "distiller.keras")
+        found = [one.predict(images, verbose=0) for one in (under, loaded)]
+        logits = keras.ops.convert_to_numpy(LogitsOf(shares)(images))
+    finally:
+        keras.config.set_dtype_policy("float32")
+    assert np.abs(trained - expected).max() > 0
+    for one in found:
+        np.testing.assert_array_equal(one, trained)
+    for one in (under, loaded):
+        assert not isinstance(one.optimizer, keras.optimizers.LossScaleOptimizer)
+    for own, other in zip(loaded.optimizer.variables, distiller.optimizer.variables, strict=True):
+        np.testing.assert_array_equal(keras.ops.convert_to_numpy(own), keras.ops.convert_to_numpy(other))
+    np.testing.assert_array_equal(logits, np.log(keras.ops.convert_to_numpy(shares(images))))

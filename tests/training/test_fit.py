@@ -17,7 +17,7 @@ from tfigkd.runtime.files import fingerprint
 from tfigkd.training import checkpoint
 from tfigkd.training.distiller import Distiller
 from tfigkd.training.fit import Training, make_optimizer
-from tfigkd.training.inputs import Measured, training_input, validation_input
+from tfigkd.training.inputs import ValidationBatches, training_input, validation_input
 
 RNG = np.random.default_rng(0)
 COUNT = 50
@@ -267,7 +267,7 @@ def test_the_moving_average_is_the_result_and_survives_a_stop(examples, knowledg
 def test_validation_is_shared_evenly_by_any_number_of_devices(devices, sizes):
     ids = np.arange(700).astype("U16")
     many = Examples(ids, np.zeros((700, 2, 2, 3), np.uint8), np.zeros(700, np.int64), ids)
-    assert [len(labels) for _, labels in Measured(many, devices, (0, 1))] == sizes
+    assert [len(labels) for _, labels in ValidationBatches(many, devices, (0, 1))] == sizes
 
 
 def test_no_iterator_of_a_training_waits_for_autotuning(examples):

@@ -186,10 +186,10 @@ def test_class_names_in_any_script_are_legible_or_numbers():
 
     # Cyrillic and umlauts are in a font that matplotlib brings along; two names must not become the same boxes
     assert drawn("Äpfel", "Жук") != drawn("Öpfel", "Лук")
-    assert panels.shown("Äpfel", 0) == "Äpfel"
+    assert panels.drawable_name("Äpfel", 0) == "Äpfel"
     # no font has a private-use character, and of scripts of which no font is installed the number is shown
-    assert panels.shown("\U0010fffd", 3) == "class 3"
-    cat = panels.shown("猫", 0)
+    assert panels.drawable_name("\U0010fffd", 3) == "class 3"
+    cat = panels.drawable_name("猫", 0)
     assert cat == "class 0" if panels.font_for("猫") is None else cat == "猫"
     assert drawn("猫", "犬") != drawn("x", "y")
 

@@ -17,6 +17,7 @@ from scipy import special
 
 from tfigkd.attribution.baselines import make_baseline
 from tfigkd.data import to_model_input
+from tfigkd.losses.base import flat_labels
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,7 @@ def insertion(
         images: uint8 [B,H,W,C], or float [B,H,W,C] in [0,1].
         maps: [B,H,W]; the highest pixels come first. Pixels of equal value are in a fixed random order, so a constant
             map gives a random order.
-        targets: Index of the class whose probability is recorded, int [B].
+        targets: Index of the class whose probability is recorded, int [B] or [B,1].
         baseline: "blur", "black", or an array in [0,1] that broadcasts to the images, such as `make_baseline` gives.
             The default is the blurred image, because pixels on a flat color create new edges, to which models react.
         steps: Number of steps in which the pixels are inserted, at least 1.
@@ -88,7 +89,7 @@ def deletion(
         predict: As for `insertion`.
         images: uint8, or floats in [0,1], [B,H,W,C].
         maps: float [B,H,W].
-        targets: Index of a class for each image, [B].
+        targets: Index of a class for each image, [B] or [B,1].
         baseline: "blur", "black", or an array in [0,1] that broadcasts to the images.
         steps: Number of steps in which the pixels are replaced, at least 1.
         batch_size: Approximate number of images per call of `predict`; it limits the memory.
@@ -111,22 +112,23 @@ def _prepare(
     steps: int,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Check the arguments; return images and baselines of one dtype [B,H,W,C], pixel ranks [B,P] and targets [B]."""
-    images, maps, targets = np.asarray(images), np.asarray(maps, np.float64), np.asarray(targets)
+    images, maps = np.asarray(images), np.asarray(maps, np.float64)
+    chosen: np.ndarray = flat_labels(np.asarray(targets))
     if images.ndim != 4 or not len(images) or not (images.dtype == np.uint8 or images.dtype.kind == "f"):
         raise ValueError(
             f"images must be uint8, or floats in [0,1], [B,H,W,C] with B > 0; got {images.dtype} of {images.shape}."
         )
     if maps.shape != images.shape[:3] or not np.isfinite(maps).all():
         raise ValueError(f"maps must be finite, of the images' shape {images.shape[:3]}; got shape {maps.shape}.")
-    if targets.shape != (len(images),) or targets.dtype.kind not in "iu" or targets.min() < 0:
-        raise ValueError(f"targets must be one class index for each of the {len(images)} images, got {targets!r}.")
+    if chosen.shape != (len(images),) or chosen.dtype.kind not in "iu" or chosen.min() < 0:
+        raise ValueError(f"targets must be one class index for each of the {len(images)} images, got {chosen!r}.")
     if steps < 1:
         raise ValueError(f"steps must be at least 1, got {steps}.")
     if images.dtype == np.uint8:
         hidden = np.round(255 * make_baseline(baseline, to_model_input(images))).astype(np.uint8)
     else:
         hidden = make_baseline(baseline, images).astype(images.dtype)
-    return images, np.broadcast_to(hidden, images.shape), _ranks(maps.reshape(len(maps), -1)), targets
+    return images, np.broadcast_to(hidden, images.shape), _ranks(maps.reshape(len(maps), -1)), chosen
 
 
 def _ranks(maps: np.ndarray) -> np.ndarray:

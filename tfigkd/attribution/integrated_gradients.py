@@ -16,7 +16,7 @@ import numpy as np
 from tfigkd.attribution.baselines import make_baseline
 from tfigkd.attribution.quadrature import added_by_doubling, nodes_and_weights
 from tfigkd.data.spaces import Outputs, Range
-from tfigkd.models import as_classifier
+from tfigkd.models import cached_classifier
 from tfigkd.models.graph import is_built_graph
 from tfigkd.models.trace_key import settings_of
 
@@ -84,7 +84,7 @@ def integrated_gradients(
     images = _check_images(images)
     _check_ends(model, images)
     result = attribute(
-        as_classifier(model, input_range=input_range, outputs=outputs, images=images),
+        cached_classifier(model, input_range=input_range, outputs=outputs, images=images),
         images,
         targets,
         baseline=baseline,

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from tfigkd.config.fields import ControlConfig
+from tfigkd.data.disk import pick
 from tfigkd.data.knowledge import Knowledge
-from tfigkd.data.stored import permuted
 from tfigkd.data.top_logits import StoredViews
 
 ITERATIONS = 20
@@ -62,7 +62,7 @@ def surrogate_noise(maps: np.ndarray, seed: int) -> np.ndarray:
 
 def shuffle_views(views: StoredViews, config: ControlConfig) -> StoredViews:
     """Return stored views [N,K,C], permuted across images where the control says so."""
-    return permuted(views, derangement(len(views), config.seed)) if config.logits == "shuffled" else views
+    return pick(views, derangement(len(views), config.seed)) if config.logits == "shuffled" else views
 
 
 def _with_maps_of_others(knowledge: Knowledge, seed: int) -> Knowledge:
@@ -77,7 +77,7 @@ def _with_maps_of_others(knowledge: Knowledge, seed: int) -> Knowledge:
         order[places] = places[derangement(len(places), seed)]
     else:
         usable = np.zeros_like(usable)
-    fields: dict[str, Any] = {name: permuted(getattr(knowledge, name), order) for name in ("maps", "scales", "errors")}
+    fields: dict[str, Any] = {name: pick(getattr(knowledge, name), order) for name in ("maps", "scales", "errors")}
     return replace(knowledge, usable=usable, **fields)
 
 
@@ -92,5 +92,5 @@ def apply_control(knowledge: Knowledge, config: ControlConfig) -> Knowledge:
         knowledge = replace(knowledge, maps=surrogate_noise(knowledge.maps[:], config.seed))
     if config.logits == "shuffled":
         order = derangement(len(knowledge.logits), config.seed)
-        knowledge = replace(knowledge, logits=permuted(knowledge.logits, order))
+        knowledge = replace(knowledge, logits=pick(knowledge.logits, order))
     return knowledge

@@ -205,12 +205,18 @@ def cut_channels(model: keras.Model, share: float) -> keras.Model:
         function of the model whose readers have zeros for the channels that are cut.
 
     Raises:
-        UserError: the model has no group of layers with channels to cut.
+        ValueError: the share is not in (0, 1).
+        UserError: the model has no group of layers with channels to cut, or by rounding keeps all.
     """
+    if not 0 < share < 1:
+        raise ValueError(f"share must be in (0, 1), got {share}")
     model = flattened(model)
     groups = [group for group in channel_groups(model) if _kept_count(group, share) < group.channels]
     if not groups:
-        raise UserError(f"{model.name} has no channels to cut; expected a wide convolution that no shortcut reads")
+        raise UserError(
+            f"{model.name} has no channels to cut; expected a wide convolution that no shortcut reads, of which "
+            f"a share of {share:g} leaves fewer, in multiples of {MULTIPLE}"
+        )
     gives: dict[str, np.ndarray] = {}  # layer name to the kept output channels
     passes: dict[str, np.ndarray] = {}  # layer name to the kept channels, each processed separately
     takes: dict[str, np.ndarray] = {}  # layer name to the kept input channels

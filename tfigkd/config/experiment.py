@@ -189,8 +189,8 @@ class Config:
     @property
     def needs_single_images(self) -> bool:
         """Whether a loss compares with what is stored of single images; maps that are only overlaid do not count."""
-        of_logits = self.view.kind == "plain" and self.losses.compare("logits")
-        return self.losses.compare("map") or of_logits or self.needs_views or self.needs_attention
+        of_logits = self.view.kind == "plain" and self.losses.use("logits")
+        return self.losses.use("map") or of_logits or self.needs_views or self.needs_attention
 
     @property
     def needs_live_teacher(self) -> bool:
@@ -199,18 +199,18 @@ class Config:
         if self.needs_attention:
             del active["at"]
         live = self.view.kind == "live"
-        return any(term.runs_teacher or (live and term.looks_at == "logits") for term in active.values())
+        return any(term.runs_teacher or (live and term.used == "logits") for term in active.values())
 
     @property
     def needs_store(self) -> bool:
         """Whether the student's training reads the overlay store."""
-        of_logits = self.view.kind == "plain" and self.losses.compare("logits")
-        return self.overlay.probability > 0 or self.losses.compare("map") or of_logits
+        of_logits = self.view.kind == "plain" and self.losses.use("logits")
+        return self.overlay.probability > 0 or self.losses.use("map") or of_logits
 
     @property
     def needs_views(self) -> bool:
         """Whether the student's training reads stored views."""
-        return self.view.kind == "views" and self.losses.compare("logits")
+        return self.view.kind == "views" and self.losses.use("logits")
 
     @property
     def needs_attention(self) -> bool:

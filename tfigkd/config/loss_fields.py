@@ -8,14 +8,14 @@ from tfigkd.config.declare import late, require
 
 @dataclass(frozen=True)
 class LossConfig:
-    """A term beside the hard label; its class says what it compares, from which follows what has to be there.
+    """A term beside the hard label; its class says what it uses, which has to be there.
 
     Raises:
         TypeError: A class does not say it.
     """
 
-    compares: ClassVar[Literal["logits", "features", "map", "weights", "labels"]]
-    """What the term compares. logits: stored, or of the live teacher if view.kind = live; features: outputs of taps,
+    uses: ClassVar[Literal["logits", "features", "map", "weights", "labels"]]
+    """What the term uses. logits: stored, or of the live teacher if view.kind = live; features: outputs of taps,
     which need the live teacher; map: the teacher's stored map with the student's; weights: kernels, for which the
     teacher is loaded but does not run; labels: nothing of a teacher."""
 
@@ -27,20 +27,18 @@ class LossConfig:
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
-        if not hasattr(cls, "compares"):
-            raise TypeError(
-                f'{cls.__name__} has to declare compares = "logits", "features", "map", "weights" or "labels"'
-            )
+        if not hasattr(cls, "uses"):
+            raise TypeError(f'{cls.__name__} has to declare uses = "logits", "features", "map", "weights" or "labels"')
 
     @property
-    def looks_at(self) -> str:
-        """What the term compares with these settings, which may be other than what its class says."""
-        return self.compares
+    def used(self) -> str:
+        """What the term uses with these settings, which may be other than what its class says."""
+        return self.uses
 
     @property
     def runs_teacher(self) -> bool:
         """Whether the teacher has to be there in every step."""
-        return self.compares in ("features", "weights")
+        return self.uses in ("features", "weights")
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
@@ -54,7 +52,7 @@ class LossConfig:
 class TapConfig(LossConfig):
     """A term that compares one tap of each network."""
 
-    compares = "features"
+    uses = "features"
 
     student_layer: str = "block_09"
     """Tap of the student."""
@@ -66,7 +64,7 @@ class TapConfig(LossConfig):
 class TapsConfig(LossConfig):
     """A term that compares several taps of each network."""
 
-    compares = "features"
+    uses = "features"
 
     student_layer: tuple[str, ...] = ("block_03", "block_06", "block_09")
     """Taps of the student, from shallow to deep."""
@@ -84,7 +82,7 @@ class TapsConfig(LossConfig):
 class KDConfig(LossConfig):
     """Knowledge distillation from softened logits (Hinton et al. 2015, arXiv 1503.02531)."""
 
-    compares = "logits"
+    uses = "logits"
 
     weight: float = 0.0
     """Weight of the term (the papers' alpha); the hard label's weight is 1 minus this, or training.hard_weight."""
@@ -98,7 +96,7 @@ class KDConfig(LossConfig):
 class DKDConfig(LossConfig):
     """Decoupled distillation (Zhao et al. 2022, arXiv 2203.08679). Start: weight 1."""
 
-    compares = "logits"
+    uses = "logits"
     needs_labels = True
 
     alpha: float = 1.0
@@ -115,7 +113,7 @@ class DKDConfig(LossConfig):
 class DISTConfig(LossConfig):
     """Correlation of teacher and student (Huang et al. 2022, arXiv 2205.10536). Start: weight 1."""
 
-    compares = "logits"
+    uses = "logits"
 
     temperature: float = 4.0
     """Temperature of teacher and student."""
@@ -131,7 +129,7 @@ class DISTConfig(LossConfig):
 class RKDConfig(LossConfig):
     """Relations between examples (Park et al. 2019, arXiv 1904.05068). Start: weight 1."""
 
-    compares = "logits"
+    uses = "logits"
 
     student_layer: str | None = None
     """Tap of the student; the logits when not given."""
@@ -149,9 +147,9 @@ class RKDConfig(LossConfig):
         require(both, "student_layer and teacher_layer must both be given, or neither", taps)
 
     @property
-    def looks_at(self) -> str:
+    def used(self) -> str:
         """Features where there are taps, else logits."""
-        return self.compares if self.student_layer is None else "features"
+        return self.uses if self.student_layer is None else "features"
 
     @property
     def runs_teacher(self) -> bool:
@@ -178,7 +176,7 @@ class ATConfig(TapConfig):
 class FSPConfig(LossConfig):
     """Flow between two layers (Yim et al. 2017). The two taps of teacher and student have the same channels."""
 
-    compares = "features"
+    uses = "features"
 
     student_layer: tuple[str, str] = ("block_04", "block_09")
     """Taps of the student."""
@@ -195,7 +193,7 @@ class HintConfig(TapConfig):
 class IGMatchConfig(LossConfig):
     """The student's input gradient against the teacher's IG map. Start: weight 0.2 to 5."""
 
-    compares = "map"
+    uses = "map"
 
     times_input: bool = True
     """Multiply the gradient by the image, which suits maps from a black baseline."""
@@ -240,7 +238,7 @@ class ReviewKDConfig(TapsConfig):
 class RegressionConfig(LossConfig):
     """Regression of the teacher's logits, as in KD-DAGFM (Tian et al. 2023, arXiv 2211.11159). Start: weight 1."""
 
-    compares = "logits"
+    uses = "logits"
 
 
 @dataclass(frozen=True)
@@ -248,7 +246,7 @@ class BKDConfig(LossConfig):
     """Distillation whose targets are weighted by the effective number of examples of each class, as in FOSTER (Wang et
     al. 2022, arXiv 2204.04662). Start: weight 0.9 with hard_weight = 0.1."""
 
-    compares = "logits"
+    uses = "logits"
 
     temperature: float = 2.0
     """Temperature T of teacher and student; the term is multiplied by T squared."""
@@ -266,7 +264,7 @@ class OSAKDConfig(LossConfig):
     """Soft labels from the nearest neighbors in the student's logits, without a teacher, or in the teacher's (Tzelepi,
     Tefas 2021, arXiv 2108.11798). Start: weight 0.1 to 1."""
 
-    compares = "labels"
+    uses = "labels"
     needs_labels = True
 
     neighbors: int = 16
@@ -283,9 +281,9 @@ class OSAKDConfig(LossConfig):
         require(self.queue >= self.neighbors, "queue must be at least its neighbors", self.queue)
 
     @property
-    def looks_at(self) -> str:
+    def used(self) -> str:
         """Logits of the teacher in its space, else labels."""
-        return "logits" if self.space == "teacher" else self.compares
+        return "logits" if self.space == "teacher" else self.uses
 
 
 @dataclass(frozen=True)
@@ -293,7 +291,7 @@ class R2KDConfig(LossConfig):
     """Correlations of values and ranks with the teacher and a pruned copy of it (Kim et al. 2024, arXiv 2311.13934).
     Start: weight 1."""
 
-    compares = "logits"
+    uses = "logits"
 
     temperature: float = 4.0
     """Temperature of teacher and student."""
@@ -316,7 +314,7 @@ class R2KDConfig(LossConfig):
 class RTKConfig(LossConfig):
     """Attention over the teacher's taps (Yang et al. 2022, arXiv 2206.12788). Start: weight 10."""
 
-    compares = "features"
+    uses = "features"
 
     student_layer: tuple[str, ...] = ("block_03", "block_06", "block_09")
     """Taps of the student."""
@@ -342,7 +340,7 @@ class OPDFConfig(LossConfig):
     """Auxiliary tensors (all but the central one) of decomposed kernels, compared where a student kernel and a teacher
     kernel have the same shape (Zhan et al. 2024, arXiv 2411.06448). Needs training.chain. Start: weight 10 to 100."""
 
-    compares = "weights"
+    uses = "weights"
 
     permuted: bool = False
     """A control: each layer is compared with another of the teacher's."""
@@ -377,6 +375,6 @@ class LossesConfig:
         terms = {name: getattr(self, name) for name in self.__dataclass_fields__}
         return {name: term for name, term in terms.items() if term.weight > 0}
 
-    def compare(self, what: Literal["logits", "features", "map", "weights"]) -> bool:
-        """Return whether a term with a weight compares logits, features, maps or weights."""
-        return any(term.looks_at == what for term in self.active().values())
+    def use(self, what: Literal["logits", "features", "map", "weights"]) -> bool:
+        """Return whether a term with a weight uses logits, features, maps or weights."""
+        return any(term.used == what for term in self.active().values())

@@ -123,11 +123,11 @@ def _convert(value: Any, expected: Any, where: str, what: str) -> Any:
             raise UserError(f"{what}: {where} must be a list{_length(members)}, got {value!r}")
         return tuple(_convert(item, member, where, what) for item, member in zip(value, members, strict=True))
     if origin is Literal:
-        if isinstance(value, dict | list) or value not in typing.get_args(expected):
+        if _is_array(value) or isinstance(value, dict | list) or value not in typing.get_args(expected):
             if _is_none(value) and "none" in typing.get_args(expected):
                 return "none"
             choices = ", ".join(map(repr, typing.get_args(expected)))
-            raise UserError(f"{what}: {where} must be one of {choices}, got {value!r}")
+            raise UserError(f"{what}: {where} must be one of {choices}, got {_shown(value)}")
         return value
     if origin in (types.UnionType, typing.Union):
         # a list or a choice that may be left out
@@ -149,7 +149,16 @@ def _convert(value: Any, expected: Any, where: str, what: str) -> Any:
     if tables and isinstance(value, Mapping):
         return _convert(value, tables[0], where, what)
     wanted = " or ".join("table" if option in tables else option.__name__ for option in options if option is not _NONE)
-    raise UserError(f"{what}: {where} must be of type {wanted}, got {value!r} ({type(value).__name__})")
+    raise UserError(f"{what}: {where} must be of type {wanted}, got {_shown(value)} ({type(value).__name__})")
+
+
+def _is_array(value: Any) -> bool:
+    return bool(getattr(value, "shape", ()))
+
+
+def _shown(value: Any) -> str:
+    """Return a refused value as text; the numbers of an array are too many."""
+    return f"an array of shape {tuple(value.shape)}" if _is_array(value) else repr(value)
 
 
 def _length(members: tuple) -> str:

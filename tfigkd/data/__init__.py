@@ -16,12 +16,12 @@ import numpy as np
 
 from tfigkd.config.data_fields import BACKGROUND, Fit, Reading
 from tfigkd.data import catalog, folders, hints, npz, sources, tables
-from tfigkd.data.disk import DIGEST_LENGTH, blocks, digest, pick
+from tfigkd.data.disk import blocks, pick
 from tfigkd.data.examples import Examples, concatenate
-from tfigkd.data.pictures import one_line
+from tfigkd.data.pictures import DIGEST_LENGTH, digest
 from tfigkd.data.spaces import to_gray
 from tfigkd.data.splits import check_groups, hold_out
-from tfigkd.runtime.errors import UserError
+from tfigkd.runtime.errors import UserError, one_line
 from tfigkd.runtime.files import expanded
 from tfigkd.runtime.text import shortened
 
@@ -141,7 +141,7 @@ def load(
 
 
 def identify(images: np.ndarray, labels: np.ndarray) -> Examples:
-    """Turn arrays into examples, with the hash of the pixels as id and sorted by id.
+    """Turn arrays into examples, with the hash of the pixels as id and sorted by id; source ids are their positions.
 
     Args:
         images: uint8 RGB [N,H,W,3].
@@ -151,6 +151,17 @@ def identify(images: np.ndarray, labels: np.ndarray) -> Examples:
         ValueError: The arrays are not as above.
     """
     images, labels = np.asarray(images), np.asarray(labels)
+    check_arrays(images, labels)
+    names = np.array([str(number) for number in range(len(images))])
+    return _identify(sources.SplitPart(np.ascontiguousarray(images), labels.astype(np.int64), names))
+
+
+def check_arrays(images: np.ndarray, labels: np.ndarray) -> None:
+    """Check that arrays are pictures, uint8 RGB [N,H,W,3], and their labels, integers [N] that are not negative.
+
+    Raises:
+        ValueError: They are not.
+    """
     if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] != 3:
         hint = "" if images.dtype == np.uint8 else hints.of_pixels(images.dtype, images)
         raise ValueError(f"images must be uint8 [N,H,W,3], got {images.dtype} of shape {images.shape}{hint}")
@@ -159,8 +170,6 @@ def identify(images: np.ndarray, labels: np.ndarray) -> Examples:
         raise ValueError(f"labels must be integers [{len(images)}], got {labels.dtype} of shape {labels.shape}{hint}")
     if len(labels) and labels.min() < 0:
         raise ValueError(f"labels must not be negative, got {labels.min()}")
-    names = np.array([str(number) for number in range(len(images))])
-    return _identify(sources.SplitPart(np.ascontiguousarray(images), labels.astype(np.int64), names))
 
 
 def to_model_input(images: np.ndarray) -> np.ndarray:
@@ -195,7 +204,7 @@ def _open(name: str, directory: str | None, wanted: Reading, download: bool) -> 
         return folders.read_folder(path, wanted)
     if ending == ".csv":
         return tables.read_csv(path, wanted)
-    return catalog.read(name, directory, wanted, download)
+    return catalog.read_tfds(name, directory, wanted, download)
 
 
 def _check(name: str, source: sources.Source) -> None:
@@ -220,7 +229,7 @@ def _check(name: str, source: sources.Source) -> None:
         if part is None:
             continue
         if not len(part.labels):
-            raise UserError(f"data set {name!r}: the {split} split is empty")
+            raise UserError(f"data set {name!r}: the {split} split is empty; add pictures to it")
         if 0 in part.images.shape:
             raise UserError(f"data set {name!r}: {split} pictures of {_size(part)} have no pixels")
         if part.labels.min() < 0 or part.labels.max() >= classes:
@@ -337,6 +346,6 @@ def _contradictions(parts: Sequence[Examples], class_names: Sequence[str]) -> li
     ]
 
 
-def covered(data: Dataset) -> Examples:
-    """Return the examples that stores cover: train and validation, sorted by id."""
+def train_and_validation(data: Dataset) -> Examples:
+    """Return the examples of train and validation, sorted by id."""
     return concatenate([data.train, data.validation])

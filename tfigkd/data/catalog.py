@@ -20,10 +20,11 @@ from typing import Any
 import numpy as np
 
 from tfigkd.config.data_fields import Reading
-from tfigkd.data.disk import Pictures, decoded
-from tfigkd.data.pictures import check_memory, decode_all, one_line, reading
+from tfigkd.data.decoded import decoded
+from tfigkd.data.disk import Pictures
+from tfigkd.data.pictures import check_memory, decode_all
 from tfigkd.data.sources import ROLES, Notes, Source, SplitPart, cache_folder, kept_on_disk, unused, usual
-from tfigkd.runtime.errors import UserError
+from tfigkd.runtime.errors import UserError, one_line, readable
 from tfigkd.runtime.files import checksum, expanded
 
 # The host of the files of TensorFlow Datasets. Without a network tfds itself would wait for minutes.
@@ -41,7 +42,7 @@ OTHER_FILES = {
 VERSION_PATTERN = re.compile(r"\d+\.\d+\.\d+")
 
 
-def read(name: str, directory: str | None, wanted: Reading, download: bool) -> Source:
+def read_tfds(name: str, directory: str | None, wanted: Reading, download: bool) -> Source:
     """Read a tfds data set; if it is not prepared, download it first.
 
     Args:
@@ -117,7 +118,7 @@ def about(name: str, directory: str | None) -> dict[str, Any]:
     folder = _prepared(name, directory) if NAME_PATTERN.fullmatch(name) else None
     if folder is None:
         return {"version": name.partition(":")[2], "urls": [], "citation": ""}
-    with reading(f"tfds data in {folder}", "restore that folder or prepare it again"):
+    with readable(f"tfds data in {folder}", "restore that folder or prepare it again"):
         info = json.loads((folder / "dataset_info.json").read_text(encoding="utf-8"))
         urls = [url for url in info.get("location", {}).get("urls", []) if url.startswith("http")]
         return {"version": folder.name, "urls": urls, "citation": info.get("citation", "")}
@@ -175,7 +176,7 @@ def _prepare(name: str, directory: Path) -> Path:
 def _read_prepared(folder: Path, wanted: Reading) -> Source:
     import tensorflow_datasets as tfds
 
-    with reading(f"tfds data in {folder}", "restore that folder or prepare it again"):
+    with readable(f"tfds data in {folder}", "restore that folder or prepare it again"):
         builder = tfds.builder_from_directory(folder)
         keys = _find_keys(builder, folder, wanted.group)
         notes = Notes()

@@ -45,7 +45,6 @@ class _Joined(Examples):
     """Several splits as one, sorted by id; the pictures are not copied until they are read."""
 
     _pictures: DiskPictures
-    _on_disk: bool
 
     def __init__(self, parts: Sequence[Examples]):
         columns = [np.concatenate([getattr(part, name) for part in parts]) for name in ("ids", "labels", "source_ids")]
@@ -54,7 +53,6 @@ class _Joined(Examples):
             object.__setattr__(self, name, column[order])
         pictures = [part.images for part in parts]
         object.__setattr__(self, "_pictures", JoinedPictures(pictures).pick(order))
-        object.__setattr__(self, "_on_disk", any(isinstance(one, DiskPictures) for one in pictures))
 
     @property
     def images(self) -> Pictures:
@@ -64,5 +62,5 @@ class _Joined(Examples):
     def take(self, indices: np.ndarray | slice) -> Examples:
         """Return the examples at `indices`, in that order."""
         pictures = self._pictures.pick(indices)
-        images = pictures if self._on_disk else pictures[:]
+        images = pictures if pictures.on_disk else pictures[:]
         return Examples(self.ids[indices], images, self.labels[indices], self.source_ids[indices])

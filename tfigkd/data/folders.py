@@ -12,7 +12,6 @@ from tfigkd.data.pictures import (
     PICTURE_SUFFIXES,
     is_hidden,
     is_picture,
-    reading,
 )
 from tfigkd.data.sources import (
     ROLES,
@@ -26,7 +25,7 @@ from tfigkd.data.sources import (
     unused,
     usual,
 )
-from tfigkd.runtime.errors import UserError
+from tfigkd.runtime.errors import UserError, readable
 from tfigkd.runtime.text import counted, shortened
 
 
@@ -52,7 +51,7 @@ def read_folder(root: Path, wanted: Reading) -> Source:
             "for columns give a .csv file"
         )
     notes = Notes()
-    with reading(f"folder {root}", "check its files and permissions"):
+    with readable(f"folder {root}", "check its files and permissions"):
         chosen = _folder_splits(root, wanted.splits, notes)
         if chosen is None:
             class_names, train = _read_classes(root, [root], wanted, notes)

@@ -10,10 +10,10 @@ import numpy as np
 
 from tfigkd.config.data_fields import Reading, SplitsConfig
 from tfigkd.data import hints
-from tfigkd.data.disk import BLOCK, decoded
+from tfigkd.data.decoded import decoded
+from tfigkd.data.disk import BLOCK
 from tfigkd.data.pictures import (
     check_memory,
-    reading,
     resize,
     to_rgb,
 )
@@ -30,7 +30,7 @@ from tfigkd.data.sources import (
     taken,
     unused,
 )
-from tfigkd.runtime.errors import UserError
+from tfigkd.runtime.errors import UserError, readable
 from tfigkd.runtime.files import checksum
 
 MAX_NAMES = 2**24
@@ -57,7 +57,7 @@ def read_npz(path: Path, wanted: Reading) -> Source:
     if not path.is_file():
         raise UserError(f"no file {path}; expected an .npz with x_train, y_train, x_test and y_test")
     notes = Notes()
-    with reading(str(path), "save it again with np.savez"):
+    with readable(str(path), "save it again with np.savez"):
         with zipfile.ZipFile(path) as archive:
             names = archive.namelist()
             available = sorted(

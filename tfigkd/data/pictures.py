@@ -1,12 +1,12 @@
-"""Pictures as arrays: decoding, resizing, and errors for damaged or too large pictures.
+"""Pictures as arrays: decoding, resizing, ids, and errors for damaged or too large pictures.
 
 All encoded pictures, also those of tfds, are decoded by Pillow: JPEG decoders differ by a few gray levels (TensorFlow
 and Pillow differ by up to 5 in every one of 11,000 pictures), so another decoder would give a picture another id.
 """
 
+import hashlib
 import io
 import math
-import re
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from tfigkd.config.data_fields import BACKGROUND, Fit, Reading, rgb
-from tfigkd.runtime.errors import UserError, plain
+from tfigkd.runtime.errors import UserError, plain, readable
 from tfigkd.runtime.machine import cores, free_memory
 
 PICTURE_SUFFIXES = frozenset(
@@ -41,6 +41,7 @@ ORIENTATION = 0x0112
 TURNED = "turned upright by EXIF"
 COMPOSITED = "composited on {background}, as they are transparent"
 ANIMATED = "read as the first of several frames"
+DIGEST_LENGTH = 16
 
 
 def decode(encoded: bytes | Path, name: str, *, background: str = BACKGROUND, drop_alpha: bool = False) -> np.ndarray:
@@ -175,7 +176,7 @@ def open_picture(encoded: bytes | Path, name: str) -> Iterator[Any]:
     from PIL import Image
 
     with (
-        reading(f"picture {name}", "replace or remove it"),
+        readable(f"picture {name}", "replace or remove it"),
         Image.open(io.BytesIO(encoded) if isinstance(encoded, bytes) else encoded, formats=FORMATS) as file,
     ):
         if Image.MAX_IMAGE_PIXELS is not None and file.width * file.height > Image.MAX_IMAGE_PIXELS:
@@ -329,30 +330,9 @@ def check_memory(what: str, shape: Sequence[int]) -> None:
         )
 
 
-@contextmanager
-def reading(what: str, remedy: str) -> Iterator[None]:
-    """Turn any error of a reader on damaged input into a UserError.
-
-    Args:
-        what: The input, such as "picture cat.png".
-        remedy: What to do about it, in a few words.
-
-    Raises:
-        UserError: The reader raised an error, except for a missing package.
-    """
-    try:
-        yield
-    except (UserError, ImportError):
-        raise
-    except Exception as error:  # damaged files raise many kinds of errors: zlib, struct, syntax, memory
-        raise UserError(f"cannot read {what}: {one_line(error)}; {remedy}") from error
-
-
-def one_line(error: BaseException) -> str:
-    """Return the type and the first line of the message of an exception."""
-    # TensorFlow adds the names of graph nodes to its messages.
-    message = re.sub(r"\{\{function_node .*?\}\}|\[Op:.*", "", str(error), flags=re.DOTALL).strip()
-    return f"{type(error).__name__}: {message.splitlines()[0][:200]}" if message else type(error).__name__
+def digest(image: np.ndarray) -> str:
+    """Return the id of a picture, uint8 [H,W,3]: 16 hex digits of the SHA-256 of its pixels in C order."""
+    return hashlib.sha256(np.ascontiguousarray(image).data).hexdigest()[:DIGEST_LENGTH]
 
 
 def to_rgb(images: np.ndarray) -> np.ndarray:

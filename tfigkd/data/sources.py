@@ -14,7 +14,8 @@ from pathlib import Path
 import numpy as np
 
 from tfigkd.config.data_fields import Reading, SplitsConfig
-from tfigkd.data.disk import BLOCK, FOLDER, Pictures, decoded, join
+from tfigkd.data.decoded import FOLDER, decoded
+from tfigkd.data.disk import BLOCK, Pictures, join
 from tfigkd.data.pictures import (
     bombs_refused,
     decode_all,

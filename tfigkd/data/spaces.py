@@ -35,9 +35,12 @@ def check_range(given: Range) -> None:
     """Check the values of a black and of a white pixel.
 
     Raises:
-        ValueError: They are equal, or one is no number.
+        ValueError: They are not two, they are equal, or one is no finite number.
     """
-    if given[0] == given[1] or not np.isfinite(given).all():
+    values = np.asarray(given)
+    if values.shape != (2,) or values.dtype.kind not in "iuf":
+        raise ValueError(f"expected two numbers, of a black and of a white pixel, such as 0 255, got {given!r}")
+    if values[0] == values[1] or not np.isfinite(values).all():
         raise ValueError(f"expected different values for black and white, such as 0 255, got {given[0]} and {given[1]}")
 
 

@@ -79,8 +79,3 @@ def masked(arrays: "np.ndarray | StoredArrays", shown: np.ndarray) -> "np.ndarra
     if isinstance(arrays, StoredArrays):
         return arrays.only(shown)
     return np.where(shown.reshape(-1, *[1] * (arrays.ndim - 1)), arrays, 0).astype(arrays.dtype)
-
-
-def permuted(arrays: Any, order: np.ndarray) -> Any:
-    """Return arrays [N,...], `StoredArrays` or `TopLogits` in another order; those of a store stay there."""
-    return arrays[order] if isinstance(arrays, np.ndarray) else arrays.pick(order)

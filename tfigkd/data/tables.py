@@ -12,7 +12,6 @@ import numpy as np
 
 from tfigkd.config.data_fields import Reading, SplitsConfig
 from tfigkd.data.pictures import (
-    reading,
     refusal,
 )
 from tfigkd.data.sources import (
@@ -26,7 +25,7 @@ from tfigkd.data.sources import (
     unused,
     usual,
 )
-from tfigkd.runtime.errors import UserError, closest
+from tfigkd.runtime.errors import UserError, closest, readable
 from tfigkd.runtime.files import expanded
 
 INTEGER = re.compile(r"-?[0-9]+(\.0*)?")
@@ -48,7 +47,7 @@ def read_csv(path: Path, wanted: Reading) -> Source:
     """
     if not path.is_file():
         raise UserError(f"no file {path}; expected a .csv with the columns path and label")
-    with reading(str(path), "save it as UTF-8 text with the columns path and label"):
+    with readable(str(path), "save it as UTF-8 text with the columns path and label"):
         rows = _rows(path, wanted.group)
         notes = Notes()
         values = [row["split"] for row in rows if "split" in row]
@@ -116,7 +115,8 @@ def _rows(path: Path, group: str | None) -> list[dict[str, str]]:
             raise UserError(f"{path}, line {line}: the column {lacking[0]} is empty; fill it in")
         place = os.path.realpath(path.parent / expanded(row["path"]))
         if place in before:
-            raise UserError(f"{path}, line {line}: {row['path']} is listed in line {before[place]} as well")
+            listed = f"{row['path']} is listed in line {before[place]} as well"
+            raise UserError(f"{path}, line {line}: {listed}; remove one of the two rows")
         before[place] = line
         rows.append(row)
     if not rows:
@@ -170,7 +170,10 @@ def _read_rows(
     paths, missing = [], {}
     for index, row in enumerate(rows):
         if row["label"] not in class_names:
-            raise UserError(f"{table}: {row['path']} has the label {row['label']!r}, which no picture of train has")
+            raise UserError(
+                f"{table}: {row['path']} has the label {row['label']!r}, which no picture of train has; correct it, or "
+                "add pictures of it to train"
+            )
         place = table.parent / expanded(row["path"])
         if not place.is_file():
             place = table.parent / row["path"].replace("\\", "/")  # of a table that was made on Windows

@@ -5,7 +5,8 @@ from typing import Any
 import numpy as np
 from scipy.special import logsumexp
 
-from tfigkd.data.stored import StoredArrays, permuted
+from tfigkd.data.disk import pick
+from tfigkd.data.stored import StoredArrays
 
 
 def spread_rest(logits: np.ndarray, indices: np.ndarray) -> np.ndarray:
@@ -101,7 +102,7 @@ class TopLogits:
 
     def pick(self, indices: Any) -> "TopLogits":
         """Return some of the examples; indices as for an array's first axis."""
-        return TopLogits(permuted(self.packed, indices))
+        return TopLogits(pick(self.packed, indices))
 
 
 StoredViews = np.ndarray | StoredArrays | TopLogits

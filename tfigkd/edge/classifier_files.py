@@ -1,17 +1,15 @@
 """A LiteRT file of any origin as a function from pictures to the logits of a data set's classes; without TensorFlow."""
 
-import argparse
 import unicodedata
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
 
 import numpy as np
 
-from tfigkd.config.data_fields import BACKGROUND, Fit, Reading, Resident, SplitsConfig, is_color
+from tfigkd.config.data_fields import BACKGROUND, Fit, Reading, is_color
 from tfigkd.config.reading import refused_as
-from tfigkd.data import Dataset, load
 from tfigkd.data.spaces import (
     SUM_TOLERANCE,
     UNIT,
@@ -29,14 +27,14 @@ from tfigkd.edge.input_range import infer_input_range
 from tfigkd.edge.litert import (
     class_count,
     dequantize,
-    ends,
     file_operations,
+    input_details,
     litert_predictor,
     open_classifier,
+    output_details,
     tensor_values,
 )
 from tfigkd.runtime.errors import UserError
-from tfigkd.runtime.quiet import quiet_stderr
 from tfigkd.runtime.text import shortened
 
 GIVES: dict[str, Outputs] = {
@@ -47,18 +45,6 @@ GIVES: dict[str, Outputs] = {
 PASSES = ("QUANTIZE", "DEQUANTIZE", "RESHAPE")
 SCALES = ("MUL", "DIV", "ADD", "SUB")
 """Operations that, with a constant, leave logits logits, as a temperature does."""
-MEANS: dict[str, Outputs] = {"logits": "logits", "probabilities": "probabilities"}
-
-
-def names_apart(paths: Sequence[Path]) -> list[str]:
-    """Return the name of each file without its suffix; before equal names are as many folders as distinguish them."""
-    parts = [path.with_suffix("").parts for path in paths]
-    names = []
-    for own in parts:
-        others = {other for other in parts if other != own}
-        depth = next((depth for depth in range(1, len(own)) if own[-depth:] not in {o[-depth:] for o in others}), None)
-        names.append("/".join(own[-depth:]) if depth else str(Path(*own)))
-    return names
 
 
 def image_side(path: Path) -> int | None:
@@ -72,7 +58,7 @@ def image_side(path: Path) -> int | None:
 
 
 def _side(path: Path) -> int | None:
-    height, width = map(int, ends(open_classifier(path))[0]["shape"][1:3])
+    height, width = map(int, input_details(open_classifier(path))["shape"][1:3])
     return height if height == width else None
 
 
@@ -81,7 +67,7 @@ def reading_for(path: Path, options: Any) -> Reading:
 
     Args:
         path: The .tflite file, whose contract tells of its training.
-        options: Those of `add_data_options` or `config.flags.DataOptions`.
+        options: Those of `options.add_data_options` or `config.flags.DataOptions`.
 
     Raises:
         UserError: The file is damaged or is no classifier of images, its contract makes no sense, or an option is out
@@ -123,7 +109,7 @@ def fit_of(contract: Mapping[str, Any] | None, given: Fit | None = None) -> Fit:
     return fit
 
 
-def spaces(
+def infer_spaces(
     interpreter: Any,
     contract: Mapping[str, Any] | None,
     input_range: Range | None = None,
@@ -149,11 +135,12 @@ def spaces(
             check_range(input_range)
         except ValueError as error:
             raise UserError(f"--input-range: {error}") from error
-    _, sink = ends(interpreter)
+    sink = output_details(interpreter)
     about = contract or {}
     taken = input_range or infer_input_range(interpreter, contract) or UNIT
     means = about.get("output", {}).get("means") if isinstance(about.get("output"), Mapping) else None
-    given = outputs or MEANS.get(str(means)) or _infer_outputs_by_end(interpreter, int(sink["index"]))
+    known = means if means in get_args(Outputs) else None
+    given = outputs or known or _infer_outputs_by_end(interpreter, int(sink["index"]))
     if given is None:
         seen = probe(interpreter, taken)
         # each of the quantized shares is off by up to half a step
@@ -173,7 +160,7 @@ def probe(interpreter: Any, input_range: Range) -> np.ndarray:
     Raises:
         UserError: They are not finite.
     """
-    source, sink = ends(interpreter)
+    source, sink = input_details(interpreter), output_details(interpreter)
     seen = []
     for image in in_range(probe_images(tuple(map(int, source["shape"][1:]))), input_range):
         interpreter.set_tensor(source["index"], tensor_values(image[None], source))
@@ -208,16 +195,16 @@ def file_predictor(
     Args:
         path: A .tflite file, of this package or of another tool.
         class_names: Of the data.
-        input_range: The values of a black and of a white pixel that it takes; see `spaces`.
-        outputs: What it gives; see `spaces`.
+        input_range: The values of a black and of a white pixel that it takes; see `infer_spaces`.
+        outputs: What it gives; see `infer_spaces`.
 
     Raises:
         UserError: The file is damaged, is no classifier, or has other classes.
     """
     contract = admit(path)
     interpreter = open_classifier(path)
-    taken, given = spaces(interpreter, contract, input_range, outputs)
-    source, sink = ends(interpreter)
+    taken, given = infer_spaces(interpreter, contract, input_range, outputs)
+    source, sink = input_details(interpreter), output_details(interpreter)
     order = class_order(path, class_count(sink), (contract or {}).get("class_names"), class_names)
     predict = litert_predictor(path, input_range=taken, outputs=given)
     gray = int(source["shape"][-1]) == 1
@@ -271,100 +258,3 @@ def class_order(path: Path, count: int, own: Sequence[str] | None, wanted: Seque
             "class folders so"
         )
     return order + [index for index in range(count) if index not in order]
-
-
-def add_space_options(parser: argparse.ArgumentParser) -> None:
-    """Add the options of a command that opens files of other tools; `config.flags.SpaceOptions` has the same."""
-    parser.add_argument(
-        *("--input-range", "--input_range"),
-        type=float,
-        nargs=2,
-        metavar=("BLACK", "WHITE"),
-        help="values of a black and of a white pixel that the model takes, such as 0 255 (default: what its contract "
-        "or the scale of its input tells, else 0 1)",
-    )
-    parser.add_argument(
-        "--outputs",
-        choices=list(MEANS),
-        help="what the model gives (default: what its contract or its outputs on noise tell)",
-    )
-
-
-def given_spaces(options: argparse.Namespace) -> dict[str, Any]:
-    """Return what the options of `add_space_options` say, as the arguments `input_range` and `outputs` of `spaces`."""
-    pair = options.input_range
-    return {"input_range": None if pair is None else (pair[0], pair[1]), "outputs": options.outputs}
-
-
-def add_background_option(parser: argparse.ArgumentParser) -> None:
-    """Add the option that names the color behind transparent pixels, see `background_of`."""
-    parser.add_argument(
-        "--background",
-        help='color behind transparent pixels: white, gray, black or "#rrggbb" (default: as in training)',
-    )
-
-
-def add_data_options(parser: argparse.ArgumentParser, purpose: str) -> None:
-    """Add the options that name a data set; `config.flags.DataOptions` has the same.
-
-    Args:
-        parser: It gets the options.
-        purpose: The help of `--data`.
-    """
-    parser.add_argument("--data", help=purpose)
-    parser.add_argument(
-        *("--image-size", "--image_size"),
-        type=int,
-        help="bring pictures to this height and width, antialiased (default: the size that each file takes)",
-    )
-    parser.add_argument("--data-dir", "--data_dir", help="prepared tfds directory (default: TFDS_DATA_DIR)")
-    add_background_option(parser)
-    parser.add_argument("--fit", choices=get_args(Fit), help="how pictures come to that size (default: as in training)")
-    parser.add_argument("--group", help="what keeps pictures on one side of a split that is held out, as in data.group")
-    kinds = get_args(Resident)
-    parser.add_argument("--resident", choices=kinds, default="auto", help="where decoded pictures are kept")
-    parser.add_argument("--cache", help="folder of pictures that are kept on disk (default: .tfigkd beside the data)")
-    for role in ("train", "validation", "test"):
-        parser.add_argument(
-            f"--splits.{role}",
-            action=_SplitOf,
-            dest="splits",
-            const=role,
-            default=SplitsConfig(),
-            help=f"split of the source, as in data.splits.{role}",
-        )
-
-
-def refuse_without_data(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
-    """Refuse options of a data set where none is given.
-
-    Raises:
-        UserError: One of them has another value than its default.
-    """
-    names = ("data_dir", *(one.name for one in fields(Reading)))
-    unused = [name for name in names if getattr(options, name) != parser.get_default(name)]
-    if unused and not options.data:
-        raise UserError(f"--{unused[0].replace('_', '-')} has no effect without --data; leave it out")
-
-
-class _SplitOf(argparse.Action):
-    """An option that names the split of one role, `const`; all of them together are one `SplitsConfig`."""
-
-    def __call__(
-        self, parser: Any, namespace: argparse.Namespace, values: Any, option_string: str | None = None
-    ) -> None:
-        setattr(namespace, self.dest, replace(getattr(namespace, self.dest), **{str(self.const): values}))
-
-
-def load_data(options: argparse.Namespace, reading: Reading) -> Dataset:
-    """Load the data set of `add_data_options`.
-
-    Args:
-        options: Parsed.
-        reading: From `reading_for`.
-
-    Raises:
-        UserError: As for `tfigkd.data.load`.
-    """
-    with quiet_stderr():  # tfds imports TensorFlow, which greets
-        return load(options.data, reading, directory=options.data_dir)

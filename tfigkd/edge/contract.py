@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from tfigkd.edge.litert import ends, open_classifier, trial
+from tfigkd.edge.litert import input_details, open_classifier, output_details, trial
 from tfigkd.runtime.errors import UserError
 from tfigkd.runtime.files import checksum, read_signed, write_signed
 
@@ -38,7 +38,7 @@ def write_contract(path: Path, class_names: Sequence[str] | None, **about: Any) 
         about: Further facts about the file, as JSON values.
     """
     interpreter = open_classifier(path)
-    source, sink = ends(interpreter)
+    source, sink = input_details(interpreter), output_details(interpreter)
     content = {
         "file": path.name,
         "sha256": checksum(path),

@@ -10,12 +10,11 @@ import numpy as np
 
 from tfigkd.config.export_fields import FORMATS, Ends, Format
 from tfigkd.data import to_model_input
-from tfigkd.data.pictures import one_line
 from tfigkd.data.spaces import UNIT, Range
 from tfigkd.edge.litert import float_operations, float_tensors
-from tfigkd.models.graph import flatten_layers
+from tfigkd.models.graph import flatten_layers, student_of
 from tfigkd.models.input_range import require_unit_range
-from tfigkd.runtime.errors import UserError
+from tfigkd.runtime.errors import UserError, one_line
 from tfigkd.runtime.quiet import quiet_stderr
 
 
@@ -64,10 +63,11 @@ def convert(
             "a process of that backend"
         )
     if format not in FORMATS:
-        raise ValueError(f"Expected a format of {', '.join(FORMATS)}, got {format!r}.")
+        raise ValueError(f"format must be one of {', '.join(FORMATS)}, got {format!r}")
+    model = student_of(model)
     shape = (1, *model.input_shape[1:])
     if None in shape:
-        raise ValueError(f"Expected a model of fixed image size, got one that takes {shape[1:]}.")
+        raise ValueError(f"{model.name} leaves the size of its images open; build it with a fixed input shape")
     layers = flatten_layers(model, include_self=True)
     by_keras = [layer.name for layer in layers if getattr(layer, "quantization_mode", None)]
     if by_keras:
@@ -81,6 +81,11 @@ def convert(
         raise UserError(f"this model has fake quantization and cannot be converted to {format}; use int8 or float32")
     if format not in CALIBRATED or learned:
         return _run(frozen, format, io=io)
+    if "Switch" in _operations(frozen):  # with which the calibration of TensorFlow ends the process
+        raise OperationError(
+            f"this model cannot be converted to {format}: loops and branches, such as recurrent layers, have no "
+            "integer form; use another format"
+        )
     if calibration is None:
         raise ValueError(f"{format} needs calibration images.")
     require_unit_range(model, input_range, remedy=", or input_range=(0, 1) if it does take these")
@@ -123,10 +128,14 @@ def _freeze(model: keras.Model, shape: tuple[int, ...]) -> Any:
     )
 
 
-def _fake_quantized(frozen: Any) -> bool:
+def _operations(frozen: Any) -> set[str]:
+    """Return the names of the TensorFlow operations of a function and of the functions that it calls."""
     graph = frozen.graph.as_graph_def()
-    nodes = [*graph.node, *(node for function in graph.library.function for node in function.node_def)]
-    return any(node.op.startswith("FakeQuant") for node in nodes)
+    return {node.op for nodes in (graph.node, *(each.node_def for each in graph.library.function)) for node in nodes}
+
+
+def _fake_quantized(frozen: Any) -> bool:
+    return any(name.startswith("FakeQuant") for name in _operations(frozen))
 
 
 def _run(frozen: Any, format: Format, calibration: np.ndarray | None = None, *, io: Ends) -> bytes:

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from tfigkd.edge.litert_profiler import Event
 from tfigkd.edge.operations import Operation
-from tfigkd.edge.profiler import Event
 
 NAMES: dict[str, tuple[str, ...]] = {
     "ADD": ("add",),

@@ -8,7 +8,7 @@ import numpy as np
 
 from tfigkd.data.ranges import Affine, composed, range_of, scalar
 from tfigkd.data.spaces import PIXELS, SIGNED, UNIT, Range
-from tfigkd.edge.litert import dequantize, file_operations
+from tfigkd.edge.litert import dequantize, file_operations, input_details
 
 PASSES = ("QUANTIZE", "DEQUANTIZE", "CAST", "RESHAPE", "PAD", "RESIZE_BILINEAR", "RESIZE_NEAREST_NEIGHBOR")
 """Operations that leave the range of the pixels as it is."""
@@ -28,7 +28,7 @@ def infer_input_range(interpreter: Any, contract: Mapping[str, Any] | None) -> R
     described = about.get("range") if isinstance(about, Mapping) else None
     if described:
         return float(described[0]), float(described[1])
-    source = interpreter.get_input_details()[0]
+    source = input_details(interpreter)
     return _range_of_integers(source) or _leading_range(interpreter)
 
 
@@ -76,7 +76,7 @@ def _leading_range(interpreter: Any) -> Range | None:
     operations = file_operations(interpreter)
     written = {int(index) for one in operations for index in one["outputs"]}
     tensors = {one["index"]: one for one in interpreter.get_tensor_details()}
-    tensor, found = int(interpreter.get_input_details()[0]["index"]), []
+    tensor, found = int(input_details(interpreter)["index"]), []
     while True:
         readers = [one for one in operations if tensor in one["inputs"]]
         constants = [int(index) for one in readers for index in one["inputs"] if int(index) not in {tensor, *written}]

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from tfigkd.config.measure_fields import BenchmarkConfig
-from tfigkd.edge.litert import input_values, open_classifier
+from tfigkd.edge.litert import input_details, input_values, open_classifier
 
 TURN = 10
 """Timed inferences of a file before the next file is timed."""
@@ -20,6 +20,16 @@ FEWEST = 10
 
 PAUSE = 0.02
 """Seconds between two turns: the threads of an interpreter stay busy for a short time after its last inference."""
+
+
+def run_count(asked: int, seconds: float) -> int:
+    """Return how many inferences are enough: as asked, fewer of a slow file, but at least `FEWEST`.
+
+    Args:
+        asked: The number that is asked for, which is never exceeded.
+        seconds: Of one inference.
+    """
+    return min(asked, max(FEWEST, int(LONGEST / max(seconds, 1e-6))))
 
 
 def latencies(paths: Sequence[Path], config: BenchmarkConfig) -> dict[Path, dict[int, dict[str, float]]]:
@@ -43,7 +53,7 @@ def latencies(paths: Sequence[Path], config: BenchmarkConfig) -> dict[Path, dict
         wanted = {}
         for path, run in runners.items():
             fastest = min(run() for _ in range(max(config.warmup, 1)))
-            wanted[path] = min(config.runs, max(FEWEST, int(LONGEST / fastest)))
+            wanted[path] = run_count(config.runs, fastest)
         while any(len(seconds[path]) < wanted[path] for path in paths):
             for path, run in runners.items():
                 left = wanted[path] - len(seconds[path])
@@ -52,15 +62,15 @@ def latencies(paths: Sequence[Path], config: BenchmarkConfig) -> dict[Path, dict
                     run()
                     seconds[path] += [run() for _ in range(min(TURN, left))]
         for path, values in seconds.items():
-            shares = {f"p{share}": float(1e3 * np.percentile(values, share)) for share in (50, 90, 99)}
-            results[path][threads] = shares | {"min": 1e3 * min(values), "runs": len(values)}
+            percentiles = {f"p{one}": float(1e3 * np.percentile(values, one)) for one in (50, 90, 99)}
+            results[path][threads] = percentiles | {"min": 1e3 * min(values), "runs": len(values)}
     return results
 
 
 def _runner(path: Path, threads: int) -> Callable[[], float]:
     """Return a function that runs one inference of a file on noise and returns its seconds."""
     interpreter = open_classifier(path, threads=threads)
-    source = interpreter.get_input_details()[0]
+    source = input_details(interpreter)
     noise = np.random.default_rng(0).integers(0, 256, tuple(source["shape"]), dtype=np.uint8)
     interpreter.set_tensor(source["index"], input_values(noise, source))
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from tfigkd.data.spaces import UNIT, Range
-from tfigkd.edge.litert import dequantize, input_values, open_classifier, open_litert
+from tfigkd.edge.litert import dequantize, input_details, input_values, open_classifier, open_litert
 from tfigkd.edge.operations import Operation, operations_of
 from tfigkd.runtime.errors import UserError
 
@@ -108,7 +108,7 @@ def compare(
             f"{quantized} takes images {shapes[0]}, {reference} takes {shapes[1]}; give files of the same model"
         )
     if images.shape[1:] != shapes[0]:
-        raise UserError(f"{quantized} takes images {shapes[0]}, got {images.shape[1:]}")
+        raise UserError(f"{quantized} takes images {shapes[0]}, got {images.shape[1:]}; resize them: --image-size")
     matched = match(sides[0], sides[1])
     sums = {tensor: _Sums() for tensor in matched}
     for index in range(len(images)):
@@ -139,7 +139,7 @@ class _Side:
         self.interpreter = open_litert(path, threads=1, delegates=False, keep_tensors=True)
         self.operations = operations_of(self.interpreter)
         self.tensors: dict[int, Any] = {one["index"]: one for one in self.interpreter.get_tensor_details()}
-        self.source = self.interpreter.get_input_details()[0]
+        self.source = input_details(self.interpreter)
         self._range = input_range
 
     def run(self, image: np.ndarray) -> None:

@@ -172,9 +172,14 @@ def open_classifier(model: Path, *, threads: int | None = None) -> Any:
     return interpreter
 
 
-def ends(interpreter: Any) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return what LiteRT tells of the input and the output of a classifier from `open_classifier`."""
-    return interpreter.get_input_details()[0], interpreter.get_output_details()[0]
+def input_details(interpreter: Any) -> dict[str, Any]:
+    """Return LiteRT's details of the only input."""
+    return interpreter.get_input_details()[0]
+
+
+def output_details(interpreter: Any) -> dict[str, Any]:
+    """Return LiteRT's details of the only output."""
+    return interpreter.get_output_details()[0]
 
 
 def class_count(sink: Mapping[str, Any]) -> int:
@@ -197,11 +202,12 @@ def litert_predictor(
             size.
     """
     interpreter = open_classifier(path)
-    source, sink = ends(interpreter)
+    source, sink = input_details(interpreter), output_details(interpreter)
 
     def predict(images: Pictures) -> np.ndarray:
         if images.shape[1:] != tuple(source["shape"][1:]):
-            raise UserError(f"{path} takes images {tuple(map(int, source['shape'][1:]))}, got {images.shape[1:]}")
+            wanted = tuple(map(int, source["shape"][1:]))
+            raise UserError(f"{path} takes images {wanted}, got {images.shape[1:]}; resize them: --image-size")
         logits = np.empty((len(images), sink["shape"][-1]), np.float32)
         for index in range(len(images)):
             interpreter.set_tensor(source["index"], input_values(images[index][None], source, input_range))

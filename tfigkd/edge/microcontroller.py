@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 
 from tfigkd.data.spaces import UNIT, Outputs, Range
-from tfigkd.edge.classifier_files import spaces
+from tfigkd.edge.classifier_files import infer_spaces
 from tfigkd.edge.contract import admit
-from tfigkd.edge.litert import ends, file_operations, open_classifier, open_litert
+from tfigkd.edge.litert import file_operations, input_details, open_classifier, open_litert, output_details
 from tfigkd.edge.operations import tensor_bytes
 from tfigkd.runtime.errors import UserError
 from tfigkd.runtime.files import checksum, write_text
@@ -66,7 +66,7 @@ def write_c(
     """
     contract = admit(model)
     interpreter = open_classifier(model, threads=1)
-    source, sink = ends(interpreter)
+    source, sink = input_details(interpreter), output_details(interpreter)
     if {source["dtype"], sink["dtype"]} != {np.int8}:
         takes, gives = (np.dtype(tensor["dtype"]).name for tensor in (source, sink))
         raise UserError(
@@ -76,7 +76,7 @@ def write_c(
     name = f"_{name}" if name[0].isdigit() else name
     arena, operations = arena_bytes(model), operation_names(model)
     names = (contract or {}).get("class_names")
-    taken, given = spaces(interpreter, contract, input_range, outputs)
+    taken, given = infer_spaces(interpreter, contract, input_range, outputs)
     file = _File(model, name, source, sink, arena, operations, names, taken, given)
     write_text(output.with_suffix(".h"), _header(file))
     write_text(output, _source(file, output))

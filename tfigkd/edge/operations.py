@@ -16,8 +16,9 @@ KERNELS = {"CONV_2D": (1, 2), "DEPTHWISE_CONV_2D": (1, 2), "FULLY_CONNECTED": (1
 CONVERSIONS = ("DEQUANTIZE", "DENSIFY")
 """Operations through which float16 and some int8 weights go before they are used."""
 
-WORKING = ("convolution", "depthwise", "MatMul")
-"""How the names of convolutions and dense layers end, of all that is fused into one operation."""
+WEIGHTED = ("convolution", "depthwise", "MatMul")
+"""Beginnings of the last part of a tensor's name, by which the convolution or dense layer is found among what is
+fused."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,7 @@ class Operation:
     def layer(self) -> str:
         """The name of the layer that does the work, without the model's and the operation's: `block_01_conv1_1`."""
         fused = [one.split("/") for one in self.name.split(";")]  # a convolution with its normalization and activation
-        parts = next((one for one in fused if one[-1].startswith(WORKING)), fused[0])
+        parts = next((one for one in fused if one[-1].startswith(WEIGHTED)), fused[0])
         return "/".join(parts[1:-1] if len(parts) > 2 else parts[-1:])
 
 

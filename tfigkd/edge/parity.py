@@ -14,7 +14,7 @@ from tfigkd.data.spaces import UNIT
 from tfigkd.edge.contract import write_contract
 from tfigkd.edge.convert import CALIBRATED, check_calibration, convert
 from tfigkd.edge.litert import litert_predictor
-from tfigkd.edge.quantizer import Quantized, quantize
+from tfigkd.edge.quantizer import Quantized, quantize_file
 from tfigkd.measure.metrics import accuracy, comparison, predict_logits
 from tfigkd.models.cost import count_parameters
 from tfigkd.models.fake_quant import is_fake_quantized
@@ -23,7 +23,7 @@ from tfigkd.runtime.errors import UserError
 from tfigkd.runtime.files import atomic
 from tfigkd.runtime.provenance import versions
 
-WIDE: tuple[Format, ...] = ("float32", "float16")
+FLOAT_FORMATS: tuple[Format, ...] = ("float32", "float16")
 NOISE_EXAMPLES = 64
 ROUNDING = 1e-9
 
@@ -66,7 +66,7 @@ def check_parity(
     Raises:
         UserError: the file differs more from its Keras model than allowed.
     """
-    if format in WIDE:
+    if format in FLOAT_FORMATS:
         relative = report["max_difference"] / max(1.0, float(np.abs(reference).max()))
         bound = "max_float16_difference" if rounded else f"max_{format}_difference"
         if not relative <= getattr(config, bound):  # written so that NaN fails too
@@ -146,7 +146,7 @@ def export_file(
             expected, others = expected[used:], data.validation.take(slice(used, None))
             report = parity(temporary, others, expected)
             on = "validation without the calibration images" if used else "validation"
-        if data is not None or format in WIDE:
+        if data is not None or format in FLOAT_FORMATS:
             check_parity(path.name, format, report, expected, config, rounded=original is not None and original.half)
     kept = {"quantizer": config.quantizer, "kept": {"in": config.keep_in, "layers": list(made.kept)}}
     write_contract(
@@ -182,7 +182,7 @@ def _quantized(model: keras.Model, calibration: np.ndarray | None, config: Expor
         raise ValueError("int8 needs calibration images.")
     check_calibration(calibration, tuple(model.input_shape[1:]))
     whole = convert(model, "float32")
-    return quantize(whole, calibration, io=config.io, keep=config.keep, keep_in=config.keep_in)
+    return quantize_file(whole, calibration, io=config.io, keep=config.keep, keep_in=config.keep_in)
 
 
 def _parity_on_noise(

@@ -10,8 +10,8 @@ from tfigkd.config.measure_fields import BenchmarkConfig
 from tfigkd.edge.event_matching import operation_times
 from tfigkd.edge.latency import latencies
 from tfigkd.edge.layer_differences import Comparison
+from tfigkd.edge.litert_profiler import Event, record
 from tfigkd.edge.operations import Operation, read_operations
-from tfigkd.edge.profiler import Event, record
 from tfigkd.runtime.errors import UserError
 from tfigkd.runtime.text import counted, shortened
 

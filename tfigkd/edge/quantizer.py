@@ -18,12 +18,11 @@ import numpy as np
 
 from tfigkd.config.export_fields import Ends, Kept
 from tfigkd.data import to_model_input
-from tfigkd.data.pictures import one_line
 from tfigkd.edge.convert import check_content
 from tfigkd.edge.layer_differences import compare
-from tfigkd.edge.litert import open_litert
+from tfigkd.edge.litert import input_details, open_litert
 from tfigkd.edge.operations import Operation, read_operations
-from tfigkd.runtime.errors import UserError
+from tfigkd.runtime.errors import UserError, one_line
 from tfigkd.runtime.quiet import quiet_stderr
 
 PROFILED = 32
@@ -44,7 +43,7 @@ class Quantized:
     kept: tuple[str, ...]
 
 
-def quantize(
+def quantize_file(
     content: bytes, calibration: np.ndarray, *, io: Ends = "integer", keep: int = 0, keep_in: Kept = "float32"
 ) -> Quantized:
     """Quantize a float32 file to int8 weights and activations.
@@ -142,7 +141,7 @@ def _widened(found: Mapping[str, Any], content: bytes, calibration: np.ndarray) 
         calibration: uint8 images [N,H,W,C].
     """
     interpreter = open_litert(content, threads=1, delegates=False, keep_tensors=True)
-    source = interpreter.get_input_details()[0]
+    source = input_details(interpreter)
     tensors = {one["name"]: one["index"] for one in interpreter.get_tensor_details() if one["name"] in found}
     ends = {name: (math.inf, -math.inf) for name in tensors}
     for place in range(len(calibration)):

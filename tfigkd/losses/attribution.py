@@ -10,7 +10,7 @@ from typing import Any
 import keras
 from keras import ops
 
-from tfigkd.losses.base import PerExampleLoss, Tensor, cosine_distance
+from tfigkd.losses.base import PerExampleLoss, Tensor, cosine_distance, flat_labels
 from tfigkd.losses.features import map_size, match_resolution, pool_to
 
 
@@ -53,6 +53,7 @@ def input_gradient_map(
     Raises:
         ValueError: The backend is neither TensorFlow nor JAX, or labels are not one integer per example.
     """
+    labels = flat_labels(labels)
     if len(labels.shape) != 1:
         raise ValueError(f"IG matching needs one label per example, integers [B]; got shape {tuple(labels.shape)}")
     images = ops.convert_to_tensor(images, dtype="float32")

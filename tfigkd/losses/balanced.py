@@ -27,9 +27,11 @@ def effective_weights(counts: Sequence[int], beta: float) -> np.ndarray:
         float64 [C]; 0 for a class without examples, of which the mean takes no account.
 
     Raises:
-        ValueError: beta is out of range, or no class has examples.
+        ValueError: beta is out of range, a count is negative or no number, or no class has examples.
     """
     examples = np.asarray(counts, np.float64)
+    if not (np.isfinite(examples) & (examples >= 0)).all():
+        raise ValueError(f"counts must be finite and not negative, got {counts}")
     present = examples > 0
     if not 0 <= beta < 1:
         raise ValueError(f"beta must be in [0, 1), got {beta}")

@@ -40,7 +40,7 @@ class Loss(DistillationLoss):
     """
     needs_labels: bool = False
     """`per_example` takes integer labels [B] as a third argument."""
-    taken: bool = False
+    owned: bool = False
     """Whether a Distiller has this loss, and trains its `projector`."""
     student_layer: Taps = None
     teacher_layer: Taps = None
@@ -58,6 +58,11 @@ class Loss(DistillationLoss):
     def project(self, student_outputs: Any, *, training: bool) -> Any:
         """Return what the loss takes in the place of the student's outputs: these themselves, unless overridden."""
         return student_outputs
+
+    @property
+    def needs_whole_batch(self) -> bool:
+        """Whether the value depends on which examples share a batch, so that devices cannot each take a part."""
+        return self.compares != "weights"
 
     def check_taps(self, student: keras.Model, teacher: keras.Model | None = None) -> None:
         """Check before training that the models have the layers to tap.
@@ -115,6 +120,11 @@ def _layer_names(model: keras.Model) -> list[str]:
 class PerExampleLoss(Loss):
     """A loss with one value per example, so that sample weights can be applied."""
 
+    @property
+    def needs_whole_batch(self) -> bool:
+        """Whether the value depends on which examples share a batch: it does not."""
+        return False
+
     def per_example(self, teacher_outputs: Tensor, student_outputs: Tensor) -> Tensor:
         """Return the loss of each example, [B]."""
         raise NotImplementedError
@@ -122,6 +132,11 @@ class PerExampleLoss(Loss):
     def compute_loss(self, teacher_outputs: Tensor, student_outputs: Tensor, **kwargs: Any) -> Tensor:
         """Return the mean loss of the batch, a scalar."""
         return ops.mean(self.per_example(teacher_outputs, student_outputs))
+
+
+def flat_labels(labels: Any) -> Any:
+    """Return labels [B,1], an array or tensor, as [B]; classes [B] and probabilities [B,C] stay what they are."""
+    return labels[:, 0] if len(labels.shape) == 2 and labels.shape[1] == 1 else labels
 
 
 def unit_vectors(vectors: Tensor, axis: int = -1) -> Tensor:

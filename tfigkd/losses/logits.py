@@ -11,16 +11,20 @@ from tfigkd.losses.base import (
     Tensor,
     check_not_negative,
     check_positive,
+    flat_labels,
     pearson_distance,
     unit_vectors,
 )
+
+LEAST = -3e38
+"""A logarithm of zero that is finite in float32."""
 
 
 def hard_label_loss(labels: Tensor, logits: Tensor, *, label_smoothing: float = 0.0) -> Tensor:
     """Return the cross-entropy with the hard label.
 
     Args:
-        labels: Integer classes [B], or class probabilities [B,C].
+        labels: Integer classes [B] or [B,1], or class probabilities [B,C] with C > 1.
         logits: [B,C].
         label_smoothing: Share of the label's mass spread evenly over the classes, in [0, 1).
 
@@ -28,11 +32,11 @@ def hard_label_loss(labels: Tensor, logits: Tensor, *, label_smoothing: float = 
         Loss of each example, [B], in nats; NaN where an integer label is no class.
     """
     log_probabilities = ops.log_softmax(ops.cast(logits, "float32"))
+    labels = flat_labels(labels)
     if len(labels.shape) == 1:
         labels = ops.cast(labels, "int32")
-        is_class = ops.logical_and(labels >= 0, labels < logits.shape[-1])
-        # without this the one-hot row of such a label is zero, and so is its loss
-        labels = ops.one_hot(labels, logits.shape[-1]) + ops.where(is_class, 0.0, float("nan"))[:, None]
+        # without this the one-hot row of a label that is no class is zero, and so is its loss
+        labels = ops.one_hot(labels, logits.shape[-1]) + _nan_unless_class(labels, logits.shape[-1])[:, None]
     targets = ops.cast(labels, "float32")
     targets = targets * (1.0 - label_smoothing) + label_smoothing / logits.shape[-1]
     return -ops.sum(targets * log_probabilities, axis=-1)
@@ -70,20 +74,22 @@ def decoupled_kl(
     Args:
         teacher_logits: [B,C] with C > 1.
         student_logits: [B,C].
-        labels: Integer classes [B]; b and q refer to the label even if the teacher's prediction is another class.
+        labels: Integer classes [B] or [B,1]; b and q refer to the label even if the teacher predicts another class.
         alpha: Weight of b.
         beta: Weight of q.
         temperature: T > 0, for both.
 
     Returns:
-        Loss of each example, [B], in nats.
+        Loss of each example, [B], in nats; NaN where a label is no class.
 
     Raises:
         ValueError: Labels are not one integer per example; with mixup they are not.
     """
+    labels = flat_labels(labels)
     if len(labels.shape) != 1:
         raise ValueError(f"decoupled_kl needs one label per example, integers [B]; got shape {tuple(labels.shape)}")
-    is_label = ops.one_hot(ops.cast(labels, "int32"), teacher_logits.shape[-1], dtype="bool")
+    labels = ops.cast(labels, "int32")
+    is_label = ops.one_hot(labels, teacher_logits.shape[-1], dtype="bool")
 
     def split(logits: Tensor) -> tuple[Tensor, Tensor]:
         logits = ops.cast(logits, "float32") / temperature
@@ -97,7 +103,7 @@ def decoupled_kl(
     (teacher_binary, teacher_others), (student_binary, student_others) = split(teacher_logits), split(student_logits)
     # the entry of the label is 0 in both and adds exp(0) · (0 - 0) = 0
     loss = alpha * _kl(teacher_binary, student_binary) + beta * _kl(teacher_others, student_others)
-    return temperature**2 * loss
+    return temperature**2 * loss + _nan_unless_class(labels, teacher_logits.shape[-1])
 
 
 def logit_distance(teacher_logits: Tensor, student_logits: Tensor) -> Tensor:
@@ -258,7 +264,7 @@ class DKD(PerExampleLoss):
         Args:
             teacher_outputs: Logits [B,C].
             student_outputs: Logits [B,C].
-            labels: Integers [B].
+            labels: Integers [B] or [B,1].
 
         Raises:
             ValueError: There are no labels.
@@ -366,5 +372,12 @@ class DIST(Loss):
         return correlation_distance(teacher_outputs, student_outputs, **self.get_config())
 
 
+def _nan_unless_class(labels: Tensor, classes: int) -> Tensor:
+    """Return 0 for each integer label that is a class, NaN for any other, [B]."""
+    return ops.where(ops.logical_and(labels >= 0, labels < classes), 0.0, float("nan"))
+
+
 def _kl(teacher_log: Tensor, student_log: Tensor) -> Tensor:
+    # a class that the teacher excludes, by a logit of -inf, adds 0 · (least - student) = 0, where 0 · -inf were NaN
+    teacher_log = ops.maximum(teacher_log, LEAST)
     return ops.sum(ops.exp(teacher_log) * (teacher_log - student_log), axis=-1)

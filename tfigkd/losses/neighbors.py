@@ -5,7 +5,7 @@ from typing import Any, Literal
 import keras
 from keras import ops
 
-from tfigkd.losses.base import PerExampleLoss, Tensor
+from tfigkd.losses.base import PerExampleLoss, Tensor, flat_labels
 from tfigkd.losses.logits import hard_label_loss
 
 FAR = 1e30
@@ -123,6 +123,11 @@ class OSAKD(PerExampleLoss):
         self.compares = "posteriors" if space == "teacher" else "labels"
         self.projector: Queue | None = None
 
+    @property
+    def needs_whole_batch(self) -> bool:
+        """Whether the value depends on which examples share a batch: in the student's space they are its neighbors."""
+        return self.space == "student"
+
     def build(self, classes: int) -> None:
         """Create the queue, in the student's space; a second call changes nothing."""
         if self.projector is None and self.space == "student":
@@ -133,7 +138,7 @@ class OSAKD(PerExampleLoss):
 
         Args:
             logits: The student's, [B,C].
-            labels: Integers [B].
+            labels: Integers [B] or [B,1].
             examples: Which examples these are, integers [B] from 0; None if that is not known.
             training: Whether the batch is put into the queue.
 
@@ -142,6 +147,7 @@ class OSAKD(PerExampleLoss):
         """
         if self.projector is None:
             raise ValueError("the queue is not built; call OSAKD.build(classes) first")
+        labels = flat_labels(labels)
         if len(labels.shape) != 1:
             raise ValueError(f"osakd needs one label per example, integers [B]; got shape {tuple(labels.shape)}")
         logits = ops.stop_gradient(ops.cast(logits, "float32"))

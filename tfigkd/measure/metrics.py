@@ -11,6 +11,7 @@ from scipy.special import log_softmax
 from tfigkd.data import Examples, to_model_input
 from tfigkd.data.disk import Pictures, blocks
 from tfigkd.data.spaces import require_finite_outputs
+from tfigkd.losses.base import flat_labels
 from tfigkd.runtime.errors import UserError
 
 Predict = Callable[[Pictures], np.ndarray]
@@ -79,9 +80,29 @@ def check_labels(labels: np.ndarray, classes: int) -> None:
         )
 
 
+def _labels_of(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Return labels [N] or [N,1] as [N], one for each row of logits [N,C].
+
+    Raises:
+        ValueError: They are not.
+    """
+    flat: np.ndarray = flat_labels(np.asarray(labels))
+    if flat.shape != (len(logits),):
+        raise ValueError(f"labels must be integers [N] or [N,1] for logits {logits.shape}, got shape {flat.shape}")
+    return flat
+
+
 def accuracy(logits: np.ndarray, labels: np.ndarray) -> float:
-    """Return the share of examples whose largest logit is that of the label."""
-    return float(np.mean(logits.argmax(axis=1) == labels))
+    """Return the share of examples whose largest logit is that of the label.
+
+    Args:
+        logits: [N,C].
+        labels: int [N] or [N,1].
+
+    Raises:
+        ValueError: There is not one label for each example.
+    """
+    return float(np.mean(logits.argmax(axis=1) == _labels_of(logits, labels)))
 
 
 def mirrored_accuracy(predict: Predict, images: Pictures, logits: np.ndarray, labels: np.ndarray) -> float:
@@ -93,22 +114,28 @@ def mirrored_accuracy(predict: Predict, images: Pictures, logits: np.ndarray, la
         predict: From uint8 images [N,H,W,3] to logits [N,C].
         images: uint8 [N,H,W,3].
         logits: What `predict` gave for them.
-        labels: int [N].
+        labels: int [N] or [N,1].
     """
     mirrored = [predict(np.ascontiguousarray(block[:, :, ::-1])) for block in blocks(images)]
     return accuracy(logits + np.concatenate(mirrored), labels)
 
 
 def metrics(logits: np.ndarray, labels: np.ndarray) -> Iterator[tuple[str, float]]:
-    """Yield the metrics of logits [N,C] for labels [N], by name.
+    """Yield the metrics of logits [N,C] for labels [N] or [N,1], by name.
 
     `accuracy`; with more than 10 classes `top5_accuracy`, the share of labels among the five largest logits;
     `balanced_accuracy`, the mean recall of the classes that occur; `kappa`, Cohen's kappa, 0 if labels and predictions
     are all of one class; `nll`, the negative log-likelihood in nats; `ece`, see `calibration_error`.
+
+    Raises:
+        ValueError: There is not one label for each example.
+        UserError: A label is none of the C classes.
     """
     # imported here, because training alone does not need scikit-learn
     from sklearn.metrics import cohen_kappa_score, recall_score, top_k_accuracy_score
 
+    labels = _labels_of(logits, labels)
+    check_labels(labels, logits.shape[1])
     predicted = logits.argmax(axis=1)
     yield "accuracy", accuracy(logits, labels)
     if logits.shape[1] > MANY_CLASSES:
@@ -130,12 +157,16 @@ def calibration_error(logits: np.ndarray, labels: np.ndarray, *, bins: int = 15)
 
     Args:
         logits: [N,C].
-        labels: int [N].
+        labels: int [N] or [N,1].
         bins: Number of bins.
 
     Returns:
         The error, from 0 to 1.
+
+    Raises:
+        ValueError: There is not one label for each example.
     """
+    labels = _labels_of(logits, labels)
     confidence = np.exp(log_softmax(logits.astype(np.float64), axis=1).max(axis=1))
     correct = logits.argmax(axis=1) == labels
     chosen = np.digitize(confidence, np.linspace(0, 1, bins + 1)[1:-1], right=True)
@@ -148,12 +179,16 @@ def per_class(logits: np.ndarray, labels: np.ndarray, num_classes: int) -> list[
 
     Args:
         logits: [N,C].
-        labels: int [N].
+        labels: int [N] or [N,1].
         num_classes: C; classes that do not occur are listed as well.
 
     Returns:
         One mapping per class. Recall is None for a class without examples, precision for a class never predicted.
+
+    Raises:
+        ValueError: There is not one label for each example.
     """
+    labels = _labels_of(logits, labels)
     predicted = logits.argmax(axis=1)
     hits = np.bincount(labels[predicted == labels], minlength=num_classes)
     occurs = np.bincount(labels, minlength=num_classes)
@@ -188,13 +223,17 @@ def disagreement(logits: np.ndarray, reference: np.ndarray, labels: np.ndarray) 
     Args:
         logits: Logits of the model, [N,C].
         reference: Logits of the reference, [N,C].
-        labels: int [N].
+        labels: int [N] or [N,1].
 
     Returns:
         Numbers of examples: `both_right`; right only by `only_reference` or `only_model`; both wrong with the same
         class (`both_wrong_alike`) or with two classes (`both_wrong_apart`). And `pairs`, lists of the reference's
         class, the model's class and the number of such examples, most frequent first.
+
+    Raises:
+        ValueError: There is not one label for each example.
     """
+    labels = _labels_of(logits, labels)
     own, other = logits.argmax(axis=1), reference.argmax(axis=1)
     right, known, same = own == labels, other == labels, own == other
     counts = {

@@ -198,10 +198,12 @@ def seeds_needed(deviation: float, difference: float, *, pairs: bool = False) ->
         The number; None if the deviation is unknown (NaN) or the number is above `MOST_SEEDS`.
 
     Raises:
-        ValueError: The difference is not positive.
+        ValueError: The difference is not positive, or the deviation is negative.
     """
     if not difference > 0:
         raise ValueError(f"the difference to detect must be positive, got {difference}")
+    if deviation < 0:
+        raise ValueError(f"the deviation must not be negative, got {deviation}")
     if math.isnan(deviation):
         return None
     if deviation == 0:
@@ -263,7 +265,12 @@ def winner(arms: Mapping[str, Mapping[int, float]]) -> tuple[str | None, list[st
         The winner and an empty list; or None and the arms, best first, that are not significantly worse than the
         best: the test against it, corrected over all other arms, does not reach the 5 % level, or an arm has too few
         runs.
+
+    Raises:
+        ValueError: There are no arms, or an arm has no runs.
     """
+    if not arms:
+        raise ValueError("expected at least one arm, got none")
     order = sorted(arms, key=lambda arm: -summarize(list(arms[arm].values())).mean)
     best, others = order[0], order[1:]
     adjusted = holm([compare_by_seed(arms[best], arms[arm])[0].p for arm in others])

@@ -23,7 +23,7 @@ from tfigkd.models.power import with_power
 from tfigkd.models.precision import with_precision
 from tfigkd.models.reinitialize import frozen_layers, with_fresh_weights
 from tfigkd.models.resnet import resnet
-from tfigkd.models.spaces import as_classifier, resized, with_image_size, with_input_range, with_rgb
+from tfigkd.models.spaces import as_classifier, cached_classifier, resized, with_image_size, with_input_range, with_rgb
 from tfigkd.models.students import truncate
 from tfigkd.models.user_model import channels_of, image_size_of, input_range_of, load_own, load_plain, load_written
 from tfigkd.models.weights import load_torch_weights
@@ -41,6 +41,7 @@ __all__ = [
     "Normalization",
     "as_classifier",
     "build",
+    "cached_classifier",
     "channels_of",
     "convnet",
     "ensemble",

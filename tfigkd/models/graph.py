@@ -4,7 +4,9 @@ A graph is a Functional or a Sequential model. Its operations are layers, models
 keras.ops. A node of Keras is one call of an operation; a layer that is called twice has two nodes.
 """
 
-from collections.abc import Callable, Sequence
+import contextlib
+import random
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import keras
@@ -12,6 +14,22 @@ import numpy as np
 
 ARITHMETIC = ("Add", "Subtract", "Multiply", "Divide", "TrueDivide")
 """Class names of the operations that Keras makes of `+`, `-`, `*` and `/`; layers can have the first three as well."""
+
+
+@contextlib.contextmanager
+def keeps_random_numbers() -> Iterator[None]:
+    """Leave Python's random numbers as they are: Keras draws the seed of each new layer from them."""
+    state = random.getstate()
+    try:
+        yield
+    finally:
+        random.setstate(state)
+
+
+def student_of(model: Any) -> Any:
+    """Return the student of a `Distiller`, any other model itself."""
+    student = getattr(model, "student", None)
+    return student if isinstance(student, keras.Model) and hasattr(model, "distillation_losses") else model
 
 
 def is_graph(layer: Any) -> bool:
@@ -30,13 +48,15 @@ def graph_of(model: keras.Model) -> keras.Model:
     Raises:
         ValueError: The model is neither Functional nor Sequential, or not built.
     """
+    if student_of(model) is not model:
+        raise ValueError(f"{model!r} is a Distiller; give its student, distiller.student")
     try:
         if isinstance(model, keras.Sequential):
             return keras.Model(model.inputs[0], model.outputs[0], name=model.name)
         return keras.Model(model.input, model.output, name=model.name)
     except (AttributeError, TypeError, ValueError, IndexError) as error:
         raise ValueError(
-            f"Expected a Functional model, or a Sequential one of known input shape, got {model!r}."
+            f"{model!r} must be Functional, or Sequential with a known input shape; begin it with keras.Input"
         ) from error
 
 

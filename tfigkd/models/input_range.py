@@ -20,7 +20,11 @@ PASSED = (
     *(keras.layers.Resizing, keras.layers.CenterCrop, keras.layers.InputLayer, keras.layers.Identity),
 )
 """Layers that leave the range of the pixels as it is; so do those whose name begins with Random."""
-PASSED_OPERATIONS = ("GetItem", "Stack", "Concatenate", "Cast", "Flip", "Clip", "RGBToGrayscale")
+PASSED_OPERATIONS = ("GetItem", "Stack", "Concatenate", "Cast", "Flip", "Clip", "Pad", "RGBToGrayscale")
+PROBED = (0.0, 64.0, 128.0, 255.0)
+"""Pixel values of the images of one color with which an operation in front of all others is probed."""
+OPEN_SIDE = 8
+"""Height and width of these images where those of the model are open."""
 
 
 def infer_input_range(model: keras.Model) -> Range | None:
@@ -72,13 +76,17 @@ def _infer_range(model: keras.Model, start: Any = None) -> Range | None:
 
 
 def _affine_parts(model: keras.Model, start: Any = None) -> Iterator[Affine]:
+    untouched = True  # the image still has its own pixel values
     for operation, node in _leading(model, start):
         if operation.name == INPUT_RANGE:  # written by `with_input_range`
             yield Affine(scalar(1), scalar(-0.5))
             return
         part = _affine(operation, node)
+        if part is None and untouched:
+            part = _probed(operation, node)
         if part is None:
             return
+        untouched = untouched and part.neutral
         yield part
 
 
@@ -124,7 +132,9 @@ def _affine(operation: Any, node: Any) -> Affine | None:
         mean, variance = (
             (operation.mean, operation.variance) if fixed else (operation.adapt_mean, operation.adapt_variance)
         )
-        return _statistics(mean, variance, operation.invert) if _of_channels(operation, node) else None
+        if not _of_channels(operation, node):  # a value for each pixel
+            mean, variance = np.mean(float64_of(mean)), np.mean(float64_of(variance))
+        return _statistics(mean, variance, operation.invert)
     if isinstance(operation, keras.layers.BatchNormalization):
         if not _of_channels(operation, node):
             return None
@@ -136,6 +146,33 @@ def _affine(operation: Any, node: Any) -> Affine | None:
         bias = float64_of(operation.bias) if operation.use_bias else scalar(0)
         return Affine(float64_of(operation.kernel).reshape(-1), bias)
     return _arithmetic(kind, node)
+
+
+def _probed(operation: Any, node: Any) -> Affine | None:
+    """Return what an operation without weights does to images of one color; None where it is not affine in the color.
+
+    Cropping, pooling, resizing, transposing and the mean of the channels leave the color as it is.
+    """
+    if len(node.input_tensors) != 1 or len(node.outputs) != 1 or getattr(operation, "weights", None):
+        return None
+    source = node.input_tensors[0]
+    shape = [1, *(size or OPEN_SIDE for size in source.shape[1:])]
+    colors = []
+    for value in PROBED:
+        arguments, options = node.arguments.fill_in({id(source): ops.full(shape, value, source.dtype)})
+        try:
+            given = ops.convert_to_numpy(operation(*arguments, **options)).astype(np.float64)
+        except (ValueError, TypeError, RuntimeError):  # it takes no other batch or size
+            return None
+        pixels = given.reshape(-1, given.shape[-1])
+        if given.ndim < 3 or np.ptp(pixels, axis=0).max() > 1e-3:
+            return None
+        colors.append(pixels[0])
+    scale, offset = (colors[-1] - colors[0]) / PROBED[-1], colors[0]
+    straight = all(
+        np.allclose(scale * value + offset, color, atol=0.01) for value, color in zip(PROBED, colors, strict=True)
+    )
+    return Affine(scale, offset) if straight and np.all(scale) else None
 
 
 def _of_channels(layer: Any, node: Any) -> bool:

@@ -14,9 +14,8 @@ from typing import Any
 import keras
 
 import tfigkd.models.fake_quant  # noqa: F401 - registers what a quantized student is made of
-from tfigkd.data.pictures import reading
 from tfigkd.models.layers import mapped
-from tfigkd.runtime.errors import UserError
+from tfigkd.runtime.errors import UserError, readable
 from tfigkd.runtime.files import expanded
 
 CONFIGS = ("config.json", "metadata.json")
@@ -116,7 +115,7 @@ def _inspect(path: Path) -> tuple[dict[str, Any], int]:
     Raises:
         UserError: it holds anything that a saved model of stock layers does not.
     """
-    with reading(str(path), "save the model anew with model.save"), zipfile.ZipFile(path) as archive:
+    with readable(str(path), "save the model anew with model.save"), zipfile.ZipFile(path) as archive:
         members = archive.infolist()
         for member in members:
             if not MEMBER.fullmatch(member.filename) or ".." in member.filename.split("/"):

@@ -141,8 +141,11 @@ def copy_layer(layer: keras.Layer) -> keras.Layer:
     Raises:
         ValueError: The layer, or the subclassed model, does not tell its configuration.
     """
+    if isinstance(layer, keras.layers.Lambda):  # whose code Keras refuses to take from a configuration
+        given = {name: getattr(layer, name) for name in ("function", "mask", "arguments", "name")}
+        return keras.layers.Lambda(**given, output_shape=layer._output_shape, dtype=layer.dtype_policy)
     try:
-        return type(layer).from_config(layer.get_config())
+        return type(layer).from_config({"name": layer.name, **layer.get_config()})
     except NotImplementedError as error:
         raise ValueError(
             f"{layer.name} cannot be copied: its class {type(layer).__name__} does not say its arguments; give it a "
@@ -273,16 +276,21 @@ def copy_layer_state(source: keras.Layer, target: keras.Layer) -> None:
         store: dict[str, Any] = {}
         mine.save_own_variables(store)
         if store:
-            theirs.load_own_variables(store)
+            theirs.load_own_variables({name: _values_of(variable) for name, variable in store.items()})
         if hasattr(mine, "save_assets"):
             with tempfile.TemporaryDirectory() as folder:
                 mine.save_assets(folder)
                 theirs.load_assets(folder)
         for generator, other in zip(mine._seed_generators, theirs._seed_generators, strict=True):
-            other.state.assign(generator.state)
+            other.state.assign(_values_of(generator.state))
         for metric, twin in zip(mine._metrics, theirs._metrics, strict=True):
             for variable, copy in zip(metric.variables, twin.variables, strict=True):
-                copy.assign(variable)
+                copy.assign(_values_of(variable))
+
+
+def _values_of(variable: Any) -> np.ndarray:
+    """Return a copy of a variable's values: on JAX, training and `predict` delete the array that a variable holds."""
+    return np.array(ops.convert_to_numpy(variable))
 
 
 def has_plain_kernel(layer: keras.Layer) -> bool:

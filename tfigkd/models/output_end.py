@@ -1,5 +1,6 @@
 """The end of a classifier: whether its last operation gives logits or probabilities, and which ends are refused."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -14,6 +15,8 @@ WEIGHTED = (keras.layers.Dense, keras.layers.EinsumDense, keras.layers.Conv2D)
 """Layers whose outputs are logits where they end in no activation."""
 PASSES_VALUES = (keras.layers.Flatten, keras.layers.Reshape, keras.layers.Dropout, keras.layers.GlobalAveragePooling2D)
 """Layers whose output values are input values, or means of them."""
+PASSES_ALL = (keras.layers.Dropout, keras.layers.Identity)
+"""Layers whose output is their input when the model does not train."""
 OPERATIONS = {"Softmax": "softmax", "LogSoftmax": "log_softmax", "Sigmoid": "sigmoid"}
 """Class names of functions of keras.ops, with the name of the activation that each is."""
 OUTPUT_ACTIVATIONS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
@@ -52,11 +55,39 @@ def _is_affine(operation: Any) -> bool:
 
 
 def last_operation(model: keras.Model) -> tuple[Any, str]:
-    """Return the last operation, at any depth, and the name of its activation; a subclassed model is one operation."""
-    last: Any = model
-    while is_graph(last):
-        last = last.layers[-1] if isinstance(last, keras.Sequential) else maker_of(last.outputs[0])
+    """Return the last operation that computes, at any depth, and the name of its activation.
+
+    What only passes the values of all classes on, as a Flatten layer or a conversion to float32, does not compute. A
+    subclassed model is one operation.
+    """
+    last = _innermost(model)
+    while _passes_classes(last):
+        last = _innermost(maker_of(sources_of(last)[0]))
     return last, _activation_of(last)
+
+
+def _innermost(operation: Any) -> Any:
+    """Return the operation itself, or of a model the one that makes its output."""
+    while is_graph(operation):
+        sequential = isinstance(operation, keras.Sequential)
+        operation = operation.layers[-1] if sequential else maker_of(operation.outputs[0])
+    return operation
+
+
+def _passes_classes(operation: Any) -> bool:
+    """Return whether an operation gives the values of its only input, whose last axis holds one for each class."""
+    sources = sources_of(operation)
+    if len(sources) != 1 or getattr(operation, "weights", None):
+        return False
+    if isinstance(operation, keras.layers.Activation):
+        return _activation_of(operation) == "linear"
+    shape = sources[0].shape[1:]
+    reshaped = (
+        isinstance(operation, keras.layers.Flatten | keras.layers.Reshape) or type(operation).__name__ == "Reshape"
+    )
+    if reshaped:
+        return None not in shape and math.prod(shape) == shape[-1]
+    return isinstance(operation, PASSES_ALL) or type(operation).__name__ == "Cast"
 
 
 def _activation_of(operation: Any) -> str:

@@ -21,8 +21,15 @@ def with_fresh_weights(model: keras.Model) -> keras.Model:
         A Functional model with the same layer names, not compiled.
 
     Raises:
-        ValueError: The model is neither Functional nor Sequential, or not built.
+        ValueError: The model is neither Functional nor Sequential, or not built; or the kernel of a layer that trains
+            does not: Keras has quantized it, or trains factors of LoRA beside it.
     """
+    fixed = [layer.name for layer in flatten_layers(model) if layer.trainable and not layers.has_plain_kernel(layer)]
+    if fixed:
+        raise ValueError(
+            f"the kernel of layer {fixed[0]!r} does not train, as Keras has quantized it or given it factors of LoRA; "
+            "save the model without them, or keep its weights"
+        )
 
     def replace(layer: keras.Layer) -> keras.Layer:
         if _kept(layer):

@@ -25,7 +25,7 @@ from tfigkd.data.spaces import (
     probe_images,
 )
 from tfigkd.models import layers
-from tfigkd.models.graph import is_graph, run_graph, single_graph
+from tfigkd.models.graph import is_graph, keeps_random_numbers, run_graph, single_graph, student_of
 from tfigkd.models.input_range import INPUT_RANGE, infer_input_range
 from tfigkd.models.output_end import OUTPUT_ACTIVATIONS, infer_outputs_by_end, last_operation, refuse_end
 from tfigkd.models.subclassed import logarithm, logits_model, two_classes
@@ -99,7 +99,7 @@ def classifier(
 
 
 _CLASSIFIERS: weakref.WeakKeyDictionary[keras.Model, dict[Any, keras.Model | None]] = weakref.WeakKeyDictionary()
-"""The result of `classifier` for each model in memory, by settings and declared spaces; None for the model itself."""
+"""What `cached_classifier` gives for each model, by settings and declared spaces; None for the model itself."""
 
 
 def as_classifier(
@@ -109,7 +109,7 @@ def as_classifier(
     outputs: Outputs | None = None,
     images: np.ndarray | None = None,
 ) -> keras.Model:
-    """Return `classifier` of a model that is in memory, the same one at each call, with the weights of this moment.
+    """Return `classifier` of a model that is in memory; of a `Distiller`, that of its student.
 
     A subclassed model has no graph. One that gives logits is returned as it is; one that gives probabilities, as is
     declared or as its outputs look, is wrapped in a model that returns log-probabilities and shares its weights.
@@ -123,6 +123,32 @@ def as_classifier(
     Raises:
         ValueError: As `classifier`; or a Sequential model is not built, or the range of a subclassed one is declared.
     """
+    return _as_classifier(model, classifier, input_range, outputs, images)
+
+
+def cached_classifier(
+    model: keras.Model,
+    *,
+    input_range: Range | None = None,
+    outputs: Outputs | None = None,
+    images: np.ndarray | None = None,
+) -> keras.Model:
+    """Return `as_classifier` of a model, to be read alone: the same one at each call, with the weights of this moment.
+
+    Arguments and errors are those of `as_classifier`.
+    """
+    return _as_classifier(model, _cached, input_range, outputs, images)
+
+
+@keeps_random_numbers()
+def _as_classifier(
+    model: keras.Model,
+    of_graph: Callable[..., keras.Model],
+    input_range: Range | None,
+    outputs: Outputs | None,
+    images: np.ndarray | None,
+) -> keras.Model:
+    model = student_of(model)
     if single_graph(model) is None:
         _refuse_unbuilt(model)
         if input_range not in (None, UNIT):
@@ -133,6 +159,10 @@ def as_classifier(
         if outputs is None and images is not None:
             outputs = _infer_subclassed_outputs(model, images)
         return logits_model(model) if outputs == "probabilities" else model
+    return of_graph(model, input_range=input_range, outputs=outputs)
+
+
+def _cached(model: keras.Model, *, input_range: Range | None, outputs: Outputs | None) -> keras.Model:
     known = _CLASSIFIERS.setdefault(model, {})
     key = None if input_range is None else tuple(map(float, input_range)), outputs, settings_of(model)
     if key not in known:

@@ -43,9 +43,14 @@ def truncate(
     ends.sort(key=lambda name: int(name.removeprefix("block_")))
     ends = ends or block_ends(model)
     if not ends:
-        raise ValueError(f"Expected blocks of convolutions, one after the other, in {model.name}, found none.")
+        raise ValueError(
+            f"{model.name} has no blocks of convolutions one after the other, so no student can be cut from it; choose "
+            "another teacher"
+        )
     if not 0 <= drop_blocks < len(ends):
-        raise ValueError(f"drop_blocks must be in 0..{len(ends) - 1} for {model.name}, got {drop_blocks}.")
+        raise ValueError(
+            f"drop_blocks must be in 0..{len(ends) - 1} for {model.name}, got {drop_blocks}; choose one of these"
+        )
 
     def fresh(layer: keras.Layer) -> keras.Layer:
         constant = _is_constant(layer)

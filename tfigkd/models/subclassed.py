@@ -33,7 +33,8 @@ class LogitsOf(keras.Model):
     """
 
     def __init__(self, model: keras.Model, **kwargs: Any):
-        super().__init__(**kwargs)
+        # whatever the policy of the process is, the model gets its inputs as they come and casts them itself
+        super().__init__(**{"dtype": "float32", "autocast": False, **kwargs})
         self.model = model
         self.built = model.built  # it has no variables of its own
 

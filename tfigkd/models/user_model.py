@@ -15,7 +15,6 @@ from tfigkd.data.disk import Pictures
 from tfigkd.data.spaces import UNIT, Outputs, Range, to_gray, to_logits
 from tfigkd.models import layers
 from tfigkd.models.equivalence import TOLERANCE, close, tolerance_of
-from tfigkd.models.graph import sources_of
 from tfigkd.models.input_range import infer_input_range
 from tfigkd.models.keras_file import load_model
 from tfigkd.models.output_end import last_operation
@@ -126,12 +125,10 @@ class PlainClassifier:
         last, activation = last_operation(self.model)
         self._convert: Callable[[Any], Any] | None = None
         if activation in ("softmax", "sigmoid", "log_softmax") and outputs != "logits":
-            if isinstance(last, keras.layers.Softmax):
-                last.call = _identity
-            elif isinstance(last, keras.layers.Layer):
+            if isinstance(last, keras.layers.Layer) and not isinstance(last, keras.layers.Softmax):
                 last.activation = keras.activations.linear
-            else:  # a function of keras.ops: the tensor that it reads
-                self.model = keras.Model(self.model.inputs[0], sources_of(last)[0])
+            else:  # a Softmax layer or a function of keras.ops
+                last.call = _identity
         else:
             self._convert = logits_of(self.model, outputs)
 
@@ -206,6 +203,11 @@ def _fitting(
     wanted = takes if input_shape is None else tuple(input_shape)
     if None in wanted:
         raise UserError(f"{path} takes images of any size {takes}; give the size that it is meant for: --image-size")
+    if len(takes) == 3 and takes[2] not in (None, 1, 3) and takes[0] in (1, 3):
+        raise UserError(
+            f"{path} takes inputs of shape {takes}, channels first; save it for images whose channels come last, such "
+            "as with a Permute((3, 1, 2)) layer in front"
+        )
     if len(takes) != 3:
         raise UserError(
             f"{path} takes inputs of shape {takes}, expected images (height, width, channels); save it with a Reshape "

@@ -1,19 +1,14 @@
-"""Published PyTorch weights, stored as NumPy arrays and loaded into the matching layers; fingerprints of models."""
+"""Published PyTorch weights, stored as NumPy arrays and loaded into the matching layers."""
 
-import hashlib
-import json
 import re
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import keras
 import numpy as np
 
-from tfigkd.data.pictures import reading
-from tfigkd.models.graph import flatten_layers
-from tfigkd.runtime.errors import UserError
+from tfigkd.runtime.errors import UserError, readable
 from tfigkd.runtime.text import shortened
 
 VARIABLES = {
@@ -73,7 +68,7 @@ def _read(path: Path) -> dict[str, np.ndarray]:
     """Return the arrays under their canonical names, counters of batches left out."""
     if not path.is_file():
         raise UserError(f"no weights file {path}; give the path of an .npz of PyTorch arrays")
-    with reading(f"{path} as an .npz of PyTorch arrays", "fetch it anew"):
+    with readable(f"{path} as an .npz of PyTorch arrays", "fetch it anew"):
         with zipfile.ZipFile(path) as archive:
             size = sum(member.file_size for member in archive.infolist())
         if size > MAX_BYTES:  # a few bytes of a file can unpack to terabytes
@@ -147,48 +142,3 @@ def torch_axes(layer: keras.Layer, variable: keras.Variable) -> tuple[int, ...]:
     if rank == 4:
         return (2, 3, 0, 1) if isinstance(layer, keras.layers.DepthwiseConv2D) else (3, 2, 0, 1)
     return tuple(reversed(range(rank)))
-
-
-NO_FUNCTION = ("name", "trainable", "seed", "build_config", "compile_config", "registered_name", "shared_object_id")
-"""Parts of a model's config that do not change what it computes; nor do initializers and regularizers."""
-
-
-def architecture_fingerprint(model: keras.Model) -> str:
-    """Return a hash of what a model computes with its weights: layers, their settings and connections, but no names."""
-    try:
-        config = model.get_config()
-    except NotImplementedError:  # of a subclassed model; its class is all that can be told
-        config = {"class": f"{type(model).__module__}.{type(model).__qualname__}"}
-    numbers: dict[str, int] = {}
-    for layer in flatten_layers(model, include_self=True):
-        numbers.setdefault(layer.name, len(numbers))
-    text = json.dumps(_nameless(config, numbers), sort_keys=True, default=_without_address)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-def _without_address(value: Any) -> str:
-    """Return an object as text, without the address that Python prints, which differs in every process."""
-    return re.sub(r" at 0x[0-9a-f]+", "", repr(value))
-
-
-def _nameless(value: Any, numbers: Mapping[str, int]) -> Any:
-    """Return a config in which each name of a layer is its number."""
-    if isinstance(value, Mapping):
-        kept = {
-            key: item
-            for key, item in value.items()
-            if key not in NO_FUNCTION and not str(key).endswith(("_initializer", "_regularizer"))
-        }
-        return {str(key): _nameless(item, numbers) for key, item in kept.items()}
-    if isinstance(value, list | tuple):
-        return [_nameless(item, numbers) for item in value]
-    return f"layer {numbers[value]}" if isinstance(value, str) and value in numbers else value
-
-
-def weights_fingerprint(model: keras.Model) -> str:
-    """Return a hash of a model's weights: of their values, shapes and types, but not of names."""
-    digest = hashlib.sha256()
-    for weight in model.get_weights():
-        digest.update(f"{weight.shape}{weight.dtype}".encode())
-        digest.update(weight.tobytes())
-    return digest.hexdigest()[:16]

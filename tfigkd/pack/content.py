@@ -13,7 +13,7 @@ from tfigkd.runtime.files import fingerprint, read_signed, require_stage
 from tfigkd.runtime.rows import read_rows, unsealed
 from tfigkd.stages import repeat
 from tfigkd.stages.evaluate import check_measured
-from tfigkd.stages.precision import undecided_roles, with_precisions
+from tfigkd.stages.precision import auto_roles, with_precisions
 from tfigkd.stages.report import figures, read_timed
 from tfigkd.stages.workdir import PRECISION, ROWS, SETTINGS, VERDICT, Workdir, read_settings
 
@@ -55,7 +55,7 @@ def read_facts(run: Path) -> Facts:
             "teacher_saw_validation": {"True": True, "unknown": "unknown"}.get(cells["teacher_saw_validation"], False),
         }
         as_run = _with_precision(config, workdir)
-        command, toml = repeat.command(config, settings)
+        command, toml = repeat.repeat_command(config, settings)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"a file of {run} is damaged ({error}); run its stage report again") from error
     if config.compress.method != "none":
@@ -84,7 +84,7 @@ def _with_precision(config: Config, workdir: Workdir) -> Config | None:
     """Return the config with what the run has measured in the place of each "auto"; None if that is not known."""
     path = workdir.run / PRECISION
     chosen = read_signed(path, "run its stage report again") if path.is_file() else {}
-    if undecided_roles(config) - chosen.keys():
+    if auto_roles(config) - chosen.keys():
         return None
     return with_precisions(config, {role: one["precision"] for role, one in chosen.items()})
 

@@ -3,7 +3,8 @@
 import difflib
 import errno
 import re
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 
 REMEDIES = {
     **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), "choose a place that you may write to"),
@@ -73,3 +74,29 @@ def misspelled(arguments: Sequence[str], options: Collection[str], *, short: boo
             near = closest(word, known, "--")
             return f"unknown argument {argument!r}; {near if near.startswith('did') else '--help shows all options'}"
     return ""
+
+
+@contextmanager
+def readable(what: str, remedy: str) -> Iterator[None]:
+    """Turn any error of a reader on damaged input into a UserError.
+
+    Args:
+        what: The input, such as "picture cat.png".
+        remedy: What to do about it, in a few words.
+
+    Raises:
+        UserError: The reader raised an error, except for a missing package.
+    """
+    try:
+        yield
+    except (UserError, ImportError):
+        raise
+    except Exception as error:  # damaged files raise many kinds of errors: zlib, struct, syntax, memory
+        raise UserError(f"cannot read {what}: {one_line(error)}; {remedy}") from error
+
+
+def one_line(error: BaseException) -> str:
+    """Return the type and the first line of the message of an exception."""
+    # TensorFlow adds the names of graph nodes to its messages.
+    message = re.sub(r"\{\{function_node .*?\}\}|\[Op:.*", "", str(error), flags=re.DOTALL).strip()
+    return f"{type(error).__name__}: {message.splitlines()[0][:200]}" if message else type(error).__name__

@@ -187,7 +187,7 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
         UserError: The manifest is damaged.
     """
     try:
-        return read_signed(folder / MANIFEST, "delete it to redo the stage", names=("fingerprint", "files"))
+        return read_signed(folder / MANIFEST, "delete it and run again what made it", names=("fingerprint", "files"))
     except FileNotFoundError:
         return None
 
@@ -202,12 +202,13 @@ def verify_files(folder: Path, manifest: Mapping[str, Any]) -> None:
         path = folder / name
         if not path.is_file():
             raise UserError(
-                f"{path} is missing but listed in {folder / MANIFEST}; delete the manifest to redo the stage"
+                f"{path} is missing but listed in {folder / MANIFEST}; delete the manifest and run again what made it"
             )
         if checksum(path) != expected:
             # not the whole folder: a store resumes from its intact shards, and a teacher's folder contains stores
             raise UserError(
-                f"{path} is corrupt: its checksum is not the one in {MANIFEST}; delete both to redo the stage"
+                f"{path} is corrupt: its checksum is not the one in {MANIFEST}; delete both and run again what "
+                "made them"
             )
 
 

@@ -12,7 +12,7 @@ from tfigkd.compress.pruning import sparsity
 from tfigkd.config.experiment import Config, fine_tuning
 from tfigkd.measure.metrics import accuracy, predict_logits
 from tfigkd.models.cost import count_parameters
-from tfigkd.models.weights import weights_fingerprint
+from tfigkd.models.fingerprints import weights_fingerprint
 from tfigkd.runtime import console
 from tfigkd.runtime.errors import UserError
 from tfigkd.runtime.files import (
@@ -26,10 +26,10 @@ from tfigkd.runtime.files import (
     write_manifest,
 )
 from tfigkd.runtime.text import percent
+from tfigkd.stages.compatibility import data_fingerprints, first_known
 from tfigkd.stages.data import dataset, holds_out_validation, training_examples
 from tfigkd.stages.distill import load_student, student_fingerprint
-from tfigkd.stages.earlier import data_fingerprints, first_known
-from tfigkd.stages.training_setup import assemble, make_distiller, training_stream
+from tfigkd.stages.training_setup import distiller_with, make_distiller, training_stream
 from tfigkd.stages.workdir import COMPRESSED_FILE, Workdir
 from tfigkd.training.distiller import Distiller
 
@@ -84,7 +84,7 @@ def _fine_tuning(config: Config, workdir: Workdir, student: keras.Model, identit
 
     def distiller(model: keras.Model) -> Distiller:
         if config.compress.teacher == "student":
-            return assemble(tuned, model, models.fold_batch_norm(student))
+            return distiller_with(tuned, model, models.fold_batch_norm(student))
         return make_distiller(tuned, workdir, model)
 
     # what is interrupted is found again by its identity; other settings begin anew

@@ -12,7 +12,7 @@ from tfigkd.config.experiment import Config
 from tfigkd.data.disk import DiskPictures
 from tfigkd.models.cost import count_parameters, multiply_adds
 from tfigkd.stages.data import dataset, stored_examples, training_examples
-from tfigkd.stages.estimate import TYPICAL_STEPS, seconds_of_stages
+from tfigkd.stages.estimate import seconds_of_stages, typical_gradients
 from tfigkd.stages.networks import build_network
 from tfigkd.stages.teacher import build_teacher
 from tfigkd.stages.workdir import Workdir
@@ -33,7 +33,6 @@ class Job:
         train: Images that train.
         stored: Images whose maps and logits are stored.
         pixels: Pixels of an image.
-        classes: Their number.
         teacher: Multiply-adds of the teacher for an image, and its parameters.
         student: The same of the student.
         teacher_epochs: 0 for a teacher that is given.
@@ -41,7 +40,8 @@ class Job:
         gradients: Gradients for the map of an image; 0 without maps.
         views: Stored views of an image; 0 without them.
         cells: Values of a stored map.
-        logits: Bytes of the stored logits of an image, or of a view.
+        image_logits: Bytes of an image's stored logits.
+        view_logits: Bytes of a view's stored logits.
         live: Whether the teacher runs in every step.
         in_memory: Whether pictures, maps and views are held in memory; else they are read from disk.
         ahead: Images of the batches that threads make ahead of the student's training.
@@ -50,7 +50,6 @@ class Job:
     train: int
     stored: int
     pixels: int
-    classes: int
     teacher: tuple[float, int]
     student: tuple[float, int]
     teacher_epochs: int
@@ -58,7 +57,8 @@ class Job:
     gradients: float
     views: int
     cells: int
-    logits: tuple[int, int]
+    image_logits: int
+    view_logits: int
     live: bool = False
     in_memory: bool = False
     ahead: int = 0
@@ -66,12 +66,12 @@ class Job:
     @property
     def map_bytes(self) -> int:
         """Bytes of the store of maps."""
-        return self.stored * (self.cells + self.logits[0] + RECORD) if self.gradients else 0
+        return self.stored * (self.cells + self.image_logits + RECORD) if self.gradients else 0
 
     @property
     def view_bytes(self) -> int:
         """Bytes of the store of views."""
-        return self.stored * (self.views * self.logits[1] + RECORD) if self.views else 0
+        return self.stored * (self.views * self.view_logits + RECORD) if self.views else 0
 
     @property
     def picture_bytes(self) -> int:
@@ -108,22 +108,21 @@ def job_of(config: Config) -> Job:
     student = build_network(config.student, data)
     height, width = data.image_shape[:2]
     top, grid = config.view.top_logits, config.attribution.grid
-    steps = config.attribution.n_steps or min(TYPICAL_STEPS, config.attribution.max_steps)
     packed = None if top is None else 2 * (2 * top + 2)
     threads = batch_threads(config.training)
     return Job(
         train=len(training_examples(config.data)),
         stored=len(stored_examples(config.data)),
         pixels=height * width,
-        classes=data.num_classes,
         teacher=(0.0, 0) if teacher is None else (multiply_adds(teacher), count_parameters(teacher)),
         student=(multiply_adds(student), count_parameters(student)),
         teacher_epochs=recipe.epochs * config.teacher.count if teacher is not None and config.teacher.trained else 0,
         epochs=config.training.epochs,
-        gradients=steps if config.needs_store else 0,
+        gradients=typical_gradients(config.attribution) if config.needs_store else 0,
         views=config.view.views if config.needs_views else 0,
         cells=height * width if grid is None else grid * grid,
-        logits=(packed or 4 * data.num_classes, packed or 2 * data.num_classes),
+        image_logits=packed or 4 * data.num_classes,
+        view_logits=packed or 2 * data.num_classes,
         live=config.needs_live_teacher,
         in_memory=not isinstance(data.train.images, DiskPictures),
         ahead=config.training.batch_size * (threads + 1) if threads > 1 else 0,
@@ -139,8 +138,8 @@ def costs(job: Job, seconds: Mapping[str, float], *, machines: int = 1) -> dict[
         machines: How many share a disk.
     """
     held = job.picture_bytes if job.in_memory else 0
-    maps = job.train * (job.logits[0] + (job.cells if job.in_memory else 0)) if job.gradients else 0
-    views = job.train * job.views * job.logits[1] if job.in_memory else 0
+    maps = job.train * (job.image_logits + (job.cells if job.in_memory else 0)) if job.gradients else 0
+    views = job.train * job.views * job.view_logits if job.in_memory else 0
     stores = job.map_bytes + job.view_bytes
     shared = machines > 1
     found = {}
@@ -154,7 +153,7 @@ def costs(job: Job, seconds: Mapping[str, float], *, machines: int = 1) -> dict[
             network = shared * (passes * 3.0 * job.pixels * job.stored + stores + machines * 4.0 * job.teacher[1])
         elif stage == "distill":
             memory, disk = memory + held + maps + views + job.batch_bytes, KEPT * job.student[1]
-            read = 3.0 * job.pixels + (job.cells if job.gradients else 0) + job.views * job.logits[1]
+            read = 3.0 * job.pixels + (job.cells if job.gradients else 0) + job.views * job.view_logits
             network = shared * read * job.train * (1 if job.in_memory else job.epochs)
         found[stage] = Cost(time, memory, disk, network)
     return found

@@ -11,7 +11,7 @@ from tfigkd.config.data_fields import Reading
 from tfigkd.config.experiment import Config
 from tfigkd.config.fields import DataConfig
 from tfigkd.config.training_fields import TrainingConfig
-from tfigkd.data import Dataset, Examples, covered, load
+from tfigkd.data import Dataset, Examples, load, train_and_validation
 from tfigkd.runtime import console
 from tfigkd.runtime.errors import UserError, closest
 from tfigkd.runtime.files import fingerprint, make_folder, write_manifest
@@ -34,17 +34,17 @@ def holds_out_validation(config: DataConfig) -> bool:
 
 
 @functools.lru_cache(maxsize=2)
-def teacher_examples(config: DataConfig) -> Examples:
-    """Return what a teacher is trained on: all that may train, of each class a share where `data.imbalance` says so."""
+def all_training_examples(config: DataConfig) -> Examples:
+    """Return all that may train, of each class a share where `data.imbalance` says so."""
     data = dataset(config)
-    whole = data.train if holds_out_validation(config) else covered(data)
+    whole = data.train if holds_out_validation(config) else train_and_validation(data)
     return long_tailed(whole, data.num_classes, config.imbalance, config.subset_seed)
 
 
 @functools.lru_cache(maxsize=2)
 def training_examples(config: DataConfig) -> Examples:
     """Return what a student is trained on: all that may train, or a share of each class."""
-    return stratified_share(teacher_examples(config), config.train_fraction, config.subset_seed)
+    return stratified_share(all_training_examples(config), config.train_fraction, config.subset_seed)
 
 
 def training_choice(config: DataConfig) -> list[Any]:
@@ -142,7 +142,7 @@ def class_weights(
 
 def stored_examples(config: DataConfig) -> Examples:
     """Return what a store of the teacher's knowledge covers."""
-    return covered(dataset(config)) if config.stored == "all" else training_examples(config)
+    return train_and_validation(dataset(config)) if config.stored == "all" else training_examples(config)
 
 
 def stored_fingerprint(config: DataConfig, data: str) -> str:
@@ -164,7 +164,7 @@ def prepare(config: Config, workdir: Workdir) -> None:
     size = f"{height}x{width}"
     console.status(f"{data.name}: {sizes}, {data.num_classes} classes, {size}, fingerprint {data.fingerprint}")
     if config.data.imbalance > 1:
-        counts_of = np.bincount(teacher_examples(config.data).labels)
+        counts_of = np.bincount(all_training_examples(config.data).labels)
         console.status(f"what trains has {counts_of.max():,} to {counts_of.min():,} examples a class")
     if config.data.train_fraction < 1:
         share = f"{100 * config.data.train_fraction:g} % of each class, subset seed {config.data.subset_seed}"

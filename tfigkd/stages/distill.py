@@ -1,4 +1,4 @@
-"""Stage `distill`: the student, built, joined to what the teacher knows of its examples, and distilled."""
+"""Stage `distill`: build the student, join the teacher's stored outputs to its examples, and train it."""
 
 import json
 import math
@@ -17,9 +17,9 @@ from tfigkd.data import Dataset
 from tfigkd.data.grid import check_grid
 from tfigkd.measure.metrics import accuracy, predict_logits
 from tfigkd.models.cost import trained_parameters
-from tfigkd.models.layers import with_fused_layers, with_stock_layers
+from tfigkd.models.fingerprints import weights_fingerprint
+from tfigkd.models.layers import with_stock_layers
 from tfigkd.models.taps import cut_at, frozen
-from tfigkd.models.weights import weights_fingerprint
 from tfigkd.runtime import console, hosts
 from tfigkd.runtime.errors import UserError
 from tfigkd.runtime.files import (
@@ -37,6 +37,7 @@ from tfigkd.runtime.files import (
 )
 from tfigkd.runtime.provenance import surroundings
 from tfigkd.runtime.text import percent
+from tfigkd.stages.compatibility import corrections, data_fingerprints, first_known, student_marks
 from tfigkd.stages.data import (
     class_weights,
     dataset,
@@ -44,23 +45,23 @@ from tfigkd.stages.data import (
     training_choice,
     training_examples,
 )
-from tfigkd.stages.earlier import corrections, data_fingerprints, first_known, student_marks
 from tfigkd.stages.networks import build_network, network_values, require_trainable, weights_path
 from tfigkd.stages.overlays import store_folder, stored_maps, views_folder, views_name
 from tfigkd.stages.teacher import (
     build_teacher,
     load_teacher,
     members,
-    taught_examples,
+    teacher_examples,
     teacher_fingerprint,
     teacher_folder,
     watched,
 )
 from tfigkd.stages.training_setup import (
-    assemble,
     cut_from,
+    distiller_with,
     make_distiller,
     reparameterized,
+    trainable_student,
     training_stream,
     untrained_student,
 )
@@ -92,7 +93,7 @@ def student_fingerprint(config: Config, workdir: Workdir, data: str | None = Non
     network = fingerprint_values(config.student) | network_values(config.student, dataset(config.data))
     if config.student.own_file or config.student.application:
         network = {name: value for name, value in network.items() if name not in ("widths", "depth", "stem_stride")}
-    if config.student.own_file:  # "random" took the weights of the file before "file" was a choice
+    if config.student.own_file:  # in earlier fingerprints "random" meant the weights of the file
         network["init"] = {"file": "random", "random": "fresh"}.get(config.student.init, config.student.init)
     if config.student.weights is not None:
         network["weights"] = checksum(weights_path(config.student.weights))
@@ -165,8 +166,7 @@ def _initial(config: Config, workdir: Workdir, data: Dataset) -> keras.Model:
         student = build_network(config.student, data)
         if config.student.own_file:
             console.status(f"student: {_start(config, student, workdir.seed)}")
-    student = models.with_precision(reparameterized(with_fused_layers(student), config), config.training.precision)
-    return models.with_code(student, config.code.weight, config.code.step)
+    return trainable_student(student, config)
 
 
 def _start(config: Config, student: keras.Model, seed: int) -> str:
@@ -203,7 +203,7 @@ def check(config: Config) -> None:
             "out to store all logits"
         )
     class_weights(config.training, training_examples(config.data), data.class_names)
-    taught = taught_examples(members(config)[0])
+    taught = teacher_examples(members(config)[0])
     class_weights(config.teacher.training, taught, data.class_names, "teacher.training")
     check_devices(config.training, len(training_examples(config.data)))
     if config.teacher.trained:
@@ -215,8 +215,8 @@ def check(config: Config) -> None:
     student = models.with_code(student, config.code.weight, config.code.step)
     for name, phase in early_phases(config).items():
         with _trained_part(config, student, name):
-            assemble(phase, student, teacher)
-    assemble(config, student, teacher)
+            distiller_with(phase, student, teacher)
+    distiller_with(config, student, teacher)
 
 
 def _trained_part(config: Config, student: keras.Model, phase: str) -> AbstractContextManager:

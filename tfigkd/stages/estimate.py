@@ -33,10 +33,10 @@ from tfigkd.stages.teacher import (
     load_teacher,
     members,
     saved_teacher,
-    taught_examples,
+    teacher_examples,
     teacher_folder,
 )
-from tfigkd.stages.training_setup import assemble, reparameterized
+from tfigkd.stages.training_setup import distiller_with, live_teacher, trainable_student
 from tfigkd.stages.workdir import Workdir
 from tfigkd.store.maps import attribute_examples, baseline_color
 from tfigkd.training import checkpoint
@@ -60,12 +60,12 @@ def matrix_rate() -> float:
     """Return the multiply-adds a second of a float32 matrix product on this machine, best of three."""
     side = 1024
     left = np.ones((side, side), np.float32)
-    best = np.inf
-    for _ in range(3):
-        start = time.perf_counter()
-        left @ left
-        best = min(best, time.perf_counter() - start)
-    return side**3 / best
+    return side**3 / fastest([lambda: left @ left])[0]
+
+
+def typical_gradients(settings: AttributionConfig) -> int:
+    """Return the gradients of a map: fixed, or as many as are usual."""
+    return settings.n_steps or min(TYPICAL_STEPS, settings.max_steps)
 
 
 def estimate(config: Config, workdir: Workdir, stages: list[str]) -> timedelta:
@@ -95,11 +95,11 @@ def _rough_seconds(config: Config, workdir: Workdir, stages: list[str]) -> float
     if config.needs_teacher and {"teacher", "overlays"} & {*stages}:
         folder, macs = teacher_folder(config, workdir), multiply_adds(build_teacher(config, data))
         if "teacher" in stages and _must_train_teacher(config, folder):
-            work = macs * BACKWARD * len(taught_examples(members(config)[0])) * config.teacher.training.epochs
+            work = macs * BACKWARD * len(teacher_examples(members(config)[0])) * config.teacher.training.epochs
             seconds += work / (rate * TRAINING_EFFICIENCY)
         if "overlays" in stages and not list(folder.glob("overlays/*/manifest.json")):
-            steps = config.attribution.n_steps or min(TYPICAL_STEPS, config.attribution.max_steps)
-            seconds += macs * 2 * steps * len(stored_examples(config.data)) / (rate * GRADIENT_EFFICIENCY)
+            gradients = typical_gradients(config.attribution) * len(stored_examples(config.data))
+            seconds += macs * 2 * gradients / (rate * GRADIENT_EFFICIENCY)
     if "distill" in stages and not _done(workdir, "distill"):
         phases = [config, *early_phases(config).values()]
         seen = sum(len(training_examples(phase.data)) * phase.training.epochs for phase in phases)
@@ -182,7 +182,7 @@ def _epoch_seconds(step: float, examples: Examples, recipe: TrainingConfig, augm
 
 
 def _teacher_training(config: Config, data: Dataset, folder: Path) -> float:
-    recipe, examples = config.teacher.training, taught_examples(members(config)[0])
+    recipe, examples = config.teacher.training, teacher_examples(members(config)[0])
     left = recipe.epochs * config.teacher.count - checkpoint.epochs_done(folder)
     if not left:
         return 0.0
@@ -219,8 +219,7 @@ def _map_seconds(model: keras.Model, examples: Examples, data: Dataset, settings
 
 def _typical_map_seconds(model: keras.Model, examples: Examples, data: Dataset, settings: AttributionConfig) -> float:
     """Return the same for a teacher that has yet to be trained, whose maps say nothing about those to come."""
-    steps = settings.n_steps or min(TYPICAL_STEPS, settings.max_steps)
-    return _gradient_seconds(model, examples, settings.batch_size) * steps
+    return _gradient_seconds(model, examples, settings.batch_size) * typical_gradients(settings)
 
 
 def _gradient_seconds(model: keras.Model, examples: Examples, batch_size: int) -> float:
@@ -244,19 +243,15 @@ def _forward_seconds(model: keras.Model, examples: Examples) -> float:
 
 def _student_step(config: Config, data: Dataset) -> float:
     """Return the seconds of a training step of the student, with the live teacher where there is one."""
-    precision = config.training.precision
-    student = reparameterized(with_fused_layers(build_network(config.student, data)), config)
-    student = models.with_precision(student, precision)
-    teacher = None
-    if config.needs_live_teacher:
-        teacher = models.with_precision(models.fold_batch_norm(build_teacher(config, data)), precision)
+    student = trainable_student(build_network(config.student, data), config)
+    teacher = live_teacher(build_teacher(config, data), config) if config.needs_live_teacher else None
     count, known = config.training.batch_size, {}
     if config.needs_views or not config.needs_live_teacher:
         known["teacher_logits"] = np.zeros((count, data.num_classes), np.float32)
-    if config.losses.compare("map"):
+    if config.losses.use("map"):
         known["teacher_map"] = np.ones((count, *data.image_shape[:2]), np.float32)
     try:
-        model = assemble(config, student, teacher)
+        model = distiller_with(config, student, teacher)
         return fastest([trial_step(model, config.training, known)])[0]
     except ValueError:  # it reads stored features, which cost next to nothing beside the student
         return fastest([trial_step(Distiller(student), config.training)])[0]

@@ -25,7 +25,7 @@ from tfigkd.measure.explanation import faithfulness, similarity
 from tfigkd.measure.gallery import OF_TEACHER, Gallery
 from tfigkd.measure.metrics import Predict, disagreement, measure, mirrored_accuracy, per_class, predict_logits
 from tfigkd.models.cost import count_parameters, multiply_adds
-from tfigkd.models.weights import weights_fingerprint
+from tfigkd.models.fingerprints import weights_fingerprint
 from tfigkd.runtime import console
 from tfigkd.runtime.errors import UserError
 from tfigkd.runtime.files import fingerprint, finished, make_folder, outputs_of, read_manifest, write_manifest

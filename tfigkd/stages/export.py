@@ -10,14 +10,14 @@ from tfigkd.edge.contract import contract_path
 from tfigkd.edge.parity import export_file
 from tfigkd.measure.metrics import predict_logits
 from tfigkd.models.fake_quant import is_fake_quantized
-from tfigkd.models.weights import weights_fingerprint
+from tfigkd.models.fingerprints import weights_fingerprint
 from tfigkd.runtime import console
 from tfigkd.runtime.errors import UserError
 from tfigkd.runtime.files import checksum, fingerprint, finished, make_folder, read_manifest, write_manifest
 from tfigkd.runtime.text import counted, percent
+from tfigkd.stages.compatibility import data_fingerprints, first_known
 from tfigkd.stages.compress import students
 from tfigkd.stages.data import dataset
-from tfigkd.stages.earlier import data_fingerprints, first_known
 from tfigkd.stages.teacher import load_teacher, teacher_folder
 from tfigkd.stages.workdir import TEACHER_FILE, Workdir
 

@@ -39,7 +39,10 @@ def build_network(config: NetworkConfig, data: Dataset) -> keras.Model:
     if config.model == "convnet":
         models.set_whitening(model, to_model_input(models.resized(data.train.images[:WHITENED], own)))
     if config.own_file and getattr(config, "init", "") == "random":
-        model = models.with_fresh_weights(model)
+        try:
+            model = models.with_fresh_weights(model)
+        except ValueError as error:
+            raise UserError(f"{config.model}: {error} (--student.init file)") from error
     return models.with_image_size(model, data.image_shape)
 
 
@@ -65,11 +68,14 @@ def weights_path(name: str) -> Path:
 
 
 def content_of(path: str | None) -> str | None:
-    """Return the checksum of a .keras or .npz file, so that a teacher's identity ignores its path; else the name."""
+    """Return the checksum of a .keras or .npz file, so that a fingerprint does not depend on its path.
+
+    Any other name is returned as it is.
+    """
     if path is None or not path.endswith((".keras", ".npz")):
         return path
     if not expanded(path).is_file():
-        raise UserError(f"teacher: no file {path}; give the path of a .keras model or .npz weights")
+        raise UserError(f"no file {path}; give the path of a .keras model or of .npz weights")
     return checksum(expanded(path))
 
 
@@ -82,7 +88,7 @@ def network_values(network: NetworkConfig, data: Dataset) -> dict[str, Any]:
         values = {name: value for name, value in values.items() if name not in models.ARCHITECTURE} | FILE_ARCHITECTURE
     if network.own_file and network.input_range is None:
         shown = models.input_range_of(network.model, values["model"])
-        if shown not in (None, UNIT):  # it was taken for [0,1] before it was looked for
+        if shown not in (None, UNIT):  # earlier versions took such a file for [0,1]
             values["input_range"] = list(shown)
     if max(data.image_shape[:2]) > models.LARGEST_SMALL and models.strided(network.model):
         values["strides"] = "imagenet"

@@ -24,18 +24,26 @@ from tfigkd.data.disk import blocks
 from tfigkd.data.grid import spread
 from tfigkd.data.knowledge import Knowledge
 from tfigkd.data.top_logits import StoredViews, TopLogits, finite
-from tfigkd.models.weights import weights_fingerprint
+from tfigkd.models.fingerprints import weights_fingerprint
 from tfigkd.runtime import console
 from tfigkd.runtime.cluster import Cluster
 from tfigkd.runtime.errors import UserError
 from tfigkd.runtime.files import fingerprint, finished, locked, read_manifest, write_manifest
 from tfigkd.runtime.text import counted
+from tfigkd.stages.compatibility import data_fingerprints, first_known
 from tfigkd.stages.data import dataset, stored_examples, stored_fingerprint
-from tfigkd.stages.earlier import data_fingerprints, first_known
 from tfigkd.stages.parts import StorePart
 from tfigkd.stages.teacher import load_teacher, members, require_teacher, teacher_folder
 from tfigkd.stages.workdir import TEACHER_FILE, Workdir
-from tfigkd.store.maps import baseline_color, deviation, features, parse_record, read_store, store_identity, write_store
+from tfigkd.store.maps import (
+    baseline_color,
+    deviation,
+    map_shards,
+    parse_record,
+    read_store,
+    store_identity,
+    write_store,
+)
 from tfigkd.store.shards import REBUILD, Shards, join, join_arrays, open_store, refuse_broken, write_part, write_shards
 from tfigkd.store.views import (
     SHARD_SIZE,
@@ -95,12 +103,8 @@ def _overlay_shards(config: Config, workdir: Workdir) -> Shards:
     def prepared() -> tuple[keras.Model, np.ndarray]:
         return _folded_teacher(config, workdir), baseline_color(config.attribution, dataset(config.data).train)
 
-    def make(chosen: Examples) -> Iterator[dict[str, Any]]:
-        model, color = prepared()
-        return features(model, chosen, config.attribution, color, config.view.top_logits)
-
-    size = config.attribution.shard_size
-    return Shards(store_folder(config, workdir), stored_examples(config.data), size, parse_record, make)
+    folder, examples = store_folder(config, workdir), stored_examples(config.data)
+    return map_shards(folder, examples, config.attribution, config.view.top_logits, prepared)
 
 
 def build_overlays(config: Config, workdir: Workdir) -> None:
@@ -174,7 +178,7 @@ def verify(folder: Path, *, sample: int = 64, seed: int = 0) -> dict[str, float]
     return {"logits" if tap is None else "attention": off, "flat": 0, "recomputed": len(chosen)}
 
 
-def _drawn(config: Config, tap: str | None) -> tuple[AugmentConfig, ViewConfig]:
+def _view_settings(config: Config, tap: str | None) -> tuple[AugmentConfig, ViewConfig]:
     """Return the views that are stored; maps that will be moved with their image are of the unaugmented image alone."""
     if tap is not None and config.view.attention == "moved":
         return AugmentConfig(crop_padding=0, flip=False), replace(config.view, views=1, seed=0)
@@ -183,7 +187,7 @@ def _drawn(config: Config, tap: str | None) -> tuple[AugmentConfig, ViewConfig]:
 
 def _views_identity(config: Config, workdir: Workdir, tap: str | None) -> dict[str, Any]:
     weights = require_teacher(config, workdir)["weights"]
-    identities = [views_identity(weights, data, *_drawn(config, tap), tap) for data in _stored_data(config)]
+    identities = [views_identity(weights, data, *_view_settings(config, tap), tap) for data in _stored_data(config)]
     return _first_stored(identities, teacher_folder(config, workdir) / "views")
 
 
@@ -217,7 +221,7 @@ def load_views(config: Config, workdir: Workdir, examples: Examples, tap: str | 
 
 def _view_shards(config: Config, workdir: Workdir, tap: str | None = None) -> Shards:
     """Return the shards of the stored views; the teacher is loaded when the first is computed."""
-    augment, view = _drawn(config, tap)
+    augment, view = _view_settings(config, tap)
 
     @functools.cache
     def prepared() -> keras.Model:
@@ -242,7 +246,7 @@ def build_views(config: Config, workdir: Workdir, tap: str | None = None) -> Non
             source, count = asdict(config.data), len(shards.examples)
             write_manifest(folder, folder.name, files=files, identity=identity, source=source, examples=count)
     what = "logits" if tap is None else f"attention of {tap}"
-    views = _drawn(config, tap)[1].views
+    views = _view_settings(config, tap)[1].views
     console.status(f"{what}: {counted(views, 'view')} of each image  ({folder})")
 
 
@@ -282,8 +286,8 @@ def store_knowledge(config: Config, workdir: Workdir) -> None:
 def store_part(config: Config, workdir: Workdir, part: StorePart) -> None:
     """Stage `overlays` of one of several processes or machines: write its shards of each store.
 
-    Whoever finds all shards of a store written builds it, which then checks them and writes the manifest: the result
-    is that of one process.
+    The process that finds all shards of a store written checks them and writes the manifest; the store equals that of a
+    single process.
     """
     for store in stores(config, workdir):
         write_part(store.shards, part.of(len(store.shards)))

@@ -23,7 +23,7 @@ UNTRAINED = {"precision": "float32"}
 REMEDY = "delete it, and the run measures anew"
 
 
-def undecided_roles(config: Config) -> set[str]:
+def auto_roles(config: Config) -> set[str]:
     """Return the networks of a config, "teacher" and "student", whose precision is "auto"."""
     values = to_mapping(config)
     return {role for role, name in FIELDS.items() if value_at(values, name) == "auto"}
@@ -31,10 +31,10 @@ def undecided_roles(config: Config) -> set[str]:
 
 def with_precisions(config: Config, chosen: Mapping[str, str]) -> Config:
     """Return the config with the precision of a role, such as "float32", in the place of its "auto"."""
-    return override(config, {FIELDS[role]: chosen[role] for role in undecided_roles(config)})
+    return override(config, {FIELDS[role]: chosen[role] for role in auto_roles(config)})
 
 
-def undecided(config: Config) -> Config:
+def with_assumed_precisions(config: Config) -> Config:
     """Return the config for an estimate, before anything is measured: with float32 in the place of each "auto".
 
     The teacher's is that of a saved teacher, if there is one.
@@ -44,7 +44,7 @@ def undecided(config: Config) -> Config:
 
 def _of_saved_teacher(config: Config) -> dict[str, str]:
     """Return the precision in which the teacher of saved_models was trained, by role; empty where none is this one."""
-    if "teacher" in undecided_roles(config) and config.needs_teacher and config.teacher.trained:
+    if "teacher" in auto_roles(config) and config.needs_teacher and config.teacher.trained:
         for precision in PRECISIONS:
             if saved_teacher(override(config, {FIELDS["teacher"]: precision})) is not None:
                 return {"teacher": precision}
@@ -58,7 +58,7 @@ def resolve(config: Config, workdir: Workdir) -> Config:
     for the same network, batch size and machine, so that the arms and seeds of a study agree. A teacher that is in
     saved_models is not trained, so its precision is that of its training.
     """
-    roles = undecided_roles(config)
+    roles = auto_roles(config)
     if not roles:
         return config
     path = workdir.run / PRECISION

@@ -1,4 +1,4 @@
-"""What is known of a run before its first step, and would otherwise be said at its end."""
+"""Checks before the first step of what would otherwise fail, or be reported, only at the end."""
 
 from collections.abc import Collection
 
@@ -17,7 +17,7 @@ from tfigkd.runtime.text import percent
 from tfigkd.stages.data import dataset, holds_out_validation, training_examples
 from tfigkd.stages.networks import build_network
 from tfigkd.stages.teacher import build_teacher
-from tfigkd.stages.training_setup import assemble, untrained_student
+from tfigkd.stages.training_setup import distiller_with, untrained_student
 
 GOOD_ACCURACY = 0.97
 """The accuracy for which the width of an interval is stated before any accuracy is known."""
@@ -91,7 +91,7 @@ def check_ahead(config: Config, stages: Collection[str]) -> None:
     if compresses:
         check_compressible(student, config.compress)
         own = config.compress.teacher == "student"
-        assemble(fine_tuning(config), student, fold_batch_norm(student) if own else build_teacher(config, data))
+        distiller_with(fine_tuning(config), student, fold_batch_norm(student) if own else build_teacher(config, data))
     if converts:
         try:
             check_convertible(student, config.export.formats)

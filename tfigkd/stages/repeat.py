@@ -13,7 +13,7 @@ from tfigkd.stages.workdir import TEACHERS, Workdir, default_folder
 AS_RUN = "_as_run"
 
 
-def command(config: Config, run: Mapping[str, Any], workdir: Workdir | None = None) -> tuple[str, str]:
+def repeat_command(config: Config, run: Mapping[str, Any], workdir: Workdir | None = None) -> tuple[str, str]:
     """Return the command line of a run, and the experiment file it needs beside it.
 
     Args:

@@ -26,9 +26,9 @@ from tfigkd.runtime.rows import as_csv, sealed
 from tfigkd.stages.compress import require_compressed
 from tfigkd.stages.evaluate import attribution_settings, check_measured
 from tfigkd.stages.overlays import store_folder
-from tfigkd.stages.repeat import command, own_file
+from tfigkd.stages.repeat import own_file, repeat_command
 from tfigkd.stages.teacher import require_teacher, teacher_folder
-from tfigkd.stages.workdir import HISTORY, LABEL, ROWS, VERDICT, Workdir, read_settings
+from tfigkd.stages.workdir import HISTORY, JOB_FILE, ROWS, VERDICT, Workdir, read_settings
 from tfigkd.store.maps import parse_record
 from tfigkd.store.shards import open_store, read_all
 from tfigkd.training.fit import LEDGER
@@ -51,7 +51,7 @@ def report(config: Config, workdir: Workdir) -> None:
         teacher = None
     settings, _ = read_settings(workdir.run)
     row = row_of(config, workdir, settings, roles, trained, teacher)
-    repeat = command(config, settings, workdir)
+    repeat = repeat_command(config, settings, workdir)
     if repeat[1]:
         write_text(own_file(settings["experiment"], workdir), repeat[1])
     facts = gather(config, workdir, row, roles, evaluated, repeat)
@@ -131,7 +131,7 @@ def gather(
         row: Its row of results.
         roles: From `figures`.
         evaluated: The manifest of stage `evaluate`.
-        repeat: From `repeat.command`.
+        repeat: From `repeat_command`.
 
     Raises:
         UserError: a file is damaged.
@@ -148,7 +148,7 @@ def gather(
         evaluated=evaluated,
         command=repeat[0],
         toml=repeat[1],
-        study=_study(workdir.run / LABEL),
+        study=_study(workdir.run / JOB_FILE),
         taught=config.needs_teacher,
         data=read_manifest(workdir.stage("data")),
         exported=read_manifest(workdir.stage("export")),

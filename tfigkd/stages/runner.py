@@ -19,8 +19,8 @@ from tfigkd.stages.parts import StorePart
 from tfigkd.stages.workdir import SETTINGS, VERDICT, Workdir, read_settings
 
 STAGES = ("data", "teacher", "overlays", "distill", "compress", "export", "evaluate", "benchmark", "report")
-DATA = "data.name"
-MODELS = ("teacher.model", "teacher.weights", "student.model", "student.weights")
+DATA_FIELD = "data.name"
+FILE_FIELDS = ("teacher.model", "teacher.weights", "student.model", "student.weights")
 """Fields that may name a file, which is known by its content."""
 
 AFTER_TRAINING = ("compress.", "export.", "evaluation.", "benchmark.")
@@ -119,9 +119,9 @@ def changed_settings(path: Path, chosen: Run, free: tuple[str, ...] = FREE) -> l
     except ValueError as error:
         raise UserError(f"{path} is damaged ({error}); choose another --workdir or delete it") from error
     changed = changed_fields(before, chosen.settings, free)
-    if DATA in changed and _same_data(path.parent, chosen.config):
-        changed.remove(DATA)
-    moved = [name for name in changed if name in MODELS]
+    if DATA_FIELD in changed and _same_data(path.parent, chosen.config):
+        changed.remove(DATA_FIELD)
+    moved = [name for name in changed if name in FILE_FIELDS]
     if moved and moved == changed and _is_begun(path.parent, chosen):
         return []
     return changed
@@ -176,7 +176,7 @@ def _same_data(folder: Path, config: Config) -> bool:
     return trained["data"] == data.fingerprint or trained.get("trained_on") == data.training_fingerprint
 
 
-def _refuse_steps(chosen: Run) -> None:
+def _refuse_incremental(chosen: Run) -> None:
     """Refuse an experiment that another command trains."""
     if chosen.config.incremental.steps:
         raise UserError(
@@ -199,12 +199,12 @@ def run(chosen: Run, *, dry_run: bool = False) -> bool:
         UserError: anything that the user can correct.
     """
     workdir = chosen.workdir
-    _refuse_steps(chosen)
+    _refuse_incremental(chosen)
     if dry_run:
         _refuse_other_settings(chosen)
         with console.quiet_tensorflow():
-            from tfigkd.stages.precision import undecided
-        _prepare(chosen, undecided(chosen.config))
+            from tfigkd.stages.precision import with_assumed_precisions
+        _prepare(chosen, with_assumed_precisions(chosen.config))
         return True
     if not hosts.is_first_process():
         return _run(chosen)
@@ -264,12 +264,12 @@ def print_estimate(chosen: Run, workers: int) -> None:
     Raises:
         UserError: anything that the user can correct.
     """
-    _refuse_steps(chosen)
+    _refuse_incremental(chosen)
     with console.quiet_tensorflow():
         from tfigkd.stages.cost import lines, measured_costs
-        from tfigkd.stages.precision import undecided
+        from tfigkd.stages.precision import with_assumed_precisions
 
-        costs = measured_costs(undecided(chosen.config), chosen.workdir, chosen.needed, workers)
+        costs = measured_costs(with_assumed_precisions(chosen.config), chosen.workdir, chosen.needed, workers)
     console.show_columns(["stage", "time", "memory", "disk", "network"], lines(costs), 4, last=True)
     if workers > 1:
         console.say(f"{workers} machines share the stage overlays; the other stages run on one of them", last=True)
@@ -343,7 +343,7 @@ def _run(chosen: Run) -> bool:
     return chosen.smoke or not remarks
 
 
-def _last_lines(workdir: Workdir, needed: Sequence[str], chosen: Sequence[str]) -> Iterator[str]:
+def _last_lines(workdir: Workdir, planned: Sequence[str], done: Sequence[str]) -> Iterator[str]:
     """Return where things are, as far as they are there, and what to type next."""
     models = [path for path in (workdir.student, workdir.compressed) if path.is_file()]
     files = sorted(workdir.stage("export").glob("*.tflite"))
@@ -352,9 +352,9 @@ def _last_lines(workdir: Workdir, needed: Sequence[str], chosen: Sequence[str]) 
         yield f"model: {', '.join(map(str, models))}"
     if files:
         yield f"files: {workdir.stage('export')}/ ({', '.join(path.name for path in files)})"
-    if "report" in chosen and reports:
+    if "report" in done and reports:
         yield f"report: {reports[0]}   curves: tensorboard --logdir {shlex.quote(str(workdir.run))}"
-    rest = needed[needed.index(chosen[-1]) + 1 :] if chosen else []
+    rest = planned[planned.index(done[-1]) + 1 :] if done else []
     if rest:
         yield f"next: the same command with --stages {','.join(rest)}"
     elif files:

@@ -19,8 +19,8 @@ from tfigkd.data import Dataset, Examples, to_model_input
 from tfigkd.data.spaces import RANGES, UNIT
 from tfigkd.measure.chance import mean_recall, near_chance, probe_examples, suggest_fix
 from tfigkd.measure.metrics import accuracy, predict_logits
+from tfigkd.models.fingerprints import weights_fingerprint
 from tfigkd.models.layers import with_fused_layers, with_stock_layers
-from tfigkd.models.weights import weights_fingerprint
 from tfigkd.runtime import console, hosts
 from tfigkd.runtime.errors import UserError
 from tfigkd.runtime.files import (
@@ -34,15 +34,15 @@ from tfigkd.runtime.files import (
     write_text,
 )
 from tfigkd.runtime.text import percent
+from tfigkd.stages.compatibility import data_fingerprints, first_known
 from tfigkd.stages.data import (
+    all_training_examples,
     class_weights,
     dataset,
     holds_out_validation,
     shard,
     teacher_choice,
-    teacher_examples,
 )
-from tfigkd.stages.earlier import data_fingerprints, first_known
 from tfigkd.stages.networks import WHITENED, build_network, content_of, network_values, weights_path
 from tfigkd.stages.workdir import HISTORY, TEACHER_FILE, Workdir
 from tfigkd.store.maps import baseline_color
@@ -70,9 +70,9 @@ def _weighting(config: Config) -> Literal["mean", "confidence"]:
     return "confidence" if config.teacher.weighting == "confidence" else "mean"
 
 
-def taught_examples(config: Config) -> Examples:
+def teacher_examples(config: Config) -> Examples:
     """Return what the teacher of a config is trained on: all that may train, as several teachers are, or its part."""
-    teacher, examples = config.teacher, teacher_examples(config.data)
+    teacher, examples = config.teacher, all_training_examples(config.data)
     return examples if teacher.count > 1 else shard(examples, teacher.shards, teacher.seed % teacher.shards)
 
 
@@ -100,7 +100,7 @@ def teacher_fingerprint(config: Config, data: str | None = None) -> str:
     recipe += teacher_choice(config.data) if teacher.trained else []
     if teacher.shards > 1:
         recipe.append(["shard", teacher.seed % teacher.shards, teacher.shards])
-    if teacher.trained and evens_out(len(taught_examples(config)), teacher.training.batch_size):
+    if teacher.trained and evens_out(len(teacher_examples(config)), teacher.training.batch_size):
         recipe.append("even batches")
     return fingerprint("teacher", data, network, published, *recipe)
 
@@ -168,7 +168,7 @@ def _train(config: Config, data: Dataset, folder: Path) -> tuple[keras.Model, li
     keras.utils.set_random_seed(config.teacher.seed)
     model = with_fused_layers(build_network(config.teacher, data))
     model = models.with_precision(model, recipe.precision)
-    examples = taught_examples(config)
+    examples = teacher_examples(config)
     if config.teacher.shards > 1:  # nor does the stem see other images
         images = models.resized(examples.images[:WHITENED], config.teacher.own_shape(data.image_shape))
         models.set_whitening(model, to_model_input(images))
@@ -290,7 +290,7 @@ def train_teacher(config: Config, workdir: Workdir) -> None:
             trained_here=trained and saved is None,
             taken_as_it_is=config.teacher.own_file and not trained,
             saw_validation=not (trained and holds_out_validation(config.data)),
-            n_train=len(taught_examples(config)) if trained else None,
+            n_train=len(teacher_examples(config)) if trained else None,
             validation_accuracy=score,
         )
         checkpoint.remove(folder)

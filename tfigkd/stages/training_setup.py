@@ -13,6 +13,7 @@ from tfigkd.data import Dataset, Examples
 from tfigkd.data.knowledge import StoredAttention, TeacherTargets
 from tfigkd.losses import LOSSES, Loss
 from tfigkd.losses.neighbors import EXAMPLE
+from tfigkd.models.layers import with_fused_layers
 from tfigkd.runtime.errors import UserError
 from tfigkd.stages.data import (
     class_weights,
@@ -33,15 +34,27 @@ def reparameterized(student: keras.Model, config: Config) -> keras.Model:
     return models.with_chain(models.with_power(student, config.training.power), config.training.chain)
 
 
+def trainable_student(student: keras.Model, config: Config) -> keras.Model:
+    """Return a student as it is trained: fused layers, reparameterized kernels, its precision and coded features."""
+    student = models.with_precision(reparameterized(with_fused_layers(student), config), config.training.precision)
+    return models.with_code(student, config.code.weight, config.code.step)
+
+
+def live_teacher(teacher: keras.Model, config: Config) -> keras.Model:
+    """Return a teacher as it runs in every step; folded, unless a loss looks at its weights."""
+    pruned = config.losses.r2kd.weight > 0 and config.losses.r2kd.pruned > 0
+    if not config.losses.use("weights") and not pruned:  # folding changes them
+        teacher = models.fold_batch_norm(teacher)
+    return models.with_precision(teacher, config.training.precision)
+
+
 def cut_from(teacher: keras.Model, config: Config, data: Dataset) -> keras.Model:
     """Return a student that begins as the first blocks of a teacher."""
     options = {"copy_weights": True, "keep_normalization": True}
     try:
         return models.truncate(teacher, config.student.drop_blocks, data.num_classes, **options)
     except ValueError as error:
-        raise UserError(
-            f"student.init = teacher: {str(error).rstrip('.')}; choose another student.drop_blocks"
-        ) from error
+        raise UserError(f"student.init = teacher: {error}") from error
 
 
 def untrained_student(config: Config, data: Dataset, teacher: keras.Model | None = None) -> keras.Model:
@@ -73,26 +86,20 @@ def losses_of(config: Config) -> tuple[dict[str, Loss], dict[str, float]]:
 
 
 def make_distiller(config: Config, workdir: Workdir, student: keras.Model) -> Distiller:
-    """Return the student with its losses, and with the teacher where it runs in every step."""
-    teacher = None
-    if config.needs_live_teacher:
-        teacher = load_teacher(config, workdir)
-        pruned = config.losses.r2kd.weight > 0 and config.losses.r2kd.pruned > 0
-        if not config.losses.compare("weights") and not pruned:  # folding changes them
-            teacher = models.fold_batch_norm(teacher)
-        teacher = models.with_precision(teacher, config.training.precision)
-    return assemble(config, student, teacher)
+    """Return `distiller_with` the run's own teacher, where one runs in every step."""
+    teacher = live_teacher(load_teacher(config, workdir), config) if config.needs_live_teacher else None
+    return distiller_with(config, student, teacher)
 
 
-def assemble(config: Config, student: keras.Model, teacher: keras.Model | None) -> Distiller:
-    """Return the student with the losses of a config and this live teacher."""
+def distiller_with(config: Config, student: keras.Model, teacher: keras.Model | None) -> Distiller:
+    """Return a Distiller of the student with the losses of a config and this live teacher, or none."""
     require_trainable(student, f"the student {config.student.model}")
     terms, weights = losses_of(config)
-    recipe, second = config.training, None
+    recipe, finetune_from = config.training, None
     if recipe.finetune_epochs:
         count = len(training_examples(config.data))
         steps = len(batch_sizes(count, recipe.batch_size, device_count(recipe.devices)))
-        second = (recipe.epochs - recipe.finetune_epochs) * steps
+        finetune_from = (recipe.epochs - recipe.finetune_epochs) * steps
     check_losses(terms, recipe.devices)
     try:
         return Distiller(
@@ -102,7 +109,7 @@ def assemble(config: Config, student: keras.Model, teacher: keras.Model | None) 
             hard_weight=config.training.hard_weight,
             teacher=teacher,
             label_smoothing=config.training.label_smoothing,
-            finetune_from=second,
+            finetune_from=finetune_from,
             l1=config.training.l1,
         )
     except ValueError as error:
@@ -111,7 +118,7 @@ def assemble(config: Config, student: keras.Model, teacher: keras.Model | None) 
 
 def _wanted(config: Config) -> set[str]:
     """Return what the losses compare beside the outputs of both networks."""
-    wanted = {"teacher_map"} if config.losses.compare("map") else set()
+    wanted = {"teacher_map"} if config.losses.use("map") else set()
     if config.needs_live_teacher:
         wanted.add("teacher_inputs")
     if config.losses.osakd.weight and config.losses.osakd.space == "student":

@@ -37,7 +37,7 @@ ROWS = "rows.csv"
 VERDICT = "verdict.json"
 """In a run's folder: what is wrong with the run, as stage `report` found it; an empty list where nothing is."""
 
-LABEL = "job.json"
+JOB_FILE = "job.json"
 """In the folder of a run of a study: the study, arm and size, and the command of the run."""
 
 

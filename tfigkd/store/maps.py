@@ -1,8 +1,7 @@
 """The overlay store: logits and Integrated Gradients map of every training image, in shards (see `shards.py`)."""
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from functools import partial
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,7 @@ import numpy as np
 from tfigkd import models
 from tfigkd.attribution import Attribution, attribute, blur_sigma, completeness_error, make_baseline, saliency_map
 from tfigkd.config.fields import AttributionConfig
-from tfigkd.data import Dataset, Examples, covered, mean_color, to_model_input
+from tfigkd.data import Dataset, Examples, mean_color, to_model_input, train_and_validation
 from tfigkd.data.disk import AT_ONCE
 from tfigkd.data.grid import cell_means
 from tfigkd.data.knowledge import Knowledge
@@ -179,6 +178,22 @@ def parse_record(features: Mapping[str, Any]) -> Record:
     }
 
 
+def map_shards(
+    folder: Path,
+    examples: Examples,
+    config: AttributionConfig,
+    top_logits: int | None,
+    prepared: Callable[[], tuple[keras.Model, np.ndarray]],
+) -> Shards:
+    """Return the shards of a store of maps; `prepared` gives the folded teacher and the baseline's color."""
+
+    def make(chosen: Examples) -> Iterator[dict[str, Any]]:
+        model, color = prepared()
+        return features(model, chosen, config, color, top_logits)
+
+    return Shards(folder, examples, config.shard_size, parse_record, make)
+
+
 def write_store(
     folder: Path,
     model: keras.Model,
@@ -200,11 +215,10 @@ def write_store(
         source: The data config, so that `verify` can find the images.
         examples: The examples to store; by default train and validation.
     """
-    examples = covered(data) if examples is None else examples
+    examples = train_and_validation(data) if examples is None else examples
     folded = _folded(model)
     color = baseline_color(config, data.train)
-    make = partial(features, folded, config=config, mean_color=color, top_logits=identity.get("top_logits"))
-    files = write_shards(Shards(folder, examples, config.shard_size, parse_record, make))
+    files = write_shards(map_shards(folder, examples, config, identity.get("top_logits"), lambda: (folded, color)))
     # Record by record, so that the memory does not grow with the number of images.
     sample = np.arange(min(CHECKED, len(examples)))
     checked, columns = [], np.empty((len(examples), 2))
@@ -234,8 +248,11 @@ def write_store(
 
 
 def _folded(model: keras.Model) -> keras.Model:
-    """Return a model with less work in it; a subclassed one, whose graph is not known, as it is."""
-    return models.fold_batch_norm(model) if is_graph(model) else model
+    """Return a model with less work in it; one that cannot be rebuilt, as it is."""
+    try:
+        return models.fold_batch_norm(model) if is_graph(model) else model
+    except ValueError:
+        return model
 
 
 def deviation(

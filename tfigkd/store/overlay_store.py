@@ -1,6 +1,7 @@
 """The overlay store as a library: for any Keras model and any `tf.data.Dataset`, without config or workdir."""
 
 from collections.abc import Callable, Mapping
+from dataclasses import fields
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -8,23 +9,25 @@ from typing import Any
 import keras
 import numpy as np
 
-from tfigkd.batches.augment import overlay
 from tfigkd.config.fields import AttributionConfig
 from tfigkd.config.reading import from_mapping
-from tfigkd.data import Dataset, Examples, digest, identify, splits_fingerprint, to_model_input
+from tfigkd.data import Dataset, Examples, digest, splits_fingerprint, to_model_input
 from tfigkd.data.grid import check_grid, spread
+from tfigkd.data.knowledge import Knowledge
 from tfigkd.data.spaces import RANGES, UNIT, Outputs, Range
 from tfigkd.data.top_logits import TopLogits
 from tfigkd.measure.chance import PROBE_EXAMPLES, mean_recall, suggest_fix
 from tfigkd.measure.metrics import predict_logits
-from tfigkd.models import as_classifier
-from tfigkd.models.graph import single_graph
+from tfigkd.models import cached_classifier
+from tfigkd.models.fingerprints import architecture_fingerprint, weights_fingerprint
+from tfigkd.models.graph import keeps_random_numbers, single_graph
 from tfigkd.models.input_range import infer_input_range
 from tfigkd.models.spaces import PROBED, classifier
-from tfigkd.models.weights import architecture_fingerprint, weights_fingerprint
 from tfigkd.runtime.errors import UserError
 from tfigkd.runtime.files import MANIFEST, fingerprint, finished, locked, read_manifest
+from tfigkd.store.given import collect, single_pictures
 from tfigkd.store.maps import CHECKED, deviation, parse_record, store_identity, to_knowledge, write_store
+from tfigkd.store.random_overlays import RandomOverlays
 from tfigkd.store.shards import REBUILD, open_store, read_all
 
 
@@ -36,7 +39,9 @@ class OverlayStore:
 
     Attributes:
         folder: Folder of the shards.
-        knowledge: Logits, maps and completeness errors; see `tfigkd.data.knowledge.Knowledge`.
+        knowledge: Logits, maps and completeness errors; see `tfigkd.data.knowledge.Knowledge`. Their order is that of
+            the hashes of the pixels, not that of the pictures that the store was built from: `knowledge_of` gives them
+            in the order of your pictures.
 
     Raises:
         UserError: The store is unfinished or damaged, or contains NaN.
@@ -64,6 +69,7 @@ class OverlayStore:
         return len(self.knowledge.logits)
 
     @classmethod
+    @keeps_random_numbers()
     def build(
         cls,
         folder: str | Path,
@@ -84,7 +90,7 @@ class OverlayStore:
             teacher: A classifier of images [B,H,W,3]. One that takes other values than [0,1] or gives probabilities is
                 converted as `tfigkd.models.as_classifier` does it; the store holds logits of at least two classes.
             pictures: A finite `tf.data.Dataset` of (uint8 [H,W,3], integer label), not batched and not augmented, or
-                a pair of arrays, uint8 [N,H,W,3] and integers [N] or [N,1].
+                a pair of arrays, uint8 [N,H,W,3] and integers [N] or [N,1]; all of one size.
             input_range: Pixel values of black and white that the teacher expects; by default inferred from its layers.
             outputs: "logits" or "probabilities"; by default inferred from the last layer and outputs.
             settings: Fields of `tfigkd.config.fields.AttributionConfig`: `baseline`, `rule`, `n_steps`, `tolerance`,
@@ -102,8 +108,9 @@ class OverlayStore:
             raise ValueError(
                 f"the teacher must be a Keras model, got {type(teacher).__name__}; keras.saving.load_model opens a file"
             )
-        as_classifier(teacher, input_range=input_range, outputs=outputs)  # its errors come before pictures are loaded
-        examples = _collect(pictures)
+        # its errors come before pictures are loaded
+        cached_classifier(teacher, input_range=input_range, outputs=outputs)
+        examples = collect(pictures)
         given, teacher = teacher, _classifier_of(teacher, input_range, outputs, examples)
         _check_fit(teacher, examples)
         count = _classes(teacher, examples)
@@ -145,6 +152,29 @@ class OverlayStore:
             return False
         return True
 
+    def knowledge_of(self, images: Any, labels: Any) -> Knowledge:
+        """Return what the store says of pictures, in their order, such as logits for `Distiller.fit` on arrays.
+
+        Args:
+            images: uint8 [N,H,W,3], pictures of the store in any order; not augmented.
+            labels: Integers [N] or [N,1].
+
+        Returns:
+            Logits float32 [N,C], maps uint8 [N,H,W], scales, errors and `usable` [N]; unlike the channel of `join`, the
+            maps that are not usable are not zero.
+
+        Raises:
+            ValueError: The arrays are not as above.
+            UserError: A picture is not in the store, or has another label there.
+        """
+        examples = collect((images, labels))
+        rows = np.empty(len(examples), np.int64)
+        rows[examples.source_ids.astype(np.int64)] = [
+            self._row_of(name.partition("-")[0], int(label))
+            for name, label in zip(examples.ids, examples.labels, strict=True)
+        ]
+        return Knowledge(**{field.name: getattr(self.knowledge, field.name)[rows] for field in fields(Knowledge)})
+
     def join(self, pictures: Any, *, logits: bool = True) -> Any:
         """Add to every picture its map and logits, found by the hash of its pixels, in any order of the pictures.
 
@@ -152,7 +182,8 @@ class OverlayStore:
         if the map's completeness error is above the tolerance; such a picture is never overlaid.
 
         Args:
-            pictures: A `tf.data.Dataset` of (uint8 [H,W,3], integer label), not batched and not yet augmented.
+            pictures: A `tf.data.Dataset` of (uint8 [H,W,3], integer label), not batched and not yet augmented, or a
+                pair of arrays as for `build`, whose order is kept.
             logits: False leaves out the logits, which a live teacher then gives.
 
         Returns:
@@ -160,18 +191,11 @@ class OverlayStore:
             not in the store, or has another label there, ends the iteration with an error that names it.
 
         Raises:
-            ValueError: The pictures are batched.
+            ValueError: The pictures are batched, or not as above.
         """
         import tensorflow as tf
 
-        _check_pairs(pictures.element_spec)
-        shape, labels = (tf.TensorShape(getattr(part, "shape", None)) for part in pictures.element_spec)
-        if shape.rank not in (3, None):
-            raise ValueError(f"join takes single pictures [H,W,3], got pixels {tuple(shape)}; call batch() after it")
-        if labels.rank not in (0, None) and tuple(labels) != (1,):
-            raise ValueError(
-                f"join takes a label as one integer, got shape {tuple(labels)}; of one-hot labels take tf.argmax(label)"
-            )
+        pictures = single_pictures(pictures)
         classes = self.knowledge.logits.shape[1]
 
         def find(image: np.ndarray, label: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -193,19 +217,21 @@ class OverlayStore:
     @staticmethod
     def overlay(
         probability: float = 0.1, *, min_exponent: float = 1.0, max_exponent: float = 2.0, seed: int = 0
-    ) -> Callable[[Any, Any], tuple[Any, Any]]:
+    ) -> Callable[..., tuple[Any, ...]]:
         """Return a function for `dataset.map`, after augmentation and batching, that overlays maps on some images.
 
         Args:
             probability: Share of images that are overlaid; the papers use 0.1.
             min_exponent: Smallest exponent s of `0.5 image + 0.5 map ** s`, s log-uniform.
             max_exponent: Largest exponent s.
-            seed: Seed of the random draws, which continue from batch to batch.
+            seed: Seed of the random draws. They follow from it, the pixels of the batch and how often this batch came
+                before: they do not depend on `num_parallel_calls`, and differ from epoch to epoch.
 
         Returns:
-            A function from (uint8 [B,H,W,4], targets) to (float32 [B,H,W,3] in [0,1], targets). Targets that are a
-            dictionary get `"teacher_inputs"`, the images without overlays, which a live teacher then sees. It raises a
-            ValueError for single pictures.
+            A function from (pixels [B,H,W,4], targets) to (float32 [B,H,W,3] in [0,1], targets); pixels are from 0 to
+            255, uint8 or float. Targets that are a dictionary get `"teacher_inputs"`, the images without overlays,
+            which a live teacher then sees. Sample weights, a third part, are passed through. It raises a ValueError for
+            single pictures; fractions, none above 1, end the iteration with an error.
 
         Raises:
             ValueError: The probability or an exponent is out of range.
@@ -217,18 +243,10 @@ class OverlayStore:
                 f"expected a probability in [0, 1] and 0 < min_exponent <= max_exponent < inf, got {probability}, "
                 f"{min_exponent} and {max_exponent}"
             )
-        generator = np.random.default_rng(seed)
-        low, high = np.log(min_exponent), np.log(max_exponent)
-
-        def blend(pixels: np.ndarray) -> np.ndarray:
-            images = to_model_input(pixels[..., :3])
-            chosen = generator.random(len(pixels)) < probability
-            exponents = np.exp(generator.uniform(low, high, len(pixels)))
-            images[chosen] = overlay(images[chosen], pixels[chosen, ..., 3], exponents[chosen])
-            return images
+        blend = RandomOverlays(probability, min_exponent, max_exponent, seed)
 
         @tf.autograph.experimental.do_not_convert  # an error is then one line
-        def overlay_batch(pixels: Any, targets: Any) -> tuple[Any, Any]:
+        def overlay_batch(pixels: Any, targets: Any, *sample_weight: Any) -> tuple[Any, ...]:
             if tf.TensorShape(pixels.shape).rank not in (4, None):
                 raise ValueError(
                     f"overlay takes batches [B,H,W,4], got pixels {tuple(pixels.shape)}; call batch() before it"
@@ -237,7 +255,7 @@ class OverlayStore:
             images.set_shape((*pixels.shape[:-1], 3))
             if isinstance(targets, Mapping):  # a live teacher sees the picture itself
                 targets = {**targets, "teacher_inputs": tf.cast(pixels[..., :3], tf.float32) / 255}
-            return images, targets
+            return images, targets, *sample_weight
 
         return overlay_batch
 
@@ -267,9 +285,9 @@ class OverlayStore:
         Raises:
             UserError: The teacher is another one, or the records are not those of the pictures.
         """
-        if weights_fingerprint(as_classifier(teacher, input_range=input_range, outputs=outputs)) != self._teacher:
+        if weights_fingerprint(cached_classifier(teacher, input_range=input_range, outputs=outputs)) != self._teacher:
             raise UserError(f"overlay store {self.folder}: it belongs to another teacher; build a store for this one")
-        examples = _collect(pictures)
+        examples = collect(pictures)
         teacher = _classifier_of(teacher, input_range, outputs, examples)
         chosen = np.random.default_rng(seed).choice(len(examples), min(sample, len(examples)), replace=False)
         return self._verify(teacher, examples, chosen)
@@ -285,7 +303,10 @@ class OverlayStore:
         return deviation(teacher, examples, records, self.settings, self._mean_color, chosen)
 
     def _row(self, image: np.ndarray, label: int) -> int:
-        name = digest(image)
+        return self._row_of(digest(image), label)
+
+    def _row_of(self, name: str, label: int) -> int:
+        """Return the record of a picture, by the hash of its pixels and its label."""
         if (name, label) not in self._rows:
             known = any(row[0] == name for row in self._rows)
             what = f"is in the store, but not with label {label}" if known else "is not in the store"
@@ -301,7 +322,7 @@ def _classifier_of(
 ) -> keras.Model:
     """Return `as_classifier` of a teacher; a subclassed one, whose layers are not known, is looked at on pictures."""
     some = to_model_input(examples.images[:PROBED])
-    return as_classifier(teacher, input_range=input_range, outputs=outputs, images=some)
+    return cached_classifier(teacher, input_range=input_range, outputs=outputs, images=some)
 
 
 def _classes(teacher: keras.Model, examples: Examples) -> int:
@@ -346,52 +367,4 @@ def _check_range(given: keras.Model, teacher: keras.Model, outputs: Outputs | No
         raise ValueError(
             f"the teacher has a balanced accuracy of {recall:.1f} % on {len(some)} of the pictures; {fix}; "
             f"input_range={shown} keeps it as it is"
-        )
-
-
-def _collect(pictures: Any) -> Examples:
-    """Load the pictures of a pair of arrays or of a `tf.data.Dataset` into memory, with their ids."""
-    if isinstance(pictures, tuple | list) and len(pictures) == 2:
-        array, classes = map(np.asarray, pictures)
-        if not len(array):
-            raise ValueError("the arrays hold no pictures")
-        _refuse_gray(array.shape[1:])
-        return identify(array, classes.reshape(-1) if classes.shape == (len(array), 1) else classes)
-    if not hasattr(pictures, "as_numpy_iterator"):
-        raise ValueError(
-            f"expected a pair of arrays (images, labels) or a tf.data.Dataset, got {type(pictures).__name__}"
-        )
-    _check_pairs(pictures.element_spec)
-    images, labels = [], []
-    for image, label in pictures.as_numpy_iterator():
-        if np.ndim(image) != 3 or np.size(label) != 1:
-            raise ValueError(
-                f"expected single pictures, uint8 [H,W,3], with a label each, got shapes {np.shape(image)} and "
-                f"{np.shape(label)}; pass the data set before batch()"
-            )
-        _refuse_gray(image.shape)
-        images.append(image)
-        labels.append(np.reshape(label, ()))
-    if not images:
-        raise ValueError("the data set has no pictures")
-    return identify(np.stack(images), np.array(labels))
-
-
-def _check_pairs(spec: Any) -> None:
-    """Check that the elements of a `tf.data.Dataset` are pairs of an image and its label."""
-    if isinstance(spec, tuple) and len(spec) == 2 and not any(isinstance(part, dict | tuple) for part in spec):
-        return
-    got, example = "a picture", "lambda image, label, *_: (image, label)"
-    if isinstance(spec, tuple):
-        got = f"{len(spec)} parts"
-    elif isinstance(spec, dict):
-        got, example = "a dictionary", 'lambda x: (x["image"], x["label"])'
-    raise ValueError(f"expected pairs (picture, label), got {got}; pictures.map({example}) makes pairs")
-
-
-def _refuse_gray(shape: tuple[int, ...]) -> None:
-    if len(shape) == 3 and shape[-1] == 1:
-        raise ValueError(
-            f"expected pictures uint8 [H,W,3], got gray ones {shape}; make them RGB with tf.image.grayscale_to_rgb, "
-            "and a teacher of gray images one of RGB images with tfigkd.models.with_rgb"
         )

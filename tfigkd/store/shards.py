@@ -223,8 +223,9 @@ def open_store(folder: Path, identity: Mapping[str, Any]) -> dict[str, Any]:
         found = manifest["identity"].get(part)
         if found != expected:
             raise UserError(f"store {folder}: its {part} is {found}, expected {expected}; {REBUILD}")
-    if _name(folder) != fingerprint(manifest["identity"]):
-        raise UserError(f"store {folder}: the folder's name is not its fingerprint; {REBUILD}")
+    named = fingerprint(manifest["identity"])
+    if _name(folder) != named:
+        raise UserError(f"store {folder}: the folder is not named by its fingerprint; rename it to {named}")
     verify_files(folder, manifest)
     return manifest
 

@@ -19,7 +19,7 @@ from tfigkd.runtime.limit import require_minutes
 from tfigkd.runtime.machine import cores
 from tfigkd.runtime.processes import processes_that_fit
 from tfigkd.study.plan import PROG, Job, Options, Study, plan, read_study, words_of
-from tfigkd.study.runs import finished_row, run_all, run_on_cluster
+from tfigkd.study.runs import is_finished, run_all, run_on_cluster
 
 
 def study(options: Options, flags: Sequence[str]) -> int:
@@ -51,7 +51,7 @@ def _do(described: Study, jobs: Sequence[Job], options: Options, cluster: Cluste
     if options.dry_run:
         for job in jobs:
             console.say(
-                f"  {job.title}: {job.run.experiment}, {'finished' if finished_row(job) else 'to do'}, {job.folder}"
+                f"  {job.title}: {job.run.experiment}, {'finished' if is_finished(job) else 'to do'}, {job.folder}"
             )
         return 0
     given: dict[str, Any] = {"processes": processes, "threads": threads, "minutes": options.minutes}

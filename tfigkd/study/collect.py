@@ -32,7 +32,7 @@ from tfigkd.runtime.files import (
 from tfigkd.runtime.rows import as_csv, read_rows, unsealed
 from tfigkd.runtime.text import counted
 from tfigkd.stages.workdir import (
-    LABEL,
+    JOB_FILE,
     PRECISION,
     ROWS,
     SETTINGS,
@@ -99,7 +99,7 @@ def finished_runs(workdir: Path, study: str | None = None) -> list[tuple[Path, d
     """
     found, unlabeled = [], []
     for path in sorted(workdir.glob(f"{escape(study) if study else '*'}/*/*/{ROWS}")):
-        label, rows = path.parent / LABEL, read_rows(path)
+        label, rows = path.parent / JOB_FILE, read_rows(path)
         if not label.is_file():
             unlabeled.append(path)
             continue
@@ -116,7 +116,8 @@ def finished_runs(workdir: Path, study: str | None = None) -> list[tuple[Path, d
         leading |= {COLUMN: protocol_of(path.parent, _seed_fields(job)), "command": job["command"]}
         found.append((path.parent, {**row, **leading}))
     if unlabeled:
-        console.say(f"{counted(len(unlabeled), 'row')} skipped, without a {LABEL} that names the study: {unlabeled[0]}")
+        rows_without = counted(len(unlabeled), "row")
+        console.say(f"{rows_without} skipped, without a {JOB_FILE} that names the study: {unlabeled[0]}")
     return found
 
 

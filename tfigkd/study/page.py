@@ -13,10 +13,10 @@ from tfigkd.measure.statistics import LEVEL, Summary
 from tfigkd.report.charts import PALETTE, Chart, Table, cost_axis, error_bars, label, labels, make, rows_axis
 from tfigkd.report.page import render
 from tfigkd.study.plan import PROG, Options, Study, title_of
+from tfigkd.study.protocol import Row
 from tfigkd.study.quality import TITLE, quality_lines
 from tfigkd.study.tables import (
     Compared,
-    Row,
     Runs,
     arms_lines,
     command_of,
@@ -63,7 +63,7 @@ def page(study: Study, rows: Sequence[Row], papers: Sequence[Row], workdir: Path
         size_chart=size_chart(study, rows),
         published=_published(published),
         published_chart=_published_chart(study, published),
-        left=_left(study, rows),
+        left=_remaining_table(study, rows),
         command=command_of(study, workdir),
         after=f"{PROG} report --experiment {shlex.quote(study.source)}"
         if study.source.endswith(".toml")
@@ -246,7 +246,7 @@ def _published_chart(study: Study, papers: Sequence[Row]) -> Chart | None:
     return arms_chart("published-arms", study, runs)
 
 
-def _left(study: Study, rows: Sequence[Row]) -> Table:
+def _remaining_table(study: Study, rows: Sequence[Row]) -> Table:
     """Return the arms that have runs left, with the number of finished runs and of those still to do."""
     done = Counter((row["size"], row["arm"]) for row in rows if int(row["seed"]) < study.seeds)
     every = [(size, arm, done[size, arm]) for size in study.sizes for arm in study.arms]

@@ -17,9 +17,9 @@ from tfigkd.runtime.text import counted
 from tfigkd.study.collect import finished_runs
 from tfigkd.study.page import page
 from tfigkd.study.plan import Study, read_study
+from tfigkd.study.protocol import Row
 from tfigkd.study.tables import (
     METRICS,
-    Row,
     arms_lines,
     command_of,
     compare,
@@ -62,7 +62,7 @@ def report(checkout: Path) -> str:
         if any(row.get("study") != path.stem for row in rows):
             raise UserError(f"{table} has rows of another study than {path.stem}; rename the table")
         _write_page(described, rows, papers, checkout)
-        left.append(_left(described, rows))
+        left.append(_remaining_line(described, rows))
         if rows:
             lines += section(described, rows, papers)
             title = described.description.partition(";")[0]
@@ -138,7 +138,7 @@ def show_results(study: Study, workdir: Path) -> bool:
     return True
 
 
-def _left(study: Study, rows: Sequence[Row]) -> str | None:
+def _remaining_line(study: Study, rows: Sequence[Row]) -> str | None:
     """Return a line on how many runs of a study have no row yet and the command for them; None if all have one."""
     total, done = study.seeds * len(study.arms) * len(study.sizes), done_runs(study, rows)
     if done >= total:

@@ -13,7 +13,7 @@ from tfigkd.runtime.errors import InUseError, UserError, system_line
 from tfigkd.runtime.files import locked, read_manifest, write_signed
 from tfigkd.runtime.processes import CONTEXT, settle
 from tfigkd.stages.runner import INERT, changed_settings, run
-from tfigkd.stages.workdir import LABEL, ROWS, SETTINGS
+from tfigkd.stages.workdir import JOB_FILE, ROWS, SETTINGS
 from tfigkd.study.plan import PROG, Job
 
 IN_THE_RUN = ("distill", "compress", "export", "evaluate", "benchmark")
@@ -21,7 +21,7 @@ IN_THE_RUN = ("distill", "compress", "export", "evaluate", "benchmark")
 DONE, FAILED, BUSY = 0, 1, 3  # exit statuses of the process of one run
 
 
-def finished_row(job: Job) -> bool:
+def is_finished(job: Job) -> bool:
     """Return whether a run is finished, that is, has written its row, with the job's settings.
 
     Where stages were asked for on the command line, these must be finished too.
@@ -51,9 +51,9 @@ def work(job: Job) -> int:
     """Do one run, unless it is finished or another process is doing it; return DONE, FAILED or BUSY."""
     try:
         with locked(job.folder / "claim", wait=False):
-            if finished_row(job):
+            if is_finished(job):
                 return DONE
-            write_signed(job.folder / LABEL, label_of(job))
+            write_signed(job.folder / JOB_FILE, job_record(job))
             if "report" in job.run.stages:  # which writes it anew: it is of other settings of the late stages
                 (job.folder / ROWS).unlink(missing_ok=True)
             run(job.run)
@@ -68,7 +68,7 @@ def work(job: Job) -> int:
     return DONE
 
 
-def label_of(job: Job) -> dict[str, Any]:
+def job_record(job: Job) -> dict[str, Any]:
     """Return the columns that `collect` adds to the run's row, and the fields that the study sets to the seed."""
     own = ["--experiment", job.source or job.study, "--arms", job.arm, "--seeds", str(job.seed + 1)]
     own += ["--stages", ",".join(job.run.stages)] if job.stages_given else []
@@ -107,7 +107,7 @@ def sort_jobs(jobs: Sequence[Job]) -> tuple[dict[str, list[Job]], list[Job]]:
     ended: dict[str, list[Job]] = {"done": [], "before": [], "busy": [], "failed": [], "left": []}
     pending: list[Job] = []
     for job in jobs:
-        (ended["before"] if finished_row(job) else pending).append(job)
+        (ended["before"] if is_finished(job) else pending).append(job)
     if ended["before"]:
         console.say(f"{len(ended['before'])} of {len(jobs)} runs were finished before")
     return ended, pending

@@ -25,7 +25,7 @@ from tfigkd.runtime.errors import UserError
 from tfigkd.runtime.files import atomic
 from tfigkd.runtime.text import counted, markdown_table
 from tfigkd.study.plan import PROG, Options, Study, title_of, words_of
-from tfigkd.study.protocol import refuse_mixed, remarks
+from tfigkd.study.protocol import Row, refuse_mixed, remarks
 from tfigkd.study.quality import TITLE, quality_lines
 
 TO_SEE = (0.2, 0.4)  # differences to detect, in points
@@ -40,7 +40,6 @@ COSTS = (
 )
 """Columns of the table of arms that are shown where rows have them: title, column of a row, factor and digits."""
 
-Row = dict[str, str]
 Runs = dict[tuple[str, str], dict[int, float]]  # (size, arm) to seed to accuracy in points
 
 

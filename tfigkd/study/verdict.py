@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from tfigkd.measure.statistics import FEWEST
 from tfigkd.runtime.text import counted, percent
 from tfigkd.study.plan import Study, title_of
-from tfigkd.study.tables import CONTROLS, METRICS, Row, column_mean, runs_of
+from tfigkd.study.protocol import Row
+from tfigkd.study.tables import CONTROLS, METRICS, column_mean, runs_of
 
 AT_CHANCE = 0.05
 """Cohen's kappa, which is 0 for guesses, below which an arm is at chance."""
@@ -50,11 +51,11 @@ def study_verdict(study: Study, rows: Sequence[Row]) -> list[str]:
                 f"The teacher of {title} is worse than its students: {percent(teacher)} against {percent(accuracy)}. "
                 "Change: --teacher.model, --teacher.training.epochs."
             )
-        large, small = column_mean(own, "student_parameters"), column_mean(own, "teacher_parameters")
-        if large is not None and small is not None and large >= small:
+        student, taught_by = (column_mean(own, f"{role}_parameters") for role in ("student", "teacher"))
+        if student is not None and taught_by is not None and student >= taught_by:
             found.append(
-                f"The students of {title} are not smaller than their teacher: {large:,.0f} parameters against "
-                f"{small:,.0f}. "
+                f"The students of {title} are not smaller than their teacher: {student:,.0f} parameters against "
+                f"{taught_by:,.0f}. "
                 "Change: --student.drop_blocks, --student.width."
             )
     few = sorted({len(own) for own in runs.values() if len(own) < FEWEST})

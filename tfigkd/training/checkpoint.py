@@ -25,6 +25,8 @@ from tfigkd.runtime.files import write_bytes
 KEPT = 2
 NAME = re.compile(r"checkpoint-\d+(-\d+)?\.ckpt")
 DIGEST_SIZE = 32
+UNREADABLE = (OSError, ValueError, KeyError, TypeError, AttributeError, EOFError, zipfile.BadZipFile)
+"""What reading a damaged checkpoint raises."""
 
 
 @dataclass
@@ -133,11 +135,11 @@ def restore(folder: Path, model: keras.Model, fingerprint: str) -> Progress:
     variables = _variables(model)
     for path in _paths(folder):
         try:
-            owner, progress, arrays = _read(path, variables)
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, EOFError, zipfile.BadZipFile) as error:
+            written_by, progress, arrays = _read(path, variables)
+        except UNREADABLE as error:
             console.status(f"{path} is damaged ({error}); going back to the checkpoint before it, or to the start")
             continue
-        if owner != fingerprint:
+        if written_by != fingerprint:
             raise UserError(f"{path} belongs to a run with other settings; choose another --workdir")
         for variable, array in zip(variables, arrays, strict=True):
             variable.assign(array)
@@ -150,7 +152,7 @@ def owner(folder: Path) -> str | None:
     for path in _paths(folder):
         try:
             fingerprint, *_ = _read(path, [])
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, EOFError, zipfile.BadZipFile):
+        except UNREADABLE:
             continue  # `restore` says so
         return fingerprint
     return None

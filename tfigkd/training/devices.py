@@ -7,7 +7,6 @@ from typing import Any
 import keras
 
 from tfigkd.config.training_fields import Devices, TrainingConfig
-from tfigkd.losses import OSAKD, PerExampleLoss
 from tfigkd.models.graph import flatten_layers
 from tfigkd.runtime import hosts
 from tfigkd.runtime.errors import UserError
@@ -87,8 +86,7 @@ def check_losses(losses: dict[str, Any], devices: Devices) -> None:
     if device_count(devices) == 1 or keras.backend.backend() == "jax":
         return
     for name, loss in losses.items():
-        queue = isinstance(loss, OSAKD) and loss.space == "student"
-        if queue or not (isinstance(loss, PerExampleLoss) or loss.compares == "weights"):
+        if loss.needs_whole_batch:
             raise UserError(
                 f"losses.{name} relates the examples of a batch, of which TensorFlow shows each device a part; set "
                 "training.devices = one, or the environment variable KERAS_BACKEND = jax"

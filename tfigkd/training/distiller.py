@@ -13,8 +13,8 @@ from tfigkd.losses.base import Tensor
 from tfigkd.models.layers import l1_of_kernels
 from tfigkd.models.taps import tap_outputs
 from tfigkd.training.checked import CheckedData
-from tfigkd.training.metrics import gives_one_logit, of_one_logit
 from tfigkd.training.optimizers import check_two_momenta, with_loss_scale
+from tfigkd.training.single_logit import gives_one_logit, of_one_logit
 from tfigkd.training.steps import Steps
 from tfigkd.training.tapped import (
     LOGITS,
@@ -36,7 +36,15 @@ from tfigkd.training.targets import (
     single_loss,
     weighted_mean,
 )
-from tfigkd.training.terms import Compared, LiveTeacher, check_terms, hard_label_weight, loss_terms
+from tfigkd.training.terms import (
+    LiveTeacher,
+    StepComparison,
+    by_class,
+    check_settings,
+    check_terms,
+    hard_label_weight,
+    loss_terms,
+)
 
 
 @keras.saving.register_keras_serializable("tfigkd")
@@ -55,10 +63,10 @@ class Distiller(Steps, CheckedData, keras.Model):
 
     Targets are labels (integers [B] or probabilities [B,C]) or a dictionary: `"label"`; optionally
     `"label_probabilities"` [B,C], the labels of mixed images, which the hard-label loss then uses; and what is known of
-    the teacher: `"teacher_logits"` [B,C], `"teacher_map"` [B,H,W], `"teacher_features"` (tap to features or attention),
-    `"teacher_posteriors"` [B,C]. If they hold all that the losses need, no teacher runs. Otherwise the live teacher
-    runs in inference mode on `"teacher_inputs"`, or on the student's own batch. It is neither tracked nor saved with
-    the distiller, and its `trainable` flag is left alone.
+    the teacher: `"teacher_logits"` [B,C], or [B,1] of a teacher with one logit; `"teacher_map"` [B,H,W],
+    `"teacher_features"` (tap to features or attention), `"teacher_posteriors"` [B,C]. If they hold all that the losses
+    need, no teacher runs. Otherwise the live teacher runs in inference mode on `"teacher_inputs"`, or on the student's
+    own batch. It is neither tracked nor saved with the distiller, and its `trainable` flag is left alone.
 
     A model that gives probabilities (it ends in a softmax, or its outputs on noise look like probabilities) is handled:
     the losses see their logarithms. A single output, sigmoid or logit, becomes the logits of two classes. A subclassed
@@ -83,7 +91,7 @@ class Distiller(Steps, CheckedData, keras.Model):
             [0,1].
 
     Raises:
-        ValueError: names of losses and weights differ, a weight is out of range, a tap is unknown, teacher or student
+        ValueError: names of losses and weights differ, a number is out of range, a tap is unknown, teacher or student
             have several outputs, the two have different numbers of classes or share weights that train, or a loss
             is another Distiller's.
 
@@ -108,11 +116,13 @@ class Distiller(Steps, CheckedData, keras.Model):
         input_range: Range | None = None,
         **kwargs: Any,
     ):
-        super().__init__(**kwargs)
+        # whatever the policy of the process is, the student gets its inputs as they come and casts them itself
+        super().__init__(**{"dtype": "float32", "autocast": False, **kwargs})
         check_model("student", student)
         for name, given in (("losses", losses), ("loss_weights", loss_weights)):
             if not isinstance(given, Mapping | None):
                 raise ValueError(f"{name} must be a dictionary by name, such as {{'kd': ...}}, got {given!r}")
+        check_settings(label_smoothing, finetune_from, input_range)
         self.student = student
         self.input_range = None if input_range is None else (float(input_range[0]), float(input_range[1]))
         self._given_losses = dict(losses or {})
@@ -143,25 +153,27 @@ class Distiller(Steps, CheckedData, keras.Model):
         if student.built:
             self.built = True
 
+    def _weights_at(self, first: Any) -> dict[str, Any]:
+        """Return name to weight of every term, `"hard"` among them; `first` is 1 in the first phase, else 0."""
+        hard = hard_label_weight(self.distillation_losses, self.distillation_weights, self.hard_weight)
+        terms = {name: first * weight for name, weight in self.distillation_weights.items()}
+        return {"hard": first * hard + (1.0 - first), **terms}
+
     @property
     def term_weights(self) -> dict[str, float]:
         """Name to weight of every term in training, `"hard"` among them."""
-        weights = self.distillation_weights
-        hard = hard_label_weight(self.distillation_losses, weights, self.hard_weight)
+        first = 1.0
         if self.finetune_from is not None and self.optimizer is not None:
-            second = int(ops.convert_to_numpy(self.optimizer.iterations)) >= self.finetune_from
-            hard, weights = (1.0, dict.fromkeys(weights, 0.0)) if second else (hard, weights)
-        return {"hard": hard, **weights}
+            first = float(int(ops.convert_to_numpy(self.optimizer.iterations)) < self.finetune_from)
+        return self._weights_at(first)
 
     def _phase(self) -> dict[str, Any]:
-        """Return the weights of `loss_terms` in this step of the training, which may depend on it."""
-        weights, hard = self.distillation_weights, self.hard_weight
-        if self.finetune_from is None or self.optimizer is None:
-            return {"weights": weights, "hard_weight": hard}
-        first = ops.cast(self.optimizer.iterations < self.finetune_from, "float32")
-        hard = hard_label_weight(self.distillation_losses, weights, hard)
-        now = {name: first * weight for name, weight in weights.items()}
-        return {"weights": now, "hard_weight": first * hard + (1.0 - first)}
+        """Return the arguments `weights` and `hard_weight` of `loss_terms` for the current training step."""
+        first: Any = 1.0
+        if self.finetune_from is not None and self.optimizer is not None:
+            first = ops.cast(self.optimizer.iterations < self.finetune_from, "float32")
+        weights = self._weights_at(first)
+        return {"hard_weight": weights.pop("hard"), "weights": weights}
 
     @property
     def teacher(self) -> keras.Model | None:
@@ -190,7 +202,7 @@ class Distiller(Steps, CheckedData, keras.Model):
         self._trace_again()
 
     def build(self, input_shape: Any) -> None:
-        """Mark the model as built: the student is, and nothing else has weights."""
+        """Mark the model as built: the student and the layers of the losses are built already."""
         self.built = True
 
     def call(self, inputs: Tensor, training: bool | None = None, mask: Tensor | None = None) -> Tensor:
@@ -289,9 +301,11 @@ class Distiller(Steps, CheckedData, keras.Model):
                 own = outputs.get(OUTPUTS, outputs[LOGITS])
                 seen, from_logits = seen_by_loss(self._compiled_loss, own, outputs[LOGITS])
                 return compiled_loss(self._compiled_loss, from_logits=from_logits)(labels, seen, weights)
+            if mixed is not None:
+                labels = by_class("label_probabilities", mixed, logits)
             return weighted_mean(hard_label_loss(labels, logits, label_smoothing=self.label_smoothing), weights)
 
-        compared = Compared(self._tapped_student, self._live, inputs, targets, outputs, training=training)
+        compared = StepComparison(self._tapped_student, self._live, inputs, targets, outputs, training=training)
         return loss_terms(
             labels,
             outputs[LOGITS],

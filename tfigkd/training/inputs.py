@@ -10,13 +10,13 @@ import numpy as np
 from tfigkd.batches.stream import Batch, BatchPart, part_of
 from tfigkd.data import Examples, to_model_input
 
-MEASURED = 256
+VALIDATION_BATCH = 256
 """Most validation examples that are measured at once."""
 AHEAD = 2
 """Batches that TensorFlow holds ready."""
 
 
-class Measured(keras.utils.PyDataset):
+class ValidationBatches(keras.utils.PyDataset):
     """Examples in batches of at most 256, or of one for each of more devices, as Keras evaluates them; read lazily.
 
     Several devices share each batch evenly: fewer examples than there are devices are left out at the end. Each host
@@ -27,7 +27,7 @@ class Measured(keras.utils.PyDataset):
         super().__init__()
         self._part = part
         self._examples = examples.take(slice(len(examples) - len(examples) % devices))
-        self._size = max(devices, MEASURED - MEASURED % devices)
+        self._size = max(devices, VALIDATION_BATCH - VALIDATION_BATCH % devices)
 
     def __len__(self) -> int:
         return math.ceil(len(self._examples) / self._size)
@@ -60,7 +60,7 @@ def validation_input(examples: Examples, devices: int, part: BatchPart) -> Any:
         devices: How many devices, of all hosts, share a batch.
         part: Which of how many parts this host reads.
     """
-    batches = Measured(examples, devices, part)
+    batches = ValidationBatches(examples, devices, part)
     if keras.backend.backend() != "tensorflow":
         return batches
     import tensorflow as tf

@@ -1,7 +1,7 @@
 """The loss ledger: what each term of the loss is worth to the student, in value and in gradient.
 
-A term can be there and do nothing: attention transfer at the papers' weight has a share of the gradient far below one
-percent. The ledger measures it on one fixed batch, every N steps, and says so.
+A term can be switched on and have no effect: attention transfer at the papers' weight has a share of the gradient far
+below one percent. The ledger measures it on one fixed batch, every N steps, and says so.
 """
 
 import json
@@ -161,7 +161,7 @@ def read_ledger(path: Path) -> list[dict[str, Any]]:
 
 
 def inert_terms(entries: list[dict[str, Any]]) -> list[str]:
-    """Terms whose share of the gradient was under one percent in every entry; not a hard label of weight 0."""
+    """Return the terms whose share of the gradient is below 1 % in every entry, except a hard label of weight 0."""
     found = []
     for name in entries[0]["terms"] if entries else {}:
         most = max(entry["terms"][name]["share"] for entry in entries)

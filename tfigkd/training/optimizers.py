@@ -172,8 +172,8 @@ class TwoMomenta(keras.optimizers.SGD):
         if not 0 <= delta <= min(self.momentum, 1 - self.momentum):
             raise ValueError(f"delta must be in [0, {min(self.momentum, 1 - self.momentum):g}], got {delta}")
         self.delta = delta
-        self.taught: list[Any] = []
-        self.untasked: frozenset[int] = frozenset()
+        self.distillation_gradients: list[Any] = []
+        self.distillation_only: frozenset[int] = frozenset()
 
     def build(self, variables: Any) -> None:
         """Create the variables, one more momentum for each than SGD."""
@@ -183,27 +183,30 @@ class TwoMomenta(keras.optimizers.SGD):
         self.taught_momentums = self.add_optimizer_variables(variables, "taught_momentum")
 
     @contextlib.contextmanager
-    def with_distillation_gradients(self, gradients: Sequence[Any], untasked: Collection[int]) -> Iterator[None]:
+    def with_distillation_gradients(
+        self, gradients: Sequence[Any], distillation_only: Collection[int]
+    ) -> Iterator[None]:
         """Let updates take these gradients beside those that they are given, for the time of the context.
 
         Args:
             gradients: Of the distillation, one for each trainable variable; None where it has none.
-            untasked: Indices of the variables that only the distillation has a gradient for.
+            distillation_only: Indices of the variables that only the distillation has a gradient for.
         """
-        self.taught, self.untasked = [*gradients], frozenset(untasked)
+        self.distillation_gradients, self.distillation_only = [*gradients], frozenset(distillation_only)
         try:
             yield
         finally:  # they belong to one step, and on a graph to one trace
-            self.taught, self.untasked = [], frozenset()
+            self.distillation_gradients, self.distillation_only = [], frozenset()
 
     def update_step(self, gradient: Any, variable: Any, learning_rate: Any) -> None:
         """Update one variable by its gradients."""
         index = self._get_variable_index(variable)
-        taught = self.taught[index] if self.taught else None
-        delta = 0.0 if index in self.untasked or not self.taught else self.delta
+        distillation = self.distillation_gradients[index] if self.distillation_gradients else None
+        alone = index in self.distillation_only or not self.distillation_gradients
+        delta = 0.0 if alone else self.delta
         parts = [(gradient, self.momentums[index], self.momentum - delta)]
-        if taught is not None:
-            parts.append((taught, self.taught_momentums[index], self.momentum + delta))
+        if distillation is not None:
+            parts.append((distillation, self.taught_momentums[index], self.momentum + delta))
         rate = ops.cast(learning_rate, variable.dtype)
         for part, velocity, momentum in parts:
             step = rate * ops.cast(part, variable.dtype)

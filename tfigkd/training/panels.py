@@ -14,11 +14,12 @@ from tfigkd.data import to_model_input
 SIDE = 96  # pixels of a picture in a panel, at least, where its own are fewer
 LARGEST = 160  # and at most, where its own are more
 TEXT = 13
-WRITTEN = 20  # up to so many classes the confusion matrix carries names and numbers
+WRITTEN = 20
+"""Largest number of classes for which the matrix shows names and counts."""
 
 
 def heat(maps: np.ndarray) -> np.ndarray:
-    """Maps [N,H,W] as colors uint8 [N,H,W,3]: black, red, yellow, white, each map scaled to its own maximum."""
+    """Return maps [N,H,W] as colors uint8 [N,H,W,3]: black, red, yellow, white, each map scaled to its own maximum."""
     top = maps.max(axis=(1, 2), keepdims=True).astype(np.float64)
     scaled = maps / np.where(top > 0, top, 1)
     return np.round(255 * np.clip(3 * scaled[..., None] - np.arange(3), 0, 1)).astype(np.uint8)
@@ -82,8 +83,8 @@ def confusion(matrix: np.ndarray, names: Sequence[str]) -> bytes:
     write((margin, 2), "predicted class; rows: true class")
     if written:
         for index, name in enumerate(names):
-            write((6, top + index * cell + 14), shown(name, index)[:20])
-            write((margin + index * cell + 4, TEXT + 6), shown(name, index)[:5])
+            write((6, top + index * cell + 14), drawable_name(name, index)[:20])
+            write((margin + index * cell + 4, TEXT + 6), drawable_name(name, index)[:5])
             for other, count in enumerate(matrix[index]):
                 if count:
                     write((margin + other * cell + 6, top + index * cell + 14), f"{count}")
@@ -104,7 +105,7 @@ def _sized(picture: np.ndarray, size: tuple[int, int]) -> Any:
     return Image.fromarray(picture).resize(size, Image.Resampling.NEAREST if larger else Image.Resampling.BILINEAR)
 
 
-def shown(name: str, index: int) -> str:
+def drawable_name(name: str, index: int) -> str:
     """Return a class name, or the number of the class if no font on this machine has all its characters."""
     return name if font_for(name) is not None else f"class {index}"
 

@@ -28,8 +28,8 @@ class _Shared:
     def _parts(self: Any, terms: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
         """Return the parts of the loss in training: hard label and regularization, and all terms beside them."""
         weights = self.distillation_weights
-        taught = sum((weight * terms[f"{name}_loss"] for name, weight in weights.items()), ops.zeros(()))
-        return terms["loss"] - taught, taught
+        distillation = sum((weight * terms[f"{name}_loss"] for name, weight in weights.items()), ops.zeros(()))
+        return terms["loss"] - distillation, distillation
 
     @property
     def _auxiliary_indices(self: Any) -> list[int]:
@@ -63,11 +63,11 @@ class TensorFlowSteps(_Shared):
             _, seen = self._run(data, training=True)
             parts = [part / replicas for part in self._parts(seen[-1])]
         variables = self.trainable_variables
-        task, taught = (tape.gradient(part, variables) for part in parts)
+        task, distillation = (tape.gradient(part, variables) for part in parts)
         task = [ops.zeros_like(v) if g is None else g for g, v in zip(task, variables, strict=True)]
         if replicas > 1:  # the optimizer itself adds up what it is given, and not these
-            taught = summed_over_replicas(taught)
-        with self.optimizer.with_distillation_gradients(taught, self._auxiliary_indices):
+            distillation = summed_over_replicas(distillation)
+        with self.optimizer.with_distillation_gradients(distillation, self._auxiliary_indices):
             self.optimizer.apply_gradients(zip(task, variables, strict=True))
         return self._log(*seen)
 
@@ -115,13 +115,13 @@ class JaxSteps(_Shared):
         trainable, _, optimizer_state, metrics_state = state
         scope: Any = contextlib.nullcontext()
         if isinstance(self.optimizer, TwoMomenta):
-            _, backward, aside = jax.vjp(self._loss_function(state, data, apart=True), trainable, has_aux=True)
+            _, backward, aux = jax.vjp(self._loss_function(state, data, apart=True), trainable, has_aux=True)
             one, zero = ops.ones(()), ops.zeros(())
-            (gradients,), (taught,) = backward((one, zero)), backward((zero, one))
-            scope = self.optimizer.with_distillation_gradients(taught, self._auxiliary_indices)
+            (gradients,), (distillation,) = backward((one, zero)), backward((zero, one))
+            scope = self.optimizer.with_distillation_gradients(distillation, self._auxiliary_indices)
         else:
-            gradients, aside = jax.grad(self._loss_function(state, data), has_aux=True)(trainable)
-        seen, non_trainable = aside
+            gradients, aux = jax.grad(self._loss_function(state, data), has_aux=True)(trainable)
+        seen, non_trainable = aux
         with scope:
             trainable, optimizer_state = self.optimizer.stateless_apply(optimizer_state, gradients, trainable)
         logs, metrics_state = self._stateless_log(metrics_state, *seen)
@@ -130,7 +130,8 @@ class JaxSteps(_Shared):
     def _loss_function(self: Any, state: tuple, data: Any, *, apart: bool = False) -> Callable[[list], tuple]:
         """Return a function of the trainable variables.
 
-        It gives the loss, or its two parts, and aside what the step logs and the other variables after it.
+        Its value is the loss, or its two parts; its auxiliary output is what `_log` takes and the new values of the
+        other variables.
         """
         _, non_trainable, optimizer_state, _ = state
 

@@ -129,7 +129,7 @@ def built_projectors(
     """
     projecting = {name: loss for name, loss in losses.items() if hasattr(loss, "projector")}
     for name, loss in projecting.items():
-        if loss.taken:
+        if loss.owned:
             raise ValueError(
                 f"loss {name!r} has layers that an earlier Distiller made and trains; give each Distiller its own "
                 f"loss: {type(loss).__name__}.from_config(loss.get_config())"
@@ -145,7 +145,7 @@ def built_projectors(
         shapes = {tap: tuple(output.shape) for tap, output in zip(taps, outputs, strict=True)}
         loss.build(pick(teacher_shapes, loss.teacher_layer), pick(shapes, loss.student_layer))
     for loss in projecting.values():
-        loss.taken = loss.projector is not None
+        loss.owned = loss.projector is not None
     return [loss.projector for loss in projecting.values() if loss.projector is not None]
 
 

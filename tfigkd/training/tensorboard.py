@@ -1,8 +1,8 @@
 """What TensorBoard shows of a training: curves, examples with their maps, confusion matrix, graph, profile.
 
-The events are put together by TensorBoard's own package, which needs no TensorFlow, so they come from JAX as well. All
-points stand over the optimizer's steps: what a killed run wrote after its last checkpoint then has one place in time,
-and the run that goes on takes it back, so that no point is there twice.
+The events are put together by TensorBoard's own package, which needs no TensorFlow, so they come from JAX as well. The
+horizontal axis is the optimizer's step. A run that continues after a kill removes the points that were written after
+its last checkpoint, so that no step has two.
 """
 
 import itertools
@@ -66,7 +66,7 @@ class Watched:
 
 
 def _protocol() -> SimpleNamespace | None:
-    """TensorBoard's events; None where the package is not installed."""
+    """Return TensorBoard's event classes; None where the package is not installed."""
     with warnings.catch_warnings():
         # tensorboard's import of pkg_resources warns on every recent setuptools
         warnings.simplefilter("ignore")
@@ -80,7 +80,7 @@ def _protocol() -> SimpleNamespace | None:
 
 
 class EventFile:
-    """An event file, written by the thread that trains: TensorBoard's own writer meets a full disk in another one.
+    """An event file that the training thread itself writes, so that a full disk raises an error there.
 
     Args:
         folder: Where it lies; made where missing.
@@ -233,9 +233,10 @@ class Board(keras.callbacks.Callback):
             n_steps=MAP_STEPS,
             batch_size=MAP_STEPS * len(shown),
         )
-        names = [panels.shown(name, index) for index, name in enumerate(watched.class_names)]
-        says = [names[index] for index in result.logits.argmax(axis=1)]
-        captions = [f"{names[label]}, says {said}" for label, said in zip(shown.labels, says, strict=True)]
+        names = [panels.drawable_name(name, index) for index, name in enumerate(watched.class_names)]
+        predicted_names = [names[index] for index in result.logits.argmax(axis=1)]
+        pairs = zip(shown.labels, predicted_names, strict=True)
+        captions = [f"{names[label]}, predicted {name}" for label, name in pairs]
         maps = saliency_map(result.attributions)
         self._image("examples", panels.gallery(shown.images[:], maps, captions, watched.teacher_maps))
         if watched.held_out:

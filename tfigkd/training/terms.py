@@ -2,16 +2,18 @@
 
 import functools
 from collections.abc import Callable, Collection, Mapping
+from numbers import Integral, Real
 from typing import Any
 
 import keras
 from keras import ops
 
-from tfigkd.data.spaces import Range
+from tfigkd.data.spaces import Range, check_range
 from tfigkd.losses import Loss, PerExampleLoss, hard_label_loss
 from tfigkd.losses.base import Tensor
 from tfigkd.losses.neighbors import EXAMPLE, POSTERIORS
 from tfigkd.models.pruned import pruned_copy
+from tfigkd.models.subclassed import two_classes
 from tfigkd.training.tapped import LOGITS, TEACHER, TappedNetwork, TappedTensors, flat, loss_taps, pick
 from tfigkd.training.targets import HardLoss, labels_of, weighted_mean
 
@@ -58,13 +60,59 @@ def check_terms(losses: Mapping[str, Loss], weights: Mapping[str, float], hard_w
     for name in RESERVED:
         if name in losses:
             raise ValueError(f"a loss cannot be named {name!r}, the logs have another value under it; rename it")
-    if not all(weight >= 0 for weight in [*weights.values(), hard_weight or 0.0, l1]):  # NaN is not
-        raise ValueError(f"weights must not be negative or NaN, got {weights}, hard_weight {hard_weight} and l1 {l1}")
+    if not all(0 <= weight < float("inf") for weight in [*weights.values(), hard_weight or 0.0, l1]):  # NaN is not
+        raise ValueError(
+            f"weights must not be negative or NaN or infinite, got {weights}, hard_weight {hard_weight} and l1 {l1}"
+        )
     if hard_label_weight(losses, weights, hard_weight) < 0:
         raise ValueError(
             f"the weight of {SOFT_LABELS!r} must be in [0, 1], got {weights[SOFT_LABELS]}: the hard label has the "
             "rest; for a larger one give hard_weight=, the weight of the hard label"
         )
+
+
+def check_settings(label_smoothing: Any, finetune_from: Any, input_range: Any) -> None:
+    """Check the arguments of a `Distiller` beside its terms.
+
+    Args:
+        label_smoothing: A number in [0, 1).
+        finetune_from: A step from 0, or None.
+        input_range: Two different numbers, or None.
+
+    Raises:
+        ValueError: One is none of that.
+    """
+    if not isinstance(label_smoothing, Real) or not 0 <= float(label_smoothing) < 1:
+        raise ValueError(f"label_smoothing must be in [0, 1), got {label_smoothing!r}")
+    if finetune_from is not None and (not isinstance(finetune_from, Integral) or finetune_from < 0):
+        raise ValueError(f"finetune_from must be a whole number from 0, or None, got {finetune_from!r}")
+    if input_range is not None:
+        try:
+            check_range(input_range)
+        except ValueError as error:
+            raise ValueError(f"input_range: {error}") from None
+
+
+def by_class(name: str, given: Tensor, logits: Tensor) -> Tensor:
+    """Return what the targets hold for each example and class, after a check of its shape.
+
+    Args:
+        name: Its name among the targets, for the message.
+        given: [B,C].
+        logits: The student's, [B,C].
+
+    Raises:
+        ValueError: The two have different shapes.
+    """
+    expected = tuple(logits.shape)
+    if getattr(given.shape, "rank", 0) is None or None in given.shape[1:]:
+        return ops.reshape(given, ops.shape(logits))  # in a graph that does not know it, the step itself refuses it
+    shape = tuple(given.shape)
+    if len(shape) != 2 or any(None not in pair and pair[0] != pair[1] for pair in zip(shape, expected, strict=True)):
+        raise ValueError(
+            f"{name!r} must hold one number for each example and class of the student, {expected}, got {shape}"
+        )
+    return given
 
 
 def loss_terms(
@@ -155,7 +203,7 @@ class NotKnownError(ValueError):
     """What a loss compares with is known neither from the targets nor from a live teacher."""
 
 
-class Compared:
+class StepComparison:
     """What the losses compare in one step.
 
     Args:
@@ -214,11 +262,19 @@ class Compared:
         return self._teacher
 
     @functools.cached_property
-    def _taught(self) -> dict[str, Tensor]:
+    def _teacher_outputs(self) -> dict[str, Tensor]:
         """The outputs of the live teacher by tap; it runs once, and not at all where no loss asks for them."""
         assert self._teacher is not None
         seen = self._teacher.network(self._teacher_inputs, training=False)
         return {tap: ops.stop_gradient(value) for tap, value in seen.items()}
+
+    @functools.cached_property
+    def _known_logits(self) -> Tensor:
+        """The logits of the teacher in the targets, [B,C]; those of one output [B,1] become those of two classes."""
+        given, logits = self._known["teacher_logits"], self._outputs[LOGITS]
+        if getattr(given.shape, "rank", 0) is not None and tuple(given.shape[1:]) == (1,) and logits.shape[-1] == 2:
+            given = two_classes(ops.cast(given, "float32"))
+        return by_class("teacher_logits", given, logits)
 
     def _map(self, name: str, loss: Any) -> tuple[Any, Any]:
         """Return the stored map, and the student's own, whose gradient is worked out in training alone."""
@@ -232,7 +288,8 @@ class Compared:
         """Return the soft labels that were worked out of the teacher before the training, and the student's logits."""
         if POSTERIORS not in self._known:
             raise NotKnownError(f"loss {name!r} needs targets {{'label': ..., {POSTERIORS!r}: ...}}")
-        return self._known[POSTERIORS], self._outputs[LOGITS]
+        logits = self._outputs[LOGITS]
+        return by_class(POSTERIORS, self._known[POSTERIORS], logits), logits
 
     def _soft_labels(self, name: str, loss: Any) -> tuple[Any, Any]:
         """Return the soft labels that the loss makes of the student's logits, and these logits."""
@@ -247,40 +304,40 @@ class Compared:
     def _explanations(self, name: str, loss: Any) -> tuple[Any, Any]:
         """Return the maps of the live teacher and of the student that explain the teacher's decision."""
         teacher = self._live(name)
-        classes = ops.argmax(self._taught[LOGITS], axis=-1)
+        classes = ops.argmax(self._teacher_outputs[LOGITS], axis=-1)
         teacher_tap, student_tap = loss_taps(loss)
-        of_teacher = loss.explain(teacher.network.heads[name], self._taught[teacher_tap], classes)
+        of_teacher = loss.explain(teacher.network.heads[name], self._teacher_outputs[teacher_tap], classes)
         of_student = loss.explain(self._student.heads[name], self._outputs[student_tap], classes)
         return ops.stop_gradient(of_teacher), of_student
 
     def _pruned(self, name: str, loss: Any) -> tuple[Any, Any]:
         """Return the logits of the live teacher and of its pruned copy, and the student's."""
         pruned = self._live(name).pruned[loss.pruned](self._teacher_inputs, training=False)[LOGITS]
-        return (self._taught[LOGITS], ops.stop_gradient(pruned)), self._outputs[LOGITS]
+        return (self._teacher_outputs[LOGITS], ops.stop_gradient(pruned)), self._outputs[LOGITS]
 
     def _outputs_of_taps(self, name: str, loss: Any) -> tuple[Any, Any]:
         """Return the outputs of the teacher at the loss's taps, cached or live, and the student's."""
         teacher_taps, student_taps = loss_taps(loss)
         cached = {**self._known.get("teacher_features", {})}
-        if "teacher_logits" in self._known:
-            cached[LOGITS] = self._known["teacher_logits"]
+        if "teacher_logits" in self._known and LOGITS in flat(teacher_taps):
+            cached[LOGITS] = self._known_logits
         if not cached.keys() >= {*flat(teacher_taps)}:
             what = "teacher_features" if loss.teacher_layer else "teacher_logits"
             self._live(name, f", or targets with 'label' and {what!r} from a store")
-            cached = self._taught
+            cached = self._teacher_outputs
         elif self._teacher is not None:
             self._passed_over = True
         of_student = loss.project(pick(self._outputs, student_taps), training=self._training)
         return pick(cached, teacher_taps), of_student
 
 
-SIDES: dict[str, Callable[[Compared, str, Any], tuple[Any, Any]]] = {
-    "outputs": Compared._outputs_of_taps,
-    "explanations": Compared._explanations,
-    "map": Compared._map,
-    "weights": Compared._weights,
-    "labels": Compared._soft_labels,
-    "posteriors": Compared._posteriors,
-    "pruned": Compared._pruned,
+SIDES: dict[str, Callable[[StepComparison, str, Any], tuple[Any, Any]]] = {
+    "outputs": StepComparison._outputs_of_taps,
+    "explanations": StepComparison._explanations,
+    "map": StepComparison._map,
+    "weights": StepComparison._weights,
+    "labels": StepComparison._soft_labels,
+    "posteriors": StepComparison._posteriors,
+    "pruned": StepComparison._pruned,
 }
-"""`Loss.compares` to what makes the two sides of a loss from its name and itself, the teacher's first."""
+"""For each value of `Loss.compares`, the function from a loss's name and itself to (teacher's side, student's side)."""

@@ -17,19 +17,11 @@ import numpy as np
 
 from tfigkd.config.data_fields import rgb
 from tfigkd.data.spaces import Range
-from tfigkd.edge.classifier_files import (
-    add_background_option,
-    add_space_options,
-    background_of,
-    fit_of,
-    given_spaces,
-    names_apart,
-    probe,
-    spaces,
-)
+from tfigkd.edge.classifier_files import background_of, fit_of, infer_spaces, probe
 from tfigkd.edge.contract import admit, contract_path, is_foreign
 from tfigkd.edge.input_range import assumption
-from tfigkd.edge.litert import class_count, ends, open_classifier
+from tfigkd.edge.litert import class_count, input_details, open_classifier, output_details
+from tfigkd.edge.options import add_background_option, add_space_options, given_spaces, names_apart
 from tfigkd.measure.gallery import Gallery
 from tfigkd.predict import class_names
 from tfigkd.runtime.command import Parser, command
@@ -58,8 +50,8 @@ def describe(
     Args:
         path: A .tflite file with float32 input and output.
         labels: Text file with one class name a line.
-        input_range: As in `tfigkd.edge.classifier_files.spaces`.
-        outputs: As in `tfigkd.edge.classifier_files.spaces`.
+        input_range: As in `tfigkd.edge.classifier_files.infer_spaces`.
+        outputs: As in `tfigkd.edge.classifier_files.infer_spaces`.
         background: Color behind transparent pixels; by default that of the contract.
 
     Raises:
@@ -67,14 +59,14 @@ def describe(
     """
     contract = admit(path)
     interpreter = open_classifier(path)
-    source, sink = ends(interpreter)
+    source, sink = input_details(interpreter), output_details(interpreter)
     kinds = sorted({np.dtype(tensor["dtype"]).name for tensor in (source, sink)} - {"float32"})
     if kinds:
         raise UserError(
             f"{path} has {' and '.join(kinds)} at its input or output, LiteRT.js {VERSION} needs float32 there; export "
             "it with --io float32, or the run with --export.io float32: the inside stays integer"
         )
-    taken, given = spaces(interpreter, contract, input_range, outputs)
+    taken, given = infer_spaces(interpreter, contract, input_range, outputs)
     probe(interpreter, taken)
     if note := assumption(interpreter, contract, input_range):
         print(f"{path}: {note}", file=sys.stderr)

@@ -16,7 +16,8 @@ from typing import Any
 
 import numpy as np
 
-from tfigkd.edge.litert import ends, input_values, open_classifier
+from tfigkd.edge.latency import run_count
+from tfigkd.edge.litert import input_details, input_values, open_classifier, output_details
 from tfigkd.runtime.errors import UserError
 from tfigkd.runtime.processes import call_module, last_line
 from tfigkd.runtime.quiet import quiet_stderr
@@ -29,10 +30,6 @@ CPU = 1
 WRITE = 1
 SECONDS = 300
 """Time limit of the child process."""
-LONGEST = 2.0
-"""Seconds of inferences that are enough for any file, if it is slow."""
-FEWEST = 10
-"""Minimum number of profiled inferences, if at least that many are requested."""
 UNREACHABLE = "LiteRT's profiler is not reachable in this version"
 
 
@@ -83,7 +80,7 @@ def record(path: Path, *, runs: int = 200, warmup: int = 20, threads: int = 1) -
         UserError: the installed version of LiteRT does not report times, or the child process fails on the file.
     """
     try:
-        done = call_module("tfigkd.edge.profiler", path, runs, warmup, threads, seconds=SECONDS)
+        done = call_module("tfigkd.edge.litert_profiler", path, runs, warmup, threads, seconds=SECONDS)
     except subprocess.TimeoutExpired as error:
         raise UserError(f"{UNREACHABLE}: no answer within {SECONDS} s") from error
     if done.returncode:
@@ -234,13 +231,12 @@ def _keep(address: Any) -> None:
 
 def _child(path: Path, runs: int, warmup: int, threads: int) -> str:
     interpreter = open_classifier(path, threads=1)
-    source, sink = ends(interpreter)
+    source, sink = input_details(interpreter), output_details(interpreter)
     noise = np.random.default_rng(0).integers(0, 256, tuple(source["shape"]), dtype=np.uint8)
     profiled = _Profiled(path, input_values(noise, source), sink["shape"], threads)
     for _ in range(max(warmup, 1)):
         profiled.run()
-    longest = profiled.profile()["whole"] / 1e6
-    count = min(runs, max(FEWEST, int(LONGEST / max(longest, 1e-6))))
+    count = run_count(runs, profiled.profile()["whole"] / 1e6)
     return json.dumps([profiled.profile() for _ in range(count)])
 
 

@@ -1,7 +1,7 @@
-"""What the commit before the move of the files left on disk opens, resumes and is skipped as before.
+"""Runs and studies that commit 1978d7e wrote are opened, resumed and skipped.
 
-Commit 1978d7e wrote `before_the_move.tar.gz`: a run of all stages, and a study of two seeds, the second of which was
-killed after the first epoch of its student. Reports and event files are left out.
+`files_of_1978d7e.tar.gz` has a run of all stages, and a study of two seeds, the second of which was killed after the
+first epoch of its student. Reports and event files are left out.
 """
 
 import csv
@@ -22,7 +22,7 @@ HERE = Path(__file__).resolve().parent
 @pytest.fixture(scope="module")
 def before(tmp_path_factory):
     folder = tmp_path_factory.mktemp("before")
-    with tarfile.open(HERE / "before_the_move.tar.gz") as archive:
+    with tarfile.open(HERE / "files_of_1978d7e.tar.gz") as archive:
         archive.extractall(folder, filter="data")
     return folder
 

@@ -1,4 +1,4 @@
-"""Runs, teachers and stores of earlier versions are found under their fingerprints of then, and go on under them."""
+"""Compatibility: runs, teachers and stores of earlier versions are found under the fingerprints of those versions."""
 
 from collections.abc import Callable, Sequence
 from typing import TypeVar
@@ -36,10 +36,12 @@ def corrections(config: Config) -> list[str]:
     The manifest of a student holds it, so that rows from before and after are not averaged.
     """
     losses = config.losses
-    maps = config.overlay.probability > 0 or losses.compare("map")
+    maps = config.overlay.probability > 0 or losses.use("map")
     marks = {
-        "usable by its own map": config.control.maps == "shuffled" and maps,  # it was by the map of the other image
-        "no neighbor of itself": losses.osakd.weight > 0 and losses.osakd.space == "student",  # the queue gave it back
+        # earlier, the other image's map decided whether an image could carry an overlay
+        "usable by its own map": config.control.maps == "shuffled" and maps,
+        # earlier, an example could find itself in the queue
+        "no neighbor of itself": losses.osakd.weight > 0 and losses.osakd.space == "student",
     }
     return [mark for mark, holds in marks.items() if holds]
 
@@ -53,9 +55,11 @@ def student_marks(config: Config, *, crops_of_views: bool) -> list[str]:
     """
     losses, student = config.losses, config.student
     marks = {
-        "crops of the views": crops_of_views,  # a student without a teacher had others
+        "crops of the views": crops_of_views,  # earlier, a student without a teacher got other crops
         "even batches": evens_out(len(training_examples(config.data)), config.training.batch_size),
-        "pruned teacher": bool(losses.r2kd.weight and losses.r2kd.pruned),  # nothing of a frozen teacher was pruned
-        "head of a convnet": student.init == "teacher" and config.teacher.model == "convnet",  # it was a MobileNet's
+        # earlier, nothing of a frozen teacher was pruned
+        "pruned teacher": bool(losses.r2kd.weight and losses.r2kd.pruned),
+        # earlier, it got the head of a MobileNet
+        "head of a convnet": student.init == "teacher" and config.teacher.model == "convnet",
     }
     return [*(mark for mark, holds in marks.items() if holds), *corrections(config)]
