@@ -278,6 +278,7 @@ def test_a_copy_without_git_gets_its_commit_from_the_environment(tmp_path, monke
 
 TINY = {
     "data.name": "digits",
+    "teacher.training.precision": "float32",
     "data.limit": 96,
     "tensorboard.pictures": 0,
     "teacher.drop_blocks": 14,

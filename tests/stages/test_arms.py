@@ -30,6 +30,7 @@ ARMS = sorted(
 )
 TINY = {
     "data.name": "digits",
+    "teacher.training.precision": "float32",
     "data.limit": 96,
     "augment.crop_padding": 1,
     "augment.flip": False,

@@ -22,6 +22,7 @@ from tfigkd.stages.teacher import teacher_fingerprint
 from tfigkd.stages.workdir import Workdir
 
 SMALL = {
+    "teacher.training.precision": "float32",
     "augment.crop_padding": 0,
     "student.model": "mobilenet_v2",
     "student.drop_blocks": 17,

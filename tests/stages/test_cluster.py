@@ -125,7 +125,9 @@ def test_a_store_is_that_of_one_process_though_a_node_is_lost(nodes, folder, tmp
     output, errors = process.communicate()
     assert (process.returncode, errors) == (0, ""), output
     assert "shards of the stores on 2 nodes, 2 cores" in output
-    assert stored(folder) == expected
+    # a process may outlive its node by a moment, and leave the file that it was writing
+    written = {name: content for name, content in stored(folder).items() if ".partial" not in name}
+    assert written == expected
     assert states(done) == done  # no finished shard was written again
     assert "  overlays: 15 shards (127.0.0.1: 15)\n" in output
 

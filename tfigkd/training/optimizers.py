@@ -15,7 +15,7 @@ from keras import ops
 from tfigkd.config.training_fields import TrainingConfig
 from tfigkd.models.chain import AUXILIARY
 from tfigkd.models.coded_features import DENSITY
-from tfigkd.models.graph import flatten_layers
+from tfigkd.models.graph import flatten_layers, is_graph
 
 SPARED = ["bias", "gamma", "beta", AUXILIARY, *DENSITY]
 """Variables that decoupled weight decay leaves alone; of a chain of tensors it takes the center."""
@@ -234,9 +234,12 @@ def check_two_momenta(optimizer: Any, finetune_from: int | None) -> None:
 def with_loss_scale(optimizer: Any, model: keras.Model) -> Any:
     """Return an optimizer that scales the loss where a layer of the model computes in float16, as Keras does it.
 
-    Keras looks at the policy of the model that is compiled, which for a Distiller is not that of its student.
+    Keras looks at the policy of the model that is compiled, which for a Distiller is not that of its student. Inputs,
+    Functional and Sequential models compute nothing of their own; they have the policy of the process that loads them.
     """
-    float16 = any(layer.compute_dtype == "float16" for layer in flatten_layers(model, include_self=True))
+    layers = flatten_layers(model, include_self=True)
+    computing = [one for one in layers if not is_graph(one) and not isinstance(one, keras.layers.InputLayer)]
+    float16 = any(layer.compute_dtype == "float16" for layer in computing)
     if not float16 or not optimizer or isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
         return optimizer
     return keras.optimizers.LossScaleOptimizer(optimizer, name="loss_scale_optimizer")
