@@ -183,7 +183,7 @@ def test_no_attribution_to_a_channel_the_model_does_not_read() -> None:
 def test_memory_is_bounded_and_repeated_calls_do_not_trace_again() -> None:
     recorder = RecordsShape()
     network = curved(recorder)
-    models.as_classifier(network)  # looks once at the outputs of a model, and remembers what it has seen
+    models.cached_classifier(network)  # looks once at the outputs of a model, and remembers what it has seen
     recorder._seen.clear()
     for count, steps in ((7, 5), (2, 3), (1, None)):
         integrated_gradients(network, IMAGES[:count], TARGETS[:count], n_steps=steps, batch_size=6)

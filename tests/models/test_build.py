@@ -136,7 +136,7 @@ class _Custom(keras.layers.Layer):
         (lambda: _own(_dense(), shape=(9, 9, 3)), r"takes inputs of shape \(9, 9, 3\), .*; give --image-size 9"),
         (lambda: _own(_dense(), shape=(9, 5, 3)), "leave out --image-size if the pictures have that size"),
         (lambda: _own(_dense(), shape=(8, 8, 4)), "save it for images of 3 channels$"),
-        (lambda: _own(_dense(), shape=(3, 8, 8)), "save it for images of 3 channels, which come last"),
+        (lambda: _own(_dense(), shape=(3, 8, 8)), "channels first; save it for images whose channels come last"),
         (
             lambda: keras.Sequential([keras.Input((8, 8, 3)), keras.layers.Conv2D(4, 8)]),
             r"outputs of shape \(1, 1, 4\), .*; save it with a Flatten layer",

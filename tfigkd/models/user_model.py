@@ -231,8 +231,7 @@ def _remedy(takes: Sequence[int | None], wanted: Sequence[int]) -> str:
     """Return what makes images fit a model of another input shape (H, W, C)."""
     height, width, channels = takes
     if channels not in (None, wanted[2]):
-        first = takes[0] == wanted[2]
-        return f"save it for images of {wanted[2]} channels{', which come last' if first else ''}"
+        return f"save it for images of {wanted[2]} channels"
     if height != width:
         return "leave out --image-size if the pictures have that size, else resize them first"
     option = f"teacher.image_size {height} (student.image_size)"
