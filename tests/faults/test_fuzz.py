@@ -42,6 +42,7 @@ from tfigkd.training.distiller import Distiller
 from tfigkd.training.fit import make_optimizer
 
 FIELDS = {
+    "teacher.training.precision": "float32",
     "description": "a tiny run",
     "data.name": "digits",
     "data.limit": 60,
