@@ -76,12 +76,13 @@ def convert(
             "operation; export the model as it was before, an int8 file is made of it here"
         )
     frozen = _freeze(model, shape)
-    learned = _fake_quantized(frozen)
+    operations = _operations(frozen)
+    learned = any(name.startswith("FakeQuant") for name in operations)
     if learned and format not in ("float32", "int8"):
         raise UserError(f"this model has fake quantization and cannot be converted to {format}; use int8 or float32")
     if format not in CALIBRATED or learned:
         return _run(frozen, format, io=io)
-    if "Switch" in _operations(frozen):  # with which the calibration of TensorFlow ends the process
+    if "Switch" in operations:  # with which the calibration of TensorFlow ends the process
         raise OperationError(
             f"this model cannot be converted to {format}: loops and branches, such as recurrent layers, have no "
             "integer form; use another format"
@@ -132,10 +133,6 @@ def _operations(frozen: Any) -> set[str]:
     """Return the names of the TensorFlow operations of a function and of the functions that it calls."""
     graph = frozen.graph.as_graph_def()
     return {node.op for nodes in (graph.node, *(each.node_def for each in graph.library.function)) for node in nodes}
-
-
-def _fake_quantized(frozen: Any) -> bool:
-    return any(name.startswith("FakeQuant") for name in _operations(frozen))
 
 
 def _run(frozen: Any, format: Format, calibration: np.ndarray | None = None, *, io: Ends) -> bytes:

@@ -4,9 +4,7 @@ A graph is a Functional or a Sequential model. Its operations are layers, models
 keras.ops. A node of Keras is one call of an operation; a layer that is called twice has two nodes.
 """
 
-import contextlib
-import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
@@ -14,16 +12,6 @@ import numpy as np
 
 ARITHMETIC = ("Add", "Subtract", "Multiply", "Divide", "TrueDivide")
 """Class names of the operations that Keras makes of `+`, `-`, `*` and `/`; layers can have the first three as well."""
-
-
-@contextlib.contextmanager
-def keeps_random_numbers() -> Iterator[None]:
-    """Leave Python's random numbers as they are: Keras draws the seed of each new layer from them."""
-    state = random.getstate()
-    try:
-        yield
-    finally:
-        random.setstate(state)
 
 
 def student_of(model: Any) -> Any:

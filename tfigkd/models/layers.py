@@ -4,8 +4,10 @@ Keras 3 computes moments and normalization as separate operations on TensorFlow.
 memory traffic, and this costs several times what the fused kernel does.
 """
 
+import contextlib
+import random
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import keras
@@ -133,6 +135,16 @@ def mapped(config: Any, change: Callable[[dict[str, Any]], dict[str, Any]]) -> A
     if not isinstance(config, dict):
         return config
     return change({key: mapped(value, change) for key, value in config.items()})
+
+
+@contextlib.contextmanager
+def keeps_random_numbers() -> Iterator[None]:
+    """Leave Python's random numbers as they are: Keras draws the seed of each new layer from them."""
+    state = random.getstate()
+    try:
+        yield
+    finally:
+        random.setstate(state)
 
 
 def copy_layer(layer: keras.Layer) -> keras.Layer:

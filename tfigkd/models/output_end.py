@@ -13,10 +13,10 @@ from tfigkd.models.graph import ARITHMETIC, is_graph, maker_of, sources_of
 
 WEIGHTED = (keras.layers.Dense, keras.layers.EinsumDense, keras.layers.Conv2D)
 """Layers whose outputs are logits where they end in no activation."""
-PASSES_VALUES = (keras.layers.Flatten, keras.layers.Reshape, keras.layers.Dropout, keras.layers.GlobalAveragePooling2D)
-"""Layers whose output values are input values, or means of them."""
-PASSES_ALL = (keras.layers.Dropout, keras.layers.Identity)
+SAME = (keras.layers.Dropout, keras.layers.Identity)
 """Layers whose output is their input when the model does not train."""
+RESHAPED = (keras.layers.Flatten, keras.layers.Reshape)
+"""Layers whose output has the values of their input in another shape."""
 OPERATIONS = {"Softmax": "softmax", "LogSoftmax": "log_softmax", "Sigmoid": "sigmoid"}
 """Class names of functions of keras.ops, with the name of the activation that each is."""
 OUTPUT_ACTIVATIONS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
@@ -44,8 +44,8 @@ def infer_outputs_by_end(model: keras.Model) -> Outputs | None:
 
 def _passes_values(operation: Any) -> bool:
     """Return whether an operation's outputs are its inputs, means of them, or affine in them, as by a temperature."""
-    linear = isinstance(operation, keras.layers.Activation) and _activation_of(operation) == "linear"
-    return linear or isinstance(operation, PASSES_VALUES) or _is_affine(operation)
+    some = isinstance(operation, (*RESHAPED, keras.layers.GlobalAveragePooling2D))
+    return some or _passes_classes(operation) or _is_affine(operation)
 
 
 def _is_affine(operation: Any) -> bool:
@@ -81,13 +81,10 @@ def _passes_classes(operation: Any) -> bool:
         return False
     if isinstance(operation, keras.layers.Activation):
         return _activation_of(operation) == "linear"
-    shape = sources[0].shape[1:]
-    reshaped = (
-        isinstance(operation, keras.layers.Flatten | keras.layers.Reshape) or type(operation).__name__ == "Reshape"
-    )
-    if reshaped:
+    kind, shape = type(operation).__name__, sources[0].shape[1:]
+    if isinstance(operation, RESHAPED) or kind == "Reshape":  # the layer, or the function of keras.ops
         return None not in shape and math.prod(shape) == shape[-1]
-    return isinstance(operation, PASSES_ALL) or type(operation).__name__ == "Cast"
+    return isinstance(operation, SAME) or kind == "Cast"
 
 
 def _activation_of(operation: Any) -> str:

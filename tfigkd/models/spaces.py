@@ -25,7 +25,7 @@ from tfigkd.data.spaces import (
     probe_images,
 )
 from tfigkd.models import layers
-from tfigkd.models.graph import is_graph, keeps_random_numbers, run_graph, single_graph, student_of
+from tfigkd.models.graph import is_graph, run_graph, single_graph, student_of
 from tfigkd.models.input_range import INPUT_RANGE, infer_input_range
 from tfigkd.models.output_end import OUTPUT_ACTIVATIONS, infer_outputs_by_end, last_operation, refuse_end
 from tfigkd.models.subclassed import logarithm, logits_model, two_classes
@@ -140,7 +140,7 @@ def cached_classifier(
     return _as_classifier(model, _cached, input_range, outputs, images)
 
 
-@keeps_random_numbers()
+@layers.keeps_random_numbers()
 def _as_classifier(
     model: keras.Model,
     of_graph: Callable[..., keras.Model],

@@ -32,6 +32,7 @@ from tfigkd.stages.teacher import (
     build_teacher,
     load_teacher,
     members,
+    open_teacher,
     saved_teacher,
     teacher_examples,
     teacher_folder,
@@ -198,7 +199,7 @@ def _stores(config: Config, data: Dataset, workdir: Workdir) -> float:
     if read_manifest(folder) is not None:
         teacher, known = load_teacher(config, workdir), True
     elif saved is not None:
-        teacher, known = models.load_written(saved, num_classes=data.num_classes, input_shape=data.image_shape), True
+        teacher, known = open_teacher(saved, data), True
     else:
         teacher, known = build_teacher(config, data), config.teacher.own_file and not config.teacher.trained
     seconds = 0.0

@@ -39,16 +39,18 @@ def with_assumed_precisions(config: Config) -> Config:
 
     The teacher's is that of a saved teacher, if there is one.
     """
-    return with_precisions(config, dict.fromkeys(FIELDS, "float32") | _of_saved_teacher(config))
+    teacher = _saved_precision(config) if "teacher" in auto_roles(config) and _trains_teacher(config) else None
+    return with_precisions(config, {"teacher": teacher or "float32", "student": "float32"})
 
 
-def _of_saved_teacher(config: Config) -> dict[str, str]:
-    """Return the precision in which the teacher of saved_models was trained, by role; empty where none is this one."""
-    if "teacher" in auto_roles(config) and config.needs_teacher and config.teacher.trained:
-        for precision in PRECISIONS:
-            if saved_teacher(override(config, {FIELDS["teacher"]: precision})) is not None:
-                return {"teacher": precision}
-    return {}
+def _trains_teacher(config: Config) -> bool:
+    return config.needs_teacher and config.teacher.trained
+
+
+def _saved_precision(config: Config) -> str | None:
+    """Return the precision in which the config's teacher in saved_models was trained; None if it is not there."""
+    field = FIELDS["teacher"]
+    return next((one for one in PRECISIONS if saved_teacher(override(config, {field: one})) is not None), None)
 
 
 def resolve(config: Config, workdir: Workdir) -> Config:
@@ -73,14 +75,10 @@ def resolve(config: Config, workdir: Workdir) -> Config:
 
 
 def _choice_of_teacher(config: Config, workdir: Workdir) -> dict[str, Any]:
-    if not (config.needs_teacher and config.teacher.trained):
+    if not _trains_teacher(config):
         return UNTRAINED
-    saved = _of_saved_teacher(config)
-    return (
-        {"precision": saved["teacher"]}
-        if saved
-        else _measured(config, config.teacher, config.teacher.training, workdir)
-    )
+    saved = _saved_precision(config)
+    return {"precision": saved} if saved else _measured(config, config.teacher, config.teacher.training, workdir)
 
 
 def _measured(config: Config, network: NetworkConfig, recipe: TrainingConfig, workdir: Workdir) -> dict[str, Any]:

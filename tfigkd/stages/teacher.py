@@ -136,11 +136,18 @@ def load_teacher(config: Config, workdir: Workdir) -> keras.Model:
         UserError: the stage has not run, or its file is damaged.
     """
     require_teacher(config, workdir)
-    data = dataset(config.data)
-    path = teacher_folder(config, workdir) / TEACHER_FILE
-    model = models.load_written(path, num_classes=data.num_classes, input_shape=data.image_shape)
+    model = open_teacher(teacher_folder(config, workdir) / TEACHER_FILE, dataset(config.data))
     model.trainable = False
     return model
+
+
+def open_teacher(path: Path, data: Dataset) -> keras.Model:
+    """Return the teacher of a file that this package wrote, for images and classes of a data set.
+
+    Raises:
+        UserError: The file is damaged or does not fit.
+    """
+    return models.load_written(path, num_classes=data.num_classes, input_shape=data.image_shape)
 
 
 def _train_members(config: Config, workdir: Workdir) -> keras.Model:
@@ -258,7 +265,7 @@ def train_teacher(config: Config, workdir: Workdir) -> None:
         saved = saved_teacher(config)
         if saved is not None:
             console.status(f"taken from {saved}")
-            model = models.load_written(saved, num_classes=data.num_classes, input_shape=data.image_shape)
+            model = open_teacher(saved, data)
         elif config.teacher.count > 1:
             model = _train_members(config, workdir)
         elif trained:

@@ -20,8 +20,9 @@ from tfigkd.measure.chance import PROBE_EXAMPLES, mean_recall, suggest_fix
 from tfigkd.measure.metrics import predict_logits
 from tfigkd.models import cached_classifier
 from tfigkd.models.fingerprints import architecture_fingerprint, weights_fingerprint
-from tfigkd.models.graph import keeps_random_numbers, single_graph
+from tfigkd.models.graph import single_graph
 from tfigkd.models.input_range import infer_input_range
+from tfigkd.models.layers import keeps_random_numbers
 from tfigkd.models.spaces import PROBED, classifier
 from tfigkd.runtime.errors import UserError
 from tfigkd.runtime.files import MANIFEST, fingerprint, finished, locked, read_manifest
