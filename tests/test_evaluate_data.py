@@ -133,8 +133,14 @@ def test_what_is_known_before_the_work_is_refused_then(folder, tmp_path, capsys,
     monkeypatch.setattr("tfigkd.evaluate._measure", lambda *_: pytest.fail("measured"))
     for more, message in (
         (["--mirrored"], r"rows\.csv has other columns than these rows \(mirrored_accuracy is in one of both\)"),
-        (["--weights", "x.npz", "--drop-blocks", "5"], "--weights, --drop-blocks: of a named network alone; leave out"),
-        (["--normalization", "imagenet"], "--normalization: of a named network alone; leave out for the file .*keras"),
+        (
+            ["--weights", "x.npz", "--drop-blocks", "5"],
+            "--weights, --drop-blocks: only a named network takes this",
+        ),
+        (
+            ["--normalization", "imagenet"],
+            "--normalization: only a named network takes this; .* file .*keras",
+        ),
     ):
         assert main([*given, *more]) == 1
         assert re.fullmatch(rf"error: [^\n]*{message}[^\n]*\n", capsys.readouterr().err)
@@ -200,8 +206,8 @@ def test_maps_that_cannot_be_are_refused_before_the_work(folder, teacher, capsys
         (["--maps", "1"], "--maps must be at least 2, got 1"),
         (["--teacher", "other.tflite", "--maps", "2"], "--maps: other.tflite has no gradient"),
         (["--teacher", "resnet20"], "--teacher resnet20 is no .tflite or .keras file"),
-        (["--attribution.n-steps", "4"], "--attribution.n_steps: without effect without --maps"),
-        (["--maps", "2", "--attribution.grid", "4"], "--attribution.grid: of stores alone"),
+        (["--attribution.n-steps", "4"], "--attribution.n_steps: has no effect without --maps"),
+        (["--maps", "2", "--attribution.grid", "4"], "--attribution.grid: has an effect on stores only"),
     ):
         assert main([str(folder / "own.keras"), "--data", str(folder / "a.npz"), *more]) == 1
         assert re.fullmatch(rf"error: [^\n]*{message}[^\n]*\n", capsys.readouterr().err)

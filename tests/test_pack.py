@@ -25,7 +25,8 @@ from tfigkd.pack.content import read_facts
 from tfigkd.pack.model_card import model_card
 from tfigkd.predict import main as predict
 from tfigkd.runtime.errors import UserError
-from tfigkd.runtime.files import checksum, fingerprint, outputs_of, read_manifest, write_manifest
+from tfigkd.runtime.files import checksum, outputs_of, read_manifest, write_manifest
+from tfigkd.runtime.fingerprint import fingerprint
 from tfigkd.runtime.rows import as_csv, read_rows, sealed
 
 

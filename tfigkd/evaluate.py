@@ -26,6 +26,7 @@ from tfigkd.runtime.command import command
 from tfigkd.runtime.errors import UserError
 from tfigkd.runtime.files import require_folder_of
 from tfigkd.runtime.provenance import origin
+from tfigkd.runtime.quiet import quiet_stderr
 from tfigkd.runtime.rows import append_row, require_columns
 from tfigkd.runtime.text import percent
 
@@ -178,9 +179,9 @@ def _maps(
         attribution: How the maps are computed.
         color: Mean of the training images, float32 [3] in [0,1].
     """
+    from tfigkd.attribution.examples import explain
     from tfigkd.config.measure_fields import EvaluationConfig
     from tfigkd.measure.explanation import faithfulness, similarity
-    from tfigkd.store.maps import explain
 
     settings = EvaluationConfig()
     maps, errors = explain(network, examples, attribution, color)
@@ -245,7 +246,9 @@ def check(options: Options) -> None:
         named = {name: getattr(options, name) for name in ("weights", "drop_blocks", "normalization")}
         given = [f"--{name.replace('_', '-')}" for name, value in named.items() if value not in (None, 0, "none")]
         if given:
-            raise UserError(f"{', '.join(given)}: of a named network alone; leave out for the file {options.model}")
+            raise UserError(
+                f"{', '.join(given)}: only a named network takes this; leave it out for the file {options.model}"
+            )
     elif Path(options.model).exists() and not _is_named(options.model):
         raise UserError(f"{options.model} is no {' or '.join(FILES)} file; open it in Keras and save it as .keras")
     if options.teacher is not None and not options.teacher.endswith(FILES):
@@ -283,7 +286,8 @@ def _check_maps(options: Options) -> None:
     names = ("shard_size", "grid") if options.maps else tuple(vars(default))
     given = [f"--attribution.{name}" for name in names if getattr(options.attribution, name) != getattr(default, name)]
     if given:
-        raise UserError(f"{', '.join(given)}: {'of stores alone' if options.maps else 'without effect without --maps'}")
+        wrong = "has an effect on stores only; leave it out" if options.maps else "has no effect without --maps"
+        raise UserError(f"{', '.join(given)}: {wrong}")
 
 
 @command()
@@ -292,7 +296,7 @@ def main(arguments: list[str]) -> None:
     options = read_all_options(Options, arguments, prog=PROG)
     require_folder_of(options.rows, "--rows")
     check(options)
-    with console.quiet_stderr():  # TensorFlow greets when it is imported and when it looks for a GPU
+    with quiet_stderr():  # TensorFlow greets when it is imported and when it looks for a GPU
         values, advice = _measure(options)
     figures = f"accuracy {percent(values['accuracy'])}  balanced {percent(values['balanced_accuracy'])}"
     figures += f"  nll {values['nll']:.4f}  ece {percent(values['ece'])}"

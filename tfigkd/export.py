@@ -20,6 +20,7 @@ from tfigkd.runtime import console
 from tfigkd.runtime.command import command
 from tfigkd.runtime.errors import UserError
 from tfigkd.runtime.files import require_folder_of
+from tfigkd.runtime.quiet import quiet_stderr
 from tfigkd.runtime.text import percent
 
 
@@ -57,7 +58,7 @@ def _load(options: Options) -> tuple[Any, Any, Any]:
     from tfigkd.models.layers import with_stock_layers
 
     side = options.image_size
-    own = models.load_own(
+    own = models.load_classifier(
         options.model,
         input_shape=None if side is None else (side, side, models.channels_of(options.model)),
         input_range=options.input_range,
@@ -184,9 +185,8 @@ def _write_c(options: Options) -> str:
 @command()
 def main(arguments: list[str]) -> None:
     """Run `python -m tfigkd.export`."""
-    former = {"--min-agreement": "--min-int8-agreement"}
-    options = read_all_options(Options, arguments, prog="python -m tfigkd.export", former=former)
-    with console.quiet_stderr():  # TensorFlow greets when it is imported and when it looks for a GPU
+    options = read_all_options(Options, arguments, prog="python -m tfigkd.export")
+    with quiet_stderr():  # TensorFlow greets when it is imported and when it looks for a GPU
         said = run(options)
     console.say(said)
 

@@ -10,6 +10,7 @@ from tyro.conf import Positional, arg
 from tfigkd.config.flags import read_all_options
 from tfigkd.runtime import console
 from tfigkd.runtime.command import command
+from tfigkd.runtime.quiet import quiet_stderr
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,7 @@ class Options:
 def main(arguments: list[str]) -> None:
     """Run `python -m tfigkd.verify`."""
     options = read_all_options(Options, arguments, prog="python -m tfigkd.verify")
-    with console.quiet_stderr():  # TensorFlow greets when it is imported and when it looks for a GPU
+    with quiet_stderr():  # TensorFlow greets when it is imported and when it looks for a GPU
         from tfigkd.stages.overlays import verify
 
         deviation = verify(options.store, sample=options.sample, seed=options.seed)

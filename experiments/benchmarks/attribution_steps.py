@@ -32,7 +32,7 @@ REFERENCE_STEPS = 256  # Gauss-Legendre; `map_distance` is the relative L1 dista
 def networks(weights: Path | None, own: Path | None) -> Iterator[tuple[str, Any]]:
     """Yield name and model of a .keras file, or of the two published networks, batch normalization folded."""
     if own is not None:
-        yield own.parent.name, models.fold_batch_norm(models.load_own(own, num_classes=10))
+        yield own.parent.name, models.fold_batch_norm(models.load_classifier(own, num_classes=10))
     if weights is None:
         return
     resnet = models.resnet(56, normalization=(models.IMAGENET_MEAN, models.IMAGENET_STD))

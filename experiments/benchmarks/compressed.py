@@ -39,7 +39,7 @@ from tfigkd.models.cost import count_parameters, multiply_adds
 from tfigkd.models.fake_quant import is_fake_quantized
 from tfigkd.models.layers import with_stock_layers
 from tfigkd.runtime import provenance
-from tfigkd.runtime.files import fingerprint
+from tfigkd.runtime.fingerprint import fingerprint
 from tfigkd.runtime.rows import append_row
 from tfigkd.training.distiller import Distiller
 

@@ -21,7 +21,7 @@ from tfigkd.config.reading import differences, from_mapping
 from tfigkd.config.toml import to_toml
 from tfigkd.run import parse
 from tfigkd.runtime.errors import UserError
-from tfigkd.runtime.files import fingerprint
+from tfigkd.runtime.fingerprint import fingerprint
 
 
 def write(path, text):
@@ -66,10 +66,22 @@ def test_student_differs_from_ig_kd_in_the_teacher_alone():
         ({"export.formats": ["int4"]}, "export.formats must be one of 'float32', .*, got 'int4'"),
         ({"export.formats": "int8"}, "export.formats must be a list, got 'int8'"),
         ({"export.formats": []}, "export.formats must name at least one format"),
+        ({"export.min_int8_agreement": 95.0}, "export.min_int8_agreement must be in \\[0, 1\\], got 95.0"),
+        ({"export.max_float32_difference": 0.0}, "export.max_float32_difference must be positive, got 0.0"),
+        ({"export.max_float16_difference": -1.0}, "export.max_float16_difference must be positive, got -1.0"),
+        ({"attribution.rule": "trapezoid", "attribution.n_steps": 1}, "max_steps must be at least 2 .*, got 1"),
+        ({"attribution.rule": "trapezoid", "attribution.max_steps": 1}, "max_steps must be at least 2 .*, got 1"),
+        ({"teacher.train": True, "teacher.weights": "x.npz"}, "teacher.train must be unset or false with published"),
         ({"export.formats": ["int8", "int8"]}, "export.formats must name at least one format, each once"),
-        ({"student.init": "teacher", "student.width": 0.5}, "takes the teacher's width, got student.width"),
-        ({"student.init": "teacher", "student.model": "resnet20"}, "takes the teacher's model, got student.model"),
-        ({"student.init": "teacher", "student.depth": 3}, "takes the teacher's depth, got student.depth"),
+        (
+            {"student.init": "teacher", "student.width": 0.5},
+            "unset or equal to teacher.width with .*, got 0.5",
+        ),
+        (
+            {"student.init": "teacher", "student.model": "resnet20"},
+            "student.model must be unset or equal",
+        ),
+        ({"student.init": "teacher", "student.depth": 3}, "student.depth must be unset or equal to teacher.depth"),
         ({"benchmark.threads": [1, 0]}, "benchmark.threads must be positive"),
         ({"benchmark.threads": [1, 1]}, "benchmark.threads must be positive numbers, each once"),
         ({"benchmark.threads": [1.5]}, "benchmark.threads must be of type int"),
@@ -152,6 +164,30 @@ def test_smoke_shrinks_work_and_keeps_the_method(name):
     assert small.training.epochs <= 2
     for section in ("losses", "overlay", "augment", "student"):
         assert getattr(small, section) == getattr(config, section)
+
+
+def test_smoke_enlarges_nothing():
+    tiny = {
+        "training.epochs": 1,
+        "training.batch_size": 4,
+        "teacher.training.batch_size": 4,
+        "attribution.n_steps": 3,
+        "attribution.shard_size": 16,
+        "compress.steps": 2,
+        "compress.batch_size": 8,
+        "export.calibration_examples": 8,
+        "evaluation.attribution_examples": 0,
+        "benchmark.runs": 5,
+        "benchmark.warmup": 1,
+    }
+    config = override(read_experiment("quickstart")[1], tiny)
+    small = to_mapping(smoke(config))
+    for dotted, value in tiny.items():
+        table, _, name = dotted.rpartition(".")
+        node = small
+        for key in table.split("."):
+            node = node[key]
+        assert node[name] == value, dotted
 
 
 def test_configs_are_frozen():

@@ -48,3 +48,11 @@ def test_nan_and_infinity_are_found():
     broken[1, 0, 0], broken[3, 2, 7] = np.inf, 1e6  # beyond float16
     with np.errstate(over="ignore", invalid="ignore"):
         assert finite(pack(broken, 3)).tolist() == [True, False, True, False, True, True]
+
+
+def test_more_classes_than_uint16_counts_are_refused():
+    with pytest.raises(ValueError, match=r"at most 65535 classes, got 65536\."):
+        pack(np.zeros((1, 65_536), np.float32), 2)
+    logits = np.zeros((1, 65_535), np.float32)
+    logits[0, -1] = 9.0
+    assert unpack(pack(logits, 2)).argmax() == 65_534

@@ -149,7 +149,7 @@ def test_the_first_operations_of_a_float_input_tell_its_range(
 
 def test_a_range_that_nothing_tells_is_said_to_be_assumed(tmp_path: Path) -> None:
     path = convert(net(keras.layers.Rescaling(1 / 255), keras.layers.Conv2D(4, 3)), tmp_path / "m.tflite")
-    assert assumption(open_classifier(path), None, None).startswith("note: the file does not tell its pixels")
+    assert assumption(open_classifier(path), None, None).startswith("note: pixels from 0 to 1 are assumed, as the file")
     assert assumption(open_classifier(path), None, (0, 255)) == ""
     # batch normalization of pixels of unknown range: mean 0.1, deviation 1
     scaled = net(keras.layers.Rescaling(1.0, -0.1), keras.layers.Conv2D(4, 3, padding="same"))

@@ -9,7 +9,7 @@ import sys
 import time
 
 from tfigkd import run
-from tfigkd.runtime.console import quiet_stderr
+from tfigkd.runtime.quiet import quiet_stderr
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 with quiet_stderr():  # TensorFlow prints lines on import

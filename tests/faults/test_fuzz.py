@@ -20,7 +20,7 @@ from tfigkd.config.experiment import override, read_experiment
 from tfigkd.data import load
 from tfigkd.edge.contract import admit
 from tfigkd.losses import KLDivergence
-from tfigkd.models import load_own, load_torch_weights
+from tfigkd.models import load_classifier, load_torch_weights
 from tfigkd.models.layers import with_stock_layers
 from tfigkd.runtime.errors import UserError
 from tfigkd.runtime.files import finished, read_manifest, require_stage, write_signed
@@ -378,7 +378,7 @@ def test_faults_in_a_keras_file_without_a_manifest(place, tally, tmp_path):
     good = path.read_bytes()
 
     def read():
-        own = load_own(path)
+        own = load_classifier(path)
         return digest(own.get_weights(), own.output_shape)
 
     expected = {read()}

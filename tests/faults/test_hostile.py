@@ -22,7 +22,7 @@ from tfigkd.config.data_fields import Reading
 from tfigkd.config.training_fields import TrainingConfig
 from tfigkd.data import load
 from tfigkd.data.pictures import decode
-from tfigkd.models import load_own, load_torch_weights
+from tfigkd.models import load_classifier, load_torch_weights
 from tfigkd.predict import read_picture
 from tfigkd.runtime.errors import UserError
 from tfigkd.runtime.files import MANIFEST, finished, make_folder, signature
@@ -122,7 +122,7 @@ def test_archives_that_unpack_to_more_than_a_machine_holds(tally):
     for member in ("config.json", "model.weights.h5"):
         small_network().save("bomb.keras")
         inflate("bomb.keras", member, 0xFFFFFFF0)
-        refused(one, f".keras {member}", lambda: load_own("bomb.keras"), "bomb.keras")
+        refused(one, f".keras {member}", lambda: load_classifier("bomb.keras"), "bomb.keras")
     one.end()
 
 
@@ -157,27 +157,27 @@ def test_keras_files_that_bring_code(tally, monkeypatch):
     Path(MARKER).unlink(missing_ok=True)  # the layer was executed once when the model was built
     keras.Model(inputs, outputs).save("lambda.keras")
     Path(MARKER).unlink(missing_ok=True)
-    refused(one, "lambda", lambda: load_own("lambda.keras"), "lambda.keras")
+    refused(one, "lambda", lambda: load_classifier("lambda.keras"), "lambda.keras")
 
     for module in ("evil", "keras_hub", "keras_evil", "os.path"):
         for name in ("evil.py", "keras_hub.py", "keras_evil.py"):
             Path(name).write_text(CODE)
         with_config(lambda config, module=module: layer(config, module=module, class_name="Evil", registered_name=None))
-        refused(one, f"module {module}", lambda: load_own("evil.keras"), "evil.keras")
+        refused(one, f"module {module}", lambda: load_classifier("evil.keras"), "evil.keras")
         assert module not in sys.modules or module == "os.path"
     function = {"module": "os", "class_name": "function", "config": "system", "registered_name": "function"}
     with_config(lambda config: layer(config, inbound_nodes=[{"args": [function], "kwargs": {}}]))
-    refused(one, "a function of os", lambda: load_own("evil.keras"), "evil.keras")
+    refused(one, "a function of os", lambda: load_classifier("evil.keras"), "evil.keras")
     marshalled = {"class_name": "__lambda__", "config": {"value": base64.b64encode(b"\xe3" * 30).decode()}}
     with_config(lambda config: layer(config, config={"units": 3, "activation": marshalled}))
-    refused(one, "a marshalled function", lambda: load_own("evil.keras"), "evil.keras")
+    refused(one, "a marshalled function", lambda: load_classifier("evil.keras"), "evil.keras")
     unsafe = {"module": "keras.config", "class_name": "enable_unsafe_deserialization", "config": {}}
     with_config(lambda config: {**unsafe, "registered_name": None, "inner": config})
-    refused(one, "safe mode switched off", lambda: load_own("evil.keras"), "evil.keras")
+    refused(one, "safe mode switched off", lambda: load_classifier("evil.keras"), "evil.keras")
     vocabulary = {"name": "words", "vocabulary": "/etc/hostname", "max_tokens": None}
     lookup = {"module": "keras.layers", "class_name": "StringLookup", "registered_name": None, "config": vocabulary}
     with_config(lambda config: layer(config, **lookup))
-    refused(one, "a vocabulary from another file", lambda: load_own("evil.keras"), "evil.keras")
+    refused(one, "a vocabulary from another file", lambda: load_classifier("evil.keras"), "evil.keras")
     one.end()
 
 
@@ -185,22 +185,22 @@ def test_keras_files_that_reach_out_of_their_folder(tally, tmp_path):
     one = tally(".keras archives with paths, doubles, bombs, other formats")
     for name in ("../evil.txt", "/etc/evil.txt", "assets/../../evil.txt", "evil.py", "assets/a\nb", "C:\\evil"):
         with_config(lambda config: config, extra=[(name, b"x")])
-        refused(one, name, lambda: load_own("evil.keras"), "evil.keras")
+        refused(one, name, lambda: load_classifier("evil.keras"), "evil.keras")
     with pytest.warns(UserWarning, match="Duplicate name"):
         with_config(lambda config: config, extra=[("config.json", b"{}")])
-    refused(one, "two configs", lambda: load_own("evil.keras"), "evil.keras")
+    refused(one, "two configs", lambda: load_classifier("evil.keras"), "evil.keras")
     for units in (10**9, 10**15):
         with_config(lambda config, units=units: layer(config, config={"units": units}))
-        refused(one, f"a layer of {units} units", lambda: load_own("evil.keras"), "evil.keras")
+        refused(one, f"a layer of {units} units", lambda: load_classifier("evil.keras"), "evil.keras")
     for content in (b"", b"\x89HDF\r\n\x1a\n" + bytes(2000), b"PK\x05\x06" + bytes(18), "[" * 10**6):
         data = content if isinstance(content, bytes) else zipped(content)
         Path("evil.keras").write_bytes(data)
-        refused(one, data[:8], lambda: load_own("evil.keras"), "evil.keras")
+        refused(one, data[:8], lambda: load_classifier("evil.keras"), "evil.keras")
     Path("evil.keras").unlink()
     Path("evil.keras").mkdir()
-    refused(one, "a folder", lambda: load_own("evil.keras"), "evil.keras")
+    refused(one, "a folder", lambda: load_classifier("evil.keras"), "evil.keras")
     os.mkfifo("pipe.keras")
-    refused(one, "a pipe", lambda: load_own("pipe.keras"), "pipe.keras")
+    refused(one, "a pipe", lambda: load_classifier("pipe.keras"), "pipe.keras")
     assert not list(tmp_path.parent.glob("evil*"))
     one.end()
 
@@ -394,7 +394,7 @@ def test_names_that_no_terminal_shows_are_refused_by_name(tally):
     pictures(Path(odd))
     refused(one, "a data set", lambda: load(odd), shown)
     refused(one, "an .npz", lambda: load(f"{odd}.npz"), shown)
-    refused(one, "a model", lambda: load_own(f"{odd}.keras"), shown)
+    refused(one, "a model", lambda: load_classifier(f"{odd}.keras"), shown)
     refused(one, "a picture", lambda: read_picture(Path(f"{odd}.png"), (8, 8, 3)), shown)
     one.end()
 

@@ -160,7 +160,7 @@ def test_a_registered_layer_whose_code_is_not_there_is_named(tmp_path: Path) -> 
     _load(_own([registered(), *_dense()]), tmp_path)
     del keras.saving.get_custom_objects()["elsewhere>Custom"]
     with pytest.raises(UserError, match="asks for code of 'elsewhere>Custom', which is refused; use stock layers"):
-        models.load_own(tmp_path / "own.keras")
+        models.load_classifier(tmp_path / "own.keras")
 
 
 class _Registered(keras.layers.Layer):
@@ -203,16 +203,16 @@ def test_files_of_earlier_keras_say_how_they_become_a_keras_file(tmp_path: Path)
         "saved_model": r"not a \.keras file but the folder of a SavedModel",
         "parts": r"not a \.keras file but its content in a folder; .*load_model\('parts', .*save\('parts.keras'\)",
     }.items():
-        for act in (models.load_own, lambda path: models.build(str(path), num_classes=4, input_shape=(8, 8, 3))):
+        for act in (models.load_classifier, lambda path: models.build(str(path), num_classes=4, input_shape=(8, 8, 3))):
             with pytest.raises(UserError, match=advice) as caught:
                 act(tmp_path / name)
             assert "\n" not in str(caught.value)
     with pytest.raises(UserError, match=r"is not a \.keras file but a LiteRT file"):
-        models.load_own(tmp_path / "own.tflite")
+        models.load_classifier(tmp_path / "own.tflite")
     model.save(tmp_path / "own.keras")
     (tmp_path / "own.keras").rename(tmp_path / "own.KERAS")
     with pytest.raises(UserError, match=r"own\.KERAS does not end in \.keras, .*; rename it own\.keras"):
-        models.load_own(tmp_path / "own.KERAS")
+        models.load_classifier(tmp_path / "own.KERAS")
     # the advice is followed
     opened = keras.models.load_model(tmp_path / "old.h5", compile=False)
     opened.save(tmp_path / "old.keras")

@@ -90,7 +90,7 @@ def test_every_rebuilt_model_is_the_file_as_plain_keras_opens_it(name: str, tmp_
     # Keras itself does not open a file with a compiled model inside that was never fitted
     expected = (model if name == "compiled inside" else keras.saving.load_model(path))(IMAGES, training=False)
     assert np.ptp(expected, axis=0).max() > 1e-3  # a function of the images
-    own = models.load_own(path)
+    own = models.load_classifier(path)
     rebuilt = {
         "loaded": own,
         "plain": models.load_plain(path),
@@ -118,7 +118,7 @@ def test_a_compiled_model_can_be_wrapped(tmp_path: Path) -> None:
         path = tmp_path / f"{name}.keras"
         outer.save(path)
         expected = np.asarray(keras.saving.load_model(path)(IMAGES))
-        found = models.load_own(path)(IMAGES)
+        found = models.load_classifier(path)(IMAGES)
         np.testing.assert_allclose(keras.ops.softmax(found) if name == "softmax" else found, expected, atol=1e-4)
 
 
@@ -130,7 +130,7 @@ def test_any_precision_becomes_single_precision(tmp_path: Path, precision: str, 
     finally:
         keras.config.set_dtype_policy("float32")
     model.save(tmp_path / "model.keras")
-    own = models.load_own(tmp_path / "model.keras")
+    own = models.load_classifier(tmp_path / "model.keras")
     assert {layer.compute_dtype for layer in own.layers} == {"float32"}
     np.testing.assert_allclose(probabilities(own), model(IMAGES), atol=off)
 
@@ -213,7 +213,7 @@ def test_a_layer_quantized_by_keras_is_not_folded(tmp_path: Path) -> None:
         model.quantize("int8")
     model.save(tmp_path / "quantized.keras")
     expected = keras.saving.load_model(tmp_path / "quantized.keras")(IMAGES)
-    own = models.load_own(tmp_path / "quantized.keras")
+    own = models.load_classifier(tmp_path / "quantized.keras")
     np.testing.assert_allclose(own(IMAGES), expected, atol=1e-5)
     np.testing.assert_allclose(models.fold_batch_norm(own)(IMAGES), expected, atol=1e-5)
     with pytest.raises(

@@ -27,24 +27,24 @@ def by_pillow(images, side, method=Image.Resampling.BILINEAR):
 @pytest.mark.parametrize("side", [13, 24, 37])
 def test_larger_images_are_those_of_pillow(side):
     images = pixels(12)
-    np.testing.assert_allclose(models.resized(images, (side, side)), by_pillow(images, side).astype(int), atol=1)
-    assert models.resized(images, (12, 12)) is images
+    np.testing.assert_allclose(models.resize_pixels(images, (side, side)), by_pillow(images, side).astype(int), atol=1)
+    assert models.resize_pixels(images, (12, 12)) is images
 
 
 def test_smaller_images_are_means():
     images = pixels(12)
     expected = np.rint(images.reshape(4, 4, 3, 4, 3, 3).mean(axis=(2, 4)))
-    np.testing.assert_array_equal(models.resized(images, (4, 4, 3)), expected)
+    np.testing.assert_array_equal(models.resize_pixels(images, (4, 4, 3)), expected)
     smooth = by_pillow(pixels(3), 47)  # 47 to 16: no whole number of pixels, and none is left out
     box = by_pillow(smooth, 16, Image.Resampling.BOX).astype(int)
-    assert np.abs(models.resized(smooth, (16, 16)) - box).mean() < 2
+    assert np.abs(models.resize_pixels(smooth, (16, 16)) - box).mean() < 2
 
 
 @pytest.mark.parametrize(("side", "own"), [(14, 6), (11, 6), (16, 9)])
 def test_fine_patterns_become_gray(side, own):
     """And not what every second or third pixel happens to be."""
     stripes = np.broadcast_to(255 * (np.arange(side) % 2)[None, :, None, None], (1, side, side, 3)).astype(np.uint8)
-    assert np.abs(models.resized(stripes, (own, own)) - 127.5).max() < 64
+    assert np.abs(models.resize_pixels(stripes, (own, own)) - 127.5).max() < 64
 
 
 @pytest.mark.parametrize("own", [6, 7, 30])
@@ -54,7 +54,7 @@ def test_the_network_is_that_of_the_resized_images(own):
     assert resizes.input_shape == (None, 12, 12, 3)
     assert resizes.count_params() == plain.count_params()
     images = pixels(12)
-    expected = plain(models.resized(images, (own, own)) / np.float32(255))
+    expected = plain(models.resize_pixels(images, (own, own)) / np.float32(255))
     for options in ({}, {"training": False}):  # also as plain Keras calls it
         np.testing.assert_allclose(resizes(images / np.float32(255), **options), expected, atol=0.02)
     assert models.with_image_size(plain, (own, own, 3)) is plain
@@ -65,7 +65,7 @@ def test_layers_may_have_the_names_of_those_that_are_added():
     layers = [keras.layers.Conv2D(3, 1, name=name) for name in names]
     plain = keras.Sequential([keras.Input((6, 6, 3), name="x"), *layers, keras.layers.GlobalAveragePooling2D()])
     images = pixels(12)
-    expected = plain(models.resized(images, (6, 6)) / np.float32(255))
+    expected = plain(models.resize_pixels(images, (6, 6)) / np.float32(255))
     resizes = models.with_image_size(plain, (12, 12, 3))
     np.testing.assert_allclose(resizes(images / np.float32(255)), expected, atol=0.02)
     assert {*names} < {layer.name for layer in resizes.layers}

@@ -13,7 +13,7 @@ from tfigkd.data.spaces import output_kind, to_gray
 from tfigkd.models import (
     as_classifier,
     cached_classifier,
-    load_own,
+    load_classifier,
     load_plain,
     load_written,
     user_model,
@@ -22,7 +22,7 @@ from tfigkd.models import (
 from tfigkd.models.cost import count_parameters
 from tfigkd.models.input_range import infer_input_range
 from tfigkd.models.keras_file import load_model
-from tfigkd.models.reinitialize import frozen_layers
+from tfigkd.models.reinitialize import count_frozen_layers
 from tfigkd.models.spaces import classifier, logits_of
 from tfigkd.runtime.errors import UserError
 from tfigkd.training.distiller import Distiller
@@ -140,7 +140,9 @@ def test_the_range_that_all_models_of_an_ensemble_tell(pixels: np.ndarray, tmp_p
     model.save(tmp_path / "m.keras")
     expected = model(pixels.astype("float32"))
     assert np.ptp(expected) > 0.1
-    np.testing.assert_allclose(softmax(load_own(tmp_path / "m.keras")(pixels / np.float32(255))), expected, atol=1e-4)
+    np.testing.assert_allclose(
+        softmax(load_classifier(tmp_path / "m.keras")(pixels / np.float32(255))), expected, atol=1e-4
+    )
 
 
 @pytest.mark.parametrize("module", ["mobilenet_v2", "densenet", "vgg16"])
@@ -160,13 +162,13 @@ def test_images_in_0_1_come_as_the_model_takes_them(low_high: Any, pixels: np.nd
     plain = keras.saving.load_model(tmp_path / "m.keras")
     low, high = low_high or (0, 255)
     expected = plain(low + (high - low) * (pixels / np.float32(255)))
-    loaded = load_own(tmp_path / "m.keras", num_classes=3, input_range=low_high)
+    loaded = load_classifier(tmp_path / "m.keras", num_classes=3, input_range=low_high)
     np.testing.assert_allclose(softmax(loaded(pixels / np.float32(255))), expected, atol=1e-5)
     assert loaded.input.dtype == "float32"
     # a copy that is saved takes [0,1] and says so
     loaded.save(tmp_path / "again.keras")
     for again in (
-        load_own(tmp_path / "again.keras"),
+        load_classifier(tmp_path / "again.keras"),
         load_written(tmp_path / "again.keras", num_classes=3, input_shape=SHAPE),
     ):
         np.testing.assert_allclose(softmax(again(pixels / np.float32(255))), expected, atol=1e-5)
@@ -181,7 +183,7 @@ def test_a_model_of_gray_images_takes_rgb_images(head: list[Any], pixels: np.nda
     plain, white = keras.saving.load_model(tmp_path / "m.keras"), 255 if head else 1
     gray = np.stack([np.asarray(Image.fromarray(image).convert("L")) for image in pixels])[..., None]
     np.testing.assert_array_equal(to_gray(pixels), gray)
-    loaded = load_own(tmp_path / "m.keras", num_classes=3, input_shape=SHAPE, images=pixels)
+    loaded = load_classifier(tmp_path / "m.keras", num_classes=3, input_shape=SHAPE, images=pixels)
     assert loaded.input_shape == (None, *SHAPE)
     equal = np.repeat(gray, 3, axis=-1)
     expected = plain(white * (gray / np.float32(255)))
@@ -190,8 +192,8 @@ def test_a_model_of_gray_images_takes_rgb_images(head: list[Any], pixels: np.nda
     np.testing.assert_allclose(
         load_plain(tmp_path / "m.keras").logits(pixels), loaded(pixels / np.float32(255)), atol=1e-3
     )
-    assert load_own(tmp_path / "m.keras").input_shape == (None, 8, 8, 1)
-    assert count_parameters(loaded) == count_parameters(plain) and frozen_layers(loaded) == 0
+    assert load_classifier(tmp_path / "m.keras").input_shape == (None, 8, 8, 1)
+    assert count_parameters(loaded) == count_parameters(plain) and count_frozen_layers(loaded) == 0
     loaded.save(tmp_path / "again.keras")
     again = load_written(tmp_path / "again.keras", num_classes=3, input_shape=SHAPE)
     np.testing.assert_allclose(again(equal / np.float32(255)), loaded(equal / np.float32(255)), atol=1e-5)
@@ -201,15 +203,15 @@ def test_a_model_of_gray_images_takes_rgb_images(head: list[Any], pixels: np.nda
 def test_a_range_of_no_values_is_refused(wrong: tuple[float, float], tmp_path: Path) -> None:
     own().save(tmp_path / "m.keras")
     with pytest.raises(UserError, match="expected different values for black and white, such as 0 255, got"):
-        load_own(tmp_path / "m.keras", input_range=wrong)
+        load_classifier(tmp_path / "m.keras", input_range=wrong)
 
 
 def test_what_is_declared_against_the_layers_stays_so_in_a_copy(pixels: np.ndarray, tmp_path: Path) -> None:
     own(scaling(1 / 255)).save(tmp_path / "m.keras")
     plain = keras.saving.load_model(tmp_path / "m.keras")
-    load_own(tmp_path / "m.keras", input_range=(0, 1)).save(tmp_path / "again.keras")
+    load_classifier(tmp_path / "m.keras", input_range=(0, 1)).save(tmp_path / "again.keras")
     np.testing.assert_allclose(
-        load_own(tmp_path / "again.keras")(pixels / np.float32(255)), plain(pixels / np.float32(255)), atol=1e-6
+        load_classifier(tmp_path / "again.keras")(pixels / np.float32(255)), plain(pixels / np.float32(255)), atol=1e-6
     )
 
 
@@ -217,7 +219,7 @@ def test_a_model_of_bytes(pixels: np.ndarray, tmp_path: Path) -> None:
     """Its input is cast to float32 inside, so floats between 0 and 255 are no zeros."""
     own(scaling(1 / 255), end=dense(3), dtype="uint8").save(tmp_path / "m.keras")
     expected = keras.saving.load_model(tmp_path / "m.keras")(pixels)
-    loaded = load_own(tmp_path / "m.keras", num_classes=3)
+    loaded = load_classifier(tmp_path / "m.keras", num_classes=3)
     np.testing.assert_allclose(loaded(pixels / np.float32(255)), expected, atol=1e-4)
 
 
@@ -246,7 +248,7 @@ def test_probabilities_become_logits(make: Any, pixels: np.ndarray, tmp_path: Pa
     make().save(tmp_path / "m.keras")
     expected = keras.saving.load_model(tmp_path / "m.keras")(pixels / np.float32(255))
     expected = np.exp(expected) if np.min(expected) < 0 else expected
-    logits = load_own(tmp_path / "m.keras", num_classes=3)(pixels / np.float32(255))
+    logits = load_classifier(tmp_path / "m.keras", num_classes=3)(pixels / np.float32(255))
     assert np.ptp(expected) > 0.2  # even shares would hide a softmax of a softmax
     np.testing.assert_allclose(softmax(logits), expected, atol=1e-5)
 
@@ -263,10 +265,10 @@ def test_one_output_is_two_classes(activation: Any, pixels: np.ndarray, tmp_path
     images = pixels / np.float32(255)
     second = keras.ops.convert_to_numpy(keras.saving.load_model(tmp_path / "m.keras")(images))
     second = second if activation else 1 / (1 + np.exp(-second))
-    loaded = load_own(tmp_path / "m.keras", num_classes=2)
+    loaded = load_classifier(tmp_path / "m.keras", num_classes=2)
     np.testing.assert_allclose(softmax(loaded(images)), np.concatenate([1 - second, second], axis=1), atol=1e-5)
     with pytest.raises(UserError, match=r"gives outputs of shape \(1,\), expected \(3,\)"):
-        load_own(tmp_path / "m.keras", num_classes=3)
+        load_classifier(tmp_path / "m.keras", num_classes=3)
 
 
 POSITIVE = keras.initializers.RandomUniform(0, 0.008)
@@ -314,7 +316,7 @@ def test_an_activation_of_the_users_is_looked_at(activation: Any, pixels: np.nda
     model.save(tmp_path / "m.keras")
     for logits in (
         logits_of(model)(expected),
-        load_own(tmp_path / "m.keras")(images),
+        load_classifier(tmp_path / "m.keras")(images),
         load_plain(tmp_path / "m.keras")(images),
     ):
         np.testing.assert_allclose(softmax(logits), expected, atol=1e-5)
@@ -327,7 +329,7 @@ def test_what_is_no_choice_among_classes(tmp_path: Path) -> None:
     for end, message in ends:
         own(end=end).save(tmp_path / "m.keras")
         with pytest.raises(UserError, match=message):
-            load_own(tmp_path / "m.keras")
+            load_classifier(tmp_path / "m.keras")
 
 
 def test_a_model_in_memory_is_converted_once_and_keeps_up(pixels: np.ndarray) -> None:
@@ -414,7 +416,7 @@ def test_a_softmax_is_taken_off_before_what_passes_it_on(
     for make in after:
         shares = make()(shares)
     keras.Model(body.inputs[0], shares).save(tmp_path / "m.keras")
-    for opened in (load_own, load_plain):
+    for opened in (load_classifier, load_plain):
         np.testing.assert_allclose(opened(tmp_path / "m.keras")(images), expected, atol=1e-4)
 
 
@@ -423,7 +425,7 @@ def test_a_mean_of_softmaxes_stays(pixels: np.ndarray, tmp_path: Path) -> None:
     model = keras.Model(image, keras.layers.GlobalAveragePooling2D()(tensor))
     model.save(tmp_path / "m.keras")
     images = pixels / np.float32(255)
-    np.testing.assert_allclose(softmax(load_own(tmp_path / "m.keras")(images)), model(images), atol=1e-5)
+    np.testing.assert_allclose(softmax(load_classifier(tmp_path / "m.keras")(images)), model(images), atol=1e-5)
 
 
 FRONTS = {
@@ -464,7 +466,7 @@ def test_channels_that_come_first_are_named(tmp_path: Path) -> None:
     with pytest.raises(
         UserError, match=r"takes inputs of shape \(3, 16, 16\), channels first; save it for images whose"
     ):
-        load_own(tmp_path / "m.keras")
+        load_classifier(tmp_path / "m.keras")
 
 
 def test_a_kernel_that_keras_does_not_train_is_not_drawn_anew() -> None:
@@ -494,7 +496,7 @@ def test_fresh_weights_follow_the_seed_and_frozen_layers_stay() -> None:
         return with_fresh_weights(model)
 
     first, again, other = fresh(0), fresh(0), fresh(1)
-    assert frozen_layers(model) == 1 + 1  # the adapted normalization and the frozen convolution
+    assert count_frozen_layers(model) == 1 + 1  # the adapted normalization and the frozen convolution
     for name in ("seeded", "conv2d", "dense"):
         layer = next(each.name for each in model.layers if each.name.startswith(name))
         kernels = [each.get_layer(layer).get_weights()[0] for each in (first, again, other, model)]

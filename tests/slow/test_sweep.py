@@ -181,7 +181,7 @@ def sweep(name: str, model: keras.Model, folder: Path) -> Counter[str]:
         return True
 
     own: list[keras.Model] = []
-    if not operation("load", lambda: own.append(models.load_own(path))):
+    if not operation("load", lambda: own.append(models.load_classifier(path))):
         return seen
     (loaded,) = own
     logits = np.asarray(models.load_plain(path)(images), "float64")

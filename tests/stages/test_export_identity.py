@@ -6,7 +6,8 @@ import keras
 import pytest
 
 from tfigkd.config.experiment import override, read_experiment
-from tfigkd.runtime.files import fingerprint, write_manifest
+from tfigkd.runtime.files import write_manifest
+from tfigkd.runtime.fingerprint import fingerprint
 from tfigkd.stages.compatibility import data_fingerprints
 from tfigkd.stages.export import export_identity
 from tfigkd.stages.workdir import Workdir

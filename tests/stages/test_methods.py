@@ -182,7 +182,7 @@ def test_every_method_and_control_is_an_arm_of_the_study():
             r"training\.mixup and cutmix must be 0 with losses\.dkd",
         ),
         ({"losses.osakd.queue": 64}, r"losses\.osakd\.queue must be at least training\.batch_size, got 64"),
-        ({"losses.osakd.queue": 8}, r"losses\.osakd\.queue must be at least its neighbors, got 8"),
+        ({"losses.osakd.queue": 8}, r"losses\.osakd\.queue must not be smaller than neighbors, got 8"),
         ({"losses.osakd.neighbors": 0}, r"losses\.osakd\.neighbors must be positive"),
     ],
 )
@@ -208,7 +208,7 @@ def test_a_pruned_teacher_has_to_see_what_the_student_sees():
 
 
 def test_more_keys_than_taps_are_refused():
-    with pytest.raises(UserError, match=r"losses\.rtk\.keys must be positive, and at most the taps .*, got 4"):
+    with pytest.raises(UserError, match=r"losses\.rtk\.keys must be from 1 to the number of .*, got 4"):
         override(read_experiment("cifar10_rtk")[1], {"losses.rtk.keys": 4})
 
 

@@ -9,7 +9,7 @@ from tfigkd.config.flags import with_flags
 from tfigkd.evaluate import main as evaluate
 from tfigkd.measure.metrics import predict_logits
 from tfigkd.runtime.errors import UserError
-from tfigkd.runtime.files import fingerprint
+from tfigkd.runtime.fingerprint import fingerprint
 from tfigkd.stages import distill, teacher
 from tfigkd.stages.data import dataset
 from tfigkd.stages.runner import Run, run

@@ -6,10 +6,11 @@ import keras
 import numpy as np
 import pytest
 
+from tfigkd.config.training_fields import TrainingConfig
 from tfigkd.edge.litert import float_tensors
 from tfigkd.run import main, parse
 from tfigkd.runtime.files import read_manifest
-from tfigkd.stages.preflight import early_remarks, slow_averages
+from tfigkd.stages.preflight import early_remarks, long_warmup, slow_averages
 
 L = keras.layers
 SHORT = [
@@ -146,6 +147,21 @@ def test_averages_that_training_does_not_reach_are_said_before_the_first_step(fi
         remarks = early_remarks(parse([*given, *student, *change])[1].config)
         assert not any("still the initial ones" in remark.text for remark in remarks)
     assert slow_averages(keras.Sequential([keras.Input((3,)), L.Dense(2)]), 1) == []
+
+
+def test_a_warm_up_that_does_not_end_is_said(capsys):
+    given = ["--experiment", "ig_kd", "--data.name", "digits", "--teacher.training.precision", "float32"]
+    for epochs, remarks in (
+        ("2", ["teacher.training.warmup_epochs = 2 is no shorter than the training of 2 epochs"]),
+        ("3", []),
+    ):
+        config = parse([*given, "--teacher.training.epochs", epochs])[1].config
+        assert [one.text.split(":")[0] for one in early_remarks(config) if one.kind == "long warm-up"] == remarks
+    (one,) = long_warmup(TrainingConfig(epochs=1, warmup_epochs=1.5, learning_rate=0.1), "training")
+    assert one.sentence == (
+        "training.warmup_epochs = 1.5 is no shorter than the training of 1 epoch: the learning rate never reaches 0.1. "
+        "Change: --training.warmup_epochs, --training.epochs."
+    )
 
 
 def test_a_teacher_that_int8_does_not_suit_blocks_nothing(files, tmp_path, capsys):

@@ -20,7 +20,7 @@ from tfigkd.data.knowledge import Knowledge, TeacherTargets
 from tfigkd.losses.features import pool_to
 from tfigkd.measure.examples import Shown
 from tfigkd.runtime.errors import UserError
-from tfigkd.runtime.files import fingerprint
+from tfigkd.runtime.fingerprint import fingerprint
 from tfigkd.stages import distill, overlays, training_setup
 from tfigkd.stages.data import stored_examples
 from tfigkd.stages.evaluate import make_gallery

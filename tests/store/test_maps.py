@@ -15,7 +15,8 @@ from tfigkd.data import Dataset, concatenate, load, to_model_input
 from tfigkd.models.fingerprints import weights_fingerprint
 from tfigkd.runtime import tfrecord
 from tfigkd.runtime.errors import UserError
-from tfigkd.runtime.files import MANIFEST, checksum, fingerprint, make_folder, read_manifest, write_manifest
+from tfigkd.runtime.files import MANIFEST, checksum, make_folder, read_manifest, write_manifest
+from tfigkd.runtime.fingerprint import fingerprint
 from tfigkd.stages.overlays import verify as verify_store
 from tfigkd.stages.workdir import TEACHER_FILE
 from tfigkd.store import maps as overlays

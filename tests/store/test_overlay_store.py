@@ -18,7 +18,7 @@ from tfigkd.losses import KLDivergence
 from tfigkd.models.fingerprints import weights_fingerprint
 from tfigkd.models.spaces import with_rgb
 from tfigkd.runtime.errors import UserError
-from tfigkd.runtime.files import fingerprint
+from tfigkd.runtime.fingerprint import fingerprint
 from tfigkd.store.maps import store_identity, write_store
 
 COUNT, SIDE, CLASSES = 40, 8, 4

@@ -78,7 +78,7 @@ for one, two in zip(*histories, strict=True):
 WRONG = """
 import split
 from tfigkd.config.training_fields import TrainingConfig
-from tfigkd.losses import OPDF, OSAKD, RKD, KLDivergence
+from tfigkd.losses import E2KD, OPDF, OSAKD, RKD, KLDivergence
 from tfigkd.runtime.errors import UserError
 from tfigkd.training.devices import check_devices, check_losses
 for check in (
@@ -86,7 +86,9 @@ for check in (
     lambda: check_devices(TrainingConfig(batch_size=16, devices="all"), 1),
     lambda: check_losses({"kd": KLDivergence(), "rkd": RKD()}, "all"),
     lambda: check_losses({"osakd": OSAKD()}, "all"),
+    lambda: check_losses({"e2kd": E2KD("a", "b", shuffled=True)}, "all"),
     lambda: check_losses({"rkd": RKD()}, "one"),
+    lambda: check_losses({"e2kd": E2KD("a", "b")}, "all"),
     lambda: check_losses({"opdf": OPDF(), "osakd": OSAKD(space="teacher")}, "all"),
 ):
     try:
@@ -132,7 +134,9 @@ def test_what_devices_cannot_share_is_refused(tmp_path, backend):
     assert said[0].startswith("teacher.training.batch_size must be a multiple of the 2 devices that share a batch, got")
     assert said[1] == "training.devices must be one: 2 devices cannot share 1 examples"
     relating = [line.split()[0] for line in said[2:]]
-    assert relating == ([] if backend == "jax" else ["losses.rkd", "losses.osakd"])  # JAX shows a loss the whole batch
+    assert relating == (
+        [] if backend == "jax" else ["losses.rkd", "losses.osakd", "losses.e2kd"]
+    )  # JAX shows a loss the whole batch
 
 
 @pytest.mark.slow

@@ -13,7 +13,7 @@ from tfigkd.data import Examples
 from tfigkd.data.knowledge import Knowledge, TeacherTargets
 from tfigkd.losses import KLDivergence
 from tfigkd.runtime.errors import UserError
-from tfigkd.runtime.files import fingerprint
+from tfigkd.runtime.fingerprint import fingerprint
 from tfigkd.training import checkpoint
 from tfigkd.training.distiller import Distiller
 from tfigkd.training.fit import Training, make_optimizer

@@ -13,7 +13,7 @@ from tfigkd.data import Examples
 from tfigkd.losses import KLDivergence
 from tfigkd.models import with_precision
 from tfigkd.runtime.errors import UserError
-from tfigkd.runtime.files import fingerprint, fingerprint_values
+from tfigkd.runtime.fingerprint import fingerprint, fingerprint_values
 from tfigkd.training.averaging import recompute_statistics
 from tfigkd.training.distiller import Distiller
 from tfigkd.training.fit import Training

@@ -24,7 +24,7 @@ from tfigkd.losses.base import flat_labels
 class Curve:
     """The target's probability after each step of an insertion or deletion.
 
-    Args:
+    Attributes:
         fractions: Share of the pixels that are inserted or deleted, from 0 to 1, [S+1].
         scores: Probability of each image's target, [B,S+1].
     """

@@ -29,7 +29,7 @@ inexact maps, and little time is saved, because most images need 16 or 32 (exper
 class Attribution:
     """Attributions of B images, with their errors, numbers of steps and logits.
 
-    Args:
+    Attributes:
         attributions: float32 [B,H,W,C], signed, in logits.
         convergence_delta: Sum of the attributions minus the difference of the logits, float32 [B].
         n_steps: Number of steps used for each image, int32 [B].

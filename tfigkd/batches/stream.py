@@ -45,7 +45,7 @@ their value from the statistics of these few, after a whole step of the optimize
 def evens_out(examples: int, batch_size: int) -> bool:
     """Return whether batches of a size would leave a last one that is too small to train on.
 
-    Fingerprints of trainings hold it, as earlier versions trained on that last batch.
+    It is part of a training's fingerprint, because earlier versions trained on that small batch.
 
     Args:
         examples: Examples of an epoch.

@@ -6,7 +6,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
 from tfigkd.config.training_fields import TrainingConfig
-from tfigkd.models.precision import on_processor
+from tfigkd.models.precision import on_cpu
 from tfigkd.runtime import processes
 
 Result = TypeVar("Result")
@@ -16,8 +16,8 @@ MOST = 8
 
 
 def spare_threads() -> int:
-    """Return how many threads may prepare images: one where the processor computes as well, else one a core."""
-    return 1 if on_processor() else min(MOST, processes.threads())
+    """Return how many threads may prepare images: one when training runs on the CPU, else one a core."""
+    return 1 if on_cpu() else min(MOST, processes.threads())
 
 
 def batch_threads(recipe: TrainingConfig) -> int:

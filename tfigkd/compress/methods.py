@@ -14,7 +14,8 @@ from tfigkd.compress.quantization import fake_quantized
 from tfigkd.config.compress_fields import CompressConfig, Method
 from tfigkd.losses import LOSSES
 from tfigkd.models.layers import rebuilt, with_fused_layers, with_stock_layers
-from tfigkd.runtime.files import atomic, checksum, fingerprint, finished, make_folder, write_manifest
+from tfigkd.runtime.files import atomic, checksum, finished, make_folder, write_manifest
+from tfigkd.runtime.fingerprint import fingerprint
 from tfigkd.training import checkpoint
 
 FILE = "student.keras"

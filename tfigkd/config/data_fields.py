@@ -44,7 +44,7 @@ class SplitsConfig:
 class Reading:
     """How a data set is read, as the fields of `DataConfig` with the same names say.
 
-    Args:
+    Attributes:
         image_size: Height and width in pixels to which every picture is brought; None keeps the source's size.
         background: Color that transparent pictures are composited on: white, gray, black or "#rrggbb".
         fit: How pictures come to `image_size`: "stretch", "crop" or "keras".

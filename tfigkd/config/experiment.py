@@ -53,10 +53,10 @@ class Config:
     control: ControlConfig = field(default_factory=ControlConfig)
     view: ViewConfig = field(default_factory=ViewConfig)
     losses: LossesConfig = field(default_factory=LossesConfig)
-    features: FeaturesConfig = late(FeaturesConfig())  # noqa: RUF009 - it is frozen
+    features: FeaturesConfig = late(FeaturesConfig())
     training: TrainingConfig = field(default_factory=TrainingConfig)
-    code: CodeConfig = late(CodeConfig())  # noqa: RUF009 - it is frozen
-    incremental: IncrementalConfig = late(IncrementalConfig())  # noqa: RUF009 - it is frozen
+    code: CodeConfig = late(CodeConfig())
+    incremental: IncrementalConfig = late(IncrementalConfig())
     ledger: LedgerConfig = field(default_factory=LedgerConfig, metadata={"free": True})
     tensorboard: TensorBoardConfig = field(default_factory=TensorBoardConfig, metadata={"free": True})
     compress: CompressConfig = field(default_factory=CompressConfig)
@@ -115,7 +115,7 @@ class Config:
         )
         for name in (one.name for one in dataclasses.fields(NetworkConfig) if one.name != "drop_blocks"):
             given, unset, theirs = (getattr(one, name) for one in (self.student, StudentConfig(), self.teacher))
-            message = f"student.init = teacher takes the teacher's {name}, got student.{name}"
+            message = f"student.{name} must be unset or equal to teacher.{name} with student.init = teacher"
             require(given in (unset, theirs), message, given)
 
     def _check_losses(self) -> None:
@@ -164,7 +164,7 @@ class Config:
             return
         forbid(
             self.student.init == "teacher",
-            "features.epochs must be 0 with student.init = teacher, whose front it has",
+            "features.epochs must be 0 with student.init = teacher: the student already has the teacher's first layers",
             self.features.epochs,
         )
         forbid(
@@ -177,7 +177,7 @@ class Config:
         """Check what stage `compress` trains with."""
         forbid(
             self.compress.losses.opdf.weight > 0,
-            "compress.losses.opdf.weight must be 0, as kernels are contracted then",
+            "compress.losses.opdf.weight must be 0, because the student then has plain kernels",
             self.compress.losses.opdf.weight,
         )
         forbid(
@@ -323,26 +323,27 @@ def smoke(config: Config) -> Config:
             **{name: "float32" for name, recipe in precisions.items() if recipe.precision == "auto"},
             "data.limit": limit,
             "teacher.training.epochs": 1,
-            "teacher.training.batch_size": 32,
+            "teacher.training.batch_size": min(config.teacher.training.batch_size, 32),
             "teacher.training.warmup_epochs": 0.0,
             "features.epochs": min(config.features.epochs, 1),
             "features.head_epochs": min(config.features.head_epochs, 1),
             "incremental.memory": min(config.incremental.memory, 40),
-            "incremental.compression_epochs": 1,
-            "training.epochs": 2,
+            "incremental.compression_epochs": min(config.incremental.compression_epochs, 1),
+            "training.epochs": min(config.training.epochs, 2),
             "training.finetune_epochs": min(config.training.finetune_epochs, 1),
-            "training.batch_size": 32,
+            "training.batch_size": min(config.training.batch_size, 32),
             "training.warmup_epochs": 0.0,
+            "attribution.n_steps": config.attribution.n_steps and min(config.attribution.n_steps, 16),
             "attribution.max_steps": min(config.attribution.max_steps, 16),
-            "attribution.shard_size": 64,
-            "compress.steps": 4,
-            "compress.batch_size": 16,
+            "attribution.shard_size": min(config.attribution.shard_size, 64),
+            "compress.steps": min(config.compress.steps, 4),
+            "compress.batch_size": min(config.compress.batch_size, 16),
             # a few steps leave logits that are nearly equal, so the top class of an int8 file is a matter of chance
             "export.min_int8_agreement": 0.0,
-            "export.calibration_examples": 32,
-            "evaluation.attribution_examples": 8,
-            "benchmark.runs": 20,
-            "benchmark.warmup": 2,
+            "export.calibration_examples": min(config.export.calibration_examples, 32),
+            "evaluation.attribution_examples": min(config.evaluation.attribution_examples, 8),
+            "benchmark.runs": min(config.benchmark.runs, 20),
+            "benchmark.warmup": min(config.benchmark.warmup, 2),
         },
     )
 

@@ -43,22 +43,26 @@ class ExportConfig:
     """The same of a file with float16 weights."""
     min_int8_agreement: float = 0.9
     """Smallest share of validation images with the same top-1 class; of files with int8 weights."""
-    io: Ends = late("integer")  # noqa: RUF009 - a text
+    io: Ends = late("integer")
     """Input and output of int8 and int16x8 files: integer, as inside; float32, as LiteRT.js needs, with integer
     operations inside."""
-    quantizer: Quantizer = late("converter")  # noqa: RUF009 - a text
+    quantizer: Quantizer = late("converter")
     """What makes int8 files: TensorFlow's converter, or ai-edge-quantizer, which is installed apart. Models with fake
     quantization always go through the converter, which knows their ranges."""
     keep: int = late(0)
     """How many layers of an int8 file ai-edge leaves out of int8: those that add the most noise (see
     tfigkd.profile)."""
-    keep_in: Kept = late("float32")  # noqa: RUF009 - a text
+    keep_in: Kept = late("float32")
     """What these layers compute in: float32, or int16 with int8 weights."""
 
     def __post_init__(self) -> None:
         once = 0 < len(self.formats) == len({*self.formats})
         require(once, "formats must name at least one format, each once", self.formats)
         require(self.calibration_examples > 0, "calibration_examples must be positive", self.calibration_examples)
+        for name in ("max_float32_difference", "max_float16_difference"):
+            require(getattr(self, name) > 0, f"{name} must be positive", getattr(self, name))
+        agreement = self.min_int8_agreement
+        require(0 <= agreement <= 1, "min_int8_agreement must be in [0, 1]", agreement)
         require(self.keep >= 0, "keep must not be negative", self.keep)
         forbid(
             self.keep > 0 and self.quantizer != "ai-edge",

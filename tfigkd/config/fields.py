@@ -40,13 +40,13 @@ class DataConfig:
     """What groups pictures, such as patient or camera; a group is never divided when a split is held out. A column of a
     CSV file (not given: its column group), a feature of a tfds set, arrays NAME_train (and NAME_test) of an .npz file,
     or "folder": the folder below the class folder."""
-    splits: SplitsConfig = late(SplitsConfig())  # noqa: RUF009 - it is frozen
-    resident: Resident = free("auto", late=True)  # noqa: RUF009 - a text
+    splits: SplitsConfig = late(SplitsConfig())
+    resident: Resident = free("auto", late=True)
     """Where decoded pictures are kept; batches are the same. auto: in memory if a split fits into a quarter of what is
     free, else on disk."""
     cache: str | None = free(None, late=True)
     """Folder of the pictures that are kept on disk; not given: the folder .tfigkd beside the data."""
-    fit: Fit = late("stretch")  # noqa: RUF009 - a text
+    fit: Fit = late("stretch")
     """How pictures come to image_size. stretch: each side by itself, with antialiasing; crop, for photographs: the
     shorter side is resized and the middle of the longer one is kept, so that nothing is distorted; keras: stretched
     without antialiasing, as keras.utils.image_dataset_from_directory does by default."""
@@ -187,9 +187,14 @@ class TeacherConfig(NetworkConfig):
             "train = false needs teacher.weights or a .keras teacher.model",
             self.model,
         )
+        forbid(
+            self.train is True and not self.trained,
+            "train must be unset or false with published PyTorch weights, which are taken as they are",
+            self.train,
+        )
         for name in ("power", "chain", "l1", "dot", "finetune_epochs"):
             given, unset = getattr(self.training, name), getattr(TrainingConfig(), name)
-            forbid(given != unset, f"training.{name} must be {unset}, it is of the student alone", given)
+            forbid(given != unset, f"training.{name} must be {unset}, it applies to the student only", given)
         require(self.count > 0, "count must be at least 1", self.count)
         require(self.label_temperature > 0, "label_temperature must be positive", self.label_temperature)
         forbid(
@@ -237,7 +242,7 @@ class StudentConfig(NetworkConfig):
         forbid(self.init == "file" and not self.own_file, "init = file needs a .keras student.model", self.model)
         forbid(
             self.weights is not None and not self.application,
-            "weights are those of a student.model keras/NAME",
+            "weights needs a student.model keras/NAME",
             self.model,
         )
 
@@ -269,6 +274,11 @@ class AttributionConfig:
         require(self.n_steps is None or self.n_steps > 0, "n_steps must be positive", self.n_steps)
         require(self.tolerance > 0, "tolerance must be positive", self.tolerance)
         require(self.max_steps > 0, "max_steps must be positive", self.max_steps)
+        forbid(
+            self.rule == "trapezoid" and 1 in (self.n_steps, self.max_steps),
+            "n_steps and max_steps must be at least 2 with rule = trapezoid",
+            self.max_steps if self.n_steps is None else self.n_steps,
+        )
         require(self.batch_size > 0, "batch_size must be positive", self.batch_size)
         require(self.shard_size > 0, "shard_size must be positive", self.shard_size)
         require(self.grid is None or self.grid > 0, "grid must be positive", self.grid)
@@ -300,8 +310,9 @@ class ControlConfig:
     """Placebo arms: the same treatment without the information."""
 
     maps: Literal["own", "shuffled", "noise", "none"] = "own"
-    """own; shuffled among the images whose map is within attribution.tolerance, those of losses.e2kd within the batch;
-    noise with each map's pixel values and power spectrum; none: no map, dimmed as by an overlay."""
+    """Which map is overlaid. own: the image's own; shuffled: that of another image whose map is within
+    attribution.tolerance, and with losses.e2kd that of another image of the batch; noise: noise with the map's pixel
+    values and power spectrum; none: no map, the image is dimmed as an overlay would dim it."""
     logits: Literal["own", "shuffled"] = "own"
     """own; shuffled across images. With view.kind live, all that the live teacher says is shuffled within the batch."""
     seed: int = 77
@@ -336,7 +347,7 @@ class ViewConfig:
         require(self.views > 0, "views must be positive", self.views)
         forbid(
             self.attention == "views" and self.kind != "views",
-            "attention = views needs the student's images to be those: view.kind = views",
+            "attention = views needs view.kind = views, so that the student sees the stored views",
             self.kind,
         )
         require_seed(self.seed, "seed")

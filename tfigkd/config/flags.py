@@ -5,7 +5,7 @@ import dataclasses
 import io
 import re
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import zip_longest
 from pathlib import Path
@@ -79,27 +79,20 @@ def read_experiment_options(cls: type[T], arguments: Sequence[str], *, prog: str
     return options, name
 
 
-def read_all_options(
-    cls: type[T], arguments: Sequence[str], *, prog: str, former: Mapping[str, str] | None = None
-) -> T:
+def read_all_options(cls: type[T], arguments: Sequence[str], *, prog: str) -> T:
     """Read the options of a command that takes nothing else.
 
     Args:
         cls: A dataclass of options; its docstrings are the help.
         arguments: Of the command line; `--help` prints the help and exits.
         prog: Name of the command, for the help.
-        former: Names of options in earlier versions, with dashes, to their present names.
 
     Raises:
         UserError: as `read_options`, and an argument is unknown.
     """
     if helptext.is_wanted(arguments):
         helptext.print_help(cls, prog=prog, use_underscores=False)
-    renamed = []
-    for argument in arguments:
-        flag, equals, value = argument.partition("=")
-        renamed.append((former or {}).get(flag.replace("_", "-"), flag) + equals + value)
-    options, unknown = _parse(cls, renamed, with_fields=False)
+    options, unknown = _parse(cls, arguments, with_fields=False)
     if unknown:
         raise UserError(
             misspelled(unknown, _names(cls)) or f"unknown argument {unknown[0]!r}; --help shows all options"

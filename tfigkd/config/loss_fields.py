@@ -278,7 +278,7 @@ class OSAKDConfig(LossConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         require(self.neighbors > 0, "neighbors must be positive", self.neighbors)
-        require(self.queue >= self.neighbors, "queue must be at least its neighbors", self.queue)
+        require(self.queue >= self.neighbors, "queue must not be smaller than neighbors", self.queue)
 
     @property
     def used(self) -> str:
@@ -331,7 +331,7 @@ class RTKConfig(LossConfig):
         super().__post_init__()
         require(len(self.student_layer) > 0, "student_layer must name a tap", self.student_layer)
         fits = 0 < self.keys <= len(self.teacher_layer)
-        require(fits, "keys must be positive, and at most the taps of the teacher", self.keys)
+        require(fits, "keys must be from 1 to the number of teacher taps", self.keys)
         require(self.width > 0, "width must be positive", self.width)
 
 
@@ -358,17 +358,17 @@ class LossesConfig:
     fsp: FSPConfig = field(default_factory=FSPConfig)
     hint: HintConfig = field(default_factory=HintConfig)
     ig_match: IGMatchConfig = field(default_factory=IGMatchConfig)
-    sp: SPConfig = late(SPConfig())  # noqa: RUF009 - it is frozen
-    pkt: PKTConfig = late(PKTConfig())  # noqa: RUF009 - it is frozen
-    skt: SKTConfig = late(SKTConfig())  # noqa: RUF009 - it is frozen
-    reviewkd: ReviewKDConfig = late(ReviewKDConfig())  # noqa: RUF009 - it is frozen
-    regression: RegressionConfig = late(RegressionConfig())  # noqa: RUF009 - it is frozen
-    bkd: BKDConfig = late(BKDConfig())  # noqa: RUF009 - it is frozen
-    osakd: OSAKDConfig = late(OSAKDConfig())  # noqa: RUF009 - it is frozen
-    r2kd: R2KDConfig = late(R2KDConfig())  # noqa: RUF009 - it is frozen
-    rtk: RTKConfig = late(RTKConfig())  # noqa: RUF009 - it is frozen
-    opdf: OPDFConfig = late(OPDFConfig())  # noqa: RUF009 - it is frozen
-    e2kd: E2KDConfig = late(E2KDConfig())  # noqa: RUF009 - it is frozen
+    sp: SPConfig = late(SPConfig())
+    pkt: PKTConfig = late(PKTConfig())
+    skt: SKTConfig = late(SKTConfig())
+    reviewkd: ReviewKDConfig = late(ReviewKDConfig())
+    regression: RegressionConfig = late(RegressionConfig())
+    bkd: BKDConfig = late(BKDConfig())
+    osakd: OSAKDConfig = late(OSAKDConfig())
+    r2kd: R2KDConfig = late(R2KDConfig())
+    rtk: RTKConfig = late(RTKConfig())
+    opdf: OPDFConfig = late(OPDFConfig())
+    e2kd: E2KDConfig = late(E2KDConfig())
 
     def active(self) -> dict[str, LossConfig]:
         """Return the terms with a weight above 0, by name."""

@@ -133,7 +133,7 @@ class TrainingConfig:
     l1: float = late(0.0)
     """L1 penalty: weight of the sum of the absolute values of the student's kernels in its loss. It is the control for
     power = 2, where coupled weight decay of θ acts as an L1 penalty of half its weight on the kernel."""
-    class_weight: str | dict[str, float] | None = late(None)  # noqa: RUF009
+    class_weight: str | dict[str, float] | None = late(None)
     """Weight of each class in the loss: "balanced" weighs it by the inverse of its share of what trains, so that the
     mean is 1; or a table of class name to weight, such as {cat = 2, dog = 1}, where a class not named has 1. It
     multiplies every loss term that has one value per example."""
@@ -141,7 +141,7 @@ class TrainingConfig:
     """What the layers compute in while training; weights, logits and saved models are float32. auto: mixed_bfloat16
     where a short measurement finds this network's training step faster in it, else float32; the choice is written to
     the run's precision.json, and holds for every start of that run."""
-    devices: Devices = late("one")  # noqa: RUF009 - a text
+    devices: Devices = late("one")
     """one: a single device. all: every GPU (or other device of the Keras backend) of this machine, or of all hosts that
     train together, computes an equal part of each batch. The batch size must be a multiple of their number, and up to
     that number minus one examples are left out of each epoch, different ones each time. A run must be continued on as
@@ -150,7 +150,7 @@ class TrainingConfig:
     """Steps between two checkpoints within an epoch; not given: one after each epoch."""
     batch_threads: int | None = inert(None)
     """Threads that crop, overlay and mix, each a batch of its own, ahead of the training; the batches are the same. Not
-    given: one where the processor trains as well, else one a core, at most 8. RandAugment gains nothing by them, and on
+    given: one when training runs on the CPU, else one a core, at most 8. RandAugment gains nothing by them, and on
     JAX the batches of data in memory are made on its device, without them."""
 
     def __post_init__(self) -> None:

@@ -33,7 +33,7 @@ TEST_DIVISOR = 5
 class Dataset:
     """Train, validation and test splits of one source, with the names of the classes.
 
-    Args:
+    Attributes:
         name: The name that was passed to `load`.
         train: The source's training pictures without `validation`.
         validation: The source's own, or per class the tenth of its training pictures whose ids sort first.

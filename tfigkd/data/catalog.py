@@ -110,8 +110,8 @@ def about(name: str, directory: str | None) -> dict[str, Any]:
     """Return where a data set comes from: `version`, `urls` and `citation`, empty for one of the user's own.
 
     Args:
-        name: As in `read`.
-        directory: As in `read`.
+        name: As in `read_tfds`.
+        directory: As in `read_tfds`.
     """
     if name == "digits":
         return {"version": "", "urls": ["https://doi.org/10.24432/C50P49"], "citation": ""}
@@ -124,13 +124,13 @@ def about(name: str, directory: str | None) -> dict[str, Any]:
         return {"version": folder.name, "urls": urls, "citation": info.get("citation", "")}
 
 
-def has_network(url: str = PROBE_URL, seconds: float = PROBE_SECONDS) -> bool:
-    """Return whether any HTTP answer comes from `url` within `seconds`; proxies of the environment are used."""
+def has_network(url: str = PROBE_URL) -> bool:
+    """Return whether any HTTP answer comes from `url` within `PROBE_SECONDS`; proxies of the environment are used."""
     answered = threading.Event()
 
     def probe() -> None:
         try:
-            with urllib.request.urlopen(url, timeout=seconds):
+            with urllib.request.urlopen(url, timeout=PROBE_SECONDS):
                 answered.set()
         except urllib.error.HTTPError as error:
             error.close()
@@ -141,7 +141,7 @@ def has_network(url: str = PROBE_URL, seconds: float = PROBE_SECONDS) -> bool:
     # A thread, because looking up a host name may take longer than the socket timeout.
     thread = threading.Thread(target=probe, daemon=True)
     thread.start()
-    thread.join(seconds)
+    thread.join(PROBE_SECONDS)
     return answered.is_set()
 
 

@@ -12,7 +12,7 @@ from tfigkd.data.disk import DiskPictures, JoinedPictures, Pictures, pick
 class Examples:
     """Labeled pictures of one split, sorted by id.
 
-    Args:
+    Attributes:
         ids: Unicode [N], unique within the split.
         images: uint8 RGB [N,H,W,3], 0 to 255; an array, or pictures on disk, which give arrays when they are indexed.
         labels: int64 [N], class indices.

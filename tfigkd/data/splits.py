@@ -80,7 +80,7 @@ def check_groups(name: str, splits: dict[str, Examples]) -> None:
             if group in before:
                 raise UserError(
                     f"data set {name!r}: group {str(group)!r} is in {before[group]} and in {split}; move its pictures "
-                    "to one side, or join the splits in data.splits.train by their own names, such as train+test, of "
-                    "which whole groups are then held out"
+                    "into one split, or set data.splits.train to both splits, such as train+test: whole groups are "
+                    "then held out"
                 )
             before[group] = split

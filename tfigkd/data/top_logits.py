@@ -8,6 +8,9 @@ from scipy.special import logsumexp
 from tfigkd.data.disk import pick
 from tfigkd.data.stored import StoredArrays
 
+MOST_CLASSES = 2**16 - 1
+"""Classes are stored as uint16."""
+
 
 def spread_rest(logits: np.ndarray, indices: np.ndarray) -> np.ndarray:
     """Return logits in which all classes but the chosen ones have the same logit.
@@ -36,12 +39,17 @@ def pack(logits: np.ndarray, count: int) -> np.ndarray:
     """Return logits as they are stored: the k largest, their classes, and the one logit of all other classes.
 
     Args:
-        logits: float32 [...,C], C at most 65,535.
+        logits: float32 [...,C], C at most `MOST_CLASSES`.
         count: k from 1 to C.
 
     Returns:
         uint16 [...,2k+2]: the bits of k logits as float16, k classes, the bits of the other classes' logit, and C.
+
+    Raises:
+        ValueError: There are more classes.
     """
+    if logits.shape[-1] > MOST_CLASSES:
+        raise ValueError(f"pack() takes at most {MOST_CLASSES} classes, got {logits.shape[-1]}.")
     order = np.argsort(-logits, axis=-1, kind="stable")  # of equal ones the first class comes first
     indices, smallest = order[..., :count], order[..., -1:]
     filled = spread_rest(logits, indices)

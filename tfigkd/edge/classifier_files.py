@@ -254,7 +254,7 @@ def class_order(path: Path, count: int, own: Sequence[str] | None, wanted: Seque
             order.append(place)
     if missing:
         raise UserError(
-            f"{path} does not know the classes {shortened(missing)} of the data; it knows {shortened(own)}: name the "
-            "class folders so"
+            f"{path} does not know the classes {shortened(missing)} of the data; it knows {shortened(own)}: rename "
+            "the class folders accordingly"
         )
     return order + [index for index in range(count) if index not in order]

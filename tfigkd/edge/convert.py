@@ -46,7 +46,8 @@ def convert(
         calibration: uint8 images [N,H,W,C] that set the activation ranges. They are preprocessed by `to_model_input`,
             as in training and evaluation.
         io: Of "int8" and "int16x8": "integer", or "float32" input and output around integer operations.
-        input_range: Pixel values of black and white that the model takes; by default inferred from its layers.
+        input_range: Pixel values of black and white that the model takes; by default inferred from its layers. Formats
+            with calibration refuse a model that does not take [0,1]; the other formats do not check.
 
     Returns:
         The content of a .tflite file.

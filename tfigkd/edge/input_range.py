@@ -42,7 +42,7 @@ def assumption(interpreter: Any, contract: Mapping[str, Any] | None, given: Rang
     """
     if given is not None or infer_input_range(interpreter, contract) is not None:
         return ""
-    return "note: the file does not tell its pixels, assumed 0 to 1; --input-range sets them"
+    return "note: pixels from 0 to 1 are assumed, as the file does not say; --input-range sets them"
 
 
 def _range_of_integers(tensor: Mapping[str, Any]) -> Range | None:

@@ -72,7 +72,7 @@ def write_c(
         raise UserError(
             f"{model} takes {takes} and gives {gives}; microcontrollers take an int8 file: export it with --format int8"
         )
-    name = re.sub(r"\W", "_", output.stem)
+    name = re.sub(r"\W", "_", output.stem, flags=re.ASCII)
     name = f"_{name}" if name[0].isdigit() else name
     arena, operations = arena_bytes(model), operation_names(model)
     names = (contract or {}).get("class_names")

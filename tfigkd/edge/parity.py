@@ -11,10 +11,10 @@ from tfigkd.config.data_fields import BACKGROUND
 from tfigkd.config.export_fields import ExportConfig, Format
 from tfigkd.data import Dataset, Examples
 from tfigkd.data.spaces import UNIT
+from tfigkd.edge.ai_edge_quantizer import Quantized, quantize_file
 from tfigkd.edge.contract import write_contract
 from tfigkd.edge.convert import CALIBRATED, check_calibration, convert
 from tfigkd.edge.litert import litert_predictor
-from tfigkd.edge.quantizer import Quantized, quantize_file
 from tfigkd.measure.metrics import accuracy, comparison, predict_logits
 from tfigkd.models.cost import count_parameters
 from tfigkd.models.fake_quant import is_fake_quantized

@@ -17,6 +17,7 @@ from tfigkd.config.flags import read_experiment_options
 from tfigkd.config.incremental_fields import Method
 from tfigkd.runtime import console, hosts
 from tfigkd.runtime.command import command
+from tfigkd.runtime.quiet import quiet_tensorflow
 from tfigkd.stages.workdir import TEACHERS, Workdir, default_folder
 
 PROG = "python -m tfigkd.incremental"
@@ -66,7 +67,7 @@ def main(arguments: list[str]) -> None:
     hosts.require_alone()
     console.configure(quiet=options.quiet, verbose=options.verbose)
     root = options.workdir or default_folder(name, options.seed, smoke=options.smoke)
-    with console.quiet_tensorflow():
+    with quiet_tensorflow():
         from tfigkd.incremental import steps
         from tfigkd.stages.precision import resolve
     steps.check(options.config)

@@ -22,7 +22,6 @@ from tfigkd.runtime.errors import UserError
 from tfigkd.runtime.files import (
     atomic,
     checksum,
-    fingerprint,
     finished,
     locked,
     make_folder,
@@ -30,6 +29,7 @@ from tfigkd.runtime.files import (
     write_manifest,
     write_text,
 )
+from tfigkd.runtime.fingerprint import fingerprint
 from tfigkd.runtime.provenance import origin
 from tfigkd.runtime.rows import as_csv, read_rows
 from tfigkd.stages.data import dataset, training_choice, training_examples

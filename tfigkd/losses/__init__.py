@@ -1,11 +1,9 @@
 """Distillation losses: each is a pure function, wrapped in a `keras.distillation.DistillationLoss`."""
 
-from tfigkd.losses.adapted import AdaptedLoss as AdaptedLoss
-from tfigkd.losses.adapted import adapted as adapted
 from tfigkd.losses.attention import AttentionTransfer, attention_map, attention_transfer, spatial_attention
-from tfigkd.losses.attribution import E2KD, IGMatching, grad_cam, input_gradient_map, map_distance
 from tfigkd.losses.balanced import BalancedKL, balanced_kl, effective_weights
 from tfigkd.losses.base import Loss, PerExampleLoss
+from tfigkd.losses.explanations import E2KD, IGMatching, grad_cam, input_gradient_map, map_distance
 from tfigkd.losses.features import Hint, hint_distance
 from tfigkd.losses.keys import RTK, attention_difference
 from tfigkd.losses.logits import (

@@ -21,13 +21,27 @@ from tfigkd.models.kernels import with_plain_kernels
 from tfigkd.models.mobilenet_v2 import mobilenet_v2
 from tfigkd.models.power import with_power
 from tfigkd.models.precision import with_precision
-from tfigkd.models.reinitialize import frozen_layers, with_fresh_weights
+from tfigkd.models.reinitialize import count_frozen_layers, with_fresh_weights
 from tfigkd.models.resnet import resnet
-from tfigkd.models.spaces import as_classifier, cached_classifier, resized, with_image_size, with_input_range, with_rgb
+from tfigkd.models.spaces import (
+    as_classifier,
+    cached_classifier,
+    resize_pixels,
+    with_image_size,
+    with_input_range,
+    with_rgb,
+)
 from tfigkd.models.students import truncate
-from tfigkd.models.user_model import channels_of, image_size_of, input_range_of, load_own, load_plain, load_written
+from tfigkd.models.user_model import (
+    channels_of,
+    image_size_of,
+    input_range_of,
+    load_classifier,
+    load_plain,
+    load_written,
+)
 from tfigkd.models.weights import load_torch_weights
-from tfigkd.runtime.errors import UserError
+from tfigkd.runtime.errors import UserError, closest
 
 __all__ = [
     "ARCHITECTURE",
@@ -44,22 +58,22 @@ __all__ = [
     "cached_classifier",
     "channels_of",
     "convnet",
+    "count_frozen_layers",
     "ensemble",
     "fold_batch_norm",
-    "frozen_layers",
+    "has_large_image_strides",
     "image_size_of",
     "input_range_of",
     "is_application",
     "is_file",
-    "load_own",
+    "load_classifier",
     "load_plain",
     "load_torch_weights",
     "load_written",
     "mobilenet_v2",
-    "resized",
+    "resize_pixels",
     "resnet",
     "set_whitening",
-    "strided",
     "truncate",
     "weighted_by_label",
     "with_chain",
@@ -109,7 +123,7 @@ OWN_OPTIONS = {
 """The options that not all networks have."""
 
 SPACES = ("input_range", "outputs", "images")
-"""The options of a .keras file, see `load_own`."""
+"""The options of a .keras file, see `load_classifier`."""
 
 
 def build(
@@ -127,7 +141,7 @@ def build(
             `stem_stride` of all but convnet; `drop_blocks` and `dropout` of MobileNet-V2; `widths` and `depth` of
             convnet. A network without an option accepts its neutral value; to files and keras.applications these
             options do not apply, whatever their values. `input_range`, `outputs` and `images` of a file, see
-            `load_own`.
+            `load_classifier`.
 
     Returns:
         A Functional model from images [B,H,W,C] to logits [B,num_classes].
@@ -144,7 +158,7 @@ def build(
     spaces = {option: options.pop(option) for option in SPACES if option in options}
     other = name not in MODELS and (name.endswith((".h5", ".hdf5")) or Path(name).is_dir())
     if is_file(name) or other:  # which is refused there, with what makes it a .keras file
-        return load_own(name, num_classes=num_classes, input_shape=input_shape, **spaces)
+        return load_classifier(name, num_classes=num_classes, input_shape=input_shape, **spaces)
     _refuse_spaces(name, spaces)
     if is_application(name):
         return application(name, num_classes=num_classes, input_shape=input_shape, weights=weights)
@@ -155,8 +169,10 @@ def build(
             f"no model {name!r}; {hint}there are {', '.join(MODELS)}, keras/NAME for a network of keras.applications, "
             "and the path of a .keras file"
         )
-    if isinstance(options.get("normalization"), str):
-        options["normalization"] = NORMALIZATIONS[options["normalization"]]
+    if isinstance(named := options.get("normalization"), str):
+        if named not in NORMALIZATIONS:
+            raise UserError(f"no normalization {named!r}; {closest(named, NORMALIZATIONS)}")
+        options["normalization"] = NORMALIZATIONS[named]
     taken = {"normalization", *OWN_OPTIONS.get(name, ())}
     for option in sorted(options.keys() - taken):
         if options.pop(option) != NEUTRAL[option]:
@@ -167,7 +183,7 @@ def build(
         raise UserError(f"cannot build {name}: {str(error).partition(chr(10))[0]}") from error
 
 
-def strided(name: str) -> bool:
+def has_large_image_strides(name: str) -> bool:
     """Return whether a named network has larger strides for images of more than `LARGEST_SMALL` pixels a side."""
     return name in MODELS and name != "convnet"
 

@@ -70,8 +70,8 @@ def float32_layers(model: keras.Model) -> set[str]:
 
     - What makes the logits: the last layer with weights, and all after it.
     - The normalization of the input, a 1x1 depthwise convolution, since half precision would round the pixels.
-    - On a processor, as measured with TensorFlow 2.21 and AVX-512 in bfloat16: depthwise convolutions with strides,
-      whose input gradient falls back to a reference kernel (199 against 8 processor-ms), and ReLU6, which takes three
+    - On a CPU, as measured with TensorFlow 2.21 and AVX-512 in bfloat16: depthwise convolutions with strides,
+      whose input gradient falls back to a reference kernel (199 against 8 ms of CPU time), and ReLU6, which takes three
       times its float32 (13.0 against 4.9 ms).
 
     The variables of normalization layers, moving averages included, are float32 in any mixed precision.
@@ -80,7 +80,7 @@ def float32_layers(model: keras.Model) -> set[str]:
     for layer in flatten_layers(model):
         plain = isinstance(layer, keras.layers.DepthwiseConv2D)
         of_channels = plain or isinstance(layer, keras.layers.SeparableConv2D)
-        slow = on_processor() and ((of_channels and max(layer.strides) > 1) or _clipped(layer))
+        slow = on_cpu() and ((of_channels and max(layer.strides) > 1) or _clipped(layer))
         if slow or (plain and set(layer.kernel_size) == {1}):
             kept.add(layer.name)
     return kept
@@ -110,8 +110,8 @@ def head_layers(model: Any) -> set[str]:
     return names
 
 
-def on_processor() -> bool:
-    """Return whether training runs on the processor, without an accelerator."""
+def on_cpu() -> bool:
+    """Return whether training runs on the CPU, without an accelerator."""
     if keras.backend.backend() == "jax":
         import jax
 

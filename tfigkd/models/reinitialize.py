@@ -41,7 +41,7 @@ def with_fresh_weights(model: keras.Model) -> keras.Model:
     return result
 
 
-def frozen_layers(model: keras.Model) -> int:
+def count_frozen_layers(model: keras.Model) -> int:
     """Return how many layers keep their weights when a model is initialized afresh."""
     return sum(_kept(layer) and layer.name not in ADDED for layer in flatten_layers(model) if layer.weights)
 

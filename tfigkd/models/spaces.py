@@ -133,7 +133,9 @@ def cached_classifier(
     outputs: Outputs | None = None,
     images: np.ndarray | None = None,
 ) -> keras.Model:
-    """Return `as_classifier` of a model, to be read alone: the same one at each call, with the weights of this moment.
+    """Return `as_classifier(model)` from a cache, for reading only.
+
+    Each call returns the same object, with the model's current weights.
 
     Arguments and errors are those of `as_classifier`.
     """
@@ -280,7 +282,7 @@ def _free_name(wanted: str, model: keras.Model) -> str:
     return next(name for name in itertools.chain([wanted], numbered) if name not in taken)
 
 
-def resized(images: np.ndarray, size: Sequence[int]) -> np.ndarray:
+def resize_pixels(images: np.ndarray, size: Sequence[int]) -> np.ndarray:
     """Return pixels, uint8 [N,H,W,C], as a model from `with_image_size` sees them, of another (H,W,...); rounded."""
     if images.shape[1:3] == (*size[:2],):
         return images

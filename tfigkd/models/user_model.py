@@ -27,7 +27,7 @@ ROUNDING = 1e-5
 """Relative change of images by which is measured how much rounding moves the outputs."""
 
 
-def load_own(
+def load_classifier(
     path: str | Path,
     *,
     num_classes: int | None = None,
@@ -108,8 +108,8 @@ class PlainClassifier:
 
     Args:
         path: The file.
-        input_range: As for `load_own`.
-        outputs: As for `load_own`.
+        input_range: As for `load_classifier`.
+        outputs: As for `load_classifier`.
 
     Attributes:
         half: Whether the model computes in half precision, and so rounds more than a float32 file.
@@ -158,8 +158,8 @@ def load_plain(
 
     Args:
         path: The file.
-        input_range: As for `load_own`.
-        outputs: As for `load_own`.
+        input_range: As for `load_classifier`.
+        outputs: As for `load_classifier`.
 
     Raises:
         UserError: The file is missing, unreadable or refused.
@@ -182,7 +182,7 @@ def load_written(path: str | Path, *, num_classes: int, input_shape: Sequence[in
         A Functional model from images [B,H,W,C] to logits [B,num_classes], with fused batch normalization.
 
     Raises:
-        UserError: As `load_own`.
+        UserError: As `load_classifier`.
     """
     return layers.with_fused_layers(_fitting(path, num_classes, input_shape)[0])
 
@@ -267,18 +267,18 @@ def pixels_said(path: str, input_range: Range | None, *, remedy: str = "--input-
         input_range: As the command was given it, if at all.
         remedy: What to do where the range is assumed.
     """
-    shown = input_range_of(path, checksum(expanded(path)))
+    shown = input_range_of(path)
     low, high = input_range or shown or UNIT
     why = "as given" if input_range else "as its first layers tell" if shown else f"assumed; {remedy}"
     return f"pixels from {low:g} to {high:g}, {why}"
 
 
-@functools.lru_cache(maxsize=8)
-def input_range_of(path: str, checksum: str) -> Range | None:
-    """Return the input range that a .keras file shows, see `input_range.infer_input_range`; read once a content.
+def input_range_of(path: str) -> Range | None:
+    """Return the input range that a .keras file shows, see `input_range.infer_input_range`; read once a content."""
+    return _shown_range(str(expanded(path)), checksum(expanded(path)))
 
-    Args:
-        path: The file.
-        checksum: Of its content.
-    """
+
+@functools.lru_cache(maxsize=8)
+def _shown_range(path: str, checksum: str) -> Range | None:
+    """Return the input range that a file of this content shows."""
     return infer_input_range(load_model(Path(path)))

@@ -18,6 +18,7 @@ from tfigkd.runtime import console
 from tfigkd.runtime.command import command
 from tfigkd.runtime.errors import UserError
 from tfigkd.runtime.files import make_folder
+from tfigkd.runtime.quiet import quiet_stderr
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ def main(arguments: list[str]) -> None:
     output = options.output or options.run / f"student{SUFFIX}"
     if output.suffix.lower() != SUFFIX:
         raise UserError(f"--output must end in {SUFFIX}, got {output}")
-    with console.quiet_stderr():  # TensorFlow greets when it is imported
+    with quiet_stderr():  # TensorFlow greets when it is imported
         from tfigkd.data.catalog import about
         from tfigkd.pack.content import REPORT, contents, read_facts
 

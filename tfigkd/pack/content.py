@@ -9,7 +9,8 @@ from tfigkd.pack.model_card import model_card
 from tfigkd.report.facts import Facts
 from tfigkd.report.verdict import read_remarks
 from tfigkd.runtime.errors import UserError
-from tfigkd.runtime.files import fingerprint, read_signed, require_stage
+from tfigkd.runtime.files import read_signed, require_stage
+from tfigkd.runtime.fingerprint import fingerprint
 from tfigkd.runtime.rows import read_rows, unsealed
 from tfigkd.stages import repeat
 from tfigkd.stages.evaluate import check_measured

@@ -1,7 +1,6 @@
 """Images and maps as pictures inside the page: the gallery of examples as plain values."""
 
 import base64
-import io
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,7 +8,7 @@ import numpy as np
 from PIL import Image
 
 from tfigkd.measure.gallery import Gallery
-from tfigkd.training.panels import heat
+from tfigkd.training.panels import heat, png
 
 LARGEST = 96
 """Pixels a side of a picture in the page; larger images are reduced to that."""
@@ -19,9 +18,7 @@ def picture(pixels: np.ndarray) -> str:
     """Return pixels uint8 [H,W,3] as a PNG in a data URI."""
     image = Image.fromarray(pixels)
     image.thumbnail((LARGEST, LARGEST))
-    buffer = io.BytesIO()
-    image.save(buffer, "png", optimize=True)
-    return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+    return f"data:image/png;base64,{base64.b64encode(png(image)).decode()}"
 
 
 def examples(gallery: Gallery, classes: Sequence[str]) -> list[dict[str, Any]]:

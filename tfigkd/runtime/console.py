@@ -20,8 +20,6 @@ from rich.progress import (
 from rich.table import Column, Table
 from rich.text import Text
 
-from tfigkd.runtime.quiet import quiet_stderr as quiet_stderr
-from tfigkd.runtime.quiet import quiet_tensorflow as quiet_tensorflow
 from tfigkd.runtime.quiet import show_native
 
 _console = Console(highlight=False, soft_wrap=not sys.stdout.isatty())

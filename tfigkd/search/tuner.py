@@ -17,6 +17,7 @@ from tfigkd.runtime.errors import UserError, system_line
 from tfigkd.runtime.files import locked, read_signed, require_stage, write_signed
 from tfigkd.runtime.processes import CONTEXT, settle
 from tfigkd.runtime.provenance import origin
+from tfigkd.runtime.quiet import quiet_stderr, quiet_tensorflow
 from tfigkd.runtime.text import percent
 from tfigkd.search.budget import in_words, read_budget
 from tfigkd.search.options import OBJECTIVE, Options
@@ -145,7 +146,7 @@ def _tuner(
             best = max((one for one in [*ended, score] if not math.isnan(one)), default=score)
             after = f"({seconds:.0f} s; best so far: {percent(best)})"
             console.say(f"  trial {trial.trial_id}: {percent(score)}  {words(values)}  {after}")
-            with console.quiet_stderr():  # TensorFlow greets when it is imported
+            with quiet_stderr():  # TensorFlow greets when it is imported
                 _log_hparams(folder / "tensorboard" / trial.trial_id, values, score)
             return {OBJECTIVE: score}
 
@@ -250,7 +251,7 @@ def search(options: Options, flags: Sequence[str], command: str = "") -> Path | 
         return None
     with locked(folder / (role or "search"), wait=False):
         claim(folder, _settings(options, name, config, space, budget))
-        with console.quiet_tensorflow(), warnings.catch_warnings():
+        with quiet_tensorflow(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             if role in ("", "chief"):
                 check_state(folder / PROJECT)

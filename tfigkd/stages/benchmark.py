@@ -13,7 +13,8 @@ from tfigkd.edge.layer_differences import compare
 from tfigkd.edge.profile import about_layers, about_times, profile, rows
 from tfigkd.runtime import console
 from tfigkd.runtime.errors import UserError
-from tfigkd.runtime.files import fingerprint, finished, make_folder, require_stage, write_manifest
+from tfigkd.runtime.files import finished, make_folder, require_stage, write_manifest
+from tfigkd.runtime.fingerprint import fingerprint
 from tfigkd.runtime.provenance import hardware, versions
 from tfigkd.runtime.text import counted
 from tfigkd.stages.data import dataset

@@ -15,16 +15,8 @@ from tfigkd.models.cost import count_parameters
 from tfigkd.models.fingerprints import weights_fingerprint
 from tfigkd.runtime import console
 from tfigkd.runtime.errors import UserError
-from tfigkd.runtime.files import (
-    atomic,
-    checksum,
-    fingerprint,
-    finished,
-    make_folder,
-    read_manifest,
-    require_stage,
-    write_manifest,
-)
+from tfigkd.runtime.files import atomic, checksum, finished, make_folder, read_manifest, require_stage, write_manifest
+from tfigkd.runtime.fingerprint import fingerprint
 from tfigkd.runtime.text import percent
 from tfigkd.stages.compatibility import data_fingerprints, first_known
 from tfigkd.stages.data import dataset, holds_out_validation, training_examples

@@ -14,7 +14,8 @@ from tfigkd.config.training_fields import TrainingConfig
 from tfigkd.data import Dataset, Examples, load, train_and_validation
 from tfigkd.runtime import console
 from tfigkd.runtime.errors import UserError, closest
-from tfigkd.runtime.files import fingerprint, make_folder, write_manifest
+from tfigkd.runtime.files import make_folder, write_manifest
+from tfigkd.runtime.fingerprint import fingerprint
 from tfigkd.stages.workdir import Workdir
 
 
@@ -161,8 +162,9 @@ def prepare(config: Config, workdir: Workdir) -> None:
     counts = {"train": len(data.train), "validation": len(data.validation), "test": len(data.test)}
     sizes = ", ".join(f"{count:,} {split}" for split, count in counts.items())
     height, width, _ = data.image_shape
-    size = f"{height}x{width}"
-    console.status(f"{data.name}: {sizes}, {data.num_classes} classes, {size}, fingerprint {data.fingerprint}")
+    console.status(
+        f"{data.name}: {sizes}, {data.num_classes} classes, {width}x{height}, fingerprint {data.fingerprint}"
+    )
     if config.data.imbalance > 1:
         counts_of = np.bincount(all_training_examples(config.data).labels)
         console.status(f"what trains has {counts_of.max():,} to {counts_of.min():,} examples a class")

@@ -15,6 +15,7 @@ from tfigkd import models
 from tfigkd.config.experiment import Config, early_phases
 from tfigkd.data import Dataset
 from tfigkd.data.grid import check_grid
+from tfigkd.data.top_logits import MOST_CLASSES
 from tfigkd.measure.metrics import accuracy, predict_logits
 from tfigkd.models.cost import trained_parameters
 from tfigkd.models.fingerprints import weights_fingerprint
@@ -26,8 +27,6 @@ from tfigkd.runtime.files import (
     atomic,
     checksum,
     copy_file,
-    fingerprint,
-    fingerprint_values,
     finished,
     make_folder,
     read_manifest,
@@ -35,6 +34,7 @@ from tfigkd.runtime.files import (
     write_manifest,
     write_text,
 )
+from tfigkd.runtime.fingerprint import fingerprint, fingerprint_values
 from tfigkd.runtime.provenance import surroundings
 from tfigkd.runtime.text import percent
 from tfigkd.stages.compatibility import corrections, data_fingerprints, first_known, student_marks
@@ -173,7 +173,7 @@ def _start(config: Config, student: keras.Model, seed: int) -> str:
     """Say which weights a student from a file starts from."""
     if config.student.init == "file":
         return f"the weights of {config.student.model}, for every seed"
-    count = models.frozen_layers(student)
+    count = models.count_frozen_layers(student)
     kept = f", its {count} frozen layers with the weights of the file" if count else ""
     return f"{config.student.model} with fresh weights of seed {seed}{kept} (--student.init file starts from its own)"
 
@@ -200,6 +200,11 @@ def check(config: Config) -> None:
     if (config.view.top_logits or 0) > data.num_classes:
         raise UserError(
             f"view.top_logits must be at most the {data.num_classes} classes, got {config.view.top_logits}; leave it "
+            "out to store all logits"
+        )
+    if config.view.top_logits and data.num_classes > MOST_CLASSES:
+        raise UserError(
+            f"view.top_logits stores at most {MOST_CLASSES:,} classes, the data have {data.num_classes:,}; leave it "
             "out to store all logits"
         )
     class_weights(config.training, training_examples(config.data), data.class_names)

@@ -16,6 +16,7 @@ import numpy as np
 
 from tfigkd import models
 from tfigkd.attribution import attribute
+from tfigkd.attribution.examples import attribute_examples, baseline_color
 from tfigkd.batches.stream import TrainingBatches
 from tfigkd.config.experiment import Config, early_phases
 from tfigkd.config.fields import AttributionConfig
@@ -24,7 +25,7 @@ from tfigkd.data import Dataset, Examples, to_model_input
 from tfigkd.measure.metrics import predict_logits
 from tfigkd.models.cost import multiply_adds
 from tfigkd.models.layers import with_fused_layers
-from tfigkd.models.precision import on_processor
+from tfigkd.models.precision import on_cpu
 from tfigkd.runtime.files import read_manifest
 from tfigkd.stages.data import dataset, holds_out_validation, stored_examples, training_examples
 from tfigkd.stages.networks import build_network
@@ -39,7 +40,6 @@ from tfigkd.stages.teacher import (
 )
 from tfigkd.stages.training_setup import distiller_with, live_teacher, trainable_student
 from tfigkd.stages.workdir import Workdir
-from tfigkd.store.maps import attribute_examples, baseline_color
 from tfigkd.training import checkpoint
 from tfigkd.training.distiller import Distiller
 from tfigkd.training.speed import fastest, trial_step
@@ -172,13 +172,13 @@ def _training_seconds(
 
 
 def _epoch_seconds(step: float, examples: Examples, recipe: TrainingConfig, augment: AugmentConfig) -> float:
-    """Return the seconds of an epoch: its steps, and its batches, which a processor that trains makes between them."""
+    """Return the seconds of an epoch: its steps, and its batches, which a training on the CPU makes between them."""
     batches = TrainingBatches(examples, recipe, augment, seed=0)
     stream, count = batches(0), batches.threads
     for _ in range(count):  # those that were made before they were asked for
         next(stream)
     batch = fastest([lambda: [next(stream) for _ in range(count)]])[0] / count
-    both = step + batch if on_processor() else max(step, batch)
+    both = step + batch if on_cpu() else max(step, batch)
     return math.ceil(len(examples) / recipe.batch_size) * both
 
 

@@ -10,6 +10,7 @@ import keras
 import numpy as np
 
 from tfigkd.attribution import blur_sigma
+from tfigkd.attribution.examples import explain
 from tfigkd.attribution.similarity import rank_correlation
 from tfigkd.batches.augment import overlay_some
 from tfigkd.batches.controls import apply_control
@@ -28,7 +29,8 @@ from tfigkd.models.cost import count_parameters, multiply_adds
 from tfigkd.models.fingerprints import weights_fingerprint
 from tfigkd.runtime import console
 from tfigkd.runtime.errors import UserError
-from tfigkd.runtime.files import fingerprint, finished, make_folder, outputs_of, read_manifest, write_manifest
+from tfigkd.runtime.files import finished, make_folder, outputs_of, read_manifest, write_manifest
+from tfigkd.runtime.fingerprint import fingerprint
 from tfigkd.runtime.text import percent
 from tfigkd.stages.compress import students
 from tfigkd.stages.data import dataset
@@ -36,7 +38,7 @@ from tfigkd.stages.export import export_identity
 from tfigkd.stages.overlays import load_knowledge
 from tfigkd.stages.teacher import load_teacher
 from tfigkd.stages.workdir import Workdir
-from tfigkd.store.maps import FIRST_SIGMA, explain, to_stored
+from tfigkd.store.maps import FIRST_SIGMA, to_stored
 
 Explanation = dict[str, Explained]
 """Maps and completeness errors, by role."""

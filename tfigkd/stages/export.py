@@ -13,7 +13,8 @@ from tfigkd.models.fake_quant import is_fake_quantized
 from tfigkd.models.fingerprints import weights_fingerprint
 from tfigkd.runtime import console
 from tfigkd.runtime.errors import UserError
-from tfigkd.runtime.files import checksum, fingerprint, finished, make_folder, read_manifest, write_manifest
+from tfigkd.runtime.files import checksum, finished, make_folder, read_manifest, write_manifest
+from tfigkd.runtime.fingerprint import fingerprint
 from tfigkd.runtime.text import counted, percent
 from tfigkd.stages.compatibility import data_fingerprints, first_known
 from tfigkd.stages.compress import students

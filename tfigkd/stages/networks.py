@@ -12,7 +12,8 @@ from tfigkd.data import Dataset, to_model_input
 from tfigkd.data.spaces import UNIT
 from tfigkd.measure.chance import probe_examples
 from tfigkd.runtime.errors import UserError
-from tfigkd.runtime.files import checksum, expanded, fingerprint_values
+from tfigkd.runtime.files import checksum, expanded
+from tfigkd.runtime.fingerprint import fingerprint_values
 
 FILE_ARCHITECTURE = {"drop_blocks": 0, "width": 1.0, "dropout": None, "normalization": "none"}
 """What fingerprints hold of the architecture of a file, whatever the config says."""
@@ -32,12 +33,12 @@ def build_network(config: NetworkConfig, data: Dataset) -> keras.Model:
         num_classes=data.num_classes,
         input_shape=own,
         weights=None if weights is None else weights_path(weights),
-        images=models.resized(probe_examples(data).images[:], own) if config.own_file else None,
+        images=models.resize_pixels(probe_examples(data).images[:], own) if config.own_file else None,
         **{name: getattr(config, name) for name in models.ARCHITECTURE},
         **spaces,
     )
     if config.model == "convnet":
-        models.set_whitening(model, to_model_input(models.resized(data.train.images[:WHITENED], own)))
+        models.set_whitening(model, to_model_input(models.resize_pixels(data.train.images[:WHITENED], own)))
     if config.own_file and getattr(config, "init", "") == "random":
         try:
             model = models.with_fresh_weights(model)
@@ -87,9 +88,9 @@ def network_values(network: NetworkConfig, data: Dataset) -> dict[str, Any]:
     if network.own_file or network.application:  # settings of other architectures do not apply
         values = {name: value for name, value in values.items() if name not in models.ARCHITECTURE} | FILE_ARCHITECTURE
     if network.own_file and network.input_range is None:
-        shown = models.input_range_of(network.model, values["model"])
+        shown = models.input_range_of(network.model)
         if shown not in (None, UNIT):  # earlier versions took such a file for [0,1]
             values["input_range"] = list(shown)
-    if max(data.image_shape[:2]) > models.LARGEST_SMALL and models.strided(network.model):
+    if max(data.image_shape[:2]) > models.LARGEST_SMALL and models.has_large_image_strides(network.model):
         values["strides"] = "imagenet"
     return values

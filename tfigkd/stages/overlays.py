@@ -14,6 +14,7 @@ import keras
 import numpy as np
 
 from tfigkd import models
+from tfigkd.attribution.examples import baseline_color
 from tfigkd.config.declare import require, require_seed
 from tfigkd.config.experiment import Config, trainings
 from tfigkd.config.fields import AttributionConfig, DataConfig, ViewConfig
@@ -28,7 +29,9 @@ from tfigkd.models.fingerprints import weights_fingerprint
 from tfigkd.runtime import console
 from tfigkd.runtime.cluster import Cluster
 from tfigkd.runtime.errors import UserError
-from tfigkd.runtime.files import fingerprint, finished, locked, read_manifest, write_manifest
+from tfigkd.runtime.files import finished, locked, read_manifest, write_manifest
+from tfigkd.runtime.fingerprint import fingerprint
+from tfigkd.runtime.quiet import quiet_stderr
 from tfigkd.runtime.text import counted
 from tfigkd.stages.compatibility import data_fingerprints, first_known
 from tfigkd.stages.data import dataset, stored_examples, stored_fingerprint
@@ -36,7 +39,6 @@ from tfigkd.stages.parts import StorePart
 from tfigkd.stages.teacher import load_teacher, members, require_teacher, teacher_folder
 from tfigkd.stages.workdir import TEACHER_FILE, Workdir
 from tfigkd.store.maps import (
-    baseline_color,
     deviation,
     map_shards,
     parse_record,
@@ -92,7 +94,7 @@ def stored_maps(config: Config, workdir: Workdir, examples: Examples) -> np.ndar
 
 
 def _folded_teacher(config: Config, workdir: Workdir) -> keras.Model:
-    with console.quiet_stderr():  # TensorFlow greets when it looks for a GPU
+    with quiet_stderr():  # TensorFlow greets when it looks for a GPU
         return models.fold_batch_norm(load_teacher(config, workdir))
 
 
@@ -324,7 +326,7 @@ def store_shard(described: bytes, which: int, number: int) -> None:
 @functools.lru_cache(maxsize=1)
 def _stores_of(described: bytes) -> list[Store]:
     """Return the stores of a pickled config and workdir; data and teacher are loaded once a process."""
-    with console.quiet_stderr():
+    with quiet_stderr():
         return stores(*pickle.loads(described))
 
 

@@ -10,7 +10,8 @@ from tfigkd.config.training_fields import TrainingConfig
 from tfigkd.models.layers import with_fused_layers
 from tfigkd.models.precision import PRECISIONS
 from tfigkd.runtime import console
-from tfigkd.runtime.files import fingerprint, locked, read_signed, write_signed
+from tfigkd.runtime.files import locked, read_signed, write_signed
+from tfigkd.runtime.fingerprint import fingerprint
 from tfigkd.runtime.provenance import hardware
 from tfigkd.stages.data import dataset
 from tfigkd.stages.networks import build_network

@@ -6,6 +6,7 @@ import keras
 
 from tfigkd.compress.methods import check_compressible
 from tfigkd.config.experiment import Config, fine_tuning
+from tfigkd.config.training_fields import TrainingConfig
 from tfigkd.edge.convert import OperationError, check_convertible
 from tfigkd.models.cost import count_parameters, multiply_adds
 from tfigkd.models.fold import fold_batch_norm
@@ -13,7 +14,7 @@ from tfigkd.models.graph import flatten_layers
 from tfigkd.models.layers import with_stock_layers
 from tfigkd.report.verdict import Remark, few_images, sizes
 from tfigkd.runtime.errors import UserError
-from tfigkd.runtime.text import percent
+from tfigkd.runtime.text import counted, percent
 from tfigkd.stages.data import dataset, holds_out_validation, training_examples
 from tfigkd.stages.networks import build_network
 from tfigkd.stages.teacher import build_teacher
@@ -27,7 +28,9 @@ INITIAL_SHARE = 0.05
 
 def early_remarks(config: Config) -> list[Remark]:
     """Return what is wrong with the sizes of networks and splits of a config, before anything is trained."""
-    data, found = dataset(config.data), []
+    data, found = dataset(config.data), long_warmup(config.training, "training")
+    if config.needs_teacher and config.teacher.trained:
+        found += long_warmup(config.teacher.training, "teacher.training")
     compared = config.needs_teacher and config.student.init != "teacher"  # else it has the teacher's own blocks
     averaged = config.training.ema or config.training.lookahead  # statistics are then computed anew
     fresh = config.student.own_file and config.student.init == "random" and not averaged
@@ -46,6 +49,22 @@ def early_remarks(config: Config) -> list[Remark]:
     found += few_images("test", len(data.test), GOOD_ACCURACY)
     held_out = len(data.validation) if holds_out_validation(config.data) else 0
     return found + few_images("validation", held_out, GOOD_ACCURACY)
+
+
+def long_warmup(training: TrainingConfig, table: str) -> list[Remark]:
+    """Return what is wrong with the warm-up of a training that ends before it.
+
+    Args:
+        training: The recipe.
+        table: Its place in the config, such as `teacher.training`.
+    """
+    if training.warmup_epochs < training.epochs:
+        return []
+    text = (
+        f"{table}.warmup_epochs = {training.warmup_epochs:g} is no shorter than the training of "
+        f"{counted(training.epochs, 'epoch')}: the learning rate never reaches {training.learning_rate:g}."
+    )
+    return [Remark("long warm-up", text, f"--{table}.warmup_epochs, --{table}.epochs")]
 
 
 def slow_averages(student: keras.Model, steps: int) -> list[Remark]:

@@ -20,7 +20,8 @@ from tfigkd.report.table import ROLES, lines, markdown
 from tfigkd.report.verdict import verdict
 from tfigkd.runtime import console
 from tfigkd.runtime.errors import UserError
-from tfigkd.runtime.files import fingerprint, read_manifest, require_stage, write_text
+from tfigkd.runtime.files import read_manifest, require_stage, write_text
+from tfigkd.runtime.fingerprint import fingerprint
 from tfigkd.runtime.provenance import surroundings
 from tfigkd.runtime.rows import as_csv, sealed
 from tfigkd.stages.compress import require_compressed

@@ -14,7 +14,9 @@ from tfigkd.config.reading import differences, from_mapping
 from tfigkd.runtime import console, hosts
 from tfigkd.runtime.cluster import Cluster
 from tfigkd.runtime.errors import UserError, closest
-from tfigkd.runtime.files import fingerprint, locked, read_manifest, write_text
+from tfigkd.runtime.files import locked, read_manifest, write_text
+from tfigkd.runtime.fingerprint import fingerprint
+from tfigkd.runtime.quiet import quiet_stderr, quiet_tensorflow
 from tfigkd.stages.parts import StorePart
 from tfigkd.stages.workdir import SETTINGS, VERDICT, Workdir, read_settings
 
@@ -154,7 +156,7 @@ def _settled(values: Mapping[str, Any]) -> dict[str, Any]:
 
 def _is_begun(folder: Path, chosen: Run) -> bool:
     """Return whether a folder holds the very student that a run would train."""
-    with console.quiet_tensorflow():
+    with quiet_tensorflow():
         from tfigkd.stages.distill import is_begun
         from tfigkd.stages.precision import resolve
 
@@ -202,7 +204,7 @@ def run(chosen: Run, *, dry_run: bool = False) -> bool:
     _refuse_incremental(chosen)
     if dry_run:
         _refuse_other_settings(chosen)
-        with console.quiet_tensorflow():
+        with quiet_tensorflow():
             from tfigkd.stages.precision import with_assumed_precisions
         _prepare(chosen, with_assumed_precisions(chosen.config))
         return True
@@ -247,7 +249,7 @@ def run_stores(chosen: Run, share: StorePart | Cluster) -> None:
     if "overlays" in _unneeded(chosen.config):
         raise UserError(f"{chosen.experiment} stores nothing of its teacher; leave the stage overlays out")
     config = _resolved(chosen)
-    with console.quiet_stderr():
+    with quiet_stderr():
         from tfigkd.stages import overlays
     if isinstance(share, StorePart):
         console.say(f"{chosen.experiment}, part {share.number} of {share.count} of the stores")
@@ -265,7 +267,7 @@ def print_estimate(chosen: Run, workers: int) -> None:
         UserError: anything that the user can correct.
     """
     _refuse_incremental(chosen)
-    with console.quiet_tensorflow():
+    with quiet_tensorflow():
         from tfigkd.stages.cost import lines, measured_costs
         from tfigkd.stages.precision import with_assumed_precisions
 
@@ -277,7 +279,7 @@ def print_estimate(chosen: Run, workers: int) -> None:
 
 def _resolved(chosen: Run) -> Config:
     """Import TensorFlow without its greetings, and return the config with what is measured at the first start."""
-    with console.quiet_tensorflow():
+    with quiet_tensorflow():
         from tfigkd.stages.precision import resolve
     return resolve(chosen.config, chosen.workdir)
 
@@ -292,12 +294,12 @@ def _unneeded(config: Config) -> set[str]:
 def _prepare(chosen: Run, config: Config) -> None:
     """Check a config, and say what the run will do: all that is known before the first step."""
     workdir, needed = chosen.workdir, chosen.needed
-    with console.quiet_stderr():
+    with quiet_stderr():
         from tfigkd.stages.distill import check, check_crops, refuse_changed_inputs
         from tfigkd.stages.estimate import estimate
         from tfigkd.stages.preflight import check_ahead, early_remarks
     console.say(f"{chosen.experiment}, seed {workdir.seed}, config {fingerprint(config)}, in {workdir.run}")
-    with console.quiet_stderr():
+    with quiet_stderr():
         if any(STAGES.index(stage) >= STAGES.index("distill") for stage in needed):
             refuse_changed_inputs(config, workdir, needed)
         if {"teacher", "distill"} & {*needed}:
@@ -320,7 +322,7 @@ def _run(chosen: Run) -> bool:
         console.say(line)
     started = time.monotonic()
     config = _resolved(chosen)
-    with console.quiet_stderr():
+    with quiet_stderr():
         from tfigkd.report.verdict import read_remarks
         from tfigkd.stages import pipeline
     _prepare(chosen, config)

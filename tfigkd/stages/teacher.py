@@ -13,6 +13,7 @@ import numpy as np
 
 from tfigkd import models
 from tfigkd.attribution import make_baseline
+from tfigkd.attribution.examples import baseline_color
 from tfigkd.batches.stream import TrainingBatches, evens_out
 from tfigkd.config.experiment import Config, experiments_folder
 from tfigkd.data import Dataset, Examples, to_model_input
@@ -23,16 +24,8 @@ from tfigkd.models.fingerprints import weights_fingerprint
 from tfigkd.models.layers import with_fused_layers, with_stock_layers
 from tfigkd.runtime import console, hosts
 from tfigkd.runtime.errors import UserError
-from tfigkd.runtime.files import (
-    MANIFEST,
-    atomic,
-    checksum,
-    fingerprint,
-    finished,
-    locked,
-    write_manifest,
-    write_text,
-)
+from tfigkd.runtime.files import MANIFEST, atomic, checksum, finished, locked, write_manifest, write_text
+from tfigkd.runtime.fingerprint import fingerprint
 from tfigkd.runtime.text import percent
 from tfigkd.stages.compatibility import data_fingerprints, first_known
 from tfigkd.stages.data import (
@@ -43,9 +36,8 @@ from tfigkd.stages.data import (
     shard,
     teacher_choice,
 )
-from tfigkd.stages.networks import WHITENED, build_network, content_of, network_values, weights_path
+from tfigkd.stages.networks import WHITENED, build_network, network_values, weights_path
 from tfigkd.stages.workdir import HISTORY, TEACHER_FILE, Workdir
-from tfigkd.store.maps import baseline_color
 from tfigkd.training import checkpoint
 from tfigkd.training.devices import device_count, on_devices
 from tfigkd.training.distiller import Distiller
@@ -177,7 +169,7 @@ def _train(config: Config, data: Dataset, folder: Path) -> tuple[keras.Model, li
     model = models.with_precision(model, recipe.precision)
     examples = teacher_examples(config)
     if config.teacher.shards > 1:  # nor does the stem see other images
-        images = models.resized(examples.images[:WHITENED], config.teacher.own_shape(data.image_shape))
+        images = models.resize_pixels(examples.images[:WHITENED], config.teacher.own_shape(data.image_shape))
         models.set_whitening(model, to_model_input(images))
     stream = TrainingBatches(
         examples,
@@ -221,7 +213,7 @@ def _check_given(config: Config, data: Dataset, model: keras.Model) -> None:
     teacher, examples = config.teacher, probe_examples(data)
     logits = predict_logits(model, examples.images)
     what = teacher.weights or teacher.model
-    shown = models.input_range_of(teacher.model, str(content_of(teacher.model))) if teacher.own_file else None
+    shown = models.input_range_of(teacher.model) if teacher.own_file else None
     low, high = teacher.input_range or shown or UNIT
     console.status(f"taken as it is: {what}, for pixels from {low:g} to {high:g}")
     guesses = near_chance(logits, examples.labels)

@@ -20,9 +20,9 @@ from tfigkd.stages.data import (
     dataset,
     training_examples,
 )
-from tfigkd.stages.neighbors import load_posteriors
 from tfigkd.stages.networks import build_network, require_trainable
 from tfigkd.stages.overlays import load_knowledge, load_views
+from tfigkd.stages.posteriors import load_posteriors
 from tfigkd.stages.teacher import build_teacher, load_teacher
 from tfigkd.stages.workdir import Workdir
 from tfigkd.training.devices import check_losses, device_count

@@ -8,17 +8,16 @@ from typing import Any
 import keras
 import numpy as np
 
-from tfigkd import models
-from tfigkd.attribution import Attribution, attribute, blur_sigma, completeness_error, make_baseline, saliency_map
+from tfigkd.attribution import blur_sigma, completeness_error, saliency_map
+from tfigkd.attribution.examples import attribute_examples, attribute_in_parts, baseline_color, folded
 from tfigkd.config.fields import AttributionConfig
-from tfigkd.data import Dataset, Examples, mean_color, to_model_input, train_and_validation
-from tfigkd.data.disk import AT_ONCE
+from tfigkd.data import Dataset, Examples, train_and_validation
 from tfigkd.data.grid import cell_means
 from tfigkd.data.knowledge import Knowledge
 from tfigkd.data.top_logits import TopLogits, chosen_classes, finite, pack, spread_rest, unpack
-from tfigkd.models.graph import is_graph
 from tfigkd.runtime.errors import UserError
-from tfigkd.runtime.files import fingerprint, write_manifest
+from tfigkd.runtime.files import write_manifest
+from tfigkd.runtime.fingerprint import fingerprint
 from tfigkd.store.shards import REBUILD, Record, Shards, join_arrays, open_store, read_all, refuse_broken, write_shards
 
 FORMAT = 1
@@ -58,67 +57,6 @@ def store_identity(
     return identity if architecture is None else identity | {"architecture": architecture}
 
 
-def baseline_color(config: AttributionConfig, training: Examples) -> np.ndarray:
-    """Return the mean color of the training images [3] in [0,1] for the baseline "mean"; zeros for the others.
-
-    All pictures are read for it, so it is computed only where it is used.
-    """
-    return mean_color(training) if config.baseline == "mean" else np.zeros(3, np.float32)
-
-
-def attribute_examples(
-    model: keras.Model, examples: Examples, config: AttributionConfig, mean_color: np.ndarray
-) -> Attribution:
-    """Attribute the label's logit of each example with a store's settings.
-
-    Args:
-        model: float32 [B,H,W,C] in [0,1] to logits.
-        examples: Images and labels.
-        config: The settings.
-        mean_color: Of the training images, float32 [3] in [0,1]; for the baseline "mean" alone.
-    """
-    images = to_model_input(examples.images[:])
-    return attribute(
-        model,
-        images,
-        examples.labels,
-        baseline=make_baseline(config.baseline, images, mean_color=mean_color),
-        n_steps=config.n_steps,
-        rule=config.rule,
-        tolerance=config.tolerance,
-        max_steps=config.max_steps,
-        batch_size=config.batch_size,
-    )
-
-
-def explain(
-    model: keras.Model, examples: Examples, config: AttributionConfig, mean_color: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """Return the maps [B,H,W] of a model for the labels of the examples, and their completeness errors [B].
-
-    Args:
-        model: float32 [B,H,W,C] in [0,1] to logits.
-        examples: Images and labels.
-        config: The settings.
-        mean_color: Of the training images, float32 [3] in [0,1]; for the baseline "mean" alone.
-    """
-    parts = [
-        (saliency_map(result.attributions), completeness_error(result.attributions, result.convergence_delta))
-        for result in _attributions(_folded(model), examples, config, mean_color)
-    ]
-    maps, errors = zip(*parts, strict=True)
-    return np.concatenate(maps), np.concatenate(errors)
-
-
-def _attributions(
-    model: keras.Model, examples: Examples, config: AttributionConfig, mean_color: np.ndarray
-) -> Iterator[Attribution]:
-    """Yield the attributions of examples, some at a time: as many as `AT_ONCE` bytes of pixels hold."""
-    few = max(1, AT_ONCE // (np.float32().nbytes * math.prod(examples.images.shape[1:])))
-    for start in range(0, len(examples), few):
-        yield attribute_examples(model, examples.take(slice(start, start + few)), config, mean_color)
-
-
 def features(
     model: keras.Model,
     examples: Examples,
@@ -135,7 +73,7 @@ def features(
         mean_color: Of the training images, float32 [3] in [0,1]; for the baseline "mean" alone.
         top_logits: How many of the largest logits are stored; None stores all.
     """
-    for result in _attributions(model, examples, config, mean_color):
+    for result in attribute_in_parts(model, examples, config, mean_color):
         maps = cell_means(saliency_map(result.attributions), config.grid)
         stored, scales = to_stored(maps)
         errors = completeness_error(result.attributions, result.convergence_delta)
@@ -216,9 +154,9 @@ def write_store(
         examples: The examples to store; by default train and validation.
     """
     examples = train_and_validation(data) if examples is None else examples
-    folded = _folded(model)
+    network = folded(model)
     color = baseline_color(config, data.train)
-    files = write_shards(map_shards(folder, examples, config, identity.get("top_logits"), lambda: (folded, color)))
+    files = write_shards(map_shards(folder, examples, config, identity.get("top_logits"), lambda: (network, color)))
     # Record by record, so that the memory does not grow with the number of images.
     sample = np.arange(min(CHECKED, len(examples)))
     checked, columns = [], np.empty((len(examples), 2))
@@ -247,14 +185,6 @@ def write_store(
     )
 
 
-def _folded(model: keras.Model) -> keras.Model:
-    """Return a model with less work in it; one that cannot be rebuilt, as it is."""
-    try:
-        return models.fold_batch_norm(model) if is_graph(model) else model
-    except ValueError:
-        return model
-
-
 def deviation(
     model: keras.Model,
     examples: Examples,
@@ -280,7 +210,7 @@ def deviation(
     """
     by_id = {record["id"]: record for record in records}
     chosen = examples.take(sample)
-    result = attribute_examples(_folded(model), chosen, config, mean_color)
+    result = attribute_examples(folded(model), chosen, config, mean_color)
     maps = cell_means(saliency_map(result.attributions), config.grid)
     logits = maps_off = 0.0
     flat = 0

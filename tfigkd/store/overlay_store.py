@@ -25,7 +25,8 @@ from tfigkd.models.input_range import infer_input_range
 from tfigkd.models.layers import keeps_random_numbers
 from tfigkd.models.spaces import PROBED, classifier
 from tfigkd.runtime.errors import UserError
-from tfigkd.runtime.files import MANIFEST, fingerprint, finished, locked, read_manifest
+from tfigkd.runtime.files import MANIFEST, finished, locked, read_manifest
+from tfigkd.runtime.fingerprint import fingerprint
 from tfigkd.store.given import collect, single_pictures
 from tfigkd.store.maps import CHECKED, deviation, parse_record, store_identity, to_knowledge, write_store
 from tfigkd.store.random_overlays import RandomOverlays

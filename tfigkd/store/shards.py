@@ -18,7 +18,8 @@ from tfigkd.data.disk import DiskPictures
 from tfigkd.data.stored import StoredArrays
 from tfigkd.runtime import console, tfrecord
 from tfigkd.runtime.errors import InUseError, UserError
-from tfigkd.runtime.files import checksum, fingerprint, locked, read_manifest, verify_files
+from tfigkd.runtime.files import checksum, locked, read_manifest, verify_files
+from tfigkd.runtime.fingerprint import fingerprint
 
 REBUILD = "delete the folder and make the store again: --stages overlays, or OverlayStore.build"
 

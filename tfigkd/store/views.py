@@ -22,7 +22,7 @@ from tfigkd.losses.attention import unit_attention
 from tfigkd.measure.metrics import predict_logits
 from tfigkd.models.taps import tap_outputs
 from tfigkd.runtime.errors import UserError
-from tfigkd.runtime.files import fingerprint_values
+from tfigkd.runtime.fingerprint import fingerprint_values
 from tfigkd.store.shards import REBUILD, Record
 
 FORMAT = 2

@@ -83,8 +83,7 @@ def main(arguments: list[str]) -> int:
     if arguments[:1] == ["collect"]:
         from tfigkd.study import collect
 
-        former = {"--study": "--experiment"}
-        collect.collect(read_all_options(collect.Options, arguments[1:], prog=f"{PROG} collect", former=former))
+        collect.collect(read_all_options(collect.Options, arguments[1:], prog=f"{PROG} collect"))
         return 0
     if arguments[:1] == ["report"]:
         from tfigkd.study import report

@@ -29,6 +29,7 @@ from tfigkd.runtime.files import (
     write_manifest,
     write_text,
 )
+from tfigkd.runtime.quiet import quiet_stderr
 from tfigkd.runtime.rows import as_csv, read_rows, unsealed
 from tfigkd.runtime.text import counted
 from tfigkd.stages.workdir import (
@@ -211,7 +212,7 @@ def save_teacher(run: Path, teachers: Path, into: Path) -> Path | None:
         raise UserError(f"{run / SETTINGS} is damaged ({error}); run the study again in another --workdir") from error
     if not config.needs_teacher or config.teacher.weights is not None:
         return None
-    with console.quiet_stderr():  # TensorFlow prints lines on import
+    with quiet_stderr():  # TensorFlow prints lines on import
         from tfigkd.stages.teacher import teacher_folder
     # earlier versions did not record the teacher of a student; its fingerprint is then computed from the config
     trained = read_manifest(run / "distill") or {}
@@ -250,7 +251,7 @@ def collect(options: Options) -> None:
         path = table_of(name, options.workdir, options.into)
         new = merge_rows(path, rows, replace=options.replace)
         console.say(f"{name}: {len(rows)} finished runs, {new} new in {path}")
-    wanted = {name for name in options.models.split(",") if name}
+    wanted = {name.strip() for name in options.models.split(",") if name.strip()}
     known = {row["experiment"] for _, row in runs}
     if wanted - known:
         raise UserError(f"no finished run of {', '.join(sorted(wanted - known))}; finished: {', '.join(sorted(known))}")

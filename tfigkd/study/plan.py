@@ -223,7 +223,7 @@ def plan(study: Study, options: Options, flags: Sequence[str] = ()) -> list[Job]
     Raises:
         UserError: an arm or field is unknown, a value is out of range, or no seed is left.
     """
-    chosen = list(study.arms) if options.arms is None else options.arms.split(",")
+    chosen = list(study.arms) if options.arms is None else [arm.strip() for arm in options.arms.split(",")]
     for arm in chosen:
         if arm not in study.arms:
             raise UserError(f"unknown arm {arm!r}; {closest(arm, study.arms)}")

@@ -12,7 +12,8 @@ from pathlib import Path
 from tfigkd.config.experiment import Config, override, to_mapping
 from tfigkd.config.reading import differences, value_at
 from tfigkd.runtime.errors import UserError
-from tfigkd.runtime.files import fingerprint, read_manifest
+from tfigkd.runtime.files import read_manifest
+from tfigkd.runtime.fingerprint import fingerprint
 from tfigkd.runtime.text import percent
 from tfigkd.stages.runner import FREE
 from tfigkd.stages.workdir import SETTINGS, read_settings

@@ -8,7 +8,8 @@ import keras
 from keras import ops
 
 from tfigkd.data.spaces import Range
-from tfigkd.losses import Loss, adapted, hard_label_loss
+from tfigkd.losses import Loss, hard_label_loss
+from tfigkd.losses.adapted import adapted
 from tfigkd.losses.base import Tensor
 from tfigkd.models.layers import l1_of_kernels
 from tfigkd.models.taps import tap_outputs
@@ -76,15 +77,16 @@ class Distiller(Steps, CheckedData, keras.Model):
     Args:
         student: A built Keras model, images to logits [B,C].
         losses: Name to loss: one of `tfigkd.losses.LOSSES`, of `keras.distillation`, or a user's subclass of
-            `keras.distillation.DistillationLoss`. One that trains layers of its own is of this Distiller alone.
+            `keras.distillation.DistillationLoss`. A loss that has trainable layers belongs to one Distiller and cannot
+            be used in another.
         loss_weights: Name to weight, for the same names.
         hard_weight: Weight of the hard label; None is 1 - w, with w at most 1, see `hard_label_weight`.
         teacher: A Keras model, images to logits [B,C]; only for training without cached knowledge.
         teacher_shapes: Tap to shape of the teacher's features, with the batch; only for losses with a projector, and
             only without a live teacher.
         label_smoothing: Of the hard label, in [0, 1).
-        finetune_from: Step of the optimizer, counted from 0, from which on the hard label alone counts, with weight
-            one; None has one phase.
+        finetune_from: Optimizer step, counted from 0, from which only the hard label is used, with weight 1. None:
+            there is no such second phase.
         l1: Weight of the sum of absolute values of the student's trainable kernels, part of `"loss"` in training.
         input_range: The values of a black and of a white pixel in the batches; a model that shows another range (see
             `tfigkd.models.input_range.infer_input_range`) gets its own. Needed where a model shows one that is not
@@ -183,7 +185,7 @@ class Distiller(Steps, CheckedData, keras.Model):
     def attach_teacher(self, teacher: keras.Model | None) -> None:
         """Set or remove the live teacher, for example after loading a saved distiller.
 
-        After a change of the teacher's weights, the same teacher attached again renews what losses made of it.
+        If the teacher's weights have changed, attach it again: pruned copies and kernel tensors are then computed anew.
 
         Raises:
             ValueError: teacher and student have different numbers of classes or share weights that train, a tap is

@@ -57,7 +57,7 @@ def gallery(
             canvas.paste(_sized(picture, (width, height)), (left, top))
             if column == 0:
                 write((left, top + height + 2), captions[row])
-    return _png(canvas)
+    return png(canvas)
 
 
 def confusion(matrix: np.ndarray, names: Sequence[str]) -> bytes:
@@ -88,7 +88,7 @@ def confusion(matrix: np.ndarray, names: Sequence[str]) -> bytes:
             for other, count in enumerate(matrix[index]):
                 if count:
                     write((margin + other * cell + 6, top + index * cell + 14), f"{count}")
-    return _png(canvas)
+    return png(canvas)
 
 
 def _shown_size(width: int, height: int) -> tuple[int, int]:
@@ -150,7 +150,8 @@ def _canvas(size: tuple[int, int]) -> tuple[Any, Any]:
     return canvas, write
 
 
-def _png(picture: Any) -> bytes:
+def png(picture: Any) -> bytes:
+    """Return a Pillow image as the bytes of a PNG file."""
     buffer = io.BytesIO()
     picture.save(buffer, "PNG", optimize=True)
     return buffer.getvalue()

@@ -38,7 +38,7 @@ _NUMBERS = itertools.count()
 class Watched:
     """What a training is looked at with, the same every time.
 
-    Args:
+    Attributes:
         examples: All of validation; the first of them are shown with their maps.
         held_out: Whether nothing of it is trained on; only then is there a confusion matrix.
         class_names: A name for each class.

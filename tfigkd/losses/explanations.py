@@ -178,6 +178,11 @@ class E2KD(PerExampleLoss):
         self.teacher_layer = teacher_layer
         self.shuffled = shuffled
 
+    @property
+    def needs_whole_batch(self) -> bool:
+        """True for the control, which exchanges the maps of a batch."""
+        return self.shuffled
+
     def explain(self, head: Callable[[Tensor], Tensor], features: Tensor, classes: Tensor) -> Tensor:
         """Return the map of one network, see `grad_cam`, float32 [B,H,W].
 

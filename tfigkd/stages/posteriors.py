@@ -5,7 +5,8 @@ import numpy as np
 from tfigkd.config.experiment import Config
 from tfigkd.data import Examples
 from tfigkd.runtime import console
-from tfigkd.runtime.files import atomic, checksum, fingerprint, finished, locked, write_manifest
+from tfigkd.runtime.files import atomic, checksum, finished, locked, write_manifest
+from tfigkd.runtime.fingerprint import fingerprint
 from tfigkd.stages.data import training_choice
 from tfigkd.stages.overlays import load_knowledge, load_views, store_folder, views_name
 from tfigkd.stages.teacher import teacher_folder

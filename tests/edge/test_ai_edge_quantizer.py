@@ -10,16 +10,16 @@ import pytest
 from tfigkd.config.experiment import override, read_experiment
 from tfigkd.config.export_fields import ExportConfig
 from tfigkd.data import load
+from tfigkd.edge.ai_edge_quantizer import quantize_file
 from tfigkd.edge.contract import read_contract
 from tfigkd.edge.convert import convert
 from tfigkd.edge.layer_differences import compare
 from tfigkd.edge.litert import float_tensors, litert_predictor, open_litert
 from tfigkd.edge.operations import read_operations
 from tfigkd.edge.parity import export_file
-from tfigkd.edge.quantizer import quantize_file
 from tfigkd.export import main
 from tfigkd.runtime.errors import UserError
-from tfigkd.runtime.files import fingerprint
+from tfigkd.runtime.fingerprint import fingerprint
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (24, 8, 8, 3), dtype=np.uint8)
 layers = keras.layers
