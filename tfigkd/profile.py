@@ -198,6 +198,8 @@ def main(arguments: list[str]) -> None:
         raise UserError(f"--top must be 0 or more, got {options.top}")
     with refused_as("--"):
         config = BenchmarkConfig(options.runs, options.warmup, (options.threads,))
+    if not options.file.is_file():
+        raise UserError(f"no file {options.file}; give the path of a .tflite file")
     admit(options.file)
     reference = float_file(options.file, options.float32)
     if options.data and reference is None:

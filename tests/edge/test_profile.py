@@ -499,6 +499,7 @@ def test_what_the_command_refuses(written, tmp_path, capsys):
     for arguments, message in {
         (str(tmp_path / "bad.tflite"),): "is not a LiteRT file",
         (str(tmp_path / "absent.tflite"),): "no file",
+        (str(tmp_path), "--data", "digits"): "no file .*; give the path of a .tflite file",
         (str(tmp_path / "any.tflite"),): r"takes images of any size, \[\?,\?,\?,3\]; export it with a fixed size",
         (floating, "--float32", floating): "computes in floats; layers are compared of an int8 file",
         (integer, "--float32", integer): "computes in integers; --float32 takes the float32 file",

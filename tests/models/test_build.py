@@ -195,12 +195,17 @@ def test_files_of_earlier_keras_say_how_they_become_a_keras_file(tmp_path: Path)
     model.save(tmp_path / "old.h5")
     model.save_weights(tmp_path / "own.weights.h5")
     (tmp_path / "own.tflite").write_bytes(b"\x1c\0\0\0TFL3")
-    (tmp_path / "saved_model").mkdir()
+    for name in ("saved_model.keras", "saved_model", "folder.keras"):
+        (tmp_path / name).mkdir()
+    for name in ("saved_model.keras", "saved_model"):
+        (tmp_path / name / "saved_model.pb").touch()
     model.save(tmp_path / "parts", zipped=False)
     for name, advice in {
         "own.weights.h5": r"is not a \.keras file but weights alone; build its model, load_weights them",
         "old.h5": r"is not a \.keras file but an HDF5 .*load_model\('old\.h5', compile=False\)\.save\('old\.keras'\)",
-        "saved_model": r"not a \.keras file but the folder of a SavedModel",
+        "saved_model": r"not a \.keras file but the folder of a SavedModel; .* save it as saved_model\.keras$",
+        "saved_model.keras": r"not a \.keras file but the folder of a SavedModel; .* save it as saved_model\.keras$",
+        "folder.keras": r"folder\.keras is not a \.keras file but a folder; give the path of a \.keras file$",
         "parts": r"not a \.keras file but its content in a folder; .*load_model\('parts', .*save\('parts.keras'\)",
     }.items():
         for act in (models.load_classifier, lambda path: models.build(str(path), num_classes=4, input_shape=(8, 8, 3))):

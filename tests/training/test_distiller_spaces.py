@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 
 from tfigkd import Distiller, OverlayStore, integrated_gradients
-from tfigkd.losses import OSAKD, AttentionTransfer, KLDivergence
+from tfigkd.losses import OSAKD, AttentionTransfer, IGMatching, KLDivergence
+from tfigkd.models import as_classifier
 from tfigkd.models.subclassed import LogitsOf
+from tfigkd.training.tapped import TEACHER, TappedNetwork
 
 SHAPE = (8, 8, 3)
 
@@ -266,3 +268,33 @@ def test_the_policy_of_the_process_is_not_that_of_the_student(pixels: np.ndarray
     for own, other in zip(loaded.optimizer.variables, distiller.optimizer.variables, strict=True):
         np.testing.assert_array_equal(keras.ops.convert_to_numpy(own), keras.ops.convert_to_numpy(other))
     np.testing.assert_allclose(logits, np.log(keras.ops.convert_to_numpy(shares(images))), rtol=1e-6)
+
+
+def of_bytes() -> keras.Model:
+    keras.utils.set_random_seed(0)
+    images = keras.Input(SHAPE, dtype="uint8")
+    features = keras.layers.Flatten()(keras.layers.Rescaling(1 / 255)(images))
+    return keras.Model(images, keras.layers.Dense(3)(features))
+
+
+def test_pixels_between_two_integers_go_to_the_nearer_one(pixels: np.ndarray) -> None:
+    """As of a resized crop; Keras alone casts to the integers of the input, which rounds down."""
+    model = of_bytes()
+    images = np.clip(pixels - np.float32(0.3), 0, 255) / np.float32(255)
+    logits = TappedNetwork(model, {}, TEACHER, (0, 1))(images, training=False)["logits"]
+    np.testing.assert_allclose(logits, model(pixels), rtol=1e-6)
+    assert np.abs(np.asarray(model(images * 255)) - np.asarray(model(pixels))).max() > 1e-3
+
+
+def test_a_student_of_integers_has_no_gradient_of_its_images(pixels: np.ndarray) -> None:
+    given: Any = {"losses": {"ig": IGMatching()}, "loss_weights": {"ig": 1.0}, "hard_weight": 0.0}
+    with pytest.raises(
+        ValueError, match=r"loss 'ig' needs the gradient .* takes integers; .* as_classifier\(student\)"
+    ):
+        Distiller(of_bytes(), **given, input_range=(0, 255))
+    distiller = Distiller(as_classifier(of_bytes()), **given)
+    distiller.compile(keras.optimizers.SGD(1.0), jit_compile=False)
+    maps = np.random.default_rng(1).random((12, *SHAPE[:2]), np.float32)
+    targets = {"label": np.arange(12) % 3, "teacher_map": maps}
+    losses = distiller.fit(pixels / np.float32(255), targets, epochs=3, verbose=0).history["ig_loss"]
+    assert losses[2] < losses[1] < losses[0] < 1

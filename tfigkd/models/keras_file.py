@@ -29,11 +29,14 @@ MAX_BYTES = 2**32
 
 def not_a_keras_file(path: Path) -> str:
     """Return a message that says what a file or folder is in place of a .keras file, and how to make one of it."""
+    renamed = f"{path.name.removesuffix('.keras')}.keras"
     if (path / "model.weights.h5").is_file():
         opened = f"keras.saving.load_model({path.name!r}, compile=False)"
-        given = f"its content in a folder; save it as one file: {opened}.save({path.name + '.keras'!r})"
+        given = f"its content in a folder; save it as one file: {opened}.save({renamed!r})"
+    elif (path / "saved_model.pb").is_file():
+        given = f"the folder of a SavedModel; open it where it was made and save it as {renamed}"
     elif path.is_dir():
-        given = f"the folder of a SavedModel; open it where it was made and save it as {path.name}.keras"
+        given = "a folder; give the path of a .keras file"
     elif path.name.endswith((".weights.h5", ".weights.hdf5")):
         given = "weights alone; build its model, load_weights them and save it with model.save('NAME.keras')"
     elif path.read_bytes()[4:8] == b"TFL3":

@@ -91,6 +91,12 @@ def all_taps(losses: Mapping[str, Loss], side: int) -> list[str]:
     return sorted({tap for loss in losses.values() for tap in flat(loss_taps(loss)[side])} - {LOGITS})
 
 
+def takes_integers(model: keras.Model) -> bool:
+    """Return whether the input of a model is declared as integers, such as uint8."""
+    inputs = getattr(model, "inputs", None) or []
+    return any("int" in keras.backend.standardize_dtype(one.dtype) for one in inputs[:1])
+
+
 def _as_it_is(images: Tensor) -> Tensor:
     return images
 
@@ -111,7 +117,10 @@ def input_converter(model: keras.Model, input_range: Range | None) -> Callable[[
         return _as_it_is
     scale = (shown[1] - shown[0]) / (input_range[1] - input_range[0])
     offset = shown[0] - scale * input_range[0]
-    return lambda images: ops.cast(images, "float32") * scale + offset
+    if not takes_integers(model):
+        return lambda images: ops.cast(images, "float32") * scale + offset
+    # Keras casts to the integers of the input, which rounds down
+    return lambda images: ops.round(ops.cast(images, "float32") * scale + offset)
 
 
 def built_projectors(
@@ -172,6 +181,12 @@ class TappedNetwork:
         self.model = model
         self.take, self.to_logits = input_converter(model, input_range), logits_of(model)
         self.black = UNIT[0] if input_range is None else input_range[0]
+        for name, loss in losses.items():
+            if side == STUDENT and loss.compares == "map" and takes_integers(model):
+                raise ValueError(
+                    f"loss {name!r} needs the gradient with respect to the images, and the student {model.name} takes "
+                    "integers; build it with a float input, or give tfigkd.models.as_classifier(student)"
+                )
         self._taps = all_taps(losses, side)
         self._tapped = tap_outputs(model, self._taps) if self._taps else None
         needing = {name: loss_taps(loss)[side] for name, loss in losses.items() if loss.compares == "explanations"}
