@@ -119,7 +119,7 @@ def test_a_loss_of_several_taps_needs_as_many_of_both():
     [
         ({"training.power": 0.5}, r"training\.power must be at least 1, got 0\.5"),
         ({"training.l1": -1.0}, r"training\.l1 must not be negative"),
-        ({"teacher.training.power": 2.0}, r"teacher\.training\.power must be 1\.0, it is of the student alone"),
+        ({"teacher.training.power": 2.0}, r"teacher\.training\.power must be 1\.0, it applies to the student only"),
     ],
 )
 def test_powerpropagation_out_of_range_is_refused_in_one_line(changes, message):
@@ -220,7 +220,7 @@ def test_more_keys_than_taps_are_refused():
         ({"training.chain": 0}, r"losses\.opdf\.weight must be 0 without training\.chain"),
         (
             {"teacher.training.chain": 3, "teacher.training.weight_decay_form": "decoupled"},
-            r"teacher\.training\.chain must be 0, it is of the student alone",
+            r"teacher\.training\.chain must be 0, it applies to the student only",
         ),
         ({"compress.losses.opdf.weight": 1.0}, r"compress\.losses\.opdf\.weight must be 0"),
         (

@@ -288,9 +288,7 @@ def test_pixels_between_two_integers_go_to_the_nearer_one(pixels: np.ndarray) ->
 
 def test_a_student_of_integers_has_no_gradient_of_its_images(pixels: np.ndarray) -> None:
     given: Any = {"losses": {"ig": IGMatching()}, "loss_weights": {"ig": 1.0}, "hard_weight": 0.0}
-    with pytest.raises(
-        ValueError, match=r"loss 'ig' needs the gradient .* takes integers; .*as_classifier\(student\)"
-    ):
+    with pytest.raises(ValueError, match=r"loss 'ig' needs the gradient .* takes integers; .*as_classifier\(student\)"):
         Distiller(of_bytes(), **given, input_range=(0, 255))
     distiller = Distiller(as_classifier(of_bytes()), **given)
     distiller.compile(keras.optimizers.SGD(1.0), jit_compile=False)

@@ -313,7 +313,9 @@ def has_plain_kernel(layer: keras.Layer) -> bool:
 def l1_of_kernels(model: keras.Model) -> Any:
     """Return the sum of the absolute values of a model's trained kernels, float32, whatever its layers."""
     layers = [layer for layer in flatten_layers(model) if layer.trainable]
-    computed = [layer for layer in layers if hasattr(layer, "kernel")]  # of other variables, in reparameterized layers
+    computed = [
+        layer for layer in layers if getattr(layer, "kernel", None) is not None
+    ]  # of other variables, in reparameterized layers
     theirs = {id(variable) for layer in computed for variable in layer.variables if variable.name == "kernel"}
     kernels = [layer.kernel for layer in computed]
     kernels += [v for v in model.trainable_variables if v.name.endswith("kernel") and id(v) not in theirs]

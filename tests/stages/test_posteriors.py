@@ -8,7 +8,7 @@ from tfigkd import models
 from tfigkd.config.experiment import override, read_experiment
 from tfigkd.losses import OSAKD, neighbor_posteriors
 from tfigkd.runtime.errors import UserError
-from tfigkd.stages import neighbors, training_setup
+from tfigkd.stages import posteriors, training_setup
 from tfigkd.stages.data import training_examples
 from tfigkd.stages.overlays import load_views, store_knowledge
 from tfigkd.stages.teacher import train_teacher
@@ -33,15 +33,17 @@ RNG = np.random.default_rng(0)
 
 def test_shares_by_hand():
     points = np.array([[0.0, 0.0], [1.0, 0.0], [2.1, 0.0], [9.0, 9.0]])
-    shares = neighbors.class_shares(points, np.array([0, 1, 1, 0]), 2)
+    shares = posteriors.class_shares(points, np.array([0, 1, 1, 0]), 2)
     np.testing.assert_array_equal(shares, [[0, 1], [0.5, 0.5], [0.5, 0.5], [0, 1]])
-    np.testing.assert_allclose(neighbors.class_shares(points, np.array([0, 1, 1, 0]), 99)[0], [1 / 3, 2 / 3], rtol=1e-6)
+    np.testing.assert_allclose(
+        posteriors.class_shares(points, np.array([0, 1, 1, 0]), 99)[0], [1 / 3, 2 / 3], rtol=1e-6
+    )
 
 
 def test_shares_are_those_that_the_loss_counts():
     points, labels = RNG.normal(size=(60, 4)), RNG.integers(0, 4, 60)
     expected = neighbor_posteriors(points, points, labels, np.eye(60, dtype=bool), neighbors=7)
-    np.testing.assert_allclose(neighbors.class_shares(points, labels, 7), expected, atol=1e-6)
+    np.testing.assert_allclose(posteriors.class_shares(points, labels, 7), expected, atol=1e-6)
 
 
 def test_a_batch_has_the_soft_labels_of_its_images_and_they_are_computed_once(tmp_path, monkeypatch):
@@ -52,9 +54,9 @@ def test_a_batch_has_the_soft_labels_of_its_images_and_they_are_computed_once(tm
     store_knowledge(config, workdir)
     examples = training_examples(config.data)
     every = load_views(config, workdir, examples)[:].astype(np.float32)
-    expected = neighbors.class_shares(every.mean(axis=1), examples.labels, 5)
+    expected = posteriors.class_shares(every.mean(axis=1), examples.labels, 5)
     _, first = next(training_setup.training_stream(config, workdir)(0))
-    monkeypatch.setattr(neighbors, "class_shares", None)  # a second call reads what the first has written
+    monkeypatch.setattr(posteriors, "class_shares", None)  # a second call reads what the first has written
     _, targets = next(training_setup.training_stream(config, workdir)(0))
     np.testing.assert_array_equal(targets["teacher_posteriors"], first["teacher_posteriors"])
     for logits, posterior in zip(targets["teacher_logits"], targets["teacher_posteriors"], strict=True):
