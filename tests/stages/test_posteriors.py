@@ -35,7 +35,8 @@ def test_shares_by_hand():
     points = np.array([[0.0, 0.0], [1.0, 0.0], [2.1, 0.0], [9.0, 9.0]])
     shares = posteriors.class_shares(points, np.array([0, 1, 1, 0]), 2)
     np.testing.assert_array_equal(shares, [[0, 1], [0.5, 0.5], [0.5, 0.5], [0, 1]])
-    np.testing.assert_allclose(
+    everyone = posteriors.class_shares(points, np.array([0, 1, 1, 0]), 99)
+    np.testing.assert_allclose(everyone[0], [1 / 3, 2 / 3], rtol=1e-6)
         posteriors.class_shares(points, np.array([0, 1, 1, 0]), 99)[0], [1 / 3, 2 / 3], rtol=1e-6
     )
 
