@@ -37,8 +37,6 @@ def test_shares_by_hand():
     np.testing.assert_array_equal(shares, [[0, 1], [0.5, 0.5], [0.5, 0.5], [0, 1]])
     everyone = posteriors.class_shares(points, np.array([0, 1, 1, 0]), 99)
     np.testing.assert_allclose(everyone[0], [1 / 3, 2 / 3], rtol=1e-6)
-        posteriors.class_shares(points, np.array([0, 1, 1, 0]), 99)[0], [1 / 3, 2 / 3], rtol=1e-6
-    )
 
 
 def test_shares_are_those_that_the_loss_counts():
