@@ -1,7 +1,9 @@
 """The documents agree with the tree: subpackages have their lines, links their targets, named modules exist."""
 
+import csv
 import dataclasses
 import re
+import statistics
 from pathlib import Path
 
 import pytest
@@ -119,6 +121,21 @@ def test_the_readme_begins_with_two_commands_and_stays_short():
     (first,) = re.findall(r"## Two commands\n\n```sh\n(.*?)```", text, flags=re.DOTALL)
     assert [line.split("#")[0].strip() for line in first.splitlines()] == ["make quickstart", "make test"]
     assert len(text.split()) < 2950
+
+
+def test_the_most_accurate_students_are_those_of_their_rows():
+    """Mean and standard deviation in the README, and each seed's file measured again."""
+    results = ROOT / "experiments/results"
+    with (results / "cifar10_kd_long.csv").open(encoding="utf-8") as long, (results / "students.csv").open() as again:
+        rows, measured = list(csv.DictReader(long)), {row["model"]: row["accuracy"] for row in csv.DictReader(again)}
+    assert [row["seed"] for row in rows] == ["0", "1", "2"] and len({row["config"] for row in rows}) == 1
+    test, int8 = ([float(row[f"student{kind}_accuracy"]) for row in rows] for kind in ("", "_int8"))
+    mean, spread = 100 * statistics.mean(test), 100 * statistics.stdev(test)
+    said = f"| {mean:.2f} (sd {spread:.2f}), int8 {100 * statistics.mean(int8):.2f} |"
+    assert said in (ROOT / "README.md").read_text(encoding="utf-8")
+    for seed, values in enumerate(zip(test, int8, strict=True)):
+        for name, value in zip(("student.keras", "student.int8.tflite"), values, strict=True):
+            assert float(measured[f"saved_models/cifar10_kd_long/{seed}/{name}"]) == value
 
 
 def test_pictures_are_small():
