@@ -116,7 +116,7 @@ def test_a_file_of_another_size_is_refused_with_both_remedies(folder):
         build_network(config_of(folder, teacher__image_size=None).teacher, dataset(config_of(folder).data))
     with pytest.raises(UserError, match="image_size must be positive, got 0"):
         NetworkConfig(image_size=0)
-    with pytest.raises(UserError, match=r"student.init = teacher takes the teacher's image_size"):
+    with pytest.raises(UserError, match=r"student.image_size must be unset or equal to teacher.image_size"):
         config_of(folder, student__init="teacher", student__model="mobilenet_v2")
 
 
