@@ -77,7 +77,7 @@ def attribute_in_parts(
 
 
 def folded(model: keras.Model) -> keras.Model:
-    """Return a model with less work in it; one that cannot be rebuilt, as it is."""
+    """Return a model with batch normalization folded into its kernels; unchanged where it cannot be rebuilt."""
     try:
         return models.fold_batch_norm(model) if is_graph(model) else model
     except ValueError:
