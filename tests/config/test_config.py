@@ -69,7 +69,10 @@ def test_student_differs_from_ig_kd_in_the_teacher_alone():
         ({"export.min_int8_agreement": 95.0}, "export.min_int8_agreement must be in \\[0, 1\\], got 95.0"),
         ({"export.max_float32_difference": 0.0}, "export.max_float32_difference must be positive, got 0.0"),
         ({"export.max_float16_difference": -1.0}, "export.max_float16_difference must be positive, got -1.0"),
-        ({"attribution.rule": "trapezoid", "attribution.n_steps": 1}, "max_steps must be at least 2 .*, got 1"),
+        (
+            {"attribution.rule": "trapezoid", "attribution.n_steps": 1},
+            "max_steps must be at least 2 .*, got 1",
+        ),
         ({"attribution.rule": "trapezoid", "attribution.max_steps": 1}, "max_steps must be at least 2 .*, got 1"),
         ({"teacher.train": True, "teacher.weights": "x.npz"}, "teacher.train must be unset or false with published"),
         ({"export.formats": ["int8", "int8"]}, "export.formats must name at least one format, each once"),

@@ -7,6 +7,7 @@ import keras
 import numpy as np
 import pytest
 
+from tests.edge.spoiling import spoil
 from tfigkd.config.experiment import override, read_experiment
 from tfigkd.config.export_fields import ExportConfig
 from tfigkd.data import load
@@ -35,12 +36,7 @@ def model():
     hidden = layers.Conv2D(8, 3, padding="same", name="spoilt")(hidden)
     hidden = layers.GlobalAveragePooling2D()(layers.Add()([stem, hidden]))
     model = keras.Model(inputs, layers.Dense(10, name="head")(hidden))
-    first, spoilt = model.get_layer("first"), model.get_layer("spoilt")
-    kernel, bias = first.get_weights()
-    first.set_weights([kernel, bias - 100 * (np.arange(8) == 0)])
-    kernel, bias = spoilt.get_weights()
-    kernel[:, :, 0] = 9.0
-    spoilt.set_weights([kernel, bias])
+    spoil(model.get_layer("first"), model.get_layer("spoilt"))
     return model
 
 

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from tests.edge.spoiling import spoil
 from tfigkd import models
 from tfigkd.config.measure_fields import BenchmarkConfig
 from tfigkd.edge import litert_profiler
@@ -259,12 +260,7 @@ def test_operations_without_counterpart_are_told(tmp_path):
 def test_the_worst_layer_is_the_one_with_few_distinct_values(tmp_path):
     """Weights of 9 on a channel that is always zero have no effect, but the others have few int8 values left."""
     model = residual()
-    before, spoilt = model.get_layer("a_first"), model.get_layer("a_second")
-    kernel, bias = before.get_weights()
-    before.set_weights([kernel, bias - 100 * (np.arange(8) == 0)])
-    kernel, bias = spoilt.get_weights()
-    kernel[:, :, 0] = 9.0
-    spoilt.set_weights([kernel, bias])
+    spoil(model.get_layer("a_first"), model.get_layer("a_second"))
     path, other = tmp_path / "m.int8.tflite", tmp_path / "m.float32.tflite"
     path.write_bytes(convert(model, "int8", PIXELS[:8]))
     other.write_bytes(convert(model, "float32"))

@@ -274,10 +274,11 @@ class AttributionConfig:
         require(self.n_steps is None or self.n_steps > 0, "n_steps must be positive", self.n_steps)
         require(self.tolerance > 0, "tolerance must be positive", self.tolerance)
         require(self.max_steps > 0, "max_steps must be positive", self.max_steps)
+        steps = self.n_steps or self.max_steps
         forbid(
-            self.rule == "trapezoid" and 1 in (self.n_steps, self.max_steps),
-            "n_steps and max_steps must be at least 2 with rule = trapezoid",
-            self.max_steps if self.n_steps is None else self.n_steps,
+            self.rule == "trapezoid" and steps < 2,
+            "n_steps or max_steps must be at least 2 with rule = trapezoid",
+            steps,
         )
         require(self.batch_size > 0, "batch_size must be positive", self.batch_size)
         require(self.shard_size > 0, "shard_size must be positive", self.shard_size)
@@ -310,7 +311,7 @@ class ControlConfig:
     """Placebo arms: the same treatment without the information."""
 
     maps: Literal["own", "shuffled", "noise", "none"] = "own"
-    """Which map is overlaid. own: the image's own; shuffled: that of another image whose map is within
+    """Which map is overlaid or matched. own: the image's own; shuffled: that of another image whose map is within
     attribution.tolerance, and with losses.e2kd that of another image of the batch; noise: noise with the map's pixel
     values and power spectrum; none: no map, the image is dimmed as an overlay would dim it."""
     logits: Literal["own", "shuffled"] = "own"

@@ -313,11 +313,10 @@ def has_plain_kernel(layer: keras.Layer) -> bool:
 def l1_of_kernels(model: keras.Model) -> Any:
     """Return the sum of the absolute values of a model's trained kernels, float32, whatever its layers."""
     layers = [layer for layer in flatten_layers(model) if layer.trainable]
-    computed = [
-        layer for layer in layers if getattr(layer, "kernel", None) is not None
-    ]  # of other variables, in reparameterized layers
-    theirs = {id(variable) for layer in computed for variable in layer.variables if variable.name == "kernel"}
-    kernels = [layer.kernel for layer in computed]
+    # a reparameterized layer computes its kernel from a variable that Keras calls kernel as well
+    with_kernel = [layer for layer in layers if getattr(layer, "kernel", None) is not None]
+    theirs = {id(variable) for layer in with_kernel for variable in layer.variables if variable.name == "kernel"}
+    kernels = [layer.kernel for layer in with_kernel]
     kernels += [v for v in model.trainable_variables if v.name.endswith("kernel") and id(v) not in theirs]
     each_once = {id(kernel): kernel for kernel in kernels}.values()  # a wrapper may show its layer's kernel as its own
     return sum(ops.sum(ops.abs(ops.cast(kernel, "float32"))) for kernel in each_once)
