@@ -21,7 +21,7 @@ from tfigkd.models.output_end import last_operation
 from tfigkd.models.precision import HALF, OTHERS, computes_in, with_precision
 from tfigkd.models.spaces import PROBED, classifier, logits_of, with_rgb
 from tfigkd.runtime.errors import UserError
-from tfigkd.runtime.files import expanded
+from tfigkd.runtime.files import checksum, expanded
 
 ROUNDING = 1e-5
 """Relative change of images by which is measured how much rounding moves the outputs."""
@@ -274,12 +274,11 @@ def pixels_said(path: str, input_range: Range | None, *, remedy: str = "--input-
 
 
 def input_range_of(path: str) -> Range | None:
-    """Return the input range that a .keras file shows, see `input_range.infer_input_range`; read once."""
-    state = expanded(path).stat()
-    return _shown_range(expanded(path), (state.st_ino, state.st_mtime_ns, state.st_size))
+    """Return the input range that a .keras file shows, see `input_range.infer_input_range`; read once a content."""
+    return _shown_range(expanded(path), checksum(expanded(path)))
 
 
 @functools.lru_cache(maxsize=8)
-def _shown_range(path: Path, written: tuple[int, int, int]) -> Range | None:
-    """Return the input range that a file shows; `written` differs after each writing of it."""
+def _shown_range(path: Path, content: str) -> Range | None:
+    """Return the input range that a file of this checksum shows."""
     return infer_input_range(load_model(path))
