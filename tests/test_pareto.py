@@ -160,7 +160,7 @@ def test_latencies_of_two_machines_are_two_points_and_a_file_measured_again_is_o
     ]
     assert remarks == [
         "taken for seeds of one model, as several files have this name: net (Raspberry Pi 5) int8, net (desk) int8",
-        "latencies on Raspberry Pi 5; desk do not compare; give the rows of one machine alone",
+        "latencies on Raspberry Pi 5; desk do not compare; give the rows of only one machine",
     ]
     assert main([str(write(tmp_path / "one.csv", row("a|b", "int8", 0.9, 1.0, 500)))]) == 0
     assert "| a\\|b | int8 |" in capsys.readouterr().out
@@ -198,10 +198,10 @@ def test_runs_of_two_machines_or_data_sets_are_apart_and_smoke_runs_left_out(tmp
     assert read(one, other | {"data_fingerprint": ""}) == ([("kd", 2, 0.91, 10.0)], [])  # of an earlier version
     found, remarks = read(one, server)
     assert sorted(found) == [("kd (board)", 1, 0.9, 10.0), ("kd (server)", 1, 0.9, 1.0)]
-    assert remarks == ["latencies on board; server do not compare; give the rows of one machine alone"]
+    assert remarks == ["latencies on board; server do not compare; give the rows of only one machine"]
     found, remarks = read(one, harder)
     assert sorted(found) == [("kd (d1)", 1, 0.9, 10.0), ("kd (d2)", 1, 0.5, 10.0)]
-    assert remarks == ["accuracies on d1, d2 do not compare; give the rows of one data set alone"]
+    assert remarks == ["accuracies on d1, d2 do not compare; give the rows of only one data set"]
 
 
 def test_a_file_measured_on_fewer_images_before_is_one_file(tmp_path):

@@ -1,4 +1,4 @@
-"""`python -m tfigkd.predict MODEL.tflite IMAGE…`: the likeliest classes of pictures, by LiteRT, Pillow and NumPy alone.
+"""`python -m tfigkd.predict MODEL.tflite IMAGE…`: the likeliest classes of pictures, by LiteRT, Pillow and NumPy.
 
 python -m tfigkd.predict runs/ig_kd/0/export/student.int8.tflite cat.png dog.png --top 3
 """

@@ -53,7 +53,7 @@ class Options:
     share the folders. Whoever comes last writes the manifest; the result is that of one process."""
     cluster: str | None = None
     """With --stages overlays: compute the shards of the stores on a Ray cluster that shares the folders. auto: that of
-    this machine, or this machine alone; or HOST:PORT of the cluster's head. Needs tfigkd[cluster]."""
+    this machine, or only this machine; or HOST:PORT of the cluster's head. Needs tfigkd[cluster]."""
     dry_run: bool = False
     """Check the run, show what it would do and how long it takes, and stop; nothing is written."""
     estimate: bool = False
@@ -101,7 +101,7 @@ def parse(arguments: Sequence[str]) -> tuple[Options, Run]:
     for flag in ("part", "cluster"):
         if getattr(options, flag) is not None and stages != ("overlays",):
             raise UserError(
-                f"--{flag} needs --stages overlays alone, got --stages {options.stages}; run data,teacher first"
+                f"--{flag} needs exactly --stages overlays, got --stages {options.stages}; run data,teacher first"
             )
     if options.workers < 1 or (options.workers > 1 and not options.estimate):
         raise UserError(f"--workers must be at least 1 and needs --estimate, got {options.workers}")

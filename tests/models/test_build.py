@@ -201,7 +201,7 @@ def test_files_of_earlier_keras_say_how_they_become_a_keras_file(tmp_path: Path)
         (tmp_path / name / "saved_model.pb").touch()
     model.save(tmp_path / "parts", zipped=False)
     for name, advice in {
-        "own.weights.h5": r"is not a \.keras file but weights alone; build its model, load_weights them",
+        "own.weights.h5": r"is not a \.keras file but only weights; build its model, load_weights them",
         "old.h5": r"is not a \.keras file but an HDF5 .*load_model\('old\.h5', compile=False\)\.save\('old\.keras'\)",
         "saved_model": r"not a \.keras file but the folder of a SavedModel; .* save it as saved_model\.keras$",
         "saved_model.keras": r"not a \.keras file but the folder of a SavedModel; .* save it as saved_model\.keras$",

@@ -178,7 +178,7 @@ def test_what_is_no_part_is_one_line(text):
 @pytest.mark.parametrize("given", [("--part", "1/2"), ("--cluster", "auto")])
 def test_a_part_is_of_the_stores_alone(given):
     arguments = ["--experiment", "ig_kd", "--stages"]
-    with pytest.raises(UserError, match=f"{given[0]} needs --stages overlays alone, got --stages teacher,overlays"):
+    with pytest.raises(UserError, match=f"{given[0]} needs exactly --stages overlays, got --stages teacher,overlays"):
         parse([*arguments, "teacher,overlays", *given])
     with pytest.raises(UserError, match="--part and --cluster exclude each other"):
         parse([*arguments, "overlays", "--part", "1/2", "--cluster", "auto"])

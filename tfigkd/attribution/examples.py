@@ -32,7 +32,7 @@ def attribute_examples(
         model: float32 [B,H,W,C] in [0,1] to logits.
         examples: Images and labels.
         config: The settings.
-        mean_color: Of the training images, float32 [3] in [0,1]; for the baseline "mean" alone.
+        mean_color: Of the training images, float32 [3] in [0,1]; only for the baseline "mean".
     """
     images = to_model_input(examples.images[:])
     return attribute(
@@ -57,7 +57,7 @@ def explain(
         model: float32 [B,H,W,C] in [0,1] to logits.
         examples: Images and labels.
         config: The settings.
-        mean_color: Of the training images, float32 [3] in [0,1]; for the baseline "mean" alone.
+        mean_color: Of the training images, float32 [3] in [0,1]; only for the baseline "mean".
     """
     parts = [
         (saliency_map(result.attributions), completeness_error(result.attributions, result.convergence_delta))

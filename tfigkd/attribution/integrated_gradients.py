@@ -282,7 +282,7 @@ _COMPILED: weakref.WeakKeyDictionary[keras.Model, tuple[Any, _Functions]] = weak
 def _compile(model: keras.Model) -> _Functions:
     """Return the compiled functions of the model; they are cached while the model exists, so it is traced only once.
 
-    It is traced again where it computes with other `settings_of` its layers: a trace follows its variables alone.
+    It is traced again where it computes with other `settings_of` its layers: a trace follows only its variables.
     """
     known, now = _COMPILED.get(model), settings_of(model)
     if known is None or known[0] != now:

@@ -68,8 +68,8 @@ def shuffle_views(views: StoredViews, config: ControlConfig) -> StoredViews:
 def _with_maps_of_others(knowledge: Knowledge, seed: int) -> Knowledge:
     """Return the knowledge with the usable maps permuted among the images that have one.
 
-    So the very images that carry an overlay in the arm carry one in its placebo. An image that alone has a usable map
-    could only get its own, and gets none.
+    So the very images that carry an overlay in the arm carry one in its placebo. The only image with a usable map
+    could get no other than its own, and gets none.
     """
     places = np.flatnonzero(knowledge.usable)
     order, usable = np.arange(len(knowledge.usable)), knowledge.usable

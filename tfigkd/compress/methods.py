@@ -30,7 +30,7 @@ class Phase:
         run: Makes a smaller or quantized student of one, fine-tuned.
         check: What it makes of a student before it trains; it raises UserError for one that the phase cannot handle.
             None where it can handle all.
-        by_tfmot: Whether tfmot trains it, in a twin that gives logits alone.
+        by_tfmot: Whether tfmot trains it, in a twin that gives only logits.
     """
 
     name: str

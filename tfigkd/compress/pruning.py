@@ -37,8 +37,9 @@ class MagnitudePruning(keras.callbacks.Callback):
             existing zeros are kept and no others are added.
         frequency: Steps between two selections of weights.
         begin: The optimizer's step at which pruning begins; None is that of the first training with this callback. A
-            run that is resumed from a checkpoint in a new process gives the result of an uninterrupted one with the
-            number alone: 0 where the optimizer was new. Selections due before the optimizer's current step are skipped.
+            run that is resumed from a checkpoint in a new process gives the result of an uninterrupted one only
+            with the number: 0 where the optimizer was new. Selections due before the optimizer's current step are
+            skipped.
 
     Example:
         model.fit(images, labels, callbacks=[MagnitudePruning(0.5, end=400)])

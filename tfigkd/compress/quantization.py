@@ -207,7 +207,7 @@ def _preparation(graph: dict[str, Node]) -> list[str]:
         if not (simple or isinstance(node.layer, PREPARES) or _is_frozen_scaling(node.layer)):
             break
         found.append(node.layer.name)
-    # a convolution alone is rounded as it stands, and keeps its exact weights
+    # where it is nothing but a fixed convolution, that is rounded as it stands, and keeps its exact weights
     return found if any(not _is_frozen_scaling(graph[name].layer) for name in found) else []
 
 
@@ -274,7 +274,7 @@ def _changes_no_value(layer: Any) -> bool:
 
 
 def _augments(layer: Any) -> bool:
-    """Return whether a layer is one of Keras, such as `RandomFlip`, that changes images in training alone."""
+    """Return whether a layer is one of Keras, such as `RandomFlip`, that changes images only in training."""
     return type(layer).__module__.startswith("keras.") and type(layer).__name__.startswith("Random")
 
 

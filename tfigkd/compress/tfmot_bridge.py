@@ -113,7 +113,7 @@ def _check_twin(twin: Any, model: keras.Model) -> None:
 
 
 def check_logit_losses(losses: Iterable[Loss]) -> None:
-    """Check that the losses of fine-tuning compare logits with a teacher's alone, since a twin has no other outputs.
+    """Check that the losses of fine-tuning compare only logits with a teacher's, as a twin has no other outputs.
 
     Raises:
         UserError: one of them compares features or input gradients, or has no teacher.

@@ -232,7 +232,7 @@ class Config:
 def fine_tuning(config: Config) -> Config:
     """Return the experiment as stage `compress` trains it: with the losses, batches and teacher of `[compress]`."""
     own = config.compress.teacher == "student"
-    # the student that is compressed teaches alone, so that there are no teachers to weigh
+    # the student that is compressed is the only teacher, so that there are no teachers to weigh
     weighting = "mean" if own and config.teacher.by_label else config.teacher.weighting
     return replace(
         config,

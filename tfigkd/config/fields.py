@@ -162,7 +162,7 @@ class TeacherConfig(NetworkConfig):
     and equally everywhere else."""
     label_temperature: float = late(1.0)
     """With weighting = label: what cross-entropies are divided by before the softmax over the teachers; with a small
-    one the best teacher of an image counts alone."""
+    one only the best teacher of an image counts."""
     shards: int = late(1)
     """Number of parts into which the training data are divided, class by class; the teacher with seed s trains on part
     s modulo this number only. With count = shards, all teachers together cost as much as one (after arXiv

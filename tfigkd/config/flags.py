@@ -289,7 +289,7 @@ def refuse_unknown(unknown: Sequence[str], arguments: Sequence[str], options: ty
         UserError: there is one.
     """
     if unknown:
-        # a switch that is given a value comes back as the value alone
+        # a switch that is given a value comes back as the bare value
         whole = next((one for one in arguments if one == unknown[0] or one.endswith(f"={unknown[0]}")), unknown[0])
         known = [name.removeprefix("--") for name in _names(options)] if options else []
         near = closest(whole.removeprefix("--"), [*known, *field_types(Config)], "--")

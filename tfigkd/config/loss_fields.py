@@ -300,8 +300,8 @@ class R2KDConfig(LossConfig):
     rank: float = 1.0
     """Weight of the correlation of soft ranks."""
     pruned: float = 0.3
-    """Share of each kernel that the second teacher lacks, without retraining; above 0 it needs view.kind = live. 0: the
-    teacher alone."""
+    """Share of each kernel that the second teacher lacks, without retraining; above 0 it needs view.kind = live. 0:
+    only the teacher."""
     second: float = 1.0
     """Weight of the second teacher."""
 

@@ -35,7 +35,7 @@ def _hints(cls: type) -> dict[str, Any]:
 def field_types(cls: type) -> dict[str, Any]:
     """Return the annotation of each field of a config dataclass and of its tables, by dotted name.
 
-    Fields alone are named: not the keys of a field whose value is a table, such as the classes of `class_weight`.
+    Only fields are named: not the keys of a field whose value is a table, such as the classes of `class_weight`.
     """
     found: dict[str, Any] = {}
     for name, hint in _hints(cls).items():

@@ -125,7 +125,7 @@ class TrainingConfig:
     training.momentum + dot, that of the hard label training.momentum - dot. 0: one momentum for the sum of both (Zhao
     et al. 2023, arXiv 2307.08436; the authors use 0.075)."""
     finetune_epochs: int = late(0)
-    """Number of epochs at the end in which the student learns from the hard label alone, at finetune_rate; the schedule
+    """Number of epochs at the end in which the student learns only from the hard label, at finetune_rate; the schedule
     ends before them. With losses.regression and hard_weight = 0 this is the two-phase training of KD-DAGFM (Tian et al.
     2023, arXiv 2211.11159)."""
     finetune_rate: float = late(0.01)
@@ -226,7 +226,7 @@ class TrainingConfig:
         odd = self.chain >= 3 and self.chain % 2 == 1
         require(self.chain == 0 or odd, "chain must be 0, or odd and at least 3", self.chain)
         forbid(self.chain > 0 and self.power != 1, "power must be 1 with chain", self.power)
-        # decay of the center alone is that of the kernel, but as a part of the gradient it is not
+        # decay of only the center is that of the kernel, but as a part of the gradient it is not
         forbid(
             self.chain > 0 and self.weight_decay_form == "coupled",
             "weight_decay_form must be decoupled with chain",
@@ -255,11 +255,11 @@ class FeaturesConfig:
     learns labels (Spirit Distillation, Wu et al. 2021, arXiv 2103.13733 and 2104.14696)."""
 
     epochs: int = 0
-    """Epochs in which the layers up to student_layer alone are trained, to give the features of teacher_layer behind a
+    """Epochs in which only the layers up to student_layer are trained, to give the features of teacher_layer behind a
     1x1 convolution, which is dropped afterwards; no label is used. The recipe is that of [training]; 0 switches the
     phases off."""
     head_epochs: int = 0
-    """Epochs after them, where there are any, in which the layers behind student_layer alone are trained, with labels;
+    """Epochs after them, where there are any, in which only the layers behind student_layer are trained, with labels;
     training.epochs follow."""
     student_layer: str = "block_09"
     """Where the student is cut."""

@@ -90,7 +90,7 @@ def _pixels(scale: np.ndarray, offset: np.ndarray, *, measured: bool) -> Range |
     """
     black, white = float(np.mean(offset)), float(np.mean(scale * 255 + offset))
     largest = max(abs(black), abs(white))
-    if 0.5 <= largest <= LARGEST_VALUE or np.mean(np.abs(scale)) >= 0.5:  # as where a mean alone is subtracted
+    if 0.5 <= largest <= LARGEST_VALUE or np.mean(np.abs(scale)) >= 0.5:  # as where only a mean is subtracted
         return PIXELS
     if measured:
         return PIXELS if largest < 4 * LARGEST_VALUE else None  # of dark images

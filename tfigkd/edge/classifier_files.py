@@ -41,7 +41,7 @@ GIVES: dict[str, Outputs] = {
     **dict.fromkeys(("SOFTMAX", "LOGISTIC"), "probabilities"),
     **dict.fromkeys(("FULLY_CONNECTED", "CONV_2D", "LOG_SOFTMAX"), "logits"),
 }
-"""What a file gives, by its last operation. Values alone do not always show it: a single logit may be in [0, 1]."""
+"""What a file gives, by its last operation. Values do not always show it: a single logit may be in [0, 1]."""
 PASSES = ("QUANTIZE", "DEQUANTIZE", "RESHAPE")
 SCALES = ("MUL", "DIV", "ADD", "SUB")
 """Operations that, with a constant, leave logits logits, as a temperature does."""

@@ -150,7 +150,7 @@ def _header(file: _File) -> str:
 #define {constant}_H_
 
 {chr(10).join(lines)}
-/* Of the tensors alone; the interpreter and scratch buffers come on top. */
+/* Of the tensors; the interpreter and scratch buffers come on top. */
 #define {constant}_TENSOR_BYTES {file.arena}
 
 #ifdef __cplusplus

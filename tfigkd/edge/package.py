@@ -1,6 +1,6 @@
 """The package of a run: one .zip with LiteRT files, their contracts, a model card and checksums.
 
-`SHA256SUMS` in it is in the format of `sha256sum --check`. Reading needs the standard library alone.
+`SHA256SUMS` in it is in the format of `sha256sum --check`. Reading needs only the standard library.
 """
 
 import contextlib

@@ -35,7 +35,7 @@ class Options:
     """Name of a shipped experiment or path of a .toml file, with incremental.steps."""
     method: Method = "foster"
     """How a step learns. foster: a sibling beside the frozen network, both compressed into one; kd: hard labels and the
-    old network's logits; finetune: hard labels alone. All have the same memory and as many epochs."""
+    old network's logits; finetune: only hard labels. All have the same memory and as many epochs."""
     workdir: Path | None = None
     """Where all methods of a seed write. Default: runs/EXPERIMENT/SEED (runs/EXPERIMENT-smoke/SEED with --smoke)."""
     teachers: Path = TEACHERS

@@ -164,7 +164,7 @@ def distillation(old: keras.Model, make: Make, *, known_weight: float, temperatu
 
 
 def fine_tuning(old: keras.Model, make: Make) -> Distiller:
-    """Return the training of the widened network by hard labels alone."""
+    """Return the training of the widened network by hard labels only."""
     return Distiller(widened(old, make()))
 
 

@@ -59,7 +59,7 @@ PLAIN = (
     "code.weight",
     "compress.method",
 )
-"""Fields that class-incremental training takes at their defaults alone."""
+"""Fields that class-incremental training takes only at their defaults."""
 
 
 @dataclass(frozen=True)

@@ -152,7 +152,7 @@ def unit_vectors(vectors: Tensor, axis: int = -1) -> Tensor:
     vectors = ops.cast(vectors, "float32")
     squared = ops.sum(ops.square(vectors), axis=axis, keepdims=True)
     has_length = squared > SMALLEST_SQUARED_NORM
-    # take the root of 1 for zero vectors: `where` alone would let the NaN of the other branch into the gradient
+    # take the root of 1 for zero vectors: a mere `where` would let the NaN of the other branch into the gradient
     return ops.where(has_length, vectors * ops.rsqrt(ops.where(has_length, squared, 1.0)), 0.0)
 
 

@@ -89,7 +89,7 @@ class RTK(ProjectedLoss):
     The loss is the mean over the student's taps s of Σ_t α_st · `attention_difference`, with α of `KeyAttention` over
     the teacher's taps t; only the `keys` of the highest scores count for each tap. The attention is trained with the
     student and is no part of it. The rule of selection, and the form of the attention, that of Ji et al. 2021 (AFD),
-    are our reading, since the abstract alone was available to us. α may learn to prefer pairs that are easy to match,
+    are our reading, since only the abstract was available to us. α may learn to prefer pairs that are easy to match,
     so a control has uniform weights.
 
     Suggested start: weight 10.

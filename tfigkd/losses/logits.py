@@ -288,7 +288,7 @@ class R2KD(PerExampleLoss):
     For each of the two the loss is value · (1 - r of the probabilities) + rank · (1 - r of the logits' soft ranks),
     with Pearson's r over the classes; that of the pruned teacher, which is not retrained, is multiplied by `second`
     (Kim et al. 2024, arXiv 2311.13934). The pruning by magnitude in each kernel, its share, the soft ranks and the
-    weights are our reading, since the abstract alone was available to us. DIST has the values, and correlations over
+    weights are our reading, since only the abstract was available to us. DIST has the values, and correlations over
     the batch.
 
     Args:
@@ -296,7 +296,7 @@ class R2KD(PerExampleLoss):
         value: Weight of the values. Defaults to `1.0`.
         rank: Weight of the ranks. Defaults to `1.0`.
         softness: Softness of the ranks, in logits, > 0. Defaults to `1.0`.
-        pruned: Share of the weights that the second teacher lacks; 0 has the teacher alone. Defaults to `0.3`.
+        pruned: Share of the weights that the second teacher lacks; 0 has only the teacher. Defaults to `0.3`.
         second: Weight of the second teacher. Defaults to `1.0`.
     """
 

@@ -100,7 +100,7 @@ class OSAKD(PerExampleLoss):
     examples of its batch and the last `queue` training examples, whose logits are those of the step in which they were
     seen. An example is no neighbor of itself, also where the queue still has it from the epoch before, if the targets
     give its index as `"example"`, integers [B]. The loss is KL(soft label ‖ student); no gradient passes through the
-    soft label. The number of neighbors, the distance and the queue are our reading, since the abstract alone was
+    soft label. The number of neighbors, the distance and the queue are our reading, since only the abstract was
     available to us.
 
     In the teacher's space the neighbors are those among all training examples in the teacher's logits, as computed

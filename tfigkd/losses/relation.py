@@ -177,8 +177,8 @@ class RKD(Loss):
     """`relational_distance` for Keras's own Distiller and for `tfigkd.Distiller`.
 
     It is a loss of the batch and ignores sample weights. Without taps it compares logits. Suggested start: distance
-    25 and angle 50 on the last pooled features, weight 1, together with softened logits, which alone are better than
-    this loss alone. These values are for 100 classes; no values for ten classes are known.
+    25 and angle 50 on the last pooled features, weight 1, together with softened logits, which by themselves are better
+    than this loss by itself. These values are for 100 classes; no values for ten classes are known.
 
     Args:
         student_layer: Name of the student's tap. Defaults to the output.
@@ -254,7 +254,7 @@ class FSP(PerExampleLoss):
     """`flow_distance` between two taps of each network, for `tfigkd.Distiller` only: Keras's own taps one layer.
 
     Suggested start: weight 50, the published value for 100 classes; no value for ten classes is known. The authors
-    train with this loss alone for 30 epochs before the classification.
+    train with only this loss for 30 epochs before the classification.
 
     Args:
         student_layer: Names of the student's two taps, features [B,H,W,D].

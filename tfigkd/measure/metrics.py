@@ -131,7 +131,7 @@ def metrics(logits: np.ndarray, labels: np.ndarray) -> Iterator[tuple[str, float
         ValueError: There is not one label for each example.
         UserError: A label is none of the C classes.
     """
-    # imported here, because training alone does not need scikit-learn
+    # imported here, because training does not need scikit-learn
     from sklearn.metrics import cohen_kappa_score, recall_score, top_k_accuracy_score
 
     labels = _labels_of(logits, labels)

@@ -23,7 +23,7 @@ from tfigkd.models.kernels import Reparameterized, trains_kernel, with_reparamet
 from tfigkd.runtime.errors import UserError
 
 CENTER, AUXILIARY = "center", "auxiliary"
-"""Names of the variables. Weight decay applies to the center alone, which shrinks the kernel as decay shrinks a plain
+"""Names of the variables. Weight decay applies only to the center, which shrinks the kernel as decay shrinks a plain
 one. Decaying every tensor penalizes singular values to a power below 1, which lowers the rank."""
 
 

@@ -71,12 +71,12 @@ def weighted_by_label(logits: Sequence[np.ndarray], labels: np.ndarray, temperat
     """Return the mean of several models' logits, each weighted by how well it knows the label.
 
     The weights of an image are the softmax, over the models, of their negative cross-entropies on its label, divided by
-    the temperature. They tell the label, and so are for training alone.
+    the temperature. They tell the label, and so are only for training.
 
     Args:
         logits: Of each model, [N,...,C].
         labels: Integers [N].
-        temperature: A small one makes the best model of an image count alone, a large one all alike.
+        temperature: A small one lets only the best model of an image count, a large one all alike.
 
     Returns:
         float32 [N,...,C].

@@ -44,7 +44,7 @@ def fake_quantized_kernel(kernel: Any, axis: int | None = None) -> Any:
     if not _rounding:
         return kernel
     others = None if axis is None else [other for other in range(len(kernel.shape)) if other != axis]
-    # a range that the gradient reaches would train the largest weight alone
+    # a range that the gradient reaches would train only the largest weight
     largest = ops.stop_gradient(ops.maximum(ops.max(ops.abs(kernel), axis=others), SMALLEST_RANGE))
     if keras.backend.backend() == "tensorflow":
         return keras.quantizers.fake_quant_with_min_max_vars(kernel, -largest, largest, narrow_range=True, axis=axis)

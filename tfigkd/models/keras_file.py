@@ -38,7 +38,7 @@ def not_a_keras_file(path: Path) -> str:
     elif path.is_dir():
         given = "a folder; give the path of a .keras file"
     elif path.name.endswith((".weights.h5", ".weights.hdf5")):
-        given = "weights alone; build its model, load_weights them and save it with model.save('NAME.keras')"
+        given = "only weights; build its model, load_weights them and save it with model.save('NAME.keras')"
     elif path.read_bytes()[4:8] == b"TFL3":
         given = "a LiteRT file, which cannot be turned back; give the .keras file that it was made from"
     elif path.read_bytes()[: len(HDF5)] == HDF5:

@@ -306,7 +306,7 @@ def _values_of(variable: Any) -> np.ndarray:
 
 
 def has_plain_kernel(layer: keras.Layer) -> bool:
-    """Return whether a layer computes with its kernel alone: not quantized by Keras, and without factors of LoRA."""
+    """Return whether a layer computes with its kernel as it is: not quantized by Keras, and without factors of LoRA."""
     return getattr(layer, "quantization_mode", None) is None and not getattr(layer, "lora_enabled", False)
 
 

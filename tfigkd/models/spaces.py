@@ -306,7 +306,7 @@ def _resize(images: Any, size: Sequence[int], name: str = "reduced") -> Any:
 
 
 def _copy(model: keras.Model) -> keras.Model:
-    """Return a copy, so that each layer stands in one graph alone and its `output` is that of this model."""
+    """Return a copy, so that each layer stands in only one graph and its `output` is that of this model."""
     return layers.rebuilt(model)
 
 

@@ -86,8 +86,8 @@ def read_points(paths: Sequence[Path]) -> tuple[list[Point], list[str]]:
     """Read the points of CSV files; rows of one model, format, config and data set are one point, also from many files.
 
     Models of one name that differ in config or number of parameters are points of their own, named by what differs; so
-    are models on several data sets, and files timed on several machines. Rows of latency alone count for each data set,
-    rows of accuracy alone for each machine.
+    are models on several data sets, and files timed on several machines. Rows with only a latency count for each data
+    set, rows with only an accuracy for each machine.
 
     Accuracies measured on a part of the test images (`n_test` below the largest of their data) are left out: their
     error could decide what is on the front.
@@ -195,10 +195,10 @@ def _points(groups: Mapping[Key, Sequence[dict[str, str]]]) -> tuple[list[Point]
         remarks.append(f"taken for seeds of one model, as several files have this name: {named}")
     data = sorted({key.data for key in groups if key.data})
     if len(data) > 1:
-        remarks.append(f"accuracies on {', '.join(data)} do not compare; give the rows of one data set alone")
+        remarks.append(f"accuracies on {', '.join(data)} do not compare; give the rows of only one data set")
     machines = sorted({key.hardware for key in groups if key.hardware})
     if len(machines) > 1:
-        remarks.append(f"latencies on {'; '.join(machines)} do not compare; give the rows of one machine alone")
+        remarks.append(f"latencies on {'; '.join(machines)} do not compare; give the rows of only one machine")
     return points, remarks
 
 

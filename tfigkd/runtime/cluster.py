@@ -183,7 +183,7 @@ def connected(address: str) -> Iterator[Cluster]:
 
     Args:
         address: HOST:PORT of a cluster that this machine is a part of; or "auto": the cluster that was started on this
-            machine, else Ray is started on this machine alone, for this process and on the loopback address.
+            machine, else Ray is started on only this machine, for this process and on the loopback address.
 
     Raises:
         UserError: Ray is not installed, or there is no such cluster.

@@ -261,7 +261,7 @@ def locked(folder: Path, *, wait: bool, name: str = LOCK, shared: bool = False) 
         folder: The folder; it is created if missing.
         wait: Whether to wait for a process that holds the lock, instead of raising an error.
         name: File of the lock, where a lock is of a part of the folder.
-        shared: Whether others may share the lock; it then keeps out those that ask for it alone.
+        shared: Whether others may share the lock; it then keeps out only those that ask for it unshared.
 
     Raises:
         InUseError: Another process holds the lock and `wait` is false.

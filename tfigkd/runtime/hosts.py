@@ -1,7 +1,7 @@
 """Several processes, on one machine or on many, that train one network together. Only JAX joins them.
 
 They are joined by `keras.distribution.initialize`, whose three environment variables say who takes part. Each is given
-the same command and does the same work, but for its own part of every batch; the first one alone writes. They share the
+the same command and does the same work, but for its own part of every batch; only the first one writes. They share the
 folders of the run and of the teachers.
 """
 
@@ -53,7 +53,7 @@ def is_asked() -> bool:
 
 
 def require_alone() -> None:
-    """Refuse to go on where the environment asks this process to train with others, which `run` alone does.
+    """Refuse to go on where the environment asks this process to train with others, which only `run` does.
 
     Raises:
         UserError: It does.

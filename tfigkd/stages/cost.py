@@ -160,7 +160,7 @@ def costs(job: Job, seconds: Mapping[str, float], *, machines: int = 1) -> dict[
 
 
 def measured_costs(config: Config, workdir: Workdir, stages: Sequence[str], workers: int) -> dict[str, Cost]:
-    """Return the costs of a config's stages on so many machines like this one; they share the stores alone."""
+    """Return the costs of a config's stages on so many machines like this one; they share only the stores."""
     seconds = seconds_of_stages(config, workdir, list(stages))
     if "overlays" in seconds:
         seconds["overlays"] /= workers

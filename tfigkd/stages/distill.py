@@ -129,7 +129,7 @@ def refuse_changed_inputs(config: Config, workdir: Workdir, stages: Collection[s
         config: The run's.
         workdir: Where the student lies.
         stages: Those that will run. A student of an earlier version recorded one fingerprint of train, validation and
-            test: unless it would be trained again, another one may be due to the test pictures alone and is only noted.
+            test: unless it would be trained again, another one may be due only to the test pictures and is only noted.
 
     Raises:
         UserError: The student was trained on other data or by another teacher.

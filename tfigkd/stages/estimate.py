@@ -1,6 +1,6 @@
 """How long a run will take, before it starts: a few steps of each kind, timed on this machine.
 
-A run of a few minutes is estimated from multiply-adds alone, since the trial steps take half a minute themselves.
+A run of a few minutes is estimated only from multiply-adds, since the trial steps take half a minute themselves.
 """
 
 import math
@@ -107,7 +107,7 @@ def _rough_seconds(config: Config, workdir: Workdir, stages: list[str]) -> float
         work = multiply_adds(build_network(config.student, data)) * BACKWARD * seen
         seconds += work / (rate * TRAINING_EFFICIENCY)
     if "compress" in stages and not _done(workdir, "compress"):
-        # the teacher runs forward alone
+        # the teacher only runs forward
         work = multiply_adds(build_network(config.student, data)) * (BACKWARD + 1)
         seconds += work * config.compress.batch_size * config.compress.steps / (rate * TRAINING_EFFICIENCY)
     return seconds

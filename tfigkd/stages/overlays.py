@@ -181,7 +181,7 @@ def verify(folder: Path, *, sample: int = 64, seed: int = 0) -> dict[str, float]
 
 
 def _view_settings(config: Config, tap: str | None) -> tuple[AugmentConfig, ViewConfig]:
-    """Return the views that are stored; maps that will be moved with their image are of the unaugmented image alone."""
+    """Return the views that are stored; maps that will be moved with their image are only of the unaugmented image."""
     if tap is not None and config.view.attention == "moved":
         return AugmentConfig(crop_padding=0, flip=False), replace(config.view, views=1, seed=0)
     return config.augment, config.view

@@ -75,7 +75,7 @@ def report(config: Config, workdir: Workdir) -> None:
 def _page(facts: Facts, workdir: Workdir) -> None:
     try:
         from tfigkd.report.run_page import page
-    except ImportError as error:  # an accelerator machine with JAX alone
+    except ImportError as error:  # an accelerator machine that has only JAX
         console.status(f"no report.html: {error}")
         return
     write_text(workdir.run / "report.html", page(facts))

@@ -63,7 +63,7 @@ def untrained_student(config: Config, data: Dataset, teacher: keras.Model | None
     Args:
         config: The run's.
         data: Its data set.
-        teacher: From `build_teacher`, where it is there already; needed for `student.init = "teacher"` alone.
+        teacher: From `build_teacher`, where it is there already; needed only for `student.init = "teacher"`.
     """
     if config.student.init != "teacher":
         return build_network(config.student, data)

@@ -70,7 +70,7 @@ def features(
         model: float32 [B,H,W,C] in [0,1] to logits.
         examples: Images and labels.
         config: The settings of the maps.
-        mean_color: Of the training images, float32 [3] in [0,1]; for the baseline "mean" alone.
+        mean_color: Of the training images, float32 [3] in [0,1]; only for the baseline "mean".
         top_logits: How many of the largest logits are stored; None stores all.
     """
     for result in attribute_in_parts(model, examples, config, mean_color):
@@ -202,7 +202,7 @@ def deviation(
         examples: Those that the store is of.
         records: The store's records, those of the sample among them.
         config: The settings of the maps.
-        mean_color: Of the training images, float32 [3] in [0,1]; for the baseline "mean" alone.
+        mean_color: Of the training images, float32 [3] in [0,1]; only for the baseline "mean".
         sample: Indices of the examples that are recomputed.
 
     Raises:

@@ -30,7 +30,7 @@ SHARD_SIZE = 512
 FLAT = 1e-2
 """Lower bound of the largest value of an image, by which its deviation is divided."""
 TOLERANCE = 5e-3
-"""Largest deviation of a stored view from a recomputed one; the rounding of float16 alone is 5e-4."""
+"""Largest deviation of a stored view from a recomputed one; the rounding of float16 by itself is 5e-4."""
 
 
 def views_identity(

@@ -68,7 +68,7 @@ def _show(described: Study, options: Options) -> None:
     """Print what the finished runs show, and the next command; runs without a row, and smoke runs, show nothing."""
     try:
         from tfigkd.study.report import show_results
-    except ImportError as error:  # an accelerator machine with JAX alone
+    except ImportError as error:  # an accelerator machine that has only JAX
         console.say(f"no table of results: {error}")
         return
     if options.smoke or not show_results(described, options.workdir):

@@ -83,7 +83,7 @@ class Options:
     smoke: bool = False
     """Shrink every run to a few steps of a small slice."""
     cluster: str | None = None
-    """Do the runs on a Ray cluster whose machines share the folders. auto: that of this machine, or this machine alone;
+    """Do the runs on a Ray cluster whose machines share the folders. auto: that of this machine, or only this machine;
     or HOST:PORT of the cluster's head. Needs tfigkd[cluster]."""
     dry_run: bool = False
     """Print the runs without running them."""

@@ -42,7 +42,7 @@ def is_finished(job: Job) -> bool:
 
 
 def _has_stages(job: Job) -> bool:
-    """Return whether each stage that a job needs has left its manifest; `report` alone is always written anew."""
+    """Return whether each stage that a job needs has left its manifest; only `report` is always written anew."""
     kept = [stage for stage in job.run.needed if stage in IN_THE_RUN]
     return bool(kept) and all(read_manifest(job.run.workdir.stage(stage)) is not None for stage in kept)
 

@@ -71,7 +71,7 @@ def _reached(path: Path) -> tuple[int, int]:
 def save(folder: Path, model: keras.Model, fingerprint: str, progress: Progress) -> None:
     """Write the state of a training, atomically, and drop all but the last two.
 
-    Of several hosts the first one alone writes.
+    Of several hosts only the first one writes.
 
     Args:
         folder: Where the checkpoints go.

@@ -30,7 +30,7 @@ def device_count(devices: Devices) -> int:
 def on_devices(devices: Devices) -> Iterator[None]:
     """Build models on the devices of a training for the time of the context; the training belongs into it as well.
 
-    On several hosts each builds them for itself alone, and `Training` spreads them.
+    On several hosts each builds them for itself, and `Training` spreads them.
     """
     if device_count(devices) == 1 or hosts.process_count() > 1:
         yield
@@ -135,7 +135,7 @@ def on_all_hosts(model: keras.Model) -> Iterator[None]:
 
 @contextlib.contextmanager
 def on_this_host(model: keras.Model, *, changes: bool = False) -> Iterator[None]:
-    """Let a model that `on_all_hosts` has spread compute on this host alone for the time of the context.
+    """Let a model that `on_all_hosts` has spread compute on only this host for the time of the context.
 
     It keeps the weights that all hosts have.
 
@@ -182,7 +182,7 @@ def _spread(variables: list[Any], distribution: Any) -> None:
 
 
 def _keep_here(variable: Any) -> None:
-    """Let a variable hold its value on this host alone."""
+    """Let a variable hold its value on only this host."""
     value = keras.ops.convert_to_numpy(variable)
     variable._layout = None
     variable.assign(value)

@@ -55,7 +55,7 @@ class Distiller(Steps, CheckedData, keras.Model):
     The loss is `(1 - w) · hard label + w · kd`, with w the weight of the term `"kd"`, plus `weight · term` for every
     other term, plus the student's regularization. The terms are logged by name. The student runs once a step, whatever
     the losses look at. In evaluation `"loss"` is the hard-label loss plus regularization, so that it means the same
-    with a live teacher, with cached knowledge and with labels alone; the terms whose teacher is known stand beside it.
+    with a live teacher, with cached knowledge and with only labels; the terms whose teacher is known stand beside it.
 
     `train_step` and `test_step` are in `steps.py`, one pair for each Keras backend.
 

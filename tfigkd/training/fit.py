@@ -89,7 +89,7 @@ class Training:
     Attributes:
         model: Not compiled; a teacher is trained as a Distiller without distillation losses. Where `config.devices`
             are several, it was built, and `run` is called, inside `on_devices`. On several hosts each builds it and
-            calls `run` alike; the first one alone writes.
+            calls `run` alike; only the first one writes.
         stream: From first epoch to endless batches (`TrainingBatches`); on several hosts also of a part of them, and
             with `config.checkpoint_steps` also without the first ones.
         examples: Examples an epoch.

@@ -18,7 +18,7 @@ from tfigkd.models.coded_features import DENSITY
 from tfigkd.models.graph import flatten_layers, is_graph
 
 SPARED = ["bias", "gamma", "beta", AUXILIARY, *DENSITY]
-"""Variables that decoupled weight decay leaves alone; of a chain of tensors it takes the center."""
+"""Variables that decoupled weight decay spares; of a chain of tensors it takes the center."""
 
 
 class Triangular(keras.optimizers.schedules.LearningRateSchedule):

@@ -143,7 +143,7 @@ def _canvas(size: tuple[int, int]) -> tuple[Any, Any]:
     draw, plain = ImageDraw.Draw(canvas), ImageFont.load_default(TEXT)
 
     def write(place: tuple[int, int], text: str) -> None:
-        # Pillow's own font has ASCII alone, and draws the same box for all else
+        # Pillow's own font has only ASCII, and draws the same box for all else
         path = None if text.isascii() else font_for(text)
         draw.text(place, text, fill="black", font=plain if path is None else ImageFont.truetype(path, TEXT))
 

@@ -38,8 +38,8 @@ def check_model(role: str, model: Any) -> None:
     output = getattr(model, "output", None) if getattr(model, "outputs", None) else None
     if isinstance(output, dict) or (isinstance(output, list | tuple) and len(output) > 1):
         raise ValueError(
-            f"the {role} {model.name!r} has {len(model.outputs)} outputs in a {type(output).__name__}, expected the "
-            "logits alone; make keras.Model(model.input, model.outputs[0])"
+            f"the {role} {model.name!r} has {len(model.outputs)} outputs in a {type(output).__name__}, expected "
+            "only the logits; make keras.Model(model.input, model.outputs[0])"
         )
     shapes = [tuple(one.shape) for one in getattr(model, "outputs", None) or ()]
     if shapes and len(shapes[0]) != 2:

@@ -74,7 +74,7 @@ def _protocol() -> SimpleNamespace | None:
             from tensorboard.compat.proto.event_pb2 import Event, SessionLog
             from tensorboard.compat.proto.graph_pb2 import GraphDef
             from tensorboard.compat.proto.summary_pb2 import Summary
-        except ImportError:  # an accelerator machine with JAX alone
+        except ImportError:  # an accelerator machine that has only JAX
             return None
     return SimpleNamespace(Event=Event, SessionLog=SessionLog, GraphDef=GraphDef, Summary=Summary)
 

@@ -277,7 +277,7 @@ class StepComparison:
         return by_class("teacher_logits", given, logits)
 
     def _map(self, name: str, loss: Any) -> tuple[Any, Any]:
-        """Return the stored map, and the student's own, whose gradient is worked out in training alone."""
+        """Return the stored map, and the student's own, whose gradient is computed only in training."""
         if not self._training or "teacher_map" not in self._known:
             raise NotKnownError(f"loss {name!r} needs targets {{'label': ..., 'teacher_map': ...}}")
         student = self._student

@@ -1,6 +1,5 @@
 """Example pictures of a run for the page, each with the Integrated Gradients maps that the run has stored."""
 
-import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from PIL import Image
 from tfigkd.measure.gallery import FILE, Gallery
 from tfigkd.runtime.errors import UserError
 from tfigkd.runtime.files import read_manifest, verify_files
+from tfigkd.training.panels import png
 
 FOLDER = "examples"
 
@@ -49,11 +49,11 @@ def list_examples(gallery: Gallery, classes: Sequence[str]) -> tuple[list[dict[s
     abouts, files = [], {}
     for index, label in enumerate(gallery.labels):
         about: dict[str, Any] = {"label": classes[label], "picture": f"{FOLDER}/{index}.png", "maps": []}
-        files[about["picture"]] = _png(gallery.images[index])
+        files[about["picture"]] = png(Image.fromarray(gallery.images[index]))
         for role, known in maps.items():
             if len(known):
                 about["maps"].append({"of": role, "file": f"{FOLDER}/{index}.{role}.png"})
-                files[about["maps"][-1]["file"]] = _png(_gray(known[index]))
+                files[about["maps"][-1]["file"]] = png(Image.fromarray(_gray(known[index])))
         abouts.append(about)
     return abouts, files
 
@@ -61,9 +61,3 @@ def list_examples(gallery: Gallery, classes: Sequence[str]) -> tuple[list[dict[s
 def _gray(values: np.ndarray) -> np.ndarray:
     """Return a map [H,W] that is not negative as uint8, scaled to its own maximum."""
     return np.round(255 * (values / max(float(values.max()), 1e-12))).astype(np.uint8)
-
-
-def _png(pixels: np.ndarray) -> bytes:
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, "png", optimize=True)
-    return buffer.getvalue()
