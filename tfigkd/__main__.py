@@ -16,6 +16,7 @@ COMMANDS = (
     "search",
     "incremental",
     "evaluate",
+    "upgrade",
     "export",
     "predict",
     "pack",

@@ -202,9 +202,9 @@ def test_files_of_earlier_keras_say_how_they_become_a_keras_file(tmp_path: Path)
     model.save(tmp_path / "parts", zipped=False)
     for name, advice in {
         "own.weights.h5": r"is not a \.keras file but only weights; build its model, load_weights them",
-        "old.h5": r"is not a \.keras file but an HDF5 .*load_model\('old\.h5', compile=False\)\.save\('old\.keras'\)",
-        "saved_model": r"not a \.keras file but the folder of a SavedModel; .* save it as saved_model\.keras$",
-        "saved_model.keras": r"not a \.keras file but the folder of a SavedModel; .* save it as saved_model\.keras$",
+        "old.h5": r"but a model that Keras 3.* saved; python -m tfigkd\.upgrade .*old\.h5 --output .*old\.keras$",
+        "saved_model": r"not a \.keras file but the folder of a SavedModel .* save it as saved_model\.keras$",
+        "saved_model.keras": r"not a \.keras file but the folder of a SavedModel .* save it as saved_model\.keras$",
         "folder.keras": r"folder\.keras is not a \.keras file but a folder; give the path of a \.keras file$",
         "parts": r"not a \.keras file but its content in a folder; .*load_model\('parts', .*save\('parts.keras'\)",
     }.items():

@@ -1,6 +1,6 @@
 """The bridge to tfmot, which does not support Keras 3: a tf_keras twin is trained and its weights are copied back.
 
-Only this module imports tfmot and tf_keras, and only inside functions. Importing tfmot sets TF_USE_LEGACY_KERAS, which
+Only this module imports tfmot, and only inside functions. Importing tfmot sets TF_USE_LEGACY_KERAS, which
 would make `tf.keras` of every child process tf_keras; `libraries` restores it at once.
 """
 

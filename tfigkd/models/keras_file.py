@@ -4,13 +4,15 @@ import json
 import math
 import random
 import re
+import shlex
 import shutil
 import tempfile
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
+import h5py
 import keras
 
 import tfigkd.models.fake_quant  # noqa: F401 - registers what a quantized student is made of
@@ -21,7 +23,9 @@ from tfigkd.runtime.files import expanded
 CONFIGS = ("config.json", "metadata.json")
 HDF5 = b"\x89HDF\r\n\x1a\n"
 MEMBER = re.compile(r"config\.json|metadata\.json|model\.weights\.(h5|npz)|assets/[\w./-]*", re.ASCII)
-PACKAGES = ("keras", "tfigkd", "builtins")
+PACKAGES = ("keras", "tf_keras", "tfigkd", "builtins")
+METADATA = "keras_metadata.pb"
+"""The file in a SavedModel of Keras 2 that describes its layers."""
 MAX_CONFIG = 2**26
 MAX_BYTES = 2**32
 """Largest size in bytes of an unpacked .keras file; `MAX_CONFIG` is that of the description of its layers."""
@@ -33,20 +37,57 @@ def not_a_keras_file(path: Path) -> str:
     if (path / "model.weights.h5").is_file():
         opened = f"keras.saving.load_model({path.name!r}, compile=False)"
         given = f"its content in a folder; save it as one file: {opened}.save({renamed!r})"
+    elif version := keras_version(path):
+        given = f"a model that Keras {version} saved; {_upgrade(path)}"
     elif (path / "saved_model.pb").is_file():
-        given = f"the folder of a SavedModel; open it where it was made and save it as {renamed}"
+        given = f"the folder of a SavedModel without Keras's layers; open it where it was made and save it as {renamed}"
     elif path.is_dir():
         given = "a folder; give the path of a .keras file"
-    elif path.name.endswith((".weights.h5", ".weights.hdf5")):
+    elif path.read_bytes()[: len(HDF5)] == HDF5:
         given = "only weights; build its model, load_weights them and save it with model.save('NAME.keras')"
     elif path.read_bytes()[4:8] == b"TFL3":
         given = "a LiteRT file, which cannot be turned back; give the .keras file that it was made from"
-    elif path.read_bytes()[: len(HDF5)] == HDF5:
-        opened = f"keras.models.load_model({path.name!r}, compile=False)"
-        given = f"an HDF5 file of an earlier Keras; save it anew: {opened}.save({path.stem + '.keras'!r})"
     else:
         given = "damaged or of another kind; save the model anew with model.save('NAME.keras')"
     return f"{path} is not a .keras file but {given}"
+
+
+def _upgrade(path: Path) -> str:
+    """Return the command that makes a .keras file of Keras 3 of an older one."""
+    output = path.with_name(path.stem + ("_keras3.keras" if path.suffix == ".keras" else ".keras"))
+    return f"python -m tfigkd.upgrade {shlex.quote(str(path))} --output {shlex.quote(str(output))}"
+
+
+def keras_version(path: Path) -> str | None:
+    """Return the version of Keras that a file or folder with a model says it was saved with.
+
+    Args:
+        path: A .keras file, an HDF5 file or the folder of a SavedModel.
+
+    Returns:
+        Such as "2.15.0"; "2" for a SavedModel, which does not say more; None where no Keras model is described.
+    """
+    try:
+        if (path / METADATA).is_file():
+            return "2"
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as archive:
+                return str(json.loads(archive.read("metadata.json"))["keras_version"])
+        with h5py.File(path) as file:
+            return str(file.attrs["keras_version"]) if "model_config" in file.attrs else None
+    except (OSError, KeyError, ValueError, TypeError):
+        return None
+
+
+def refuse_code(path: Path, config: Any, also: Collection[str] = ()) -> None:
+    """Check that a config asks for no code but that of Keras, of this package and of the modules in `also`.
+
+    Raises:
+        UserError: It does.
+    """
+    foreign = sorted({str(module) for module in _foreign(config)} - {*also})
+    if foreign:
+        raise UserError(f"{path} asks for code of {', '.join(foreign)!a}, which is refused; use stock layers")
 
 
 def load_model(path: Path) -> Any:
@@ -62,6 +103,8 @@ def load_model(path: Path) -> Any:
         raise UserError(not_a_keras_file(path))
     if path.suffix != ".keras":
         raise UserError(f"{path} does not end in .keras, by which Keras knows its files; rename it {path.stem}.keras")
+    if (keras_version(path) or "").startswith(("1.", "2.")):
+        raise UserError(f"{path} was saved by Keras {keras_version(path)}; {_upgrade(path)}")
     config, stored = _inspect(path)
     try:
         if _values(config) > stored:  # a value takes a byte at least
@@ -131,9 +174,7 @@ def _inspect(path: Path) -> tuple[dict[str, Any], int]:
             raise UserError(f"{path} unpacks to {size / 2**30:.1f} GiB or has a huge config, and is refused")
         config = json.loads(archive.read("config.json"))
         stored = sum(member.file_size for member in members if member.filename.startswith("model.weights."))
-        foreign = sorted({str(module) for module in _foreign(config)})
-    if foreign:
-        raise UserError(f"{path} asks for code of {', '.join(foreign)!a}, which is refused; use stock layers")
+    refuse_code(path, config)
     return config, stored
 
 

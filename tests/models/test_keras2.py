@@ -1,0 +1,224 @@
+"""Files of Keras 2: each is compared with the outputs that tf_keras, the last Keras 2, gave when it saved the model."""
+
+import keras
+import numpy as np
+import pytest
+
+from tests.children import run
+from tfigkd import models
+from tfigkd.models.keras2 import upgraded
+from tfigkd.models.keras_file import keras_version
+from tfigkd.runtime.errors import UserError
+
+tf_keras = pytest.importorskip("tf_keras")
+layers = tf_keras.layers
+pytestmark = pytest.mark.filterwarnings("ignore")  # tf_keras and TensorFlow warn when they are imported and save
+
+IMAGES = np.random.default_rng(0).integers(0, 256, (4, 16, 16, 3)).astype("float32")
+FORMATS = (".h5", ".keras", "_saved")
+
+
+def ending(features):
+    return layers.Dense(5, activation="softmax")(layers.GlobalAveragePooling2D()(features))
+
+
+def conv(images, **options):
+    return layers.Conv2D(6, 3, **options)(images)
+
+
+def attention(images):
+    words = layers.Reshape((64, 12))(images / 255.0)
+    return layers.Dense(5)(layers.GlobalAveragePooling1D()(layers.MultiHeadAttention(2, 4)(words, words)))
+
+
+def gated(images):
+    features = conv(images / 255.0)
+    gate = layers.Dense(6, activation="sigmoid")(layers.GlobalAveragePooling2D()(features))
+    return ending(features * layers.Reshape((1, 1, 6))(gate))
+
+
+def functions(images):
+    import tensorflow as tf
+
+    features = [conv(images / 255.0) for _ in range(4)]
+    joined = tf.concat([tf.nn.relu6(features[0] + 3.0) * 0.5, 1.0 - tf.square(features[1])], -1)
+    joined = joined + tf.concat([tf.nn.swish(features[2]), tf.nn.leaky_relu(features[3])], -1)
+    return layers.Dense(5)(tf.reduce_mean(tf.pad(joined, [[0, 0], [1, 1], [0, 0], [0, 0]]), [1, 2]))
+
+
+def shared(images):
+    layer = layers.Conv2D(3, 3, padding="same")
+    return ending(layer(layers.ReLU()(layer(images / 255.0))))
+
+
+def nested(images):
+    inner = tf_keras.Sequential([layers.Input((16, 16, 3)), layers.Conv2D(4, 3), layers.BatchNormalization()])
+    inner.trainable = False
+    return ending(inner(images / 127.5 - 1.0, training=False))
+
+
+NETWORKS = {
+    "hard_sigmoid": lambda x: ending(conv(x / 255.0, activation="hard_sigmoid")),
+    "hard_sigmoid_layer": lambda x: ending(layers.Activation("hard_sigmoid")(conv(x / 255.0))),
+    "leaky": lambda x: ending(layers.LeakyReLU(0.1)(conv(x / 255.0))),
+    "thresholded": lambda x: ending(layers.ThresholdedReLU(0.3)(conv(x / 255.0))),
+    "depthwise": lambda x: ending(layers.DepthwiseConv2D(3, strides=2, depth_multiplier=2)(x / 255.0)),
+    "separable": lambda x: ending(layers.SeparableConv2D(6, 3, depth_multiplier=2)(layers.Rescaling(1 / 255)(x))),
+    "normalized": lambda x: ending(conv(layers.Normalization(mean=[9.0, 20, 30], variance=[99.0, 200, 300])(x))),
+    "batch_norm": lambda x: ending(layers.BatchNormalization(name="a/b", scale=False)(conv(x / 255.0))),
+    "augmented": lambda x: ending(conv(layers.RandomRotation(0.1)(layers.RandomFlip()(x)) / 255.0)),
+    "dropped": lambda x: ending(layers.SpatialDropout2D(0.3)(layers.GaussianNoise(0.1)(conv(x / 255.0)))),
+    "caffe": lambda x: ending(conv(tf_keras.applications.resnet50.preprocess_input(x))),
+    "recurrent": lambda x: layers.Dense(5)(layers.Bidirectional(layers.LSTM(4))(layers.Reshape((16, 48))(x / 255.0))),
+    "attention": attention,
+    "gated": gated,
+    "functions": functions,
+    "shared": shared,
+    "nested": nested,
+}
+
+
+def old_model(network, shape=(16, 16, 3), dtype="float32"):
+    images = layers.Input(shape, dtype=dtype)
+    model = tf_keras.Model(images, network(images))
+    draw = np.random.default_rng(1)
+    for variable in model.weights:
+        if variable.dtype.is_floating:
+            values = draw.normal(0.0, 0.3, variable.shape)
+            variable.assign(np.abs(values) + 0.1 if "variance" in variable.name else values)
+    return model
+
+
+def saved(model, folder, form=".h5"):
+    path = folder / f"old{form}"
+    model.save(path)
+    return path
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+def test_a_network_of_keras_2_gives_the_outputs_that_it_gave_there(network, tmp_path):
+    old = old_model(NETWORKS[network])
+    expected = old.predict(IMAGES, verbose=0)
+    model, difference = upgraded(saved(old, tmp_path))
+    assert difference < 1e-5
+    model.save(tmp_path / "new.keras")
+    again = keras.saving.load_model(tmp_path / "new.keras", compile=False)  # plain Keras 3
+    np.testing.assert_allclose(again.predict(IMAGES, verbose=0), expected, atol=1e-5 * np.abs(expected).max())
+    assert model.count_params() == old.count_params()
+    assert [tuple(one.shape) for one in model.trainable_variables] == [
+        tuple(one.shape) for one in old.trainable_variables
+    ]
+
+
+@pytest.mark.parametrize("network", ["MobileNetV3Small", "EfficientNetV2B0", "ConvNeXtTiny"])
+def test_networks_of_applications(network, tmp_path):
+    """Operations on tensors, an initializer of TensorFlow, and layers that belong to one network."""
+    old = getattr(tf_keras.applications, network)(input_shape=(32, 32, 3), weights=None, classes=5)
+    images = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3)).astype("float32")
+    model, _ = upgraded(saved(old, tmp_path))
+    expected = old.predict(images, verbose=0)
+    np.testing.assert_allclose(model.predict(images, verbose=0), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_files_of_keras_2_are_known_and_the_remedy_works(form, tmp_path):
+    """What every other command says of such a file is the command that makes one of Keras 3 of it."""
+    old = tf_keras.Sequential([layers.Input((8, 8, 3)), layers.DepthwiseConv2D(3), layers.Flatten(), layers.Dense(4)])
+    path = saved(old, tmp_path, form)
+    assert keras_version(path).startswith("2")
+    with pytest.raises(UserError, match=r"python -m tfigkd\.upgrade .* --output ") as refused:
+        models.load_classifier(path)
+    command = str(refused.value).partition("python -m ")[2].split()
+    output = run(tmp_path, *command).stdout
+    assert "466 parameters in 4 layers; outputs on random images as in Keras 2" in output.replace("\n", " ")
+    images = np.random.default_rng(0).integers(0, 256, (3, 8, 8, 3)).astype("uint8")
+    plain = models.load_plain(command[-1], input_range=(0.0, 255.0))
+    np.testing.assert_allclose(plain.logits(images), old.predict(images.astype("float32"), verbose=0), rtol=1e-4)
+
+
+def test_integers_gray_images_open_sizes_and_several_outputs(tmp_path):
+    import tensorflow as tf
+
+    for number, (shape, dtype) in enumerate(
+        [((16, 16, 3), "uint8"), ((16, 16, 1), "float32"), ((None, None, 3), "float32")]
+    ):
+        old = old_model(lambda x: ending(conv(tf.cast(x, "float32") / 255.0)), shape, dtype)
+        (tmp_path / str(number)).mkdir()
+        model, _ = upgraded(saved(old, tmp_path / str(number)))
+        images = IMAGES[..., : shape[2]].astype(dtype)
+        assert (model.input_shape[1:], model.input.dtype) == (shape, dtype)
+        np.testing.assert_allclose(model.predict(images, verbose=0), old.predict(images, verbose=0), atol=1e-6)
+    inputs = layers.Input((16, 16, 3))
+    two = tf_keras.Model(inputs, [ending(conv(inputs)), ending(inputs)])
+    model, _ = upgraded(saved(two, tmp_path))
+    for one, other in zip(model.predict(IMAGES, verbose=0), two.predict(IMAGES, verbose=0), strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-6)
+
+
+class Own(layers.Layer):
+    def call(self, inputs):
+        return 2 * inputs
+
+
+class Subclassed(tf_keras.Model):
+    def __init__(self):
+        super().__init__()
+        self.dense = layers.Dense(2)
+
+    def call(self, inputs):
+        return self.dense(inputs)
+
+
+def test_what_cannot_be_carried_over_is_refused_in_one_line(tmp_path):
+    import tensorflow as tf
+
+    def refusal(model, form=".h5"):
+        with pytest.raises(UserError) as refused:
+            upgraded(saved(model, tmp_path, form))
+        assert "\n" not in str(refused.value)
+        return str(refused.value)
+
+    assert "holds a Lambda layer" in refusal(old_model(lambda x: ending(layers.Lambda(lambda y: y / 2)(x))))
+    assert "has layers of class Own" in refusal(old_model(lambda x: ending(Own()(x))))
+    assert "holds the operation 'math.cumsum'" in refusal(old_model(lambda x: ending(tf.cumsum(x))))
+    model = Subclassed()
+    model(np.zeros((1, 3), "float32"))
+    assert "is no graph of layers" in refusal(model, "_saved")
+    with pytest.raises(UserError, match="no model file"):
+        upgraded(tmp_path / "missing.h5")
+    weights = tmp_path / "bare.weights.h5"
+    old_model(ending).save_weights(weights)
+    with pytest.raises(UserError, match=r"is not a \.keras file but only weights"):
+        upgraded(weights)
+    new = tmp_path / "new.keras"
+    keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)]).save(new)
+    with pytest.raises(UserError, match="needs no upgrade"):
+        upgraded(new)
+
+
+def test_a_lambda_is_refused_before_anything_is_opened(tmp_path, monkeypatch):
+    """tf_keras would unpack the code in an HDF5 file, whatever safe mode says."""
+    path = saved(old_model(lambda x: ending(layers.Lambda(lambda y: y / 2)(x))), tmp_path)
+    monkeypatch.setattr(tf_keras.models, "load_model", lambda *args, **options: pytest.fail("it was opened"))
+    with pytest.raises(UserError, match="Lambda"):
+        upgraded(path)
+
+
+def test_a_layer_that_computes_something_else_is_named(tmp_path):
+    """The hard sigmoid inside a recurrent layer is another one in Keras 3, and is not carried over."""
+    old = old_model(
+        lambda x: layers.Dense(5)(
+            layers.LSTM(4, recurrent_activation="hard_sigmoid", name="gates")(layers.Reshape((16, 48))(x / 255.0))
+        )
+    )
+    with pytest.raises(UserError, match="has other outputs, first in layer 'gates'"):
+        upgraded(saved(old, tmp_path))
+
+
+def test_an_hdf5_file_of_keras_3_is_opened_by_keras_3(tmp_path):
+    new = keras.Sequential([keras.Input((8, 8, 3)), keras.layers.Flatten(), keras.layers.Dense(4)])
+    new.save(tmp_path / "new.h5")
+    model, difference = upgraded(tmp_path / "new.h5")
+    assert difference is None
+    images = IMAGES[:, :8, :8]
+    np.testing.assert_array_equal(model.predict(images, verbose=0), new.predict(images, verbose=0))
