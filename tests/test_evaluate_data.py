@@ -1,7 +1,9 @@
 """`python -m tfigkd.evaluate` reads data as `run` does: named splits, background, tables."""
 
 import argparse
+import json
 import re
+import shutil
 
 import keras
 import numpy as np
@@ -10,8 +12,9 @@ import tensorflow as tf
 from PIL import Image
 from scipy import special, stats
 
+from tfigkd import export
 from tfigkd.config.data_fields import Reading, SplitsConfig
-from tfigkd.config.experiment import Config
+from tfigkd.config.experiment import Config, override, to_mapping
 from tfigkd.config.flags import with_flags
 from tfigkd.edge.classifier_files import reading_for
 from tfigkd.edge.contract import write_contract
@@ -19,6 +22,7 @@ from tfigkd.edge.convert import convert
 from tfigkd.edge.options import add_data_options, load_data
 from tfigkd.evaluate import Options, check, main
 from tfigkd.runtime.rows import read_rows
+from tfigkd.stages.workdir import trained_on
 
 RNG = np.random.default_rng(0)
 
@@ -91,6 +95,27 @@ def test_wide_pictures_are_cropped_as_in_the_training(folder, capsys):
     expected = by_keras(folder, images[1::2], np.arange(1, 60, 2) % 3), 30
     given = ["--data", folder / "wide.csv", "--image-size", 8]
     assert measured(capsys, folder, *given, "--fit", "crop") == expected
+
+    # a student in the folder of its run is measured on pictures that are read as the run read them
+    run = folder / "run"
+    (run / "distill").mkdir(parents=True)
+    shutil.copy(folder / "own.keras", run / "distill/student.keras")
+    assert trained_on(str(run / "distill/student.keras")) is None
+    config = override(Config(), {"data.name": str(folder / "wide.csv"), "data.fit": "crop"})
+    (run / "config.json").write_text(json.dumps({"config": to_mapping(config)}))
+    given = [str(run / "distill/student.keras"), "--data", str(folder / "wide.csv")]
+    assert main([*given, "--fit", "crop"]) == 0
+    cropped = capsys.readouterr().out
+    assert f"accuracy {expected[0]:.2f} %" in cropped
+    assert main(given) == 0
+    assert capsys.readouterr().out == cropped
+    shutil.copy(run / "distill/student.keras", run / "student.keras")  # as in saved_models
+    assert trained_on(str(run / "student.keras"))["fit"] == "crop"
+    assert main([*given, "--fit", "stretch"]) == 0
+    assert capsys.readouterr().out != cropped
+    file = folder / "run.tflite"
+    assert export.main([given[0], "--format", "float32", *given[1:], "--output", str(file)]) == 0
+    assert json.loads(file.with_suffix(".json").read_text())["fit"] == "crop"
 
     # the contract of a file says how its pictures were read in training: nothing is to be given
     model = keras.saving.load_model(folder / "own.keras", compile=False)

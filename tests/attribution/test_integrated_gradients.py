@@ -153,6 +153,8 @@ def test_labels_of_keras_datasets_are_targets(model: keras.Model) -> None:
     expected, _ = integrated_gradients(model, IMAGES, TARGETS, n_steps=4)
     found, _ = integrated_gradients(model, IMAGES, TARGETS[:, None].astype(np.uint8), n_steps=4)
     np.testing.assert_array_equal(found, expected)
+    with pytest.raises(ValueError, match=r"an int array \[\d+\]; got <U3 of shape"):
+        integrated_gradients(model, IMAGES, ["cat"] * len(IMAGES), n_steps=4)
 
 
 def test_logits_are_returned(model: keras.Model) -> None:

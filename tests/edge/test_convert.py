@@ -174,6 +174,12 @@ def test_misuse(network):
             convert(network, format)
     with pytest.raises(ValueError, match="format must be one of float32"):
         convert(network, "int4", PIXELS)
+    with pytest.raises(ValueError, match="io must be one of integer, float32, got 'float'"):
+        convert(network, "int8", PIXELS, io="float")
+    with pytest.raises(UserError, match=r"calibration images are a list; expected a NumPy array, uint8 \[N,H,W,C\]"):
+        convert(network, "int8", list(PIXELS))
+    with pytest.raises(ValueError, match=r"expected a Keras model, got str; keras\.saving\.load_model opens a file"):
+        convert("model.keras", "float32")
     with pytest.raises(ValueError, match="leaves the size of its images open; build it with a fixed input shape"):
         convert(with_open_size(), "float32")
 

@@ -87,6 +87,8 @@ def test_memory_is_that_of_the_tensors_of_one_time(tmp_path):
 def test_other_files_are_refused(tmp_path):
     with pytest.raises(UserError, match="takes float32 and gives float32; microcontrollers take an int8 file"):
         write_c(write_file(tmp_path / "model.tflite", "float32"), tmp_path / "model.c")
+    with pytest.raises(UserError, match="has no Latin letter or digit for the names in C"):
+        write_c(write_file(tmp_path / "int8.tflite", "int8"), tmp_path / "語.c")
     for model, output, said in (
         ("model.keras", "model.c", "takes an int8 .tflite file, got model.keras"),
         ("model.tflite", "model.h", "must end in .c"),

@@ -1,5 +1,6 @@
 """Search: the search space, the file of the best trial, and that a stop or several processes lose no trial."""
 
+import itertools
 import math
 import os
 import signal
@@ -14,7 +15,7 @@ from tfigkd.config.toml import to_toml
 from tfigkd.runtime.errors import UserError
 from tfigkd.runtime.files import read_manifest, read_signed, write_signed
 from tfigkd.runtime.rows import read_rows
-from tfigkd.search import outcome
+from tfigkd.search import outcome, tuner
 from tfigkd.search.__main__ import main
 from tfigkd.search.space import Dimension, dimension, usual_space
 from tfigkd.search.tuner import Options, claim, make_oracle, trial_config
@@ -107,12 +108,40 @@ def test_any_field_can_be_varied(text, expected):
         ("data.name=digits,cifar10", r"different data\.name are judged on different images"),
         ("data.splits.train=train,extra", r"different data\.splits\.train are judged on different images"),
         ("data.group=patient,camera", r"different data\.group are judged on different images"),
+        ("data.image_size=16,32", r"different data\.image_size are judged .*, or name the validation split, --data"),
+        ("data.fit=stretch,crop", r"different data\.fit are judged on different images"),
+        ("data.background=white,black", r"different data\.background are judged on different images"),
+        ("training.ema=null:0.9", "expected a lower and a higher number"),
     ],
 )
 def test_what_cannot_be_varied_is_one_line(text, message):
     with pytest.raises(UserError, match=message) as caught:
         dimension(text, Config())
     assert "\n" not in str(caught.value)
+
+
+def test_the_image_size_is_varied_where_validation_is_a_split_of_its_own():
+    config = override(Config(), {"data.splits.validation": "validation"})
+    assert dimension("data.image_size=16,32", config).values == (16, 32)
+
+
+@pytest.mark.filterwarnings("ignore")  # warnings of packages that KerasTuner imports
+def test_failed_trials_in_a_row_do_not_end_a_search(tmp_path, monkeypatch):
+    """KerasTuner gives up after three, for good: neither the others nor the good ones before would ever be reported."""
+    trained = itertools.count()
+
+    def try_out(*_):
+        if next(trained) in (1, 2, 3, 4, 5):
+            raise UserError("the loss became NaN")
+        return 0.5
+
+    monkeypatch.setattr(tuner, "try_out", try_out)
+    config, options = read_experiment("kd")[1], Options(tuner="random", trials=8)
+    space = [dimension("training.learning_rate=1e-4:1e-2:log", config)]
+    searching = tuner._tuner(options, "kd", config, space, tmp_path, None)
+    tuner._run_trials(searching)
+    scores = [trial.score for trial in searching.oracle.trials.values()]
+    assert (sum(map(math.isnan, scores)), scores.count(0.5)) == (5, 3)
 
 
 @pytest.mark.parametrize("more", [(), ("--student",)])

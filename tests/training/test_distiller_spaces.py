@@ -133,6 +133,18 @@ def test_pixels_of_a_batch(pixels: np.ndarray) -> None:
     assert found[0] == pytest.approx(expected[0], rel=1e-4)
 
 
+def test_integers_are_no_pixels_in_0_1(pixels: np.ndarray) -> None:
+    """Plain Keras would cast them, and train on values of up to 255."""
+    labels, teacher = np.arange(12) % 3, net(seed=1)
+    with pytest.raises(
+        ValueError, match=r"takes floats in \[0,1\], the batches hold images of uint8; divide them by 255"
+    ):
+        one_step(net(), teacher, pixels, labels)
+    found = one_step(net(), teacher, pixels, labels, input_range=(0, 255))
+    expected = one_step(net(), teacher, pixels.astype("float32"), labels)
+    assert found[0] == expected[0]
+
+
 def test_maps_and_stores_are_of_logits_and_own_pixels(pixels: np.ndarray, tmp_path: Path) -> None:
     """A softmax teacher of 0 to 255 has the maps and logits of the plain network under it."""
     labels = np.arange(12) % 3

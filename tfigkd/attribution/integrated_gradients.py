@@ -218,9 +218,10 @@ def _check_targets(targets: np.ndarray | Sequence[int], count: int) -> np.ndarra
     targets = np.asarray(targets)
     targets = targets[:, 0] if targets.shape == (count, 1) else targets  # the labels of keras.datasets are [B,1]
     if targets.shape != (count,) or targets.dtype.kind not in "iu" or targets.min() < 0:
+        lowest = f", from {targets.min(initial=0)}" if targets.dtype.kind in "iuf" else ""
         raise ValueError(
             f"targets must be the index of a logit, from 0, for each of the {count} images, an int array [{count}]; "
-            f"got {targets.dtype} of shape {targets.shape}, from {targets.min(initial=0)}."
+            f"got {targets.dtype} of shape {targets.shape}{lowest}."
         )
     return targets.astype(np.int32)
 

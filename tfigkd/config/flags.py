@@ -224,10 +224,10 @@ class DataOptions:
     """Resize pictures to this height and width, as `fit` says. Default: the size that the model takes."""
     background: str | None = None
     """Color that transparent pictures are composited on: white, gray, black or "#rrggbb". Default: what the contract of
-    a .tflite file says, else white."""
+    a .tflite file or the run of a .keras file says, else white."""
     fit: Fit | None = None
     """How pictures come to that size, as data.fit had it in the training. Default: what the contract of a .tflite file
-    says, else stretch."""
+    or the run of a .keras file says, else stretch."""
     group: str | None = None
     """What keeps pictures on one side of every split that is held out; see data.group in the reference."""
     splits: SplitsConfig = field(default_factory=SplitsConfig)

@@ -3,7 +3,7 @@
 import re
 import warnings
 from collections.abc import Iterable, Iterator
-from typing import Any
+from typing import Any, get_args
 
 import keras
 import numpy as np
@@ -65,7 +65,11 @@ def convert(
         )
     if format not in FORMATS:
         raise ValueError(f"format must be one of {', '.join(FORMATS)}, got {format!r}")
+    if io not in get_args(Ends):
+        raise ValueError(f"io must be one of {', '.join(get_args(Ends))}, got {io!r}")
     model = student_of(model)
+    if not hasattr(model, "input_shape"):
+        raise ValueError(f"expected a Keras model, got {type(model).__name__}; keras.saving.load_model opens a file")
     shape = (1, *model.input_shape[1:])
     if None in shape:
         raise ValueError(f"{model.name} leaves the size of its images open; build it with a fixed input shape")
@@ -101,6 +105,8 @@ def check_calibration(images: np.ndarray, image_shape: tuple[int, ...]) -> None:
     Raises:
         UserError: the images are not uint8, have another size, are none at all, or do not use the range 0 to 255.
     """
+    if not isinstance(images, np.ndarray):
+        raise UserError(f"calibration images are a {type(images).__name__}; expected a NumPy array, uint8 [N,H,W,C]")
     if images.dtype != np.uint8:
         spread = f" from {images.min():.3g} to {images.max():.3g}" if images.size else ""
         raise UserError(

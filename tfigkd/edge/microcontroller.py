@@ -72,6 +72,8 @@ def write_c(
         raise UserError(
             f"{model} takes {takes} and gives {gives}; microcontrollers take an int8 file: export it with --format int8"
         )
+    if re.search("[A-Za-z0-9]", output.stem) is None:
+        raise UserError(f"{output.name} has no Latin letter or digit for the names in C; choose another --output")
     name = re.sub(r"\W", "_", output.stem, flags=re.ASCII)
     name = f"_{name}" if name[0].isdigit() else name
     arena, operations = arena_bytes(model), operation_names(model)

@@ -43,13 +43,22 @@ def not_a_keras_file(path: Path) -> str:
         given = f"the folder of a SavedModel without Keras's layers; open it where it was made and save it as {renamed}"
     elif path.is_dir():
         given = "a folder; give the path of a .keras file"
-    elif path.read_bytes()[: len(HDF5)] == HDF5:
+    elif path.read_bytes()[: len(HDF5)] == HDF5 and _opens(path):
         given = "only weights; build its model, load_weights them and save it with model.save('NAME.keras')"
     elif path.read_bytes()[4:8] == b"TFL3":
         given = "a LiteRT file, which cannot be turned back; give the .keras file that it was made from"
     else:
         given = "damaged or of another kind; save the model anew with model.save('NAME.keras')"
     return f"{path} is not a .keras file but {given}"
+
+
+def _opens(path: Path) -> bool:
+    """Return whether an HDF5 file is whole."""
+    try:
+        with h5py.File(path):
+            return True
+    except OSError:
+        return False
 
 
 def _upgrade(path: Path) -> str:

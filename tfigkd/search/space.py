@@ -36,6 +36,8 @@ PLAIN = {"student.drop_blocks": 0, "student.dropout": None, "student.depth": 2, 
 """What a student is set to before it is searched: options that not all networks of `STUDENTS` have."""
 JUDGING = ("data.name", "data.limit", "data.train_split", "data.splits", "data.group")
 """Fields that decide which images train and which judge: trials that differ in them cannot be compared."""
+PIXELS = ("data.image_size", "data.fit", "data.background")
+"""Fields that change the pixels of images: where validation is held out by their hashes, it has other images too."""
 UNREAD = (*FREE, "incremental.")
 """Fields on which no student of a trial depends."""
 
@@ -88,13 +90,16 @@ def dimension(text: str, config: Config) -> Dimension:
     remedy = f"give one value, --{field} VALUE"
     if f"{field}.".startswith(UNREAD):
         raise UserError(f"--vary {text}: the student of a trial does not depend on {field}; {remedy}")
-    if field.startswith(JUDGING):
-        raise UserError(f"--vary {text}: trials of different {field} are judged on different images; {remedy}")
+    held_out = config.data.splits.validation is None
+    if field.startswith(JUDGING + PIXELS if held_out else JUDGING):
+        named = ", or name the validation split, --data.splits.validation" if field.startswith(PIXELS) else ""
+        raise UserError(f"--vary {text}: trials of different {field} are judged on different images; {remedy}{named}")
     taken = [value_at(to_mapping(override(config, {field: part})), field) for part in parts]
     if not ranged:
         return Dimension(field, parts, "choice")
     low, high = parts
-    if isinstance(low, bool | str) or isinstance(high, bool | str) or not low < high or (scale == "log" and low <= 0):
+    numbers = all(isinstance(end, int | float) and not isinstance(end, bool) for end in parts)
+    if not numbers or not low < high or (scale == "log" and low <= 0):
         raise UserError(f"--vary {text}: expected a lower and a higher number, both above 0 for a log scale")
     if any(isinstance(value, float) for value in taken):
         parts = (float(low), float(high))

@@ -47,6 +47,7 @@ def make_oracle(options: Options, config: Config, space: Sequence[Dimension]) ->
         "objective": keras_tuner.Objective(OBJECTIVE, "max"),
         "hyperparameters": hyperparameters(space),
         "seed": options.seed + 1,  # KerasTuner treats seed 0 as no seed
+        "max_consecutive_failed_trials": sys.maxsize,  # a failed trial says nothing of the next
     }
     if options.tuner == "hyperband":
         return keras_tuner.oracles.HyperbandOracle(max_epochs=config.training.epochs, **settings)
@@ -297,7 +298,7 @@ def _run_trials(tuner: Any) -> None:
     """Run the trials of a tuner of KerasTuner.
 
     Raises:
-        UserError: KerasTuner stops, as after three failed trials in a row.
+        UserError: KerasTuner stops.
     """
     import keras_tuner
 

@@ -1,6 +1,8 @@
 """Where one run writes, and where teachers and their stores are shared."""
 
+import contextlib
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -8,7 +10,7 @@ from typing import Any
 from tfigkd.config.experiment import Config
 from tfigkd.config.reading import from_mapping
 from tfigkd.runtime.errors import UserError
-from tfigkd.runtime.files import MANIFEST
+from tfigkd.runtime.files import MANIFEST, expanded
 
 TEACHERS = Path("runs/teachers")
 """Folder of teachers and their stores where no other is given."""
@@ -80,6 +82,23 @@ def read_settings(run: Path) -> tuple[dict[str, Any], Config]:
         return settings, from_mapping(Config, settings["config"])
     except (UserError, OSError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise ValueError(str(error)) from error
+
+
+def trained_on(model: str) -> dict[str, Any] | None:
+    """Return how the pictures of a model's training were read: the table `data` of the run in whose folder it lies.
+
+    Args:
+        model: A .keras file, such as `distill/student.keras` in the folder of a run, or a name that is no file.
+
+    Returns:
+        None for a file elsewhere.
+    """
+    folder = Path(os.path.abspath(expanded(model))).parent
+    for run in (folder, folder.parent):
+        if (run / SETTINGS).is_file():
+            with contextlib.suppress(ValueError, OSError, KeyError, TypeError):
+                return dict(json.loads((run / SETTINGS).read_text(encoding="utf-8"))["config"]["data"])
+    return None
 
 
 def default_folder(experiment: str, seed: int, *, smoke: bool) -> Path:

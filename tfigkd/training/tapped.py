@@ -178,7 +178,7 @@ class TappedNetwork:
     """
 
     def __init__(self, model: keras.Model, losses: Mapping[str, Loss], side: int, input_range: Range | None):
-        self.model = model
+        self.model, self._refuses_integers = model, input_range is None and not takes_integers(model)
         self.take, self.to_logits = input_converter(model, input_range), logits_of(model)
         self.black = UNIT[0] if input_range is None else input_range[0]
         for name, loss in losses.items():
@@ -194,6 +194,11 @@ class TappedNetwork:
 
     def __call__(self, inputs: Tensor, *, training: bool) -> dict[str, Tensor]:
         """Return the logits, the outputs, and the features of each tap by its name, in one forward pass."""
+        if self._refuses_integers and "int" in (dtype := keras.backend.standardize_dtype(inputs.dtype)):
+            raise ValueError(
+                f"{self.model.name} takes floats in [0,1], the batches hold images of {dtype}; divide them by 255, or "
+                "say which values they hold, input_range=(0, 255)"
+            )
         images, features = self.take(inputs), []
         if self._tapped is None:
             outputs = self.model(images, training=training)
