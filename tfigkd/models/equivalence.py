@@ -17,19 +17,24 @@ EXAMPLES = 3
 RANGES = ((0.0, 1.0), (0.0, 1.0), (0.0, 255.0))
 """Range of the values of each example: that of this package's images, or that of a model that scales pixels itself."""
 OPEN_SIZE = 32
-"""Stands for a dimension that the model leaves open."""
+"""Stands for a dimension that a model leaves open, such as the size of its images."""
 TOLERANCES = {"float16": 3e-2, "bfloat16": 2e-1}
 """Largest difference, relative to the largest output, where a model computes in half precision."""
 TOLERANCE = 1e-3
 """The same in single precision: other kernels and folded constants round differently."""
 
 
-def random_inputs(model: keras.Model) -> list[np.ndarray]:
-    """Return random inputs [B,...] of a model: floats in the ranges of images, integers from 0 to 255."""
+def random_inputs(model: keras.Model, open_size: int = OPEN_SIZE) -> list[np.ndarray]:
+    """Return random inputs [B,...] of a model: floats in the ranges of images, integers from 0 to 255.
+
+    Args:
+        model: Functional or built Sequential.
+        open_size: Stands for a dimension that the model leaves open.
+    """
     generator = np.random.default_rng(0)
     inputs = []
     for tensor in model.inputs:
-        count, *shape = (tensor.shape[0] or EXAMPLES, *(size or OPEN_SIZE for size in tensor.shape[1:]))
+        count, *shape = (tensor.shape[0] or EXAMPLES, *(size or open_size for size in tensor.shape[1:]))
         dtype = keras.backend.standardize_dtype(tensor.dtype)
         values = generator.random((count, *shape))
         if "int" in dtype:
