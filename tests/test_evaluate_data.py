@@ -22,7 +22,7 @@ from tfigkd.edge.convert import convert
 from tfigkd.edge.options import add_data_options, load_data
 from tfigkd.evaluate import Options, check, main
 from tfigkd.runtime.rows import read_rows
-from tfigkd.stages.workdir import trained_on
+from tfigkd.stages.workdir import reading_of_model
 
 RNG = np.random.default_rng(0)
 
@@ -100,7 +100,6 @@ def test_wide_pictures_are_cropped_as_in_the_training(folder, capsys):
     run = folder / "run"
     (run / "distill").mkdir(parents=True)
     shutil.copy(folder / "own.keras", run / "distill/student.keras")
-    assert trained_on(str(run / "distill/student.keras")) is None
     config = override(Config(), {"data.name": str(folder / "wide.csv"), "data.fit": "crop"})
     (run / "config.json").write_text(json.dumps({"config": to_mapping(config)}))
     given = [str(run / "distill/student.keras"), "--data", str(folder / "wide.csv")]
@@ -110,7 +109,7 @@ def test_wide_pictures_are_cropped_as_in_the_training(folder, capsys):
     assert main(given) == 0
     assert capsys.readouterr().out == cropped
     shutil.copy(run / "distill/student.keras", run / "student.keras")  # as in saved_models
-    assert trained_on(str(run / "student.keras"))["fit"] == "crop"
+    assert reading_of_model(str(run / "student.keras"), Options(model="student.keras")).fit == "crop"
     assert main([*given, "--fit", "stretch"]) == 0
     assert capsys.readouterr().out != cropped
     file = folder / "run.tflite"

@@ -104,19 +104,15 @@ def _opened(
 def _reading(options: Options) -> Reading:
     """Return how the data are read: as given, else as in the model's training; a named network takes any size."""
     from tfigkd import models
-    from tfigkd.edge.classifier_files import background_of, fit_of, reading_for
-    from tfigkd.stages.workdir import trained_on
+    from tfigkd.edge.classifier_files import reading_for
+    from tfigkd.stages.workdir import reading_of_model
 
     if options.model.endswith(".tflite"):
         return reading_for(Path(options.model), options)
     if not is_file(options.model):
         return options.reading
-    return replace(
-        options.reading,
-        image_size=options.image_size or models.image_size_of(options.model),
-        background=background_of(trained_on(options.model), options.background),
-        fit=fit_of(trained_on(options.model), options.fit),
-    )
+    reading = reading_of_model(options.model, options)
+    return replace(reading, image_size=options.image_size or models.image_size_of(options.model))
 
 
 def _measure(options: Options) -> tuple[dict[str, Any], str | None]:

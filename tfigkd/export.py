@@ -55,9 +55,8 @@ def _load(options: Options) -> tuple[Any, Any, Any]:
     """Return the model, float32 [0,1] to logits, the same as plain Keras opens the file, and the data set or None."""
     from tfigkd import models
     from tfigkd.data import in_gray, load
-    from tfigkd.edge.classifier_files import background_of, fit_of
     from tfigkd.models.layers import with_stock_layers
-    from tfigkd.stages.workdir import trained_on
+    from tfigkd.stages.workdir import reading_of_model
 
     side = options.image_size
     own = models.load_classifier(
@@ -70,12 +69,7 @@ def _load(options: Options) -> tuple[Any, Any, Any]:
     data = None
     if options.data:
         square = height if height == width else None
-        reading = replace(
-            options.reading,
-            image_size=options.image_size or square,
-            background=background_of(trained_on(options.model), options.background),
-            fit=fit_of(trained_on(options.model), options.fit),
-        )
+        reading = replace(reading_of_model(options.model, options), image_size=options.image_size or square)
         data = load(options.data, reading, directory=options.data_dir)
         if channels == 1:
             data = in_gray(data)

@@ -42,17 +42,18 @@ def main(arguments: list[str]) -> None:
         raise UserError(f"--output must end in .keras, got {options.output}")
     require_folder_of(options.output, "--output")
     with quiet_stderr():  # TensorFlow greets when it is imported and when it looks for a GPU
-        from tfigkd.models.keras2 import upgraded
+        from tfigkd.models.keras2 import upgrade
 
-        model, difference = upgraded(options.model)
+        upgraded = upgrade(options.model)
         with atomic(options.output) as temporary:
-            model.save(temporary)
-    same = (
-        "opened by Keras 3 itself"
-        if difference is None
-        else f"outputs on random images as in Keras 2, within {difference:.1e} of the largest"
-    )
+            upgraded.model.save(temporary)
+    same = "opened by Keras 3 itself"
+    if upgraded.difference is not None:
+        same = f"each gives on random images what it gave in Keras 2, within {upgraded.difference:.1e} of the largest"
+    model = upgraded.model
     console.say(f"{options.output}: {model.count_params():,} parameters in {len(model.layers)} layers; {same}")
+    for note in upgraded.notes:
+        console.say(f"note: {note}")
     console.say(f"next: python -m tfigkd.evaluate {shlex.quote(str(options.output))} --data pictures", last=True)
 
 

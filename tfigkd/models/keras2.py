@@ -10,10 +10,11 @@ import inspect
 import itertools
 import json
 import re
+import tempfile
 import warnings
-import zipfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,20 +24,32 @@ import numpy as np
 from keras import ops
 
 from tfigkd.models.equivalence import close, random_inputs, tolerance_of
-from tfigkd.models.graph import maker_of, sources_of
-from tfigkd.models.keras_file import METADATA, keras_version, not_a_keras_file, refuse_code
+from tfigkd.models.graph import maker_of, nodes_of, sources_of
+from tfigkd.models.keras_file import (
+    METADATA,
+    inspect_archive,
+    is_hdf5,
+    is_of_keras2,
+    keras_version,
+    not_a_keras_file,
+    not_compiled,
+)
+from tfigkd.models.layers import mapped
 from tfigkd.runtime.errors import UserError, one_line, readable
 from tfigkd.runtime.files import expanded
 
 RENAMED = {"LeakyReLU": {"alpha": "negative_slope"}, "ThresholdedReLU": {"theta": "threshold"}}
-"""Arguments by class, and their names in Keras 3, where ReLU is the class of the second."""
+"""Arguments by class, and their names in Keras 3. A ThresholdedReLU becomes a ReLU with a threshold."""
+WITHOUT_EFFECT = {"batch_input_shape", "input_length", "fused", "time_major", "implementation", "seed", "rng_type"}
+WITHOUT_EFFECT |= {"query_shape", "key_shape", "value_shape"}
+"""Arguments that Keras 3 may lack: how a layer computes, not what."""
 OPERATION_LAYERS = ("TFOpLambda", "SlicingOpLambda")
 """Classes of the layers that stand for `OPERATIONS`."""
 OPEN_SIZE = 96
 """Of images where the model leaves it open; Inception needs 75."""
 SLICE = ("start", "stop", "step")
 """Keys of a slice, as Keras 2 stores it."""
-STEEPER = 1.2
+HARD_SIGMOID_SCALE = 1.2
 """Keras 2's hard sigmoid of x, clip(x / 5 + 1/2, 0, 1), is that of Keras 3, clip(x / 6 + 1/2, 0, 1), of 1.2 x."""
 
 
@@ -48,6 +61,12 @@ def _constant(given: Any) -> Any:
 def _of_two(operation: Callable[..., Any]) -> Callable[..., Any]:
     """Return an operation of x and y, either of which may be a stored array."""
     return lambda x, y: operation(_constant(x), _constant(y))
+
+
+def _add_bias(value: Any, bias: Any, data_format: str | None = None) -> Any:
+    if (data_format or "NHWC").startswith("NC"):
+        raise UserError("it adds a bias to channels that come first; save it for images whose channels come last")
+    return ops.add(value, _constant(bias))
 
 
 def _slices(given: Any) -> Any:
@@ -90,7 +109,7 @@ OPERATIONS: dict[str, Callable[..., Any]] = {
     "nn.leaky_relu": lambda features, alpha=0.2: ops.leaky_relu(features, alpha),
     "nn.softmax": lambda logits, axis=-1: ops.softmax(logits, axis),
     "nn.log_softmax": lambda logits, axis=-1: ops.log_softmax(logits, axis),
-    "nn.bias_add": lambda value, bias, data_format=None: ops.add(value, _constant(bias)),
+    "nn.bias_add": _add_bias,
     "math.l2_normalize": lambda x, axis=None, epsilon=1e-12: (
         x * ops.rsqrt(ops.maximum(ops.sum(ops.square(x), axis, keepdims=True), epsilon))
     ),
@@ -103,7 +122,9 @@ OPERATIONS: dict[str, Callable[..., Any]] = {
     "transpose": lambda a, perm=None, conjugate=False: ops.transpose(a, perm),
     "expand_dims": lambda input, axis: ops.expand_dims(input, axis),
     "squeeze": lambda input, axis=None: ops.squeeze(input, axis),
-    "pad": lambda tensor, paddings, mode="CONSTANT", constant_values=0: ops.pad(tensor, paddings, mode.lower()),
+    "pad": lambda tensor, paddings, mode="CONSTANT", constant_values=0: ops.pad(
+        tensor, paddings, mode.lower(), constant_values if mode.lower() == "constant" else None
+    ),
     "linalg.matmul": lambda a, b: ops.matmul(a, b),
     "image.resize": lambda images, size, method="bilinear": ops.image.resize(images, size, method),
 }
@@ -115,97 +136,123 @@ APPLICATIONS = {
 }
 """Layers that belong to a network of keras.applications, and its module in both versions of Keras."""
 INITIALIZERS = "tensorflow.python.ops.init_ops_v2"
-"""Module of the initializers in EfficientNetV2, besides Keras's own the only one that may be imported."""
+"""Module of the initializers in EfficientNetV2, the only one outside of Keras."""
 
 
-def upgraded(path: str | Path) -> tuple[keras.Model, float | None]:
-    """Return the model of a file of Keras 2 as one of Keras 3, and how far its outputs are off.
+@dataclass(frozen=True)
+class Upgrade:
+    """A model of Keras 2 as one of Keras 3.
 
-    Layers keep their names, but for "/", which becomes "_". Regularizers stay, initializers do not. The outputs of both
-    are compared on random inputs in the ranges of images, in inference mode.
+    Attributes:
+        model: Functional, not compiled. Layers keep their names, but for "/", which becomes "_".
+        difference: Largest difference of an output of any layer, relative to the largest output of that layer. None for
+            a model of Keras 3, which Keras has opened itself.
+        notes: What differs in training, in words.
+    """
+
+    model: keras.Model
+    difference: float | None
+    notes: tuple[str, ...] = ()
+
+
+def upgrade(path: str | Path) -> Upgrade:
+    """Build a model that Keras 2 saved again in Keras 3.
+
+    Only its description and its weights are read, and only layers of Keras are built, so that no code in the file can
+    run. Regularizers and constraints stay, initializers do not. The outputs of each layer are compared with those in
+    tf_keras, in inference mode, on random inputs in the ranges of images.
 
     Args:
         path: An HDF5 file (.h5), a .keras file or the folder of a SavedModel with its Keras layers.
 
-    Returns:
-        A Functional model, not compiled, and the largest difference of an output, relative to the largest output. An
-        HDF5 file of Keras 3 is opened by Keras itself; its difference is None.
-
     Raises:
-        UserError: The file is missing, damaged, not of Keras 2, or holds code; a layer has no counterpart in Keras 3;
-            the outputs are not the same.
+        UserError: The file is missing, damaged, not of Keras 2, or has layers of other classes; a layer has no
+            counterpart in Keras 3; the outputs are not the same.
     """
     path = expanded(str(path))
-    if not path.exists():
+    if not (path.is_file() or path.is_dir()):  # a pipe would wait for a writer
         raise UserError(f"no model file {path}; give the path of a .h5 or .keras file, or the folder of a SavedModel")
     version = keras_version(path)
     if version is None:
         raise UserError(not_a_keras_file(path))
-    with_keras3 = not version.startswith(("1.", "2"))
-    if with_keras3 and zipfile.is_zipfile(path):
+    zipped = path.is_file() and not is_hdf5(path)
+    if zipped and not is_of_keras2(version):
         raise UserError(f"{path} is a .keras file of Keras {version}, which needs no upgrade")
     with warnings.catch_warnings(), readable(str(path), "save the model anew where it was made"):
         warnings.simplefilter("ignore")
-        for config in _configs(path):
-            _refuse(path, config)
-        if with_keras3:
-            return keras.saving.load_model(path, compile=False, safe_mode=True), None
-        old = _load_old(path)
-    with _refused(path):
-        rebuilding = _Rebuilding(old)
-        return rebuilding.model, _difference(old, rebuilding)
+        config = inspect_archive(path)[0] if zipped else _config(path)
+        config = mapped(config, not_compiled)
+        _check_classes(path, config)
+        if not is_of_keras2(version):
+            return Upgrade(keras.saving.load_model(path, compile=False, safe_mode=True), None)
+        old = _old_model(path, config, zipped=zipped)
+    with _naming(path):
+        rebuilt = _Rebuilt(old)
+        return Upgrade(rebuilt.model, _difference(old, rebuilt), tuple(rebuilt.notes))
 
 
-def _load_old(path: Path) -> Any:
-    """Return the model of a file as tf_keras opens it."""
-    import tf_keras
-
-    modules = {name: f"tf_keras.src.applications.{module}" for name, module in APPLICATIONS.items()}
-    own = {name: getattr(importlib.import_module(module), name) for name, module in modules.items()}
-    try:
-        return tf_keras.models.load_model(path, custom_objects=own, compile=False)
-    except ValueError as error:
-        if unknown := re.match(r"Unknown layer: '(\w+)'", str(error)):
-            raise UserError(f"{path} has layers of class {unknown[1]}, not Keras's; use stock layers") from error
-        raise
-
-
-def _configs(path: Path) -> Iterator[Any]:
-    """Yield the configs of models and layers in a file or folder; nothing in it is run."""
-    if (path / METADATA).is_file():
-        from tf_keras.protobuf.saved_metadata_pb2 import SavedMetadata
-
-        for node in SavedMetadata.FromString((path / METADATA).read_bytes()).nodes:
-            yield json.loads(node.metadata)
-    elif zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as archive:
-            yield json.loads(archive.read("config.json"))
-    else:
+def _config(path: Path) -> Any:
+    """Return the description of the model in an HDF5 file or a SavedModel."""
+    if path.is_file():
         with h5py.File(path) as file:
-            yield json.loads(file.attrs["model_config"])
+            return json.loads(file.attrs["model_config"])
+    from tf_keras.protobuf.saved_metadata_pb2 import SavedMetadata
+
+    nodes = SavedMetadata.FromString((path / METADATA).read_bytes()).nodes
+    root = json.loads(next(node.metadata for node in nodes if node.node_path == "root"))
+    if not root.get("model_config"):
+        raise UserError(f"{path} holds a model that is no graph of layers; save a Functional or Sequential model")
+    return root["model_config"]
 
 
-def _refuse(path: Path, config: Any) -> None:
-    """Check a config before tf_keras opens it.
+def _check_classes(path: Path, config: Any) -> None:
+    """Check that a description asks for nothing but layers of Keras, operations that are known, and their arguments.
 
     Raises:
-        UserError: It holds code, or an operation that is not carried over.
+        UserError: It does.
     """
-    refuse_code(path, config, also=(INITIALIZERS,))
+    import tf_keras
+
+    # layers of Keras 3 only are left out too: some of them unpickle code
+    layers = {name for name in dir(tf_keras.layers) if hasattr(keras.layers, name)} - {"Lambda"}
+    known = layers | {
+        "ThresholdedReLU",
+        "Functional",
+        "Sequential",
+        "Model",
+        "Policy",
+        *OPERATION_LAYERS,
+        *APPLICATIONS,
+    }
+    known |= {*dir(tf_keras.initializers), *dir(tf_keras.regularizers), *dir(tf_keras.constraints)}
+    known |= {"__tuple__", "__ellipsis__", "TensorShape", *(f"Custom>{name}" for name in APPLICATIONS)}
     waiting = [config]
     while waiting:
         value = waiting.pop()
         if isinstance(value, dict):
-            kind = value.get("class_name")
-            if kind == "Lambda":
-                raise UserError(f"{path} holds a Lambda layer, which could run any code; save it with a stock layer")
-            if kind in (*OPERATION_LAYERS, "TensorFlowOpLayer", "ClassMethod", "InstanceProperty"):
-                name = _operation(value.get("config", {}).get("function", kind))
-                if name not in OPERATIONS:
-                    raise UserError(f"{path} holds the operation {name!r}, which is not carried over; use a layer")
+            _check_class(path, value, known)
             waiting.extend(value.values())
         elif isinstance(value, list):
             waiting.extend(value)
+
+
+def _check_class(path: Path, value: dict[str, Any], known: Collection[str]) -> None:
+    """Check what one dictionary in a description asks for; see `_check_classes`."""
+    asked = [value[key] for key in ("class_name", "registered_name") if value.get(key) is not None]
+    if "Lambda" in asked:
+        raise UserError(f"{path} holds a Lambda layer, which could run any code; save it with a stock layer")
+    unknown = next((name for name in asked if not isinstance(name, str) or name not in known), None)
+    if unknown is not None:
+        raise UserError(f"{path} asks for the class {unknown!a}, which is none of Keras 3; use stock layers")
+    module = value.get("module")
+    by_keras = module is None or str(module).partition(".")[0] in ("keras", "tf_keras")
+    initializer = module == INITIALIZERS and hasattr(keras.initializers, str(value.get("class_name")))
+    if asked and not (by_keras or initializer):
+        raise UserError(f"{path} asks for code of {module!a}, which is refused; use stock layers")
+    if value.get("class_name") in OPERATION_LAYERS:
+        name = value.get("config", {}).get("function")
+        if not isinstance(name, str) or _operation(name) not in OPERATIONS:
+            raise UserError(f"{path} holds the operation {name!a}, which is not carried over; use a layer")
 
 
 def _operation(name: str) -> str:
@@ -213,9 +260,30 @@ def _operation(name: str) -> str:
     return name.removeprefix("compat.v1.")
 
 
+def _old_model(path: Path, config: Any, *, zipped: bool) -> Any:
+    """Return the tf_keras model of a description that has been checked, with the weights in the file."""
+    import tf_keras
+
+    modules = {name: f"tf_keras.src.applications.{module}" for name, module in APPLICATIONS.items()}
+    own = {name: getattr(importlib.import_module(module), name) for name, module in modules.items()}
+    with tf_keras.saving.custom_object_scope(own | {f"Custom>{name}": layer for name, layer in own.items()}):
+        if zipped:
+            old = tf_keras.saving.deserialize_keras_object(config, safe_mode=True)
+        else:
+            old = tf_keras.models.model_from_json(json.dumps(config))
+    if path.is_dir():
+        old.load_weights(path / "variables/variables").assert_existing_objects_matched()
+        return old
+    with tempfile.TemporaryDirectory() as folder:  # tf_keras reads the format from the end of the name
+        named = Path(folder) / ("old.keras" if zipped else "old.h5")
+        named.symlink_to(path.resolve())
+        old.load_weights(named)
+    return old
+
+
 @contextmanager
-def _refused(path: Path) -> Iterator[None]:
-    """Turn an error of a layer of Keras 3 into a UserError that names the file."""
+def _naming(path: Path) -> Iterator[None]:
+    """Turn an error of building a model into a UserError that names the file."""
     try:
         yield
     except UserError as error:
@@ -224,7 +292,7 @@ def _refused(path: Path) -> Iterator[None]:
         raise UserError(f"{path} cannot be built of Keras 3's layers: {one_line(error)}; report this model") from error
 
 
-class _Rebuilding:
+class _Rebuilt:
     """A model of tf_keras, built again in Keras 3 call by call.
 
     Args:
@@ -232,6 +300,7 @@ class _Rebuilding:
 
     Attributes:
         model: The new model.
+        notes: What differs in training.
         pairs: For each call outside of nested models the name of its layer, and its outputs in the old and new graph.
 
     Raises:
@@ -241,6 +310,8 @@ class _Rebuilding:
     def __init__(self, old: Any):
         self._layers: dict[int, Callable[..., Any]] = {}
         self._names: set[str] = set()  # in the graph that is being built
+        self._filled: set[int] = set()  # layers that have their weights
+        self.notes: list[str] = []
         self.pairs: list[tuple[str, Any, Any]] = []
         self.model = self._graph(old, self.pairs)
 
@@ -261,20 +332,23 @@ class _Rebuilding:
         def value(given: Any) -> Any:
             if isinstance(given, dict):
                 return slice(*(given[end] for end in SLICE))
-            return made.get(id(given), given.numpy() if hasattr(given, "numpy") else given)
+            if id(given) in made:
+                return made[id(given)]
+            return given.numpy() if hasattr(given, "numpy") else given
 
-        for depth in sorted(old._nodes_by_depth, reverse=True):
-            for node in old._nodes_by_depth[depth]:
-                if node.is_input:
-                    continue
-                args, named = _mapped(value, node.call_args), _mapped(value, dict(node.call_kwargs))
-                named = {name: one for name, one in named.items() if one is not None and name != "name"}
-                outputs = self._layer(node.layer)(*args, **named)
-                if type(node.layer).__name__ in OPERATION_LAYERS:
-                    self._rename(outputs, node.layer.name, given={id(new) for new in made.values()})
-                for before, after in zip(keras.tree.flatten(node.outputs), keras.tree.flatten(outputs), strict=True):
-                    made[id(before)] = after
-                    pairs.append((node.layer.name, before, after))
+        for node in nodes_of(old):
+            if node.is_input:
+                continue
+            args, named = _mapped(value, node.call_args), _mapped(value, dict(node.call_kwargs))
+            named = {name: one for name, one in named.items() if one is not None and name != "name"}
+            if named.get("training") is False and _differs_in_training(node.layer):
+                self.notes.append(f"Keras 2 ran {node.layer.name} with training=False, Keras 3 trains all of it alike")
+            outputs = self._layer(node.layer)(*args, **named)
+            if type(node.layer).__name__ in OPERATION_LAYERS:
+                self._rename(outputs, node.layer.name, given={id(new) for new in made.values()})
+            for before, after in zip(keras.tree.flatten(node.outputs), keras.tree.flatten(outputs), strict=True):
+                made[id(before)] = after
+                pairs.append((node.layer.name, before, after))
         outputs = [made[id(tensor)] for tensor in old.outputs]
         ends = [inputs[0] if len(inputs) == 1 else inputs, outputs[0] if len(outputs) == 1 else outputs]
         self._names = names
@@ -296,15 +370,15 @@ class _Rebuilding:
 
     def _counterpart(self, old: Any) -> Callable[..., Any]:
         """Return a call of the layer of Keras 3 with the arguments and the weights of one of Keras 2."""
-        layer, steeper = self._configured(old)
+        (layer, behind), filled = self._configured(old), self._filled
 
         def call(*args: Any, **named: Any) -> Any:
-            built = bool(layer.built and layer.variables)
             outputs = layer(*args, **named)
-            if not built:
+            if id(layer) not in filled:
                 _copy_weights(old, layer)
-            for added in steeper:
-                outputs = added(outputs)
+                filled.add(id(layer))
+            for one in behind:
+                outputs = one(outputs)
             return outputs
 
         return call
@@ -312,23 +386,27 @@ class _Rebuilding:
     def _configured(self, old: Any) -> tuple[keras.Layer, list[keras.Layer]]:
         """Return a layer of Keras 3, and the layers behind it that are Keras 2's hard sigmoid, if that is wanted."""
         kind, renamed = _kind(old), RENAMED.get(type(old).__name__, {})
-        config = {renamed.get(name, name): value for name, value in old.get_config().items()}
-        config |= {"name": self._name(old.name), "dtype": old.dtype_policy.name}
-        parameters = inspect.signature(kind.__init__).parameters
-        taken = {*parameters} | ({"name", "trainable", "dtype"} if "kwargs" in parameters else set())
-        config = {name: value for name, value in config.items() if name in taken and not name.endswith("_initializer")}
+        given = {renamed.get(name, name): value for name, value in old.get_config().items()}
+        given |= {"name": self._name(old.name), "dtype": old.dtype_policy.name}
+        taken = {*inspect.signature(kind.__init__).parameters}
+        taken |= {"name", "trainable", "dtype", "activity_regularizer"} if "kwargs" in taken else set()
+        config = {name: value for name, value in given.items() if name in taken and not name.endswith("_initializer")}
+        for name in sorted({*given} - {*config} - WITHOUT_EFFECT):
+            if not name.endswith("_initializer") and given[name] not in (None, False, True, 0, 1):
+                self.notes.append(f"{old.name} had {name}={given[name]}, which Keras 3's {kind.__name__} does not have")
         if kind is keras.layers.BatchNormalization:
             (config["axis"],) = keras.tree.flatten(config["axis"])
-        for wrapped in ("layer", "backward_layer", "cell"):
-            if wrapped in config:
-                inner = getattr(old, wrapped)
-                config[wrapped] = self._configured(inner)[0]
-        steeper = []
+        wraps = [name for name in ("layer", "backward_layer", "cell") if name in config]
+        for name in wraps:
+            config[name], behind = self._configured(getattr(old, name))
+            if behind:
+                raise UserError(f"a hard sigmoid inside of {old.name!r} is another one in Keras 3; put it behind")
+        behind = []
         if config.get("activation") == "hard_sigmoid":
             config["activation"] = "linear"
-            steeper.append(keras.layers.Rescaling(STEEPER, name=self._name(f"{old.name}_scale")))
-            steeper.append(keras.layers.Activation("hard_sigmoid", name=self._name(f"{old.name}_hard_sigmoid")))
-        return kind(**config) if {"layer", "cell"} & {*config} else kind.from_config(config), steeper
+            behind.append(keras.layers.Rescaling(HARD_SIGMOID_SCALE, name=self._name(f"{old.name}_scale")))
+            behind.append(keras.layers.Activation("hard_sigmoid", name=self._name(f"{old.name}_hard_sigmoid")))
+        return kind(**config) if wraps else kind.from_config(config), behind
 
     def _rename(self, tensor: Any, name: str, given: set[int]) -> None:
         """Name the operations between given tensors and one: Keras's own names may be those of layers."""
@@ -376,28 +454,37 @@ def _copy_weights(old: Any, layer: keras.Layer) -> None:
         layer.finalize_state()
 
 
-def _difference(old: Any, rebuilding: _Rebuilding) -> float:
-    """Compare a rebuilt model with tf_keras's, and return the largest difference relative to the largest output.
+def _difference(old: Any, rebuilt: _Rebuilt) -> float:
+    """Compare each layer of a rebuilt model with tf_keras's; see `Upgrade.difference`.
 
     Raises:
-        UserError: They differ by more than rounding; the first layer that differs is named.
+        UserError: They differ by more than rounding, and the first layer that does is named; or all outputs are NaN or
+            infinite.
     """
     import tf_keras
 
-    model = rebuilding.model
+    model = rebuilt.model
     images, tolerance = random_inputs(model, OPEN_SIZE), tolerance_of(model)
-    expected, found = _outputs(old, images), _outputs(model, images)
-    if not all(close(new, before, tolerance) for new, before in zip(found, expected, strict=True)):
-        names, before, after = zip(*rebuilding.pairs, strict=True)
-        inside = (
-            _outputs(tf_keras.Model(old.inputs, before), images),
-            _outputs(keras.Model(model.inputs, after), images),
-        )
-        steps = zip(names, *inside, strict=True)
-        first = next((name for name, one, other in steps if not close(other, one, tolerance)), model.name)
-        raise UserError(f"built of Keras 3's layers it has other outputs, first in layer {first!r}; replace it")
-    largest = max(float(np.abs(before).max()) for before in expected)
-    return max(float(np.abs(new - before).max()) for new, before in zip(found, expected, strict=True)) / largest
+    names, before, after = zip(*rebuilt.pairs, strict=True)
+    expected = _outputs(tf_keras.Model(old.inputs, before), images)
+    found = _outputs(keras.Model(model.inputs, after), images)
+    if not np.isfinite(expected[-1]).any():
+        raise UserError("its outputs on random images are all NaN or infinite; save a model that has learned")
+    largest = 0.0
+    for name, old_output, new_output in zip(names, expected, found, strict=True):
+        if not close(new_output, old_output, tolerance):
+            raise UserError(f"built of Keras 3's layers it has other outputs, first in layer {name!r}; replace it")
+        with np.errstate(invalid="ignore"):
+            off, size = (np.nan_to_num(np.abs(one)).max() for one in (new_output - old_output, old_output))
+        largest = max(largest, float(off / size) if size else 0.0)
+    return largest
+
+
+def _differs_in_training(old: Any) -> bool:
+    """Return whether a layer of tf_keras, or one inside it, computes something else in training."""
+    inside = [layer for layer in old._flatten_layers() if type(layer).__name__ not in ("Functional", "Sequential")]
+    names = [type(layer).__name__ for layer in inside if layer.trainable or not layer.weights]
+    return any(re.search("BatchNormalization|Dropout|Noise|Random|StochasticDepth", name) for name in names)
 
 
 def _outputs(model: Any, inputs: Sequence[np.ndarray]) -> list[np.ndarray]:

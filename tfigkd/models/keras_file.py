@@ -8,7 +8,7 @@ import shlex
 import shutil
 import tempfile
 import zipfile
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from tfigkd.runtime.files import expanded
 CONFIGS = ("config.json", "metadata.json")
 HDF5 = b"\x89HDF\r\n\x1a\n"
 MEMBER = re.compile(r"config\.json|metadata\.json|model\.weights\.(h5|npz)|assets/[\w./-]*", re.ASCII)
-PACKAGES = ("keras", "tf_keras", "tfigkd", "builtins")
+PACKAGES = ("keras", "tfigkd", "builtins")
 METADATA = "keras_metadata.pb"
 """The file in a SavedModel of Keras 2 that describes its layers."""
 MAX_CONFIG = 2**26
@@ -43,7 +43,7 @@ def not_a_keras_file(path: Path) -> str:
         given = f"the folder of a SavedModel without Keras's layers; open it where it was made and save it as {renamed}"
     elif path.is_dir():
         given = "a folder; give the path of a .keras file"
-    elif path.read_bytes()[: len(HDF5)] == HDF5 and _opens(path):
+    elif is_hdf5(path) and _opens(path):
         given = "only weights; build its model, load_weights them and save it with model.save('NAME.keras')"
     elif path.read_bytes()[4:8] == b"TFL3":
         given = "a LiteRT file, which cannot be turned back; give the .keras file that it was made from"
@@ -67,6 +67,17 @@ def _upgrade(path: Path) -> str:
     return f"python -m tfigkd.upgrade {shlex.quote(str(path))} --output {shlex.quote(str(output))}"
 
 
+def is_hdf5(path: Path) -> bool:
+    """Return whether a file begins as HDF5 does."""
+    with open(path, "rb") as file:
+        return file.read(len(HDF5)) == HDF5
+
+
+def is_of_keras2(version: str) -> bool:
+    """Return whether a version that `keras_version` returns is one before Keras 3."""
+    return version.partition(".")[0] in ("1", "2")
+
+
 def keras_version(path: Path) -> str | None:
     """Return the version of Keras that a file or folder with a model says it was saved with.
 
@@ -74,29 +85,20 @@ def keras_version(path: Path) -> str | None:
         path: A .keras file, an HDF5 file or the folder of a SavedModel.
 
     Returns:
-        Such as "2.15.0"; "2" for a SavedModel, which does not say more; None where no Keras model is described.
+        Such as "2.15.0", and "2" where it is not said; None where no Keras model is described.
     """
     try:
-        if (path / METADATA).is_file():
-            return "2"
-        if zipfile.is_zipfile(path):
+        if path.is_dir():
+            return "2" if (path / METADATA).is_file() else None
+        if not is_hdf5(path):
             with zipfile.ZipFile(path) as archive:
                 return str(json.loads(archive.read("metadata.json"))["keras_version"])
         with h5py.File(path) as file:
-            return str(file.attrs["keras_version"]) if "model_config" in file.attrs else None
-    except (OSError, KeyError, ValueError, TypeError):
+            said = file.attrs.get("keras_version", "2")  # bytes before version 2.4
+            said = said.decode() if isinstance(said, bytes) else str(said)
+            return said if "model_config" in file.attrs else None
+    except Exception:  # a damaged archive raises errors of many kinds
         return None
-
-
-def refuse_code(path: Path, config: Any, also: Collection[str] = ()) -> None:
-    """Check that a config asks for no code but that of Keras, of this package and of the modules in `also`.
-
-    Raises:
-        UserError: It does.
-    """
-    foreign = sorted({str(module) for module in _foreign(config)} - {*also})
-    if foreign:
-        raise UserError(f"{path} asks for code of {', '.join(foreign)!a}, which is refused; use stock layers")
 
 
 def load_model(path: Path) -> Any:
@@ -112,13 +114,15 @@ def load_model(path: Path) -> Any:
         raise UserError(not_a_keras_file(path))
     if path.suffix != ".keras":
         raise UserError(f"{path} does not end in .keras, by which Keras knows its files; rename it {path.stem}.keras")
-    if (keras_version(path) or "").startswith(("1.", "2.")):
-        raise UserError(f"{path} was saved by Keras {keras_version(path)}; {_upgrade(path)}")
-    config, stored = _inspect(path)
+    config, stored = inspect_archive(path)
+    version = keras_version(path)
+    if version is not None and is_of_keras2(version):
+        raise UserError(f"{path} was saved by Keras {version}; {_upgrade(path)}")
+    _refuse_code(path, config)
     try:
         if _values(config) > stored:  # a value takes a byte at least
             raise ValueError(f"its layers have more values than the {stored:,} bytes of its weights can hold")
-        bare = {**mapped(config, _not_compiled), "compile_config": None}
+        bare = {**mapped(config, not_compiled), "compile_config": None}
         if bare == {**config, "compile_config": None}:
             return _with_bare_ends(keras.saving.load_model(path, compile=False, safe_mode=True))
         # compile=False does not reach the models inside, whose optimizers may then be refused
@@ -159,8 +163,8 @@ def _with_config(path: Path, config: dict[str, Any], folder: Path) -> Path:
     return copy
 
 
-def _inspect(path: Path) -> tuple[dict[str, Any], int]:
-    """Check a file before Keras opens it: what it may import, where it may write and how large it may become.
+def inspect_archive(path: Path) -> tuple[dict[str, Any], int]:
+    """Check a file before Keras opens it: where it may write and how large it may become.
 
     Keras itself checks most of this, more in each version; what is refused here is refused with every version.
 
@@ -183,8 +187,18 @@ def _inspect(path: Path) -> tuple[dict[str, Any], int]:
             raise UserError(f"{path} unpacks to {size / 2**30:.1f} GiB or has a huge config, and is refused")
         config = json.loads(archive.read("config.json"))
         stored = sum(member.file_size for member in members if member.filename.startswith("model.weights."))
-    refuse_code(path, config)
     return config, stored
+
+
+def _refuse_code(path: Path, config: dict[str, Any]) -> None:
+    """Check that a config asks for no code but that of Keras and of this package.
+
+    Raises:
+        UserError: It does.
+    """
+    foreign = sorted({str(module) for module in _foreign(config)})
+    if foreign:
+        raise UserError(f"{path} asks for code of {', '.join(foreign)!a}, which is refused; use stock layers")
 
 
 def _values(config: dict[str, Any]) -> int:
@@ -192,13 +206,13 @@ def _values(config: dict[str, Any]) -> int:
     state = random.getstate()  # initializers draw their seeds from it: this count must not change later draws
     try:
         with keras.StatelessScope(initialize_variables=False):
-            model = keras.saving.deserialize_keras_object(mapped(config, _not_compiled), safe_mode=True)
+            model = keras.saving.deserialize_keras_object(mapped(config, not_compiled), safe_mode=True)
             return sum(math.prod(variable.shape) for variable in model.variables)
     finally:
         random.setstate(state)
 
 
-def _not_compiled(config: dict[str, Any]) -> dict[str, Any]:
+def not_compiled(config: dict[str, Any]) -> dict[str, Any]:
     """Return a dictionary of a config without the compilation of a model, the outer one or one inside it."""
     return {**config, "compile_config": None} if "compile_config" in config else config
 

@@ -298,7 +298,7 @@ def _run_trials(tuner: Any) -> None:
     """Run the trials of a tuner of KerasTuner.
 
     Raises:
-        UserError: KerasTuner stops.
+        UserError: KerasTuner stops, as where a worker cannot reach its chief.
     """
     import keras_tuner
 

@@ -3,11 +3,13 @@
 import contextlib
 import json
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from tfigkd.config.data_fields import Reading
 from tfigkd.config.experiment import Config
+from tfigkd.config.flags import DataOptions
 from tfigkd.config.reading import from_mapping
 from tfigkd.runtime.errors import UserError
 from tfigkd.runtime.files import MANIFEST, expanded
@@ -84,21 +86,24 @@ def read_settings(run: Path) -> tuple[dict[str, Any], Config]:
         raise ValueError(str(error)) from error
 
 
-def trained_on(model: str) -> dict[str, Any] | None:
-    """Return how the pictures of a model's training were read: the table `data` of the run in whose folder it lies.
+def reading_of_model(model: str, options: DataOptions) -> Reading:
+    """Return how a data set is read for a .keras file: as the options say, else as the run in whose folder it lies did.
 
     Args:
-        model: A .keras file, such as `distill/student.keras` in the folder of a run, or a name that is no file.
+        model: The file, such as `distill/student.keras` in the folder of a run.
+        options: Those of the command.
 
-    Returns:
-        None for a file elsewhere.
+    Raises:
+        UserError: An option is out of range.
     """
+    from tfigkd.edge.classifier_files import background_of, fit_of
+
     folder = Path(os.path.abspath(expanded(model))).parent
-    for run in (folder, folder.parent):
-        if (run / SETTINGS).is_file():
-            with contextlib.suppress(ValueError, OSError, KeyError, TypeError):
-                return dict(json.loads((run / SETTINGS).read_text(encoding="utf-8"))["config"]["data"])
-    return None
+    run = next((one for one in (folder, folder.parent) if (one / SETTINGS).is_file()), None)
+    table: dict[str, Any] = {}
+    with contextlib.suppress(ValueError, OSError, KeyError, TypeError):  # a file of another tool
+        table = {} if run is None else dict(json.loads((run / SETTINGS).read_text(encoding="utf-8"))["config"]["data"])
+    return replace(options.reading, background=background_of(table, options.background), fit=fit_of(table, options.fit))
 
 
 def default_folder(experiment: str, seed: int, *, smoke: bool) -> Path:

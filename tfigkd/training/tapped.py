@@ -178,7 +178,8 @@ class TappedNetwork:
     """
 
     def __init__(self, model: keras.Model, losses: Mapping[str, Loss], side: int, input_range: Range | None):
-        self.model, self._refuses_integers = model, input_range is None and not takes_integers(model)
+        self.model = model
+        self._refuses_integers = input_range is None and not takes_integers(model)
         self.take, self.to_logits = input_converter(model, input_range), logits_of(model)
         self.black = UNIT[0] if input_range is None else input_range[0]
         for name, loss in losses.items():
