@@ -221,6 +221,7 @@ def _check_classes(path: Path, config: Any) -> None:
         "Sequential",
         "Model",
         "Policy",
+        "DTypePolicy",
         *OPERATION_LAYERS,
         *APPLICATIONS,
     }
