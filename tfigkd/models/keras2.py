@@ -214,19 +214,11 @@ def _check_classes(path: Path, config: Any) -> None:
     import tf_keras
 
     # layers of Keras 3 only are left out too: some of them unpickle code
-    layers = {name for name in dir(tf_keras.layers) if hasattr(keras.layers, name)} - {"Lambda"}
-    known = layers | {
-        "ThresholdedReLU",
-        "Functional",
-        "Sequential",
-        "Model",
-        "Policy",
-        "DTypePolicy",
-        *OPERATION_LAYERS,
-        *APPLICATIONS,
-    }
+    known = {name for name in dir(tf_keras.layers) if hasattr(keras.layers, name)} - {"Lambda"}
     known |= {*dir(tf_keras.initializers), *dir(tf_keras.regularizers), *dir(tf_keras.constraints)}
-    known |= {"__tuple__", "__ellipsis__", "TensorShape", *(f"Custom>{name}" for name in APPLICATIONS)}
+    known = {name for name in known if name[0].isupper()}  # classes, no functions
+    known |= {"ThresholdedReLU", "Functional", "Sequential", "Model", "Policy", "DTypePolicy", *OPERATION_LAYERS}
+    known |= {*APPLICATIONS, *(f"Custom>{name}" for name in APPLICATIONS), "TensorShape", "__tuple__", "__ellipsis__"}
     waiting = [config]
     while waiting:
         value = waiting.pop()
