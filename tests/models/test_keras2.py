@@ -253,6 +253,13 @@ def test_a_description_that_asks_for_other_code_is_refused(layer, tmp_path):
         upgrade(path)
 
 
+def test_two_files_in_one_are_refused(tmp_path):
+    path, other = saved(old_model(ending), tmp_path), saved(old_model(ending), tmp_path, ".keras")
+    path.write_bytes(path.read_bytes() + other.read_bytes())
+    with pytest.raises(UserError, match="HDF5 and a zip file at once"):
+        upgrade(path)
+
+
 def test_the_version_of_old_hdf5_files_is_read_as_they_say_it(tmp_path):
     """Keras wrote bytes before version 2.4; not to know them would leave the file to Keras 3."""
     old = old_model(NETWORKS["hard_sigmoid"])

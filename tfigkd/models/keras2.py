@@ -12,6 +12,7 @@ import json
 import re
 import tempfile
 import warnings
+import zipfile
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -175,6 +176,8 @@ def upgrade(path: str | Path) -> Upgrade:
     version = keras_version(path)
     if version is None:
         raise UserError(not_a_keras_file(path))
+    if path.is_file() and is_hdf5(path) and zipfile.is_zipfile(path):
+        raise UserError(f"{path} is HDF5 and a zip file at once, and is refused; save the model anew")
     zipped = path.is_file() and not is_hdf5(path)
     if zipped and not is_of_keras2(version):
         raise UserError(f"{path} is a .keras file of Keras {version}, which needs no upgrade")
