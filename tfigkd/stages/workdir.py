@@ -5,14 +5,16 @@ import json
 import os
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tfigkd.config.data_fields import Reading
 from tfigkd.config.experiment import Config
-from tfigkd.config.flags import DataOptions
 from tfigkd.config.reading import from_mapping
 from tfigkd.runtime.errors import UserError
 from tfigkd.runtime.files import MANIFEST, expanded
+
+if TYPE_CHECKING:
+    from tfigkd.config.flags import DataOptions
 
 TEACHERS = Path("runs/teachers")
 """Folder of teachers and their stores where no other is given."""
@@ -86,7 +88,7 @@ def read_settings(run: Path) -> tuple[dict[str, Any], Config]:
         raise ValueError(str(error)) from error
 
 
-def reading_of_model(model: str, options: DataOptions) -> Reading:
+def reading_of_model(model: str, options: "DataOptions") -> Reading:
     """Return how a data set is read for a .keras file: as the options say, else as the run in whose folder it lies did.
 
     Args:
