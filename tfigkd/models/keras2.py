@@ -25,7 +25,7 @@ import numpy as np
 from keras import ops
 
 from tfigkd.models.equivalence import close, random_inputs, tolerance_of
-from tfigkd.models.graph import maker_of, nodes_of, sources_of
+from tfigkd.models.graph import flatten_layers, maker_of, nodes_of, sources_of
 from tfigkd.models.keras_file import (
     METADATA,
     inspect_archive,
@@ -313,7 +313,7 @@ class _Rebuilt:
 
     def _graph(self, old: Any, pairs: list[tuple[str, Any, Any]]) -> keras.Model:
         """Return a model, or one inside it, and note the outputs of its calls."""
-        if not (getattr(old, "inputs", None) and getattr(old, "_nodes_by_depth", None)):
+        if not getattr(old, "inputs", None):
             raise UserError(
                 f"{old.name!r} ({type(old).__name__}) is no graph of layers, or has no size of its inputs; save a "
                 "Functional or Sequential model with an input layer"
@@ -356,7 +356,7 @@ class _Rebuilt:
     def _layer(self, old: Any) -> Callable[..., Any]:
         """Return the counterpart of a layer, a model or an operation; the same one for each call of it."""
         if id(old) not in self._layers:
-            if hasattr(old, "_nodes_by_depth"):
+            if hasattr(old, "inputs"):  # a model
                 self._layers[id(old)] = self._graph(old, [])
             elif type(old).__name__ in OPERATION_LAYERS:
                 self._layers[id(old)] = OPERATIONS[_operation(old.get_config()["function"])]
@@ -478,8 +478,8 @@ def _difference(old: Any, rebuilt: _Rebuilt) -> float:
 
 def _differs_in_training(old: Any) -> bool:
     """Return whether a layer of tf_keras, or one inside it, computes something else in training."""
-    inside = [layer for layer in old._flatten_layers() if type(layer).__name__ not in ("Functional", "Sequential")]
-    names = [type(layer).__name__ for layer in inside if layer.trainable or not layer.weights]
+    inside = [layer for layer in flatten_layers(old, include_self=True) if layer.trainable or not layer.weights]
+    names = [type(layer).__name__ for layer in inside]
     return any(re.search("BatchNormalization|Dropout|Noise|Random|StochasticDepth", name) for name in names)
 
 
