@@ -11,7 +11,8 @@ import os
 import shlex
 import signal
 import sys
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
@@ -20,6 +21,8 @@ from tfigkd.runtime.errors import UserError, misspelled, system_line
 from tfigkd.runtime.files import expanded
 
 FAILED, INTERRUPTED = 1, 130
+STOPPING = threading.Event()
+"""Set by `interrupt`: C++ code of TensorFlow may turn the interruption into an error of another type."""
 
 Main = Callable[[list[str]], int | None]
 
@@ -61,7 +64,19 @@ def interrupt(number: int, frame: FrameType | None) -> NoReturn:
         KeyboardInterrupt: always.
     """
     sys.unraisablehook = lambda _: None
+    STOPPING.set()
     raise KeyboardInterrupt
+
+
+@contextlib.contextmanager
+def _keeps_interruption() -> Iterator[None]:
+    """Raise KeyboardInterrupt in place of an error that an interruption has become."""
+    try:
+        yield
+    except Exception as error:
+        if STOPPING.is_set():
+            raise KeyboardInterrupt from error
+        raise
 
 
 def command(stopped: str = "stopped") -> Callable[[Main], Callable[..., int]]:
@@ -86,8 +101,10 @@ def command(stopped: str = "stopped") -> Callable[[Main], Callable[..., int]]:
                 signal.signal(signal.SIGTERM, interrupt)
                 if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # a background job may ignore it
                     signal.signal(signal.SIGINT, interrupt)
+            STOPPING.clear()
             try:
-                return function(given) or 0
+                with _keeps_interruption():
+                    return function(given) or 0
             except UserError as error:
                 print(f"error: {error}", file=sys.stderr)
                 return FAILED
