@@ -19,7 +19,7 @@ COMMANDS = {
     "export": ["model.keras", "--ouput", "file.tflite"],
     "evaluate": ["--outptus", "logits", "model.keras"],
     "verify": ["--smaple", "3"],
-    "upgrade": ["old.h5", "--ouput", "new.keras"],
+    "upgrade.__main__": ["old.h5", "--ouput", "new.keras"],
     "pack.__main__": ["--ouput", "run.zip"],
     "pareto": ["--ouput", "page.html"],
     "predict": ["--tpo", "3"],
@@ -37,7 +37,7 @@ MISSING = [
     ("export", ["model.keras", "--format", "int8", "--output"], "--output needs a value"),
     ("run", ["--experiment", "kd", "--training.epochs"], "--training.epochs needs a value"),
     ("verify", [], "STORE is missing"),
-    ("upgrade", ["old.h5"], "--output is missing"),
+    ("upgrade.__main__", ["old.h5"], "--output is missing"),
 ]
 
 

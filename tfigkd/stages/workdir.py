@@ -98,14 +98,12 @@ def reading_of_model(model: str, options: "DataOptions") -> Reading:
     Raises:
         UserError: An option is out of range.
     """
-    from tfigkd.edge.classifier_files import background_of, fit_of
-
-    folder = Path(os.path.abspath(expanded(model))).parent
-    run = next((one for one in (folder, folder.parent) if (one / SETTINGS).is_file()), None)
-    table: dict[str, Any] = {}
-    with contextlib.suppress(ValueError, OSError, KeyError, TypeError):  # a file of another tool
-        table = {} if run is None else dict(json.loads((run / SETTINGS).read_text(encoding="utf-8"))["config"]["data"])
-    return replace(options.reading, background=background_of(table, options.background), fit=fit_of(table, options.fit))
+    given, folder = options.reading, Path(os.path.abspath(expanded(model))).parent
+    for run in (folder, folder.parent):
+        with contextlib.suppress(ValueError):  # no run's folder
+            data = read_settings(run)[1].data
+            return replace(given, background=options.background or data.background, fit=options.fit or data.fit)
+    return given
 
 
 def default_folder(experiment: str, seed: int, *, smoke: bool) -> Path:

@@ -10,9 +10,9 @@ import pytest
 
 from tests.children import run
 from tfigkd import models
-from tfigkd.models.keras2 import upgrade
 from tfigkd.models.keras_file import keras_version
 from tfigkd.runtime.errors import UserError
+from tfigkd.upgrade.keras2 import upgrade
 
 tf_keras = pytest.importorskip("tf_keras")
 layers = tf_keras.layers

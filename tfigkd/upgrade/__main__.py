@@ -42,7 +42,7 @@ def main(arguments: list[str]) -> None:
         raise UserError(f"--output must end in .keras, got {options.output}")
     require_folder_of(options.output, "--output")
     with quiet_stderr():  # TensorFlow greets when it is imported and when it looks for a GPU
-        from tfigkd.models.keras2 import upgrade
+        from tfigkd.upgrade.keras2 import upgrade
 
         upgraded = upgrade(options.model)
         with atomic(options.output) as temporary:
