@@ -192,6 +192,8 @@ def test_keras_files_that_reach_out_of_their_folder(tally, tmp_path):
     for units in (10**9, 10**15):
         with_config(lambda config, units=units: layer(config, config={"units": units}))
         refused(one, f"a layer of {units} units", lambda: load_classifier("evil.keras"), "evil.keras")
+    with keras.StatelessScope():
+        pass  # at its end, as in many a layer's call, Keras would create what a refused model had left to it: petabytes
     for content in (b"", b"\x89HDF\r\n\x1a\n" + bytes(2000), b"PK\x05\x06" + bytes(18), "[" * 10**6):
         data = content if isinstance(content, bytes) else zipped(content)
         Path("evil.keras").write_bytes(data)

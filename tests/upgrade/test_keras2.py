@@ -1,6 +1,7 @@
 """Files of Keras 2: each is compared with the outputs that tf_keras, the last Keras 2, gave when it saved the model."""
 
 import json
+import resource
 import zipfile
 
 import h5py
@@ -10,7 +11,7 @@ import pytest
 
 from tests.children import run
 from tfigkd import models
-from tfigkd.models.keras_file import keras_version
+from tfigkd.models.keras_file import METADATA, is_hdf5, keras_version
 from tfigkd.runtime.errors import UserError
 from tfigkd.upgrade.keras2 import upgrade
 
@@ -241,16 +242,52 @@ CALLED = {"name": "x", "inbound_nodes": [[["_CONSTANT_VALUE", -1, "raise SystemE
     ],
 )
 def test_a_description_that_asks_for_other_code_is_refused(layer, tmp_path):
+    def added(text):
+        config = json.loads(text)
+        config["config"]["layers"].append(layer)
+        return json.dumps(config)
+
     path = saved(old_model(ending), tmp_path, ".keras")
-    with zipfile.ZipFile(path) as archive:
-        members = {name: archive.read(name) for name in archive.namelist()}
-    config = json.loads(members["config.json"])
-    config["config"]["layers"].append(layer)
-    with zipfile.ZipFile(path, "w") as archive:
-        for name, content in (members | {"config.json": json.dumps(config)}).items():
-            archive.writestr(name, content)
+    rewrite(path, added)
     with pytest.raises(UserError, match=r"asks for (the class|code of) "):
         upgrade(path)
+
+
+@pytest.mark.parametrize("form", [*FORMATS, ".h5 of Keras 3"])
+def test_more_values_than_the_file_holds_are_refused_before_they_are_allocated(form, tmp_path):
+    """A layer of 10^9 units would take 12 GB."""
+    if form == ".h5 of Keras 3":
+        path = tmp_path / "new.h5"
+        keras.Sequential([keras.Input((8,)), keras.layers.Dense(7)]).save(path)
+    else:
+        path = saved(old_model(lambda x: layers.Dense(7)(layers.Flatten()(x))), tmp_path, form)
+    rewrite(path, lambda text: text.replace('"units": 7', '"units": 1000000000'))
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(UserError, match=r"its layers have more values than the [\d,]+ bytes of its weights can hold"):
+        upgrade(path)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 1e6  # kB
+
+
+def rewrite(path, change):
+    """Change the text of the description in a model that Keras saved."""
+    from tf_keras.protobuf.saved_metadata_pb2 import SavedMetadata
+
+    if path.is_dir():
+        metadata = path / METADATA
+        nodes = SavedMetadata.FromString(metadata.read_bytes())
+        for node in nodes.nodes:
+            node.metadata = change(node.metadata)
+        metadata.write_bytes(nodes.SerializeToString())
+    elif is_hdf5(path):
+        with h5py.File(path, "r+") as file:
+            file.attrs["model_config"] = change(file.attrs["model_config"])
+    else:
+        with zipfile.ZipFile(path) as archive:
+            members = {name: archive.read(name) for name in archive.namelist()}
+        members["config.json"] = change(members["config.json"].decode()).encode()
+        with zipfile.ZipFile(path, "w") as archive:
+            for name, content in members.items():
+                archive.writestr(name, content)
 
 
 def test_two_files_in_one_are_refused(tmp_path):

@@ -8,12 +8,13 @@ import shlex
 import shutil
 import tempfile
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import h5py
 import keras
+from keras.src.backend.common import global_state
 
 import tfigkd.models.fake_quant  # noqa: F401 - registers what a quantized student is made of
 from tfigkd.models.layers import mapped
@@ -26,6 +27,8 @@ MEMBER = re.compile(r"config\.json|metadata\.json|model\.weights\.(h5|npz)|asset
 PACKAGES = ("keras", "tfigkd", "builtins")
 METADATA = "keras_metadata.pb"
 """The file in a SavedModel of Keras 2 that describes its layers."""
+UNINITIALIZED = "uninitialized_variables"
+"""Keras's name of the variables that it initializes when a scope next ends, those of a model that is not kept too."""
 MAX_CONFIG = 2**26
 MAX_BYTES = 2**32
 """Largest size in bytes of an unpacked .keras file; `MAX_CONFIG` is that of the description of its layers."""
@@ -120,8 +123,7 @@ def load_model(path: Path) -> Any:
         raise UserError(f"{path} was saved by Keras {version}; {_upgrade(path)}")
     _refuse_code(path, config)
     try:
-        if _values(config) > stored:  # a value takes a byte at least
-            raise ValueError(f"its layers have more values than the {stored:,} bytes of its weights can hold")
+        check_values(path, values_of(lambda: _deserialized(config)), stored)
         bare = {**mapped(config, not_compiled), "compile_config": None}
         if bare == {**config, "compile_config": None}:
             return _with_bare_ends(keras.saving.load_model(path, compile=False, safe_mode=True))
@@ -129,6 +131,8 @@ def load_model(path: Path) -> Any:
         with tempfile.TemporaryDirectory() as folder:
             copy = _with_config(path, bare, Path(folder))
             return _with_bare_ends(keras.saving.load_model(copy, compile=False, safe_mode=True))
+    except UserError:
+        raise
     except Exception as error:  # a damaged file makes Keras raise errors of any type
         message = " ".join(str(error).split())
         if "lambda" in message.lower():
@@ -201,15 +205,37 @@ def _refuse_code(path: Path, config: dict[str, Any]) -> None:
         raise UserError(f"{path} asks for code of {', '.join(foreign)!a}, which is refused; use stock layers")
 
 
-def _values(config: dict[str, Any]) -> int:
-    """Return how many values the variables of a model would hold; nothing of that size is allocated."""
+def _deserialized(config: dict[str, Any]) -> Any:
+    """Return the model of a config, of which Keras changes a copy."""
+    return keras.saving.deserialize_keras_object(mapped(config, not_compiled), safe_mode=True)
+
+
+def check_values(path: Path, values: int, stored: int) -> None:
+    """Check that the weights of a file can hold the values of its layers, before these are allocated.
+
+    Args:
+        path: The file, which an error names.
+        values: Number of values of the variables that the description in the file asks for.
+        stored: Bytes of the weights.
+
+    Raises:
+        UserError: They cannot.
+    """
+    if values > stored:  # a value takes a byte at least
+        reason = f"its layers have more values than the {stored:,} bytes of its weights can hold"
+        raise UserError(f"cannot load {path}: {reason}; save the model anew")
+
+
+def values_of(build: Callable[[], keras.Model]) -> int:
+    """Return how many values the variables of a model that a function builds would hold; none is allocated."""
     state = random.getstate()  # initializers draw their seeds from it: this count must not change later draws
+    waiting = list(global_state.get_global_attribute(UNINITIALIZED) or [])
     try:
         with keras.StatelessScope(initialize_variables=False):
-            model = keras.saving.deserialize_keras_object(mapped(config, not_compiled), safe_mode=True)
-            return sum(math.prod(variable.shape) for variable in model.variables)
+            return sum(math.prod(variable.shape) for variable in build().variables)
     finally:
         random.setstate(state)
+        global_state.set_global_attribute(UNINITIALIZED, waiting)
 
 
 def not_compiled(config: dict[str, Any]) -> dict[str, Any]:

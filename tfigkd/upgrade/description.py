@@ -2,16 +2,18 @@
 
 import importlib
 import json
+import math
 import tempfile
 import zipfile
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import h5py
 import keras
 
-from tfigkd.models.keras_file import METADATA, inspect_archive, is_hdf5, not_compiled
+from tfigkd.models.keras_file import METADATA, check_values, inspect_archive, is_hdf5, not_compiled
 from tfigkd.models.layers import mapped
 from tfigkd.runtime.errors import UserError
 from tfigkd.upgrade.operations import OPERATION_LAYERS, operation_name
@@ -103,6 +105,30 @@ def _check_class(path: Path, value: dict[str, Any], known: Collection[str]) -> N
             raise UserError(f"{path} holds the operation {stored!a}, which is not carried over; use a layer")
 
 
+def weight_bytes(path: Path) -> int:
+    """Return the bytes of a file or folder in which the weights of a model can be."""
+    if path.is_dir():
+        return sum(file.stat().st_size for file in (path / "variables").glob("*"))
+    return path.stat().st_size if is_hdf5(path) else inspect_archive(path)[1]
+
+
+@contextmanager
+def _limited(path: Path) -> Iterator[None]:
+    """Let TensorFlow create no more variables than the weights in a file can hold; see `check_values`."""
+    import tensorflow as tf
+
+    values, stored = 0, weight_bytes(path)
+
+    def creator(create: Callable[..., Any], **options: Any) -> Any:
+        nonlocal values
+        values += math.prod(options["shape"] or ())
+        check_values(path, values, stored)
+        return create(**options)
+
+    with tf.variable_creator_scope(creator):
+        yield
+
+
 def open_in_keras2(path: Path, description: Any) -> Any:
     """Return the tf_keras model of a description that `read_description` has checked, with the weights in the file."""
     import tf_keras
@@ -110,7 +136,10 @@ def open_in_keras2(path: Path, description: Any) -> Any:
     modules = {name: f"tf_keras.src.applications.{module}" for name, module in APPLICATIONS.items()}
     own = {name: getattr(importlib.import_module(module), name) for name, module in modules.items()}
     zipped = path.is_file() and not is_hdf5(path)
-    with tf_keras.saving.custom_object_scope(own | {f"Custom>{name}": layer for name, layer in own.items()}):
+    with (
+        _limited(path),
+        tf_keras.saving.custom_object_scope(own | {f"Custom>{name}": layer for name, layer in own.items()}),
+    ):
         if zipped:
             old = tf_keras.saving.deserialize_keras_object(description, safe_mode=True)
         else:

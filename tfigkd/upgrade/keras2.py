@@ -15,10 +15,17 @@ import keras
 import numpy as np
 
 from tfigkd.models.equivalence import close, random_inputs, tolerance_of
-from tfigkd.models.keras_file import is_hdf5, is_of_keras2, keras_version, not_a_keras_file
+from tfigkd.models.keras_file import (
+    check_values,
+    is_hdf5,
+    is_of_keras2,
+    keras_version,
+    not_a_keras_file,
+    values_of,
+)
 from tfigkd.runtime.errors import UserError, one_line, readable
 from tfigkd.runtime.files import expanded
-from tfigkd.upgrade.description import open_in_keras2, read_description
+from tfigkd.upgrade.description import open_in_keras2, read_description, weight_bytes
 from tfigkd.upgrade.rebuilt import Rebuilt
 
 OPEN_SIZE = 96
@@ -68,6 +75,8 @@ def upgrade(path: str | Path) -> Upgrade:
         warnings.simplefilter("ignore")
         description = read_description(path)
         if by_keras3:
+            kind = keras.Sequential if description["class_name"] == "Sequential" else keras.Model
+            check_values(path, values_of(lambda: kind.from_config(description["config"])), weight_bytes(path))
             return Upgrade(keras.saving.load_model(path, compile=False, safe_mode=True), None)
         old = open_in_keras2(path, description)
     with _naming(path):
