@@ -21,6 +21,7 @@ from tfigkd.edge.contract import write_contract
 from tfigkd.edge.convert import convert
 from tfigkd.edge.options import add_data_options, load_data
 from tfigkd.evaluate import Options, check, main
+from tfigkd.runtime.files import write_manifest
 from tfigkd.runtime.rows import read_rows
 from tfigkd.stages.workdir import reading_of_model
 
@@ -110,6 +111,12 @@ def test_wide_pictures_are_cropped_as_in_the_training(folder, capsys):
     assert capsys.readouterr().out == cropped
     shutil.copy(run / "distill/student.keras", run / "student.keras")  # as in saved_models
     assert reading_of_model(str(run / "student.keras"), Options(model="student.keras")).fit == "crop"
+    teacher = folder / "teachers/0"
+    teacher.mkdir(parents=True)
+    shutil.copy(folder / "own.keras", teacher / "teacher.keras")
+    write_manifest(teacher, "0", files={}, reading={"fit": "crop", "background": "gray"})
+    reading = reading_of_model(str(teacher / "teacher.keras"), Options(model="teacher.keras"))
+    assert (reading.fit, reading.background) == ("crop", "gray")
     assert main([*given, "--fit", "stretch"]) == 0
     assert capsys.readouterr().out != cropped
     file = folder / "run.tflite"

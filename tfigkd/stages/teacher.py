@@ -291,6 +291,7 @@ def train_teacher(config: Config, workdir: Workdir) -> None:
             saw_validation=not (trained and holds_out_validation(config.data)),
             n_train=len(teacher_examples(config)) if trained else None,
             validation_accuracy=score,
+            reading={"fit": config.data.fit, "background": config.data.background},
         )
         checkpoint.remove(folder)
         console.status(f"validation accuracy {percent(score)}  ({folder})")

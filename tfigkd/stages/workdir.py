@@ -11,7 +11,7 @@ from tfigkd.config.data_fields import Reading
 from tfigkd.config.experiment import Config
 from tfigkd.config.reading import from_mapping
 from tfigkd.runtime.errors import UserError
-from tfigkd.runtime.files import MANIFEST, expanded
+from tfigkd.runtime.files import MANIFEST, expanded, read_manifest
 
 if TYPE_CHECKING:
     from tfigkd.config.flags import DataOptions
@@ -89,21 +89,33 @@ def read_settings(run: Path) -> tuple[dict[str, Any], Config]:
 
 
 def reading_of_model(model: str, options: "DataOptions") -> Reading:
-    """Return how a data set is read for a .keras file: as the options say, else as the run in whose folder it lies did.
+    """Return how a data set is read for a .keras file: as the options say, else as the run that wrote it did.
 
     Args:
-        model: The file, such as `distill/student.keras` in the folder of a run.
+        model: The file, such as `distill/student.keras` in the folder of a run, or a teacher in its own folder.
         options: Those of the command.
 
     Raises:
         UserError: An option is out of range.
     """
     given, folder = options.reading, Path(os.path.abspath(expanded(model))).parent
+    written = _written_reading(folder) or {}
+    return replace(
+        given,
+        background=options.background or written.get("background", given.background),
+        fit=options.fit or written.get("fit", given.fit),
+    )
+
+
+def _written_reading(folder: Path) -> dict[str, Any] | None:
+    """Return `fit` and `background` of the run or teacher whose model lies in a folder; None where neither does."""
     for run in (folder, folder.parent):
         with contextlib.suppress(ValueError):  # no run's folder
             data = read_settings(run)[1].data
-            return replace(given, background=options.background or data.background, fit=options.fit or data.fit)
-    return given
+            return {"fit": data.fit, "background": data.background}
+    with contextlib.suppress(UserError):  # a damaged manifest is reported where it is needed
+        return (read_manifest(folder) or {}).get("reading")
+    return None
 
 
 def default_folder(experiment: str, seed: int, *, smoke: bool) -> Path:
