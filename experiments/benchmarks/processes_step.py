@@ -14,7 +14,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from experiments.benchmarks.harness import Options, record
-from tfigkd.runtime.processes import THREADS
+from tfigkd.runtime.machine import THREADS
 
 NETWORKS = {
     "ResNet-20 in bfloat16": ("resnet20", 0, "mixed_bfloat16"),

@@ -5,6 +5,7 @@ import os
 import pytest
 
 from tfigkd.runtime import machine, processes
+from tfigkd.runtime.command import command
 
 GB = 2**30
 
@@ -34,10 +35,31 @@ def test_without_limits_it_is_the_machine(groups):
 
 @pytest.mark.parametrize(("quota", "expected"), [("200000 100000", 2), ("250000 100000", 3), ("5000 100000", 1)])
 def test_cores_are_the_quota_of_the_container(groups, quota, expected, monkeypatch):
-    for name in processes.THREADS:
+    for name in machine.THREADS:
         monkeypatch.delenv(name, raising=False)
     (groups / "cpu.max").write_text(f"{quota}\n")
     assert machine.cores() == processes.threads() == expected
+
+
+def test_a_command_starts_a_thread_for_each_core_of_its_container(groups, monkeypatch):
+    """TensorFlow would start one for each core of the machine; a number that is set stays, a child's share is less."""
+    (groups / "cpu.max").write_text("200000 100000\n")
+
+    def threads_in(main, **given):
+        for name in machine.THREADS:
+            monkeypatch.setenv(name, given.get(name, ""))  # so that what it was comes back at the end
+            if name not in given:
+                monkeypatch.delenv(name)
+        main()
+        return [os.environ.get(name) for name in machine.THREADS]
+
+    main = command()(lambda arguments: None)
+    assert threads_in(lambda: main([])) == ["2", "2"]
+    assert threads_in(lambda: main([]), TF_NUM_INTRAOP_THREADS="5") == ["5", "2"]
+    assert threads_in(lambda: [main([]), machine.limit_threads(1)]) == ["1", "1"]
+    assert threads_in(lambda: machine.limit_threads(3), TF_NUM_INTRAOP_THREADS="2", OMP_NUM_THREADS="x") == ["2", "3"]
+    (groups / "cpu.max").write_text("max 100000\n")
+    assert threads_in(lambda: main([])) == [None, None]
 
 
 def test_memory_is_what_the_container_leaves(groups):

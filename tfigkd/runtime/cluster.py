@@ -20,8 +20,7 @@ from typing import Any
 
 from tfigkd import __version__
 from tfigkd.runtime.errors import UserError, system_line
-from tfigkd.runtime.machine import cores
-from tfigkd.runtime.processes import THREADS
+from tfigkd.runtime.machine import cores, limit_threads
 from tfigkd.runtime.provenance import commit, versions
 from tfigkd.runtime.quiet import quiet_stderr
 from tfigkd.runtime.text import counted
@@ -135,8 +134,7 @@ def _on_node(here: tuple[str, str, int], call: bytes) -> tuple[str, float, Any]:
 
     (folder, version, cores), began = here, time.monotonic()
     node = ray.util.get_node_ip_address()
-    for name in THREADS:
-        os.environ.setdefault(name, str(cores))
+    limit_threads(cores)
     try:
         if _version() != version:
             raise UserError(f"it has {_version()}, this machine has {version}; install the same on every machine")

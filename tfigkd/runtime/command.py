@@ -19,6 +19,7 @@ from typing import Any, NoReturn
 
 from tfigkd.runtime.errors import UserError, misspelled, system_line
 from tfigkd.runtime.files import expanded
+from tfigkd.runtime.machine import limit_threads_to_container
 
 FAILED, INTERRUPTED = 1, 130
 STOPPING = threading.Event()
@@ -101,6 +102,7 @@ def command(stopped: str = "stopped") -> Callable[[Main], Callable[..., int]]:
                 signal.signal(signal.SIGTERM, interrupt)
                 if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # a background job may ignore it
                     signal.signal(signal.SIGINT, interrupt)
+            limit_threads_to_container()
             STOPPING.clear()
             try:
                 with _keeps_interruption():

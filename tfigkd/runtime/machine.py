@@ -12,13 +12,35 @@ GROUPS = Path("/sys/fs/cgroup")
 """Control groups of version 2."""
 OWN_GROUP = Path("/proc/self/cgroup")
 MEMINFO = Path("/proc/meminfo")
+THREADS = ("TF_NUM_INTRAOP_THREADS", "OMP_NUM_THREADS")
+"""Variables of the environment with the number of threads of TensorFlow and NumPy, read when they are imported."""
 
 
 def cores() -> int:
     """Return the number of cores that this process may use, at least 1; parts of a core count as one."""
-    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     quotas = [words.split() for words in _limits("cpu.max")]
-    return min([allowed, *(max(1, math.ceil(int(quota) / int(period))) for quota, period in quotas if quota != "max")])
+    allowed = [max(1, math.ceil(int(quota) / int(period))) for quota, period in quotas if quota != "max"]
+    return min([_visible_cores(), *allowed])
+
+
+def _visible_cores() -> int:
+    """Return the number of cores that TensorFlow sees, one thread for each of which it would start."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def limit_threads_to_container() -> None:
+    """Let TensorFlow and NumPy start a thread for each core that the container leaves, unless a number is set."""
+    if cores() < _visible_cores():
+        for name in THREADS:
+            os.environ.setdefault(name, str(cores()))
+
+
+def limit_threads(count: int) -> None:
+    """Let TensorFlow and NumPy, which must not be imported yet, start at most so many threads."""
+    for name in THREADS:
+        given = os.environ.get(name, "")
+        if not (given.isascii() and given.isdigit() and 0 < int(given) <= count):
+            os.environ[name] = str(count)
 
 
 def memory() -> int:

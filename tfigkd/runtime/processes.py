@@ -9,13 +9,12 @@ import threading
 from pathlib import Path
 
 from tfigkd.runtime.command import interrupt
-from tfigkd.runtime.machine import cores, memory
+from tfigkd.runtime.machine import THREADS, cores, limit_threads, memory
 
 CONTEXT = multiprocessing.get_context("spawn")
 MEMORY = 4 * 2**30
 """Bytes that a training process may need; CIFAR-10 with maps takes 2 to 3 GB."""
 ACCELERATOR = Path("/dev/nvidia0")
-THREADS = ("TF_NUM_INTRAOP_THREADS", "OMP_NUM_THREADS")
 
 
 def processes_that_fit() -> int:
@@ -67,13 +66,13 @@ def settle(log: Path, threads: int | None = None) -> None:
 
     Args:
         log: Where standard output and errors go.
-        threads: Threads of TensorFlow and NumPy, which must not be imported yet; None leaves them as they are.
+        threads: At most so many of TensorFlow and NumPy, which must not be imported yet; None sets no limit.
 
     Raises:
         OSError: The log cannot be written.
     """
-    for name in THREADS if threads else ():
-        os.environ.setdefault(name, str(threads))
+    if threads:
+        limit_threads(threads)
     signal.signal(signal.SIGTERM, interrupt)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     log.parent.mkdir(parents=True, exist_ok=True)
