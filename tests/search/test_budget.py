@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+from dataclasses import replace
 
 import keras_tuner
 import pytest
@@ -14,13 +15,14 @@ from tfigkd.runtime.errors import UserError
 from tfigkd.runtime.files import read_manifest, read_signed, write_signed
 from tfigkd.runtime.rows import read_rows
 from tfigkd.search.__main__ import main
-from tfigkd.search.budget import excess, in_words, largest_share, read_budget
-from tfigkd.search.candidates import Candidates, propose_within
+from tfigkd.search.budget import excess, format_budget, largest_share, read_budget
+from tfigkd.search.candidates import Candidates
 from tfigkd.search.options import Options
+from tfigkd.search.oracle import make_oracle, propose_within
 from tfigkd.search.outcome import Search, finish
-from tfigkd.search.space import PLAIN, Dimension, student_space, trial_config
-from tfigkd.search.tuner import make_oracle
+from tfigkd.search.space import Dimension, neutral_student, student_space, trial_config
 from tfigkd.stages.data import dataset
+from tfigkd.stages.networks import build_network
 from tfigkd.stages.training_setup import untrained_student
 
 TINY = """
@@ -105,21 +107,34 @@ def test_what_exceeds_a_budget_by_hand():
     assert excess(slow, budget) == "latency 0.31 ms, at most 0.2 ms; speedup 8 x, at least 10 x"
     assert largest_share(slow, budget) == pytest.approx(1.55)
     assert excess({"parameters": 1.0}, budget) == ""
-    assert in_words(budget) == "latency at most 0.2 ms, speedup at least 10 x, size at most 300 kB"
+    assert format_budget(budget) == "latency at most 0.2 ms, speedup at least 10 x, size at most 300 kB"
 
 
 @pytest.mark.filterwarnings("ignore")  # warnings of packages that KerasTuner imports
-def test_every_student_of_the_space_is_one(tmp_path):
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {},
+        {"student.model": "convnet", "student.widths": (64, 256)},
+        {"student.model": "own.keras", "student.init": "file", "student.input_range": (0.0, 255.0)},
+        {"student.model": "keras/MobileNetV3Small", "student.weights": "v3.weights.h5"},
+    ],
+)
+def test_every_student_of_the_space_is_one(changed):
     """Options of one network stay away from the others, which would refuse them."""
-    config = override(read_experiment("cifar10_small")[1], PLAIN)
+    config = neutral_student(override(read_experiment("quickstart")[1], changed))
     space = student_space(config, ())
     oracle = make_oracle(Options(tuner="random"), config, space)
     drawn = [oracle.populate_space(str(number))["values"] for number in range(60)]
     assert {values["student.model"] for values in drawn} == {*space[0].values}
+    students = {}
     for values in drawn:
         student = trial_config(config, values).student
+        students[student.model] = student
         assert (student.drop_blocks > 0) == (student.model == "mobilenet_v2")
         assert (student.stem_stride is None) == (student.model == "convnet") == ("student.depth" in values)
+    for student in students.values():
+        build_network(replace(student, width=0.25), dataset(config.data))
 
 
 def test_vary_replaces_and_adds_to_the_space_of_students():

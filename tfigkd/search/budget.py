@@ -15,30 +15,32 @@ class Quantity:
     Attributes:
         units: The units that are understood, as multiples of the one in which the quantity is measured.
         shown: The unit in which it is shown.
-        least: Whether the limit is the least that is allowed, not the most.
+        is_minimum: Whether the limit is the least that is allowed, not the most.
+        decimals: Of the value in rows; None for a count.
     """
 
     units: Mapping[str, float]
     shown: str
-    least: bool = False
+    is_minimum: bool = False
+    decimals: int | None = None
 
-    def words(self, value: float) -> str:
+    def format(self, value: float) -> str:
         """Return a value with its unit, such as 0.183 ms."""
         return f"{float(f'{value / self.units[self.shown]:.4g}'):,g} {self.shown}"
 
     def limit(self, value: float) -> str:
         """Return a limit in words, such as at most 0.2 ms."""
-        return f"{'at least' if self.least else 'at most'} {self.words(value)}"
+        return f"{'at least' if self.is_minimum else 'at most'} {self.format(value)}"
 
     def share(self, value: float, limit: float) -> float:
         """Return how much of its limit a value takes; above 1 it exceeds the limit."""
-        return limit / value if self.least else value / limit
+        return limit / value if self.is_minimum else value / limit
 
 
 COUNTS = {"": 1.0, "k": 1e3, "M": 1e6, "G": 1e9}
 QUANTITIES = {
-    "latency": Quantity({"us": 1e-3, "ms": 1.0, "s": 1e3}, "ms"),
-    "speedup": Quantity({"": 1.0, "x": 1.0}, "x", least=True),
+    "latency": Quantity({"us": 1e-3, "ms": 1.0, "s": 1e3}, "ms", decimals=4),
+    "speedup": Quantity({"": 1.0, "x": 1.0}, "x", is_minimum=True, decimals=3),
     "size": Quantity({"B": 1.0, "kB": 1e3, "MB": 1e6}, "kB"),
     "multiply_adds": Quantity(COUNTS, "M"),
     "parameters": Quantity(COUNTS, "k"),
@@ -82,7 +84,7 @@ def read_budget(text: str) -> dict[str, float]:
 def excess(measured: Mapping[str, float], budget: Budget) -> str:
     """Return in words what exceeds a budget; nothing where all that was measured is within it."""
     over = [name for name in budget if name in measured and _share(name, measured, budget) > 1]
-    return "; ".join(f"{name} {QUANTITIES[name].words(measured[name])}, {_limit(name, budget)}" for name in over)
+    return "; ".join(f"{name} {QUANTITIES[name].format(measured[name])}, {_limit(name, budget)}" for name in over)
 
 
 def largest_share(measured: Mapping[str, float], budget: Budget) -> float:
@@ -90,7 +92,7 @@ def largest_share(measured: Mapping[str, float], budget: Budget) -> float:
     return max((_share(name, measured, budget) for name in budget if name in measured), default=math.inf)
 
 
-def in_words(budget: Budget) -> str:
+def format_budget(budget: Budget) -> str:
     """Return a budget in words."""
     return ", ".join(f"{name} {_limit(name, budget)}" for name in budget)
 

@@ -11,7 +11,7 @@ inference more often than a short one, so that on a busy machine the ratio of me
 """
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -33,7 +33,7 @@ from tfigkd.runtime import console
 from tfigkd.runtime.errors import UserError
 from tfigkd.runtime.files import make_folder, read_signed, write_bytes, write_signed
 from tfigkd.search.budget import QUANTITIES, Budget, excess, largest_share
-from tfigkd.search.space import words
+from tfigkd.search.space import format_values
 from tfigkd.stages.data import dataset
 from tfigkd.stages.training_setup import untrained_student
 
@@ -115,8 +115,10 @@ class Candidates:
             self.all.append(known)
             kept = {"reference_ms": self.reference_ms, "candidates": [asdict(one) for one in self.all]}
             write_signed(self._state, kept)
-            taken = ", ".join(f"{name} {QUANTITIES[name].words(value)}" for name, value in known.measured.items())
-            console.say(f"  {f'refused: {known.refused}' if known.refused else f'measured: {taken}'}:  {words(values)}")
+            taken = ", ".join(f"{name} {QUANTITIES[name].format(value)}" for name, value in known.measured.items())
+            console.say(
+                f"  {f'refused: {known.refused}' if known.refused else f'measured: {taken}'}:  {format_values(values)}"
+            )
         return replace(known, values=dict(values))  # of this trial: others may differ in what its file does not have
 
     def _measured(self, config: Config) -> tuple[dict[str, float], str]:
@@ -197,37 +199,3 @@ def _set_distinct(model: keras.Model) -> None:
             variable.assign(generator.uniform(0.5, 1.5, variable.shape))
         else:
             variable.assign(variable + generator.uniform(-0.05, 0.05, variable.shape))
-
-
-def propose_within(oracle: Any, admits: Callable[[Mapping[str, Any]], bool], most: int) -> None:
-    """Let an oracle of KerasTuner propose only what a function admits.
-
-    What is not admitted becomes no trial: it does not count among the trials, nor towards the failed trials in a row
-    at which KerasTuner gives up. It is not drawn again. Where a Bayesian oracle's best guess is not admitted, or was a
-    trial before, a random candidate takes its place.
-
-    Args:
-        oracle: It is altered.
-        admits: Called with the values of a candidate.
-        most: Candidates refused in a row after which the search ends, as when the space is exhausted.
-    """
-    draw, propose = oracle._random_values, oracle.populate_space
-
-    def random_values() -> dict[str, Any] | None:
-        for _ in range(most):
-            values = draw()
-            if values is None or admits(values):
-                return values
-            oracle._tried_so_far.add(oracle._compute_values_hash(values))
-        return None
-
-    def populate_space(trial_id: str) -> dict[str, Any]:
-        response = propose(trial_id)
-        values = response.get("values")
-        if values is None or (admits(values) and not oracle._duplicate(values)):
-            return response
-        return oracle._random_populate_space()
-
-    oracle._random_values = random_values
-    if hasattr(oracle, "_random_populate_space"):
-        oracle.populate_space = populate_space

@@ -35,7 +35,7 @@ class Options:
     trials: int = 20
     """Number of trials, including those of earlier calls; hyperband chooses its own number. Students refused for their
     budget do not count."""
-    students: int = 1
+    seeds: int = 1
     """Number of students in each trial, with the seeds from 0; the objective is the mean of their accuracies."""
     workdir: Path | None = None
     """Folder of the search. Default: runs/search/EXPERIMENT-TUNER, with a budget EXPERIMENT-TUNER-budget."""

@@ -18,14 +18,11 @@ from tfigkd.runtime.errors import UserError
 from tfigkd.runtime.files import require_stage, write_text
 from tfigkd.runtime.rows import as_csv
 from tfigkd.runtime.text import counted, percent
-from tfigkd.search.budget import QUANTITIES, excess, in_words
+from tfigkd.search.budget import QUANTITIES, excess, format_budget
 from tfigkd.search.candidates import Candidate, Candidates
 from tfigkd.search.options import OBJECTIVE, Options
-from tfigkd.search.space import Dimension, changes, trial_config, words
+from tfigkd.search.space import Dimension, changes, format_values, trial_config
 from tfigkd.stages.workdir import Workdir
-
-PLACES = {"latency": 4, "speedup": 3}
-"""Places after the point in rows; the other quantities are counts."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +73,7 @@ def finish(search: Search, trials: Sequence[Any]) -> Path:
         return _finish_within(search, search.candidates, ended)
     console.say(f"{len(ended)} trials, best first:")
     for trial in ended:
-        console.say(f"  trial {trial.trial_id}: {_accuracy(trial)}  {words(trial.hyperparameters.values)}")
+        console.say(f"  trial {trial.trial_id}: {_accuracy(trial)}  {format_values(trial.hyperparameters.values)}")
     write_text(search.folder / "trials.csv", as_csv([_row(search, trial) | search.source for trial in ended]))
     if math.isnan(ended[0].score):
         raise UserError(_all_failed(search, len(ended)))
@@ -111,8 +108,8 @@ def _finish_within(search: Search, candidates: Candidates, ended: Sequence[Any])
     write_text(search.folder / "trials.csv", as_csv([row | search.source for row in rows]))
     if best is None:
         raise UserError(
-            f"no trained student is within the budget ({in_words(candidates.budget)}) when its file is measured again; "
-            f"see {search.folder / 'trials.csv'}, and raise --budget a little"
+            f"no trained student is within the budget ({format_budget(candidates.budget)}) when its file is measured "
+            f"again; see {search.folder / 'trials.csv'}, and raise --budget a little"
         )
     return _write_best(search, best, len(ended))
 
@@ -126,7 +123,7 @@ def _measure_again(search: Search, candidates: Candidates, trial: Any, before: C
     scored = {"file_accuracy": report["accuracy"], "file_agreement": report["agreement"], "file_n": report["examples"]}
     console.say(
         f"trained file of trial {trial.trial_id}: {percent(report['accuracy'])} of {report['examples']:,} validation "
-        f"images, {', '.join(QUANTITIES[name].words(value) for name, value in measured.items())}"
+        f"images, {', '.join(QUANTITIES[name].format(value) for name, value in measured.items())}"
         f"{f'; it exceeds the budget: {over}' if over else ''}"
     )
     outcome = f"trained file: {over}" if over else "trained file: within the budget"
@@ -138,8 +135,9 @@ def _nothing(search: Search) -> str:
     nearest = None if search.candidates is None else search.candidates.nearest()
     if search.candidates is None or nearest is None:
         return f"no trial of the search in {search.folder} finished; see {search.folder}/trials/*/*/run.log"
+    limits = format_budget(search.candidates.budget)
     return (
-        f"none of {len(search.candidates.all)} students is within the budget ({in_words(search.candidates.budget)}); "
+        f"none of {len(search.candidates.all)} students is within the budget ({limits}); "
         f"the nearest is {_student(nearest)}: {nearest.refused}; raise --budget, or --vary smaller students"
     )
 
@@ -162,7 +160,7 @@ def _config(search: Search, trial: Any) -> Config:
 
 def _student(candidate: Candidate) -> str:
     """Return what a search has chosen of a student, such as model resnet8  width 0.5."""
-    return words({name.removeprefix("student."): value for name, value in candidate.values.items()})
+    return format_values({name.removeprefix("student."): value for name, value in candidate.values.items()})
 
 
 def _outcome(trial: Any) -> str:
@@ -181,7 +179,7 @@ def _row(search: Search, trial: Any) -> dict[str, Any]:
     seconds = sum(one["seconds"] for one in trained)
     return (
         _settings(search)
-        | {"trial": trial.trial_id, "students": search.options.students}
+        | {"trial": trial.trial_id, "students": search.options.seeds}
         | {OBJECTIVE: trial.score, "train_seconds": round(seconds, 1)}
         | {"n_train": trained[0]["n_train"] if trained else ""}
         | dict.fromkeys((one.field for one in search.space), "")
@@ -191,24 +189,24 @@ def _row(search: Search, trial: Any) -> dict[str, Any]:
 
 def _columns(candidates: Candidates, measured: Mapping[str, float], outcome: str) -> dict[str, Any]:
     """Return the columns of a budget: what a student takes, on what it was measured, and whether it was trained."""
-    taken = {name: round(measured[name], PLACES.get(name)) if name in measured else "" for name in QUANTITIES}
+    taken = {name: round(measured[name], QUANTITIES[name].decimals) if name in measured else "" for name in QUANTITIES}
     scored = dict.fromkeys(("file_accuracy", "file_agreement", "file_n"), "")
     about = {"format": candidates.format, "reference_ms": round(candidates.reference_ms, 4)}
     about |= {"n_validation": candidates.n_validation}
-    return taken | about | {"budget": in_words(candidates.budget), "outcome": outcome} | scored
+    return taken | about | {"budget": format_budget(candidates.budget), "outcome": outcome} | scored
 
 
 def _line(what: str, accuracy: str, candidate: Candidate) -> tuple[str, ...]:
     """Return a line of the table of a search with a budget."""
     taken = candidate.measured
-    cells = (QUANTITIES[name].words(taken[name]) if name in taken else "" for name in QUANTITIES)
+    cells = (QUANTITIES[name].format(taken[name]) if name in taken else "" for name in QUANTITIES)
     return what, accuracy, *cells, _student(candidate)
 
 
 def _point(trial: Any, candidate: Candidate, options: Options) -> Point:
     """Return a trained student as a point of the page."""
     taken = candidate.measured
-    named = _student(candidate), options.format, trial.score, None, options.students
+    named = _student(candidate), options.format, trial.score, None, options.seeds
     return Point(*named, taken["latency"], taken["size"], int(taken["parameters"]))
 
 
@@ -216,7 +214,7 @@ def _write_best(search: Search, best: Any, count: int) -> Path:
     """Write the experiment file of the best trial, and say what comes next."""
     values = {key: value for key, value in _values(best).items() if not key.startswith("tuner/")}
     options, name, folder = search.options, search.name, search.folder
-    students = f"{counted(options.students, 'student')} a trial"
+    students = f"{counted(options.seeds, 'student')} a trial"
     description = f"{name}, the best of {count} trials on validation ({percent(best.score)})"
     comment = f"python -m tfigkd.search --experiment {name} --tuner {options.tuner}: {students}, by {OBJECTIVE}."
     path = folder / f"{name}_best.toml"

@@ -2,10 +2,11 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any, Literal
 
 from tfigkd.config.experiment import Config, override, to_mapping
+from tfigkd.config.fields import NetworkConfig
 from tfigkd.config.reading import dotted_names, value_at
 from tfigkd.runtime.errors import UserError, closest
 from tfigkd.stages.runner import FREE
@@ -32,8 +33,8 @@ STUDENTS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("student.depth=2,3", ("convnet",)),
 )
 """The space of `--student`: kind of block, width, stride of the stem and depth, with the networks that have them."""
-PLAIN = {"student.drop_blocks": 0, "student.dropout": None, "student.depth": 2, "student.stem_stride": None}
-"""What a student is set to before it is searched: options that not all networks of `STUDENTS` have."""
+OF_ALL = ("model", "width", "normalization", "image_size")
+"""Options of a student that all networks of `STUDENTS` take."""
 JUDGING = ("data.name", "data.limit", "data.train_split", "data.splits", "data.group")
 """Fields that decide which images train and which judge: trials that differ in them cannot be compared."""
 PIXELS = ("data.image_size", "data.fit", "data.background")
@@ -82,11 +83,11 @@ def dimension(text: str, config: Config) -> Dimension:
     if not values or (separator and scale not in ("log", "linear")) or (values.count(":") and not ranged):
         raise UserError(f"--vary {text}: expected FIELD=LOW:HIGH, FIELD=LOW:HIGH:log or FIELD=A,B,C")
     parts = tuple(_value(part) for part in low_high.split(":" if ranged else ","))
-    fields = to_mapping(config)
+    settings = to_mapping(config)
     try:
-        value_at(fields, field)
+        value_at(settings, field)
     except KeyError:
-        raise UserError(f"--vary {text}: unknown field {field!r}; {closest(field, dotted_names(fields))}") from None
+        raise UserError(f"--vary {text}: unknown field {field!r}; {closest(field, dotted_names(settings))}") from None
     remedy = f"give one value, --{field} VALUE"
     if f"{field}.".startswith(UNREAD):
         raise UserError(f"--vary {text}: the student of a trial does not depend on {field}; {remedy}")
@@ -130,11 +131,21 @@ def usual_space(config: Config) -> list[Dimension]:
     return [dimension(text, config) for text in space if not text.startswith(tuple(off))]
 
 
+def neutral_student(config: Config) -> Config:
+    """Return an experiment whose student has the neutral value of every option that not all of `STUDENTS` take."""
+    neutral = NetworkConfig()
+    changes = {f"student.{one.name}": getattr(neutral, one.name) for one in fields(neutral) if one.name not in OF_ALL}
+    changes["student.weights"] = None
+    if config.student.init == "file":
+        changes["student.init"] = "random"
+    return override(config, changes)
+
+
 def student_space(config: Config, vary: Sequence[str]) -> list[Dimension]:
     """Return the search space of the student's architecture, with what `--vary` adds or sets in its place.
 
     Args:
-        config: The experiment, with the student's options as in `PLAIN`.
+        config: The experiment, from `neutral_student`.
         vary: Options `--vary`.
     """
     given = {one.field: one for one in dimensions(vary, config)}
@@ -179,8 +190,8 @@ def hyperparameters(space: Sequence[Dimension]) -> Any:
 
 def changes(values: Mapping[str, Any]) -> dict[str, Any]:
     """Return the fields that a trial sets, including the number of epochs that hyperband gives it."""
-    fields = {name: decoded(value) for name, value in values.items() if not name.startswith("tuner/")}
-    return fields | ({"training.epochs": values["tuner/epochs"]} if "tuner/epochs" in values else {})
+    found = {name: decoded(value) for name, value in values.items() if not name.startswith("tuner/")}
+    return found | ({"training.epochs": values["tuner/epochs"]} if "tuner/epochs" in values else {})
 
 
 def trial_config(config: Config, values: Mapping[str, Any]) -> Config:
@@ -188,15 +199,15 @@ def trial_config(config: Config, values: Mapping[str, Any]) -> Config:
 
     Warm-up and fine-tuning keep their share of the epochs that hyperband gives a trial, and never outlast them.
     """
-    fields = changes(values)
+    changed = changes(values)
     share = values.get("tuner/epochs", config.training.epochs) / config.training.epochs
     if share < 1:
         for name, kind in (("training.warmup_epochs", float), ("training.finetune_epochs", int)):
-            fields[name] = kind(share * fields.get(name, value_at(to_mapping(config), name)))
-    return override(config, fields)
+            changed[name] = kind(share * changed.get(name, value_at(to_mapping(config), name)))
+    return override(config, changed)
 
 
-def words(values: Mapping[str, Any]) -> str:
+def format_values(values: Mapping[str, Any]) -> str:
     """Return the values of a trial on one line."""
     shown = {key: f"{value:.4g}" if isinstance(value, float) else str(value) for key, value in values.items()}
     return "  ".join(f"{key} {value}" for key, value in shown.items())

@@ -19,17 +19,17 @@ from tfigkd.runtime.processes import CONTEXT, settle
 from tfigkd.runtime.provenance import origin
 from tfigkd.runtime.quiet import quiet_stderr, quiet_tensorflow
 from tfigkd.runtime.text import percent
-from tfigkd.search.budget import in_words, read_budget
+from tfigkd.search.budget import format_budget, read_budget
 from tfigkd.search.options import OBJECTIVE, Options
+from tfigkd.search.oracle import make_oracle, propose_within, save_whole_files
 from tfigkd.search.space import (
-    PLAIN,
     Dimension,
     dimensions,
-    hyperparameters,
+    format_values,
+    neutral_student,
     student_space,
     trial_config,
     usual_space,
-    words,
 )
 from tfigkd.stages.runner import INERT, Run, changed_fields, run
 from tfigkd.stages.workdir import Workdir
@@ -37,23 +37,6 @@ from tfigkd.stages.workdir import Workdir
 PROJECT = "tuner"  # the folder of KerasTuner's own files
 REFUSALS = 50
 """Students refused in a row after which a search with a budget ends."""
-
-
-def make_oracle(options: Options, config: Config, space: Sequence[Dimension]) -> Any:
-    """Return KerasTuner's oracle, which chooses the values of each trial of a search."""
-    import keras_tuner
-
-    settings: dict[str, Any] = {
-        "objective": keras_tuner.Objective(OBJECTIVE, "max"),
-        "hyperparameters": hyperparameters(space),
-        "seed": options.seed + 1,  # KerasTuner treats seed 0 as no seed
-        "max_consecutive_failed_trials": sys.maxsize,  # a failed trial says nothing of the next
-    }
-    if options.tuner == "hyperband":
-        return keras_tuner.oracles.HyperbandOracle(max_epochs=config.training.epochs, **settings)
-    if options.tuner == "bayesian":
-        return keras_tuner.oracles.BayesianOptimizationOracle(max_trials=options.trials, **settings)
-    return keras_tuner.oracles.RandomSearchOracle(max_trials=options.trials, **settings)
 
 
 def _process(chosen: Run, ended: Any) -> None:
@@ -103,10 +86,8 @@ def _train(chosen: Run) -> None:
 def try_out(options: Options, name: str, config: Config, folder: Path) -> float:
     """Train the students of one trial, continuing from checkpoints, and return their mean validation accuracy."""
     scores = []
-    for seed in range(options.students):
-        console.say(
-            f"    training student {seed + 1} of {options.students}; its progress: {folder / str(seed)}/run.log"
-        )
+    for seed in range(options.seeds):
+        console.say(f"    training student {seed + 1} of {options.seeds}; its progress: {folder / str(seed)}/run.log")
         workdir = Workdir(folder / str(seed), options.teachers, seed)
         stages = ("data", "teacher", "overlays", "distill")
         _train(Run(name, config, workdir, stages, smoke=options.smoke, preview=False))
@@ -136,7 +117,7 @@ def _tuner(
 
         def run_trial(self, trial: Any, **_: Any) -> dict[str, float]:
             values, began = trial.hyperparameters.values, time.monotonic()
-            console.say(f"  trial {trial.trial_id} begins:  {words(values)}")
+            console.say(f"  trial {trial.trial_id} begins:  {format_values(values)}")
             try:
                 score = try_out(options, name, trial_config(config, values), folder / "trials" / trial.trial_id)
             except UserError as error:  # such as a NaN loss; the next trial may succeed
@@ -146,7 +127,7 @@ def _tuner(
             ended = [one.score for one in self.oracle.trials.values() if one.score is not None]
             best = max((one for one in [*ended, score] if not math.isnan(one)), default=score)
             after = f"({seconds:.0f} s; best so far: {percent(best)})"
-            console.say(f"  trial {trial.trial_id}: {percent(score)}  {words(values)}  {after}")
+            console.say(f"  trial {trial.trial_id}: {percent(score)}  {format_values(values)}  {after}")
             with quiet_stderr():  # TensorFlow greets when it is imported
                 _log_hparams(folder / "tensorboard" / trial.trial_id, values, score)
             return {OBJECTIVE: score}
@@ -157,13 +138,8 @@ def _tuner(
             write_signed(Path(self._get_tuner_fname()), self.get_state())
 
     oracle = make_oracle(options, config, space)
-    # KerasTuner overwrites its files in place, so a kill during a write would make the search unusable
-    oracle.save = lambda: write_signed(Path(oracle._get_oracle_fname()), oracle.get_state())
-    oracle._save_trial = lambda trial: write_signed(
-        Path(oracle._get_trial_dir(trial.trial_id)) / "trial.json", trial.get_state()
-    )
+    save_whole_files(oracle)
     if candidates is not None:
-        from tfigkd.search.candidates import propose_within
 
         def admits(values: Mapping[str, Any]) -> bool:
             return not candidates.measure(trial_config(config, values), values).refused
@@ -227,17 +203,15 @@ def search(options: Options, flags: Sequence[str], command: str = "") -> Path | 
     Raises:
         UserError: an option is wrong, the folder holds another search, or the search failed.
     """
-    if options.trials < 1 or options.students < 1:
-        raise UserError("--trials and --students must be at least 1")
-    if "--seeds" in {flag.partition("=")[0] for flag in flags}:
-        raise UserError("unknown argument '--seeds'; the number of students in each trial is --students")
+    if options.trials < 1 or options.seeds < 1:
+        raise UserError("--trials and --seeds must be at least 1")
     require_seed(options.seed, "--seed")
     budget = read_budget(options.budget) if options.budget else {}
     role = os.environ.get("KERASTUNER_TUNER_ID", "")
     if budget and role:
         raise UserError("--budget measures on one quiet machine; search in one process, without KERASTUNER_TUNER_ID")
     name, config = read_experiment(options.experiment)
-    config = override(config, PLAIN) if options.student else config
+    config = neutral_student(config) if options.student else config
     config = smoke(config) if options.smoke else config
     config = with_flags(config, flags, Options)
     final = config
@@ -273,7 +247,7 @@ def _settings(
 ) -> dict[str, Any]:
     """Return what a search is known by when it continues, as JSON keeps it."""
     settings: dict[str, Any] = {"experiment": name, "config": to_mapping(config)}
-    settings |= {"tuner": options.tuner, "seeds": options.students, "seed": options.seed}
+    settings |= {"tuner": options.tuner, "seeds": options.seeds, "seed": options.seed}
     settings["space"] = [[one.field, list(one.values), one.scale] for one in space]
     return settings | ({"budget": budget, "format": options.format} if budget else {})
 
@@ -284,14 +258,12 @@ def _announce(options: Options, config: Config, space: Sequence[Dimension], budg
         only = f", with {', '.join(one.networks)}" if one.networks else ""
         console.say(f"  {one.field}: {', '.join(map(str, one.values))} ({one.scale}{only})")
     if budget:
-        console.say(f"  budget of the {options.format} file: {in_words(budget)}")
+        console.say(f"  budget of the {options.format} file: {format_budget(budget)}")
     if config.needs_teacher and config.teacher.weights is not None:
         console.say("  note: the published teacher was trained on validation; values that rely on it look too good")
     if options.dry_run:
         trials = "as many trials as hyperband chooses" if options.tuner == "hyperband" else f"{options.trials} trials"
-        console.say(
-            f"{options.tuner}: {trials} of {options.students} students and {config.training.epochs} epochs each"
-        )
+        console.say(f"{options.tuner}: {trials} of {options.seeds} students and {config.training.epochs} epochs each")
 
 
 def _run_trials(tuner: Any) -> None:
