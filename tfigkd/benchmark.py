@@ -17,7 +17,7 @@ from tfigkd.config.data_fields import Reading
 from tfigkd.config.measure_fields import BenchmarkConfig
 from tfigkd.config.reading import refused_as
 from tfigkd.edge.classifier_files import file_predictor, reading_for
-from tfigkd.edge.contract import admit
+from tfigkd.edge.contract import verified_contract
 from tfigkd.edge.footprint import Footprint, footprint
 from tfigkd.edge.input_range import assumption
 from tfigkd.edge.latency import latencies
@@ -92,7 +92,7 @@ def describe(path: Path, data: Any = None, **spaces: Any) -> dict[str, Any]:
     Raises:
         UserError: the contract is damaged or of another file, or the images or classes do not fit.
     """
-    contract = admit(path) or {}
+    contract = verified_contract(path) or {}
     parity = contract.get("parity", {})
     columns = {"model": path.stem, "format": contract.get("format"), "parameters": contract.get("parameters")}
     columns |= {f"validation_{name}": parity.get(name) for name in PARITY}

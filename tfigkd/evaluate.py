@@ -184,15 +184,15 @@ def _maps(
     """
     from tfigkd.attribution.examples import explain
     from tfigkd.config.measure_fields import EvaluationConfig
-    from tfigkd.measure.explanation import faithfulness, similarity
+    from tfigkd.measure.map_metrics import faithfulness_metrics, similarity_metrics
 
     settings = EvaluationConfig()
     maps, errors = explain(network, examples, attribution, color)
     values: dict[str, float] = dict(zip(OF_MAPS, (len(examples), float(np.median(errors))), strict=True))
-    values |= faithfulness(predict, examples, maps, mean_color=color, steps=settings.curve_steps)
+    values |= faithfulness_metrics(predict, examples, maps, mean_color=color, steps=settings.curve_steps)
     if teacher is not None:
         reference, _ = explain(teacher, examples, attribution, color)
-        values |= similarity(maps, reference, top_fraction=settings.top_fraction)
+        values |= similarity_metrics(maps, reference, top_fraction=settings.top_fraction)
     return values
 
 
@@ -258,7 +258,7 @@ def check(options: Options) -> None:
         raise UserError(f"--teacher {options.teacher} is no {' or '.join(FILES)} file")
     _check_maps(options)
     if options.rows is not None and options.rows.exists():
-        from tfigkd.measure.explanation import FAITHFULNESS, similarity
+        from tfigkd.measure.map_metrics import FAITHFULNESS, similarity_metrics
         from tfigkd.measure.metrics import MANY_CLASSES, comparison, metrics
 
         logits, maps = np.zeros((2, MANY_CLASSES + 1)), np.random.default_rng(0).random((2, 2, 2))
@@ -268,7 +268,7 @@ def check(options: Options) -> None:
         measured += ["mirrored_accuracy"] * options.mirrored
         if options.maps:
             measured += [*OF_MAPS, *FAITHFULNESS]
-            compared = similarity(maps, maps, top_fraction=0.5) if options.teacher is not None else ()
+            compared = similarity_metrics(maps, maps, top_fraction=0.5) if options.teacher is not None else ()
             measured += [name for name, _ in compared]
         known = ("model", "weights", "data", "data_fingerprint", "n_test")
         require_columns(options.rows, [*known, *measured, *origin("")], maybe=["top5_accuracy"])

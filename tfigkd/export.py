@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 
 from tyro.conf import Positional, arg
 
-from tfigkd.config.export_fields import Ends, ExportConfig, Format, Kept, Quantizer
+from tfigkd.config.export_fields import ExportConfig, Format, IOType, Kept, Quantizer
 from tfigkd.config.flags import DataOptions, SpaceOptions, read_all_options
 from tfigkd.config.reading import refused_as
 from tfigkd.runtime import console
@@ -41,7 +41,7 @@ class Options(DataOptions, SpaceOptions):
     """Validation images that calibrate int8 and int16x8, at most half of them."""
     min_int8_agreement: float = ExportConfig.min_int8_agreement
     """Smallest share of validation images with the same top-1 class as in Keras, of files with int8 weights."""
-    io: Ends = "integer"
+    io: IOType = "integer"
     """Input and output of int8 and int16x8: integer, as inside, or float32, which LiteRT.js needs (tfigkd.web)."""
     quantizer: Quantizer = "converter"
     """What makes int8 files: TensorFlow's converter, or ai-edge-quantizer, which is installed apart."""
@@ -83,7 +83,7 @@ def _load(options: Options) -> tuple[Any, Any, Any]:
                 f"{options.model} has {own.output_shape[-1]} classes, {options.data} has {data.num_classes}; give the "
                 "data that it was trained on"
             )
-    plain = models.load_plain(options.model, input_range=options.input_range, outputs=options.outputs)
+    plain = models.ReferenceClassifier(options.model, input_range=options.input_range, outputs=options.outputs)
     return with_stock_layers(own), plain, data
 
 
@@ -94,8 +94,8 @@ def run(options: Options) -> str:
         UserError: the model or the data do not fit, or the file is not equal enough to the model.
     """
     from tfigkd.edge.contract import contract_path, is_foreign
-    from tfigkd.edge.convert import CALIBRATED
-    from tfigkd.edge.parity import export_file, near_chance_level
+    from tfigkd.edge.convert import CALIBRATED, CalibrationMissingError
+    from tfigkd.edge.parity import export_file
     from tfigkd.models.user_model import pixels_said
 
     _refuse_without_effect(options)
@@ -124,7 +124,7 @@ def run(options: Options) -> str:
         model, plain, data = _load(options)
         report = export_file(options.output, model, options.format, data, bounds, original=plain)
     except ValueError as error:
-        hint = "; give --data DATASET" if "needs calibration images" in str(error) else ""
+        hint = "; give --data DATASET" if isinstance(error, CalibrationMissingError) else ""
         raise UserError(in_options(f"{str(error).rstrip('.')}{hint}")) from error
     except UserError as error:
         raise UserError(in_options(str(error))) from error
@@ -134,7 +134,7 @@ def run(options: Options) -> str:
     if data is not None:
         on, own = f"{report['examples']:,} validation images", report["keras_accuracy"]
         scores = f", accuracy {percent(report['accuracy'])} (Keras {percent(own)})"
-        if own < near_chance_level(data.num_classes):
+        if report["keras_near_chance"]:
             scores += "; the Keras model itself is near chance: does it take other pixel values? (--input-range 0 255)"
     return (
         f"{options.output}: {size / 1e3:,.1f} kB{ends}; on {on}: agreement with Keras "

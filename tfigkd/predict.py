@@ -17,7 +17,7 @@ from tfigkd.config.data_fields import BACKGROUND, Fit
 from tfigkd.data.pictures import bombs_refused, decode, is_hidden, is_picture, scaled
 from tfigkd.data.spaces import UNIT, Outputs, Range, require_finite_outputs, to_logits
 from tfigkd.edge.classifier_files import background_of, fit_of, infer_spaces
-from tfigkd.edge.contract import admit, contract_path
+from tfigkd.edge.contract import contract_path, verified_contract
 from tfigkd.edge.input_range import assumption
 from tfigkd.edge.litert import class_count, dequantize, input_details, input_values, open_classifier, output_details
 from tfigkd.edge.options import add_background_option, add_space_options, given_spaces
@@ -187,7 +187,7 @@ def classify(model: Path, options: argparse.Namespace) -> None:
     Raises:
         UserError: as `run`.
     """
-    contract = admit(model)
+    contract = verified_contract(model)
     interpreter = open_classifier(model, threads=options.threads)
     source, sink = input_details(interpreter), output_details(interpreter)
     given = given_spaces(options)

@@ -13,13 +13,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from tfigkd.config.measure_fields import BenchmarkConfig
 from tfigkd.config.reading import refused_as
-from tfigkd.data.spaces import UNIT, Range, to_gray
+from tfigkd.data.spaces import UNIT, Range, noise_images, to_gray
 from tfigkd.edge.classifier_files import image_side, infer_spaces, reading_for
-from tfigkd.edge.contract import admit, contract_path
+from tfigkd.edge.contract import contract_path, verified_contract
 from tfigkd.edge.layer_differences import Comparison, compare, is_integer
 from tfigkd.edge.litert import input_details, open_classifier
 from tfigkd.edge.options import add_data_options, add_space_options, given_spaces, load_data, refuse_without_data
@@ -92,21 +90,21 @@ def layers(path: Path, options: argparse.Namespace, given: Path) -> tuple[Compar
         on = f"{len(images)} validation images of {options.data}"
     else:
         shape = tuple(map(int, source["shape"][1:]))
-        images = np.random.default_rng(0).integers(0, 256, (options.images, *shape), dtype=np.uint8)
+        images = noise_images((options.images, *shape))
         on = f"{options.images} images of noise, which no model was made for: give --data DATASET"
     declared = given_spaces(options)
     if given.suffix != ".keras":
         ranges = [_range(one, declared["input_range"]) for one in (path, given)]
         return compare(path, given, images, input_range=ranges[0], reference_range=ranges[1]), on
     # --input-range is that of the .keras file; a contract says what the int8 file takes
-    own = _range(path, None if "input" in (admit(path) or {}) else declared["input_range"])
+    own = _range(path, None if "input" in (verified_contract(path) or {}) else declared["input_range"])
     with tempfile.TemporaryDirectory() as folder:
         reference = converted(given, Path(folder), side, **declared)
         return compare(path, reference, images, input_range=own, reference_range=UNIT), on
 
 
 def _range(path: Path, given: Range | None) -> Range:
-    return infer_spaces(open_classifier(path), admit(path), given, "logits")[0]
+    return infer_spaces(open_classifier(path), verified_contract(path), given, "logits")[0]
 
 
 def show_times(made: Sequence[dict[str, Any]], top: int) -> None:
@@ -200,7 +198,7 @@ def main(arguments: list[str]) -> None:
         config = BenchmarkConfig(options.runs, options.warmup, (options.threads,))
     if not options.file.is_file():
         raise UserError(f"no file {options.file}; give the path of a .tflite file")
-    admit(options.file)
+    verified_contract(options.file)
     reference = float_file(options.file, options.float32)
     if options.data and reference is None:
         raise UserError("--data compares an int8 file with its float32 file; give --float32 FILE")

@@ -18,7 +18,7 @@ import pytest
 from tfigkd import models
 from tfigkd.config.experiment import override, read_experiment
 from tfigkd.data import load
-from tfigkd.edge.contract import admit
+from tfigkd.edge.contract import verified_contract
 from tfigkd.losses import KLDivergence
 from tfigkd.models import load_classifier, load_torch_weights
 from tfigkd.models.layers import with_stock_layers
@@ -149,7 +149,9 @@ class Place:
             return digest(model.get_weights(), json.dumps(model.get_config(), sort_keys=True, default=str))
 
         def exported():
-            return digest([[admit(path), path.read_bytes()] for path in sorted(stages["export"].glob("*.tflite"))])
+            return digest(
+                [[verified_contract(path), path.read_bytes()] for path in sorted(stages["export"].glob("*.tflite"))]
+            )
 
         def restored():
             history = checkpoint.restore(self.stopped, self.distiller, "f").history
@@ -398,5 +400,5 @@ def test_faults_in_a_litert_file_without_a_contract_end_no_process(place, tally,
     for number in range(40):
         bad, what = damaged(good, draw)
         path.write_bytes(bad)
-        one.read(f"{number} {what}", lambda: admit(path), {None}, {"given.tflite"})
+        one.read(f"{number} {what}", lambda: verified_contract(path), {None}, {"given.tflite"})
     one.end()

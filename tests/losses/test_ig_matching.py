@@ -10,9 +10,9 @@ from tfigkd.config.training_fields import AugmentConfig, TrainingConfig
 from tfigkd.data import Examples
 from tfigkd.data.knowledge import Knowledge, TeacherTargets
 from tfigkd.losses import E2KD, IGMatching, grad_cam, input_gradient_map, map_distance
+from tfigkd.models.adapt import logits_of
 from tfigkd.models.input_range import INPUT_RANGE
 from tfigkd.models.layers import with_fused_layers
-from tfigkd.models.spaces import logits_of
 from tfigkd.training.distiller import Distiller
 
 RNG = np.random.default_rng(0)

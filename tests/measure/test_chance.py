@@ -2,7 +2,8 @@
 
 import numpy as np
 
-from tfigkd.measure.chance import better_order, mean_recall, near_chance, suggest_fix
+from tfigkd.measure.chance import better_order, near_chance, suggest_fix
+from tfigkd.measure.metrics import balanced_accuracy
 from tfigkd.runtime.errors import UserError
 
 
@@ -15,7 +16,7 @@ def test_chance_by_hand() -> None:
     labels = np.arange(100) % 4
     for right, near in ((25, True), (33, True), (34, False), (100, False)):
         predicted = np.where(np.arange(100) < right, labels, (labels + 1) % 4)
-        recall = mean_recall(logits_of(predicted, 4), labels)
+        recall = balanced_accuracy(logits_of(predicted, 4), labels)
         assert abs(recall - right / 100) < 0.01
         assert near_chance(logits_of(predicted, 4), labels) == near
 
@@ -26,7 +27,7 @@ def test_chance_of_classes_of_other_sizes_by_hand() -> None:
     for right, near in ((5, True), (6, False)):
         recalled = [np.arange(250) < 125, np.arange(6) < right]  # a recall of 0.5, and of 5/6 or 1
         predicted = np.where(np.concatenate(recalled), labels, 1 - labels)
-        assert mean_recall(logits_of(predicted, 2), labels) == 0.25 + right / 12
+        assert balanced_accuracy(logits_of(predicted, 2), labels) == 0.25 + right / 12
         assert near_chance(logits_of(predicted, 2), labels) == near
     assert near_chance(np.zeros((0, 2)), np.zeros(0, int))
 
@@ -34,7 +35,7 @@ def test_chance_of_classes_of_other_sizes_by_hand() -> None:
 def test_a_constant_answer_is_chance_however_large_its_class() -> None:
     labels = np.array([0] * 90 + [1] * 10)
     constant = logits_of(np.zeros(100, int), 2)
-    assert mean_recall(constant, labels) == 0.5 and near_chance(constant, labels)
+    assert balanced_accuracy(constant, labels) == 0.5 and near_chance(constant, labels)
 
 
 def test_fix_is_suggested() -> None:
@@ -75,7 +76,7 @@ def test_a_classifier_far_above_chance_may_still_have_another_range_or_order() -
     numbers = [str(index) for index in range(12)]
     names, labels = sorted(numbers), np.arange(120) % 12
     outputs = logits_of(np.array([int(names[label]) for label in labels]), 12)
-    assert mean_recall(outputs, labels) > 0.16 and not near_chance(outputs, labels)
+    assert balanced_accuracy(outputs, labels) > 0.16 and not near_chance(outputs, labels)
     assert "in the order 0, 1, 2, 3, 4, 5, 6, 7, 8, 9 and 2 more" in str(suggest_fix(outputs, labels, names, {}))
     # two of four classes in each other's place
     labels = np.arange(40) % 4
@@ -89,7 +90,7 @@ def test_a_weak_classifier_is_no_other_one() -> None:
     rare = (np.arange(256) % 20 == 0).astype(int)
     useful = logits_of(np.where(random.random(256) < 0.85, rare, 1 - rare), 2)
     others = {"--x": lambda: logits_of(np.where(np.arange(256) < 80, rare, 0), 2)}  # right on more, for its large class
-    assert mean_recall(others["--x"](), rare) < mean_recall(useful, rare)
+    assert balanced_accuracy(others["--x"](), rare) < balanced_accuracy(useful, rare)
     assert (others["--x"]().argmax(1) == rare).mean() > 0.9 > (useful.argmax(1) == rare).mean()
     assert suggest_fix(useful, rare, ["a", "b"], others) is None
     one, constant = np.zeros(40, int), logits_of(np.zeros(40, int), 2)

@@ -16,7 +16,7 @@ from tfigkd.config.experiment import override, read_experiment
 from tfigkd.data import Examples, to_model_input
 from tfigkd.edge.convert import convert
 from tfigkd.edge.litert import litert_predictor
-from tfigkd.measure.explanation import similarity
+from tfigkd.measure.map_metrics import similarity_metrics
 from tfigkd.measure.metrics import (
     accuracy,
     calibration_error,
@@ -367,12 +367,12 @@ def test_a_student_without_a_teacher_is_not_compared(tmp_path):
 
 def test_similarity_comes_with_that_to_another_images_map():
     maps = np.random.default_rng(0).random((5, 6, 6))
-    values = dict(similarity(maps, maps, top_fraction=0.1))
+    values = dict(similarity_metrics(maps, maps, top_fraction=0.1))
     assert values.keys() == OF_TWO_MAPS
     for name in (name for name in values if not name.endswith("_chance")):
         assert values[name] == pytest.approx(1)
         assert values[f"{name}_chance"] < 0.9
-    shifted = dict(similarity(np.roll(maps, 1, axis=0), maps, top_fraction=0.1))
+    shifted = dict(similarity_metrics(np.roll(maps, 1, axis=0), maps, top_fraction=0.1))
     assert shifted["attribution_cosine_chance"] == pytest.approx(1)
 
 

@@ -178,7 +178,7 @@ def test_inputs_and_outputs_in_a_dictionary_or_list_of_one(wrap: Any, tmp_path: 
     bare, model = keras.Model(image, shares), keras.Model(wrap("image", image), wrap("shares", shares))
     loaded = _load(model, tmp_path)
     np.testing.assert_allclose(keras.ops.softmax(loaded(_images())), bare(_images()), atol=1e-6)
-    plain = models.load_plain(tmp_path / "own.keras")
+    plain = models.ReferenceClassifier(tmp_path / "own.keras")
     np.testing.assert_allclose(plain(_images()), loaded(_images()), atol=1e-5)
 
 

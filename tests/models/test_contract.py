@@ -93,7 +93,7 @@ def test_every_rebuilt_model_is_the_file_as_plain_keras_opens_it(name: str, tmp_
     own = models.load_classifier(path)
     rebuilt = {
         "loaded": own,
-        "plain": models.load_plain(path),
+        "plain": models.ReferenceClassifier(path),
         "folded": models.fold_batch_norm(own),
         "stock": layers.with_stock_layers(own),
         "fused": layers.with_fused_layers(layers.with_stock_layers(own)),

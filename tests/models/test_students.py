@@ -6,7 +6,7 @@ import pytest
 
 from tfigkd import models
 from tfigkd.models import cost
-from tfigkd.models.spaces import RGB_TO_GRAY, with_rgb
+from tfigkd.models.adapt import RGB_TO_GRAY, with_rgb
 
 
 @pytest.fixture(scope="module")

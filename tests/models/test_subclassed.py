@@ -9,7 +9,7 @@ import pytest
 
 from tfigkd import Distiller, integrated_gradients
 from tfigkd.models import as_classifier
-from tfigkd.models.spaces import classifier, logits_of
+from tfigkd.models.adapt import graph_as_classifier, logits_of
 
 SHAPE = (8, 8, 3)
 
@@ -131,7 +131,7 @@ def test_a_sequential_model_that_is_not_built_is_refused_where_its_end_or_beginn
 
     for use in (
         lambda: as_classifier(unbuilt(None)),
-        lambda: classifier(unbuilt("softmax")),
+        lambda: graph_as_classifier(unbuilt("softmax")),
         lambda: integrated_gradients(unbuilt("softmax"), images, np.zeros(6, int)),
         lambda: Distiller(unbuilt("softmax")),
         lambda: Distiller(keras.Sequential()),

@@ -184,7 +184,7 @@ def sweep(name: str, model: keras.Model, folder: Path) -> Counter[str]:
     if not operation("load", lambda: own.append(models.load_classifier(path))):
         return seen
     (loaded,) = own
-    logits = np.asarray(models.load_plain(path)(images), "float64")
+    logits = np.asarray(models.ReferenceClassifier(path)(images), "float64")
     probabilities = bool(np.allclose(stated.sum(axis=1), 1, atol=1e-3) and (stated >= 0).all())
     found = np.asarray(keras.ops.softmax(logits)) if probabilities or name == "sigmoid" else logits
     found = found[:, 1:] if name == "sigmoid" else found
@@ -201,7 +201,7 @@ def sweep(name: str, model: keras.Model, folder: Path) -> Counter[str]:
     def attribute() -> None:
         # the sum of a map and its error are the difference of Keras's logits between the image and black
         maps, off = integrated_gradients(loaded, images[:2], labels[:2], n_steps=8)
-        black = np.asarray(models.load_plain(path)(np.zeros_like(images[:1]), training=False))
+        black = np.asarray(models.ReferenceClassifier(path)(np.zeros_like(images[:1]), training=False))
         expected = logits[np.arange(2), labels[:2]] - black[0, labels[:2]]
         sums = np.asarray(maps, "float64").reshape(2, -1).sum(axis=1)
         close(sums - np.asarray(off), expected, 1e-2)

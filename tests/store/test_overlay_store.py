@@ -15,8 +15,8 @@ from tfigkd.config.fields import AttributionConfig
 from tfigkd.data import Dataset, identify, splits_fingerprint
 from tfigkd.data.spaces import to_gray
 from tfigkd.losses import KLDivergence
+from tfigkd.models.adapt import with_rgb
 from tfigkd.models.fingerprints import weights_fingerprint
-from tfigkd.models.spaces import with_rgb
 from tfigkd.runtime.errors import UserError
 from tfigkd.runtime.fingerprint import fingerprint
 from tfigkd.store.maps import store_identity, write_store

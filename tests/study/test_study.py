@@ -402,7 +402,7 @@ def test_a_study_that_chooses_is_judged_on_validation():
     header, lines, _ = arms_lines(study, rows, [])
     assert [header[2], *(line[2].strip("*") for line in lines)] == ["validation accuracy, %", "71.00", "73.50"]
     (one,) = compare(study, runs_of(rows, study.judged_on))
-    assert one.lead.difference == pytest.approx(2.5)
+    assert one.leading.difference == pytest.approx(2.5)
     shown = page(study, rows, [])
     assert "Validation accuracy by arm" in shown and "Differences of mean validation accuracy" in shown
 
@@ -589,9 +589,9 @@ def test_the_readmes_differences_are_the_paired_intervals_of_the_rows(table, fir
     shared = sorted(by_seed[0].keys() & by_seed[1].keys())
     test = stats.ttest_rel(*([values[seed] for seed in shared] for values in by_seed))
     low, high = (100 * end for end in test.confidence_interval(0.95))
-    assert (one.lead.low, one.lead.high, one.lead.p) == pytest.approx((low, high, test.pvalue))
-    assert one.lead.n == (len(shared), len(shared))
-    difference, low, high = (f"{value:+.2f}".replace("-", "−") for value in (one.lead.difference, low, high))
+    assert (one.leading.low, one.leading.high, one.leading.p) == pytest.approx((low, high, test.pvalue))
+    assert one.leading.n == (len(shared), len(shared))
+    difference, low, high = (f"{value:+.2f}".replace("-", "−") for value in (one.leading.difference, low, high))
     p = f"{test.pvalue:.{3 if test.pvalue < 0.01 else 2}f}"
     text = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
     said = re.escape(f"{difference} points ({len(shared)} seeds, ") + "[^)]*" + re.escape(f"{low} to {high}, p = {p})")
@@ -606,7 +606,7 @@ def test_what_was_planned_counts_before_it_has_runs(pair):
     more = replace(pair, arms={**pair.arms, "third": "kd"}, comparisons=[*pair.comparisons, ("third", "slow")])
     (alone,), (planned,) = compare(pair, runs_of(far)), compare(more, runs_of(far))
     assert (alone.planned, planned.planned) == (len(pair.comparisons), len(pair.comparisons) + 1)
-    assert planned.adjusted == pytest.approx(planned.planned * planned.lead.p) and planned.adjusted > alone.adjusted
+    assert planned.adjusted == pytest.approx(planned.planned * planned.leading.p) and planned.adjusted > alone.adjusted
     assert "**" in "".join(arms_table(pair, far, [])) and "**" not in "".join(arms_table(more, far, []))
     assert f"over the {planned.planned} that were planned" in sentences([planned])[0]
 
@@ -616,10 +616,10 @@ def test_pairs_are_those_of_one_seed(pair):
         row("fast", s, 71 + 3 * s + s % 2) for s in (0, 1, 3)
     ]
     (one,) = compare(pair, runs_of(runs))
-    assert one.lead.by_pairs and one.lead.n == (3, 3)
-    assert one.lead.difference == pytest.approx((1 + 2 + 2) / 3)
-    assert one.free.difference == pytest.approx((71 + 75 + 81) / 3 - 74.5)
-    assert one.adjusted == one.lead.p < one.free.p  # a single comparison
+    assert one.leading.by_pairs and one.leading.n == (3, 3)
+    assert one.leading.difference == pytest.approx((1 + 2 + 2) / 3)
+    assert one.welch.difference == pytest.approx((71 + 75 + 81) / 3 - 74.5)
+    assert one.adjusted == one.leading.p < one.welch.p  # a single comparison
 
 
 def test_the_papers_mean_stands_beside_rows_of_as_many_examples_only(pair):
@@ -695,7 +695,7 @@ def test_arms_without_spread_are_not_compared():
     study = Study("pair", arms={"slow": "kd", "fast": "kd"}, comparisons=(("fast", "slow"),))
     rows = [row(arm, seed, 100 * right / 450) for arm, right in (("slow", 99), ("fast", 100)) for seed in range(3)]
     (one,) = compare(study, runs_of(rows))
-    assert not one.lead.tested and one.lead.difference == pytest.approx(100 / 450)
+    assert not one.leading.tested and one.leading.difference == pytest.approx(100 / 450)
     assert "the runs have no spread, so no test" in "".join(sentences([one]))
     lines = arms_table(study, rows, [])
     assert not any("**" in line for line in lines)
@@ -757,7 +757,7 @@ def test_a_study_of_compression_is_judged_by_the_compressed_student():
     assert header[2] == "compressed accuracy, %" and header[-1] == "zeros in the compressed kernels, %"
     assert [(line[2].strip("*"), line[-1]) for line in lines] == [("81.00", "90.0"), ("78.50", "90.0")]
     (one,) = compare(study, runs_of(rows, study.judged_on))
-    assert one.lead.difference == pytest.approx(2.5)
+    assert one.leading.difference == pytest.approx(2.5)
     rows[0] |= {"compressed_method": "prune", "compressed_sparsity": "0.5"}
     rows[1] |= {"compressed_method": "prune", "compressed_sparsity": "0.9"}
     with pytest.raises(UserError, match=r"runs of power 90% are compressed in several ways \(.*prune, 90.0 % zeros"):

@@ -90,8 +90,8 @@ def test_the_forest_has_tested_comparisons_only(text):
     (marks,) = data_of(text, "forest").values()
     (one, single) = compare(PAIR, runs_of(ROWS))
     assert marks["y"] == ["fast − slow, 2x"] and marks["x"] == pytest.approx([9.5])
-    assert marks["error_x"]["array"] == pytest.approx([one.lead.high - 9.5])
-    assert one.lead.by_pairs and one.lead.high < one.free.high
+    assert marks["error_x"]["array"] == pytest.approx([one.leading.high - 9.5])
+    assert one.leading.by_pairs and one.leading.high < one.welch.high
     assert marks["marker"]["symbol"] == ["circle"] and one.adjusted < 0.05
     assert forest_chart([single]) is None
     assert "one run per arm cannot tell" in words(text)

@@ -148,7 +148,7 @@ def test_files_of_keras_2_are_known_and_the_remedy_works(form, tmp_path):
         "\n", " "
     )
     images = np.random.default_rng(0).integers(0, 256, (3, 8, 8, 3)).astype("uint8")
-    plain = models.load_plain(command[-1], input_range=(0.0, 255.0))
+    plain = models.ReferenceClassifier(command[-1], input_range=(0.0, 255.0))
     np.testing.assert_allclose(plain.logits(images), old.predict(images.astype("float32"), verbose=0), rtol=1e-4)
 
 

@@ -18,7 +18,7 @@ from tfigkd.runtime.files import atomic, checksum, finished, make_folder, write_
 from tfigkd.runtime.fingerprint import fingerprint
 from tfigkd.training import checkpoint
 
-FILE = "student.keras"
+PHASE_FILE = "student.keras"
 
 
 @dataclass(frozen=True)
@@ -28,8 +28,8 @@ class Phase:
     Attributes:
         name: Of its folder and in its fingerprint, so that another name makes finished runs train again.
         run: Makes a smaller or quantized student of one, fine-tuned.
-        check: What it makes of a student before it trains; it raises UserError for one that the phase cannot handle.
-            None where it can handle all.
+        check: A trial run without training, which raises UserError for a student that the phase cannot handle. None
+            where it can handle all.
         by_tfmot: Whether tfmot trains it, in a twin that gives only logits.
     """
 
@@ -152,15 +152,15 @@ def compress_student(student: keras.Model, config: CompressConfig, tuning: FineT
     if result is student:  # without batch normalization, there is nothing to exchange in a copy
         result = rebuilt(student)
     for phase in PHASES[config.method]:
-        identity = fingerprint(tuning.fingerprint, phase.name)
+        phase_fingerprint = fingerprint(tuning.fingerprint, phase.name)
         folder = make_folder(tuning.folder / phase.name)
-        if finished(folder, identity):
-            result = keras.saving.load_model(folder / FILE, compile=False, safe_mode=True)
+        if finished(folder, phase_fingerprint):
+            result = keras.saving.load_model(folder / PHASE_FILE, compile=False, safe_mode=True)
             continue
-        result = phase.run(result, config, replace(tuning, folder=folder, fingerprint=identity))
+        result = phase.run(result, config, replace(tuning, folder=folder, fingerprint=phase_fingerprint))
         result = with_stock_layers(result)
-        with atomic(folder / FILE) as temporary:
+        with atomic(folder / PHASE_FILE) as temporary:
             result.save(temporary)
-        write_manifest(folder, identity, files={FILE: checksum(folder / FILE)})
+        write_manifest(folder, phase_fingerprint, files={PHASE_FILE: checksum(folder / PHASE_FILE)})
         checkpoint.remove(folder)
     return result

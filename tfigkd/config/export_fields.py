@@ -7,7 +7,8 @@ from tfigkd.config.declare import forbid, late, require
 
 Format = Literal["float32", "float16", "dynamic", "int8", "int16x8"]
 FORMATS: tuple[Format, ...] = get_args(Format)
-Ends = Literal["integer", "float32"]
+IOType = Literal["integer", "float32"]
+"""Type of the input and output of a file with integer operations."""
 Quantizer = Literal["converter", "ai-edge"]
 Kept = Literal["float32", "int16"]
 
@@ -43,7 +44,7 @@ class ExportConfig:
     """The same of a file with float16 weights."""
     min_int8_agreement: float = 0.9
     """Smallest share of validation images with the same top-1 class; of files with int8 weights."""
-    io: Ends = late("integer")
+    io: IOType = late("integer")
     """Input and output of int8 and int16x8 files: integer, as inside; float32, as LiteRT.js needs, with integer
     operations inside."""
     quantizer: Quantizer = late("converter")

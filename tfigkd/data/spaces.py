@@ -57,6 +57,11 @@ def to_gray(images: Any) -> Any:
     return (images @ np.array(LUMA, images.dtype))[..., None]
 
 
+def noise_images(shape: tuple[int, ...]) -> np.ndarray:
+    """Return images of independent uniform pixels, the same in every call: uint8 of a shape [N,H,W,C]."""
+    return np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+
+
 def probe_images(shape: tuple[int, ...]) -> np.ndarray:
     """Return images that show whether a classifier gives logits or probabilities.
 

@@ -1,4 +1,4 @@
 """LiteRT files: conversion, comparison with Keras, description, inference and timing.
 
-Only `convert`, `quantizer` and `parity` need TensorFlow.
+Only `convert`, `ai_edge_quantizer` and `parity` need TensorFlow.
 """

@@ -1,6 +1,6 @@
 """The second quantizer: `ai-edge-quantizer` makes an int8 file of a float32 file, whole or without its worst layers.
 
-An alternative to TensorFlow's converter. The package is an extra: `pip install tfigkd[quantizer]`.
+An alternative to TensorFlow's converter. The package is an extra: `pip install ai-edge-quantizer`.
 """
 
 import contextlib
@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from tfigkd.config.export_fields import Ends, Kept
+from tfigkd.config.export_fields import IOType, Kept
 from tfigkd.data import to_model_input
 from tfigkd.edge.convert import check_content
 from tfigkd.edge.layer_differences import compare
@@ -31,12 +31,12 @@ BITS = {"int8": 8, "int16": 16}
 
 
 @dataclass(frozen=True)
-class Quantized:
-    """An int8 file.
+class Converted:
+    """The content of a .tflite file.
 
     Attributes:
-        content: Of the .tflite file.
-        kept: Layers that are not int8.
+        content: The bytes.
+        kept: Layers that stay out of int8.
     """
 
     content: bytes
@@ -44,8 +44,8 @@ class Quantized:
 
 
 def quantize_file(
-    content: bytes, calibration: np.ndarray, *, io: Ends = "integer", keep: int = 0, keep_in: Kept = "float32"
-) -> Quantized:
+    content: bytes, calibration: np.ndarray, *, io: IOType = "integer", keep: int = 0, keep_in: Kept = "float32"
+) -> Converted:
     """Quantize a float32 file to int8 weights and activations.
 
     Args:
@@ -66,11 +66,11 @@ def quantize_file(
     # what may be kept has weights, and the package quantizes all of these
     check_content(whole, "int8", io, "leave out the quantizer ai-edge, or use another format")
     if not keep:
-        return Quantized(whole, ())
+        return Converted(whole, ())
     worst = worst_operations(content, whole, calibration[:PROFILED], keep)
     with _reported():
         mixed = make(bytearray(content), _recipe(io, worst, keep_in)).quantize(ranges).quantized_model
-    return Quantized(bytes(mixed), tuple(one.layer for one in worst))
+    return Converted(bytes(mixed), tuple(one.layer for one in worst))
 
 
 def worst_operations(content: bytes, whole: bytes, images: np.ndarray, count: int) -> list[Operation]:
@@ -157,7 +157,7 @@ def _widened(found: Mapping[str, Any], content: bytes, calibration: np.ndarray) 
     return widened
 
 
-def _recipe(io: Ends, kept: Sequence[Operation], keep_in: Kept) -> list[dict[str, Any]]:
+def _recipe(io: IOType, kept: Sequence[Operation], keep_in: Kept) -> list[dict[str, Any]]:
     """Return the rules of the package, of which the last that fits an operation holds."""
     rules = [_rule(".*", "*", "int8")]
     if io == "float32":

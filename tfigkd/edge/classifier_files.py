@@ -22,9 +22,10 @@ from tfigkd.data.spaces import (
     require_finite_outputs,
     to_gray,
 )
-from tfigkd.edge.contract import admit
+from tfigkd.edge.contract import verified_contract
 from tfigkd.edge.input_range import infer_input_range
 from tfigkd.edge.litert import (
+    TYPE_CONVERSIONS,
     class_count,
     dequantize,
     file_operations,
@@ -42,7 +43,7 @@ GIVES: dict[str, Outputs] = {
     **dict.fromkeys(("FULLY_CONNECTED", "CONV_2D", "LOG_SOFTMAX"), "logits"),
 }
 """What a file gives, by its last operation. Values do not always show it: a single logit may be in [0, 1]."""
-PASSES = ("QUANTIZE", "DEQUANTIZE", "RESHAPE")
+KEEPS_LOGITS = (*TYPE_CONVERSIONS, "RESHAPE")
 SCALES = ("MUL", "DIV", "ADD", "SUB")
 """Operations that, with a constant, leave logits logits, as a temperature does."""
 
@@ -53,7 +54,7 @@ def image_side(path: Path) -> int | None:
     Raises:
         UserError: The file is damaged or is no classifier of images.
     """
-    admit(path)
+    verified_contract(path)
     return _side(path)
 
 
@@ -73,7 +74,7 @@ def reading_for(path: Path, options: Any) -> Reading:
         UserError: The file is damaged or is no classifier of images, its contract makes no sense, or an option is out
             of range.
     """
-    contract = admit(path)
+    contract = verified_contract(path)
     with refused_as("--"):
         reading = Reading.of(options)
     return replace(
@@ -123,7 +124,7 @@ def infer_spaces(
 
     Args:
         interpreter: From `open_classifier`.
-        contract: From `admit`, or None.
+        contract: From `verified_contract`, or None.
         input_range: As given by the user.
         outputs: As given by the user.
 
@@ -172,7 +173,7 @@ def probe(interpreter: Any, input_range: Range) -> np.ndarray:
 def _infer_outputs_by_end(interpreter: Any, tensor: int) -> Outputs | None:
     """Return what a tensor holds, by the operation that computes it; None if that operation does not show it."""
     writers = {int(index): one for one in file_operations(interpreter) for index in one["outputs"]}
-    while tensor in writers and writers[tensor]["op_name"] in (*PASSES, *SCALES):
+    while tensor in writers and writers[tensor]["op_name"] in (*KEEPS_LOGITS, *SCALES):
         computed = [int(index) for index in writers[tensor]["inputs"] if int(index) in writers]
         if len(computed) != 1:
             break
@@ -201,7 +202,7 @@ def file_predictor(
     Raises:
         UserError: The file is damaged, is no classifier, or has other classes.
     """
-    contract = admit(path)
+    contract = verified_contract(path)
     interpreter = open_classifier(path)
     taken, given = infer_spaces(interpreter, contract, input_range, outputs)
     source, sink = input_details(interpreter), output_details(interpreter)

@@ -87,8 +87,8 @@ def read_contract(path: Path) -> dict[str, Any] | None:
     return content
 
 
-def admit(path: Path) -> dict[str, Any] | None:
-    """Check that a .tflite file is safe to open, and return its contract, or None if it has none.
+def verified_contract(path: Path) -> dict[str, Any] | None:
+    """Check that a .tflite file is safe to open, and return its contract; None if it has none, or does not exist.
 
     About one damaged file in a thousand crashes the process that opens it. A file without a contract is therefore
     opened and run in a child process first; a file with a contract must match its checksum.

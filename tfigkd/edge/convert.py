@@ -8,14 +8,21 @@ from typing import Any, get_args
 import keras
 import numpy as np
 
-from tfigkd.config.export_fields import FORMATS, Ends, Format
+from tfigkd.config.export_fields import FORMATS, Format, IOType
 from tfigkd.data import to_model_input
-from tfigkd.data.spaces import UNIT, Range
+from tfigkd.data.spaces import UNIT, Range, noise_images
 from tfigkd.edge.litert import float_operations, float_tensors
 from tfigkd.models.graph import flatten_layers, student_of
 from tfigkd.models.input_range import require_unit_range
 from tfigkd.runtime.errors import UserError, one_line
 from tfigkd.runtime.quiet import quiet_stderr
+
+
+class CalibrationMissingError(ValueError):
+    """An integer format needs calibration images, and none are given."""
+
+    def __init__(self, format: Format):
+        super().__init__(f"{format} needs calibration images.")
 
 
 class OperationError(UserError):
@@ -30,7 +37,7 @@ def convert(
     format: Format,
     calibration: np.ndarray | None = None,
     *,
-    io: Ends = "integer",
+    io: IOType = "integer",
     input_range: Range | None = None,
 ) -> bytes:
     """Convert a Keras image classifier to a LiteRT file with a batch of one.
@@ -65,8 +72,8 @@ def convert(
         )
     if format not in FORMATS:
         raise ValueError(f"format must be one of {', '.join(FORMATS)}, got {format!r}")
-    if io not in get_args(Ends):
-        raise ValueError(f"io must be one of {', '.join(get_args(Ends))}, got {io!r}")
+    if io not in get_args(IOType):
+        raise ValueError(f"io must be one of {', '.join(get_args(IOType))}, got {io!r}")
     model = student_of(model)
     if not hasattr(model, "input_shape"):
         raise ValueError(f"expected a Keras model, got {type(model).__name__}; keras.saving.load_model opens a file")
@@ -93,7 +100,7 @@ def convert(
             "integer form; use another format"
         )
     if calibration is None:
-        raise ValueError(f"{format} needs calibration images.")
+        raise CalibrationMissingError(format)
     require_unit_range(model, input_range, remedy=", or input_range=(0, 1) if it does take these")
     check_calibration(calibration, shape[1:])
     return _run(frozen, format, calibration, io=io)
@@ -142,7 +149,7 @@ def _operations(frozen: Any) -> set[str]:
     return {node.op for nodes in (graph.node, *(each.node_def for each in graph.library.function)) for node in nodes}
 
 
-def _run(frozen: Any, format: Format, calibration: np.ndarray | None = None, *, io: Ends) -> bytes:
+def _run(frozen: Any, format: Format, calibration: np.ndarray | None = None, *, io: IOType) -> bytes:
     import tensorflow as tf
 
     converter = tf.lite.TFLiteConverter.from_concrete_functions([frozen], tf.Module())
@@ -175,13 +182,13 @@ def _run(frozen: Any, format: Format, calibration: np.ndarray | None = None, *, 
     return content
 
 
-def check_content(content: bytes, format: Format, io: Ends, remedy: str = "use another format") -> None:
+def check_content(content: bytes, format: Format, io: IOType, remedy: str = "use another format") -> None:
     """Check that LiteRT opens a file, and that an integer format has no operation left in floats.
 
     Args:
         content: Of the .tflite file.
         format: Of the file.
-        io: Its ends, as in `convert`.
+        io: Its input and output, as in `convert`.
         remedy: What the user can do if an operation is left in floats.
 
     Raises:
@@ -204,7 +211,7 @@ def check_convertible(model: keras.Model, formats: Iterable[Format]) -> None:
     Raises:
         OperationError: a format lacks an operation.
     """
-    noise = np.random.default_rng(0).integers(0, 256, (2, *model.input_shape[1:]), dtype=np.uint8)
+    noise = noise_images((2, *model.input_shape[1:]))
     for format in formats:
         try:
             convert(model, format, noise, input_range=UNIT)

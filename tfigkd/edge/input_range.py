@@ -8,9 +8,9 @@ import numpy as np
 
 from tfigkd.data.ranges import Affine, composed, range_of, scalar
 from tfigkd.data.spaces import PIXELS, SIGNED, UNIT, Range
-from tfigkd.edge.litert import dequantize, file_operations, input_details
+from tfigkd.edge.litert import TYPE_CONVERSIONS, dequantize, file_operations, input_details
 
-PASSES = ("QUANTIZE", "DEQUANTIZE", "CAST", "RESHAPE", "PAD", "RESIZE_BILINEAR", "RESIZE_NEAREST_NEIGHBOR")
+KEEPS_PIXEL_RANGE = (*TYPE_CONVERSIONS, "CAST", "RESHAPE", "PAD", "RESIZE_BILINEAR", "RESIZE_NEAREST_NEIGHBOR")
 """Operations that leave the range of the pixels as it is."""
 
 
@@ -19,7 +19,7 @@ def infer_input_range(interpreter: Any, contract: Mapping[str, Any] | None) -> R
 
     Args:
         interpreter: From `open_classifier`.
-        contract: From `admit`, or None.
+        contract: From `verified_contract`, or None.
 
     Returns:
         The values of a black and of a white pixel; None where nothing tells them.
@@ -37,7 +37,7 @@ def assumption(interpreter: Any, contract: Mapping[str, Any] | None, given: Rang
 
     Args:
         interpreter: From `open_classifier`.
-        contract: From `admit`, or None.
+        contract: From `verified_contract`, or None.
         given: The range that the user gives.
     """
     if given is not None or infer_input_range(interpreter, contract) is not None:
@@ -111,7 +111,7 @@ def _affine(name: str, constants: list[np.ndarray | None], *, first: bool) -> Af
         constants: Its inputs that are stored in the file.
         first: Whether the image is the first of its inputs.
     """
-    if name in PASSES:
+    if name in KEEPS_PIXEL_RANGE:
         return Affine(scalar(1), scalar(0))
     constant = constants[0] if len(constants) == 1 else None
     if constant is None:

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from tfigkd.config.measure_fields import BenchmarkConfig
+from tfigkd.data.spaces import noise_images
 from tfigkd.edge.litert import input_details, input_values, open_classifier
 
 TURN = 10
@@ -71,7 +72,7 @@ def _runner(path: Path, threads: int) -> Callable[[], float]:
     """Return a function that runs one inference of a file on noise and returns its seconds."""
     interpreter = open_classifier(path, threads=threads)
     source = input_details(interpreter)
-    noise = np.random.default_rng(0).integers(0, 256, tuple(source["shape"]), dtype=np.uint8)
+    noise = noise_images(tuple(source["shape"]))
     interpreter.set_tensor(source["index"], input_values(noise, source))
 
     def run() -> float:

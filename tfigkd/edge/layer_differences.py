@@ -12,12 +12,9 @@ from typing import Any
 import numpy as np
 
 from tfigkd.data.spaces import UNIT, Range
-from tfigkd.edge.litert import dequantize, input_details, input_values, open_classifier, open_litert
+from tfigkd.edge.litert import TYPE_CONVERSIONS, dequantize, input_details, input_values, open_classifier, open_litert
 from tfigkd.edge.operations import Operation, operations_of
 from tfigkd.runtime.errors import UserError
-
-PASSING = ("QUANTIZE", "DEQUANTIZE")
-"""Operations that change the type of values and not their meaning; a float32 file has none."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +70,7 @@ def is_integer(path: Path) -> bool:
     return any(
         {*operation.outputs} & whole and {*operation.inputs} & whole
         for operation in operations_of(interpreter)
-        if operation.kind not in PASSING
+        if operation.kind not in TYPE_CONVERSIONS
     )
 
 
@@ -118,7 +115,7 @@ def compare(
             sums[tensor].add(sides[0].values(tensor), sides[1].values(other), sides[0].tensors[tensor])
     differences, unmatched = [], []
     for operation in sides[0].operations:
-        if operation.kind in PASSING or not operation.inputs:
+        if operation.kind in TYPE_CONVERSIONS or not operation.inputs:
             continue
         found = sums.get(operation.outputs[0])
         if found is None:
@@ -217,7 +214,7 @@ def match(quantized: _Side, reference: _Side) -> dict[int, int]:
     found = {quantized.source["index"]: reference.source["index"]}
     used: set[int] = set()
     for operation in quantized.operations:
-        if operation.kind in PASSING and operation.inputs:
+        if operation.kind in TYPE_CONVERSIONS and operation.inputs:
             if operation.inputs[0] in found:
                 found[operation.outputs[0]] = found[operation.inputs[0]]
             continue

@@ -17,6 +17,8 @@ from tfigkd.runtime.processes import call_module
 from tfigkd.runtime.quiet import quiet_stderr
 
 IDENTIFIER = b"TFL3"
+TYPE_CONVERSIONS = ("QUANTIZE", "DEQUANTIZE")
+"""Operations that change the type of a tensor and nothing else."""
 TRIAL_SECONDS = 600
 """Time limit of a trial run; a file that needs longer for one image is refused."""
 
@@ -111,7 +113,7 @@ def float_tensors(model: Path | bytes, *, inside: bool = False) -> list[str]:
 
     Args:
         model: A .tflite file, or its content.
-        inside: Leave out the input and the output; an int8 file with float32 ends has none then.
+        inside: Leave out the input and the output; an int8 file with float32 input and output has none then.
 
     Raises:
         UserError: it is not a LiteRT model.
@@ -140,7 +142,7 @@ def float_operations(model: Path | bytes) -> list[str]:
         {
             operation["op_name"]
             for operation in file_operations(interpreter)
-            if operation["op_name"] not in ("QUANTIZE", "DEQUANTIZE") and floats & {*operation["outputs"]}
+            if operation["op_name"] not in TYPE_CONVERSIONS and floats & {*operation["outputs"]}
         }
     )
 

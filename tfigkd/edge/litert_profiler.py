@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from tfigkd.data.spaces import noise_images
 from tfigkd.edge.latency import run_count
 from tfigkd.edge.litert import input_details, input_values, open_classifier, output_details
 from tfigkd.runtime.errors import UserError
@@ -232,7 +233,7 @@ def _keep(address: Any) -> None:
 def _child(path: Path, runs: int, warmup: int, threads: int) -> str:
     interpreter = open_classifier(path, threads=1)
     source, sink = input_details(interpreter), output_details(interpreter)
-    noise = np.random.default_rng(0).integers(0, 256, tuple(source["shape"]), dtype=np.uint8)
+    noise = noise_images(tuple(source["shape"]))
     profiled = _Profiled(path, input_values(noise, source), sink["shape"], threads)
     for _ in range(max(warmup, 1)):
         profiled.run()

@@ -9,7 +9,7 @@ import numpy as np
 
 from tfigkd.data.spaces import UNIT, Outputs, Range
 from tfigkd.edge.classifier_files import infer_spaces
-from tfigkd.edge.contract import admit
+from tfigkd.edge.contract import verified_contract
 from tfigkd.edge.litert import file_operations, input_details, open_classifier, open_litert, output_details
 from tfigkd.edge.operations import tensor_bytes
 from tfigkd.runtime.errors import UserError
@@ -64,7 +64,7 @@ def write_c(
     Raises:
         UserError: The file is damaged, no image classifier, or not int8 at its ends.
     """
-    contract = admit(model)
+    contract = verified_contract(model)
     interpreter = open_classifier(model, threads=1)
     source, sink = input_details(interpreter), output_details(interpreter)
     if {source["dtype"], sink["dtype"]} != {np.int8}:

@@ -10,15 +10,16 @@ import numpy as np
 from tfigkd.config.data_fields import BACKGROUND
 from tfigkd.config.export_fields import ExportConfig, Format
 from tfigkd.data import Dataset, Examples
-from tfigkd.data.spaces import UNIT
-from tfigkd.edge.ai_edge_quantizer import Quantized, quantize_file
+from tfigkd.data.spaces import UNIT, noise_images
+from tfigkd.edge.ai_edge_quantizer import Converted, quantize_file
 from tfigkd.edge.contract import write_contract
-from tfigkd.edge.convert import CALIBRATED, check_calibration, convert
+from tfigkd.edge.convert import CALIBRATED, CalibrationMissingError, check_calibration, convert
 from tfigkd.edge.litert import litert_predictor
+from tfigkd.measure.chance import near_chance
 from tfigkd.measure.metrics import accuracy, comparison, predict_logits
 from tfigkd.models.cost import count_parameters
 from tfigkd.models.fake_quant import is_fake_quantized
-from tfigkd.models.user_model import PlainClassifier
+from tfigkd.models.user_model import ReferenceClassifier
 from tfigkd.runtime.errors import UserError
 from tfigkd.runtime.files import atomic
 from tfigkd.runtime.provenance import versions
@@ -28,18 +29,19 @@ NOISE_EXAMPLES = 64
 ROUNDING = 1e-9
 
 
-def near_chance_level(classes: int) -> float:
-    """Return the accuracy below which a classifier of so many classes is said to be near chance: 0.55 of 2."""
-    return min(2 / classes, 0.5 + 0.1 / classes)
-
-
 def parity(path: Path, examples: Examples, reference: np.ndarray) -> dict[str, float]:
-    """Compare a file's logits of examples with its Keras model's logits [N,K], and return the accuracy of both."""
+    """Compare a file's logits of examples with its Keras model's logits [N,K].
+
+    Returns:
+        What `comparison` measures, `accuracy` and `keras_accuracy`, `keras_near_chance` (is the Keras model's explained
+        by guessing?), and the number of `examples`.
+    """
     logits = litert_predictor(path)(examples.images)
     return {
         **dict(comparison(logits, reference)),
         "accuracy": accuracy(logits, examples.labels),
         "keras_accuracy": accuracy(reference, examples.labels),
+        "keras_near_chance": near_chance(reference, examples.labels),
         "examples": len(examples),
     }
 
@@ -79,7 +81,7 @@ def check_parity(
     spared = 1 / count if needed < 1 else 0.0  # of 8 images, a single one must not decide
     if report["agreement"] < needed - spared - ROUNDING:
         advice = "try more export.calibration_examples"
-        if report["keras_accuracy"] < near_chance_level(reference.shape[-1]):
+        if report["keras_near_chance"]:
             right = f"{100 * report['keras_accuracy']:.1f} %"
             advice = (
                 f"the Keras model itself is right on {right} of them, near chance, so its logits are nearly equal: it "
@@ -98,7 +100,7 @@ def export_file(
     data: Dataset | None,
     config: ExportConfig,
     *,
-    original: PlainClassifier | None = None,
+    original: ReferenceClassifier | None = None,
     reference: np.ndarray | None = None,
 ) -> dict[str, float]:
     """Convert a model, check the file's parity on validation, and write it with its contract beside it.
@@ -115,7 +117,7 @@ def export_file(
         reference: The original's logits of validation [N,K], if they are known already.
 
     Returns:
-        The parity report: agreement, kl, max_difference, mean_difference, accuracy, keras_accuracy, examples.
+        The report of `parity`, on noise without accuracies.
 
     Raises:
         UserError: the model cannot be converted to this format, or a parity bound is exceeded.
@@ -133,7 +135,7 @@ def export_file(
     if by_ai_edge:
         made = _quantized(model, calibration, config)
     else:
-        made = Quantized(convert(model, format, calibration, io=config.io, input_range=UNIT), kept=())
+        made = Converted(convert(model, format, calibration, io=config.io, input_range=UNIT), kept=())
     used = len(calibration) if calibration is not None and calibrates else 0
     with atomic(path) as temporary:
         temporary.write_bytes(made.content)
@@ -166,7 +168,7 @@ def export_file(
     return report
 
 
-def _quantized(model: keras.Model, calibration: np.ndarray | None, config: ExportConfig) -> Quantized:
+def _quantized(model: keras.Model, calibration: np.ndarray | None, config: ExportConfig) -> Converted:
     """Return an int8 file that ai-edge-quantizer makes of a model.
 
     Args:
@@ -175,11 +177,11 @@ def _quantized(model: keras.Model, calibration: np.ndarray | None, config: Expor
         config: Type of input and output, and the layers that stay out of int8.
 
     Raises:
-        ValueError: calibration images are missing.
+        CalibrationMissingError: no calibration images are given.
         UserError: the model cannot be quantized, or the images do not fit.
     """
     if calibration is None:
-        raise ValueError("int8 needs calibration images.")
+        raise CalibrationMissingError("int8")
     check_calibration(calibration, tuple(model.input_shape[1:]))
     whole = convert(model, "float32")
     return quantize_file(whole, calibration, io=config.io, keep=config.keep, keep_in=config.keep_in)
@@ -198,7 +200,7 @@ def _parity_on_noise(
     Returns:
         The parity report without accuracies, and the Keras model's logits [N,K].
     """
-    noise = np.random.default_rng(0).integers(0, 256, (NOISE_EXAMPLES, *image_shape), dtype=np.uint8)
+    noise = noise_images((NOISE_EXAMPLES, *image_shape))
     expected = predict(noise)
     return dict(comparison(litert_predictor(path)(noise), expected)), expected
 

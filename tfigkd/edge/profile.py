@@ -27,9 +27,9 @@ class Profile:
     Attributes:
         operations: All of the file.
         milliseconds: Median of one inference without the profiler.
+        threads: Of the interpreter.
         profiled: Interquartile mean of one inference with the profiler on; None without a profiler.
         runs: Number of profiled inferences.
-        threads: Of the interpreter.
         times: Operation's index to milliseconds.
         builtin: Indices of the operations that LiteRT's own kernels run, not XNNPACK.
         groups: Number of groups that XNNPACK runs.
@@ -78,8 +78,17 @@ def profile(path: Path, config: BenchmarkConfig) -> Profile:
     except UserError as error:
         return Profile(operations, timed["p50"], threads, reason=str(error))
     found = operation_times(operations, recorded.events)
-    about = (found.milliseconds, found.builtin, found.groups, found.unmatched)
-    return Profile(operations, timed["p50"], threads, recorded.milliseconds, recorded.runs, *about)
+    return Profile(
+        operations,
+        timed["p50"],
+        threads,
+        profiled=recorded.milliseconds,
+        runs=recorded.runs,
+        times=found.milliseconds,
+        builtin=found.builtin,
+        groups=found.groups,
+        unmatched=found.unmatched,
+    )
 
 
 def rows(profiled: Profile, compared: Comparison | None = None) -> list[dict[str, Any]]:
@@ -177,6 +186,6 @@ def slowest(made: Sequence[dict[str, Any]], count: int) -> list[dict[str, Any]]:
 
 
 def noisiest(made: Sequence[dict[str, Any]], count: int) -> list[dict[str, Any]]:
-    """Return the rows that add most noise, or all that are compared, in the order of the file, where it is 0."""
+    """Return the rows that add most noise, or all compared rows in the order of the file where the count is 0."""
     compared = [row for row in made if row["cosine"] is not None]
     return sorted(compared, key=lambda row: -(row["added_noise"] or 0.0))[:count] if count else compared

@@ -205,7 +205,7 @@ def run_method(
         step = Step(config, data, seed, folder, identity, known, total, examples)
         with locked(folder, wait=True):
             found = _finish(step, method, old, memory, command)
-        old = models.load_written(folder / STUDENT_FILE, num_classes=total, input_shape=data.image_shape)
+        old = models.load_own_classifier(folder / STUDENT_FILE, num_classes=total, input_shape=data.image_shape)
         memory = found["memory"]
         rows.append(common | {"step": number} | found["row"])
         known = total

@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 
 from tfigkd.data import Dataset, Examples, concatenate
+from tfigkd.measure.metrics import balanced_accuracy
 from tfigkd.runtime.errors import UserError
 from tfigkd.runtime.text import shortened
 
@@ -16,6 +17,8 @@ CLEARLY = 3.0
 """Standard deviations by which another input range or class order must be right on more images (McNemar's test)."""
 RANGE_GAIN = 0.05
 """Gain of balanced accuracy from which another input range is suggested."""
+CHANCE_KAPPA = 0.05
+"""Cohen's kappa, 0 for guesses, below which rows, which have no count of each class, are called at chance."""
 ORDER_RECALL = 0.5
 """Balanced accuracy from which another class order is suggested."""
 ORDER_GAIN = 0.2
@@ -34,17 +37,11 @@ def probe_examples(data: Dataset) -> Examples:
     return held_out if missing <= 0 else concatenate([held_out, data.train.take(slice(missing))])
 
 
-def mean_recall(logits: np.ndarray, labels: np.ndarray) -> float:
-    """Return the recall of the classes that occur, averaged, so that a constant answer has the one of chance."""
-    right = logits.argmax(axis=1) == labels
-    return float(np.mean([right[labels == label].mean() for label in np.unique(labels)]))
-
-
 def explained_by_guessing(recall: float, counts: Sequence[int] | np.ndarray) -> bool:
-    """Return whether a mean recall is no higher than guessing explains.
+    """Return whether a balanced accuracy is no higher than guessing explains.
 
     Args:
-        recall: Recall averaged over the classes that occur, from 0 to 1.
+        recall: The balanced accuracy, from 0 to 1.
         counts: Examples of each of these classes.
     """
     counts = np.asarray(counts)
@@ -54,9 +51,9 @@ def explained_by_guessing(recall: float, counts: Sequence[int] | np.ndarray) -> 
 
 
 def near_chance(logits: np.ndarray, labels: np.ndarray) -> bool:
-    """Return whether the mean recall of logits [N,C] for labels [N] is no higher than guessing explains."""
+    """Return whether the balanced accuracy of logits [N,C] for labels [N] is no higher than guessing explains."""
     counts = np.unique(labels, return_counts=True)[1]
-    return not len(labels) or explained_by_guessing(mean_recall(logits, labels), counts)
+    return not len(labels) or explained_by_guessing(balanced_accuracy(logits, labels), counts)
 
 
 def _clearly_better(other: np.ndarray, logits: np.ndarray, labels: np.ndarray, gain: float) -> bool:
@@ -65,7 +62,7 @@ def _clearly_better(other: np.ndarray, logits: np.ndarray, labels: np.ndarray, g
     right, other_right = logits.argmax(axis=1) == labels, other.argmax(axis=1) == labels
     gained, lost = int((other_right & ~right).sum()), int((right & ~other_right).sum())
     sure = gained - lost > CLEARLY * np.sqrt(gained + lost) and not near_chance(other, labels)
-    return sure and mean_recall(other, labels) >= mean_recall(logits, labels) + gain
+    return sure and balanced_accuracy(other, labels) >= balanced_accuracy(logits, labels) + gain
 
 
 def suggest_fix(
@@ -91,7 +88,7 @@ def suggest_fix(
         return None  # nothing can be clearly better, or a constant answer would be
     found = {text: values for text, compute in others.items() if (values := _computed(compute)) is not None}
     scores = {
-        text: mean_recall(other, labels)
+        text: balanced_accuracy(other, labels)
         for text, other in found.items()
         if _clearly_better(other, logits, labels, RANGE_GAIN)
     }
@@ -104,9 +101,10 @@ def suggest_fix(
             continue
         listed = shortened([class_names[index] for index in order])
         also = f" and its pixels those of {text}" if text else ""
+        score = f"{100 * balanced_accuracy(placed, labels):.1f} %"
         return (
-            f"its outputs seem to be in the order {listed}{also} (balanced accuracy in this order: "
-            f"{100 * mean_recall(placed, labels):.1f} %): rename the class folders so that they sort in this order"
+            f"its outputs seem to be in the order {listed}{also} (balanced accuracy in this order: {score}): rename "
+            "the class folders so that they sort in this order"
         )
     return None
 
@@ -143,6 +141,6 @@ def better_order(logits: np.ndarray, labels: np.ndarray, classes: int) -> list[i
     _, order = linear_sum_assignment(-counts)
     placed = _in_order(logits, order)
     right = labels[placed.argmax(axis=1) == labels]
-    clear = mean_recall(placed, labels) >= ORDER_RECALL and not near_chance(placed, labels)
+    clear = balanced_accuracy(placed, labels) >= ORDER_RECALL and not near_chance(placed, labels)
     named = len(np.unique(right)) >= (1 - NEVER_RIGHT) * classes
     return [int(label) for label in order] if clear and named else None

@@ -120,6 +120,19 @@ def mirrored_accuracy(predict: Predict, images: Pictures, logits: np.ndarray, la
     return accuracy(logits + np.concatenate(mirrored), labels)
 
 
+def balanced_accuracy(logits: np.ndarray, labels: np.ndarray) -> float:
+    """Return the mean recall of the classes that occur; a constant prediction has 1 / number of these classes.
+
+    Args:
+        logits: [N,C].
+        labels: int [N].
+    """
+    from sklearn.metrics import recall_score
+
+    # equals balanced_accuracy_score, without its warning about predicted classes that do not occur
+    return float(recall_score(labels, logits.argmax(axis=1), labels=np.unique(labels), average="macro"))
+
+
 def metrics(logits: np.ndarray, labels: np.ndarray) -> Iterator[tuple[str, float]]:
     """Yield the metrics of logits [N,C] for labels [N] or [N,1], by name.
 
@@ -132,7 +145,7 @@ def metrics(logits: np.ndarray, labels: np.ndarray) -> Iterator[tuple[str, float
         UserError: A label is none of the C classes.
     """
     # imported here, because training does not need scikit-learn
-    from sklearn.metrics import cohen_kappa_score, recall_score, top_k_accuracy_score
+    from sklearn.metrics import cohen_kappa_score, top_k_accuracy_score
 
     labels = _labels_of(logits, labels)
     check_labels(labels, logits.shape[1])
@@ -141,8 +154,7 @@ def metrics(logits: np.ndarray, labels: np.ndarray) -> Iterator[tuple[str, float
     if logits.shape[1] > MANY_CLASSES:
         every = np.arange(logits.shape[1])
         yield "top5_accuracy", float(top_k_accuracy_score(labels, logits, k=5, labels=every))
-    # equals balanced_accuracy_score, without its warning about predicted classes that do not occur
-    yield "balanced_accuracy", float(recall_score(labels, predicted, labels=np.unique(labels), average="macro"))
+    yield "balanced_accuracy", balanced_accuracy(logits, labels)
     one_class = len(np.unique([labels, predicted])) == 1
     yield "kappa", 0.0 if one_class else float(cohen_kappa_score(labels, predicted))
     yield "nll", float(-log_softmax(logits.astype(np.float64), axis=1)[np.arange(len(labels)), labels].mean())

@@ -16,7 +16,10 @@ from scipy import stats
 LEVEL = 0.05
 POWER = 0.8
 FEWEST = 3
-"""Fewest runs of an arm, or pairs, for an interval or a test: the spread of two may be 32 times what they show."""
+"""Fewest runs of an arm, or pairs, for an interval or a test.
+
+With two runs the true standard deviation may be up to 32 times the estimate (95 % interval).
+"""
 MOST_SEEDS = 100_000
 
 
@@ -44,7 +47,7 @@ class Difference:
         high: Upper end.
         p: Two-sided p-value, not corrected.
         effect: Standardized difference (Hedges's g for two samples, Cohen's d_z for pairs).
-        n: Numbers of runs of the first and second arm; for pairs, the number of pairs twice.
+        n: Numbers of runs of the first and second arm; (n, n) for n pairs.
         deviation: Standard deviation of runs within an arm (pooled), or of the differences of pairs.
         by_pairs: Whether runs were compared in pairs.
     """
@@ -142,23 +145,32 @@ def paired(first: Sequence[float], second: Sequence[float]) -> Difference:
     return Difference(difference, float(low), float(high), float(test.pvalue), effect, n, deviation, by_pairs=True)
 
 
-def compare_by_seed(first: Mapping[int, float], second: Mapping[int, float]) -> tuple[Difference, Difference]:
+@dataclass(frozen=True)
+class SeedComparison:
+    """Two arms whose runs are known by seed.
+
+    Attributes:
+        leading: In pairs of common seeds if these allow a test, otherwise `welch`.
+        welch: Welch's test, which ignores the seeds.
+    """
+
+    leading: Difference
+    welch: Difference
+
+
+def compare_by_seed(first: Mapping[int, float], second: Mapping[int, float]) -> SeedComparison:
     """Compare two arms whose runs are known by seed.
 
     Args:
         first: Seed to value.
         second: Seed to value.
-
-    Returns:
-        The leading comparison, which is that in pairs of common seeds if it allows a test, otherwise Welch's; and
-        Welch's, which ignores the seeds.
     """
-    free = welch(list(first.values()), list(second.values()))
+    unpaired = welch(list(first.values()), list(second.values()))
     shared = sorted(first.keys() & second.keys())
     if len(shared) < FEWEST:
-        return free, free
+        return SeedComparison(unpaired, unpaired)
     pairs = paired([first[seed] for seed in shared], [second[seed] for seed in shared])
-    return (pairs if pairs.tested else free), free
+    return SeedComparison(pairs if pairs.tested else unpaired, unpaired)
 
 
 def holm(p_values: Sequence[float], family: int | None = None) -> list[float]:
@@ -273,7 +285,7 @@ def winner(arms: Mapping[str, Mapping[int, float]]) -> tuple[str | None, list[st
         raise ValueError("expected at least one arm, got none")
     order = sorted(arms, key=lambda arm: -summarize(list(arms[arm].values())).mean)
     best, others = order[0], order[1:]
-    adjusted = holm([compare_by_seed(arms[best], arms[arm])[0].p for arm in others])
+    adjusted = holm([compare_by_seed(arms[best], arms[arm]).leading.p for arm in others])
     level = [arm for arm, p in zip(others, adjusted, strict=True) if not p < LEVEL]
     return (best, []) if others and not level else (None, [best, *level])
 

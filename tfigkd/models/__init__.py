@@ -10,6 +10,14 @@ import keras
 
 from tfigkd.config.fields import is_application, is_file
 from tfigkd.data.spaces import UNIT
+from tfigkd.models.adapt import (
+    as_classifier,
+    cached_classifier,
+    resize_pixels,
+    with_image_size,
+    with_input_range,
+    with_rgb,
+)
 from tfigkd.models.applications import application
 from tfigkd.models.blocks import CIFAR10_MEAN, CIFAR10_STD, IMAGENET_MEAN, IMAGENET_STD, LARGEST_SMALL, Normalization
 from tfigkd.models.chain import with_chain
@@ -23,22 +31,14 @@ from tfigkd.models.power import with_power
 from tfigkd.models.precision import with_precision
 from tfigkd.models.reinitialize import count_frozen_layers, with_fresh_weights
 from tfigkd.models.resnet import resnet
-from tfigkd.models.spaces import (
-    as_classifier,
-    cached_classifier,
-    resize_pixels,
-    with_image_size,
-    with_input_range,
-    with_rgb,
-)
 from tfigkd.models.students import truncate
 from tfigkd.models.user_model import (
+    ReferenceClassifier,
     channels_of,
     image_size_of,
     input_range_of,
     load_classifier,
-    load_plain,
-    load_written,
+    load_own_classifier,
 )
 from tfigkd.models.weights import load_torch_weights
 from tfigkd.runtime.errors import UserError, closest
@@ -53,6 +53,7 @@ __all__ = [
     "MODELS",
     "NORMALIZATIONS",
     "Normalization",
+    "ReferenceClassifier",
     "as_classifier",
     "build",
     "cached_classifier",
@@ -67,9 +68,8 @@ __all__ = [
     "is_application",
     "is_file",
     "load_classifier",
-    "load_plain",
+    "load_own_classifier",
     "load_torch_weights",
-    "load_written",
     "mobilenet_v2",
     "resize_pixels",
     "resnet",

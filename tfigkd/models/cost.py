@@ -8,8 +8,8 @@ from typing import Any
 import keras
 from keras import ops
 
+from tfigkd.models.adapt import ADDED
 from tfigkd.models.graph import flatten_layers
-from tfigkd.models.spaces import ADDED
 
 DEPTHWISE = (keras.layers.DepthwiseConv1D, keras.layers.DepthwiseConv2D)
 SEPARABLE = (keras.layers.SeparableConv1D, keras.layers.SeparableConv2D)

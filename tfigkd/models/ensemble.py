@@ -9,9 +9,9 @@ from keras import ops
 from scipy.special import log_softmax, softmax
 
 from tfigkd.data.spaces import UNIT
+from tfigkd.models.adapt import logits_of
 from tfigkd.models.graph import graph_of
 from tfigkd.models.input_range import infer_input_range
-from tfigkd.models.spaces import logits_of
 
 Weighting = Literal["mean", "confidence"]
 

@@ -6,10 +6,10 @@ import keras
 import numpy as np
 from keras import ops
 
+from tfigkd.models.adapt import ADDED
 from tfigkd.models.convnet import WHITENING
 from tfigkd.models.graph import flatten_layers
 from tfigkd.models.layers import copy_layer, copy_state, rebuild
-from tfigkd.models.spaces import ADDED
 
 FIXED = frozenset({*ADDED, WHITENING})
 """Names of layers whose kernels prepare the image and are not learned."""

@@ -5,8 +5,8 @@ from typing import Any
 import keras
 
 from tfigkd.models import layers
+from tfigkd.models.adapt import ADDED
 from tfigkd.models.graph import flatten_layers
-from tfigkd.models.spaces import ADDED
 
 
 def with_fresh_weights(model: keras.Model) -> keras.Model:

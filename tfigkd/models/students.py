@@ -5,11 +5,11 @@ import re
 import keras
 
 from tfigkd.models import blocks, layers
+from tfigkd.models.adapt import RGB_TO_GRAY
 from tfigkd.models.convnet import convnet_head, is_whitening
 from tfigkd.models.equivalence import check_same
 from tfigkd.models.flat import block_ends, flattened
 from tfigkd.models.input_range import INPUT_RANGE
-from tfigkd.models.spaces import RGB_TO_GRAY
 
 
 def truncate(

@@ -1,27 +1,12 @@
-"""Probabilities as logits, and a subclassed model of probabilities, whose graph is not known, as one of logits."""
+"""A subclassed model of probabilities, whose graph is not known, as one of logits."""
 
 from typing import Any
 
 import keras
-from keras import ops
 
-from tfigkd.data.spaces import SMALLEST_PROBABILITY
+from tfigkd.models.logits import probabilities_to_logits, two_classes
 
 CACHED = "_tfigkd_logits"
-
-
-def logarithm(shares: Any) -> Any:
-    """Return the logits [B,C], float32, whose softmax, or sigmoid for one output, are these probabilities."""
-    shares = ops.cast(shares, "float32")
-    logits = ops.log(ops.maximum(shares, SMALLEST_PROBABILITY))
-    if shares.shape[-1] == 1:
-        logits = ops.subtract(logits, ops.log(ops.maximum(1.0 - shares, SMALLEST_PROBABILITY)))
-    return logits
-
-
-def two_classes(logits: Any) -> Any:
-    """Return logits of at least two classes: one output z becomes [-z/2, z/2], more outputs stay what they are."""
-    return ops.concatenate([-logits / 2, logits / 2], axis=-1) if logits.shape[-1] == 1 else logits
 
 
 @keras.saving.register_keras_serializable("tfigkd")
@@ -40,7 +25,7 @@ class LogitsOf(keras.Model):
 
     def call(self, inputs: Any, training: bool | None = None) -> Any:
         """Return the logits [B,C] of images."""
-        return two_classes(logarithm(self.model(inputs, training=training)))
+        return two_classes(probabilities_to_logits(self.model(inputs, training=training)))
 
     def get_config(self) -> dict[str, Any]:
         """Return the settings, with those of the model inside."""

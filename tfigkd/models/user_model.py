@@ -14,12 +14,12 @@ from tfigkd.data import to_model_input
 from tfigkd.data.disk import Pictures
 from tfigkd.data.spaces import UNIT, Outputs, Range, to_gray, to_logits
 from tfigkd.models import layers
+from tfigkd.models.adapt import PROBED, graph_as_classifier, logits_of, with_rgb
 from tfigkd.models.equivalence import TOLERANCE, close, tolerance_of
 from tfigkd.models.input_range import infer_input_range
 from tfigkd.models.keras_file import load_model
 from tfigkd.models.output_end import last_operation
 from tfigkd.models.precision import HALF, OTHERS, computes_in, with_precision
-from tfigkd.models.spaces import PROBED, classifier, logits_of, with_rgb
 from tfigkd.runtime.errors import UserError
 from tfigkd.runtime.files import checksum, expanded
 
@@ -61,7 +61,7 @@ def load_classifier(
     if gray:
         wanted, images = (*wanted[:2], 1), None if images is None else to_gray(images[:PROBED])
     try:
-        model = classifier(plain, input_shape=wanted, input_range=input_range, outputs=outputs, images=images)
+        model = graph_as_classifier(plain, input_shape=wanted, input_range=input_range, outputs=outputs, images=images)
     except ValueError as error:
         raise UserError(f"{path}: {error}") from error
     if computes_in(model, OTHERS):
@@ -100,7 +100,7 @@ def _outputs(plain: keras.Model, images: np.ndarray, taken: Range) -> np.ndarray
     return ops.convert_to_numpy(ops.cast(plain(values.astype(dtype), training=False), "float32")).astype("float64")
 
 
-class PlainClassifier:
+class ReferenceClassifier:
     """A .keras classifier as plain Keras opens it, which all that is made of the file is compared with.
 
     Nothing is rebuilt: every layer is the one that Keras made, with the state that the file holds. A softmax or sigmoid
@@ -130,7 +130,10 @@ class PlainClassifier:
             else:  # a Softmax layer or a function of keras.ops
                 last.call = _identity
         else:
-            self._convert = logits_of(self.model, outputs)
+            try:
+                self._convert = logits_of(self.model, outputs)
+            except ValueError as error:
+                raise UserError(f"{path}: {error}") from error
 
     def __call__(self, images: np.ndarray, training: bool = False) -> np.ndarray:
         """Return the logits [B,C], float32, of images in [0,1], gray ones or RGB."""
@@ -151,27 +154,8 @@ def _identity(inputs: Any, mask: Any = None) -> Any:
     return inputs
 
 
-def load_plain(
-    path: str | Path, *, input_range: Range | None = None, outputs: Outputs | None = None
-) -> PlainClassifier:
-    """Open a .keras classifier as plain Keras does, with images in [0,1] and logits around it; see `PlainClassifier`.
-
-    Args:
-        path: The file.
-        input_range: As for `load_classifier`.
-        outputs: As for `load_classifier`.
-
-    Raises:
-        UserError: The file is missing, unreadable or refused.
-    """
-    try:
-        return PlainClassifier(path, input_range=input_range, outputs=outputs)
-    except ValueError as error:
-        raise UserError(f"{path}: {error}") from error
-
-
-def load_written(path: str | Path, *, num_classes: int, input_shape: Sequence[int]) -> keras.Model:
-    """Load a model that this package wrote: it takes images in [0,1] and gives logits, whatever its layers look like.
+def load_own_classifier(path: str | Path, *, num_classes: int, input_shape: Sequence[int]) -> keras.Model:
+    """Load a model that this package saved: it takes images in [0,1] and gives logits, and nothing of that is inferred.
 
     Args:
         path: A .keras file.

@@ -23,7 +23,7 @@ from tfigkd import models
 from tfigkd.config.experiment import Config
 from tfigkd.config.export_fields import Format
 from tfigkd.config.measure_fields import BenchmarkConfig
-from tfigkd.data.spaces import UNIT
+from tfigkd.data.spaces import UNIT, noise_images
 from tfigkd.edge.convert import convert
 from tfigkd.edge.latency import latencies
 from tfigkd.edge.parity import export_file
@@ -131,7 +131,7 @@ class Candidates:
             measured |= {"multiply_adds": multiply_adds(student), "parameters": count_parameters(student)}
             if not excess(measured, self.budget):
                 _set_distinct(student)
-                noise = np.random.default_rng(0).integers(0, 256, (NOISE, *data.image_shape), dtype=np.uint8)
+                noise = noise_images((NOISE, *data.image_shape))
                 path = self._folder / f"candidate.{self.format}.tflite"
                 write_bytes(path, convert(student, self.format, noise, io=config.export.io, input_range=UNIT))
                 measured |= self.measure_file(path)
@@ -162,7 +162,7 @@ class Candidates:
             UserError: The student cannot be converted.
         """
         data = dataset(config.data)
-        model = models.load_written(student, num_classes=data.num_classes, input_shape=data.image_shape)
+        model = models.load_own_classifier(student, num_classes=data.num_classes, input_shape=data.image_shape)
         bounds = replace(config.export, min_int8_agreement=0.0)  # after a short training it is reported, not required
         report = export_file(path, with_stock_layers(model), self.format, data, bounds)
         return self.measure_file(path), report

@@ -59,7 +59,7 @@ def load_compressed(config: Config, workdir: Workdir) -> keras.Model:
     """
     data = dataset(config.data)
     require_compressed(config, workdir)
-    return models.load_written(workdir.compressed, num_classes=data.num_classes, input_shape=data.image_shape)
+    return models.load_own_classifier(workdir.compressed, num_classes=data.num_classes, input_shape=data.image_shape)
 
 
 def students(config: Config, workdir: Workdir) -> dict[str, keras.Model]:

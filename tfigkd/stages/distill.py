@@ -245,7 +245,7 @@ def load_student(config: Config, workdir: Workdir) -> keras.Model:
     """
     folder, data = workdir.stage("distill"), dataset(config.data)
     require_stage(folder, "distill")
-    return models.load_written(workdir.student, num_classes=data.num_classes, input_shape=data.image_shape)
+    return models.load_own_classifier(workdir.student, num_classes=data.num_classes, input_shape=data.image_shape)
 
 
 def _watched(config: Config, workdir: Workdir) -> Watched:

@@ -22,8 +22,8 @@ from tfigkd.data.knowledge import Knowledge
 from tfigkd.edge.litert import litert_predictor
 from tfigkd.measure import gallery
 from tfigkd.measure.examples import Explained, Shown, choose_examples
-from tfigkd.measure.explanation import faithfulness, similarity
 from tfigkd.measure.gallery import OF_TEACHER, Gallery
+from tfigkd.measure.map_metrics import faithfulness_metrics, similarity_metrics
 from tfigkd.measure.metrics import Predict, disagreement, measure, mirrored_accuracy, per_class, predict_logits
 from tfigkd.models.cost import count_parameters, multiply_adds
 from tfigkd.models.fingerprints import weights_fingerprint
@@ -91,11 +91,11 @@ def _attributions(
     with console.progress("faithfulness", len(predictors)) as advance:
         for name, predict in predictors.items():
             own, steps = explained[role_of(name)][0], settings.curve_steps
-            results[name] = dict(faithfulness(predict, examples, own, mean_color=color, steps=steps))
+            results[name] = dict(faithfulness_metrics(predict, examples, own, mean_color=color, steps=steps))
             advance()
     for role in explained.keys() - {"teacher"} if "teacher" in explained else ():
         maps, reference = explained[role][0], explained["teacher"][0]
-        results[role] |= similarity(maps, reference, top_fraction=settings.top_fraction)
+        results[role] |= similarity_metrics(maps, reference, top_fraction=settings.top_fraction)
     return results
 
 

@@ -158,7 +158,7 @@ def verify(folder: Path, *, sample: int = 64, seed: int = 0) -> dict[str, float]
     if expected not in found:
         raise UserError(f"store {folder}: the data set is {found[0]} now, expected {expected}")
     teacher = Path(os.path.abspath(folder)).parents[1] / TEACHER_FILE
-    model = models.load_written(teacher, num_classes=data.num_classes, input_shape=data.image_shape)
+    model = models.load_own_classifier(teacher, num_classes=data.num_classes, input_shape=data.image_shape)
     if weights_fingerprint(model) != identity["teacher"]:
         raise UserError(f"store {folder}: {teacher} is another teacher; {REBUILD}")
     examples = stored_examples(source)

@@ -18,8 +18,8 @@ from tfigkd.batches.stream import TrainingBatches, evens_out
 from tfigkd.config.experiment import Config, experiments_folder
 from tfigkd.data import Dataset, Examples, to_model_input
 from tfigkd.data.spaces import RANGES, UNIT
-from tfigkd.measure.chance import mean_recall, near_chance, probe_examples, suggest_fix
-from tfigkd.measure.metrics import accuracy, predict_logits
+from tfigkd.measure.chance import near_chance, probe_examples, suggest_fix
+from tfigkd.measure.metrics import accuracy, balanced_accuracy, predict_logits
 from tfigkd.models.fingerprints import weights_fingerprint
 from tfigkd.models.layers import with_fused_layers, with_stock_layers
 from tfigkd.runtime import console, hosts
@@ -139,7 +139,7 @@ def open_teacher(path: Path, data: Dataset) -> keras.Model:
     Raises:
         UserError: The file is damaged or does not fit.
     """
-    return models.load_written(path, num_classes=data.num_classes, input_shape=data.image_shape)
+    return models.load_own_classifier(path, num_classes=data.num_classes, input_shape=data.image_shape)
 
 
 def _train_members(config: Config, workdir: Workdir) -> keras.Model:
@@ -228,7 +228,7 @@ def _check_given(config: Config, data: Dataset, model: keras.Model) -> None:
     fix = suggest_fix(logits, examples.labels, data.class_names, others)
     if not guesses and fix is None:
         return
-    recall = 100 * mean_recall(logits, examples.labels)
+    recall = 100 * balanced_accuracy(logits, examples.labels)
     score = f"{what} has a balanced accuracy of {recall:.1f} % on {len(examples)} images of {data.num_classes} classes"
     if guesses:
         score += ", about what guessing gives"

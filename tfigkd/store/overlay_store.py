@@ -16,14 +16,14 @@ from tfigkd.data.grid import check_grid, spread
 from tfigkd.data.knowledge import Knowledge
 from tfigkd.data.spaces import RANGES, UNIT, Outputs, Range
 from tfigkd.data.top_logits import TopLogits
-from tfigkd.measure.chance import PROBE_EXAMPLES, mean_recall, suggest_fix
-from tfigkd.measure.metrics import predict_logits
+from tfigkd.measure.chance import PROBE_EXAMPLES, suggest_fix
+from tfigkd.measure.metrics import balanced_accuracy, predict_logits
 from tfigkd.models import cached_classifier
+from tfigkd.models.adapt import PROBED, graph_as_classifier
 from tfigkd.models.fingerprints import architecture_fingerprint, weights_fingerprint
 from tfigkd.models.graph import single_graph
 from tfigkd.models.input_range import infer_input_range
 from tfigkd.models.layers import keeps_random_numbers
-from tfigkd.models.spaces import PROBED, classifier
 from tfigkd.runtime.errors import UserError
 from tfigkd.runtime.files import MANIFEST, finished, locked, read_manifest
 from tfigkd.runtime.fingerprint import fingerprint
@@ -359,13 +359,13 @@ def _check_range(given: keras.Model, teacher: keras.Model, outputs: Outputs | No
     some = examples.take(slice(PROBE_EXAMPLES))
 
     def logits(input_range: Range) -> np.ndarray:
-        return predict_logits(classifier(given, input_range=input_range, outputs=outputs), some.images)
+        return predict_logits(graph_as_classifier(given, input_range=input_range, outputs=outputs), some.images)
 
     own = predict_logits(teacher, some.images)
     others = {f"input_range={one}": partial(logits, one) for one in RANGES}
     fix = suggest_fix(own, some.labels, (), others, try_orders=False)
     if fix is not None:
-        recall, shown = 100 * mean_recall(own, some.labels), infer_input_range(given) or UNIT
+        recall, shown = 100 * balanced_accuracy(own, some.labels), infer_input_range(given) or UNIT
         raise ValueError(
             f"the teacher has a balanced accuracy of {recall:.1f} % on {len(some)} of the pictures; {fix}; "
             f"input_range={shown} keeps it as it is"

@@ -140,16 +140,16 @@ def _columns(summary: Summary) -> list[str]:
 
 def forest_chart(compared: Sequence[Compared]) -> Chart | None:
     """Draw the differences with their 95 % intervals, significant ones filled; None where no difference was tested."""
-    drawn = [one for one in compared if one.lead.tested]
+    drawn = [one for one in compared if one.leading.tested]
     if not drawn:
         return None
     beyond = [one.adjusted < LEVEL for one in drawn]
     marks = go.Scatter(
-        x=[one.lead.difference for one in drawn],
+        x=[one.leading.difference for one in drawn],
         y=labels([one.title for one in drawn], 40),
         error_x=error_bars(
-            [one.lead.high - one.lead.difference for one in drawn],
-            [one.lead.difference - one.lead.low for one in drawn],
+            [one.leading.high - one.leading.difference for one in drawn],
+            [one.leading.difference - one.leading.low for one in drawn],
             thickness=1.8,
             width=5,
         ),
@@ -161,7 +161,7 @@ def forest_chart(compared: Sequence[Compared]) -> Chart | None:
             "line": {"width": 2},
         },
         customdata=[
-            [one.lead.low, one.lead.high, f"{one.adjusted:.3g}", f"n {one.lead.n[0]} and {one.lead.n[1]}"]
+            [one.leading.low, one.leading.high, f"{one.adjusted:.3g}", f"n {one.leading.n[0]} and {one.leading.n[1]}"]
             for one in drawn
         ],
         hovertemplate="%{y}<br>%{x:+.2f} points, %{customdata[0]:+.2f} to %{customdata[1]:+.2f}<br>"
@@ -170,8 +170,8 @@ def forest_chart(compared: Sequence[Compared]) -> Chart | None:
     lines = [
         [
             one.title,
-            f"{one.lead.difference:+.2f}",
-            f"{one.lead.low:+.2f} to {one.lead.high:+.2f}",
+            f"{one.leading.difference:+.2f}",
+            f"{one.leading.low:+.2f} to {one.leading.high:+.2f}",
             f"{one.adjusted:.3g}",
         ]
         for one in drawn

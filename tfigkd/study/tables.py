@@ -51,17 +51,17 @@ class Compared:
         size: The size at which the arms are compared.
         first: An arm.
         second: The arm that is subtracted.
-        lead: The comparison in pairs of the same seed; Welch's if too few seeds are common.
-        free: Welch's comparison, which ignores the seeds.
-        adjusted: p of `lead` after Holm's correction over all planned comparisons.
+        leading: The comparison in pairs of the same seed; Welch's if too few seeds are common.
+        welch: Welch's comparison, which ignores the seeds.
+        adjusted: p of `leading` after Holm's correction over all planned comparisons.
         planned: How many these are.
     """
 
     size: str
     first: str
     second: str
-    lead: Difference
-    free: Difference
+    leading: Difference
+    welch: Difference
     adjusted: float
     planned: int
 
@@ -134,10 +134,13 @@ def compare(study: Study, runs: Runs) -> list[Compared]:
         for first, second in study.comparisons:
             a, b = runs.get((size, first), {}), runs.get((size, second), {})
             if a and b:
-                found.append((size, first, second, *compare_by_seed(a, b)))
+                found.append((size, first, second, compare_by_seed(a, b)))
     planned = len(study.sizes) * len(study.comparisons)
-    adjusted = holm([one[3].p for one in found], planned)
-    return [Compared(*one, p, planned) for one, p in zip(found, adjusted, strict=True)]
+    adjusted = holm([one.leading.p for *_, one in found], planned)
+    return [
+        Compared(size, first, second, one.leading, one.welch, p, planned)
+        for (size, first, second, one), p in zip(found, adjusted, strict=True)
+    ]
 
 
 def _number(value: float, digits: int = 2, *, sign: bool = False) -> str:
@@ -228,19 +231,19 @@ def comparisons_lines(compared: Sequence[Compared]) -> tuple[list[str], list[lis
     """Return one line for each comparison, with the runs needed to detect differences of 0.2 and 0.4 points."""
     lines = []
     for one in compared:
-        lead, free = one.lead, one.free
-        second = f"{_number(free.difference, sign=True)}, {_interval(free.low, free.high, sign=True)}, {_p(free.p)}"
+        leading, welch = one.leading, one.welch
+        second = f"{_number(welch.difference, sign=True)}, {_interval(welch.low, welch.high, sign=True)}, {_p(welch.p)}"
         lines.append(
             [
                 one.title,
-                _number(lead.difference, sign=True),
-                _interval(lead.low, lead.high, sign=True),
-                _p(lead.p),
+                _number(leading.difference, sign=True),
+                _interval(leading.low, leading.high, sign=True),
+                _p(leading.p),
                 _p(one.adjusted),
-                _runs(lead),
-                _number(lead.effect, sign=True),
-                second if lead.by_pairs else "–",
-                *(_needed(lead, points) for points in TO_SEE),
+                _runs(leading),
+                _number(leading.effect, sign=True),
+                second if leading.by_pairs else "–",
+                *(_needed(leading, points) for points in TO_SEE),
             ]
         )
     header = ["comparison", "difference, points", "95 % interval", "p", "after Holm", "runs", "d (pairs) or g"]
@@ -279,20 +282,20 @@ def sentences(compared: Sequence[Compared]) -> list[str]:
 
 
 def _sentence(one: Compared, kind: str = "") -> str:
-    lead, free = one.lead, one.free
+    leading, welch = one.leading, one.welch
     start = f"{one.first} against {kind}{one.second}{f' at {one.size}' if one.size else ''}: "
-    start += f"{_number(lead.difference, sign=True)} points"
-    if not lead.tested:
-        return f"{start} ({_runs(lead)}): {too_few(min(lead.n))}."
-    how = "paired by seed" if lead.by_pairs else "Welch"
-    start += f" ({how}: {_interval(lead.low, lead.high, sign=True)}, p {_p(lead.p)}, after Holm {_p(one.adjusted)}; "
-    start += _runs(lead)
-    if lead.by_pairs and free.tested:
-        start += f"; Welch: {_interval(free.low, free.high, sign=True)}, p {_p(free.p)}"
+    start += f"{_number(leading.difference, sign=True)} points"
+    if not leading.tested:
+        return f"{start} ({_runs(leading)}): {too_few(min(leading.n))}."
+    how = "paired by seed" if leading.by_pairs else "Welch"
+    start += f" ({how}: {_interval(leading.low, leading.high, sign=True)}, p {_p(leading.p)}, "
+    start += f"after Holm {_p(one.adjusted)}; {_runs(leading)}"
+    if leading.by_pairs and welch.tested:
+        start += f"; Welch: {_interval(welch.low, welch.high, sign=True)}, p {_p(welch.p)}"
     if one.adjusted < LEVEL:
         return f"{start}): beyond the noise."
-    unit = "pairs" if lead.by_pairs else "seeds per arm"
-    return f"{start}): inside the noise. A difference of {TO_SEE[1]} points needs {_needed(lead, TO_SEE[1])} {unit}."
+    unit = "pairs" if leading.by_pairs else "seeds per arm"
+    return f"{start}): inside the noise. A difference of {TO_SEE[1]} points needs {_needed(leading, TO_SEE[1])} {unit}."
 
 
 def too_few(runs: int) -> str:
@@ -329,17 +332,17 @@ def forest_plot(compared: Sequence[Compared], title: str, path: Path, judged_on:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    drawn = [one for one in compared if one.lead.tested]
+    drawn = [one for one in compared if one.leading.tested]
     if not drawn:
         return
     with matplotlib.rc_context({"svg.hashsalt": title, "font.size": 9}):
         figure, axes = pyplot.subplots(figsize=(7, 1.2 + 0.32 * len(drawn)), layout="constrained")
         for position, one in enumerate(reversed(drawn)):
-            lead = one.lead
-            errors = [[lead.difference - lead.low], [lead.high - lead.difference]]
+            leading = one.leading
+            errors = [[leading.difference - leading.low], [leading.high - leading.difference]]
             fill = "C0" if one.adjusted < LEVEL else "white"
             axes.errorbar(
-                lead.difference,
+                leading.difference,
                 position,
                 xerr=errors,
                 fmt="o",
@@ -349,7 +352,7 @@ def forest_plot(compared: Sequence[Compared], title: str, path: Path, judged_on:
                 linewidth=1,
             )
         axes.axvline(0, color="0.5", linewidth=0.8)
-        axes.set_yticks(range(len(drawn)), [f"{one.title} ({_runs(one.lead)})" for one in reversed(drawn)])
+        axes.set_yticks(range(len(drawn)), [f"{one.title} ({_runs(one.leading)})" for one in reversed(drawn)])
         axes.set_xlabel(
             f"difference of mean {judged_on} accuracy, points, with 95 % interval (filled: p < 0.05 after Holm)"
         )
@@ -370,7 +373,7 @@ def section(study: Study, rows: Sequence[Row], papers: Sequence[Row]) -> list[st
     if compared:
         counted, *said = sentences(compared)
         lines += [*markdown_table(*comparisons_lines(compared)), "", counted, "", *(f"- {one}" for one in said), ""]
-    if any(one.lead.tested for one in compared):
+    if any(one.leading.tested for one in compared):
         lines += [f"![{study.name}: differences with 95 % intervals](results/{study.name}.svg)", ""]
     return lines
 

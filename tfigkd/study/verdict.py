@@ -3,14 +3,12 @@
 from collections import defaultdict
 from collections.abc import Sequence
 
+from tfigkd.measure.chance import CHANCE_KAPPA
 from tfigkd.measure.statistics import FEWEST
 from tfigkd.runtime.text import counted, percent
 from tfigkd.study.plan import Study, title_of
 from tfigkd.study.protocol import Row
 from tfigkd.study.tables import CONTROLS, METRICS, column_mean, runs_of
-
-AT_CHANCE = 0.05
-"""Cohen's kappa, which is 0 for guesses, below which an arm is at chance."""
 
 
 def _different_data(study: Study, rows: Sequence[Row]) -> list[str]:
@@ -41,7 +39,7 @@ def study_verdict(study: Study, rows: Sequence[Row]) -> list[str]:
             column_mean(own, name) for name in ("student_kappa", METRICS["test"], "teacher_accuracy")
         )
         # placebos of the logits are meant to be near chance
-        if kappa is not None and kappa < AT_CHANCE and not arm.endswith(CONTROLS) and accuracy is not None:
+        if kappa is not None and kappa < CHANCE_KAPPA and not arm.endswith(CONTROLS) and accuracy is not None:
             found.append(
                 f"{title} is at chance: {percent(accuracy)}, kappa {kappa:.2f}. "
                 "Change: --training.epochs, --training.learning_rate."

@@ -9,9 +9,9 @@ from keras import ops
 from tfigkd.data.spaces import UNIT, Range
 from tfigkd.losses import Loss
 from tfigkd.losses.base import Tensor
+from tfigkd.models.adapt import logits_of
 from tfigkd.models.chain import taught_tensors
 from tfigkd.models.input_range import infer_input_range
-from tfigkd.models.spaces import logits_of
 from tfigkd.models.taps import head_behind, tap_outputs
 
 LOGITS = "logits"

@@ -18,7 +18,7 @@ import numpy as np
 from tfigkd.config.data_fields import rgb
 from tfigkd.data.spaces import Range
 from tfigkd.edge.classifier_files import background_of, fit_of, infer_spaces, probe
-from tfigkd.edge.contract import admit, contract_path, is_foreign
+from tfigkd.edge.contract import contract_path, is_foreign, verified_contract
 from tfigkd.edge.input_range import assumption
 from tfigkd.edge.litert import class_count, input_details, open_classifier, output_details
 from tfigkd.edge.options import add_background_option, add_space_options, given_spaces, names_apart
@@ -57,7 +57,7 @@ def describe(
     Raises:
         UserError: the file is no classifier, its contract does not fit, or its input or output is not float32.
     """
-    contract = admit(path)
+    contract = verified_contract(path)
     interpreter = open_classifier(path)
     source, sink = input_details(interpreter), output_details(interpreter)
     kinds = sorted({np.dtype(tensor["dtype"]).name for tensor in (source, sink)} - {"float32"})

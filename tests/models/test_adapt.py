@@ -11,19 +11,19 @@ from PIL import Image
 from tfigkd.attribution import integrated_gradients
 from tfigkd.data.spaces import output_kind, to_gray
 from tfigkd.models import (
+    ReferenceClassifier,
     as_classifier,
     cached_classifier,
     load_classifier,
-    load_plain,
-    load_written,
+    load_own_classifier,
     user_model,
     with_fresh_weights,
 )
+from tfigkd.models.adapt import graph_as_classifier, logits_of
 from tfigkd.models.cost import count_parameters
 from tfigkd.models.input_range import infer_input_range
 from tfigkd.models.keras_file import load_model
 from tfigkd.models.reinitialize import count_frozen_layers
-from tfigkd.models.spaces import classifier, logits_of
 from tfigkd.runtime.errors import UserError
 from tfigkd.training.distiller import Distiller
 
@@ -169,7 +169,7 @@ def test_images_in_0_1_come_as_the_model_takes_them(low_high: Any, pixels: np.nd
     loaded.save(tmp_path / "again.keras")
     for again in (
         load_classifier(tmp_path / "again.keras"),
-        load_written(tmp_path / "again.keras", num_classes=3, input_shape=SHAPE),
+        load_own_classifier(tmp_path / "again.keras", num_classes=3, input_shape=SHAPE),
     ):
         np.testing.assert_allclose(softmax(again(pixels / np.float32(255))), expected, atol=1e-5)
     assert count_parameters(loaded) == count_parameters(plain)
@@ -190,12 +190,12 @@ def test_a_model_of_gray_images_takes_rgb_images(head: list[Any], pixels: np.nda
     np.testing.assert_allclose(softmax(loaded(equal / np.float32(255))), expected, atol=1e-5)
     np.testing.assert_allclose(softmax(loaded(pixels / np.float32(255))), expected, atol=0.05)  # gray is not rounded
     np.testing.assert_allclose(
-        load_plain(tmp_path / "m.keras").logits(pixels), loaded(pixels / np.float32(255)), atol=1e-3
+        ReferenceClassifier(tmp_path / "m.keras").logits(pixels), loaded(pixels / np.float32(255)), atol=1e-3
     )
     assert load_classifier(tmp_path / "m.keras").input_shape == (None, 8, 8, 1)
     assert count_parameters(loaded) == count_parameters(plain) and count_frozen_layers(loaded) == 0
     loaded.save(tmp_path / "again.keras")
-    again = load_written(tmp_path / "again.keras", num_classes=3, input_shape=SHAPE)
+    again = load_own_classifier(tmp_path / "again.keras", num_classes=3, input_shape=SHAPE)
     np.testing.assert_allclose(again(equal / np.float32(255)), loaded(equal / np.float32(255)), atol=1e-5)
 
 
@@ -256,7 +256,7 @@ def test_probabilities_become_logits(make: Any, pixels: np.ndarray, tmp_path: Pa
 def test_outputs_as_declared(pixels: np.ndarray) -> None:
     model = averaged()
     images = pixels / np.float32(255)
-    np.testing.assert_allclose(classifier(model, outputs="logits")(images), model(images), atol=1e-6)
+    np.testing.assert_allclose(graph_as_classifier(model, outputs="logits")(images), model(images), atol=1e-6)
 
 
 @pytest.mark.parametrize("activation", ["sigmoid", None])
@@ -317,7 +317,7 @@ def test_an_activation_of_the_users_is_looked_at(activation: Any, pixels: np.nda
     for logits in (
         logits_of(model)(expected),
         load_classifier(tmp_path / "m.keras")(images),
-        load_plain(tmp_path / "m.keras")(images),
+        ReferenceClassifier(tmp_path / "m.keras")(images),
     ):
         np.testing.assert_allclose(softmax(logits), expected, atol=1e-5)
 
@@ -416,7 +416,7 @@ def test_a_softmax_is_taken_off_before_what_passes_it_on(
     for make in after:
         shares = make()(shares)
     keras.Model(body.inputs[0], shares).save(tmp_path / "m.keras")
-    for opened in (load_classifier, load_plain):
+    for opened in (load_classifier, ReferenceClassifier):
         np.testing.assert_allclose(opened(tmp_path / "m.keras")(images), expected, atol=1e-4)
 
 

@@ -15,20 +15,13 @@ import numpy as np
 from keras import ops
 
 from tfigkd.data import to_model_input
-from tfigkd.data.spaces import (
-    LUMA,
-    UNIT,
-    Outputs,
-    Range,
-    check_range,
-    output_kind,
-    probe_images,
-)
+from tfigkd.data.spaces import LUMA, UNIT, Outputs, Range, check_range, output_kind, probe_images
 from tfigkd.models import layers
 from tfigkd.models.graph import is_graph, run_graph, single_graph, student_of
 from tfigkd.models.input_range import INPUT_RANGE, infer_input_range
+from tfigkd.models.logits import probabilities_to_logits, two_classes
 from tfigkd.models.output_end import OUTPUT_ACTIVATIONS, infer_outputs_by_end, last_operation, refuse_end
-from tfigkd.models.subclassed import logarithm, logits_model, two_classes
+from tfigkd.models.subclassed import logits_model
 from tfigkd.models.trace_key import settings_of
 
 TWO_CLASSES = "two_classes"
@@ -41,7 +34,7 @@ PROBED = 16
 """Number of images, besides noise, that the model is run on to infer what it gives."""
 
 
-def classifier(
+def graph_as_classifier(
     model: keras.Model,
     *,
     input_shape: Sequence[int] | None = None,
@@ -109,21 +102,22 @@ def as_classifier(
     outputs: Outputs | None = None,
     images: np.ndarray | None = None,
 ) -> keras.Model:
-    """Return `classifier` of a model that is in memory; of a `Distiller`, that of its student.
+    """Return `graph_as_classifier` of a model that is in memory; of a `Distiller`, that of its student.
 
     A subclassed model has no graph. One that gives logits is returned as it is; one that gives probabilities, as is
     declared or as its outputs look, is wrapped in a model that returns log-probabilities and shares its weights.
 
     Args:
         model: Functional, Sequential and built, or subclassed.
-        input_range: As for `classifier`.
-        outputs: As for `classifier`; by default a subclassed model gives logits if there are no images.
+        input_range: As for `graph_as_classifier`.
+        outputs: As for `graph_as_classifier`; by default a subclassed model gives logits if there are no images.
         images: float32 [N,H,W,C] in [0,1]; a subclassed model is looked at on them.
 
     Raises:
-        ValueError: As `classifier`; or a Sequential model is not built, or the range of a subclassed one is declared.
+        ValueError: As `graph_as_classifier`; or a Sequential model is not built, or the range of a subclassed one is
+            declared.
     """
-    return _as_classifier(model, classifier, input_range, outputs, images)
+    return _as_classifier(model, graph_as_classifier, input_range, outputs, images)
 
 
 def cached_classifier(
@@ -169,7 +163,7 @@ def _cached(model: keras.Model, *, input_range: Range | None, outputs: Outputs |
     key = None if input_range is None else tuple(map(float, input_range)), outputs, settings_of(model)
     if key not in known:
         known = _CLASSIFIERS[model] = {one: made for one, made in known.items() if one[-1] == key[-1]}
-        made = classifier(model, input_range=input_range, outputs=outputs)
+        made = graph_as_classifier(model, input_range=input_range, outputs=outputs)
         known[key] = None if made is model else made
     result = known[key]
     if result is None:
@@ -186,25 +180,27 @@ def logits_of(model: keras.Model, outputs: Outputs | None = None) -> Callable[[A
 
     Args:
         model: Of any kind; what a subclassed one gives is not looked at and counts as logits.
-        outputs: What it gives; by default as for `classifier`.
+        outputs: What it gives; by default as for `graph_as_classifier`.
 
     Raises:
-        ValueError: As `classifier`, of the end of the model; or a Sequential model that is not built does not end in
-            logits.
+        ValueError: As `graph_as_classifier`, of the end of the model; or a Sequential model that is not built does not
+            end in logits.
     """
     graph = single_graph(model)
     if graph is None and isinstance(model, keras.Sequential) and not model.built:
         if outputs is None and not (model.layers and infer_outputs_by_end(model) == "logits"):
             _refuse_unbuilt(model)
-        return (lambda values: two_classes(logarithm(values))) if outputs == "probabilities" else two_classes
+        return (
+            (lambda values: two_classes(probabilities_to_logits(values))) if outputs == "probabilities" else two_classes
+        )
     if graph is None or len(model.output_shape) != 2:
-        return (lambda values: values) if outputs != "probabilities" else logarithm
+        return (lambda values: values) if outputs != "probabilities" else probabilities_to_logits
     single = model.output_shape[-1] == 1
     refuse_end(model)
     given = outputs or _infer_outputs(model, None)
 
     def convert(values: Any) -> Any:
-        logits = logarithm(values) if given == "probabilities" else values
+        logits = probabilities_to_logits(values) if given == "probabilities" else values
         return two_classes(logits) if single else logits
 
     return convert
@@ -219,7 +215,7 @@ def _refuse_unbuilt(model: keras.Model) -> None:
 
 
 def _refresh(source: keras.Model, target: keras.Model) -> None:
-    """Copy the state of layers to those of the same name in another model, except to those that `classifier` added."""
+    """Copy the state of layers to those of the same name in another model, but to none that was added to it."""
     for layer in target.layers:
         if is_graph(layer):
             _refresh(source.get_layer(layer.name), layer)
@@ -383,7 +379,7 @@ def _with_linear_end(model: keras.Model, outputs: Outputs | None, input_shape: S
 
 def _with_logarithm(model: keras.Model) -> keras.Model:
     """Return the model with logits whose softmax, or sigmoid for one output, is what it gives."""
-    logits = logarithm(model.outputs[0])
+    logits = probabilities_to_logits(model.outputs[0])
     return _copy(keras.Model(model.inputs[0], logits, name=model.name))
 
 

@@ -1,4 +1,4 @@
-"""Measures of explanations, the same for Keras models and LiteRT files."""
+"""Metrics of maps, averaged over images, by name; the same for Keras models and LiteRT files."""
 
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -11,10 +11,10 @@ from tfigkd.data import Examples
 from tfigkd.measure.metrics import Predict
 
 FAITHFULNESS = ("attribution_insertion", "attribution_deletion")
-"""The names of what `faithfulness` measures."""
+"""The names of what `faithfulness_metrics` measures."""
 
 
-def similarity(maps: np.ndarray, reference: np.ndarray, *, top_fraction: float) -> Iterator[tuple[str, float]]:
+def similarity_metrics(maps: np.ndarray, reference: np.ndarray, *, top_fraction: float) -> Iterator[tuple[str, float]]:
     """Yield mean similarities of two models' maps [B,H,W] of the same images, by name.
 
     Each is followed by its `_chance`: the same measure with the reference's map of another image. Objects are in the
@@ -36,7 +36,7 @@ def similarity(maps: np.ndarray, reference: np.ndarray, *, top_fraction: float) 
         yield f"{name}_chance", float(compare(maps, other).mean())
 
 
-def faithfulness(
+def faithfulness_metrics(
     predict: Predict, examples: Examples, maps: np.ndarray, *, mean_color: np.ndarray, steps: int
 ) -> Iterator[tuple[str, float]]:
     """Yield the mean area under the insertion curve (from the blurred image) and the deletion curve (to mean color).
