@@ -28,7 +28,7 @@ from tfigkd.edge.parity import check_parity, export_file, parity
 from tfigkd.evaluate import main as evaluate
 from tfigkd.export import Options, in_options, main
 from tfigkd.measure.metrics import predict_logits
-from tfigkd.models.layers import with_stock_layers
+from tfigkd.models.batch_norm import with_stock_batch_norm
 from tfigkd.predict import main as predict
 from tfigkd.runtime.errors import UserError
 from tfigkd.training.distiller import Distiller
@@ -47,7 +47,7 @@ def student(data):
     distiller = Distiller(model)
     distiller.compile(keras.optimizers.Adam(5e-3), jit_compile=False)
     distiller.fit(data.train.images / np.float32(255), data.train.labels, epochs=12, batch_size=32, verbose=0)
-    return with_stock_layers(model)
+    return with_stock_batch_norm(model)
 
 
 @pytest.fixture(scope="module")

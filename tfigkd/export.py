@@ -55,7 +55,7 @@ def _load(options: Options) -> tuple[Any, Any, Any]:
     """Return the model, float32 [0,1] to logits, the same as plain Keras opens the file, and the data set or None."""
     from tfigkd import models
     from tfigkd.data import in_gray, load
-    from tfigkd.models.layers import with_stock_layers
+    from tfigkd.models.batch_norm import with_stock_batch_norm
     from tfigkd.stages.workdir import reading_of_model
 
     side = options.image_size
@@ -84,7 +84,7 @@ def _load(options: Options) -> tuple[Any, Any, Any]:
                 "data that it was trained on"
             )
     plain = models.ReferenceClassifier(options.model, input_range=options.input_range, outputs=options.outputs)
-    return with_stock_layers(own), plain, data
+    return with_stock_batch_norm(own), plain, data
 
 
 def run(options: Options) -> str:

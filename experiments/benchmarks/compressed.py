@@ -35,9 +35,9 @@ from tfigkd.edge.litert import float_tensors, litert_predictor
 from tfigkd.edge.parity import parity
 from tfigkd.losses import KLDivergence
 from tfigkd.measure.metrics import Predict, accuracy, predict_logits
+from tfigkd.models.batch_norm import with_stock_batch_norm
 from tfigkd.models.cost import count_parameters, multiply_adds
 from tfigkd.models.fake_quant import is_fake_quantized
-from tfigkd.models.layers import with_stock_layers
 from tfigkd.runtime import provenance
 from tfigkd.runtime.fingerprint import fingerprint
 from tfigkd.runtime.rows import append_row
@@ -59,7 +59,7 @@ def network(name: str, weights: Path) -> keras.Model:
     """Return a published network with stock layers."""
     model = NETWORKS[name]()
     models.load_torch_weights(model, weights / f"{name}.npz")
-    return with_stock_layers(model)
+    return with_stock_batch_norm(model)
 
 
 def setting(name: str, options: argparse.Namespace) -> CompressConfig:

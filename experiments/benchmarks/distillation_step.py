@@ -7,7 +7,7 @@ from experiments.benchmarks.harness import Block, Options, faster, record, take_
 from experiments.benchmarks.training_step import DROP_BLOCKS, random_batch, step_block
 from tfigkd import models
 from tfigkd.losses import KLDivergence
-from tfigkd.models.layers import with_stock_layers
+from tfigkd.models.batch_norm import with_stock_batch_norm
 from tfigkd.training.distiller import Distiller
 
 TEMPERATURE, WEIGHT = 2.5, 0.01
@@ -32,7 +32,7 @@ def keras_distiller(size: int, teacher: keras.Model) -> keras.Model:
     """Return Keras's Distiller with the same networks of stock layers and the same loss."""
     model = keras.distillation.Distiller(
         teacher=teacher,
-        student=with_stock_layers(student(size)),
+        student=with_stock_batch_norm(student(size)),
         distillation_losses=keras.distillation.LogitsDistillation(temperature=TEMPERATURE),
         student_loss_weight=1 - WEIGHT,
     )
@@ -47,7 +47,7 @@ def run(options: Options) -> None:
     images, labels = random_batch(batch, size)
     cached = {"label": labels, "teacher_logits": np.random.default_rng(1).normal(size=(len(labels), 10))}
     cached["teacher_logits"] = cached["teacher_logits"].astype(np.float32)
-    teacher = with_stock_layers(models.mobilenet_v2(10, input_shape=(size, size, 3)))
+    teacher = with_stock_batch_norm(models.mobilenet_v2(10, input_shape=(size, size, 3)))
     teacher.trainable = False
 
     def block(model: keras.Model, targets: object) -> Block:

@@ -34,8 +34,8 @@ from tfigkd.edge.convert import CALIBRATED, FORMATS, convert
 from tfigkd.edge.litert import litert_predictor
 from tfigkd.edge.parity import export_file
 from tfigkd.measure.metrics import accuracy, predict_logits
+from tfigkd.models.batch_norm import with_stock_batch_norm
 from tfigkd.models.cost import count_parameters
-from tfigkd.models.layers import with_stock_layers
 from tfigkd.runtime.rows import append_row
 
 RESULTS = Path(__file__).parents[1] / "results" / "edge.csv"
@@ -73,7 +73,7 @@ def write_files(options: argparse.Namespace) -> None:
     options.workdir.mkdir(parents=True, exist_ok=True)
     calibration = cifar10.validation.images[: ExportConfig().calibration_examples]
     for name, fused, trained in networks(options.weights, calibration[:64]):
-        model, logits = with_stock_layers(fused), {}
+        model, logits = with_stock_batch_norm(fused), {}
         for format in FORMATS:
             path = options.workdir / f"{name}.{format}.tflite"
             if path.with_suffix(".columns").is_file():

@@ -29,7 +29,7 @@ from tfigkd.config.experiment import Config
 from tfigkd.config.reading import from_mapping
 from tfigkd.data import Examples
 from tfigkd.measure.metrics import accuracy, predict_logits
-from tfigkd.models.layers import with_fused_layers
+from tfigkd.models.batch_norm import with_fused_batch_norm
 from tfigkd.runtime import provenance
 from tfigkd.runtime.rows import append_row
 from tfigkd.stages.data import dataset, training_examples
@@ -50,7 +50,7 @@ def rows_of(
         test: What is measured.
         epochs: Of the enhancing decoder.
     """
-    parts = {name: split(with_fused_layers(model)) for name, model in students.items()}
+    parts = {name: split(with_fused_batch_norm(model)) for name, model in students.items()}
     seen, unseen = (
         {name: predict_logits(front, examples.images) for name, (front, _) in parts.items()}
         for examples in (train, test)

@@ -9,7 +9,7 @@ from experiments.benchmarks.harness import Block, Options, Peer, faster, peer, t
 from experiments.benchmarks.training_step import random_batch, step_block
 from tfigkd import models
 from tfigkd.config.training_fields import TrainingConfig
-from tfigkd.models.layers import with_fused_layers
+from tfigkd.models.batch_norm import with_fused_batch_norm
 from tfigkd.training.distiller import Distiller
 from tfigkd.training.optimizers import make_optimizer
 
@@ -22,7 +22,7 @@ OURS = 1.4
 
 def ours(network: keras.Model, precision: str) -> Distiller:
     """Return a network compiled as this package trains it, in a precision."""
-    model = Distiller(models.with_precision(with_fused_layers(network), precision))
+    model = Distiller(models.with_precision(with_fused_batch_norm(network), precision))
     optimizer = make_optimizer(dataclasses.replace(SGD, precision=precision), 100)
     model.compile(optimizer, metrics=["accuracy"], jit_compile=False)
     return model

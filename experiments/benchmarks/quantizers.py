@@ -26,7 +26,7 @@ from tfigkd.config.measure_fields import BenchmarkConfig
 from tfigkd.edge.litert import litert_predictor
 from tfigkd.edge.parity import export_file
 from tfigkd.measure.metrics import accuracy, predict_logits
-from tfigkd.models.layers import with_stock_layers
+from tfigkd.models.batch_norm import with_stock_batch_norm
 from tfigkd.runtime.rows import append_row
 
 ROOT = Path(__file__).parents[2]
@@ -56,7 +56,7 @@ def write_files(options: argparse.Namespace) -> None:
     cifar10 = data.load("cifar10", directory=options.data_dir, download=False)
     options.workdir.mkdir(parents=True, exist_ok=True)
     for name, fused in networks(options.weights):
-        model, logits = with_stock_layers(fused), {}
+        model, logits = with_stock_batch_norm(fused), {}
         for kind, config in FILES.items():
             path = options.workdir / f"{name}.{kind.replace(', ', '.').replace(' ', '_')}.tflite"
             if path.with_suffix(".columns").is_file():

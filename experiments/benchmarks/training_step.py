@@ -5,7 +5,8 @@ import numpy as np
 
 from experiments.benchmarks.harness import Block, Options, Peer, faster, peer, record, take_turns, timed
 from tfigkd import models
-from tfigkd.models.layers import copy_layer, rebuild, with_stock_layers
+from tfigkd.models.batch_norm import with_stock_batch_norm
+from tfigkd.models.copies import copy_layer, with_new_layers
 from tfigkd.training.distiller import Distiller
 
 DROP_BLOCKS = 5  # 4.12 times fewer parameters than the teacher
@@ -37,7 +38,7 @@ def without_normalization(model: keras.Model) -> keras.Model:
             return keras.layers.Activation("linear", name=layer.name)
         return copy_layer(layer)
 
-    return rebuild(model, replace)
+    return with_new_layers(model, replace)
 
 
 def ours(student: keras.Model) -> Distiller:
@@ -52,7 +53,7 @@ def stock(student: keras.Model) -> keras.Model:
 
     Keras uses XLA by default on a CPU, which needs minutes to compile and is several times slower.
     """
-    model = with_stock_layers(student)
+    model = with_stock_batch_norm(student)
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     model.compile("adam", loss, metrics=["accuracy"], jit_compile=False)
     return model

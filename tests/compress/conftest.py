@@ -15,7 +15,7 @@ from tfigkd.config.training_fields import AugmentConfig, TrainingConfig
 from tfigkd.data import Dataset, load
 from tfigkd.losses import KLDivergence
 from tfigkd.measure.metrics import predict_logits
-from tfigkd.models.layers import with_stock_layers
+from tfigkd.models.batch_norm import with_stock_batch_norm
 from tfigkd.training.distiller import Distiller
 
 
@@ -56,7 +56,7 @@ def trained(model: keras.Model, data: Dataset, epochs: int) -> keras.Model:
     distiller = Distiller(model)
     distiller.compile(keras.optimizers.Adam(5e-3), jit_compile=False)
     distiller.fit(data.train.images / np.float32(255), data.train.labels, epochs=epochs, batch_size=32, verbose=0)
-    return with_stock_layers(model)
+    return with_stock_batch_norm(model)
 
 
 @pytest.fixture(scope="session")

@@ -47,7 +47,7 @@ def test_the_cuts_of_a_run_are_counted_from_its_first_step(monkeypatch):
     """So that a run that is resumed in another process makes those that are left."""
     given = []
     monkeypatch.setattr("tfigkd.compress.methods.fine_tune", lambda *_, callbacks, **__: given.extend(callbacks))
-    monkeypatch.setattr("tfigkd.compress.methods.with_fused_layers", lambda student: student)
+    monkeypatch.setattr("tfigkd.compress.methods.with_fused_batch_norm", lambda student: student)
     tuning = FineTuning(lambda model: model, stream(), Path("here"), "f", Path("there"))
     prune(None, CompressConfig(method="prune", steps=30), tuning)
     assert [callback.begin for callback in given] == [0]

@@ -9,7 +9,7 @@ from tfigkd.config.export_fields import ExportConfig
 from tfigkd.edge.litert import float_tensors, litert_predictor
 from tfigkd.edge.parity import export_file
 from tfigkd.measure.metrics import accuracy, predict_logits
-from tfigkd.models.layers import with_stock_layers
+from tfigkd.models.batch_norm import with_stock_batch_norm
 
 IMAGENET = (models.IMAGENET_MEAN, models.IMAGENET_STD)
 NETWORKS = {
@@ -30,7 +30,7 @@ def test_accuracy_survives_the_formats(name, weights_dir, cifar10, tmp_path):
     build, stated = NETWORKS[name]
     model = build()
     models.load_torch_weights(model, weights_dir / f"{name}.npz")
-    model, images, labels = with_stock_layers(model), cifar10.test.images, cifar10.test.labels
+    model, images, labels = with_stock_batch_norm(model), cifar10.test.images, cifar10.test.labels
     expected = accuracy(predict_logits(model, images), labels)
     assert expected == pytest.approx(stated, abs=5e-5)
     for format, points in {"float32": 0.02, "float16": 0.1, "int8": 0.5}.items():

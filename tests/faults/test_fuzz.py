@@ -21,7 +21,7 @@ from tfigkd.data import load
 from tfigkd.edge.contract import verified_contract
 from tfigkd.losses import KLDivergence
 from tfigkd.models import load_classifier, load_torch_weights
-from tfigkd.models.layers import with_stock_layers
+from tfigkd.models.batch_norm import with_stock_batch_norm
 from tfigkd.runtime.errors import UserError
 from tfigkd.runtime.files import finished, read_manifest, require_stage, write_signed
 from tfigkd.runtime.rows import sealed, unsealed
@@ -375,7 +375,7 @@ def test_a_sealed_row_reads_as_it_was_written():
 def test_faults_in_a_keras_file_without_a_manifest(place, tally, tmp_path):
     """A model without a manifest has only the checksums inside the zip file."""
     one, draw = tally(".keras file by itself, damaged"), random.Random(2)
-    model, path = with_stock_layers(small_network()), tmp_path / "given.keras"
+    model, path = with_stock_batch_norm(small_network()), tmp_path / "given.keras"
     model.save(path)
     good = path.read_bytes()
 

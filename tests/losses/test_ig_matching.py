@@ -11,8 +11,8 @@ from tfigkd.data import Examples
 from tfigkd.data.knowledge import Knowledge, TeacherTargets
 from tfigkd.losses import E2KD, IGMatching, grad_cam, input_gradient_map, map_distance
 from tfigkd.models.adapt import logits_of
+from tfigkd.models.batch_norm import with_fused_batch_norm
 from tfigkd.models.input_range import INPUT_RANGE
-from tfigkd.models.layers import with_fused_layers
 from tfigkd.training.distiller import Distiller
 
 RNG = np.random.default_rng(0)
@@ -104,7 +104,7 @@ def test_the_second_derivative_is_that_of_finite_differences(fused):
     keras.utils.set_random_seed(0)
     model = network("tanh")
     if fused:
-        model = with_fused_layers(model)
+        model = with_fused_batch_norm(model)
     teacher = RNG.random((6, 8, 8)).astype(np.float32)
     loss = IGMatching()
     compute = tf.function(lambda: loss.compute_loss(teacher, loss.student_map(model, IMAGES, LABELS)))

@@ -10,7 +10,7 @@ import pytest
 
 from tfigkd import models
 from tfigkd.config.fields import StudentConfig, TeacherConfig
-from tfigkd.models.layers import FusedBatchNormalization
+from tfigkd.models.batch_norm import FusedBatchNormalization
 from tfigkd.runtime.errors import UserError
 
 

@@ -7,9 +7,10 @@ import pytest
 from tfigkd import models
 from tfigkd.config.training_fields import TrainingConfig
 from tfigkd.losses import OPDF, KLDivergence, tensor_distance
+from tfigkd.models.batch_norm import with_fused_batch_norm, with_stock_batch_norm
 from tfigkd.models.chain import ChainConv2D, ChainDense, contract, decompose, split, taught_tensors
+from tfigkd.models.copies import copy_layer_state
 from tfigkd.models.cost import trained_parameters
-from tfigkd.models.layers import copy_layer_state, with_fused_layers, with_stock_layers
 from tfigkd.runtime.errors import UserError
 from tfigkd.training.distiller import Distiller
 from tfigkd.training.optimizers import make_optimizer
@@ -123,7 +124,7 @@ def test_a_layer_starts_as_the_plain_one_and_reopens_to_the_same_function(name, 
 def test_a_student_trains_its_tensors_and_is_written_as_a_plain_model(tmp_path):
     keras.utils.set_random_seed(0)
     start = models.mobilenet_v2(4, 17, input_shape=(8, 8, 3), width=0.25)
-    student = models.with_precision(models.with_chain(with_fused_layers(start), 5), "mixed_bfloat16")
+    student = models.with_precision(models.with_chain(with_fused_batch_norm(start), 5), "mixed_bfloat16")
     chained = [layer for layer in student.layers if hasattr(layer, "chain")]
     assert {type(layer) for layer in chained} == {ChainConv2D, ChainDense}
     assert all(variable.dtype == "float32" for layer in chained for variable in layer.chain)
@@ -133,7 +134,7 @@ def test_a_student_trains_its_tensors_and_is_written_as_a_plain_model(tmp_path):
     after = trained(student)
     for layer, values in zip((layer for layer in after.layers if hasattr(layer, "chain")), before, strict=True):
         assert all((one.numpy() != value).any() for one, value in zip(layer.chain, values, strict=True)), layer.name
-    plain = with_stock_layers(models.with_plain_kernels(after))
+    plain = with_stock_batch_norm(models.with_plain_kernels(after))
     assert not any(type(layer).__module__.startswith("tfigkd") for layer in plain.layers)
     assert plain.count_params() == start.count_params() < student.count_params()
     np.testing.assert_allclose(plain(IMAGES), after(IMAGES), atol=1e-5)

@@ -10,7 +10,7 @@ import pytest
 
 from tfigkd import models
 from tfigkd.edge.convert import convert
-from tfigkd.models import equivalence, layers
+from tfigkd.models import batch_norm, copies, equivalence
 from tfigkd.models.precision import with_precision
 from tfigkd.runtime.errors import UserError
 
@@ -95,13 +95,13 @@ def test_every_rebuilt_model_is_the_file_as_plain_keras_opens_it(name: str, tmp_
         "loaded": own,
         "plain": models.ReferenceClassifier(path),
         "folded": models.fold_batch_norm(own),
-        "stock": layers.with_stock_layers(own),
-        "fused": layers.with_fused_layers(layers.with_stock_layers(own)),
-        "copy": layers.rebuilt(own),
+        "stock": batch_norm.with_stock_batch_norm(own),
+        "fused": batch_norm.with_fused_batch_norm(batch_norm.with_stock_batch_norm(own)),
+        "copy": copies.verified_copy(own),
     }
     for what, model in rebuilt.items():
         np.testing.assert_allclose(probabilities(model), expected, atol=1e-5, err_msg=what)
-    layers.with_stock_layers(own).save(tmp_path / "again.keras")
+    batch_norm.with_stock_batch_norm(own).save(tmp_path / "again.keras")
     again = keras.saving.load_model(tmp_path / "again.keras")
     np.testing.assert_allclose(probabilities(again), expected, atol=1e-5)
 
@@ -137,13 +137,13 @@ def test_any_precision_becomes_single_precision(tmp_path: Path, precision: str, 
 
 def test_what_is_lost_is_an_error_that_names_the_layer() -> None:
     model = classifier(nested, None)
-    copy = layers.rebuild(model)
+    copy = copies.with_new_layers(model)
     copy.set_weights(model.get_weights())  # all weights, but not the state that the adapted layer computes with
     with pytest.raises(UserError, match="first layer that differs is 'backbone/adapted'") as caught:
         equivalence.check_same(copy, model)
     assert "\n" not in str(caught.value)
     with pytest.raises(UserError, match="first layer that differs is 'backbone/adapted'"):
-        layers.with_stock_layers(_without_state(layers.with_fused_layers(model), "backbone", "adapted"))
+        batch_norm.with_stock_batch_norm(_without_state(batch_norm.with_fused_batch_norm(model), "backbone", "adapted"))
 
 
 def _without_state(model: keras.Model, inside: str, name: str) -> keras.Model:
@@ -162,7 +162,7 @@ def test_rounding_is_no_difference() -> None:
     folded = models.fold_batch_norm(model)
     expected = np.asarray(model(IMAGES))
     np.testing.assert_allclose(folded(IMAGES), expected, atol=1e-2 * np.abs(expected).max())
-    other = layers.rebuilt(model)
+    other = copies.verified_copy(model)
     other.layers[-1].bias.assign_add(np.full(4, 0.01 * np.abs(expected).max(), "float32"))
     with pytest.raises(UserError, match="does not give the model's outputs"):
         equivalence.check_same(other, model)
@@ -173,7 +173,7 @@ def test_augmentation_inside_a_model_is_no_difference() -> None:
     inputs = keras.Input((12, 12, 3))
     x = L.RandomRotation(0.2)(L.RandomFlip()(inputs))
     model = shaken(keras.Model(inputs, L.Dense(4)(L.Flatten()(L.Conv2D(8, 3)(x)))))
-    copy = layers.rebuilt(model)
+    copy = copies.verified_copy(model)
     place, outputs = equivalence.first_difference(copy, model, [IMAGES])
     assert place is None
     np.testing.assert_allclose(outputs[0], model(IMAGES, training=False), atol=1e-5)
@@ -186,7 +186,7 @@ def test_shared_layers_frozen_layers_and_generators_survive() -> None:
     x = L.Add()([norm(conv(inputs)), norm(conv(noise(inputs)))])
     model = shaken(keras.Model(inputs, L.GlobalAveragePooling2D()(x)))
     noise.seed_generator.next()
-    copy = layers.rebuilt(model)
+    copy = copies.verified_copy(model)
     assert len(copy.weights) == len(model.weights)
     assert [weight.path for weight in copy.trainable_weights] == [weight.path for weight in model.trainable_weights]
     states = [one.get_layer(noise.name).seed_generator.state for one in (copy, model)]

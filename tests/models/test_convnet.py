@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 
 from tfigkd import models
+from tfigkd.models.batch_norm import with_stock_batch_norm
 from tfigkd.models.convnet import whitening_kernel
-from tfigkd.models.layers import with_stock_layers
 from tfigkd.runtime.errors import UserError
 
 RNG = np.random.default_rng(0)
@@ -65,7 +65,7 @@ def test_other_sizes_and_classes(shape, widths, depth, taps, tmp_path):
     model = models.convnet(7, input_shape=shape, widths=widths, depth=depth)
     assert [model.get_layer(f"block_{n:02d}").output.shape[1:] for n in range(len(taps))] == taps
     images = RNG.random((2, *shape)).astype(np.float32)
-    stock = with_stock_layers(model)
+    stock = with_stock_batch_norm(model)
     stock.save(tmp_path / "model.keras")
     np.testing.assert_array_equal(keras.models.load_model(tmp_path / "model.keras")(images), stock(images))
     np.testing.assert_allclose(models.fold_batch_norm(stock)(images), stock(images), atol=1e-5)

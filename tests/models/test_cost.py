@@ -9,7 +9,7 @@ import pytest
 from tfigkd.edge.convert import convert
 from tfigkd.edge.operations import read_operations
 from tfigkd.models import cost
-from tfigkd.models.layers import FusedBatchNormalization
+from tfigkd.models.batch_norm import FusedBatchNormalization
 
 
 def _model(size: int | None = 8) -> keras.Model:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from tfigkd.models import fold_batch_norm, mobilenet_v2
-from tfigkd.models.layers import FusedBatchNormalization
+from tfigkd.models.batch_norm import FusedBatchNormalization
 
 Norm = keras.layers.BatchNormalization
 

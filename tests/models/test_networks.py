@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from tfigkd import models
-from tfigkd.models import cost, layers
+from tfigkd.models import batch_norm, cost
 from tfigkd.models.blocks import scaled
 
 PARAMETERS = {
@@ -170,7 +170,7 @@ def test_files(name: str, tmp_path: Path) -> None:
     images = _images(3, 16)
     model(images, training=True)  # moving averages that are not the initial ones
     expected = model(images, training=False).numpy()
-    layers.with_stock_layers(model).save(tmp_path / "model.keras")
+    batch_norm.with_stock_batch_norm(model).save(tmp_path / "model.keras")
     loaded = keras.saving.load_model(tmp_path / "model.keras", safe_mode=True)
     np.testing.assert_allclose(loaded(images), expected, atol=1e-4)
     assert not any(type(layer).__module__.startswith("tfigkd") for layer in loaded.layers)

@@ -7,7 +7,8 @@ import pytest
 from tfigkd import models
 from tfigkd.compress.pruning import MagnitudePruning, sparsity
 from tfigkd.losses import KLDivergence
-from tfigkd.models.layers import copy_layer_state, with_stock_layers
+from tfigkd.models.batch_norm import with_stock_batch_norm
+from tfigkd.models.copies import copy_layer_state
 from tfigkd.models.power import PowerConv2D, PowerDense, PowerDepthwiseConv2D, powered, root
 from tfigkd.runtime.errors import UserError
 from tfigkd.training.distiller import Distiller
@@ -93,7 +94,7 @@ def test_a_student_trains_θ_and_is_written_as_a_plain_model_of_its_kernels(tmp_
     after = trained(network)
     for layer, value in zip(powered_layers, before, strict=True):
         assert (layer.theta.numpy() != value).any(), layer.name
-    plain = with_stock_layers(models.with_plain_kernels(after))
+    plain = with_stock_batch_norm(models.with_plain_kernels(after))
     assert not any(type(layer).__module__.startswith("tfigkd") for layer in plain.layers)
     assert plain.count_params() == start.count_params()
     np.testing.assert_allclose(plain(IMAGES), after(IMAGES), rtol=1e-3, atol=1e-5)

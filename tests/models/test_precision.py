@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from tfigkd import models
+from tfigkd.models.batch_norm import with_stock_batch_norm
 from tfigkd.models.graph import flatten_layers
-from tfigkd.models.layers import with_stock_layers
 from tfigkd.models.precision import float32_layers
 
 RNG = np.random.default_rng(0)
@@ -77,7 +77,7 @@ def test_a_float32_model_is_returned_as_it_is():
 @pytest.mark.parametrize(("name", "options"), [("convnet", {"widths": (8, 8)}), ("resnet20", {})])
 def test_plain_keras_opens_a_model_that_trained_in_bfloat16(name, options, tmp_path):
     model = models.with_precision(network(name, **options), "mixed_bfloat16")
-    saved = with_stock_layers(models.with_precision(model, "float32"))
+    saved = with_stock_batch_norm(models.with_precision(model, "float32"))
     saved.save(tmp_path / "saved.keras")
     np.save(tmp_path / "images.npy", IMAGES)
     script = (

@@ -16,9 +16,9 @@ from tfigkd.edge.litert import float_tensors
 from tfigkd.edge.parity import parity
 from tfigkd.losses import KLDivergence
 from tfigkd.measure.metrics import predict_logits
+from tfigkd.models.batch_norm import with_stock_batch_norm
 from tfigkd.models.cost import count_parameters
 from tfigkd.models.fake_quant import is_fake_quantized
-from tfigkd.models.layers import with_stock_layers
 from tfigkd.training.distiller import Distiller
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
@@ -42,7 +42,7 @@ def test_a_published_network_made_smaller(name, method, pictures, weights_dir, t
     build |= {f"resnet{depth}": lambda depth=depth: models.resnet(depth, normalization=IMAGENET) for depth in (20, 56)}
     student = build[name]()
     models.load_torch_weights(student, weights_dir / f"{name}.npz")
-    student = with_stock_layers(student)
+    student = with_stock_batch_norm(student)
     teacher = models.fold_batch_norm(student)
 
     def distiller(model: keras.Model) -> Distiller:

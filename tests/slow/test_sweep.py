@@ -27,8 +27,8 @@ from tfigkd.config.export_fields import ExportConfig
 from tfigkd.edge.litert import litert_predictor
 from tfigkd.edge.parity import export_file
 from tfigkd.losses import KLDivergence
+from tfigkd.models.batch_norm import with_stock_batch_norm
 from tfigkd.models.fake_quant import without_rounding
-from tfigkd.models.layers import with_stock_layers
 from tfigkd.runtime.errors import UserError
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
@@ -195,7 +195,7 @@ def sweep(name: str, model: keras.Model, folder: Path) -> Counter[str]:
         close(models.fold_batch_norm(loaded)(images), logits, tolerance)
 
     def stock() -> None:
-        with_stock_layers(loaded).save(folder / "stock.keras")
+        with_stock_batch_norm(loaded).save(folder / "stock.keras")
         close(keras.saving.load_model(folder / "stock.keras", compile=False)(images), logits, tolerance)
 
     def attribute() -> None:
@@ -227,7 +227,9 @@ def sweep(name: str, model: keras.Model, folder: Path) -> Counter[str]:
     def file(format: str) -> Callable[[], None]:
         def act() -> None:
             target = folder / f"model.{format}.tflite"
-            export_file(target, with_stock_layers(loaded), "float32" if format == "float32" else "int8", data(), BOUNDS)
+            export_file(
+                target, with_stock_batch_norm(loaded), "float32" if format == "float32" else "int8", data(), BOUNDS
+            )
             given = litert_predictor(target)(pixels)
             if format == "float32":
                 close(given, logits, tolerance)
@@ -247,12 +249,12 @@ def sweep(name: str, model: keras.Model, folder: Path) -> Counter[str]:
         return Dataset("sweep", examples, examples, examples, class_names=names, fingerprint="sweep")
 
     def qat() -> None:
-        quantized = fake_quantized(with_stock_layers(loaded))
+        quantized = fake_quantized(with_stock_batch_norm(loaded))
         with without_rounding():
             close(quantized(images), logits, tolerance)
 
     def channels() -> None:
-        assert cut_channels(with_stock_layers(loaded), 0.5).count_params() < loaded.count_params()
+        assert cut_channels(with_stock_batch_norm(loaded), 0.5).count_params() < loaded.count_params()
 
     acts = [fold, stock, attribute, store, distill, file("float32"), file("int8"), qat, channels]
     for which, act in zip(OPERATIONS[1:], acts, strict=True):

@@ -16,10 +16,11 @@ import keras
 import numpy as np
 
 from tfigkd.compress.graph import Node, is_linear, nodes
+from tfigkd.models.copies import copy_layer, copy_state, with_new_layers
 from tfigkd.models.equivalence import check_same
 from tfigkd.models.flat import flattened
 from tfigkd.models.graph import ARITHMETIC, calls_of
-from tfigkd.models.layers import copy_layer, copy_state, has_plain_kernel, rebuild
+from tfigkd.models.kernels import has_plain_kernel
 from tfigkd.runtime.errors import UserError
 
 PASSES_CHANNELS = (
@@ -246,7 +247,7 @@ def cut_channels(model: keras.Model, share: float) -> keras.Model:
         kernel[..., dead, :] = 0
         return [kernel, *rest]
 
-    result, reference = rebuild(model, replace), rebuild(model)
+    result, reference = with_new_layers(model, replace), with_new_layers(model)
     copy_state(model, result, kept_values)
     copy_state(model, reference, silenced)
     check_same(result, reference, what="the copy with fewer channels")

@@ -13,7 +13,8 @@ from tfigkd.compress.pruning import MagnitudePruning
 from tfigkd.compress.quantization import fake_quantized
 from tfigkd.config.compress_fields import CompressConfig, Method
 from tfigkd.losses import LOSSES
-from tfigkd.models.layers import rebuilt, with_fused_layers, with_stock_layers
+from tfigkd.models.batch_norm import with_fused_batch_norm, with_stock_batch_norm
+from tfigkd.models.copies import verified_copy
 from tfigkd.runtime.files import atomic, checksum, finished, make_folder, write_manifest
 from tfigkd.runtime.fingerprint import fingerprint
 from tfigkd.training import checkpoint
@@ -52,7 +53,7 @@ def prune(student: keras.Model, config: CompressConfig, tuning: FineTuning) -> k
     """
     end, frequency = pruning_times(config)
     callback = MagnitudePruning(config.sparsity, end=end, frequency=frequency, begin=0)  # also where it is resumed
-    return fine_tune(with_fused_layers(student), config, tuning, title="prune", callbacks=[callback])
+    return fine_tune(with_fused_batch_norm(student), config, tuning, title="prune", callbacks=[callback])
 
 
 def prune_channels(student: keras.Model, config: CompressConfig, tuning: FineTuning) -> keras.Model:
@@ -66,7 +67,7 @@ def prune_channels(student: keras.Model, config: CompressConfig, tuning: FineTun
     Returns:
         A student with fewer channels.
     """
-    smaller = with_fused_layers(cut_channels(student, config.sparsity))
+    smaller = with_fused_batch_norm(cut_channels(student, config.sparsity))
     return fine_tune(smaller, config, tuning, title="prune channels")
 
 
@@ -129,7 +130,7 @@ def check_compressible(student: keras.Model, config: CompressConfig) -> None:
         tfmot_bridge.check_logit_losses([LOSSES[name](**given) for name, given in options.items()])
     for phase in PHASES[config.method]:
         if phase.check is not None:
-            phase.check(with_stock_layers(student), config)
+            phase.check(with_stock_batch_norm(student), config)
 
 
 def compress_student(student: keras.Model, config: CompressConfig, tuning: FineTuning) -> keras.Model:
@@ -148,9 +149,9 @@ def compress_student(student: keras.Model, config: CompressConfig, tuning: FineT
     Raises:
         UserError: the method does not support one of the student's layers.
     """
-    result = with_stock_layers(student)
+    result = with_stock_batch_norm(student)
     if result is student:  # without batch normalization, there is nothing to exchange in a copy
-        result = rebuilt(student)
+        result = verified_copy(student)
     for phase in PHASES[config.method]:
         phase_fingerprint = fingerprint(tuning.fingerprint, phase.name)
         folder = make_folder(tuning.folder / phase.name)
@@ -158,7 +159,7 @@ def compress_student(student: keras.Model, config: CompressConfig, tuning: FineT
             result = keras.saving.load_model(folder / PHASE_FILE, compile=False, safe_mode=True)
             continue
         result = phase.run(result, config, replace(tuning, folder=folder, fingerprint=phase_fingerprint))
-        result = with_stock_layers(result)
+        result = with_stock_batch_norm(result)
         with atomic(folder / PHASE_FILE) as temporary:
             result.save(temporary)
         write_manifest(folder, phase_fingerprint, files={PHASE_FILE: checksum(folder / PHASE_FILE)})

@@ -7,6 +7,7 @@ import keras
 import numpy as np
 
 from tfigkd.compress.graph import Node, is_linear, is_linear_activation, is_relu, nodes, trace
+from tfigkd.models.copies import copy_layer, copy_layer_state
 from tfigkd.models.equivalence import check_same
 from tfigkd.models.fake_quant import (
     FakeQuantConv2D,
@@ -19,7 +20,6 @@ from tfigkd.models.flat import flattened
 from tfigkd.models.fold import fold_batch_norm, inference_values
 from tfigkd.models.graph import ARITHMETIC, maker_of
 from tfigkd.models.input_range import require_unit_range
-from tfigkd.models.layers import copy_layer, copy_layer_state
 from tfigkd.runtime.errors import UserError
 
 FAKE_QUANT: dict[type[keras.Layer], type[keras.Layer]] = {

@@ -20,10 +20,10 @@ from tfigkd.compress.graph import Node, is_linear_activation, nodes, one_or_all,
 from tfigkd.compress.quantization import fake_quantized
 from tfigkd.config.compress_fields import CompressConfig
 from tfigkd.losses import Loss
+from tfigkd.models.copies import verified_copy
 from tfigkd.models.equivalence import TOLERANCE, random_inputs
 from tfigkd.models.fake_quant import FakeQuantize
 from tfigkd.models.flat import flattened
-from tfigkd.models.layers import rebuilt
 from tfigkd.runtime import console
 from tfigkd.runtime.errors import UserError
 from tfigkd.training import checkpoint
@@ -138,7 +138,7 @@ def _check(layer: keras.Layer, model: str) -> None:
 
 def weights_back(twin: Any, model: keras.Model) -> keras.Model:
     """Return a flattened copy of the Keras 3 model with the weights of its twin, wrapped layers included."""
-    result = rebuilt(flattened(model))
+    result = verified_copy(flattened(model))
     for layer in twin.layers:
         layer = getattr(layer, "layer", layer)
         if layer.weights:
@@ -241,7 +241,7 @@ def from_quantization_twin(twin: Any, student: keras.Model, preserve: Preserve =
     Returns:
         A Functional model, images [B,H,W,C] in [0,1] to logits [B,K].
     """
-    trained = rebuilt(flattened(student))
+    trained = verified_copy(flattened(student))
     ranges: dict[str, list[np.ndarray]] = {}
     for wrapper in twin.layers:
         if not hasattr(wrapper, "layer"):

@@ -12,8 +12,8 @@ from keras import ops
 
 from tfigkd.incremental.losses import HEAD, AuxiliaryClassifier, KnownKL
 from tfigkd.losses import BalancedKL, effective_weights
+from tfigkd.models.copies import copy_state
 from tfigkd.models.graph import maker_of
-from tfigkd.models.layers import copy_state
 from tfigkd.runtime.errors import UserError
 from tfigkd.training.distiller import Distiller
 

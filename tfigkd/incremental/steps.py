@@ -16,7 +16,7 @@ from tfigkd.config.reading import value_at
 from tfigkd.data import Dataset, Examples
 from tfigkd.incremental import foster
 from tfigkd.measure.metrics import accuracy, predict_logits
-from tfigkd.models.layers import with_fused_layers, with_stock_layers
+from tfigkd.models.batch_norm import with_fused_batch_norm, with_stock_batch_norm
 from tfigkd.runtime import console
 from tfigkd.runtime.errors import UserError
 from tfigkd.runtime.files import (
@@ -94,7 +94,7 @@ class Step:
     def make(self) -> keras.Model:
         """Return a fresh network of all classes so far, as it trains."""
         narrow = replace(self.data, class_names=self.data.class_names[: self.total])
-        network = with_fused_layers(build_network(self.config.student, narrow))
+        network = with_fused_batch_norm(build_network(self.config.student, narrow))
         return models.with_precision(network, self.config.training.precision)
 
     def train(self, model: Distiller, name: str, **changes: Any) -> float:
@@ -244,7 +244,7 @@ def _finish(
     console.say(f"{method}: {step.total} classes, {len(step.examples):,} images")
     keras.utils.set_random_seed(step.seed)
     trained, seconds, joint = _learn(step, method, old)
-    network = with_stock_layers(models.with_precision(trained, "float32"))
+    network = with_stock_batch_norm(models.with_precision(trained, "float32"))
     with atomic(step.folder / STUDENT_FILE) as temporary:
         network.save(temporary)
     row = {

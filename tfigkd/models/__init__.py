@@ -115,12 +115,12 @@ NEUTRAL: dict[str, Any] = {
 ARCHITECTURE = tuple(NEUTRAL)
 """Names of the options that decide which layers a network of `MODELS` has; files and keras.applications have none."""
 
-OWN_OPTIONS = {
+OPTIONS_OF = {
     "mobilenet_v2": ("drop_blocks", "width", "dropout", "stem_stride"),
     **{name: ("width", "stem_stride") for name in MODELS if name.startswith("resnet")},
     "convnet": ("widths", "depth", "width"),
 }
-"""The options that not all networks have."""
+"""Network to the options that it takes beside `normalization`, which all take."""
 
 SPACES = ("input_range", "outputs", "images")
 """The options of a .keras file, see `load_classifier`."""
@@ -173,7 +173,7 @@ def build(
         if named not in NORMALIZATIONS:
             raise UserError(f"no normalization {named!r}; {closest(named, NORMALIZATIONS)}")
         options["normalization"] = NORMALIZATIONS[named]
-    taken = {"normalization", *OWN_OPTIONS.get(name, ())}
+    taken = {"normalization", *OPTIONS_OF.get(name, ())}
     for option in sorted(options.keys() - taken):
         if options.pop(option) != NEUTRAL[option]:
             raise UserError(f"{name} has no {option}; set {option} back to its neutral value {NEUTRAL[option]}")

@@ -16,7 +16,7 @@ from keras import ops
 
 from tfigkd.data import to_model_input
 from tfigkd.data.spaces import LUMA, UNIT, Outputs, Range, check_range, output_kind, probe_images
-from tfigkd.models import layers
+from tfigkd.models import copies
 from tfigkd.models.graph import is_graph, run_graph, single_graph, student_of
 from tfigkd.models.input_range import INPUT_RANGE, infer_input_range
 from tfigkd.models.logits import probabilities_to_logits, two_classes
@@ -136,7 +136,7 @@ def cached_classifier(
     return _as_classifier(model, _cached, input_range, outputs, images)
 
 
-@layers.keeps_random_numbers()
+@copies.keeps_random_numbers()
 def _as_classifier(
     model: keras.Model,
     of_graph: Callable[..., keras.Model],
@@ -220,7 +220,7 @@ def _refresh(source: keras.Model, target: keras.Model) -> None:
         if is_graph(layer):
             _refresh(source.get_layer(layer.name), layer)
         elif layer.weights and layer.name not in ADDED:
-            layers.copy_layer_state(source.get_layer(layer.name), layer)
+            copies.copy_layer_state(source.get_layer(layer.name), layer)
 
 
 def with_input_range(model: keras.Model, low: float, high: float) -> keras.Model:
@@ -303,7 +303,7 @@ def _resize(images: Any, size: Sequence[int], name: str = "reduced") -> Any:
 
 def _copy(model: keras.Model) -> keras.Model:
     """Return a copy, so that each layer stands in only one graph and its `output` is that of this model."""
-    return layers.rebuilt(model)
+    return copies.verified_copy(model)
 
 
 def _infer_outputs(model: keras.Model, images: np.ndarray | None) -> Outputs:
@@ -368,13 +368,13 @@ def _with_linear_end(model: keras.Model, outputs: Outputs | None, input_shape: S
 
     def replace(layer: keras.Layer) -> keras.Layer:
         if layer is not last or not squashed:
-            return layers.copy_layer(layer)
+            return copies.copy_layer(layer)
         if isinstance(layer, keras.layers.Softmax):
             return keras.layers.Activation("linear", name=layer.name)
         return type(layer).from_config({**layer.get_config(), "activation": "linear"})
 
     undone = OUTPUT_ACTIVATIONS[activation] if squashed else None
-    return layers.rebuilt(model, replace, skip=named, input_shape=input_shape, through=undone)
+    return copies.verified_copy(model, replace, skip=named, input_shape=input_shape, through=undone)
 
 
 def _with_logarithm(model: keras.Model) -> keras.Model:

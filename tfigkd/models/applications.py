@@ -11,7 +11,7 @@ import keras
 import numpy as np
 
 from tfigkd.config.fields import APPLICATIONS
-from tfigkd.models import layers
+from tfigkd.models import batch_norm, copies
 from tfigkd.models.blocks import IMAGENET_STD
 from tfigkd.models.graph import flatten_layers, run_graph
 from tfigkd.models.input_range import INPUT_RANGE
@@ -91,7 +91,9 @@ def _with_preprocessing(model: keras.Model, function: Callable, input_shape: Seq
     prepared = layer(inputs)
     layer.set_weights([kernel, offset])
     joined = keras.Model(inputs, run_graph(model, [prepared]), name=model.name)
-    return layers.with_fused_layers(layers.rebuilt(joined))  # new layers, so that each belongs to one graph only
+    return batch_norm.with_fused_batch_norm(
+        copies.verified_copy(joined)
+    )  # new layers, so that each belongs to one graph only
 
 
 def preprocessing(function: Callable) -> tuple[np.ndarray, np.ndarray]:

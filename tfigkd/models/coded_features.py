@@ -11,7 +11,7 @@ from typing import Any
 import keras
 from keras import ops
 
-from tfigkd.models.layers import copy_layer, copy_layer_state
+from tfigkd.models.copies import copy_layer, copy_layer_state
 from tfigkd.runtime.errors import UserError
 
 Tensor = Any  # a tensor of the Keras backend in use

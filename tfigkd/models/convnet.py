@@ -8,7 +8,7 @@ import keras
 import numpy as np
 
 from tfigkd.models import blocks
-from tfigkd.models.layers import FusedBatchNormalization
+from tfigkd.models.batch_norm import FusedBatchNormalization
 
 WHITENING = "whitening"
 """Name of the stem, the first convolution."""

@@ -6,6 +6,7 @@ from typing import Any
 
 import keras
 
+from tfigkd.models.copies import copy_layer_state
 from tfigkd.models.equivalence import check_same
 from tfigkd.models.graph import (
     graph_of,
@@ -17,7 +18,6 @@ from tfigkd.models.graph import (
     takes_training,
     without_empty_mask,
 )
-from tfigkd.models.layers import copy_layer_state
 
 
 def flattened(model: keras.Model) -> keras.Model:

@@ -6,8 +6,9 @@ from typing import Any
 import keras
 import numpy as np
 
+from tfigkd.models.copies import copy_layer, verified_copy
 from tfigkd.models.graph import float64_of, graph_of, is_graph, maker_of, nodes_of
-from tfigkd.models.layers import copy_layer, has_plain_kernel, rebuilt
+from tfigkd.models.kernels import has_plain_kernel
 
 FOLDABLE = (keras.layers.Conv2D, keras.layers.DepthwiseConv2D, keras.layers.Dense)
 
@@ -45,7 +46,7 @@ def fold_batch_norm(model: keras.Model) -> keras.Model:
             return []  # a linear activation has no weights
         return _folded_weights(layer, norms[layer]) if layer in norms else None
 
-    return rebuilt(model, replace, values=values)
+    return verified_copy(model, replace, values=values)
 
 
 def _folded_weights(layer: keras.Layer, norm: keras.layers.BatchNormalization) -> list[np.ndarray]:

@@ -17,7 +17,7 @@ import keras
 from keras.src.backend.common import global_state
 
 import tfigkd.models.fake_quant  # noqa: F401 - registers what a quantized student is made of
-from tfigkd.models.layers import mapped
+from tfigkd.models.copies import mapped
 from tfigkd.runtime.errors import UserError, readable
 from tfigkd.runtime.files import expanded
 

@@ -7,8 +7,8 @@ import keras
 import numpy as np
 from keras import ops
 
+from tfigkd.models.copies import copy_layer, verified_copy
 from tfigkd.models.graph import flatten_layers
-from tfigkd.models.layers import copy_layer, rebuilt
 
 
 class Reparameterized(keras.layers.Layer):
@@ -88,7 +88,7 @@ def with_reparameterized_kernels(
             return copy_layer(layer)
         return kinds[type(layer)].from_config({**layer.get_config(), **own})
 
-    return rebuilt(model, replace)
+    return verified_copy(model, replace)
 
 
 def trains_kernel(layer: keras.Layer, kinds: Mapping[type[keras.Layer], type[keras.Layer]]) -> bool:
@@ -117,4 +117,21 @@ def with_plain_kernels(model: keras.Model) -> keras.Model:
         config = {name: value for name, value in layer.get_config().items() if name not in layer.own}
         return layer.plain.from_config(config)
 
-    return rebuilt(model, replace)
+    return verified_copy(model, replace)
+
+
+def has_plain_kernel(layer: keras.Layer) -> bool:
+    """Return whether a layer computes with its kernel as it is: not quantized by Keras, and without factors of LoRA."""
+    return getattr(layer, "quantization_mode", None) is None and not getattr(layer, "lora_enabled", False)
+
+
+def l1_of_kernels(model: keras.Model) -> Any:
+    """Return the sum of the absolute values of a model's trained kernels, float32, whatever its layers."""
+    layers = [layer for layer in flatten_layers(model) if layer.trainable]
+    # a reparameterized layer computes its kernel from a variable that Keras calls kernel as well
+    with_kernel = [layer for layer in layers if getattr(layer, "kernel", None) is not None]
+    theirs = {id(variable) for layer in with_kernel for variable in layer.variables if variable.name == "kernel"}
+    kernels = [layer.kernel for layer in with_kernel]
+    kernels += [v for v in model.trainable_variables if v.name.endswith("kernel") and id(v) not in theirs]
+    each_once = {id(kernel): kernel for kernel in kernels}.values()  # a wrapper may show its layer's kernel as its own
+    return sum(ops.sum(ops.abs(ops.cast(kernel, "float32"))) for kernel in each_once)

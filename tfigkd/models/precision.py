@@ -5,8 +5,8 @@ from typing import Any
 
 import keras
 
+from tfigkd.models.copies import copy_layer, mapped, verified_copy
 from tfigkd.models.graph import flatten_layers, maker_of, sources_of
-from tfigkd.models.layers import copy_layer, mapped, rebuilt
 
 PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16")
 HALF = ("float16", "bfloat16")
@@ -45,7 +45,7 @@ def with_precision(model: keras.Model, precision: str) -> keras.Model:
         name = "float32" if layer.name in kept else precision
         return type(layer).from_config({**layer.get_config(), "dtype": name})
 
-    return rebuilt(model, replace)
+    return verified_copy(model, replace)
 
 
 def in_float32(layer: keras.Layer) -> keras.Layer:

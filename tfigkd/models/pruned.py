@@ -8,8 +8,8 @@ from keras import ops
 
 from tfigkd.models.adapt import ADDED
 from tfigkd.models.convnet import WHITENING
+from tfigkd.models.copies import copy_layer, copy_state, with_new_layers
 from tfigkd.models.graph import flatten_layers
-from tfigkd.models.layers import copy_layer, copy_state, rebuild
 
 FIXED = frozenset({*ADDED, WHITENING})
 """Names of layers whose kernels prepare the image and are not learned."""
@@ -55,7 +55,7 @@ def pruned_copy(model: keras.Model, share: float) -> keras.Model:
     """
     if not 0 < share < 1:
         raise ValueError(f"share must be in (0, 1), got {share}")
-    result = rebuild(model, copy_layer)
+    result = with_new_layers(model, copy_layer)
     copy_state(model, result)
     for kernel in prunable_kernels(result, frozen=True):
         values = ops.convert_to_numpy(kernel)

@@ -4,7 +4,7 @@ from typing import Any
 
 import keras
 
-from tfigkd.models import layers
+from tfigkd.models import copies, kernels
 from tfigkd.models.adapt import ADDED
 from tfigkd.models.graph import flatten_layers
 
@@ -24,7 +24,7 @@ def with_fresh_weights(model: keras.Model) -> keras.Model:
         ValueError: The model is neither Functional nor Sequential, or not built; or the kernel of a layer that trains
             does not: Keras has quantized it, or trains factors of LoRA beside it.
     """
-    fixed = [layer.name for layer in flatten_layers(model) if layer.trainable and not layers.has_plain_kernel(layer)]
+    fixed = [layer.name for layer in flatten_layers(model) if layer.trainable and not kernels.has_plain_kernel(layer)]
     if fixed:
         raise ValueError(
             f"the kernel of layer {fixed[0]!r} does not train, as Keras has quantized it or given it factors of LoRA; "
@@ -33,10 +33,10 @@ def with_fresh_weights(model: keras.Model) -> keras.Model:
 
     def replace(layer: keras.Layer) -> keras.Layer:
         if _kept(layer):
-            return layers.copy_layer(layer)
-        return type(layer).from_config(layers.mapped(layer.get_config(), _without_seed))
+            return copies.copy_layer(layer)
+        return type(layer).from_config(copies.mapped(layer.get_config(), _without_seed))
 
-    result = layers.rebuild(model, replace)
+    result = copies.with_new_layers(model, replace)
     _copy_kept(model, result)
     return result
 
@@ -55,7 +55,7 @@ def _copy_kept(source: keras.Model, target: keras.Model) -> None:
         if isinstance(layer, keras.Model):
             _copy_kept(source.get_layer(layer.name), layer)
         elif layer.weights and _kept(source.get_layer(layer.name)):
-            layers.copy_layer_state(source.get_layer(layer.name), layer)
+            copies.copy_layer_state(source.get_layer(layer.name), layer)
 
 
 def _without_seed(config: dict[str, Any]) -> dict[str, Any]:

@@ -4,7 +4,7 @@ import re
 
 import keras
 
-from tfigkd.models import blocks, layers
+from tfigkd.models import blocks, copies
 from tfigkd.models.adapt import RGB_TO_GRAY
 from tfigkd.models.convnet import convnet_head, is_whitening
 from tfigkd.models.equivalence import check_same
@@ -54,7 +54,7 @@ def truncate(
 
     def fresh(layer: keras.Layer) -> keras.Layer:
         constant = _is_constant(layer)
-        layer = layers.copy_layer(layer)
+        layer = copies.copy_layer(layer)
         layer.trainable = not constant  # a teacher frozen for distillation has a student that learns
         return layer
 
@@ -62,15 +62,15 @@ def truncate(
     constants = [layer for layer in trunk.layers if _is_constant(layer)]
     ours = [layer.name for layer in constants if isinstance(layer, keras.layers.DepthwiseConv2D)]
     skip = () if keep_normalization or "normalization" not in ours else ("normalization",)
-    student = layers.rebuild(trunk, fresh, skip=skip)
+    student = copies.with_new_layers(trunk, fresh, skip=skip)
     if copy_weights:
-        layers.copy_state(model, student)
+        copies.copy_state(model, student)
         if not skip:
             check_same(student, trunk)
     else:
         for layer in constants:
             if layer.name not in skip:
-                layers.copy_layer_state(layer, student.get_layer(layer.name))
+                copies.copy_layer_state(layer, student.get_layer(layer.name))
     prefix = "head_" if {"pool", "logits"} & {layer.name for layer in student.layers} else ""
     if any(map(is_whitening, model.layers)):
         logits = convnet_head(student.output, num_classes, prefix=prefix)

@@ -13,7 +13,7 @@ from scipy import special
 from tfigkd.data import to_model_input
 from tfigkd.data.disk import Pictures
 from tfigkd.data.spaces import UNIT, Outputs, Range, to_gray, to_logits
-from tfigkd.models import layers
+from tfigkd.models import batch_norm
 from tfigkd.models.adapt import PROBED, graph_as_classifier, logits_of, with_rgb
 from tfigkd.models.equivalence import TOLERANCE, close, tolerance_of
 from tfigkd.models.input_range import infer_input_range
@@ -66,7 +66,7 @@ def load_classifier(
         raise UserError(f"{path}: {error}") from error
     if computes_in(model, OTHERS):
         model = with_precision(model, "float32")
-    model = layers.with_fused_layers(model)
+    model = batch_norm.with_fused_batch_norm(model)
     if model is not plain:
         _check_against(plain, model, input_range, path)
     return with_rgb(model) if gray else model
@@ -168,7 +168,7 @@ def load_own_classifier(path: str | Path, *, num_classes: int, input_shape: Sequ
     Raises:
         UserError: As `load_classifier`.
     """
-    return layers.with_fused_layers(_fitting(path, num_classes, input_shape)[0])
+    return batch_norm.with_fused_batch_norm(_fitting(path, num_classes, input_shape)[0])
 
 
 def _fitting(

@@ -27,8 +27,8 @@ from tfigkd.data.spaces import UNIT, noise_images
 from tfigkd.edge.convert import convert
 from tfigkd.edge.latency import latencies
 from tfigkd.edge.parity import export_file
+from tfigkd.models.batch_norm import with_stock_batch_norm
 from tfigkd.models.cost import count_parameters, multiply_adds
-from tfigkd.models.layers import with_stock_layers
 from tfigkd.runtime import console
 from tfigkd.runtime.errors import UserError
 from tfigkd.runtime.files import make_folder, read_signed, write_bytes, write_signed
@@ -84,7 +84,7 @@ class Candidates:
         self._reference, self._state = self._folder / f"{REFERENCE}.float32.tflite", self._folder / "candidates.json"
         if not self._reference.is_file():
             network = models.build(REFERENCE, num_classes=self._data.num_classes, input_shape=self._data.image_shape)
-            write_bytes(self._reference, convert(with_stock_layers(network), "float32"))
+            write_bytes(self._reference, convert(with_stock_batch_norm(network), "float32"))
         try:
             before = read_signed(self._state, f"delete {folder} to search anew", names=("reference_ms", "candidates"))
         except FileNotFoundError:
@@ -127,7 +127,7 @@ class Candidates:
         data = dataset(config.data)
         try:
             keras.utils.set_random_seed(0)
-            student = with_stock_layers(untrained_student(config, data))
+            student = with_stock_batch_norm(untrained_student(config, data))
             measured |= {"multiply_adds": multiply_adds(student), "parameters": count_parameters(student)}
             if not excess(measured, self.budget):
                 _set_distinct(student)
@@ -164,7 +164,7 @@ class Candidates:
         data = dataset(config.data)
         model = models.load_own_classifier(student, num_classes=data.num_classes, input_shape=data.image_shape)
         bounds = replace(config.export, min_int8_agreement=0.0)  # after a short training it is reported, not required
-        report = export_file(path, with_stock_layers(model), self.format, data, bounds)
+        report = export_file(path, with_stock_batch_norm(model), self.format, data, bounds)
         return self.measure_file(path), report
 
     def nearest(self) -> Candidate | None:

@@ -17,9 +17,9 @@ from tfigkd.data import Dataset
 from tfigkd.data.grid import check_grid
 from tfigkd.data.top_logits import MOST_CLASSES
 from tfigkd.measure.metrics import accuracy, predict_logits
+from tfigkd.models.batch_norm import with_stock_batch_norm
 from tfigkd.models.cost import trained_parameters
 from tfigkd.models.fingerprints import weights_fingerprint
-from tfigkd.models.layers import with_stock_layers
 from tfigkd.models.taps import cut_at, frozen
 from tfigkd.runtime import console, hosts
 from tfigkd.runtime.errors import UserError
@@ -341,7 +341,7 @@ def distill(config: Config, workdir: Workdir) -> None:
     if not hosts.is_first_process():
         return
     student = models.with_precision(models.without_code(model.student), "float32")
-    student = with_stock_layers(models.with_plain_kernels(student))
+    student = with_stock_batch_norm(models.with_plain_kernels(student))
     with atomic(workdir.student) as temporary:
         student.save(temporary)
     write_text(folder / HISTORY, json.dumps(history, indent=0) + "\n")

@@ -23,8 +23,8 @@ from tfigkd.config.fields import AttributionConfig
 from tfigkd.config.training_fields import AugmentConfig, TrainingConfig
 from tfigkd.data import Dataset, Examples, to_model_input
 from tfigkd.measure.metrics import predict_logits
+from tfigkd.models.batch_norm import with_fused_batch_norm
 from tfigkd.models.cost import multiply_adds
-from tfigkd.models.layers import with_fused_layers
 from tfigkd.models.precision import on_cpu
 from tfigkd.runtime.files import read_manifest
 from tfigkd.stages.data import dataset, holds_out_validation, stored_examples, training_examples
@@ -187,7 +187,7 @@ def _teacher_training(config: Config, data: Dataset, folder: Path) -> float:
     left = recipe.epochs * config.teacher.count - checkpoint.epochs_done(folder)
     if not left:
         return 0.0
-    network = models.with_precision(with_fused_layers(build_network(config.teacher, data)), recipe.precision)
+    network = models.with_precision(with_fused_batch_norm(build_network(config.teacher, data)), recipe.precision)
     (step,) = fastest([trial_step(Distiller(network), recipe)])
     return _training_seconds(build_network(config.teacher, data), step, config, recipe, examples, left)
 

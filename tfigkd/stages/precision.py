@@ -7,7 +7,7 @@ from tfigkd.config.experiment import Config, override, to_mapping
 from tfigkd.config.fields import NetworkConfig
 from tfigkd.config.reading import value_at
 from tfigkd.config.training_fields import TrainingConfig
-from tfigkd.models.layers import with_fused_layers
+from tfigkd.models.batch_norm import with_fused_batch_norm
 from tfigkd.models.precision import PRECISIONS
 from tfigkd.runtime import console
 from tfigkd.runtime.files import locked, read_signed, write_signed
@@ -91,7 +91,7 @@ def _measured(config: Config, network: NetworkConfig, recipe: TrainingConfig, wo
     path = folder / f"{key}.json"
     with locked(folder, wait=True):
         if not path.is_file():
-            seconds = compare_precisions(with_fused_layers(build_network(network, data)), recipe)
+            seconds = compare_precisions(with_fused_batch_norm(build_network(network, data)), recipe)
             write_signed(path, {"precision": choose_precision(seconds), "seconds": seconds, "hardware": hardware()})
     choice = read_signed(path, REMEDY)
     times = ", ".join(f"{name} {1e3 * value:.0f} ms" for name, value in choice["seconds"].items())

@@ -8,10 +8,10 @@ from tfigkd.compress.methods import check_compressible
 from tfigkd.config.experiment import Config, fine_tuning
 from tfigkd.config.training_fields import TrainingConfig
 from tfigkd.edge.convert import OperationError, check_convertible
+from tfigkd.models.batch_norm import with_stock_batch_norm
 from tfigkd.models.cost import count_parameters, multiply_adds
 from tfigkd.models.fold import fold_batch_norm
 from tfigkd.models.graph import flatten_layers
-from tfigkd.models.layers import with_stock_layers
 from tfigkd.report.verdict import Remark, few_images, sizes
 from tfigkd.runtime.errors import UserError
 from tfigkd.runtime.text import counted, percent
@@ -106,7 +106,7 @@ def check_ahead(config: Config, stages: Collection[str]) -> None:
     if not (compresses or converts):
         return
     data = dataset(config.data)
-    student = with_stock_layers(untrained_student(config, data))
+    student = with_stock_batch_norm(untrained_student(config, data))
     if compresses:
         check_compressible(student, config.compress)
         own = config.compress.teacher == "student"

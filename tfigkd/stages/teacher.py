@@ -20,8 +20,8 @@ from tfigkd.data import Dataset, Examples, to_model_input
 from tfigkd.data.spaces import RANGES, UNIT
 from tfigkd.measure.chance import near_chance, probe_examples, suggest_fix
 from tfigkd.measure.metrics import accuracy, balanced_accuracy, predict_logits
+from tfigkd.models.batch_norm import with_fused_batch_norm, with_stock_batch_norm
 from tfigkd.models.fingerprints import weights_fingerprint
-from tfigkd.models.layers import with_fused_layers, with_stock_layers
 from tfigkd.runtime import console, hosts
 from tfigkd.runtime.errors import UserError
 from tfigkd.runtime.files import MANIFEST, atomic, checksum, finished, locked, write_manifest, write_text
@@ -150,7 +150,7 @@ def _train_members(config: Config, workdir: Workdir) -> keras.Model:
         train_teacher(member, workdir)
         hosts.meet("the end of a teacher")
         networks.append(load_teacher(member, workdir))
-    return with_stock_layers(_joined(networks, config))
+    return with_stock_batch_norm(_joined(networks, config))
 
 
 def watched(config: Config) -> Watched:
@@ -165,7 +165,7 @@ def watched(config: Config) -> Watched:
 def _train(config: Config, data: Dataset, folder: Path) -> tuple[keras.Model, list]:
     recipe = config.teacher.training
     keras.utils.set_random_seed(config.teacher.seed)
-    model = with_fused_layers(build_network(config.teacher, data))
+    model = with_fused_batch_norm(build_network(config.teacher, data))
     model = models.with_precision(model, recipe.precision)
     examples = teacher_examples(config)
     if config.teacher.shards > 1:  # nor does the stem see other images
@@ -263,12 +263,12 @@ def train_teacher(config: Config, workdir: Workdir) -> None:
         elif trained:
             with on_devices(config.teacher.training.devices):
                 network, history = _train(config, data, folder)
-            model = with_stock_layers(models.with_precision(network, "float32"))
+            model = with_stock_batch_norm(models.with_precision(network, "float32"))
         else:
             model = build_network(config.teacher, data)
             if config.teacher.weights and not config.teacher.application:
                 models.load_torch_weights(model, weights_path(config.teacher.weights))
-            model = with_stock_layers(model)
+            model = with_stock_batch_norm(model)
             _check_given(config, data, model)
         if not hosts.is_first_process():
             return

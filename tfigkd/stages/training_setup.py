@@ -13,7 +13,7 @@ from tfigkd.data import Dataset, Examples
 from tfigkd.data.knowledge import StoredAttention, TeacherTargets
 from tfigkd.losses import LOSSES, Loss
 from tfigkd.losses.neighbors import EXAMPLE
-from tfigkd.models.layers import with_fused_layers
+from tfigkd.models.batch_norm import with_fused_batch_norm
 from tfigkd.runtime.errors import UserError
 from tfigkd.stages.data import (
     class_weights,
@@ -36,7 +36,7 @@ def reparameterized(student: keras.Model, config: Config) -> keras.Model:
 
 def trainable_student(student: keras.Model, config: Config) -> keras.Model:
     """Return a student as it is trained: fused layers, reparameterized kernels, its precision and coded features."""
-    student = models.with_precision(reparameterized(with_fused_layers(student), config), config.training.precision)
+    student = models.with_precision(reparameterized(with_fused_batch_norm(student), config), config.training.precision)
     return models.with_code(student, config.code.weight, config.code.step)
 
 

@@ -20,10 +20,10 @@ from tfigkd.measure.chance import PROBE_EXAMPLES, suggest_fix
 from tfigkd.measure.metrics import balanced_accuracy, predict_logits
 from tfigkd.models import cached_classifier
 from tfigkd.models.adapt import PROBED, graph_as_classifier
+from tfigkd.models.copies import keeps_random_numbers
 from tfigkd.models.fingerprints import architecture_fingerprint, weights_fingerprint
 from tfigkd.models.graph import single_graph
 from tfigkd.models.input_range import infer_input_range
-from tfigkd.models.layers import keeps_random_numbers
 from tfigkd.runtime.errors import UserError
 from tfigkd.runtime.files import MANIFEST, finished, locked, read_manifest
 from tfigkd.runtime.fingerprint import fingerprint

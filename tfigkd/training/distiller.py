@@ -11,7 +11,7 @@ from tfigkd.data.spaces import Range
 from tfigkd.losses import Loss, hard_label_loss
 from tfigkd.losses.adapted import adapted
 from tfigkd.losses.base import Tensor
-from tfigkd.models.layers import l1_of_kernels
+from tfigkd.models.kernels import l1_of_kernels
 from tfigkd.models.taps import tap_outputs
 from tfigkd.training.checked import CheckedData
 from tfigkd.training.optimizers import check_two_momenta, with_loss_scale

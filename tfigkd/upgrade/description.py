@@ -13,8 +13,8 @@ from typing import Any
 import h5py
 import keras
 
+from tfigkd.models.copies import mapped
 from tfigkd.models.keras_file import METADATA, check_values, inspect_archive, is_hdf5, not_compiled
-from tfigkd.models.layers import mapped
 from tfigkd.runtime.errors import UserError
 from tfigkd.upgrade.operations import OPERATION_LAYERS, operation_name
 

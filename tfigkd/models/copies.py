@@ -1,8 +1,4 @@
-"""Batch normalization by TensorFlow's fused kernel, and models rebuilt from new layers with the same state.
-
-Keras 3 computes moments and normalization as separate operations on TensorFlow. On a CPU training is bound by
-memory traffic, and this costs several times what the fused kernel does.
-"""
+"""Copies of models and layers: the same graph made of new layers, with the same state, and compared with the model."""
 
 import contextlib
 import random
@@ -19,108 +15,6 @@ from tfigkd.models.graph import flatten_layers, graph_of, input_like, is_graph, 
 
 Replace = Callable[[keras.Layer], keras.Layer]
 Values = Callable[[keras.Layer], list[np.ndarray] | None]
-
-
-@keras.saving.register_keras_serializable("tfigkd")
-class FusedBatchNormalization(keras.layers.BatchNormalization):
-    """`keras.layers.BatchNormalization` that calls TensorFlow's fused kernel where one applies.
-
-    Same variables, names, config and numbers as the parent. The kernel takes channels-last images [B,H,W,C] of
-    type float32, float16 or bfloat16 on the TensorFlow backend; anything else (other ranks and axes, masks,
-    `synchronized`, `renorm`, JAX) is left to the parent.
-    """
-
-    def call(self, inputs: Any, training: bool | None = None, mask: Any = None) -> Any:
-        """Normalize [B,H,W,C] by the batch's moments in training, else by the moving averages."""
-        if mask is not None or not self._kernel_applies(inputs):
-            return super().call(inputs, training=training, mask=mask)
-        import tensorflow as tf
-
-        moving_mean = ops.cast(self.moving_mean, "float32")
-        moving_variance = ops.cast(self.moving_variance, "float32")
-        use_batch_moments = bool(training and self.trainable)
-        empty = tf.zeros([0], tf.float32)
-        # The raw operation, since tf.compat.v1.nn.fused_batch_norm raises epsilon to 1.001e-5.
-        outputs, mean, variance, *_ = tf.raw_ops.FusedBatchNormV3(
-            x=inputs,
-            scale=ops.cast(self.gamma, "float32") if self.scale else tf.ones_like(moving_mean),
-            offset=ops.cast(self.beta, "float32") if self.center else tf.zeros_like(moving_mean),
-            mean=empty if use_batch_moments else moving_mean,
-            variance=empty if use_batch_moments else moving_variance,
-            epsilon=self.epsilon,
-            is_training=use_batch_moments,
-        )
-        if use_batch_moments:
-            # The kernel returns the unbiased variance, Keras averages the biased one. Of a single value the
-            # unbiased one is undefined; multiply_no_nan makes it 0, which is the biased one.
-            count = tf.cast(tf.reduce_prod(tf.shape(inputs)[:-1]), tf.float32)
-            variance = tf.math.multiply_no_nan(variance, (count - 1.0) / count)
-            self.moving_mean.assign(moving_mean * self.momentum + mean * (1.0 - self.momentum))
-            self.moving_variance.assign(moving_variance * self.momentum + variance * (1.0 - self.momentum))
-        return ops.cast(outputs, self.compute_dtype)
-
-    def _kernel_applies(self, inputs: Any) -> bool:
-        return (
-            keras.config.backend() == "tensorflow"
-            and not self.synchronized
-            and not self.renorm
-            and len(inputs.shape) == 4
-            and self.axis in (-1, 3)
-            and keras.backend.standardize_dtype(inputs.dtype) in ("float32", "float16", "bfloat16")
-        )
-
-
-def with_stock_layers(model: keras.Model) -> keras.Model:
-    """Return a copy of a model with Keras's own layers in the place of fused ones, so that plain Keras opens its file.
-
-    Args:
-        model: Functional or Sequential; it is not altered. A model without fused layers, of whatever kind, is
-            returned as it is.
-
-    Returns:
-        A Functional model with the same layer names and weights, not compiled.
-
-    Raises:
-        ValueError: A fused layer sits where it cannot be exchanged.
-        UserError: The copy is not the same function.
-    """
-    result = _exchange(model, FusedBatchNormalization, keras.layers.BatchNormalization)
-    left = [layer.name for layer in flatten_layers(result) if type(layer) is FusedBatchNormalization]
-    if left:
-        raise ValueError(
-            f"Cannot exchange FusedBatchNormalization inside a wrapper or subclassed model: {', '.join(left)}. "
-            "Build the model from such layers directly."
-        )
-    return result
-
-
-def with_fused_layers(model: keras.Model) -> keras.Model:
-    """Return a copy of a model with fused layers in the place of Keras's batch normalization, so that it trains fast.
-
-    Batch normalization inside a wrapper or a subclassed layer stays as it is.
-
-    Args:
-        model: Functional or Sequential; it is not altered. A model without stock batch normalization, of
-            whatever kind, is returned as it is.
-
-    Returns:
-        A Functional model with the same layer names and weights, not compiled.
-
-    Raises:
-        UserError: The copy is not the same function.
-    """
-    return _exchange(model, keras.layers.BatchNormalization, FusedBatchNormalization)
-
-
-def _exchange(model: keras.Model, old: type[keras.Layer], new: type[keras.Layer]) -> keras.Model:
-    # Exact types, since a subclass of the user's may do something else.
-    if not any(type(layer) is old for layer in flatten_layers(model)):
-        return model
-
-    def replace(layer: keras.Layer) -> keras.Layer:
-        return new.from_config(layer.get_config()) if type(layer) is old else copy_layer(layer)
-
-    return rebuilt(model, replace)
 
 
 def mapped(config: Any, change: Callable[[dict[str, Any]], dict[str, Any]]) -> Any:
@@ -165,7 +59,7 @@ def copy_layer(layer: keras.Layer) -> keras.Layer:
         ) from error
 
 
-def rebuilt(
+def verified_copy(
     model: keras.Model,
     replace: Replace = copy_layer,
     *,
@@ -180,8 +74,8 @@ def rebuilt(
         model: Functional or Sequential, models inside it too; it is not altered.
         replace: Gives the new layer for an old one.
         values: Gives the new weights of an old layer's replacement; None for a layer takes over the old layer's state.
-        skip: As for `rebuild`; only layers that change no value.
-        input_shape: As for `rebuild`.
+        skip: As for `with_new_layers`; only layers that change no value.
+        input_shape: As for `with_new_layers`.
         through: Applied to the new outputs before they are compared, such as the softmax that was taken off.
 
     Returns:
@@ -191,13 +85,13 @@ def rebuilt(
         ValueError: The model is neither Functional nor Sequential, or not built.
         UserError: The outputs differ on random inputs; the first layer that differs is named.
     """
-    result = rebuild(model, replace, skip=skip, input_shape=input_shape)
+    result = with_new_layers(model, replace, skip=skip, input_shape=input_shape)
     copy_state(model, result, values)
     check_same(result, model, through=through)
     return result
 
 
-def rebuild(
+def with_new_layers(
     model: keras.Model,
     replace: Replace = copy_layer,
     *,
@@ -303,20 +197,3 @@ def copy_layer_state(source: keras.Layer, target: keras.Layer) -> None:
 def _values_of(variable: Any) -> np.ndarray:
     """Return a copy of a variable's values: on JAX, training and `predict` delete the array that a variable holds."""
     return np.array(ops.convert_to_numpy(variable))
-
-
-def has_plain_kernel(layer: keras.Layer) -> bool:
-    """Return whether a layer computes with its kernel as it is: not quantized by Keras, and without factors of LoRA."""
-    return getattr(layer, "quantization_mode", None) is None and not getattr(layer, "lora_enabled", False)
-
-
-def l1_of_kernels(model: keras.Model) -> Any:
-    """Return the sum of the absolute values of a model's trained kernels, float32, whatever its layers."""
-    layers = [layer for layer in flatten_layers(model) if layer.trainable]
-    # a reparameterized layer computes its kernel from a variable that Keras calls kernel as well
-    with_kernel = [layer for layer in layers if getattr(layer, "kernel", None) is not None]
-    theirs = {id(variable) for layer in with_kernel for variable in layer.variables if variable.name == "kernel"}
-    kernels = [layer.kernel for layer in with_kernel]
-    kernels += [v for v in model.trainable_variables if v.name.endswith("kernel") and id(v) not in theirs]
-    each_once = {id(kernel): kernel for kernel in kernels}.values()  # a wrapper may show its layer's kernel as its own
-    return sum(ops.sum(ops.abs(ops.cast(kernel, "float32"))) for kernel in each_once)

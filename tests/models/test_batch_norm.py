@@ -14,8 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.children import JAX
-from tfigkd.models import layers
-from tfigkd.models.layers import FusedBatchNormalization
+from tfigkd.models import batch_norm, copies
+from tfigkd.models.batch_norm import FusedBatchNormalization
 
 tf = pytest.importorskip("tensorflow", reason="NEEDS TENSORFLOW: pip install tensorflow")
 
@@ -173,7 +173,7 @@ def test_compiled_by_xla() -> None:
 
 def test_training_a_model_equals_training_its_stock_twin() -> None:
     model = _classifier()
-    twin = layers.with_stock_layers(model)
+    twin = batch_norm.with_stock_batch_norm(model)
     x, y = _images(16, 8, 8, 3).numpy(), np.arange(16) % 3
     losses = []
     for candidate in (model, twin):
@@ -202,8 +202,8 @@ def test_config_and_file_round_trip(tmp_path: Path) -> None:
 
 def test_weights_interchange_in_order_and_by_path() -> None:
     model = _classifier()
-    stock = layers.with_stock_layers(model)
-    for source, target in ((model, layers.rebuild(stock)), (stock, layers.rebuild(model))):
+    stock = batch_norm.with_stock_batch_norm(model)
+    for source, target in ((model, copies.with_new_layers(stock)), (stock, copies.with_new_layers(model))):
         target.set_weights(source.get_weights())
         for mine, theirs in zip(source.weights, target.weights, strict=True):
             assert mine.path == theirs.path
@@ -214,26 +214,26 @@ def test_exchange_keeps_names_weights_and_the_given_model() -> None:
     model = _classifier()
     model.compile("adam", "mse")
     before = model.get_config()
-    stock = layers.with_stock_layers(model)
+    stock = batch_norm.with_stock_batch_norm(model)
     assert type(stock.get_layer("outer")) is keras.layers.BatchNormalization
     assert type(stock.get_layer("block").get_layer("inner")) is keras.layers.BatchNormalization
     assert [layer.name for layer in stock.layers] == [layer.name for layer in model.layers]
     assert stock.name == model.name and not stock.compiled
-    fused = layers.with_fused_layers(stock)
+    fused = batch_norm.with_fused_batch_norm(stock)
     assert type(fused.get_layer("block").get_layer("inner")) is FusedBatchNormalization
     x = _images(2, 8, 8, 3)
     _assert_close(stock(x), model(x))
     np.testing.assert_array_equal(fused(x), model(x))
     assert model.get_config() == before
-    assert layers.with_stock_layers(stock) is stock
-    assert layers.with_fused_layers(model) is model
+    assert batch_norm.with_stock_batch_norm(stock) is stock
+    assert batch_norm.with_fused_batch_norm(model) is model
 
 
 def test_exchange_in_a_sequential_model() -> None:
     model = keras.Sequential(
         [keras.Input((6, 6, 3)), keras.layers.Conv2D(4, 3), keras.layers.BatchNormalization(name="norm")]
     )
-    fused = layers.with_fused_layers(model)
+    fused = batch_norm.with_fused_batch_norm(model)
     assert type(fused.get_layer("norm")) is FusedBatchNormalization
     assert type(model.get_layer("norm")) is keras.layers.BatchNormalization
     x = _images(2, 6, 6, 3)
@@ -250,13 +250,13 @@ def test_what_cannot_be_exchanged() -> None:
             return self.norm(x)
 
     with pytest.raises(ValueError, match="must be Functional, or Sequential"):
-        layers.with_stock_layers(Subclassed())
+        batch_norm.with_stock_batch_norm(Subclassed())
     plain = Subclassed()
-    assert layers.with_fused_layers(plain) is plain
+    assert batch_norm.with_fused_batch_norm(plain) is plain
     inputs = keras.Input((2, 6, 6, 3))
     wrapped = keras.Model(inputs, keras.layers.TimeDistributed(FusedBatchNormalization(name="norm"))(inputs))
     with pytest.raises(ValueError, match=r"inside a wrapper.*norm"):
-        layers.with_stock_layers(wrapped)
+        batch_norm.with_stock_batch_norm(wrapped)
 
 
 def _run_apart(code: str, *arguments: Path, **environment: str) -> str:
@@ -273,7 +273,7 @@ def _run_apart(code: str, *arguments: Path, **environment: str) -> str:
 
 def test_stock_copy_opens_in_plain_keras(tmp_path: Path) -> None:
     model = _classifier()
-    layers.with_stock_layers(model).save(tmp_path / "model.keras")
+    batch_norm.with_stock_batch_norm(model).save(tmp_path / "model.keras")
     x = _images(2, 8, 8, 3).numpy()
     np.save(tmp_path / "x.npy", x)
     code = """
@@ -297,7 +297,7 @@ def test_jax_takes_the_parents_way(tmp_path: Path) -> None:
     code = """
 import sys
 import keras, numpy
-from tfigkd.models.layers import FusedBatchNormalization
+from tfigkd.models.batch_norm import FusedBatchNormalization
 folder = sys.argv[1]
 assert keras.config.backend() == "jax" and "tensorflow" not in sys.modules
 layer = FusedBatchNormalization(momentum=0.9, epsilon=1e-5)
@@ -326,4 +326,4 @@ def test_l1_is_of_every_kernel_that_trains() -> None:
     kernels = [v.numpy() for v in model.trainable_variables if v.path.endswith("kernel")]
     assert len(kernels) == 2 + 1 + 1 + 4 + 2 + 1
     expected = sum(np.abs(kernel).sum() for kernel in kernels)
-    np.testing.assert_allclose(layers.l1_of_kernels(model), expected, rtol=1e-5)
+    np.testing.assert_allclose(kernels.l1_of_kernels(model), expected, rtol=1e-5)
