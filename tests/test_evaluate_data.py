@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 import re
 import shutil
 
@@ -17,13 +18,13 @@ from tfigkd.config.data_fields import Reading, SplitsConfig
 from tfigkd.config.experiment import Config, override, to_mapping
 from tfigkd.config.flags import with_flags
 from tfigkd.edge.classifier_files import reading_for
-from tfigkd.edge.contract import write_contract
+from tfigkd.edge.contract import read_contract, write_contract
 from tfigkd.edge.convert import convert
 from tfigkd.edge.options import add_data_options, load_data
 from tfigkd.evaluate import Options, check, main
 from tfigkd.runtime.files import write_manifest
 from tfigkd.runtime.rows import read_rows
-from tfigkd.stages.workdir import reading_of_model
+from tfigkd.stages.workdir import reading_of_model, written_reading
 
 RNG = np.random.default_rng(0)
 
@@ -69,6 +70,46 @@ def test_a_named_split_is_measured(folder, capsys):
         expected = by_keras(folder, arrays["x_extra"], arrays["y_extra"]), 45
     found = measured(capsys, folder, "--data", folder / "a.npz", "--splits.train", "train", "--splits.test", "extra")
     assert found == expected
+
+
+def test_the_test_split_is_that_of_the_models_training(folder, capsys, tmp_path):
+    """With the usual splits, training pictures of the model would be among those that it is tested on."""
+    with np.load(folder / "a.npz") as arrays:
+        expected = by_keras(folder, arrays["x_extra"], arrays["y_extra"]), 45
+    source, other = str(folder / "a.npz"), tmp_path / "b.npz"
+    shutil.copy(source, other)
+    splits = {"data.splits.train": "train+test", "data.splits.test": "extra", "data.group": "patient"}
+    config = override(Config(), {"data.name": source} | splits)
+    student = tmp_path / "run/distill/student.keras"
+    student.parent.mkdir(parents=True)
+    shutil.copy(folder / "own.keras", student)
+
+    def read(**given):
+        given["splits"] = SplitsConfig(**given.get("splits", {}))
+        return reading_of_model(str(student), Options(model=str(student), **given)).split_choice()
+
+    teachers = tmp_path / "run"
+    write_manifest(teachers / "distill", "0", files={}, reading=written_reading(config.data))  # as a teacher's
+    chosen = {"group": "patient", "splits": {"train": "train+test", "test": "extra"}}
+    assert read(data=source) == read(data=os.path.relpath(source)) == chosen
+    (teachers / "config.json").write_text(json.dumps({"config": to_mapping(config)}))
+    (teachers / "distill/manifest.json").unlink()
+    assert read(data=source) == chosen
+    assert read(data=str(other)) == {}  # other pictures
+    given = read(data=source, splits={"train": "train"}, group="day")
+    assert given == {"group": "day", "splits": {"train": "train", "test": "extra"}}
+
+    plain = override(config, {"data.group": None})
+    (teachers / "config.json").write_text(json.dumps({"config": to_mapping(plain)}))
+    assert main([str(student), "--data", source]) == 0
+    assert f"accuracy {expected[0]:.2f} %" in capsys.readouterr().out
+    file = tmp_path / "student.tflite"
+    assert export.main([str(student), "--data", source, "--format", "float32", "--output", str(file)]) == 0
+    assert read_contract(file)["data"]["splits"] == {"train": "train+test", "test": "extra"}
+    shutil.move(file, folder / "moved.tflite"), shutil.move(file.with_suffix(".json"), folder / "moved.json")
+    capsys.readouterr()
+    assert main([str(folder / "moved.tflite"), "--data", source]) == 0
+    assert f"accuracy {expected[0]:.2f} %" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("background", ["white", "black"])

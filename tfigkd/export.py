@@ -69,7 +69,8 @@ def _load(options: Options) -> tuple[Any, Any, Any]:
     data = None
     if options.data:
         square = height if height == width else None
-        reading = replace(reading_of_model(options.model, options), image_size=options.image_size or square)
+        reading = reading_of_model(options.model, options)
+        reading = replace(reading, image_size=options.image_size or square or reading.image_size)
         data = load(options.data, reading, directory=options.data_dir)
         if channels == 1:
             data = in_gray(data)

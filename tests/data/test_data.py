@@ -3,6 +3,7 @@
 import hashlib
 import http.server
 import io
+import json
 import shutil
 import socket
 import struct
@@ -206,6 +207,16 @@ def test_limit_keeps_the_ids_that_sort_first(tmp_path):
     np.testing.assert_array_equal(smoke.validation.ids, whole.validation.ids)
     np.testing.assert_array_equal(smoke.test.ids, whole.test.ids[:10])
     _refused("limit must be at least 1, got 0", name, limit=0)
+
+
+def test_classes_that_a_limit_takes_away_are_named(tmp_path):
+    images = np.random.default_rng(0).integers(0, 256, (300, 4, 4, 3), np.uint8)
+    labels = np.arange(300) % 50
+    np.savez(tmp_path / "many.npz", x_train=images, y_train=labels, x_test=images + 1, y_test=labels)
+    assert not data.load(str(tmp_path / "many.npz")).notes
+    few = data.load(str(tmp_path / "many.npz"), limit=20)
+    (said,) = [note for note in few.notes if note.startswith("warning: train has no pictures of")]
+    assert said.endswith("with data.limit = 20") and len({*few.train.labels}) < 21
 
 
 def test_take_and_concatenate_keep_rows_together(tmp_path):
@@ -512,6 +523,19 @@ def test_names_that_refer_to_nothing_are_refused(name):
 
 def test_unknown_tfds_name_is_refused_with_a_suggestion(tmp_path):
     _refused("did you mean cifar10", "ciphar10", directory=str(tmp_path))
+
+
+def test_a_folder_of_prepared_tfds_data_is_named_as_tfds_names_it(tmp_path):
+    name = _save_tfds(tmp_path, _arrays())
+    for folder in (tmp_path / "tiny", tmp_path / "tiny/1.0.0"):
+        _refused(f"holds a tfds data set; give it by its name: --data {name} --data-dir {tmp_path}$", folder)
+    shutil.move(tmp_path / "tiny", tmp_path / "small")
+    (tmp_path / "tiny").mkdir()
+    shutil.move(tmp_path / "small", tmp_path / "tiny/small")
+    info = tmp_path / "tiny/small/1.0.0/dataset_info.json"
+    info.write_text(json.dumps(json.loads(info.read_text()) | {"configName": "small"}))
+    _refused(f"by its name: --data tiny/small --data-dir {tmp_path}$", tmp_path / "tiny/small")
+    _refused("has it with the config small: tiny/small", "tiny", directory=str(tmp_path))
 
 
 def test_an_unprepared_data_set_without_download_is_refused(tmp_path):

@@ -114,6 +114,32 @@ def test_the_same_data_of_tfds(tmp_path, pixels, monkeypatch, size):
     same(expected, load("tiny", Reading(image_size=size, resident="disk"), directory=str(tmp_path)))
 
 
+def test_tfds_data_that_are_prepared_anew_are_decoded_anew(tmp_path, pixels):
+    """tfds orders records by the hash of their keys, such as paths, of which dataset_info.json says nothing."""
+    import tensorflow_datasets as tfds
+
+    image = tfds.features.Image(shape=(None, None, 3), encoding_format="png")
+    reading = Reading(resident="disk", cache=str(tmp_path / "cache"))
+
+    def prepared(place):
+        tfds.dataset_builders.store_as_tfds_dataset(
+            name="tiny",
+            version="1.0.0",
+            data_dir=tmp_path / place,
+            features=tfds.features.FeaturesDict({"image": image, "label": tfds.features.ClassLabel(names=CLASSES)}),
+            split_datasets={
+                "train": ((f"{place}/{index}", {"image": pixels[index], "label": index % 3}) for index in range(60))
+            },
+        )
+        return str(tmp_path / place)
+
+    places = [prepared(place) for place in ("old", "new")]
+    infos = [tmp_path / place / "tiny/1.0.0/dataset_info.json" for place in ("old", "new")]
+    assert infos[0].read_bytes() == infos[1].read_bytes()
+    for place in places:
+        same(load("tiny", directory=place), load("tiny", reading, directory=place))
+
+
 def test_large_splits_go_to_disk_by_themselves(folder, monkeypatch):
     assert isinstance(load(str(folder)).train.images, np.ndarray)
     monkeypatch.setattr("tfigkd.data.sources.free_memory", lambda: 4 * 40 * 9 * 7 * 3)

@@ -85,8 +85,26 @@ def test_folds_of_a_table_are_named_in_the_config(tmp_path):
     partly = data.load(table, Reading(splits=SplitsConfig("fold0", test="fold4")))
     assert sum("left out the rows of split" in note for note in partly.notes) == 3
     refused("no split 'fold9'; did you mean 'fold", table, splits=SplitsConfig("fold9"))
-    refused("names 'fold0' twice", table, splits=SplitsConfig("fold0", "fold0"))
+    refused("takes the pictures of 'fold0' twice", table, splits=SplitsConfig("fold0", "fold0"))
     refused("only tfds sets can be sliced", table, splits=SplitsConfig("fold0[:50%]"))
+
+
+def test_the_usual_split_is_not_taken_twice(tmp_path):
+    """Test would be what trains."""
+    table = save_table(tmp_path, rows_of(40))
+    images = pixels(40)
+    np.savez(tmp_path / "a.npz", x_train=images, y_train=np.arange(40) % 2)
+    for name in (table, str(tmp_path / "a.npz"), "digits"):
+        for role in ("validation", "test"):
+            refused("takes the pictures of 'train' twice", name, splits=SplitsConfig(**{role: "train"}))
+
+
+def test_a_column_that_happens_to_be_called_group_is_named(tmp_path):
+    table = save_table(tmp_path / "one", rows_of(40, group=lambda index: "A"))
+    refused("split is empty; its pictures need more groups; if the column group of a CSV file is another", table)
+    rows = rows_of(40, group=lambda index: "AB"[index % 2], split=lambda index: "train" if index % 4 else "test")
+    table = save_table(tmp_path / "two", rows)
+    refused("group 'A' is in train and in test; .*; if the column group of a CSV file is another thing", table)
 
 
 def test_labels_that_are_numbers_are_sorted_by_number(tmp_path):
@@ -253,6 +271,15 @@ def test_folders_below_the_class_folders_are_groups(tmp_path):
     ]
     assert all(days) and len(set.union(*days)) == sum(map(len, days)) == 12
     refused("the groups of a folder are 'folder'", str(tmp_path / "pictures"), group="patient")
+
+
+def test_pictures_of_one_name_in_two_splits_are_no_group(tmp_path):
+    for index, image in enumerate(pixels(48)):
+        path = tmp_path / ("train", "test")[index % 2] / ("ant", "bee")[index // 2 % 2] / f"{index // 4}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image).save(path)
+    dataset = data.load(str(tmp_path), Reading(group="folder"))
+    assert len(dataset.test) == 24 and len({*dataset.test.groups}) == 24
 
 
 def test_groups_of_arrays(tmp_path):

@@ -311,19 +311,3 @@ numpy.savez(folder + "/out.npz", y, *layer.get_weights())
     outputs = fused(x, training=True)
     for mine, theirs in zip([outputs, *fused.get_weights()], np.load(tmp_path / "out.npz").values(), strict=True):
         _assert_close(mine, theirs)
-
-
-def test_l1_is_of_every_kernel_that_trains() -> None:
-    """Also of layers that are no subclass of a convolution or a dense layer, and once where a wrapper shows it too."""
-    kinds = keras.layers
-    images = keras.Input((8, 8, 3))
-    features = kinds.Conv2DTranspose(4, 3)(kinds.SeparableConv2D(4, 3)(images))
-    features = kinds.SpectralNormalization(kinds.Conv2D(3, 1))(features)
-    features = kinds.Conv2D(3, 1, trainable=False)(features)
-    steps = kinds.Reshape((-1, 3))(features)
-    features = kinds.GRU(3)(kinds.MultiHeadAttention(1, 4)(steps, steps))
-    model = keras.Model(images, kinds.Dense(4)(features))
-    kernels = [v.numpy() for v in model.trainable_variables if v.path.endswith("kernel")]
-    assert len(kernels) == 2 + 1 + 1 + 4 + 2 + 1
-    expected = sum(np.abs(kernel).sum() for kernel in kernels)
-    np.testing.assert_allclose(kernels.l1_of_kernels(model), expected, rtol=1e-5)

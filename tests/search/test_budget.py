@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 from dataclasses import replace
+from types import SimpleNamespace
 
 import keras_tuner
 import pytest
@@ -14,6 +15,7 @@ from tfigkd.models.cost import multiply_adds
 from tfigkd.runtime.errors import UserError
 from tfigkd.runtime.files import read_manifest, read_signed, write_signed
 from tfigkd.runtime.rows import read_rows
+from tfigkd.search import tuner
 from tfigkd.search.__main__ import main
 from tfigkd.search.budget import excess, format_budget, largest_share, read_budget
 from tfigkd.search.candidates import Candidates
@@ -149,12 +151,12 @@ def test_vary_replaces_and_adds_to_the_space_of_students():
 
 
 @pytest.mark.filterwarnings("ignore")  # warnings of packages that KerasTuner imports
-@pytest.mark.parametrize("tuner", ["random", "bayesian"])
-def test_only_what_is_admitted_becomes_a_trial_and_each_once(tuner, tmp_path):
+@pytest.mark.parametrize("kind", ["random", "bayesian"])
+def test_only_what_is_admitted_becomes_a_trial_and_each_once(kind, tmp_path):
     """Of 16 candidates 10 are admitted. A Bayesian oracle guesses from its seventh trial on; it would repeat itself."""
     config = read_experiment("kd")[1]
     space = [Dimension(f"training.{name}", (1, 2, 3, 4), "choice") for name in ("epochs", "batch_size")]
-    oracle = make_oracle(Options(tuner=tuner, trials=9), config, space)
+    oracle = make_oracle(Options(tuner=kind, trials=9), config, space)
     oracle._set_project_dir(str(tmp_path), "oracle")
     asked = []
 
@@ -172,6 +174,17 @@ def test_only_what_is_admitted_becomes_a_trial_and_each_once(tuner, tmp_path):
     assert len({*trained}) == len(trained) == 9
     assert all(sum(values) <= 5 for values in trained)
     assert {sum(values.values()) <= 5 for values in asked} == {True, False}
+
+
+@pytest.mark.filterwarnings("ignore")  # warnings of packages that KerasTuner imports
+def test_values_that_do_not_go_together_are_refused_and_end_no_search(tmp_path, capsys):
+    config = override(read_experiment("kd")[1], {"overlay.probability": 0.1})
+    space = [Dimension(f"overlay.{end}_exponent", (0.5, 3.0), "linear") for end in ("min", "max")]
+    candidates = SimpleNamespace(measure=lambda tried, values: SimpleNamespace(refused=""))
+    made = tuner._tuner(Options(tuner="random", trials=20), "kd", config, space, tmp_path, candidates)
+    drawn = [made.oracle.populate_space(str(number))["values"] for number in range(20)]
+    assert all(values["overlay.min_exponent"] <= values["overlay.max_exponent"] for values in drawn)
+    assert "refused: config: overlay.min_exponent and max_exponent must be 0 < min <= max" in capsys.readouterr().out
 
 
 @pytest.mark.filterwarnings("ignore")  # warnings of packages that KerasTuner imports

@@ -321,6 +321,14 @@ def test_a_killed_search_goes_on_and_leaves_the_best_as_an_experiment(tmp_path):
     before["config"]["data"]["cache"] = "elsewhere"
     write_signed(path, before)
     claim(folder, read_signed(path, "") | {"config": to_mapping(from_mapping(Config, before["config"]))})
+    old = read_signed(path, "")
+    del old["pictures"]  # an earlier version did not write it
+    write_signed(path, old)
+    claim(folder, before)
+    with pytest.raises(UserError, match=r"holds another search \(pictures\)"):
+        write_signed(path, before | {"pictures": "others"})
+        claim(folder, before)
+    write_signed(path, before)
     before["config"]["training"]["epochs"] += 1
     with pytest.raises(UserError, match=r"holds another search \(training.epochs\)"):
         claim(folder, before)
@@ -364,3 +372,10 @@ def test_hyperband_gives_few_epochs_to_many_and_many_to_few(tmp_path):
     assert epochs[-1] == "4"
     assert read_experiment(str(folder / "tiny_best.toml"))[1].training.epochs == 4
     assert sorted({row["training.epochs"] for row in read_rows(folder / "trials.csv")}) == epochs
+
+
+def test_a_trial_whose_process_is_killed_twice_has_failed(tmp_path):
+    """Such as one that needs more memory than there is: to begin it for ever would block the search."""
+    (tmp_path / "other").mkdir()
+    assert [tuner._ended_before(tmp_path) for _ in range(3)] == [False, True, True]
+    assert not tuner._ended_before(tmp_path / "other")

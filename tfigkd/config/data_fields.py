@@ -1,10 +1,13 @@
 """How the pictures of a data set are read: size, background, fit, groups, splits, and where they are kept."""
 
+import os
 import re
-from dataclasses import dataclass, field, fields
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, Literal
 
 from tfigkd.config.declare import forbid, require
+from tfigkd.runtime.files import expanded
 
 COLORS = {"white": (255, 255, 255), "gray": (128, 128, 128), "black": (0, 0, 0)}
 Fit = Literal["stretch", "crop", "keras"]
@@ -81,3 +84,28 @@ class Reading:
         require(self.image_size is None or self.image_size > 0, "image_size must be positive", self.image_size)
         require(is_color(self.background), 'background must be white, gray, black or "#rrggbb"', self.background)
         forbid(self.group == "", "group must name a column, a feature or an array", self.group)
+
+    def split_choice(self) -> dict[str, Any]:
+        """Return what decides which pictures are test, as far as it is set: `group` and `splits`, as plain values."""
+        splits = {role: split for role, split in asdict(self.splits).items() if split is not None}
+        return ({} if self.group is None else {"group": self.group}) | ({"splits": splits} if splits else {})
+
+    def with_splits_of_training(self, name: str | None, trained: Mapping[str, Any]) -> "Reading":
+        """Return the reading with which a model is tested on the data set that has trained it, if it is that one.
+
+        With other splits or groups than in its training, a part of its training pictures would be in the test split.
+
+        Args:
+            name: Of the data set, as for `data.load`; None is none.
+            trained: `name` of the data set in its training, and its `split_choice`. What is set here comes first.
+        """
+        if name is None or not _is_same_source(name, str(trained.get("name"))):
+            return self
+        given = {role: split for role, split in asdict(self.splits).items() if split is not None}
+        splits = SplitsConfig(**{**trained.get("splits", {}), **given})
+        return replace(self, group=self.group or trained.get("group"), splits=splits)
+
+
+def _is_same_source(first: str, second: str) -> bool:
+    """Return whether two names are of one data set, as far as the names tell."""
+    return first == second or os.path.realpath(expanded(first)) == os.path.realpath(expanded(second))

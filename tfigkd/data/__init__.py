@@ -9,8 +9,9 @@ import functools
 import hashlib
 import math
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 
@@ -20,7 +21,7 @@ from tfigkd.data.disk import blocks, pick
 from tfigkd.data.examples import Examples, concatenate
 from tfigkd.data.pictures import DIGEST_LENGTH, digest
 from tfigkd.data.spaces import to_gray
-from tfigkd.data.splits import check_groups, hold_out
+from tfigkd.data.splits import COLUMN_GROUP, check_groups, hold_out
 from tfigkd.runtime.errors import UserError, one_line
 from tfigkd.runtime.files import expanded
 from tfigkd.runtime.text import shortened
@@ -43,6 +44,7 @@ class Dataset:
         notes: Lines on what was left out of the source, or changed, and how often.
         background: Color that transparent pictures were composited on.
         fit: How pictures came to their size.
+        split_choice: What was set of `data.group` and `data.splits`; see `Reading.split_choice`.
     """
 
     name: str
@@ -54,6 +56,7 @@ class Dataset:
     notes: tuple[str, ...] = ()
     background: str = BACKGROUND
     fit: Fit = "stretch"
+    split_choice: Mapping[str, Any] = field(default_factory=dict)
 
     @functools.cached_property
     def training_fingerprint(self) -> str:
@@ -122,13 +125,16 @@ def load(
     check_groups(name, parts)
     for split, examples in parts.items():
         if not len(examples):
-            remedy = "data.group needs more groups" if reading.group else "add pictures to each class"
+            grouped = source.train.groups is not None
+            remedy = f"its pictures need more groups{COLUMN_GROUP}" if grouped else "add pictures to each class"
             raise UserError(f"data set {name!r}: the {split} split is empty; {remedy}")
-        lacking = [one for label, one in enumerate(source.class_names) if not (examples.labels == label).any()]
-        if lacking:
-            notes.append(f"warning: {split} has no pictures of {shortened(lacking)}")
     notes += _contradictions([*parts.values()], source.class_names)
     parts = {split: examples.take(slice(limit)) for split, examples in parts.items()}
+    for split, examples in parts.items():
+        lacking = [one for label, one in enumerate(source.class_names) if not (examples.labels == label).any()]
+        if lacking:
+            of = "" if limit is None else f" with data.limit = {limit}"
+            notes.append(f"warning: {split} has no pictures of {shortened(lacking)}{of}")
     return Dataset(
         name,
         **parts,
@@ -137,6 +143,7 @@ def load(
         notes=tuple(notes),
         background=reading.background,
         fit=reading.fit,
+        split_choice=reading.split_choice(),
     )
 
 
@@ -201,6 +208,8 @@ def _open(name: str, directory: str | None, wanted: Reading, download: bool) -> 
     if ending == ".npz":
         return npz.read_npz(path, wanted)
     if name and path.is_dir():
+        if prepared := catalog.prepared_name(path):
+            raise UserError(f"{path} holds a tfds data set; give it by its name: {prepared}")
         return folders.read_folder(path, wanted)
     if ending == ".csv":
         return tables.read_csv(path, wanted)

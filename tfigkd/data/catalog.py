@@ -6,6 +6,7 @@ installed (for example one defined in a user's script) can be read too.
 
 import difflib
 import functools
+import hashlib
 import http.client
 import json
 import os
@@ -25,7 +26,7 @@ from tfigkd.data.disk import Pictures
 from tfigkd.data.pictures import check_memory, decode_all
 from tfigkd.data.sources import ROLES, Notes, Source, SplitPart, cache_folder, kept_on_disk, unused, usual
 from tfigkd.runtime.errors import UserError, one_line, readable
-from tfigkd.runtime.files import checksum, expanded
+from tfigkd.runtime.files import expanded
 
 # The host of the files of TensorFlow Datasets. Without a network tfds itself would wait for minutes.
 PROBE_URL = "https://storage.googleapis.com"
@@ -99,6 +100,25 @@ def find_prepared(folder: Path, version: str = "") -> Path | None:
     return max(versions, key=lambda path: tuple(map(int, path.name.split("."))), default=None)
 
 
+def prepared_name(folder: Path) -> str | None:
+    """Return the options that name the tfds data prepared in a folder: in itself, its versions, or its configs."""
+    below = [folder / "dataset_info.json", *sorted(folder.glob("*/dataset_info.json"))]
+    below += sorted(folder.glob("*/*/dataset_info.json"))
+    info = next((one for one in below if one.is_file() and VERSION_PATTERN.fullmatch(one.parent.name)), None)
+    if info is None:
+        return None
+    with readable(f"tfds data in {info.parent}", "restore that folder or prepare it again"):
+        said = json.loads(info.read_text(encoding="utf-8"))
+        name = "/".join(part for part in (said["name"], said.get("configName")) if part)
+        return f"--data {name} --data-dir {info.parents[1 + len(name.split('/'))]}"
+
+
+def _prepared_configs(name: str, directory: Path) -> str:
+    """Return a hint that names the prepared configs of a tfds data set, or nothing."""
+    found = sorted({info.parents[1].name for info in (directory / name).glob("*/*/dataset_info.json")})
+    return f"; {directory} has it with the config {', '.join(found)}: {name}/{found[0]}" if found else ""
+
+
 def _prepared(name: str, directory: str | None) -> Path | None:
     """Return the folder of a tfds data set, of the highest version if the name gives none; None if none is prepared."""
     plain, _, version = name.partition(":")
@@ -158,12 +178,13 @@ def _prepare(name: str, directory: Path) -> Path:
     if plain_name not in known:
         similar = difflib.get_close_matches(plain_name, known)
         hint = f"did you mean {' or '.join(similar)}?" if similar else "is it a path that does not exist?"
-        hint = similar_folder(name).removeprefix("; ") or hint
+        hint = (_prepared_configs(plain_name, directory) or similar_folder(name)).removeprefix("; ") or hint
         raise UserError(f"tfds data set {name!r} is unknown and not prepared in {directory}; {hint}")
     if not has_network():
         raise UserError(
             f"tfds data set {name!r} is not prepared and there is no network to download it; prepare it in "
             "--data.dir, set TFDS_DATA_DIR to where it lies, or give an .npz file or an image folder"
+            f"{_prepared_configs(plain_name, directory)}"
         )
     try:
         builder = tfds.builder(name, data_dir=directory)
@@ -323,8 +344,12 @@ def _read_split(builder: Any, split: str, keys: tuple[str, str], wanted: Reading
     encoded: list[bytes] = []
     labels: list[np.ndarray] = []
     found: dict[str, list[str]] = {key: [] for key in texts}
-    for batch in _records(builder, split, (label_key, *texts, *([] if on_disk else [image_key]))).as_numpy_iterator():
-        encoded.extend(batch.get(image_key, ()))
+    contents: list[str] = []  # of pictures on disk: prepared anew, the same pictures may come in another order
+    for batch in _records(builder, split, (label_key, *texts, image_key)).as_numpy_iterator():
+        if on_disk:
+            contents.extend(hashlib.sha256(picture).hexdigest() for picture in batch[image_key])
+        else:
+            encoded.extend(batch[image_key])
         labels.append(batch[label_key])
         for key in found:
             values = batch[key]
@@ -335,11 +360,9 @@ def _read_split(builder: Any, split: str, keys: tuple[str, str], wanted: Reading
     images: Pictures
     digests = None
     if on_disk:
-        folder = Path(builder.data_dir)
-        version = checksum(folder / "dataset_info.json")
         images, digests, done = decoded(
-            cache_folder(wanted, folder),
-            [f"{version} {split} {index}" for index in range(len(names))],
+            cache_folder(wanted, Path(builder.data_dir)),
+            [f"{one} {split} {index}" for index, one in enumerate(contents)],
             functools.partial(_encoded, builder, split, image_key, names),
             wanted,
         )

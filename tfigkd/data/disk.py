@@ -48,9 +48,9 @@ class OpenFiles:
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_open": {}}  # another process opens the files itself
 
-    def __del__(self) -> None:
+    def __del__(self, close: Callable[[int], None] = os.close) -> None:  # at the end of Python there is no os
         for descriptor in self.__dict__.get("_open", {}).values():
-            os.close(descriptor)
+            close(descriptor)
 
 
 class DiskPictures:

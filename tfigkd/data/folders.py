@@ -143,7 +143,7 @@ def _read_classes(
                 raise UserError(
                     f"{child} is not a class of train ({shortened(expected)}); rename or remove it, or add it to train"
                 )
-            members = [(file, _group(child, file)) for file in _pictures(root, child, notes)]
+            members = [(file, _group(root, child, file)) for file in _pictures(root, child, notes)]
             if not members and expected is not None:
                 continue  # a class without pictures to test on; train decides which classes there are
             if not members:
@@ -167,10 +167,10 @@ def _read_classes(
     return class_names, SplitPart(images, np.array(labels, np.int64), np.array(source_ids), groups, digests)
 
 
-def _group(folder: Path, file: Path) -> str:
+def _group(root: Path, folder: Path, file: Path) -> str:
     """Return the folder below the class folder in which a picture lies, or its own path if there is none."""
     below = file.relative_to(folder).parts
-    return below[0] if len(below) > 1 else f"{folder.name}/{below[0]}"
+    return below[0] if len(below) > 1 else file.relative_to(root).as_posix()
 
 
 def _pictures(root: Path, folder: Path, notes: Notes, above: frozenset[str] = frozenset()) -> Iterator[Path]:

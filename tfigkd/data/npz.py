@@ -27,6 +27,7 @@ from tfigkd.data.sources import (
     join_parts,
     kept_on_disk,
     numbered,
+    refuse_twice,
     taken,
     unused,
 )
@@ -69,6 +70,7 @@ def read_npz(path: Path, wanted: Reading) -> Source:
                 chosen.setdefault("test", ("test",))
             elif "test" not in chosen and "test" in available and "test" not in taken(chosen):
                 chosen["test"] = ("test",)
+            refuse_twice(chosen)
             for split in sorted({*available} - taken(chosen)):
                 notes.lines.append(unused("arrays", f"x_{split}", split))
             # Check headers first: a small file can declare arrays of terabytes.

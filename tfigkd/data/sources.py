@@ -125,10 +125,19 @@ def given_splits(available: Collection[str], splits: SplitsConfig, where: str) -
             if name not in available:
                 raise UserError(f"data.splits.{role}: {where} has no split {name!r}; {closest(name, available)}")
         chosen[role] = names
+    refuse_twice(chosen)
+    return chosen
+
+
+def refuse_twice(chosen: Mapping[str, tuple[str, ...]]) -> None:
+    """Refuse a split that has two roles, one of them by `data.splits` and the other perhaps because it is usual.
+
+    Raises:
+        UserError: There is one.
+    """
     twice = [name for name, count in Counter(sum(chosen.values(), ())).items() if count > 1]
     if twice:
-        raise UserError(f"data.splits names {twice[0]!r} twice; a picture must be in one split")
-    return chosen
+        raise UserError(f"data.splits takes the pictures of {twice[0]!r} twice; a picture must be in one split")
 
 
 def usual(role: str, names: Collection[str], *, but: Collection[str] = ()) -> list[str]:
@@ -153,7 +162,7 @@ def read_digits(wanted: Reading) -> Source:
     from sklearn.datasets import load_digits
 
     refuse_group("digits", wanted)
-    given_splits(("train",), wanted.splits, "digits")
+    refuse_twice({"train": ("train",)} | given_splits(("train",), wanted.splits, "digits"))
     digits = load_digits()
     images = np.round(digits.images * (255 / 16)).astype(np.uint8)
     part = numbered(resize(to_rgb(images), wanted.image_size, wanted.fit), digits.target, "digits")

@@ -7,6 +7,9 @@ import numpy as np
 from tfigkd.data.examples import Examples
 from tfigkd.runtime.errors import UserError
 
+COLUMN_GROUP = "; if the column group of a CSV file is another thing, rename it"
+"""End of messages about groups, which a CSV file may have without an option."""
+
 
 def hold_out(examples: Examples, divisor: int, *, last: bool = False) -> tuple[Examples, Examples]:
     """Hold out a share of each class; of examples with groups whole groups, near to that share.
@@ -81,6 +84,6 @@ def check_groups(name: str, splits: dict[str, Examples]) -> None:
                 raise UserError(
                     f"data set {name!r}: group {str(group)!r} is in {before[group]} and in {split}; move its pictures "
                     "into one split, or set data.splits.train to both splits, such as train+test: whole groups are "
-                    "then held out"
+                    f"then held out{COLUMN_GROUP}"
                 )
             before[group] = split

@@ -21,6 +21,7 @@ from tfigkd.data.sources import (
     SplitPart,
     given_splits,
     open_pictures,
+    refuse_twice,
     taken,
     unused,
     usual,
@@ -58,6 +59,7 @@ def read_csv(path: Path, wanted: Reading) -> Source:
                 chosen[role] = tuple(found)
         if not values:
             chosen["train"] = ("train",)
+        refuse_twice(chosen)
         unknown = sorted({*values} - taken(chosen))
         if unknown and wanted.splits == SplitsConfig():
             raise UserError(

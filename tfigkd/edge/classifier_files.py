@@ -77,12 +77,16 @@ def reading_for(path: Path, options: Any) -> Reading:
     contract = verified_contract(path)
     with refused_as("--"):
         reading = Reading.of(options)
-    return replace(
+    reading = replace(
         reading,
         image_size=_side(path) if options.image_size is None else options.image_size,
         background=background_of(contract, options.background),
         fit=fit_of(contract, options.fit),
     )
+    try:
+        return reading.with_splits_of_training(options.data, (contract or {}).get("data") or {})
+    except (AttributeError, TypeError) as error:
+        raise UserError(f"the contract of {path} has no valid data.splits; export it anew") from error
 
 
 def background_of(contract: Mapping[str, Any] | None, given: str | None) -> str:

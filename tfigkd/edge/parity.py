@@ -157,7 +157,7 @@ def export_file(
         format=format,
         io=config.io if format in CALIBRATED else "float32",
         parameters=count_parameters(model),
-        data=None if data is None else {"name": data.name, "fingerprint": data.fingerprint},
+        data=None if data is None else {"name": data.name, "fingerprint": data.fingerprint, **data.split_choice},
         calibration={"split": "validation", "examples": used} if used else None,
         **(kept if by_ai_edge else {}),
         background=BACKGROUND if data is None else data.background,

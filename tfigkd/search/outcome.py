@@ -143,7 +143,8 @@ def _nothing(search: Search) -> str:
 
 
 def _all_failed(search: Search, count: int) -> str:
-    return f"all {count} trials of the search failed; see {search.folder}/trials/*/*/run.log"
+    logs = f"{search.folder}/trials/*/*/run.log"
+    return f"all {count} trials of the search failed; see {logs}, and delete {search.folder} to search anew"
 
 
 def _accuracy(trial: Any) -> str:

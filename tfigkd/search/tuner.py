@@ -13,8 +13,8 @@ from tfigkd.config.declare import require_seed
 from tfigkd.config.experiment import Config, override, read_experiment, smoke, to_mapping
 from tfigkd.config.flags import with_flags
 from tfigkd.runtime import console
-from tfigkd.runtime.errors import UserError, system_line
-from tfigkd.runtime.files import locked, read_signed, require_stage, write_signed
+from tfigkd.runtime.errors import InUseError, UserError, system_line
+from tfigkd.runtime.files import locked, read_signed, require_stage, write_signed, write_text
 from tfigkd.runtime.processes import CONTEXT, settle
 from tfigkd.runtime.provenance import origin
 from tfigkd.runtime.quiet import quiet_stderr, quiet_tensorflow
@@ -31,6 +31,7 @@ from tfigkd.search.space import (
     trial_config,
     usual_space,
 )
+from tfigkd.stages.data import dataset
 from tfigkd.stages.runner import INERT, Run, changed_fields, run
 from tfigkd.stages.workdir import Workdir
 
@@ -45,6 +46,8 @@ def _process(chosen: Run, ended: Any) -> None:
         settle(chosen.workdir.run / "run.log")
         run(chosen)
         ended.send(None)
+    except InUseError as error:
+        ended.send((str(error), False))
     except UserError as error:
         ended.send((str(error), True))
     except OSError as error:
@@ -71,16 +74,25 @@ def _train(chosen: Run) -> None:
         process.join()
     except EOFError:
         process.join()
-        fault = (
-            f"the training ended without a result (status {process.exitcode}); see {chosen.workdir.run}/run.log",
-            False,
-        )
+        line = f"the training ended without a result (status {process.exitcode}); see {chosen.workdir.run}/run.log"
+        fault = line, _ended_before(chosen.workdir.run)
     finally:
         process.terminate()  # has no effect, unless Ctrl-C interrupted the lines above
         process.join()
     if fault is not None:
         line, of_trial = fault
         raise UserError(line) if of_trial else FatalError(line)
+
+
+def _ended_before(folder: Path) -> bool:
+    """Return whether the process of a trial has ended without a result before, and note that it has now.
+
+    What killed it may be gone, such as another program that took the memory; the second time the trial has failed.
+    """
+    note = folder / "ended"
+    before = note.is_file()
+    write_text(note, "The process that trained here has ended without a result.\n")
+    return before
 
 
 def try_out(options: Options, name: str, config: Config, folder: Path) -> float:
@@ -142,7 +154,12 @@ def _tuner(
     if candidates is not None:
 
         def admits(values: Mapping[str, Any]) -> bool:
-            return not candidates.measure(trial_config(config, values), values).refused
+            try:
+                tried = trial_config(config, values)
+            except UserError as error:  # values that do not go together
+                console.say(f"  refused: {error}:  {format_values(values)}")
+                return False
+            return not candidates.measure(tried, values).refused
 
         propose_within(oracle, admits, REFUSALS)
     tuner = Tuner(oracle, directory=str(folder), project_name=PROJECT)
@@ -180,6 +197,7 @@ def claim(folder: Path, settings: dict[str, Any]) -> None:
         if path.exists():
             before = read_signed(path, f"delete {folder} to search anew", unsigned=True)
             try:
+                before = {"pictures": settings.get("pictures")} | before  # which earlier versions did not write
                 changed = changed_fields(before, settings, INERT)
             except (UserError, KeyError) as error:
                 raise UserError(f"{path} is damaged ({error}); delete {folder} to search anew") from error
@@ -248,6 +266,7 @@ def _settings(
     """Return what a search is known by when it continues, as JSON keeps it."""
     settings: dict[str, Any] = {"experiment": name, "config": to_mapping(config)}
     settings |= {"tuner": options.tuner, "seeds": options.seeds, "seed": options.seed}
+    settings["pictures"] = dataset(config.data).training_fingerprint  # trials on other pictures cannot be compared
     settings["space"] = [[one.field, list(one.values), one.scale] for one in space]
     return settings | ({"budget": budget, "format": options.format} if budget else {})
 

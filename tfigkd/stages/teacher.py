@@ -37,7 +37,7 @@ from tfigkd.stages.data import (
     teacher_choice,
 )
 from tfigkd.stages.networks import WHITENED, build_network, network_values, weights_path
-from tfigkd.stages.workdir import HISTORY, TEACHER_FILE, Workdir
+from tfigkd.stages.workdir import HISTORY, TEACHER_FILE, Workdir, written_reading
 from tfigkd.training import checkpoint
 from tfigkd.training.devices import device_count, on_devices
 from tfigkd.training.distiller import Distiller
@@ -291,7 +291,7 @@ def train_teacher(config: Config, workdir: Workdir) -> None:
             saw_validation=not (trained and holds_out_validation(config.data)),
             n_train=len(teacher_examples(config)) if trained else None,
             validation_accuracy=score,
-            reading={"fit": config.data.fit, "background": config.data.background},
+            reading=written_reading(config.data),
         )
         checkpoint.remove(folder)
         console.status(f"validation accuracy {percent(score)}  ({folder})")

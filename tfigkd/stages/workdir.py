@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from tfigkd.config.data_fields import Reading
 from tfigkd.config.experiment import Config
+from tfigkd.config.fields import DataConfig
 from tfigkd.config.reading import from_mapping
 from tfigkd.runtime.errors import UserError
 from tfigkd.runtime.files import MANIFEST, expanded, read_manifest
@@ -99,23 +100,29 @@ def reading_of_model(model: str, options: "DataOptions") -> Reading:
         UserError: An option is out of range.
     """
     given, folder = options.reading, Path(os.path.abspath(expanded(model))).parent
-    written = _written_reading(folder) or {}
+    written = _reading_in(folder)
     return replace(
         given,
+        image_size=options.image_size or written.get("image_size"),
         background=options.background or written.get("background", given.background),
         fit=options.fit or written.get("fit", given.fit),
-    )
+    ).with_splits_of_training(options.data, written)
 
 
-def _written_reading(folder: Path) -> dict[str, Any] | None:
-    """Return `fit` and `background` of the run or teacher whose model lies in a folder; None where neither does."""
+def written_reading(data: DataConfig) -> dict[str, Any]:
+    """Return how a run reads its data set, as plain values: the fields of `Reading` that change pictures or splits."""
+    named = {name: getattr(data, name) for name in ("name", "image_size", "fit", "background")}
+    return named | data.reading.split_choice()
+
+
+def _reading_in(folder: Path) -> dict[str, Any]:
+    """Return the `written_reading` of the run or teacher whose model lies in a folder; nothing where neither does."""
     for run in (folder, folder.parent):
         with contextlib.suppress(ValueError):  # no run's folder
-            data = read_settings(run)[1].data
-            return {"fit": data.fit, "background": data.background}
+            return written_reading(read_settings(run)[1].data)
     with contextlib.suppress(UserError):  # a damaged manifest is reported where it is needed
-        return (read_manifest(folder) or {}).get("reading")
-    return None
+        return (read_manifest(folder) or {}).get("reading", {})
+    return {}
 
 
 def default_folder(experiment: str, seed: int, *, smoke: bool) -> Path:
