@@ -23,7 +23,7 @@ from tfigkd.losses import (
 )
 from tfigkd.losses.features import match_resolution, pool_to
 from tfigkd.losses.relation import flow_matrix, pairwise_angles, pairwise_distances
-from tfigkd.losses.review import adaptive_mean
+from tfigkd.losses.reviewkd import adaptive_mean
 
 RNG = np.random.default_rng(0)
 

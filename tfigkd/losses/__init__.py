@@ -1,11 +1,10 @@
 """Distillation losses: each is a pure function, wrapped in a `keras.distillation.DistillationLoss`."""
 
 from tfigkd.losses.attention import AttentionTransfer, attention_map, attention_transfer, spatial_attention
-from tfigkd.losses.balanced import BalancedKL, balanced_kl, effective_weights
 from tfigkd.losses.base import Loss, PerExampleLoss
+from tfigkd.losses.bkd import BalancedKL, balanced_kl, effective_weights
 from tfigkd.losses.explanations import E2KD, IGMatching, grad_cam, input_gradient_map, map_distance
 from tfigkd.losses.features import Hint, hint_distance
-from tfigkd.losses.keys import RTK, attention_difference
 from tfigkd.losses.logits import (
     DIST,
     DKD,
@@ -19,7 +18,8 @@ from tfigkd.losses.logits import (
     logit_distance,
     standardize_logits,
 )
-from tfigkd.losses.neighbors import OSAKD, neighbor_posteriors
+from tfigkd.losses.opdf import OPDF, tensor_distance
+from tfigkd.losses.osakd import OSAKD, neighbor_posteriors
 from tfigkd.losses.relation import (
     FSP,
     PKT,
@@ -30,9 +30,9 @@ from tfigkd.losses.relation import (
     relational_distance,
     similarity_distance,
 )
-from tfigkd.losses.review import ReviewKD, context_distance
-from tfigkd.losses.structure import SKT, dense_flow_distance, direction_distance
-from tfigkd.losses.tensors import OPDF, tensor_distance
+from tfigkd.losses.reviewkd import ReviewKD, context_distance
+from tfigkd.losses.rtk import RTK, attention_difference
+from tfigkd.losses.skt import SKT, dense_flow_distance, direction_distance
 
 LOSSES: dict[str, type[Loss]] = {
     "kd": KLDivergence,

@@ -12,7 +12,7 @@ from tfigkd.config.experiment import Config
 from tfigkd.data import Dataset, Examples
 from tfigkd.data.knowledge import StoredAttention, TeacherTargets
 from tfigkd.losses import LOSSES, Loss
-from tfigkd.losses.neighbors import EXAMPLE
+from tfigkd.losses.osakd import EXAMPLE
 from tfigkd.models.batch_norm import with_fused_batch_norm
 from tfigkd.runtime.errors import UserError
 from tfigkd.stages.data import (

@@ -11,7 +11,7 @@ from keras import ops
 from tfigkd.data.spaces import Range, check_range
 from tfigkd.losses import Loss, PerExampleLoss, hard_label_loss
 from tfigkd.losses.base import Tensor
-from tfigkd.losses.neighbors import EXAMPLE, POSTERIORS
+from tfigkd.losses.osakd import EXAMPLE, POSTERIORS
 from tfigkd.models.logits import two_classes
 from tfigkd.models.pruned import pruned_copy
 from tfigkd.training.tapped import LOGITS, TEACHER, TappedNetwork, TappedTensors, flat, loss_taps, pick

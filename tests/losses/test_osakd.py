@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from tfigkd.losses import OSAKD, neighbor_posteriors
-from tfigkd.losses.neighbors import Queue
+from tfigkd.losses.osakd import Queue
 
 LOGITS = np.array([[0.0, 0.0], [5.0, 5.0]], np.float32)
 CANDIDATES = np.array([[0.0, 1.0], [0.0, -2.0], [3.0, 0.0], [5.0, 4.0], [0.0, 0.0]], np.float32)
