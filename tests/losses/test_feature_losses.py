@@ -23,7 +23,7 @@ from tfigkd.losses import (
 )
 from tfigkd.losses.features import match_resolution, pool_to
 from tfigkd.losses.relation import flow_matrix, pairwise_angles, pairwise_distances
-from tfigkd.losses.reviewkd import adaptive_mean
+from tfigkd.losses.reviewkd import adaptive_average_pool
 
 RNG = np.random.default_rng(0)
 
@@ -204,12 +204,12 @@ def test_structure_is_the_weighted_sum_behind_projectors():
         SKT(["a", "b"], ["c", "d"]).build([(None, 4), (None, 4)], [(None, 4), (None, 4)])
 
 
-def test_adaptive_means_cover_the_map():
+def test_adaptive_average_pools_cover_the_map():
     ramp = np.broadcast_to(np.arange(5, dtype=np.float32)[None, :, None, None], (1, 5, 4, 1))
-    means = numpy_of(adaptive_mean(ramp, 2))
+    means = numpy_of(adaptive_average_pool(ramp, 2))
     # rows 0 to 2 and 2 to 4, since two windows of 2.5 rows are widened to whole ones
     np.testing.assert_allclose(means[0, :, :, 0], [[1, 1], [3, 3]], rtol=1e-6)
-    np.testing.assert_allclose(numpy_of(adaptive_mean(normal(2, 4, 4, 3), 4)).shape, (2, 4, 4, 3))
+    np.testing.assert_allclose(numpy_of(adaptive_average_pool(normal(2, 4, 4, 3), 4)).shape, (2, 4, 4, 3))
 
 
 def test_context_distance_by_hand():

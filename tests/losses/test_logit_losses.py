@@ -11,8 +11,8 @@ from tfigkd.losses import (
     DKD,
     KLDivergence,
     correlation_distance,
+    cross_entropy,
     decoupled_kl,
-    hard_label_loss,
     kl_divergence,
     standardize_logits,
 )
@@ -139,7 +139,7 @@ def test_options_out_of_range_are_refused(make, message):
 
 def test_labels_in_a_column_are_classes():
     column = LABELS[:, None]
-    np.testing.assert_array_equal(hard_label_loss(column, STUDENT), hard_label_loss(LABELS, STUDENT))
+    np.testing.assert_array_equal(cross_entropy(column, STUDENT), cross_entropy(LABELS, STUDENT))
     found = DKD().per_example(TEACHER, STUDENT, column)
     np.testing.assert_array_equal(found, DKD().per_example(TEACHER, STUDENT, LABELS))
     assert found.shape == (6,)
@@ -150,7 +150,7 @@ def test_a_label_that_is_no_class_has_no_loss(wrong):
     labels = np.where(np.arange(6) == 2, wrong, LABELS)
     for loss in (
         lambda given: DKD().per_example(TEACHER, STUDENT, given),
-        lambda given: hard_label_loss(given, STUDENT),
+        lambda given: cross_entropy(given, STUDENT),
     ):
         found, right = numpy_of(loss(labels)), numpy_of(loss(LABELS))
         np.testing.assert_array_equal(np.isnan(found), np.arange(6) == 2)

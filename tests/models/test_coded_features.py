@@ -11,7 +11,7 @@ from tfigkd import models
 from tfigkd.config.experiment import override, read_experiment
 from tfigkd.config.training_fields import TrainingConfig
 from tfigkd.losses import IGMatching
-from tfigkd.models.coded_features import CodedFeatures, logistic_bits
+from tfigkd.models.coded_features import CodedFeatures, rate_bits
 from tfigkd.runtime.errors import UserError
 from tfigkd.stages import distill, training_setup
 from tfigkd.stages.data import dataset
@@ -35,10 +35,10 @@ def test_the_bits_are_those_of_the_interval_by_scipy():
     values = np.array([[0.0, 0.3, -2.0, 7.5]], np.float32)
     mean, width = np.array([0.0, 0.5, 1.0, 0.0]), np.array([1.0, 0.25, 2.0, 0.5])
     upper, lower = (logistic.cdf(values + half, loc=mean, scale=width) for half in (0.5, -0.5))
-    found = logistic_bits(values, mean.astype(np.float32), np.log(width).astype(np.float32))
+    found = rate_bits(values, mean.astype(np.float32), np.log(width).astype(np.float32))
     np.testing.assert_allclose(found, -np.log2(upper - lower), rtol=1e-4)
     integers = np.arange(-60, 61, dtype=np.float32)[:, None]
-    found = logistic_bits(integers, np.float32([0.2]), np.float32([0.7]))
+    found = rate_bits(integers, np.float32([0.2]), np.float32([0.7]))
     assert np.sum(2.0 ** -np.asarray(found)) == pytest.approx(1, abs=1e-4)  # a code of all integers
 
 
@@ -46,7 +46,7 @@ def test_the_gradient_is_that_of_differences_and_not_lost_far_out():
     values = tf.Variable([[0.3, -1.2, 400.0]])
     mean, log_width = tf.zeros(3), tf.constant([0.0, 0.5, -1.0])
     with tf.GradientTape() as tape:
-        bits = logistic_bits(values, mean, log_width)
+        bits = rate_bits(values, mean, log_width)
     found = tape.gradient(bits, values).numpy()
 
     def exact(x):
@@ -66,7 +66,7 @@ def test_features_are_rounded_at_inference_and_get_noise_and_a_price_in_training
     noisy = layer(features, training=True).numpy()
     assert np.abs(noisy - features).max() <= 0.125 + 1e-5
     assert np.abs(noisy - features).max() > 0.11
-    bits = logistic_bits(noisy / 0.25, layer.mean, layer.log_width).numpy().sum(axis=1)
+    bits = rate_bits(noisy / 0.25, layer.mean, layer.log_width).numpy().sum(axis=1)
     np.testing.assert_allclose(layer.losses[0], 0.5 * bits.mean(), rtol=1e-4)
     again = keras.saving.deserialize_keras_object(keras.saving.serialize_keras_object(layer))
     assert (again.weight, again.step) == (0.5, 0.25)

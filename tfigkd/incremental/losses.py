@@ -10,7 +10,7 @@ import keras
 from keras import ops
 
 from tfigkd.losses.base import PerExampleLoss, Tensor
-from tfigkd.losses.logits import hard_label_loss, kl_divergence
+from tfigkd.losses.logits import cross_entropy, kl_divergence
 
 HEAD = "joint_logits"
 """Name of the layers that make logits beside the network's own; Muon leaves layers of this name to AdamW."""
@@ -77,4 +77,4 @@ class AuxiliaryClassifier(PerExampleLoss):
         """
         if labels is None:
             raise ValueError("AuxiliaryClassifier needs labels, integers [B], as its third argument; got none")
-        return hard_label_loss(labels, self.projector(ops.cast(student_outputs, "float32")))
+        return cross_entropy(labels, self.projector(ops.cast(student_outputs, "float32")))

@@ -3,7 +3,7 @@
 import keras
 from keras import ops
 
-from tfigkd.losses.base import PerExampleLoss, Tensor, unit_vectors
+from tfigkd.losses.base import PerExampleLoss, Tensor, l2_normalize
 from tfigkd.losses.features import match_resolution
 
 
@@ -29,7 +29,7 @@ def attention_map(features: Tensor) -> Tensor:
         float32 [B,H·W]; zeros for an example whose activations are all zero.
     """
     attention = _spatial(features)
-    return unit_vectors(ops.reshape(attention, (-1, attention.shape[1] * attention.shape[2])))
+    return l2_normalize(ops.reshape(attention, (-1, attention.shape[1] * attention.shape[2])))
 
 
 def unit_attention(features: Tensor) -> Tensor:

@@ -139,7 +139,7 @@ def flat_labels(labels: Any) -> Any:
     return labels[:, 0] if len(labels.shape) == 2 and labels.shape[1] == 1 else labels
 
 
-def unit_vectors(vectors: Tensor, axis: int = -1) -> Tensor:
+def l2_normalize(vectors: Tensor, axis: int = -1) -> Tensor:
     """Divide vectors by their L2 norm; a zero vector stays zero and passes no gradient.
 
     Args:
@@ -169,7 +169,7 @@ def cosine_distance(left: Tensor, right: Tensor, axis: int = -1) -> Tensor:
     Returns:
         float32, without that axis.
     """
-    left, right = unit_vectors(left, axis), unit_vectors(right, axis)
+    left, right = l2_normalize(left, axis), l2_normalize(right, axis)
     one_is_zero = ops.any(left != 0, axis=axis) != ops.any(right != 0, axis=axis)
     return 0.5 * ops.sum(ops.square(left - right), axis=axis) + 0.5 * ops.cast(one_is_zero, "float32")
 

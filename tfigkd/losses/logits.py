@@ -1,4 +1,4 @@
-"""Losses on logits: cross-entropy with the hard label; softened, decoupled, standardized and correlated logits."""
+"""Losses on logits: cross-entropy with hard or soft targets; softened, decoupled, standardized, correlated logits."""
 
 from typing import Any
 
@@ -12,21 +12,21 @@ from tfigkd.losses.base import (
     check_not_negative,
     check_positive,
     flat_labels,
+    l2_normalize,
     pearson_distance,
-    unit_vectors,
 )
 
 LEAST = -3e38
 """A logarithm of zero that is finite in float32."""
 
 
-def hard_label_loss(labels: Tensor, logits: Tensor, *, label_smoothing: float = 0.0) -> Tensor:
-    """Return the cross-entropy with the hard label.
+def cross_entropy(labels: Tensor, logits: Tensor, *, label_smoothing: float = 0.0) -> Tensor:
+    """Return the cross-entropy with hard or soft targets.
 
     Args:
         labels: Integer classes [B] or [B,1], or class probabilities [B,C] with C > 1.
         logits: [B,C].
-        label_smoothing: Share of the label's mass spread evenly over the classes, in [0, 1).
+        label_smoothing: Share of a target's mass spread evenly over the classes, in [0, 1).
 
     Returns:
         Loss of each example, [B], in nats; NaN where an integer label is no class.
@@ -136,7 +136,7 @@ def standardize_logits(logits: Tensor) -> Tensor:
         float32 [B,C]; equal logits become zeros and pass no gradient.
     """
     logits = ops.cast(logits, "float32")
-    return (logits.shape[-1] - 1) ** 0.5 * unit_vectors(logits - ops.mean(logits, axis=-1, keepdims=True))
+    return (logits.shape[-1] - 1) ** 0.5 * l2_normalize(logits - ops.mean(logits, axis=-1, keepdims=True))
 
 
 def soft_ranks(values: Tensor, *, softness: float) -> Tensor:

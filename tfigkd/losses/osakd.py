@@ -6,7 +6,7 @@ import keras
 from keras import ops
 
 from tfigkd.losses.base import PerExampleLoss, Tensor, flat_labels
-from tfigkd.losses.logits import hard_label_loss
+from tfigkd.losses.logits import cross_entropy
 
 FAR = 1e30
 """Squared distance of what is no neighbor."""
@@ -171,4 +171,4 @@ class OSAKD(PerExampleLoss):
     def per_example(self, teacher_outputs: Tensor, student_outputs: Tensor) -> Tensor:
         """Return the loss of each example, [B]; in the teacher's place are the soft labels."""
         entropy = -ops.sum(teacher_outputs * ops.log(ops.maximum(teacher_outputs, EPSILON)), axis=-1)
-        return hard_label_loss(teacher_outputs, student_outputs) - entropy
+        return cross_entropy(teacher_outputs, student_outputs) - entropy

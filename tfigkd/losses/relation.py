@@ -6,7 +6,7 @@ from typing import Any
 import keras
 from keras import ops
 
-from tfigkd.losses.base import SMALLEST_SQUARED_NORM, Loss, PerExampleLoss, Tensor, check_not_negative, unit_vectors
+from tfigkd.losses.base import SMALLEST_SQUARED_NORM, Loss, PerExampleLoss, Tensor, check_not_negative, l2_normalize
 from tfigkd.losses.features import match_resolution
 
 EPSILON = 1e-7
@@ -41,7 +41,7 @@ def pairwise_angles(embeddings: Tensor) -> Tensor:
     Returns:
         float32 [B,B,B], with the vertex as the first axis; 0 for an example equal to the vertex.
     """
-    directions = unit_vectors(_differences(embeddings))
+    directions = l2_normalize(_differences(embeddings))
     return ops.matmul(directions, ops.transpose(directions, (0, 2, 1)))
 
 
@@ -81,7 +81,7 @@ def similarity_matrix(features: Tensor) -> Tensor:
         float32 [B,B]; a row of zeros for an example that is zero.
     """
     flat = ops.reshape(ops.cast(features, "float32"), (ops.shape(features)[0], -1))
-    return unit_vectors(ops.matmul(flat, ops.transpose(flat)))
+    return l2_normalize(ops.matmul(flat, ops.transpose(flat)))
 
 
 def similarity_distance(teacher_features: Tensor, student_features: Tensor) -> Tensor:
@@ -109,7 +109,7 @@ def neighbor_probabilities(embeddings: Tensor) -> Tensor:
     Returns:
         float32 [B,B]; rows sum to 1.
     """
-    units = unit_vectors(_pooled(embeddings))
+    units = l2_normalize(_pooled(embeddings))
     kernel = (ops.matmul(units, ops.transpose(units)) + 1.0) / 2.0
     return kernel / ops.sum(kernel, axis=1, keepdims=True)
 

@@ -18,7 +18,7 @@ CONTEXTS = (4, 2, 1)
 """Heights and widths to which maps are averaged for the hierarchical context loss."""
 
 
-def adaptive_mean(features: Tensor, size: int) -> Tensor:
+def adaptive_average_pool(features: Tensor, size: int) -> Tensor:
     """Return the means of size x size windows that cover a map; where the size does not divide it, they overlap.
 
     `keras.ops.adaptive_average_pool` does the same, but fails in a graph of TensorFlow for windows as large as the map
@@ -61,7 +61,7 @@ def context_distance(teacher_features: Tensor, student_features: Tensor) -> Tens
         if size >= map_size(student_features)[0]:
             continue
         weight /= 2
-        pair = (adaptive_mean(one, size) for one in (teacher_features, student_features))
+        pair = (adaptive_average_pool(one, size) for one in (teacher_features, student_features))
         loss = loss + weight * hint_distance(*pair)
         total += weight
     return loss / total

@@ -1,8 +1,8 @@
-"""A layer that rounds the features before the classifier and adds the length of their code, in bits, to the loss.
+"""An entropy bottleneck: a layer that rounds the features before the classifier and adds their rate to the loss.
 
-A network is cut before its classifier: a device sends the rounded features, a server classifies them. Their length is
-that of an ideal entropy code under a density that is trained with the network. In training, uniform noise replaces the
-rounding, which has no gradient (Ballé et al. 2017, arXiv 1611.01704).
+A network is cut before its classifier: a device sends the rounded features, a server classifies them. Their rate is the
+length, in bits, of an ideal entropy code under a density that is trained with the network. In training, uniform noise
+replaces the rounding, which has no gradient (Ballé et al. 2017, arXiv 1611.01704).
 """
 
 import math
@@ -20,8 +20,8 @@ DENSITY = ("density_mean", "density_log_width")
 """Names of the density's variables. They have no weight decay, which would move them towards width 1 and mean 0."""
 
 
-def logistic_bits(values: Tensor, mean: Tensor, log_width: Tensor) -> Tensor:
-    """Return -log2 of the probability of the unit interval around each value, under logistic densities.
+def rate_bits(values: Tensor, mean: Tensor, log_width: Tensor) -> Tensor:
+    """Return the rate: -log2 of the probability of the unit interval around each value, under logistic densities.
 
     With b and a the ends of the interval in widths from the mean it is computed as
     log(σ(b) - σ(a)) = log σ(b) + log σ(-a) + log(1 - exp(a - b)), which has a gradient however far out a value is.
@@ -68,7 +68,7 @@ class CodedFeatures(keras.layers.Layer):
         if not training:  # the gradient passes as if there were no rounding, for maps of the network
             return inputs + ops.stop_gradient(ops.round(values) * self.step - inputs)
         values = values + keras.random.uniform(ops.shape(values), -0.5, 0.5, seed=self.noise)
-        bits = logistic_bits(values, self.mean, self.log_width)
+        bits = rate_bits(values, self.mean, self.log_width)
         self.add_loss(self.weight * ops.mean(ops.sum(bits, axis=-1)))
         return values * self.step
 

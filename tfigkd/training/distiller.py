@@ -8,7 +8,7 @@ import keras
 from keras import ops
 
 from tfigkd.data.spaces import Range
-from tfigkd.losses import Loss, hard_label_loss
+from tfigkd.losses import Loss, cross_entropy
 from tfigkd.losses.adapted import adapted
 from tfigkd.losses.base import Tensor
 from tfigkd.models.kernels import l1_of_kernels
@@ -305,7 +305,7 @@ class Distiller(Steps, CheckedData, keras.Model):
                 return compiled_loss(self._compiled_loss, from_logits=from_logits)(labels, seen, weights)
             if mixed is not None:
                 labels = by_class("label_probabilities", mixed, logits)
-            return weighted_mean(hard_label_loss(labels, logits, label_smoothing=self.label_smoothing), weights)
+            return weighted_mean(cross_entropy(labels, logits, label_smoothing=self.label_smoothing), weights)
 
         compared = StepComparison(self._tapped_student, self._live, inputs, targets, outputs, training=training)
         return loss_terms(

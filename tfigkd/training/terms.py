@@ -9,7 +9,7 @@ import keras
 from keras import ops
 
 from tfigkd.data.spaces import Range, check_range
-from tfigkd.losses import Loss, PerExampleLoss, hard_label_loss
+from tfigkd.losses import Loss, PerExampleLoss, cross_entropy
 from tfigkd.losses.base import Tensor
 from tfigkd.losses.osakd import EXAMPLE, POSTERIORS
 from tfigkd.models.logits import two_classes
@@ -138,13 +138,13 @@ def loss_terms(
         losses: Name to loss.
         weights: Name to weight.
         hard_weight: Weight of the hard label; None is that of `hard_label_weight`, given the losses with sides.
-        hard_loss: Function of labels, logits and sample weight to the mean; None is `hard_label_loss`.
+        hard_loss: Function of labels, logits and sample weight to the mean; None is `cross_entropy`.
         sample_weight: [B], or None.
     """
 
     sides = sides or {}
     if hard_loss is None:
-        hard = weighted_mean(hard_label_loss(labels, logits), sample_weight)
+        hard = weighted_mean(cross_entropy(labels, logits), sample_weight)
     else:
         hard = hard_loss(labels, logits, sample_weight)
     terms = {"hard_loss": hard}
