@@ -44,22 +44,35 @@ def unit_attention(features: Tensor) -> Tensor:
     return ops.reshape(attention_map(features), (-1, features.shape[1], features.shape[2]))
 
 
-def attention_transfer(teacher_features: Tensor, student_features: Tensor) -> Tensor:
-    """Return the squared difference of attention maps, averaged over positions.
+def squared_attention_differences(teacher_features: Tensor, student_features: Tensor) -> Tensor:
+    """Return the squared difference of attention maps at each position.
 
     If the resolutions differ, the larger spatial attention is resized to the smaller one before normalization, so live
-    features and stored spatial attention give the same value. The loss is at most 2 / (H·W).
+    features and stored spatial attention give the same values.
 
     Args:
         teacher_features: [B,H,W,D], or stored spatial attention [B,H,W].
-        student_features: [B,H,W,D]; the number of channels may differ from the teacher's.
+        student_features: [B,H',W',D']; the number of channels may differ from the teacher's.
 
     Returns:
-        Loss of each example, [B].
+        float32 [B,P] for the P positions of the smaller map; a row sums to at most 2.
     """
     maps = match_resolution(_spatial(teacher_features)[..., None], _spatial(student_features)[..., None])
     teacher, student = (attention_map(attention[..., 0]) for attention in maps)
-    return ops.mean(ops.square(teacher - student), axis=-1)
+    return ops.square(teacher - student)
+
+
+def attention_transfer(teacher_features: Tensor, student_features: Tensor) -> Tensor:
+    """Return the squared difference of attention maps, averaged over positions.
+
+    Args:
+        teacher_features: [B,H,W,D], or stored spatial attention [B,H,W].
+        student_features: [B,H',W',D'].
+
+    Returns:
+        Loss of each example, [B], at most 2 divided by the number of positions.
+    """
+    return ops.mean(squared_attention_differences(teacher_features, student_features), axis=-1)
 
 
 @keras.saving.register_keras_serializable("tfigkd")

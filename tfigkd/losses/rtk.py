@@ -7,9 +7,8 @@ from typing import Any
 import keras
 from keras import ops
 
-from tfigkd.losses.attention import attention_map, spatial_attention
+from tfigkd.losses.attention import squared_attention_differences
 from tfigkd.losses.base import Tensor
-from tfigkd.losses.features import match_resolution
 from tfigkd.losses.projectors import ProjectedLoss
 
 LEFT_OUT = -1e9
@@ -24,14 +23,12 @@ def attention_difference(teacher_features: Tensor, student_features: Tensor) -> 
 
     Args:
         teacher_features: [B,H,W,D].
-        student_features: [B,H',W',D']; the larger map is resized to the smaller one.
+        student_features: [B,H',W',D'].
 
     Returns:
         Difference of each example, [B], in [0, 2].
     """
-    maps = match_resolution(*(spatial_attention(one)[..., None] for one in (teacher_features, student_features)))
-    teacher, student = (attention_map(one[..., 0]) for one in maps)
-    return ops.sum(ops.square(teacher - student), axis=-1)
+    return ops.sum(squared_attention_differences(teacher_features, student_features), axis=-1)
 
 
 class KeyAttention(keras.layers.Layer):
