@@ -133,6 +133,15 @@ def test_the_config_round_trips(name):
     assert restored.get_config() == EXAMPLES[name].get_config()
 
 
+@pytest.mark.parametrize("name", ["dist", "r2kd"])
+def test_a_config_of_an_earlier_version_has_a_softness(name):
+    """Files with these losses were saved when the softness of ranks was an argument."""
+    loss = EXAMPLES[name]
+    assert type(loss).from_config(loss.get_config() | {"softness": 1.0}).get_config() == loss.get_config()
+    with pytest.raises(ValueError, match="the softness of ranks is 1 in this version, got 2"):
+        type(loss).from_config(loss.get_config() | {"softness": 2.0})
+
+
 @pytest.mark.parametrize("name", ["kd", "bkd", "dist", "rkd", "rkd_on_logits", "sp", "pkt", "at", "hint"])
 def test_it_trains_in_the_distiller_of_keras(name):
     loss = RKD() if name == "rkd_on_logits" else EXAMPLES[name]

@@ -13,7 +13,7 @@ def test_values_and_ranks_by_hand():
     value = R2KD(temperature=1.0, rank=0.0, pruned=0.0).per_example(teacher, student)
     np.testing.assert_allclose(value, [1 - r], rtol=1e-4)
     # hard ranks 1 2 3 and 2 1 3 have the correlation 1/2
-    rank = R2KD(value=0.0, rank=2.0, softness=0.01, pruned=0.0).per_example(teacher, student)
+    rank = R2KD(value=0.0, rank=2.0, pruned=0.0).per_example(100 * teacher, 100 * student)
     np.testing.assert_allclose(rank, [2 * 0.5], rtol=1e-3)
 
 

@@ -1,6 +1,6 @@
 """Losses on logits: cross-entropy with hard or soft targets; softened, decoupled, standardized, correlated logits."""
 
-from typing import Any
+from typing import Any, Self
 
 import keras
 from keras import ops
@@ -18,6 +18,8 @@ from tfigkd.losses.base import (
 
 LEAST = -3e38
 """A logarithm of zero that is finite in float32."""
+SOFTNESS = 1.0
+"""Scale of the differences of logits that separate two soft ranks."""
 
 
 def cross_entropy(labels: Tensor, logits: Tensor, *, label_smoothing: float = 0.0) -> Tensor:
@@ -139,18 +141,25 @@ def standardize_logits(logits: Tensor) -> Tensor:
     return (logits.shape[-1] - 1) ** 0.5 * l2_normalize(logits - ops.mean(logits, axis=-1, keepdims=True))
 
 
-def soft_ranks(values: Tensor, *, softness: float) -> Tensor:
-    """Return differentiable ranks: r_i = ½ + Σ_j sigmoid((v_i - v_j) / softness).
+def soft_ranks(values: Tensor) -> Tensor:
+    """Return differentiable ranks: r_i = ½ + Σ_j sigmoid((v_i - v_j) / `SOFTNESS`).
 
     Args:
         values: [B,C].
-        softness: Scale of the differences that separate two ranks, > 0.
 
     Returns:
-        float32 [B,C], from 1 for the smallest value to C for the largest; smaller differences blur the ranks.
+        float32 [B,C], from 1 for the smallest value to C for the largest; differences below `SOFTNESS` blur the ranks.
     """
     values = ops.cast(values, "float32")
-    return 0.5 + ops.sum(ops.sigmoid((values[:, :, None] - values[:, None, :]) / softness), axis=-1)
+    return 0.5 + ops.sum(ops.sigmoid((values[:, :, None] - values[:, None, :]) / SOFTNESS), axis=-1)
+
+
+def rank_distance(teacher_logits: Tensor, student_logits: Tensor) -> Tensor:
+    """Return one minus Pearson's correlation of the `soft_ranks` of logits [B,C], in [0, 2], for each example, [B].
+
+    It ranks logits, because the ranks of tiny probabilities are noise.
+    """
+    return pearson_distance(soft_ranks(teacher_logits), soft_ranks(student_logits))
 
 
 def correlation_distance(
@@ -161,15 +170,13 @@ def correlation_distance(
     inter: float,
     intra: float,
     rank: float = 0.0,
-    softness: float = 1.0,
 ) -> Tensor:
     """Return a distance based on correlations (DIST; Huang et al. 2022, arXiv 2205.10536).
 
     The loss is inter · mean_b(1 - r_b) + intra · mean_c(1 - r_c): r_b is Pearson's correlation of an example's
     probabilities over the classes, r_c that of a class's probabilities over the batch. Both are invariant to
     p → a·p + c, so a student need not copy the values of a much stronger teacher. The third term,
-    rank · mean_b(1 - r of soft ranks), is our interpretation of the rank part of R2KD (Kim et al. 2024,
-    arXiv 2311.13934); it ranks logits, because the ranks of tiny probabilities are noise.
+    rank · the mean `rank_distance`, is our interpretation of the rank part of R2KD (Kim et al. 2024, arXiv 2311.13934).
 
     The loss has no factor T²: the correlation does not depend on scale, so its gradient does not shrink with the
     temperature. For the same loss in code with that factor, divide the weight here by T².
@@ -181,19 +188,16 @@ def correlation_distance(
         inter: Weight of the correlation over classes.
         intra: Weight of the correlation over the batch; noisy where a class is rare in the batch.
         rank: Weight of the rank correlation over classes.
-        softness: Softness of the ranks, in logits; see `soft_ranks`.
 
     Returns:
         Loss of the batch, a scalar.
     """
-    teacher = ops.softmax(ops.cast(teacher_logits, "float32") / temperature)
-    student = ops.softmax(ops.cast(student_logits, "float32") / temperature)
+    teacher, student = _softened(teacher_logits, temperature), _softened(student_logits, temperature)
     loss = inter * ops.mean(pearson_distance(teacher, student)) + intra * ops.mean(
         pearson_distance(teacher, student, 0)
     )
     if rank:
-        teacher, student = (soft_ranks(logits, softness=softness) for logits in (teacher_logits, student_logits))
-        loss = loss + rank * ops.mean(pearson_distance(teacher, student))
+        loss = loss + rank * ops.mean(rank_distance(teacher_logits, student_logits))
     return loss
 
 
@@ -281,8 +285,22 @@ class DKD(PerExampleLoss):
         return ops.mean(self.per_example(teacher_outputs, student_outputs, kwargs.get("labels")))
 
 
+class _RankLoss(Loss):
+    @classmethod
+    def from_config(cls, config: dict) -> Self:
+        """Rebuild the loss from its constructor arguments, to which `softness` belonged in earlier versions.
+
+        Raises:
+            ValueError: It is not `SOFTNESS`.
+        """
+        config = dict(config)
+        if (softness := config.pop("softness", SOFTNESS)) != SOFTNESS:
+            raise ValueError(f"the softness of ranks is {SOFTNESS:g} in this version, got {softness:g}")
+        return super().from_config(config)
+
+
 @keras.saving.register_keras_serializable("tfigkd")
-class R2KD(PerExampleLoss):
+class R2KD(_RankLoss, PerExampleLoss):
     """Correlations of values and ranks with the teacher and a pruned copy of it, for `tfigkd.Distiller` only.
 
     For each of the two the loss is value · (1 - r of the probabilities) + rank · (1 - r of the logits' soft ranks),
@@ -295,7 +313,6 @@ class R2KD(PerExampleLoss):
         temperature: T > 0, of the probabilities. Defaults to `4.0`.
         value: Weight of the values. Defaults to `1.0`.
         rank: Weight of the ranks. Defaults to `1.0`.
-        softness: Softness of the ranks, in logits, > 0. Defaults to `1.0`.
         pruned: Share of the weights that the second teacher lacks; 0 has only the teacher. Defaults to `0.3`.
         second: Weight of the second teacher. Defaults to `1.0`.
     """
@@ -305,18 +322,16 @@ class R2KD(PerExampleLoss):
         temperature: float = 4.0,
         value: float = 1.0,
         rank: float = 1.0,
-        softness: float = 1.0,
         pruned: float = 0.3,
         second: float = 1.0,
     ):
-        check_positive(temperature=temperature, softness=softness)
+        check_positive(temperature=temperature)
         check_not_negative(value=value, rank=rank, second=second)
         if not 0 <= pruned < 1:
             raise ValueError(f"pruned must be in [0, 1), got {pruned}")
         self.temperature = temperature
         self.value = value
         self.rank = rank
-        self.softness = softness
         self.pruned = pruned
         self.compares = "pruned" if pruned else "outputs"
         self.second = second
@@ -329,14 +344,12 @@ class R2KD(PerExampleLoss):
         return first + self.second * second
 
     def _distance(self, teacher_logits: Tensor, student_logits: Tensor) -> Tensor:
-        both = teacher_logits, student_logits
-        values = pearson_distance(*(ops.softmax(ops.cast(one, "float32") / self.temperature) for one in both))
-        ranks = pearson_distance(*(soft_ranks(one, softness=self.softness) for one in both))
-        return self.value * values + self.rank * ranks
+        values = pearson_distance(*(_softened(one, self.temperature) for one in (teacher_logits, student_logits)))
+        return self.value * values + self.rank * rank_distance(teacher_logits, student_logits)
 
 
 @keras.saving.register_keras_serializable("tfigkd")
-class DIST(Loss):
+class DIST(_RankLoss):
     """`correlation_distance` for Keras's own Distiller and for `tfigkd.Distiller`.
 
     It is a loss of the batch and ignores sample weights. Suggested start for ten classes: inter = intra in {1, 2, 4},
@@ -348,7 +361,6 @@ class DIST(Loss):
         inter: Weight of the correlation over classes. Defaults to `2.0`.
         intra: Weight of the correlation over the batch. Defaults to `2.0`.
         rank: Weight of the rank correlation. Defaults to `0.0`.
-        softness: Softness of the ranks, in logits, > 0. Defaults to `1.0`.
     """
 
     def __init__(
@@ -357,19 +369,22 @@ class DIST(Loss):
         inter: float = 2.0,
         intra: float = 2.0,
         rank: float = 0.0,
-        softness: float = 1.0,
     ):
-        check_positive(temperature=temperature, softness=softness)
+        check_positive(temperature=temperature)
         check_not_negative(inter=inter, intra=intra, rank=rank)
         self.temperature = temperature
         self.inter = inter
         self.intra = intra
         self.rank = rank
-        self.softness = softness
 
     def compute_loss(self, teacher_outputs: Tensor, student_outputs: Tensor, **kwargs: Any) -> Tensor:
         """Return the loss of the batch, a scalar."""
         return correlation_distance(teacher_outputs, student_outputs, **self.get_config())
+
+
+def _softened(logits: Tensor, temperature: float) -> Tensor:
+    """Return the probabilities at a temperature, float32 [B,C]."""
+    return ops.softmax(ops.cast(logits, "float32") / temperature)
 
 
 def _nan_unless_class(labels: Tensor, classes: int) -> Tensor:
