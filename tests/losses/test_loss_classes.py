@@ -81,7 +81,8 @@ def test_every_loss_has_an_example():
 def test_a_loss_says_what_it_compares(name):
     loss = EXAMPLES[name]
     assert loss.compares == COMPARES.get(name, "outputs")
-    assert loss.needs_labels == (name == "dkd")
+    assert loss.takes_labels == (name == "dkd")
+    assert loss.refuses_mixed_labels == (name in ("dkd", "osakd"))
     assert (
         isinstance(loss, PerExampleLoss)
         == hasattr(loss, "per_example")
@@ -94,7 +95,7 @@ def test_the_table_of_a_loss_says_what_the_loss_needs(name):
     loss, table = RKD() if name == "rkd" else EXAMPLES[name], getattr(LossesConfig(), name)
     outputs = "logits" if loss.student_layer is None else "features"
     assert table.uses == (outputs if loss.compares == "outputs" else TABLES.get(loss.compares, loss.compares))
-    assert table.needs_labels == (loss.needs_labels or loss.compares == "labels")
+    assert table.refuses_mixed_labels == loss.refuses_mixed_labels
     live = override(Config(), {f"losses.{name}.weight": 1.0, "view.kind": "live"} | ALONE)
     assert live.needs_live_teacher == (name not in ("ig_match", "osakd"))
     alone = {**ALONE, "losses.r2kd.pruned": 0.0}  # a pruned teacher needs the view of the live one
@@ -113,8 +114,9 @@ def test_relations_of_layers_need_the_live_teacher():
 
 @pytest.mark.parametrize("settings", [{}, {"space": "teacher"}])
 def test_what_osakd_compares_depends_on_its_space(settings):
-    used, compares = OSAKDConfig(**settings).used, OSAKD(**settings).compares
-    assert used == TABLES.get(compares, compares)
+    table, loss = OSAKDConfig(**settings), OSAKD(**settings)
+    assert table.used == TABLES.get(loss.compares, loss.compares)
+    assert table.refuses_mixed_labels and loss.refuses_mixed_labels
 
 
 def test_a_table_that_does_not_say_it_cannot_be_defined():

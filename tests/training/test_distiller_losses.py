@@ -360,7 +360,8 @@ def test_soft_labels_of_neighbors_need_no_teacher_and_remember_the_batches_of_tr
 
 def test_a_loss_of_one_label_is_refused_on_mixed_images():
     mixed = {"label": LABELS, "label_probabilities": np.full((len(LABELS), 10), 0.1, np.float32)}
-    for loss, known in ((DKD(), {"teacher_logits": np.zeros((len(LABELS), 10), np.float32)}), (OSAKD(3, 24), {})):
+    known = {name: np.full((len(LABELS), 10), 0.1, np.float32) for name in ("teacher_logits", "teacher_posteriors")}
+    for loss in (DKD(), OSAKD(3, 24), OSAKD(3, 24, space="teacher")):
         with pytest.raises(ValueError, match="loss 'one' needs one label per example; leave out 'label_probabilities'"):
             distiller({"one": loss}).train_on_batch(IMAGES, mixed | known)
 

@@ -81,7 +81,7 @@ class Config:
         forbid(self.needs_single_images, MIXED, mixed)
         for name, term in self.losses.active().items():
             forbid(
-                term.needs_labels,
+                term.refuses_mixed_labels,
                 f"training.mixup and cutmix must be 0 with losses.{name}, which needs one label",
                 mixed,
             )

@@ -19,7 +19,7 @@ class LossConfig:
     which need the live teacher; map: the teacher's stored map with the student's; weights: kernels, for which the
     teacher is loaded but does not run; labels: nothing of a teacher."""
 
-    needs_labels: ClassVar[bool] = False
+    refuses_mixed_labels: ClassVar[bool] = False
     """Whether the term needs one label for each example, which mixed images do not have."""
 
     weight: float = 0.0
@@ -97,7 +97,7 @@ class DKDConfig(LossConfig):
     """Decoupled distillation (Zhao et al. 2022, arXiv 2203.08679). Start: weight 1."""
 
     uses = "logits"
-    needs_labels = True
+    refuses_mixed_labels = True
 
     alpha: float = 1.0
     """Weight of the target class's part."""
@@ -265,7 +265,7 @@ class OSAKDConfig(LossConfig):
     Tefas 2021, arXiv 2108.11798). Start: weight 0.1 to 1."""
 
     uses = "labels"
-    needs_labels = True
+    refuses_mixed_labels = True
 
     neighbors: int = 16
     """Neighbors of an example."""

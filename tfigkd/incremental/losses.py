@@ -52,7 +52,7 @@ class AuxiliaryClassifier(PerExampleLoss):
         teacher_layer: Name of any layer of the teacher.
     """
 
-    needs_labels = True
+    takes_labels = True
 
     def __init__(self, classes: int, student_layer: str, teacher_layer: str):
         self.classes, self.student_layer, self.teacher_layer = classes, student_layer, teacher_layer

@@ -38,7 +38,7 @@ class Loss(DistillationLoss):
     - pruned: the pair of the teacher's logits and of those of a copy that lacks the share `pruned` of its weights, and
       the student's logits.
     """
-    needs_labels: bool = False
+    takes_labels: bool = False
     """`per_example` takes integer labels [B] as a third argument."""
     owned: bool = False
     """Whether a Distiller has this loss, and trains its `projector`."""
@@ -58,6 +58,11 @@ class Loss(DistillationLoss):
     def project(self, student_outputs: Any, *, training: bool) -> Any:
         """Return what the loss takes in the place of the student's outputs: these themselves, unless overridden."""
         return student_outputs
+
+    @property
+    def refuses_mixed_labels(self) -> bool:
+        """Whether the loss needs one label for each example, which mixed images do not have."""
+        return self.takes_labels
 
     @property
     def needs_whole_batch(self) -> bool:
@@ -91,7 +96,7 @@ class Loss(DistillationLoss):
         Raises:
             ValueError: The loss needs more than that, or a tap is unknown.
         """
-        if self.needs_labels or self.compares != "outputs" or isinstance(self.student_layer, tuple):
+        if self.takes_labels or self.compares != "outputs" or isinstance(self.student_layer, tuple):
             raise ValueError(
                 f"{type(self).__name__} needs more than one output of each model, but keras.distillation.Distiller "
                 "passes only one; use tfigkd.Distiller"

@@ -252,7 +252,7 @@ class DKD(PerExampleLoss):
         standardize: Standardize the logits of both first, see `standardize_logits`. Defaults to `False`.
     """
 
-    needs_labels = True
+    takes_labels = True
 
     def __init__(self, alpha: float = 1.0, beta: float = 2.0, temperature: float = 4.0, standardize: bool = False):
         check_positive(temperature=temperature)

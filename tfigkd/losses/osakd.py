@@ -112,6 +112,8 @@ class OSAKD(PerExampleLoss):
         space: "student" or "teacher". Defaults to `"student"`.
     """
 
+    refuses_mixed_labels = True  # in the teacher's space too, where the soft labels are those of single images
+
     def __init__(self, neighbors: int = 16, queue: int = 1024, space: Literal["student", "teacher"] = "student"):
         if not 0 < neighbors <= queue:
             raise ValueError(f"neighbors must be positive and at most the queue, got {neighbors} and {queue}")

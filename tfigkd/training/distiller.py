@@ -294,7 +294,7 @@ class Distiller(Steps, CheckedData, keras.Model):
         mixed = known.get("label_probabilities")
         labels = labels_of(targets)
         for name, loss in self.distillation_losses.items():
-            if mixed is not None and (loss.needs_labels or loss.compares == "labels"):
+            if mixed is not None and loss.refuses_mixed_labels:
                 raise ValueError(f"loss {name!r} needs one label per example; leave out 'label_probabilities' (mixup)")
 
         def hard(labels: Tensor, logits: Tensor, weights: Tensor | None) -> Tensor:

@@ -152,7 +152,7 @@ def loss_terms(
     for name, (teacher_side, student_side) in sides.items():
         loss = losses[name]
         if isinstance(loss, PerExampleLoss):
-            extra = (labels,) if loss.needs_labels else ()
+            extra = (labels,) if loss.takes_labels else ()
             value = weighted_mean(loss.per_example(teacher_side, student_side, *extra), sample_weight)
         else:
             value = loss.compute_loss(teacher_side, student_side)
