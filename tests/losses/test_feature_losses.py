@@ -192,7 +192,7 @@ def test_structure_is_the_weighted_sum_behind_projectors():
     skt = SKT(["a", "b"], ["c", "d"], intra=0.5, inter=3.0)
     skt.build([x.shape for x in teacher], [x.shape for x in student])
     kernels = [normal(1, 1, 2, 3), normal(1, 1, 2, 5)]
-    for layer, kernel in zip(skt.projector.convolutions, kernels, strict=True):
+    for layer, kernel in zip(skt.extra_layer.convolutions, kernels, strict=True):
         layer.set_weights([kernel, np.zeros(kernel.shape[-1])])
     projected = [x @ kernel[0, 0] for x, kernel in zip(student, kernels, strict=True)]
     directions = sum(numpy_of(direction_distance(t, s)) for t, s in zip(teacher, projected, strict=True)) / 2
@@ -227,7 +227,7 @@ def test_review_by_hand():
     """Two levels and the pooled one, each kernel a number, of networks with one channel."""
     review = ReviewKD(["a", "b"], ["c", "d"])
     review.build([(None, 4, 4, 1), (None, 2, 2, 1)], [(None, 4, 4, 1), (None, 2, 2, 1)])
-    for level, scale in zip(review.projector.levels, (2.0, 3.0, 5.0), strict=True):
+    for level, scale in zip(review.extra_layer.levels, (2.0, 3.0, 5.0), strict=True):
         level.first.kernel.assign(np.full((1, 1, 1, 1), scale))
         last = np.zeros((3, 3, 1, 1))
         last[1, 1] = 1.0
@@ -248,7 +248,7 @@ def test_review_by_hand():
     np.testing.assert_allclose(numpy_of(review.per_example(teacher, compared)), loss, rtol=1e-5)
     alone = ReviewKD(["a", "b"], ["c", "d"], fuse=False)
     alone.build([(None, 4, 4, 1), (None, 2, 2, 1)], [(None, 4, 4, 1), (None, 2, 2, 1)])
-    assert all(level.attention is None for level in alone.projector.levels)
+    assert all(level.attention is None for level in alone.extra_layer.levels)
     with pytest.raises(ValueError, match="reviewkd needs features"):
         alone.build([(None, 4), (None, 2)], [(None, 4), (None, 2)])
 
@@ -257,11 +257,11 @@ def test_the_normalization_of_a_review_learns_in_training_alone():
     review = ReviewKD(["a", "b"], ["c", "d"])
     review.build([(None, 4, 4, 3), (None, 2, 2, 5)], [(None, 4, 4, 2), (None, 2, 2, 4)])
     student = [normal(6, 4, 4, 2), normal(6, 2, 2, 4)]
-    before = review.projector.levels[0].first_norm.moving_mean.numpy()
+    before = review.extra_layer.levels[0].first_norm.moving_mean.numpy()
     review.project(student, training=False)
-    np.testing.assert_array_equal(review.projector.levels[0].first_norm.moving_mean, before)
+    np.testing.assert_array_equal(review.extra_layer.levels[0].first_norm.moving_mean, before)
     compared = review.project(student, training=True)
-    assert (review.projector.levels[0].first_norm.moving_mean.numpy() != before).all()
+    assert (review.extra_layer.levels[0].first_norm.moving_mean.numpy() != before).all()
     assert [x.shape for x in compared] == [(6, 4, 4, 3), (6, 2, 2, 5), (6, 1, 1, 5)]
     np.testing.assert_allclose(numpy_of(compared[0]).mean((0, 1, 2)), 0, atol=1e-5)
 
@@ -270,8 +270,8 @@ def test_hint_by_hand():
     teacher, student = np.array([[1.0, 2.0], [0.0, 0.0]], np.float32), np.array([[3.0], [4.0]], np.float32)
     np.testing.assert_allclose(numpy_of(hint_distance(teacher, np.zeros((2, 2)))), [2.5, 0])
     hint = Hint("student", "teacher")
-    hint.build((None, 2), (None, 1))
-    hint.projector.set_weights([np.array([[1.0, 0.5]]), np.array([0.0, 1.0])])
+    hint.build([(None, 2)], [(None, 1)])
+    hint.extra_layer.set_weights([np.array([[1.0, 0.5]]), np.array([0.0, 1.0])])
     # projected to [3, 2.5] and [4, 3]
     np.testing.assert_allclose(numpy_of(hint.per_example(teacher, student)), [(4 + 0.25) / 2, (16 + 9) / 2], rtol=1e-6)
 
@@ -283,13 +283,13 @@ def test_hint_learns_a_linear_teacher_of_another_resolution():
     student = normal(16, 4, 4, 3)
     teacher = enlarged(student @ normal(3, 6), 2)
     hint = Hint("student", "teacher")
-    hint.build(teacher.shape, student.shape)
-    assert isinstance(hint.projector, keras.layers.Conv2D)
+    hint.build([teacher.shape], [student.shape])
+    assert isinstance(hint.extra_layer, keras.layers.Conv2D)
     optimizer = keras.optimizers.Adam(0.1)
     for _ in range(60):
         with tf.GradientTape() as tape:
             loss = hint.compute_loss(teacher, student)
-        variables = hint.projector.trainable_variables
+        variables = hint.extra_layer.trainable_variables
         optimizer.apply(tape.gradient(loss, variables), variables)
     assert numpy_of(loss) < 0.01 * np.square(teacher).mean()
 
@@ -299,10 +299,12 @@ def test_an_impossible_projector_is_refused():
     with pytest.raises(ValueError, match="projector is not built"):
         hint.per_example(normal(2, 3), normal(2, 3))
     with pytest.raises(ValueError, match="of both teacher and student"):
-        hint.build((None, 8, 8, 3), (None, 3))
-    hint.build((None, 8, 8, 6), (None, 4, 4, 3))
-    projector = hint.projector
-    hint.build((None, 4, 4, 6), (None, 8, 8, 3))
-    assert hint.projector is projector
+        hint.build([(None, 8, 8, 3)], [(None, 3)])
+    with pytest.raises(ValueError, match=r"one tap of each network: build\(\[teacher_shape\], \[student_shape\]\)"):
+        hint.build((None, 8, 8, 6), (None, 4, 4, 3))
+    hint.build([(None, 8, 8, 6)], [(None, 4, 4, 3)])
+    projector = hint.extra_layer
+    hint.build([(None, 4, 4, 6)], [(None, 8, 8, 3)])
+    assert hint.extra_layer is projector
     with pytest.raises(ValueError, match="built for 3 to 6 channels"):
-        hint.build((None, 8, 8, 6), (None, 4, 4, 5))
+        hint.build([(None, 8, 8, 6)], [(None, 4, 4, 5)])

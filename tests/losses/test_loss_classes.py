@@ -1,5 +1,7 @@
 """The classes: what they declare, their configs, their taps, and their use in Keras's own Distiller."""
 
+import inspect
+
 import keras
 import numpy as np
 import pytest
@@ -26,6 +28,7 @@ from tfigkd.losses import (
     IGMatching,
     KLDivergence,
     LogitRegression,
+    Loss,
     PerExampleLoss,
     ReviewKD,
 )
@@ -91,6 +94,12 @@ def test_a_loss_says_what_it_compares(name):
 
 
 @pytest.mark.parametrize("name", LOSSES)
+def test_a_loss_is_built_as_the_base_class_says(name):
+    assert inspect.signature(LOSSES[name].build) == inspect.signature(Loss.build)
+    assert EXAMPLES[name].extra_layer is None  # before it is built
+
+
+@pytest.mark.parametrize("name", LOSSES)
 def test_the_table_of_a_loss_says_what_the_loss_needs(name):
     loss, table = RKD() if name == "rkd" else EXAMPLES[name], getattr(LossesConfig(), name)
     outputs = "logits" if loss.student_layer is None else "features"
@@ -149,21 +158,21 @@ def test_it_trains_in_the_distiller_of_keras(name):
     loss = RKD() if name == "rkd_on_logits" else EXAMPLES[name]
     if name == "hint":
         loss = Hint("student_tap", "teacher_tap")
-        with pytest.raises(ValueError, match=r"set distiller\.projector"):
+        with pytest.raises(ValueError, match=r"set distiller\.extra_layer"):
             distiller(loss)
-        loss.build((None, 8, 8, 6), (None, 4, 4, 5))
+        loss.build([(None, 8, 8, 6)], [(None, 4, 4, 5)])
     model = distiller(loss)
     if name == "hint":
-        model.projector = loss.projector
-        before = loss.projector.get_weights()[0]
+        model.extra_layer = loss.extra_layer
+        before = loss.extra_layer.get_weights()[0]
     model.compile("adam", loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True), jit_compile=False)
     images = np.random.default_rng(0).random((6, 8, 8, 3)).astype(np.float32)
     history = model.fit(images, np.arange(6) % 3, batch_size=6, epochs=2, verbose=0).history
     assert np.isfinite(history["distillation_loss"]).all()
     assert history["distillation_loss"][0] > 0
     if name == "hint":
-        assert not np.array_equal(before, loss.projector.get_weights()[0])
-        assert not any(variable is loss.projector.kernel for variable in model.student.variables)
+        assert not np.array_equal(before, loss.extra_layer.get_weights()[0])
+        assert not any(variable is loss.extra_layer.kernel for variable in model.student.variables)
 
 
 @pytest.mark.parametrize("name", ["dkd", "fsp", "skt", "reviewkd", "e2kd", "osakd", "r2kd", "rtk", "opdf", "ig_match"])

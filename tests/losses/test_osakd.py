@@ -40,12 +40,12 @@ def test_the_loss_is_the_divergence_from_the_soft_labels():
 
 def test_an_example_is_no_neighbor_of_itself_and_those_before_it_are():
     loss = OSAKD(neighbors=1, queue=4)
-    loss.build(2)
+    loss.build([(None, 2)], [(None, 2)])
     logits, labels = np.array([[0.0, 0.0], [0.0, 9.0]], np.float32), np.array([0, 1])
     np.testing.assert_allclose(loss.soft_labels(logits, labels, training=True), [[0, 1], [1, 0]])
     # now the same logits are in the queue
     np.testing.assert_allclose(loss.soft_labels(logits, labels, training=False), [[1, 0], [0, 1]])
-    assert int(loss.projector.count) == 2
+    assert int(loss.extra_layer.count) == 2
 
 
 def test_the_oldest_examples_leave_the_queue():
@@ -67,7 +67,7 @@ def test_an_example_is_no_neighbor_of_itself_in_the_next_epoch():
     own = {}
     for told in (True, False):
         loss = OSAKD(neighbors=1, queue=8)
-        loss.build(5)
+        loss.build([(None, 5)], [(None, 5)])
         for _ in range(2):
             soft = np.asarray(loss.soft_labels(logits, labels, examples if told else None, training=True))
         own[told] = float(np.diag(soft).mean())
@@ -91,7 +91,7 @@ def test_no_gradient_passes_through_a_soft_label():
     import tensorflow as tf
 
     loss = OSAKD(neighbors=2, queue=4)
-    loss.build(3)
+    loss.build([(None, 3)], [(None, 3)])
     logits = tf.Variable(np.random.default_rng(0).normal(size=(4, 3)).astype(np.float32))
     with tf.GradientTape() as tape:
         soft = loss.soft_labels(logits, tf.constant([0, 1, 2, 0]), training=False)

@@ -26,10 +26,10 @@ def built(**options):
     loss = RTK(["a"], ["b", "c", "d"], width=1, **options)
     shape = (None, 1, 2, 1)
     loss.build([shape] * 3, [shape])
-    for layer, weight in zip([*loss.projector.queries, *loss.projector.keys], (0.0, 1.0, 1.0, 1.0), strict=True):
+    for layer, weight in zip([*loss.extra_layer.queries, *loss.extra_layer.keys], (0.0, 1.0, 1.0, 1.0), strict=True):
         layer.set_weights([np.full((1, 1), weight), np.zeros(1)])
     # the query is 0, so that the scores are those of the pairs
-    loss.projector.pairs.assign(np.log(np.array([[1.0, 3.0, 2.0]])))
+    loss.extra_layer.pairs.assign(np.log(np.array([[1.0, 3.0, 2.0]])))
     return loss
 
 
@@ -45,7 +45,7 @@ def test_the_loss_has_the_keys_of_the_highest_scores(keys, expected):
 def test_uniform_weights_are_the_mean():
     loss = RTK(["a"], ["b", "c", "d"], uniform=True)
     loss.build([(None, 1, 2, 1)] * 3, [(None, 1, 2, 1)])
-    assert loss.projector is None
+    assert loss.extra_layer is None
     np.testing.assert_allclose(loss.per_example(TEACHER, STUDENT), [0.8], rtol=1e-5)
 
 
@@ -53,7 +53,7 @@ def test_scores_are_products_of_query_and_key():
     loss = RTK(["a"], ["b", "c"], keys=2, width=4)
     student, teacher = RNG.normal(size=(3, 2, 2, 5)), [RNG.normal(size=(3, 4, 4, 2)), RNG.normal(size=(3, 2, 2, 3))]
     loss.build([one.shape for one in teacher], [student.shape])
-    attention = loss.projector
+    attention = loss.extra_layer
     attention.pairs.assign([[0.5, -0.5]])
     query, *keys = (
         one.mean((1, 2)) @ ops.convert_to_numpy(layer.kernel) + ops.convert_to_numpy(layer.bias)

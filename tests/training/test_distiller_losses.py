@@ -218,7 +218,7 @@ def test_what_a_loss_trains_belongs_to_one_distiller(name, teacher):
     with pytest.raises(ValueError, match=f"loss '{name}' has layers .* give each Distiller its own loss"):
         Distiller(network(16), losses=given, **options)
     again = Distiller.from_config(model.get_config())
-    own, other = given[name].projector, again.distillation_losses[name].projector
+    own, other = given[name].extra_layer, again.distillation_losses[name].extra_layer
     assert own is not other and len(other.variables) == len(own.variables)
     Distiller(network(16), losses={"kd": given["kd"]}, loss_weights={"kd": 0.5}, teacher=teacher)
 
@@ -226,9 +226,16 @@ def test_what_a_loss_trains_belongs_to_one_distiller(name, teacher):
 def test_a_projector_that_the_user_built_is_taken(teacher):
     hint = Hint("block_01", "block_04")
     shapes = [tuple(m.get_layer(tap).output.shape) for m, tap in ((teacher, "block_04"), (network(16), "block_01"))]
-    hint.build(*shapes)
+    hint.build(*([shape] for shape in shapes))
     model = Distiller(network(16), losses={"hint": hint}, loss_weights={"hint": 0.5}, teacher=teacher)
-    assert model.projectors == [hint.projector]
+    assert model.projectors == [hint.extra_layer]
+
+
+def test_a_layer_behind_the_logits_needs_no_shape_of_the_teachers():
+    model = distiller({"hint": Hint("logits", "logits")})
+    assert [layer.kernel.shape for layer in model.projectors] == [(10, 10)]
+    with pytest.raises(ValueError, match=r"needs teacher=, or teacher_shapes=\{'block_04': shape\}"):
+        distiller({"hint": CASES["hint"]})
 
 
 def test_save_load_and_go_on_gives_the_same_numbers(teacher, tmp_path):

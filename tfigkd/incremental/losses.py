@@ -4,7 +4,7 @@ They are made by `foster.py` and are no terms of an experiment: their classes an
 step.
 """
 
-from typing import Any
+from collections.abc import Sequence
 
 import keras
 from keras import ops
@@ -43,8 +43,8 @@ class KnownKL(PerExampleLoss):
 class AuxiliaryClassifier(PerExampleLoss):
     """Cross-entropy of a classifier of its own on features of the student, so that these are of use by themselves.
 
-    The classifier is `projector`, a dense layer, which is trained with the student and is no part of it. The teacher's
-    side is not used.
+    The classifier is `extra_layer`, a dense layer, which is trained with the student and is no part of it. The
+    teacher's side is not used.
 
     Args:
         classes: Number of classes.
@@ -56,13 +56,18 @@ class AuxiliaryClassifier(PerExampleLoss):
 
     def __init__(self, classes: int, student_layer: str, teacher_layer: str):
         self.classes, self.student_layer, self.teacher_layer = classes, student_layer, teacher_layer
-        self.projector: Any = None
 
-    def build(self, teacher_shape: tuple[int | None, ...], student_shape: tuple[int | None, ...]) -> None:
-        """Create the classifier, unless it is there; `student_shape` is that of the features, (None, D)."""
-        if self.projector is None:
-            self.projector = keras.layers.Dense(self.classes, dtype="float32", name=HEAD)
-            self.projector.build(student_shape)
+    def build(self, teacher_shapes: Sequence[tuple], student_shapes: Sequence[tuple]) -> None:
+        """Create the classifier, unless it is there.
+
+        Args:
+            teacher_shapes: Not used.
+            student_shapes: The shape of the features, [(None, D)].
+        """
+        if self.extra_layer is None:
+            (student_shape,) = student_shapes
+            self.extra_layer = keras.layers.Dense(self.classes, dtype="float32", name=HEAD)
+            self.extra_layer.build(student_shape)
 
     def per_example(self, teacher_outputs: Tensor, student_outputs: Tensor, labels: Tensor | None = None) -> Tensor:
         """Return the loss of each example, [B].
@@ -73,8 +78,10 @@ class AuxiliaryClassifier(PerExampleLoss):
             labels: Integers [B].
 
         Raises:
-            ValueError: There are no labels.
+            ValueError: There are no labels, or the classifier is not built.
         """
         if labels is None:
             raise ValueError("AuxiliaryClassifier needs labels, integers [B], as its third argument; got none")
-        return cross_entropy(labels, self.projector(ops.cast(student_outputs, "float32")))
+        if self.extra_layer is None:
+            raise ValueError("the classifier is not built; call build([], [student_shape]) first")
+        return cross_entropy(labels, self.extra_layer(ops.cast(student_outputs, "float32")))

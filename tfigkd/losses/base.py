@@ -2,6 +2,7 @@
 
 import difflib
 import inspect
+from collections.abc import Sequence
 from typing import Any, Literal, Self
 
 import keras
@@ -40,8 +41,13 @@ class Loss(DistillationLoss):
     """
     takes_labels: bool = False
     """`per_example` takes integer labels [B] as a third argument."""
+    extra_layer: keras.Layer | None = None
+    """A layer of the loss's own, such as a projector, an attention or a queue; None without one, and before `build`.
+
+    A `Distiller` tracks and saves it and trains what is trainable of it; it is no part of the student.
+    """
     owned: bool = False
-    """Whether a Distiller has this loss, and trains its `projector`."""
+    """Whether a Distiller has this loss, and trains its `extra_layer`."""
     student_layer: Taps = None
     teacher_layer: Taps = None
 
@@ -54,6 +60,20 @@ class Loss(DistillationLoss):
     def teacher_layer_name(self) -> Taps:
         """The teacher's tap, under the name that Keras's own Distiller reads."""
         return self.teacher_layer
+
+    def build(self, teacher_shapes: Sequence[tuple], student_shapes: Sequence[tuple]) -> None:
+        """Create `extra_layer`, in a loss that has one; a second call with such shapes changes nothing.
+
+        A Distiller calls it where a loss overrides it; with Keras's own Distiller the user does.
+
+        Args:
+            teacher_shapes: Shape of each tap of `teacher_layer` with the batch axis, such as [(None, H, W, D)]; of the
+                logits, [(None, C)], where that is None.
+            student_shapes: The same for `student_layer`.
+
+        Raises:
+            ValueError: The shapes are not what the loss takes, or do not fit the layer of an earlier call.
+        """
 
     def project(self, student_outputs: Any, *, training: bool) -> Any:
         """Return what the loss takes in the place of the student's outputs: these themselves, unless overridden."""

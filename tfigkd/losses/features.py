@@ -1,5 +1,7 @@
 """Losses on feature maps: matching of resolutions, and the hint with a projector."""
 
+from collections.abc import Sequence
+
 import keras
 from keras import ops
 
@@ -55,11 +57,11 @@ def hint_distance(teacher_features: Tensor, projected: Tensor) -> Tensor:
 class Hint(PerExampleLoss):
     """`hint_distance` behind a linear projector from the student's channels to the teacher's.
 
-    The projector is `self.projector`, a 1x1 convolution for maps and a dense layer for vectors; it is None until
-    `build` is called with the shapes. It belongs to the loss and not to the student: the training code must add
-    `projector.trainable_variables` to the student's variables, and a saved or exported student never contains it. In
-    Keras's own Distiller, call `build` and then assign `distiller.projector = loss.projector`, so that the projector
-    is tracked and trained.
+    The projector is `extra_layer`, a 1x1 convolution for maps and a dense layer for vectors; it is None until `build`
+    is called with the shapes. It belongs to the loss and not to the student: the training code must add
+    `extra_layer.trainable_variables` to the student's variables, and a saved or exported student never contains it. In
+    Keras's own Distiller, call `build` and then assign `distiller.extra_layer = loss.extra_layer`, so that the
+    projector is tracked and trained.
 
     Maps of different resolution are resized to the smaller one. Suggested start: weight 100, the published value for
     100 classes; no value for ten classes is known. The loss grows with the square of the teacher's activations.
@@ -72,35 +74,40 @@ class Hint(PerExampleLoss):
     def __init__(self, student_layer: str, teacher_layer: str):
         self.student_layer = student_layer
         self.teacher_layer = teacher_layer
-        self.projector: keras.Layer | None = None
 
-    def build(self, teacher_shape: tuple[int | None, ...], student_shape: tuple[int | None, ...]) -> None:
+    def build(self, teacher_shapes: Sequence[tuple], student_shapes: Sequence[tuple]) -> None:
         """Create the projector; a second call with the same channels changes nothing.
 
         Args:
-            teacher_shape: Shape of the teacher's features with the batch axis: (None, H, W, D) or (None, D).
-            student_shape: Shape of the student's features, of the same rank.
+            teacher_shapes: The shape of the teacher's features with the batch axis: [(None, H, W, D)] or [(None, D)].
+            student_shapes: That of the student's features, of the same rank.
 
         Raises:
-            ValueError: The shapes are not both of maps or both of vectors, or the channels differ from those of an
-                earlier call.
+            ValueError: They are not one shape each, not both of maps or both of vectors, or the channels differ from
+                those of an earlier call.
         """
+        if not len(teacher_shapes) == len(student_shapes) == 1:
+            raise ValueError(
+                "a hint has one tap of each network: build([teacher_shape], [student_shape]), got "
+                f"{teacher_shapes} and {student_shapes}"
+            )
+        (teacher_shape,), (student_shape,) = teacher_shapes, student_shapes
         rank, channels, units = len(student_shape), student_shape[-1], teacher_shape[-1]
         if rank not in (2, 4) or len(teacher_shape) != rank or channels is None or units is None:
             raise ValueError(
                 "a hint needs features [B,H,W,D] of both teacher and student, or [B,D] of both, with known D; "
                 f"got {tuple(teacher_shape)} and {tuple(student_shape)}"
             )
-        if self.projector is None:
+        if self.extra_layer is None:
             # float32 under any precision policy, like all computations of a loss
             options = {"dtype": "float32", "name": f"{self.student_layer}_projector"}
-            self.projector = (
+            self.extra_layer = (
                 keras.layers.Conv2D(units, 1, data_format="channels_last", **options)
                 if rank == 4
                 else keras.layers.Dense(units, **options)
             )
-            self.projector.build((None,) * (rank - 1) + (channels,))
-        kernel = self.projector.kernel.shape
+            self.extra_layer.build((None,) * (rank - 1) + (channels,))
+        kernel = self.extra_layer.kernel.shape
         if (len(kernel), *kernel[-2:]) != (rank, channels, units):
             raise ValueError(
                 f"the projector was built for {kernel[-2]} to {kernel[-1]} channels, but {channels} to {units} are "
@@ -114,10 +121,11 @@ class Hint(PerExampleLoss):
             ValueError: A tap is unknown, or the projector is not built, so that it would never be trained.
         """
         super().validate_model_compatibility(teacher, student)
-        if self.projector is None:
+        if self.extra_layer is None:
             raise ValueError(
                 "keras.distillation.Distiller does not train a Hint's projector by itself: call "
-                "hint.build(teacher_shape, student_shape) first, and set distiller.projector = hint.projector after"
+                "hint.build([teacher_shape], [student_shape]) first, and set distiller.extra_layer = hint.extra_layer "
+                "after"
             )
 
     def per_example(self, teacher_outputs: Tensor, student_outputs: Tensor) -> Tensor:
@@ -126,11 +134,11 @@ class Hint(PerExampleLoss):
         Raises:
             ValueError: The projector is not built.
         """
-        if self.projector is None:
-            raise ValueError("the projector is not built; call Hint.build(teacher_shape, student_shape) first")
+        if self.extra_layer is None:
+            raise ValueError("the projector is not built; call Hint.build([teacher_shape], [student_shape]) first")
         if len(student_outputs.shape) == 4:
             teacher_outputs, student_outputs = match_resolution(teacher_outputs, student_outputs)
-        return hint_distance(teacher_outputs, self.projector(ops.cast(student_outputs, "float32")))
+        return hint_distance(teacher_outputs, self.extra_layer(ops.cast(student_outputs, "float32")))
 
 
 def map_size(features: Tensor) -> tuple[int, int]:

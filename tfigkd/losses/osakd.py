@@ -1,5 +1,6 @@
 """Self-acquired soft labels: the classes among the nearest neighbors of an example, in the network's own outputs."""
 
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import keras
@@ -123,17 +124,22 @@ class OSAKD(PerExampleLoss):
         self.queue = queue
         self.space = space
         self.compares = "posteriors" if space == "teacher" else "labels"
-        self.projector: Queue | None = None
 
     @property
     def needs_whole_batch(self) -> bool:
         """Whether the value depends on which examples share a batch: in the student's space they are its neighbors."""
         return self.space == "student"
 
-    def build(self, classes: int) -> None:
-        """Create the queue, in the student's space; a second call changes nothing."""
-        if self.projector is None and self.space == "student":
-            self.projector = Queue(self.queue, classes, name="osakd_queue")
+    def build(self, teacher_shapes: Sequence[tuple], student_shapes: Sequence[tuple]) -> None:
+        """Create the queue, in the student's space; a second call changes nothing.
+
+        Args:
+            teacher_shapes: Not used.
+            student_shapes: The shape of the student's logits, [(None, C)].
+        """
+        if self.extra_layer is None and self.space == "student":
+            ((_, classes),) = student_shapes
+            self.extra_layer = Queue(self.queue, classes, name="osakd_queue")
 
     def soft_labels(self, logits: Tensor, labels: Tensor, examples: Tensor | None = None, *, training: bool) -> Tensor:
         """Return the soft labels of a batch, [B,C], and in training put it into the queue.
@@ -147,14 +153,14 @@ class OSAKD(PerExampleLoss):
         Raises:
             ValueError: Labels are not one integer per example; with mixup they are not.
         """
-        if self.projector is None:
-            raise ValueError("the queue is not built; call OSAKD.build(classes) first")
+        if self.extra_layer is None:
+            raise ValueError("the queue is not built; call OSAKD.build([], [(None, classes)]) first")
         labels = flat_labels(labels)
         if len(labels.shape) != 1:
             raise ValueError(f"osakd needs one label per example, integers [B]; got shape {tuple(labels.shape)}")
         logits = ops.stop_gradient(ops.cast(logits, "float32"))
         labels = ops.cast(labels, "int32")
-        batch, queue = ops.shape(logits)[0], self.projector
+        batch, queue = ops.shape(logits)[0], self.extra_layer
         examples = ops.full_like(labels, UNKNOWN) if examples is None else ops.cast(examples, "int32")
         itself = ops.cast(ops.eye(batch), "bool")
         earlier = ops.logical_and(examples[:, None] == queue.examples[None], examples[:, None] != UNKNOWN)

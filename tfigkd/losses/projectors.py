@@ -45,15 +45,10 @@ def check_maps(name: str, *shapes: Sequence[tuple]) -> None:
 
 
 class ProjectedLoss(PerExampleLoss):
-    """A loss of the features at several taps with a layer of its own, which is trained with the student.
-
-    The layer, `projector`, is no part of the student. It is None until `build` is called with the shapes.
-    """
-
-    projector: Any = None
+    """A loss of the features at several taps, with an `extra_layer` that is trained with the student."""
 
     def build(self, teacher_shapes: Sequence[tuple], student_shapes: Sequence[tuple]) -> None:
-        """Create the layer; a second call with the same channels changes nothing.
+        """Create `extra_layer` by `make_layer`; a second call with the same channels changes nothing.
 
         Args:
             teacher_shapes: Shapes (None, H, W, D) of the teacher's features.
@@ -66,17 +61,17 @@ class ProjectedLoss(PerExampleLoss):
         name = type(self).__name__
         check_maps(name.lower(), teacher_shapes, student_shapes)
         channels = self.channels(teacher_shapes, student_shapes)
-        if self.projector is None:
-            self.projector = self.make_projector(channels)
-        if self.projector is not None and self.projector.channels != channels:
-            raise ValueError(f"this {name} was built for channels {self.projector.channels}, got {channels}")
+        if self.extra_layer is None:
+            self.extra_layer = self.make_layer(channels)
+        if self.extra_layer is not None and self.extra_layer.channels != channels:
+            raise ValueError(f"this {name} was built for channels {self.extra_layer.channels}, got {channels}")
 
     def channels(self, teacher_shapes: Sequence[tuple], student_shapes: Sequence[tuple]) -> Any:
         """Return the channels that the layer is made for: of the student and of the teacher, a pair for each tap."""
         return [(student[-1], teacher[-1]) for student, teacher in zip(student_shapes, teacher_shapes, strict=True)]
 
-    def make_projector(self, channels: Any) -> Any:
-        """Return the layer, whose `channels` are these; None for a loss without one."""
+    def make_layer(self, channels: Any) -> Any:
+        """Return the layer, whose attribute `channels` these are; None for a loss without one."""
         return Projectors(channels, name=f"{type(self).__name__.lower()}_projectors")
 
 

@@ -201,7 +201,7 @@ class ReviewKD(ProjectedLoss):
         pairs = super().channels(teacher_shapes, student_shapes)
         return [*pairs, pairs[-1]]
 
-    def make_projector(self, channels: list[tuple[int, int]]) -> Review:
+    def make_layer(self, channels: list[tuple[int, int]]) -> Review:
         """Return the fusing layers."""
         return Review(channels, fuse=self.fuse, name="review")
 
@@ -215,9 +215,9 @@ class ReviewKD(ProjectedLoss):
         Raises:
             ValueError: The fusing layers are not built.
         """
-        if self.projector is None:
+        if self.extra_layer is None:
             raise ValueError("the review is not built; call ReviewKD.build(teacher_shapes, student_shapes) first")
-        return self.projector(_with_pooled(student_outputs), sizes=self._sizes, training=training)
+        return self.extra_layer(_with_pooled(student_outputs), sizes=self._sizes, training=training)
 
     def per_example(self, teacher_outputs: Sequence[Tensor], student_outputs: Sequence[Tensor]) -> Tensor:
         """Return the loss of each example, [B]; the teacher's outputs are features, the student's of `project`."""

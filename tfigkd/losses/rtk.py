@@ -131,7 +131,7 @@ class RTK(ProjectedLoss):
                 raise ValueError(f"rtk needs maps of several positions, got {tuple(shape)}; tap earlier layers")
         return tuple(shape[-1] for shape in student_shapes), tuple(shape[-1] for shape in teacher_shapes)
 
-    def make_projector(self, channels: tuple) -> KeyAttention | None:
+    def make_layer(self, channels: tuple) -> KeyAttention | None:
         """Return the attention, where not all keys count alike."""
         queries, keys = channels
         return None if self.uniform else KeyAttention(queries, keys, self.width, name="rtk_attention")
@@ -147,7 +147,7 @@ class RTK(ProjectedLoss):
         )
         if self.uniform:
             return ops.mean(differences, axis=(1, 2))
-        if self.projector is None:
+        if self.extra_layer is None:
             raise ValueError("the attention is not built; call RTK.build(teacher_shapes, student_shapes) first")
-        shares = self.projector(student_outputs, teacher=teacher_outputs, kept=self.keys)
+        shares = self.extra_layer(student_outputs, teacher=teacher_outputs, kept=self.keys)
         return ops.mean(ops.sum(shares * differences, axis=-1), axis=-1)

@@ -121,9 +121,9 @@ class SKT(ProjectedLoss):
         Raises:
             ValueError: The projectors are not built.
         """
-        if self.projector is None:
+        if self.extra_layer is None:
             raise ValueError("the projectors are not built; call SKT.build(teacher_shapes, student_shapes) first")
-        projected = self.projector(student_outputs)
+        projected = self.extra_layer(student_outputs)
         loss = 0.0
         if self.intra:
             both = zip(teacher_outputs, projected, strict=True)

@@ -12,7 +12,6 @@ from tfigkd.losses import Loss, cross_entropy
 from tfigkd.losses.adapted import adapted
 from tfigkd.losses.base import Tensor
 from tfigkd.models.kernels import l1_of_kernels
-from tfigkd.models.taps import tap_outputs
 from tfigkd.training.checked import CheckedData
 from tfigkd.training.optimizers import check_two_momenta, with_loss_scale
 from tfigkd.training.single_logit import gives_one_logit, of_one_logit
@@ -21,12 +20,14 @@ from tfigkd.training.tapped import (
     LOGITS,
     OUTPUTS,
     STUDENT,
+    TEACHER,
     TappedNetwork,
     all_taps,
-    built_projectors,
+    built_extra_layers,
     check_model,
     check_unshared,
     number_of_classes,
+    shapes_at,
 )
 from tfigkd.training.targets import (
     compiled_loss,
@@ -82,8 +83,8 @@ class Distiller(Steps, CheckedData, keras.Model):
         loss_weights: Name to weight, for the same names.
         hard_weight: Weight of the hard label; None is 1 - w, with w at most 1, see `hard_label_weight`.
         teacher: A Keras model, images to logits [B,C]; only for training without cached knowledge.
-        teacher_shapes: Tap to shape of the teacher's features, with the batch; only for losses with a projector, and
-            only without a live teacher.
+        teacher_shapes: Tap to shape of the teacher's features, with the batch; only for losses with an `extra_layer`,
+            and only without a live teacher.
         label_smoothing: Of the hard label, in [0, 1).
         finetune_from: Optimizer step, counted from 0, from which only the hard label is used, with weight 1. None:
             there is no such second phase.
@@ -144,10 +145,9 @@ class Distiller(Steps, CheckedData, keras.Model):
         self.attach_teacher(teacher)
         self.teacher_shapes = dict(teacher_shapes or {})
         if teacher is not None:
-            taps = all_taps(self.distillation_losses, 0)
-            shapes = [tuple(output.shape) for output in tap_outputs(teacher, taps).outputs[1:]] if taps else []
-            self.teacher_shapes = dict(zip(taps, shapes, strict=True))
-        self.projectors = built_projectors(self.distillation_losses, student, self.teacher_shapes)
+            self.teacher_shapes = shapes_at(teacher, all_taps(self.distillation_losses, TEACHER))
+        # tracked by Keras under this name, which saved files have
+        self.projectors = built_extra_layers(self.distillation_losses, student, self.teacher_shapes)
         self._trackers = {
             name: keras.metrics.Mean(name=name)
             for name in ("loss", "hard_loss", *(f"{name}_loss" for name in self.distillation_losses))

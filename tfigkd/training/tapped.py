@@ -1,6 +1,6 @@
 """A network with the outputs that its losses compare: logits, outputs and taps, in one forward pass."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import keras
@@ -91,6 +91,12 @@ def all_taps(losses: Mapping[str, Loss], side: int) -> list[str]:
     return sorted({tap for loss in losses.values() for tap in flat(loss_taps(loss)[side])} - {LOGITS})
 
 
+def shapes_at(model: keras.Model, taps: Sequence[str]) -> dict[str, tuple[int | None, ...]]:
+    """Return the shape at each tap, with the batch."""
+    outputs = tap_outputs(model, taps).outputs[1:] if taps else []
+    return {tap: tuple(output.shape) for tap, output in zip(taps, outputs, strict=True)}
+
+
 def takes_integers(model: keras.Model) -> bool:
     """Return whether the input of a model is declared as integers, such as uint8."""
     inputs = getattr(model, "inputs", None) or []
@@ -123,10 +129,10 @@ def input_converter(model: keras.Model, input_range: Range | None) -> Callable[[
     return lambda images: ops.round(ops.cast(images, "float32") * scale + offset)
 
 
-def built_projectors(
+def built_extra_layers(
     losses: Mapping[str, Loss], student: keras.Model, teacher_shapes: Mapping[str, tuple[int | None, ...]]
 ) -> list[keras.Layer]:
-    """Return the trainable layers that losses bring along; trained with the student and no part of it.
+    """Build the losses and return their extra layers, which a Distiller trains and which are no part of the student.
 
     Args:
         losses: Name to loss.
@@ -136,26 +142,26 @@ def built_projectors(
     Raises:
         ValueError: A shape of the teacher is not known, or a loss has the layers that another Distiller trains.
     """
-    projecting = {name: loss for name, loss in losses.items() if hasattr(loss, "projector")}
-    for name, loss in projecting.items():
+    of_logits = {LOGITS: (None, number_of_classes(student))}
+    known = of_logits | dict(teacher_shapes)
+    for name, loss in losses.items():
         if loss.owned:
             raise ValueError(
                 f"loss {name!r} has layers that an earlier Distiller made and trains; give each Distiller its own "
                 f"loss: {type(loss).__name__}.from_config(loss.get_config())"
             )
-        if loss.student_layer is None:
-            loss.build(number_of_classes(student))
+        if type(loss).build is Loss.build:  # without such a layer a loss does not need to know shapes
             continue
-        for tap in flat(loss.teacher_layer):
-            if tap not in teacher_shapes:
+        teacher_taps, student_taps = map(flat, loss_taps(loss))
+        for tap in teacher_taps:
+            if tap not in known:
                 raise ValueError(f"loss {name!r} needs teacher=, or teacher_shapes={{{tap!r}: shape}}")
-        taps = flat(loss.student_layer)
-        outputs = tap_outputs(student, taps).outputs[1:]
-        shapes = {tap: tuple(output.shape) for tap, output in zip(taps, outputs, strict=True)}
-        loss.build(pick(teacher_shapes, loss.teacher_layer), pick(shapes, loss.student_layer))
-    for loss in projecting.values():
-        loss.owned = loss.projector is not None
-    return [loss.projector for loss in projecting.values() if loss.projector is not None]
+        shapes = of_logits | shapes_at(student, [tap for tap in student_taps if tap != LOGITS])
+        loss.build([known[tap] for tap in teacher_taps], [shapes[tap] for tap in student_taps])
+    built = [loss for loss in losses.values() if loss.extra_layer is not None]
+    for loss in built:
+        loss.owned = True
+    return [loss.extra_layer for loss in built]
 
 
 class TappedNetwork:
