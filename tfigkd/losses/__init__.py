@@ -1,4 +1,8 @@
-"""Distillation losses: each is a pure function, wrapped in a `keras.distillation.DistillationLoss`."""
+"""Distillation losses: a class of `keras.distillation.DistillationLoss` each, around a function of what it compares.
+
+The functions are pure. Hint, SKT, ReviewKD, RTK and OSAKD can have an `extra_layer` as well, which training changes:
+layers that are trained with the student, or OSAKD's queue of the last examples.
+"""
 
 from tfigkd.losses.attention import AttentionTransfer, attention_map, attention_transfer, spatial_attention
 from tfigkd.losses.base import Loss, PerExampleLoss

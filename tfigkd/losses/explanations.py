@@ -159,8 +159,8 @@ class E2KD(PerExampleLoss):
     The loss is one minus the cosine of `grad_cam` of student and teacher, both for the class that the teacher predicts,
     at the last features of each network. `IGMatching` differs in the map (the stored Integrated Gradients of the
     pixels), and in the class (the label). The authors resize maps to the image; here the smaller is resized to the
-    larger one. Of their explanations this is the one for networks that are not of B-cos layers. The layers behind the
-    tap run once more, in inference mode, and are differentiated twice; a pooling and a dense layer cost next to
+    larger one. Of the paper's explanations, Grad-CAM is the one for ordinary networks (not B-cos). The layers behind
+    the tap run once more, in inference mode, and are differentiated twice; a pooling and a dense layer cost next to
     nothing.
 
     Suggested start for ten classes: weight in {0.2, 1, 5}, beside `kd`; the authors use 0.2 to 10 on ImageNet.
