@@ -1,7 +1,7 @@
 """The methods of `compress.method`: each is a chain of phases with their own fine-tuning and checkpoints."""
 
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
 from functools import partial
 
 import keras
@@ -12,7 +12,7 @@ from tfigkd.compress.finetune import FineTuning, fine_tune, pruning_times
 from tfigkd.compress.pruning import MagnitudePruning
 from tfigkd.compress.quantization import fake_quantized
 from tfigkd.config.compress_fields import CompressConfig, Method
-from tfigkd.losses import LOSSES
+from tfigkd.losses import Loss
 from tfigkd.models.batch_norm import with_fused_batch_norm, with_stock_batch_norm
 from tfigkd.models.copies import verified_copy
 from tfigkd.runtime.files import atomic, checksum, finished, make_folder, write_manifest
@@ -118,16 +118,19 @@ PHASES: dict[Method, tuple[Phase, ...]] = {
 }
 
 
-def check_compressible(student: keras.Model, config: CompressConfig) -> None:
+def check_compressible(student: keras.Model, config: CompressConfig, losses: Iterable[Loss]) -> None:
     """Check that every phase of a method can handle a student, trained or not, without training anything.
+
+    Args:
+        student: Functional model, images [B,H,W,C] in [0,1] to logits [B,K].
+        config: The method.
+        losses: Of the fine-tuning.
 
     Raises:
         UserError: the method does not support one of the student's layers, or one of its losses.
     """
     if any(phase.by_tfmot for phase in PHASES[config.method]):
-        terms = config.losses.active().items()
-        options = {name: {key: value for key, value in asdict(term).items() if key != "weight"} for name, term in terms}
-        tfmot_bridge.check_logit_losses([LOSSES[name](**given) for name, given in options.items()])
+        tfmot_bridge.check_logit_losses(losses)
     for phase in PHASES[config.method]:
         if phase.check is not None:
             phase.check(with_stock_batch_norm(student), config)

@@ -108,9 +108,10 @@ def check_ahead(config: Config, stages: Collection[str]) -> None:
     data = dataset(config.data)
     student = with_stock_batch_norm(untrained_student(config, data))
     if compresses:
-        check_compressible(student, config.compress)
         own = config.compress.teacher == "student"
-        distiller_with(fine_tuning(config), student, fold_batch_norm(student) if own else build_teacher(config, data))
+        teacher = fold_batch_norm(student) if own else build_teacher(config, data)
+        distiller = distiller_with(fine_tuning(config), student, teacher)
+        check_compressible(student, config.compress, distiller.distillation_losses.values())
     if converts:
         try:
             check_convertible(student, config.export.formats)
