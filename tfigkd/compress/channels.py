@@ -15,11 +15,11 @@ from typing import Any
 import keras
 import numpy as np
 
-from tfigkd.compress.graph import Node, is_linear, nodes
+from tfigkd.compress.layers import compressible_nodes, is_linear
 from tfigkd.models.copies import copy_layer, copy_state, with_new_layers
 from tfigkd.models.equivalence import check_same
 from tfigkd.models.flat import flattened
-from tfigkd.models.graph import ARITHMETIC, calls_of
+from tfigkd.models.graph import ARITHMETIC, Node, calls_of
 from tfigkd.models.kernels import has_plain_kernel
 from tfigkd.runtime.errors import UserError
 
@@ -75,7 +75,7 @@ def channel_groups(model: keras.Model) -> list[Group]:
     Raises:
         UserError: The graph cannot be read, or a layer is called more than once.
     """
-    graph = nodes(model)
+    graph = compressible_nodes(model)
     groups: list[Group] = []
     taken: set[str] = set()
     for name, node in graph.items():

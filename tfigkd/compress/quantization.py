@@ -6,7 +6,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from tfigkd.compress.graph import Node, is_linear, is_linear_activation, is_relu, nodes, trace
+from tfigkd.compress.layers import compressible_nodes, is_linear, is_linear_activation, is_relu, trace
 from tfigkd.models.copies import copy_layer, copy_layer_state
 from tfigkd.models.equivalence import check_same
 from tfigkd.models.fake_quant import (
@@ -18,7 +18,7 @@ from tfigkd.models.fake_quant import (
 )
 from tfigkd.models.flat import flattened
 from tfigkd.models.fold import fold_batch_norm, inference_values
-from tfigkd.models.graph import ARITHMETIC, maker_of
+from tfigkd.models.graph import ARITHMETIC, Node, maker_of
 from tfigkd.models.input_range import require_unit_range
 from tfigkd.runtime.errors import UserError
 
@@ -122,7 +122,7 @@ def fake_quantized(model: keras.Model) -> keras.Model:
     """
     require_unit_range(model)
     folded = fold_batch_norm(flattened(model))
-    graph = nodes(folded)
+    graph = compressible_nodes(folded)
     prepares = _preparation(graph)
     for name, node in graph.items():
         if name not in prepares:

@@ -16,7 +16,7 @@ import keras
 import numpy as np
 
 from tfigkd.compress.finetune import FineTuning, in_epochs_of, pruning_times, recipe, steps_an_epoch
-from tfigkd.compress.graph import Node, is_linear_activation, nodes, one_or_all, trace
+from tfigkd.compress.layers import compressible_nodes, is_linear_activation, one_or_all, trace
 from tfigkd.compress.quantization import fake_quantized
 from tfigkd.config.compress_fields import CompressConfig
 from tfigkd.losses import Loss
@@ -24,6 +24,7 @@ from tfigkd.models.copies import verified_copy
 from tfigkd.models.equivalence import TOLERANCE, random_inputs
 from tfigkd.models.fake_quant import FakeQuantize
 from tfigkd.models.flat import flattened
+from tfigkd.models.graph import Node
 from tfigkd.runtime import console
 from tfigkd.runtime.errors import UserError
 from tfigkd.training import checkpoint
@@ -95,7 +96,7 @@ def make_twin(model: keras.Model) -> Any:
         twin_layer.set_weights(node.layer.get_weights())
         return outputs
 
-    graph = nodes(model)
+    graph = compressible_nodes(model)
     image = layers.Input(model.input_shape[1:], name=next(iter(graph)))
     twin = libraries().tf_keras.Model(image, trace(graph, image, apply), name=model.name)
     _check_twin(twin, model)
@@ -258,7 +259,7 @@ def from_quantization_twin(twin: Any, student: keras.Model, preserve: Preserve =
             if f"{kind}_min" in values:
                 ranges[name] = [values[f"{kind}_min"], values[f"{kind}_max"]]
     result = fake_quantized(trained)
-    graph = nodes(student)
+    graph = compressible_nodes(student)
     for layer in result.layers:
         if isinstance(layer, FakeQuantize) and layer.limits is None:
             name = layer.name.removesuffix("_range")

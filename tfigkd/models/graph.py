@@ -5,6 +5,7 @@ keras.ops. A node of Keras is one call of an operation; a layer that is called t
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import keras
@@ -124,6 +125,58 @@ def without_empty_mask(kwargs: dict[str, Any]) -> dict[str, Any]:
     Keras records the argument for every layer that knows masks; the layer's replacement may know none.
     """
     return {name: value for name, value in kwargs.items() if name != "mask" or value is not None}
+
+
+@dataclass(frozen=True)
+class Node:
+    """An operation of a graph: a layer, or a function of keras.ops.
+
+    Attributes:
+        layer: The layer or operation.
+        sources: Names of the operations that it reads, in the order of its arguments; one that is read twice stands
+            twice.
+        readers: Names of the operations that read it.
+        arguments: With what it was called, as Keras records it; None of the input.
+    """
+
+    layer: Any
+    sources: tuple[str, ...]
+    readers: tuple[str, ...]
+    arguments: Any = None
+
+    def call(self, layer: Any, inputs: Sequence[Any]) -> Any:
+        """Call a replacement of the layer with these tensors in the place of its sources, and its other arguments."""
+        tensors = {id(old): new for old, new in zip(self.arguments.keras_tensors, inputs, strict=True)}
+        args, kwargs = self.arguments.fill_in(tensors)
+        return layer(*args, **without_empty_mask(kwargs))
+
+    @property
+    def constants(self) -> list[Any]:
+        """The other positional arguments of the call, such as the 3 of `x + 3`."""
+        return [value for value in self.arguments.args if not isinstance(value, keras.KerasTensor)]
+
+
+def graph_nodes(model: keras.Model) -> dict[str, Node]:
+    """Return the operations of a flat model by name, each after its sources; readers and sources by name.
+
+    Raises:
+        ValueError: The model is neither Functional nor Sequential, or an operation is called more than once.
+    """
+    found: dict[str, tuple[Any, tuple[str, ...], Any]] = {}
+    for node in nodes_of(graph_of(model)):
+        name = node.operation.name
+        if name in found:
+            raise ValueError(f"layer {name!r} is called more than once; give each call a layer of its own")
+        sources = tuple(maker_of(tensor).name for tensor in node.arguments.keras_tensors)
+        found[name] = (node.operation, () if node.is_input else sources, node.arguments)
+    readers: dict[str, list[str]] = {name: [] for name in found}
+    for name, (_, sources, _) in found.items():
+        for source in sources:
+            readers[source].append(name)
+    return {
+        name: Node(operation, sources, tuple(readers[name]), arguments)
+        for name, (operation, sources, arguments) in found.items()
+    }
 
 
 def run_graph(graph: keras.Model, inputs: Any, call: Callable[..., Any] | None = None) -> Any:

@@ -8,8 +8,12 @@ from tfigkd.models import blocks, copies
 from tfigkd.models.adapt import RGB_TO_GRAY
 from tfigkd.models.convnet import convnet_head, is_whitening
 from tfigkd.models.equivalence import check_same
-from tfigkd.models.flat import block_ends, flattened
+from tfigkd.models.flat import flattened
+from tfigkd.models.graph import Node, graph_nodes
 from tfigkd.models.input_range import INPUT_RANGE
+
+HEADS = (keras.layers.GlobalAveragePooling2D, keras.layers.GlobalMaxPooling2D, keras.layers.Flatten)
+CONVOLUTIONS = (keras.layers.Conv2D, keras.layers.SeparableConv2D, keras.layers.Conv2DTranspose)
 
 
 def truncate(
@@ -88,3 +92,48 @@ def _is_constant(layer: keras.Layer) -> bool:
     kinds = keras.layers.DepthwiseConv2D | keras.layers.Conv2D
     named = layer.name in ("normalization", INPUT_RANGE, RGB_TO_GRAY) and isinstance(layer, kinds)
     return named or isinstance(layer, keras.layers.Normalization)
+
+
+def block_ends(model: keras.Model) -> list[str]:
+    """Return the names of the layers whose feature map is all that the rest of a flat model reads: where it can be cut.
+
+    Among these layers are those that end a block: a convolution reads them, or several layers, or the pooling or
+    flattening before the head. So the ends of a residual network are its stem and its additions, those of a plain
+    chain what stands before each convolution.
+
+    Returns:
+        In order, without the model's input and output.
+    """
+    nodes = graph_nodes(model)
+    position = {name: number for number, name in enumerate(nodes)}
+    reach, ends = -1, []
+    for name, node in nodes.items():
+        alone = reach <= position[name]  # nothing before it is read by anything after it
+        reach = max([reach, *(position[reader] for reader in node.readers)])
+        shape = getattr(node.layer.output, "shape", ()) if isinstance(node.layer, keras.Layer) else ()
+        if alone and isinstance(node.layer, HEADS):
+            break
+        if alone and node.sources and len(shape) == 4 and _begins_anew(node, nodes) and _has_weights(name, nodes):
+            ends.append(name)
+    return ends
+
+
+def _begins_anew(node: Node, nodes: dict[str, Node]) -> bool:
+    if len(node.readers) != 1:
+        return len(node.readers) > 1
+    reader = nodes[node.readers[0]].layer
+    while isinstance(reader, keras.layers.ZeroPadding2D):
+        reader = nodes[nodes[reader.name].readers[0]].layer
+    return isinstance(reader, (*CONVOLUTIONS, *HEADS))
+
+
+def _has_weights(name: str, nodes: dict[str, Node]) -> bool:
+    """Return whether a convolution stands before an operation, so that it is more than a prepared image."""
+    waiting, seen = [name], {name}
+    while waiting:
+        one = waiting.pop()
+        if isinstance(nodes[one].layer, CONVOLUTIONS):
+            return True
+        waiting += [source for source in nodes[one].sources if source not in seen]
+        seen.update(nodes[one].sources)
+    return False

@@ -1,15 +1,16 @@
-"""The graph of a student, used to rebuild it: operations with their sources and readers."""
+"""The operations of a student, by which a compression method makes it anew, and what its layers do."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
 
-from tfigkd.models.flat import Node, flattened, graph_nodes
+from tfigkd.models.flat import flattened
+from tfigkd.models.graph import Node, graph_nodes
 from tfigkd.runtime.errors import UserError
 
 
-def nodes(model: keras.Model) -> dict[str, Node]:
+def compressible_nodes(model: keras.Model) -> dict[str, Node]:
     """Return the operations of a model by name, each after its sources; models inside it are flattened.
 
     Args:
@@ -28,7 +29,7 @@ def trace(graph: dict[str, Node], image: Any, apply: Callable[[Node, list[Any]],
     """Return the last operation's output, computed from the image by calling `apply` for each operation in order.
 
     Args:
-        graph: From `nodes`.
+        graph: From `compressible_nodes`.
         image: The tensor to use as the model's input.
         apply: Maps a node and the output tensors of its sources to the node's output tensor.
     """
