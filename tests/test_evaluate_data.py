@@ -88,25 +88,26 @@ def test_the_test_split_is_that_of_the_models_training(folder, capsys, tmp_path)
         given["splits"] = SplitsConfig(**given.get("splits", {}))
         return reading_of_model(str(student), Options(model=str(student), **given)).split_choice()
 
-    teachers = tmp_path / "run"
-    write_manifest(teachers / "distill", "0", files={}, reading=written_reading(config.data))  # as a teacher's
+    run = tmp_path / "run"
+    write_manifest(run / "distill", "0", files={}, reading=written_reading(config.data))  # as a teacher's
     chosen = {"group": "patient", "splits": {"train": "train+test", "test": "extra"}}
     assert read(data=source) == read(data=os.path.relpath(source)) == chosen
-    (teachers / "config.json").write_text(json.dumps({"config": to_mapping(config)}))
-    (teachers / "distill/manifest.json").unlink()
+    (run / "config.json").write_text(json.dumps({"config": to_mapping(config)}))
+    (run / "distill/manifest.json").unlink()
     assert read(data=source) == chosen
     assert read(data=str(other)) == {}  # other pictures
     given = read(data=source, splits={"train": "train"}, group="day")
     assert given == {"group": "day", "splits": {"train": "train", "test": "extra"}}
 
     plain = override(config, {"data.group": None})
-    (teachers / "config.json").write_text(json.dumps({"config": to_mapping(plain)}))
+    (run / "config.json").write_text(json.dumps({"config": to_mapping(plain)}))
     assert main([str(student), "--data", source]) == 0
     assert f"accuracy {expected[0]:.2f} %" in capsys.readouterr().out
     file = tmp_path / "student.tflite"
     assert export.main([str(student), "--data", source, "--format", "float32", "--output", str(file)]) == 0
     assert read_contract(file)["data"]["splits"] == {"train": "train+test", "test": "extra"}
-    shutil.move(file, folder / "moved.tflite"), shutil.move(file.with_suffix(".json"), folder / "moved.json")
+    shutil.move(file, folder / "moved.tflite")
+    shutil.move(file.with_suffix(".json"), folder / "moved.json")
     capsys.readouterr()
     assert main([str(folder / "moved.tflite"), "--data", source]) == 0
     assert f"accuracy {expected[0]:.2f} %" in capsys.readouterr().out

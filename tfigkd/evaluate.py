@@ -112,8 +112,6 @@ def _reading(options: Options) -> Reading:
     if not is_file(options.model):
         return options.reading
     reading = reading_of_model(options.model, options)
-    if reading.split_choice() != options.reading.split_choice():
-        console.status(f"splits as in its training: {reading.split_choice()}")
     return replace(reading, image_size=options.image_size or models.image_size_of(options.model) or reading.image_size)
 
 

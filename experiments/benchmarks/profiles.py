@@ -13,11 +13,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from tfigkd import data
 from tfigkd.config.measure_fields import BenchmarkConfig
-from tfigkd.edge.contract import admit
+from tfigkd.data.spaces import noise_images
+from tfigkd.edge.contract import verified_contract
 from tfigkd.edge.layer_differences import Comparison, compare
 from tfigkd.edge.litert import input_details, open_classifier
 from tfigkd.edge.profile import profile, rows
@@ -36,7 +35,7 @@ def compared(path: Path, options: argparse.Namespace) -> tuple[Comparison | None
     if reference is None:
         return None, ""
     shape = tuple(map(int, input_details(open_classifier(path))["shape"][1:]))
-    images = np.random.default_rng(0).integers(0, 256, (IMAGES, *shape), dtype=np.uint8)
+    images = noise_images((IMAGES, *shape))
     on = "noise"
     if shape == (32, 32, 3):
         images, on = data.load("cifar10", directory=options.data_dir).validation.images[-IMAGES:], "cifar10, validation"
@@ -45,7 +44,7 @@ def compared(path: Path, options: argparse.Namespace) -> tuple[Comparison | None
 
 def row(path: Path, options: argparse.Namespace) -> dict[str, Any]:
     """Return a file's row."""
-    admit(path)
+    verified_contract(path)
     found, on = compared(path, options)
     profiled = profile(path, BenchmarkConfig(options.runs, options.warmup, (1,)))
     made = rows(profiled, found)

@@ -112,10 +112,10 @@ def test_arms_of_common_seeds_are_compared_in_pairs():
     # the seeds differ by 10 points, the arms by 0.9 to 1.1: pairs see it, Welch's test does not
     first, second = {0: 51.0, 1: 61.1, 2: 70.9, 7: 1.0}, {2: 70.0, 0: 50.0, 1: 60.0}
     compared = compare_by_seed(first, second)
-    lead, free = compared.leading, compared.welch
-    assert lead == paired([51.0, 61.1, 70.9], [50.0, 60.0, 70.0])
-    assert lead.by_pairs and lead.p < 0.01
-    assert free == welch(list(first.values()), list(second.values())) and free.p > 0.3
+    leading, unpaired = compared.leading, compared.welch
+    assert leading == paired([51.0, 61.1, 70.9], [50.0, 60.0, 70.0])
+    assert leading.by_pairs and leading.p < 0.01
+    assert unpaired == welch(list(first.values()), list(second.values())) and unpaired.p > 0.3
     # two common seeds are no pairs to speak of
     compared = compare_by_seed({0: 1.0, 1: 2.0, 2: 3.0}, {1: 5.0, 2: 6.5, 3: 8.0})
     assert compared.leading == compared.welch and not compared.leading.by_pairs

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from tfigkd.runtime import processes
+from tfigkd.runtime import machine, processes
 from tfigkd.runtime.processes import processes_that_fit
 
 CHILD = """
@@ -40,7 +40,7 @@ def test_a_child_computes_with_its_share_of_the_threads(tmp_path):
     added = []
     for threads in (1, 7):
         log = tmp_path / f"{threads}.log"
-        environment = {name: value for name, value in os.environ.items() if name not in processes.THREADS}
+        environment = {name: value for name, value in os.environ.items() if name not in machine.THREADS}
         subprocess.run([sys.executable, "-c", CHILD, str(log), str(threads)], env=environment, check=True)
         added.append(int(log.read_text().split()[-1]))
     assert added[1] - added[0] >= 6, added

@@ -10,6 +10,7 @@ import keras_tuner
 import pytest
 
 from tests.children import once, run
+from tfigkd import models
 from tfigkd.config.experiment import override, read_experiment
 from tfigkd.models.cost import multiply_adds
 from tfigkd.runtime.errors import UserError
@@ -22,7 +23,7 @@ from tfigkd.search.candidates import Candidates
 from tfigkd.search.options import Options
 from tfigkd.search.oracle import make_oracle, propose_within
 from tfigkd.search.outcome import Search, finish
-from tfigkd.search.space import Dimension, neutral_student, student_space, trial_config
+from tfigkd.search.space import OF_ALL, Dimension, neutral_student, student_space, trial_config
 from tfigkd.stages.data import dataset
 from tfigkd.stages.networks import build_network
 from tfigkd.stages.training_setup import untrained_student
@@ -129,6 +130,9 @@ def test_every_student_of_the_space_is_one(changed):
     oracle = make_oracle(Options(tuner="random"), config, space)
     drawn = [oracle.populate_space(str(number))["values"] for number in range(60)]
     assert {values["student.model"] for values in drawn} == {*space[0].values}
+    assert {*OF_ALL} - {"model", "image_size", "normalization"} == set.intersection(
+        *({*models.OPTIONS_OF[name]} for name in space[0].values)
+    )
     students = {}
     for values in drawn:
         student = trial_config(config, values).student

@@ -2,9 +2,11 @@
 
 import itertools
 import math
+import multiprocessing
 import os
 import signal
 import socket
+from types import SimpleNamespace
 
 import pytest
 
@@ -20,6 +22,7 @@ from tfigkd.search.__main__ import main
 from tfigkd.search.oracle import make_oracle
 from tfigkd.search.space import Dimension, dimension, usual_space
 from tfigkd.search.tuner import Options, claim, trial_config
+from tfigkd.stages.workdir import Workdir
 
 TINY = """
 [data]
@@ -374,8 +377,18 @@ def test_hyperband_gives_few_epochs_to_many_and_many_to_few(tmp_path):
     assert sorted({row["training.epochs"] for row in read_rows(folder / "trials.csv")}) == epochs
 
 
-def test_a_trial_whose_process_is_killed_twice_has_failed(tmp_path):
+def test_a_trial_whose_process_is_killed_twice_has_failed(tmp_path, monkeypatch):
     """Such as one that needs more memory than there is: to begin it for ever would block the search."""
-    (tmp_path / "other").mkdir()
-    assert [tuner._ended_before(tmp_path) for _ in range(3)] == [False, True, True]
-    assert not tuner._ended_before(tmp_path / "other")
+    from keras_tuner.errors import FatalError
+
+    monkeypatch.setattr(tuner, "CONTEXT", multiprocessing.get_context("fork"))  # in which the next line holds
+    monkeypatch.setattr(tuner, "_process", lambda chosen, ended: os._exit(9))
+    chosen = SimpleNamespace(workdir=Workdir(tmp_path / "never_made", tmp_path))
+    for expected in (FatalError, UserError, UserError):
+        with pytest.raises(expected, match=r"ended without a result \(status 9\)"):
+            tuner._train(chosen)
+    other = SimpleNamespace(workdir=Workdir(tmp_path / "other", tmp_path))
+    monkeypatch.setattr(tuner, "_process", lambda chosen, ended: os._exit(130))  # stopped by its scheduler
+    for _ in range(2):
+        with pytest.raises(FatalError):
+            tuner._train(other)

@@ -1,4 +1,4 @@
-"""The operations of a student, by which a compression method makes it anew, and what its layers do."""
+"""The operations of a student in order, from which compression methods rebuild it, and tests of what a layer does."""
 
 from collections.abc import Callable, Sequence
 from typing import Any

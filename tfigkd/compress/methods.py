@@ -118,19 +118,26 @@ PHASES: dict[Method, tuple[Phase, ...]] = {
 }
 
 
-def check_compressible(student: keras.Model, config: CompressConfig, losses: Iterable[Loss]) -> None:
+def check_fine_tuning(config: CompressConfig, losses: Iterable[Loss]) -> None:
+    """Check that every phase of a method can fine-tune with these losses.
+
+    Raises:
+        UserError: the method does not support one of them.
+    """
+    if any(phase.by_tfmot for phase in PHASES[config.method]):
+        tfmot_bridge.check_logit_losses(losses)
+
+
+def check_compressible(student: keras.Model, config: CompressConfig) -> None:
     """Check that every phase of a method can handle a student, trained or not, without training anything.
 
     Args:
         student: Functional model, images [B,H,W,C] in [0,1] to logits [B,K].
         config: The method.
-        losses: Of the fine-tuning.
 
     Raises:
-        UserError: the method does not support one of the student's layers, or one of its losses.
+        UserError: the method does not support one of the student's layers.
     """
-    if any(phase.by_tfmot for phase in PHASES[config.method]):
-        tfmot_bridge.check_logit_losses(losses)
     for phase in PHASES[config.method]:
         if phase.check is not None:
             phase.check(with_stock_batch_norm(student), config)

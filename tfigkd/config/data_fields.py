@@ -101,9 +101,27 @@ class Reading:
         """
         if name is None or not _is_same_source(name, str(trained.get("name"))):
             return self
-        given = {role: split for role, split in asdict(self.splits).items() if split is not None}
-        splits = SplitsConfig(**{**trained.get("splits", {}), **given})
+        splits = SplitsConfig(**{**trained.get("splits", {}), **self.split_choice().get("splits", {})})
         return replace(self, group=self.group or trained.get("group"), splits=splits)
+
+    def said_of_splits(self, given: "Reading", trained: Mapping[str, Any]) -> str:
+        """Return in words that the splits are those of a model's training, or that they could be others, or nothing.
+
+        Args:
+            given: The reading without what `with_splits_of_training` has added.
+            trained: As there.
+        """
+        if self.split_choice() != given.split_choice():
+            return f"splits as in the model's training: {_in_words(self.split_choice())}"
+        if not self.split_choice() and (trained.get("group") or trained.get("splits")):
+            return f"the usual splits, but the model was trained on {trained.get('name')} with {_in_words(trained)}"
+        return ""
+
+
+def _in_words(choice: Mapping[str, Any]) -> str:
+    """Return a `split_choice` as options."""
+    group = [f"--group {choice['group']}"] if choice.get("group") else []
+    return ", ".join(group + [f"--splits.{role} {split}" for role, split in choice.get("splits", {}).items()])
 
 
 def _is_same_source(first: str, second: str) -> bool:

@@ -223,15 +223,17 @@ class DataOptions:
     image_size: int | None = None
     """Resize pictures to this height and width, as `fit` says. Default: the size that the model takes."""
     background: str | None = None
-    """Color that transparent pictures are composited on: white, gray, black or "#rrggbb". Default: what the contract of
-    a .tflite file or the run of a .keras file says, else white."""
+    """Color that transparent pictures are composited on: white, gray, black or "#rrggbb". Default: as in the model's
+    training, where the contract of a .tflite file or the run of a .keras file says it, else white."""
     fit: Fit | None = None
-    """How pictures come to that size, as data.fit had it in the training. Default: what the contract of a .tflite file
-    or the run of a .keras file says, else stretch."""
+    """How pictures come to that size; see data.fit in the reference. Default: as in the model's training, where that is
+    said, else stretch."""
     group: str | None = None
-    """What keeps pictures on one side of every split that is held out; see data.group in the reference."""
+    """What keeps pictures on one side of every split that is held out; see data.group in the reference. Default: as in
+    the model's training, where that was on this data set."""
     splits: SplitsConfig = field(default_factory=SplitsConfig)
-    """Which splits of the source train, validate and test."""
+    """Which splits of the source train, validate and test. Default: as in the model's training, where that was on this
+    data set."""
     resident: Resident = "auto"
     """Where decoded pictures are kept; see data.resident in the reference."""
     cache: str | None = None

@@ -122,19 +122,19 @@ def load(
     if next(blocks(source.train.images)).max() <= 1:
         notes.append("warning: no pixel of train is above 1, expected 0 to 255; multiply pixels from 0 to 1 by 255")
     parts = _split(source, notes)
-    check_groups(name, parts)
+    hint = "" if reading.group else COLUMN_GROUP
+    check_groups(name, parts, hint)
     for split, examples in parts.items():
         if not len(examples):
             grouped = source.train.groups is not None
-            remedy = f"its pictures need more groups{COLUMN_GROUP}" if grouped else "add pictures to each class"
+            remedy = f"its pictures need more groups{hint}" if grouped else "add pictures to each class"
             raise UserError(f"data set {name!r}: the {split} split is empty; {remedy}")
+        if lacking := _lacking(examples, source.class_names):
+            notes.append(f"warning: {split} has no pictures of {shortened(lacking)}")
+        if limited := sorted({*_lacking(examples.take(slice(limit)), source.class_names)} - {*lacking}):
+            notes.append(f"warning: data.limit = {limit} leaves {split} no pictures of {shortened(limited)}")
     notes += _contradictions([*parts.values()], source.class_names)
     parts = {split: examples.take(slice(limit)) for split, examples in parts.items()}
-    for split, examples in parts.items():
-        lacking = [one for label, one in enumerate(source.class_names) if not (examples.labels == label).any()]
-        if lacking:
-            of = "" if limit is None else f" with data.limit = {limit}"
-            notes.append(f"warning: {split} has no pictures of {shortened(lacking)}{of}")
     return Dataset(
         name,
         **parts,
@@ -208,9 +208,14 @@ def _open(name: str, directory: str | None, wanted: Reading, download: bool) -> 
     if ending == ".npz":
         return npz.read_npz(path, wanted)
     if name and path.is_dir():
-        if prepared := catalog.prepared_name(path):
-            raise UserError(f"{path} holds a tfds data set; give it by its name: {prepared}")
-        return folders.read_folder(path, wanted)
+        if catalog.NAME_PATTERN.fullmatch(name) and catalog.find_prepared(path):
+            return catalog.read_tfds(name, directory or ".", wanted, download)
+        try:
+            return folders.read_folder(path, wanted)
+        except UserError as error:
+            if prepared := catalog.options_of_prepared(path):
+                raise UserError(f"{path} holds a tfds data set; give it by its name: {prepared}") from error
+            raise
     if ending == ".csv":
         return tables.read_csv(path, wanted)
     return catalog.read_tfds(name, directory, wanted, download)
@@ -253,6 +258,12 @@ def _check(name: str, source: sources.Source) -> None:
                 f"data set {name!r}: train pictures are {_size(source.train)}, {split} pictures {_size(part)}; "
                 "give --image-size (data.image_size) to resize them"
             )
+
+
+def _lacking(examples: Examples, class_names: Sequence[str]) -> list[str]:
+    """Return the classes without examples."""
+    found = {*np.unique(examples.labels).tolist()}
+    return [name for label, name in enumerate(class_names) if label not in found]
 
 
 def _size(part: sources.SplitPart) -> str:

@@ -11,6 +11,7 @@ import http.client
 import json
 import os
 import re
+import shlex
 import threading
 import urllib.error
 import urllib.request
@@ -100,8 +101,9 @@ def find_prepared(folder: Path, version: str = "") -> Path | None:
     return max(versions, key=lambda path: tuple(map(int, path.name.split("."))), default=None)
 
 
-def prepared_name(folder: Path) -> str | None:
+def options_of_prepared(folder: Path) -> str | None:
     """Return the options that name the tfds data prepared in a folder: in itself, its versions, or its configs."""
+    folder = folder.absolute()
     below = [folder / "dataset_info.json", *sorted(folder.glob("*/dataset_info.json"))]
     below += sorted(folder.glob("*/*/dataset_info.json"))
     info = next((one for one in below if one.is_file() and VERSION_PATTERN.fullmatch(one.parent.name)), None)
@@ -110,7 +112,8 @@ def prepared_name(folder: Path) -> str | None:
     with readable(f"tfds data in {info.parent}", "restore that folder or prepare it again"):
         said = json.loads(info.read_text(encoding="utf-8"))
         name = "/".join(part for part in (said["name"], said.get("configName")) if part)
-        return f"--data {name} --data-dir {info.parents[1 + len(name.split('/'))]}"
+        directory = info.parents[1 + len(name.split("/"))]
+        return f"--data {name} --data-dir {shlex.quote(str(directory))}"
 
 
 def _prepared_configs(name: str, directory: Path) -> str:

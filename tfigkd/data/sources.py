@@ -130,7 +130,7 @@ def given_splits(available: Collection[str], splits: SplitsConfig, where: str) -
 
 
 def refuse_twice(chosen: Mapping[str, tuple[str, ...]]) -> None:
-    """Refuse a split that has two roles, one of them by `data.splits` and the other perhaps because it is usual.
+    """Refuse a split that is taken twice: by two roles, of which one may have it by default, or by one.
 
     Raises:
         UserError: There is one.

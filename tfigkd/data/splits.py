@@ -71,8 +71,13 @@ def _groups_to_hold_out(examples: Examples, wanted: dict[int, int], *, last: boo
     return chosen
 
 
-def check_groups(name: str, splits: dict[str, Examples]) -> None:
+def check_groups(name: str, splits: dict[str, Examples], hint: str = "") -> None:
     """Refuse a group that is in two splits, which can only be splits of the source itself.
+
+    Args:
+        name: Of the data set.
+        splits: Role to examples.
+        hint: End of the message.
 
     Raises:
         UserError: There is one.
@@ -84,6 +89,6 @@ def check_groups(name: str, splits: dict[str, Examples]) -> None:
                 raise UserError(
                     f"data set {name!r}: group {str(group)!r} is in {before[group]} and in {split}; move its pictures "
                     "into one split, or set data.splits.train to both splits, such as train+test: whole groups are "
-                    f"then held out{COLUMN_GROUP}"
+                    f"then held out{hint}"
                 )
             before[group] = split

@@ -1,6 +1,6 @@
 """The second quantizer: `ai-edge-quantizer` makes an int8 file of a float32 file, whole or without its worst layers.
 
-An alternative to TensorFlow's converter. The package is an extra: `pip install ai-edge-quantizer`.
+An alternative to TensorFlow's converter. The package is optional: `pip install ai-edge-quantizer`.
 """
 
 import contextlib

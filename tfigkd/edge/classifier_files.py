@@ -35,6 +35,7 @@ from tfigkd.edge.litert import (
     output_details,
     tensor_values,
 )
+from tfigkd.runtime import console
 from tfigkd.runtime.errors import UserError
 from tfigkd.runtime.text import shortened
 
@@ -83,10 +84,14 @@ def reading_for(path: Path, options: Any) -> Reading:
         background=background_of(contract, options.background),
         fit=fit_of(contract, options.fit),
     )
+    trained = (contract or {}).get("data") or {}
     try:
-        return reading.with_splits_of_training(options.data, (contract or {}).get("data") or {})
+        completed = reading.with_splits_of_training(options.data, trained)
+        if options.data is not None and (said := completed.said_of_splits(reading, trained)):
+            console.status(said)
     except (AttributeError, TypeError) as error:
         raise UserError(f"the contract of {path} has no valid data.splits; export it anew") from error
+    return completed
 
 
 def background_of(contract: Mapping[str, Any] | None, given: str | None) -> str:

@@ -71,7 +71,7 @@ def add_data_options(parser: argparse.ArgumentParser, purpose: str) -> None:
     parser.add_argument("--data-dir", "--data_dir", help="prepared tfds directory (default: TFDS_DATA_DIR)")
     add_background_option(parser)
     parser.add_argument("--fit", choices=get_args(Fit), help="how pictures come to that size (default: as in training)")
-    parser.add_argument("--group", help="what keeps pictures on one side of a split that is held out, as in data.group")
+    parser.add_argument("--group", help="what groups pictures, as in data.group (default: as in training on this data)")
     kinds = get_args(Resident)
     parser.add_argument("--resident", choices=kinds, default="auto", help="where decoded pictures are kept")
     parser.add_argument("--cache", help="folder of pictures that are kept on disk (default: .tfigkd beside the data)")
@@ -82,7 +82,7 @@ def add_data_options(parser: argparse.ArgumentParser, purpose: str) -> None:
             dest="splits",
             const=role,
             default=SplitsConfig(),
-            help=f"split of the source, as in data.splits.{role}",
+            help=f"split of the source, as in data.splits.{role} (default: as in training on this data)",
         )
 
 

@@ -33,8 +33,8 @@ def parity(path: Path, examples: Examples, reference: np.ndarray) -> dict[str, f
     """Compare a file's logits of examples with its Keras model's logits [N,K].
 
     Returns:
-        What `comparison` measures, `accuracy` and `keras_accuracy`, `keras_near_chance` (is the Keras model's explained
-        by guessing?), and the number of `examples`.
+        What `comparison` measures, `accuracy` and `keras_accuracy`, `keras_near_chance`, whether guessing explains the
+        Keras model's accuracy, and the number of `examples`.
     """
     logits = litert_predictor(path)(examples.images)
     return {

@@ -1,7 +1,7 @@
-"""Distillation losses: a class of `keras.distillation.DistillationLoss` each, around a function of what it compares.
+"""Distillation losses: each is a subclass of `keras.distillation.DistillationLoss` around a pure function.
 
-The functions are pure. Hint, SKT, ReviewKD, RTK and OSAKD can have an `extra_layer` as well, which training changes:
-layers that are trained with the student, or OSAKD's queue of the last examples.
+Hint, SKT, ReviewKD, RTK and OSAKD can have an `extra_layer` as well, which training changes: layers that are trained
+with the student, or OSAKD's queue of the last examples.
 """
 
 from tfigkd.losses.attention import AttentionTransfer, attention_map, attention_transfer, spatial_attention

@@ -71,7 +71,7 @@ class ProjectedLoss(PerExampleLoss):
         return [(student[-1], teacher[-1]) for student, teacher in zip(student_shapes, teacher_shapes, strict=True)]
 
     def make_layer(self, channels: Any) -> Any:
-        """Return the layer, whose attribute `channels` these are; None for a loss without one."""
+        """Return the layer, with these as its attribute `channels`; None for a loss without one."""
         return Projectors(channels, name=f"{type(self).__name__.lower()}_projectors")
 
 

@@ -18,7 +18,7 @@ CLEARLY = 3.0
 RANGE_GAIN = 0.05
 """Gain of balanced accuracy from which another input range is suggested."""
 CHANCE_KAPPA = 0.05
-"""Cohen's kappa, 0 for guesses, below which rows, which have no count of each class, are called at chance."""
+"""Cohen's kappa (0 for guesses) below which a study calls an arm at chance; its rows have no counts of the classes."""
 ORDER_RECALL = 0.5
 """Balanced accuracy from which another class order is suggested."""
 ORDER_GAIN = 0.2
@@ -42,7 +42,7 @@ def explained_by_guessing(recall: float, counts: Sequence[int] | np.ndarray) -> 
 
     Args:
         recall: The balanced accuracy, from 0 to 1.
-        counts: Examples of each of these classes.
+        counts: Examples of each class that occurs.
     """
     counts = np.asarray(counts)
     chance = 1 / len(counts)

@@ -190,9 +190,9 @@ def logits_of(model: keras.Model, outputs: Outputs | None = None) -> Callable[[A
     if graph is None and isinstance(model, keras.Sequential) and not model.built:
         if outputs is None and not (model.layers and infer_outputs_by_end(model) == "logits"):
             _refuse_unbuilt(model)
-        return (
-            (lambda values: two_classes(probabilities_to_logits(values))) if outputs == "probabilities" else two_classes
-        )
+        if outputs == "probabilities":
+            return lambda values: two_classes(probabilities_to_logits(values))
+        return two_classes
     if graph is None or len(model.output_shape) != 2:
         return (lambda values: values) if outputs != "probabilities" else probabilities_to_logits
     single = model.output_shape[-1] == 1

@@ -91,9 +91,8 @@ def _with_preprocessing(model: keras.Model, function: Callable, input_shape: Seq
     prepared = layer(inputs)
     layer.set_weights([kernel, offset])
     joined = keras.Model(inputs, run_graph(model, [prepared]), name=model.name)
-    return batch_norm.with_fused_batch_norm(
-        copies.verified_copy(joined)
-    )  # new layers, so that each belongs to one graph only
+    # new layers, so that each belongs to one graph only
+    return batch_norm.with_fused_batch_norm(copies.verified_copy(joined))
 
 
 def preprocessing(function: Callable) -> tuple[np.ndarray, np.ndarray]:

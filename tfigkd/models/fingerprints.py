@@ -12,6 +12,8 @@ from tfigkd.models.graph import flatten_layers
 
 NO_FUNCTION = ("name", "trainable", "seed", "build_config", "compile_config", "registered_name", "shared_object_id")
 """Parts of a model's config that do not change what it computes; nor do initializers and regularizers."""
+MOVED = {"tfigkd.models.batch_norm": "tfigkd.models.layers"}
+"""Module to the one in which stores of earlier versions know its layers."""
 
 
 def architecture_fingerprint(model: keras.Model) -> str:
@@ -40,6 +42,8 @@ def _nameless(value: Any, numbers: Mapping[str, int]) -> Any:
             for key, item in value.items()
             if key not in NO_FUNCTION and not str(key).endswith(("_initializer", "_regularizer"))
         }
+        if "module" in kept:
+            kept["module"] = MOVED.get(kept["module"], kept["module"])
         return {str(key): _nameless(item, numbers) for key, item in kept.items()}
     if isinstance(value, list | tuple):
         return [_nameless(item, numbers) for item in value]

@@ -29,10 +29,14 @@ def _visible_cores() -> int:
 
 
 def limit_threads_to_container() -> None:
-    """Let TensorFlow and NumPy start a thread for each core that the container leaves, unless a number is set."""
-    if cores() < _visible_cores():
+    """Let TensorFlow, and NumPy where it is not imported yet, start a thread for each core that the container leaves.
+
+    A number of threads that is set stays.
+    """
+    count = cores()
+    if count < _visible_cores():
         for name in THREADS:
-            os.environ.setdefault(name, str(cores()))
+            os.environ.setdefault(name, str(count))
 
 
 def limit_threads(count: int) -> None:

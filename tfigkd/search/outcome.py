@@ -133,6 +133,8 @@ def _measure_again(search: Search, candidates: Candidates, trial: Any, before: C
 def _nothing(search: Search) -> str:
     """Return why a search has no trials."""
     nearest = None if search.candidates is None else search.candidates.nearest()
+    if search.candidates is not None and nearest is None:
+        return "the values of the space never go together (see the lines 'refused:'); change --vary"
     if search.candidates is None or nearest is None:
         return f"no trial of the search in {search.folder} finished; see {search.folder}/trials/*/*/run.log"
     limits = format_budget(search.candidates.budget)

@@ -13,8 +13,9 @@ from tfigkd.config.declare import require_seed
 from tfigkd.config.experiment import Config, override, read_experiment, smoke, to_mapping
 from tfigkd.config.flags import with_flags
 from tfigkd.runtime import console
+from tfigkd.runtime.command import INTERRUPTED
 from tfigkd.runtime.errors import InUseError, UserError, system_line
-from tfigkd.runtime.files import locked, read_signed, require_stage, write_signed, write_text
+from tfigkd.runtime.files import locked, make_folder, read_signed, require_stage, write_signed, write_text
 from tfigkd.runtime.processes import CONTEXT, settle
 from tfigkd.runtime.provenance import origin
 from tfigkd.runtime.quiet import quiet_stderr, quiet_tensorflow
@@ -31,7 +32,7 @@ from tfigkd.search.space import (
     trial_config,
     usual_space,
 )
-from tfigkd.stages.data import dataset
+from tfigkd.stages.data import dataset, forget_datasets
 from tfigkd.stages.runner import INERT, Run, changed_fields, run
 from tfigkd.stages.workdir import Workdir
 
@@ -53,7 +54,7 @@ def _process(chosen: Run, ended: Any) -> None:
     except OSError as error:
         ended.send((system_line(error), False))
     except KeyboardInterrupt:
-        sys.exit(130)
+        sys.exit(INTERRUPTED)
 
 
 def _train(chosen: Run) -> None:
@@ -74,8 +75,7 @@ def _train(chosen: Run) -> None:
         process.join()
     except EOFError:
         process.join()
-        line = f"the training ended without a result (status {process.exitcode}); see {chosen.workdir.run}/run.log"
-        fault = line, _ended_before(chosen.workdir.run)
+        fault = _died(chosen.workdir.run, process.exitcode)
     finally:
         process.terminate()  # has no effect, unless Ctrl-C interrupted the lines above
         process.join()
@@ -84,15 +84,21 @@ def _train(chosen: Run) -> None:
         raise UserError(line) if of_trial else FatalError(line)
 
 
-def _ended_before(folder: Path) -> bool:
-    """Return whether the process of a trial has ended without a result before, and note that it has now.
+def _died(folder: Path, status: int | None) -> tuple[str, bool]:
+    """Return an error line on a process that ended without a result, and whether the trial caused it.
 
-    What killed it may be gone, such as another program that took the memory; the second time the trial has failed.
+    What killed it may be gone, such as another program that took the memory. The second time the trial has failed.
     """
-    note = folder / "ended"
-    before = note.is_file()
-    write_text(note, "The process that trained here has ended without a result.\n")
-    return before
+    line = f"the training ended without a result (status {status}); see {folder}/run.log"
+    if status == INTERRUPTED:
+        return line, False
+    try:
+        note = make_folder(folder) / "killed"
+        before = note.is_file()
+        write_text(note, f"{line}\n")
+    except OSError as error:
+        return system_line(error), False
+    return line, before
 
 
 def try_out(options: Options, name: str, config: Config, folder: Path) -> float:
@@ -197,13 +203,13 @@ def claim(folder: Path, settings: dict[str, Any]) -> None:
         if path.exists():
             before = read_signed(path, f"delete {folder} to search anew", unsigned=True)
             try:
-                before = {"pictures": settings.get("pictures")} | before  # which earlier versions did not write
-                changed = changed_fields(before, settings, INERT)
+                known = "pictures" in before  # which earlier versions did not write
+                changed = changed_fields({"pictures": settings["pictures"]} | before, settings, INERT)
             except (UserError, KeyError) as error:
                 raise UserError(f"{path} is damaged ({error}); delete {folder} to search anew") from error
             if changed:
                 raise UserError(f"{folder} holds another search ({', '.join(changed)}); choose another --workdir")
-        else:
+        if not (path.exists() and known):
             write_signed(path, settings)
 
 
@@ -243,9 +249,11 @@ def search(options: Options, flags: Sequence[str], command: str = "") -> Path | 
         console.say(f"it would write to {folder}")
         return None
     with locked(folder / (role or "search"), wait=False):
-        claim(folder, _settings(options, name, config, space, budget))
         with quiet_tensorflow(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
+            claim(folder, _settings(options, name, config, space, budget))
+            if not budget:
+                forget_datasets()  # each trial reads its own in a process of its own
             if role in ("", "chief"):
                 check_state(folder / PROJECT)
             from tfigkd.search.candidates import Candidates

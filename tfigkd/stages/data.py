@@ -24,6 +24,11 @@ def dataset(config: DataConfig) -> Dataset:
     return _load(config.name, config.dir, config.limit, config.reading)
 
 
+def forget_datasets() -> None:
+    """Free the data sets that `dataset` keeps."""
+    _load.cache_clear()
+
+
 @functools.lru_cache(maxsize=2)
 def _load(name: str, directory: str | None, limit: int | None, reading: Reading) -> Dataset:
     return load(name, reading, directory=directory, limit=limit)

@@ -4,7 +4,7 @@ from collections.abc import Collection
 
 import keras
 
-from tfigkd.compress.methods import check_compressible
+from tfigkd.compress.methods import check_compressible, check_fine_tuning
 from tfigkd.config.experiment import Config, fine_tuning
 from tfigkd.config.training_fields import TrainingConfig
 from tfigkd.edge.convert import OperationError, check_convertible
@@ -108,10 +108,11 @@ def check_ahead(config: Config, stages: Collection[str]) -> None:
     data = dataset(config.data)
     student = with_stock_batch_norm(untrained_student(config, data))
     if compresses:
+        check_compressible(student, config.compress)
         own = config.compress.teacher == "student"
         teacher = fold_batch_norm(student) if own else build_teacher(config, data)
         distiller = distiller_with(fine_tuning(config), student, teacher)
-        check_compressible(student, config.compress, distiller.distillation_losses.values())
+        check_fine_tuning(config.compress, distiller.distillation_losses.values())
     if converts:
         try:
             check_convertible(student, config.export.formats)

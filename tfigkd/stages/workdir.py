@@ -11,6 +11,7 @@ from tfigkd.config.data_fields import Reading
 from tfigkd.config.experiment import Config
 from tfigkd.config.fields import DataConfig
 from tfigkd.config.reading import from_mapping
+from tfigkd.runtime import console
 from tfigkd.runtime.errors import UserError
 from tfigkd.runtime.files import MANIFEST, expanded, read_manifest
 
@@ -101,12 +102,15 @@ def reading_of_model(model: str, options: "DataOptions") -> Reading:
     """
     given, folder = options.reading, Path(os.path.abspath(expanded(model))).parent
     written = _reading_in(folder)
-    return replace(
+    reading = replace(
         given,
         image_size=options.image_size or written.get("image_size"),
         background=options.background or written.get("background", given.background),
         fit=options.fit or written.get("fit", given.fit),
     ).with_splits_of_training(options.data, written)
+    if options.data is not None and (said := reading.said_of_splits(given, written)):
+        console.status(said)
+    return reading
 
 
 def written_reading(data: DataConfig) -> dict[str, Any]:

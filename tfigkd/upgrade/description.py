@@ -24,6 +24,8 @@ APPLICATIONS = {
     "CustomScaleLayer": "inception_resnet_v2",
 }
 """Layers that belong to a network of keras.applications, and its module in both versions of Keras."""
+DEFLATED = 1032
+"""How many times smaller zlib makes data at most."""
 INITIALIZERS = "tensorflow.python.ops.init_ops_v2"
 """Module of the initializers in EfficientNetV2, the only one outside of Keras."""
 
@@ -106,10 +108,21 @@ def _check_class(path: Path, value: dict[str, Any], known: Collection[str]) -> N
 
 
 def weight_bytes(path: Path) -> int:
-    """Return the bytes of a file or folder in which the weights of a model can be."""
+    """Return how many bytes the weights in a file or folder can have, unpacked."""
     if path.is_dir():
         return sum(file.stat().st_size for file in (path / "variables").glob("*"))
-    return path.stat().st_size if is_hdf5(path) else inspect_archive(path)[1]
+    if not is_hdf5(path):
+        return inspect_archive(path)[1]
+    sizes: list[int] = []
+
+    def add(_: str, item: Any) -> None:
+        if isinstance(item, h5py.Dataset):
+            stored = item.id.get_storage_size()
+            sizes.append(stored if item.compression is None else min(item.nbytes, DEFLATED * stored))
+
+    with h5py.File(path) as file:
+        file.visititems(add)
+    return sum(sizes)
 
 
 @contextmanager
