@@ -32,7 +32,7 @@ from tfigkd.runtime.files import (
 from tfigkd.runtime.rows import read_rows
 from tfigkd.study import collect as collecting
 from tfigkd.study.__main__ import main as study_command
-from tfigkd.study.collect import collect, finished_runs, merge_rows, table_of
+from tfigkd.study.collect import collect, finished_runs, merge_rows, save_student, table_of
 from tfigkd.study.page import page, size_chart
 from tfigkd.study.plan import Options, Study, plan, read_study
 from tfigkd.study.protocol import protocol_of
@@ -50,7 +50,7 @@ from tfigkd.study.tables import (
     section,
     sentences,
 )
-from tfigkd.study.verdict import study_verdict
+from tfigkd.study.verdict import flags_of, study_verdict
 
 ROOT = Path(__file__).resolve().parents[2]
 STUDIES = sorted(path.stem for path in (experiments_folder() / "studies").glob("*.toml"))
@@ -195,6 +195,9 @@ def test_a_study_says_what_differs_from_its_base(tmp_path):
     assert (half.name, half.seeds, half.overrides) == ("half", 1, {"data": {"train_fraction": 0.5}})
     assert (half.arms, half.comparisons, half.stages) == (methods.arms, methods.comparisons, methods.stages)
     assert {job.run.config.data.train_fraction for job in plan(half, Options("half"))} == {0.5}
+    (tmp_path / "short.toml").write_text('base = "sparsity"\n[overrides]\ntraining.epochs = 5\ncompress.steps = 9\n')
+    short = read_study(str(tmp_path / "short.toml"))  # whose base has overrides, too
+    assert short.overrides == {"training": {"epochs": 5}, "compress": {"method": "prune", "steps": 9}}
     for base, message in (("method", "did you mean 'methods'"), ("methods_tenth", "one level is the most")):
         (tmp_path / "broken.toml").write_text(f'base = "{base}"\n')
         with pytest.raises(UserError, match=message) as caught:
@@ -344,6 +347,34 @@ def test_models_from_another_machine_are_collected_without_its_data(tmp_path, ca
     write_manifest(teacher, "2", files={"teacher.keras": checksum(teacher / "teacher.keras")}, trained_here=False)
     collect(collecting.Options(**places, models="slow"))
     assert manifest.stat().st_mtime_ns == before  # a teacher that was taken from there is not copied back
+
+
+def test_a_file_is_saved_with_its_contract_and_goes_with_its_student(tmp_path):
+    places = {"workdir": tmp_path / "runs/studies", "teachers": tmp_path, "into": tmp_path / "checkout"}
+    run, saved = brought_run(tmp_path, 0, teacher="2"), tmp_path / "checkout/saved_models/slow/0"
+    (run / "export").mkdir()
+    names = ("student.int8.tflite", "student.int8.json")
+    for name in names:
+        (run / "export" / name).write_text(f"its {name}")
+    write_manifest(run / "export", "1", files={name: checksum(run / "export" / name) for name in names})
+    (run / "precision.json").write_text("{}")
+    collect(collecting.Options(**places, models="slow"))
+    assert {*read_manifest(saved)["files"]} == {"student.keras", *names}
+    assert (saved / names[1]).read_text() == "its student.int8.json" and (saved / "precision.json").is_file()
+    # another student, which was not exported
+    shutil.rmtree(run)
+    (brought_run(tmp_path, 0, teacher="2") / "distill/student.keras").write_text("another")
+    named = {"student.keras": checksum(run / "distill/student.keras")}
+    write_manifest(run / "distill", "1", files=named, teacher="2")
+    collect(collecting.Options(**places, models="slow"))
+    assert {path.name for path in saved.iterdir()} == {"student.keras", "config.json", "manifest.json"}
+
+
+def test_two_arms_with_experiments_of_one_name_do_not_overwrite_each_others_students(tmp_path):
+    run = brought_run(tmp_path, 0, teacher="2")
+    save_student(run, row("slow", 0, 70), tmp_path / "saved")
+    with pytest.raises(UserError, match="has the student of arm slow, not of fast"):
+        save_student(run, row("slow", 0, 70) | {"arm": "fast"}, tmp_path / "saved")
 
 
 def test_a_student_is_never_saved_in_the_place_of_another_studys(tmp_path, capsys):
@@ -708,6 +739,7 @@ def test_each_arm_has_its_own_parameters_at_a_size_and_long_names_their_own_line
     chart = size_chart(study, rows)
     assert [line[1] for line in chart.table[1]] == ["1,000", "8,000", "250", "2,000"]
     assert (chart.says["least"], chart.says["most"]) == (250, 8000)
+    assert size_chart(study, [one | {"student_parameters": "1000"} for one in rows]) is None
     assert labels(["a" * 30, "b", "a" * 31]) == [f"{'a' * 27}… (1)", "b", f"{'a' * 27}… (3)"]
 
 
@@ -719,12 +751,28 @@ def test_arms_of_different_data_are_named():
     assert not any("data sets" in line for line in study_verdict(study, [row("slow", 0, 70), rows[1]]))
 
 
+def test_arms_that_ran_with_other_flags_are_named():
+    study, command = Study("pair", arms={"slow": "kd", "fast": "kd"}), "python -m tfigkd.study --arms {} --seeds 1"
+    alike = [row(arm, 0, 70) | {"command": f"{command.format(arm)} --a.b 1 2 --c.d='x y'"} for arm in ("slow", "fast")]
+    assert flags_of(alike[0]["command"]) == "--a.b 1 2 '--c.d=x y'"
+    assert not any("flags" in line for line in study_verdict(study, alike))
+    (said,) = (
+        line
+        for line in study_verdict(study, [alike[0], alike[1] | {"command": command.format("fast")}])
+        if "different flags" in line
+    )
+    assert "none (fast); --a.b 1 2 '--c.d=x y' (slow)" in said
+
+
 def test_runs_that_were_not_planned_are_not_counted_as_done():
     study = Study("pair", arms={"slow": "kd", "fast": "kd"}, seeds=2)
-    rows = [row("slow", seed, 70) for seed in range(4)]
+    rows = [row("slow", seed, 70) | {"command": "python -m tfigkd.study --training.epochs 9"} for seed in range(4)]
     assert done_runs(study, rows) == 2
     shown = page(study, rows, [])
-    assert "2 of 4" in shown and "continues with them" in shown
+    assert "2 of 4" in shown and "2 runs of other seeds or arms" in shown and "continues with them" in shown
+    assert "python -m tfigkd.study --experiment pair --training.epochs 9" in shown
+    later = page(study, rows[2:], [])
+    assert "0 of 4" in later and "No run of this study" not in later and "71.00" not in later and "70.00" in later
 
 
 def test_names_that_cannot_be_folders_of_their_own_are_refused(tmp_path):
@@ -742,6 +790,11 @@ def test_names_that_cannot_be_folders_of_their_own_are_refused(tmp_path):
     seen = read_study(write(tmp_path / "seen.toml", 'judged_on = "validation"\n' + text + 'kd = "cifar10_kd"\n'))
     with pytest.raises(UserError, match="judged on validation, on which kd would train"):
         plan(seen, Options("seen"))
+    whole = read_study(write(tmp_path / "whole.toml", 'judged_on = "compressed"\n' + text + 'kd = "cifar10_kd"\n'))
+    with pytest.raises(UserError, match="judged on compressed students, and kd is not compressed"):
+        plan(whole, Options("whole"))
+    pair = read_study(write(tmp_path / "pair.toml", text + 'kd = "kd"\nig = "ig_kd"\n'))
+    assert [job.arm for job in plan(pair, Options("pair", arms="kd, kd"))] == ["kd"]
 
 
 def test_a_study_of_compression_is_judged_by_the_compressed_student():
@@ -753,6 +806,8 @@ def test_a_study_of_compression_is_judged_by_the_compressed_student():
         for arm, mean in (("power", 80), ("sgd", 77.5))
         for seed in range(3)
     ]
+    with pytest.raises(UserError, match="power, seed 0, has no compressed_accuracy"):
+        runs_of([row("power", 0, 90, size="90%", study="sparsity")], study.judged_on)
     header, lines, _ = arms_lines(study, rows, [])
     assert header[2] == "compressed accuracy, %" and header[-1] == "zeros in the compressed kernels, %"
     assert [(line[2].strip("*"), line[-1]) for line in lines] == [("81.00", "90.0"), ("78.50", "90.0")]

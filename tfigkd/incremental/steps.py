@@ -93,7 +93,8 @@ class Step:
 
     def make(self) -> keras.Model:
         """Return a fresh network of all classes so far, as it trains."""
-        narrow = replace(self.data, class_names=self.data.class_names[: self.total])
+        # the whitening of a convnet is of the images that it is made with: of those of this step
+        narrow = replace(self.data, class_names=self.data.class_names[: self.total], train=self.examples)
         network = with_fused_batch_norm(build_network(self.config.student, narrow))
         return models.with_precision(network, self.config.training.precision)
 

@@ -72,7 +72,8 @@ def long_rows(row: Mapping[str, str]) -> Iterator[dict[str, str]]:
         if row.get(f"{role}_{format}_bytes"):
             own = {name: row.get(f"{role}_{format}_{name}", "") for name in ("accuracy", "bytes", "ms")}
             own |= {"format": format, "parameters": row.get(f"{role}_parameters", "")}
-            name = row["arm"] if role == "student" else f"{row['arm']}, {row.get('compressed_method') or role}"
+            arm = " ".join(filter(None, (row["arm"], row.get("size", ""))))
+            name = arm if role == "student" else f"{arm}, {row.get('compressed_method') or role}"
             # runs of other configs are separate points, not further seeds of this one
             kinds = [row.get("protocol") or row.get("config", "")]
             kinds += [row.get("compressed_settings", "")] * (role == "compressed")

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from tfigkd.config.experiment import experiments_folder
+from tfigkd.edge.contract import contract_path
 from tfigkd.runtime import console
 from tfigkd.runtime.errors import UserError
 from tfigkd.runtime.files import (
@@ -172,15 +173,19 @@ def merge_rows(path: Path, rows: Sequence[dict[str, str]], *, replace: bool = Fa
 
 
 def save_student(run: Path, row: dict[str, str], into: Path) -> Path:
-    """Copy a run's student, its int8 file if it has one, and its manifest to a folder of saved_models.
+    """Copy a run's student, its int8 file and contract if it has them, and its manifest to a folder of saved_models.
 
     Files that were made of the same student in that folder, such as an int8 file, stay.
     """
     folder = make_folder(into / row["experiment"] / row["seed"])
     before = read_manifest(folder) or {}
-    there, study = before.get("files", {}), before.get("row", {}).get("study", row["study"])
-    if study != row["study"]:
-        raise UserError(f"{folder} has the student of study {study}, not of {row['study']}; give another --into")
+    there, known = before.get("files", {}), before.get("row", {})
+    for name in ("study", "arm"):
+        if known.get(name, row[name]) != row[name]:
+            raise UserError(
+                f"{folder} has the student of {name} {known[name]}, not of {row[name]}; give another --into, or the "
+                "experiments files of different names"
+            )
     # checks the file, so that a damaged one does not get a new checksum
     trained = require_stage(run / "distill", "distill")
     files = {}
@@ -188,11 +193,18 @@ def save_student(run: Path, row: dict[str, str], into: Path) -> Path:
         if (run / stage / name).is_file():
             require_stage(run / stage, stage)
             files[name] = copy_file(run / stage / name, folder / name)
+            contract = contract_path(run / stage / name)
+            if contract.is_file():
+                files[contract.name] = copy_file(contract, folder / contract.name)
     if there.get(STUDENT_FILE) == files[STUDENT_FILE]:
         files = {name: checked for name, checked in there.items() if (folder / name).is_file()} | files
+    for name in {*there} - {*files}:  # made of another student
+        (folder / name).unlink(missing_ok=True)
     copy_file(run / SETTINGS, folder / SETTINGS)
     if (run / PRECISION).is_file():  # the precision that "auto" chose in the run
         copy_file(run / PRECISION, folder / PRECISION)
+    else:
+        (folder / PRECISION).unlink(missing_ok=True)
     write_manifest(folder, trained["fingerprint"], files=files, **outputs_of(trained), row=row)
     return folder
 

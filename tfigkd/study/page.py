@@ -1,7 +1,6 @@
 """`report.html` of a study: what its template shows, prepared from the rows; every figure comes from a row."""
 
 import math
-import shlex
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -12,7 +11,7 @@ from plotly import graph_objects as go
 from tfigkd.measure.statistics import LEVEL, Summary
 from tfigkd.report.charts import PALETTE, Chart, Table, cost_axis, error_bars, label, labels, make, rows_axis
 from tfigkd.report.page import render
-from tfigkd.study.plan import PROG, Options, Study, title_of
+from tfigkd.study.plan import PROG, Options, Study, title_of, words_of
 from tfigkd.study.protocol import Row
 from tfigkd.study.quality import TITLE, quality_lines
 from tfigkd.study.tables import (
@@ -28,7 +27,7 @@ from tfigkd.study.tables import (
     sentences,
     summarize,
 )
-from tfigkd.study.verdict import study_verdict
+from tfigkd.study.verdict import flags_of, study_verdict
 
 
 def page(study: Study, rows: Sequence[Row], papers: Sequence[Row], workdir: Path = Options.workdir) -> str:
@@ -49,6 +48,7 @@ def page(study: Study, rows: Sequence[Row], papers: Sequence[Row], workdir: Path
         study=study,
         total=study.seeds * len(study.arms) * len(study.sizes),
         done=done_runs(study, rows),
+        others=len({(row["size"], row["arm"], row["seed"]) for row in rows}) - done_runs(study, rows),
         verdict=study_verdict(study, rows),
         provenance=provenance(rows),
         remarks=remarks,
@@ -64,12 +64,18 @@ def page(study: Study, rows: Sequence[Row], papers: Sequence[Row], workdir: Path
         published=_published(published),
         published_chart=_published_chart(study, published),
         left=_remaining_table(study, rows),
-        command=command_of(study, workdir),
-        after=f"{PROG} report --experiment {shlex.quote(study.source)}"
+        command=" ".join(filter(None, (command_of(study, workdir), _common_flags(rows)))),
+        after=f"{PROG} report {words_of(study, workdir)}"
         if study.source.endswith(".toml")
         else f"{PROG} collect && {PROG} report",
         commands=list(dict.fromkeys(row["command"] for row in rows if row.get("command"))),
     )
+
+
+def _common_flags(rows: Sequence[Row]) -> str:
+    """Return the fields of the command line with which all runs were made; nothing where they differ."""
+    found = {flags_of(row["command"]) for row in rows if row.get("command")}
+    return found.pop() if len(found) == 1 else ""
 
 
 def arms_chart(name: str, study: Study, runs: Runs) -> Chart | None:
@@ -192,11 +198,11 @@ def forest_chart(compared: Sequence[Compared]) -> Chart | None:
 
 
 def size_chart(study: Study, rows: Sequence[Row]) -> Chart | None:
-    """Draw the mean accuracy of each arm against the student's parameters; None where the study has one size."""
+    """Draw the mean accuracy of each arm against the student's parameters; None where all have as many."""
     known_rows = [row for row in rows if row.get("student_parameters")]
     parameters = {(row["size"], row["arm"]): int(row["student_parameters"]) for row in known_rows}
     smallest = {size: min(count for key, count in parameters.items() if key[0] == size) for size, _ in parameters}
-    if len(smallest) < 2:
+    if len({*smallest.values()}) < 2:
         return None
     runs = runs_of(known_rows, study.judged_on)
     sizes = sorted(smallest, key=smallest.__getitem__)

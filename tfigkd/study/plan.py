@@ -171,7 +171,10 @@ def read_study(name_or_file: str) -> Study:
 
 
 def _with_base(table: dict[str, Any], path: Path) -> dict[str, Any]:
-    """Return what the file of a study says, and, where it is silent, what the shipped study says that is its `base`."""
+    """Return what the file of a study says, and, where it is silent, what the shipped study says that is its `base`.
+
+    Fields of `overrides` are added to those of the base; any other key takes the place of the base's.
+    """
     base = table.pop("base", None)
     if base is None:
         return table
@@ -181,7 +184,17 @@ def _with_base(table: dict[str, Any], path: Path) -> dict[str, Any]:
     parent = read_toml(experiments_folder() / "studies" / f"{base}.toml", "study")
     if "base" in parent:
         raise UserError(f"study {path}: base {base!r} has a base itself; one level is the most")
+    if "overrides" in parent and isinstance(table.get("overrides"), dict):
+        table = table | {"overrides": _merged(parent["overrides"], table["overrides"])}
     return parent | table
+
+
+def _merged(parent: dict[str, Any], table: dict[str, Any]) -> dict[str, Any]:
+    """Return a table with the fields of its base where it is silent, in the tables inside it too."""
+    both = {
+        name for name in parent.keys() & table.keys() if all(isinstance(one[name], dict) for one in (parent, table))
+    }
+    return parent | table | {name: _merged(parent[name], table[name]) for name in both}
 
 
 def _beside(path: Path, experiment: str) -> str:
@@ -223,7 +236,9 @@ def plan(study: Study, options: Options, flags: Sequence[str] = ()) -> list[Job]
     Raises:
         UserError: an arm or field is unknown, a value is out of range, or no seed is left.
     """
-    chosen = list(study.arms) if options.arms is None else [arm.strip() for arm in options.arms.split(",")]
+    chosen = list(study.arms)
+    if options.arms is not None:
+        chosen = list(dict.fromkeys(arm.strip() for arm in options.arms.split(",")))
     for arm in chosen:
         if arm not in study.arms:
             raise UserError(f"unknown arm {arm!r}; {closest(arm, study.arms)}")
@@ -248,6 +263,11 @@ def plan(study: Study, options: Options, flags: Sequence[str] = ()) -> list[Job]
                     raise UserError(
                         f"study {study.name} is judged on validation, on which {arm} would train; set train_split = "
                         '"train" under [overrides.data]'
+                    )
+                if study.judged_on == "compressed" and config.compress.method == "none":
+                    raise UserError(
+                        f"study {study.name} is judged on compressed students, and {arm} is not compressed; set "
+                        "method under [overrides.compress]"
                     )
                 workdir = Workdir(root / folder_of(arm, size) / str(seed), options.teachers, seed)
                 run = Run(name, config, workdir, stages, smoke=options.smoke, preview=False)

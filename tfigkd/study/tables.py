@@ -86,7 +86,12 @@ def runs_of(rows: Sequence[Row], judged_on: str = "test") -> Runs:
     runs: Runs = defaultdict(dict)
     trained: dict[tuple[str, str], set[str]] = defaultdict(set)
     for row in rows:
-        key, seed, accuracy = (row["size"], row["arm"]), int(row["seed"]), 100 * float(row[METRICS[judged_on]])
+        key, seed, judged = (row["size"], row["arm"]), int(row["seed"]), row.get(METRICS[judged_on])
+        if not judged:
+            raise UserError(
+                f"{row['study']}: {row['arm']}, seed {seed}, has no {METRICS[judged_on]}; leave its row out"
+            )
+        accuracy = 100 * float(judged)
         if runs[key].setdefault(seed, accuracy) != accuracy:
             raise UserError(f"{row['study']}: two rows of {row['arm']}, seed {seed}, differ; keep one of them")
         trained[key].add(row["n_train"])

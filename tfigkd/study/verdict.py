@@ -1,5 +1,6 @@
 """What is wrong with a study, in plain words, from its rows; an empty list means that nothing was found."""
 
+import shlex
 from collections import defaultdict
 from collections.abc import Sequence
 
@@ -28,9 +29,41 @@ def _different_data(study: Study, rows: Sequence[Row]) -> list[str]:
     return found
 
 
+def _different_flags(study: Study, rows: Sequence[Row]) -> list[str]:
+    """Return a sentence for each size whose arms have run with different fields of the command line."""
+    found = []
+    for size in study.sizes:
+        known: dict[str, set[str]] = defaultdict(set)
+        for row in rows:
+            if row["size"] == size and row.get("command"):
+                known[flags_of(row["command"])].add(row["arm"])
+        if len(known) > 1:
+            parts = "; ".join(f"{flags or 'none'} ({', '.join(sorted(arms))})" for flags, arms in sorted(known.items()))
+            found.append(
+                f"Runs{f' of {size}' if size else ''} have different flags, so their differences are of these too: "
+                f"{parts}. Run all arms with the same flags."
+            )
+    return found
+
+
+def flags_of(command: str) -> str:
+    """Return the fields of experiments in the command of a run, as they stand there."""
+    words, kept = shlex.split(command), []
+    position = 0
+    while position < len(words):
+        option = words[position].partition("=")[0]
+        if "." in option and option.startswith("--"):
+            kept.append(words[position])
+            while position + 1 < len(words) and not words[position + 1].startswith("--"):
+                position += 1
+                kept.append(words[position])
+        position += 1
+    return shlex.join(kept)
+
+
 def study_verdict(study: Study, rows: Sequence[Row]) -> list[str]:
     """Return one sentence for each thing that is wrong with the arms of a study."""
-    found = _different_data(study, rows)
+    found = _different_data(study, rows) + _different_flags(study, rows)
     runs = runs_of(rows, study.judged_on)
     for size, arm in runs:
         own = [row for row in rows if (row["size"], row["arm"]) == (size, arm)]
