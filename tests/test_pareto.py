@@ -275,3 +275,13 @@ def test_what_is_refused(rows, tmp_path, capsys):
         assert re.fullmatch(rf"error: [^\n]*{message}[^\n]*\n", capsys.readouterr().err)
     with pytest.raises(UserError):
         points_of([])
+
+
+def test_sizes_of_a_study_are_models_of_their_own(tmp_path):
+    """Fields of `export` and `compress`, which a size may set, are not in the column `protocol`."""
+    rows = [
+        run_row("a", 0.9) | {"protocol": "p", "size": "fine"},
+        run_row("a", 0.5) | {"protocol": "p", "size": "rough"},
+    ]
+    found = points_of([write(tmp_path / "rows.csv", *rows)])
+    assert sorted((one.model, one.n, one.accuracy) for one in found) == [("kd fine", 1, 0.9), ("kd rough", 1, 0.5)]

@@ -2,6 +2,7 @@
 
 import csv
 import shutil
+from dataclasses import replace
 from functools import partial
 
 import keras
@@ -11,6 +12,7 @@ import pytest
 from tfigkd.config.experiment import override, read_experiment
 from tfigkd.incremental import __main__ as command
 from tfigkd.incremental import steps
+from tfigkd.models.convnet import is_whitening
 from tfigkd.runtime.errors import UserError
 from tfigkd.runtime.files import outputs_of, read_manifest, write_manifest
 from tfigkd.stages import training_setup
@@ -66,6 +68,25 @@ def test_a_step_sees_its_classes_and_the_memory_alone(foster):
         assert all(labels[one] == int(label) for label, ids in manifest["memory"].items() for one in ids)
     for label, ids in first["memory"].items():
         assert second["memory"][label] == ids[:2]  # the first ones of those chosen before
+
+
+def test_a_step_is_whitened_by_images_of_its_classes(tmp_path):
+    """The stem of a convnet never trains: made of all images, it would know the classes to come."""
+    config = tiny()
+    data, later = dataset(config.data), dataset(config.data).train.labels >= 5
+
+    def stem(pictures):
+        known = replace(data, train=replace(data.train, images=pictures))
+        step = steps.Step(config, known, 0, tmp_path, "0", 0, 5, known.train.take(~later))
+        (layer,) = (layer for layer in step.make().layers if is_whitening(layer))
+        return layer.get_weights()
+
+    other = data.train.images.copy()
+    other[later] = 255 - other[later, ::-1]
+    for one, two in zip(stem(data.train.images), stem(other), strict=True):
+        np.testing.assert_array_equal(one, two)
+    other[~later] //= 2
+    assert any((one != two).any() for one, two in zip(stem(data.train.images), stem(other), strict=True))
 
 
 def test_the_student_of_a_step_is_a_plain_network_and_its_accuracies_are_those_of_its_file(foster):
