@@ -35,7 +35,6 @@ from tfigkd.edge.litert import (
     output_details,
     tensor_values,
 )
-from tfigkd.runtime import console
 from tfigkd.runtime.errors import UserError
 from tfigkd.runtime.text import shortened
 
@@ -88,6 +87,8 @@ def reading_for(path: Path, options: Any) -> Reading:
     try:
         completed = reading.with_splits_of_training(options.data, trained)
         if options.data is not None and (said := completed.said_of_splits(reading, trained)):
+            from tfigkd.runtime import console  # which needs rich; predict, which imports this module, has none
+
             console.status(said)
     except (AttributeError, TypeError) as error:
         raise UserError(f"the contract of {path} has no valid data.splits; export it anew") from error
