@@ -99,6 +99,9 @@ def test_the_test_split_is_that_of_the_models_training(folder, capsys, tmp_path)
     given = read(data=source, splits={"train": "train"}, group="day")
     assert given == {"group": "day", "splits": {"train": "train", "test": "extra"}}
 
+    held = override(config, {"data.splits.train": None, "data.splits.validation": "extra", "data.group": None})
+    (run / "config.json").write_text(json.dumps({"config": to_mapping(held)}))
+    assert read(data=source, splits={"test": "extra"}) == {"splits": {"test": "extra"}}  # what has validated
     plain = override(config, {"data.group": None})
     (run / "config.json").write_text(json.dumps({"config": to_mapping(plain)}))
     assert main([str(student), "--data", source]) == 0

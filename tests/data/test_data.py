@@ -536,7 +536,7 @@ def test_a_folder_of_prepared_tfds_data_is_named_as_tfds_names_it(tmp_path):
     info = tmp_path / "tiny/small/1.0.0/dataset_info.json"
     info.write_text(json.dumps(json.loads(info.read_text()) | {"configName": "small"}))
     _refused(f"by its name: --data tiny/small --data-dir {tmp_path}$", tmp_path / "tiny/small")
-    _refused("has it with the config small: tiny/small", "tiny", directory=str(tmp_path))
+    _refused("has tiny/small, give one of them", "tiny", directory=str(tmp_path))
 
 
 def test_an_unprepared_data_set_without_download_is_refused(tmp_path):

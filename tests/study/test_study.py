@@ -50,7 +50,7 @@ from tfigkd.study.tables import (
     section,
     sentences,
 )
-from tfigkd.study.verdict import flags_of, study_verdict
+from tfigkd.study.verdict import common_flags, study_verdict
 
 ROOT = Path(__file__).resolve().parents[2]
 STUDIES = sorted(path.stem for path in (experiments_folder() / "studies").glob("*.toml"))
@@ -373,7 +373,7 @@ def test_a_file_is_saved_with_its_contract_and_goes_with_its_student(tmp_path):
 def test_two_arms_with_experiments_of_one_name_do_not_overwrite_each_others_students(tmp_path):
     run = brought_run(tmp_path, 0, teacher="2")
     save_student(run, row("slow", 0, 70), tmp_path / "saved")
-    with pytest.raises(UserError, match="has the student of arm slow, not of fast"):
+    with pytest.raises(UserError, match="has the student of arm slow, not of fast; give another --into"):
         save_student(run, row("slow", 0, 70) | {"arm": "fast"}, tmp_path / "saved")
 
 
@@ -754,14 +754,19 @@ def test_arms_of_different_data_are_named():
 def test_arms_that_ran_with_other_flags_are_named():
     study, command = Study("pair", arms={"slow": "kd", "fast": "kd"}), "python -m tfigkd.study --arms {} --seeds 1"
     alike = [row(arm, 0, 70) | {"command": f"{command.format(arm)} --a.b 1 2 --c.d='x y'"} for arm in ("slow", "fast")]
-    assert flags_of(alike[0]["command"]) == "--a.b 1 2 '--c.d=x y'"
+    assert common_flags(alike) == "--a.b 1 2 '--c.d=x y'"
+    turned = alike[1] | {"command": f"{command.format('fast')} --c.d='x y' --data.cache here --a.b 1 2"}
     assert not any("flags" in line for line in study_verdict(study, alike))
+    assert not any("flags" in line for line in study_verdict(study, [alike[0], turned]))  # of no effect, other order
+    short = [one | {"command": f"{one['command']} --data photos --image-size 48"} for one in alike]
+    assert common_flags(short).endswith("--data photos --image-size 48")
+    assert any("flags" in line for line in study_verdict(study, [alike[0], short[1]]))
     (said,) = (
         line
         for line in study_verdict(study, [alike[0], alike[1] | {"command": command.format("fast")}])
         if "different flags" in line
     )
-    assert "none (fast); --a.b 1 2 '--c.d=x y' (slow)" in said
+    assert "'--c.d=x y', --a.b 1 2 (slow); none (fast)" in said
 
 
 def test_runs_that_were_not_planned_are_not_counted_as_done():
@@ -769,7 +774,7 @@ def test_runs_that_were_not_planned_are_not_counted_as_done():
     rows = [row("slow", seed, 70) | {"command": "python -m tfigkd.study --training.epochs 9"} for seed in range(4)]
     assert done_runs(study, rows) == 2
     shown = page(study, rows, [])
-    assert "2 of 4" in shown and "2 runs of other seeds or arms" in shown and "continues with them" in shown
+    assert "2 of 4" in shown and "2 runs of other seeds, sizes or arms" in shown and "continues with them" in shown
     assert "python -m tfigkd.study --experiment pair --training.epochs 9" in shown
     later = page(study, rows[2:], [])
     assert "0 of 4" in later and "No run of this study" not in later and "71.00" not in later and "70.00" in later

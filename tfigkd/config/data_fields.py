@@ -101,8 +101,11 @@ class Reading:
         """
         if name is None or not _is_same_source(name, str(trained.get("name"))):
             return self
-        splits = SplitsConfig(**{**trained.get("splits", {}), **self.split_choice().get("splits", {})})
-        return replace(self, group=self.group or trained.get("group"), splits=splits)
+        given = self.split_choice().get("splits", {})
+        splits = {**trained.get("splits", {}), **given}
+        if "validation" not in given and splits.get("validation") in given.values():
+            splits.pop("validation")  # what validated may be what is tested on; what trained may not
+        return replace(self, group=self.group or trained.get("group"), splits=SplitsConfig(**splits))
 
     def said_of_splits(self, given: "Reading", trained: Mapping[str, Any]) -> str:
         """Return in words that the splits are those of a model's training, or that they could be others, or nothing.
@@ -111,8 +114,11 @@ class Reading:
             given: The reading without what `with_splits_of_training` has added.
             trained: As there.
         """
-        if self.split_choice() != given.split_choice():
-            return f"splits as in the model's training: {_in_words(self.split_choice())}"
+        own, asked = self.split_choice(), given.split_choice()
+        if own != asked:
+            taken = {role: one for role, one in own.get("splits", {}).items() if role not in asked.get("splits", {})}
+            group = own.get("group") if "group" not in asked else None
+            return f"splits as in the model's training: {_in_words({'group': group, 'splits': taken})}"
         if not self.split_choice() and (trained.get("group") or trained.get("splits")):
             return f"the usual splits, but the model was trained on {trained.get('name')} with {_in_words(trained)}"
         return ""

@@ -209,7 +209,7 @@ def _open(name: str, directory: str | None, wanted: Reading, download: bool) -> 
         return npz.read_npz(path, wanted)
     if name and path.is_dir():
         if catalog.NAME_PATTERN.fullmatch(name) and catalog.find_prepared(path):
-            return catalog.read_tfds(name, directory or ".", wanted, download)
+            return catalog.read_tfds(name, directory, wanted, download)
         try:
             return folders.read_folder(path, wanted)
         except UserError as error:

@@ -70,7 +70,7 @@ def read_tfds(name: str, directory: str | None, wanted: Reading, download: bool)
         where = ", ".join(map(str, directories))
         if not download:
             raise UserError(f"tfds data set {name!r} is not prepared in {where}, and downloading is off")
-        folder = _prepare(name, directories[0])
+        folder = _prepare(name, directories[0], directory)
     return _read_prepared(folder, wanted)
 
 
@@ -116,16 +116,22 @@ def options_of_prepared(folder: Path) -> str | None:
         return f"--data {name} --data-dir {shlex.quote(str(directory))}"
 
 
-def _prepared_configs(name: str, directory: Path) -> str:
+def _prepared_configs(name: str, directory: str | None) -> str:
     """Return a hint that names the prepared configs of a tfds data set, or nothing."""
-    found = sorted({info.parents[1].name for info in (directory / name).glob("*/*/dataset_info.json")})
-    return f"; {directory} has it with the config {', '.join(found)}: {name}/{found[0]}" if found else ""
+    for place in data_directories(directory):
+        infos = (place / name).glob("*/*/dataset_info.json")
+        found = sorted({info.parents[1].name for info in infos if VERSION_PATTERN.fullmatch(info.parent.name)})
+        if found:
+            return f"; {place} has {', '.join(f'{name}/{config}' for config in found)}, give one of them"
+    return ""
 
 
 def _prepared(name: str, directory: str | None) -> Path | None:
     """Return the folder of a tfds data set, of the highest version if the name gives none; None if none is prepared."""
     plain, _, version = name.partition(":")
-    folders = (find_prepared(parent / plain, version) for parent in data_directories(directory))
+    places = data_directories(directory)
+    places.insert(1 if directory else 0, Path())  # an existing folder wins over one that is only found by its name
+    folders = (find_prepared(parent / plain, version) for parent in places)
     return next((found for found in folders if found), None)
 
 
@@ -168,8 +174,13 @@ def has_network(url: str = PROBE_URL) -> bool:
     return answered.is_set()
 
 
-def _prepare(name: str, directory: Path) -> Path:
+def _prepare(name: str, directory: Path, given: str | None) -> Path:
     """Download a data set of the catalog and return the folder in which it is prepared.
+
+    Args:
+        name: As in `read_tfds`.
+        directory: Where to.
+        given: The directory that was asked for.
 
     Raises:
         UserError: It is unknown, there is no network, or tfds cannot prepare it.
@@ -181,13 +192,13 @@ def _prepare(name: str, directory: Path) -> Path:
     if plain_name not in known:
         similar = difflib.get_close_matches(plain_name, known)
         hint = f"did you mean {' or '.join(similar)}?" if similar else "is it a path that does not exist?"
-        hint = (_prepared_configs(plain_name, directory) or similar_folder(name)).removeprefix("; ") or hint
+        hint = (_prepared_configs(plain_name, given) or similar_folder(name)).removeprefix("; ") or hint
         raise UserError(f"tfds data set {name!r} is unknown and not prepared in {directory}; {hint}")
     if not has_network():
         raise UserError(
             f"tfds data set {name!r} is not prepared and there is no network to download it; prepare it in "
             "--data.dir, set TFDS_DATA_DIR to where it lies, or give an .npz file or an image folder"
-            f"{_prepared_configs(plain_name, directory)}"
+            f"{_prepared_configs(plain_name, given)}"
         )
     try:
         builder = tfds.builder(name, data_dir=directory)

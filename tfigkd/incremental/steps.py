@@ -226,6 +226,8 @@ def _identity(config: Config, method: Method, seed: int, number: int) -> str:
     data = [dataset(config.data).training_fingerprint, *training_choice(config.data)]
     network = network_values(config.student, dataset(config.data))
     parts = [network, config.training, config.augment, chosen]
+    if config.student.model == "convnet":
+        parts.append("whitened by the step's images")  # those of all classes in earlier versions
     return fingerprint("incremental", method if number > 1 else FIRST, number, seed, *data, *parts)
 
 

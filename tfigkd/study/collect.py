@@ -183,8 +183,7 @@ def save_student(run: Path, row: dict[str, str], into: Path) -> Path:
     for name in ("study", "arm"):
         if known.get(name, row[name]) != row[name]:
             raise UserError(
-                f"{folder} has the student of {name} {known[name]}, not of {row[name]}; give another --into, or the "
-                "experiments files of different names"
+                f"{folder} has the student of {name} {known[name]}, not of {row[name]}; give another --into"
             )
     # checks the file, so that a damaged one does not get a new checksum
     trained = require_stage(run / "distill", "distill")
@@ -275,6 +274,12 @@ def collect(options: Options) -> None:
         studies = sorted({row["study"] for _, row in named if row["experiment"] == name})
         if len(studies) > 1:
             raise UserError(f"{name} is an arm of {' and '.join(studies)}; name one of them with --experiment")
+        arms = sorted({row["arm"] for _, row in named if row["experiment"] == name})
+        if len(arms) > 1:
+            raise UserError(
+                f"{name} is the experiment of the arms {' and '.join(arms)}, and saved_models has room for one; run "
+                "them again with experiments of different names"
+            )
     for run, row in named:
         if (run / "distill" / FILES["distill"]).is_file():
             saved = (options.into or checkout() or Path()) / "saved_models"

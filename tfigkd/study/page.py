@@ -27,7 +27,7 @@ from tfigkd.study.tables import (
     sentences,
     summarize,
 )
-from tfigkd.study.verdict import flags_of, study_verdict
+from tfigkd.study.verdict import common_flags, study_verdict
 
 
 def page(study: Study, rows: Sequence[Row], papers: Sequence[Row], workdir: Path = Options.workdir) -> str:
@@ -64,18 +64,12 @@ def page(study: Study, rows: Sequence[Row], papers: Sequence[Row], workdir: Path
         published=_published(published),
         published_chart=_published_chart(study, published),
         left=_remaining_table(study, rows),
-        command=" ".join(filter(None, (command_of(study, workdir), _common_flags(rows)))),
+        command=" ".join(filter(None, (command_of(study, workdir), common_flags(rows)))),
         after=f"{PROG} report {words_of(study, workdir)}"
         if study.source.endswith(".toml")
         else f"{PROG} collect && {PROG} report",
         commands=list(dict.fromkeys(row["command"] for row in rows if row.get("command"))),
     )
-
-
-def _common_flags(rows: Sequence[Row]) -> str:
-    """Return the fields of the command line with which all runs were made; nothing where they differ."""
-    found = {flags_of(row["command"]) for row in rows if row.get("command")}
-    return found.pop() if len(found) == 1 else ""
 
 
 def arms_chart(name: str, study: Study, runs: Runs) -> Chart | None:

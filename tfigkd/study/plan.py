@@ -269,6 +269,8 @@ def plan(study: Study, options: Options, flags: Sequence[str] = ()) -> list[Job]
                         f"study {study.name} is judged on compressed students, and {arm} is not compressed; set "
                         "method under [overrides.compress]"
                     )
+                if study.judged_on == "compressed" and not {"compress", "evaluate"} <= {*read_stages(study.stages)}:
+                    raise UserError(f"study {study.name} is judged on compressed students; add the stage to `stages`")
                 workdir = Workdir(root / folder_of(arm, size) / str(seed), options.teachers, seed)
                 run = Run(name, config, workdir, stages, smoke=options.smoke, preview=False)
                 about = (tuple(flags), study.seed_fields, study.source)

@@ -29,7 +29,7 @@ from tfigkd.study.tables import (
     section,
     sentences,
 )
-from tfigkd.study.verdict import study_verdict
+from tfigkd.study.verdict import common_flags, study_verdict
 
 BEGIN, END = "<!-- studies: written by `python -m tfigkd.study report` -->", "<!-- end of studies -->"
 LOCK = ".report.lock"
@@ -143,4 +143,5 @@ def _remaining_line(study: Study, rows: Sequence[Row]) -> str | None:
     total, done = study.seeds * len(study.arms) * len(study.sizes), done_runs(study, rows)
     if done >= total:
         return None
-    return f"- {study.name}: {done} of {total} runs have a row; `{command_of(study)}`"
+    command = " ".join(filter(None, (command_of(study), common_flags(rows))))
+    return f"- {study.name}: {done} of {total} runs have a row; `{command}`"

@@ -89,7 +89,8 @@ def runs_of(rows: Sequence[Row], judged_on: str = "test") -> Runs:
         key, seed, judged = (row["size"], row["arm"]), int(row["seed"]), row.get(METRICS[judged_on])
         if not judged:
             raise UserError(
-                f"{row['study']}: {row['arm']}, seed {seed}, has no {METRICS[judged_on]}; leave its row out"
+                f"{row['study']}: {row['arm']}, seed {seed}, has no {METRICS[judged_on]}; run its missing stages, or "
+                "remove its row"
             )
         accuracy = 100 * float(judged)
         if runs[key].setdefault(seed, accuracy) != accuracy:

@@ -4,9 +4,11 @@ import shlex
 from collections import defaultdict
 from collections.abc import Sequence
 
+from tfigkd.config.flags import SHORT
 from tfigkd.measure.chance import CHANCE_KAPPA
 from tfigkd.measure.statistics import FEWEST
 from tfigkd.runtime.text import counted, percent
+from tfigkd.stages.runner import INERT
 from tfigkd.study.plan import Study, title_of
 from tfigkd.study.protocol import Row
 from tfigkd.study.tables import CONTROLS, METRICS, column_mean, runs_of
@@ -30,35 +32,45 @@ def _different_data(study: Study, rows: Sequence[Row]) -> list[str]:
 
 
 def _different_flags(study: Study, rows: Sequence[Row]) -> list[str]:
-    """Return a sentence for each size whose arms have run with different fields of the command line."""
+    """Return a sentence for each size whose arms were made with different fields of the command line."""
     found = []
     for size in study.sizes:
-        known: dict[str, set[str]] = defaultdict(set)
+        known: dict[frozenset[str], set[str]] = defaultdict(set)
         for row in rows:
             if row["size"] == size and row.get("command"):
-                known[flags_of(row["command"])].add(row["arm"])
+                flags = _flags(row["command"])
+                known[frozenset(flags[name] for name in flags if not name.startswith(INERT))].add(row["arm"])
         if len(known) > 1:
-            parts = "; ".join(f"{flags or 'none'} ({', '.join(sorted(arms))})" for flags, arms in sorted(known.items()))
+            kinds = sorted(
+                (", ".join(sorted(flags)) or "none", ", ".join(sorted(arms))) for flags, arms in known.items()
+            )
+            parts = "; ".join(f"{flags} ({arms})" for flags, arms in kinds)
             found.append(
-                f"Runs{f' of {size}' if size else ''} have different flags, so their differences are of these too: "
-                f"{parts}. Run all arms with the same flags."
+                f"Runs{f' of {size}' if size else ''} were made with different flags, which may be what their "
+                f"differences come from: {parts}. Run all arms with the same flags."
             )
     return found
 
 
-def flags_of(command: str) -> str:
-    """Return the fields of experiments in the command of a run, as they stand there."""
-    words, kept = shlex.split(command), []
-    position = 0
-    while position < len(words):
-        option = words[position].partition("=")[0]
-        if "." in option and option.startswith("--"):
-            kept.append(words[position])
-            while position + 1 < len(words) and not words[position + 1].startswith("--"):
-                position += 1
-                kept.append(words[position])
-        position += 1
-    return shlex.join(kept)
+def _flags(command: str) -> dict[str, str]:
+    """Return the fields of experiments in the command of a run: dotted name to the words that set it."""
+    found: dict[str, list[str]] = {}
+    name = ""
+    for word in shlex.split(command):
+        option = word.partition("=")[0].replace("_", "-")
+        if word.startswith("--"):
+            field = SHORT.get(option, word.partition("=")[0] if "." in option else "")
+            name = field.removeprefix("--")
+            found.setdefault(name, [])
+        found.setdefault(name, []).append(word)
+    return {name: shlex.join(words) for name, words in found.items() if name}
+
+
+def common_flags(rows: Sequence[Row]) -> str:
+    """Return the fields of the command line with which all runs were made; nothing where they differ."""
+    found = {tuple(_flags(row["command"]).values()) for row in rows if row.get("command")}
+    alike = len({frozenset(flags) for flags in found}) == 1
+    return " ".join(min(found)) if alike else ""
 
 
 def study_verdict(study: Study, rows: Sequence[Row]) -> list[str]:
