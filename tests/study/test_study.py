@@ -33,6 +33,7 @@ from tfigkd.runtime.rows import read_rows
 from tfigkd.study import collect as collecting
 from tfigkd.study.__main__ import main as study_command
 from tfigkd.study.collect import collect, finished_runs, merge_rows, save_student, table_of
+from tfigkd.study.commands import command_of
 from tfigkd.study.page import page, size_chart
 from tfigkd.study.plan import Options, Study, plan, read_study
 from tfigkd.study.protocol import protocol_of
@@ -50,7 +51,7 @@ from tfigkd.study.tables import (
     section,
     sentences,
 )
-from tfigkd.study.verdict import common_flags, study_verdict
+from tfigkd.study.verdict import study_verdict
 
 ROOT = Path(__file__).resolve().parents[2]
 STUDIES = sorted(path.stem for path in (experiments_folder() / "studies").glob("*.toml"))
@@ -754,12 +755,12 @@ def test_arms_of_different_data_are_named():
 def test_arms_that_ran_with_other_flags_are_named():
     study, command = Study("pair", arms={"slow": "kd", "fast": "kd"}), "python -m tfigkd.study --arms {} --seeds 1"
     alike = [row(arm, 0, 70) | {"command": f"{command.format(arm)} --a.b 1 2 --c.d='x y'"} for arm in ("slow", "fast")]
-    assert common_flags(alike) == "--a.b 1 2 '--c.d=x y'"
+    assert command_of(study, rows=alike) == f"{command_of(study)} --a.b 1 2 '--c.d=x y'"
     turned = alike[1] | {"command": f"{command.format('fast')} --c.d='x y' --data.cache here --a.b 1 2"}
     assert not any("flags" in line for line in study_verdict(study, alike))
     assert not any("flags" in line for line in study_verdict(study, [alike[0], turned]))  # of no effect, other order
     short = [one | {"command": f"{one['command']} --data photos --image-size 48"} for one in alike]
-    assert common_flags(short).endswith("--data photos --image-size 48")
+    assert command_of(study, rows=short).endswith("--data photos --image-size 48")
     assert any("flags" in line for line in study_verdict(study, [alike[0], short[1]]))
     (said,) = (
         line

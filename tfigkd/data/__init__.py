@@ -129,9 +129,9 @@ def load(
             grouped = source.train.groups is not None
             remedy = f"its pictures need more groups{hint}" if grouped else "add pictures to each class"
             raise UserError(f"data set {name!r}: the {split} split is empty; {remedy}")
-        if lacking := _lacking(examples, source.class_names):
+        if lacking := _lacking(examples.labels, source.class_names):
             notes.append(f"warning: {split} has no pictures of {shortened(lacking)}")
-        if limited := sorted({*_lacking(examples.take(slice(limit)), source.class_names)} - {*lacking}):
+        if limited := sorted({*_lacking(examples.labels[:limit], source.class_names)} - {*lacking}):
             notes.append(f"warning: data.limit = {limit} leaves {split} no pictures of {shortened(limited)}")
     notes += _contradictions([*parts.values()], source.class_names)
     parts = {split: examples.take(slice(limit)) for split, examples in parts.items()}
@@ -260,9 +260,9 @@ def _check(name: str, source: sources.Source) -> None:
             )
 
 
-def _lacking(examples: Examples, class_names: Sequence[str]) -> list[str]:
-    """Return the classes without examples."""
-    found = {*np.unique(examples.labels).tolist()}
+def _lacking(labels: np.ndarray, class_names: Sequence[str]) -> list[str]:
+    """Return the classes that labels [N] do not have."""
+    found = {*np.unique(labels).tolist()}
     return [name for label, name in enumerate(class_names) if label not in found]
 
 

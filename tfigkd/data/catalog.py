@@ -70,7 +70,7 @@ def read_tfds(name: str, directory: str | None, wanted: Reading, download: bool)
         where = ", ".join(map(str, directories))
         if not download:
             raise UserError(f"tfds data set {name!r} is not prepared in {where}, and downloading is off")
-        folder = _prepare(name, directories[0], directory)
+        folder = _prepare(name, directory)
     return _read_prepared(folder, wanted)
 
 
@@ -174,19 +174,19 @@ def has_network(url: str = PROBE_URL) -> bool:
     return answered.is_set()
 
 
-def _prepare(name: str, directory: Path, given: str | None) -> Path:
+def _prepare(name: str, given: str | None) -> Path:
     """Download a data set of the catalog and return the folder in which it is prepared.
 
     Args:
         name: As in `read_tfds`.
-        directory: Where to.
-        given: The directory that was asked for.
+        given: The directory that was asked for, if any.
 
     Raises:
         UserError: It is unknown, there is no network, or tfds cannot prepare it.
     """
     import tensorflow_datasets as tfds
 
+    directory = data_directories(given)[0]
     known = tfds.list_builders(with_community_datasets=False)
     plain_name = re.split("[/:]", name)[0]
     if plain_name not in known:

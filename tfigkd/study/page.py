@@ -11,6 +11,7 @@ from plotly import graph_objects as go
 from tfigkd.measure.statistics import LEVEL, Summary
 from tfigkd.report.charts import PALETTE, Chart, Table, cost_axis, error_bars, label, labels, make, rows_axis
 from tfigkd.report.page import render
+from tfigkd.study.commands import command_of
 from tfigkd.study.plan import PROG, Options, Study, title_of, words_of
 from tfigkd.study.protocol import Row
 from tfigkd.study.quality import TITLE, quality_lines
@@ -18,7 +19,6 @@ from tfigkd.study.tables import (
     Compared,
     Runs,
     arms_lines,
-    command_of,
     compare,
     comparisons_lines,
     done_runs,
@@ -27,7 +27,7 @@ from tfigkd.study.tables import (
     sentences,
     summarize,
 )
-from tfigkd.study.verdict import common_flags, study_verdict
+from tfigkd.study.verdict import study_verdict
 
 
 def page(study: Study, rows: Sequence[Row], papers: Sequence[Row], workdir: Path = Options.workdir) -> str:
@@ -64,7 +64,7 @@ def page(study: Study, rows: Sequence[Row], papers: Sequence[Row], workdir: Path
         published=_published(published),
         published_chart=_published_chart(study, published),
         left=_remaining_table(study, rows),
-        command=" ".join(filter(None, (command_of(study, workdir), common_flags(rows)))),
+        command=command_of(study, workdir, rows),
         after=f"{PROG} report {words_of(study, workdir)}"
         if study.source.endswith(".toml")
         else f"{PROG} collect && {PROG} report",

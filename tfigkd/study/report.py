@@ -15,13 +15,13 @@ from tfigkd.runtime.files import locked, make_folder, write_text
 from tfigkd.runtime.rows import read_rows
 from tfigkd.runtime.text import counted
 from tfigkd.study.collect import finished_runs
+from tfigkd.study.commands import command_of
 from tfigkd.study.page import page
 from tfigkd.study.plan import Study, read_study
 from tfigkd.study.protocol import Row
 from tfigkd.study.tables import (
     METRICS,
     arms_lines,
-    command_of,
     compare,
     done_runs,
     forest_plot,
@@ -29,7 +29,7 @@ from tfigkd.study.tables import (
     section,
     sentences,
 )
-from tfigkd.study.verdict import common_flags, study_verdict
+from tfigkd.study.verdict import study_verdict
 
 BEGIN, END = "<!-- studies: written by `python -m tfigkd.study report` -->", "<!-- end of studies -->"
 LOCK = ".report.lock"
@@ -143,5 +143,4 @@ def _remaining_line(study: Study, rows: Sequence[Row]) -> str | None:
     total, done = study.seeds * len(study.arms) * len(study.sizes), done_runs(study, rows)
     if done >= total:
         return None
-    command = " ".join(filter(None, (command_of(study), common_flags(rows))))
-    return f"- {study.name}: {done} of {total} runs have a row; `{command}`"
+    return f"- {study.name}: {done} of {total} runs have a row; `{command_of(study, rows=rows)}`"

@@ -24,7 +24,7 @@ from tfigkd.measure.statistics import (
 from tfigkd.runtime.errors import UserError
 from tfigkd.runtime.files import atomic
 from tfigkd.runtime.text import counted, markdown_table
-from tfigkd.study.plan import PROG, Options, Study, title_of, words_of
+from tfigkd.study.plan import Study, title_of
 from tfigkd.study.protocol import Row, refuse_mixed, remarks
 from tfigkd.study.quality import TITLE, quality_lines
 
@@ -389,8 +389,3 @@ def done_runs(study: Study, rows: Sequence[Row]) -> int:
     seeds = {str(seed) for seed in range(study.seeds)}
     found = {(row["size"], row["arm"], row["seed"]) for row in rows if row["seed"] in seeds}
     return sum(size in study.sizes and arm in study.arms for size, arm, _ in found)
-
-
-def command_of(study: Study, workdir: Path = Options.workdir) -> str:
-    """Return the command that runs a study in a folder, or its remaining runs."""
-    return f"{PROG} {words_of(study, workdir)}"

@@ -1,14 +1,13 @@
 """What is wrong with a study, in plain words, from its rows; an empty list means that nothing was found."""
 
-import shlex
 from collections import defaultdict
 from collections.abc import Sequence
 
-from tfigkd.config.flags import SHORT
 from tfigkd.measure.chance import CHANCE_KAPPA
 from tfigkd.measure.statistics import FEWEST
 from tfigkd.runtime.text import counted, percent
 from tfigkd.stages.runner import INERT
+from tfigkd.study.commands import flags_of
 from tfigkd.study.plan import Study, title_of
 from tfigkd.study.protocol import Row
 from tfigkd.study.tables import CONTROLS, METRICS, column_mean, runs_of
@@ -38,7 +37,7 @@ def _different_flags(study: Study, rows: Sequence[Row]) -> list[str]:
         known: dict[frozenset[str], set[str]] = defaultdict(set)
         for row in rows:
             if row["size"] == size and row.get("command"):
-                flags = _flags(row["command"])
+                flags = flags_of(row["command"])
                 known[frozenset(flags[name] for name in flags if not name.startswith(INERT))].add(row["arm"])
         if len(known) > 1:
             kinds = sorted(
@@ -50,27 +49,6 @@ def _different_flags(study: Study, rows: Sequence[Row]) -> list[str]:
                 f"differences come from: {parts}. Run all arms with the same flags."
             )
     return found
-
-
-def _flags(command: str) -> dict[str, str]:
-    """Return the fields of experiments in the command of a run: dotted name to the words that set it."""
-    found: dict[str, list[str]] = {}
-    name = ""
-    for word in shlex.split(command):
-        option = word.partition("=")[0].replace("_", "-")
-        if word.startswith("--"):
-            field = SHORT.get(option, word.partition("=")[0] if "." in option else "")
-            name = field.removeprefix("--")
-            found.setdefault(name, [])
-        found.setdefault(name, []).append(word)
-    return {name: shlex.join(words) for name, words in found.items() if name}
-
-
-def common_flags(rows: Sequence[Row]) -> str:
-    """Return the fields of the command line with which all runs were made; nothing where they differ."""
-    found = {tuple(_flags(row["command"]).values()) for row in rows if row.get("command")}
-    alike = len({frozenset(flags) for flags in found}) == 1
-    return " ".join(min(found)) if alike else ""
 
 
 def study_verdict(study: Study, rows: Sequence[Row]) -> list[str]:

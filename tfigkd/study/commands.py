@@ -1,0 +1,35 @@
+"""The commands of studies, and the fields of experiments that the commands of their runs have set."""
+
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+
+from tfigkd.config.flags import SHORT
+from tfigkd.study.plan import PROG, Options, Study, words_of
+from tfigkd.study.protocol import Row
+
+
+def command_of(study: Study, workdir: Path = Options.workdir, rows: Sequence[Row] = ()) -> str:
+    """Return the command that runs a study in a folder, or its remaining runs with the flags that all of `rows` had."""
+    return " ".join(filter(None, (PROG, words_of(study, workdir), _common_flags(rows))))
+
+
+def flags_of(command: str) -> dict[str, str]:
+    """Return the fields of experiments in the command of a run: dotted name to the words that set it."""
+    found: dict[str, list[str]] = {}
+    name = ""
+    for word in shlex.split(command):
+        option = word.partition("=")[0].replace("_", "-")
+        if word.startswith("--"):
+            field = SHORT.get(option, word.partition("=")[0] if "." in option else "")
+            name = field.removeprefix("--")
+            found.setdefault(name, [])
+        found.setdefault(name, []).append(word)
+    return {name: shlex.join(words) for name, words in found.items() if name}
+
+
+def _common_flags(rows: Sequence[Row]) -> str:
+    """Return the fields of the command line with which all runs were made; nothing where they differ."""
+    found = {tuple(flags_of(row["command"]).values()) for row in rows if row.get("command")}
+    alike = len({frozenset(flags) for flags in found}) == 1
+    return " ".join(min(found)) if alike else ""
