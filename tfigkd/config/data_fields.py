@@ -1,13 +1,10 @@
 """How the pictures of a data set are read: size, background, fit, groups, splits, and where they are kept."""
 
-import os
 import re
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal
 
 from tfigkd.config.declare import forbid, require
-from tfigkd.runtime.files import expanded
 
 COLORS = {"white": (255, 255, 255), "gray": (128, 128, 128), "black": (0, 0, 0)}
 Fit = Literal["stretch", "crop", "keras"]
@@ -89,47 +86,3 @@ class Reading:
         """Return what decides which pictures are test, as far as it is set: `group` and `splits`, as plain values."""
         splits = {role: split for role, split in asdict(self.splits).items() if split is not None}
         return ({} if self.group is None else {"group": self.group}) | ({"splits": splits} if splits else {})
-
-    def with_splits_of_training(self, name: str | None, trained: Mapping[str, Any]) -> "Reading":
-        """Return the reading with which a model is tested on the data set that has trained it, if it is that one.
-
-        With other splits or groups than in its training, a part of its training pictures would be in the test split.
-
-        Args:
-            name: Of the data set, as for `data.load`; None is none.
-            trained: `name` of the data set in its training, and its `split_choice`. What is set here comes first.
-        """
-        if name is None or not _is_same_source(name, str(trained.get("name"))):
-            return self
-        given = self.split_choice().get("splits", {})
-        splits = {**trained.get("splits", {}), **given}
-        if "validation" not in given and splits.get("validation") in given.values():
-            splits.pop("validation")  # what validated may be what is tested on; what trained may not
-        return replace(self, group=self.group or trained.get("group"), splits=SplitsConfig(**splits))
-
-    def said_of_splits(self, given: "Reading", trained: Mapping[str, Any]) -> str:
-        """Return in words that the splits are those of a model's training, or that they could be others, or nothing.
-
-        Args:
-            given: The reading without what `with_splits_of_training` has added.
-            trained: As there.
-        """
-        own, asked = self.split_choice(), given.split_choice()
-        if own != asked:
-            taken = {role: one for role, one in own.get("splits", {}).items() if role not in asked.get("splits", {})}
-            group = own.get("group") if "group" not in asked else None
-            return f"splits as in the model's training: {_in_words({'group': group, 'splits': taken})}"
-        if not self.split_choice() and (trained.get("group") or trained.get("splits")):
-            return f"the usual splits, but the model was trained on {trained.get('name')} with {_in_words(trained)}"
-        return ""
-
-
-def _in_words(choice: Mapping[str, Any]) -> str:
-    """Return a `split_choice` as options."""
-    group = [f"--group {choice['group']}"] if choice.get("group") else []
-    return ", ".join(group + [f"--splits.{role} {split}" for role, split in choice.get("splits", {}).items()])
-
-
-def _is_same_source(first: str, second: str) -> bool:
-    """Return whether two names are of one data set, as far as the names tell."""
-    return first == second or os.path.realpath(expanded(first)) == os.path.realpath(expanded(second))

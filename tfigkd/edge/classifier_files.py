@@ -10,6 +10,7 @@ import numpy as np
 
 from tfigkd.config.data_fields import BACKGROUND, Fit, Reading, is_color
 from tfigkd.config.reading import refused_as
+from tfigkd.config.training_splits import with_splits_of_training
 from tfigkd.data.spaces import (
     SUM_TOLERANCE,
     UNIT,
@@ -83,16 +84,10 @@ def reading_for(path: Path, options: Any) -> Reading:
         background=background_of(contract, options.background),
         fit=fit_of(contract, options.fit),
     )
-    trained = (contract or {}).get("data") or {}
     try:
-        completed = reading.with_splits_of_training(options.data, trained)
-        if options.data is not None and (said := completed.said_of_splits(reading, trained)):
-            from tfigkd.runtime import console  # which needs rich; predict, which imports this module, has none
-
-            console.status(said)
+        return with_splits_of_training(reading, options.data, (contract or {}).get("data") or {})
     except (AttributeError, TypeError) as error:
         raise UserError(f"the contract of {path} has no valid data.splits; export it anew") from error
-    return completed
 
 
 def background_of(contract: Mapping[str, Any] | None, given: str | None) -> str:

@@ -11,7 +11,7 @@ from tfigkd.config.data_fields import Reading
 from tfigkd.config.experiment import Config
 from tfigkd.config.fields import DataConfig
 from tfigkd.config.reading import from_mapping
-from tfigkd.runtime import console
+from tfigkd.config.training_splits import with_splits_of_training
 from tfigkd.runtime.errors import UserError
 from tfigkd.runtime.files import MANIFEST, expanded, read_manifest
 
@@ -107,10 +107,8 @@ def reading_of_model(model: str, options: "DataOptions") -> Reading:
         image_size=options.image_size or written.get("image_size"),
         background=options.background or written.get("background", given.background),
         fit=options.fit or written.get("fit", given.fit),
-    ).with_splits_of_training(options.data, written)
-    if options.data is not None and (said := reading.said_of_splits(given, written)):
-        console.status(said)
-    return reading
+    )
+    return with_splits_of_training(reading, options.data, written)
 
 
 def written_reading(data: DataConfig) -> dict[str, Any]:
