@@ -2,7 +2,6 @@
 
 import json
 import math
-import random
 import re
 import shlex
 import shutil
@@ -17,7 +16,7 @@ import keras
 from keras.src.backend.common import global_state
 
 import tfigkd.models.fake_quant  # noqa: F401 - registers what a quantized student is made of
-from tfigkd.models.copies import mapped
+from tfigkd.models.copies import keeps_random_numbers, mapped
 from tfigkd.runtime.errors import UserError, readable
 from tfigkd.runtime.files import expanded
 
@@ -228,13 +227,11 @@ def check_values(path: Path, values: int, stored: int) -> None:
 
 def values_of(build: Callable[[], keras.Model]) -> int:
     """Return how many values the variables of a model that a function builds would hold; none is allocated."""
-    state = random.getstate()  # initializers draw their seeds from it: this count must not change later draws
     waiting = list(global_state.get_global_attribute(UNINITIALIZED) or [])
     try:
-        with keras.StatelessScope(initialize_variables=False):
+        with keeps_random_numbers(), keras.StatelessScope(initialize_variables=False):
             return sum(math.prod(variable.shape) for variable in build().variables)
     finally:
-        random.setstate(state)
         global_state.set_global_attribute(UNINITIALIZED, waiting)
 
 
