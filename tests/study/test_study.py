@@ -832,14 +832,18 @@ def test_a_study_of_compression_is_judged_by_the_compressed_student():
         runs_of(rows, study.judged_on)
 
 
-def test_stages_that_were_asked_for_are_done_in_finished_runs_too(tmp_path):
-    study = Study("pair", arms={"slow": "student"}, seeds=1)
+def test_stages_that_are_new_are_done_in_finished_runs_too(tmp_path):
+    study = Study("pair", arms={"slow": "student"}, seeds=1, stages="data,distill,report")
+    more = replace(study, stages="data,distill,evaluate,report")
     (planned,) = plan(study, Options("pair", workdir=tmp_path))
     (asked,) = plan(study, Options("pair", workdir=tmp_path, stages="benchmark,report"))
     make_folder(planned.folder)
     write(planned.folder / "rows.csv", "seed\n0\n")
     write(planned.folder / "config.json", json.dumps(planned.run.settings))
+    assert not is_finished(planned)
+    write_manifest(make_folder(planned.folder / "distill"), "1", files={})
     assert is_finished(planned) and not is_finished(asked)
+    assert not any(is_finished(job) for job in plan(more, Options("pair", workdir=tmp_path)))
     write_manifest(make_folder(planned.folder / "benchmark"), "1", files={})
     assert is_finished(asked)
     assert "--stages benchmark,report" in job_record(asked)["command"]

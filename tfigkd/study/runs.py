@@ -22,9 +22,9 @@ DONE, FAILED, BUSY = 0, 1, 3  # exit statuses of the process of one run
 
 
 def is_finished(job: Job) -> bool:
-    """Return whether a run is finished, that is, has written its row, with the job's settings.
+    """Return whether a run is finished: it has written its row with the job's settings, and has all of its stages.
 
-    Where stages were asked for on the command line, these must be finished too.
+    Stages can be missing where the study's file, or the command line, names more of them than before.
 
     Raises:
         UserError: the run in the folder has other settings, or its settings file is damaged.
@@ -36,9 +36,8 @@ def is_finished(job: Job) -> bool:
         raise UserError(
             f"{job.folder} holds a run with other settings ({', '.join(changed)}); choose another --workdir"
         )
-    if job.stages_given and not _has_stages(job):
-        return False
-    return not changed_settings(job.folder / SETTINGS, job.run, free=INERT)  # its late stages are done again
+    late = changed_settings(job.folder / SETTINGS, job.run, free=INERT)  # the late stages are done again
+    return not late and _has_stages(job)
 
 
 def _has_stages(job: Job) -> bool:
