@@ -9,6 +9,9 @@ from pathlib import Path
 import pytest
 
 from tfigkd import __version__
+from tfigkd.run import parse
+from tfigkd.stages.runner import changed_settings
+from tfigkd.stages.workdir import read_settings
 from tfigkd.study.plan import Options, plan, read_study
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -136,6 +139,18 @@ def test_the_most_accurate_students_are_those_of_their_rows():
     for seed, values in enumerate(zip(test, int8, strict=True)):
         for name, value in zip(("student.keras", "student.int8.tflite"), values, strict=True):
             assert float(measured[f"saved_models/cifar10_kd_long/{seed}/{name}"]) == value
+
+
+@pytest.mark.parametrize(
+    "folder", sorted((ROOT / "saved_models").glob("*/[0-9]")), ids=lambda one: f"{one.parent.name}-{one.name}"
+)
+def test_saved_students_are_measured_again_by_the_command_of_their_page(folder):
+    config = read_settings(folder)[1]
+    flags = ["--training.precision", config.training.precision]
+    flags += ["--teacher.training.precision", config.teacher.training.precision]
+    where = ["--workdir", str(folder), "--seed", folder.name, "--stages", "evaluate"]
+    _, chosen = parse(["--experiment", folder.parent.name, *where, *flags])
+    assert changed_settings(folder / "config.json", chosen) == []
 
 
 def test_pictures_are_small():
