@@ -151,7 +151,7 @@ resumed, again = train("cut", ema=0.9, checkpoint_steps=3)
 for one, other in zip(whole, resumed, strict=True):
     np.testing.assert_array_equal(one, other)
 for one, other in zip(history, again, strict=True):
-    for name in one.keys() - {"seconds"}:
+    for name in one.keys() - {"seconds", "step_ms"}:
         np.testing.assert_allclose(one[name], other[name], rtol=1e-5)
 """
 FLOAT16 = """
@@ -170,6 +170,45 @@ images, labels = np.random.default_rng(0).random((32, 6)).astype("float32"), np.
 history = model.fit(images, labels, epochs=20, batch_size=16, verbose=0).history
 assert np.isfinite(history["loss"]).all() and history["loss"][-1] < history["loss"][0], history["loss"]
 assert type(model.optimizer).__name__ == "LossScaleOptimizer"
+"""
+LEDGER = """
+import sys
+from pathlib import Path
+import keras, numpy as np
+from tfigkd.config.training_fields import TrainingConfig
+from tfigkd.losses import KLDivergence
+from tfigkd.runtime.errors import UserError
+from tfigkd.training.distiller import Distiller
+from tfigkd.training.fit import Training
+from tfigkd.training.ledger import read_ledger
+def train(name, broken=None, finetune_from=None, **recipe):
+    def stream(epoch):
+        for number in range(epoch * 4, 12):
+            rng = np.random.default_rng(number)
+            targets = {"label": np.arange(8) % 3, "teacher_logits": rng.random((8, 3), np.float32)}
+            targets["teacher_logits"][0, 0] *= np.nan if number == broken else 1
+            yield rng.random((8, 6, 6, 3), np.float32), targets
+    inputs = keras.Input((6, 6, 3))
+    hidden = keras.layers.Conv2D(4, 3, dtype=recipe.get("precision", "float32"))(inputs)
+    student = keras.Model(inputs, keras.layers.Dense(3)(keras.layers.Flatten()(hidden)))
+    options = {"loss_weights": {"kd": 0.5}, "finetune_from": finetune_from}
+    model = Distiller(student, losses={"kd": KLDivergence()}, **options)
+    config = TrainingConfig(epochs=3, batch_size=8, schedule="constant", **recipe)
+    folder = Path(name)
+    folder.mkdir()
+    options = {"examples": 32, "fingerprint": "f", "tensorboard": folder / "tb", "title": "t"}
+    Training(model, stream, config=config, folder=folder, ledger_steps=3, **options).run()
+    return {one["step"]: one["terms"]["kd_loss"]["share"] for one in read_ledger(folder / "ledger.jsonl")}
+shares = train("phases", finetune_from=8)
+assert list(shares) == [1, 3, 6, 9, 12], shares
+assert [share > 0 for share in shares.values()] == [True, True, True, False, False], shares
+assert all(share > 0 for share in train("float16", precision="mixed_float16").values())
+try:
+    train("broken", broken=5, finetune_from=8)
+except UserError as error:
+    assert "kd_loss = NaN or infinity, in step 2 of epoch 2" in str(error), error
+else:
+    raise AssertionError("NaN was not seen")
 """
 NEEDS_JAX = pytest.mark.skipif(importlib.util.find_spec("jax") is None, reason="NEEDS JAX: pip install tfigkd[jax]")
 
@@ -221,6 +260,7 @@ PROGRAMS = {
     "copies": (COPIES, ""),
     "pruning": (PRUNING, ""),
     "resumed": (RESUMED, ""),
+    "ledger": (LEDGER, ""),
     **{check: (f"from tests.{module} import {check}\n{check}()", "") for check, module in CHECKS.items()},
     "float16": (FLOAT16, ""),  # at the end: it sets the policy of the process
 }
@@ -280,6 +320,12 @@ def test_nan_names_its_step_and_term_though_steps_are_looked_at_later(step, on_j
 def test_a_run_goes_on_within_an_epoch(on_jax):
     """With averaged weights and dropout, cut in step 8 of epoch 2; to the last bit the weights of a whole run."""
     on_jax("resumed")
+
+
+@NEEDS_JAX
+def test_the_ledger_measures_within_an_epoch(on_jax):
+    """Keras's trainer on JAX holds all values then, those of the optimizer too: its step, its factor of the loss."""
+    on_jax("ledger")
 
 
 @NEEDS_JAX

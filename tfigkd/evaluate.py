@@ -35,6 +35,8 @@ Predict = Callable[[Any], np.ndarray]
 FILES = (".tflite", ".keras")
 OF_MAPS = ("maps", "attribution_completeness_error")
 """Columns that only this command writes: the number of explained images, and the median error of the model's maps."""
+WIDEST = 40
+"""Largest width of the column of class names."""
 TRIED = 256
 """Images on which other input ranges and class orders are tried."""
 
@@ -119,7 +121,7 @@ def _measure(options: Options) -> tuple[dict[str, Any], str | None]:
     """Return what is known of the model: data, number of images and metrics, and what to try where it is at chance."""
     from tfigkd.data import concatenate, load, mean_color
     from tfigkd.data.spaces import RANGES
-    from tfigkd.measure.chance import near_chance, suggest_fix
+    from tfigkd.measure.chance import near_chance, suggest_fix, suggest_order
     from tfigkd.measure.metrics import comparison, measure, mirrored_accuracy, per_class
 
     data = load(options.data, _reading(options), directory=options.data_dir)
@@ -141,7 +143,7 @@ def _measure(options: Options) -> tuple[dict[str, Any], str | None]:
         values["mirrored_accuracy"] = mirrored_accuracy(predict, examples.images, logits, examples.labels)
     if options.per_class:
         recalls = per_class(logits, examples.labels, data.num_classes)[: data.num_classes]
-        width = max(map(len, data.class_names))
+        width = min(max(map(len, data.class_names)), WIDEST)
         for name, one in zip(data.class_names, recalls, strict=True):
             recall = "no images" if one["recall"] is None else f"{100 * one['recall']:6.2f} % of {one['examples']:,}"
             console.say(f"{name:<{width}}  {recall}")
@@ -163,6 +165,7 @@ def _measure(options: Options) -> tuple[dict[str, Any], str | None]:
             for kind in kinds
         }
     advice = suggest_fix(logits[: len(some)], some.labels, data.class_names, others)
+    advice = advice or suggest_order(logits, examples.labels, data.class_names)
     if guesses:
         advice = advice or "look at the values of its pixels (--input-range) and at the order of its classes"
         advice = f"no better than guessing; {advice}"

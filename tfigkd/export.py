@@ -135,7 +135,7 @@ def run(options: Options) -> str:
     if data is not None:
         on, own = f"{report['examples']:,} validation images", report["keras_accuracy"]
         scores = f", accuracy {percent(report['accuracy'])} (Keras {percent(own)})"
-        if report["keras_near_chance"]:
+        if report["keras_hardly_learned"]:
             scores += "; the Keras model itself is near chance: does it take other pixel values? (--input-range 0 255)"
     return (
         f"{options.output}: {size / 1e3:,.1f} kB{ends}; on {on}: agreement with Keras "

@@ -26,6 +26,8 @@ from tfigkd.runtime.command import Parser, command
 from tfigkd.runtime.errors import UserError, plain, readable
 from tfigkd.runtime.text import shortened
 
+WIDEST = 40
+"""Largest width of the column of class names."""
 NAMED = 5
 """Unusable pictures that the error names."""
 
@@ -206,10 +208,11 @@ def classify(model: Path, options: argparse.Namespace) -> None:
             unusable.append(error)
     if unusable:
         raise refusal_in_one_line(unusable, len(images))
-    width = max(map(len, names))
     for path, (shares, milliseconds) in zip(images, predictions(interpreter, pictures, *space), strict=True):
         print(f"{plain(str(path))}  ({milliseconds:.2f} ms)")
-        for index in np.argsort(-shares, kind="stable")[: options.top]:
+        likeliest = np.argsort(-shares, kind="stable")[: options.top]
+        width = min(max(len(names[index]) for index in likeliest), WIDEST)
+        for index in likeliest:
             print(f"  {names[index]:<{width}}  {100 * shares[index]:6.2f} %")
 
 

@@ -2,7 +2,15 @@
 
 import numpy as np
 
-from tfigkd.measure.chance import better_order, near_chance, suggest_fix
+from tfigkd.data import concatenate, load
+from tfigkd.measure.chance import (
+    FITTED_EXAMPLES,
+    better_order,
+    examples_of_each_class,
+    near_chance,
+    suggest_fix,
+    suggest_order,
+)
 from tfigkd.measure.metrics import balanced_accuracy
 from tfigkd.runtime.errors import UserError
 
@@ -82,6 +90,35 @@ def test_a_classifier_far_above_chance_may_still_have_another_range_or_order() -
     labels = np.arange(40) % 4
     swapped = logits_of(np.array([0, 1, 3, 2])[labels], 4)
     assert "order a, b, d, c" in str(suggest_fix(swapped, labels, list("abcd"), {}))
+
+
+def test_an_order_of_many_classes() -> None:
+    """Of 1000 classes 256 images show a part, which no order is fitted to: those in which programs sort are tried."""
+    numbers = [str(index) for index in range(1000)]
+    names, labels = sorted(numbers), np.arange(0, 1000, 4)[:256]
+    outputs = logits_of(np.array([int(names[label]) for label in labels]), 1000)
+    assert "in the order 0, 1, 2, 3, 4, 5, 6, 7, 8, 9 and 990 more" in str(suggest_fix(outputs, labels, names, {}))
+    assert suggest_fix(logits_of(labels, 1000), labels, names, {}) is None
+    # sorted by a program that makes no difference between a and A
+    names = ["Bee", "Dog", "ant", "cat"]
+    labels = np.arange(40) % 4
+    outputs = logits_of(np.array([1, 3, 0, 2])[labels], 4)
+    assert "in the order ant, Bee, cat, Dog" in str(suggest_fix(outputs, labels, names, {}))
+    # of any other order of many classes a few images of each tell; answers at random have none
+    random = np.random.default_rng(0)
+    shuffled, labels = random.permutation(300), np.repeat(np.arange(300), FITTED_EXAMPLES)
+    names = [f"{index:03}" for index in range(300)]
+    first = ", ".join(names[index] for index in np.argsort(shuffled)[:9])
+    assert f"in the order {first}" in str(suggest_order(logits_of(shuffled[labels], 300), labels, names))
+    assert suggest_order(logits_of(random.integers(0, 300, len(labels)), 300), labels, names) is None
+
+
+def test_a_few_images_of_each_class() -> None:
+    data = load("digits", limit=300)
+    chosen, known = examples_of_each_class(data), concatenate([data.validation, data.train])
+    assert np.bincount(chosen.labels).tolist() == [FITTED_EXAMPLES] * 10
+    rows = [np.flatnonzero(known.ids == name).item() for name in chosen.ids]
+    np.testing.assert_array_equal(chosen.labels, known.labels[rows])
 
 
 def test_a_weak_classifier_is_no_other_one() -> None:

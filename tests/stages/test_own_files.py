@@ -107,6 +107,26 @@ def test_classes_in_another_order_are_named(folder, tmp_path):
         teacher.train_teacher(config, Workdir(tmp_path / "run", tmp_path / "teachers"))
 
 
+def test_an_order_of_many_classes_is_named(tmp_path, capsys):
+    """Of 300 classes 256 images show a part; a network whose outputs are in an order of its own, by nearest colors."""
+    random, classes = np.random.default_rng(0), 300
+    colors = random.integers(0, 256, (classes, 4, 4, 3), np.uint8)
+    labels = np.repeat(np.arange(classes), 8)
+    pixels = np.repeat(colors, 8, axis=0)
+    pixels[:, 0, 0, 0] = np.tile(np.arange(8), classes)  # no two images are alike
+    splits = {"x_train": pixels[::2], "y_train": labels[::2], "x_test": pixels[1::2], "y_test": labels[1::2]}
+    np.savez(tmp_path / "data.npz", **splits)
+    model = keras.Sequential([keras.Input((4, 4, 3)), keras.layers.Flatten(), keras.layers.Dense(classes)])
+    centers = colors.reshape(classes, -1)[random.permutation(classes)] / 255
+    model.set_weights([2 * centers.T, -(centers**2).sum(axis=1)])
+    model.save(tmp_path / "own.keras")
+    config = config_of(tmp_path, teacher__model=str(tmp_path / "own.keras"))
+    with pytest.raises(UserError, match=r"seem to be in the order .* and 290 more \(balanced accuracy .*: 100\.0 %\)"):
+        teacher.train_teacher(config, Workdir(tmp_path / "run", tmp_path / "teachers"))
+    assert evaluate([str(tmp_path / "own.keras"), "--data", str(tmp_path / "data.npz")]) == 0
+    assert "its outputs seem to be in the order" in "".join(capsys.readouterr())
+
+
 def test_what_cannot_train_is_refused_before_anything_is_trained(folder, tmp_path):
     frozen = keras.saving.load_model(folder / "small.keras")
     frozen.trainable = False

@@ -9,9 +9,10 @@ import pytest
 
 from tfigkd import models, verify
 from tfigkd.attribution import attribute, saliency_map
+from tfigkd.attribution.examples import baseline_color
 from tfigkd.batches.controls import apply_control
 from tfigkd.config.fields import AttributionConfig, ControlConfig
-from tfigkd.data import Dataset, concatenate, load, to_model_input
+from tfigkd.data import Dataset, concatenate, load, to_model_input, train_and_validation
 from tfigkd.models.fingerprints import weights_fingerprint
 from tfigkd.runtime import tfrecord
 from tfigkd.runtime.errors import UserError
@@ -36,6 +37,12 @@ def data() -> Dataset:
     return load("digits", limit=90)
 
 
+def write(folder, data, settings, identity, examples=None):
+    """Write a store of train and validation, or of the examples."""
+    color = baseline_color(settings, data.train)
+    write_store(folder, teacher(), examples or train_and_validation(data), color, settings, identity, SOURCE)
+
+
 @pytest.fixture(scope="module")
 def store(data, tmp_path_factory):
     """Return a finished store in a teacher's folder, and the store's identity."""
@@ -43,7 +50,7 @@ def store(data, tmp_path_factory):
     identity = store_identity(weights_fingerprint(model), data.fingerprint, SETTINGS)
     home = tmp_path_factory.mktemp("teacher")
     folder = make_folder(home / "overlays" / fingerprint(identity))
-    write_store(folder, model, data, SETTINGS, identity, SOURCE)
+    write(folder, data, SETTINGS, identity)
     model.save(home / TEACHER_FILE)
     return folder, identity
 
@@ -78,7 +85,7 @@ def test_the_largest_logits_of_a_store_stand_for_all(store, data, tmp_path):
     for count in (10, 2):
         identity = store_identity("weights", data.fingerprint, settings, top_logits=count)
         folder = make_folder(tmp_path / "overlays" / fingerprint(identity))
-        write_store(folder, teacher(), data, settings, identity, SOURCE, examples=few)
+        write(folder, data, settings, identity, few)
         largest = read_store(folder, few, identity)
         got = largest.logits[:].astype(np.float32)
         scale = np.abs(knowledge.logits).max()
@@ -130,7 +137,7 @@ def test_a_resumed_store_equals_an_uninterrupted_one(store, copy, data):
     kept = shards[0].stat().st_mtime_ns
     shards[1].write_bytes(shards[1].read_bytes()[:-20])  # cut off by a crash
     shards[2].unlink()
-    write_store(folder, teacher(), data, SETTINGS, identity, SOURCE)
+    write(folder, data, SETTINGS, identity)
     assert read_manifest(folder)["files"] == before
     assert shards[0].stat().st_mtime_ns == kept
 

@@ -11,8 +11,9 @@ import tensorflow as tf
 import tfigkd
 from tfigkd import Distiller, OverlayStore
 from tfigkd.attribution import integrated_gradients, saliency_map
+from tfigkd.attribution.examples import baseline_color
 from tfigkd.config.fields import AttributionConfig
-from tfigkd.data import Dataset, identify, splits_fingerprint
+from tfigkd.data import identify, splits_fingerprint
 from tfigkd.data.spaces import to_gray
 from tfigkd.losses import KLDivergence
 from tfigkd.models.adapt import with_rgb
@@ -476,12 +477,9 @@ def test_a_teacher_of_equal_weights_but_another_function_gets_its_own_store(arra
 def test_a_store_of_an_earlier_version_is_used_if_its_records_are_those_of_the_teacher(arrays, tmp_path):
     """Its folder is named without the architecture, so its records decide."""
     teacher, examples, config = classifier(0), identify(*arrays), AttributionConfig(**SETTINGS)
-    pixels, nothing = splits_fingerprint({"train": examples}), examples.take(slice(0))
-    names = tuple(str(index) for index in range(CLASSES))
-    data = Dataset("pictures", examples, nothing, nothing, class_names=names, fingerprint=pixels)
-    identity = store_identity(weights_fingerprint(teacher), pixels, config)
+    identity = store_identity(weights_fingerprint(teacher), splits_fingerprint({"train": examples}), config)
     before = tmp_path / fingerprint(identity)
     before.mkdir()
-    write_store(before, teacher, data, config, identity, source={})
+    write_store(before, teacher, examples, baseline_color(config, examples), config, identity, source={})
     assert OverlayStore.build(tmp_path, teacher, arrays, **SETTINGS).folder == before.resolve()
     assert OverlayStore.build(tmp_path, classifier(0, "tanh"), arrays, **SETTINGS).folder != before.resolve()

@@ -65,7 +65,7 @@ for devices in ("one", "all"):
     (folder / "checkpoint-00002.ckpt").unlink()  # as of a run that was killed in its second epoch
     for one, again in zip(results[-1], train()[0].get_weights(), strict=True):
         np.testing.assert_allclose(one, again, atol=1e-6)
-    histories.append([{name: value for name, value in each.items() if name != "seconds"} for each in history])
+    histories.append([each | {"seconds": 0, "step_ms": 0} for each in history])
     assert not any(getattr(layer, "synchronized", False) for layer in student.layers)
 for one, two in zip(*results, strict=True):
     np.testing.assert_allclose(one, two, atol=1e-5)

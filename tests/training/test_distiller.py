@@ -40,8 +40,9 @@ def same(left, right):
 
 def test_loss_is_the_weighted_sum_of_its_terms():
     sides = {"kd": (LOGITS[::-1], LOGITS)}
-    terms = loss_terms(LABELS, LOGITS, sides, losses={"kd": KLDivergence(2.5)}, weights={"kd": 0.3})
     hard = np.mean(cross_entropy(LABELS, LOGITS))
+    weights = {"hard": 0.7, "kd": 0.3}
+    terms = loss_terms(hard, sides, LABELS, losses={"kd": KLDivergence(2.5)}, weights=weights)
     kd = np.mean(kl_divergence(LOGITS[::-1], LOGITS, temperature=2.5))
     np.testing.assert_allclose(terms["hard_loss"], hard, rtol=1e-5)
     np.testing.assert_allclose(terms["kd_loss"], kd, rtol=1e-5)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from tfigkd import Distiller, OverlayStore, integrated_gradients
-from tfigkd.losses import OSAKD, AttentionTransfer, IGMatching, KLDivergence
+from tfigkd.losses import OSAKD, AttentionTransfer, Hint, IGMatching, KLDivergence
 from tfigkd.models import as_classifier
 from tfigkd.models.subclassed import LogitsOf
 from tfigkd.training.tapped import TEACHER, TappedNetwork
@@ -185,9 +185,8 @@ def test_a_layer_of_a_model_inside_is_a_tap(pixels: np.ndarray) -> None:
 
     student, teacher = nested(0), nested(1)
     tap = "backbone/block_01"
-    distiller = Distiller(
-        student, losses={"at": AttentionTransfer(tap, tap)}, loss_weights={"at": 1.0}, teacher=teacher
-    )
+    losses = {"at": AttentionTransfer(tap, tap), "hint": Hint(tap, tap)}
+    distiller = Distiller(student, losses=losses, loss_weights=dict.fromkeys(losses, 1.0), teacher=teacher)
     distiller.compile("sgd", jit_compile=False)
     images = pixels / np.float32(255)
     logs = distiller.evaluate(images, np.arange(12) % 3, verbose=0, return_dict=True)
@@ -195,6 +194,29 @@ def test_a_layer_of_a_model_inside_is_a_tap(pixels: np.ndarray) -> None:
         *(model.get_layer("backbone").get_layer("block_01")(images) for model in (teacher, student))
     )
     assert logs["at_loss"] == pytest.approx(float(expected), rel=1e-4)
+    assert logs["hint_loss"] > 0
+
+
+def test_a_layer_named_outputs_and_an_operation_are_taps(pixels: np.ndarray) -> None:
+    """What the metrics see stays the model's own output."""
+
+    def network(seed: int) -> keras.Model:
+        keras.utils.set_random_seed(seed)
+        inputs = keras.Input(SHAPE)
+        x = keras.ops.relu(keras.layers.Conv2D(3, 3, name="outputs")(inputs))
+        return keras.Model(inputs, keras.layers.Dense(3)(keras.layers.Flatten()(x)))
+
+    student, teacher = network(0), network(1)
+    relu = [next(one.name for one in model.operations if "relu" in one.name) for model in (student, teacher)]
+    losses = {"hint": Hint("outputs", "outputs"), "at": AttentionTransfer(*relu)}
+    distiller = Distiller(student, losses=losses, loss_weights=dict.fromkeys(losses, 1.0), teacher=teacher)
+    distiller.compile("sgd", metrics=["accuracy"], jit_compile=False)
+    images, labels = pixels / np.float32(255), np.arange(12) % 3
+    logs = distiller.evaluate(images, labels, verbose=0, return_dict=True)
+    right = np.argmax(student.predict(images, verbose=0), axis=1) == labels
+    assert logs["accuracy"] == pytest.approx(right.mean()) and logs["at_loss"] > 0
+    with pytest.raises(ValueError, match="a metric cannot be named 'at_loss'"):
+        distiller.compile("sgd", weighted_metrics=[keras.metrics.Mean(name="at_loss")])
 
 
 def kd_loss(student: keras.Model, images: np.ndarray, targets: Any, **options: Any) -> float:

@@ -21,6 +21,8 @@ from tfigkd.training.inputs import ValidationBatches, training_input, validation
 
 RNG = np.random.default_rng(0)
 COUNT = 50
+TIMES = {"seconds": 0.0, "step_ms": 0.0}
+"""In the place of what differs between two trainings."""
 
 
 def noise(side):
@@ -91,7 +93,7 @@ def test_a_resumed_run_ends_with_the_weights_of_an_uninterrupted_one(uncut, exam
     for a, b in zip(whole, resumed, strict=True):
         np.testing.assert_array_equal(a, b)
     for left, right in zip(history, again, strict=True):
-        assert {**left, "seconds": 0} == {**right, "seconds": 0}
+        assert left | TIMES == right | TIMES
 
 
 RECIPES = {"plain": {}, "ema": {"ema": 0.9}, "lookahead": {"lookahead": 3}}
@@ -121,7 +123,7 @@ def test_a_run_goes_on_within_an_epoch(uncut, examples, knowledge, tmp_path, sto
         np.testing.assert_array_equal(a, b)
     assert len(again) == 4
     for left, right in zip(history, again, strict=True):
-        assert {**left, "seconds": 0} == pytest.approx({**right, "seconds": 0}, rel=1e-5)
+        assert left | TIMES == pytest.approx(right | TIMES, rel=1e-5)
 
 
 def test_a_run_that_is_cut_twice_in_one_epoch(examples, knowledge, tmp_path):
@@ -132,7 +134,7 @@ def test_a_run_that_is_cut_twice_in_one_epoch(examples, knowledge, tmp_path):
     resumed, again = train(examples, knowledge, tmp_path / "cut", 2, checkpoint_steps=1)
     for a, b in zip(whole, resumed, strict=True):
         np.testing.assert_array_equal(a, b)
-    assert {**again[1], "seconds": 0} == pytest.approx({**history[1], "seconds": 0}, rel=1e-5)
+    assert again[1] | TIMES == pytest.approx(history[1] | TIMES, rel=1e-5)
 
 
 def test_checkpoints_and_threads_are_no_part_of_what_a_run_is():

@@ -60,7 +60,7 @@ def train(folder):
         options["validation"] = examples.take(slice(8))
         history = Training(model, stream, examples=COUNT, config=config, folder=folder, **options).run()
     for entry in history:
-        del entry["seconds"]
+        del entry["seconds"], entry["step_ms"]
     values = [list(entry.values()) for entry in history]
     np.savez(f"{sys.argv[1]}-{hosts.process_index()}.npz", history=values, *student.get_weights())
     return student.get_weights()

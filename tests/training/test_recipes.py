@@ -61,6 +61,8 @@ def train(
     return model.student, training.run()
 
 
+TIMES = {"seconds": 0.0, "step_ms": 0.0}
+"""In the place of what differs between two trainings."""
 DECAY = {"weight_decay": 0.01, "weight_decay_form": "coupled", "bias_factor": 4.0}
 RECIPES = {  # each with several states that a checkpoint has to hold
     "sgd": {"optimizer": "sgd", "learning_rate": 0.02, "schedule": "triangular", "lookahead": 5, **DECAY},
@@ -81,7 +83,7 @@ def test_each_recipe_resumes_to_the_weights_of_an_uninterrupted_run(name, exampl
     for a, b in zip(whole.get_weights(), resumed.get_weights(), strict=True):
         np.testing.assert_array_equal(a, b)
     for left, right in zip(history, resumed_history, strict=True):
-        assert {**left, "seconds": 0} == {**right, "seconds": 0}
+        assert left | TIMES == right | TIMES
 
 
 @pytest.mark.parametrize(

@@ -71,7 +71,7 @@ def uniform(keys: np.ndarray, *, seed: int, epoch: int | np.ndarray, purpose: in
         keys: uint64 [N], from `example_keys`.
         seed: The run's seed.
         epoch: The epoch, from 0; or one for each key, [N].
-        purpose: What the draw is for, one of the numbers above: each purpose has draws of its own.
+        purpose: What the draw is for, a `Purpose`: each has draws of its own.
     """
     state = np.asarray(keys, np.uint64)
     for word in (seed, epoch, purpose):

@@ -72,8 +72,8 @@ def mixing_weights(
 def mix(values: Any, own: np.ndarray) -> Any:
     """Mix what each example has with what its partner has: images, labels or weights; NumPy's arrays or JAX's.
 
-    The partner of example i is example B - 1 - i: batches are shuffled, and the control that takes the next example of
-    the batch forms other pairs.
+    The partner of example i is example B - 1 - i: batches are shuffled, and the control that takes the example before
+    in the batch forms other pairs.
 
     Args:
         values: [B,...].

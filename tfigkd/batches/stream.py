@@ -127,7 +127,8 @@ class TrainingBatches:
         view: With `kind = "views"` each image is moved as one of K views, whether or not their logits are stored: a
             student without a teacher sees the crops of one with a teacher.
         control: `maps = "none"` dims the images that would carry an overlay and adds no map. `logits = "shuffled"`
-            makes the inputs of a live teacher those of the next example of the batch; a batch of one is left.
+            makes the inputs of a live teacher those of the example before in the batch, that of the first one the last;
+            a batch of one is left.
         wanted: What else the losses compare: `"teacher_map"`, zero where it is not usable; `"teacher_inputs"`, the
             image as the student sees it but without the overlay, where that is another one; `"example"`, the index of
             each example, int32 [B].

@@ -158,7 +158,8 @@ def _read_classes(
     if not found:
         raise UserError(f"{folders[0]} has no class folders with pictures; expected <class>/<picture> in it")
     class_names = tuple(sorted(found, key=on_disk.__getitem__)) if expected is None else expected  # as Keras sorts
-    labels = [class_names.index(name) for name, members in found.items() for _ in members]
+    label_of = {name: label for label, name in enumerate(class_names)}
+    labels = [label_of[name] for name, members in found.items() for _ in members]
     members = [member for each in found.values() for member in each]
     paths = [path for path, _ in members]
     source_ids = [path.relative_to(root).as_posix() for path in paths]

@@ -43,32 +43,55 @@ def _groups_to_hold_out(examples: Examples, wanted: dict[int, int], *, last: boo
     a new group rarely changes it.
     """
     assert examples.groups is not None
-    names = [str(name) for name in np.unique(examples.groups)]
-    names.sort(key=lambda name: hashlib.sha256(f"group {name}".encode()).hexdigest(), reverse=last)
+    known, group_of = np.unique(examples.groups, return_inverse=True)
+    names = [str(name) for name in known]
+    digests = [hashlib.sha256(f"group {name}".encode()).hexdigest() for name in names]
+    order = sorted(range(len(names)), key=digests.__getitem__, reverse=last)
     aim = np.array([wanted[label] for label in sorted(wanted)], np.float64)
-    position = {label: index for index, label in enumerate(sorted(wanted))}
-    rows = np.array([position[int(label)] for label in examples.labels])
-    counts = {name: np.bincount(rows[examples.groups == name], minlength=len(aim)) for name in names}
+    rows = np.unique(examples.labels, return_inverse=True)[1]
     left = np.bincount(rows, minlength=len(aim)).astype(np.int64)
-    held, chosen = np.zeros(len(aim)), []
+    held = np.zeros(len(aim))
+    # many groups are of few classes each
+    pairs, numbers = np.unique(group_of * len(aim) + rows, return_counts=True)
+    starts = np.searchsorted(pairs, np.arange(len(names) + 1) * len(aim))
+    chosen: dict[int, None] = {}
 
-    def distance(counted: np.ndarray) -> float:
+    def counts_of(group: int) -> tuple[np.ndarray, np.ndarray]:
+        own = slice(starts[group], starts[group + 1])
+        return pairs[own] % len(aim), numbers[own]
+
+    def distance(group: int | None = None) -> float:
+        counted = held.copy()
+        if group is not None:
+            classes, count = counts_of(group)
+            counted[classes] += count
         return float((((counted - aim) / np.maximum(aim, 1)) ** 2).sum())
 
-    def remains(name: str) -> bool:
-        return bool((left - counts[name])[counts[name] > 0].all())
+    def remains(group: int) -> bool:
+        classes, count = counts_of(group)
+        return bool((left[classes] > count).all())
 
-    for name in names:
-        if remains(name) and distance(held + counts[name]) < distance(held):
-            chosen.append(name)
-            held, left = held + counts[name], left - counts[name]
+    def choose(group: int) -> None:
+        classes, count = counts_of(group)
+        chosen[group] = None
+        held[classes] += count
+        left[classes] -= count
+
+    now = distance()
+    for group in order:
+        if remains(group) and distance(group) < now:
+            choose(group)
+            now = distance()
+    lacking = {int(row) for row in np.flatnonzero((aim > 0) & (held == 0))}
+    having: dict[int, list[int]] = {row: [] for row in lacking}
+    for group in order if lacking else ():
+        for row in lacking.intersection(counts_of(group)[0].tolist()):
+            having[row].append(group)
     for row in np.argsort(aim, kind="stable"):  # for a class whose groups all have more than twice the wanted number
-        able = [name for name in names if name not in chosen and counts[name][row] and remains(name)]
-        if aim[row] and not held[row] and able:
-            best = min(able, key=lambda name: distance(held + counts[name]))
-            chosen.append(best)
-            held, left = held + counts[best], left - counts[best]
-    return chosen
+        able = [] if held[row] else [group for group in having.get(int(row), ()) if remains(group)]
+        if able:
+            choose(min(able, key=distance))
+    return [names[group] for group in chosen]
 
 
 def check_groups(name: str, splits: dict[str, Examples], hint: str = "") -> None:

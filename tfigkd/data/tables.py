@@ -186,6 +186,7 @@ def _read_rows(
         raise refusal(missing, len(rows))
     source_ids = [row["path"] for row in rows]
     images, digests = open_pictures(paths, source_ids, table.parent, wanted, notes)
-    labels = np.array([class_names.index(row["label"]) for row in rows], np.int64)
+    label_of = {name: label for label, name in enumerate(class_names)}
+    labels = np.array([label_of[row["label"]] for row in rows], np.int64)
     groups = np.array([row["group"] for row in rows]) if rows and "group" in rows[0] else None
     return SplitPart(images, labels, np.array(source_ids), groups, digests)

@@ -15,8 +15,8 @@ from tfigkd.edge.ai_edge_quantizer import Converted, quantize_file
 from tfigkd.edge.contract import write_contract
 from tfigkd.edge.convert import CALIBRATED, CalibrationMissingError, check_calibration, convert
 from tfigkd.edge.litert import litert_predictor
-from tfigkd.measure.chance import near_chance
-from tfigkd.measure.metrics import accuracy, comparison, predict_logits
+from tfigkd.measure.chance import hardly_learned
+from tfigkd.measure.metrics import accuracy, balanced_accuracy, comparison, predict_logits
 from tfigkd.models.cost import count_parameters
 from tfigkd.models.fake_quant import is_fake_quantized
 from tfigkd.models.user_model import ReferenceClassifier
@@ -33,15 +33,17 @@ def parity(path: Path, examples: Examples, reference: np.ndarray) -> dict[str, f
     """Compare a file's logits of examples with its Keras model's logits [N,K].
 
     Returns:
-        What `comparison` measures, `accuracy` and `keras_accuracy`, `keras_near_chance`, whether guessing explains the
-        Keras model's accuracy, and the number of `examples`.
+        What `comparison` measures, `accuracy` and `keras_accuracy`, `keras_hardly_learned`, whether the Keras model is
+        near chance or not far above it, and the number of `examples`.
     """
     logits = litert_predictor(path)(examples.images)
     return {
         **dict(comparison(logits, reference)),
         "accuracy": accuracy(logits, examples.labels),
         "keras_accuracy": accuracy(reference, examples.labels),
-        "keras_near_chance": near_chance(reference, examples.labels),
+        "keras_hardly_learned": hardly_learned(
+            balanced_accuracy(reference, examples.labels), np.unique(examples.labels, return_counts=True)[1]
+        ),
         "examples": len(examples),
     }
 
@@ -81,11 +83,12 @@ def check_parity(
     spared = 1 / count if needed < 1 else 0.0  # of 8 images, a single one must not decide
     if report["agreement"] < needed - spared - ROUNDING:
         advice = "try more export.calibration_examples"
-        if report["keras_near_chance"]:
+        if report["keras_hardly_learned"]:
             right = f"{100 * report['keras_accuracy']:.1f} %"
             advice = (
-                f"the Keras model itself is right on {right} of them, near chance, so its logits are nearly equal: it "
-                "needs a longer training or more images, or export.min_int8_agreement = 0 for a report without"
+                f"the Keras model itself has hardly learned, it is right on {right} of them, so its logits are nearly "
+                "equal: it needs a longer training or more images, or export.min_int8_agreement = 0 for a report "
+                "without"
             )
         raise UserError(
             f"export: {name} agrees with its Keras model on {100 * report['agreement']:.1f} % of {count:,} validation "

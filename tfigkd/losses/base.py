@@ -134,9 +134,9 @@ class Loss(DistillationLoss):
 
 
 def _layer_names(model: keras.Model) -> list[str]:
-    """Return the names of a model's layers; those of models inside have the names on the way, `backbone/block_13`."""
+    """Return the names of a model's layers and operations; those of models inside as `backbone/block_13`."""
     names = []
-    for layer in model.layers:
+    for layer in getattr(model, "operations", model.layers):
         inside = _layer_names(layer) if isinstance(layer, keras.Model) else []
         names += [layer.name, *(f"{layer.name}/{name}" for name in inside)]
     return names

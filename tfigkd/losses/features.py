@@ -100,7 +100,7 @@ class Hint(PerExampleLoss):
             )
         if self.extra_layer is None:
             # float32 under any precision policy, like all computations of a loss
-            options = {"dtype": "float32", "name": f"{self.student_layer}_projector"}
+            options = {"dtype": "float32", "name": f"{str(self.student_layer).replace('/', '_')}_projector"}
             self.extra_layer = (
                 keras.layers.Conv2D(units, 1, data_format="channels_last", **options)
                 if rank == 4

@@ -61,7 +61,9 @@ class KeyAttention(keras.layers.Layer):
         self.built = True
 
     def call(self, student: Sequence[Tensor], *, teacher: Sequence[Tensor], kept: int) -> Tensor:
-        """Return how much each key counts for each query, [B,S,T]; rows sum to 1 and have at most `kept` keys.
+        """Return how much each key counts for each query, [B,S,T]; rows sum to 1.
+
+        All keys whose score is that of the last one kept are kept too.
 
         Args:
             student: Features [B,H,W,D] of the S taps.

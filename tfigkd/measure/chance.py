@@ -1,6 +1,7 @@
 """Detect a classifier that is no better than guessing, or whose input range or class order is clearly another one."""
 
-from collections.abc import Callable, Mapping, Sequence
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 
@@ -15,6 +16,8 @@ DEVIATIONS = 2.0
 """Standard deviations of chance within which an accuracy is near it."""
 CLEARLY = 3.0
 """Standard deviations by which another input range or class order must be right on more images (McNemar's test)."""
+WEAK = 0.2
+"""Share of the way from guessing to all right below which a network has hardly learned."""
 RANGE_GAIN = 0.05
 """Gain of balanced accuracy from which another input range is suggested."""
 CHANCE_KAPPA = 0.05
@@ -23,6 +26,10 @@ ORDER_RECALL = 0.5
 """Balanced accuracy from which another class order is suggested."""
 ORDER_GAIN = 0.2
 """Gain of balanced accuracy from which another class order is suggested; it is fitted to the images that judge it."""
+FITTED_EXAMPLES = 4
+"""Images of each class that an order of many classes is fitted to; of two, random answers would fit half."""
+MOST_FITTED = 2000
+"""Largest number of classes of which an order is fitted: it takes a matrix of their pairs."""
 NEVER_RIGHT = 0.2
 """Largest share of classes that a model in another order may never name rightly.
 
@@ -35,6 +42,15 @@ def probe_examples(data: Dataset) -> Examples:
     held_out = data.validation.take(slice(PROBE_EXAMPLES))
     missing = PROBE_EXAMPLES - len(held_out)
     return held_out if missing <= 0 else concatenate([held_out, data.train.take(slice(missing))])
+
+
+def examples_of_each_class(data: Dataset) -> Examples:
+    """Return up to `FITTED_EXAMPLES` images of each class, from validation and train, for the order of many classes."""
+    known = concatenate([data.validation, data.train])
+    order = np.argsort(known.labels, kind="stable")
+    sorted_labels = known.labels[order]
+    place = np.arange(len(order)) - np.searchsorted(sorted_labels, sorted_labels)  # within the class
+    return known.take(np.sort(order[place < FITTED_EXAMPLES]))
 
 
 def explained_by_guessing(recall: float, counts: Sequence[int] | np.ndarray) -> bool:
@@ -54,6 +70,12 @@ def near_chance(logits: np.ndarray, labels: np.ndarray) -> bool:
     """Return whether the balanced accuracy of logits [N,C] for labels [N] is no higher than guessing explains."""
     counts = np.unique(labels, return_counts=True)[1]
     return not len(labels) or explained_by_guessing(balanced_accuracy(logits, labels), counts)
+
+
+def hardly_learned(recall: float, counts: Sequence[int] | np.ndarray) -> bool:
+    """Return whether a balanced accuracy is near that of guessing, or not far above it; see `explained_by_guessing`."""
+    guessed = 1 / len(counts)
+    return recall < guessed + WEAK * (1 - guessed) or explained_by_guessing(recall, counts)
 
 
 def _clearly_better(other: np.ndarray, logits: np.ndarray, labels: np.ndarray, gain: float) -> bool:
@@ -95,18 +117,56 @@ def suggest_fix(
     if scores:
         best = max(scores, key=lambda text: scores[text])
         return f"with {best} its balanced accuracy on the same images is {100 * scores[best]:.1f} %"
-    for text, other in {"": logits, **found}.items() if try_orders else ():
-        order = better_order(other, labels, len(class_names))
-        if order is None or not _clearly_better(placed := _in_order(other, order), logits, labels, ORDER_GAIN):
-            continue
-        listed = shortened([class_names[index] for index in order])
-        also = f" and its pixels those of {text}" if text else ""
-        score = f"{100 * balanced_accuracy(placed, labels):.1f} %"
-        return (
-            f"its outputs seem to be in the order {listed}{also} (balanced accuracy in this order: {score}): rename "
-            "the class folders so that they sort in this order"
-        )
+    if not try_orders:
+        return None
+    orders = (_suggest_order(other, logits, labels, class_names, text) for text, other in {"": logits, **found}.items())
+    return next(filter(None, orders), None)
+
+
+def suggest_order(logits: np.ndarray, labels: np.ndarray, class_names: Sequence[str]) -> str | None:
+    """Return the order of classes in which a classifier is right on clearly more images, in words; None if in none.
+
+    Args:
+        logits: Its logits [N,C].
+        labels: int [N].
+        class_names: Of the data, in the order of the labels.
+    """
+    return _suggest_order(logits, logits, labels, class_names)
+
+
+def _suggest_order(
+    logits: np.ndarray, before: np.ndarray, labels: np.ndarray, class_names: Sequence[str], given: str = ""
+) -> str | None:
+    """Return `suggest_order` of logits that follow if the user gives something; `before` are those without it."""
+    classes = len(class_names)
+    if logits.shape[1] != classes:
+        return None
+    orders = [(order, RANGE_GAIN) for order in _usual_orders(class_names)]
+    fitted = better_order(logits, labels, classes) if classes <= MOST_FITTED else None
+    orders += [] if fitted is None else [(fitted, ORDER_GAIN)]
+    for order, gain in orders:
+        placed = _in_order(logits, order)
+        if _clearly_better(placed, before, labels, gain):
+            listed = shortened([class_names[index] for index in order])
+            also = f" and its pixels those of {given}" if given else ""
+            score = f"{100 * balanced_accuracy(placed, labels):.1f} %"
+            return (
+                f"its outputs seem to be in the order {listed}{also} (balanced accuracy in this order: {score}): "
+                "rename the class folders so that they sort in this order"
+            )
     return None
+
+
+def _usual_orders(class_names: Sequence[str]) -> Iterator[list[int]]:
+    """Yield other orders in which programs sort names: by the numbers in them, and without regard to case."""
+
+    def by_number(name: str) -> list[tuple[int, str]]:
+        return [(int(part), "") if part.isdecimal() else (-1, part.casefold()) for part in re.split(r"(\d+)", name)]
+
+    for key in (by_number, str.casefold):
+        order = sorted(range(len(class_names)), key=lambda index: key(class_names[index]))
+        if order != [*range(len(class_names))]:
+            yield order
 
 
 def _computed(compute: Callable[[], np.ndarray]) -> np.ndarray | None:

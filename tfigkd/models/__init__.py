@@ -176,7 +176,8 @@ def build(
     taken = {"normalization", *OPTIONS_OF.get(name, ())}
     for option in sorted(options.keys() - taken):
         if options.pop(option) != NEUTRAL[option]:
-            raise UserError(f"{name} has no {option}; set {option} back to its neutral value {NEUTRAL[option]}")
+            neutral = "leave it out" if NEUTRAL[option] is None else f"set it to {NEUTRAL[option]}"
+            raise UserError(f"{name} has no {option}; {neutral}")
     try:
         return MODELS[name](num_classes, input_shape=input_shape, **options)
     except ValueError as error:

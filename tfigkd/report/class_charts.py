@@ -78,7 +78,7 @@ def confusions(counts: Mapping[str, Any], classes: Sequence[str], role: str) -> 
         hoverongaps=False,
     )
     first, second, number = pairs[0]
-    axis = {"type": "category", "showgrid": True}
+    axis = {"type": "category", "showgrid": True, "dtick": 1}
     return Chart(
         f"confusions-{role}",
         make(
@@ -90,7 +90,7 @@ def confusions(counts: Mapping[str, Any], classes: Sequence[str], role: str) -> 
             ["teacher predicts", f"{role} predicts", "images"],
             [[classes[one], classes[two], str(times)] for one, two, times in pairs[:40]],
         ),
-        height=380,
+        height=max(380, 150 + 20 * len(kept)),
         says={"most": (number, classes[first], classes[second]), "drawn": len(kept), "all": len(kept) == len(weight)},
     )
 

@@ -15,7 +15,7 @@ from scipy import stats
 from tfigkd.config.export_fields import format_of
 from tfigkd.config.fields import TeacherConfig
 from tfigkd.config.reading import from_mapping
-from tfigkd.measure.chance import explained_by_guessing
+from tfigkd.measure.chance import explained_by_guessing, hardly_learned
 from tfigkd.measure.statistics import LEVEL, wilson
 from tfigkd.report.facts import Facts, History
 from tfigkd.report.table import interval
@@ -24,8 +24,6 @@ from tfigkd.training.ledger import HARD, inert_terms
 
 WIDE = 0.10
 """Width of an accuracy's 95 % interval above which its images are too few."""
-WEAK = 0.2
-"""Share of the way from chance to all right below which a network has hardly learned."""
 GAP = 0.10
 """Difference of training and validation accuracy above which a network has overfitted."""
 FEW_MAPS = 0.5
@@ -103,7 +101,7 @@ def level(roles: Mapping[str, Mapping[str, Any]], counts: Sequence[int], *, trai
     """
     found = []
     n_test, classes, occurring = sum(counts), len(counts), [count for count in counts if count]
-    chance, guessed = max(counts) / n_test, 1 / len(occurring)
+    chance = max(counts) / n_test
     for role, values in roles.items():
         accuracy, where = values["accuracy"], "teacher.training" if role == "teacher" else "training"
         flag = f"--{where}.epochs, --{where}.learning_rate"
@@ -116,7 +114,7 @@ def level(roles: Mapping[str, Mapping[str, Any]], counts: Sequence[int], *, trai
         if explained_by_guessing(recall, occurring):
             text = f"The {role} is at chance: {of} ({interval(accuracy, n_test)}), where {percent(chance)} is chance."
             found.append(Remark("at chance", text, flag))
-        elif recall < guessed + WEAK * (1 - guessed):
+        elif hardly_learned(recall, occurring):
             text = f"The {role} has hardly learned: {of}, where {percent(chance)} is chance."
             found.append(Remark("hardly learned", text, flag))
     return found

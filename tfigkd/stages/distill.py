@@ -1,7 +1,6 @@
 """Stage `distill`: build the student, join the teacher's stored outputs to its examples, and train it."""
 
 import json
-import math
 import os
 from collections.abc import Collection
 from contextlib import AbstractContextManager
@@ -340,6 +339,7 @@ def distill(config: Config, workdir: Workdir) -> None:
         history = training.run()
     if not hosts.is_first_process():
         return
+    steps = len(training.sizes)
     student = models.with_precision(models.without_code(model.student), "float32")
     student = with_stock_batch_norm(models.with_plain_kernels(student))
     with atomic(workdir.student) as temporary:
@@ -358,7 +358,8 @@ def distill(config: Config, workdir: Workdir) -> None:
         n_train=len(examples),
         seconds=early + sum(entry["seconds"] for entry in history),
         extra_parameters=trained_parameters(model) - trained_parameters(student),
-        step_ms=1e3 * median(entry["seconds"] for entry in history) / math.ceil(len(examples) / recipe.batch_size),
+        # epochs of earlier versions have no time of their steps alone
+        step_ms=median(entry.get("step_ms", 1e3 * entry["seconds"] / steps) for entry in history),
         saw_validation=not holds_out_validation(config.data),
         validation_accuracy=score,
         corrections=corrections(config),

@@ -7,7 +7,7 @@ from typing import Any
 import keras
 
 from tfigkd import models
-from tfigkd.config.fields import NetworkConfig
+from tfigkd.config.fields import NetworkConfig, StudentConfig
 from tfigkd.data import Dataset, to_model_input
 from tfigkd.data.spaces import UNIT
 from tfigkd.measure.chance import probe_examples
@@ -28,15 +28,20 @@ def build_network(config: NetworkConfig, data: Dataset) -> keras.Model:
     spaces: dict[str, Any] = {"input_range": config.input_range, "outputs": config.outputs}
     own = config.own_shape(data.image_shape)
     weights = getattr(config, "weights", None) if config.application else None
-    model = models.build(
-        config.model,
-        num_classes=data.num_classes,
-        input_shape=own,
-        weights=None if weights is None else weights_path(weights),
-        images=models.resize_pixels(probe_examples(data).images[:], own) if config.own_file else None,
-        **{name: getattr(config, name) for name in models.ARCHITECTURE},
-        **spaces,
-    )
+    try:
+        model = models.build(
+            config.model,
+            num_classes=data.num_classes,
+            input_shape=own,
+            weights=None if weights is None else weights_path(weights),
+            images=models.resize_pixels(probe_examples(data).images[:], own) if config.own_file else None,
+            **{name: getattr(config, name) for name in models.ARCHITECTURE},
+            **spaces,
+        )
+    except UserError as error:
+        if config.model not in models.MODELS:
+            raise
+        raise UserError(f"{'student' if isinstance(config, StudentConfig) else 'teacher'}: {error}") from error
     if config.model == "convnet":
         models.set_whitening(model, to_model_input(models.resize_pixels(data.train.images[:WHITENED], own)))
     if config.own_file and getattr(config, "init", "") == "random":

@@ -115,8 +115,8 @@ def build_overlays(config: Config, workdir: Workdir) -> None:
     with locked(folder, wait=True):
         if finished(folder, folder.name) is None:
             model = load_teacher(config, workdir)
-            examples = stored_examples(config.data)
-            write_store(folder, model, data, config.attribution, identity, asdict(config.data), examples=examples)
+            examples, color = stored_examples(config.data), baseline_color(config.attribution, data.train)
+            write_store(folder, model, examples, color, config.attribution, identity, asdict(config.data))
         manifest = read_manifest(folder)
     assert manifest is not None
     error = manifest["completeness_error"]

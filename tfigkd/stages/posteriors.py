@@ -32,7 +32,10 @@ def class_shares(points: np.ndarray, labels: np.ndarray, neighbors: int) -> np.n
 
     search = NearestNeighbors(n_neighbors=min(neighbors, len(points) - 1)).fit(points)
     nearest = search.kneighbors(return_distance=False)  # without points to look for, none is its own neighbor
-    return np.eye(points.shape[1], dtype=np.float32)[labels[nearest]].mean(axis=1)
+    shares = np.zeros(points.shape, np.float32)
+    for neighbor in nearest.T:
+        shares[np.arange(len(points)), labels[neighbor]] += 1
+    return shares / np.float32(nearest.shape[1])
 
 
 def load_posteriors(config: Config, workdir: Workdir, examples: Examples) -> np.ndarray:

@@ -18,7 +18,14 @@ from tfigkd.batches.stream import TrainingBatches, evens_out
 from tfigkd.config.experiment import Config, experiments_folder
 from tfigkd.data import Dataset, Examples, to_model_input
 from tfigkd.data.spaces import RANGES, UNIT
-from tfigkd.measure.chance import near_chance, probe_examples, suggest_fix
+from tfigkd.measure.chance import (
+    ORDER_GAIN,
+    examples_of_each_class,
+    near_chance,
+    probe_examples,
+    suggest_fix,
+    suggest_order,
+)
 from tfigkd.measure.metrics import accuracy, balanced_accuracy, predict_logits
 from tfigkd.models.batch_norm import with_fused_batch_norm, with_stock_batch_norm
 from tfigkd.models.fingerprints import weights_fingerprint
@@ -226,6 +233,10 @@ def _check_given(config: Config, data: Dataset, model: keras.Model) -> None:
         ranges = [other for other in RANGES if other != (low, high)]
         others = {f"--teacher.input_range {a:g} {b:g}": partial(in_range, (a, b)) for a, b in ranges}
     fix = suggest_fix(logits, examples.labels, data.class_names, others)
+    covered = len(np.unique(examples.labels)) == data.num_classes
+    if fix is None and not covered and balanced_accuracy(logits, examples.labels) < 1 - ORDER_GAIN:
+        more = examples_of_each_class(data)
+        fix = suggest_order(predict_logits(model, more.images), more.labels, data.class_names)
     if not guesses and fix is None:
         return
     recall = 100 * balanced_accuracy(logits, examples.labels)

@@ -9,9 +9,9 @@ import keras
 import numpy as np
 
 from tfigkd.attribution import blur_sigma, completeness_error, saliency_map
-from tfigkd.attribution.examples import attribute_examples, attribute_in_parts, baseline_color, folded
+from tfigkd.attribution.examples import attribute_examples, attribute_in_parts, folded
 from tfigkd.config.fields import AttributionConfig
-from tfigkd.data import Dataset, Examples, train_and_validation
+from tfigkd.data import Examples
 from tfigkd.data.grid import cell_means
 from tfigkd.data.knowledge import Knowledge
 from tfigkd.data.top_logits import TopLogits, chosen_classes, finite, pack, spread_rest, unpack
@@ -33,7 +33,6 @@ def store_identity(
     config: AttributionConfig,
     *,
     image_shape: Sequence[int] | None = None,
-    architecture: str | None = None,
     top_logits: int | None = None,
 ) -> dict[str, Any]:
     """Return everything that the records depend on; `batch_size` does not change them and is left out.
@@ -43,7 +42,6 @@ def store_identity(
         data: Fingerprint of the images.
         config: Settings of the attribution.
         image_shape: (H, W, C) of the images, which the width of the blur follows.
-        architecture: From `architecture_fingerprint`, where the folder does not belong to one teacher's file.
         top_logits: How many logits of each image are stored; None stands for all.
     """
     settings = {name: getattr(config, name) for name in config.__dataclass_fields__ if name != "batch_size"}
@@ -54,7 +52,7 @@ def store_identity(
         identity["sigma"] = blur_sigma(image_shape)
     if top_logits is not None:
         identity["top_logits"] = top_logits
-    return identity if architecture is None else identity | {"architecture": architecture}
+    return identity
 
 
 def features(
@@ -135,27 +133,24 @@ def map_shards(
 def write_store(
     folder: Path,
     model: keras.Model,
-    data: Dataset,
+    examples: Examples,
+    color: np.ndarray,
     config: AttributionConfig,
     identity: dict[str, Any],
     source: dict[str, Any],
-    *,
-    examples: Examples | None = None,
 ) -> None:
     """Write a store shard by shard; shards that already exist and are intact are kept.
 
     Args:
         folder: Folder of the store, named by the fingerprint of `identity`.
         model: The teacher, from images float32 [B,H,W,3] in [0,1] to logits [B,C].
-        data: The data set; the mean color of its training split is used for the baseline "mean".
+        examples: The examples to store.
+        color: From `baseline_color`, float32 [3] in [0,1].
         config: Settings of the attribution.
         identity: The result of `store_identity`.
         source: The data config, so that `verify` can find the images.
-        examples: The examples to store; by default train and validation.
     """
-    examples = train_and_validation(data) if examples is None else examples
     network = folded(model)
-    color = baseline_color(config, data.train)
     files = write_shards(map_shards(folder, examples, config, identity.get("top_logits"), lambda: (network, color)))
     # Record by record, so that the memory does not grow with the number of images.
     sample = np.arange(min(CHECKED, len(examples)))

@@ -9,9 +9,10 @@ from typing import Any
 import keras
 import numpy as np
 
+from tfigkd.attribution.examples import baseline_color
 from tfigkd.config.fields import AttributionConfig
 from tfigkd.config.reading import from_mapping
-from tfigkd.data import Dataset, Examples, digest, splits_fingerprint, to_model_input
+from tfigkd.data import Examples, digest, splits_fingerprint, to_model_input
 from tfigkd.data.grid import check_grid, spread
 from tfigkd.data.knowledge import Knowledge
 from tfigkd.data.spaces import RANGES, UNIT, Outputs, Range
@@ -121,10 +122,7 @@ class OverlayStore:
                 f"labels must be from 0 to {count - 1}, the teacher's outputs; got {examples.labels.max()}"
             )
         config = from_mapping(AttributionConfig, settings, "attribution")
-        nothing = examples.take(slice(0))
         pixels = splits_fingerprint({"train": examples})
-        classes = tuple(str(index) for index in range(count))
-        data = Dataset("pictures", examples, nothing, nothing, class_names=classes, fingerprint=pixels)
         shape = examples.images.shape[1:]
         check_grid(config.grid, shape)
         earlier = store_identity(weights_fingerprint(teacher), pixels, config, image_shape=shape)
@@ -139,7 +137,8 @@ class OverlayStore:
             if finished(place, place.name) is None:
                 if input_range is None and single_graph(given) is not None:
                     _check_range(given, teacher, outputs, examples)
-                write_store(place, teacher, data, config, identity, source={})
+                color = baseline_color(config, examples)
+                write_store(place, teacher, examples, color, config, identity, source={})
                 return cls(place)
         store = cls(place)
         if not store._is_of(teacher, examples):

@@ -9,7 +9,7 @@ import keras
 
 from tfigkd.batches.stream import Batch
 from tfigkd.models.graph import flatten_layers, float64_of
-from tfigkd.training.devices import on_this_host
+from tfigkd.training.devices import on_this_host, synchronize
 
 STATISTICS_EXAMPLES = 4096
 """Training examples, at least, that the statistics of averaged weights are computed from."""
@@ -110,8 +110,3 @@ class Averaged(keras.callbacks.Callback):
                 variable.assign(keras.ops.convert_to_numpy(variable).copy())
             batches = itertools.islice(self.stream(epoch), self.batches)
             recompute_statistics(model.student, (batch[0] for batch in batches))
-
-
-def synchronize(model: Any) -> None:
-    """Give the variables their values within an epoch; Keras's trainer on JAX holds them, and takes up what is set."""
-    getattr(model, "jax_state_sync", lambda: None)()

@@ -11,9 +11,9 @@ import keras
 
 from tfigkd.runtime.errors import UserError
 from tfigkd.training import checkpoint
-from tfigkd.training.averaging import Averaged, synchronize
+from tfigkd.training.averaging import Averaged
 from tfigkd.training.checkpoint import Progress
-from tfigkd.training.devices import on_this_host
+from tfigkd.training.devices import on_this_host, synchronize
 from tfigkd.training.tensorboard import Board
 
 STEPS_BETWEEN_CHECKS = 1 if keras.backend.backend() == "tensorflow" else 50
@@ -94,8 +94,11 @@ class CheckpointCallback(keras.callbacks.Callback):
         step = self.begun.steps + batch + 1
         self.pending.append((step, dict(logs or {})))
         due = self.every is not None and step % self.every == 0 and step < len(self.sizes)
-        if due or len(self.pending) >= STEPS_BETWEEN_CHECKS:
+        last = step == len(self.sizes)
+        if due or last or len(self.pending) >= STEPS_BETWEEN_CHECKS:
             self._check_pending()
+        if last:  # of the epoch, before validation and averages
+            self.step_ms = 1e3 * (time.monotonic() - self.started) / step
         if due:
             self.progress.steps, self.progress.logs = step, self._whole(self.before, step)
             self.progress.seconds = time.monotonic() - self.started
@@ -122,6 +125,7 @@ class CheckpointCallback(keras.callbacks.Callback):
     def _check(self, values: Mapping[str, float], when: str) -> None:
         if all(map(math.isfinite, values.values())):
             return
+        synchronize(self.model)
         weights = self.model.term_weights
         done = len(self.history)
         kept = f"the checkpoint of epoch {done} is kept in {self.folder}" if done else "no epoch was finished"
@@ -140,7 +144,7 @@ class CheckpointCallback(keras.callbacks.Callback):
         values = self._whole(values, len(self.sizes))
         rate = float(keras.ops.convert_to_numpy(self.model.optimizer.learning_rate))
         seconds = time.monotonic() - self.started
-        self.history.append({**values, "learning_rate": rate, "seconds": seconds})
+        self.history.append({**values, "learning_rate": rate, "seconds": seconds, "step_ms": self.step_ms})
         self.progress.steps, self.progress.logs, self.progress.seconds = 0, {}, 0.0
         # before the checkpoint: a run that is killed between the two does the epoch again and takes its points back
         averaged = self._averages_drawn(epoch)

@@ -113,6 +113,14 @@ def whole_batch_statistics(model: keras.Model, devices: Devices) -> Iterator[Non
             each.synchronized = own
 
 
+def synchronize(model: keras.Model) -> None:
+    """Copy the values that Keras's JAX trainer holds during an epoch into the model's variables, which are empty then.
+
+    Values that are assigned afterwards are taken up by the trainer. On TensorFlow nothing is to be done.
+    """
+    getattr(model, "jax_state_sync", lambda: None)()
+
+
 @contextlib.contextmanager
 def on_all_hosts(model: keras.Model) -> Iterator[None]:
     """Let Keras train and evaluate a model on the devices of all hosts for the time of the context.

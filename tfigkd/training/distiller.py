@@ -30,11 +30,10 @@ from tfigkd.training.tapped import (
     shapes_at,
 )
 from tfigkd.training.targets import (
-    compiled_loss,
+    given_loss,
     label_array,
     labels_like,
     labels_of,
-    seen_by_loss,
     single_loss,
     weighted_mean,
 )
@@ -61,7 +60,7 @@ class Distiller(Steps, CheckedData, keras.Model):
     `train_step` and `test_step` are in `steps.py`, one pair for each Keras backend.
 
     `compile(loss=...)` replaces the hard-label loss, which is the cross-entropy of the logits (see
-    `targets.compiled_loss`).
+    `targets.given_loss`).
 
     Targets are labels (integers [B] or probabilities [B,C]) or a dictionary: `"label"`; optionally
     `"label_probabilities"` [B,C], the labels of mixed images, which the hard-label loss then uses; and what is known of
@@ -155,8 +154,14 @@ class Distiller(Steps, CheckedData, keras.Model):
         if student.built:
             self.built = True
 
+    def _first_phase(self) -> Any:
+        """Return 1 in the first phase, else 0: a number, or a scalar where it depends on the optimizer's step."""
+        if self.finetune_from is None or self.optimizer is None:
+            return 1.0
+        return ops.cast(self.optimizer.iterations < self.finetune_from, "float32")
+
     def _weights_at(self, first: Any) -> dict[str, Any]:
-        """Return name to weight of every term, `"hard"` among them; `first` is 1 in the first phase, else 0."""
+        """Return name to weight of every term, `"hard"` among them; `first` is that of `_first_phase`."""
         hard = hard_label_weight(self.distillation_losses, self.distillation_weights, self.hard_weight)
         terms = {name: first * weight for name, weight in self.distillation_weights.items()}
         return {"hard": first * hard + (1.0 - first), **terms}
@@ -164,18 +169,7 @@ class Distiller(Steps, CheckedData, keras.Model):
     @property
     def term_weights(self) -> dict[str, float]:
         """Name to weight of every term in training, `"hard"` among them."""
-        first = 1.0
-        if self.finetune_from is not None and self.optimizer is not None:
-            first = float(int(ops.convert_to_numpy(self.optimizer.iterations)) < self.finetune_from)
-        return self._weights_at(first)
-
-    def _phase(self) -> dict[str, Any]:
-        """Return the arguments `weights` and `hard_weight` of `loss_terms` for the current training step."""
-        first: Any = 1.0
-        if self.finetune_from is not None and self.optimizer is not None:
-            first = ops.cast(self.optimizer.iterations < self.finetune_from, "float32")
-        weights = self._weights_at(first)
-        return {"hard_weight": weights.pop("hard"), "weights": weights}
+        return self._weights_at(float(ops.convert_to_numpy(self._first_phase())))
 
     @property
     def teacher(self) -> keras.Model | None:
@@ -223,7 +217,7 @@ class Distiller(Steps, CheckedData, keras.Model):
 
         Args:
             optimizer: As for `keras.Model.compile`; its loss is scaled where the student computes in float16.
-            loss: Replaces the hard-label loss, see `targets.compiled_loss`; None is the cross-entropy of the logits.
+            loss: Replaces the hard-label loss, see `targets.given_loss`; None is the cross-entropy of the logits.
             loss_weights: Refused; the weights are those of the distiller.
             metrics: As for `keras.Model.compile`; they see labels and the student's outputs. Where these are one logit,
                 a metric that is given by its name sees its sigmoid.
@@ -241,7 +235,7 @@ class Distiller(Steps, CheckedData, keras.Model):
             )
         if loss is not None and self.label_smoothing:
             raise ValueError("label_smoothing belongs to the cross-entropy; give it to the loss of compile() instead")
-        for metric in keras.tree.flatten(metrics):
+        for metric in keras.tree.flatten([metrics, options.get("weighted_metrics")]):
             name = metric if isinstance(metric, str) else getattr(metric, "name", None)
             if name in self._trackers:
                 raise ValueError(f"a metric cannot be named {name!r}, which is a term of the loss; rename it")
@@ -292,31 +286,27 @@ class Distiller(Steps, CheckedData, keras.Model):
         """
         known = targets if isinstance(targets, Mapping) else {}
         mixed = known.get("label_probabilities")
-        labels = labels_of(targets)
         for name, loss in self.distillation_losses.items():
             if mixed is not None and loss.refuses_mixed_labels:
                 raise ValueError(f"loss {name!r} needs one label per example; leave out 'label_probabilities' (mixup)")
-
-        def hard(labels: Tensor, logits: Tensor, weights: Tensor | None) -> Tensor:
-            labels = labels if mixed is None else mixed
-            if self._compiled_loss is not None:
-                own = outputs.get(OUTPUTS, outputs[LOGITS])
-                seen, from_logits = seen_by_loss(self._compiled_loss, own, outputs[LOGITS])
-                return compiled_loss(self._compiled_loss, from_logits=from_logits)(labels, seen, weights)
-            if mixed is not None:
-                labels = by_class("label_probabilities", mixed, logits)
-            return weighted_mean(cross_entropy(labels, logits, label_smoothing=self.label_smoothing), weights)
-
         compared = StepComparison(self._tapped_student, self._live, inputs, targets, outputs, training=training)
         return loss_terms(
-            labels,
-            outputs[LOGITS],
+            self._hard_loss(outputs, labels_of(targets), mixed, sample_weight),
             compared.sides(self.distillation_losses),
+            labels_of(targets),
             losses=self.distillation_losses,
-            **(self._phase() if training else {"weights": self.distillation_weights, "hard_weight": self.hard_weight}),
-            hard_loss=hard,
+            weights=self._weights_at(self._first_phase() if training else 1.0),
             sample_weight=sample_weight,
         )
+
+    def _hard_loss(self, outputs: Mapping[str, Tensor], labels: Tensor, mixed: Any, sample_weight: Any) -> Tensor:
+        """Return the hard-label loss of a batch, a scalar; `mixed` are the labels of mixed images [B,C], or None."""
+        logits = outputs[LOGITS]
+        if self._compiled_loss is not None:
+            own, known = outputs.get(OUTPUTS, logits), labels if mixed is None else mixed
+            return given_loss(self._compiled_loss, known, own, logits, sample_weight)
+        known = labels if mixed is None else by_class("label_probabilities", mixed, logits)
+        return weighted_mean(cross_entropy(known, logits, label_smoothing=self.label_smoothing), sample_weight)
 
     def compute_terms(self, inputs: Tensor, targets: Any, sample_weight: Any = None, *, training: bool) -> tuple:
         """Return the loss terms of a batch, regularization included in `"loss"`, and the student's outputs.
@@ -346,14 +336,14 @@ class Distiller(Steps, CheckedData, keras.Model):
         """Return the loss of a batch `(x, y[, sample_weight])`, and what `_log` takes."""
         inputs, targets, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
         sample_weight = label_array(sample_weight)  # Keras repeats it for each entry of a dictionary of targets
-        terms, logits = self.compute_terms(inputs, targets, sample_weight, training=training)
-        return terms["loss"], (inputs, targets, logits, sample_weight, terms)
+        terms, outputs = self.compute_terms(inputs, targets, sample_weight, training=training)
+        return terms["loss"], (inputs, targets, outputs, sample_weight, terms)
 
-    def _log(self, inputs: Tensor, targets: Any, logits: Tensor, sample_weight: Any, terms: dict) -> dict:
-        count = ops.shape(logits)[0]
+    def _log(self, inputs: Tensor, targets: Any, outputs: Tensor, sample_weight: Any, terms: dict) -> dict:
+        count = ops.shape(outputs)[0]
         for name, value in terms.items():
             self._trackers[name].update_state(value, sample_weight=count)
-        logs = self.compute_metrics(inputs, labels_like(labels_of(targets), logits), logits, sample_weight)
+        logs = self.compute_metrics(inputs, labels_like(labels_of(targets), outputs), outputs, sample_weight)
         return {name: value for name, value in logs.items() if name in terms or name not in self._trackers}
 
     def get_config(self) -> dict:

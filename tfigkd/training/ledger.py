@@ -16,7 +16,7 @@ import numpy as np
 from tfigkd.batches.stream import Batch
 from tfigkd.runtime import console
 from tfigkd.runtime.files import write_text
-from tfigkd.training.devices import on_this_host
+from tfigkd.training.devices import on_this_host, synchronize
 from tfigkd.training.distiller import Distiller
 
 HARD = "hard_loss"
@@ -37,6 +37,7 @@ def gradient_norms(
     Returns:
         Term to (value, norm), the terms named as they are logged.
     """
+    synchronize(model)
     weights = {f"{name}_loss": weight for name, weight in model.term_weights.items()}
     measure = _jax_gradients if keras.backend.backend() == "jax" else _tensorflow_gradients
     scale = _scale(model)
@@ -83,7 +84,6 @@ def _tensorflow_gradients(model: Distiller, batch: tuple[Any, Any, Any], factors
 def _jax_gradients(model: Distiller, batch: tuple[Any, Any, Any], factors: dict[str, float]) -> dict[str, tuple]:
     import jax
 
-    model.jax_state_sync()  # within an epoch the trainer holds the values, and the variables are empty
     fixed = [variable.value for variable in model.non_trainable_variables]
 
     def scaled(trainable: list, name: str) -> tuple:

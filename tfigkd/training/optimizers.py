@@ -351,6 +351,4 @@ def make_optimizer(
     else:
         optimizer = Adam(rate, **options)
     extend(optimizer, config, config.epochs * steps_per_epoch)
-    if options["weight_decay"]:
-        optimizer.exclude_from_weight_decay(var_names=SPARED)
     return keras.optimizers.LossScaleOptimizer(optimizer) if config.precision == "mixed_float16" else optimizer

@@ -110,18 +110,24 @@ def drawable_name(name: str, index: int) -> str:
     return name if font_for(name) is not None else f"class {index}"
 
 
-@functools.lru_cache(maxsize=1024)
+@functools.cache
 def font_for(text: str) -> str | None:
     """Return the path of the first font with all characters of a text: DejaVu Sans, else an installed one, or None."""
     import matplotlib
-    from matplotlib import font_manager
 
     own = Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"
     wanted = {ord(character) for character in text if not character.isspace()}
     if wanted <= _characters(str(own)):
         return str(own)
-    installed = sorted(font_manager.findSystemFonts())
-    return next((path for path in installed if wanted <= _characters(path)), None)
+    return next((path for path in _installed_fonts() if wanted <= _characters(path)), None)
+
+
+@functools.cache
+def _installed_fonts() -> tuple[str, ...]:
+    """Return the paths of the fonts of this machine, sorted."""
+    from matplotlib import font_manager
+
+    return tuple(sorted(font_manager.findSystemFonts()))
 
 
 @functools.cache

@@ -15,8 +15,8 @@ from tfigkd.models.input_range import infer_input_range
 from tfigkd.models.taps import head_behind, tap_outputs
 
 LOGITS = "logits"
-OUTPUTS = "outputs"
-"""What a network itself gives: logits or probabilities."""
+OUTPUTS = "/outputs"
+"""What a network itself gives, logits or probabilities; no layer can have this name."""
 TEACHER, STUDENT = 0, 1
 """The sides of a loss, in the order of what it compares."""
 

@@ -1,6 +1,5 @@
 """Labels of a batch, and the hard-label loss that `compile(loss=...)` asks for."""
 
-import functools
 import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -10,9 +9,6 @@ from keras import ops
 
 from tfigkd.losses.base import Tensor, flat_labels
 
-HardLoss = Callable[[Tensor, Tensor, Tensor | None], Tensor]
-"""Labels, what the student gives, and sample weights or None to the mean over the batch."""
-
 
 def weighted_mean(values: Tensor, sample_weight: Tensor | None) -> Tensor:
     """Return the sum of weighted values [B] divided by B, as Keras does; None stands for weights of one."""
@@ -21,18 +17,37 @@ def weighted_mean(values: Tensor, sample_weight: Tensor | None) -> Tensor:
     return ops.mean(values)
 
 
-def seen_by_loss(loss: Any, outputs: Tensor, logits: Tensor) -> tuple[Tensor, bool]:
-    """Return what a loss of `compile` takes, and whether it has to be told that these are logits.
+def given_loss(loss: Any, labels: Tensor, outputs: Tensor, logits: Tensor, sample_weight: Tensor | None) -> Tensor:
+    """Return the hard-label loss that `compile(loss=...)` asks for, the mean over the batch.
 
     A loss that is given as an object or function takes the student's own outputs, as in plain Keras, and so does one
     that is given by its name, but for cross-entropies: they take logits, from which they are computed more exactly.
     Binary ones take the logits of one output, and of several only where these are what the student gives.
 
     Args:
-        loss: As for `compiled_loss`.
+        loss: A Keras loss, whose own reduction and masks apply; a function of (labels, outputs) to one value per
+            example; or the name of a Keras loss.
+        labels: Integers [B], or probabilities [B,C].
         outputs: The student's own [B,K]; K is 1 or the number of classes C.
         logits: Those of its classes [B,C]; the very `outputs` where it gives logits.
+        sample_weight: [B], or None.
+
+    Raises:
+        ValueError: There is no loss of that name.
     """
+    seen, from_logits = _seen_by_loss(loss, outputs, logits)
+    labels = labels_like(labels, seen)
+    if isinstance(loss, keras.losses.Loss):
+        return ops.mean(loss(labels, seen, sample_weight=sample_weight))  # a scalar, but for no reduction
+    function = _by_name(loss) if isinstance(loss, str) else loss
+    values = function(labels, seen, **({"from_logits": True} if from_logits else {}))
+    if len(values.shape) > 1:
+        values = ops.mean(ops.reshape(values, (ops.shape(values)[0], -1)), axis=1)
+    return weighted_mean(values, sample_weight) if len(values.shape) else values
+
+
+def _seen_by_loss(loss: Any, outputs: Tensor, logits: Tensor) -> tuple[Tensor, bool]:
+    """Return what a loss of `compile` takes, and whether it has to be told that these are logits."""
     if not isinstance(loss, str) or "from_logits" not in inspect.signature(_by_name(loss)).parameters:
         return outputs, False
     if outputs.shape[-1] == 1:
@@ -47,37 +62,6 @@ def _by_name(name: str) -> Callable[..., Tensor]:
     """Return the function of a Keras loss, by its name or that of its class."""
     found = keras.losses.get(name)
     return getattr(found, "fn", found)
-
-
-def compiled_loss(loss: Any, *, from_logits: bool = False) -> HardLoss:
-    """Return the hard-label loss that `compile(loss=...)` asks for.
-
-    Args:
-        loss: A Keras loss, whose own reduction and masks apply; a function of (labels, outputs) to one value per
-            example; or the name of a Keras loss.
-        from_logits: Whether a cross-entropy that is given by its name gets logits.
-
-    Raises:
-        ValueError: There is no loss of that name.
-    """
-    if isinstance(loss, keras.losses.Loss):
-
-        def whole(labels: Tensor, outputs: Tensor, sample_weight: Tensor | None) -> Tensor:
-            labels = labels_like(labels, outputs)
-            return ops.mean(loss(labels, outputs, sample_weight=sample_weight))  # a scalar, but for no reduction
-
-        return whole
-    function = loss
-    if isinstance(loss, str):
-        function = functools.partial(_by_name(loss), from_logits=True) if from_logits else _by_name(loss)
-
-    def mean(labels: Tensor, outputs: Tensor, sample_weight: Tensor | None) -> Tensor:
-        values = function(labels_like(labels, outputs), outputs)
-        if len(values.shape) > 1:
-            values = ops.mean(ops.reshape(values, (ops.shape(values)[0], -1)), axis=1)
-        return weighted_mean(values, sample_weight) if len(values.shape) else values
-
-    return mean
 
 
 def single_loss(loss: Any) -> Any:

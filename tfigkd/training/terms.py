@@ -9,15 +9,14 @@ import keras
 from keras import ops
 
 from tfigkd.data.spaces import Range, check_range
-from tfigkd.losses import Loss, PerExampleLoss, cross_entropy
+from tfigkd.losses import Loss, PerExampleLoss
 from tfigkd.losses.base import Tensor
 from tfigkd.losses.osakd import EXAMPLE, POSTERIORS
 from tfigkd.models.logits import two_classes
 from tfigkd.models.pruned import pruned_copy
 from tfigkd.training.tapped import LOGITS, TEACHER, TappedNetwork, TappedTensors, flat, loss_taps, pick
-from tfigkd.training.targets import HardLoss, labels_of, weighted_mean
+from tfigkd.training.targets import labels_of, weighted_mean
 
-Sides = Mapping[str, tuple[Tensor, Tensor]]
 RESERVED = ("loss", "hard")
 """Names that no loss may have: the logs hold the sum and the hard-label loss under them."""
 SOFT_LABELS = "kd"
@@ -116,14 +115,12 @@ def by_class(name: str, given: Tensor, logits: Tensor) -> Tensor:
 
 
 def loss_terms(
+    hard: Tensor,
+    sides: Mapping[str, tuple[Any, Any]],
     labels: Tensor,
-    logits: Tensor,
-    sides: Sides | None = None,
     *,
     losses: Mapping[str, Loss],
-    weights: Mapping[str, float],
-    hard_weight: float | None = None,
-    hard_loss: HardLoss | None = None,
+    weights: Mapping[str, Any],
     sample_weight: Tensor | None = None,
 ) -> dict[str, Tensor]:
     """Return every term of the loss and their weighted sum `"loss"`, all scalars.
@@ -132,23 +129,15 @@ def loss_terms(
     whole batch (of relations between examples) has no value for one example, and is not weighted.
 
     Args:
-        labels: Integers [B], or probabilities [B,C].
-        logits: The student's, [B,C].
+        hard: The hard-label loss, the mean over the batch.
         sides: Name of a loss to what it compares, the teacher's side first; a loss without sides is left out.
+        labels: Integers [B], or probabilities [B,C].
         losses: Name to loss.
-        weights: Name to weight.
-        hard_weight: Weight of the hard label; None is that of `hard_label_weight`, given the losses with sides.
-        hard_loss: Function of labels, logits and sample weight to the mean; None is `cross_entropy`.
+        weights: Name to weight, `"hard"` among them; a number or a scalar.
         sample_weight: [B], or None.
     """
-
-    sides = sides or {}
-    if hard_loss is None:
-        hard = weighted_mean(cross_entropy(labels, logits), sample_weight)
-    else:
-        hard = hard_loss(labels, logits, sample_weight)
     terms = {"hard_loss": hard}
-    total = hard_label_weight(sides, weights, hard_weight) * hard
+    total = weights["hard"] * hard
     for name, (teacher_side, student_side) in sides.items():
         loss = losses[name]
         if isinstance(loss, PerExampleLoss):
