@@ -8,6 +8,7 @@ import pytest
 from tfigkd.config.experiment import override, read_experiment
 from tfigkd.runtime.files import write_manifest
 from tfigkd.stages import estimate as module
+from tfigkd.stages.teacher import members
 from tfigkd.stages.workdir import Workdir
 
 STAGES = ["teacher", "overlays", "distill"]
@@ -23,7 +24,7 @@ def config():
 def parts(config, folder, monkeypatch):
     """The parts of the estimate where a step takes 2 s, a batch 1 s, a gradient 0.1 s and a forward pass 0.01 s."""
     monkeypatch.setattr(module, "trial_step", lambda *_: "step")
-    monkeypatch.setattr(module, "fastest", lambda runs, **_: [2.0 if runs == ["step"] else 1.0])
+    monkeypatch.setattr(module, "shortest_seconds", lambda runs, **_: [2.0 if runs == ["step"] else 1.0])
     monkeypatch.setattr(module, "_gradient_seconds", lambda *_: 0.1)
     monkeypatch.setattr(module, "_forward_seconds", lambda *_: 0.01)
     monkeypatch.setattr(module, "_with_trial", lambda measure: measure())
@@ -55,6 +56,27 @@ def test_epochs_that_a_checkpoint_has_done_do_not_count(config, tmp_path, monkey
     (tmp_path / "run" / "distill").mkdir(parents=True)
     (tmp_path / "run" / "distill" / "checkpoint-00015.ckpt").touch()
     assert parts(config, tmp_path, monkeypatch)["distill"] == pytest.approx(whole["distill"] / 4)
+
+
+def test_each_of_several_teachers_counts_its_own_epochs(config, tmp_path, monkeypatch):
+    config = override(config, {"tensorboard.pictures": 0, "teacher.count": 3})
+    whole = parts(config, tmp_path, monkeypatch)["teacher"]
+    assert whole == pytest.approx(3 * parts(override(config, {"teacher.count": 1}), tmp_path, monkeypatch)["teacher"])
+    first, second, _ = (module.teacher_folder(one, Workdir(tmp_path, tmp_path / "teachers")) for one in members(config))
+    for folder in (first, second):
+        folder.mkdir(parents=True)
+    write_manifest(first, "1")
+    (second / "checkpoint-00005.ckpt").touch()  # of 10 epochs
+    assert parts(config, tmp_path, monkeypatch)["teacher"] == pytest.approx(whole / 2)
+
+
+def test_stored_attention_counts(config, tmp_path, monkeypatch):
+    taps = {"losses.at.student_layer": "block_00", "losses.at.teacher_layer": "block_00"}
+    views = {"view.kind": "views", "view.views": 4, "view.attention": "views"}
+    config = override(config, {"losses.at.weight": 1.0, **taps, **views})
+    plain = parts(override(config, {"losses.at.weight": 0.0}), tmp_path, monkeypatch)["overlays"]
+    more = 0.01 * 4 * len(module.stored_examples(config.data))
+    assert parts(config, tmp_path, monkeypatch)["overlays"] == pytest.approx(plain + more)
 
 
 def test_only_a_long_run_is_measured(config, tmp_path, monkeypatch):

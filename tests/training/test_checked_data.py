@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 
 from tests.training.test_distiller_as_keras import CROSS_ENTROPY, distiller, largest_difference, net
-from tfigkd.training.checked import fit_options
 from tfigkd.training.distiller import Distiller
 
 RNG = np.random.default_rng(0)
@@ -104,7 +103,6 @@ def test_arguments_by_position_are_those_by_name():
     ):
         np.testing.assert_allclose(found["val_hard_loss"], expected["val_loss"], rtol=1e-5)
         np.testing.assert_allclose(found["hard_loss"], expected["loss"], rtol=1e-5)
-    assert fit_options(8, shuffle=False) == {"batch_size": 8, "shuffle": False}
     with pytest.raises(TypeError, match="batches"):
         model().fit(X, Y, batches=3)
 

@@ -16,8 +16,8 @@ from tfigkd.runtime.errors import UserError
 from tfigkd.runtime.fingerprint import fingerprint, fingerprint_values
 from tfigkd.training.averaging import recompute_statistics
 from tfigkd.training.distiller import Distiller
-from tfigkd.training.fit import Training
-from tfigkd.training.optimizers import Triangular, make_optimizer
+from tfigkd.training.fit import Training, compile_for
+from tfigkd.training.optimizers import Triangular, make_optimizer, with_loss_scale
 
 COUNT, BATCH = 50, 16
 
@@ -233,8 +233,9 @@ def test_what_is_validated_is_the_result_and_the_training_is_left_alone(recipe, 
 
 
 def test_the_loss_scale_of_float16_is_at_work(examples, tmp_path):
-    optimizer = make_optimizer(TrainingConfig(precision="mixed_float16", ema=0.9), 4)
-    assert isinstance(optimizer, keras.optimizers.LossScaleOptimizer)
+    model = Distiller(with_precision(network(0), "mixed_float16"))
+    compile_for(model, TrainingConfig(precision="mixed_float16", ema=0.9), 4)
+    assert isinstance(model.optimizer, keras.optimizers.LossScaleOptimizer)
     _, history = train(examples, tmp_path, learning_rate=0.01, precision="mixed_float16")
     _, reference = train(examples, tmp_path / "plain", learning_rate=0.01)
     np.testing.assert_allclose([e["loss"] for e in history], [e["loss"] for e in reference], rtol=0.05)
@@ -244,7 +245,7 @@ def test_the_loss_scale_of_float16_is_at_work(examples, tmp_path):
 def test_a_long_gradient_is_shortened_to_its_norm(precision):
     config = TrainingConfig(optimizer="sgd", momentum=0.0, learning_rate=1.0, clip_norm=0.5, precision=precision)
     weights = [keras.Variable(np.zeros(2, np.float32)), keras.Variable(np.zeros((1, 1), np.float32))]
-    optimizer = make_optimizer(config, 10)
+    optimizer = with_loss_scale(make_optimizer(config, 10), with_precision(network(0), precision))
     optimizer.build(weights)
     scale = float(optimizer.dynamic_scale) if precision == "mixed_float16" else 1.0
     long, short = ([2.0, 1.0], [[2.0]]), ([0.1, 0.0], [[0.2]])

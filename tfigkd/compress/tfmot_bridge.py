@@ -20,6 +20,7 @@ from tfigkd.compress.layers import compressible_nodes, is_linear_activation, one
 from tfigkd.compress.quantization import fake_quantized
 from tfigkd.config.compress_fields import CompressConfig
 from tfigkd.losses import Loss
+from tfigkd.losses.base import LOGITS
 from tfigkd.models.copies import verified_copy
 from tfigkd.models.equivalence import TOLERANCE, random_inputs
 from tfigkd.models.fake_quant import FakeQuantize
@@ -28,7 +29,6 @@ from tfigkd.models.graph import Node
 from tfigkd.runtime import console
 from tfigkd.runtime.errors import UserError
 from tfigkd.training import checkpoint
-from tfigkd.training.tapped import LOGITS
 
 LEGACY = "TF_USE_LEGACY_KERAS"
 Preserve = Literal["nothing", "zeros", "clusters"]

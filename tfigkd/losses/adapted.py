@@ -4,7 +4,7 @@ from typing import Any
 
 from keras.distillation import DistillationLoss
 
-from tfigkd.losses.base import Loss, Tensor
+from tfigkd.losses.base import LOGITS, Loss, Tensor
 
 
 class AdaptedLoss(Loss):
@@ -20,8 +20,7 @@ class AdaptedLoss(Loss):
     def __init__(self, loss: DistillationLoss):
         self.loss = loss
         names = [getattr(loss, f"{role}_layer_name", None) for role in ("teacher", "student")]
-        # "logits" is the tap of a model's output
-        self.teacher_layer, self.student_layer = [name or "logits" for name in names] if any(names) else (None, None)
+        self.teacher_layer, self.student_layer = [name or LOGITS for name in names] if any(names) else (None, None)
 
     def check_taps(self, student: Any, teacher: Any = None) -> None:
         """Check before training that the models have the layers to tap.

@@ -11,6 +11,8 @@ from keras.distillation import DistillationLoss
 
 Tensor = Any  # a tensor of the Keras backend in use
 Taps = str | tuple[str, ...] | None
+LOGITS = "logits"
+"""The tap of a model's logits, whichever layer gives them."""
 Compares = Literal["outputs", "explanations", "map", "weights", "labels", "posteriors", "pruned"]
 """What a loss compares, see `Loss.compares`."""
 
@@ -36,8 +38,8 @@ class Loss(DistillationLoss):
       another one (a control).
     - labels: `soft_labels`, made of the student's own logits, and these logits; there is no teacher.
     - posteriors: the targets' "teacher_posteriors", computed before the training, and the student's logits.
-    - pruned: the pair of the teacher's logits and of those of a copy that lacks the share `pruned` of its weights, and
-      the student's logits.
+    - pruned: a pair of logits, of the teacher and of a copy of it without the share `pruned` of its weights; and the
+      student's logits.
     """
     takes_labels: bool = False
     """`per_example` takes integer labels [B] as a third argument."""
@@ -104,7 +106,7 @@ class Loss(DistillationLoss):
                 continue
             names = _layer_names(model)
             for tap in [taps] if isinstance(taps, str) else taps:
-                if tap != "logits" and tap not in names:  # the name of a model's output, whichever layer it is
+                if tap != LOGITS and tap not in names:
                     near = difflib.get_close_matches(tap, names, n=3, cutoff=0) or names[:3]
                     raise ValueError(f"the {role} {model.name!r} has no layer {tap!r}; its nearest: {', '.join(near)}")
 

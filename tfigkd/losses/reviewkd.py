@@ -10,7 +10,7 @@ from keras import ops
 
 from tfigkd.losses.base import Tensor
 from tfigkd.losses.features import hint_distance, map_size
-from tfigkd.losses.projectors import ProjectedLoss, paired_taps
+from tfigkd.losses.taps import TapsLoss, paired_taps
 
 LARGEST_MIDDLE = 512
 """Most channels of the fused features."""
@@ -167,7 +167,7 @@ class Review(keras.layers.Layer):
 
 
 @keras.saving.register_keras_serializable("tfigkd")
-class ReviewKD(ProjectedLoss):
+class ReviewKD(TapsLoss):
     """Distillation by knowledge review of Chen et al. 2021 (arXiv 2104.09044), for `tfigkd.Distiller` only.
 
     From the deepest level to the shallowest, the student's features are fused with those of the deeper level by two
@@ -192,7 +192,7 @@ class ReviewKD(ProjectedLoss):
         self._sizes: list[tuple[int, int]] = []
 
     def build(self, teacher_shapes: Sequence[tuple], student_shapes: Sequence[tuple]) -> None:
-        """Create the fusing layers, as `ProjectedLoss.build` does."""
+        """Create the fusing layers, as `TapsLoss.build` does."""
         super().build(teacher_shapes, student_shapes)
         self._sizes = [*((shape[1], shape[2]) for shape in teacher_shapes), (1, 1)]
 

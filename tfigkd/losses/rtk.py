@@ -9,7 +9,7 @@ from keras import ops
 
 from tfigkd.losses.attention import squared_attention_differences
 from tfigkd.losses.base import Tensor
-from tfigkd.losses.projectors import ProjectedLoss
+from tfigkd.losses.taps import TapsLoss
 
 LEFT_OUT = -1e9
 """Score of a key that is left out."""
@@ -82,7 +82,7 @@ class KeyAttention(keras.layers.Layer):
 
 
 @keras.saving.register_keras_serializable("tfigkd")
-class RTK(ProjectedLoss):
+class RTK(TapsLoss):
     """Representative teacher keys of Yang, Kao and Huang 2022 (arXiv 2206.12788), for `tfigkd.Distiller` only.
 
     The loss is the mean over the student's taps s of Σ_t α_st · `attention_difference`, with α of `KeyAttention` over

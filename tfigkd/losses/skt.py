@@ -2,15 +2,15 @@
 
 import itertools
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import keras
 from keras import ops
 
 from tfigkd.losses.base import Tensor, cosine_distance
 from tfigkd.losses.features import map_size, match_resolution, pool_to
-from tfigkd.losses.projectors import ProjectedLoss, paired_taps
 from tfigkd.losses.relation import flow_matrix
+from tfigkd.losses.taps import TapsLoss, paired_taps
 
 EPSILON = 1e-5
 """Added to the variance of a channel; that of the authors' instance normalization."""
@@ -78,8 +78,32 @@ def dense_flow_distance(
     return sum(differences) / len(differences)
 
 
+class Projectors(keras.layers.Layer):
+    """A 1x1 convolution with bias for each tap, computed in float32.
+
+    Args:
+        channels: Channels of the student's and of the teacher's features, one pair for each tap.
+    """
+
+    def __init__(self, channels: Sequence[tuple[int, int]], **options: Any):
+        super().__init__(dtype="float32", **options)
+        self.channels = [tuple(pair) for pair in channels]
+        self.convolutions = []
+        for index, (given, wanted) in enumerate(self.channels):
+            layer = keras.layers.Conv2D(
+                wanted, 1, data_format="channels_last", dtype="float32", name=f"{self.name}_{index}"
+            )
+            layer.build((None, None, None, given))
+            self.convolutions.append(layer)
+        self.built = True
+
+    def call(self, features: Sequence[Tensor]) -> list[Tensor]:
+        """Return the features of each tap [B,H,W,D] with the teacher's channels, float32."""
+        return [layer(ops.cast(one, "float32")) for layer, one in zip(self.convolutions, features, strict=True)]
+
+
 @keras.saving.register_keras_serializable("tfigkd")
-class SKT(ProjectedLoss):
+class SKT(TapsLoss):
     """Structured knowledge transfer of Liu et al. 2020 (arXiv 2003.10120), for `tfigkd.Distiller` only.
 
     The loss is intra · mean over taps of `direction_distance` + inter · `dense_flow_distance`, both after a 1x1
@@ -114,6 +138,10 @@ class SKT(ProjectedLoss):
         self.intra = intra
         self.inter = inter
         self.pairs = pairs
+
+    def make_layer(self, channels: Sequence[tuple[int, int]]) -> Projectors:
+        """Return the maps from the student's channels to the teacher's, as `TapsLoss.make_layer` does."""
+        return Projectors(channels, name="skt_projectors")
 
     def per_example(self, teacher_outputs: Sequence[Tensor], student_outputs: Sequence[Tensor]) -> Tensor:
         """Return the loss of each example, [B]; the outputs are features, one for each tap.

@@ -16,13 +16,14 @@ from tfigkd.stages.estimate import seconds_of_stages, typical_gradients
 from tfigkd.stages.networks import build_network
 from tfigkd.stages.teacher import build_teacher
 from tfigkd.stages.workdir import Workdir
+from tfigkd.training import checkpoint
 
 PROCESS = 1.2e9
 """Bytes of a process that has imported TensorFlow and holds two small networks."""
 RECORD = 180
 """Bytes of a record beside its arrays: id, store, label, scale, error, steps and the framing."""
-KEPT = 4.0 * (1 + 2 * 3)
-"""Bytes kept for each parameter: the model once, and two checkpoints, each of the parameter and two moments."""
+BYTES_KEPT = 4.0 * (1 + checkpoint.KEPT * 3)
+"""Bytes kept for each parameter: the model once, and the checkpoints, each of the parameter and two moments."""
 
 
 @dataclass(frozen=True)
@@ -146,13 +147,13 @@ def costs(job: Job, seconds: Mapping[str, float], *, machines: int = 1) -> dict[
     for stage, time in seconds.items():
         memory, disk, network = PROCESS, 0.0, 0.0
         if stage == "teacher" and job.teacher_epochs:
-            memory, disk = memory + held, KEPT * job.teacher[1]
+            memory, disk = memory + held, BYTES_KEPT * job.teacher[1]
         elif stage == "overlays":
             memory, disk = memory + held, float(stores)
             passes = (job.gradients > 0) + (job.views > 0)
             network = shared * (passes * 3.0 * job.pixels * job.stored + stores + machines * 4.0 * job.teacher[1])
         elif stage == "distill":
-            memory, disk = memory + held + maps + views + job.batch_bytes, KEPT * job.student[1]
+            memory, disk = memory + held + maps + views + job.batch_bytes, BYTES_KEPT * job.student[1]
             read = 3.0 * job.pixels + (job.cells if job.gradients else 0) + job.views * job.view_logits
             network = shared * read * job.train * (1 if job.in_memory else job.epochs)
         found[stage] = Cost(time, memory, disk, network)

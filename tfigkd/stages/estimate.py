@@ -3,7 +3,6 @@
 A run of a few minutes is estimated only from multiply-adds, since the trial steps take half a minute themselves.
 """
 
-import math
 import time
 from collections.abc import Callable
 from datetime import timedelta
@@ -17,7 +16,7 @@ import numpy as np
 from tfigkd import models
 from tfigkd.attribution import attribute
 from tfigkd.attribution.examples import attribute_examples, baseline_color
-from tfigkd.batches.stream import TrainingBatches
+from tfigkd.batches.stream import TrainingBatches, batch_sizes
 from tfigkd.config.experiment import Config, early_phases
 from tfigkd.config.fields import AttributionConfig
 from tfigkd.config.training_fields import AugmentConfig, TrainingConfig
@@ -41,8 +40,9 @@ from tfigkd.stages.teacher import (
 from tfigkd.stages.training_setup import distiller_with, live_teacher, trainable_student
 from tfigkd.stages.workdir import Workdir
 from tfigkd.training import checkpoint
+from tfigkd.training.devices import device_count
 from tfigkd.training.distiller import Distiller
-from tfigkd.training.speed import fastest, trial_step
+from tfigkd.training.speed import shortest_seconds, trial_step
 from tfigkd.training.tensorboard import MAP_STEPS
 
 # Share of the matrix-product rate that small convolutional networks reach, measured on a 2-core AVX-512 machine with
@@ -61,7 +61,7 @@ def matrix_rate() -> float:
     """Return the multiply-adds a second of a float32 matrix product on this machine, best of three."""
     side = 1024
     left = np.ones((side, side), np.float32)
-    return side**3 / fastest([lambda: left @ left])[0]
+    return side**3 / shortest_seconds([lambda: left @ left])[0]
 
 
 def typical_gradients(settings: AttributionConfig) -> int:
@@ -96,7 +96,8 @@ def _rough_seconds(config: Config, workdir: Workdir, stages: list[str]) -> float
     if config.needs_teacher and {"teacher", "overlays"} & {*stages}:
         folder, macs = teacher_folder(config, workdir), multiply_adds(build_teacher(config, data))
         if "teacher" in stages and _must_train_teacher(config, folder):
-            work = macs * BACKWARD * len(teacher_examples(members(config)[0])) * config.teacher.training.epochs
+            epochs = config.teacher.training.epochs * config.teacher.count
+            work = macs * BACKWARD * len(teacher_examples(members(config)[0])) * epochs
             seconds += work / (rate * TRAINING_EFFICIENCY)
         if "overlays" in stages and not list(folder.glob("overlays/*/manifest.json")):
             gradients = typical_gradients(config.attribution) * len(stored_examples(config.data))
@@ -126,7 +127,7 @@ def seconds_of_stages(config: Config, workdir: Workdir, stages: list[str]) -> di
         seconds[next(stage for stage in seconds if seconds[stage])] += read
     folder = teacher_folder(config, workdir) if config.needs_teacher else None
     if folder is not None and "teacher" in seconds and _must_train_teacher(config, folder):
-        seconds["teacher"] += _with_trial(partial(_teacher_training, config, data, folder))
+        seconds["teacher"] += _with_trial(partial(_teacher_training, config, data, workdir))
     if folder is not None and "overlays" in seconds and config.needs_stored:
         seconds["overlays"] += _with_trial(partial(_stores, config, data, workdir))
     if "distill" in seconds and not _done(workdir, "distill"):
@@ -177,18 +178,20 @@ def _epoch_seconds(step: float, examples: Examples, recipe: TrainingConfig, augm
     stream, count = batches(0), batches.threads
     for _ in range(count):  # those that were made before they were asked for
         next(stream)
-    batch = fastest([lambda: [next(stream) for _ in range(count)]])[0] / count
+    batch = shortest_seconds([lambda: [next(stream) for _ in range(count)]])[0] / count
     both = step + batch if on_cpu() else max(step, batch)
-    return math.ceil(len(examples) / recipe.batch_size) * both
+    return len(batch_sizes(len(examples), recipe.batch_size, device_count(recipe.devices))) * both
 
 
-def _teacher_training(config: Config, data: Dataset, folder: Path) -> float:
+def _teacher_training(config: Config, data: Dataset, workdir: Workdir) -> float:
+    """Return the seconds of training the teacher, of several those that are not finished."""
     recipe, examples = config.teacher.training, teacher_examples(members(config)[0])
-    left = recipe.epochs * config.teacher.count - checkpoint.epochs_done(folder)
+    folders = [teacher_folder(member, workdir) for member in members(config)]
+    left = sum(recipe.epochs - checkpoint.epochs_done(one) for one in folders if read_manifest(one) is None)
     if not left:
         return 0.0
     network = models.with_precision(with_fused_batch_norm(build_network(config.teacher, data)), recipe.precision)
-    (step,) = fastest([trial_step(Distiller(network), recipe)])
+    (step,) = shortest_seconds([trial_step(Distiller(network), recipe)])
     return _training_seconds(build_network(config.teacher, data), step, config, recipe, examples, left)
 
 
@@ -206,8 +209,11 @@ def _stores(config: Config, data: Dataset, workdir: Workdir) -> float:
     if config.needs_store and not list(folder.glob("overlays/*/manifest.json")):
         measure = _map_seconds if known else _typical_map_seconds
         seconds += measure(teacher, examples, data, config.attribution) * len(examples)
-    if config.needs_views and not list(folder.glob("views/*/manifest.json")):
-        seconds += _forward_seconds(teacher, examples) * config.view.views * len(examples)
+    passes = [config.view.views] if config.needs_views else []
+    if config.needs_attention:
+        passes.append(1 if config.view.attention == "moved" else config.view.views)
+    if len(list(folder.glob("views/*/manifest.json"))) < len(passes):
+        seconds += _forward_seconds(teacher, examples) * sum(passes) * len(examples)
     return seconds
 
 
@@ -215,7 +221,7 @@ def _map_seconds(model: keras.Model, examples: Examples, data: Dataset, settings
     """Return the seconds of a map, of which each takes as many gradients as the tolerance asks for."""
     few, color = examples.take(slice(MAPS)), baseline_color(settings, data.train)
     attribute_examples(model, few.take(slice(8)), settings, color)  # which compiles
-    return fastest([lambda: attribute_examples(model, few, settings, color)], rounds=1)[0] / len(few)
+    return shortest_seconds([lambda: attribute_examples(model, few, settings, color)], rounds=1)[0] / len(few)
 
 
 def _typical_map_seconds(model: keras.Model, examples: Examples, data: Dataset, settings: AttributionConfig) -> float:
@@ -232,14 +238,14 @@ def _gradient_seconds(model: keras.Model, examples: Examples, batch_size: int) -
         return attribute(model, images, few.labels, n_steps=steps, batch_size=batch_size)
 
     run()
-    return fastest([run], rounds=2)[0] / (steps * len(few))
+    return shortest_seconds([run], rounds=2)[0] / (steps * len(few))
 
 
 def _forward_seconds(model: keras.Model, examples: Examples) -> float:
     """Return the seconds of a forward pass of one image."""
     few = examples.take(slice(512))
     predict_logits(model, few.images)
-    return fastest([lambda: predict_logits(model, few.images)], rounds=2)[0] / len(few)
+    return shortest_seconds([lambda: predict_logits(model, few.images)], rounds=2)[0] / len(few)
 
 
 def _student_step(config: Config, data: Dataset) -> float:
@@ -253,9 +259,9 @@ def _student_step(config: Config, data: Dataset) -> float:
         known["teacher_map"] = np.ones((count, *data.image_shape[:2]), np.float32)
     try:
         model = distiller_with(config, student, teacher)
-        return fastest([trial_step(model, config.training, known)])[0]
+        return shortest_seconds([trial_step(model, config.training, known)])[0]
     except ValueError:  # it reads stored features, which cost next to nothing beside the student
-        return fastest([trial_step(Distiller(student), config.training)])[0]
+        return shortest_seconds([trial_step(Distiller(student), config.training)])[0]
 
 
 def _distillation(config: Config, data: Dataset, workdir: Workdir) -> float:

@@ -93,9 +93,11 @@ def _attributions(
             own, steps = explained[role_of(name)][0], settings.curve_steps
             results[name] = dict(faithfulness_metrics(predict, examples, own, mean_color=color, steps=steps))
             advance()
-    for role in explained.keys() - {"teacher"} if "teacher" in explained else ():
-        maps, reference = explained[role][0], explained["teacher"][0]
-        results[role] |= similarity_metrics(maps, reference, top_fraction=settings.top_fraction)
+    if "teacher" not in explained:
+        return results
+    reference = explained["teacher"][0]
+    for role in explained.keys() - {"teacher"}:
+        results[role] |= similarity_metrics(explained[role][0], reference, top_fraction=settings.top_fraction)
     return results
 
 

@@ -332,7 +332,7 @@ def _stores_of(described: bytes) -> list[Store]:
 
 def _finish(store: Store) -> None:
     """Finish a store if all its shards are there; otherwise say how many are."""
-    shards, there = store.shards, store.shards.there()
+    shards, there = store.shards, store.shards.count_written()
     if there == len(shards):
         store.build()
     else:

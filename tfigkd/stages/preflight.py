@@ -4,6 +4,7 @@ from collections.abc import Collection
 
 import keras
 
+from tfigkd.batches.stream import batch_sizes
 from tfigkd.compress.methods import check_compressible, check_fine_tuning
 from tfigkd.config.experiment import Config, fine_tuning
 from tfigkd.config.training_fields import TrainingConfig
@@ -19,6 +20,7 @@ from tfigkd.stages.data import dataset, holds_out_validation, training_examples
 from tfigkd.stages.networks import build_network
 from tfigkd.stages.teacher import build_teacher
 from tfigkd.stages.training_setup import distiller_with, untrained_student
+from tfigkd.training.devices import device_count
 
 GOOD_ACCURACY = 0.97
 """The accuracy for which the width of an interval is stated before any accuracy is known."""
@@ -36,8 +38,9 @@ def early_remarks(config: Config) -> list[Remark]:
     fresh = config.student.own_file and config.student.init == "random" and not averaged
     student = build_network(config.student, data) if compared or fresh else None
     if fresh:
-        steps = config.training.epochs * -(-len(training_examples(config.data)) // config.training.batch_size)
-        found += slow_averages(student, steps)
+        recipe, examples = config.training, len(training_examples(config.data))
+        steps = len(batch_sizes(examples, recipe.batch_size, device_count(recipe.devices)))
+        found += slow_averages(student, recipe.epochs * steps)
     if compared:
         networks = {"teacher": build_teacher(config, data), "student": student}
         found += sizes(

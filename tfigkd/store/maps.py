@@ -55,7 +55,7 @@ def store_identity(
     return identity
 
 
-def features(
+def record_features(
     model: keras.Model,
     examples: Examples,
     config: AttributionConfig,
@@ -125,7 +125,7 @@ def map_shards(
 
     def make(chosen: Examples) -> Iterator[dict[str, Any]]:
         model, color = prepared()
-        return features(model, chosen, config, color, top_logits)
+        return record_features(model, chosen, config, color, top_logits)
 
     return Shards(folder, examples, config.shard_size, parse_record, make)
 

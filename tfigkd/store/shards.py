@@ -64,12 +64,12 @@ class Shards:
         """Return the file of a shard, numbered from 0."""
         return self.folder / f"{self.title}-{number:05d}-of-{len(self):05d}.tfrecord"
 
-    def chosen(self, number: int) -> Examples:
+    def examples_of(self, number: int) -> Examples:
         """Return the examples of a shard."""
         start = number * self.size
         return self.examples.take(np.arange(start, min(start + self.size, len(self.examples))))
 
-    def there(self) -> int:
+    def count_written(self) -> int:
         """Return how many shards exist; they are not read."""
         return sum(self.path(number).is_file() for number in range(len(self)))
 
@@ -117,7 +117,7 @@ def write_shards(shards: Shards) -> dict[str, str]:
     # One shard is written while the next is computed; at most one waits to be written.
     with console.progress(shards.title, len(shards.examples)) as advance, ThreadPoolExecutor(1) as writer:
         for number in range(len(shards)):
-            chosen = shards.chosen(number)
+            chosen = shards.examples_of(number)
             if shards.complete(number, chosen):
                 note(number, chosen)
                 continue
@@ -146,7 +146,7 @@ def write_part(shards: Shards, numbers: Sequence[int]) -> None:
 
     def write(number: int, *, wait: bool) -> None:
         with locked(folder, wait=wait, name=f".{shards.path(number).stem}.lock"):
-            chosen = shards.chosen(number)
+            chosen = shards.examples_of(number)
             if not shards.complete(number, chosen):
                 shards.write(number, chosen, shards.make(chosen))
             advance()

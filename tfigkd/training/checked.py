@@ -17,16 +17,8 @@ NOT_WHOLE = "labels must be whole numbers"
 OUT_OF_RANGE = "labels must be in"
 
 
-def fit_options(*arguments: Any, **options: Any) -> dict[str, Any]:
-    """Return by name what `keras.Model.fit` is given beside `x` and `y`, by position or by name.
-
-    Raises:
-        TypeError: It has no such argument.
-    """
-    return _by_name(keras.Model.fit, *arguments, **options)
-
-
 def _by_name(method: Any, *arguments: Any, **options: Any) -> dict[str, Any]:
+    """Return by name what a method of `keras.Model` is given beside `x` and `y`, by position or by name."""
     given = inspect.signature(method).bind(None, None, None, *arguments, **options).arguments
     return {name: value for name, value in given.items() if name not in ("self", "x", "y")}
 
@@ -43,7 +35,7 @@ class CheckedData:
         """
         if self.student.built and not self.trainable_variables:
             raise ValueError(f"the student {self.student.name!r} has no weights that train; set its trainable to True")
-        options = fit_options(*arguments, **options)
+        options = _by_name(keras.Model.fit, *arguments, **options)
         self._check(y)
         held_out = options.get("validation_data")
         if isinstance(held_out, tuple | list) and len(held_out) > 1:
@@ -53,8 +45,8 @@ class CheckedData:
             options["validation_data"] = self._with_checks(held_out)
         weights = options.pop("class_weight", None)
         if weights is not None:
-            x, options = with_class_weight(x, y, weights, options)
-        with labels_refused():
+            x, options = _with_class_weight(x, y, weights, options)
+        with _labels_refused():
             return super().fit(x, y, **options)  # type: ignore[misc]
 
     def evaluate(self: Any, x: Any = None, y: Any = None, *arguments: Any, **options: Any) -> Any:
@@ -64,7 +56,7 @@ class CheckedData:
             ValueError: labels are out of range.
         """
         self._check(y)
-        with labels_refused():
+        with _labels_refused():
             return super().evaluate(self._with_checks(x), y, *arguments, **options)  # type: ignore[misc]
 
     def train_on_batch(self: Any, x: Any, y: Any = None, *arguments: Any, **options: Any) -> Any:
@@ -77,7 +69,7 @@ class CheckedData:
         self._check(y)
         weights = options.pop("class_weight", None)
         if weights is not None:
-            _, options = with_class_weight(x, y, weights, options)
+            _, options = _with_class_weight(x, y, weights, options)
         return super().train_on_batch(x, y, **options)  # type: ignore[misc]
 
     def test_on_batch(self: Any, x: Any, y: Any = None, *arguments: Any, **options: Any) -> Any:
@@ -90,20 +82,20 @@ class CheckedData:
         return super().test_on_batch(x, y, *arguments, **options)  # type: ignore[misc]
 
     def _check(self: Any, targets: Any) -> None:
-        whole = whole_labels(self.student, self._compiled_loss)
-        check_labels(label_array(targets), number_of_classes(self.student), whole=whole)
+        whole = _whole_labels(self.student, self._compiled_loss)
+        _check_labels(label_array(targets), number_of_classes(self.student), whole=whole)
 
     def _with_checks(self: Any, data: Any) -> Any:
-        whole = whole_labels(self.student, self._compiled_loss)
-        return with_checked_labels(data, number_of_classes(self.student), whole=whole)
+        whole = _whole_labels(self.student, self._compiled_loss)
+        return _with_checked_labels(data, number_of_classes(self.student), whole=whole)
 
 
-def whole_labels(student: Any, loss: Any) -> bool:
+def _whole_labels(student: Any, loss: Any) -> bool:
     """Return whether labels are numbers of classes, not shares that a loss of `compile` compares with one output."""
     return loss is None or getattr(student, "output_shape", (0,))[-1] != 1
 
 
-def check_labels(labels: Any, classes: int | None, *, whole: bool = True) -> None:
+def _check_labels(labels: Any, classes: int | None, *, whole: bool) -> None:
     """Check labels before the training; a data set or generator, whose labels are not known yet, passes.
 
     Args:
@@ -138,7 +130,7 @@ def check_labels(labels: Any, classes: int | None, *, whole: bool = True) -> Non
 
 
 def _checked(batches: Generator, classes: int, whole: bool) -> Iterator[Any]:
-    """Yield the batches of a generator, with `check_labels` of each."""
+    """Yield the batches of a generator, with `_check_labels` of each."""
     with contextlib.closing(batches):
         for batch in batches:
             _check_batch(batch, classes, whole)
@@ -147,11 +139,11 @@ def _checked(batches: Generator, classes: int, whole: bool) -> Iterator[Any]:
 
 def _check_batch(batch: Any, classes: int, whole: bool) -> None:
     if isinstance(batch, tuple | list) and len(batch) > 1:
-        check_labels(label_array(batch[1]), classes, whole=whole)
+        _check_labels(label_array(batch[1]), classes, whole=whole)
 
 
 class _CheckedBatches(keras.utils.PyDataset):
-    """A `PyDataset` with `check_labels` of each batch."""
+    """A `PyDataset` with `_check_labels` of each batch."""
 
     def __init__(self, data: keras.utils.PyDataset, classes: int, whole: bool):
         super().__init__(data.workers, data.use_multiprocessing, data.max_queue_size)
@@ -174,7 +166,7 @@ class _CheckedBatches(keras.utils.PyDataset):
         self._data.on_epoch_end()
 
 
-def with_checked_labels(data: Any, classes: int | None, *, whole: bool = True) -> Any:
+def _with_checked_labels(data: Any, classes: int | None, *, whole: bool) -> Any:
     """Return batches that end with an error at labels that are no classes; arrays, checked before, stay as they are.
 
     Batches are a `tf.data.Dataset`, a `keras.utils.PyDataset` or a generator. Without the check the loss of
@@ -183,7 +175,7 @@ def with_checked_labels(data: Any, classes: int | None, *, whole: bool = True) -
     Args:
         data: What `fit` or `evaluate` is given.
         classes: Number of classes, or None where it is not known.
-        whole: As for `check_labels`.
+        whole: As for `_check_labels`.
     """
     if classes is not None and isinstance(data, Generator):
         return _checked(data, classes, whole)
@@ -215,8 +207,8 @@ def with_checked_labels(data: Any, classes: int | None, *, whole: bool = True) -
 
 
 @contextlib.contextmanager
-def labels_refused() -> Iterator[None]:
-    """Turn the error of `with_checked_labels` into a ValueError in one line.
+def _labels_refused() -> Iterator[None]:
+    """Turn the error of `_with_checked_labels` into a ValueError in one line.
 
     Raises:
         ValueError: Labels are no classes.
@@ -234,7 +226,7 @@ def labels_refused() -> Iterator[None]:
         raise ValueError(f"{found[1]} {found[2]}..{found[3]}") from None
 
 
-def with_class_weight(x: Any, y: Any, weights: Mapping[int, float], options: dict) -> tuple[Any, dict]:
+def _with_class_weight(x: Any, y: Any, weights: Mapping[int, float], options: dict) -> tuple[Any, dict]:
     """Return data and options of `fit` or `train_on_batch` with sample weights in the place of class weights.
 
     Keras itself refuses class weights where the targets are a dictionary.

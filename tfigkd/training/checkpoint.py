@@ -23,6 +23,7 @@ from tfigkd.runtime.errors import UserError
 from tfigkd.runtime.files import write_bytes
 
 KEPT = 2
+"""Checkpoints of a training that are kept: should the newest be damaged, it goes on from the other."""
 NAME = re.compile(r"checkpoint-\d+(-\d+)?\.ckpt")
 DIGEST_SIZE = 32
 UNREADABLE = (OSError, ValueError, KeyError, TypeError, AttributeError, EOFError, zipfile.BadZipFile)

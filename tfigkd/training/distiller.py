@@ -10,14 +10,13 @@ from keras import ops
 from tfigkd.data.spaces import Range
 from tfigkd.losses import Loss, cross_entropy
 from tfigkd.losses.adapted import adapted
-from tfigkd.losses.base import Tensor
+from tfigkd.losses.base import LOGITS, Tensor
 from tfigkd.models.kernels import l1_of_kernels
 from tfigkd.training.checked import CheckedData
 from tfigkd.training.optimizers import check_two_momenta, with_loss_scale
 from tfigkd.training.single_logit import gives_one_logit, of_one_logit
 from tfigkd.training.steps import Steps
 from tfigkd.training.tapped import (
-    LOGITS,
     OUTPUTS,
     STUDENT,
     TEACHER,

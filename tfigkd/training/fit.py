@@ -33,6 +33,7 @@ from tfigkd.training.optimizers import make_optimizer
 from tfigkd.training.tensorboard import Board, Watched
 
 LEDGER = "ledger.jsonl"
+"""File of the ledger of losses, in the folder of a training."""
 
 
 class _Bar(keras.callbacks.Callback):
@@ -101,7 +102,7 @@ class Training:
         validation: Examples that are measured after each epoch, as many as the devices can share evenly.
         watched: What TensorBoard's pictures are drawn of.
         ledger_steps: Steps between two entries of the loss ledger; 0 keeps none.
-        callbacks: Further callbacks; what they change between two steps must follow from the model's variables.
+        callbacks: Further callbacks; they must keep no state of their own, since a resumed run restores only variables.
     """
 
     model: Distiller

@@ -20,7 +20,9 @@ from tfigkd.training.devices import on_this_host, synchronize
 from tfigkd.training.distiller import Distiller
 
 HARD = "hard_loss"
+"""Name of the hard-label loss in the logs."""
 INERT = 0.01
+"""Share of the gradient below which a term does nothing."""
 
 
 def gradient_norms(
@@ -83,21 +85,25 @@ def _tensorflow_gradients(model: Distiller, batch: tuple[Any, Any, Any], factors
 
 def _jax_gradients(model: Distiller, batch: tuple[Any, Any, Any], factors: dict[str, float]) -> dict[str, tuple]:
     import jax
+    import jax.numpy as jnp
 
     fixed = [variable.value for variable in model.non_trainable_variables]
 
-    def scaled(trainable: list, name: str) -> tuple:
+    def scaled(trainable: list) -> tuple:
         with model._scope(trainable, fixed):
-            value = model.compute_terms(*batch, training=True)[0][name]
-        return factors[name] * value, value
+            terms = model.compute_terms(*batch, training=True)[0]
+        return {name: factor * terms[name] for name, factor in factors.items()}, {name: terms[name] for name in factors}
 
     start = [variable.value for variable in model.trainable_variables]
     ours = {id(variable) for variable in model.student.trainable_variables}  # and not what a loss trains of its own
+    values: dict[str, Any]
+    terms: dict[str, Any]
+    values, backward, terms = jax.vjp(scaled, start, has_aux=True)
     result = {}
     for name in factors:
-        gradients, value = jax.grad(scaled, has_aux=True)(start, name)
+        (gradients,) = backward({other: jnp.full_like(value, other == name) for other, value in values.items()})
         pairs = zip(model.trainable_variables, gradients, strict=True)
-        result[name] = value, [gradient for variable, gradient in pairs if id(variable) in ours]
+        result[name] = terms[name], [gradient for variable, gradient in pairs if id(variable) in ours]
     return result
 
 
@@ -142,7 +148,9 @@ class Ledger(keras.callbacks.Callback):
 
     def on_train_end(self, logs: dict | None = None) -> None:
         """Name the terms that do nothing, once the run is at its end."""
-        for name in inert_terms(read_ledger(self.path)) if self.step == self.until else ():
+        if self.step < self.until:
+            return
+        for name in inert_terms(read_ledger(self.path)):
             console.say(f"  warning: {name} never had {INERT:.0%} of the gradient; it does nothing at this weight")
 
 

@@ -351,4 +351,4 @@ def make_optimizer(
     else:
         optimizer = Adam(rate, **options)
     extend(optimizer, config, config.epochs * steps_per_epoch)
-    return keras.optimizers.LossScaleOptimizer(optimizer) if config.precision == "mixed_float16" else optimizer
+    return optimizer

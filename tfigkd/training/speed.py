@@ -41,7 +41,7 @@ def trial_step(model: Distiller, config: TrainingConfig, known: Mapping[str, Any
     return step
 
 
-def fastest(runs: Sequence[Callable[[], Any]], rounds: int = ROUNDS) -> list[float]:
+def shortest_seconds(runs: Sequence[Callable[[], Any]], rounds: int = ROUNDS) -> list[float]:
     """Return the shortest time of each of several functions in seconds; they take turns, so that noise meets all."""
     best = [np.inf] * len(runs)
     for _ in range(rounds):
@@ -59,7 +59,7 @@ def compare_precisions(network: keras.Model, config: TrainingConfig) -> dict[str
     for name in names:
         copy = keras.models.clone_model(network) if name == "float32" else with_precision(network, name)
         steps.append(trial_step(Distiller(copy), replace(config, precision=cast(Any, name))))
-    return dict(zip(names, fastest(steps), strict=True))
+    return dict(zip(names, shortest_seconds(steps), strict=True))
 
 
 def choose_precision(seconds: dict[str, float]) -> str:

@@ -8,13 +8,12 @@ from keras import ops
 
 from tfigkd.data.spaces import UNIT, Range
 from tfigkd.losses import Loss
-from tfigkd.losses.base import Tensor
+from tfigkd.losses.base import LOGITS, Tensor
 from tfigkd.models.adapt import logits_of
 from tfigkd.models.chain import taught_tensors
 from tfigkd.models.input_range import infer_input_range
 from tfigkd.models.taps import head_behind, tap_outputs
 
-LOGITS = "logits"
 OUTPUTS = "/outputs"
 """What a network itself gives, logits or probabilities; no layer can have this name."""
 TEACHER, STUDENT = 0, 1
@@ -81,7 +80,7 @@ def flat(taps: Any) -> list[str]:
     return [taps] if isinstance(taps, str) else list(taps)
 
 
-def pick(outputs: Mapping[str, Any], taps: Any) -> Any:
+def outputs_at(outputs: Mapping[str, Any], taps: Any) -> Any:
     """Return the output of one tap, or the outputs of several."""
     return outputs[taps] if isinstance(taps, str) else [outputs[tap] for tap in taps]
 

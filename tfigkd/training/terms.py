@@ -10,11 +10,11 @@ from keras import ops
 
 from tfigkd.data.spaces import Range, check_range
 from tfigkd.losses import Loss, PerExampleLoss
-from tfigkd.losses.base import Tensor
+from tfigkd.losses.base import LOGITS, Tensor
 from tfigkd.losses.osakd import EXAMPLE, POSTERIORS
 from tfigkd.models.logits import two_classes
 from tfigkd.models.pruned import pruned_copy
-from tfigkd.training.tapped import LOGITS, TEACHER, TappedNetwork, TappedTensors, flat, loss_taps, pick
+from tfigkd.training.tapped import TEACHER, TappedNetwork, TappedTensors, flat, loss_taps, outputs_at
 from tfigkd.training.targets import labels_of, weighted_mean
 
 RESERVED = ("loss", "hard")
@@ -47,15 +47,15 @@ def check_terms(losses: Mapping[str, Loss], weights: Mapping[str, float], hard_w
 
     Raises:
         ValueError: names of losses and weights differ, a name is taken, a weight is out of range, or what a loss
-            compares is none of `SIDES`.
+            compares is none of `COMPARED_BY`.
     """
     if losses.keys() != weights.keys():
         raise ValueError(
             f"losses and loss_weights must have the same names, got {sorted(losses)} and {sorted(weights)}"
         )
     for name, loss in losses.items():
-        if loss.compares not in SIDES:
-            raise ValueError(f"loss {name!r} must compare one of {', '.join(SIDES)}, got {loss.compares!r}")
+        if loss.compares not in COMPARED_BY:
+            raise ValueError(f"loss {name!r} must compare one of {', '.join(COMPARED_BY)}, got {loss.compares!r}")
     for name in RESERVED:
         if name in losses:
             raise ValueError(f"a loss cannot be named {name!r}, the logs have another value under it; rename it")
@@ -229,7 +229,7 @@ class StepComparison:
         found = {}
         for name, loss in losses.items():
             try:
-                found[name] = SIDES[loss.compares](self, name, loss)
+                found[name] = COMPARED_BY[loss.compares](self, name, loss)
             except NotKnownError:
                 if self._training:
                     raise
@@ -316,11 +316,11 @@ class StepComparison:
             cached = self._teacher_outputs
         elif self._teacher is not None:
             self._passed_over = True
-        of_student = loss.project(pick(self._outputs, student_taps), training=self._training)
-        return pick(cached, teacher_taps), of_student
+        of_student = loss.project(outputs_at(self._outputs, student_taps), training=self._training)
+        return outputs_at(cached, teacher_taps), of_student
 
 
-SIDES: dict[str, Callable[[StepComparison, str, Any], tuple[Any, Any]]] = {
+COMPARED_BY: dict[str, Callable[[StepComparison, str, Any], tuple[Any, Any]]] = {
     "outputs": StepComparison._outputs_of_taps,
     "explanations": StepComparison._explanations,
     "map": StepComparison._map,

@@ -1,12 +1,9 @@
-"""Linear maps from the student's channels to the teacher's at several taps, which a loss trains with the student."""
+"""Losses of the features at several taps: checks of taps and shapes, and a layer that is trained with the student."""
 
 from collections.abc import Sequence
 from typing import Any
 
-import keras
-from keras import ops
-
-from tfigkd.losses.base import PerExampleLoss, Tensor
+from tfigkd.losses.base import PerExampleLoss
 
 
 def paired_taps(
@@ -44,7 +41,7 @@ def check_maps(name: str, *shapes: Sequence[tuple]) -> None:
             raise ValueError(f"{name} needs features [B,H,W,D] of known size at each tap, got {tuple(shape)}")
 
 
-class ProjectedLoss(PerExampleLoss):
+class TapsLoss(PerExampleLoss):
     """A loss of the features at several taps, with an `extra_layer` that is trained with the student."""
 
     def build(self, teacher_shapes: Sequence[tuple], student_shapes: Sequence[tuple]) -> None:
@@ -72,28 +69,4 @@ class ProjectedLoss(PerExampleLoss):
 
     def make_layer(self, channels: Any) -> Any:
         """Return the layer, with these as its attribute `channels`; None for a loss without one."""
-        return Projectors(channels, name=f"{type(self).__name__.lower()}_projectors")
-
-
-class Projectors(keras.layers.Layer):
-    """A 1x1 convolution with bias for each tap, computed in float32.
-
-    Args:
-        channels: Channels of the student's and of the teacher's features, one pair for each tap.
-    """
-
-    def __init__(self, channels: Sequence[tuple[int, int]], **options: Any):
-        super().__init__(dtype="float32", **options)
-        self.channels = [tuple(pair) for pair in channels]
-        self.convolutions = []
-        for index, (given, wanted) in enumerate(self.channels):
-            layer = keras.layers.Conv2D(
-                wanted, 1, data_format="channels_last", dtype="float32", name=f"{self.name}_{index}"
-            )
-            layer.build((None, None, None, given))
-            self.convolutions.append(layer)
-        self.built = True
-
-    def call(self, features: Sequence[Tensor]) -> list[Tensor]:
-        """Return the features of each tap [B,H,W,D] with the teacher's channels, float32."""
-        return [layer(ops.cast(one, "float32")) for layer, one in zip(self.convolutions, features, strict=True)]
+        return None
