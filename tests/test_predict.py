@@ -74,6 +74,16 @@ def test_top_classes_and_their_probabilities_are_keras_own(folder, network, caps
         np.testing.assert_allclose(printed, 100 * shares[order], atol=0.02)
 
 
+def test_the_column_of_names_is_that_of_the_printed_ones(folder, capsys):
+    model, picture = folder / "float32.tflite", folder / "first.png"
+    order = [line.split()[1] for line in said(capsys, model, picture, "--top", 10).splitlines()[1:]]
+    for long, width in ((order[-1], 6), (order[0], 40)):  # not printed, and printed
+        names = [name if name != f"kind {long}" else "long " * 40 for name in NAMES]
+        write_contract(model, names, format="float32")
+        lines = said(capsys, model, picture, "--top", 3).splitlines()[1:]
+        assert {len(line) for line in lines if "long" not in line} == {len("  ") + width + len("   12.34 %")}
+
+
 def test_probabilities_by_hand():
     np.testing.assert_allclose(
         probabilities(np.log(np.array([1, 2, 5], np.float32)) + 700), [1 / 8, 1 / 4, 5 / 8], 1e-4

@@ -5,9 +5,10 @@ import pytest
 
 from tfigkd.config.experiment import Config, override, read_experiment
 from tfigkd.runtime.errors import UserError
-from tfigkd.stages import distill, training_setup
+from tfigkd.stages import training_setup
 from tfigkd.stages.data import all_training_examples, dataset, long_tailed, training_examples
 from tfigkd.stages.distill import student_fingerprint
+from tfigkd.stages.preflight import check_networks
 from tfigkd.stages.teacher import build_teacher, teacher_fingerprint
 from tfigkd.stages.workdir import Workdir
 from tfigkd.study.plan import Options, plan, read_study
@@ -46,7 +47,7 @@ def test_teacher_and_student_are_others_and_without_imbalance_the_same(tmp_path)
 def test_the_loss_counts_what_the_student_trains_on():
     small = {"data.name": "digits", "data.image_size": 24, "teacher.widths": (24, 24, 24), "data.imbalance": 8.0}
     config = override(read_experiment("cifar10_bkd")[1], small)
-    distill.check(config)
+    check_networks(config)
     data = dataset(config.data)
     model = training_setup.distiller_with(
         config, training_setup.untrained_student(config, data), build_teacher(config, data)

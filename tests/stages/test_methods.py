@@ -12,8 +12,9 @@ from tfigkd.config.training_fields import AugmentConfig, FeaturesConfig, Trainin
 from tfigkd.data import Examples
 from tfigkd.losses import kl_divergence
 from tfigkd.runtime.errors import UserError
-from tfigkd.stages import distill, teacher, training_setup
+from tfigkd.stages import teacher, training_setup
 from tfigkd.stages.data import dataset, training_examples
+from tfigkd.stages.preflight import check_networks
 from tfigkd.study.plan import Options, plan, read_study
 
 DIGITS = {"data.name": "digits", "data.limit": 96, "data.image_size": 24, "teacher.widths": (24, 24, 24)}
@@ -78,7 +79,7 @@ def networks(name):
 @pytest.mark.parametrize("name", [name for name in OFF if name.count("_") == 1])
 def test_the_networks_and_taps_of_a_method_fit(name):
     """Its variants, such as cifar10_skt_adjacent, have the same ones."""
-    distill.check(on_digits(name))
+    check_networks(on_digits(name))
 
 
 @pytest.mark.parametrize("name", OFF)
@@ -237,7 +238,7 @@ def test_chains_that_cannot_be_are_refused_in_one_line(changes, message):
 
 def test_the_tensor_loss_needs_kernels_of_the_teachers_shapes():
     with pytest.raises(UserError, match=r"losses: no kernel of the student .* has the shape of one of the teacher"):
-        distill.check(
+        check_networks(
             override(read_experiment("cifar10_opdf")[1], {**DIGITS, "student.model": "resnet8", "student.depth": 2})
         )
     config = override(read_experiment("cifar10_opdf")[1], {"losses.opdf.weight": 0.0})

@@ -12,6 +12,7 @@ from tfigkd.runtime.errors import UserError
 from tfigkd.runtime.fingerprint import fingerprint
 from tfigkd.stages import distill, teacher
 from tfigkd.stages.data import dataset
+from tfigkd.stages.preflight import check_networks
 from tfigkd.stages.runner import Run, run
 from tfigkd.stages.workdir import Workdir
 
@@ -139,8 +140,8 @@ def test_what_cannot_train_is_refused_before_anything_is_trained(folder, tmp_pat
         {"student__model": small, "teacher__model": path, "teacher__train": True},
     ):
         with pytest.raises(UserError, match=r"frozen.keras has no weights that train, all its layers are frozen; save"):
-            distill.check(config_of(folder, **changes))
-    distill.check(config_of(folder, student__model=small, teacher__model=path))  # a teacher that is taken as it is
+            check_networks(config_of(folder, **changes))
+    check_networks(config_of(folder, student__model=small, teacher__model=path))  # a teacher that is taken as it is
     with pytest.raises(UserError, match=r"at most the size of the images \(8x8\), else many crops are empty, got 9"):
         config = config_of(folder, student__model=small, augment__crop_padding=9)
         run(Run("own", config, Workdir(tmp_path / "run", tmp_path / "teachers"), preview=False), dry_run=True)

@@ -1,6 +1,8 @@
 """Precision "auto": measured once, written down, shared by the runs of one folder of teachers."""
 
 import json
+import re
+import shlex
 import shutil
 
 import keras
@@ -9,9 +11,11 @@ import pytest
 from tfigkd import models
 from tfigkd.config.experiment import override, read_experiment, smoke
 from tfigkd.config.training_fields import TrainingConfig
+from tfigkd.run import parse
 from tfigkd.runtime.errors import UserError
 from tfigkd.stages import precision
 from tfigkd.stages.distill import student_fingerprint
+from tfigkd.stages.runner import changed_settings, run
 from tfigkd.stages.teacher import teacher_fingerprint
 from tfigkd.stages.workdir import Workdir
 from tfigkd.training.speed import choose_precision, compare_precisions
@@ -36,6 +40,21 @@ def measured(monkeypatch):
 
     monkeypatch.setattr(precision, "compare_precisions", compare)
     return found
+
+
+def test_the_command_of_a_report_is_accepted_in_its_folder(measured, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    small = ["--teacher.drop_blocks", "14", "--teacher.width", "0.25", "--student.drop_blocks", "16"]
+    small += ["--student.width", "0.25", "--export.formats", "float32", "--evaluation.attribution_examples", "0"]
+    small += ["--evaluation.gallery_examples", "0", "--stages", "data,teacher,overlays,distill,export,evaluate,report"]
+    _, chosen = parse(["--experiment", "quickstart", "--smoke", "--training.precision", "auto", *small])
+    run(chosen)
+    folder = chosen.workdir.run
+    (command,) = {
+        *re.findall(r"python -m tfigkd\.run --experiment quickstart [^`\n]*", (folder / "report.md").read_text())
+    }
+    _, again = parse(shlex.split(command)[3:])
+    assert again.workdir == chosen.workdir and changed_settings(folder / "config.json", again) == []
 
 
 def test_without_auto_nothing_is_measured_or_written(config, measured, tmp_path):

@@ -16,7 +16,7 @@ CHANGES = {
     "teacher.weights": "some where/w.npz",
     "data.limit": 100,
     "training.ema": 0.99,
-    "training.class_weight": {"7": 2.0, "a class": 0.5},
+    "training.class_weight": {"none": 2.0, "a class": 0.5},
     "teacher.training.class_weight": "balanced",
     "data.splits.train": "train[:90%]",
     "data.group": "patient",
@@ -54,7 +54,8 @@ def test_a_user_provided_experiment_is_repeated_with_its_overrides_and_leaves_th
 ):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "mine.toml").write_text('base = "quickstart"\n[training]\nepochs = 7\n')
-    given = ["--experiment", "mine.toml", "--losses.kd.temperature", "9", "--teachers", "t", *["--smoke"] * small]
+    given = ["--experiment", "mine.toml", "--losses.kd.temperature", "9", "--training.epochs", "5", "--teachers", "t"]
+    given += ["--smoke"] * small
     options, chosen = parse([*given, "--workdir", "a b"])
     text, toml = repeat_command(options.config, chosen.settings, chosen.workdir)
     (tmp_path / "a b").mkdir()

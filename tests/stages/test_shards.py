@@ -12,6 +12,7 @@ from tfigkd.runtime.files import read_manifest
 from tfigkd.stages import distill, training_setup
 from tfigkd.stages.data import dataset, shard, training_examples
 from tfigkd.stages.overlays import load_views, store_knowledge, views_folder, views_name
+from tfigkd.stages.preflight import check_networks
 from tfigkd.stages.teacher import load_teacher, members, teacher_examples, teacher_fingerprint, train_teacher
 from tfigkd.stages.workdir import Workdir
 
@@ -137,7 +138,7 @@ def test_teachers_that_cannot_be_weighted_are_refused_in_one_line(changes, messa
 def test_more_parts_than_images_of_a_class_are_refused_before_anything_is_trained():
     config = override(read_experiment("cifar10_shards")[1], TINY | {"teacher.shards": 90, "teacher.count": 90})
     with pytest.raises(UserError, match=r"teacher\.shards must be at most \d+, the training images of a class, got 90"):
-        distill.check(config)
+        check_networks(config)
 
 
 def test_a_student_that_is_compressed_under_its_own_eyes_has_no_teachers_to_weigh():

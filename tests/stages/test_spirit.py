@@ -11,6 +11,7 @@ from tfigkd.models.taps import cut_at, frozen
 from tfigkd.runtime.errors import UserError
 from tfigkd.stages import distill, teacher, training_setup
 from tfigkd.stages.data import dataset, training_examples
+from tfigkd.stages.preflight import check_networks
 from tfigkd.stages.runner import Run, run
 from tfigkd.stages.workdir import Workdir
 
@@ -181,7 +182,7 @@ def test_what_is_not_used_does_not_change_the_student(tmp_path):
 )
 def test_a_cut_that_cannot_be_is_refused_in_one_line(config, changes, message):
     with pytest.raises(UserError, match=message) as caught:
-        distill.check(override(config, changes))
+        check_networks(override(config, changes))
     assert "\n" not in str(caught.value)
 
 

@@ -21,9 +21,10 @@ from tfigkd.losses.features import pool_to
 from tfigkd.measure.examples import Shown
 from tfigkd.runtime.errors import UserError
 from tfigkd.runtime.fingerprint import fingerprint
-from tfigkd.stages import distill, overlays, training_setup
+from tfigkd.stages import overlays, training_setup
 from tfigkd.stages.data import stored_examples
 from tfigkd.stages.evaluate import make_gallery
+from tfigkd.stages.preflight import check_networks
 from tfigkd.stages.teacher import train_teacher
 from tfigkd.stages.workdir import Workdir
 from tfigkd.store.maps import store_identity
@@ -147,4 +148,4 @@ def test_stages_store_verify_train_on_and_show_the_cells(tmp_path):
     assert gallery.overlays.shape == (6, 8, 8, 3)
     assert overlays.stored_maps(config, workdir, examples).shape == (80, 8, 8)
     with pytest.raises(UserError, match=r"attribution.grid must divide"):
-        distill.check(override(config, {"attribution.grid": 5}))
+        check_networks(override(config, {"attribution.grid": 5}))

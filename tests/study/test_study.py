@@ -358,7 +358,7 @@ def test_a_file_is_saved_with_its_contract_and_goes_with_its_student(tmp_path):
     for name in names:
         (run / "export" / name).write_text(f"its {name}")
     write_manifest(run / "export", "1", files={name: checksum(run / "export" / name) for name in names})
-    (run / "precision.json").write_text("{}")
+    write_signed(run / "precision.json", {})
     collect(collecting.Options(**places, models="slow"))
     assert {*read_manifest(saved)["files"]} == {"student.keras", *names}
     assert (saved / names[1]).read_text() == "its student.int8.json" and (saved / "precision.json").is_file()
@@ -510,6 +510,15 @@ def test_a_protocol_is_what_decides_the_training_apart_from_the_seed(tmp_path):
         seeds.append(protocol_of(run, ["data.subset_seed"]))
     assert seeds[0] == seeds[1]
     assert protocol_of(tmp_path / "s1") != seeds[1]
+    # a precision that was left to the machine is the one that it chose
+    explicit = override(config, {"training.precision": "mixed_bfloat16"})
+    wanted = protocol_of(settings(tmp_path / "explicit", explicit, data="d1", teacher="t1"))
+    for number, chosen in enumerate(("mixed_bfloat16", "float32")):
+        left = override(config, {"training.precision": "auto"})
+        run = settings(tmp_path / f"auto{number}", left, data="d1", teacher="t1")
+        measured = {"student": {"precision": chosen}, "teacher": {"precision": "float32"}}
+        write_signed(run / "precision.json", measured)
+        assert (protocol_of(run) == wanted) == (chosen == "mixed_bfloat16")
     # the teacher of unbalanced data is trained on the subset of the student, one for each seed
     few = override(config, {"data.imbalance": 10.0})
     for seed in range(2):
@@ -755,19 +764,21 @@ def test_arms_of_different_data_are_named():
 def test_arms_that_ran_with_other_flags_are_named():
     study, command = Study("pair", arms={"slow": "kd", "fast": "kd"}), "python -m tfigkd.study --arms {} --seeds 1"
     alike = [row(arm, 0, 70) | {"command": f"{command.format(arm)} --a.b 1 2 --c.d='x y'"} for arm in ("slow", "fast")]
-    assert command_of(study, rows=alike) == f"{command_of(study)} --a.b 1 2 '--c.d=x y'"
+    assert command_of(study, rows=alike) == f"{command_of(study)} --a.b 1 2 --c.d 'x y'"
     turned = alike[1] | {"command": f"{command.format('fast')} --c.d='x y' --data.cache here --a.b 1 2"}
     assert not any("flags" in line for line in study_verdict(study, alike))
     assert not any("flags" in line for line in study_verdict(study, [alike[0], turned]))  # of no effect, other order
     short = [one | {"command": f"{one['command']} --data photos --image-size 48"} for one in alike]
-    assert command_of(study, rows=short).endswith("--data photos --image-size 48")
+    assert command_of(study, rows=short).endswith("--data.name photos --data.image_size 48")
     assert any("flags" in line for line in study_verdict(study, [alike[0], short[1]]))
     (said,) = (
         line
         for line in study_verdict(study, [alike[0], alike[1] | {"command": command.format("fast")}])
         if "different flags" in line
     )
-    assert "'--c.d=x y', --a.b 1 2 (slow); none (fast)" in said
+    assert "--a.b 1 2, --c.d 'x y' (slow); none (fast)" in said
+    spelled = alike[1] | {"command": f"{command.format('fast')} --a.b=3 --a.b 1 2 --c.d 'x y'"}
+    assert not any("flags" in line for line in study_verdict(study, [alike[0], spelled]))
 
 
 def test_runs_that_were_not_planned_are_not_counted_as_done():
@@ -846,7 +857,10 @@ def test_stages_that_are_new_are_done_in_finished_runs_too(tmp_path):
     assert not any(is_finished(job) for job in plan(more, Options("pair", workdir=tmp_path)))
     write_manifest(make_folder(planned.folder / "benchmark"), "1", files={})
     assert is_finished(asked)
-    assert "--stages benchmark,report" in job_record(asked)["command"]
+    # the command of a run is one that trains its student
+    assert "--stages" not in job_record(asked)["command"]
+    (first,) = plan(study, Options("pair", workdir=tmp_path / "new", stages="data,distill", seeds=3, first_seed=2))
+    assert job_record(first)["command"].endswith("--arms slow --seeds 3 --first_seed 2 --stages data,distill")
 
 
 def test_collecting_from_several_processes_at_once_loses_no_row(tmp_path):

@@ -310,10 +310,13 @@ def plain_flags(arguments: Sequence[str]) -> list[str]:
     while waiting:
         argument = waiting.pop(0)
         flag, equals, value = argument.partition("=")
-        flag = SHORT.get(flag, flag)
+        flag = SHORT.get(flag.replace("_", "-"), flag)
         kind = _type_of(flag)
         if not equals and kind is not None and waiting and waiting[0].lower() in STATES:
-            value = waiting.pop(0)
+            alone = len(waiting) == 1 or waiting[1].startswith("--")
+            table = any(typing.get_origin(member) is dict for member in typing.get_args(kind))
+            if alone or not table:  # else it is a key that is called so
+                value = waiting.pop(0)
         if value.lower() in STATES and kind is not None:
             said += _with_state(flag, kind, value)
         elif kind == bool | None and not equals:

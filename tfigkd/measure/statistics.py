@@ -285,8 +285,11 @@ def winner(arms: Mapping[str, Mapping[int, float]]) -> tuple[str | None, list[st
         raise ValueError("expected at least one arm, got none")
     order = sorted(arms, key=lambda arm: -summarize(list(arms[arm].values())).mean)
     best, others = order[0], order[1:]
-    adjusted = holm([compare_by_seed(arms[best], arms[arm]).leading.p for arm in others])
-    level = [arm for arm, p in zip(others, adjusted, strict=True) if not p < LEVEL]
+    compared = [compare_by_seed(arms[best], arms[arm]).leading for arm in others]
+    adjusted = holm([one.p for one in compared])
+    # on the seeds that two arms share, the one with the lower mean of all may be the better one
+    beaten = [p < LEVEL and one.difference > 0 for p, one in zip(adjusted, compared, strict=True)]
+    level = [arm for arm, lower in zip(others, beaten, strict=True) if not lower]
     return (best, []) if others and not level else (None, [best, *level])
 
 

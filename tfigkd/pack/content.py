@@ -2,21 +2,20 @@
 
 from pathlib import Path
 
-from tfigkd.config.experiment import Config, to_mapping
+from tfigkd.config.experiment import to_mapping
 from tfigkd.data.catalog import about
 from tfigkd.edge.contract import contract_path
 from tfigkd.pack.model_card import model_card
 from tfigkd.report.facts import Facts
 from tfigkd.report.verdict import read_remarks
 from tfigkd.runtime.errors import UserError
-from tfigkd.runtime.files import read_signed, require_stage
+from tfigkd.runtime.files import require_stage
 from tfigkd.runtime.fingerprint import fingerprint
 from tfigkd.runtime.rows import read_rows, unsealed
 from tfigkd.stages import repeat
 from tfigkd.stages.evaluate import check_measured
-from tfigkd.stages.precision import auto_roles, with_precisions
 from tfigkd.stages.report import figures, read_timed
-from tfigkd.stages.workdir import PRECISION, ROWS, SETTINGS, VERDICT, Workdir, read_settings
+from tfigkd.stages.workdir import ROWS, SETTINGS, VERDICT, Workdir, config_as_run, read_settings
 
 REPORT, CARD = "report.html", "README.md"
 
@@ -55,7 +54,7 @@ def read_facts(run: Path) -> Facts:
             "saw_validation": cells["saw_validation"] == "True",
             "teacher_saw_validation": {"True": True, "unknown": "unknown"}.get(cells["teacher_saw_validation"], False),
         }
-        as_run = _with_precision(config, workdir)
+        as_run = config_as_run(run, config)
         command, toml = repeat.repeat_command(config, settings)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"a file of {run} is damaged ({error}); run its stage report again") from error
@@ -79,15 +78,6 @@ def read_facts(run: Path) -> Facts:
         timed=read_timed(workdir),
         verdict=[remark.sentence for remark in remarks],
     )
-
-
-def _with_precision(config: Config, workdir: Workdir) -> Config | None:
-    """Return the config with what the run has measured in the place of each "auto"; None if that is not known."""
-    path = workdir.run / PRECISION
-    chosen = read_signed(path, "run its stage report again") if path.is_file() else {}
-    if auto_roles(config) - chosen.keys():
-        return None
-    return with_precisions(config, {role: one["precision"] for role, one in chosen.items()})
 
 
 def contents(run: Path, facts: Facts, package: str, *, license: str | None, report: bool) -> dict[str, bytes]:

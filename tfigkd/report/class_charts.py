@@ -144,7 +144,14 @@ def recalls(per_class: Mapping[str, Sequence[Mapping[str, Any]]], classes: Seque
         ),
         (header, lines),
         height=150 + 20 * len(kept),
-        says={"class": classes[low], "role": roles[-1], **share, "drawn": len(kept), "all": len(kept) == len(classes)},
+        says={
+            "class": classes[low],
+            "role": roles[-1],
+            **share,
+            "drawn": len(kept),
+            "all": len(kept) == len(classes),
+            "chosen": "that differ most" if len(roles) > 1 else "of the lowest recall",
+        },
     )
 
 

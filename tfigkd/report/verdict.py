@@ -151,7 +151,7 @@ def sizes(roles: Mapping[str, Mapping[str, Any]]) -> list[Remark]:
         text += f"({large / small:.1f} times)."
         found.append(Remark("larger student", text, flag))
     of_time = [name for name in ("int8_ms", "float32_ms") if name in teacher and name in student]
-    for name, unit in [*((one, "ms an image") for one in of_time[:1]), ("multiply_adds", "multiply-adds")]:
+    for name, unit in [(one, "ms an image") for one in of_time[:1]] or [("multiply_adds", "multiply-adds")]:
         if student.get(name, 0) > 1.05 * teacher.get(name, float("inf")):  # latencies vary by some percent
             shown = [f"{one[name]:,.3f}" if name in of_time else f"{one[name]:,}" for one in (student, teacher)]
             text = f"The student is slower than its teacher: {shown[0]} against {shown[1]} {unit}."

@@ -22,7 +22,7 @@ from rich.text import Text
 
 from tfigkd.runtime.quiet import show_native
 
-_console = Console(highlight=False, soft_wrap=not sys.stdout.isatty())
+_console = Console(highlight=False, emoji=False, soft_wrap=not sys.stdout.isatty())
 MARKS = {"waiting": "·", "running": "▶", "done": "✓", "skipped": "–", "stopped": "✗"}
 ASCII = {"waiting": ".", "running": ">", "done": "+", "skipped": "-", "stopped": "x"}
 STYLES = {"waiting": "dim", "running": "bold", "done": "green", "skipped": "dim", "stopped": "red"}

@@ -48,4 +48,4 @@ class Options:
     minutes: float | None = None
     """Stop after this time, as at Ctrl-C; the same command continues the search."""
     dry_run: bool = False
-    """Show the search space and the settings of the first trial, and stop; nothing is written."""
+    """Show the search space and the number of trials, and stop; nothing is written."""

@@ -89,10 +89,9 @@ def _finish_within(search: Search, candidates: Candidates, ended: Sequence[Any])
     lines += [_line("refused", "", one) for one in refused]
     console.show_columns(("", "accuracy", *QUANTITIES, "student"), lines, right=2 + len(QUANTITIES))
     points = [_point(trial, one, search.options) for trial, one in measured if not math.isnan(trial.score)]
-    if not points:
-        raise UserError(_all_failed(search, len(ended)))
-    write_text(search.folder / "pareto.html", page(points, accuracy="validation accuracy"))
-    console.say(f"accuracy against latency and size: {search.folder / 'pareto.html'}")
+    if points:
+        write_text(search.folder / "pareto.html", page(points, accuracy="validation accuracy"))
+        console.say(f"accuracy against latency and size: {search.folder / 'pareto.html'}")
     rows = [_row(search, trial) | _columns(candidates, one.measured, _outcome(trial)) for trial, one in measured]
     best = None
     for trial, before in measured:
@@ -106,6 +105,8 @@ def _finish_within(search: Search, candidates: Candidates, ended: Sequence[Any])
         for one in refused
     ]
     write_text(search.folder / "trials.csv", as_csv([row | search.source for row in rows]))
+    if not points:
+        raise UserError(_all_failed(search, len(ended)))
     if best is None:
         raise UserError(
             f"no trained student is within the budget ({format_budget(candidates.budget)}) when its file is measured "
@@ -219,7 +220,7 @@ def _write_best(search: Search, best: Any, count: int) -> Path:
     options, name, folder = search.options, search.name, search.folder
     students = f"{counted(options.seeds, 'student')} a trial"
     description = f"{name}, the best of {count} trials on validation ({percent(best.score)})"
-    comment = f"python -m tfigkd.search --experiment {name} --tuner {options.tuner}: {students}, by {OBJECTIVE}."
+    comment = f"{search.source['command']}: {students}, by {OBJECTIVE}."
     path = folder / f"{name}_best.toml"
     chosen = dataclasses.replace(override(search.config, changes(values)), description=description)
     write_text(path, to_toml(chosen, comment))

@@ -3,7 +3,6 @@
 import json
 import os
 from collections.abc import Collection
-from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 from statistics import median
@@ -13,13 +12,10 @@ import keras
 from tfigkd import models
 from tfigkd.config.experiment import Config, early_phases
 from tfigkd.data import Dataset
-from tfigkd.data.grid import check_grid
-from tfigkd.data.top_logits import MOST_CLASSES
 from tfigkd.measure.metrics import accuracy, predict_logits
 from tfigkd.models.batch_norm import with_stock_batch_norm
 from tfigkd.models.cost import trained_parameters
 from tfigkd.models.fingerprints import weights_fingerprint
-from tfigkd.models.taps import cut_at, frozen
 from tfigkd.runtime import console, hosts
 from tfigkd.runtime.errors import UserError
 from tfigkd.runtime.files import (
@@ -38,35 +34,30 @@ from tfigkd.runtime.provenance import surroundings
 from tfigkd.runtime.text import percent
 from tfigkd.stages.compatibility import corrections, data_fingerprints, first_known, student_marks
 from tfigkd.stages.data import (
-    class_weights,
     dataset,
     holds_out_validation,
     training_choice,
     training_examples,
 )
-from tfigkd.stages.networks import build_network, network_values, require_trainable, weights_path
+from tfigkd.stages.networks import build_network, network_values, weights_path
 from tfigkd.stages.overlays import store_folder, stored_maps, views_folder, views_name
 from tfigkd.stages.teacher import (
-    build_teacher,
     load_teacher,
     members,
-    teacher_examples,
     teacher_fingerprint,
     teacher_folder,
     watched,
 )
 from tfigkd.stages.training_setup import (
     cut_from,
-    distiller_with,
     make_distiller,
-    reparameterized,
     trainable_student,
+    trained_part,
     training_stream,
-    untrained_student,
 )
 from tfigkd.stages.workdir import HISTORY, STUDENT_FILE, Workdir
 from tfigkd.training import checkpoint
-from tfigkd.training.devices import check_devices, on_devices
+from tfigkd.training.devices import on_devices
 from tfigkd.training.fit import LEDGER, Training
 from tfigkd.training.tensorboard import Watched
 
@@ -177,65 +168,6 @@ def _start(config: Config, student: keras.Model, seed: int) -> str:
     return f"{config.student.model} with fresh weights of seed {seed}{kept} (--student.init file starts from its own)"
 
 
-def check_crops(config: Config) -> None:
-    """Refuse crops that would miss the images."""
-    height, width = dataset(config.data).image_shape[:2]
-    if config.augment.crop_padding > min(height, width):
-        raise UserError(
-            f"augment.crop_padding must be at most the size of the images ({width}x{height}), else many crops are "
-            f"empty, got {config.augment.crop_padding}; usual is an eighth of the size"
-        )
-
-
-def check(config: Config) -> None:
-    """Put the networks and losses of a config together, untrained, so that what cannot work fails before hours of work.
-
-    Raises:
-        UserError: a loss cannot be had with these networks, or a model does not fit the data or has nothing to train.
-    """
-    data = dataset(config.data)
-    height, width = data.image_shape[:2]
-    check_grid(config.attribution.grid, (height, width))
-    if (config.view.top_logits or 0) > data.num_classes:
-        raise UserError(
-            f"view.top_logits must be at most the {data.num_classes} classes, got {config.view.top_logits}; leave it "
-            "out to store all logits"
-        )
-    if config.view.top_logits and data.num_classes > MOST_CLASSES:
-        raise UserError(
-            f"view.top_logits stores at most {MOST_CLASSES:,} classes, the data have {data.num_classes:,}; leave it "
-            "out to store all logits"
-        )
-    class_weights(config.training, training_examples(config.data), data.class_names)
-    taught = teacher_examples(members(config)[0])
-    class_weights(config.teacher.training, taught, data.class_names, "teacher.training")
-    check_devices(config.training, len(training_examples(config.data)))
-    if config.teacher.trained:
-        check_devices(config.teacher.training, len(taught), "teacher.training")
-    teacher = build_teacher(config, data)
-    if config.teacher.trained:
-        require_trainable(teacher, f"the teacher {config.teacher.model}")
-    student = reparameterized(untrained_student(config, data, teacher), config)
-    student = models.with_code(student, config.code.weight, config.code.step)
-    for name, phase in early_phases(config).items():
-        with _trained_part(config, student, name):
-            distiller_with(phase, student, teacher)
-    distiller_with(config, student, teacher)
-
-
-def _trained_part(config: Config, student: keras.Model, phase: str) -> AbstractContextManager:
-    """Return a context in which what a phase of `[features]` trains is all that trains.
-
-    Raises:
-        UserError: the student has no such layer.
-    """
-    try:
-        front, behind = cut_at(student, config.features.student_layer)
-    except ValueError as error:
-        raise UserError(f"features.student_layer: {error}") from error
-    return frozen(front if phase == "head" else behind)
-
-
 def load_student(config: Config, workdir: Workdir) -> keras.Model:
     """Return the student of a finished distill stage.
 
@@ -272,7 +204,7 @@ def _early_training(config: Config, workdir: Workdir, student: keras.Model, iden
     """Train the student through the phases of `[features]`, going on from their checkpoints; return the seconds."""
     seconds = 0.0
     for name, phase in early_phases(config).items():
-        with _trained_part(config, student, name):
+        with trained_part(config, student, name):
             training = Training(
                 make_distiller(phase, workdir, student),
                 training_stream(phase, workdir),

@@ -1,11 +1,10 @@
 """What `precision = "auto"` stands for in a run: measured once, written down, and the same at every start."""
 
-from collections.abc import Mapping
 from typing import Any
 
-from tfigkd.config.experiment import Config, override, to_mapping
+from tfigkd.config.experiment import Config, override
 from tfigkd.config.fields import NetworkConfig
-from tfigkd.config.reading import value_at
+from tfigkd.config.precisions import FIELDS, auto_roles, with_precisions
 from tfigkd.config.training_fields import TrainingConfig
 from tfigkd.models.batch_norm import with_fused_batch_norm
 from tfigkd.models.precision import PRECISIONS
@@ -19,20 +18,8 @@ from tfigkd.stages.teacher import saved_teacher
 from tfigkd.stages.workdir import PRECISION, Workdir
 from tfigkd.training.speed import choose_precision, compare_precisions
 
-FIELDS = {"teacher": "teacher.training.precision", "student": "training.precision"}
 UNTRAINED = {"precision": "float32"}
 REMEDY = "delete it, and the run measures anew"
-
-
-def auto_roles(config: Config) -> set[str]:
-    """Return the networks of a config, "teacher" and "student", whose precision is "auto"."""
-    values = to_mapping(config)
-    return {role for role, name in FIELDS.items() if value_at(values, name) == "auto"}
-
-
-def with_precisions(config: Config, chosen: Mapping[str, str]) -> Config:
-    """Return the config with the precision of a role, such as "float32", in the place of its "auto"."""
-    return override(config, {FIELDS[role]: chosen[role] for role in auto_roles(config)})
 
 
 def with_assumed_precisions(config: Config) -> Config:

@@ -4,10 +4,13 @@ from collections.abc import Collection
 
 import keras
 
+from tfigkd import models
 from tfigkd.batches.stream import batch_sizes
 from tfigkd.compress.methods import check_compressible, check_fine_tuning
-from tfigkd.config.experiment import Config, fine_tuning
+from tfigkd.config.experiment import Config, early_phases, fine_tuning
 from tfigkd.config.training_fields import TrainingConfig
+from tfigkd.data.grid import check_grid
+from tfigkd.data.top_logits import MOST_CLASSES
 from tfigkd.edge.convert import OperationError, check_convertible
 from tfigkd.models.batch_norm import with_stock_batch_norm
 from tfigkd.models.cost import count_parameters, multiply_adds
@@ -16,11 +19,11 @@ from tfigkd.models.graph import flatten_layers
 from tfigkd.report.verdict import Remark, few_images, sizes
 from tfigkd.runtime.errors import UserError
 from tfigkd.runtime.text import counted, percent
-from tfigkd.stages.data import dataset, holds_out_validation, training_examples
-from tfigkd.stages.networks import build_network
-from tfigkd.stages.teacher import build_teacher
-from tfigkd.stages.training_setup import distiller_with, untrained_student
-from tfigkd.training.devices import device_count
+from tfigkd.stages.data import class_weights, dataset, holds_out_validation, training_examples
+from tfigkd.stages.networks import build_network, require_trainable
+from tfigkd.stages.teacher import build_teacher, members, teacher_examples
+from tfigkd.stages.training_setup import distiller_with, reparameterized, trained_part, untrained_student
+from tfigkd.training.devices import check_devices, device_count
 
 GOOD_ACCURACY = 0.97
 """The accuracy for which the width of an interval is stated before any accuracy is known."""
@@ -90,7 +93,53 @@ def slow_averages(student: keras.Model, steps: int) -> list[Remark]:
     ]
 
 
-def check_ahead(config: Config, stages: Collection[str]) -> None:
+def check_crops(config: Config) -> None:
+    """Refuse crops that would miss the images."""
+    height, width = dataset(config.data).image_shape[:2]
+    if config.augment.crop_padding > min(height, width):
+        raise UserError(
+            f"augment.crop_padding must be at most the size of the images ({width}x{height}), else many crops are "
+            f"empty, got {config.augment.crop_padding}; usual is an eighth of the size"
+        )
+
+
+def check_networks(config: Config) -> None:
+    """Put the networks and losses of a config together, untrained, so that what cannot work fails before hours of work.
+
+    Raises:
+        UserError: a loss cannot be had with these networks, or a model does not fit the data or has nothing to train.
+    """
+    data = dataset(config.data)
+    height, width = data.image_shape[:2]
+    check_grid(config.attribution.grid, (height, width))
+    if (config.view.top_logits or 0) > data.num_classes:
+        raise UserError(
+            f"view.top_logits must be at most the {data.num_classes} classes, got {config.view.top_logits}; leave it "
+            "out to store all logits"
+        )
+    if config.view.top_logits and data.num_classes > MOST_CLASSES:
+        raise UserError(
+            f"view.top_logits stores at most {MOST_CLASSES:,} classes, the data have {data.num_classes:,}; leave it "
+            "out to store all logits"
+        )
+    class_weights(config.training, training_examples(config.data), data.class_names)
+    taught = teacher_examples(members(config)[0])
+    class_weights(config.teacher.training, taught, data.class_names, "teacher.training")
+    check_devices(config.training, len(training_examples(config.data)))
+    if config.teacher.trained:
+        check_devices(config.teacher.training, len(taught), "teacher.training")
+    teacher = build_teacher(config, data)
+    if config.teacher.trained:
+        require_trainable(teacher, f"the teacher {config.teacher.model}")
+    student = reparameterized(untrained_student(config, data, teacher), config)
+    student = models.with_code(student, config.code.weight, config.code.step)
+    for name, phase in early_phases(config).items():
+        with trained_part(config, student, name):
+            distiller_with(phase, student, teacher)
+    distiller_with(config, student, teacher)
+
+
+def check_compress_and_export(config: Config, stages: Collection[str]) -> None:
     """Check that the untrained student can be compressed and exported as a config asks.
 
     Whether a file is near enough to its model depends on the trained weights and is known only afterwards. The

@@ -17,7 +17,7 @@ def repeat_command(config: Config, run: Mapping[str, Any], workdir: Workdir | No
     """Return the command line of a run, and the experiment file it needs beside it.
 
     Args:
-        config: The run's, as it was resolved.
+        config: The run's, as its settings file has it: a precision "auto" stays one.
         run: `experiment`, `seed` and `smoke`, as `config.json` has them.
         workdir: Where the run wrote; its folders are named where they are not the defaults.
 
@@ -35,7 +35,7 @@ def repeat_command(config: Config, run: Mapping[str, Any], workdir: Workdir | No
 
         toml, base = to_toml(config, f"{name}, all fields that differ from the defaults"), config
         words[1] = str(own_file(name, workdir))
-    if run["smoke"] and not toml:
+    if run["smoke"]:  # which shrinks what the experiment says, and not what the command line adds
         base = smoke(base)
     words += ["--smoke"] if run["smoke"] else []
     resolved = to_mapping(config)

@@ -50,9 +50,9 @@ def report(config: Config, workdir: Workdir) -> None:
         if not workdir.saved:  # a student of saved_models may stand without its teacher
             raise
         teacher = None
-    settings, _ = read_settings(workdir.run)
+    settings, given = read_settings(workdir.run)
     row = row_of(config, workdir, settings, roles, trained, teacher)
-    repeat = repeat_command(config, settings, workdir)
+    repeat = repeat_command(given, settings, workdir)
     if repeat[1]:
         write_text(own_file(settings["experiment"], workdir), repeat[1])
     facts = gather(config, workdir, row, roles, evaluated, repeat)

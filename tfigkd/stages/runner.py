@@ -295,9 +295,14 @@ def _prepare(chosen: Run, config: Config) -> None:
     """Check a config, and say what the run will do: all that is known before the first step."""
     workdir, needed = chosen.workdir, chosen.needed
     with quiet_stderr():
-        from tfigkd.stages.distill import check, check_crops, refuse_changed_inputs
+        from tfigkd.stages.distill import refuse_changed_inputs
         from tfigkd.stages.estimate import estimate
-        from tfigkd.stages.preflight import check_ahead, early_remarks
+        from tfigkd.stages.preflight import (
+            check_compress_and_export,
+            check_crops,
+            check_networks,
+            early_remarks,
+        )
     console.say(f"{chosen.experiment}, seed {workdir.seed}, config {fingerprint(config)}, in {workdir.run}")
     with quiet_stderr():
         if any(STAGES.index(stage) >= STAGES.index("distill") for stage in needed):
@@ -305,9 +310,9 @@ def _prepare(chosen: Run, config: Config) -> None:
         if {"teacher", "distill"} & {*needed}:
             check_crops(config)
         if config.needs_teacher and "distill" in needed:
-            check(config)
+            check_networks(config)
         if "distill" in needed:
-            check_ahead(config, needed)
+            check_compress_and_export(config, needed)
         early = early_remarks(config) if chosen.preview and not chosen.smoke and "distill" in needed else []
         about = f"; about {estimate(config, workdir, needed)} on this machine" if chosen.preview else ""
     for remark in early:

@@ -1,5 +1,6 @@
 """What a student is and what it learns from: its network, its losses, and the batches with what the teacher knows."""
 
+from contextlib import AbstractContextManager
 from dataclasses import asdict
 
 import keras
@@ -14,6 +15,7 @@ from tfigkd.data.knowledge import StoredAttention, TeacherTargets
 from tfigkd.losses import LOSSES, Loss
 from tfigkd.losses.osakd import EXAMPLE
 from tfigkd.models.batch_norm import with_fused_batch_norm
+from tfigkd.models.taps import cut_at, frozen
 from tfigkd.runtime.errors import UserError
 from tfigkd.stages.data import (
     class_weights,
@@ -38,6 +40,19 @@ def trainable_student(student: keras.Model, config: Config) -> keras.Model:
     """Return a student as it is trained: fused layers, reparameterized kernels, its precision and coded features."""
     student = models.with_precision(reparameterized(with_fused_batch_norm(student), config), config.training.precision)
     return models.with_code(student, config.code.weight, config.code.step)
+
+
+def trained_part(config: Config, student: keras.Model, phase: str) -> AbstractContextManager:
+    """Return a context in which what a phase of `[features]` trains is all that trains.
+
+    Raises:
+        UserError: the student has no such layer.
+    """
+    try:
+        front, behind = cut_at(student, config.features.student_layer)
+    except ValueError as error:
+        raise UserError(f"features.student_layer: {error}") from error
+    return frozen(front if phase == "head" else behind)
 
 
 def live_teacher(teacher: keras.Model, config: Config) -> keras.Model:

@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any
 from tfigkd.config.data_fields import Reading
 from tfigkd.config.experiment import Config
 from tfigkd.config.fields import DataConfig
+from tfigkd.config.precisions import auto_roles, with_precisions
 from tfigkd.config.reading import from_mapping
 from tfigkd.config.training_splits import with_splits_of_training
 from tfigkd.runtime.errors import UserError
-from tfigkd.runtime.files import MANIFEST, expanded, read_manifest
+from tfigkd.runtime.files import MANIFEST, expanded, read_manifest, read_signed
 
 if TYPE_CHECKING:
     from tfigkd.config.flags import DataOptions
@@ -88,6 +89,26 @@ def read_settings(run: Path) -> tuple[dict[str, Any], Config]:
         return settings, from_mapping(Config, settings["config"])
     except (UserError, OSError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise ValueError(str(error)) from error
+
+
+def config_as_run(run: Path, config: Config) -> Config | None:
+    """Return the config of a run with what the run has measured in the place of each precision "auto".
+
+    Args:
+        run: Its folder.
+        config: As its settings file has it.
+
+    Returns:
+        The config; None where the run has not measured yet.
+
+    Raises:
+        UserError: The record of the measurement is damaged.
+    """
+    roles, path = auto_roles(config), run / PRECISION
+    chosen = read_signed(path, "run its stage report again") if roles and path.is_file() else {}
+    if roles - chosen.keys():
+        return None
+    return with_precisions(config, {role: one["precision"] for role, one in chosen.items()})
 
 
 def reading_of_model(model: str, options: "DataOptions") -> Reading:

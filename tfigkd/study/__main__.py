@@ -71,9 +71,9 @@ def _show(described: Study, options: Options) -> None:
     except ImportError as error:  # an accelerator machine that has only JAX
         console.say(f"no table of results: {error}")
         return
-    if options.smoke or not show_results(described, options.workdir):
+    if options.smoke or not show_results(described, options.workdir, options.teachers):
         return
-    words = words_of(described, options.workdir)
+    words = words_of(described, options.workdir, options.teachers)
     console.say(f"next: {PROG} collect {words}  (its rows in one table)", last=True)
 
 

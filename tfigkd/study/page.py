@@ -30,7 +30,13 @@ from tfigkd.study.tables import (
 from tfigkd.study.verdict import study_verdict
 
 
-def page(study: Study, rows: Sequence[Row], papers: Sequence[Row], workdir: Path = Options.workdir) -> str:
+def page(
+    study: Study,
+    rows: Sequence[Row],
+    papers: Sequence[Row],
+    workdir: Path = Options.workdir,
+    teachers: Path = Options.teachers,
+) -> str:
     """Return the page of a study; equal rows give an equal page.
 
     Args:
@@ -38,6 +44,7 @@ def page(study: Study, rows: Sequence[Row], papers: Sequence[Row], workdir: Path
         rows: One for each finished run; none where it has not begun.
         papers: What the papers' code says of its own runs, of any study.
         workdir: Folder of the studies' runs, for the command that goes on with them.
+        teachers: Folder of their teachers.
     """
     published = [row for row in papers if row["study"] == study.name]
     compared = compare(study, runs_of(rows, study.judged_on)) if rows else []
@@ -64,10 +71,9 @@ def page(study: Study, rows: Sequence[Row], papers: Sequence[Row], workdir: Path
         published=_published(published),
         published_chart=_published_chart(study, published),
         left=_remaining_table(study, rows),
-        command=command_of(study, workdir, rows),
-        after=f"{PROG} report {words_of(study, workdir)}"
-        if study.source.endswith(".toml")
-        else f"{PROG} collect && {PROG} report",
+        command=command_of(study, workdir, rows, teachers),
+        after=f"{PROG} report {words_of(study, workdir)}",
+        collect=f"{PROG} collect {words_of(study, workdir, teachers)}",
         commands=list(dict.fromkeys(row["command"] for row in rows if row.get("command"))),
     )
 
@@ -193,8 +199,9 @@ def forest_chart(compared: Sequence[Compared]) -> Chart | None:
 
 def size_chart(study: Study, rows: Sequence[Row]) -> Chart | None:
     """Draw the mean accuracy of each arm against the student's parameters; None where all have as many."""
-    known_rows = [row for row in rows if row.get("student_parameters")]
-    parameters = {(row["size"], row["arm"]): int(row["student_parameters"]) for row in known_rows}
+    counts = f"{study.role}_parameters"
+    known_rows = [row for row in rows if row.get(counts)]
+    parameters = {(row["size"], row["arm"]): int(row[counts]) for row in known_rows}
     smallest = {size: min(count for key, count in parameters.items() if key[0] == size) for size, _ in parameters}
     if len({*smallest.values()}) < 2:
         return None

@@ -52,6 +52,11 @@ class Study:
     judged_on: Literal["test", "validation", "compressed"] = "test"
     source: str = ""
 
+    @property
+    def role(self) -> Literal["student", "compressed"]:
+        """Which network of a run is shown: the beginning of the columns that are its figures."""
+        return "compressed" if self.judged_on == "compressed" else "student"
+
 
 @dataclass(frozen=True)
 class Options:
@@ -129,9 +134,10 @@ class Job:
         return f"{title_of(self.arm, self.size)}, seed {self.seed}"
 
 
-def words_of(study: Study, workdir: Path) -> str:
-    """Return the options that name a study and, where it is not the default, the folder of its runs."""
+def words_of(study: Study, workdir: Path, teachers: Path = TEACHERS) -> str:
+    """Return the options that name a study and, where they are not the defaults, the folders of runs and teachers."""
     where = [] if workdir == Options.workdir else ["--workdir", str(workdir)]
+    where += [] if teachers == TEACHERS else ["--teachers", str(teachers)]
     return shlex.join(["--experiment", study.source or study.name, *where])
 
 
@@ -162,6 +168,9 @@ def read_study(name_or_file: str) -> Study:
     for part in (*study.arms, *study.sizes):
         if "/" in part or part in (".", "..") or (part in study.arms and not part.strip()):
             raise UserError(f"{what}: {part!r} cannot name a folder; choose a name without slashes, not . or ..")
+    for arm in study.arms:
+        if "," in arm or arm != arm.strip():
+            raise UserError(f"{what}: --arms cannot name {arm!r}; choose a name without commas and blanks at its ends")
     for pair in study.comparisons:
         if len({*pair} & study.arms.keys()) < 2:
             raise UserError(f"{what}: expected comparisons of two of its arms, got {list(pair)}")

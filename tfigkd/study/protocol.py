@@ -16,7 +16,7 @@ from tfigkd.runtime.files import read_manifest
 from tfigkd.runtime.fingerprint import fingerprint
 from tfigkd.runtime.text import percent
 from tfigkd.stages.runner import FREE
-from tfigkd.stages.workdir import SETTINGS, read_settings
+from tfigkd.stages.workdir import SETTINGS, config_as_run, read_settings
 from tfigkd.study.plan import title_of
 
 COLUMN = "protocol"
@@ -43,7 +43,8 @@ def protocol_of(run: Path, seed_fields: Sequence[str] = ()) -> str:
     if not path.is_file():
         return ""
     try:
-        config = override(read_settings(run)[1], dict.fromkeys(seed_fields, 0))
+        settled = read_settings(run)[1]
+        config = override(config_as_run(run, settled) or settled, dict.fromkeys(seed_fields, 0))
     except (UserError, ValueError) as error:
         raise UserError(f"{path} is damaged ({error}); delete {run} and run the study again") from error
     trained = read_manifest(run / "distill") or {}

@@ -16,7 +16,7 @@ class Column:
 
     Attributes:
         title: Its header.
-        metric: What follows `student_` in the name of the rows' column.
+        metric: What follows the role in the name of the rows' column, such as `student_nll`.
         factor: What a row's value is multiplied by.
         digits: Decimal places.
         chance: Metric of the value that is expected by chance, shown in brackets.
@@ -50,7 +50,7 @@ COLUMNS = (
 
 def quality_lines(study: Study, rows: Sequence[Row]) -> tuple[list[str], list[list[str]]] | None:
     """Return header and lines, one for each arm and size; None where no run was evaluated on test."""
-    shown = [column for column in COLUMNS if _values(rows, column.metric, column.minus)]
+    shown = [column for column in COLUMNS if _values(study.role, rows, column.metric, column.minus)]
     if not shown:
         return None
     lines = []
@@ -60,24 +60,28 @@ def quality_lines(study: Study, rows: Sequence[Row]) -> tuple[list[str], list[li
         for arm in study.arms:
             own = [row for row in alike if row["arm"] == arm]
             if own:
-                cells = (_cell(own, column, several and column.metric.startswith("attribution")) for column in shown)
+                cells = (
+                    _cell(study.role, own, column, several and column.metric.startswith("attribution"))
+                    for column in shown
+                )
                 lines.append([title_of(arm, size), str(len(own)), *cells])
     return ["arm", "n", *(column.title for column in shown)], lines
 
 
-def _values(rows: Sequence[Row], metric: str, minus: str = "") -> list[float]:
+def _values(role: str, rows: Sequence[Row], metric: str, minus: str = "") -> list[float]:
     """Return a metric of the rows that have it, less another one of the same run where one is named."""
     if not metric:
         return []
-    columns = [f"student_{name}" for name in (metric, minus) if name]
+    columns = [f"{role}_{name}" for name in (metric, minus) if name]
     values = [[float(row[column]) for column in columns] for row in rows if all(row.get(column) for column in columns)]
     return [first - sum(less) for first, *less in values]
 
 
-def _cell(rows: Sequence[Row], column: Column, several: bool) -> str:
+def _cell(role: str, rows: Sequence[Row], column: Column, several: bool) -> str:
     """Return the mean, with the deviation of two runs or more, and the mean by chance; a dash without any value.
 
     Args:
+        role: Whose figures, `student` or `compressed`.
         rows: Of one arm and size.
         column: What is shown.
         several: Whether the arms of this size were measured in several ways, so that their values do not compare.
@@ -88,7 +92,7 @@ def _cell(rows: Sequence[Row], column: Column, several: bool) -> str:
 
     if several:
         return "measured in several ways"
-    values, by_chance = _values(rows, column.metric, column.minus), _values(rows, column.chance)
+    values, by_chance = _values(role, rows, column.metric, column.minus), _values(role, rows, column.chance)
     if not values:
         return "–"
     found = summarize(values)

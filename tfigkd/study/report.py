@@ -14,6 +14,7 @@ from tfigkd.runtime.errors import UserError
 from tfigkd.runtime.files import locked, make_folder, write_text
 from tfigkd.runtime.rows import read_rows
 from tfigkd.runtime.text import counted
+from tfigkd.stages.workdir import TEACHERS
 from tfigkd.study.collect import finished_runs
 from tfigkd.study.commands import command_of
 from tfigkd.study.page import page
@@ -105,12 +106,13 @@ def write_report(options: Options) -> None:
     console.say(f"written: {path}")
 
 
-def show_results(study: Study, workdir: Path) -> bool:
+def show_results(study: Study, workdir: Path, teachers: Path = TEACHERS) -> bool:
     """Print the results of a study's finished runs, and write its page beside them.
 
     Args:
         study: The study.
         workdir: Folder of the studies' runs.
+        teachers: Folder of their teachers, for the commands on the page.
 
     Returns:
         Whether there is a finished run with results.
@@ -133,7 +135,7 @@ def show_results(study: Study, workdir: Path) -> bool:
         console.say(f"verdict: {line}", last=True)
     path = workdir / study.name / "report.html"
     with locked(path.parent, wait=True, name=LOCK):  # two commands of one study may end at once
-        write_text(path, page(study, rows, [], workdir))
+        write_text(path, page(study, rows, [], workdir, teachers))
     console.say(f"report: {path}", last=True)
     return True
 

@@ -68,9 +68,14 @@ def work(job: Job) -> int:
 
 
 def job_record(job: Job) -> dict[str, Any]:
-    """Return the columns that `collect` adds to the run's row, and the fields that the study sets to the seed."""
+    """Return the columns that `collect` adds to the run's row, and the fields that the study sets to the seed.
+
+    The command is one that trains the student: stages that are done again later are not named in it.
+    """
     own = ["--experiment", job.source or job.study, "--arms", job.arm, "--seeds", str(job.seed + 1)]
-    own += ["--stages", ",".join(job.run.stages)] if job.stages_given else []
+    own += ["--first_seed", str(job.seed)] if job.seed else []
+    trained = read_manifest(job.run.workdir.stage("distill")) is not None
+    own += ["--stages", ",".join(job.run.stages)] if job.stages_given and not trained else []
     command = f"{PROG} {shlex.join([*own, *job.flags])}"
     label = {"study": job.study, "arm": job.arm, "size": job.size, "command": command}
     return {**label, "seed_fields": list(job.seed_fields)}

@@ -196,7 +196,7 @@ def arms_lines(study: Study, rows: Sequence[Row], papers: Sequence[Row]) -> tupl
                     f"**{mean}**" if arm == best else mean,
                     _number(summary.deviation),
                     _interval(summary.low, summary.high),
-                    _mean_of(own, "student_agreement", 100.0, 2),
+                    _mean_of(own, f"{study.role}_agreement", 100.0, 2),
                     f"{minutes:.1f}",
                     *(_mean_of(own, column, factor, digits) for _, column, factor, digits in costs),
                     _paper(paper, own[0]),

@@ -10,7 +10,7 @@ from tfigkd.stages.runner import INERT
 from tfigkd.study.commands import flags_of
 from tfigkd.study.plan import Study, title_of
 from tfigkd.study.protocol import Row
-from tfigkd.study.tables import CONTROLS, METRICS, column_mean, runs_of
+from tfigkd.study.tables import CONTROLS, column_mean, runs_of
 
 
 def _different_data(study: Study, rows: Sequence[Row]) -> list[str]:
@@ -59,7 +59,7 @@ def study_verdict(study: Study, rows: Sequence[Row]) -> list[str]:
         own = [row for row in rows if (row["size"], row["arm"]) == (size, arm)]
         title = title_of(arm, size)
         kappa, accuracy, teacher = (
-            column_mean(own, name) for name in ("student_kappa", METRICS["test"], "teacher_accuracy")
+            column_mean(own, name) for name in (f"{study.role}_kappa", f"{study.role}_accuracy", "teacher_accuracy")
         )
         # placebos of the logits are meant to be near chance
         if kappa is not None and kappa < CHANCE_KAPPA and not arm.endswith(CONTROLS) and accuracy is not None:
@@ -72,7 +72,7 @@ def study_verdict(study: Study, rows: Sequence[Row]) -> list[str]:
                 f"The teacher of {title} is worse than its students: {percent(teacher)} against {percent(accuracy)}. "
                 "Change: --teacher.model, --teacher.training.epochs."
             )
-        student, taught_by = (column_mean(own, f"{role}_parameters") for role in ("student", "teacher"))
+        student, taught_by = (column_mean(own, f"{role}_parameters") for role in (study.role, "teacher"))
         if student is not None and taught_by is not None and student >= taught_by:
             found.append(
                 f"The students of {title} are not smaller than their teacher: {student:,.0f} parameters against "
