@@ -95,7 +95,7 @@ def _opened(
         weights=None if published else options.weights,
         drop_blocks=options.drop_blocks,
         normalization=options.normalization,
-        images=probe_examples(data).images[:] if is_file(options.model) else None,
+        images=probe_examples(data).images[: models.PROBED_IMAGES] if is_file(options.model) else None,
         **spaces,
     )
     if published:

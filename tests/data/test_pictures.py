@@ -125,6 +125,7 @@ def test_pictures_are_known_by_content_and_deeper_folders_are_walked(tmp_path):
     picture.save(ant / "holiday/2019/f.png")
     for name in ("Thumbs.db", "notes.TXT", "more.txt", "real.heic"):
         (ant / name).write_bytes(b"\x00\x00\x00\x1cftypheic")
+    picture.save(ant / "raw.dng", "TIFF")  # a raw photograph holds such a picture, a small one
     (ant / ".ipynb_checkpoints").mkdir()
     picture.save(ant / ".ipynb_checkpoints/g.png")
     (root / "train/__MACOSX").mkdir()
@@ -135,7 +136,7 @@ def test_pictures_are_known_by_content_and_deeper_folders_are_walked(tmp_path):
     deep = everything.source_ids == "train/ant/holiday/2019/f.png"
     assert deep.sum() == 1 and dataset.class_names[everything.labels[deep][0]] == "ant"
     counts = said(dataset, "left out")
-    assert counts.startswith("left out 4 files of no known picture format (2 .txt, ")
+    assert counts.startswith("left out 5 files of no known picture format (2 .txt, ") and "1 .dng" in counts
     assert counts.endswith("; save them as .jpg to use them") and "1 .db" in counts and "1 .heic" in counts
 
 

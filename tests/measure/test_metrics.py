@@ -11,6 +11,7 @@ from types import SimpleNamespace
 import keras
 import numpy as np
 import pytest
+from sklearn.metrics import cohen_kappa_score
 
 from tfigkd.config.experiment import override, read_experiment
 from tfigkd.data import Examples, to_model_input
@@ -91,6 +92,15 @@ def test_labels_that_the_model_does_not_have_are_refused(label):
         measure(lambda pictures: np.zeros((len(pictures), 3), np.float32), examples)
     known, _ = measure(lambda pictures: np.eye(3, dtype=np.float32)[[0, 1, 2]], examples.take(slice(3)))
     assert known["accuracy"] == 1
+
+
+def test_kappa_is_that_of_scikit_learn():
+    random = np.random.default_rng(0)
+    for classes, share in ((2, 0.9), (7, 0.3), (40, 0.0)):
+        labels = random.integers(0, classes, 300)
+        predicted = np.where(random.random(300) < share, labels, random.integers(0, classes + 2, 300))
+        found = dict(metrics(np.eye(classes + 2)[predicted], labels))["kappa"]
+        assert found == pytest.approx(cohen_kappa_score(labels, predicted), abs=1e-12)
 
 
 def test_balanced_accuracy_and_kappa_by_hand():

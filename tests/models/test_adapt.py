@@ -145,6 +145,27 @@ def test_the_range_that_all_models_of_an_ensemble_tell(pixels: np.ndarray, tmp_p
     )
 
 
+def test_the_range_of_an_ensemble_inside_a_model() -> None:
+    """What follows the ensemble works on its outputs, and tells nothing of pixels."""
+    for low_scale, expected in ((1 / 255, (0, 255)), (1.0, None)):
+        inputs = keras.Input(SHAPE)
+        members = [keras.layers.Conv2D(3, 1)(scaling(low_scale)(inputs)) for _ in range(2)]
+        ensemble = keras.Model(inputs, keras.layers.Average()(members), name="ensemble")
+        for behind in (scaling(0.5), scaling(1 / 255), keras.layers.BatchNormalization()):
+            model = keras.Sequential(
+                [keras.Input(SHAPE), ensemble, behind, keras.layers.Flatten(), keras.layers.Dense(3)]
+            )
+            assert infer_input_range(model) == expected
+
+
+def test_the_range_of_a_model_that_subtracts_a_mean_image() -> None:
+    mean = np.random.default_rng(0).uniform(100, 150, SHAPE).astype("float32")
+    inputs = keras.Input(SHAPE)
+    for x in ((inputs - mean) / np.float32([60, 58, 62]), keras.layers.BatchNormalization()(inputs / 64.0 - mean / 64)):
+        model = keras.Model(inputs, keras.layers.Dense(3)(keras.layers.Flatten()(x)))
+        assert infer_input_range(model) == (0, 255)
+
+
 @pytest.mark.parametrize("module", ["mobilenet_v2", "densenet", "vgg16"])
 def test_preprocessing_of_keras_inside_the_file(module: str, tmp_path: Path) -> None:
     """Division, subtraction and RGB to BGR, as operations in the graph and as read back."""

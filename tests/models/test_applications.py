@@ -61,6 +61,23 @@ def test_a_head_of_other_classes_stays_fresh(headless: bool, tmp_path: Path) -> 
     np.testing.assert_array_equal(model.get_layer(head).get_weights()[0], fresh.get_layer(head).get_weights()[0])
 
 
+@pytest.mark.parametrize("name", ["MobileNetV3Small", "EfficientNetB0"])
+@pytest.mark.parametrize(("ending", "headless"), [(".weights.h5", True), (".keras", True), (".keras", False)])
+def test_heads_of_several_layers_and_names_with_numbers(name: str, ending: str, headless: bool, tmp_path: Path) -> None:
+    """The head of MobileNetV3 has two layers; EfficientNet's normalization is numbered anew by each building."""
+    function, options = applications()[name], {"weights": None, "input_shape": (SIZE, SIZE, 3)}
+    reference = function(include_top=False, **options) if headless else function(classes=7, **options)
+    path = tmp_path / f"m{ending}"
+    reference.save(path) if ending == ".keras" else reference.save_weights(path)
+    model = models.build(f"keras/{name}", num_classes=4, input_shape=(SIZE, SIZE, 3), weights=path)
+    loaded = [layer for layer in model.layers if layer.weights and layer.name != "input_range"]
+    kept = [layer for layer in reference.layers if layer.weights]
+    assert len(loaded) - len(kept) in ((1, 2) if headless else (0,))
+    for ours, theirs in zip(loaded, kept if headless else kept[:-1], strict=False):
+        for one, other in zip(ours.get_weights(), theirs.get_weights(), strict=True):
+            np.testing.assert_array_equal(one, other, err_msg=ours.name)
+
+
 def test_weights_that_do_not_fit(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"no weights file .*absent\.h5"):
         build(tmp_path / "absent.h5")

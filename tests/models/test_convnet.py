@@ -20,7 +20,7 @@ def correlated(count=500, side=8):
 
 def test_whitened_patches_have_the_identity_as_their_second_moments():
     images = correlated()
-    kernel = whitening_kernel(images, epsilon=0.0)
+    kernel = whitening_kernel([images], epsilon=0.0)
     assert kernel.shape == (2, 2, 3, 24)
     np.testing.assert_array_equal(kernel[..., 12:], -kernel[..., :12])
     outputs = np.asarray(keras.ops.conv(images, kernel[..., :12], padding="valid")).reshape(-1, 12)
@@ -29,13 +29,13 @@ def test_whitened_patches_have_the_identity_as_their_second_moments():
 
 def test_a_direction_without_variance_is_not_blown_up():
     gray = correlated()[..., :1].repeat(3, axis=-1)
-    assert np.abs(whitening_kernel(gray)).max() <= 1 / np.sqrt(5e-4) + 1e-3
+    assert np.abs(whitening_kernel([gray])).max() <= 1 / np.sqrt(5e-4) + 1e-3
 
 
 def test_the_stem_whitens_what_the_normalization_gives_and_does_not_learn():
     model = models.build("convnet", num_classes=3, input_shape=(8, 8, 3), normalization="cifar10", widths=(4,))
     images = correlated()
-    models.set_whitening(model, images)
+    models.set_whitening(model, [images])
     whitening = model.get_layer("whitening")
     outputs = np.asarray(keras.Model(model.input, whitening.output)(images))[..., :12].reshape(-1, 12)
     moments = outputs.T @ outputs / len(outputs)

@@ -71,7 +71,7 @@ def attribute_in_parts(
     model: keras.Model, examples: Examples, config: AttributionConfig, mean_color: np.ndarray
 ) -> Iterator[Attribution]:
     """Yield the attributions of examples, some at a time: as many as `AT_ONCE` bytes of pixels hold."""
-    few = max(1, AT_ONCE // (np.float32().nbytes * math.prod(examples.images.shape[1:])))
+    few = max(1, AT_ONCE // (np.float32().nbytes * math.prod(examples.image_shape)))
     for start in range(0, len(examples), few):
         yield attribute_examples(model, examples.take(slice(start, start + few)), config, mean_color)
 

@@ -23,7 +23,7 @@ import numpy as np
 
 from tfigkd.config.data_fields import Reading
 from tfigkd.data.decoded import decoded
-from tfigkd.data.disk import Pictures
+from tfigkd.data.disk import AT_ONCE, Pictures
 from tfigkd.data.pictures import check_memory, decode_all
 from tfigkd.data.sources import ROLES, Notes, Source, SplitPart, cache_folder, kept_on_disk, unused, usual
 from tfigkd.runtime.errors import UserError, one_line, readable
@@ -314,6 +314,10 @@ def _find_keys(builder: Any, folder: Path, group: str | None) -> tuple[str, str]
     return image, label
 
 
+RECORDS = 1024
+"""Records of a data set that are read at once, as far as `AT_ONCE` bytes hold them."""
+
+
 def _records(builder: Any, split: str, keys: tuple[str, ...]) -> Any:
     """Return batches of some features of a split; pictures stay encoded."""
     import tensorflow_datasets as tfds
@@ -326,7 +330,10 @@ def _records(builder: Any, split: str, keys: tuple[str, ...]) -> Any:
         decoders={key: tfds.decode.SkipDecoding() for key in images},
         read_config=tfds.ReadConfig(try_autocache=False),  # read once; a cache would only print a warning
     )
-    return records.map(lambda record: {key: record[key] for key in keys}).batch(1024)
+    info = builder.info.splits.get(split.partition("[")[0])
+    each = 1 if info is None else max(info.num_bytes / max(info.num_examples, 1), 1)
+    count = min(max(int(AT_ONCE / each), 1), RECORDS)
+    return records.map(lambda record: {key: record[key] for key in keys}).batch(count)
 
 
 def _encoded(

@@ -29,6 +29,11 @@ class Examples:
     def __len__(self) -> int:
         return len(self.ids)
 
+    @property
+    def image_shape(self) -> tuple[int, ...]:
+        """(H, W, C) of the images."""
+        return tuple(self.images.shape[1:])
+
     def take(self, indices: np.ndarray | slice) -> "Examples":
         """Return the examples at `indices` (integers, a boolean mask or a slice), in that order."""
         groups = None if self.groups is None else self.groups[indices]
@@ -53,6 +58,11 @@ class _Joined(Examples):
             object.__setattr__(self, name, column[order])
         pictures = [part.images for part in parts]
         object.__setattr__(self, "_pictures", JoinedPictures(pictures).pick(order))
+
+    @property
+    def image_shape(self) -> tuple[int, ...]:
+        """(H, W, C) of the pictures."""
+        return self._pictures.shape[1:]
 
     @property
     def images(self) -> Pictures:

@@ -129,6 +129,7 @@ def _read_classes(
             usable.
     """
     found: dict[str, list[tuple[Path, str]]] = {}
+    known = frozenset(expected or ())
     on_disk: dict[str, str] = {}
     for folder in folders:
         loose = 0
@@ -139,7 +140,7 @@ def _read_classes(
             if not child.name.isprintable():
                 raise UserError(f"class folder {folder}/{child.name!a} is not named in printable UTF-8; rename it")
             name = unicodedata.normalize("NFC", child.name)  # macOS takes accents apart, others do not
-            if expected is not None and name not in expected:
+            if expected is not None and name not in known:
                 raise UserError(
                     f"{child} is not a class of train ({shortened(expected)}); rename or remove it, or add it to train"
                 )

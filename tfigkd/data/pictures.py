@@ -21,6 +21,8 @@ from tfigkd.config.data_fields import BACKGROUND, Fit, Reading, rgb
 from tfigkd.runtime.errors import UserError, plain, readable
 from tfigkd.runtime.machine import cores, free_memory
 
+RAW = frozenset({".cr2", ".nef", ".nrw", ".dng", ".arw", ".pef", ".srw"})
+"""Endings of photographs as a camera's sensor gives them."""
 PICTURE_SUFFIXES = frozenset(
     {".bmp", ".dib", ".gif", ".jfif", ".jif", ".jpe", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".pnm", ".ppm", ".tif"}
     | {".tiff", ".webp"}
@@ -155,9 +157,14 @@ def is_hidden(path: Path) -> bool:
 
 
 def is_picture(path: Path) -> bool:
-    """Return whether a file has to be a picture by its ending, or is one by its first bytes."""
+    """Return whether a file has to be a picture by its ending, or is one by its first bytes.
+
+    A raw photograph begins as a TIFF file does, and the picture in it is a small one for a preview.
+    """
     if path.suffix.lower() in PICTURE_SUFFIXES:
         return True
+    if path.suffix.lower() in RAW:
+        return False
     if not path.is_file():  # must not be opened: reading from a pipe would wait forever
         return False
     with open(path, "rb") as file:

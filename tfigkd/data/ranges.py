@@ -36,6 +36,11 @@ def scalar(value: float) -> np.ndarray:
     return np.asarray(value, np.float64)
 
 
+def of_channels(constant: np.ndarray) -> np.ndarray:
+    """Return a constant as a value for each channel, its last axis, or one for all; of several pixels the mean."""
+    return constant.reshape(-1, constant.shape[-1]).mean(axis=0) if constant.ndim else constant
+
+
 def composed(operations: Sequence[Affine]) -> Affine:
     """Return the scale and offset of operations that an image passes one after the other."""
     scale, offset = scalar(1), scalar(0)

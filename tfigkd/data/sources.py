@@ -17,6 +17,7 @@ from tfigkd.config.data_fields import Reading, SplitsConfig
 from tfigkd.data.decoded import FOLDER, decoded
 from tfigkd.data.disk import BLOCK, Pictures, join
 from tfigkd.data.pictures import (
+    RAW,
     bombs_refused,
     decode_all,
     open_picture,
@@ -32,7 +33,7 @@ SHARE = 0.25
 """Share of the free memory that the pictures of a split may take: they are copied when they are sorted and cropped."""
 ROLES = {"train": ("train", "training"), "validation": ("validation", "valid", "val"), "test": ("test", "testing")}
 """Usual names of splits, in lower case."""
-UNREAD = frozenset({".heic", ".heif", ".avif", ".jxl", ".jp2", ".cr2", ".nef", ".dng", ".svg", ".psd"})
+UNREAD = RAW | {".heic", ".heif", ".avif", ".jxl", ".jp2", ".svg", ".psd"}
 """Endings of pictures in formats that are not decoded."""
 
 

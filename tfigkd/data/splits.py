@@ -24,8 +24,9 @@ def hold_out(examples: Examples, divisor: int, *, last: bool = False) -> tuple[E
     """
     held = np.zeros(len(examples), bool)
     wanted = {}
-    for label in np.unique(examples.labels):
-        members = np.flatnonzero(examples.labels == label)
+    by_label = np.argsort(examples.labels, kind="stable")
+    labels, starts = np.unique(examples.labels[by_label], return_index=True)
+    for label, members in zip(labels, np.split(by_label, starts[1:]), strict=True):
         count = max(len(members) // divisor, 1) if len(members) > 1 else 0
         wanted[int(label)] = count
         held[members[len(members) - count :] if last else members[:count]] = True

@@ -169,9 +169,10 @@ def _read_rows(
     Raises:
         UserError: A label is not among the classes, or pictures are missing or not usable.
     """
+    label_of = {name: label for label, name in enumerate(class_names)}
     paths, missing = [], {}
     for index, row in enumerate(rows):
-        if row["label"] not in class_names:
+        if row["label"] not in label_of:
             raise UserError(
                 f"{table}: {row['path']} has the label {row['label']!r}, which no picture of train has; correct it, or "
                 "add pictures of it to train"
@@ -186,7 +187,6 @@ def _read_rows(
         raise refusal(missing, len(rows))
     source_ids = [row["path"] for row in rows]
     images, digests = open_pictures(paths, source_ids, table.parent, wanted, notes)
-    label_of = {name: label for label, name in enumerate(class_names)}
     labels = np.array([label_of[row["label"]] for row in rows], np.int64)
     groups = np.array([row["group"] for row in rows]) if rows and "group" in rows[0] else None
     return SplitPart(images, labels, np.array(source_ids), groups, digests)

@@ -247,20 +247,22 @@ def class_order(path: Path, count: int, own: Sequence[str] | None, wanted: Seque
         raise UserError(f"the contract of {path} names {len(own)} classes, it has {count}; export it anew")
     own, wanted = ([unicodedata.normalize("NFC", name) for name in names] for names in (own, wanted))
     places = {name: index for index, name in enumerate(own)}
-    folded = [name.casefold() for name in own]
+    folded: dict[str, list[int]] = {}
+    for index, name in enumerate(own):
+        folded.setdefault(name.casefold(), []).append(index)
     missing = []
-    order = []
+    order: dict[int, None] = {}  # a set that keeps its order
     for name in wanted:
-        place = places.get(name)
-        if place is None and folded.count(name.casefold()) == 1:
-            place = folded.index(name.casefold())
+        place, alike = places.get(name), folded.get(name.casefold(), [])
+        if place is None and len(alike) == 1:
+            place = alike[0]
         if place is None or place in order:
             missing.append(name)
         else:
-            order.append(place)
+            order[place] = None
     if missing:
         raise UserError(
             f"{path} does not know the classes {shortened(missing)} of the data; it knows {shortened(own)}: rename "
             "the class folders accordingly"
         )
-    return order + [index for index in range(count) if index not in order]
+    return [*order, *(index for index in range(count) if index not in order)]

@@ -11,6 +11,7 @@ import keras
 from tfigkd.config.fields import is_application, is_file
 from tfigkd.data.spaces import UNIT
 from tfigkd.models.adapt import (
+    PROBED_IMAGES,
     as_classifier,
     cached_classifier,
     resize_pixels,
@@ -52,6 +53,7 @@ __all__ = [
     "LARGEST_SMALL",
     "MODELS",
     "NORMALIZATIONS",
+    "PROBED_IMAGES",
     "Normalization",
     "ReferenceClassifier",
     "as_classifier",

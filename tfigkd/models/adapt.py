@@ -30,7 +30,7 @@ RGB_TO_GRAY = "rgb_to_gray"
 """Name of the layer that gives a model of gray images the gray of RGB images."""
 ADDED = frozenset({INPUT_RANGE, TWO_CLASSES, RGB_TO_GRAY})
 
-PROBED = 16
+PROBED_IMAGES = 16
 """Number of images, besides noise, that the model is run on to infer what it gives."""
 
 
@@ -340,7 +340,7 @@ def _probe(model: keras.Model, images: np.ndarray | None) -> np.ndarray:
         return np.full((1, int(model.output_shape[-1])), -1.0)  # not known; the size is asked for elsewhere
     seen = [probe_images(shape)]
     if images is not None and images.shape[1:] == shape:
-        seen.append(to_model_input(images[:PROBED]))
+        seen.append(to_model_input(images[:PROBED_IMAGES]))
     return ops.convert_to_numpy(model(np.concatenate(seen), training=False)).astype(np.float64)
 
 
@@ -350,7 +350,7 @@ def _infer_subclassed_outputs(model: keras.Model, images: np.ndarray) -> Outputs
     Raises:
         ValueError: It has a single output from 0 to 1, which may be a probability or a logit.
     """
-    shown = np.concatenate([probe_images(images.shape[1:]), images[:PROBED]])
+    shown = np.concatenate([probe_images(images.shape[1:]), images[:PROBED_IMAGES]])
     values = model(shown, training=False)
     if len(getattr(values, "shape", ())) != 2:
         return None

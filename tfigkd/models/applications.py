@@ -127,9 +127,10 @@ def load_application_weights(model: keras.Model, path: str | Path, bare: Callabl
         raise UserError(f"no weights file {path}; give a local {', '.join(WEIGHTS)} file, or no weights")
     if not path.name.endswith(WEIGHTS):
         raise UserError(f"{path} must end in {', '.join(WEIGHTS)}: weights of a network of keras.applications")
-    fresh = {layer.name: layer.get_weights() for layer in model.layers if layer.weights}
-    for layer in model.layers:  # what is still not a number afterwards has not been loaded
-        layer.set_weights([np.full_like(values, np.nan) for values in layer.get_weights()])
+    weighted = _with_weights(model)
+    fresh = {layer.name: layer.get_weights() for layer in weighted}
+    for layer in weighted:  # what is still not a number afterwards has not been loaded
+        layer.set_weights([_unset(values) for values in layer.get_weights()])
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Keras warns of a head that does not fit
@@ -140,8 +141,8 @@ def load_application_weights(model: keras.Model, path: str | Path, bare: Callabl
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"{path} does not fit {model.name} ({type(error).__name__}: {reason})") from error
     missing = [name for name in fresh if any(np.isnan(one).any() for one in model.get_layer(name).get_weights())]
-    head = [layer.name for layer in model.layers if layer.weights][-1]
-    if set(missing) - {head}:
+    head = {layer.name for layer in weighted[len(_with_weights(bare())) :]} if missing else set()
+    if set(missing) - head:
         raise UserError(
             f"{path} does not fit {model.name}: it lacks {shortened(missing, SHOWN)}; give weights of this very network"
         )
@@ -161,11 +162,14 @@ def _read_weights(model: keras.Model, path: Path, bare: Callable[[], keras.Model
             body.load_weights(path)
             _copy_in_order(body, model)
     else:
-        donors = {layer.name: layer for layer in flatten_layers(load_model(path)) if layer.weights}
-        for layer in model.layers:
-            values = donors[layer.name].get_weights() if layer.name in donors else []
-            if values and [one.shape for one in values] == [tuple(one.shape) for one in layer.weights]:
-                layer.set_weights(values)
+        donors = [layer for layer in flatten_layers(load_model(path)) if layer.weights]
+        named = {layer.name: layer for layer in donors}
+        # names that Keras numbers differ between two models; the order of layers does not
+        alike = _shapes(donors)[: len(_with_weights(bare()))] == _shapes(_with_weights(bare()))
+        for position, layer in enumerate(_with_weights(model)):
+            donor = donors[position] if alike and position < len(donors) else named.get(layer.name)
+            if donor is not None and _shapes([donor]) == _shapes([layer]):
+                layer.set_weights(donor.get_weights())
     for layer in model.layers:
         if isinstance(layer, keras.layers.Normalization):
             _mend_variance(layer)
@@ -173,9 +177,23 @@ def _read_weights(model: keras.Model, path: Path, bare: Callable[[], keras.Model
 
 def _copy_in_order(source: keras.Model, target: keras.Model) -> None:
     """Copy weights layer by layer in the order of the graph: names that Keras numbers differ between two models."""
-    pairs = zip(*([layer for layer in model.layers if layer.weights] for model in (source, target)), strict=False)
-    for before, after in pairs:
+    for before, after in zip(_with_weights(source), _with_weights(target), strict=False):
         after.set_weights(before.get_weights())
+
+
+def _with_weights(model: keras.Model) -> list[keras.Layer]:
+    """Return the layers that have weights, in the order of the graph."""
+    return [layer for layer in model.layers if layer.weights]
+
+
+def _shapes(layers: Sequence[keras.Layer]) -> list[list[tuple[int, ...]]]:
+    """Return the shapes of the weights of layers."""
+    return [[tuple(weight.shape) for weight in layer.weights] for layer in layers]
+
+
+def _unset(values: np.ndarray) -> np.ndarray:
+    """Return an array that shows that it was not loaded, as far as its type can: integers stay."""
+    return np.full_like(values, np.nan) if np.issubdtype(values.dtype, np.floating) else values
 
 
 def _mend_variance(layer: keras.layers.Normalization) -> None:

@@ -1,7 +1,7 @@
 """A plain convolutional network that trains fast (after Jordan 2024, github.com/KellerJordan/cifar10-airbench, arXiv
 2404.00498, and Page 2018, "How to Train Your ResNet")."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import keras
@@ -125,38 +125,42 @@ def _set_partial_identity(layer: keras.layers.Conv2D) -> None:
     layer.kernel.assign(kernel)
 
 
-def whitening_kernel(images: np.ndarray, epsilon: float = EPSILON) -> np.ndarray:
+def whitening_kernel(parts: Iterable[np.ndarray], epsilon: float = EPSILON) -> np.ndarray:
     """Return 2x2 filters whose outputs on the patches of some images have the identity as their second moments.
 
     The filters are the eigenvectors of the patches' second moments, each over the root of its eigenvalue plus
     `epsilon`; the mean is not subtracted. Each comes a second time with the opposite sign, since a ReLU follows.
 
     Args:
-        images: Float [N,H,W,C], as the convolution takes them.
+        parts: Images in parts, each float [N,H,W,C], as the convolution takes them.
         epsilon: Bounds the factor of directions without variance, such as color in gray images.
 
     Returns:
         float32 [2,2,C,8·C].
     """
-    rows, columns = images.shape[1] - PATCH + 1, images.shape[2] - PATCH + 1
-    shifted = [images[:, y : y + rows, x : x + columns] for y in range(PATCH) for x in range(PATCH)]
-    patches = np.concatenate(shifted, axis=-1).reshape(-1, PATCH * PATCH * images.shape[-1]).astype(np.float64)
-    values, vectors = np.linalg.eigh(patches.T @ patches / len(patches))
+    moments, count = np.zeros(()), 0
+    for images in parts:
+        rows, columns, channels = images.shape[1] - PATCH + 1, images.shape[2] - PATCH + 1, images.shape[3]
+        shifted = [images[:, y : y + rows, x : x + columns] for y in range(PATCH) for x in range(PATCH)]
+        patches = np.concatenate(shifted, axis=-1).reshape(-1, PATCH * PATCH * channels).astype(np.float64)
+        moments, count = moments + patches.T @ patches, count + len(patches)
+    values, vectors = np.linalg.eigh(moments / count)
     filters = vectors / np.sqrt(np.maximum(values, 0) + epsilon)
     kernel = np.concatenate([filters, -filters], axis=1)
-    return kernel.reshape(PATCH, PATCH, images.shape[-1], -1).astype(np.float32)
+    return kernel.reshape(PATCH, PATCH, channels, -1).astype(np.float32)
 
 
-def set_whitening(model: keras.Model, images: np.ndarray) -> None:
+def set_whitening(model: keras.Model, parts: Iterable[np.ndarray]) -> None:
     """Fill the stem of a `convnet` with the whitening filters of training images.
 
     Args:
         model: From `convnet`, or a copy; one without a layer "whitening" is left alone.
-        images: Float [N,H,W,C] in [0,1], as the model takes them; some thousands are enough.
+        parts: Images in parts, each float [N,H,W,C] in [0,1], as the model takes them; some thousands are enough.
     """
     names = {layer.name for layer in model.layers}
     if WHITENING not in names:
         return
     if "normalization" in names:
-        images = keras.ops.convert_to_numpy(model.get_layer("normalization")(images))
-    model.get_layer(WHITENING).set_weights([whitening_kernel(images)])
+        normalize = model.get_layer("normalization")
+        parts = (keras.ops.convert_to_numpy(normalize(images)) for images in parts)
+    model.get_layer(WHITENING).set_weights([whitening_kernel(parts)])

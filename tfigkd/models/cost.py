@@ -11,6 +11,9 @@ from keras import ops
 from tfigkd.models.adapt import ADDED
 from tfigkd.models.graph import flatten_layers
 
+UNCOMPILED = 2**15
+"""Pixels of a batch up to which a call that is not compiled is cheap: it keeps the outputs of all layers, of which
+MobileNet-V2 has 17 KB for each pixel."""
 DEPTHWISE = (keras.layers.DepthwiseConv1D, keras.layers.DepthwiseConv2D)
 SEPARABLE = (keras.layers.SeparableConv1D, keras.layers.SeparableConv2D)
 TRANSPOSED = (keras.layers.Conv1DTranspose, keras.layers.Conv2DTranspose)

@@ -1,6 +1,6 @@
 """The range of pixel values that a model expects, inferred from its first layers: Rescaling, arithmetic and others."""
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -8,7 +8,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from tfigkd.data.ranges import Affine, range_of, scalar
+from tfigkd.data.ranges import Affine, of_channels, range_of, scalar
 from tfigkd.data.spaces import PIXELS, UNIT, Range
 from tfigkd.models.graph import ARITHMETIC, float64_of, readers_of, single_graph
 from tfigkd.runtime.errors import UserError
@@ -21,7 +21,7 @@ PASSED = (
 )
 """Layers that leave the range of the pixels as it is; so do those whose name begins with Random."""
 PASSED_OPERATIONS = ("GetItem", "Stack", "Concatenate", "Cast", "Flip", "Clip", "Pad", "RGBToGrayscale")
-PROBED = (0.0, 64.0, 128.0, 255.0)
+PROBED_VALUES = (0.0, 64.0, 128.0, 255.0)
 """Pixel values of the images of one color with which an operation in front of all others is probed."""
 OPEN_SIDE = 8
 """Height and width of these images where those of the model are open."""
@@ -45,6 +45,8 @@ def infer_input_range(model: keras.Model) -> Range | None:
         return None
     readers = readers_of(first, first.inputs[0])
     found = _infer_range(first)
+    if found is None and len(readers) == 1 and single_graph(readers[0].operation) is not None:
+        return infer_input_range(readers[0].operation)
     if found is None and len(readers) > 1:
         told = {_infer_range(first, node) for node in readers}
         found = told.pop() if len(told) == 1 else None
@@ -90,16 +92,19 @@ def _affine_parts(model: keras.Model, start: Any = None) -> Iterator[Affine]:
         yield part
 
 
-def _leading(model: keras.Model, start: Any = None) -> Iterator[tuple[Any, Any]]:
+def _leading(model: keras.Model, start: Any = None) -> Generator[tuple[Any, Any], None, bool]:
     """Yield the operations, with their nodes, that the image passes one after the other; models inside are entered.
 
     Args:
         model: Functional or Sequential.
         start: Which of the nodes that read the image is the first one; needed where there are several.
+
+    Returns:
+        Whether the last one makes the output of the model: none was left out.
     """
     bare = single_graph(model)
     if bare is None:
-        return
+        return False
     tensor = bare.inputs[0]
     while tensor is not bare.outputs[0]:
         reading = readers_of(bare, tensor) if start is None else [start]
@@ -109,13 +114,14 @@ def _leading(model: keras.Model, start: Any = None) -> Iterator[tuple[Any, Any]]
             picked = [node.outputs[0] for node in reading]
             reading = readers_of(bare, picked[0])
         if len(reading) != 1:
-            return
+            return False
         node = reading[0]
-        if single_graph(node.operation) is not None:
-            yield from _leading(node.operation)
-        else:
+        if single_graph(node.operation) is None:
             yield node.operation, node
+        elif not (yield from _leading(node.operation)):
+            return False
         tensor = node.outputs[0]
+    return True
 
 
 def _affine(operation: Any, node: Any) -> Affine | None:
@@ -158,7 +164,7 @@ def _probed(operation: Any, node: Any) -> Affine | None:
     source = node.input_tensors[0]
     shape = [1, *(size or OPEN_SIDE for size in source.shape[1:])]
     colors = []
-    for value in PROBED:
+    for value in PROBED_VALUES:
         arguments, options = node.arguments.fill_in({id(source): ops.full(shape, value, source.dtype)})
         try:
             given = ops.convert_to_numpy(operation(*arguments, **options)).astype(np.float64)
@@ -168,9 +174,10 @@ def _probed(operation: Any, node: Any) -> Affine | None:
         if given.ndim < 3 or np.ptp(pixels, axis=0).max() > 1e-3:
             return None
         colors.append(pixels[0])
-    scale, offset = (colors[-1] - colors[0]) / PROBED[-1], colors[0]
+    scale, offset = (colors[-1] - colors[0]) / PROBED_VALUES[-1], colors[0]
     straight = all(
-        np.allclose(scale * value + offset, color, atol=0.01) for value, color in zip(PROBED, colors, strict=True)
+        np.allclose(scale * value + offset, color, atol=0.01)
+        for value, color in zip(PROBED_VALUES, colors, strict=True)
     )
     return Affine(scale, offset) if straight and np.all(scale) else None
 
@@ -188,7 +195,7 @@ def _arithmetic(kind: str, node: Any) -> Affine | None:
     symbolic = [isinstance(one, keras.KerasTensor) for one in arguments]
     if sum(symbolic) != 1:
         return None
-    constant = np.asarray(ops.convert_to_numpy(arguments[symbolic.index(False)]), float).reshape(-1)
+    constant = of_channels(np.asarray(ops.convert_to_numpy(arguments[symbolic.index(False)]), float))
     if kind in ("Add", "Subtract"):
         sign = -1.0 if kind == "Subtract" else 1.0
         return Affine(scalar(1), sign * constant) if symbolic[0] else Affine(scalar(sign), constant)

@@ -1,6 +1,7 @@
 """A user-provided model, read from a .keras file and adapted: images in [0,1] to logits."""
 
 import functools
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,10 +12,11 @@ from keras import ops
 from scipy import special
 
 from tfigkd.data import to_model_input
-from tfigkd.data.disk import Pictures
+from tfigkd.data.disk import Pictures, blocks
 from tfigkd.data.spaces import UNIT, Outputs, Range, to_gray, to_logits
 from tfigkd.models import batch_norm
-from tfigkd.models.adapt import PROBED, graph_as_classifier, logits_of, with_rgb
+from tfigkd.models.adapt import PROBED_IMAGES, graph_as_classifier, logits_of, with_rgb
+from tfigkd.models.cost import UNCOMPILED
 from tfigkd.models.equivalence import TOLERANCE, close, tolerance_of
 from tfigkd.models.input_range import infer_input_range
 from tfigkd.models.keras_file import load_model
@@ -36,7 +38,7 @@ def load_classifier(
     outputs: Outputs | None = None,
     images: np.ndarray | None = None,
 ) -> keras.Model:
-    """Load a Functional or Sequential classifier as a model from images in [0,1] to logits; see `spaces.classifier`.
+    """Load a Functional or Sequential classifier as a model from images in [0,1] to logits; see `graph_as_classifier`.
 
     Stock batch normalization becomes the fused one, an open image size the size given. A model of gray images takes RGB
     images if these are asked for.
@@ -59,7 +61,7 @@ def load_classifier(
     plain, wanted = _fitting(path, num_classes, input_shape)
     gray = plain.inputs[0].shape[-1] == 1 and wanted[2] == 3
     if gray:
-        wanted, images = (*wanted[:2], 1), None if images is None else to_gray(images[:PROBED])
+        wanted, images = (*wanted[:2], 1), None if images is None else to_gray(images[:PROBED_IMAGES])
     try:
         model = graph_as_classifier(plain, input_shape=wanted, input_range=input_range, outputs=outputs, images=images)
     except ValueError as error:
@@ -145,9 +147,9 @@ class ReferenceClassifier:
         return to_logits(outputs, "logits").astype("float32")
 
     def logits(self, pixels: Pictures, *, batch_size: int = 256) -> np.ndarray:
-        """Return the logits [N,C], float32, of uint8 images."""
-        starts = range(0, len(pixels), batch_size)
-        return np.concatenate([self(to_model_input(pixels[start : start + batch_size])) for start in starts])
+        """Return the logits [N,C], float32, of uint8 images; large ones go through the model one by one."""
+        count = max(1, min(batch_size, UNCOMPILED // math.prod(pixels.shape[1:3])))
+        return np.concatenate([self(to_model_input(block)) for block in blocks(pixels, count)])
 
 
 def _identity(inputs: Any, mask: Any = None) -> Any:

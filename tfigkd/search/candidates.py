@@ -88,7 +88,7 @@ class Candidates:
         try:
             before = read_signed(self._state, f"delete {folder} to search anew", names=("reference_ms", "candidates"))
         except FileNotFoundError:
-            self.reference_ms = _fastest([self._reference])[self._reference]
+            self.reference_ms = _shortest_milliseconds([self._reference])[self._reference]
             self.all: list[Candidate] = []
         else:
             self.reference_ms = before["reference_ms"]
@@ -141,7 +141,7 @@ class Candidates:
 
     def measure_file(self, path: Path) -> dict[str, float]:
         """Return latency in milliseconds, speedup over the reference, and size in bytes of a file."""
-        fastest = _fastest([self._reference, path])
+        fastest = _shortest_milliseconds([self._reference, path])
         taken = fastest[path] / fastest[self._reference]
         size = float(path.stat().st_size)
         return {"latency": taken * self.reference_ms, "speedup": 1 / taken, "size": size}
@@ -179,7 +179,7 @@ def _beside(config: Config) -> dict[str, Any]:
     return json.loads(json.dumps(fields | taught))  # as it reads back
 
 
-def _fastest(paths: Sequence[Path]) -> dict[Path, float]:
+def _shortest_milliseconds(paths: Sequence[Path]) -> dict[Path, float]:
     """Return the milliseconds of the fastest inference of each file, in turns."""
     timed = [latencies(paths, TIMING) for _ in range(REPEATS)]
     return {path: min(one[path][1]["min"] for one in timed) for path in paths}

@@ -1,6 +1,8 @@
 """The networks of a config: built for its data, where their files lie, and what fingerprints hold of them."""
 
+import math
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +10,8 @@ import keras
 
 from tfigkd import models
 from tfigkd.config.fields import NetworkConfig, StudentConfig
-from tfigkd.data import Dataset, to_model_input
+from tfigkd.data import Dataset, Examples, to_model_input
+from tfigkd.data.disk import blocks
 from tfigkd.data.spaces import UNIT
 from tfigkd.measure.chance import probe_examples
 from tfigkd.runtime.errors import UserError
@@ -17,7 +20,10 @@ from tfigkd.runtime.fingerprint import fingerprint_values
 
 FILE_ARCHITECTURE = {"drop_blocks": 0, "width": 1.0, "dropout": None, "normalization": "none"}
 """What fingerprints hold of the architecture of a file, whatever the config says."""
-WHITENED = 5000  # training images that the stem of a convnet is made from
+WHITENED = 5000
+"""Training images that the stem of a convnet is made from."""
+AT_ONCE = 2**23
+"""Pixels of these images that are in memory at once as numbers; all of those of 32x32 pixels."""
 
 
 def build_network(config: NetworkConfig, data: Dataset) -> keras.Model:
@@ -28,13 +34,14 @@ def build_network(config: NetworkConfig, data: Dataset) -> keras.Model:
     spaces: dict[str, Any] = {"input_range": config.input_range, "outputs": config.outputs}
     own = config.own_shape(data.image_shape)
     weights = getattr(config, "weights", None) if config.application else None
+    shown = probe_examples(data).images[: models.PROBED_IMAGES] if config.own_file else None
     try:
         model = models.build(
             config.model,
             num_classes=data.num_classes,
             input_shape=own,
             weights=None if weights is None else weights_path(weights),
-            images=models.resize_pixels(probe_examples(data).images[:], own) if config.own_file else None,
+            images=None if shown is None else models.resize_pixels(shown, own),
             **{name: getattr(config, name) for name in models.ARCHITECTURE},
             **spaces,
         )
@@ -43,13 +50,20 @@ def build_network(config: NetworkConfig, data: Dataset) -> keras.Model:
             raise
         raise UserError(f"{'student' if isinstance(config, StudentConfig) else 'teacher'}: {error}") from error
     if config.model == "convnet":
-        models.set_whitening(model, to_model_input(models.resize_pixels(data.train.images[:WHITENED], own)))
+        whiten(model, data.train, own)
     if config.own_file and getattr(config, "init", "") == "random":
         try:
             model = models.with_fresh_weights(model)
         except ValueError as error:
             raise UserError(f"{config.model}: {error} (--student.init file)") from error
     return models.with_image_size(model, data.image_shape)
+
+
+def whiten(model: keras.Model, examples: Examples, size: Sequence[int]) -> None:
+    """Make the stem of a convnet from the first `WHITENED` images of a training, resized to (H,W,...)."""
+    images, each = examples.images[:WHITENED], max(1, AT_ONCE // math.prod(size[:2]))
+    parts = (to_model_input(models.resize_pixels(block, size)) for block in blocks(images, each))
+    models.set_whitening(model, parts)
 
 
 def require_trainable(model: keras.Model, what: str) -> None:

@@ -90,7 +90,7 @@ def stored_maps(config: Config, workdir: Workdir, examples: Examples) -> np.ndar
     """Return the stored maps of examples, uint8 [N,H,W]; None if the store covers the student's training set only."""
     if config.data.stored != "all":
         return None
-    return spread(load_knowledge(config, workdir, examples).maps[:], examples.images.shape[1:3])
+    return spread(load_knowledge(config, workdir, examples).maps[:], examples.image_shape[:2])
 
 
 def _folded_teacher(config: Config, workdir: Workdir) -> keras.Model:

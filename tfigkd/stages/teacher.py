@@ -43,7 +43,7 @@ from tfigkd.stages.data import (
     shard,
     teacher_choice,
 )
-from tfigkd.stages.networks import WHITENED, build_network, network_values, weights_path
+from tfigkd.stages.networks import build_network, network_values, weights_path, whiten
 from tfigkd.stages.workdir import HISTORY, TEACHER_FILE, Workdir, written_reading
 from tfigkd.training import checkpoint
 from tfigkd.training.devices import device_count, on_devices
@@ -176,8 +176,7 @@ def _train(config: Config, data: Dataset, folder: Path) -> tuple[keras.Model, li
     model = models.with_precision(model, recipe.precision)
     examples = teacher_examples(config)
     if config.teacher.shards > 1:  # nor does the stem see other images
-        images = models.resize_pixels(examples.images[:WHITENED], config.teacher.own_shape(data.image_shape))
-        models.set_whitening(model, to_model_input(images))
+        whiten(model, examples, config.teacher.own_shape(data.image_shape))
     stream = TrainingBatches(
         examples,
         recipe,

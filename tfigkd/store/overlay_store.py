@@ -20,7 +20,7 @@ from tfigkd.data.top_logits import TopLogits
 from tfigkd.measure.chance import PROBE_EXAMPLES, suggest_fix
 from tfigkd.measure.metrics import balanced_accuracy, predict_logits
 from tfigkd.models import cached_classifier
-from tfigkd.models.adapt import PROBED, graph_as_classifier
+from tfigkd.models.adapt import PROBED_IMAGES, graph_as_classifier
 from tfigkd.models.copies import keeps_random_numbers
 from tfigkd.models.fingerprints import architecture_fingerprint, weights_fingerprint
 from tfigkd.models.graph import single_graph
@@ -123,7 +123,7 @@ class OverlayStore:
             )
         config = from_mapping(AttributionConfig, settings, "attribution")
         pixels = splits_fingerprint({"train": examples})
-        shape = examples.images.shape[1:]
+        shape = examples.image_shape
         check_grid(config.grid, shape)
         earlier = store_identity(weights_fingerprint(teacher), pixels, config, image_shape=shape)
         identity = earlier | {"architecture": architecture_fingerprint(teacher)}
@@ -322,7 +322,7 @@ def _classifier_of(
     teacher: keras.Model, input_range: Range | None, outputs: Outputs | None, examples: Examples
 ) -> keras.Model:
     """Return `as_classifier` of a teacher; a subclassed one, whose layers are not known, is looked at on pictures."""
-    some = to_model_input(examples.images[:PROBED])
+    some = to_model_input(examples.images[:PROBED_IMAGES])
     return cached_classifier(teacher, input_range=input_range, outputs=outputs, images=some)
 
 
@@ -337,7 +337,7 @@ def _check_fit(teacher: keras.Model, examples: Examples) -> None:
         takes = tuple(teacher.input_shape[1:])
     except AttributeError:  # a subclassed model
         return
-    has = examples.images.shape[1:]
+    has = examples.image_shape
     if len(takes) == len(has) and all(size in (None, own) for size, own in zip(takes, has, strict=True)):
         return
     remedy = "resize them" if takes[-1] == has[-1] else "give a teacher of such pictures"
