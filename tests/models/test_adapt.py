@@ -21,8 +21,10 @@ from tfigkd.models import (
 )
 from tfigkd.models.adapt import graph_as_classifier, logits_of
 from tfigkd.models.cost import count_parameters
+from tfigkd.models.flat import flattened
 from tfigkd.models.input_range import infer_input_range
 from tfigkd.models.keras_file import load_model
+from tfigkd.models.precision import with_precision
 from tfigkd.models.reinitialize import count_frozen_layers
 from tfigkd.runtime.errors import UserError
 from tfigkd.training.distiller import Distiller
@@ -413,6 +415,20 @@ class Doubled(keras.layers.Layer):
 def test_layers_that_do_not_tell_their_configuration_are_copied(layer: Any, pixels: np.ndarray) -> None:
     model, images = own(layer(), end=dense(3, "softmax")), pixels / np.float32(255)
     np.testing.assert_allclose(softmax(as_classifier(model)(images)), model(images), atol=1e-5)
+
+
+@pytest.mark.parametrize("layer", [lambda: Doubled(name="mine"), lambda: keras.layers.Lambda(lambda x: 3 * x)])
+def test_such_layers_in_a_model_inside_can_be_flattened_and_cast(layer: Any, pixels: np.ndarray) -> None:
+    images = pixels / np.float32(255)
+    outside = keras.Input(SHAPE)
+    model = keras.Model(outside, own(layer(), end=dense(3))(outside))
+    np.testing.assert_allclose(flattened(model)(images), model(images), atol=1e-5)
+    half = with_precision(model, "mixed_bfloat16")
+    assert "mixed_bfloat16" in {one.dtype_policy.name for one in half.layers[1].layers}
+    np.testing.assert_allclose(half(images), model(images), atol=0.2)
+    np.testing.assert_allclose(with_precision(half, "float32")(images), model(images), atol=1e-5)
+    fresh = with_fresh_weights(model)
+    assert fresh.count_params() == model.count_params() and not np.allclose(fresh(images), model(images), atol=1e-3)
 
 
 PASSED_ON = {

@@ -41,17 +41,24 @@ def keeps_random_numbers() -> Iterator[None]:
         random.setstate(state)
 
 
-def copy_layer(layer: keras.Layer) -> keras.Layer:
+def copy_layer(
+    layer: keras.Layer, change: Callable[[dict[str, Any]], dict[str, Any]] = lambda config: config
+) -> keras.Layer:
     """Return a new layer of the same configuration, with its own fresh weights.
+
+    Args:
+        layer: Any layer or subclassed model.
+        change: Function from its configuration to that of the new one; of a Lambda layer, from name and dtype alone.
 
     Raises:
         ValueError: The layer, or the subclassed model, does not tell its configuration.
     """
     if isinstance(layer, keras.layers.Lambda):  # whose code Keras refuses to take from a configuration
-        given = {name: getattr(layer, name) for name in ("function", "mask", "arguments", "name")}
-        return keras.layers.Lambda(**given, output_shape=layer._output_shape, dtype=layer.dtype_policy)
+        given = {name: getattr(layer, name) for name in ("function", "mask", "arguments")}
+        own = change({"name": layer.name, "dtype": layer.dtype_policy.name})
+        return keras.layers.Lambda(**given, output_shape=layer._output_shape, **own)
     try:
-        return type(layer).from_config({"name": layer.name, **layer.get_config()})
+        return type(layer).from_config(change({"name": layer.name, **layer.get_config()}))
     except NotImplementedError as error:
         raise ValueError(
             f"{layer.name} cannot be copied: its class {type(layer).__name__} does not say its arguments; give it a "

@@ -5,7 +5,7 @@ from typing import Any
 
 import keras
 
-from tfigkd.models.copies import copy_layer_state
+from tfigkd.models.copies import copy_layer, copy_layer_state
 from tfigkd.models.equivalence import check_same
 from tfigkd.models.graph import graph_of, input_like, is_graph, run_graph, takes_training, without_empty_mask
 
@@ -37,7 +37,7 @@ def flattened(model: keras.Model) -> keras.Model:
                 while name in names:
                     name = f"{inside[-1].name}_{name}"
                 names.add(name)
-            new = type(layer).from_config({**layer.get_config(), "name": name})
+            new = copy_layer(layer, lambda config: {**config, "name": name})
             if not all(one.trainable for one in inside):
                 new.trainable = False
             copies[id(layer)] = layer, new

@@ -43,14 +43,14 @@ def with_precision(model: keras.Model, precision: str) -> keras.Model:
         if isinstance(layer, keras.layers.Wrapper):  # what is inside has a policy of its own
             return copy_layer(layer)
         name = "float32" if layer.name in kept else precision
-        return type(layer).from_config({**layer.get_config(), "dtype": name})
+        return copy_layer(layer, lambda config: {**config, "dtype": name})
 
     return verified_copy(model, replace)
 
 
 def in_float32(layer: keras.Layer) -> keras.Layer:
     """Return a new layer of the same configuration that computes in float32, with its own fresh weights."""
-    return type(layer).from_config(mapped(layer.get_config(), _in_float32))
+    return copy_layer(layer, lambda config: mapped(config, _in_float32))
 
 
 def computes_in(layer: keras.Layer, dtypes: Collection[str]) -> bool:

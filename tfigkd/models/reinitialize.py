@@ -34,7 +34,7 @@ def with_fresh_weights(model: keras.Model) -> keras.Model:
     def replace(layer: keras.Layer) -> keras.Layer:
         if _kept(layer):
             return copies.copy_layer(layer)
-        return type(layer).from_config(copies.mapped(layer.get_config(), _without_seed))
+        return copies.copy_layer(layer, lambda config: copies.mapped(config, _without_seed))
 
     result = copies.with_new_layers(model, replace)
     _copy_kept(model, result)
