@@ -24,7 +24,7 @@ def baseline_color(config: AttributionConfig, training: Examples) -> np.ndarray:
 
 
 def attribute_examples(
-    model: keras.Model, examples: Examples, config: AttributionConfig, mean_color: np.ndarray
+    model: keras.Model, examples: Examples, config: AttributionConfig, color: np.ndarray
 ) -> Attribution:
     """Attribute the label's logit of each example with a store's settings.
 
@@ -32,14 +32,14 @@ def attribute_examples(
         model: float32 [B,H,W,C] in [0,1] to logits.
         examples: Images and labels.
         config: The settings.
-        mean_color: Of the training images, float32 [3] in [0,1]; only for the baseline "mean".
+        color: Of the training images, float32 [3] in [0,1]; only for the baseline "mean".
     """
     images = to_model_input(examples.images[:])
     return attribute(
         model,
         images,
         examples.labels,
-        baseline=make_baseline(config.baseline, images, mean_color=mean_color),
+        baseline=make_baseline(config.baseline, images, mean_color=color),
         n_steps=config.n_steps,
         rule=config.rule,
         tolerance=config.tolerance,
@@ -49,7 +49,7 @@ def attribute_examples(
 
 
 def explain(
-    model: keras.Model, examples: Examples, config: AttributionConfig, mean_color: np.ndarray
+    model: keras.Model, examples: Examples, config: AttributionConfig, color: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return the maps [B,H,W] of a model for the labels of the examples, and their completeness errors [B].
 
@@ -57,23 +57,23 @@ def explain(
         model: float32 [B,H,W,C] in [0,1] to logits.
         examples: Images and labels.
         config: The settings.
-        mean_color: Of the training images, float32 [3] in [0,1]; only for the baseline "mean".
+        color: Of the training images, float32 [3] in [0,1]; only for the baseline "mean".
     """
     parts = [
         (saliency_map(result.attributions), completeness_error(result.attributions, result.convergence_delta))
-        for result in attribute_in_parts(folded(model), examples, config, mean_color)
+        for result in attribute_in_parts(folded(model), examples, config, color)
     ]
     maps, errors = zip(*parts, strict=True)
     return np.concatenate(maps), np.concatenate(errors)
 
 
 def attribute_in_parts(
-    model: keras.Model, examples: Examples, config: AttributionConfig, mean_color: np.ndarray
+    model: keras.Model, examples: Examples, config: AttributionConfig, color: np.ndarray
 ) -> Iterator[Attribution]:
     """Yield the attributions of examples, some at a time: as many as `AT_ONCE` bytes of pixels hold."""
     few = max(1, AT_ONCE // (np.float32().nbytes * math.prod(examples.image_shape)))
     for start in range(0, len(examples), few):
-        yield attribute_examples(model, examples.take(slice(start, start + few)), config, mean_color)
+        yield attribute_examples(model, examples.take(slice(start, start + few)), config, color)
 
 
 def folded(model: keras.Model) -> keras.Model:

@@ -32,7 +32,7 @@ from tfigkd.runtime.files import expanded
 # The host of the files of TensorFlow Datasets. Without a network tfds itself would wait for minutes.
 PROBE_URL = "https://storage.googleapis.com"
 PROBE_SECONDS = 4.0
-PROBED = 256
+PROBED_RECORDS = 256
 """How many records of a split are read to see whether it has labels."""
 NAME_PATTERN = re.compile(r"[A-Za-z_]\w*(/[A-Za-z0-9_][\w.\-]*)?(:\d+\.\d+\.\d+)?")
 OTHER_FILES = {
@@ -278,7 +278,7 @@ def _pieces(splits: Any, role: str, text: str, folder: Path) -> list[tuple[str, 
 
 def _is_labeled(builder: Any, split: str, label_key: str) -> bool:
     """Return whether any of the first records of a split has a label; tfds writes -1 where there is none."""
-    count = min(PROBED, builder.info.splits[split].num_examples)
+    count = min(PROBED_RECORDS, builder.info.splits[split].num_examples)
     records = _records(builder, f"{split}[:{count}]", (label_key,))
     return any((batch[label_key] >= 0).any() for batch in records.as_numpy_iterator())
 
@@ -355,9 +355,10 @@ def _read_split(builder: Any, split: str, keys: tuple[str, str], wanted: Reading
 
     image_key, label_key = keys
     features, size = builder.info.features, wanted.image_size
-    expected = builder.info.splits[split].num_examples
+    info = builder.info.splits[split]
+    expected = info.num_examples
     height, width = (size, size) if size else features[image_key].shape[:2]
-    on_disk = expected > 0 and kept_on_disk(wanted, expected, (height or 1, width or 1, 3))
+    on_disk = expected > 0 and kept_on_disk(wanted, expected, (height or 1, width or 1, 3), info.num_bytes)
     if not on_disk:
         check_memory(f"{builder.data_dir} {split}", (expected, height or 1, width or 1, 3))
     texts = ["id"] if "id" in features and type(features["id"]) is tfds.features.Text else []

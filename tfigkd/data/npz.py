@@ -40,7 +40,7 @@ HEADER_READERS = {
     (1, 0): np.lib.format.read_array_header_1_0,
     (2, 0): np.lib.format.read_array_header_2_0,
 }
-PROBED = 2**20
+PROBED_VALUES = 2**20
 """How many values of an array of another type are read to say what they are."""
 
 
@@ -213,7 +213,7 @@ def _some_values(archive: zipfile.ZipFile, key: str) -> np.ndarray:
         shape, _, dtype = HEADER_READERS[np.lib.format.read_magic(file)](file)
         if dtype.hasobject:
             return np.empty(0)
-        count = min(math.prod(map(int, shape)), PROBED)
+        count = min(math.prod(map(int, shape)), PROBED_VALUES)
         return np.frombuffer(file.read(count * dtype.itemsize), dtype)
 
 

@@ -66,16 +66,17 @@ class Source:
     notes: tuple[str, ...] = ()
 
 
-def kept_on_disk(wanted: Reading, count: int, shape: Sequence[int]) -> bool:
+def kept_on_disk(wanted: Reading, count: int, shape: Sequence[int], encoded: int = 0) -> bool:
     """Return whether decoded pictures are kept on disk, not in memory.
 
     Args:
         wanted: How they are read.
         count: How many there are in the split.
         shape: (H, W, 3) of each.
+        encoded: Bytes of their files, where these are in memory too while they are decoded.
     """
     if wanted.resident == "auto":
-        return count * math.prod(shape) > free_memory() * SHARE
+        return max(count * math.prod(shape), encoded) > free_memory() * SHARE
     return wanted.resident == "disk"
 
 

@@ -41,7 +41,7 @@ def _do(described: Study, jobs: Sequence[Job], options: Options, cluster: Cluste
     """Do the runs on this machine or on a cluster, show what they show, and return the exit status."""
     stages = options.stages or described.stages
     at_once = processes_that_fit() if cluster is None else cluster.accelerators or cluster.cores
-    processes = options.processes or at_once
+    processes = options.processes or min(at_once, len(jobs))
     threads = max(1, cores() // processes if cluster is None else min(cluster.largest, cluster.cores // processes))
     where = "" if cluster is None else f" on {cluster}"
     console.say(
