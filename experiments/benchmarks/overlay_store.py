@@ -25,7 +25,9 @@ def measure(folder: Path, count: int, size: int) -> dict[str, Any]:
     """
     import keras
 
+    from tfigkd.attribution.examples import baseline_color
     from tfigkd.config.fields import AttributionConfig, DataConfig
+    from tfigkd.data import train_and_validation
     from tfigkd.runtime.files import make_folder
     from tfigkd.stages.data import dataset
     from tfigkd.store import maps as overlays
@@ -38,7 +40,8 @@ def measure(folder: Path, count: int, size: int) -> dict[str, Any]:
     identity = overlays.store_identity("tiny", data.fingerprint, config)
     store = make_folder(folder / "overlays" / overlays.fingerprint(identity))
     reset_peak()
-    overlays.write_store(store, teacher, data, config, identity, {})
+    examples = train_and_validation(data)
+    overlays.write_store(store, teacher, examples, baseline_color(config, data.train), config, identity, {})
     peak = peak_memory()
     weight = sum(path.stat().st_size for path in store.glob("*.tfrecord"))
     return {"peak": peak, "data": held, "bytes": weight / (len(data.train) + len(data.validation))}
