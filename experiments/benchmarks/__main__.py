@@ -11,7 +11,7 @@ from pathlib import Path
 
 from experiments.benchmarks import table
 from experiments.benchmarks.harness import RESULTS, Options
-from tfigkd.runtime.console import quiet_stderr
+from tfigkd.runtime.quiet import quiet_stderr
 
 SUBJECTS = (
     "machine",

@@ -42,7 +42,7 @@ def run(options: Options) -> None:
         recipe, targets = TrainingConfig(batch_size=batch, batch_threads=1), TeacherTargets(knowledge)
         return TrainingBatches(examples, recipe, AugmentConfig(), seed=0, targets=targets, overlay=overlay)(0)
 
-    student = distiller(size)
+    student, (images, targets, *_) = distiller(size), next(stream(PROBABILITY))
 
     spent: dict[float, list[float]] = {PROBABILITY: [], 0.0: []}
 
@@ -57,7 +57,7 @@ def run(options: Options) -> None:
 
     sides = {
         "pipeline": timed(feed),
-        "step": step_block(student, *next(stream(PROBABILITY)), steps_a_block),
+        "step": step_block(student, images, targets, steps_a_block),
         "overlays": timed(lambda: train(PROBABILITY)),
         "none": timed(lambda: train(0.0)),
     }
