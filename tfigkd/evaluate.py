@@ -28,15 +28,13 @@ from tfigkd.runtime.files import require_folder_of
 from tfigkd.runtime.provenance import origin
 from tfigkd.runtime.quiet import quiet_stderr
 from tfigkd.runtime.rows import append_row, require_columns
-from tfigkd.runtime.text import percent
+from tfigkd.runtime.text import column_width, percent
 
 PROG = "python -m tfigkd.evaluate"
 Predict = Callable[[Any], np.ndarray]
 FILES = (".tflite", ".keras")
 OF_MAPS = ("maps", "attribution_completeness_error")
 """Columns that only this command writes: the number of explained images, and the median error of the model's maps."""
-WIDEST = 40
-"""Largest width of the column of class names."""
 TRIED = 256
 """Images on which other input ranges and class orders are tried."""
 
@@ -143,7 +141,7 @@ def _measure(options: Options) -> tuple[dict[str, Any], str | None]:
         values["mirrored_accuracy"] = mirrored_accuracy(predict, examples.images, logits, examples.labels)
     if options.per_class:
         recalls = per_class(logits, examples.labels, data.num_classes)[: data.num_classes]
-        width = min(max(map(len, data.class_names)), WIDEST)
+        width = column_width(data.class_names)
         for name, one in zip(data.class_names, recalls, strict=True):
             recall = "no images" if one["recall"] is None else f"{100 * one['recall']:6.2f} % of {one['examples']:,}"
             console.say(f"{name:<{width}}  {recall}")

@@ -24,10 +24,8 @@ from tfigkd.edge.options import add_background_option, add_space_options, given_
 from tfigkd.edge.package import model_file
 from tfigkd.runtime.command import Parser, command
 from tfigkd.runtime.errors import UserError, plain, readable
-from tfigkd.runtime.text import shortened
+from tfigkd.runtime.text import column_width, shortened
 
-WIDEST = 40
-"""Largest width of the column of class names."""
 NAMED = 5
 """Unusable pictures that the error names."""
 
@@ -211,7 +209,7 @@ def classify(model: Path, options: argparse.Namespace) -> None:
     for path, (shares, milliseconds) in zip(images, predictions(interpreter, pictures, *space), strict=True):
         print(f"{plain(str(path))}  ({milliseconds:.2f} ms)")
         likeliest = np.argsort(-shares, kind="stable")[: options.top]
-        width = min(max(len(names[index]) for index in likeliest), WIDEST)
+        width = column_width(names[index] for index in likeliest)
         for index in likeliest:
             print(f"  {names[index]:<{width}}  {100 * shares[index]:6.2f} %")
 

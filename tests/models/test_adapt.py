@@ -158,6 +158,8 @@ def test_the_range_of_an_ensemble_inside_a_model() -> None:
                 [keras.Input(SHAPE), ensemble, behind, keras.layers.Flatten(), keras.layers.Dense(3)]
             )
             assert infer_input_range(model) == expected
+        bytes_ = keras.Sequential([keras.Input(SHAPE, dtype="uint8"), ensemble])
+        assert infer_input_range(bytes_) == (0, 255)
 
 
 def test_the_range_of_a_model_that_subtracts_a_mean_image() -> None:

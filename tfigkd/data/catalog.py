@@ -34,6 +34,8 @@ PROBE_URL = "https://storage.googleapis.com"
 PROBE_SECONDS = 4.0
 PROBED_RECORDS = 256
 """How many records of a split are read to see whether it has labels."""
+RECORDS = 1024
+"""Records of a split that are read at once, as far as `AT_ONCE` bytes hold them."""
 NAME_PATTERN = re.compile(r"[A-Za-z_]\w*(/[A-Za-z0-9_][\w.\-]*)?(:\d+\.\d+\.\d+)?")
 OTHER_FILES = {
     ".npy": "save pictures and labels in one file: numpy.savez('NAME.npz', x_train=..., y_train=..., ...)",
@@ -312,10 +314,6 @@ def _find_keys(builder: Any, folder: Path, group: str | None) -> tuple[str, str]
     if kind != np.uint8:  # floats are stored as the bytes of a picture of four channels
         raise UserError(f"tfds data in {folder}: the image {image!r} holds {kind.name}; expected uint8 pixels")
     return image, label
-
-
-RECORDS = 1024
-"""Records of a data set that are read at once, as far as `AT_ONCE` bytes hold them."""
 
 
 def _records(builder: Any, split: str, keys: tuple[str, ...]) -> Any:

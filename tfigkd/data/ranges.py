@@ -36,7 +36,7 @@ def scalar(value: float) -> np.ndarray:
     return np.asarray(value, np.float64)
 
 
-def of_channels(constant: np.ndarray) -> np.ndarray:
+def by_channel(constant: np.ndarray) -> np.ndarray:
     """Return a constant as a value for each channel, its last axis, or one for all; of several pixels the mean."""
     return constant.reshape(-1, constant.shape[-1]).mean(axis=0) if constant.ndim else constant
 

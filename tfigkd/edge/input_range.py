@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from tfigkd.data.ranges import Affine, composed, of_channels, range_of, scalar
+from tfigkd.data.ranges import Affine, by_channel, composed, range_of, scalar
 from tfigkd.data.spaces import PIXELS, SIGNED, UNIT, Range
 from tfigkd.edge.litert import TYPE_CONVERSIONS, dequantize, file_operations, input_details
 
@@ -100,7 +100,7 @@ def _values(interpreter: Any, tensor: dict[str, Any]) -> np.ndarray | None:
         values = dequantize(interpreter.get_tensor(tensor["index"]), tensor).astype(np.float64)
     except ValueError:  # a tensor without data
         return None
-    return of_channels(values)
+    return by_channel(values)
 
 
 def _affine(name: str, constants: list[np.ndarray | None], *, first: bool) -> Affine | None:

@@ -119,25 +119,31 @@ def suggest_fix(
         return f"with {best} its balanced accuracy on the same images is {100 * scores[best]:.1f} %"
     if not try_orders:
         return None
-    orders = (_suggest_order(other, logits, labels, class_names, text) for text, other in {"": logits, **found}.items())
-    return next(filter(None, orders), None)
+    advice = (
+        suggest_order(other, labels, class_names, before=logits, given=text)
+        for text, other in {"": logits, **found}.items()
+    )
+    return next(filter(None, advice), None)
 
 
-def suggest_order(logits: np.ndarray, labels: np.ndarray, class_names: Sequence[str]) -> str | None:
+def suggest_order(
+    logits: np.ndarray,
+    labels: np.ndarray,
+    class_names: Sequence[str],
+    *,
+    before: np.ndarray | None = None,
+    given: str = "",
+) -> str | None:
     """Return the order of classes in which a classifier is right on clearly more images, in words; None if in none.
 
     Args:
         logits: Its logits [N,C].
         labels: int [N].
         class_names: Of the data, in the order of the labels.
+        before: Those with which it is compared; by default its own.
+        given: What the user has to give besides, so that it has these logits.
     """
-    return _suggest_order(logits, logits, labels, class_names)
-
-
-def _suggest_order(
-    logits: np.ndarray, before: np.ndarray, labels: np.ndarray, class_names: Sequence[str], given: str = ""
-) -> str | None:
-    """Return `suggest_order` of logits that follow if the user gives something; `before` are those without it."""
+    before = logits if before is None else before
     classes = len(class_names)
     if logits.shape[1] != classes:
         return None

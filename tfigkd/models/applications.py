@@ -127,7 +127,7 @@ def load_application_weights(model: keras.Model, path: str | Path, bare: Callabl
         raise UserError(f"no weights file {path}; give a local {', '.join(WEIGHTS)} file, or no weights")
     if not path.name.endswith(WEIGHTS):
         raise UserError(f"{path} must end in {', '.join(WEIGHTS)}: weights of a network of keras.applications")
-    weighted = _with_weights(model)
+    bare, weighted = functools.cache(bare), _with_weights(model)
     fresh = {layer.name: layer.get_weights() for layer in weighted}
     for layer in weighted:  # what is still not a number afterwards has not been loaded
         layer.set_weights([_unset(values) for values in layer.get_weights()])
@@ -164,8 +164,8 @@ def _read_weights(model: keras.Model, path: Path, bare: Callable[[], keras.Model
     else:
         donors = [layer for layer in flatten_layers(load_model(path)) if layer.weights]
         named = {layer.name: layer for layer in donors}
-        # names that Keras numbers differ between two models; the order of layers does not
-        alike = _shapes(donors)[: len(_with_weights(bare()))] == _shapes(_with_weights(bare()))
+        body = _shapes(_with_weights(bare()))
+        alike = _shapes(donors[: len(body)]) == body  # then their order tells, as names that Keras numbers do not
         for position, layer in enumerate(_with_weights(model)):
             donor = donors[position] if alike and position < len(donors) else named.get(layer.name)
             if donor is not None and _shapes([donor]) == _shapes([layer]):

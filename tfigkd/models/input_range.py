@@ -8,7 +8,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from tfigkd.data.ranges import Affine, of_channels, range_of, scalar
+from tfigkd.data.ranges import Affine, by_channel, range_of, scalar
 from tfigkd.data.spaces import PIXELS, UNIT, Range
 from tfigkd.models.graph import ARITHMETIC, float64_of, readers_of, single_graph
 from tfigkd.runtime.errors import UserError
@@ -46,7 +46,7 @@ def infer_input_range(model: keras.Model) -> Range | None:
     readers = readers_of(first, first.inputs[0])
     found = _infer_range(first)
     if found is None and len(readers) == 1 and single_graph(readers[0].operation) is not None:
-        return infer_input_range(readers[0].operation)
+        found = infer_input_range(readers[0].operation)  # in which several may read the image
     if found is None and len(readers) > 1:
         told = {_infer_range(first, node) for node in readers}
         found = told.pop() if len(told) == 1 else None
@@ -195,7 +195,7 @@ def _arithmetic(kind: str, node: Any) -> Affine | None:
     symbolic = [isinstance(one, keras.KerasTensor) for one in arguments]
     if sum(symbolic) != 1:
         return None
-    constant = of_channels(np.asarray(ops.convert_to_numpy(arguments[symbolic.index(False)]), float))
+    constant = by_channel(np.asarray(ops.convert_to_numpy(arguments[symbolic.index(False)]), float))
     if kind in ("Add", "Subtract"):
         sign = -1.0 if kind == "Subtract" else 1.0
         return Affine(scalar(1), sign * constant) if symbolic[0] else Affine(scalar(sign), constant)

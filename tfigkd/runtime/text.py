@@ -2,10 +2,18 @@
 
 from collections.abc import Iterable, Sequence
 
+WIDEST = 40
+"""Largest width of a column of names; a longer one pushes what follows it aside."""
+
 
 def counted(count: float, one: str, many: str = "") -> str:
     """Return a number with its noun, such as `1 row` and `1,200 rows`; `many` where an s does not make the plural."""
     return f"{count:,} {one if count == 1 else many or f'{one}s'}"
+
+
+def column_width(names: Iterable[str]) -> int:
+    """Return the width of a column of names, in letters: that of the longest one, at most `WIDEST`."""
+    return min(max(map(len, names)), WIDEST)
 
 
 def shortened(items: Sequence[str], shown: int = 10, separator: str = ", ") -> str:

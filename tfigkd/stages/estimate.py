@@ -16,7 +16,7 @@ import numpy as np
 from tfigkd import models
 from tfigkd.attribution import attribute
 from tfigkd.attribution.examples import attribute_examples, baseline_color
-from tfigkd.batches.stream import TrainingBatches, batch_sizes
+from tfigkd.batches.stream import TrainingBatches
 from tfigkd.config.experiment import Config, early_phases
 from tfigkd.config.fields import AttributionConfig
 from tfigkd.config.training_fields import AugmentConfig, TrainingConfig
@@ -40,7 +40,7 @@ from tfigkd.stages.teacher import (
 from tfigkd.stages.training_setup import distiller_with, live_teacher, trainable_student
 from tfigkd.stages.workdir import Workdir
 from tfigkd.training import checkpoint
-from tfigkd.training.devices import device_count
+from tfigkd.training.devices import epoch_sizes
 from tfigkd.training.distiller import Distiller
 from tfigkd.training.speed import shortest_seconds, trial_step
 from tfigkd.training.tensorboard import MAP_STEPS
@@ -180,7 +180,7 @@ def _epoch_seconds(step: float, examples: Examples, recipe: TrainingConfig, augm
         next(stream)
     batch = shortest_seconds([lambda: [next(stream) for _ in range(count)]])[0] / count
     both = step + batch if on_cpu() else max(step, batch)
-    return len(batch_sizes(len(examples), recipe.batch_size, device_count(recipe.devices))) * both
+    return len(epoch_sizes(len(examples), recipe)) * both
 
 
 def _teacher_training(config: Config, data: Dataset, workdir: Workdir) -> float:

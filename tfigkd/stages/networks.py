@@ -22,7 +22,7 @@ FILE_ARCHITECTURE = {"drop_blocks": 0, "width": 1.0, "dropout": None, "normaliza
 """What fingerprints hold of the architecture of a file, whatever the config says."""
 WHITENED = 5000
 """Training images that the stem of a convnet is made from."""
-AT_ONCE = 2**23
+WHITENED_PIXELS = 2**23
 """Pixels of these images that are in memory at once as numbers; all of those of 32x32 pixels."""
 
 
@@ -61,7 +61,7 @@ def build_network(config: NetworkConfig, data: Dataset) -> keras.Model:
 
 def whiten(model: keras.Model, examples: Examples, size: Sequence[int]) -> None:
     """Make the stem of a convnet from the first `WHITENED` images of a training, resized to (H,W,...)."""
-    images, each = examples.images[:WHITENED], max(1, AT_ONCE // math.prod(size[:2]))
+    images, each = examples.images[:WHITENED], max(1, WHITENED_PIXELS // math.prod(size[:2]))
     parts = (to_model_input(models.resize_pixels(block, size)) for block in blocks(images, each))
     models.set_whitening(model, parts)
 

@@ -5,7 +5,6 @@ from collections.abc import Collection
 import keras
 
 from tfigkd import models
-from tfigkd.batches.stream import batch_sizes
 from tfigkd.compress.methods import check_compressible, check_fine_tuning
 from tfigkd.config.experiment import Config, early_phases, fine_tuning
 from tfigkd.config.training_fields import TrainingConfig
@@ -23,7 +22,7 @@ from tfigkd.stages.data import class_weights, dataset, holds_out_validation, tra
 from tfigkd.stages.networks import build_network, require_trainable
 from tfigkd.stages.teacher import build_teacher, members, teacher_examples
 from tfigkd.stages.training_setup import distiller_with, reparameterized, trained_part, untrained_student
-from tfigkd.training.devices import check_devices, device_count
+from tfigkd.training.devices import check_devices, epoch_sizes
 
 GOOD_ACCURACY = 0.97
 """The accuracy for which the width of an interval is stated before any accuracy is known."""
@@ -41,9 +40,8 @@ def early_remarks(config: Config) -> list[Remark]:
     fresh = config.student.own_file and config.student.init == "random" and not averaged
     student = build_network(config.student, data) if compared or fresh else None
     if fresh:
-        recipe, examples = config.training, len(training_examples(config.data))
-        steps = len(batch_sizes(examples, recipe.batch_size, device_count(recipe.devices)))
-        found += slow_averages(student, recipe.epochs * steps)
+        steps = len(epoch_sizes(len(training_examples(config.data)), config.training))
+        found += slow_averages(student, config.training.epochs * steps)
     if compared:
         networks = {"teacher": build_teacher(config, data), "student": student}
         found += sizes(

@@ -8,7 +8,7 @@ import numpy as np
 
 from tfigkd import models
 from tfigkd.batches.controls import apply_control, shuffle_views
-from tfigkd.batches.stream import TrainingBatches, batch_sizes
+from tfigkd.batches.stream import TrainingBatches
 from tfigkd.config.experiment import Config
 from tfigkd.data import Dataset, Examples
 from tfigkd.data.knowledge import StoredAttention, TeacherTargets
@@ -27,7 +27,7 @@ from tfigkd.stages.overlays import load_knowledge, load_views
 from tfigkd.stages.posteriors import load_posteriors
 from tfigkd.stages.teacher import build_teacher, load_teacher
 from tfigkd.stages.workdir import Workdir
-from tfigkd.training.devices import check_losses, device_count
+from tfigkd.training.devices import check_losses, device_count, epoch_sizes
 from tfigkd.training.distiller import Distiller
 
 
@@ -113,7 +113,7 @@ def distiller_with(config: Config, student: keras.Model, teacher: keras.Model | 
     recipe, finetune_from = config.training, None
     if recipe.finetune_epochs:
         count = len(training_examples(config.data))
-        steps = len(batch_sizes(count, recipe.batch_size, device_count(recipe.devices)))
+        steps = len(epoch_sizes(count, recipe))
         finetune_from = (recipe.epochs - recipe.finetune_epochs) * steps
     check_losses(terms, recipe.devices)
     try:

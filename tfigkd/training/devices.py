@@ -6,6 +6,7 @@ from typing import Any
 
 import keras
 
+from tfigkd.batches.stream import batch_sizes
 from tfigkd.config.training_fields import Devices, TrainingConfig
 from tfigkd.models.graph import flatten_layers
 from tfigkd.runtime import hosts
@@ -45,6 +46,16 @@ def on_devices(devices: Devices) -> Iterator[None]:
         reduction = tf.distribute.ReductionToOneDevice() if "CPU" in names[0] else None
         with tf.distribute.MirroredStrategy(names, reduction).scope():
             yield
+
+
+def epoch_sizes(examples: int, config: TrainingConfig) -> list[int]:
+    """Return the examples of each step of an epoch, see `batch_sizes`.
+
+    Args:
+        examples: Examples of an epoch.
+        config: The recipe.
+    """
+    return batch_sizes(examples, config.batch_size, device_count(config.devices))
 
 
 def check_devices(config: TrainingConfig, examples: int, name: str = "training") -> None:

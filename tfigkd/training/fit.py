@@ -9,7 +9,7 @@ from typing import Any
 
 import keras
 
-from tfigkd.batches.stream import Batch, batch_sizes
+from tfigkd.batches.stream import Batch
 from tfigkd.config.training_fields import TrainingConfig
 from tfigkd.data import Examples
 from tfigkd.models.precision import head_layers
@@ -23,6 +23,7 @@ from tfigkd.training.devices import (
     check_devices,
     check_losses,
     device_count,
+    epoch_sizes,
     on_all_hosts,
     whole_batch_statistics,
 )
@@ -122,7 +123,7 @@ class Training:
     @functools.cached_property
     def sizes(self) -> list[int]:
         """Examples of each step of an epoch."""
-        return batch_sizes(self.examples, self.config.batch_size, device_count(self.config.devices))
+        return epoch_sizes(self.examples, self.config)
 
     @functools.cached_property
     def averaged(self) -> Averaged | None:
